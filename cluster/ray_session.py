@@ -1,0 +1,107 @@
+"""Starting a Ray session of our own, or joining the one that was named."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from cluster.errors import ClusterError
+
+# Ray sets this for the entry point of a job, whose cluster is then the one to use.
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+_SESSION_VARIABLES = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+# One for the whole process, since Ray caches the first that it sees.
+_TOKEN = secrets.token_hex(32)
+
+
+def in_ray_job() -> bool:
+    """Whether this process is the entry point of ``ray job submit``."""
+    return JOB_VARIABLE in os.environ
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None) -> Iterator[None]:
+    """Connect this process to Ray; leave it as it was found.
+
+    Args:
+        address: None starts Ray on this machine, on loopback, for this process alone (within a Ray
+            job: joins the job's cluster). Anything else is the address of a running cluster.
+            Where this process is connected already, that connection serves.
+
+    Raises:
+        ClusterError: no cluster answers at ``address``.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if address is None and in_ray_job():
+        address = "auto"
+    if address is None:
+        with _own_session():
+            yield
+        return
+    try:
+        ray.init(address=address, log_to_driver=True)
+    except Exception as error:  # Ray's kinds differ by address scheme and stage
+        reason = " ".join(str(error).split())[:200]
+        raise ClusterError(
+            f"cluster.address={address}: no Ray cluster answers there ({reason}); "
+            "start one with 'ray start --head', or leave cluster.address out"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_session() -> Iterator[None]:
+    import ray
+
+    # Ray's sockets need a short path, so this lies in the system's folder for temporary files.
+    folder = Path(tempfile.mkdtemp(prefix="perceiver-ray-"))
+    # An inherited address belongs to another cluster. Ray asks for a token by default, and without
+    # one of ours it would leave one in the home folder.
+    outer = {name: os.environ.pop(name, None) for name in _SESSION_VARIABLES}
+    os.environ["RAY_AUTH_TOKEN"] = _TOKEN
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=True,
+            _temp_dir=str(folder),
+            _node_ip_address="127.0.0.1",
+        )
+        yield
+    finally:
+        ray.shutdown()
+        for name in _SESSION_VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in outer.items() if value is not None})
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def require_resources(
+    *, num_workers: int, cpus_per_worker: int, use_gpu: bool, what: str, mend: str
+) -> None:
+    """Refuse what the connected cluster can never schedule, instead of waiting for ever.
+
+    Raises:
+        ClusterError: more CPUs or GPUs are needed than the cluster has.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    needs = {"CPU": num_workers * cpus_per_worker, "GPU": num_workers if use_gpu else 0}
+    for kind, need in needs.items():
+        if need > have.get(kind, 0):
+            raise ClusterError(
+                f"{what} needs {need} {kind}s ({num_workers} workers x "
+                f"{cpus_per_worker if kind == 'CPU' else 1}), but the cluster has "
+                f"{have.get(kind, 0):g}; {mend}"
+            )

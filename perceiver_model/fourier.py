@@ -1,0 +1,58 @@
+"""Fourier features of positions, in DeepMind's layout (paper, section 3.2 and appendix D).
+
+The features of a position x in [-1, 1]^d are
+    [x_1 .. x_d | sin(π f_1k x_1) over bands k, .., sin(π f_dk x_d) | the same with cos]
+with the frequencies f_i1 .. f_iK of dimension i spaced evenly from 1 to half its maximum
+resolution, its Nyquist frequency: d · (2K + 1) channels.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+
+def grid_positions(shape: Sequence[int]) -> torch.Tensor:
+    """Positions of a regular grid: float64 `[*shape, len(shape)]`, from -1 to 1 in each dimension.
+
+    The last dimension holds the coordinates in the order of `shape` ('ij' indexing).
+    """
+    axes = [torch.linspace(-1.0, 1.0, size, dtype=torch.float64) for size in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+
+
+def fourier_features(
+    positions: torch.Tensor, num_bands: int, max_resolution: Sequence[float]
+) -> torch.Tensor:
+    """Features of any positions, float32 `[..., dims * (2 * num_bands + 1)]`.
+
+    positions: floating `[..., dims]` in [-1, 1], with or without batch dimensions. The angles
+        reach hundreds of radians, so they are computed in float64.
+    max_resolution: one resolution per dimension.
+
+    Raises ValueError unless `positions` has as many coordinates as there are resolutions.
+    """
+    if positions.shape[-1] != len(max_resolution):
+        raise ValueError(
+            f"positions of shape {list(positions.shape)} have {positions.shape[-1]} coordinates, "
+            f"but max_resolution {tuple(max_resolution)} has {len(max_resolution)}"
+        )
+    positions = positions.double()
+    frequencies = torch.stack(
+        [
+            torch.linspace(
+                1.0, resolution / 2, num_bands, dtype=torch.float64, device=positions.device
+            )
+            for resolution in max_resolution
+        ]
+    )
+    angles = (math.pi * positions.unsqueeze(-1) * frequencies).flatten(-2)
+    return torch.cat([positions, angles.sin(), angles.cos()], dim=-1).float()
+
+
+def position_table(
+    shape: Sequence[int], num_bands: int, max_resolution: Sequence[float]
+) -> torch.Tensor:
+    """Features of every token of a grid in row-major order, float32 `[prod(shape), channels]`."""
+    positions = grid_positions(shape).flatten(end_dim=-2)
+    return fourier_features(positions, num_bands, max_resolution)

@@ -1,0 +1,163 @@
+"""What a Perceiver reads, and which adapter turns it into tokens: configuration, free of torch."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from perceiver_model.config_checks import (
+    FORBID_EXTRA,
+    check_number,
+    check_numbers,
+    check_positive_integers,
+    refusal,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInput:
+    """Images `[batch, height, width, channels]`, uint8, or floating in [0, 1].
+
+    They are standardised as (image - mean) / std; `mean` and `std` hold one number for every
+    channel, or one for all channels, on the scale of [0, 1].
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
+
+    kind: Literal["image"] = "image"
+    height: int
+    width: int
+    channels: int = 3
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+
+    def __post_init__(self) -> None:
+        check_positive_integers(self, "height", "width", "channels")
+        check_numbers(self, "mean", (1, self.channels))
+        check_numbers(self, "std", (1, self.channels), above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioInput:
+    """One-channel sound `[batch, num_samples]`, int16, or floating in [-1, 1].
+
+    `sample_rate` is in Hz.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
+
+    kind: Literal["audio"] = "audio"
+    sample_rate: int
+    num_samples: int
+
+    def __post_init__(self) -> None:
+        check_positive_integers(self, "sample_rate", "num_samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """One token per pixel, as in the paper (section 4.1)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
+
+    kind: Literal["pixels"] = "pixels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patches:
+    """One token per square of `patch_size` × `patch_size` pixels, which must tile the image."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
+
+    kind: Literal["patches"] = "patches"
+    patch_size: int
+
+    def __post_init__(self) -> None:
+        check_positive_integers(self, "patch_size")
+
+    def check_tiles(self, image: ImageInput) -> None:
+        """Raises ValueError unless patches tile the image."""
+        if image.height % self.patch_size or image.width % self.patch_size:
+            size = f"{image.height} × {image.width}"
+            raise refusal(self, "patch_size", f"a divisor of the image's height and width, {size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv:
+    """Small convolutional front end: one token per 2 × 2 pixels, of `num_channels` channels.
+
+    Perceiver IO's "conv + maxpool" preprocessing (arXiv 2107.14795, section 4.5), made smaller.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
+
+    kind: Literal["conv"] = "conv"
+    num_channels: int = 32
+
+    def __post_init__(self) -> None:
+        check_positive_integers(self, "num_channels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunks:
+    """One token per `chunk_size` raw samples (paper, section 4.2: 61,440 samples → 480 × 128)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
+
+    kind: Literal["chunks"] = "chunks"
+    chunk_size: int = 128
+
+    def __post_init__(self) -> None:
+        check_positive_integers(self, "chunk_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mel:
+    """One token per log-mel frame, of `num_mels` channels.
+
+    `window` and `hop` are in seconds. The defaults are those of VGGish, AudioSet's reference
+    front end (Hershey et al., arXiv 1609.09430).
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
+
+    kind: Literal["mel"] = "mel"
+    num_mels: int = 64
+    window: float = 0.025
+    hop: float = 0.010
+
+    def __post_init__(self) -> None:
+        check_positive_integers(self, "num_mels")
+        check_number(self, "window", above=0)
+        check_number(self, "hop", above=0)
+        if self.hop > self.window:
+            raise refusal(self, "hop", f"at most window = {self.window}, or it would skip samples")
+
+    def window_length(self, sample_rate: int) -> int:
+        """Samples in a window."""
+        return max(1, round(self.window * sample_rate))
+
+    def hop_length(self, sample_rate: int) -> int:
+        """Samples from the start of one frame to the start of the next."""
+        return max(1, round(self.hop * sample_rate))
+
+    def fft_size(self, sample_rate: int) -> int:
+        """Smallest power of two that holds a window."""
+        return 1 << (self.window_length(sample_rate) - 1).bit_length()
+
+    def num_frames(self, audio: AudioInput) -> int:
+        """Frames that cover every sample, the last one zero-padded."""
+        beyond_first = max(0, audio.num_samples - self.window_length(audio.sample_rate))
+        return 1 + math.ceil(beyond_first / self.hop_length(audio.sample_rate))
+
+    def check_resolves(self, audio: AudioInput) -> None:
+        """Raises ValueError if the lowest (so narrowest) mel filter could fall between FFT bins."""
+        nyquist = audio.sample_rate / 2
+        lowest_filter_width = 700 * ((1 + nyquist / 700) ** (2 / (self.num_mels + 1)) - 1)
+        bin_spacing = audio.sample_rate / self.fft_size(audio.sample_rate)
+        if lowest_filter_width <= bin_spacing:
+            raise refusal(
+                self,
+                "num_mels",
+                f"lower, or window longer: at {audio.sample_rate} Hz the lowest filter is "
+                f"{lowest_filter_width:.1f} Hz wide and FFT bins are {bin_spacing:.1f} Hz apart",
+            )

@@ -1,0 +1,44 @@
+"""Finding what really happened under the layers that Ray wraps around an exception."""
+
+import contextlib
+from collections.abc import Iterator
+
+from cluster.errors import ClusterError
+from pipeline.errors import GateRefusedError, UserError
+from shards.errors import ShardError
+
+EXPECTED = (UserError, GateRefusedError, ShardError, ClusterError)
+
+
+def expected_cause(error: BaseException) -> Exception | None:
+    """The innermost error that a user can mend, or None if there is none beneath ``error``."""
+    seen: set[int] = set()
+    queue: list[BaseException | None] = [error]
+    found: Exception | None = None
+    while queue:
+        current = queue.pop(0)
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, EXPECTED):
+            found = current
+        queue += [current.__cause__, getattr(current, "cause", None)]
+        # Ray Train keeps the failures of its workers by rank.
+        failures = getattr(current, "worker_failures", None)
+        if isinstance(failures, dict):
+            queue += list(failures.values())
+    return found
+
+
+@contextlib.contextmanager
+def expected_errors() -> Iterator[None]:
+    """Raise the error a user can mend in place of what Ray made of it."""
+    try:
+        yield
+    except EXPECTED:
+        raise
+    except Exception as error:
+        cause = expected_cause(error)
+        if cause is None:
+            raise
+        raise cause from error

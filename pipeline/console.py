@@ -1,0 +1,155 @@
+"""What a person sees; everything else goes to a log file."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+
+class _RateColumn(ProgressColumn):
+    """``412 images/s``."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "", style="dim")
+
+
+class Bar:
+    """One progress bar."""
+
+    def __init__(self, progress: Progress, task: Any) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, amount: float) -> None:
+        """Move on by ``amount``."""
+        self._progress.advance(self._task, amount)
+
+    def update(self, completed: float, note: str = "") -> None:
+        """Move to ``completed`` and show ``note`` behind the bar."""
+        self._progress.update(self._task, completed=completed, note=note)
+
+
+class Console:
+    """The person's side of a command.
+
+    Args:
+        out: where results go.
+        progress: where progress and notices go.
+        as_json: print results as one JSON object at the end instead; all else goes to ``progress``.
+    """
+
+    def __init__(
+        self, out: IO[str] | None = None, progress: IO[str] | None = None, as_json: bool = False
+    ) -> None:
+        self.as_json = as_json
+        self._json_file = out or sys.stdout
+        self.log: Path | None = None
+        notices = progress or sys.stderr
+        self._out = _rich(notices if as_json else self._json_file)
+        self._notices = _rich(notices)
+
+    def say(self, text: str) -> None:
+        """One line of result."""
+        self._out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def notice(self, text: str) -> None:
+        """One line of what is going on."""
+        self._notices.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table of results; columns of numbers are set right."""
+        table = Table(title=title, title_justify="left", title_style="bold", expand=False)
+        for number, column in enumerate(columns):
+            numeric = all(isinstance(row[number], int | float) for row in rows) and rows
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(_cell(value)) for value in row))
+        self._out.print(table)
+
+    @contextlib.contextmanager
+    def bar(self, description: str, total: float, unit: str) -> Iterator[Bar]:
+        """A progress bar with rate and remaining time."""
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            _RateColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=self._notices,
+            refresh_per_second=4,
+        ) as progress:
+            task = progress.add_task(description, total=total, unit=unit, note="")
+            yield Bar(progress, task)
+
+    def result(self, value: dict[str, Any]) -> None:
+        """The command's JSON object, as the last line of standard output, if it was asked for."""
+        if self.as_json:
+            print(json.dumps(value), file=self._json_file, flush=True)
+
+
+def _rich(file: IO[str]) -> RichConsole:
+    # Not on a terminal: no wrapping of tables at a guessed 80 columns.
+    return RichConsole(file=file, width=None if file.isatty() else 120)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@contextlib.contextmanager
+def logged(console_kwargs: dict[str, Any], folder: Path | None, verb: str) -> Iterator[Console]:
+    """Send this process's and its children's output to a log file; give the person a console.
+
+    File descriptors 1 and 2 themselves are turned, since Ray's and DeepSpeed's native code and
+    child processes write there.
+
+    Args:
+        console_kwargs: for :class:`Console`.
+        folder: where the log goes; None keeps it in a temporary file.
+        verb: names the file.
+    """
+    import tempfile
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    out, err = os.dup(1), os.dup(2)
+    if folder is None:
+        handle, name = tempfile.mkstemp(prefix=f"perceiver-{verb}-", suffix=".log")
+        path = Path(name)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    try:
+        with os.fdopen(out, "w", closefd=False) as o, os.fdopen(err, "w", closefd=False) as e:
+            console = Console(o, e, **console_kwargs)
+            console.log = path
+            yield console
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        os.close(out)
+        os.close(err)

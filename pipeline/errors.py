@@ -1,0 +1,16 @@
+"""What a user can get wrong, as an exception whose text is one clear line."""
+
+
+class UserError(Exception):
+    """Something the user can mend; the text says what, where and how.
+
+    The command line prints the text alone and exits 2. Anything else that escapes a verb is a
+    defect of ours and exits 1.
+    """
+
+
+class GateRefusedError(Exception):
+    """A model did not beat the champion: nothing is broken, yet the work asked for is not done.
+
+    The command line prints the text and exits 1.
+    """

@@ -1,0 +1,257 @@
+"""YAML and dotted overrides to a :class:`~pipeline.config.Config`, with errors a person can use."""
+
+import dataclasses
+import difflib
+import json
+import re
+import types
+import typing
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config import Config, flatten
+from pipeline.errors import UserError
+
+# What a study may not search: it would need other shards, or is no property of the model.
+FIXED_IN_A_STUDY = ("model.fourier", "model.adapter", "model.pixel_mean", "model.pixel_std")
+SEARCHABLE = ("model.encoder.", "training.")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads ``1e-3`` as a number (YAML 1.2) and refuses a key given twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configurations that come with the package."""
+    folder = resources.files("pipeline") / "configs"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name[-5:] == ".yaml")
+
+
+def load_config(source: str, overrides: typing.Sequence[str] = ()) -> Config:
+    """Read a configuration.
+
+    Args:
+        source: path of a YAML file, or the name of a shipped configuration.
+        overrides: ``section.field=value``, the value in YAML; the last one wins.
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key, a wrong type, or an impossible
+            combination; the text has one line for each, with the key's path.
+    """
+    tree = _read(source)
+    for override in overrides:
+        _apply(tree, override)
+    return validate(tree, source)
+
+
+def validate(tree: dict[str, Any], source: str) -> Config:
+    """Validate a tree of plain values; ``source`` names it in errors."""
+    try:
+        config = Config.model_validate_json(json.dumps(tree, default=str))
+    except ValidationError as error:
+        lines = [f"{source}: {line}" for line in _lines(error)]
+        raise UserError("\n".join(lines)) from None
+    if config.study is not None:
+        _check_space(config, source)
+    return config
+
+
+def with_values(config: Config, values: dict[str, Any]) -> Config:
+    """The same configuration with some dotted fields changed.
+
+    Raises:
+        UserError: a value is not allowed there.
+    """
+    tree = config.tree()
+    for path, value in values.items():
+        _set(tree, path, value)
+    return validate(tree, config.name)
+
+
+def _read(source: str) -> dict[str, Any]:
+    path = Path(source).expanduser()
+    if path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{source}: cannot be read: {error}") from None
+    elif source in shipped_configs():
+        text = (resources.files("pipeline") / "configs" / f"{source}.yaml").read_text("utf-8")
+    else:
+        names = shipped_configs()
+        hint = did_you_mean(source, names) or f"shipped ones: {', '.join(names)}"
+        raise UserError(f"{source}: no such configuration file, nor a shipped name; {hint}")
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{source}: holds {type(tree).__name__}, not sections with fields")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"{override!r}: overrides are section.field=value")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{override!r}: not YAML: {' '.join(str(error).split())}") from None
+    _set(tree, path, value)
+
+
+def _set(tree: dict[str, Any], path: str, value: Any) -> None:
+    *sections, field = path.split(".")
+    if sections[:2] == ["study", "space"]:  # its keys are dotted paths themselves
+        sections, field = sections[:2], path.removeprefix("study.space.")
+    for section in sections:
+        inner = tree.get(section)
+        if not isinstance(inner, dict):
+            inner = {}
+            tree[section] = inner
+        tree = inner
+    tree[field] = value
+
+
+def did_you_mean(given: str, allowed: typing.Iterable[str]) -> str:
+    """``did you mean 'x'?`` for the nearest allowed word, or an empty text."""
+    near = difflib.get_close_matches(given, list(allowed), n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def _lines(error: ValidationError) -> list[str]:
+    """One line for each field that is wrong: its path, what was given, what is allowed."""
+    wrong: dict[str, list[str]] = {}
+    for item in error.errors(include_url=False):
+        path = ".".join(str(part) for part in _without_tags(item["loc"]))
+        told = wrong.setdefault(path, [])
+        allowed = _allowed(item)
+        if not told:
+            told.append(allowed)
+        elif "; must be " in allowed:  # another alternative of a union
+            told.append(allowed.partition("; must be ")[2])
+    return [f"{path}: {' or '.join(told)}" if path else told[0] for path, told in wrong.items()]
+
+
+def _allowed(error: Any) -> str:
+    location, kind = error["loc"], error["type"]
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        siblings = _fields_at(location[:-1])
+        hint = did_you_mean(str(location[-1]), siblings) or f"allowed: {', '.join(siblings)}"
+        return f"unknown key; {hint}"
+    if kind in ("missing", "missing_argument"):
+        return "is missing"
+    message = error["msg"]
+    if kind == "value_error":  # from a validator of ours: drop the class that a dataclass names
+        return re.sub(r"\b[A-Z]\w+(Config|Input)\.", "", message.removeprefix("Value error, "))
+    if kind == "union_tag_invalid":
+        return f"kind is {error['ctx']['tag']!r}; must be {error['ctx']['expected_tags']}"
+    if kind == "string_pattern_mismatch":
+        message = f"must match {error['ctx']['pattern']}"
+    for theirs in ("Input should be", "Input should", "Tuple should"):
+        message = message.replace(theirs, "must be" if theirs.endswith("be") else "must")
+    return f"is {_short(error.get('input'))}; {message}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _members(annotation: Any) -> list[Any]:
+    """A type's alternatives, with Annotated and None taken off."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _members(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return [m for arg in typing.get_args(annotation) for m in _members(arg)]
+    return [] if annotation is type(None) else [annotation]
+
+
+def _field_types(section: Any) -> dict[str, Any]:
+    if isinstance(section, type) and issubclass(section, BaseModel):
+        return {name: field.annotation for name, field in section.model_fields.items()}
+    if dataclasses.is_dataclass(section):
+        hints = typing.get_type_hints(section)
+        return {field.name: hints[field.name] for field in dataclasses.fields(section)}
+    return {}
+
+
+def _step(current: Any, part: Any) -> tuple[Any, bool]:
+    """Follow one part of pydantic's location; True when the part is a field, not a union's tag."""
+    for member in _members(current):
+        fields = _field_types(member)
+        if part in fields:
+            return fields[part], True
+        if typing.get_origin(member) is dict:
+            return typing.get_args(member)[1], True
+    for member in _members(current):
+        kind = _field_types(member).get("kind")
+        if part in typing.get_args(kind) or part == getattr(member, "__name__", None):
+            return member, False
+    return None, True
+
+
+def _without_tags(location: tuple[Any, ...]) -> list[Any]:
+    kept, current = [], Config
+    for part in location:
+        current, is_field = _step(current, part)
+        if is_field and not (isinstance(part, str) and ("[" in part or part in _TYPE_TAGS)):
+            kept.append(part)
+    return kept
+
+
+# pydantic names the alternatives of a plain union in its locations.
+_TYPE_TAGS = {"str", "float", "int", "bool", "constrained-float", "ImageFormat", "AudioFormat"}
+
+
+def _fields_at(location: tuple[Any, ...]) -> list[str]:
+    current: Any = Config
+    for part in location:
+        current, _ = _step(current, part)
+    return [name for member in _members(current) for name in _field_types(member)]
+
+
+def _check_space(config: Config, source: str) -> None:
+    """Every searched field exists, may be searched, and takes each of its values."""
+    assert config.study is not None
+    known = flatten(config.tree())
+    searchable = [path for path in known if path.startswith(SEARCHABLE)]
+    for path, space in config.study.space.items():
+        where = f"{source}: study.space.{path}"
+        if path not in known:
+            raise UserError(f"{where}: no such field; {did_you_mean(path, searchable)}")
+        if path not in searchable:
+            raise UserError(f"{where}: a study searches model.encoder.* and training.* only")
+        for value in space.choice or space.bounds:
+            tree = config.tree()
+            tree["study"] = None
+            _set(tree, path, value)
+            try:
+                validate(tree, where)
+            except UserError as error:
+                first = str(error).splitlines()[0]
+                raise UserError(first) from None

@@ -1,0 +1,56 @@
+"""Shard sets: samples of any modality on disk, exact to the byte.
+
+    shard-00000.tar ...     plain WebDataset: KEY.image.npy, KEY.cls, ...
+    index/00000.parquet     for each sample: key, target, where its members lie in the tar
+    positions/DIGEST.npy    position tables, one for each geometry
+    quarantine.parquet      sources that gave no sample, and why
+    shards.parquet          for each shard: samples, bytes, sha256 of tar and index
+    manifest.json           what the set is; its sha256 names the set, its presence makes it one
+
+Writing: `write_shard` for each shard of a plan into a staging folder, then `publish`.
+Reading: `ShardSet.open`, `ShardReader`, `epoch_positions`. This package knows nothing of images or
+audio: a member of a sample is bytes.
+"""
+
+from shards.epoch import PADDING, epoch_positions, num_steps
+from shards.errors import ShardError
+from shards.index import ShardInfo
+from shards.manifest import Manifest
+from shards.npy import decode_npy, encode_npy
+from shards.order import Permutation, epoch_key
+from shards.positions import PositionSpec, read_position_table, write_position_table
+from shards.publish import publish
+from shards.quarantine import Quarantined, read_quarantine, write_quarantine
+from shards.reader import RawSample, ShardReader
+from shards.sample import Sample
+from shards.shard_set import ShardSet
+from shards.verify import Problem, verify
+from shards.writer import read_committed, write_shard
+
+__all__ = [
+    "PADDING",
+    "Manifest",
+    "Permutation",
+    "PositionSpec",
+    "Problem",
+    "Quarantined",
+    "RawSample",
+    "Sample",
+    "ShardError",
+    "ShardInfo",
+    "ShardReader",
+    "ShardSet",
+    "decode_npy",
+    "encode_npy",
+    "epoch_key",
+    "epoch_positions",
+    "num_steps",
+    "publish",
+    "read_committed",
+    "read_position_table",
+    "read_quarantine",
+    "verify",
+    "write_position_table",
+    "write_quarantine",
+    "write_shard",
+]

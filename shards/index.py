@@ -1,0 +1,192 @@
+"""A shard's index: one row for each sample, and the shard's own facts in the file's metadata."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+
+from shards.digests import sha256_hex
+from shards.errors import ShardError
+from shards.parquet import decode_parquet, encode_parquet
+from shards.sample import Sample
+from shards.tar import MemberSpan, SampleSpan
+
+_SPAN = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
+
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("target", pa.int64()),
+        ("split", pa.string()),
+        ("source_uri", pa.string()),
+        ("source_sha256", pa.string()),
+        ("sha256", pa.string()),  # of the sample's extent in the tar
+        ("members", pa.list_(pa.field("element", _SPAN))),  # offset and length of each payload
+    ]
+)
+
+_INFO_KEY = b"shard"
+
+
+def shard_name(number: int) -> str:
+    """The tar's path within a shard set."""
+    return f"shard-{number:05d}.tar"
+
+
+def index_name(number: int) -> str:
+    """The index's path within a shard set."""
+    return f"index/{number:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One shard's row in `shards.parquet`.
+
+    Attributes:
+        number: its place in the plan.
+        name: the tar's path within the set.
+        split: the one split that all its samples belong to.
+        samples: how many; a shard with none has an index and no tar, until the set is published.
+        bytes: size of the tar.
+        sha256: of the tar.
+        index_sha256: of the index.
+    """
+
+    number: int
+    name: str
+    split: str
+    samples: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+class IndexBuilder:
+    """Collects a shard's rows while its tar is written.
+
+    Attributes:
+        keys: of the samples added so far.
+    """
+
+    def __init__(self, number: int, split: str) -> None:
+        self.keys: set[str] = set()
+        self._number = number
+        self._split = split
+        self._rows: list[dict[str, object]] = []
+
+    def add(self, sample: Sample, span: SampleSpan) -> None:
+        """Notes where `sample` was written."""
+        self.keys.add(sample.key)
+        self._rows.append(
+            {
+                "key": sample.key,
+                "target": sample.target,
+                "split": self._split,
+                "source_uri": sample.source_uri,
+                "source_sha256": sample.source_sha256,
+                "sha256": span.sha256,
+                "members": [member._asdict() for member in span.members],
+            }
+        )
+
+    def encode(self, tar_bytes: int, tar_sha256: str) -> tuple[ShardInfo, bytes]:
+        """The shard's facts and its index file."""
+        facts = {
+            "number": self._number,
+            "name": shard_name(self._number),
+            "split": self._split,
+            "samples": len(self._rows),
+            "bytes": tar_bytes,
+            "sha256": tar_sha256,
+        }
+        schema = _SCHEMA.with_metadata({_INFO_KEY: json.dumps(facts, sort_keys=True)})
+        data = encode_parquet(pa.Table.from_pylist(self._rows, schema=schema))
+        return ShardInfo(**facts, index_sha256=sha256_hex(data)), data  # type: ignore[arg-type]
+
+
+class ShardIndex:
+    """A shard's index in memory: Arrow columns and numpy arrays, about 200 bytes a sample.
+
+    Attributes:
+        info: the shard's facts.
+        keys, source_uris, sha256s: Arrow string arrays [samples].
+        targets: Arrow int64 array [samples], null where the sample has no class.
+        member_names: the distinct names of members, in order of appearance.
+    """
+
+    def __init__(self, table: pa.Table, info: ShardInfo) -> None:
+        self.info = info
+        self.keys = table["key"].combine_chunks()
+        self.source_uris = table["source_uri"].combine_chunks()
+        self.sha256s = table["sha256"].combine_chunks()
+        self.targets = table["target"].combine_chunks()
+        members = table["members"].combine_chunks()
+        spans = members.values
+        names = spans.field("name").dictionary_encode()
+        self.member_names: list[str] = names.dictionary.to_pylist()
+        self._name_codes: np.ndarray = names.indices.to_numpy()
+        self._offsets: np.ndarray = spans.field("offset").to_numpy()
+        self._lengths: np.ndarray = spans.field("length").to_numpy()
+        self._first_span: np.ndarray = members.offsets.to_numpy()
+
+    @classmethod
+    def decode(cls, data: bytes, where: str) -> Self:
+        """Reads an index file's bytes; `where` names it in errors.
+
+        Raises:
+            ShardError: the bytes are damaged, or are not an index.
+        """
+        table = decode_parquet(data, _SCHEMA, where)
+        try:
+            facts = json.loads((table.schema.metadata or {})[_INFO_KEY])
+            info = ShardInfo(**facts, index_sha256=sha256_hex(data))
+        except (KeyError, ValueError, TypeError) as error:
+            raise ShardError(
+                f"{where}: says nothing of its shard; run 'perceiver preprocess' again"
+            ) from error
+        return cls(table, info)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def members(self, row: int) -> list[MemberSpan]:
+        """Where the members of sample `row` lie in the tar."""
+        spans = slice(self._first_span[row], self._first_span[row + 1])
+        return [
+            MemberSpan(self.member_names[code], offset, length)
+            for code, offset, length in zip(
+                self._name_codes[spans].tolist(),
+                self._offsets[spans].tolist(),
+                self._lengths[spans].tolist(),
+                strict=True,
+            )
+        ]
+
+
+_LISTING_SCHEMA = pa.schema(
+    [
+        ("number", pa.int64()),
+        ("name", pa.string()),
+        ("split", pa.string()),
+        ("samples", pa.int64()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("index_sha256", pa.string()),
+    ]
+)
+
+
+def encode_listing(infos: list[ShardInfo]) -> bytes:
+    """`shards.parquet`: one row for each shard, in the order given."""
+    return encode_parquet(pa.Table.from_pylist(list(map(asdict, infos)), schema=_LISTING_SCHEMA))
+
+
+def decode_listing(data: bytes, where: str) -> pa.Table:
+    """The table in a `shards.parquet`: columns as in `ShardInfo`, a row for each shard.
+
+    Raises:
+        ShardError: the bytes are damaged.
+    """
+    return decode_parquet(data, _LISTING_SCHEMA, where)

@@ -1,0 +1,62 @@
+"""Arrays as .npy bytes and back: no pickle, and no copy on the way back."""
+
+import io
+import math
+from functools import lru_cache
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from shards.errors import ShardError
+
+_PREFIX_BYTES = 10
+"""Magic string (6), version (2) and header length (2, little-endian) of .npy version 1.0."""
+
+
+def encode_npy(array: np.ndarray) -> bytes:
+    """`array` (any shape, any dtype but object) as a .npy file of version 1.0, in C order.
+
+    Raises:
+        ShardError: an object array, which only pickle could store.
+    """
+    if array.dtype.hasobject:
+        raise ShardError(f"an array of dtype {array.dtype} needs pickle; convert it to numbers")
+    file = io.BytesIO()
+    npy_format.write_array(file, np.asarray(array, order="C"), version=(1, 0), allow_pickle=False)
+    return file.getvalue()
+
+
+def decode_npy(data: bytes | memoryview) -> np.ndarray:
+    """The array in a .npy file of version 1.0: a view of `data`, read-only where `data` is.
+
+    Raises:
+        ShardError: not .npy, an object array, or a payload shorter or longer than its header says.
+    """
+    header_end = _PREFIX_BYTES + int.from_bytes(data[8:_PREFIX_BYTES], "little")
+    dtype, fortran_order, shape = _parse_header(bytes(data[:header_end]))
+    count = math.prod(shape)
+    if len(data) - header_end != count * dtype.itemsize:
+        raise ShardError(
+            f"damaged .npy: {len(data) - header_end} bytes follow the header of a {dtype} array of "
+            f"shape {shape}, which has {count * dtype.itemsize}; write the sample again"
+        )
+    flat: np.ndarray = np.ndarray((count,), dtype, buffer=data, offset=header_end)
+    return flat.reshape(shape, order="F" if fortran_order else "C")
+
+
+@lru_cache(maxsize=256)  # a set has few distinct headers, and parsing one costs more than a read
+def _parse_header(header: bytes) -> tuple[np.dtype, bool, tuple[int, ...]]:
+    file = io.BytesIO(header)
+    try:
+        version = npy_format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"version {version}")
+        shape, fortran_order, dtype = npy_format.read_array_header_1_0(file)
+    except Exception as error:  # numpy's header parser lets several kinds escape
+        reason = " ".join(str(error).split())
+        raise ShardError(
+            f"not a .npy file of version 1.0 ({reason}); write the sample again"
+        ) from error
+    if dtype.hasobject or dtype.itemsize == 0 or any(size < 0 for size in shape):
+        raise ShardError(f"refused .npy: dtype {dtype}, shape {shape}; write the sample as numbers")
+    return dtype, fortran_order, shape

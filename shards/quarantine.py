@@ -1,0 +1,72 @@
+"""Bad media set aside with a reason, so that nothing is lost and all of it can be tried again."""
+
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from shards.files import AtomicFile
+from shards.parquet import decode_parquet, encode_parquet
+
+QUARANTINE_FILE = "quarantine.parquet"
+
+_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("source_uri", "split", "reason", "traceback")]
+)
+
+
+@dataclass(frozen=True, order=True)
+class Quarantined:
+    """A source that gave no sample.
+
+    Attributes:
+        source_uri: the file or row it is.
+        split: the split it would have belonged to.
+        reason: one line for a person.
+        traceback: where the decoder failed; empty where none ran.
+    """
+
+    source_uri: str
+    split: str
+    reason: str
+    traceback: str
+
+
+def write_quarantine(path: Path, rows: Iterable[Quarantined]) -> None:
+    """Writes `rows`, sorted by source URI, atomically to the Parquet file `path`.
+
+    What UTF-8 cannot spell (lone surrogates in a file's name) is written as a backslash escape.
+
+    Raises:
+        ShardError: the file cannot be written.
+    """
+    columns = zip(*(map(_spellable, astuple(row)) for row in sorted(rows)), strict=True)
+    arrays = [list(column) for column in columns] or [[] for _ in _SCHEMA]
+    table = pa.table(dict(zip(_SCHEMA.names, arrays, strict=True)), schema=_SCHEMA)
+    with AtomicFile(path) as file:
+        file.write(encode_parquet(table))
+
+
+def read_quarantine(path: Path) -> list[Quarantined]:
+    """The rows of `path`, in the file's order.
+
+    Raises:
+        ShardError: the file is damaged.
+        FileNotFoundError: there is none.
+    """
+    return decode_quarantine(path.read_bytes(), str(path))
+
+
+def decode_quarantine(data: bytes, where: str) -> list[Quarantined]:
+    """The rows in a quarantine file's bytes; `where` names it in errors.
+
+    Raises:
+        ShardError: the bytes are damaged.
+    """
+    table = decode_parquet(data, _SCHEMA, where)
+    return [Quarantined(**row) for row in table.to_pylist()]
+
+
+def _spellable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()

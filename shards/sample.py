@@ -1,0 +1,75 @@
+"""One sample on its way into a shard."""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+from shards.errors import ShardError
+
+MAX_NAME_BYTES = 100
+"""What the name field of a ustar header holds."""
+
+MAX_MEMBER_BYTES = 8**11 - 1
+"""What its size field holds: eleven octal digits."""
+
+_MEMBER = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A key and its members, as bytes; in a tar each member is the file KEY.MEMBER.
+
+    Attributes:
+        key: unique within its shard; without '.', '/' and control characters, since WebDataset
+            takes all before a file name's first dot as the key.
+        members: file extension ("image.npy", "audio.npy", "cls", "json") to content; lower case, as
+            WebDataset lowers them. At least one; KEY.MEMBER has at most 100 bytes of UTF-8
+            and a member's content less than 8 GiB.
+        target: class number (int64), or None where the sample has no class.
+        source_uri: the file or row that the sample came from, as UTF-8 can spell it.
+        source_sha256: of that source's bytes, 64 hexadecimal digits.
+
+    Raises:
+        ShardError: a key or member name that does not fit the rules above.
+    """
+
+    key: str
+    members: dict[str, bytes]
+    target: int | None
+    source_uri: str
+    source_sha256: str
+
+    def __post_init__(self) -> None:
+        if not self.key or any(map(_forbidden_in_key, self.key)):
+            raise self._refused(
+                "keys are not empty and have no '.', '/' or control characters; rename it"
+            )
+        if any(map(_is_surrogate, self.source_uri)):
+            raise self._refused("its source's name is not UTF-8; rename the source")
+        if not self.members:
+            raise self._refused("it has no members; give it at least one")
+        for member, content in self.members.items():
+            if not _MEMBER.fullmatch(member):
+                raise self._refused(
+                    f"member {member!r} is not lower-case letters and digits "
+                    "with single '.', '_' or '-' between; rename it"
+                )
+            if len(f"{self.key}.{member}".encode()) > MAX_NAME_BYTES:
+                raise self._refused(
+                    f"with member {member!r} its name exceeds {MAX_NAME_BYTES} bytes; "
+                    "shorten the key"
+                )
+            if len(content) > MAX_MEMBER_BYTES:
+                raise self._refused(f"member {member!r} exceeds 8 GiB; cut the source into parts")
+
+    def _refused(self, why: str) -> ShardError:
+        return ShardError(f"sample {self.key!r} from {self.source_uri!r}: {why}")
+
+
+def _forbidden_in_key(character: str) -> bool:
+    is_control = unicodedata.category(character) == "Cc"
+    return character in "./" or is_control or _is_surrogate(character)
+
+
+def _is_surrogate(character: str) -> bool:
+    return "\ud800" <= character <= "\udfff"  # Python's stand-in for a byte that is not UTF-8

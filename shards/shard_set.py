@@ -1,0 +1,104 @@
+"""A published shard set, opened: its manifest and its list of shards, and nothing more."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shards.digests import sha256_hex
+from shards.errors import ShardError
+from shards.index import decode_listing
+from shards.location import Location
+from shards.manifest import LISTING_FILE, MANIFEST_FILE, Manifest
+from shards.npy import decode_npy
+from shards.positions import REMEDY, PositionSpec, position_name, read_position_table
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """A shard set. Opening it costs its manifest and `shards.parquet`, whatever its size.
+
+    Attributes:
+        location: where it lies.
+        manifest: what it is.
+        listing: one row for each shard, columns as in `ShardInfo`, by shard number.
+    """
+
+    location: Location
+    manifest: Manifest
+    listing: pa.Table
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Opens the set in a local folder or at any fsspec URL.
+
+        Raises:
+            ShardError: there is no set, it is of another format version, or one of the two files
+                read is damaged.
+        """
+        location = Location(path)
+        try:
+            data = location.read(MANIFEST_FILE)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise _no_set(location) from error
+        manifest = Manifest.decode(data, f"{location}/{MANIFEST_FILE}")
+        where = f"{location}/{LISTING_FILE}"
+        try:
+            listing = location.read(LISTING_FILE)
+        except FileNotFoundError as error:
+            raise ShardError(f"{where}: missing; run 'perceiver preprocess' again") from error
+        if sha256_hex(listing) != manifest.shards_sha256:
+            raise ShardError(
+                f"{where}: sha256 differs from {MANIFEST_FILE}; run 'perceiver preprocess' again"
+            )
+        return cls(location, manifest, decode_listing(listing, where))
+
+    @property
+    def digest(self) -> str:
+        """The set's name: sha256 of its `manifest.json`, 64 hexadecimal digits."""
+        return self.manifest.digest
+
+    def num_samples(self, split: str) -> int:
+        """Samples of `split`. Raises ShardError if the set has no such split."""
+        try:
+            return self.manifest.counts[split]
+        except KeyError as error:
+            splits = ", ".join(sorted(self.manifest.counts)) or "none"
+            raise ShardError(
+                f"{self.location}: no split {split!r}; it has {splits}: name one of these"
+            ) from error
+
+    def shards(self, split: str) -> pa.Table:
+        """The rows of `listing` that belong to `split`. Raises ShardError as `num_samples`."""
+        self.num_samples(split)
+        return self.listing.filter(pc.equal(self.listing["split"], split))
+
+    def position_table(self, spec: PositionSpec) -> np.ndarray:
+        """The position table of `spec`: float32 [tokens, channels], memory-mapped where local.
+
+        Raises:
+            ShardError: the set was made with other Fourier features, or the file is damaged.
+        """
+        if spec.digest not in self.manifest.positions:
+            there = " and ".join(map(str, self.manifest.positions.values())) or "no position table"
+            raise ShardError(
+                f"{self.location}: the model needs {spec}, the set has {there}; {REMEDY}"
+            )
+        if self.location.folder:
+            return read_position_table(self.location.folder, spec)
+        table = decode_npy(self.location.read(position_name(spec.digest)))
+        spec.check_table(table, f"{self.location}/{position_name(spec.digest)}")
+        return table
+
+
+def _no_set(location: Location) -> ShardError:
+    if not location.exists():
+        hint = "there is nothing here; check the path"
+    elif location.exists("index"):
+        hint = "an unfinished shard set; run 'perceiver preprocess' again to finish it"
+    else:
+        hint = "not a shard set; if these are raw media, run 'perceiver preprocess' on them first"
+    return ShardError(f"{location}: no {MANIFEST_FILE}: {hint}")

@@ -1,0 +1,91 @@
+"""Small real shard sets for the tests of `shards`."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards import (
+    Manifest,
+    PositionSpec,
+    Quarantined,
+    Sample,
+    encode_npy,
+    publish,
+    write_position_table,
+    write_shard,
+)
+
+CLASSES = ("cat", "dog", "owl")
+SPEC = PositionSpec(shape=(4, 6), num_bands=3, max_resolution=(4, 6))
+PLAN = [("train", 5), ("train", 0), ("val", 3), ("train", 4)]
+
+
+def make_sample(number: int) -> Sample:
+    """A sample whose bytes depend on `number` only; its members have uneven lengths."""
+    numbers = np.random.default_rng(number)
+    members = {
+        "image.npy": encode_npy(numbers.integers(0, 256, (3 + number % 5, 7, 3), dtype=np.uint8)),
+        "cls": str(number % 3).encode(),
+        "json": json.dumps({"number": number}).encode(),
+    }
+    if number % 2:
+        members["audio.npy"] = encode_npy(numbers.integers(-9, 9, 11 * number, dtype=np.int16))
+    digest = hashlib.sha256(str(number).encode()).hexdigest()
+    return Sample(f"sample-{number:03d}", members, number % 3, f"raw/{number}.png", digest)
+
+
+def make_samples(start: int, stop: int) -> Iterator[Sample]:
+    """`make_sample` of each number in [start, stop)."""
+    return map(make_sample, range(start, stop))
+
+
+def stage(staging: Path, seed: int = 0) -> None:
+    """The shards of PLAN, each with one bad source, and a position table; not yet published."""
+    first = 100 * seed
+    for number, (split, size) in enumerate(PLAN):
+        bad = Quarantined(f"raw/bad-{number}.png", split, "truncated", "Traceback ...")
+        write_shard(staging, number, split, [*make_samples(first, first + size), bad])
+        first += size
+    table = np.random.default_rng(seed).normal(size=(SPEC.num_tokens, SPEC.num_channels))
+    write_position_table(staging, SPEC, table.astype(np.float32))
+
+
+def publish_staged(staging: Path, final: Path, **options: Any) -> Manifest:
+    """Publishes what `stage` wrote."""
+    return publish(
+        staging,
+        final,
+        numbers=range(len(PLAN)),
+        config={"image_size": 7},
+        input_digest="0" * 64,
+        classes=CLASSES,
+        positions=[SPEC],
+        **options,
+    )
+
+
+def make_set(final: Path, seed: int = 0) -> Manifest:
+    """A published set of 12 samples in 3 shards: 9 train, 3 val."""
+    staging = final.with_name(final.name + ".staging")
+    stage(staging, seed)
+    return publish_staged(staging, final)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """All files in `folder`, by their paths within it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def flip_bit(path: Path, offset: int) -> None:
+    """Changes one bit of the byte at `offset`."""
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)

@@ -1,0 +1,175 @@
+"""Attention and weight sharing, against plain formulas and published parameter counts."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from perceiver_model.attention import MLP, CrossAttend, MultiHeadAttention, fused_attention
+from perceiver_model.classifier import PerceiverClassifier
+from perceiver_model.config import EncoderConfig
+from perceiver_model.flops import forward_flops, num_parameters
+from perceiver_model.perceiver import PerceiverEncoder
+from perceiver_model.presets import PRESETS
+
+SMALL = EncoderConfig(
+    num_latents=5,
+    latent_dim=16,
+    num_blocks=4,
+    num_cross_attends=4,
+    num_self_attends=2,
+    num_self_heads=4,
+)
+
+
+def plain_attention(query, key, value, key_mask=None):
+    """softmax(QKᵀ / √d) V, where samples without any key give zeros."""
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    weights = scores.exp()
+    if key_mask is not None:
+        weights = weights * key_mask[:, None, None, :]
+    return weights @ value / weights.sum(dim=-1, keepdim=True).clamp(min=1e-300)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("width", [8, 13])
+def test_fused_attention_equals_the_plain_formula(masked, width):
+    torch.manual_seed(0)
+    query = torch.randn(3, 2, 4, width, dtype=torch.float64, requires_grad=True)
+    key = torch.randn(3, 2, 9, width, dtype=torch.float64, requires_grad=True)
+    value = torch.randn(3, 2, 9, width, dtype=torch.float64, requires_grad=True)
+    key_mask = torch.rand(3, 9) < 0.5
+    key_mask[1] = False
+    mask = key_mask if masked else None
+    weights = torch.randn_like(query)
+    results = []
+    for attention in (fused_attention, plain_attention):
+        attended = attention(query, key, value, mask)
+        gradients = torch.autograd.grad((attended * weights).sum(), (query, key, value))
+        results.append((attended, *gradients))
+    for fused, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=0, atol=1e-12)
+
+
+def test_samples_without_valid_keys_give_zero_and_finite_gradients():
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(
+        query_channels=6, key_channels=5, attention_channels=6, num_heads=2
+    )
+    queries, keys = torch.randn(2, 3, 6), torch.randn(2, 4, 5, requires_grad=True)
+    mask = torch.tensor([[True, False, True, True], [False] * 4])
+    attended = attention(queries, keys, mask)
+    assert attended[0].abs().min() > 0
+    torch.testing.assert_close(attended[1], torch.zeros(3, 6), rtol=0, atol=0)
+    attended.square().sum().backward()
+    assert keys.grad is not None and keys.grad[1].abs().max() == 0 and keys.grad[0, 1].sum() == 0
+    for parameter in attention.parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all()
+
+
+def test_masked_tokens_have_no_influence():
+    torch.manual_seed(0)
+    encoder = PerceiverEncoder(SMALL, input_channels=7)
+    inputs = torch.randn(2, 9, 7)
+    mask = torch.rand(2, 9) < 0.5
+    changed = torch.where(mask.unsqueeze(-1), inputs, 1000 * torch.randn_like(inputs))
+    torch.testing.assert_close(encoder(changed, mask), encoder(inputs, mask), rtol=0, atol=0)
+    kept = encoder(inputs[:1, mask[0]])
+    torch.testing.assert_close(encoder(inputs, mask)[:1], kept, rtol=1e-4, atol=1e-5)
+
+
+def test_cross_attend_is_pre_norm_with_residuals():
+    torch.manual_seed(0)
+    layer = CrossAttend(dataclasses.replace(SMALL, cross_channels=12), input_channels=7).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    latents = torch.randn(2, 5, 16, dtype=torch.float64)
+    inputs = torch.randn(2, 9, 7, dtype=torch.float64)
+
+    def norm(tokens, layer_norm):
+        centred = tokens - tokens.mean(dim=-1, keepdim=True)
+        variance = centred.square().mean(dim=-1, keepdim=True)
+        return centred / (variance + 1e-5).sqrt() * layer_norm.weight + layer_norm.bias
+
+    def gelu(x):
+        return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+    normed = norm(inputs, layer.input_norm)
+    query = layer.attention.query(norm(latents, layer.latent_norm)).unsqueeze(1)
+    key, value = layer.attention.key(normed), layer.attention.value(normed)
+    attended = plain_attention(query, key.unsqueeze(1), value.unsqueeze(1)).squeeze(1)
+    expected = latents + layer.attention.output(attended)
+    hidden = gelu(layer.mlp.expand(norm(expected, layer.mlp_norm)))
+    expected = expected + layer.mlp.contract(hidden)
+    torch.testing.assert_close(layer(latents, inputs), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("imagenet", 44_912_254),
+        ("imagenet-cross-attends-first", 44_912_254),
+        ("imagenet-one-cross-attend", 42_135_859),
+        ("imagenet-unshared", 326_241_856),
+    ],
+)
+def test_published_parameter_counts(name, parameters):
+    with torch.device("meta"):
+        assert num_parameters(PerceiverClassifier(PRESETS[name])) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "published"), [("imagenet", 707.2e9), ("imagenet-one-cross-attend", 404.3e9)]
+)
+def test_published_flops(name, published):
+    assert forward_flops(PRESETS[name]) == pytest.approx(published, rel=0.01)
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "first"])
+@pytest.mark.parametrize(
+    ("share_cross_attends", "share_self_attends", "cross_order", "block_order"),
+    [
+        ("after_first", True, [0, 1, 1, 1], [0, 0, 0, 0]),
+        ("all", False, [0, 0, 0, 0], [0, 1, 2, 3]),
+        ("none", False, [0, 1, 2, 3], [0, 1, 2, 3]),
+    ],
+)
+def test_weights_are_shared_and_applied_in_the_papers_order(
+    share_cross_attends, share_self_attends, cross_order, block_order, layout
+):
+    encoder = PerceiverEncoder(
+        dataclasses.replace(
+            SMALL,
+            share_cross_attends=share_cross_attends,
+            share_self_attends=share_self_attends,
+            cross_attend_layout=layout,
+        ),
+        input_channels=7,
+    )
+    applied = []
+    for kind, modules in (("cross", encoder.cross_attends), ("block", encoder.blocks)):
+        for index, module in enumerate(modules):
+            module.register_forward_hook(lambda *_, name=(kind, index): applied.append(name))
+    encoder(torch.randn(1, 3, 7))
+    crosses = [("cross", index) for index in cross_order]
+    blocks = [("block", index) for index in block_order]
+    if layout == "first":
+        assert applied == crosses + blocks
+    else:
+        assert applied == [step for pair in zip(crosses, blocks, strict=True) for step in pair]
+    sets = len(set(cross_order)) * num_parameters(encoder.cross_attends[0])
+    sets += len(set(block_order)) * num_parameters(encoder.blocks[0])
+    assert num_parameters(encoder) == sets + 5 * 16
+
+
+def test_latents_and_weights_are_initialised_as_published():
+    torch.manual_seed(0)
+    encoder = PerceiverEncoder(
+        EncoderConfig(num_latents=512, latent_dim=256, num_blocks=1, num_cross_attends=1),
+        input_channels=7,
+    )
+    assert encoder.latents.std().item() == pytest.approx(0.02, rel=0.02)
+    assert encoder.latents.mean().item() == pytest.approx(0, abs=3e-4)
+    weight = MLP(channels=256, widening=1).expand.weight
+    assert weight.std().item() == pytest.approx(256**-0.5, rel=0.02)
+    assert weight.abs().max().item() < 2.3 * 256**-0.5

@@ -1,0 +1,149 @@
+"""Configurations: what is refused, what is derived, what survives JSON, and what imports torch."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pydantic
+import pytest
+
+import perceiver_model
+from perceiver_model.config import ClassifierConfig, EncoderConfig, FourierConfig
+from perceiver_model.inputs import AudioInput, Chunks, Conv, ImageInput, Mel, Patches, Pixels
+from perceiver_model.presets import PRESETS, preset
+
+IMAGE = ImageInput(height=28, width=21, channels=1)
+AUDIO = AudioInput(sample_rate=16_000, num_samples=16_001)
+SMALL = EncoderConfig(num_latents=4, latent_dim=16, num_blocks=2, num_cross_attends=1)
+
+
+@pytest.mark.parametrize(
+    ("config_type", "values", "message"),
+    [
+        (ImageInput, {"height": 0, "width": 2}, "height = 0: must be an integer of at least 1"),
+        (ImageInput, {"height": 2, "width": 2.0}, "width = 2.0: must be an integer"),
+        (ImageInput, {"height": 2, "width": 2, "mean": (0.1, 0.2)}, "mean = .*a tuple of 1 or 3"),
+        (ImageInput, {"height": 2, "width": 2, "std": (0.0,)}, "std = .* above 0"),
+        (Mel, {"hop": 0.0}, "hop = 0.0: must be a number above 0"),
+        (Mel, {"hop": 0.03}, "hop = 0.03: must be at most window = 0.025"),
+        (FourierConfig, {"num_bands": 0}, "num_bands = 0: must be an integer of at least 1"),
+        (FourierConfig, {"max_resolution": (0.0,)}, "max_resolution = .* above 0"),
+        (EncoderConfig, {"num_cross_attends": 9}, "num_cross_attends = 9: .* num_blocks = 8"),
+        (EncoderConfig, {"latent_dim": 100}, "latent_dim = 100: .* num_self_heads = 8"),
+        (EncoderConfig, {"cross_channels": 9, "num_cross_heads": 2}, "cross_channels = 9: .* 2"),
+        (EncoderConfig, {"share_cross_attends": "some"}, "'some': must be one of 'all', 'after"),
+        (EncoderConfig, {"cross_attend_layout": "last"}, "'last': must be one of 'interleaved'"),
+        (EncoderConfig, {"dropout": 1.0}, "dropout = 1.0: must be at least 0 and below 1"),
+    ],
+)
+def test_a_bad_field_is_refused_by_name_and_value(config_type, values, message):
+    with pytest.raises(ValueError, match=message):
+        config_type(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"input": AUDIO, "adapter": Pixels()}, "adapter = Pixels.*: must be chunks or mel"),
+        ({"input": IMAGE, "adapter": Chunks()}, "adapter = Chunks.*: must be pixels, patches or"),
+        ({"input": IMAGE, "adapter": Patches(patch_size=4)}, "patch_size = 4: .* 28 × 21"),
+        ({"input": AUDIO, "adapter": Mel(num_mels=512)}, "num_mels = 512: must be lower"),
+        ({"input": IMAGE, "fourier": FourierConfig(max_resolution=(8,))}, "a tuple of 2 finite"),
+        (
+            {"input": IMAGE, "encoder": dataclasses.replace(SMALL, num_cross_heads=2)},
+            "num_cross_heads = 2: must be a divisor of the cross-attend's 259 channels",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        ClassifierConfig(**{"adapter": Pixels(), "encoder": SMALL, "num_classes": 10} | values)
+
+
+@pytest.mark.parametrize(
+    ("media", "adapter", "token_grid", "content_channels"),
+    [
+        (IMAGE, Pixels(), (28, 21), 1),
+        (IMAGE, Patches(patch_size=7), (4, 3), 49),
+        (IMAGE, Conv(num_channels=8), (14, 11), 8),
+        (AUDIO, Chunks(), (126,), 128),
+        # 400-sample windows every 160: 98 end at or before sample 15,920, one more reaches 16,001.
+        (AUDIO, Mel(), (99,), 64),
+    ],
+)
+def test_token_grid_and_channels(media, adapter, token_grid, content_channels):
+    config = ClassifierConfig(input=media, adapter=adapter, encoder=SMALL, num_classes=10)
+    assert config.token_grid == config.max_resolution == token_grid
+    assert config.content_channels == content_channels
+    assert config.input_channels == content_channels + len(token_grid) * 129
+
+
+def test_cross_attends_are_spread_evenly_from_the_first_block():
+    def before_blocks(**values):
+        return EncoderConfig(num_blocks=8, **values).cross_attends_before_block
+
+    assert before_blocks(num_cross_attends=8) == (1,) * 8
+    assert before_blocks(num_cross_attends=2) == (1, 0, 0, 0, 1, 0, 0, 0)
+    assert before_blocks(num_cross_attends=3) == (1, 0, 1, 0, 0, 1, 0, 0)
+    assert before_blocks(num_cross_attends=8, cross_attend_layout="first") == (8,) + (0,) * 7
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *PRESETS.values(),
+        ClassifierConfig(input=AUDIO, adapter=Mel(hop=0.02), encoder=SMALL, num_classes=3),
+    ],
+)
+def test_json_round_trip(config):
+    values = json.loads(json.dumps(config.to_dict()))
+    assert values == config.to_dict()
+    assert ClassifierConfig.from_dict(values) == config
+    assert pydantic.TypeAdapter(ClassifierConfig).validate_python(values) == config
+
+
+def test_from_dict_refuses_unknown_and_missing_keys():
+    values = PRESETS["imagenet"].to_dict()
+    with pytest.raises(ValueError, match=r"EncoderConfig: unknown key\(s\) depth; known: num_lat"):
+        ClassifierConfig.from_dict(values | {"encoder": {"depth": 8}})
+    with pytest.raises(ValueError, match=r"ClassifierConfig: unknown key\(s\) head"):
+        ClassifierConfig.from_dict(values | {"head": {}})
+    with pytest.raises(ValueError, match=r"Patches: missing key\(s\) patch_size"):
+        ClassifierConfig.from_dict(values | {"adapter": {"kind": "patches"}})
+    with pytest.raises(ValueError, match=r"kind is one of .*'pixels'.*, got .*'voxels'"):
+        ClassifierConfig.from_dict(values | {"adapter": {"kind": "voxels"}})
+    del values["num_classes"]
+    with pytest.raises(ValueError, match=r"ClassifierConfig: missing key\(s\) num_classes"):
+        ClassifierConfig.from_dict(values)
+
+
+def test_pydantic_forbids_unknown_keys_and_runs_the_checks():
+    adapter = pydantic.TypeAdapter(EncoderConfig)
+    with pytest.raises(pydantic.ValidationError, match="Unexpected keyword argument"):
+        adapter.validate_python({"depth": 8})
+    with pytest.raises(pydantic.ValidationError, match="num_self_heads = 8"):
+        adapter.validate_python({"latent_dim": 100})
+
+
+def test_unknown_preset_names_the_nearest():
+    assert preset("imagenet") is PRESETS["imagenet"]
+    with pytest.raises(ValueError, match="no preset 'imagnet': did you mean 'imagenet'"):
+        preset("imagnet")
+
+
+def test_configuration_imports_without_torch_or_numpy():
+    code = (
+        "import sys, perceiver_model.config, perceiver_model.presets, perceiver_model.flops\n"
+        "perceiver_model.preset, perceiver_model.forward_flops, perceiver_model.Mel\n"
+        "assert not {'torch', 'numpy', 'pydantic'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_is_found_in_its_module():
+    for name in perceiver_model.__all__:
+        assert getattr(perceiver_model, name) is not None
+    assert sorted(perceiver_model._MODULE_OF) == sorted(perceiver_model.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Perceiver'"):
+        _ = perceiver_model.Perceiver

@@ -1,0 +1,159 @@
+"""The order of samples: a permutation, split evenly over ranks, resumable at any world size."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shard_sets import make_set
+
+from shards import (
+    PADDING,
+    Permutation,
+    ShardError,
+    ShardReader,
+    ShardSet,
+    epoch_key,
+    epoch_positions,
+    num_steps,
+)
+
+
+@given(st.integers(1, 5000), st.binary(max_size=8))
+def test_every_position_goes_to_a_place_of_its_own(n: int, key: bytes) -> None:
+    assert sorted(Permutation(n, key)(np.arange(n))) == list(range(n))
+
+
+@given(st.integers(1, 5000), st.data())
+def test_a_position_can_be_asked_for_alone(n: int, data: st.DataObject) -> None:
+    permutation = Permutation(n, b"key")
+    whole = permutation(np.arange(n))
+    some = np.array(data.draw(st.lists(st.integers(0, n - 1), max_size=20)), dtype=np.int64)
+    np.testing.assert_array_equal(permutation(some), whole[some])
+
+
+def test_a_billion_samples_take_no_memory() -> None:
+    n = 10**9 + 7
+    ends = np.array([0, 1, n - 2, n - 1])
+    values = Permutation(n, b"key")(ends)
+    assert len(set(values.tolist())) == 4 and values.min() >= 0 and values.max() < n
+
+
+def test_the_order_looks_random() -> None:
+    n = 4096
+    values = Permutation(n, b"key")(np.arange(n))
+    assert abs(np.corrcoef(np.arange(n), values)[0, 1]) < 0.05
+    assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 0.05
+    assert np.count_nonzero(values == np.arange(n)) < 10  # a random permutation has 1 on average
+    first = [int(Permutation(7, bytes([key]))(np.array([0]))[0]) for key in range(250)]
+    assert min(np.bincount(first, minlength=7)) > 15
+
+
+def test_every_part_of_the_key_changes_the_order() -> None:
+    keys = [epoch_key(*key) for key in [("d", "train", 1, 2), ("e", "train", 1, 2)]]
+    keys += [epoch_key("d", split, 1, 2) for split in ("val", "trai")]
+    keys += [epoch_key("d", "train", *numbers) for numbers in [(1, 3), (2, 2), (12, 0), (2, 1)]]
+    orders = {tuple(Permutation(100, key)(np.arange(100)).tolist()) for key in keys}
+    assert len(orders) == len(keys)
+    assert epoch_key("d", "train", 1, 2) == keys[0]
+
+
+def test_the_order_is_part_of_the_format() -> None:
+    key = epoch_key("0" * 64, "train", 0, 0)
+    assert Permutation(10, key)(np.arange(10)).tolist() == [7, 3, 5, 0, 6, 1, 2, 4, 9, 8]
+
+
+def test_positions_beyond_the_end_are_refused() -> None:
+    for outside in (-1, 10):
+        with pytest.raises(ValueError, match="outside"):
+            Permutation(10, b"key")(np.array([outside]))
+    assert Permutation(0, b"key")(np.array([], dtype=np.int64)).size == 0
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> ShardReader:
+    """Nine samples of the train split."""
+    path = tmp_path_factory.mktemp("order") / "set"
+    make_set(path)
+    return ShardReader(ShardSet.open(path), "train")
+
+
+def ranks_of(reader: ShardReader, world_size: int, batch_size: int, **options) -> list[list]:
+    """For each rank its batches."""
+    return [
+        list(
+            epoch_positions(
+                reader, rank=rank, world_size=world_size, batch_size=batch_size, **options
+            )
+        )
+        for rank in range(world_size)
+    ]
+
+
+def global_batches(ranks: list[list]) -> list[list[int]]:
+    """For each step what all ranks read together, after a check that they have the same steps."""
+    return [np.concatenate(step).tolist() for step in zip(*ranks, strict=True)]
+
+
+epochs = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 5),
+        "epoch": st.integers(0, 5),
+        "shuffle": st.booleans(),
+        "drop_last": st.booleans(),
+    }
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(world_size=st.integers(1, 8), batch_size=st.integers(1, 4), epoch=epochs)
+def test_ranks_together_read_what_one_process_reads(
+    reader: ShardReader, world_size: int, batch_size: int, epoch: dict
+) -> None:
+    together = global_batches(ranks_of(reader, world_size, batch_size, **epoch))
+    alone = global_batches(ranks_of(reader, 1, world_size * batch_size, **epoch))
+    assert together == alone
+    assert len(together) == num_steps(
+        len(reader), world_size * batch_size, drop_last=epoch["drop_last"]
+    )
+    read = [index for batch in together for index in batch if index != PADDING]
+    assert len(set(read)) == len(read)
+    if epoch["drop_last"]:
+        assert all(PADDING not in batch for batch in together)
+    else:
+        assert sorted(read) == list(range(len(reader)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.integers(1, 8), st.integers(1, 8), st.integers(0, 4), epochs)
+def test_a_run_resumes_at_any_world_size(
+    reader: ShardReader, data: st.DataObject, before: int, after: int, steps: int, epoch: dict
+) -> None:
+    global_batch_size = np.lcm(before, after) * data.draw(st.integers(1, 2))
+    whole = global_batches(ranks_of(reader, before, global_batch_size // before, **epoch))
+    start = steps * int(global_batch_size)
+    rest = ranks_of(reader, after, global_batch_size // after, start=start, **epoch)
+    assert global_batches(rest) == whole[steps:]
+
+
+def test_epochs_and_seeds_differ_and_repeat(reader: ShardReader) -> None:
+    def order(seed: int, epoch: int) -> list:
+        return global_batches(ranks_of(reader, 1, 9, seed=seed, epoch=epoch))
+
+    assert order(0, 0) == order(0, 0)
+    assert len({str(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+def test_nonsense_is_refused(reader: ShardReader) -> None:
+    good = {"seed": 0, "epoch": 0, "rank": 0, "world_size": 2, "batch_size": 1}
+    for bad in ({"rank": 2}, {"rank": -1}, {"batch_size": 0}, {"start": -1}):
+        with pytest.raises(ShardError):
+            epoch_positions(reader, **(good | bad))
+
+
+def test_the_epoch_of_a_set_is_the_digests(reader: ShardReader, tmp_path: Path) -> None:
+    make_set(tmp_path / "other", seed=1)
+    other = ShardReader(ShardSet.open(tmp_path / "other"), "train")
+    orders = [global_batches(ranks_of(r, 1, 9, seed=0, epoch=0)) for r in (reader, other)]
+    assert orders[0] != orders[1]
