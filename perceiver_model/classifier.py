@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from perceiver_model.adapters import build_adapter
+from perceiver_model.attention import linear
 from perceiver_model.config import ClassifierConfig
 from perceiver_model.fourier import position_table
 from perceiver_model.perceiver import PerceiverEncoder
@@ -37,11 +38,7 @@ class PerceiverClassifier(nn.Module):
         self.register_buffer("positions", positions.float(), persistent=False)
         self.adapter = build_adapter(config)
         self.encoder = PerceiverEncoder(config.encoder, input_channels=config.input_channels)
-        self.head = nn.Linear(config.encoder.latent_dim, config.num_classes)
-        # The latents are not normalised before the head, and 48 residual layers make them large:
-        # from random weights the ImageNet preset starts at a loss of 70, from zeros at ln 1000.
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = linear(config.encoder.latent_dim, config.num_classes)
 
     def forward(self, inputs: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Logits, float32 `[batch, num_classes]`.

@@ -165,7 +165,7 @@ def test_weights_are_shared_and_applied_in_the_papers_order(
 def test_latents_and_weights_are_initialised_as_published():
     torch.manual_seed(0)
     encoder = PerceiverEncoder(
-        EncoderConfig(num_latents=512, latent_dim=256, num_blocks=1, num_cross_attends=1),
+        EncoderConfig(latent_dim=256, num_blocks=1, num_cross_attends=1, num_self_attends=1),
         input_channels=7,
     )
     assert encoder.latents.std().item() == pytest.approx(0.02, rel=0.02)

@@ -1,0 +1,115 @@
+"""Shard samples to training batches; a sample that cannot be read is named and weighs nothing."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.media import ImageFormat, MediaError, MediaFormat
+from pipeline.shard_task import read_member
+from shards import PADDING, ShardError, ShardReader
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample of the shard set that could not be read, and why."""
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's part of a step.
+
+    Attributes:
+        inputs: uint8 ``[batch, height, width, channels]`` or int16 ``[batch, samples]``.
+        mask: bool ``[batch, samples]``, True where a recording has sound; None for images.
+        targets: int64 ``[batch]``.
+        weights: float32 ``[batch]``: 0 for padding and for samples that could not be read, else 1.
+        bad: the samples that could not be read.
+    """
+
+    inputs: torch.Tensor
+    mask: torch.Tensor | None
+    targets: torch.Tensor
+    weights: torch.Tensor
+    bad: tuple[BadSample, ...]
+
+
+class BatchDataset(Dataset[Batch]):
+    """Makes a :class:`Batch` of an array of sample numbers."""
+
+    def __init__(self, reader: ShardReader, media: MediaFormat) -> None:
+        self.reader = reader
+        self.media = media
+
+    def __getitem__(self, numbers: np.ndarray) -> Batch:
+        media = self.media
+        size = len(numbers)
+        if isinstance(media, ImageFormat):
+            inputs = np.zeros((size, media.height, media.width, media.channels), np.uint8)
+            mask = None
+        else:
+            inputs = np.zeros((size, media.num_samples), np.int16)
+            mask = np.zeros((size, media.num_samples), bool)
+        targets = np.zeros(size, np.int64)
+        weights = np.zeros(size, np.float32)
+        bad = []
+        for row, number in enumerate(numbers):
+            if number == PADDING:
+                continue
+            source = f"sample {number} of split {self.reader.split}"
+            try:
+                sample = self.reader.read(int(number))
+                source = sample.source_uri
+                array = read_member(sample.members, media)
+                if mask is not None:
+                    inputs[row, : len(array)] = array
+                    mask[row, : len(array)] = True
+                else:
+                    inputs[row] = array
+            except (ShardError, MediaError, ValueError, KeyError) as error:
+                bad.append(BadSample(source, " ".join(str(error).split())))
+                continue
+            targets[row] = -1 if sample.target is None else sample.target
+            weights[row] = 1.0
+        return Batch(
+            torch.from_numpy(inputs),
+            None if mask is None else torch.from_numpy(mask),
+            torch.from_numpy(targets),
+            torch.from_numpy(weights),
+            tuple(bad),
+        )
+
+
+class _Numbers:
+    """A sampler over precomputed batches of sample numbers."""
+
+    def __init__(self, batches: Iterable[np.ndarray]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(self.batches)
+
+
+def load_batches(
+    reader: ShardReader,
+    media: MediaFormat,
+    numbers: Iterable[np.ndarray],
+    *,
+    num_workers: int,
+    pin_memory: bool,
+) -> Iterable[Batch]:
+    """Batches in the order of ``numbers``, read ahead by ``num_workers`` processes."""
+    return DataLoader(
+        BatchDataset(reader, media),
+        sampler=_Numbers(numbers),
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        # Ray's workers hold threads and sockets that a forked child must not inherit.
+        multiprocessing_context="spawn" if num_workers else None,
+    )

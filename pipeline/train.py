@@ -1,0 +1,250 @@
+"""``perceiver train``: one training with Ray Train and DeepSpeed, resumed where it stopped."""
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cluster.ray_session import ray_session, require_resources
+from perceiver_model.flops import forward_flops
+from pipeline.causes import expected_errors
+from pipeline.checkpoints import best_checkpoint, last_checkpoint, read_checkpoint
+from pipeline.config import Config, flatten
+from pipeline.console import Console
+from pipeline.errors import UserError
+from pipeline.preprocess import position_spec
+from pipeline.stages import StageRecord, read_stage, write_stage
+from pipeline.tracking import RunRef, client, open_run
+from pipeline.worker import TrainTask, read_progress, train_worker
+from shards import ShardSet
+
+STAGE = "train"
+
+
+def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
+    """Train, resume, or find that the training is done.
+
+    Returns:
+        ``run_id``, ``checkpoint`` (folder of the best), ``metrics`` (there), ``epochs``,
+        ``parameters``, ``forward_flops``, ``bad_samples``, ``seconds``, ``skipped``.
+
+    Raises:
+        UserError: bad input, or another training has this name.
+        ClusterError: the machines cannot run it.
+    """
+    shard_set = open_shards(config)
+    fingerprint = training_fingerprint(config, shard_set)
+    folder = config.folder / STAGE
+    record = None if fresh else read_stage(config.folder, STAGE)
+    if record:
+        record.refuse_changes(fingerprint, str(folder))
+        if record.done:
+            read_checkpoint(Path(record.result["checkpoint"])).check()
+            return {**record.result, "seconds": record.seconds, "skipped": True}
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    spent = record.seconds if record else 0.0
+    started = time.time()
+    run_id = record.result.get("run_id") if record else None
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if config.cluster.num_workers:
+            stack.enter_context(ray_session(config.cluster.address))
+            check_resources(config)
+        run = stack.enter_context(
+            open_run(config, kind="train", shard_set=shard_set, run_id=run_id)
+        )
+        begun = StageRecord(STAGE, fingerprint, {"run_id": run.run_id}, spent)
+        write_stage(config.folder, begun)
+        resumed = last_checkpoint(folder / "checkpoints")
+        if resumed:
+            console.notice(
+                f"resuming at epoch {resumed.state.epoch + 1}, step {resumed.state.step}, "
+                f"from {resumed.path}"
+            )
+        try:
+            with show_progress(folder, config, console):
+                run_training(config, folder, run)
+        finally:
+            begun = replace(begun, seconds=spent + time.time() - started)
+            write_stage(config.folder, begun)
+        result = training_result(config, folder, run, shard_set)
+        log_best(run, result)
+    seconds = spent + time.time() - started
+    write_stage(config.folder, StageRecord(STAGE, fingerprint, result, seconds, done=True))
+    return {**result, "seconds": seconds, "skipped": False}
+
+
+def report(result: dict[str, Any], console: Console) -> None:
+    """Show a person what :func:`train` returned."""
+    state = "done before and verifies: skipped" if result["skipped"] else "done"
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items())
+    console.say(f"training {state}: {metrics}")
+    console.say(f"best checkpoint {result['checkpoint']}")
+    console.say(
+        f"{result['parameters']:,} parameters, {result['forward_flops']:,} FLOPs forward a sample; "
+        f"MLflow run {result['run_id']}"
+    )
+    for source, reason in result["bad_samples"][:10]:
+        console.say(f"could not be read: {source}: {reason}")
+
+
+def open_shards(config: Config) -> ShardSet:
+    """The configuration's shard set, fit for its model.
+
+    Raises:
+        UserError: it holds another modality or size.
+        ShardError: there is none, or its Fourier configuration is not the model's.
+    """
+    shard_set = ShardSet.open(config.shards_folder)
+    made = shard_set.manifest.config
+    wanted = {f"data.{key}": config.tree()["data"][key] for key in ("image", "audio")}
+    for field, value in wanted.items():
+        if made.get(field) != value:
+            raise UserError(
+                f"{config.shards_folder}: was made with {field}={made.get(field)}, the "
+                f"configuration has {value}; run 'perceiver preprocess' again, or mend {field}"
+            )
+    shard_set.position_table(position_spec(config.classifier(len(shard_set.manifest.classes))))
+    shard_set.num_samples("train")
+    return shard_set
+
+
+def training_fingerprint(config: Config, shard_set: ShardSet) -> dict[str, Any]:
+    """All that determines the weights: not where or on how many workers they are trained."""
+    tree = config.tree()
+    chosen = {key: tree[key] for key in ("seed", "model", "training")}
+    ignored = {"training.log_steps", "training.loader_workers", "training.checkpoint_steps"}
+    flat = {key: value for key, value in flatten(chosen).items() if key not in ignored}
+    return {**flat, "shards.digest": shard_set.digest}
+
+
+def check_resources(config: Config) -> None:
+    """Refuse more workers than the cluster can hold."""
+    require_resources(
+        num_workers=config.cluster.num_workers,
+        cpus_per_worker=config.cluster.cpus_per_worker,
+        use_gpu=config.cluster.use_gpu,
+        what="the training",
+        mend="lower cluster.num_workers or cluster.cpus_per_worker, or name a larger cluster in "
+        "cluster.address",
+    )
+
+
+def run_training(
+    config: Config, folder: Path, run: RunRef | None, *, callbacks: list[Any] | None = None
+) -> None:
+    """Launch the workers with Ray Train and wait for them.
+
+    Args:
+        folder: takes checkpoints and progress; on storage that all workers share.
+        callbacks: for Ray Train's RunConfig.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    cluster = config.cluster
+    task = TrainTask(config.model_dump_json(), str(folder), run)
+    storage = folder / "ray"
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=task,  # type: ignore[arg-type]  # any picklable value reaches the loop
+        scaling_config=ScalingConfig(
+            num_workers=cluster.num_workers,
+            use_gpu=cluster.use_gpu,
+            resources_per_worker={"CPU": cluster.cpus_per_worker, "GPU": int(cluster.use_gpu)},
+        ),
+        run_config=RunConfig(
+            # A name of its own each time: resuming is our checkpoints' business.
+            name=time.strftime("%Y%m%d-%H%M%S"),
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            callbacks=callbacks or [],
+        ),
+    )
+    try:
+        with expected_errors():
+            trainer.fit()
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+def training_result(
+    config: Config, folder: Path, run: RunRef, shard_set: ShardSet
+) -> dict[str, Any]:
+    """What a finished training amounts to."""
+    import json
+
+    from safetensors import safe_open
+
+    best = best_checkpoint(folder / "checkpoints")
+    last = last_checkpoint(folder / "checkpoints")
+    assert best is not None and last is not None
+    with safe_open(best.weights_file, framework="pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    bad = folder / "bad_samples.json"
+    return {
+        "run_id": run.run_id,
+        "checkpoint": str(best.path),
+        "metrics": best.state.metrics,
+        "score": best.state.score,
+        "epochs": last.state.epoch,
+        "parameters": sum(_product(shape) for shape in shapes),
+        "forward_flops": forward_flops(config.classifier(len(shard_set.manifest.classes))),
+        "bad_samples": json.loads(bad.read_text("utf-8")) if bad.is_file() else [],
+    }
+
+
+def log_best(run: RunRef, result: dict[str, Any]) -> None:
+    """Note the best checkpoint in the run, for ``promote`` and for people."""
+    mlflow_client = client(run.tracking_uri)
+    mlflow_client.set_tag(run.run_id, "perceiver.checkpoint", result["checkpoint"])
+    mlflow_client.log_metric(run.run_id, "best_score", result["score"])
+    mlflow_client.log_metric(run.run_id, "forward_flops", result["forward_flops"])
+    mlflow_client.log_metric(run.run_id, "parameters", result["parameters"])
+
+
+def _product(shape: list[int]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+@contextlib.contextmanager
+def show_progress(folder: Path, config: Config, console: Console) -> Iterator[None]:
+    """A bar that follows what rank 0 writes."""
+    stop = threading.Event()
+    (folder / "progress.json").unlink(missing_ok=True)
+    thread = threading.Thread(target=_follow, args=(folder, config, console, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _follow(folder: Path, config: Config, console: Console, stop: threading.Event) -> None:
+    progress = None
+    while progress is None:
+        if stop.wait(0.3):
+            return
+        progress = read_progress(folder)
+    epochs = config.training.epochs
+    with console.bar("train", progress["total_samples"], "samples") as bar:
+        told, last = 0, False
+        while True:
+            progress = read_progress(folder) or progress
+            metrics = ", ".join(f"{k} {v:.4g}" for k, v in progress["metrics"].items())
+            bar.update(progress["samples"], f"epoch {progress['epoch']}/{epochs}")
+            if progress["finished_epoch"] and progress["epoch"] > told:
+                told = progress["epoch"]
+                console.notice(f"epoch {told}/{epochs}: {metrics}")
+            if last:
+                return
+            last = stop.wait(0.3)
