@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.media import ImageFormat, MediaError, MediaFormat
+from pipeline.inference import check_array, collate
+from pipeline.media import MediaError, MediaFormat
 from pipeline.shard_task import read_member
 from shards import PADDING, ShardError, ShardReader
 
@@ -47,14 +48,8 @@ class BatchDataset(Dataset[Batch]):
         self.media = media
 
     def __getitem__(self, numbers: np.ndarray) -> Batch:
-        media = self.media
         size = len(numbers)
-        if isinstance(media, ImageFormat):
-            inputs = np.zeros((size, media.height, media.width, media.channels), np.uint8)
-            mask = None
-        else:
-            inputs = np.zeros((size, media.num_samples), np.int16)
-            mask = np.zeros((size, media.num_samples), bool)
+        arrays: list[np.ndarray | None] = [None] * size
         targets = np.zeros(size, np.int64)
         weights = np.zeros(size, np.float32)
         bad = []
@@ -65,20 +60,18 @@ class BatchDataset(Dataset[Batch]):
             try:
                 sample = self.reader.read(int(number))
                 source = sample.source_uri
-                array = read_member(sample.members, media)
-                if mask is not None:
-                    inputs[row, : len(array)] = array
-                    mask[row, : len(array)] = True
-                else:
-                    inputs[row] = array
+                array = read_member(sample.members, self.media)
+                check_array(array, self.media)
             except (ShardError, MediaError, ValueError, KeyError) as error:
                 bad.append(BadSample(source, " ".join(str(error).split())))
                 continue
+            arrays[row] = array
             targets[row] = -1 if sample.target is None else sample.target
             weights[row] = 1.0
+        inputs, mask = collate(arrays, self.media)
         return Batch(
-            torch.from_numpy(inputs),
-            None if mask is None else torch.from_numpy(mask),
+            inputs,
+            mask,
             torch.from_numpy(targets),
             torch.from_numpy(weights),
             tuple(bad),

@@ -65,8 +65,8 @@ def registry(tracking_uri: str | None, output: str) -> tuple[Any, str]:
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(output)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise UserError(
-            f"{uri}: no such database; name MLflow's with --tracking-uri or MLFLOW_TRACKING_URI, or "
-            "the folder that holds mlflow.db with --output"
+            f"{uri}: no such database; name MLflow's with --tracking-uri or MLFLOW_TRACKING_URI, "
+            "or the folder that holds mlflow.db with --output"
         )
     return client(uri), uri
 

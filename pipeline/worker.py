@@ -106,7 +106,7 @@ def train_worker(task: TrainTask) -> None:
     try:
         while state.epoch < training.epochs:
             state = loop.run_epoch(state)
-            ray.train.report({"epoch": state.epoch, **state.metrics})
+            ray.train.report({"epoch": state.epoch, "score": state.score, **state.metrics})
     finally:
         logger.close()
 

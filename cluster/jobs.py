@@ -1,0 +1,72 @@
+"""Ray jobs: submitted with this environment's Python, their log followed."""
+
+import asyncio
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ClusterError
+
+# What never belongs in an upload, beside what .gitignore names.
+EXCLUDES = (".git", ".venv", "runs", "__pycache__", "*.egg-info")
+
+
+def run_job(
+    arguments: list[str],
+    *,
+    address: str,
+    working_dir: Path,
+    wait: bool,
+    follow: Callable[[str], None],
+) -> dict[str, Any]:
+    """Submit ``python ARGUMENTS`` to a cluster.
+
+    Args:
+        arguments: for this environment's Python, which the cluster's machines must have at the same
+            path.
+        address: of the cluster's dashboard, ``http://host:port``.
+        working_dir: folder to upload; Ray takes at most 100 MiB.
+        wait: follow the log to the end.
+        follow: takes each line of the log.
+
+    Returns:
+        ``job_id`` and ``status``: "SUCCEEDED", "FAILED", "STOPPED", or without ``wait`` what it is
+        now.
+
+    Raises:
+        ClusterError: no cluster answers at ``address``, or it refuses the job.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(address)
+        job_id = client.submit_job(
+            entrypoint=shlex.join([sys.executable, *arguments]),
+            runtime_env={
+                "working_dir": str(working_dir.absolute()),
+                "excludes": list(EXCLUDES),
+                "py_executable": sys.executable,
+            },
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ClusterError(
+            f"--address {address}: the cluster does not take the job ({reason}); start one with "
+            "'ray start --head', or name another --address"
+        ) from error
+    follow(f"submitted {job_id} to {address}")
+    if wait:
+        asyncio.run(_follow(client, job_id, follow))
+    return {"job_id": job_id, "status": str(client.get_job_status(job_id).value)}
+
+
+async def _follow(client: Any, job_id: str, follow: Callable[[str], None]) -> None:
+    pending = ""
+    async for text in client.tail_job_logs(job_id):
+        *lines, pending = (pending + text).split("\n")
+        for line in lines:
+            follow(line)
+    if pending:
+        follow(pending)

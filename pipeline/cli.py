@@ -1,0 +1,293 @@
+"""The command line: ``perceiver VERB …``.
+
+Imports nothing heavy: each verb's module is imported when the verb runs.
+"""
+
+import argparse
+import contextlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.console import Console
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DEFAULT_OUTPUT = "runs"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns the exit status.
+
+    0: the work is done. 1: it could not be done, or a defect of ours. 2: the input is at fault, in
+    one line saying what and how to mend it. 130: interrupted.
+    """
+    args = _parser().parse_args(argv)
+    verb: Callable[[argparse.Namespace], int] = args.run
+    try:
+        return verb(args)
+    except KeyboardInterrupt:
+        print(f"perceiver {args.verb}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        return _explain(error, args)
+
+
+def _explain(error: Exception, args: argparse.Namespace) -> int:
+    from pipeline.causes import expected_cause
+    from pipeline.errors import GateRefusedError
+
+    if args.debug:
+        traceback.print_exception(error)
+    expected = expected_cause(error)
+    if expected is None:
+        text = " ".join(str(error).split())[:300]
+        hint = "" if args.debug else "; --debug shows the traceback"
+        print(
+            f"perceiver {args.verb}: unexpected {type(error).__name__}: {text}{hint}",
+            file=sys.stderr,
+        )
+        return FAILED
+    for line in str(expected).splitlines():
+        print(f"perceiver {args.verb}: {line}", file=sys.stderr)
+    return FAILED if isinstance(expected, GateRefusedError) else BAD_INPUT
+
+
+@contextlib.contextmanager
+def _console(args: argparse.Namespace, config: "Config | None" = None) -> Iterator["Console"]:
+    """The person's console, with everything else in a log file.
+
+    The log lies in the run folder, or, without a configuration, in a temporary file that goes
+    unless there was an unexpected error.
+    """
+    from pipeline.causes import expected_cause
+    from pipeline.console import logged
+
+    folder = config.folder / "logs" if config else None
+    with logged({"as_json": args.json}, folder, args.verb) as console:
+        try:
+            yield console
+        except Exception as error:
+            if expected_cause(error) is None:
+                console.notice(f"log: {console.log}")
+            elif config is not None and console.log is not None:
+                _remove_if_alone(console.log, config.folder)
+            raise
+        if config is None and console.log is not None:
+            console.log.unlink()
+
+
+def _remove_if_alone(log: Path, folder: Path) -> None:
+    """Leave no folder behind for a run that never began."""
+    others = [path for path in folder.rglob("*") if path.is_file() and path.parent != log.parent]
+    if others:
+        return
+    log.unlink()
+    for path in (log.parent, *(p for p in folder.glob("*") if p.is_dir()), folder, folder.parent):
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
+def _load(args: argparse.Namespace) -> "Config":
+    from cluster.ray_session import in_ray_job
+    from pipeline.errors import UserError
+    from pipeline.load_config import load_config
+
+    config = load_config(args.config, args.overrides)
+    if in_ray_job() and not Path(config.output).expanduser().is_absolute():
+        raise UserError(
+            f"output is {config.output!r}, and a Ray job runs in a temporary copy of the working "
+            "directory: give an absolute path that all machines share, output=/…"
+        )
+    return config
+
+
+def _config(args: argparse.Namespace) -> int:
+    import json
+
+    import yaml
+
+    from pipeline.load_config import load_config
+
+    tree = load_config(args.config, args.overrides).tree()
+    if args.json:
+        print(json.dumps(tree))
+    else:
+        print(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), end="")
+    return OK
+
+
+def _stage(args: argparse.Namespace) -> int:
+    """A verb that takes a configuration and ``--fresh``: preprocess, train, tune."""
+    import importlib
+
+    config = _load(args)
+    with _console(args, config) as console:
+        module = importlib.import_module(f"pipeline.{args.verb}")
+        result = getattr(module, args.verb)(config, console, fresh=args.fresh)
+        module.report(result, console)
+        console.result(result)
+    return OK
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from pipeline.demo import demo, demo_config, report
+
+    config = demo_config(args.output)
+    with _console(args, config) as console:
+        result = demo(config, console, fresh=args.fresh)
+        report(result, console)
+        console.result(result)
+    return OK
+
+
+def _verify(args: argparse.Namespace) -> int:
+    import json
+
+    from shards import ShardSet, verify
+
+    problems = verify(args.shards)
+    if args.json:
+        found = [{"file": p.file, "what": p.what} for p in problems]
+        print(json.dumps({"shards": args.shards, "problems": found}))
+    else:
+        for problem in problems:
+            print(f"{problem.file}: {problem.what}")
+        if not problems:
+            print(f"{args.shards}: every byte is as written; {ShardSet.open(args.shards).digest}")
+    return FAILED if problems else OK
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from pipeline.console import Console
+    from pipeline.inspect_shards import inspect_shards, report
+
+    console = Console(as_json=args.json)
+    result = inspect_shards(args.shards)
+    report(result, console)
+    console.result(result)
+    return OK
+
+
+def _promote(args: argparse.Namespace) -> int:
+    with _console(args) as console:
+        from pipeline.promote import promote, report
+        from pipeline.tracking import registry
+
+        mlflow_client, _ = registry(args.tracking_uri, args.output)
+        result = promote(
+            mlflow_client, args.run_id, console, name=args.name, alias=args.alias, split=args.split
+        )
+        report(result, console)
+        console.result(result)
+    return OK
+
+
+def _predict(args: argparse.Namespace) -> int:
+    with _console(args) as console:
+        from pipeline.predict import predict, report
+        from pipeline.tracking import registry
+
+        mlflow_client, _ = registry(args.tracking_uri, args.output)
+        result = predict(
+            mlflow_client,
+            args.model,
+            args.inputs,
+            console,
+            output=args.to,
+            max_bad_fraction=args.max_bad_fraction,
+        )
+        report(result, console)
+        console.result(result)
+    return OK
+
+
+def _submit(args: argparse.Namespace) -> int:
+    with _console(args) as console:
+        from pipeline.submit import submit
+
+        result = submit(
+            args.command, console, address=args.address, working_dir=args.working_dir,
+            wait=not args.no_wait,
+        )  # fmt: skip
+        console.result(result)
+    return OK if result["status"] in ("SUCCEEDED", "PENDING", "RUNNING") else FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    from pipeline import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="perceiver",
+        description="Train Perceivers on your own media: raw files in, a registered model out.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def add(name: str, run: Callable[..., int], help_text: str) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(name, help=help_text, description=help_text)
+        verb.set_defaults(run=run, verb=name)
+        verb.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
+        verb.add_argument("--debug", action="store_true", help="show tracebacks")
+        return verb
+
+    def with_config(verb: argparse.ArgumentParser) -> None:
+        verb.add_argument("config", metavar="CONFIG", help="YAML file, or a shipped name")
+        verb.add_argument(
+            "overrides", nargs="*", metavar="section.field=value", help="changes to it"
+        )
+
+    def with_registry(verb: argparse.ArgumentParser) -> None:
+        verb.add_argument(
+            "--tracking-uri", help="MLflow's (default: MLFLOW_TRACKING_URI, or OUTPUT/mlflow.db)"
+        )
+        verb.add_argument("--output", default=DEFAULT_OUTPUT, help="folder that holds mlflow.db")
+
+    verb = add("demo", _demo, "all of it on handwritten digits, from PNG files to predictions")
+    verb.add_argument("--fresh", action="store_true", help="start again from nothing")
+    verb.add_argument("--output", default=DEFAULT_OUTPUT, help="folder that takes everything")
+
+    with_config(add("config", _config, "print the resolved configuration"))
+    for name, help_text in (
+        ("preprocess", "raw media to a shard set (Ray Data)"),
+        ("train", "one training run (Ray Train, DeepSpeed)"),
+        ("tune", "a study (Ray Tune)"),
+    ):
+        verb = add(name, _stage, help_text)
+        with_config(verb)
+        verb.add_argument("--fresh", action="store_true", help="replace what is there")
+
+    verb = add("inspect", _inspect, "what a shard set holds")
+    verb.add_argument("shards", metavar="SHARDS", help="folder or URL of a shard set")
+    verb = add("verify", _verify, "every byte of a shard set against its hashes")
+    verb.add_argument("shards", metavar="SHARDS", help="folder or URL of a shard set")
+
+    verb = add("promote", _promote, "register a run's model if it beats the champion (MLflow)")
+    verb.add_argument("run_id", metavar="RUN", help="MLflow run of a training, trial or study")
+    verb.add_argument("--name", help="registered model (default: the run's registry.model_name)")
+    verb.add_argument("--alias", help="alias to move (default: the run's registry.alias)")
+    verb.add_argument("--split", default="validation", help="split that decides")
+    with_registry(verb)
+
+    verb = add("predict", _predict, "a registered model on raw files")
+    verb.add_argument("model", metavar="MODEL", help="models:/NAME@ALIAS or models:/NAME/VERSION")
+    verb.add_argument("inputs", nargs="+", metavar="INPUT", help="files and folders")
+    verb.add_argument("--to", type=Path, metavar="FILE", help="also write .jsonl, .csv or .parquet")
+    verb.add_argument(
+        "--max-bad-fraction", type=float, default=1.0, help="fail above this share of bad files"
+    )
+    with_registry(verb)
+
+    verb = add("submit", _submit, "run a verb as a Ray job: perceiver submit -- train CONFIG …")
+    verb.add_argument("--address", default="http://127.0.0.1:8265", help="the cluster's dashboard")
+    verb.add_argument("--working-dir", type=Path, default=Path(), help="folder to upload")
+    verb.add_argument("--no-wait", action="store_true", help="do not follow the log")
+    verb.add_argument("command", nargs="+", metavar="-- VERB …", help="verb and its arguments")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

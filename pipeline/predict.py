@@ -1,0 +1,150 @@
+"""``perceiver predict``: a registered model on raw files."""
+
+import csv
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.console import Console
+from pipeline.errors import UserError
+from pipeline.inference import Prediction, Predictor
+
+FORMATS = (".jsonl", ".csv", ".parquet")
+
+
+def predict(
+    mlflow_client: Any,
+    model_uri: str,
+    inputs: list[str],
+    console: Console,
+    *,
+    output: Path | None = None,
+    max_bad_fraction: float = 1.0,
+) -> dict[str, Any]:
+    """Classify files, and all files of folders.
+
+    Args:
+        model_uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/RUN/model``.
+        inputs: files and folders.
+        output: also write the table there: ``.jsonl``, ``.csv`` or ``.parquet``.
+        max_bad_fraction: fail when more than this share of the files cannot be used.
+
+    Returns:
+        ``model_uri``, ``predictions`` (a list of :class:`~pipeline.inference.Prediction` as
+        dictionaries), ``bad`` (how many have an error).
+
+    Raises:
+        UserError: no such model or file, nothing to predict, or too many bad files.
+    """
+    if output is not None and output.suffix not in FORMATS:
+        raise UserError(f"--to {output}: the extension must be one of {', '.join(FORMATS)}")
+    files = list_inputs(inputs)
+    predictor = load_model(mlflow_client, model_uri)
+    predictions: list[Prediction] = []
+    with console.bar("predict", len(files), "files") as bar:
+        for start in range(0, len(files), 256):
+            chunk = files[start : start + 256]
+            predictions += predictor.predict(chunk)
+            bar.advance(len(chunk))
+    bad = [prediction for prediction in predictions if prediction.error is not None]
+    if bad and (len(bad) == len(predictions) or len(bad) / len(predictions) > max_bad_fraction):
+        named = "; ".join(f"{prediction.source}: {prediction.error}" for prediction in bad[:3])
+        raise UserError(f"{len(bad)} of {len(predictions)} files cannot be used: {named}")
+    if output is not None:
+        write_predictions(predictions, output)
+    return {
+        "model_uri": model_uri,
+        "predictions": [asdict(prediction) for prediction in predictions],
+        "bad": len(bad),
+    }
+
+
+def report(result: dict[str, Any], console: Console) -> None:
+    """Show a person what :func:`predict` returned."""
+    rows = [
+        (p["source"], p["label"] or "", f"{p['probability']:.4f}" if p["label"] else "", p["error"])
+        for p in result["predictions"]
+    ]
+    console.table(
+        f"{result['model_uri']}: {len(rows)} files",
+        ("file", "class", "probability", "error"),
+        [(source, label, probability, error or "") for source, label, probability, error in rows],
+    )
+    if result["bad"]:
+        console.say(f"{result['bad']} of {len(rows)} files could not be used; see the last column")
+
+
+def list_inputs(inputs: list[str]) -> list[str | bytes | Path]:
+    """The files given, and those in the folders given, sorted.
+
+    Raises:
+        UserError: one does not exist, or there is no file at all.
+    """
+    files: list[str | bytes | Path] = []
+    for given in inputs:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            files += sorted(
+                inner
+                for inner in path.rglob("*")
+                if inner.is_file() and not any(p.startswith(".") for p in inner.parts)
+            )
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise UserError(f"{given}: no such file or folder")
+    if not files:
+        raise UserError(f"{', '.join(inputs)}: no files there")
+    return files
+
+
+def load_model(mlflow_client: Any, model_uri: str) -> Predictor:
+    """Fetch a model from the registry, as anyone would through MLflow.
+
+    Raises:
+        UserError: there is none of that name, alias or version, or it is none of ours.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        loaded = mlflow.pyfunc.load_model(model_uri)
+    except (MlflowException, OSError) as error:
+        known = [model.name for model in mlflow_client.search_registered_models()]
+        hint = f"registered models: {', '.join(known)}" if known else "no model is registered there"
+        reason = " ".join(str(error).split()).removeprefix("RESOURCE_DOES_NOT_EXIST: ")
+        raise UserError(f"{model_uri}: {reason[:160]}; {hint}") from None
+    model = loaded.unwrap_python_model()
+    predictor = getattr(model, "predictor", None)
+    if predictor is None:
+        raise UserError(f"{model_uri}: is no Perceiver that 'perceiver promote' registered")
+    return predictor
+
+
+def write_predictions(predictions: list[Prediction], path: Path) -> None:
+    """Write predictions as JSON Lines, CSV or Parquet, under a temporary name, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    rows = [asdict(prediction) for prediction in predictions]
+    if path.suffix == ".jsonl":
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    elif path.suffix == ".csv":
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("source", "label", "probability", "error"))
+            for p in predictions:
+                writer.writerow((p.source, p.label, p.probability, p.error))
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for row in rows:
+            row["probabilities"] = list((row["probabilities"] or {}).items())
+        kind = pa.map_(pa.string(), pa.float64())
+        schema = pa.schema(
+            [("source", pa.string()), ("label", pa.string()), ("probability", pa.float64()),
+             ("probabilities", kind), ("error", pa.string())]
+        )  # fmt: skip
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
+    temporary.replace(path)

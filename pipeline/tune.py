@@ -1,0 +1,355 @@
+"""``perceiver tune``: a Ray Tune study, each trial a training with Ray Train and DeepSpeed."""
+
+import contextlib
+import json
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ClusterError
+from cluster.ray_session import ray_session, require_resources
+from pipeline.causes import expected_errors
+from pipeline.checkpoints import best_checkpoint, read_checkpoint
+from pipeline.config import Config, StudyConfig
+from pipeline.console import Bar, Console
+from pipeline.errors import UserError
+from pipeline.load_config import with_values
+from pipeline.plots import plot_study
+from pipeline.stages import StageRecord, read_stage, write_json, write_stage
+from pipeline.tracking import RunRef, client, open_run
+from pipeline.train import (
+    log_best,
+    open_shards,
+    run_training,
+    training_fingerprint,
+    training_result,
+)
+from shards import ShardSet
+
+STAGE = "tune"
+TRIAL_FILE = "trial.json"
+RESULTS_FILE = "study.json"
+PLOT_FILE = "accuracy_vs_flops.png"
+
+
+def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
+    """Run a study, go on with an interrupted one, or find that it is done.
+
+    Trials are ranked by their best accuracy on the validation split, and by nothing else.
+
+    Returns:
+        ``run_id`` (the parent run), ``best`` (the best trial), ``trials`` (by rank; each with
+        ``params``, ``accuracy``, ``forward_flops``, ``parameters``, ``epochs``, ``stopped_early``,
+        ``run_id``, ``checkpoint``), ``failed`` (trials that ended with an error), ``plot``,
+        ``seconds``, ``skipped``.
+
+    Raises:
+        UserError: no study section, no validation split, or no trial succeeded.
+        ClusterError: the machines cannot hold one trial.
+    """
+    study = config.study
+    if study is None:
+        raise UserError(f"{config.name}: has no section 'study'; say there what to search")
+    shard_set = open_shards(config)
+    if config.data.validation is None or "validation" not in shard_set.manifest.counts:
+        raise UserError(
+            "data.validation: a study ranks its trials on a validation split and there is none; "
+            "set data.validation to a share such as 0.1, or to a folder, and preprocess again"
+        )
+    base = study_base(config, study)
+    fingerprint = {
+        **training_fingerprint(base, shard_set),
+        **{f"study.{key}": value for key, value in study.model_dump(mode="json").items()},
+    }
+    folder = config.folder / STAGE
+    record = None if fresh else read_stage(config.folder, STAGE)
+    if record:
+        record.refuse_changes(fingerprint, str(folder))
+        if record.done:
+            read_checkpoint(Path(record.result["best"]["checkpoint"])).check()
+            return {**record.result, "seconds": record.seconds, "skipped": True}
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    spent, started = record.seconds if record else 0.0, time.time()
+    run_id = record.result.get("run_id") if record else None
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(ray_session(config.cluster.address))
+        concurrent = _concurrent_trials(base, study)
+        run = stack.enter_context(
+            open_run(config, kind="study", shard_set=shard_set, run_id=run_id)
+        )
+        begun = StageRecord(STAGE, fingerprint, {"run_id": run.run_id}, spent)
+        write_stage(config.folder, begun)
+        try:
+            errors = _run_study(base, study, folder, run, concurrent, console)
+        finally:
+            _close_trials(folder, run)
+            begun = replace(begun, seconds=spent + time.time() - started)
+            write_stage(config.folder, begun)
+        trials = collect_trials(base, folder, shard_set)
+        if not trials:
+            first = f": {errors[0]}" if errors else ""
+            raise UserError(f"none of the study's trials succeeded{first}")
+        plot = folder / PLOT_FILE
+        plot_study(trials, plot, config.name)
+        result = {
+            "run_id": run.run_id,
+            "best": trials[0],
+            "trials": trials,
+            "failed": errors,
+            "plot": str(plot),
+        }
+        write_json(folder / RESULTS_FILE, result)
+        _log_study(run, folder, result)
+    seconds = spent + time.time() - started
+    write_stage(config.folder, StageRecord(STAGE, fingerprint, result, seconds, done=True))
+    return {**result, "seconds": seconds, "skipped": False}
+
+
+def report(result: dict[str, Any], console: Console) -> None:
+    """Show a person what :func:`tune` returned."""
+    fields = list(result["trials"][0]["params"])
+    rows = []
+    for rank, trial in enumerate(result["trials"], start=1):
+        values = [trial["params"][field] for field in fields]
+        epochs = f"{trial['epochs']}{' (stopped)' if trial['stopped_early'] else ''}"
+        mflops = trial["forward_flops"] / 1e6
+        rows.append((rank, *values, trial["accuracy"], mflops, trial["parameters"], epochs))
+    columns = ("rank", *(f.rpartition(".")[2] for f in fields))
+    console.table(
+        "study, by accuracy on validation" + (" (done before: skipped)" * result["skipped"]),
+        (*columns, "accuracy", "MFLOPs forward", "parameters", "epochs"),
+        rows,
+    )
+    for error in result["failed"]:
+        console.say(f"a trial failed: {error}")
+    console.say(f"plot {result['plot']}; MLflow run {result['run_id']}")
+
+
+def study_base(config: Config, study: StudyConfig) -> Config:
+    """The configuration that every trial starts from: the study's workers and epochs."""
+    values: dict[str, Any] = {"cluster.num_workers": study.num_workers}
+    if study.epochs is not None:
+        values["training.epochs"] = study.epochs
+    return with_values(config, values)
+
+
+def param_space(study: StudyConfig) -> dict[str, Any]:
+    """Ray Tune's search space."""
+    from ray import tune as ray_tune
+
+    space: dict[str, Any] = {}
+    for path, field in study.space.items():
+        if field.choice is not None:
+            values = list(field.choice)
+            grid = study.search == "grid"
+            space[path] = ray_tune.grid_search(values) if grid else ray_tune.choice(values)
+        else:
+            draw = ray_tune.uniform if field.uniform else ray_tune.loguniform
+            space[path] = draw(*field.bounds)
+    return space
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What Ray Tune calls for each trial; runs in a process of its own and launches the workers."""
+
+    base: str
+    folder: str
+    parent: RunRef
+
+    def __call__(self, params: dict[str, Any]) -> None:
+        from ray import tune as ray_tune
+        from ray.tune.integration.ray_train import TuneReportCallback
+
+        config = with_values(Config.model_validate_json(self.base), params)
+        folder = Path(self.folder) / "trials" / ray_tune.get_context().get_trial_id()
+        folder.mkdir(parents=True, exist_ok=True)
+        shard_set = ShardSet.open(config.shards_folder)
+        noted = folder / TRIAL_FILE
+        earlier = json.loads(noted.read_text("utf-8")) if noted.is_file() else {}
+        with open_run(
+            config,
+            kind="trial",
+            shard_set=shard_set,
+            run_id=earlier.get("run_id"),
+            parent_run_id=self.parent.run_id,
+        ) as run:
+            write_json(noted, {"params": params, "run_id": run.run_id})
+            run_training(config, folder, run, callbacks=[TuneReportCallback()])
+
+
+def collect_trials(base: Config, folder: Path, shard_set: ShardSet) -> list[dict[str, Any]]:
+    """Every trial that evaluated at least once, best first."""
+    trials = []
+    for noted in sorted(folder.glob(f"trials/*/{TRIAL_FILE}")):
+        best = best_checkpoint(noted.parent / "checkpoints")
+        if best is None or best.state.score is None:
+            continue
+        trial = json.loads(noted.read_text("utf-8"))
+        config = with_values(base, trial["params"])
+        run = RunRef(config.tracking_uri, trial["run_id"])
+        result = training_result(config, noted.parent, run, shard_set)
+        log_best(run, result)
+        trials.append(
+            {
+                "params": trial["params"],
+                "accuracy": result["score"],
+                "forward_flops": result["forward_flops"],
+                "parameters": result["parameters"],
+                "epochs": result["epochs"],
+                "stopped_early": result["epochs"] < config.training.epochs,
+                "run_id": trial["run_id"],
+                "checkpoint": result["checkpoint"],
+            }
+        )
+    # Of equals, the cheaper.
+    return sorted(trials, key=lambda trial: (-trial["accuracy"], trial["forward_flops"]))
+
+
+def _concurrent_trials(base: Config, study: StudyConfig) -> int:
+    """How many trials the cluster holds at once; more would wait for each other's workers."""
+    import ray
+
+    cluster = base.cluster
+    require_resources(
+        num_workers=study.num_workers,
+        cpus_per_worker=cluster.cpus_per_worker,
+        use_gpu=cluster.use_gpu,
+        what="a trial",
+        mend="lower study.num_workers or cluster.cpus_per_worker",
+    )
+    have = ray.cluster_resources()
+    fit = int(have["CPU"] // (study.num_workers * cluster.cpus_per_worker))
+    if cluster.use_gpu:
+        fit = min(fit, int(have["GPU"] // study.num_workers))
+    wanted = study.max_concurrent_trials
+    if wanted is not None and wanted > fit:
+        raise ClusterError(
+            f"study.max_concurrent_trials={wanted}: the cluster holds {fit} trials of "
+            f"{study.num_workers} workers at once; lower it or leave it out"
+        )
+    return wanted or fit
+
+
+def _run_study(
+    base: Config,
+    study: StudyConfig,
+    folder: Path,
+    parent: RunRef,
+    concurrent: int,
+    console: Console,
+) -> list[str]:
+    """Run or resume the trials; returns what went wrong in those that failed."""
+    from ray import tune as ray_tune
+    from ray.tune.schedulers import ASHAScheduler
+
+    trial = Trial(base.model_dump_json(), str(folder), parent)
+
+    def run_trial(params: dict[str, Any]) -> None:
+        trial(params)
+
+    # The workers reserve CPUs; the process that launches them needs none of its own.
+    trainable = ray_tune.with_resources(run_trial, {"CPU": 0})
+    epochs = base.training.epochs
+    path = folder / "ray" / "study"
+    choices = [len(space.choice or ()) for space in study.space.values()]
+    num_trials = study.num_trials
+    if study.search == "grid":
+        num_trials = 1
+        for count in choices:
+            num_trials *= count
+    with console.bar("tune", num_trials * epochs, "epochs") as bar:
+        callback = _progress_callback(bar, num_trials, epochs, console)
+        if ray_tune.Tuner.can_restore(str(path)):
+            console.notice(f"resuming the study in {folder}")
+            tuner = ray_tune.Tuner.restore(
+                str(path), trainable=trainable, resume_unfinished=True, restart_errored=True
+            )
+        else:
+            tuner = ray_tune.Tuner(
+                trainable,
+                param_space=param_space(study),
+                tune_config=ray_tune.TuneConfig(
+                    metric="score",
+                    mode="max",
+                    num_samples=1 if study.search == "grid" else study.num_trials,
+                    max_concurrent_trials=concurrent,
+                    scheduler=ASHAScheduler(
+                        time_attr="epoch",
+                        max_t=epochs,
+                        grace_period=min(study.grace_epochs, epochs),
+                        reduction_factor=study.reduction_factor,
+                    ),
+                    trial_dirname_creator=lambda trial: trial.trial_id,
+                ),
+                run_config=ray_tune.RunConfig(
+                    name=path.name, storage_path=str(path.parent), callbacks=[callback], verbose=0
+                ),
+            )
+        with expected_errors():
+            results = tuner.fit()
+    return [_reason(error) for error in results.errors]
+
+
+def _progress_callback(bar: Bar, num_trials: int, epochs: int, console: Console) -> Any:
+    """Ray Tune's callback that moves the bar and tells of each epoch."""
+    from ray.tune import Callback
+
+    class Progress(Callback):
+        def __init__(self) -> None:
+            self.epochs: dict[str, int] = {}
+            self.done: set[str] = set()
+
+        def on_trial_result(
+            self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
+        ) -> None:
+            if "score" not in result:
+                return
+            epoch = self.epochs[trial.trial_id] = result["epoch"]
+            values = ", ".join(f"{k.rpartition('.')[2]}={v}" for k, v in trial.config.items())
+            console.notice(f"{values}: epoch {epoch}/{epochs}, val_accuracy {result['score']:.4f}")
+            self._show()
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self.done.add(trial.trial_id)
+            self._show()
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self.on_trial_complete(iteration, trials, trial)
+
+        def _show(self) -> None:
+            running = sum(e for name, e in self.epochs.items() if name not in self.done)
+            bar.update(len(self.done) * epochs + running, f"trial {len(self.done)}/{num_trials}")
+
+        # Ray Tune pickles its callbacks with the study's state; a terminal cannot be.
+        def __reduce__(self) -> Any:
+            return Callback, ()
+
+    return Progress()
+
+
+def _reason(error: Any) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _close_trials(folder: Path, parent: RunRef) -> None:
+    """End the runs of trials that the scheduler stopped, or that were cut off with the study."""
+    mlflow_client = client(parent.tracking_uri)
+    for noted in folder.glob(f"trials/*/{TRIAL_FILE}"):
+        run_id = json.loads(noted.read_text("utf-8"))["run_id"]
+        if mlflow_client.get_run(run_id).info.status == "RUNNING":
+            mlflow_client.set_tag(run_id, "perceiver.stopped_early", "true")
+            mlflow_client.set_terminated(run_id, "FINISHED")
+
+
+def _log_study(run: RunRef, folder: Path, result: dict[str, Any]) -> None:
+    mlflow_client = client(run.tracking_uri)
+    mlflow_client.log_artifact(run.run_id, str(folder / RESULTS_FILE))
+    mlflow_client.log_artifact(run.run_id, result["plot"])
+    mlflow_client.log_metric(run.run_id, "best_score", result["best"]["accuracy"])
+    mlflow_client.set_tag(run.run_id, "perceiver.best_trial", result["best"]["run_id"])
