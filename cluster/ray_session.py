@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,7 +73,10 @@ def _own_session() -> Iterator[None]:
     try:
         ray.init(
             address="local",
-            include_dashboard=False,
+            # Without it Ray Train cannot tell that a trial was stopped, and keeps its CPUs.
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            dashboard_port=_free_port(),
             log_to_driver=True,
             _temp_dir=str(folder),
             _node_ip_address="127.0.0.1",
@@ -84,6 +88,12 @@ def _own_session() -> Iterator[None]:
             os.environ.pop(name, None)
         os.environ.update({name: value for name, value in outer.items() if value is not None})
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def require_resources(

@@ -115,13 +115,13 @@ class Predictor:
     def _predict_batch(self, inputs: Sequence[bytes | str | Path], start: int) -> list[Prediction]:
         sources, arrays, errors = [], [], {}
         for row, item in enumerate(inputs):
-            is_bytes = isinstance(item, bytes | bytearray | memoryview)
-            sources.append(f"bytes[{start + row}]" if is_bytes else str(item))
+            is_path = isinstance(item, str | Path)
+            sources.append(str(item) if is_path else f"bytes[{start + row}]")
             try:
-                if is_bytes:
-                    data, name = bytes(item), ""
-                else:
-                    data, name = Path(item).expanduser().read_bytes(), str(item)
+                data = (
+                    Path(item).expanduser().read_bytes() if isinstance(item, str | Path) else item
+                )
+                name = str(item) if is_path else ""
                 arrays.append(decode(data, self.card.media, name=name))
             except MediaError as error:
                 errors[row] = str(error)
@@ -195,10 +195,11 @@ def check_array(array: np.ndarray, media: MediaFormat) -> None:
         ValueError: another dtype or shape.
     """
     if isinstance(media, ImageFormat):
-        dtype, fits = np.uint8, array.shape == (media.height, media.width, media.channels)
+        shape = (media.height, media.width, media.channels)
+        fits = array.dtype == np.uint8 and array.shape == shape
     else:
-        dtype, fits = np.int16, array.ndim == 1 and len(array) <= media.num_samples
-    if array.dtype != dtype or not fits:
+        fits = array.dtype == np.int16 and array.ndim == 1 and len(array) <= media.num_samples
+    if not fits:
         raise ValueError(f"{array.dtype} of shape {list(array.shape)} does not fit {media}")
 
 

@@ -112,7 +112,8 @@ def _walk(root: str, split: str, field: str) -> tuple[list[MediaFile], list[Medi
         raise UserError(f"{field}={root}: no such folder")
     if not filesystem.isdir(base):
         raise UserError(f"{field}={root}: not a folder; give one with a folder for each class")
-    files, loose = [], []
+    files: list[MediaFile] = []
+    loose: list[MediaFile] = []
     for path, info in filesystem.find(base, detail=True).items():
         relative = PurePosixPath(path[len(base.rstrip("/")) + 1 :])
         if relative.name in IGNORED_NAMES or any(part.startswith(".") for part in relative.parts):

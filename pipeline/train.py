@@ -1,10 +1,10 @@
 """``perceiver train``: one training with Ray Train and DeepSpeed, resumed where it stopped."""
 
 import contextlib
+import json
+import math
 import shutil
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from pipeline.config import Config, flatten
 from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.preprocess import position_spec
+from pipeline.progress import show_progress
 from pipeline.stages import StageRecord, read_stage, write_stage
 from pipeline.tracking import RunRef, client, open_run
-from pipeline.worker import TrainTask, read_progress, train_worker
+from pipeline.worker import TrainTask, train_worker
 from shards import ShardSet
 
 STAGE = "train"
@@ -50,11 +51,11 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
     spent = record.seconds if record else 0.0
     started = time.time()
     run_id = record.result.get("run_id") if record else None
-    folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if config.cluster.num_workers:
             stack.enter_context(ray_session(config.cluster.address))
             check_resources(config)
+        folder.mkdir(parents=True, exist_ok=True)
         run = stack.enter_context(
             open_run(config, kind="train", shard_set=shard_set, run_id=run_id)
         )
@@ -67,7 +68,7 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
                 f"from {resumed.path}"
             )
         try:
-            with show_progress(folder, config, console):
+            with show_progress(folder, console):
                 run_training(config, folder, run)
         finally:
             begun = replace(begun, seconds=spent + time.time() - started)
@@ -152,7 +153,7 @@ def run_training(
     storage = folder / "ray"
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config=task,  # type: ignore[arg-type]  # any picklable value reaches the loop
+        train_loop_config=task,
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers,
             use_gpu=cluster.use_gpu,
@@ -177,8 +178,6 @@ def training_result(
     config: Config, folder: Path, run: RunRef, shard_set: ShardSet
 ) -> dict[str, Any]:
     """What a finished training amounts to."""
-    import json
-
     from safetensors import safe_open
 
     best = best_checkpoint(folder / "checkpoints")
@@ -193,7 +192,7 @@ def training_result(
         "metrics": best.state.metrics,
         "score": best.state.score,
         "epochs": last.state.epoch,
-        "parameters": sum(_product(shape) for shape in shapes),
+        "parameters": sum(math.prod(shape) for shape in shapes),
         "forward_flops": forward_flops(config.classifier(len(shard_set.manifest.classes))),
         "bad_samples": json.loads(bad.read_text("utf-8")) if bad.is_file() else [],
     }
@@ -206,45 +205,3 @@ def log_best(run: RunRef, result: dict[str, Any]) -> None:
     mlflow_client.log_metric(run.run_id, "best_score", result["score"])
     mlflow_client.log_metric(run.run_id, "forward_flops", result["forward_flops"])
     mlflow_client.log_metric(run.run_id, "parameters", result["parameters"])
-
-
-def _product(shape: list[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
-
-
-@contextlib.contextmanager
-def show_progress(folder: Path, config: Config, console: Console) -> Iterator[None]:
-    """A bar that follows what rank 0 writes."""
-    stop = threading.Event()
-    (folder / "progress.json").unlink(missing_ok=True)
-    thread = threading.Thread(target=_follow, args=(folder, config, console, stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _follow(folder: Path, config: Config, console: Console, stop: threading.Event) -> None:
-    progress = None
-    while progress is None:
-        if stop.wait(0.3):
-            return
-        progress = read_progress(folder)
-    epochs = config.training.epochs
-    with console.bar("train", progress["total_samples"], "samples") as bar:
-        told, last = 0, False
-        while True:
-            progress = read_progress(folder) or progress
-            metrics = ", ".join(f"{k} {v:.4g}" for k, v in progress["metrics"].items())
-            bar.update(progress["samples"], f"epoch {progress['epoch']}/{epochs}")
-            if progress["finished_epoch"] and progress["epoch"] > told:
-                told = progress["epoch"]
-                console.notice(f"epoch {told}/{epochs}: {metrics}")
-            if last:
-                return
-            last = stop.wait(0.3)

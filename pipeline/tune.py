@@ -74,10 +74,10 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
         shutil.rmtree(folder, ignore_errors=True)
     spent, started = record.seconds if record else 0.0, time.time()
     run_id = record.result.get("run_id") if record else None
-    folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(ray_session(config.cluster.address))
         concurrent = _concurrent_trials(base, study)
+        folder.mkdir(parents=True, exist_ok=True)
         run = stack.enter_context(
             open_run(config, kind="study", shard_set=shard_set, run_id=run_id)
         )
@@ -252,8 +252,9 @@ def _run_study(
     def run_trial(params: dict[str, Any]) -> None:
         trial(params)
 
-    # The workers reserve CPUs; the process that launches them needs none of its own.
-    trainable = ray_tune.with_resources(run_trial, {"CPU": 0})
+    # The workers reserve CPUs; the process that launches them needs none of its own, but Ray Tune
+    # does not take a request for nothing at all.
+    trainable = ray_tune.with_resources(run_trial, {"memory": 1})
     epochs = base.training.epochs
     path = folder / "ray" / "study"
     choices = [len(space.choice or ()) for space in study.space.values()]
@@ -280,7 +281,8 @@ def _run_study(
                     max_concurrent_trials=concurrent,
                     scheduler=ASHAScheduler(
                         time_attr="epoch",
-                        max_t=epochs,
+                        # One more than there are: a trial that reaches its end ends by itself.
+                        max_t=epochs + 1,
                         grace_period=min(study.grace_epochs, epochs),
                         reduction_factor=study.reduction_factor,
                     ),

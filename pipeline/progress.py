@@ -1,0 +1,81 @@
+"""How far a training is: written by rank 0, shown by the driver as a bar.
+
+A file on the storage that all machines share needs no further process and outlives the driver.
+"""
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pipeline.console import Console
+from pipeline.stages import write_json
+
+PROGRESS_FILE = "progress.json"
+
+
+@dataclass
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        samples, total_samples: trained on so far, and in all epochs.
+        epochs: in all.
+        loss: of the last logged step.
+        evaluations: ``(epoch, metrics)`` of the epochs that this launch has finished.
+    """
+
+    samples: int = 0
+    total_samples: int = 0
+    epochs: int = 0
+    loss: float | None = None
+    evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+    def write(self, folder: Path) -> None:
+        """Write it to the run folder, atomically."""
+        write_json(folder / PROGRESS_FILE, asdict(self))
+
+
+def read_progress(folder: Path) -> Progress | None:
+    """What rank 0 last wrote, or None."""
+    try:
+        return Progress(**json.loads((folder / PROGRESS_FILE).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def show_progress(folder: Path, console: Console) -> Iterator[None]:
+    """A bar that follows the run folder's progress file while the body runs."""
+    (folder / PROGRESS_FILE).unlink(missing_ok=True)
+    stop = threading.Event()
+    thread = threading.Thread(target=_follow, args=(folder, console, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _follow(folder: Path, console: Console, stop: threading.Event) -> None:
+    progress = None
+    while progress is None:
+        if stop.wait(0.3):
+            return
+        progress = read_progress(folder)
+    told = 0
+    with console.bar("train", progress.total_samples, "samples") as bar:
+        last = False
+        while True:
+            progress = read_progress(folder) or progress
+            for epoch, metrics in progress.evaluations[told:]:
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+                console.notice(f"epoch {epoch}/{progress.epochs}: {shown}")
+            told = len(progress.evaluations)
+            bar.update(progress.samples, f"loss {progress.loss:.4f}" if progress.loss else "")
+            if last:
+                return
+            last = stop.wait(0.3)

