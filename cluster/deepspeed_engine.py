@@ -6,6 +6,7 @@ step before the first (Adam's counter starts at 1), and a resumed run would lose
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from cluster.errors import ClusterError
 
 Precision = Literal["float32", "bf16"]
 # One bucket holds every gradient of a small model; a large model's pass through it in turn.
-MAX_BUCKET_ELEMENTS = 200_000_000
+MAX_BUCKET_ELEMENTS = 200_000 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,8 @@ class Strategy:
 
     def to_deepspeed(self, num_parameters: int) -> dict[str, Any]:
         """DeepSpeed's configuration; ``num_parameters`` sizes its communication buckets."""
-        bucket = max(1, min(num_parameters, MAX_BUCKET_ELEMENTS))
+        # DeepSpeed wants buckets aligned; any multiple of 1,024 is.
+        bucket = min(math.ceil(num_parameters / 1024) * 1024, MAX_BUCKET_ELEMENTS)
         zero: dict[str, Any] = {"stage": self.zero_stage}
         if self.zero_stage:
             # Weights shared by several layers get their gradient in several parts, which
@@ -74,6 +76,13 @@ def initialize_engine(
     )
     check_strategy(engine, strategy)
     return engine
+
+
+def leave_process_group() -> None:
+    """End torch.distributed and what DeepSpeed keeps of it, so that this process can begin anew."""
+    import deepspeed.comm
+
+    deepspeed.comm.destroy_process_group()
 
 
 def read_strategy(engine: Any) -> Strategy:

@@ -1,13 +1,20 @@
 """One training process: what Ray Train runs on every worker."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from cluster.deepspeed_engine import Strategy, initialize_engine, read_strategy
+from cluster.deepspeed_engine import (
+    Strategy,
+    initialize_engine,
+    leave_process_group,
+    read_strategy,
+)
 from cluster.engine_state import restore_state
 from perceiver_model import PerceiverClassifier
 from pipeline.checkpoints import TrainState, last_checkpoint
@@ -41,17 +48,18 @@ def train_worker(task: TrainTask) -> None:
     """
     import ray.train
 
-    loop, state = begin_training(task)
-    try:
+    with open_training(task) as (loop, state):
         while state.epoch < loop.config.training.epochs:
             state = loop.run_epoch(state)
             ray.train.report({"epoch": state.epoch, "score": state.score, **state.metrics})
-    finally:
-        loop.logger.close()
 
 
-def begin_training(task: TrainTask) -> tuple[TrainLoop, TrainState]:
+@contextlib.contextmanager
+def open_training(task: TrainTask) -> Iterator[tuple[TrainLoop, TrainState]]:
     """Build the engine, restore the last checkpoint if there is one, open the log.
+
+    Yields:
+        The loop, and the state to go on from.
 
     Raises:
         ClusterError: DeepSpeed's engine is not what the configuration asks for.
@@ -94,7 +102,12 @@ def begin_training(task: TrainTask) -> tuple[TrainLoop, TrainState]:
     )
     found = {f"engine.{name}": str(value) for name, value in asdict(read_strategy(engine)).items()}
     logger.tag(found)
-    return TrainLoop(config, classifier, shard_set, engine, place, folder, logger), state
+    try:
+        yield TrainLoop(config, classifier, shard_set, engine, place, folder, logger), state
+    finally:
+        logger.close()
+        if config.cluster.num_workers == 0:
+            leave_process_group()
 
 
 def make_optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.AdamW:

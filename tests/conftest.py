@@ -14,8 +14,13 @@ from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.load_config import load_config
 
-os.environ["MLFLOW_TRACKING_URI"] = ""
+os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+# Ray's workers import what a test hands them.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent), os.getenv("PYTHONPATH", "")]
+)
 
 # Small enough that a training takes seconds, and able to learn.
 TINY_MODEL = (

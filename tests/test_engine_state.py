@@ -1,7 +1,6 @@
 """DeepSpeed's state, whole: equal to plain torch at every stage, restorable at any other."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +11,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from cluster import ClusterError
-from cluster.deepspeed_engine import Strategy, check_strategy, initialize_engine, read_strategy
+from cluster.deepspeed_engine import (
+    Strategy,
+    check_strategy,
+    initialize_engine,
+    leave_process_group,
+    read_strategy,
+)
 from cluster.engine_state import gather_state, restore_state
 
 BATCH, STEPS, CUT = 8, 4, 2
 STAGES = (0, 1, 2, 3)
 CLIPPING = 0.5
+LEARNING_RATE = 1e-2
 
 
 def build() -> nn.Module:
@@ -45,7 +51,7 @@ def optimizer(model: nn.Module) -> torch.optim.AdamW:
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=1e-2)
+    return torch.optim.AdamW(groups, lr=LEARNING_RATE)
 
 
 def data(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,7 +144,8 @@ def test_steps_on_two_ranks_equal_plain_torch_on_the_whole_batch(
     weights, _ = results[2][f"float32-{stage}", "whole"]
     assert difference(weights, plain_torch(STEPS)) < 1e-6
     low, _ = results[2][f"bf16-{stage}", "whole"]
-    assert 0 < difference(low, plain_torch(STEPS)) < 1e-2
+    # bfloat16 turns the sign of a few tiny gradients; Adam moves each weight by the rate a step.
+    assert 0 < difference(low, plain_torch(STEPS)) < STEPS * LEARNING_RATE / 2
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -158,9 +165,8 @@ def test_it_restores_at_another_world_size_and_stage(results: dict[int, Any], st
         assert difference(results[1][name, "resumed"][part], results[2][name, "whole"][part]) < 1e-6
 
 
-def test_an_engine_that_differs_from_its_configuration_stops_the_run(tmp_path: Path) -> None:
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+def test_an_engine_that_differs_from_its_configuration_stops_the_run() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     model = build()
     engine = initialize_engine(model, optimizer(model), strategy(1, 0))
     assert read_strategy(engine) == strategy(1, 0)
@@ -168,3 +174,4 @@ def test_an_engine_that_differs_from_its_configuration_stops_the_run(tmp_path: P
         check_strategy(engine, strategy(1, 2))
     with pytest.raises(ClusterError, match="precision is float32, bf16 was asked for"):
         check_strategy(engine, strategy(1, 0, "bf16"))
+    leave_process_group()

@@ -24,7 +24,7 @@ from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.train import train
-from pipeline.worker import TrainTask, begin_training, make_optimizer
+from pipeline.worker import TrainTask, make_optimizer, open_training
 from shards import ShardReader, ShardSet, epoch_positions
 
 MakeConfig = Callable[..., Config]
@@ -54,14 +54,14 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 def train_and_keep_every_ranks_weights(task: TrainTask) -> None:
     import ray.train
 
-    loop, state = begin_training(task)
-    state = loop.run_epoch(state)
-    ray.train.report({"epoch": state.epoch})
-    weights = {name: p.detach().clone() for name, p in loop.engine.module.named_parameters()}
-    save_file(weights, f"{task.folder}/rank-{loop.place.rank}.safetensors")
-    Path(f"{task.folder}/rank-{loop.place.rank}.json").write_text(
-        json.dumps({"world_size": loop.place.world_size, "pid": os.getpid()})
-    )
+    with open_training(task) as (loop, state):
+        state = loop.run_epoch(state)
+        ray.train.report({"epoch": state.epoch})
+        weights = {name: p.detach().clone() for name, p in loop.engine.module.named_parameters()}
+        save_file(weights, f"{task.folder}/rank-{loop.place.rank}.safetensors")
+        Path(f"{task.folder}/rank-{loop.place.rank}.json").write_text(
+            json.dumps({"world_size": loop.place.world_size, "pid": os.getpid()})
+        )
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -233,8 +233,8 @@ def one_epoch(task: TrainTask) -> None:
     from ray.train.torch import TorchTrainer
 
     def loop(task: Any) -> None:
-        training, state = begin_training(task)
-        training.run_epoch(state)
+        with open_training(task) as (training, state):
+            training.run_epoch(state)
 
     TorchTrainer(loop, train_loop_config=task, scaling_config=ScalingConfig(num_workers=0)).fit()
 

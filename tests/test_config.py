@@ -1,0 +1,387 @@
+"""The configuration tree, and reading it from YAML with dotted overrides."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from perceiver_model import PRESETS
+from perceiver_model.config import AudioInput, ImageInput, Mel
+from pipeline.config import Config, canonical_json, digest, flatten
+from pipeline.errors import UserError
+from pipeline.load_config import load_config, shipped_configs, validate, with_values
+
+MINIMAL = """
+name: tiny
+data: {train: raw, image: {height: 8, width: 8}}
+model: {adapter: {kind: pixels}}
+"""
+
+
+def write(folder: Path, text: str | bytes, name: str = "mine.yaml") -> str:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def refusal(source: str, *overrides: str) -> list[str]:
+    """The lines with which a configuration is refused."""
+    with pytest.raises(UserError) as caught:
+        load_config(source, overrides)
+    return str(caught.value).splitlines()
+
+
+# --- what ships ---
+
+
+def test_shipped_names():
+    assert shipped_configs() == ["audio", "digits", "imagenet"]
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_a_shipped_configuration_resolves(name):
+    config = load_config(name)
+    assert config.name == name
+    assert config.micro_batch_size(config.cluster.num_workers) >= 1
+    assert config.classifier(num_classes=3).num_classes == 3
+    assert validate(config.tree(), name) == config
+
+
+def test_imagenet_is_the_papers_model():
+    assert load_config("imagenet").classifier(num_classes=1000) == PRESETS["imagenet"]
+
+
+def test_the_models_input_follows_from_the_data():
+    digits = load_config("digits", ["data.image.width=20", "model.pixel_std=[0.25]"])
+    source = digits.classifier(10).input
+    assert source == ImageInput(height=28, width=20, channels=1, mean=(0.5,), std=(0.25,))
+    audio = load_config("audio", ["data.audio.seconds=1.5"])
+    assert audio.classifier(2).input == AudioInput(sample_rate=16_000, num_samples=24_000)
+    assert isinstance(audio.model.adapter, Mel)
+
+
+def test_places_follow_from_output_and_name(tmp_path):
+    config = load_config("digits", [f"output={tmp_path}", "name=mine"])
+    assert config.folder == tmp_path / "mine"
+    assert config.shards_folder == str(tmp_path / "mine" / "shards")
+    assert config.tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"
+    elsewhere = with_values(config, {"shards": "s3://a/b", "tracking.uri": "http://host:5000"})
+    assert elsewhere.shards_folder == "s3://a/b"
+    assert elsewhere.tracking_uri == "http://host:5000"
+
+
+# --- reading ---
+
+
+def test_a_file_takes_defaults_for_all_it_leaves_out(tmp_path):
+    config = load_config(write(tmp_path, MINIMAL))
+    assert (config.seed, config.training.epochs, config.study) == (0, 10, None)
+    assert config.data.media.channels == 3
+
+
+def test_a_file_goes_before_a_shipped_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, MINIMAL, "digits")
+    assert load_config("digits").name == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 0.001), ("3E-4", 0.0003), ("2.5e-3", 0.0025), ("1e+1", 10.0), (".5e1", 5.0),
+     ("0.1", 0.1), ("1", 1.0)],
+)  # fmt: skip
+def test_numbers_are_those_of_yaml_1_2(tmp_path, text, value):
+    learning_rate = load_config("digits", [f"training.learning_rate={text}"]).training.learning_rate
+    assert (learning_rate, type(learning_rate)) == (value, float)
+    source = write(tmp_path, f"{MINIMAL}training: {{learning_rate: {text}}}\n")
+    assert load_config(source).training.learning_rate == value
+
+
+def test_overrides_reach_nested_sections_and_leave_their_neighbours():
+    before = load_config("digits")
+    after = load_config("digits", ["training.augment.flip=true", "model.encoder.num_latents=8"])
+    changed = {
+        path: value
+        for path, value in flatten(after.tree()).items()
+        if flatten(before.tree())[path] != value
+    }
+    assert changed == {"training.augment.flip": True, "model.encoder.num_latents": 8}
+
+
+def test_the_last_override_wins():
+    config = load_config("digits", ["seed=1", "training.epochs=3", "seed=2"])
+    assert (config.seed, config.training.epochs) == (2, 3)
+
+
+def test_an_override_may_replace_or_open_a_whole_section():
+    config = load_config(
+        "digits",
+        ["model.adapter={kind: patches, patch_size: 7}", "study=null", "data.image.resize=pad",
+         "tracking.experiment=trials"],
+    )  # fmt: skip
+    assert config.classifier(2).token_grid == (4, 4)
+    assert config.study is None
+    assert config.tracking.experiment == "trials"
+    opened = load_config("imagenet", ["study.space.training.weight_decay={uniform: [0.0, 0.2]}"])
+    assert opened.study.space["training.weight_decay"].bounds == (0.0, 0.2)
+
+
+def test_a_study_space_keeps_dotted_paths_as_keys():
+    config = load_config("digits", ["study.space.training.batch_size={choice: [32, 64]}"])
+    assert config.study.space["training.batch_size"].choice == (32, 64)
+    assert "model.encoder.num_latents" in config.study.space
+
+
+def test_with_values_gives_another_configuration_and_checks_it():
+    config = load_config("digits")
+    assert with_values(config, {"training.epochs": 4, "seed": 9}).training.epochs == 4
+    assert config.training.epochs == 10
+    with pytest.raises(UserError, match=r"^digits: training\.epochs: is 0; must be greater"):
+        with_values(config, {"training.epochs": 0})
+
+
+@pytest.mark.parametrize(
+    ("section", "field"),
+    [("", "seed"), ("training", "epochs"), ("training.schedule", "kind"), ("data", "train"),
+     ("data.image", "height"), ("model.encoder", "num_latents"), ("model.adapter", "kind")],
+)  # fmt: skip
+def test_no_section_can_be_changed(section, field):
+    node = load_config("digits")
+    for name in filter(None, section.split(".")):
+        node = getattr(node, name)
+    with pytest.raises((ValidationError, dataclasses.FrozenInstanceError)):
+        setattr(node, field, getattr(node, field))
+
+
+# --- refusals ---
+
+UNKNOWN_KEYS = [
+    ("trainig.epochs=1", "trainig", "'training'"),
+    ("training.learning_rat=1", "training.learning_rat", "'learning_rate'"),
+    ("training.schedule.warmup=1", "training.schedule.warmup", "'warmup_epochs'"),
+    ("training.augment.crop=1", "training.augment.crop", "'crop_area'"),
+    ("data.image.heigth=3", "data.image.heigth", "'height'"),
+    ("model.encoder.num_latent=3", "model.encoder.num_latent", "'num_latents'"),
+    ("model.adapter.num_chanels=3", "model.adapter.num_chanels", "'num_channels'"),
+    ("model.fourier.bands=3", "model.fourier.bands", "'num_bands'"),
+    ("study.space.training.eps={chioce: [1]}", "study.space.training.eps.chioce", "'choice'"),
+]
+
+
+@pytest.mark.parametrize(("override", "path", "meant"), UNKNOWN_KEYS)
+def test_an_unknown_key_is_named_in_full_with_the_nearest_one(override, path, meant):
+    assert refusal("digits", override) == [f"digits: {path}: unknown key; did you mean {meant}?"]
+
+
+def test_an_unknown_key_like_no_other_gets_all_that_are_allowed():
+    (line,) = refusal("digits", "registry.zzz=1")
+    assert line == "digits: registry.zzz: unknown key; allowed: model_name, alias"
+
+
+WRONG_VALUES = [
+    ("training.epochs=ten", "training.epochs: is 'ten'; must be a valid integer"),
+    ("training.epochs=1.5", "training.epochs: is 1.5; must be a valid integer"),
+    ("training.epochs=true", "training.epochs: is True; must be a valid integer"),
+    ("training.epochs='5'", "training.epochs: is '5'; must be a valid integer"),
+    ("training.epochs=0", "training.epochs: is 0; must be greater than or equal to 1"),
+    ("training.learning_rate=fast", "training.learning_rate: is 'fast'; must be a valid number"),
+    ("training.learning_rate=0", "training.learning_rate: is 0; must be greater than 0"),
+    ("training.precision=fp16", "training.precision: is 'fp16'; must be 'float32' or 'bf16'"),
+    ("training.zero_stage=4", "training.zero_stage: is 4; must be 0, 1, 2 or 3"),
+    ("training.augment.flip=1", "training.augment.flip: is 1; must be a valid boolean"),
+    ("training.betas=0.9", "training.betas: is 0.9; must be a valid array"),
+    ("training=3", "training: is 3; must be an object"),
+    ("seed=-1", "seed: is -1; must be greater than or equal to 0"),
+    ("seed=1e1", "seed: is 10.0; must be a valid integer"),
+    ("name=a b", "name: is 'a b'; must match ^[A-Za-z0-9]"),
+    ("name=no", "name: is False; must be a valid string"),
+    ("data.train=null", "data.train: is None; must be a valid string"),
+    ("data.validation=1.5", "data.validation: is 1.5; must be a valid string or less than 1"),
+    ("data.image.channels=2", "data.image.channels: is 2; must be 1 or 3"),
+    ("data.image.resize=zoom", "data.image.resize: is 'zoom'; must be 'crop', 'pad' or 'stretch'"),
+    ("data.image.height=0", "data.image: height is 0; it must be at least 1"),
+    ("model.adapter.kind=mell", "model.adapter: kind is 'mell'; must be 'pixels', 'patches'"),
+    ("model.fourier.num_bands=0", "model.fourier: num_bands = 0: must be an integer of at least 1"),
+    ("model.pixel_std=[0]", "model: std = (0.0,): must be a tuple of 1 finite number(s) above 0"),
+    ("output=s3://a/b", "output is 's3://a/b'; give a folder"),
+    ("data={}", "data.train: is missing"),
+]
+
+
+@pytest.mark.parametrize(("override", "told"), WRONG_VALUES)
+def test_a_wrong_value_is_told_with_its_path_and_what_is_allowed(override, told):
+    (line,) = refusal("digits", override)
+    assert line.startswith(f"digits: {told}")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.image.height='28'", "data.image.height=true", "data.image.height=28.0",
+     "model.encoder.num_latents='32'", "model.encoder.num_latents=true",
+     "model.encoder.share_self_attends='yes'", "model.encoder.dropout='0.1'",
+     "model.adapter.num_channels='32'", "model.fourier.num_bands=8.0"],
+)  # fmt: skip
+def test_sections_that_are_dataclasses_coerce_no_type_either(override):
+    (line,) = refusal("digits", override)
+    path = override.partition("=")[0]
+    assert line.startswith(f"digits: {path}: is ") and "; must be a valid " in line
+
+
+@pytest.mark.parametrize("path", ["training.learning_rate", "training.augment.shift_pixels"])
+@pytest.mark.parametrize("value", [".inf", ".nan"])
+def test_numbers_are_finite(path, value):
+    (line,) = refusal("digits", f"{path}={value}")
+    assert line.startswith(f"digits: {path}: is ")
+
+
+IMPOSSIBLE = [
+    (["training.batch_size=63"], ["training.batch_size is 63", "multiple", "= 2"]),
+    (["cluster.num_workers=3"], ["training.batch_size is 64", "multiple", "= 3"]),
+    (
+        ["training.gradient_accumulation_steps=5"],
+        ["training.batch_size is 64", "workers x gradient_accumulation_steps = 10"],
+    ),
+    (["model.adapter={kind: mel, num_mels: 8}"], ["model: adapter = Mel", "conv for images"]),
+    (["model.adapter={kind: patches, patch_size: 5}"], ["model: ", "patch_size = 5", "28 × 28"]),
+    (["model.encoder.latent_dim=97"], ["model.encoder: latent_dim = 97", "num_self_heads = 4"]),
+    (["model.encoder.cross_channels=62"], ["cross_channels = 62", "num_cross_heads = 4"]),
+    (["model.encoder.num_cross_attends=3"], ["num_cross_attends = 3", "at most num_blocks = 2"]),
+    (["model.fourier.max_resolution=[28]"], ["model: max_resolution = (28.0,)", "tuple of 2"]),
+    (["model.pixel_mean=[0.1, 0.2]"], ["model: mean = (0.1, 0.2)", "tuple of 1"]),
+    (["training.schedule.warmup_epochs=10"], ["training: schedule.warmup_epochs", "10 epochs"]),
+    (["training.schedule.flat_epochs=9.5"], ["training: schedule", "is 10.5", "10 epochs"]),
+    (["training.betas=[0.9, 1.0]"], ["training: betas holds 1.0", "below 1"]),
+    (["training.augment.scale=[2, 1]"], ["training.augment: scale is [2.0, 1.0]", "low <= high"]),
+    (["training.augment.crop_area=[0.5, 2]"], ["training.augment: crop_area ends at 2.0"]),
+    (["data.audio={}"], ["data: give exactly one of the sections 'image' and 'audio'"]),
+    (["data.image=null"], ["data: give exactly one of the sections 'image' and 'audio'"]),
+    (
+        ["data.image=null", "data.audio={seconds: 0.01}"],
+        ["data.audio: min_seconds is 0.02 and seconds 0.01"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "told"), IMPOSSIBLE)
+def test_an_impossible_combination_is_refused(overrides, told):
+    (line,) = refusal("digits", *overrides)
+    assert line.startswith("digits: ")
+    assert all(part in line for part in told), line
+
+
+def test_a_batch_need_not_divide_where_training_runs_in_the_calling_process():
+    assert load_config("digits", ["cluster.num_workers=0", "training.batch_size=63"])
+
+
+SPACES = [
+    ("model.encoder.num_latent={choice: [1]}", "no such field; did you mean 'model.encoder.num_l"),
+    ("zzz={choice: [1]}", "no such field"),
+    ("training.schedule={choice: [1]}", "no such field; did you mean 'training.schedule."),
+    ("data.train={choice: [a]}", "a study searches model.encoder.* and training.* only"),
+    ("model.adapter.num_channels={choice: [8]}", "a study searches model.encoder.* and"),
+    ("model.encoder.num_latents={choice: [16, 0]}", "model.encoder: num_latents = 0: must be"),
+    ("model.encoder.num_latents={choice: [16, '32']}", "model.encoder.num_latents: is '32'; must"),
+    ("model.encoder.latent_dim={choice: [96, 97]}", "model.encoder: latent_dim = 97: must be a m"),
+    ("training.zero_stage={choice: [7]}", "training.zero_stage: is 7; must be 0, 1, 2 or 3"),
+    ("training.gradient_accumulation_steps={choice: [1, 5]}", "training.batch_size is 64; it must"),
+    ("training.eps={choice: [1], uniform: [0, 1]}", "give exactly one of 'choice', 'uniform'"),
+    ("training.eps={}", "give exactly one of 'choice', 'uniform'"),
+    ("training.eps={uniform: [1, 1]}", "is [1, 1]; low < high is needed"),
+    ("training.eps={loguniform: [0, 1]}", "is [0, 1]; a logarithm needs 0 < low"),
+    ("training.learning_rate={uniform: [0, 1]}", "training.learning_rate: is 0.0; must be greater"),
+    ("model.encoder.num_latents={uniform: [16, 32]}", "model.encoder.num_latents: is 16.0; must"),
+    ("training.batch_size={uniform: [32, 64]}", "training.batch_size: is 32.0; must be a valid"),
+]
+
+
+@pytest.mark.parametrize(("space", "told"), SPACES)
+def test_a_study_searches_only_what_it_can(space, told):
+    (line,) = refusal("digits", "study.search=random", f"study.space.{space}")
+    path = space.partition("=")[0]
+    assert line.startswith(f"digits: study.space.{path}: {told}")
+    assert not line.endswith("; ")
+
+
+def test_a_grid_needs_choices():
+    (line,) = refusal("digits", "study.space.training.eps={uniform: [1e-9, 1e-7]}")
+    assert line.startswith("digits: study: space.training.eps: search 'grid' needs {choice: ")
+
+
+def test_a_searched_value_must_suit_the_studys_own_epochs():
+    (line,) = refusal(
+        "digits", "study.epochs=3", "study.space.training.schedule.warmup_epochs={choice: [1, 4]}"
+    )
+    assert "study.space.training.schedule.warmup_epochs: training: schedule" in line
+
+
+def test_every_problem_has_a_line_of_its_own():
+    lines = refusal("digits", "training.epochs=0", "training.bach_size=3", "data.train=null")
+    assert sorted(lines) == [
+        "digits: data.train: is None; must be a valid string",
+        "digits: training.bach_size: unknown key; did you mean 'batch_size'?",
+        "digits: training.epochs: is 0; must be greater than or equal to 1",
+    ]
+
+
+@pytest.mark.parametrize("override", ["training.epochs", "=3", "--fresh"])
+def test_an_override_is_a_path_and_a_value(override):
+    assert refusal("digits", override) == [f"{override!r}: overrides are section.field=value"]
+
+
+def test_an_overrides_value_is_yaml():
+    (line,) = refusal("digits", "training.betas=[0.9")
+    assert line.startswith("'training.betas=[0.9': not YAML: ")
+
+
+BROKEN = [
+    ("a: [1", "not YAML: while parsing a flow sequence"),
+    ("name: a\nname: b\n", "not YAML: key 'name' is given twice"),
+    ("data: {train: a, train: b}\n", "not YAML: key 'train' is given twice"),
+    ("a: !!python/object:os.system {}\n", "not YAML: could not determine a constructor"),
+    ("? [1, 2]\n: 3\n", "not YAML: "),
+    ("a: &loop {b: *loop}\n", ""),
+    ("2024-01-01: 3\n", ""),
+    ("- 1\n", "holds list, not sections with fields"),
+    ("", "holds NoneType, not sections with fields"),
+    (b"\xff\xfe", "cannot be read: 'utf-8' codec"),
+]
+
+
+@pytest.mark.parametrize(("text", "told"), BROKEN)
+def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, told):
+    source = write(tmp_path, text)
+    lines = refusal(source)
+    assert lines[0].startswith(f"{source}: {told}")
+
+
+@pytest.mark.parametrize(
+    ("source", "hint"),
+    [("digts", "did you mean 'digits'?"), ("image-net", "did you mean 'imagenet'?"),
+     ("qqq", "shipped ones: audio, digits, imagenet")],
+)  # fmt: skip
+def test_a_missing_file_gets_the_nearest_shipped_name(source, hint):
+    assert refusal(source) == [f"{source}: no such configuration file, nor a shipped name; {hint}"]
+
+
+# --- trees ---
+
+
+def test_equal_trees_have_equal_digests_whatever_their_order():
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
+    assert len({digest(value) for value in ({"a": 1}, {"a": 2}, {"b": 1}, {"a": "1"}, [1])}) == 5
+    assert digest({"b": 2, "a": [1]}) == hashlib.sha256(b'{"a":[1],"b":2}').hexdigest()
+    assert canonical_json({"b": None, "a": True}) == '{"a":true,"b":null}'
+
+
+def test_flatten_names_leaves_by_dotted_paths():
+    tree = {"a": 1, "b": {"c": [1, {"d": 2}], "e": {"f": None}}}
+    assert flatten(tree) == {"a": 1, "b.c": [1, {"d": 2}], "b.e.f": None}
+
+
+def test_the_tree_survives_yaml():
+    config = load_config("audio")
+    text = yaml.safe_dump(config.tree(), sort_keys=False)
+    assert Config.model_validate_json(canonical_json(yaml.safe_load(text))) == config

@@ -1,0 +1,463 @@
+"""From shards or raw media to batches, and from a model to predictions and their files."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from perceiver_model import (
+    AudioInput,
+    Chunks,
+    ClassifierConfig,
+    EncoderConfig,
+    FourierConfig,
+    ImageInput,
+    Patches,
+    PerceiverClassifier,
+)
+from pipeline.batches import BadSample, BatchDataset, load_batches
+from pipeline.errors import UserError
+from pipeline.inference import (
+    ModelCard,
+    Prediction,
+    Predictor,
+    as_inputs,
+    check_array,
+    collate,
+)
+from pipeline.media import AudioFormat, ImageFormat
+from pipeline.media.images import encode_jpeg
+from pipeline.predict import list_inputs, write_predictions
+from shards import PADDING, Sample, ShardReader, ShardSet, encode_npy, publish, write_shard
+
+CLASSES = ("cat", "dog", "owl")
+IMAGES = ImageFormat(height=8, width=8, channels=1)
+SOUNDS = AudioFormat(sample_rate=1000, seconds=0.1)
+TINY = EncoderConfig(
+    num_latents=2, latent_dim=8, num_blocks=1, num_cross_attends=1, num_self_attends=1,
+    num_self_heads=1, latent_init_std=1.0,
+)  # fmt: skip
+
+
+def image_card() -> ModelCard:
+    classifier = ClassifierConfig(
+        input=ImageInput(height=8, width=8, channels=1),
+        adapter=Patches(patch_size=4),
+        fourier=FourierConfig(num_bands=2),
+        encoder=TINY,
+        num_classes=3,
+    )
+    return ModelCard(classifier, IMAGES, CLASSES)
+
+
+def audio_card() -> ModelCard:
+    classifier = ClassifierConfig(
+        input=AudioInput(sample_rate=1000, num_samples=100),
+        adapter=Chunks(chunk_size=10),
+        fourier=FourierConfig(num_bands=2, max_resolution=(10.0,)),
+        encoder=TINY,
+        num_classes=3,
+    )
+    return ModelCard(classifier, SOUNDS, CLASSES)
+
+
+def random_weights(card: ModelCard) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    weights = PerceiverClassifier(card.classifier).state_dict()
+    return {name: value + 0.3 * torch.randn_like(value) for name, value in weights.items()}
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    card = image_card()
+    return Predictor(card, random_weights(card), torch.device("cpu"))
+
+
+def png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# --- a model on raw media ---
+
+
+@pytest.mark.parametrize("card", [image_card(), audio_card()], ids=["image", "audio"])
+def test_a_card_survives_json(card):
+    again = ModelCard.from_json(card.to_json())
+    assert again == card
+    assert json.loads(card.to_json())["classes"] == list(CLASSES)
+
+
+def test_a_prediction_is_the_likeliest_class(predictor):
+    (prediction,) = predictor.predict([png(0)])
+    assert list(prediction.probabilities) == list(CLASSES)
+    assert sum(prediction.probabilities.values()) == pytest.approx(1)
+    assert prediction.probability == max(prediction.probabilities.values())
+    assert prediction.probabilities[prediction.label] == prediction.probability
+    assert (prediction.source, prediction.error) == ("bytes[0]", None)
+
+
+def test_the_order_is_kept_over_batches(predictor):
+    inputs = [png(seed) for seed in range(70)]
+    together = predictor.predict(inputs)
+    assert [p.source for p in together] == [f"bytes[{number}]" for number in range(70)]
+    for number in (0, 1, 63, 64, 69):
+        (alone,) = predictor.predict([inputs[number]])
+        assert together[number].probabilities == pytest.approx(alone.probabilities, abs=1e-6)
+    assert len({round(p.probability, 6) for p in together}) > 60
+    assert predictor.predict([]) == []
+
+
+def test_paths_and_bytes_agree(predictor, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(png(3))
+    forms = [path, str(path), png(3), bytearray(png(3)), memoryview(png(3))]
+    predictions = predictor.predict(forms)
+    assert [p.source for p in predictions[:3]] == [str(path), str(path), "bytes[2]"]
+    for prediction in predictions[1:]:
+        assert prediction.probabilities == pytest.approx(predictions[0].probabilities, abs=1e-6)
+
+
+def test_what_cannot_be_used_gets_a_reason_and_the_rest_a_label(predictor, tmp_path):
+    bad = {
+        str(tmp_path / "missing.png"): "No such file or directory",
+        str(tmp_path): "Is a directory",
+        b"no image": "no image format that Pillow knows",
+        b"": "the file is empty",
+        str(tmp_path / "a\0b.png"): "null",
+        "~$lock.png": "",
+    }
+    inputs = [item for number, given in enumerate(bad) for item in (given, png(number))]
+    predictions = predictor.predict(inputs)
+    good = predictor.predict([png(number) for number in range(len(bad))])
+    assert all(p.label in CLASSES and p.error is None for p in predictions[1::2])
+    for mixed, pure in zip(predictions[1::2], good, strict=True):
+        assert mixed.probabilities == pytest.approx(pure.probabilities, abs=1e-6)
+    for prediction, reason in zip(predictions[::2], bad.values(), strict=True):
+        assert (prediction.label, prediction.probability, prediction.probabilities) == (None,) * 3
+        assert prediction.error and reason in prediction.error
+    assert [p.label for p in predictor.predict([b"", b""])] == [None, None]
+
+
+def test_a_model_of_sound_masks_what_a_recording_lacks():
+    card = audio_card()
+    predictor = Predictor(card, random_weights(card), torch.device("cpu"))
+    sound = np.random.default_rng(0).normal(0, 0.2, 100)
+
+    def wav(samples: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        soundfile.write(buffer, samples, 1000, format="WAV", subtype="PCM_16")
+        return buffer.getvalue()
+
+    padded = np.concatenate([sound[:50], np.zeros(50)])
+    short, long, silent = predictor.predict([wav(sound[:50]), wav(sound), wav(padded)])
+    assert short.error is None and long.error is None
+    assert short.probabilities != pytest.approx(silent.probabilities, abs=1e-6)
+    (alone,) = predictor.predict([wav(sound[:50])])
+    assert alone.probabilities == pytest.approx(short.probabilities, abs=1e-6)
+
+
+def test_a_predictor_is_read_from_files(predictor, tmp_path):
+    card = image_card()
+    (tmp_path / "card.json").write_text(card.to_json())
+    save_file(random_weights(card), tmp_path / "model.safetensors")
+    loaded = Predictor.load(tmp_path / "card.json", tmp_path / "model.safetensors")
+    assert loaded.card == card
+    (expected,), (found,) = predictor.predict([png(1)]), loaded.predict([png(1)])
+    assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["a.png", b"bytes"],
+        ("a.png", b"bytes"),
+        np.array(["a.png", b"bytes"], dtype=object),
+        np.array([["a.png"], [b"bytes"]], dtype=object),
+        pd.DataFrame({"anything": ["a.png", b"bytes"]}),
+        pd.Series(["a.png", b"bytes"]),
+    ],
+    ids=["list", "tuple", "array", "column", "table", "series"],
+)
+def test_inputs_come_in_many_forms(values):
+    assert as_inputs(values) == ["a.png", b"bytes"]
+
+
+def test_a_single_input_is_a_list_of_one():
+    assert as_inputs("a.png") == ["a.png"]
+    assert as_inputs(b"\0\1") == [b"\0\1"]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([1.5], "a float among the inputs; give paths or bytes"),
+        (["a", None], "a NoneType among the inputs"),
+        (pd.DataFrame({"a": ["x"], "b": ["y"]}), r"columns \['a', 'b'\]; give one column"),
+    ],
+)
+def test_other_inputs_are_refused(values, told):
+    with pytest.raises(ValueError, match=told):
+        as_inputs(values)
+
+
+# --- arrays to tensors ---
+
+
+def test_images_are_stacked_and_gaps_are_zero():
+    array = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
+    inputs, mask = collate([array, None, array + 1], IMAGES)
+    assert (inputs.dtype, list(inputs.shape), mask) == (torch.uint8, [3, 8, 8, 1], None)
+    assert np.array_equal(inputs[0], array) and np.array_equal(inputs[2], array + 1)
+    assert not inputs[1].any()
+
+
+def test_sounds_are_padded_and_masked():
+    inputs, mask = collate([np.ones(100, np.int16), None, np.full(3, -7, np.int16)], SOUNDS)
+    assert (inputs.dtype, mask.dtype, inputs.shape) == (torch.int16, torch.bool, mask.shape)
+    assert mask.sum(dim=1).tolist() == [100, 0, 3]
+    assert inputs[2].tolist() == [-7] * 3 + [0] * 97
+    assert mask[2, :3].all() and not inputs[1].any()
+
+
+@pytest.mark.parametrize(
+    ("array", "media"),
+    [
+        (np.zeros((8, 8, 3), np.uint8), IMAGES),
+        (np.zeros((8, 8), np.uint8), IMAGES),
+        (np.zeros((8, 8, 1), np.float32), IMAGES),
+        (np.zeros(101, np.int16), SOUNDS),
+        (np.zeros((100, 1), np.int16), SOUNDS),
+        (np.zeros(100, np.float32), SOUNDS),
+    ],
+)
+def test_an_array_of_another_kind_is_refused(array, media):
+    with pytest.raises(ValueError, match="does not fit"):
+        check_array(array, media)
+    with pytest.raises(ValueError, match="does not fit"):
+        collate([None, array], media)
+
+
+# --- shards to batches ---
+
+
+def make_reader(
+    folder: Path, media: ImageFormat | AudioFormat, contents: list[bytes]
+) -> ShardReader:
+    """A published set of one split in shards of 4; targets are numbers modulo 3, none for 5."""
+    samples = [
+        Sample(
+            f"key{number}",
+            {media.member: content},
+            None if number == 5 else number % 3,
+            f"train/{number}.png",
+            hashlib.sha256(content).hexdigest(),
+        )
+        for number, content in enumerate(contents)
+    ]
+    numbers = range(0, len(samples), 4)
+    for shard, start in enumerate(numbers):
+        write_shard(folder / "staging", shard, "train", samples[start : start + 4])
+    publish(
+        folder / "staging", folder / "set", numbers=range(len(numbers)), config={},
+        input_digest="0" * 64, classes=CLASSES,
+    )  # fmt: skip
+    return ShardReader(ShardSet.open(folder / "set"), "train")
+
+
+def an_image(number: int) -> np.ndarray:
+    return np.full((8, 8, 1), 10 * number + 5, np.uint8)
+
+
+@pytest.fixture
+def images(tmp_path) -> ShardReader:
+    """Samples 0 to 8; 2 is no array, 4 of another shape and 7 cut short."""
+    contents = [encode_npy(an_image(number)) for number in range(9)]
+    contents[2] = b"not an array at all"
+    contents[4] = encode_npy(np.zeros((8, 9, 1), np.uint8))
+    contents[7] = contents[7][:-3]
+    return make_reader(tmp_path, IMAGES, contents)
+
+
+def test_padding_and_unreadable_samples_weigh_nothing_and_the_latter_are_named(images):
+    batch = BatchDataset(images, IMAGES)[np.array([8, PADDING, 2, 0, 4, 5, 7])]
+    assert batch.weights.tolist() == [1, 0, 0, 1, 0, 1, 0]
+    assert batch.weights.dtype == torch.float32
+    assert batch.targets.tolist() == [2, 0, 0, 0, 0, -1, 0]
+    assert batch.targets.dtype == torch.int64
+    assert batch.inputs[:, 0, 0, 0].tolist() == [85, 0, 0, 5, 0, 55, 0]
+    assert batch.mask is None
+    assert [bad.source for bad in batch.bad] == ["train/2.png", "train/4.png", "train/7.png"]
+    assert "does not fit" in batch.bad[1].reason
+    assert all(bad.reason and "\n" not in bad.reason for bad in batch.bad)
+
+
+def test_a_batch_of_padding_is_all_zero(images):
+    batch = BatchDataset(images, IMAGES)[np.full(3, PADDING)]
+    assert list(batch.inputs.shape) == [3, 8, 8, 1] and not batch.inputs.any()
+    assert not batch.weights.any() and batch.bad == ()
+
+
+def test_a_lost_tar_is_named_for_each_of_its_samples(images):
+    folder = images.shard_set.location.folder
+    (folder / images.shard_set.listing["name"][1].as_py()).unlink()
+    batch = BatchDataset(images, IMAGES)[np.array([3, 5, 6])]
+    assert batch.weights.tolist() == [1, 0, 0]
+    assert [bad.source for bad in batch.bad] == [
+        "sample 5 of split train",
+        "sample 6 of split train",
+    ]
+    assert all("missing" in bad.reason for bad in batch.bad)
+
+
+def test_a_lacking_member_is_named(images):
+    other = ImageFormat(height=8, width=8, channels=1, encoding="jpeg")
+    (bad,) = BatchDataset(images, other)[np.array([0])].bad
+    assert bad.source == "train/0.png" and "image.jpg" in bad.reason
+
+
+def test_jpeg_members_are_decoded(tmp_path):
+    media = ImageFormat(height=8, width=8, channels=3, encoding="jpeg")
+    pixels = np.full((8, 8, 3), 90, np.uint8)
+    reader = make_reader(tmp_path, media, [encode_jpeg(pixels, 95), b"\xff\xd8 broken"])
+    batch = BatchDataset(reader, media)[np.array([0, 1])]
+    assert (batch.inputs[0].int() - 90).abs().max() <= 2
+    assert batch.weights.tolist() == [1, 0] and batch.bad[0].source == "train/1.png"
+
+
+def test_sounds_come_with_their_masks(tmp_path):
+    contents = [encode_npy(np.full(length, 3, np.int16)) for length in (100, 40, 120)]
+    batch = BatchDataset(make_reader(tmp_path, SOUNDS, contents), SOUNDS)[
+        np.array([1, PADDING, 0, 2])
+    ]
+    assert batch.mask.sum(dim=1).tolist() == [40, 0, 100, 0]
+    assert batch.weights.tolist() == [1, 0, 1, 0]
+    assert [bad.source for bad in batch.bad] == ["train/2.png"]
+
+
+def test_loader_processes_give_the_same_batches_in_the_same_order(images):
+    numbers = [np.array([8, 2]), np.array([0, PADDING]), np.array([5, 1]), np.array([7, 4])]
+    here, there = (
+        list(load_batches(images, IMAGES, numbers, num_workers=workers, pin_memory=False))
+        for workers in (0, 1)
+    )
+    assert len(here) == len(there) == 4
+    for one, other in zip(here, there, strict=True):
+        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.targets, other.targets)
+        assert torch.equal(one.weights, other.weights)
+        assert one.bad == other.bad
+    assert here[0].bad == (BadSample("train/2.png", here[0].bad[0].reason),)
+
+
+# --- predictions as files ---
+
+PREDICTIONS = [
+    Prediction("a, b.png", "cat", 0.75, {"cat": 0.75, "dog": 0.25}, None),
+    Prediction("bytes[1]", None, None, None, "no image,\nreally"),
+    Prediction("é.png", "dog", 1.0, {"cat": 0.0, "dog": 1.0}, None),
+]
+
+
+def test_predictions_are_written_as_json_lines(tmp_path):
+    path = tmp_path / "deep" / "out.jsonl"
+    write_predictions(PREDICTIONS, path)
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [Prediction(**row) for row in rows] == PREDICTIONS
+    assert [file.name for file in path.parent.iterdir()] == ["out.jsonl"]
+
+
+def test_predictions_are_written_as_csv(tmp_path):
+    path = tmp_path / "out.csv"
+    write_predictions(PREDICTIONS, path)
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["source"], row["label"], row["probability"], row["error"]) for row in rows] == [
+        (
+            p.source,
+            p.label or "",
+            "" if p.probability is None else str(p.probability),
+            p.error or "",
+        )
+        for p in PREDICTIONS
+    ]
+
+
+def test_predictions_are_written_as_parquet(tmp_path):
+    path = tmp_path / "out.parquet"
+    write_predictions(PREDICTIONS, path)
+    rows = pq.read_table(path).to_pylist()
+    for row, prediction in zip(rows, PREDICTIONS, strict=True):
+        assert dict(row.pop("probabilities")) == (prediction.probabilities or {})
+        assert row == {name: getattr(prediction, name) for name in row}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_an_older_file_is_replaced(tmp_path, kind):
+    path = tmp_path / f"out.{kind}"
+    write_predictions(PREDICTIONS, path)
+    size = path.stat().st_size
+    write_predictions(PREDICTIONS[:1], path)
+    assert path.stat().st_size < size
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_names_that_are_not_utf_8_are_written(predictor, tmp_path, kind):
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))
+    strange.write_bytes(png(0))
+    predictions = predictor.predict(list_inputs([str(strange)]))
+    assert predictions[0].label in CLASSES
+    write_predictions(predictions, tmp_path / f"out.{kind}")
+    assert (tmp_path / f"out.{kind}").stat().st_size > 0
+
+
+# --- which files to predict ---
+
+
+@pytest.fixture
+def media_folder(tmp_path) -> Path:
+    root = tmp_path / "media"
+    for name in ("b.png", "a/2.png", "a/1.png", ".hidden.png", ".git/x.png", "a/.cache/y.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    return root
+
+
+def test_folders_give_their_files_sorted_and_files_themselves(media_folder):
+    found = list_inputs([str(media_folder / "b.png"), str(media_folder)])
+    names = [str(Path(path).relative_to(media_folder)) for path in found]
+    assert names == ["b.png", "a/1.png", "a/2.png", "b.png"]
+    assert list_inputs([str(media_folder / ".hidden.png")]) == [media_folder / ".hidden.png"]
+
+
+@pytest.mark.parametrize("given", [".", "..", "../media", "{root}/.git/../a"])
+def test_a_folder_may_be_named_by_dots(media_folder, monkeypatch, given):
+    monkeypatch.chdir(media_folder / "a" if given == ".." else media_folder)
+    found = list_inputs([given.format(root=media_folder)])
+    assert [Path(path).name for path in found][:2] == ["1.png", "2.png"]
+
+
+def test_a_hidden_folder_may_be_given(media_folder):
+    assert list_inputs([str(media_folder / ".git")]) == [media_folder / ".git" / "x.png"]
+
+
+def test_what_is_not_there_is_refused(media_folder):
+    with pytest.raises(UserError, match=r"nowhere\.png: no such file or folder"):
+        list_inputs([str(media_folder), str(media_folder / "nowhere.png")])
+    (media_folder / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: no files there"):
+        list_inputs([str(media_folder / "empty")])

@@ -1,0 +1,128 @@
+"""A verb as a Ray job, on a cluster that the test starts on loopback."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from pipeline.config import Config
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """``ray start --head`` in the foreground; yields the environment for its clients."""
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "disabled",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    dashboard = free_port()
+    log = (tmp_path_factory.mktemp("head") / "log").open("w")
+    head = subprocess.Popen(
+        [BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1",
+         f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+         "--num-cpus=2", f"--temp-dir={tmp_path_factory.mktemp('r')}"],
+        env=environment, stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+    environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
+    deadline = time.monotonic() + 90
+    try:
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", dashboard)) == 0:
+                    break
+            assert head.poll() is None, Path(log.name).read_text()
+            assert time.monotonic() < deadline, Path(log.name).read_text()
+            time.sleep(0.3)
+        yield environment
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        try:
+            head.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+        log.close()
+
+
+@pytest.fixture
+def job_config(make_config: Callable[..., Config], digit_shards: Path, tmp_path: Path) -> Path:
+    config = make_config(
+        tmp_path / "out", f"shards={digit_shards}", "cluster.num_workers=2", "training.epochs=1"
+    )
+    path = tmp_path / "digits.yaml"
+    path.write_text(json.dumps(config.tree()))
+    return path
+
+
+def assert_finished_run(output: Path) -> None:
+    client = MlflowClient(f"sqlite:///{output / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("digits")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["engine.world_size"] == "2"
+
+
+def test_ray_job_submit_trains_as_the_readme_says(
+    cluster: dict[str, str], job_config: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [BIN / "ray", "job", "submit", "--working-dir", ".", "--",
+         "python", "-m", "pipeline", "train", str(job_config)],
+        cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "succeeded" in (done.stdout + done.stderr).lower()
+    assert_finished_run(tmp_path / "out")
+
+
+def test_perceiver_submit_trains_and_follows_the_log(
+    cluster: dict[str, str], job_config: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [BIN / "perceiver", "submit", "--json", "--address", cluster["RAY_API_SERVER_ADDRESS"],
+         "--", "train", str(job_config), "name=digits"],
+        cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["status"] == "SUCCEEDED"
+    assert "best checkpoint" in done.stderr, "the job's own words are followed"
+    assert_finished_run(tmp_path / "out")
+
+
+def test_a_relative_output_is_refused_inside_a_job(cluster: dict[str, str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [BIN / "ray", "job", "submit", "--working-dir", ".", "--",
+         "python", "-m", "pipeline", "train", "digits"],
+        cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "give an absolute path" in done.stdout + done.stderr
+
+
+def test_where_no_cluster_answers_there_is_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [BIN / "perceiver", "submit", "--address", f"http://127.0.0.1:{free_port()}",
+         "--", "train", "digits"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "ray start --head" in line

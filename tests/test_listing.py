@@ -1,0 +1,299 @@
+"""Which raw files there are, and the split, class and shard of each."""
+
+import os
+import shutil
+from pathlib import Path
+
+import fsspec
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.listing import Listing, list_media, read_plan, write_plan
+from pipeline.load_config import load_config, with_values
+
+
+def make_files(root: Path, counts: dict[str, int], start: int = 0) -> Path:
+    """`counts[NAME]` files in each class folder, each of its own size."""
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(start, start + count):
+            (root / name / f"{number:03d}.png").write_bytes(b"x" * (number + 1))
+    return root
+
+
+def listed(train: Path | str, **data: object) -> Listing:
+    values = {"train": str(train), "validation": None, "test": None, **data}
+    seed = values.pop("seed", 0)
+    fields = {f"data.{key}": value for key, value in values.items()}
+    return list_media(with_values(load_config("digits"), {**fields, "seed": seed}))
+
+
+def uris(listing: Listing, split: str) -> set[str]:
+    return {file.uri for file in listing.files if file.split == split}
+
+
+# --- splits ---
+
+
+def test_every_file_has_its_class_path_and_size(tmp_path):
+    make_files(tmp_path, {"owl": 2, "cat": 1})
+    (tmp_path / "cat" / "indoors").mkdir()
+    (tmp_path / "cat" / "indoors" / "a b.png").write_bytes(b"12345678")
+    listing = listed(tmp_path)
+    assert listing.classes == ("cat", "owl")
+    assert {(file.uri, file.class_name, file.size) for file in listing.files} == {
+        ("train/owl/000.png", "owl", 1),
+        ("train/owl/001.png", "owl", 2),
+        ("train/cat/000.png", "cat", 1),
+        ("train/cat/indoors/a b.png", "cat", 8),
+    }
+    assert listing.roots == {"train": str(tmp_path)}
+    assert listing.counts() == {"train": 4}
+
+
+def test_splits_have_folders_of_their_own(tmp_path):
+    train = make_files(tmp_path / "train", {"cat": 3, "owl": 3})
+    validation = make_files(tmp_path / "val", {"owl": 2})
+    test = make_files(tmp_path / "test", {"cat": 1, "owl": 1})
+    listing = listed(train, validation=str(validation), test=str(test))
+    assert listing.counts() == {"train": 6, "validation": 2, "test": 2}
+    assert uris(listing, "validation") == {"validation/owl/000.png", "validation/owl/001.png"}
+    assert [file.split for file in listing.files] == ["train"] * 6 + ["validation"] * 2 + [
+        "test"
+    ] * 2
+    assert listing.roots["test"] == str(test)
+
+
+def test_a_share_of_each_class_is_held_out(tmp_path):
+    make_files(tmp_path, {"cat": 40, "dog": 10, "owl": 2})
+    listing = listed(tmp_path, validation=0.2)
+    held = [file for file in listing.files if file.split == "validation"]
+    counts = {name: sum(file.class_name == name for file in held) for name in listing.classes}
+    assert counts == {"cat": 8, "dog": 2, "owl": 1}
+    assert listing.counts() == {"train": 41, "validation": 11}
+    assert {file.path for file in held}.isdisjoint(
+        file.path for file in listing.files if file.split == "train"
+    )
+    assert listing.roots["validation"] == str(tmp_path)
+
+
+def test_a_class_keeps_a_file_to_train_on(tmp_path):
+    make_files(tmp_path, {"cat": 2, "owl": 3})
+    listing = listed(tmp_path, validation=0.99)
+    assert listing.counts() == {"train": 2, "validation": 3}
+
+
+def test_what_is_held_out_stays_where_it_is(tmp_path):
+    make_files(tmp_path, {"cat": 40, "owl": 40})
+    before = uris(listed(tmp_path, validation=0.25), "validation")
+    assert before == uris(listed(tmp_path, validation=0.25), "validation")
+    copy = tmp_path.with_name("copy")
+    shutil.copytree(tmp_path, copy)
+    assert before == uris(listed(copy, validation=0.25), "validation")
+    assert before != uris(listed(tmp_path, validation=0.25, seed=1), "validation")
+
+
+def test_a_new_file_moves_at_most_one_other_and_none_of_another_class(tmp_path):
+    make_files(tmp_path, {"cat": 40, "owl": 40})
+    before = uris(listed(tmp_path, validation=0.25), "validation")
+    for number in range(40, 48):
+        make_files(tmp_path, {"cat": 1}, start=number)
+        after = uris(listed(tmp_path, validation=0.25), "validation")
+        new = f"validation/cat/{number:03d}.png"
+        assert len((before ^ after) - {new}) <= 1
+        assert all(uri.startswith("validation/cat/") for uri in before ^ after)
+        before = after
+
+
+# --- order ---
+
+
+def test_the_order_mixes_the_classes(tmp_path):
+    make_files(tmp_path, {"cat": 40, "dog": 40, "owl": 40})
+    names = [file.class_name for file in listed(tmp_path).files]
+    for start in range(0, 120, 20):
+        assert set(names[start : start + 20]) == {"cat", "dog", "owl"}
+
+
+def test_the_order_is_the_seeds_alone(tmp_path):
+    make_files(tmp_path, {"cat": 20, "owl": 20})
+    order = [file.uri for file in listed(tmp_path).files]
+    assert order == [file.uri for file in listed(tmp_path).files]
+    other = [file.uri for file in listed(tmp_path, seed=1).files]
+    assert order != other and sorted(order) == sorted(other)
+
+
+def test_a_new_file_leaves_the_others_order(tmp_path):
+    make_files(tmp_path, {"cat": 20, "owl": 20})
+    before = [file.uri for file in listed(tmp_path).files]
+    make_files(tmp_path, {"cat": 1}, start=20)
+    after = [file.uri for file in listed(tmp_path).files]
+    assert [uri for uri in after if uri != "train/cat/020.png"] == before
+
+
+# --- what is passed over ---
+
+
+def test_hidden_and_system_files_are_passed_over(tmp_path):
+    make_files(tmp_path, {"cat": 1, "owl": 1})
+    make_files(tmp_path / ".git", {"objects": 2})
+    make_files(tmp_path / "cat", {".thumbnails": 1})
+    for name in ("cat/.DS_Store", "cat/Thumbs.db", "owl/desktop.ini", ".hidden"):
+        (tmp_path / name).write_bytes(b"x")
+    listing = listed(tmp_path)
+    assert uris(listing, "train") == {"train/cat/000.png", "train/owl/000.png"}
+    assert listing.loose == ()
+
+
+def test_a_hidden_folder_may_hold_the_root(tmp_path):
+    listing = listed(make_files(tmp_path / ".cache" / "media", {"cat": 1, "owl": 1}))
+    assert listing.counts() == {"train": 2}
+
+
+def test_files_beside_the_class_folders_are_kept_aside(tmp_path):
+    train = make_files(tmp_path / "train", {"cat": 2, "owl": 2})
+    test = make_files(tmp_path / "test", {"cat": 1})
+    (train / "README.md").write_text("about")
+    (test / "labels.csv").write_text("a,b")
+    listing = listed(train, test=str(test))
+    assert [file.uri for file in listing.loose] == ["train/README.md", "test/labels.csv"]
+    assert listing.counts() == {"train": 4, "test": 1}
+    assert listing.classes == ("cat", "owl")
+
+
+# --- what changed ---
+
+
+def test_digests_tell_copies_from_changes(tmp_path):
+    first = make_files(tmp_path / "a", {"cat": 2, "owl": 2})
+    before = listed(first)
+    second = tmp_path / "b"
+    shutil.copytree(first, second)
+    os.utime(second / "cat" / "000.png", (1, 1))
+    copied = listed(second)
+    assert copied.content_digest == before.content_digest
+    assert copied.state_digest != before.state_digest
+    (second / "loose.txt").write_text("x")
+    assert listed(second).content_digest != before.content_digest
+    (first / "cat" / "000.png").write_bytes(b"longer")
+    assert listed(first).content_digest != before.content_digest
+
+
+def test_a_root_may_be_any_url():
+    memory = fsspec.filesystem("memory")
+    for path in ("cat/1.png", "owl/2.png", "owl/.hidden", "note.txt"):
+        memory.pipe(f"/listing-test/{path}", b"123")
+    listing = listed("memory://listing-test")
+    assert {(file.path, file.size) for file in listing.files} == {
+        ("cat/1.png", 3),
+        ("owl/2.png", 3),
+    }
+    assert [file.path for file in listing.loose] == ["note.txt"]
+
+
+# --- refusals ---
+
+
+def refusal(*args: object, **data: object) -> str:
+    with pytest.raises(UserError) as caught:
+        listed(*args, **data)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    make_files(tmp_path / "train", {"cat": 2, "owl": 2})
+    missing = str(tmp_path / "missing")
+    assert refusal(missing) == f"data.train={missing}: no such folder"
+    for split in ("validation", "test"):
+        told = refusal(tmp_path / "train", **{split: missing})
+        assert told == f"data.{split}={missing}: no such folder"
+
+
+def test_a_file_is_no_folder(tmp_path):
+    path = tmp_path / "a.zip"
+    path.write_bytes(b"x")
+    assert refusal(path).startswith(f"data.train={path}: not a folder; give one with a folder for")
+
+
+@pytest.mark.parametrize("inside", [None, "cat", ".hidden"])
+def test_an_empty_folder_is_refused(tmp_path, inside):
+    if inside:
+        (tmp_path / inside).mkdir()
+    assert refusal(tmp_path).startswith(f"data.train={tmp_path}: is empty; put each class's files")
+
+
+def test_files_without_class_folders_are_refused(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"x")
+    assert refusal(tmp_path).startswith(
+        f"data.train={tmp_path}: holds 2 files but no class folders; put each class's files into"
+    )
+
+
+def test_one_class_is_refused(tmp_path):
+    make_files(tmp_path, {"cat": 5})
+    assert "one class only ('cat'); a classifier needs at least two" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_class_that_training_lacks_is_refused(tmp_path, split):
+    train = make_files(tmp_path / "train", {"cat": 2, "owl": 2})
+    other = make_files(tmp_path / "other", {"cat": 1, "bat": 1, "ant": 1})
+    told = refusal(train, **{split: str(other)})
+    assert told == f"data.{split}={other}: class folders 'ant', 'bat' are not in data.train"
+
+
+def test_a_class_of_one_file_cannot_be_split(tmp_path):
+    make_files(tmp_path, {"cat": 5, "owl": 1})
+    told = refusal(tmp_path, validation=0.2)
+    assert told.startswith("data.validation=0.2: class 'owl' has one file only, none would be left")
+    assert listed(tmp_path).counts() == {"train": 6}
+
+
+# --- the plan ---
+
+
+def plan_rows(path: Path, shards: int) -> list[list[dict]]:
+    return [read_plan(path, shard) for shard in range(shards)]
+
+
+def test_a_plan_cuts_each_split_into_shards(tmp_path):
+    train = make_files(tmp_path / "train", {"cat": 4, "owl": 3})
+    test = make_files(tmp_path / "test", {"owl": 2})
+    listing = listed(train, test=str(test))
+    plan = tmp_path / "made" / "plan.parquet"
+    assert write_plan(listing, plan, samples_per_shard=3) == 4
+    shards = plan_rows(plan, 4)
+    assert [[row["split"] for row in rows] for rows in shards] == [
+        ["train"] * 3,
+        ["train"] * 3,
+        ["train"],
+        ["test"] * 2,
+    ]
+    assert [
+        (row["split"], row["path"], row["class_name"], row["size"])
+        for rows in shards
+        for row in rows
+    ] == [(file.split, file.path, file.class_name, file.size) for file in listing.files]
+    targets = {(row["class_name"], row["target"]) for rows in shards for row in rows}
+    assert targets == {("cat", 0), ("owl", 1)}
+    assert pq.ParquetFile(plan).num_row_groups == 4
+
+
+def test_names_that_are_not_utf_8_survive(tmp_path):
+    make_files(tmp_path / "raw", {"cat": 1})
+    strange = os.fsencode(tmp_path / "raw") + b"/caf\xe9"
+    Path(os.fsdecode(strange)).mkdir()
+    Path(os.fsdecode(strange + b"/\xff\n.png")).write_bytes(b"1234")
+    listing = listed(tmp_path / "raw")
+    assert [os.fsencode(name) for name in listing.classes] == [b"caf\xe9", b"cat"]
+    assert len(listing.content_digest) == 64
+    plan = tmp_path / "plan.parquet"
+    assert write_plan(listing, plan, samples_per_shard=10) == 1
+    rows = {os.fsencode(row["path"]): row for row in read_plan(plan, 0)}
+    assert set(rows) == {b"cat/000.png", b"caf\xe9/\xff\n.png"}
+    row = rows[b"caf\xe9/\xff\n.png"]
+    assert (row["target"], row["size"]) == (0, 4)
+    assert (tmp_path / "raw" / row["path"]).read_bytes() == b"1234"

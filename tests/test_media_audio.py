@@ -1,0 +1,255 @@
+"""Sound files of every kind to mono int16 at one rate."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.media import AudioFormat, MediaError, decode, media_from_dict, media_to_dict
+
+FORMAT = AudioFormat(sample_rate=8000, seconds=1.0)
+KINDS = [
+    {"format": "WAV", "subtype": "PCM_16"},
+    {"format": "WAV", "subtype": "PCM_24"},
+    {"format": "WAV", "subtype": "FLOAT"},
+    {"format": "FLAC"},
+    {"format": "OGG"},
+    {"format": "OGG", "subtype": "OPUS"},
+    {"format": "MP3"},
+    {"format": "AIFF"},
+]
+
+
+def tone(hertz: float, rate: int, seconds: float = 1.0, loudness: float = 0.5) -> np.ndarray:
+    time = np.arange(round(rate * seconds)) / rate
+    return (loudness * np.sin(2 * np.pi * hertz * time)).astype(np.float32)
+
+
+def encoded(sound: np.ndarray, rate: int, **kind: str) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, sound, rate, **(kind or {"format": "WAV", "subtype": "FLOAT"}))
+    return buffer.getvalue()
+
+
+def loudest_hertz(sound: np.ndarray, rate: int) -> float:
+    """The frequency with the most power."""
+    power = np.abs(np.fft.rfft(sound * np.hanning(len(sound))))
+    return float(power.argmax() * rate / len(sound))
+
+
+def loudness(sound: np.ndarray) -> float:
+    """Amplitude of a tone, its ends left out; 1 is full scale."""
+    middle = sound[1000:-1000].astype(float) / 32767
+    return float(np.sqrt(2 * np.mean(middle**2)))
+
+
+# --- formats ---
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(kind.values()))
+def test_every_kind_of_file_gives_its_tone(kind):
+    sound = decode(encoded(tone(440, 16_000), 16_000, **kind), FORMAT)
+    assert (sound.dtype, sound.ndim) == (np.int16, 1)
+    assert abs(len(sound) - 8000) <= 100
+    assert loudest_hertz(sound, 8000) == pytest.approx(440, abs=2)
+    assert loudness(sound) == pytest.approx(0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS[:2] + KINDS[3:4], ids=lambda kind: "-".join(kind.values()))
+def test_lossless_files_at_the_wanted_rate_keep_their_samples(kind):
+    written = np.random.default_rng(0).integers(-32768, 32768, 8000).astype(np.int16)
+    read = decode(encoded(written, 8000, **kind), FORMAT)
+    assert np.abs(read.astype(int) - written).max() <= 1
+
+
+def test_gsm_is_read_in_wav_and_as_bare_frames():
+    sound = tone(440, 8000)
+    in_wav = decode(encoded(sound, 8000, format="WAV", subtype="GSM610"), FORMAT)
+    frames = encoded(sound, 8000, format="RAW", subtype="GSM610")
+    assert len(frames) % 33 == 0
+    for name in ("prompts/yes.gsm", "YES.GSM"):
+        bare = decode(frames, FORMAT, name=name)
+        assert loudest_hertz(bare, 8000) == pytest.approx(440, abs=2)
+        assert np.array_equal(bare[:8000], in_wav[: len(bare)])
+
+
+def test_a_partial_gsm_frame_at_the_end_is_left_out():
+    frames = encoded(tone(440, 8000), 8000, format="RAW", subtype="GSM610")
+    cut = decode(frames[: 33 * 10 + 5], FORMAT, name="a.gsm")
+    assert 10 * 160 <= len(cut) <= 11 * 160
+
+
+# --- channels, rate and length ---
+
+
+def test_channels_are_averaged():
+    left = tone(440, 8000)
+    alone = decode(encoded(left, 8000), FORMAT)
+    half = decode(encoded(np.stack([left, 0 * left], axis=1), 8000), FORMAT)
+    assert np.abs(half.astype(int) - alone / 2).max() <= 1
+    assert not decode(encoded(np.stack([left, -left], axis=1), 8000), FORMAT).any()
+    both = decode(encoded(np.stack([left] * 6, axis=1), 8000), FORMAT)
+    assert np.abs(both.astype(int) - alone).max() <= 1
+
+
+@pytest.mark.parametrize("rate", [6000, 11_025, 16_000, 44_100, 48_000])
+def test_resampling_keeps_frequency_loudness_and_length(rate):
+    sound = decode(encoded(tone(1000, rate), rate), FORMAT)
+    assert abs(len(sound) - 8000) <= 1
+    assert loudest_hertz(sound, 8000) == pytest.approx(1000, abs=2)
+    assert loudness(sound) == pytest.approx(0.5, rel=0.02)
+
+
+def test_resampling_lets_no_frequency_fold_over():
+    inaudible = decode(encoded(tone(7000, 44_100), 44_100), FORMAT)  # above 8000 Hz / 2
+    assert np.abs(inaudible[500:-500]).max() < 100
+
+
+def test_long_recordings_are_cut_to_their_beginning():
+    sound = np.concatenate([tone(500, 8000), tone(1500, 8000, seconds=3)])
+    cut = decode(encoded(sound, 8000), FORMAT)
+    assert len(cut) == FORMAT.num_samples == 8000
+    assert loudest_hertz(cut, 8000) == pytest.approx(500, abs=2)
+
+
+def test_short_recordings_are_kept_as_they_are():
+    assert len(decode(encoded(tone(440, 8000, seconds=0.25), 8000), FORMAT)) == 2000
+
+
+def test_silence_is_sound():
+    assert not decode(encoded(np.zeros(8000, np.float32), 8000), FORMAT).any()
+
+
+def test_values_beyond_full_scale_are_clipped():
+    sound = decode(encoded(tone(440, 8000, loudness=50.0), 8000), FORMAT)
+    assert (sound.min(), sound.max()) == (-32768, 32767)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rate=st.sampled_from([4000, 8000, 11_025, 22_050, 44_100]),
+    samples=st.integers(1, 30_000),
+    channels=st.integers(1, 3),
+)
+def test_the_length_is_never_more_than_asked_for(rate, samples, channels):
+    data = encoded(np.zeros((samples, channels), np.float32), rate)
+    if samples < 0.02 * rate:
+        with pytest.raises(MediaError, match="shorter than min_seconds"):
+            decode(data, FORMAT)
+    else:
+        sound = decode(data, FORMAT)
+        assert sound.dtype == np.int16
+        assert abs(len(sound) - min(8000, samples * 8000 / rate)) <= 1
+
+
+# --- refusals ---
+
+
+def test_too_short_a_recording_is_refused():
+    assert len(decode(encoded(tone(440, 8000)[:160], 8000), FORMAT)) == 160
+    with pytest.raises(MediaError, match=r"^159 samples at 8000 Hz, shorter than min_seconds=0.02"):
+        decode(encoded(tone(440, 8000)[:159], 8000), FORMAT)
+
+
+def test_a_recording_without_samples_is_refused():
+    with pytest.raises(MediaError, match=r"^0 samples at 8000 Hz, shorter than min_seconds"):
+        decode(encoded(np.zeros(0, np.float32), 8000), FORMAT)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(value):
+    sound = tone(440, 8000)
+    sound[7] = value
+    with pytest.raises(MediaError, match="not finite"):
+        decode(encoded(sound, 8000), FORMAT)
+
+
+GARBAGE = np.random.default_rng(0).bytes(3300)
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "reason"),
+    [
+        (b"", "a.wav", "the file is empty"),
+        (GARBAGE, "a.wav", "no sound format that libsndfile knows"),
+        (b"Dear sir,\nno sound here.\n" * 30, "a.wav", "no sound format that libsndfile knows"),
+        (GARBAGE, "a.gsm", "not GSM 06.10: a frame lacks its signature"),
+        (b"\xd0" * 20, "a.gsm", "not GSM 06.10: a frame lacks its signature"),
+        (encoded(tone(440, 8000), 8000), "a.gsm", "not GSM 06.10: a frame lacks its signature"),
+    ],
+)
+def test_what_is_no_sound_is_refused(data, name, reason):
+    with pytest.raises(MediaError, match=f"^{reason}$"):
+        decode(data, FORMAT, name=name)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.9])
+def test_a_truncated_flac_is_refused(share):
+    data = encoded(tone(440, 8000), 8000, format="FLAC")
+    with pytest.raises(MediaError, match=r"flac decoder lost sync|shorter than min_seconds"):
+        decode(data[: int(len(data) * share)], FORMAT)
+
+
+@pytest.mark.parametrize("kind", [{"format": "OGG"}, {"format": "OGG", "subtype": "OPUS"}])
+def test_a_reason_names_no_memory_address(kind):
+    data = encoded(tone(440, 8000), 8000, **kind)
+    with pytest.raises(MediaError) as caught:
+        decode(data[: len(data) // 10], FORMAT)
+    assert "0x" not in str(caught.value)
+    assert "malformed" in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
+def test_a_truncated_wav_gives_what_there_is(share):
+    data = encoded(tone(440, 8000), 8000)
+    whole = decode(data, FORMAT)
+    part = decode(data[: int(len(data) * share)], FORMAT)
+    assert len(part) == pytest.approx(8000 * share, abs=50)
+    assert np.array_equal(part, whole[: len(part)])
+
+
+def test_a_header_may_claim_any_length():
+    data = bytearray(encoded(tone(440, 8000, seconds=0.5), 8000, format="WAV", subtype="PCM_16"))
+    place = data.index(b"data") + 4
+    data[place : place + 4] = struct.pack("<I", 0x7FFF_FFF0)
+    assert len(decode(bytes(data), FORMAT)) == 4000
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), kind=st.sampled_from(["WAV", "FLAC", "OGG"]))
+def test_damage_gives_sound_or_a_reason(data, kind):
+    damaged = bytearray(encoded(tone(440, 8000, seconds=0.1), 8000, format=kind))
+    for _ in range(data.draw(st.integers(1, 6))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        sound = decode(bytes(damaged), FORMAT)
+    except MediaError as error:
+        assert str(error)
+    else:
+        assert sound.dtype == np.int16
+        assert sound.ndim == 1 and len(sound) <= 8000
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"sample_rate": 999}, "sample_rate is 999; it must lie in 1000 to 192000"),
+        ({"sample_rate": 200_000}, "sample_rate is 200000; it must lie"),
+        ({"seconds": 0.01}, "min_seconds is 0.02 and seconds 0.01"),
+        ({"min_seconds": 0.0}, "min_seconds is 0.0 and seconds 2.0"),
+    ],
+)
+def test_a_format_refuses_what_cannot_be(fields, told):
+    with pytest.raises(ValueError, match=told):
+        AudioFormat(**fields)
+
+
+def test_a_format_survives_json():
+    fmt = AudioFormat(sample_rate=22_050, seconds=1.5, min_seconds=0.1)
+    assert media_to_dict(fmt)["modality"] == "audio"
+    assert media_from_dict(media_to_dict(fmt)) == fmt
+    assert (fmt.num_samples, fmt.member) == (33_075, "audio.npy")

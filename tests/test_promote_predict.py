@@ -1,0 +1,193 @@
+"""The registry: gated, fetched back by alias, at work on raw files with the model's code alone."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.cli import main
+from pipeline.config import Config
+from pipeline.console import Console
+from pipeline.errors import GateRefusedError, UserError
+from pipeline.predict import predict
+from pipeline.promote import promote
+from pipeline.tracking import client
+from pipeline.train import train
+
+NAME = "three-digits"
+URI = f"models:/{NAME}@champion"
+
+
+@pytest.fixture(scope="module")
+def trained(
+    make_config: Callable[..., Config],
+    digit_shards: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Any]:
+    """A good and a bad run in one output folder, the good one promoted."""
+    output = tmp_path_factory.mktemp("registry")
+    shared = (f"shards={digit_shards}", "cluster.num_workers=0", f"registry.model_name={NAME}")
+    good = make_config(output, *shared, "training.epochs=6")
+    bad = make_config(output, *shared, "name=worse", "training.learning_rate=1e-7")
+    with (output / "console.txt").open("w") as file:
+        console = Console(file, file)
+        runs = {name: train(c, console)["run_id"] for name, c in (("good", good), ("bad", bad))}
+        mlflow_client = client(good.tracking_uri)
+        first = promote(mlflow_client, runs["good"], console)
+    return {**runs, "client": mlflow_client, "first": first, "output": output, "config": good}
+
+
+@pytest.fixture
+def registry(trained: dict[str, Any]) -> dict[str, Any]:
+    mlflow.set_tracking_uri(trained["config"].tracking_uri)
+    return trained
+
+
+def test_the_first_model_becomes_champion_and_its_tags_tell_why(registry: dict[str, Any]) -> None:
+    first = registry["first"]
+    assert first["model_uri"] == URI
+    assert first["champion_accuracy"] is None
+    version = registry["client"].get_model_version_by_alias(NAME, "champion")
+    assert version.run_id == registry["good"]
+    assert float(version.tags["perceiver.accuracy"]) == first["accuracy"] > 0.8
+    assert len(version.tags["perceiver.shards_digest"]) == 64
+
+
+def test_a_worse_model_is_refused_and_the_alias_stays(
+    registry: dict[str, Any], console: Console
+) -> None:
+    with pytest.raises(GateRefusedError, match=r"not promoted: run .* has accuracy"):
+        promote(registry["client"], registry["bad"], console)
+    version = registry["client"].get_model_version_by_alias(NAME, "champion")
+    assert version.run_id == registry["good"]
+    assert len(registry["client"].search_model_versions(f"name='{NAME}'")) == 1
+
+
+def test_promoting_the_champion_again_changes_nothing(
+    registry: dict[str, Any], console: Console
+) -> None:
+    again = promote(registry["client"], registry["good"], console)
+    assert again["skipped"]
+    assert again["version"] == registry["first"]["version"]
+
+
+def test_a_better_model_takes_the_alias(registry: dict[str, Any], console: Console) -> None:
+    promote(registry["client"], registry["bad"], console, name="rising")
+    better = promote(registry["client"], registry["good"], console, name="rising")
+    assert better["version"] == "2"
+    assert better["accuracy"] > better["champion_accuracy"]
+
+
+def test_raw_paths_and_raw_bytes_give_classes_and_probabilities(
+    registry: dict[str, Any], digit_images: Path
+) -> None:
+    files = sorted((digit_images / "test").glob("*/*.png"))
+    model = mlflow.pyfunc.load_model(URI)
+    by_path = model.predict([str(file) for file in files])
+    assert list(by_path.columns) == ["source", "label", "probability", "probabilities", "error"]
+    truth = [file.parent.name for file in files]
+    assert np.mean(by_path["label"].to_numpy() == truth) > 0.8
+    row = by_path.iloc[0]
+    assert set(row["probabilities"]) == {"0", "1", "7"}
+    assert abs(sum(row["probabilities"].values()) - 1) < 1e-9
+    assert row["probability"] == max(row["probabilities"].values())
+    by_bytes = model.predict([file.read_bytes() for file in files])
+    assert list(by_bytes["label"]) == list(by_path["label"])
+    table = model.predict(pd.DataFrame({"image": [str(files[0])]}))
+    assert table["label"][0] == row["label"]
+
+
+def test_bad_files_are_named_with_their_reason_and_get_no_class(
+    registry: dict[str, Any], digit_images: Path, tmp_path: Path, console: Console
+) -> None:
+    good = next((digit_images / "test" / "0").glob("*.png"))
+    shutil.copy(good, tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(good.read_bytes()[:60])
+    (tmp_path / "console.txt").unlink()
+    result = predict(registry["client"], URI, [str(tmp_path)], console)
+    first, second = result["predictions"]
+    assert (first["error"], second["label"], result["bad"]) == (None, None, 1)
+    assert second["source"].endswith("b.png")
+    assert second["error"]
+    with pytest.raises(UserError, match=r"1 of 2 files cannot be used: .*b\.png"):
+        predict(registry["client"], URI, [str(tmp_path)], console, max_bad_fraction=0.4)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("models:/no-such-model@champion", "no-such-model"),
+        (f"models:/{NAME}@no-such-alias", "no-such-alias"),
+        (f"models:/{NAME}/99", "99"),
+    ],
+)
+def test_a_model_that_is_not_there_gets_one_line_and_exit_2(
+    registry: dict[str, Any], digit_images: Path, capfd: pytest.CaptureFixture[str],
+    uri: str, message: str,
+) -> None:  # fmt: skip
+    status = main(["predict", uri, str(digit_images / "test"), "--output", str(registry["output"])])
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert status == 2
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert NAME in lines[0], "the line says which models there are"
+
+
+def test_the_command_line_predicts_to_a_table_json_and_a_file(
+    registry: dict[str, Any], digit_images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["predict", URI, str(digit_images / "test" / "7"),
+                 "--output", str(registry["output"])]  # fmt: skip
+    assert main(arguments) == 0
+    assert "probability" in capfd.readouterr().out
+    assert main([*arguments, "--json", "--to", str(tmp_path / "answers.parquet")]) == 0
+    result = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert len(result["predictions"]) == 20
+    table = pd.read_parquet(tmp_path / "answers.parquet")
+    assert list(table["label"]) == [p["label"] for p in result["predictions"]]
+
+
+def test_the_model_works_where_only_its_requirements_are_installed(
+    registry: dict[str, Any], digit_images: Path, tmp_path: Path
+) -> None:
+    """A new virtual environment with what the model's requirements.txt names, and nothing else."""
+    version = registry["client"].get_model_version_by_alias(NAME, "champion")
+    requirements = mlflow.artifacts.download_artifacts(
+        f"models:/{NAME}/{version.version}/requirements.txt", dst_path=str(tmp_path)
+    )
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=True)
+    python = home / "bin" / "python"
+    pip = [python, "-m", "pip", "install", "--quiet", "-r", requirements]
+    subprocess.run(pip, check=True, cwd=tmp_path)
+    file = next((digit_images / "test" / "7").glob("*.png"))
+    program = f"""
+import importlib.util, json, mlflow
+for name in ("ray", "deepspeed", "webdataset", "shards", "cluster", "pipeline", "perceiver_model"):
+    assert importlib.util.find_spec(name) is None, name
+mlflow.set_tracking_uri({registry["config"].tracking_uri!r})
+model = mlflow.pyfunc.load_model({URI!r})
+row = model.predict([open({str(file)!r}, "rb").read()]).iloc[0]
+print(json.dumps([row["label"], row["probabilities"]]))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [python, "-c", program], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    label, probabilities = json.loads(done.stdout.splitlines()[-1])
+    here = mlflow.pyfunc.load_model(URI).predict([str(file)]).iloc[0]
+    assert label == here["label"]
+    for name, probability in probabilities.items():
+        assert abs(probability - here["probabilities"][name]) < 1e-6
+    assert sys.prefix != str(home)

@@ -1,0 +1,420 @@
+"""What a training is made of: learning rate, augmentation, checkpoints, records of stages."""
+
+import json
+import resource
+from itertools import pairwise
+
+import pytest
+import torch
+
+from pipeline.augment import augment_audio, augment_images, step_seed
+from pipeline.checkpoints import (
+    Checkpoint,
+    TrainState,
+    best_checkpoint,
+    last_checkpoint,
+    list_checkpoints,
+    read_checkpoint,
+    save_checkpoint,
+)
+from pipeline.config import AugmentConfig, ScheduleConfig, TrainingConfig
+from pipeline.errors import UserError
+from pipeline.schedule import learning_rate
+from pipeline.stages import StageRecord, read_stage, write_stage
+
+# --- learning rate ---
+
+STEPS = 50
+
+
+def rates(**schedule: object) -> list[float]:
+    """Of every step of 10 epochs; the rate asked for is 2."""
+    config = TrainingConfig(epochs=10, learning_rate=2.0, schedule=ScheduleConfig(**schedule))
+    return [learning_rate(step, STEPS, config) for step in range(10 * STEPS)]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"kind": "cosine", "warmup_epochs": 0.0},
+        {"kind": "cosine", "warmup_epochs": 2.0},
+        {"kind": "cosine", "warmup_epochs": 0.5},
+        {"kind": "flat_cosine", "warmup_epochs": 1.0, "flat_epochs": 4.0},
+        {"kind": "flat_cosine", "warmup_epochs": 0.0, "flat_epochs": 9.0},
+    ],
+)
+def test_the_rate_rises_to_what_was_asked_holds_and_falls_to_nothing(schedule):
+    values = rates(**schedule)
+    warmup = int(schedule["warmup_epochs"] * STEPS)
+    flat = int(schedule.get("flat_epochs", 0) * STEPS)
+    assert all(0 < value <= 2.0 for value in values)
+    rise = [after - before for before, after in pairwise(values[: warmup + 1])]
+    assert rise == pytest.approx([2.0 / (warmup + 1)] * warmup)
+    assert values[warmup : warmup + flat + 1] == [2.0] * (flat + 1)
+    fall = values[warmup + flat :]
+    assert all(before > after for before, after in pairwise(fall))
+    assert fall[len(fall) // 2] == pytest.approx(1.0, rel=0.05)
+    assert fall[-1] < 2.0 * 0.005
+
+
+def test_cosine_does_not_hold():
+    flat = {"warmup_epochs": 1.0, "flat_epochs": 4.0}
+    assert rates(kind="cosine", **flat)[STEPS + 1] < 2.0
+    assert rates(kind="flat_cosine", **flat)[5 * STEPS] == 2.0
+
+
+def test_beyond_the_last_step_the_rate_is_0():
+    config = TrainingConfig(epochs=2, schedule=ScheduleConfig(warmup_epochs=0.0))
+    assert learning_rate(2 * STEPS, STEPS, config) == 0
+    assert learning_rate(9 * STEPS, STEPS, config) == 0
+
+
+# --- augmentation of images ---
+
+EVERYTHING = AugmentConfig(
+    shift_pixels=3.0, rotate_degrees=20.0, scale=(0.8, 1.2), flip=True, crop_area=(0.5, 1.0)
+)
+
+
+def some_images(batch: int = 8, height: int = 12, width: int = 10) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch, height, width, 3)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+def augmented(images: torch.Tensor, config: AugmentConfig, seed: int = 1) -> torch.Tensor:
+    return augment_images(images, config, seed=seed, rank=0, world_size=1)
+
+
+@pytest.mark.parametrize("config", [AugmentConfig(), AugmentConfig(shift_seconds=0.1, gain_db=3.0)])
+def test_images_that_nothing_is_to_change_come_back_as_they_are(config):
+    images = some_images()
+    assert augmented(images, config) is images
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        EVERYTHING,
+        AugmentConfig(shift_pixels=3.0),
+        AugmentConfig(rotate_degrees=180.0),
+        AugmentConfig(scale=(0.5, 2.0)),
+        AugmentConfig(crop_area=(0.08, 1.0)),
+        AugmentConfig(flip=True),
+    ],
+)
+def test_images_change_by_the_seed_alone_and_stay_images(config):
+    images = some_images(32)
+    once = augmented(images, config)
+    assert torch.equal(once, augmented(images, config))
+    assert not torch.equal(once, augmented(images, config, seed=2))
+    assert (once.dtype, once.shape) == (torch.float32, images.shape)
+    assert once.min() >= 0 and once.max() <= 1 + 1e-6
+    assert not torch.allclose(once, images / 255, atol=0.1)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_what_happens_to_an_image_does_not_depend_on_its_rank(world_size):
+    images = some_images()
+    whole = augmented(images, EVERYTHING)
+    parts = [
+        augment_images(part, EVERYTHING, seed=1, rank=rank, world_size=world_size)
+        for rank, part in enumerate(images.chunk(world_size))
+    ]
+    assert torch.allclose(torch.cat(parts), whole, atol=1e-6)
+
+
+def moved(image: torch.Tensor, down: int, right: int) -> torch.Tensor:
+    """An image moved by whole pixels, zeros where nothing came in."""
+    height, width, _ = image.shape
+    result = torch.zeros_like(image)
+    rows, columns = (
+        slice(max(0, down), height + min(0, down)),
+        slice(max(0, right), width + min(0, right)),
+    )
+    from_rows = slice(max(0, -down), height + min(0, -down))
+    from_columns = slice(max(0, -right), width + min(0, -right))
+    result[rows, columns] = image[from_rows, from_columns]
+    return result
+
+
+def test_shifts_move_whole_pixels_and_fill_with_zeros():
+    images = some_images(40)
+    after = augmented(images, AugmentConfig(shift_pixels=2.0))
+    found = set()
+    for image, result in zip(images.float() / 255, after, strict=True):
+        fits = [
+            (down, right)
+            for down in range(-2, 3)
+            for right in range(-2, 3)
+            if torch.allclose(moved(image, down, right), result, atol=1e-4)
+        ]
+        assert len(fits) == 1
+        found.add(fits[0])
+    assert {down for down, _ in found} == {right for _, right in found} == {-2, -1, 0, 1, 2}
+
+
+def test_flip_mirrors_about_half_of_the_images():
+    images = some_images(64)
+    after = augmented(images, AugmentConfig(flip=True))
+    before = images.float() / 255
+    kept = [torch.allclose(a, b, atol=1e-4) for a, b in zip(after, before, strict=True)]
+    mirrored = [torch.allclose(a, b.flip(1), atol=1e-4) for a, b in zip(after, before, strict=True)]
+    assert all(k != m for k, m in zip(kept, mirrored, strict=True))
+    assert 16 < sum(mirrored) < 48
+
+
+def ramp(height: int, width: int) -> torch.Tensor:
+    """Red grows to the right and green downwards: a pixel tells where it came from."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([x * 4, y * 4, x * 0], dim=-1).to(torch.uint8)
+
+
+def test_a_crop_keeps_its_share_of_the_area():
+    images = ramp(60, 60).expand(50, 60, 60, 3)
+    after = augmented(images, AugmentConfig(crop_area=(0.25, 0.5))) * 255 / 4
+    inner = after[:, 5:-5, 5:-5]  # away from the border, where zeros blend in
+    spans = [inner[..., 0].amax((1, 2)) - inner[..., 0].amin((1, 2)),
+             inner[..., 1].amax((1, 2)) - inner[..., 1].amin((1, 2))]  # fmt: skip
+    shares = spans[0] * spans[1] / 49**2
+    assert shares.min() > 0.24 and shares.max() < 0.51
+    assert shares.max() - shares.min() > 0.15
+    aspects = spans[0] / spans[1]
+    assert 0.74 < aspects.min() < 0.85 and 1.18 < aspects.max() < 1.35
+
+
+@pytest.mark.parametrize(("scale", "span"), [((2.0, 2.0), 0.5), ((0.5, 0.5), 2.0)])
+def test_scale_grows_and_shrinks_about_the_centre(scale, span):
+    after = augmented(ramp(60, 60)[None], AugmentConfig(scale=scale))[0] * 255 / 4
+    centre = after[20:40, 20:40]
+    assert centre[10, 19, 0] - centre[10, 0, 0] == pytest.approx(19 * span, abs=0.1)
+    assert (centre[10, 9, 0] + centre[10, 10, 0]) / 2 == pytest.approx(29.5, abs=0.1)
+
+
+def test_turning_keeps_distances_in_oblong_images():
+    images = ramp(30, 60).expand(20, 30, 60, 3)
+    after = augmented(images, AugmentConfig(rotate_degrees=30.0)) * 255 / 4
+    step_right = after[:, 15, 31, :2] - after[:, 15, 30, :2]
+    step_down = after[:, 16, 30, :2] - after[:, 15, 30, :2]
+    assert torch.allclose(step_right.norm(dim=1), torch.ones(20), atol=0.02)
+    assert torch.allclose(step_down.norm(dim=1), torch.ones(20), atol=0.02)
+    angles = torch.rad2deg(torch.atan2(step_right[:, 1], step_right[:, 0]))
+    assert angles.abs().max() < 31 and angles.std() > 8
+
+
+def test_step_seeds_differ_by_every_part_and_place():
+    seeds = {step_seed(*parts) for parts in [(0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 11), (0, 1, 1)]}
+    assert len(seeds) == 5
+    assert step_seed(3, 4) == step_seed(3, 4) < 2**63
+    torch.Generator().manual_seed(step_seed(3, 4))
+
+
+# --- augmentation of sound ---
+
+SOUND = AugmentConfig(shift_seconds=0.1, gain_db=6.0)
+
+
+def some_sound(batch: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    """Constant within each recording; the second half of each row is no sound."""
+    sound = torch.full((batch, 200), 8192, dtype=torch.int16)
+    mask = torch.arange(200).expand(batch, 200) < 100
+    return sound * mask, mask.clone()
+
+
+def augmented_sound(sound, mask, config, **parts):
+    where = {"seed": 5, "rank": 0, "world_size": 1} | parts
+    return augment_audio(sound, mask, config, sample_rate=100, **where)
+
+
+@pytest.mark.parametrize("config", [AugmentConfig(), AugmentConfig(flip=True, shift_pixels=2.0)])
+def test_sound_that_nothing_is_to_change_comes_back_as_it_is(config):
+    sound, mask = some_sound()
+    same_sound, same_mask = augmented_sound(sound, mask, config)
+    assert same_sound is sound and same_mask is mask
+
+
+def test_a_shift_takes_the_mask_along():
+    sound, mask = some_sound(64)
+    after, after_mask = augmented_sound(sound, mask, AugmentConfig(shift_seconds=0.1))
+    assert after.dtype == torch.float32 and after_mask.dtype == torch.bool
+    assert torch.equal(after != 0, after_mask)
+    assert torch.allclose(after[after_mask], torch.tensor(0.25))
+    ends = {int(row.nonzero().max()) + 1 for row in after_mask}
+    assert 90 <= min(ends) < 95 and 105 < max(ends) <= 110  # 0.1 s at 100 Hz, each way
+    starts = [int(row.nonzero().min()) for row in after_mask]
+    assert min(starts) == 0 and 5 < max(starts) <= 10
+
+
+def test_gain_stays_within_its_decibels():
+    sound, mask = some_sound(64)
+    after, after_mask = augmented_sound(sound, mask, AugmentConfig(gain_db=6.0))
+    assert torch.equal(after_mask, mask)
+    decibels = 20 * torch.log10(after[:, 0] / 0.25)
+    assert decibels.abs().max() <= 6.001 and decibels.min() < -3 and decibels.max() > 3
+
+
+def test_loud_sound_is_clipped():
+    sound = torch.full((32, 10), -32768, dtype=torch.int16)
+    after, _ = augmented_sound(
+        sound, torch.ones(32, 10, dtype=torch.bool), AugmentConfig(gain_db=20.0)
+    )
+    assert after.min() == -1
+
+
+def test_what_happens_to_a_recording_does_not_depend_on_its_rank():
+    sound, mask = some_sound()
+    whole = augmented_sound(sound, mask, SOUND)
+    parts = [
+        augmented_sound(sound[half], mask[half], SOUND, rank=rank, world_size=2)
+        for rank, half in enumerate((slice(0, 8), slice(8, 16)))
+    ]
+    for index in range(2):
+        assert torch.equal(torch.cat([part[index] for part in parts]), whole[index])
+    assert not torch.equal(whole[0], augmented_sound(sound, mask, SOUND, seed=6)[0])
+
+
+# --- checkpoints ---
+
+
+def save(folder, step: int, score: float | None = None, **state: object) -> Checkpoint:
+    weights = {"head.weight": torch.full((2, 3), float(step))}
+    moments = {"exp_avg.head.weight": torch.rand(2, 3), "exp_avg_sq.head.weight": torch.rand(2, 3)}
+    return save_checkpoint(folder, TrainState(step=step, score=score, **state), weights, moments)
+
+
+def steps(folder) -> list[int]:
+    return [checkpoint.state.step for checkpoint in list_checkpoints(folder)]
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    state = TrainState(
+        step=7, epoch=2, samples=64, metrics={"validation.loss": 0.5}, score=0.75, sums=(1.0, 2.5)
+    )
+    weights = {"a": torch.randn(3, 4), "b": torch.tensor(2.0)}
+    moments = {"exp_avg.a": torch.randn(3, 4), "exp_avg_sq.a": torch.rand(3, 4)}
+    saved = save_checkpoint(tmp_path, state, weights, moments)
+    read = read_checkpoint(tmp_path / "step-00000007")
+    assert read == saved
+    assert read.state == state
+    for expected, found in zip((weights, moments), read.load(), strict=True):
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_of_all_checkpoints_the_best_and_the_last_are_kept(tmp_path):
+    kept = []
+    for step, score in enumerate([0.2, 0.6, 0.4, None, 0.5, 0.6, None], start=1):
+        save(tmp_path, step, score)
+        kept.append(steps(tmp_path))
+    assert kept == [[1], [2], [2, 3], [2, 4], [2, 5], [6], [6, 7]]
+    assert best_checkpoint(tmp_path).state.step == 6  # of equals the latest
+    assert last_checkpoint(tmp_path).state.step == 7
+
+
+def test_without_scores_the_last_is_the_best(tmp_path):
+    assert last_checkpoint(tmp_path) is None and best_checkpoint(tmp_path) is None
+    for step in (1, 2):
+        save(tmp_path, step)
+    assert steps(tmp_path) == [2]
+    assert best_checkpoint(tmp_path).state.step == 2
+
+
+def test_steps_are_ordered_as_numbers(tmp_path):
+    save(tmp_path, 99_999_999, score=0.9)
+    save(tmp_path, 100_000_000, score=0.1)
+    assert last_checkpoint(tmp_path).state.step == 100_000_000
+    assert best_checkpoint(tmp_path).state.step == 99_999_999
+
+
+def test_a_step_may_be_saved_again(tmp_path):
+    save(tmp_path, 3)
+    save(tmp_path, 3, score=0.5)
+    assert [c.state.score for c in list_checkpoints(tmp_path)] == [0.5]
+    list_checkpoints(tmp_path)[0].check()
+
+
+def test_what_a_killed_save_left_is_passed_over(tmp_path):
+    save(tmp_path, 1, score=0.5)
+    killed = tmp_path / ".step-00000002.4711"
+    killed.mkdir()
+    (killed / "model.safetensors").write_bytes(b"half a fi")
+    (killed / "state.json").write_text("{}")
+    (tmp_path / "step-00000003").mkdir()
+    assert steps(tmp_path) == [1]
+    save(tmp_path, 2, score=0.6)
+    assert steps(tmp_path) == [2]
+    assert not list(tmp_path.glob(".step-00000002.[!4]*"))
+
+
+def test_a_save_that_finds_no_room_says_so_and_leaves_nothing(tmp_path):
+    save(tmp_path, 1, score=0.5)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(UserError, match="step-00000002: cannot be written"):
+            save_checkpoint(tmp_path, TrainState(step=2), {"w": torch.zeros(5000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
+def test_a_damaged_tensor_file_is_refused_by_name(tmp_path, name):
+    checkpoint = save(tmp_path, 1)
+    path = checkpoint.path / name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=f"{name}: sha256 differs from state.json; delete the fold"):
+        checkpoint.load()
+    path.unlink()
+    with pytest.raises(UserError, match=f"{name}: cannot be read"):
+        checkpoint.load()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"sha256": {}}', '{"sha256": {}, "sums": [], "stp": 1}']
+)
+def test_a_damaged_state_is_refused_by_name(tmp_path, text):
+    checkpoint = save(tmp_path, 1)
+    (checkpoint.path / "state.json").write_text(text)
+    with pytest.raises(UserError, match=r"step-00000001/state\.json: damaged .*delete that folder"):
+        last_checkpoint(tmp_path)
+
+
+def test_where_there_is_no_checkpoint_none_is_read(tmp_path):
+    with pytest.raises(UserError, match="nothing: no checkpoint there"):
+        read_checkpoint(tmp_path / "nothing")
+
+
+# --- records of stages ---
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    assert read_stage(tmp_path, "train") is None
+    record = StageRecord("train", {"seed": 1, "shards": "ab"}, {"score": 0.5}, 1.5, done=True)
+    write_stage(tmp_path, record)
+    assert read_stage(tmp_path, "train") == record
+    assert read_stage(tmp_path, "tune") is None
+    assert [path.name for path in (tmp_path / "stages").iterdir()] == ["train.json"]
+
+
+def test_changed_settings_are_named():
+    record = StageRecord("train", {"seed": 1, "epochs": 2}, {})
+    record.refuse_changes({"epochs": 2, "seed": 1}, "runs/x")
+    with pytest.raises(UserError) as caught:
+        record.refuse_changes({"epochs": 3, "precision": "bf16"}, "runs/x")
+    assert str(caught.value).startswith(
+        "runs/x was made with other settings: epochs was 2, is 3; precision was None, is 'bf16'; "
+        "seed was 1, is None. Give this one another name"
+    )
+    with pytest.raises(UserError, match="and 2 more"):
+        record.refuse_changes({str(number): number for number in range(3)}, "runs/x")
+
+
+@pytest.mark.parametrize("text", ["", "[1]", json.dumps({"name": "train", "unknown": 1})])
+def test_a_damaged_record_is_refused_by_name(tmp_path, text):
+    write_stage(tmp_path, StageRecord("train", {}, {}))
+    (tmp_path / "stages" / "train.json").write_text(text)
+    with pytest.raises(UserError, match=r"stages/train\.json: damaged .*--fresh"):
+        read_stage(tmp_path, "train")
