@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 Config = TypeVar("Config")
 
-FORBID_EXTRA: dict[str, Any] = {"extra": "forbid"}
-"""`__pydantic_config__` of every configuration class: pydantic then refuses unknown keys."""
+FORBID_EXTRA: dict[str, Any] = {"extra": "forbid", "allow_inf_nan": False}
+"""`__pydantic_config__` of every configuration class: pydantic then refuses unknown keys
+and numbers that are not finite."""
 
 
 def refusal(config: object, field: str, allowed: str) -> ValueError:

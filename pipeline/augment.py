@@ -32,10 +32,10 @@ def augment_images(
     Returns:
         float32 in [0, 1], same shape; or ``images`` itself where the configuration changes nothing.
     """
-    if config == AugmentConfig():
+    if config.model_copy(update={"shift_seconds": 0.0, "gain_db": 0.0}) == AugmentConfig():
         return images
     batch, height, width, _ = images.shape
-    draws = _draws(seed, 8, batch, rank, world_size)
+    draws = _draws(seed, 7, batch, rank, world_size)
     angle = (2 * draws[0] - 1) * math.radians(config.rotate_degrees)
     low, high = config.scale
     zoom = low + (high - low) * draws[1]
@@ -46,12 +46,11 @@ def augment_images(
         ratio = torch.ones_like(ratio)
     crop_x = (area * ratio).sqrt().clamp(max=1.0)
     crop_y = (area / ratio).sqrt().clamp(max=1.0)
-    # In grid_sample's coordinates the image spans [-1, 1].
-    shift = 2 * config.shift_pixels
-    shift_x = torch.round((2 * draws[4] - 1) * config.shift_pixels) * 2 / width if shift else 0.0
-    shift_y = torch.round((2 * draws[5] - 1) * config.shift_pixels) * 2 / height if shift else 0.0
-    shift_x = shift_x + (2 * draws[4] - 1) * (1 - crop_x)
-    shift_y = shift_y + (2 * draws[5] - 1) * (1 - crop_y)
+    # Whole pixels; in grid_sample's coordinates the image spans [-1, 1]. A crop lies anywhere.
+    to_side = 2 * draws[4:6] - 1
+    shift_x, shift_y = torch.round(to_side * config.shift_pixels) * 2
+    shift_x = shift_x / width + to_side[0] * (1 - crop_x)
+    shift_y = shift_y / height + to_side[1] * (1 - crop_y)
     mirror = torch.where(draws[6] < 0.5, -1.0, 1.0) if config.flip else torch.ones(batch)
     cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
     aspect = height / width

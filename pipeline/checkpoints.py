@@ -11,12 +11,12 @@ A folder appears by a rename, whole. Of all, the last and the best by metric are
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UserError
@@ -25,6 +25,7 @@ from pipeline.stages import write_json
 WEIGHTS_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+UNFINISHED = ".partial-"
 
 
 @dataclass(frozen=True)
@@ -97,24 +98,27 @@ def save_checkpoint(
 ) -> Checkpoint:
     """Write a checkpoint, then delete those that are neither the last nor the best."""
     final = folder / f"step-{state.step:08d}"
-    temporary = folder / f".{final.name}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary = folder / f"{UNFINISHED}{final.name}"
+    for leftover in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(leftover)
     try:
+        temporary.mkdir(parents=True)
         save_file(weights, temporary / WEIGHTS_FILE)
         save_file(moments, temporary / OPTIMIZER_FILE)
         sha256 = {name: _sha256(temporary / name) for name in (WEIGHTS_FILE, OPTIMIZER_FILE)}
         write_json(temporary / STATE_FILE, {**asdict(state), "sha256": sha256})
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.replace(final)
-    except OSError as error:
+        if final.exists():  # written before, by a run that went on from an earlier one
+            final.rename(folder / f"{UNFINISHED}old-{final.name}")
+        temporary.rename(final)
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"{final}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{final}: cannot be written ({error})") from error
     kept = [last_checkpoint(folder), best_checkpoint(folder)]
     keep = {checkpoint.path for checkpoint in kept if checkpoint}
     for checkpoint in list_checkpoints(folder):
         if checkpoint.path not in keep:
             shutil.rmtree(checkpoint.path)
+    shutil.rmtree(folder / f"{UNFINISHED}old-{final.name}", ignore_errors=True)
     return Checkpoint(final, state, sha256)
 
 

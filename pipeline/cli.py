@@ -65,16 +65,26 @@ def _console(args: argparse.Namespace, config: "Config | None" = None) -> Iterat
     """
     from pipeline.causes import expected_cause
     from pipeline.console import logged
+    from pipeline.errors import UserError
 
-    folder = config.folder / "logs" if config else None
+    folder = None
+    if config is not None:
+        folder = config.folder / "logs"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output={config.output}: {folder}: {error.strerror}") from None
     with logged({"as_json": args.json}, folder, args.verb) as console:
         try:
             yield console
         except Exception as error:
             if expected_cause(error) is None:
                 console.notice(f"log: {console.log}")
-            elif config is not None and console.log is not None:
-                _remove_if_alone(console.log, config.folder)
+            elif console.log is not None:
+                if config is None:
+                    console.log.unlink()
+                else:
+                    _remove_if_alone(console.log, config.folder)
             raise
         if config is None and console.log is not None:
             console.log.unlink()

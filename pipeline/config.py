@@ -25,7 +25,9 @@ from pipeline.media import AudioFormat, ImageFormat, MediaFormat
 class Section(BaseModel):
     """Base of every section: frozen, strictly typed, closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 class DataConfig(Section):
@@ -40,7 +42,7 @@ class DataConfig(Section):
         samples_per_shard: files planned for a shard.
     """
 
-    train: str
+    train: str = Field(min_length=1)
     validation: str | Annotated[float, Field(gt=0, lt=1)] | None = None
     test: str | None = None
     image: ImageFormat | None = None
@@ -87,6 +89,12 @@ class ScheduleConfig(Section):
     kind: Literal["cosine", "flat_cosine"] = "cosine"
     warmup_epochs: float = Field(default=1.0, ge=0)
     flat_epochs: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _flat_part_is_meant(self) -> Self:
+        if self.kind == "cosine" and self.flat_epochs:
+            raise ValueError("flat_epochs is for kind flat_cosine; the kind is cosine")
+        return self
 
 
 class AugmentConfig(Section):

@@ -116,17 +116,19 @@ class Predictor:
         sources, arrays, errors = [], [], {}
         for row, item in enumerate(inputs):
             is_path = isinstance(item, str | Path)
-            sources.append(str(item) if is_path else f"bytes[{start + row}]")
+            name = str(item) if is_path else ""
+            # A name that is not UTF-8 could be written to no table.
+            shown = name.encode("utf-8", "backslashreplace").decode()
+            sources.append(shown if is_path else f"bytes[{start + row}]")
             try:
-                data = (
-                    Path(item).expanduser().read_bytes() if isinstance(item, str | Path) else item
-                )
-                name = str(item) if is_path else ""
+                data = Path(item).read_bytes() if isinstance(item, str | Path) else item
                 arrays.append(decode(data, self.card.media, name=name))
             except MediaError as error:
                 errors[row] = str(error)
             except OSError as error:
                 errors[row] = error.strerror or type(error).__name__
+            except ValueError as error:  # a path that no file can have
+                errors[row] = str(error)
         probabilities = iter(self.probabilities(arrays)) if arrays else iter(())
         return [
             Prediction(source, None, None, None, errors[row])
@@ -219,6 +221,8 @@ def as_inputs(values: Any) -> list[bytes | str]:
         values = values.iloc[:, 0].tolist()
     elif isinstance(values, np.ndarray):
         values = values.ravel().tolist()
+    elif isinstance(values, dict):
+        raise ValueError(f"a dictionary with keys {list(values)}; give paths or bytes")
     inputs = list(values)
     for item in inputs:
         if not isinstance(item, bytes | str | Path):

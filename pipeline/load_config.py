@@ -1,5 +1,6 @@
 """YAML and dotted overrides to a :class:`~pipeline.config.Config`, with errors a person can use."""
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -28,6 +29,10 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is no text", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} is given twice", key_node.start_mark
@@ -69,7 +74,11 @@ def load_config(source: str, overrides: typing.Sequence[str] = ()) -> Config:
 def validate(tree: dict[str, Any], source: str) -> Config:
     """Validate a tree of plain values; ``source`` names it in errors."""
     try:
-        config = Config.model_validate_json(json.dumps(tree, default=str))
+        text = json.dumps(tree, default=str)
+    except ValueError as error:  # an anchor within itself
+        raise UserError(f"{source}: {error}") from None
+    try:
+        config = Config.model_validate_json(text, strict=True)
     except ValidationError as error:
         lines = [f"{source}: {line}" for line in _lines(error)]
         raise UserError("\n".join(lines)) from None
@@ -240,15 +249,20 @@ def _check_space(config: Config, source: str) -> None:
     assert config.study is not None
     known = flatten(config.tree())
     searchable = [path for path in known if path.startswith(SEARCHABLE)]
+    trial = config.tree()
+    trial["study"] = None
+    trial["cluster"]["num_workers"] = config.study.num_workers
+    trial["training"]["epochs"] = config.study.epochs or config.training.epochs
     for path, space in config.study.space.items():
         where = f"{source}: study.space.{path}"
         if path not in known:
-            raise UserError(f"{where}: no such field; {did_you_mean(path, searchable)}")
+            allowed = "a study searches model.encoder.* and training.*"
+            hint = did_you_mean(path, searchable) or allowed
+            raise UserError(f"{where}: no such field; {hint}")
         if path not in searchable:
             raise UserError(f"{where}: a study searches model.encoder.* and training.* only")
         for value in space.choice or space.bounds:
-            tree = config.tree()
-            tree["study"] = None
+            tree = copy.deepcopy(trial)
             _set(tree, path, value)
             try:
                 validate(tree, where)

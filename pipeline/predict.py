@@ -88,7 +88,8 @@ def list_inputs(inputs: list[str]) -> list[str | bytes | Path]:
             files += sorted(
                 inner
                 for inner in path.rglob("*")
-                if inner.is_file() and not any(p.startswith(".") for p in inner.parts)
+                if inner.is_file()
+                and not any(part.startswith(".") for part in inner.relative_to(path).parts)
             )
         elif path.is_file():
             files.append(path)

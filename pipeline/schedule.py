@@ -12,7 +12,7 @@ def learning_rate(step: int, steps_per_epoch: int, config: TrainingConfig) -> fl
     appendix H).
     """
     warmup = config.schedule.warmup_epochs * steps_per_epoch
-    flat = config.schedule.flat_epochs * steps_per_epoch if _holds(config) else 0.0
+    flat = config.schedule.flat_epochs * steps_per_epoch
     total = config.epochs * steps_per_epoch
     if step < warmup:
         return config.learning_rate * (step + 1) / (warmup + 1)
@@ -20,7 +20,3 @@ def learning_rate(step: int, steps_per_epoch: int, config: TrainingConfig) -> fl
         return config.learning_rate
     progress = (step - warmup - flat) / max(1.0, total - warmup - flat)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def _holds(config: TrainingConfig) -> bool:
-    return config.schedule.kind == "flat_cosine"

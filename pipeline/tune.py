@@ -83,13 +83,15 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
         )
         begun = StageRecord(STAGE, fingerprint, {"run_id": run.run_id}, spent)
         write_stage(config.folder, begun)
+        ended: dict[str, str | None] = {}
         try:
-            errors = _run_study(base, study, folder, run, concurrent, console)
+            ended = _run_study(base, study, folder, run, concurrent, console)
         finally:
-            _close_trials(folder, run)
+            _close_trials(folder, run, ended)
             begun = replace(begun, seconds=spent + time.time() - started)
             write_stage(config.folder, begun)
-        trials = collect_trials(base, folder, shard_set)
+        errors = [error for error in ended.values() if error is not None]
+        trials = [t for t in collect_trials(base, folder, shard_set) if ended.get(t["id"]) is None]
         if not trials:
             first = f": {errors[0]}" if errors else ""
             raise UserError(f"none of the study's trials succeeded{first}")
@@ -196,6 +198,7 @@ def collect_trials(base: Config, folder: Path, shard_set: ShardSet) -> list[dict
         log_best(run, result)
         trials.append(
             {
+                "id": noted.parent.name,
                 "params": trial["params"],
                 "accuracy": result["score"],
                 "forward_flops": result["forward_flops"],
@@ -242,8 +245,8 @@ def _run_study(
     parent: RunRef,
     concurrent: int,
     console: Console,
-) -> list[str]:
-    """Run or resume the trials; returns what went wrong in those that failed."""
+) -> dict[str, str | None]:
+    """Run or resume the trials; returns by trial what went wrong, None where nothing did."""
     from ray import tune as ray_tune
     from ray.tune.schedulers import ASHAScheduler
 
@@ -294,7 +297,7 @@ def _run_study(
             )
         with expected_errors():
             results = tuner.fit()
-    return [_reason(error) for error in results.errors]
+    return {Path(result.path).name: _reason(result.error) for result in results}
 
 
 def _progress_callback(bar: Bar, num_trials: int, epochs: int, console: Console) -> Any:
@@ -334,19 +337,25 @@ def _progress_callback(bar: Bar, num_trials: int, epochs: int, console: Console)
     return Progress()
 
 
-def _reason(error: Any) -> str:
+def _reason(error: Any) -> str | None:
+    if error is None:
+        return None
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 
-def _close_trials(folder: Path, parent: RunRef) -> None:
-    """End the runs of trials that the scheduler stopped, or that were cut off with the study."""
+def _close_trials(folder: Path, parent: RunRef, ended: dict[str, str | None]) -> None:
+    """End every trial's run as the trial ended.
+
+    A trial that the scheduler stops is killed and cannot tell that this was meant; one that was
+    cut off with the study is not among ``ended``.
+    """
     mlflow_client = client(parent.tracking_uri)
     for noted in folder.glob(f"trials/*/{TRIAL_FILE}"):
-        run_id = json.loads(noted.read_text("utf-8"))["run_id"]
-        if mlflow_client.get_run(run_id).info.status == "RUNNING":
-            mlflow_client.set_tag(run_id, "perceiver.stopped_early", "true")
-            mlflow_client.set_terminated(run_id, "FINISHED")
+        trial, run_id = noted.parent.name, json.loads(noted.read_text("utf-8"))["run_id"]
+        status = "KILLED" if trial not in ended else "FAILED" if ended[trial] else "FINISHED"
+        if mlflow_client.get_run(run_id).info.status != "FINISHED":
+            mlflow_client.set_terminated(run_id, status)
 
 
 def _log_study(run: RunRef, folder: Path, result: dict[str, Any]) -> None:

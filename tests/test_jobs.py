@@ -39,7 +39,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     head = subprocess.Popen(
         [BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1",
          f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-         "--num-cpus=2", f"--temp-dir={tmp_path_factory.mktemp('r')}"],
+         f"--dashboard-agent-listen-port={free_port()}", "--num-cpus=2",
+         f"--temp-dir={tmp_path_factory.mktemp('r')}"],
         env=environment, stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
     environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"

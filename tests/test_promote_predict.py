@@ -37,7 +37,7 @@ def trained(
     """A good and a bad run in one output folder, the good one promoted."""
     output = tmp_path_factory.mktemp("registry")
     shared = (f"shards={digit_shards}", "cluster.num_workers=0", f"registry.model_name={NAME}")
-    good = make_config(output, *shared, "training.epochs=6")
+    good = make_config(output, *shared, "training.epochs=12")
     bad = make_config(output, *shared, "name=worse", "training.learning_rate=1e-7")
     with (output / "console.txt").open("w") as file:
         console = Console(file, file)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FIELD = "image"
+# Twice Image.MAX_IMAGE_PIXELS: from there on Pillow takes an image for a decompression bomb.
+PILLOW_MAX_PIXELS = 178_956_970
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,7 @@ class ImageFormat:
         max_pixels: images with more pixels than this are refused before they are decoded.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
     height: int
     width: int
@@ -43,6 +45,10 @@ class ImageFormat:
         for name in ("height", "width", "max_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.max_pixels > PILLOW_MAX_PIXELS:
+            raise ValueError(
+                f"max_pixels is {self.max_pixels}; Pillow refuses more than {PILLOW_MAX_PIXELS}"
+            )
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"jpeg_quality is {self.jpeg_quality}; it must lie in 1 to 100")
 
@@ -137,7 +143,13 @@ def _resize(image: "Image", fmt: ImageFormat) -> "Image":
         return image.resize(size, Image.Resampling.BICUBIC)
     if fmt.resize == "crop":
         return ImageOps.fit(image, size, Image.Resampling.BICUBIC)
-    return ImageOps.pad(image, size, Image.Resampling.BICUBIC)
+    scale = min(fmt.width / image.width, fmt.height / image.height)
+    width = min(fmt.width, max(1, round(image.width * scale)))
+    height = min(fmt.height, max(1, round(image.height * scale)))
+    padded = Image.new(image.mode, size)
+    corner = ((fmt.width - width) // 2, (fmt.height - height) // 2)
+    padded.paste(image.resize((width, height), Image.Resampling.BICUBIC), corner)
+    return padded
 
 
 def _reason(error: Exception) -> str:
