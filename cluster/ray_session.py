@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from cluster.errors import ClusterError
 
 # Ray sets this for the entry point of a job, whose cluster is then the one to use.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-_SESSION_VARIABLES = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+_OF_OTHER_CLUSTERS = ("RAY_ADDRESS", "RAY_AUTH_MODE")
 # One for the whole process, since Ray caches the first that it sees.
 _TOKEN = secrets.token_hex(32)
 
@@ -35,9 +36,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     Raises:
         ClusterError: no cluster answers at ``address``.
     """
-    import ray
-
-    if ray.is_initialized():
+    if _is_connected():
         yield
         return
     if address is None and in_ray_job():
@@ -46,6 +45,8 @@ def ray_session(address: str | None) -> Iterator[None]:
         with _own_session():
             yield
         return
+    import ray
+
     try:
         ray.init(address=address, log_to_driver=True)
     except Exception as error:  # Ray's kinds differ by address scheme and stage
@@ -60,31 +61,42 @@ def ray_session(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+def _is_connected() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
 @contextlib.contextmanager
 def _own_session() -> Iterator[None]:
-    import ray
-
     # Ray's sockets need a short path, so this lies in the system's folder for temporary files.
     folder = Path(tempfile.mkdtemp(prefix="perceiver-ray-"))
-    # An inherited address belongs to another cluster. Ray asks for a token by default, and without
-    # one of ours it would leave one in the home folder.
-    outer = {name: os.environ.pop(name, None) for name in _SESSION_VARIABLES}
-    os.environ["RAY_AUTH_TOKEN"] = _TOKEN
+    dashboard_port = _free_port()
+    ours = {
+        # The node's address is then 127.0.0.1, and Ray's servers listen on nothing else.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Without a token of ours Ray would leave one in the home folder.
+        "RAY_AUTH_TOKEN": _TOKEN,
+        # Ray Train asks there whether a stopped trial's CPUs are free again. Without it Ray looks
+        # for its servers among all processes, and gives up where another cluster runs as well.
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard_port}",
+    }
+    outer = {name: os.environ.pop(name, None) for name in (*ours, *_OF_OTHER_CLUSTERS)}
+    os.environ.update(ours)
+    import ray  # reads the first of these as it is imported
+
     try:
         ray.init(
             address="local",
-            # Without it Ray Train cannot tell that a trial was stopped, and keeps its CPUs.
+            log_to_driver=True,
             include_dashboard=True,
             dashboard_host="127.0.0.1",
-            dashboard_port=_free_port(),
-            log_to_driver=True,
+            dashboard_port=dashboard_port,
             _temp_dir=str(folder),
-            _node_ip_address="127.0.0.1",
         )
         yield
     finally:
         ray.shutdown()
-        for name in _SESSION_VARIABLES:
+        for name in (*ours, *_OF_OTHER_CLUSTERS):
             os.environ.pop(name, None)
         os.environ.update({name: value for name, value in outer.items() if value is not None})
         shutil.rmtree(folder, ignore_errors=True)
