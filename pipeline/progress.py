@@ -38,6 +38,23 @@ class Progress:
         write_json(folder / PROGRESS_FILE, asdict(self))
 
 
+def describe(metrics: dict[str, float]) -> str:
+    """Metrics in one line for a person, what matters most first."""
+    known = {
+        "val_accuracy": "val_accuracy {:.4f}",
+        "val_loss": "val_loss {:.4f}",
+        "train_accuracy": "train_accuracy {:.4f}",
+        "train_loss": "train_loss {:.4f}",
+        "samples_per_second": "{:.0f} samples/s",
+        "bad_samples": "{:.0f} samples could not be read",
+    }
+    return ", ".join(
+        text.format(metrics[name])
+        for name, text in known.items()
+        if name in metrics and (name != "bad_samples" or metrics[name])
+    )
+
+
 def read_progress(folder: Path) -> Progress | None:
     """What rank 0 last wrote, or None."""
     try:
@@ -72,8 +89,7 @@ def _follow(folder: Path, console: Console, stop: threading.Event) -> None:
         while True:
             progress = read_progress(folder) or progress
             for epoch, metrics in progress.evaluations[told:]:
-                shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-                console.notice(f"epoch {epoch}/{progress.epochs}: {shown}")
+                console.notice(f"epoch {epoch}/{progress.epochs}: {describe(metrics)}")
             told = len(progress.evaluations)
             bar.update(progress.samples, f"loss {progress.loss:.4f}" if progress.loss else "")
             if last:

@@ -17,7 +17,7 @@ from pipeline.config import Config, flatten
 from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.preprocess import position_spec
-from pipeline.progress import show_progress
+from pipeline.progress import describe, show_progress
 from pipeline.stages import StageRecord, read_stage, write_stage
 from pipeline.tracking import RunRef, client, open_run
 from pipeline.worker import TrainTask, train_worker
@@ -83,8 +83,7 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
 def report(result: dict[str, Any], console: Console) -> None:
     """Show a person what :func:`train` returned."""
     state = "done before and verifies: skipped" if result["skipped"] else "done"
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items())
-    console.say(f"training {state}: {metrics}")
+    console.say(f"training {state}; best epoch: {describe(result['metrics'])}")
     console.say(f"best checkpoint {result['checkpoint']}")
     console.say(
         f"{result['parameters']:,} parameters, {result['forward_flops']:,} FLOPs forward a sample; "

@@ -162,7 +162,7 @@ def test_a_second_train_skips_and_changed_settings_are_refused(
     again = train(config(), console)
     assert (first["skipped"], again["skipped"]) == (False, True)
     assert again["checkpoint"] == first["checkpoint"]
-    with pytest.raises(UserError, match=r"training\.learning_rate was 0\.003, is 0\.001.*--fresh"):
+    with pytest.raises(UserError, match=r"training\.learning_rate was 0\.005, is 0\.001.*--fresh"):
         train(config("training.learning_rate=1e-3"), console)
     # Where it runs is no such setting.
     assert train(config("cluster.cpus_per_worker=2"), console)["skipped"]
