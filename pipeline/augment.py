@@ -10,7 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from pipeline.config import AugmentConfig
+from pipeline.config_training import AugmentConfig
 
 
 def step_seed(*parts: int) -> int:

@@ -101,20 +101,6 @@ def _remove_if_alone(log: Path, folder: Path) -> None:
             path.rmdir()
 
 
-def _load(args: argparse.Namespace) -> "Config":
-    from cluster.ray_session import in_ray_job
-    from pipeline.errors import UserError
-    from pipeline.load_config import load_config
-
-    config = load_config(args.config, args.overrides)
-    if in_ray_job() and not Path(config.output).expanduser().is_absolute():
-        raise UserError(
-            f"output is {config.output!r}, and a Ray job runs in a temporary copy of the working "
-            "directory: give an absolute path that all machines share, output=/…"
-        )
-    return config
-
-
 def _config(args: argparse.Namespace) -> int:
     import json
 
@@ -134,7 +120,9 @@ def _stage(args: argparse.Namespace) -> int:
     """A verb that takes a configuration and ``--fresh``: preprocess, train, tune."""
     import importlib
 
-    config = _load(args)
+    from pipeline.load_config import load_config
+
+    config = load_config(args.config, args.overrides)
     with _console(args, config) as console:
         module = importlib.import_module(f"pipeline.{args.verb}")
         result = getattr(module, args.verb)(config, console, fresh=args.fresh)

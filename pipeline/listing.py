@@ -10,8 +10,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import Config, DataConfig, digest
+from pipeline.config import Config, DataConfig, absolute
 from pipeline.errors import UserError
+from pipeline.section import digest
 
 # Files that systems leave in folders; nobody means them as samples.
 IGNORED_NAMES = frozenset({"Thumbs.db", "desktop.ini"})
@@ -40,7 +41,7 @@ class Listing:
     Attributes:
         files: by split, then in an order drawn by hash, so that every shard mixes the classes.
         classes: sorted names; a target is an index into them.
-        roots: each split's folder or URL.
+        roots: each split's folder (absolute) or URL.
         loose: files beside the class folders, which therefore have no class.
     """
 
@@ -102,6 +103,7 @@ def list_media(config: Config) -> Listing:
         for files in (train, held_out, test)
         for file in sorted(files, key=lambda file: _rank(file, config.seed))
     ]
+    roots = {split: absolute(root) for split, root in roots.items()}
     return Listing(tuple(ordered), classes, roots, tuple(loose))
 
 

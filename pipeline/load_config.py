@@ -14,8 +14,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import Config, flatten
+from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.section import flatten
 
 # What a study may not search: it would need other shards, or is no property of the model.
 FIXED_IN_A_STUDY = ("model.fourier", "model.adapter", "model.pixel_mean", "model.pixel_std")

@@ -2,7 +2,7 @@
 
 import math
 
-from pipeline.config import TrainingConfig
+from pipeline.config_training import TrainingConfig
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: TrainingConfig) -> float:

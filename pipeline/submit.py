@@ -46,4 +46,4 @@ def _with_absolute_output(verb: str, arguments: list[str]) -> list[str]:
     if not plain:
         raise UserError(f"submit -- {verb}: which configuration? give a file or a shipped name")
     config = load_config(plain[0], plain[1:])
-    return [*arguments, f"output={Path(config.output).expanduser().absolute()}"]
+    return [*arguments, f"output={config.output}"]

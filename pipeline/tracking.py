@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import Config, flatten
+from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.section import flatten
 from shards import ShardSet
 
 MAX_PARAM_LENGTH = 6000

@@ -13,11 +13,12 @@ from cluster.ray_session import ray_session, require_resources
 from perceiver_model.flops import forward_flops
 from pipeline.causes import expected_errors
 from pipeline.checkpoints import best_checkpoint, last_checkpoint, read_checkpoint
-from pipeline.config import Config, flatten
+from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.preprocess import position_spec
 from pipeline.progress import describe, show_progress
+from pipeline.section import flatten
 from pipeline.stages import StageRecord, read_stage, write_stage
 from pipeline.tracking import RunRef, client, open_run
 from pipeline.worker import TrainTask, train_worker

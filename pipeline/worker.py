@@ -18,7 +18,8 @@ from cluster.deepspeed_engine import (
 from cluster.engine_state import restore_state
 from perceiver_model import PerceiverClassifier
 from pipeline.checkpoints import TrainState, last_checkpoint
-from pipeline.config import Config, TrainingConfig
+from pipeline.config import Config
+from pipeline.config_training import TrainingConfig
 from pipeline.preprocess import position_spec
 from pipeline.tracking import RunLogger, RunRef
 from pipeline.train_loop import Place, TrainLoop

@@ -10,9 +10,10 @@ from pydantic import ValidationError
 
 from perceiver_model import PRESETS
 from perceiver_model.config import AudioInput, ImageInput, Mel
-from pipeline.config import Config, canonical_json, digest, flatten
+from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.load_config import load_config, shipped_configs, validate, with_values
+from pipeline.section import canonical_json, digest, flatten
 
 MINIMAL = """
 name: tiny

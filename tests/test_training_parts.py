@@ -17,7 +17,7 @@ from pipeline.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
-from pipeline.config import AugmentConfig, ScheduleConfig, TrainingConfig
+from pipeline.config_training import AugmentConfig, ScheduleConfig, TrainingConfig
 from pipeline.errors import UserError
 from pipeline.schedule import learning_rate
 from pipeline.stages import StageRecord, read_stage, write_stage

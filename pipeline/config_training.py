@@ -1,0 +1,104 @@
+"""The section ``training``: schedule, augmentation, optimizer, precision, ZeRO stage."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.section import Section
+
+
+class ScheduleConfig(Section):
+    """Learning rate over training, in epochs.
+
+    ``cosine`` rises linearly for ``warmup_epochs``, then falls to 0 on a cosine. ``flat_cosine``
+    (Perceiver IO, appendix H) holds for ``flat_epochs`` after the warm-up before it falls.
+    """
+
+    kind: Literal["cosine", "flat_cosine"] = "cosine"
+    warmup_epochs: float = Field(default=1.0, ge=0)
+    flat_epochs: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _flat_part_is_meant(self) -> Self:
+        if self.kind == "cosine" and self.flat_epochs:
+            raise ValueError("flat_epochs is for kind flat_cosine; the kind is cosine")
+        return self
+
+
+class AugmentConfig(Section):
+    """Random changes to training inputs, a pure function of (seed, epoch, step).
+
+    Attributes:
+        shift_pixels: images move by up to this many pixels each way.
+        rotate_degrees: images turn by up to this many degrees each way.
+        scale: images grow or shrink by a factor drawn from this range.
+        flip: images are mirrored left to right with probability 1/2.
+        crop_area: share of the image's area that a random crop keeps, aspect ratio 3/4 to 4/3.
+        shift_seconds: sounds move by up to this many seconds each way.
+        gain_db: sounds grow louder or softer by up to this many decibels.
+    """
+
+    shift_pixels: float = Field(default=0.0, ge=0)
+    rotate_degrees: float = Field(default=0.0, ge=0, le=180)
+    scale: tuple[float, float] = (1.0, 1.0)
+    flip: bool = False
+    crop_area: tuple[float, float] = (1.0, 1.0)
+    shift_seconds: float = Field(default=0.0, ge=0)
+    gain_db: float = Field(default=0.0, ge=0, le=60)
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        for name, (low, high) in (("scale", self.scale), ("crop_area", self.crop_area)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name} is [{low}, {high}]; 0 < low <= high is needed")
+        if self.crop_area[1] > 1:
+            raise ValueError(f"crop_area ends at {self.crop_area[1]}; 1 is the whole image")
+        return self
+
+
+class TrainingConfig(Section):
+    """One training.
+
+    Attributes:
+        batch_size: samples in one optimizer step, over all workers and accumulation steps; it is
+            the same training whatever the number of workers.
+        gradient_accumulation_steps: forward and backward passes in one optimizer step.
+        gradient_clipping: greatest norm of the whole gradient, or null.
+        precision: ``bf16`` computes matrix products in bfloat16 (autocast) and keeps weights,
+            gradients and optimizer state in float32.
+        zero_stage: DeepSpeed ZeRO: 1 shares optimizer state among the workers, 2 gradients as
+            well, 3 weights as well.
+        checkpoint_steps: also save within an epoch, every so many optimizer steps; or null.
+        loader_workers: processes that read and decode for each training worker; 0 reads in the
+            worker itself.
+    """
+
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    gradient_clipping: float | None = Field(default=1.0, gt=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    schedule: ScheduleConfig = ScheduleConfig()
+    augment: AugmentConfig = AugmentConfig()
+    precision: Literal["float32", "bf16"] = "float32"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    log_steps: int = Field(default=10, ge=1)
+    loader_workers: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        taken = self.schedule.warmup_epochs + self.schedule.flat_epochs
+        if taken >= self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs + schedule.flat_epochs is {taken:g}, but there are only "
+                f"{self.epochs} epochs and none would be left for the cosine"
+            )
+        for beta in self.betas:
+            if not 0 <= beta < 1:
+                raise ValueError(f"betas holds {beta}; each must be at least 0 and below 1")
+        return self
