@@ -128,7 +128,7 @@ class Config(Section):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    output: str = "runs"
+    output: str = Field(default="runs", validate_default=True)
     seed: int = Field(default=0, ge=0)
     shards: str | None = None
     data: DataConfig

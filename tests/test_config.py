@@ -207,7 +207,7 @@ WRONG_VALUES = [
     ("model.adapter.kind=mell", "model.adapter: kind is 'mell'; must be 'pixels', 'patches'"),
     ("model.fourier.num_bands=0", "model.fourier: num_bands = 0: must be an integer of at least 1"),
     ("model.pixel_std=[0]", "model: std = (0.0,): must be a tuple of 1 finite number(s) above 0"),
-    ("output=s3://a/b", "output is 's3://a/b'; give a folder"),
+    ("output=s3://a/b", "output: is 's3://a/b'; give a folder"),
     ("data={}", "data.train: is missing"),
 ]
 
@@ -253,7 +253,11 @@ IMPOSSIBLE = [
     (["model.fourier.max_resolution=[28]"], ["model: max_resolution = (28.0,)", "tuple of 2"]),
     (["model.pixel_mean=[0.1, 0.2]"], ["model: mean = (0.1, 0.2)", "tuple of 1"]),
     (["training.schedule.warmup_epochs=10"], ["training: schedule.warmup_epochs", "10 epochs"]),
-    (["training.schedule.flat_epochs=9.5"], ["training: schedule", "is 10.5", "10 epochs"]),
+    (
+        ["training.schedule.kind=flat_cosine", "training.schedule.flat_epochs=9.5"],
+        ["training: schedule", "is 10.5", "10 epochs"],
+    ),
+    (["training.schedule.flat_epochs=1"], ["training.schedule: flat_epochs", "flat_cosine"]),
     (["training.betas=[0.9, 1.0]"], ["training: betas holds 1.0", "below 1"]),
     (["training.augment.scale=[2, 1]"], ["training.augment: scale is [2.0, 1.0]", "low <= high"]),
     (["training.augment.crop_area=[0.5, 2]"], ["training.augment: crop_area ends at 2.0"]),
