@@ -66,8 +66,8 @@ def promote(
         split: decides; the shard set must have it.
 
     Returns:
-        ``model_uri``, ``version``, ``accuracy``, ``champion_accuracy`` (None if there was none),
-        ``run_id``, ``skipped`` (this run is the alias' model already).
+        ``model_uri``, ``version``, ``accuracy`` on ``split``, ``champion_accuracy`` (None if there
+        was none), ``run_id``, ``skipped`` (this run is the alias' model already).
 
     Raises:
         UserError: no such run, or it has no checkpoint.
@@ -128,7 +128,7 @@ def report(result: dict[str, Any], console: Console) -> None:
     against = "there was no champion" if before is None else f"the champion before had {before:.4f}"
     console.say(
         f"{result['model_uri']} is now version {result['version']}: accuracy "
-        f"{result['accuracy']:.4f} on validation; {against}"
+        f"{result['accuracy']:.4f} on the {result['split']} split; {against}"
     )
 
 
@@ -247,6 +247,7 @@ def _result(
         "version": str(version),
         "accuracy": float(tags["perceiver.accuracy"]),
         "champion_accuracy": None if before is None else float(before),
+        "split": tags["perceiver.split"],
         "run_id": run_id,
         "skipped": skipped,
     }

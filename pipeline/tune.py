@@ -90,7 +90,8 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
             begun = replace(begun, seconds=spent + time.time() - started)
             write_stage(config.folder, begun)
         errors = [error for error in ended.values() if error is not None]
-        trials = [t for t in collect_trials(base, folder, shard_set) if ended.get(t["id"]) is None]
+        succeeded = {trial for trial, error in ended.items() if error is None}
+        trials = [t for t in collect_trials(base, folder, shard_set) if t["id"] in succeeded]
         if not trials:
             first = f": {errors[0]}" if errors else ""
             raise UserError(f"none of the study's trials succeeded{first}")

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file, save_file
 
+from cluster import ClusterError
 from perceiver_model import PerceiverClassifier
 from pipeline.batches import BatchDataset
 from pipeline.checkpoints import best_checkpoint, last_checkpoint
@@ -288,6 +289,23 @@ def test_the_best_and_the_last_checkpoint_are_kept(
     assert last.state.epoch == 4
     assert result["checkpoint"] == str(best.path)
     assert asdict(best.state)["score"] == result["metrics"]["val_accuracy"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("cluster.num_workers=32", r"needs 32 CPUs \(32 workers x 1\).*lower cluster\.num_workers"),
+        ("cluster.use_gpu=true", r"needs 2 GPUs .* the cluster has 0"),
+    ],
+)
+def test_more_workers_than_the_cluster_holds_are_refused(
+    config: Callable[..., Config], console: Console, override: str, message: str
+) -> None:
+    chosen = config("cluster.num_workers=2", override)
+    with pytest.raises(ClusterError, match=message):
+        train(chosen, console)
+    assert not chosen.folder.exists()
 
 
 def test_a_batch_larger_than_the_training_split_is_refused(

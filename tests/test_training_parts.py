@@ -57,12 +57,6 @@ def test_the_rate_rises_to_what_was_asked_holds_and_falls_to_nothing(schedule):
     assert fall[-1] < 2.0 * 0.005
 
 
-def test_cosine_does_not_hold():
-    flat = {"warmup_epochs": 1.0, "flat_epochs": 4.0}
-    assert rates(kind="cosine", **flat)[STEPS + 1] < 2.0
-    assert rates(kind="flat_cosine", **flat)[5 * STEPS] == 2.0
-
-
 def test_beyond_the_last_step_the_rate_is_0():
     config = TrainingConfig(epochs=2, schedule=ScheduleConfig(warmup_epochs=0.0))
     assert learning_rate(2 * STEPS, STEPS, config) == 0
