@@ -137,7 +137,7 @@ def test_a_study_space_keeps_dotted_paths_as_keys():
 
 
 def test_with_values_gives_another_configuration_and_checks_it():
-    config = load_config("digits")
+    config = load_config("digits", ["training.epochs=10"])
     assert with_values(config, {"training.epochs": 4, "seed": 9}).training.epochs == 4
     assert config.training.epochs == 10
     with pytest.raises(UserError, match=r"^digits: training\.epochs: is 0; must be greater"):
@@ -272,7 +272,7 @@ IMPOSSIBLE = [
 
 @pytest.mark.parametrize(("overrides", "told"), IMPOSSIBLE)
 def test_an_impossible_combination_is_refused(overrides, told):
-    (line,) = refusal("digits", *overrides)
+    (line,) = refusal("digits", "training.epochs=10", *overrides)
     assert line.startswith("digits: ")
     assert all(part in line for part in told), line
 
