@@ -50,7 +50,13 @@ class Strategy:
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
             "gradient_clipping": self.gradient_clipping,
             "zero_optimization": zero,
-            "torch_autocast": {"enabled": self.precision == "bf16", "dtype": "bfloat16"},
+            "torch_autocast": {
+                "enabled": self.precision == "bf16",
+                "dtype": "bfloat16",
+                # Weights and gradients travel in float32. With DeepSpeed's choice, bfloat16 for the
+                # linear layers, a run resumed at stage 3 drifts from an uninterrupted one.
+                "lower_precision_safe_modules": [],
+            },
             "steps_per_print": 2**31,
         }
 

@@ -10,10 +10,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from cluster.errors import ClusterError
 
 # Ray sets this for the entry point of a job, whose cluster is then the one to use.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+_FOLDER_PREFIX = "perceiver-ray-"
 _OF_OTHER_CLUSTERS = ("RAY_ADDRESS", "RAY_AUTH_MODE")
 # One for the whole process, since Ray caches the first that it sees.
 _TOKEN = secrets.token_hex(32)
@@ -69,7 +72,8 @@ def _is_connected() -> bool:
 @contextlib.contextmanager
 def _own_session() -> Iterator[None]:
     # Ray's sockets need a short path, so this lies in the system's folder for temporary files.
-    folder = Path(tempfile.mkdtemp(prefix="perceiver-ray-"))
+    _remove_leftovers()
+    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
     dashboard_port = _free_port()
     ours = {
         # The node's address is then 127.0.0.1, and Ray's servers listen on nothing else.
@@ -100,6 +104,14 @@ def _own_session() -> Iterator[None]:
             os.environ.pop(name, None)
         os.environ.update({name: value for name, value in outer.items() if value is not None})
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftovers() -> None:
+    """Remove the folders of sessions whose process was killed before it could."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
+        owner = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_port() -> int:

@@ -107,7 +107,7 @@ class Console:
 
 def _rich(file: IO[str]) -> RichConsole:
     # Not on a terminal: no wrapping of tables at a guessed 80 columns.
-    return RichConsole(file=file, width=None if file.isatty() else 120)
+    return RichConsole(file=file, width=None if file.isatty() else 200)
 
 
 def _cell(value: Any) -> str:

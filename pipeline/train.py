@@ -4,6 +4,8 @@ import contextlib
 import json
 import math
 import shutil
+import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from pipeline.progress import describe, show_progress
 from pipeline.section import flatten
 from pipeline.stages import StageRecord, read_stage, write_stage
 from pipeline.tracking import RunRef, client, open_run
+from pipeline.train_loop import steps_per_epoch
 from pipeline.worker import TrainTask, train_worker
 from shards import ShardSet
 
@@ -39,6 +42,7 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
         ClusterError: the machines cannot run it.
     """
     shard_set = open_shards(config)
+    steps_per_epoch(config, shard_set)
     fingerprint = training_fingerprint(config, shard_set)
     folder = config.folder / STAGE
     record = None if fresh else read_stage(config.folder, STAGE)
@@ -111,7 +115,6 @@ def open_shards(config: Config) -> ShardSet:
                 f"configuration has {value}; run 'perceiver preprocess' again, or mend {field}"
             )
     shard_set.position_table(position_spec(config.classifier(len(shard_set.manifest.classes))))
-    shard_set.num_samples("train")
     return shard_set
 
 
@@ -167,10 +170,15 @@ def run_training(
             callbacks=callbacks or [],
         ),
     )
+    before = signal.getsignal(signal.SIGINT)
     try:
         with expected_errors():
             trainer.fit()
+    except SystemExit:  # Ray Train's own way to end on Ctrl-C
+        raise KeyboardInterrupt from None
     finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)  # Ray Train leaves its handler behind
         shutil.rmtree(storage, ignore_errors=True)
 
 

@@ -36,6 +36,21 @@ class Place:
     device: torch.device
 
 
+def steps_per_epoch(config: Config, shard_set: ShardSet) -> int:
+    """Optimizer steps in an epoch; what is left over after whole batches waits for another epoch.
+
+    Raises:
+        UserError: the training split does not fill one batch.
+    """
+    samples, batch_size = shard_set.num_samples("train"), config.training.batch_size
+    if samples < batch_size:
+        raise UserError(
+            f"training.batch_size is {batch_size}, but the shard set has only {samples} training "
+            "samples; lower training.batch_size"
+        )
+    return samples // batch_size
+
+
 @dataclass
 class TrainLoop:
     """An epoch of training and its evaluation."""
@@ -51,12 +66,7 @@ class TrainLoop:
     def __post_init__(self) -> None:
         training = self.config.training
         self.train_reader = ShardReader(self.shard_set, "train")
-        self.steps_per_epoch = len(self.train_reader) // training.batch_size
-        if self.steps_per_epoch == 0:
-            raise UserError(
-                f"training.batch_size is {training.batch_size}, but the shard set has only "
-                f"{len(self.train_reader)} training samples; lower training.batch_size"
-            )
+        self.steps_per_epoch = steps_per_epoch(self.config, self.shard_set)
         self.eval_split = "validation" if "validation" in self.shard_set.manifest.counts else None
         self.bad: dict[str, BadSample] = {}
         total = training.epochs * self.steps_per_epoch * training.batch_size

@@ -311,5 +311,7 @@ def test_more_workers_than_the_cluster_holds_are_refused(
 def test_a_batch_larger_than_the_training_split_is_refused(
     config: Callable[..., Config], console: Console
 ) -> None:
+    chosen = config("training.batch_size=512")
     with pytest.raises(UserError, match=r"batch_size is 512.*only 255 training samples"):
-        train(config("training.batch_size=512"), console)
+        train(chosen, console)
+    assert not chosen.folder.exists()
