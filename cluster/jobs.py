@@ -1,6 +1,7 @@
 """Ray jobs: submitted with this environment's Python, their log followed."""
 
 import asyncio
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -40,6 +41,9 @@ def run_job(
     """
     from ray.job_submission import JobSubmissionClient
 
+    # These would go before the address that was asked for.
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        os.environ.pop(name, None)
     try:
         client = JobSubmissionClient(address)
         job_id = client.submit_job(

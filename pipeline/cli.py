@@ -5,6 +5,7 @@ Imports nothing heavy: each verb's module is imported when the verb runs.
 
 import argparse
 import contextlib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -280,7 +281,8 @@ def _parser() -> argparse.ArgumentParser:
     with_registry(verb)
 
     verb = add("submit", _submit, "run a verb as a Ray job: perceiver submit -- train CONFIG …")
-    verb.add_argument("--address", default="http://127.0.0.1:8265", help="the cluster's dashboard")
+    address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+    verb.add_argument("--address", default=address, help=f"the cluster's dashboard ({address})")
     verb.add_argument("--working-dir", type=Path, default=Path(), help="folder to upload")
     verb.add_argument("--no-wait", action="store_true", help="do not follow the log")
     verb.add_argument("command", nargs="+", metavar="-- VERB …", help="verb and its arguments")

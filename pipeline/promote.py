@@ -16,6 +16,7 @@ from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.errors import GateRefusedError, UserError
 from pipeline.inference import ModelCard, Predictor
+from pipeline.media import MediaFormat
 from pipeline.tracking import run_config
 from shards import ShardReader, ShardSet, epoch_positions
 
@@ -104,7 +105,7 @@ def promote(
         "perceiver.samples": str(evaluation.samples),
     }
     if champion is not None:
-        theirs = _evaluate_champion(mlflow_client, champion, shard_set, split, name, console)
+        theirs = _evaluate_champion(mlflow_client, champion, card.media, shard_set, split, console)
         tags["perceiver.champion_version"] = champion.version
         tags["perceiver.champion_accuracy"] = repr(theirs.accuracy)
         if evaluation.accuracy <= theirs.accuracy:
@@ -162,6 +163,11 @@ def load_registered(mlflow_client: Any, version: Any) -> Predictor:
     uri = mlflow_client.get_model_version_download_uri(version.name, version.version)
     with tempfile.TemporaryDirectory(prefix="perceiver-model-") as folder:
         path = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder)) / "artifacts"
+        if not (path / CARD_FILE).is_file():
+            raise UserError(
+                f"{version.name} version {version.version}: is no Perceiver that 'perceiver "
+                "promote' registered; register this one under another --name"
+            )
         return Predictor.load(path / CARD_FILE, path / WEIGHTS_FILE)
 
 
@@ -185,14 +191,22 @@ def _champion(mlflow_client: Any, name: str, alias: str) -> Any:
 
 
 def _evaluate_champion(
-    mlflow_client: Any, champion: Any, shard_set: ShardSet, split: str, name: str, console: Console
+    mlflow_client: Any,
+    champion: Any,
+    media: MediaFormat,
+    shard_set: ShardSet,
+    split: str,
+    console: Console,
 ) -> Evaluation:
+    name = champion.name
     console.notice(f"evaluating {name} version {champion.version} on the same samples")
     predictor = load_registered(mlflow_client, champion)
-    if predictor.card.classes != shard_set.manifest.classes:
+    theirs, ours = predictor.card, shard_set.manifest
+    if theirs.media != media or theirs.classes != ours.classes:
+        differs = "takes other input" if theirs.media != media else "tells other classes apart"
         raise UserError(
-            f"{name} version {champion.version} tells other classes apart than this run; register "
-            "this one under another --name"
+            f"{name} version {champion.version} {differs} than this run, so the two cannot be "
+            "compared; register this one under another --name"
         )
     return evaluate(predictor, shard_set, split)
 

@@ -165,7 +165,10 @@ def test_it_restores_at_another_world_size_and_stage(results: dict[int, Any], st
         assert difference(results[1][name, "resumed"][part], results[2][name, "whole"][part]) < 1e-6
 
 
-def test_an_engine_that_differs_from_its_configuration_stops_the_run() -> None:
+def test_an_engine_that_differs_from_its_configuration_stops_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     model = build()
     engine = initialize_engine(model, optimizer(model), strategy(1, 0))

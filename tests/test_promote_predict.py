@@ -88,6 +88,27 @@ def test_a_better_model_takes_the_alias(registry: dict[str, Any], console: Conso
     assert better["accuracy"] > better["champion_accuracy"]
 
 
+def test_a_champion_of_other_input_is_never_overtaken_unseen(
+    registry: dict[str, Any],
+    make_config: Callable[..., Config],
+    tmp_path: Path,
+    ray_cluster: None,
+    console: Console,
+) -> None:
+    from pipeline.preprocess import preprocess
+
+    larger = make_config(
+        registry["output"], "name=larger", "data.image.height=32", "cluster.num_workers=0",
+        f"registry.model_name={NAME}", "training.epochs=1",
+    )  # fmt: skip
+    preprocess(larger, console)
+    run_id = train(larger, console)["run_id"]
+    with pytest.raises(UserError, match="takes other input than this run"):
+        promote(registry["client"], run_id, console)
+    version = registry["client"].get_model_version_by_alias(NAME, "champion")
+    assert version.run_id == registry["good"]
+
+
 def test_raw_paths_and_raw_bytes_give_classes_and_probabilities(
     registry: dict[str, Any], digit_images: Path
 ) -> None:

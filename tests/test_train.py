@@ -103,7 +103,8 @@ def one_step_by_hand(config: Config) -> dict[str, torch.Tensor]:
     torch.manual_seed(config.seed)
     model = PerceiverClassifier(config.classifier(3))
     optimizer = make_optimizer(model, config.training)
-    F.cross_entropy(model(batch.inputs), batch.targets).backward()
+    smoothing = config.training.label_smoothing
+    F.cross_entropy(model(batch.inputs), batch.targets, label_smoothing=smoothing).backward()
     assert config.training.gradient_clipping is not None
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.gradient_clipping)
     optimizer.step()
