@@ -16,7 +16,8 @@ class PerceiverModel(mlflow.pyfunc.PythonModel):
         """Read the weights and the card that lie with the model."""
         self.predictor = Predictor.load(context.artifacts["card"], context.artifacts["weights"])
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> pd.DataFrame:
+    # MLflow would take type hints for a schema and warn that it cannot use them.
+    def predict(self, context, model_input, params=None):
         """Classify paths or encoded media.
 
         Args:
