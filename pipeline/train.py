@@ -192,7 +192,8 @@ def training_result(
     last = last_checkpoint(folder / "checkpoints")
     assert best is not None and last is not None
     with safe_open(best.weights_file, framework="pt") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        names = file.keys()  # safe_open cannot be iterated itself
+        shapes = [file.get_slice(name).get_shape() for name in names]
     bad = folder / "bad_samples.json"
     return {
         "run_id": run.run_id,

@@ -103,7 +103,7 @@ class IndexBuilder:
         }
         schema = _SCHEMA.with_metadata({_INFO_KEY: json.dumps(facts, sort_keys=True)})
         data = encode_parquet(pa.Table.from_pylist(self._rows, schema=schema))
-        return ShardInfo(**facts, index_sha256=sha256_hex(data)), data  # type: ignore[arg-type]
+        return ShardInfo(**facts, index_sha256=sha256_hex(data)), data  # type: ignore[arg-type]  # facts are the other fields
 
 
 class ShardIndex:
