@@ -253,3 +253,8 @@ class RunLogger:
         """Stop watching the machine."""
         if self._monitor is not None:
             self._monitor.finish()
+            # The monitor drops what it has not logged yet: all there is of a run that was shorter
+            # than one interval.
+            self._monitor.collect_metrics()
+            self._monitor.publish_metrics(self._monitor.aggregate_metrics())
+            self._monitor.mlflow_logger.flush()
