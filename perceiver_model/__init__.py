@@ -8,13 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perceiver_model.classifier import PerceiverClassifier
-    from perceiver_model.config import (
-        AdapterConfig,
-        ClassifierConfig,
-        EncoderConfig,
-        FourierConfig,
-        InputConfig,
-    )
+    from perceiver_model.classifier_config import AdapterConfig, ClassifierConfig, InputConfig
+    from perceiver_model.config import EncoderConfig, FourierConfig
     from perceiver_model.flops import forward_flops, num_parameters
     from perceiver_model.fourier import fourier_features, grid_positions, position_table
     from perceiver_model.inputs import (
@@ -31,15 +26,15 @@ if TYPE_CHECKING:
 
 _MODULE_OF = {
     "PRESETS": "presets",
-    "AdapterConfig": "config",
+    "AdapterConfig": "classifier_config",
     "AudioInput": "inputs",
     "Chunks": "inputs",
-    "ClassifierConfig": "config",
+    "ClassifierConfig": "classifier_config",
     "Conv": "inputs",
     "EncoderConfig": "config",
     "FourierConfig": "config",
     "ImageInput": "inputs",
-    "InputConfig": "config",
+    "InputConfig": "classifier_config",
     "Mel": "inputs",
     "Patches": "inputs",
     "PerceiverClassifier": "classifier",

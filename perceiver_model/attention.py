@@ -1,15 +1,44 @@
-"""Cross-attends and self-attends: pre-norm attention and MLP, each with a residual connection.
+"""Attention, MLP and the latents' self-attend: pre-norm, each with a residual connection.
 
-x = x + attention(LayerNorm(x), LayerNorm(inputs)); x = x + MLP(LayerNorm(x))
+x = x + attention(LayerNorm(x)); x = x + MLP(LayerNorm(x))
 (paper, section 3.1 and appendix E; biases, the tanh GELU and the initial weights are those of
 DeepMind's released code).
 """
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from perceiver_model.config import EncoderConfig
+AttentionPath = Literal["auto", "reference", "fused", "factored", "separable"]
+"""How attention is computed; every path is the same function of the same weights.
+
+"reference": the plain formulas, with `[x | p]`, K, V and the attention weights as arrays.
+"fused": torch's fused kernels instead of the weights' array.
+"factored": cross-attends to a grid project x and p apart and never build `[x | p]`.
+"separable": cross-attends to a grid of two or more axes build neither K nor V.
+"auto": the cheapest that applies. A path that doesn't apply to an attend falls back to the one
+    before it in this list.
+"""
+ATTENTION_PATHS: tuple[AttentionPath, ...] = (
+    "auto", "reference", "fused", "factored", "separable",
+)  # fmt: skip
+
+
+class Attend(nn.Module):
+    """An attention with its MLP; `attention_path` is how it is computed."""
+
+    attention_path: AttentionPath = "auto"
+
+
+def set_attention_path(module: nn.Module, path: AttentionPath) -> None:
+    """Choose how every attend in `module` is computed; raises ValueError for an unknown path."""
+    if path not in ATTENTION_PATHS:
+        raise ValueError(f"attention path {path!r}: must be one of {', '.join(ATTENTION_PATHS)}")
+    for submodule in module.modules():
+        if isinstance(submodule, Attend):
+            submodule.attention_path = path
 
 
 def linear(in_features: int, out_features: int) -> nn.Linear:
@@ -22,71 +51,82 @@ def linear(in_features: int, out_features: int) -> nn.Linear:
     return layer
 
 
-def fused_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, key_mask: torch.Tensor | None
-) -> torch.Tensor:
-    """Scaled dot-product attention; samples without any attended key give zeros.
+def split_heads(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """`[batch, tokens, channels]` to `[batch, heads, tokens, channels / heads]`."""
+    return tensor.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
-    query `[batch, heads, queries, width]`, key and value `[batch, heads, keys, width]`, of one
-    dtype; key_mask bool `[batch, keys]`, True where a key may be attended, or None for everywhere
-    (which lets torch choose kernels that take no mask). Returns the query's shape and dtype.
+
+def merge_heads(tensor: torch.Tensor) -> torch.Tensor:
+    """`[batch, heads, tokens, width]` to `[batch, tokens, heads * width]`."""
+    return tensor.transpose(1, 2).flatten(2)
+
+
+def attention_weights(
+    query: torch.Tensor, key: torch.Tensor, key_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """softmax(Q Kᵀ / √width) `[batch, heads, queries, keys]`, zeros where no key may be attended.
+
+    query `[batch, heads, queries, width]`, key `[batch, heads, keys, width]`; key_mask bool
+    `[batch, keys]` or `[batch, queries, keys]`, True where a key may be attended.
     """
-    width = query.shape[-1]
+    scores = query @ key.mT * query.shape[-1] ** -0.5
+    if key_mask is None:
+        return scores.softmax(dim=-1)
+    attend = key_mask[:, None, None, :] if key_mask.ndim == 2 else key_mask[:, None]
+    weights = scores.masked_fill(~attend, torch.finfo(scores.dtype).min).softmax(dim=-1)
+    return weights.masked_fill(~attend, 0.0)
+
+
+def reference_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """softmax(Q Kᵀ / √width) V, as the formula says; arguments as of `fused_attention`."""
+    return attention_weights(query, key, key_mask) @ value
+
+
+def fused_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Scaled dot-product attention; queries without any key to attend give zeros.
+
+    query `[batch, heads, queries, width]`, key `[batch, heads, keys, width]` and value `[batch,
+    heads, keys, value width]`, of one dtype; key_mask bool `[batch, keys]` or `[batch, queries,
+    keys]`, True where a key may be attended, or None for everywhere (which lets torch choose
+    kernels that take no mask). Returns `[batch, heads, queries, value width]`.
+    """
+    width, value_width = query.shape[-1], value.shape[-1]
     # Fused GPU kernels refuse widths like the paper's 261; zeros change neither scores nor sums.
-    padding = (0, -width % 8)
-    query, key, value = (F.pad(tensor, padding) for tensor in (query, key, value))
+    query, key = F.pad(query, (0, -width % 8)), F.pad(key, (0, -width % 8))
+    value = F.pad(value, (0, -value_width % 8))
     if key_mask is None:
         attended = F.scaled_dot_product_attention(query, key, value, scale=width**-0.5)
-        return attended[..., :width]
-    # A softmax over no keys is 0/0, so such samples attend everything and are then zeroed.
+        return attended[..., :value_width]
+    # A softmax over no keys is 0/0, so such queries attend everything and are then zeroed.
     any_key = key_mask.any(dim=-1, keepdim=True)
-    attend = (key_mask | ~any_key)[:, None, None, :]
+    attend = key_mask | ~any_key
+    if key_mask.ndim == 2:
+        attend, any_key = attend.unsqueeze(1), any_key.unsqueeze(1)
     attended = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=attend, scale=width**-0.5
+        query, key, value, attn_mask=attend.unsqueeze(1), scale=width**-0.5
     )
-    return attended[..., :width].masked_fill(~any_key[:, :, None, None], 0.0)
-
-
-class MultiHeadAttention(nn.Module):
-    """Projects to queries, keys and values, attends, and projects back to the query's channels."""
-
-    def __init__(
-        self, *, query_channels: int, key_channels: int, attention_channels: int, num_heads: int
-    ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.query = linear(query_channels, attention_channels)
-        self.key = linear(key_channels, attention_channels)
-        self.value = linear(key_channels, attention_channels)
-        self.output = linear(attention_channels, query_channels)
-
-    def forward(
-        self, queries: torch.Tensor, keys: torch.Tensor, key_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Attends from `[batch, queries, query_channels]` to `[batch, keys, key_channels]`.
-
-        key_mask: bool `[batch, keys]`, True where a key may be attended; None for everywhere.
-        """
-        attended = fused_attention(
-            self._split_heads(self.query(queries)),
-            self._split_heads(self.key(keys)),
-            self._split_heads(self.value(keys)),
-            key_mask,
-        )
-        return self.output(attended.transpose(1, 2).flatten(2))
-
-    def _split_heads(self, tensor: torch.Tensor) -> torch.Tensor:
-        """`[batch, tokens, channels]` to `[batch, heads, tokens, channels / heads]`."""
-        return tensor.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+    return attended[..., :value_width].masked_fill(~any_key.unsqueeze(1), 0.0)
 
 
 class MLP(nn.Module):
     """Linear to `widening` times the channels, GELU, linear back."""
 
-    def __init__(self, *, channels: int, widening: int) -> None:
+    def __init__(
+        self, *, channels: int, widening: int, gelu: Literal["tanh", "erf"] = "tanh"
+    ) -> None:
         super().__init__()
         self.expand = linear(channels, widening * channels)
-        self.activation = nn.GELU(approximate="tanh")
+        self.activation = nn.GELU(approximate="tanh" if gelu == "tanh" else "none")
         self.contract = linear(widening * channels, channels)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -94,54 +134,41 @@ class MLP(nn.Module):
         return self.contract(self.activation(self.expand(tokens)))
 
 
-class CrossAttend(nn.Module):
-    """The latents read the input: attention to its tokens, then an MLP on the latents."""
+class SelfAttend(Attend):
+    """The latents attend to each other, then pass an MLP.
 
-    def __init__(self, config: EncoderConfig, *, input_channels: int) -> None:
+    qk_channels: width of queries and keys over all heads; None is `channels`.
+    value_channels: width of values over all heads; None is `qk_channels`.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        num_heads: int,
+        qk_channels: int | None = None,
+        value_channels: int | None = None,
+        widening: int = 1,
+        gelu: Literal["tanh", "erf"] = "tanh",
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.latent_norm = nn.LayerNorm(config.latent_dim)
-        self.input_norm = nn.LayerNorm(input_channels)
-        self.attention = MultiHeadAttention(
-            query_channels=config.latent_dim,
-            key_channels=input_channels,
-            attention_channels=config.cross_channels or input_channels,
-            num_heads=config.num_cross_heads,
-        )
-        self.mlp_norm = nn.LayerNorm(config.latent_dim)
-        self.mlp = MLP(channels=config.latent_dim, widening=config.cross_widening)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(
-        self, latents: torch.Tensor, inputs: torch.Tensor, input_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """New latents `[batch, num_latents, latent_dim]`, having read the input.
-
-        inputs `[batch, tokens, input_channels]`; input_mask bool `[batch, tokens]`, True where a
-        token may be attended, or None for everywhere.
-        """
-        attended = self.attention(self.latent_norm(latents), self.input_norm(inputs), input_mask)
-        latents = latents + self.dropout(attended)
-        return latents + self.dropout(self.mlp(self.mlp_norm(latents)))
-
-
-class SelfAttend(nn.Module):
-    """The latents attend to each other, then pass an MLP."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.latent_dim)
-        self.attention = MultiHeadAttention(
-            query_channels=config.latent_dim,
-            key_channels=config.latent_dim,
-            attention_channels=config.latent_dim,
-            num_heads=config.num_self_heads,
-        )
-        self.mlp_norm = nn.LayerNorm(config.latent_dim)
-        self.mlp = MLP(channels=config.latent_dim, widening=config.self_widening)
-        self.dropout = nn.Dropout(config.dropout)
+        qk_channels = qk_channels or channels
+        value_channels = value_channels or qk_channels
+        self.num_heads = num_heads
+        self.widths = (qk_channels, qk_channels, value_channels)
+        self.attention_norm = nn.LayerNorm(channels)
+        self.query_key_value = linear(channels, sum(self.widths))
+        self.output = linear(value_channels, channels)
+        self.mlp_norm = nn.LayerNorm(channels)
+        self.mlp = MLP(channels=channels, widening=widening, gelu=gelu)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """`[batch, num_latents, latent_dim]` to the same shape."""
-        normed = self.attention_norm(latents)
-        latents = latents + self.dropout(self.attention(normed, normed))
+        """`[batch, num_latents, channels]` to the same shape."""
+        projected = self.query_key_value(self.attention_norm(latents)).split(self.widths, dim=-1)
+        query, key, value = (split_heads(part, self.num_heads) for part in projected)
+        attention = reference_attention if self.attention_path == "reference" else fused_attention
+        attended = self.output(merge_heads(attention(query, key, value)))
+        latents = latents + self.dropout(attended)
         return latents + self.dropout(self.mlp(self.mlp_norm(latents)))

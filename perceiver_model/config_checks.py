@@ -26,6 +26,22 @@ def check_positive_integers(config: object, *fields: str) -> None:
             raise refusal(config, field, "an integer of at least 1")
 
 
+def check_multiple(config: object, field: str, of: str) -> None:
+    """Raises ValueError unless the field is None or a positive multiple of the field `of`."""
+    if getattr(config, field) is None:
+        return
+    check_positive_integers(config, field)
+    if getattr(config, field) % getattr(config, of):
+        raise refusal(config, field, f"a multiple of {of} = {getattr(config, of)}")
+
+
+def check_probability(config: object, field: str) -> None:
+    """Raises ValueError unless the field is a number of at least 0 and below 1."""
+    value = getattr(config, field)
+    if not isinstance(value, int | float) or not 0 <= value < 1:
+        raise refusal(config, field, "at least 0 and below 1")
+
+
 def check_one_of(config: object, field: str, *allowed: object) -> None:
     """Raises ValueError unless the field is one of the allowed values."""
     if getattr(config, field) not in allowed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from perceiver_model.config import ClassifierConfig
+from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.inputs import AudioInput, Conv, ImageInput, Mel
 
 if TYPE_CHECKING:

@@ -5,16 +5,25 @@
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from perceiver_model.attention import CrossAttend, SelfAttend
+from perceiver_model.attention import SelfAttend
 from perceiver_model.config import EncoderConfig
+from perceiver_model.cross_attend import CrossAttend, Memory
+from perceiver_model.tokens import InputArray
 
 
 class PerceiverEncoder(nn.Module):
     """Learned latents, cross-attends and latent blocks, with the weight sharing of the config.
 
     Each set of weights is registered once, whatever the number of times it is applied.
+
+    Attributes:
+        checkpoint_blocks: keep only each block's input for the backward pass and compute the block
+            again there; memory for the latents then grows with blocks instead of layers.
     """
+
+    checkpoint_blocks: bool = False
 
     def __init__(self, config: EncoderConfig, *, input_channels: int) -> None:
         super().__init__()
@@ -24,10 +33,20 @@ class PerceiverEncoder(nn.Module):
         nn.init.trunc_normal_(self.latents, std=config.latent_init_std, a=-2.0, b=2.0)
         num_cross_attends = 1 + self._cross_attend_weights(config.num_cross_attends - 1)
         self.cross_attends = nn.ModuleList(
-            CrossAttend(config, input_channels=input_channels) for _ in range(num_cross_attends)
+            CrossAttend(
+                query_channels=config.latent_dim,
+                input_channels=input_channels,
+                num_heads=config.num_cross_heads,
+                qk_channels=config.cross_channels,
+                value_channels=config.cross_value_channels,
+                widening=config.cross_widening,
+                gelu=config.gelu,
+                dropout=config.dropout,
+            )
+            for _ in range(num_cross_attends)
         )
         self.blocks = nn.ModuleList(
-            nn.Sequential(*(SelfAttend(config) for _ in range(config.num_self_attends)))
+            nn.Sequential(*(_self_attend(config) for _ in range(config.num_self_attends)))
             for _ in range(1 if config.share_self_attends else config.num_blocks)
         )
 
@@ -37,19 +56,39 @@ class PerceiverEncoder(nn.Module):
             return 0
         return min(index, 1) if self.config.share_cross_attends == "after_first" else index
 
-    def forward(self, inputs: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, inputs: InputArray, state: torch.Tensor | None = None) -> torch.Tensor:
         """Latents `[batch, num_latents, latent_dim]` that have read the input.
 
-        inputs: tokens `[batch, tokens, input_channels]` in the parameters' dtype.
-        mask: bool `[batch, tokens]`, True where a token may be attended; None for everywhere.
+        inputs: tokens of `input_channels` channels, in the parameters' dtype.
+        state: latents to start from, `[batch, num_latents, latent_dim]`, as an earlier call
+            returned them; None for the learned ones. So a stream is read part by part.
         """
-        latents = self.latents.expand(inputs.shape[0], -1, -1)
+        # Learned latents keep a batch of 1 until they have read a sample.
+        latents = self.latents.unsqueeze(0) if state is None else state
+        memories: dict[int, Memory] = {}
         cross_index = 0
         for block_index, num_cross_attends in enumerate(self.config.cross_attends_before_block):
             for _ in range(num_cross_attends):
-                cross_attend = self.cross_attends[self._cross_attend_weights(cross_index)]
-                latents = cross_attend(latents, inputs, mask)
+                weights = self._cross_attend_weights(cross_index)
+                latents, memories[weights] = self.cross_attends[weights](
+                    latents, inputs, memories.get(weights)
+                )
                 cross_index += 1
             block = self.blocks[0 if self.config.share_self_attends else block_index]
-            latents = block(latents)
+            if self.checkpoint_blocks and self.training:
+                latents = checkpoint(block, latents, use_reentrant=False)
+            else:
+                latents = block(latents)
         return latents
+
+
+def _self_attend(config: EncoderConfig) -> SelfAttend:
+    return SelfAttend(
+        channels=config.latent_dim,
+        num_heads=config.num_self_heads,
+        qk_channels=config.self_channels,
+        value_channels=config.self_value_channels,
+        widening=config.self_widening,
+        gelu=config.gelu,
+        dropout=config.dropout,
+    )

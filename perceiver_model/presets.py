@@ -3,13 +3,14 @@
 import dataclasses
 import difflib
 
-from perceiver_model.config import ClassifierConfig, EncoderConfig, FourierConfig
+from perceiver_model.classifier_config import ClassifierConfig
+from perceiver_model.config import EncoderConfig, FourierConfig
 from perceiver_model.inputs import ImageInput, Pixels
 
 _IMAGENET = ClassifierConfig(
     input=ImageInput(height=224, width=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
     adapter=Pixels(),
-    fourier=FourierConfig(num_bands=64, max_resolution=(224, 224)),
+    positions=FourierConfig(num_bands=64, max_resolution=(224, 224)),
     encoder=EncoderConfig(),
     num_classes=1000,
 )

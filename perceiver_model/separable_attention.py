@@ -72,9 +72,7 @@ def _separable_attention(
     arguments = [tensor.flatten(1, 2) for tensor in (content_queries, row_scores, column_scores)]
     sums = [torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in arguments]
     log_sums = content.new_empty(arguments[0].shape[:2])
-    for samples, row_chunks in _chunks(
-        *arguments[0].shape[:2], *_grid(row_scores, column_scores), content.device
-    ):
+    for samples, row_chunks in _chunks(*arguments):
         content_sums, row_sums, column_sums = (tensor[samples] for tensor in sums)
         maximum = log_sums.new_full((*log_sums[samples].shape, 1), -torch.inf)
         total = torch.zeros_like(maximum)
@@ -133,9 +131,7 @@ def _separable_attention_backward(
     out = [torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in arguments]
     content_out = torch.zeros_like(content) if tokens_need_grad else content.new_empty(0)
     scale_out = torch.zeros_like(scale) if tokens_need_grad else scale.new_empty(0)
-    for samples, row_chunks in _chunks(
-        *arguments[0].shape[:2], *_grid(row_scores, column_scores), content.device
-    ):
+    for samples, row_chunks in _chunks(*arguments):
         queries_out, rows_out, columns_out = (tensor[samples] for tensor in out)
         for rows, tokens in row_chunks:
             token_scale = scale[samples, None, tokens]
@@ -164,18 +160,16 @@ def _separable_attention_backward(
     return queries_out, rows_out, columns_out, content_out, scale_out
 
 
-def _grid(row_scores: torch.Tensor, column_scores: torch.Tensor) -> tuple[int, int]:
-    return row_scores.shape[-1], column_scores.shape[-1]
-
-
 def _chunks(
-    batch: int, num_queries: int, rows: int, columns: int, device: torch.device
+    queries: torch.Tensor, row_scores: torch.Tensor, column_scores: torch.Tensor
 ) -> Iterator[tuple[slice, list[tuple[slice, slice]]]]:
     """Slices of samples, and for each of them slices of whole rows and of the tokens in these.
 
     The scores of one chunk stay within a budget, if one row of one sample does.
     """
-    budget = CHUNK_ELEMENTS["cuda" if device.type == "cuda" else "cpu"]
+    batch, num_queries, _ = queries.shape
+    rows, columns = row_scores.shape[-1], column_scores.shape[-1]
+    budget = CHUNK_ELEMENTS["cuda" if queries.is_cuda else "cpu"]
     num_samples = max(1, budget // (num_queries * rows * columns))
     num_rows = max(1, budget // (num_queries * columns))
     row_chunks = [
@@ -201,18 +195,19 @@ def _products(
 
 @_separable_attention.register_fake
 def _(content_queries, row_scores, column_scores, content, scale, mask):  # type: ignore[no-untyped-def]  # torch's hook
-    return tuple(
-        tensor.new_empty(tensor.shape) for tensor in (content_queries, row_scores, column_scores)
-    ) + (content_queries.new_empty(content_queries.shape[:-1]),)
+    queries = (content_queries, row_scores, column_scores)
+    log_sums = content_queries.new_empty(content_queries.shape[:-1])
+    return (*(tensor.new_empty(tensor.shape) for tensor in queries), log_sums)
 
 
 @_separable_attention_backward.register_fake
 def _(content_grad, row_grad, column_grad, *saved):  # type: ignore[no-untyped-def]  # torch's hook
     content, scale, tokens_need_grad = saved[3], saved[4], saved[-1]
-    return tuple(
-        tensor.new_empty(tensor.shape) for tensor in (content_grad, row_grad, column_grad)
-    ) + tuple(
-        tensor.new_empty(tensor.shape if tokens_need_grad else 0) for tensor in (content, scale)
+    shapes = [tensor.shape if tokens_need_grad else (0,) for tensor in (content, scale)]
+    queries = (content_grad, row_grad, column_grad)
+    return (
+        *(tensor.new_empty(tensor.shape) for tensor in queries),
+        *(content.new_empty(shape) for shape in shapes),
     )
 
 

@@ -1,4 +1,4 @@
-"""The input array of a cross-attend: tokens, kept in the parts that their content and positions are.
+"""The input array of a cross-attend: tokens, with their content and positions kept apart.
 
 A token is [content | position features] (paper, section 3.2). The position features of a regular
 grid are the same for every sample, and a sum over its axes: those of pixel (h, w) are
@@ -46,12 +46,15 @@ class InputArray(NamedTuple):
         return torch.cat([self.content, positions.expand(self.content.shape[0], -1, -1)], dim=-1)
 
 
-def split_axes(table: torch.Tensor, grid: Sequence[int], num_bands: int) -> list[torch.Tensor]:
-    """The axis tables `[size, channels]` of a Fourier table `[prod(grid), channels]`, exactly.
+def split_axes(
+    table: torch.Tensor, grid: Sequence[int], num_bands: int
+) -> tuple[torch.Tensor, ...]:
+    """The axis tables of a table of Fourier features, exactly: `InputArray.positions` undoes it.
 
-    The inverse of `InputArray.positions` for tables in the layout of `fourier.fourier_features`.
+    table: `[prod(grid), channels]` in the layout of `fourier.fourier_features`. One whose features
+        depend on more than one axis, such as that of permuted pixels, stays whole.
 
-    Raises ValueError for a table that is none of this grid's.
+    Raises ValueError for a table of another shape.
     """
     dims = len(grid)
     shape = (math.prod(grid), dims * (2 * num_bands + 1))
@@ -63,16 +66,13 @@ def split_axes(table: torch.Tensor, grid: Sequence[int], num_bands: int) -> list
     by_axis = table.view(*grid, -1)
     tables = []
     for axis in range(dims):
-        bands = torch.arange(axis * num_bands, (axis + 1) * num_bands, device=table.device)
-        channels = torch.cat([bands.new_tensor([axis]), dims + bands, dims * (1 + num_bands) + bands])
         along = by_axis[tuple(slice(None) if other == axis else 0 for other in range(dims))]
+        # Channels are [axes' positions | axes' sines | axes' cosines].
+        bands = torch.arange(axis * num_bands, (axis + 1) * num_bands, device=table.device)
+        position, cosines = bands.new_tensor([axis]), dims * (1 + num_bands) + bands
+        channels = torch.cat([position, dims + bands, cosines])
         axis_table = torch.zeros_like(along)
         axis_table[:, channels] = along[:, channels]
         tables.append(axis_table)
-    rebuilt = InputArray(table.new_empty(0, shape[0], 0), tuple(tables)).positions()
-    if not torch.equal(rebuilt, table):
-        raise ValueError(
-            f"positions: not the Fourier features of a {tuple(grid)} grid; their channels depend "
-            "on more than one axis"
-        )
-    return tables
+    rebuilt = InputArray(table, tuple(tables)).positions()
+    return tuple(tables) if torch.equal(rebuilt, table) else (table,)

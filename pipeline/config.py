@@ -10,14 +10,9 @@ from typing import Annotated, Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from cluster.ray_session import in_ray_job
-from perceiver_model.config import (
-    AdapterConfig,
-    AudioInput,
-    ClassifierConfig,
-    EncoderConfig,
-    FourierConfig,
-    ImageInput,
-)
+from perceiver_model.classifier_config import AdapterConfig, ClassifierConfig
+from perceiver_model.config import EncoderConfig, FourierConfig
+from perceiver_model.inputs import AudioInput, ImageInput
 from pipeline.config_study import StudyConfig
 from pipeline.config_training import TrainingConfig
 from pipeline.media import AudioFormat, ImageFormat, MediaFormat
@@ -67,7 +62,7 @@ class ModelConfig(Section):
     """
 
     adapter: Annotated[AdapterConfig, Field(discriminator="kind")]
-    fourier: FourierConfig = FourierConfig()
+    positions: FourierConfig = FourierConfig()
     encoder: EncoderConfig = EncoderConfig()
     pixel_mean: tuple[float, ...] = (0.5,)
     pixel_std: tuple[float, ...] = (0.5,)
@@ -211,7 +206,7 @@ class Config(Section):
         return ClassifierConfig(
             input=source,
             adapter=self.model.adapter,
-            fourier=self.model.fourier,
+            positions=self.model.positions,
             encoder=self.model.encoder,
             num_classes=num_classes,
         )

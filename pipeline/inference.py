@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from perceiver_model import PerceiverClassifier
-from perceiver_model.config import ClassifierConfig
+from perceiver_model.classifier_config import ClassifierConfig
 from pipeline.media import (
     ImageFormat,
     MediaError,

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from cluster.ray_session import ray_session
-from perceiver_model.config import ClassifierConfig
+from perceiver_model.classifier_config import ClassifierConfig
+from perceiver_model.config import FourierConfig
 from perceiver_model.fourier import position_table
 from pipeline.causes import expected_errors
 from pipeline.config import Config
@@ -40,9 +41,10 @@ MAX_BLOCKS = 10_000
 
 def position_spec(config: ClassifierConfig) -> PositionSpec:
     """What names the Fourier position table that a model needs."""
+    assert isinstance(config.positions, FourierConfig)
     return PositionSpec(
         shape=config.token_grid,
-        num_bands=config.fourier.num_bands,
+        num_bands=config.positions.num_bands,
         max_resolution=config.max_resolution,
     )
 

@@ -12,7 +12,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from cluster.engine_state import gather_state
-from perceiver_model.config import AudioInput, ClassifierConfig
+from perceiver_model.classifier_config import ClassifierConfig
+from perceiver_model.inputs import AudioInput
 from pipeline.augment import augment_audio, augment_images, step_seed
 from pipeline.batches import BadSample, Batch, load_batches
 from pipeline.checkpoints import TrainState, save_checkpoint

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from perceiver_model import PRESETS
-from perceiver_model.config import AudioInput, ImageInput, Mel
+from perceiver_model.inputs import AudioInput, ImageInput, Mel
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.load_config import load_config, shipped_configs, validate, with_values

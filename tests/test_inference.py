@@ -54,7 +54,7 @@ def image_card() -> ModelCard:
     classifier = ClassifierConfig(
         input=ImageInput(height=8, width=8, channels=1),
         adapter=Patches(patch_size=4),
-        fourier=FourierConfig(num_bands=2),
+        positions=FourierConfig(num_bands=2),
         encoder=TINY,
         num_classes=3,
     )
@@ -65,7 +65,7 @@ def audio_card() -> ModelCard:
     classifier = ClassifierConfig(
         input=AudioInput(sample_rate=1000, num_samples=100),
         adapter=Chunks(chunk_size=10),
-        fourier=FourierConfig(num_bands=2, max_resolution=(10.0,)),
+        positions=FourierConfig(num_bands=2, max_resolution=(10.0,)),
         encoder=TINY,
         num_classes=3,
     )

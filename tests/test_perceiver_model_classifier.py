@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from perceiver_model.classifier import PerceiverClassifier
-from perceiver_model.config import ClassifierConfig, EncoderConfig, FourierConfig
+from perceiver_model.classifier_config import ClassifierConfig
+from perceiver_model.config import EncoderConfig, FourierConfig
 from perceiver_model.fourier import position_table
 from perceiver_model.inputs import AudioInput, Chunks, Conv, ImageInput, Mel, Patches, Pixels
 
@@ -27,7 +28,7 @@ CONFIGS = {
     adapter.kind: ClassifierConfig(
         input=media,
         adapter=adapter,
-        fourier=FourierConfig(num_bands=4),
+        positions=FourierConfig(num_bands=4),
         encoder=ENCODER,
         num_classes=3,
     )
@@ -92,7 +93,7 @@ def test_permuting_pixels_with_their_positions_changes_nothing():
     order = torch.randperm(48, generator=torch.Generator().manual_seed(2))
     config, images = CONFIGS["pixels"], batch_of("pixels")
     permuted = images.flatten(1, 2)[:, order].view_as(images)
-    table = position_table(config.token_grid, config.fourier.num_bands, config.max_resolution)
+    table = position_table(config.token_grid, config.positions.num_bands, config.max_resolution)
     model, permuted_model = classifier("pixels"), classifier("pixels", table[order])
     torch.testing.assert_close(permuted_model(permuted), model(images), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(model(permuted), model(images), atol=1e-3)

@@ -9,7 +9,8 @@ import pydantic
 import pytest
 
 import perceiver_model
-from perceiver_model.config import ClassifierConfig, EncoderConfig, FourierConfig
+from perceiver_model.classifier_config import ClassifierConfig
+from perceiver_model.config import EncoderConfig, FourierConfig
 from perceiver_model.inputs import AudioInput, Chunks, Conv, ImageInput, Mel, Patches, Pixels
 from perceiver_model.presets import PRESETS, preset
 

@@ -1,0 +1,65 @@
+"""Sound as tokens: chunks of raw samples, or log-mel frames."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from perceiver_model.adapters.checks import Tokens, check_inputs
+from perceiver_model.adapters.mel import log_mel, mel_filterbank, standardise_frames
+from perceiver_model.constants import Float32Constant
+from perceiver_model.inputs import AudioInput, Chunks, Mel
+
+
+class ChunkAdapter(nn.Module):
+    """One token per run of raw samples, the last one zero-padded (paper, section 4.2)."""
+
+    def __init__(self, audio: AudioInput, chunks: Chunks) -> None:
+        super().__init__()
+        self.num_samples = audio.num_samples
+        self.chunk_size = chunks.chunk_size
+
+    def forward(self, samples: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
+        """Content `[batch, ceil(num_samples / chunk_size), chunk_size]`."""
+        content = self._chunks(_waveform(samples, mask, self.num_samples))
+        return content, None if mask is None else self._chunks(mask).any(dim=-1)
+
+    def _chunks(self, samples: torch.Tensor) -> torch.Tensor:
+        padding = (0, -self.num_samples % self.chunk_size)
+        return F.pad(samples, padding).unflatten(-1, (-1, self.chunk_size))
+
+
+class MelAdapter(nn.Module):
+    """One token per log-mel frame, standardised over the sample's valid frames; all in float32."""
+
+    def __init__(self, audio: AudioInput, mel: Mel) -> None:
+        super().__init__()
+        self.num_samples = audio.num_samples
+        self.window_length = mel.window_length(audio.sample_rate)
+        self.hop_length = mel.hop_length(audio.sample_rate)
+        covered = self.window_length + (mel.num_frames(audio) - 1) * self.hop_length
+        self.padding = (0, covered - audio.num_samples)
+        self.fft_size = mel.fft_size(audio.sample_rate)
+        self.window = Float32Constant(torch.hann_window(self.window_length))
+        self.filterbank = Float32Constant(
+            mel_filterbank(mel.num_mels, self.fft_size, audio.sample_rate)
+        )
+
+    def forward(self, samples: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
+        """Content `[batch, frames, num_mels]`; frame t starts at sample t * hop length."""
+        frames = self._frames(_waveform(samples, mask, self.num_samples))
+        valid = None if mask is None else self._frames(mask).any(dim=-1)
+        with torch.autocast(frames.device.type, enabled=False):
+            log_mels = log_mel(frames * self.window(), self.filterbank(), self.fft_size)
+            return standardise_frames(log_mels, valid), valid
+
+    def _frames(self, samples: torch.Tensor) -> torch.Tensor:
+        """`[batch, num_samples]` to `[batch, frames, window_length]`, zero-padded at the end."""
+        return F.pad(samples, self.padding).unfold(-1, self.window_length, self.hop_length)
+
+
+def _waveform(samples: torch.Tensor, mask: torch.Tensor | None, num_samples: int) -> torch.Tensor:
+    """Sound `[batch, num_samples]` as float32, int16 scaled to [-1, 1), invalid samples zero."""
+    check_inputs(samples, mask, (num_samples,), torch.int16)
+    scale = 1.0 if samples.is_floating_point() else 1 / 32768
+    waveform = samples.float() * scale
+    return waveform if mask is None else waveform.masked_fill(~mask, 0.0)
