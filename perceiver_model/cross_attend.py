@@ -183,6 +183,8 @@ class CrossAttend(Attend):
             key_weight = self.key.weight.to(dtype).unflatten(0, (self.num_heads, -1))
             in_inputs = projected.to(dtype) @ key_weight * self.input_norm.weight.to(dtype)
             in_inputs = _centred(in_inputs) * projected.shape[-1] ** -0.5
+            # The keys' bias moves all scores of a query alike: its gradient is zero, but not None.
+            in_inputs = in_inputs + 0.0 * self.key.bias.sum()
             content_width = memory.content.shape[-1]
             content_queries, position_queries = in_inputs.split(
                 [content_width, in_inputs.shape[-1] - content_width], dim=-1

@@ -75,4 +75,5 @@ def split_axes(
         axis_table[:, channels] = along[:, channels]
         tables.append(axis_table)
     rebuilt = InputArray(table, tuple(tables)).positions()
-    return tuple(tables) if torch.equal(rebuilt, table) else (table,)
+    # A table without values, on the meta device, has only its shape to tell.
+    return tuple(tables) if table.is_meta or torch.equal(rebuilt, table) else (table,)

@@ -12,6 +12,7 @@ from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.config import EncoderConfig, FourierConfig
 from perceiver_model.fourier import position_table
 from perceiver_model.inputs import AudioInput, Chunks, Conv, ImageInput, Mel, Patches, Pixels
+from perceiver_model.tokens import InputArray
 
 IMAGE = ImageInput(height=8, width=6, channels=2)
 AUDIO = AudioInput(sample_rate=8_000, num_samples=1_000)
@@ -73,9 +74,9 @@ def test_a_mask_of_all_true_equals_no_mask(kind):
 def test_chunks_of_padding_change_nothing():
     model, samples = classifier("chunks"), batch_of("chunks")
     mask = (torch.arange(1_000) < 640).expand(2, -1)
-    tokens, positions = samples[:, :640].unflatten(1, (10, 64)), model.positions[:10]
-    inputs = torch.cat([tokens, positions.expand(2, -1, -1)], dim=-1)
-    alone = model.head(model.encoder(inputs).mean(dim=1))
+    (positions,) = model.positions()
+    inputs = InputArray(samples[:, :640].unflatten(1, (10, 64)), (positions[:10],))
+    alone = model.head(model.encoder(inputs))
     torch.testing.assert_close(model(samples, mask), alone, rtol=1e-4, atol=1e-4)
 
 
