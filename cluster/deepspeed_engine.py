@@ -7,6 +7,7 @@ step before the first (Adam's counter starts at 1), and a resumed run would lose
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,11 +63,18 @@ class Strategy:
 
 
 def initialize_engine(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, strategy: Strategy
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    strategy: Strategy,
+    gathered_whole: Sequence[type[torch.nn.Module]] = (),
 ) -> Any:
     """A DeepSpeed engine around ``model``, checked against the strategy that was asked for.
 
     torch.distributed must be initialized.
+
+    Args:
+        gathered_whole: classes whose forward uses weights of their submodules without calling
+            these; stage 3 gathers all weights of such a module before its forward and backward.
 
     Raises:
         ClusterError: the engine does not do what ``strategy`` says.
@@ -81,6 +89,11 @@ def initialize_engine(
         model=model, optimizer=optimizer, config=strategy.to_deepspeed(num_parameters)
     )
     check_strategy(engine, strategy)
+    if strategy.zero_stage == 3:
+        for module in model.modules():
+            if isinstance(module, tuple(gathered_whole)):
+                for parameter in module.parameters():
+                    deepspeed.zero.register_external_parameter(module, parameter)
     return engine
 
 

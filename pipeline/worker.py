@@ -17,6 +17,7 @@ from cluster.deepspeed_engine import (
 )
 from cluster.engine_state import restore_state
 from perceiver_model import PerceiverClassifier
+from perceiver_model.cross_attend import CrossAttend
 from pipeline.checkpoints import TrainState, last_checkpoint
 from pipeline.config import Config
 from pipeline.config_training import TrainingConfig
@@ -90,7 +91,8 @@ def open_training(task: TrainTask) -> Iterator[tuple[TrainLoop, TrainState]]:
         precision=training.precision,
         device=place.device.type,
     )
-    engine = initialize_engine(model, make_optimizer(model, training), strategy)
+    optimizer = make_optimizer(model, training)
+    engine = initialize_engine(model, optimizer, strategy, gathered_whole=[CrossAttend])
     if checkpoint:
         restore_state(engine, weights, moments, step=state.step)
 
