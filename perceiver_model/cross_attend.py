@@ -46,6 +46,10 @@ class NormedGrid(NamedTuple):
     mask: torch.Tensor | None
 
 
+# What the separable path's elementwise work on a query and a token costs, in multiply-adds of
+# matrix products: measured on CPUs at the paper's ImageNet shapes.
+SEPARABLE_OVERHEAD = 120
+
 Memory = KeysValues | NormedGrid
 """What a cross-attend has made of an input array; the same for every query."""
 
@@ -103,7 +107,7 @@ class CrossAttend(Attend):
         """
         projected = split_heads(self.query(self.query_norm(queries)), self.num_heads)
         if memory is None:
-            memory = self._memorise(inputs)
+            memory = self._memorise(inputs, queries.shape[1])
         if isinstance(memory, NormedGrid):
             attended = self._attend_separably(projected, memory)
         else:
@@ -122,8 +126,8 @@ class CrossAttend(Attend):
         keys = split_heads(self.key(self.input_norm(inputs.dense())), self.num_heads)
         return attention_weights(projected, keys, inputs.mask)
 
-    def _memorise(self, inputs: InputArray) -> Memory:
-        path = self._path(inputs)
+    def _memorise(self, inputs: InputArray, num_queries: int) -> Memory:
+        path = self._path(inputs, num_queries)
         if path == "separable":
             mean_and_scale = token_statistics(inputs, self.input_norm.eps)
             content = inputs.content.to(mean_and_scale[1].dtype)
@@ -139,21 +143,23 @@ class CrossAttend(Attend):
         keys, values = (split_heads(tensor, self.num_heads) for tensor in projections)
         return KeysValues(keys, values, inputs.mask)
 
-    def _path(self, inputs: InputArray) -> AttentionPath:
+    def _path(self, inputs: InputArray, num_queries: int) -> AttentionPath:
         """The path that is asked for, or the nearest one that applies to these inputs."""
         path = self.attention_path
         if path in ("reference", "fused") or not inputs.axis_tables:
             return "reference" if path == "reference" else "fused"
         if path == "factored" or len(inputs.axis_tables) < 2:
             return "factored"
-        if path == "separable" or self._separable_is_cheaper(inputs):
+        if path == "separable" or self._separable_is_cheaper(inputs, num_queries):
             return "separable"
         return "factored"
 
-    def _separable_is_cheaper(self, inputs: InputArray) -> bool:
-        """Whether multiply-adds a query and token (or some for its exponential) are fewer."""
-        head_width = self.key.out_features // self.num_heads
-        return inputs.content.shape[-1] <= head_width + 16
+    def _separable_is_cheaper(self, inputs: InputArray, num_queries: int) -> bool:
+        """Whether it takes fewer multiply-adds for each head, query and token."""
+        separable = 2 * inputs.content.shape[-1] + SEPARABLE_OVERHEAD
+        widths = self.key.out_features + self.value.out_features
+        projections = self.key.in_features * widths / num_queries
+        return separable * self.num_heads <= widths + projections
 
     def _project_apart(
         self, layer: nn.Linear, inputs: InputArray, mean: torch.Tensor, scale: torch.Tensor

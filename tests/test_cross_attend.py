@@ -164,13 +164,15 @@ def test_axis_tables_rebuild_the_table_exactly_and_permuted_ones_stay_whole():
     assert torch.equal(whole, permuted)
 
 
-def test_auto_takes_the_separable_path_for_pixels_and_keys_for_wide_content():
-    layer, inputs = layer_for((4, 5)), inputs_for((4, 5))
-    queries = torch.randn(3, 4, 6, dtype=torch.float64)
-    assert isinstance(layer(queries, inputs)[1], NormedGrid)
-    wide = CrossAttend(query_channels=6, input_channels=60, num_heads=8, qk_channels=64).double()
-    content = torch.randn(3, 20, 50, dtype=torch.float64)
-    assert isinstance(wide(queries, inputs._replace(content=content))[1], KeysValues)
+def test_auto_takes_the_separable_path_for_pixels_and_keys_where_these_are_cheaper():
+    grid = (4, 5)
+    tables = split_axes(position_table(grid, 64, grid), grid, 64)
+    pixels = CrossAttend(query_channels=6, input_channels=3 + 258, num_heads=1)
+    _, memory = pixels(torch.randn(1, 4, 6), InputArray(torch.randn(2, 20, 3), tables))
+    assert isinstance(memory, NormedGrid)
+    narrow = CrossAttend(query_channels=6, input_channels=3 + 258, num_heads=4, qk_channels=64)
+    _, memory = narrow(torch.randn(1, 512, 6), InputArray(torch.randn(2, 20, 3), tables))
+    assert isinstance(memory, KeysValues)
 
 
 def test_the_attention_map_is_a_distribution_over_unmasked_tokens():
