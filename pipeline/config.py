@@ -7,11 +7,11 @@ it from YAML with dotted overrides.
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from cluster.ray_session import in_ray_job
 from perceiver_model.classifier_config import AdapterConfig, ClassifierConfig
-from perceiver_model.config import EncoderConfig, FourierConfig
+from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, LearnedPositions
 from perceiver_model.inputs import AudioInput, ImageInput
 from pipeline.config_study import StudyConfig
 from pipeline.config_training import TrainingConfig
@@ -53,17 +53,28 @@ class DataConfig(Section):
         return media
 
 
+def _position_kind(value: Any) -> str | None:
+    """Which positions are meant; Fourier features unless they say otherwise."""
+    kind = value.get("kind", "fourier") if isinstance(value, dict) else getattr(value, "kind", None)
+    return kind if isinstance(kind, str) else None
+
+
 class ModelConfig(Section):
     """The Perceiver; its input's shape follows from ``data``, its classes from the shards.
 
     Attributes:
+        decoder: Perceiver IO's, with one learned query; null takes the mean over the latents.
         pixel_mean, pixel_std: standardisation of pixels scaled to [0, 1]: one value, or one for
             each channel; images only.
     """
 
     adapter: Annotated[AdapterConfig, Field(discriminator="kind")]
-    positions: FourierConfig = FourierConfig()
+    positions: Annotated[
+        Annotated[FourierConfig, Tag("fourier")] | Annotated[LearnedPositions, Tag("learned")],
+        Discriminator(_position_kind),
+    ] = FourierConfig()
     encoder: EncoderConfig = EncoderConfig()
+    decoder: DecoderConfig | None = None
     pixel_mean: tuple[float, ...] = (0.5,)
     pixel_std: tuple[float, ...] = (0.5,)
 
@@ -208,6 +219,7 @@ class Config(Section):
             adapter=self.model.adapter,
             positions=self.model.positions,
             encoder=self.model.encoder,
+            decoder=self.model.decoder,
             num_classes=num_classes,
         )
 

@@ -68,6 +68,11 @@ class TrainingConfig(Section):
             gradients and optimizer state in float32.
         zero_stage: DeepSpeed ZeRO: 1 shares optimizer state among the workers, 2 gradients as
             well, 3 weights as well.
+        attention_path: how attention is computed; every path is the same function to rounding, and
+            ``auto`` takes the cheapest (``perceiver_model.attention``).
+        activation_checkpointing: keep only each latent block's input for the backward pass and
+            compute the block again there; less memory for more time.
+        compile: compile the model with torch.compile; at ZeRO stages 0 to 2.
         checkpoint_steps: also save within an epoch, every so many optimizer steps; or null.
         loader_workers: processes that read and decode for each training worker; 0 reads in the
             worker itself.
@@ -86,6 +91,9 @@ class TrainingConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     precision: Literal["float32", "bf16"] = "float32"
     zero_stage: Literal[0, 1, 2, 3] = 2
+    attention_path: Literal["auto", "reference", "fused", "factored", "separable"] = "auto"
+    activation_checkpointing: bool = False
+    compile: bool = False
     checkpoint_steps: int | None = Field(default=None, ge=1)
     log_steps: int = Field(default=10, ge=1)
     loader_workers: int = Field(default=0, ge=0)
@@ -98,6 +106,8 @@ class TrainingConfig(Section):
                 f"schedule.warmup_epochs + schedule.flat_epochs is {taken:g}, but there are only "
                 f"{self.epochs} epochs and none would be left for the cosine"
             )
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile is for zero_stage 0 to 2; zero_stage is 3")
         for beta in self.betas:
             if not 0 <= beta < 1:
                 raise ValueError(f"betas holds {beta}; each must be at least 0 and below 1")

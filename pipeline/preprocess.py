@@ -14,18 +14,16 @@ from typing import Any
 import numpy as np
 
 from cluster.ray_session import ray_session
-from perceiver_model.classifier_config import ClassifierConfig
-from perceiver_model.config import FourierConfig
 from perceiver_model.fourier import position_table
 from pipeline.causes import expected_errors
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.listing import Listing, list_media, write_plan
+from pipeline.positions import position_spec
 from pipeline.shard_task import ShardTask
 from pipeline.stages import StageRecord, read_stage, write_stage
 from shards import (
-    PositionSpec,
     Quarantined,
     ShardSet,
     publish,
@@ -37,16 +35,6 @@ from shards import (
 STAGE = "preprocess"
 # Ray Data keeps a few bytes for each block; beyond this, a block holds several shards.
 MAX_BLOCKS = 10_000
-
-
-def position_spec(config: ClassifierConfig) -> PositionSpec:
-    """What names the Fourier position table that a model needs."""
-    assert isinstance(config.positions, FourierConfig)
-    return PositionSpec(
-        shape=config.token_grid,
-        num_bands=config.positions.num_bands,
-        max_resolution=config.max_resolution,
-    )
 
 
 def preprocess(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
@@ -84,8 +72,9 @@ def preprocess(config: Config, console: Console, *, fresh: bool = False) -> dict
         _check_bad(quarantined, listing, config)
         classifier = config.classifier(max(2, len(listing.classes)))
         spec = position_spec(classifier)
-        table = position_table(spec.shape, spec.num_bands, spec.max_resolution)
-        write_position_table(staging, spec, np.asarray(table))
+        if spec is not None:
+            table = position_table(spec.shape, spec.num_bands, spec.max_resolution)
+            write_position_table(staging, spec, np.asarray(table))
         (staging / _SETTINGS_FILE).unlink()
         manifest = publish(
             staging,
@@ -94,7 +83,7 @@ def preprocess(config: Config, console: Console, *, fresh: bool = False) -> dict
             config=settings,
             input_digest=listing.content_digest,
             classes=listing.classes,
-            positions=[spec],
+            positions=[] if spec is None else [spec],
             quarantine=[
                 Quarantined(file.uri, file.split, "lies beside the class folders", "")
                 for file in listing.loose
@@ -141,7 +130,7 @@ def _settings(config: Config) -> dict[str, Any]:
     spec = position_spec(config.classifier(2))
     data = config.tree()["data"]
     settings = {f"data.{key}": value for key, value in data.items() if key != "max_bad_fraction"}
-    return {**settings, "seed": config.seed, "positions": spec.to_dict()}
+    return {**settings, "seed": config.seed, "positions": spec and spec.to_dict()}
 
 
 def _finished(

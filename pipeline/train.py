@@ -18,7 +18,7 @@ from pipeline.checkpoints import best_checkpoint, last_checkpoint, read_checkpoi
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.errors import UserError
-from pipeline.preprocess import position_spec
+from pipeline.positions import load_positions
 from pipeline.progress import describe, show_progress
 from pipeline.section import flatten
 from pipeline.stages import StageRecord, read_stage, write_stage
@@ -114,7 +114,7 @@ def open_shards(config: Config) -> ShardSet:
                 f"{config.shards_folder}: was made with {field}={made.get(field)}, the "
                 f"configuration has {value}; run 'perceiver preprocess' again, or mend {field}"
             )
-    shard_set.position_table(position_spec(config.classifier(len(shard_set.manifest.classes))))
+    load_positions(shard_set, config.classifier(len(shard_set.manifest.classes)))
     return shard_set
 
 

@@ -17,11 +17,12 @@ from cluster.deepspeed_engine import (
 )
 from cluster.engine_state import restore_state
 from perceiver_model import PerceiverClassifier
+from perceiver_model.attention import set_attention_path
 from perceiver_model.cross_attend import CrossAttend
 from pipeline.checkpoints import TrainState, last_checkpoint
 from pipeline.config import Config
 from pipeline.config_training import TrainingConfig
-from pipeline.preprocess import position_spec
+from pipeline.positions import load_positions
 from pipeline.tracking import RunLogger, RunRef
 from pipeline.train_loop import Place, TrainLoop
 from shards import ShardSet
@@ -74,8 +75,12 @@ def open_training(task: TrainTask) -> Iterator[tuple[TrainLoop, TrainState]]:
     classifier = config.classifier(len(shard_set.manifest.classes))
     training = config.training
     torch.manual_seed(config.seed)
-    table = torch.from_numpy(shard_set.position_table(position_spec(classifier)).copy())
-    model = PerceiverClassifier(classifier, positions=table).to(place.device)
+    model = PerceiverClassifier(classifier, positions=load_positions(shard_set, classifier))
+    model = model.to(place.device)
+    set_attention_path(model, training.attention_path)
+    model.encoder.checkpoint_blocks = training.activation_checkpointing
+    if training.compile:
+        model.compile()
 
     checkpoint = last_checkpoint(folder / "checkpoints")
     state = checkpoint.state if checkpoint else TrainState()

@@ -167,7 +167,7 @@ UNKNOWN_KEYS = [
     ("data.image.heigth=3", "data.image.heigth", "'height'"),
     ("model.encoder.num_latent=3", "model.encoder.num_latent", "'num_latents'"),
     ("model.adapter.num_chanels=3", "model.adapter.num_chanels", "'num_channels'"),
-    ("model.fourier.bands=3", "model.fourier.bands", "'num_bands'"),
+    ("model.positions.bands=3", "model.positions.bands", "'num_bands'"),
     ("study.space.training.eps={chioce: [1]}", "study.space.training.eps.chioce", "'choice'"),
 ]
 
@@ -205,7 +205,7 @@ WRONG_VALUES = [
     ("data.image.resize=zoom", "data.image.resize: is 'zoom'; must be 'crop', 'pad' or 'stretch'"),
     ("data.image.height=0", "data.image: height is 0; it must be at least 1"),
     ("model.adapter.kind=mell", "model.adapter: kind is 'mell'; must be 'pixels', 'patches'"),
-    ("model.fourier.num_bands=0", "model.fourier: num_bands = 0: must be an integer of at least 1"),
+    ("model.positions.num_bands=0", "model.positions: num_bands = 0: must be an integer of at l"),
     ("model.pixel_std=[0]", "model: std = (0.0,): must be a tuple of 1 finite number(s) above 0"),
     ("output=s3://a/b", "output: is 's3://a/b'; give a folder"),
     ("data={}", "data.train: is missing"),
@@ -223,7 +223,7 @@ def test_a_wrong_value_is_told_with_its_path_and_what_is_allowed(override, told)
     ["data.image.height='28'", "data.image.height=true", "data.image.height=28.0",
      "model.encoder.num_latents='32'", "model.encoder.num_latents=true",
      "model.encoder.share_self_attends='yes'", "model.encoder.dropout='0.1'",
-     "model.adapter.num_channels='32'", "model.fourier.num_bands=8.0"],
+     "model.adapter.num_channels='32'", "model.positions.num_bands=8.0"],
 )  # fmt: skip
 def test_sections_that_are_dataclasses_coerce_no_type_either(override):
     (line,) = refusal("digits", override)
@@ -250,7 +250,7 @@ IMPOSSIBLE = [
     (["model.encoder.latent_dim=97"], ["model.encoder: latent_dim = 97", "num_self_heads = 4"]),
     (["model.encoder.cross_channels=62"], ["cross_channels = 62", "num_cross_heads = 4"]),
     (["model.encoder.num_cross_attends=3"], ["num_cross_attends = 3", "at most num_blocks = 2"]),
-    (["model.fourier.max_resolution=[28]"], ["model: max_resolution = (28.0,)", "tuple of 2"]),
+    (["model.positions.max_resolution=[28]"], ["model: max_resolution = (28.0,)", "tuple of 2"]),
     (["model.pixel_mean=[0.1, 0.2]"], ["model: mean = (0.1, 0.2)", "tuple of 1"]),
     (["training.schedule.warmup_epochs=10"], ["training: schedule.warmup_epochs", "10 epochs"]),
     (

@@ -12,12 +12,13 @@ import soundfile
 import webdataset
 from PIL import Image
 
-from perceiver_model.fourier import position_table
+from perceiver_model.positions import position_table
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.load_config import load_config
-from pipeline.preprocess import position_spec, preprocess
+from pipeline.positions import position_spec
+from pipeline.preprocess import preprocess
 from shards import ShardError, ShardReader, ShardSet, decode_npy, read_quarantine, verify
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -167,7 +168,7 @@ def test_a_model_with_other_fourier_features_is_refused(
 ) -> None:
     from pipeline.train import open_shards
 
-    config = make_config(tmp_path, f"shards={digit_shards}", "model.fourier.num_bands=4")
+    config = make_config(tmp_path, f"shards={digit_shards}", "model.positions.num_bands=4")
     with pytest.raises(ShardError, match=r"num_bands=4.*num_bands=8.*preprocess"):
         open_shards(config)
 

@@ -241,6 +241,22 @@ def one_epoch(task: TrainTask) -> None:
     TorchTrainer(loop, train_loop_config=task, scaling_config=ScalingConfig(num_workers=0)).fit()
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.decoder={}", "training.activation_checkpointing=true"],
+        ["model.positions={kind: learned, num_channels: 8, projected_channels: 16}"],
+        ["training.compile=true"],
+    ],
+    ids=["a decoder, checkpointed", "learned positions", "compiled"],
+)
+def test_other_models_and_ways_to_run_them_train(
+    config: Callable[..., Config], console: Console, overrides: list[str]
+) -> None:
+    result = train(config("cluster.num_workers=0", "training.epochs=3", *overrides), console)
+    assert result["metrics"]["val_accuracy"] > 0.6
+
+
 def test_bf16_trains(config: Callable[..., Config], console: Console) -> None:
     chosen = config("training.precision=bf16", "training.epochs=3")
     result = train(chosen, console)
