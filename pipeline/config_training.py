@@ -72,7 +72,8 @@ class TrainingConfig(Section):
             ``auto`` takes the cheapest (``perceiver_model.attention``).
         activation_checkpointing: keep only each latent block's input for the backward pass and
             compute the block again there; less memory for more time.
-        compile: compile the model with torch.compile; at ZeRO stages 0 to 2.
+        compile: compile the model with torch.compile in this mode (``reduce-overhead`` and
+            ``max-autotune`` use CUDA graphs), or null; at ZeRO stages 0 to 2.
         checkpoint_steps: also save within an epoch, every so many optimizer steps; or null.
         loader_workers: processes that read and decode for each training worker; 0 reads in the
             worker itself.
@@ -93,7 +94,7 @@ class TrainingConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     attention_path: Literal["auto", "reference", "fused", "factored", "separable"] = "auto"
     activation_checkpointing: bool = False
-    compile: bool = False
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
     checkpoint_steps: int | None = Field(default=None, ge=1)
     log_steps: int = Field(default=10, ge=1)
     loader_workers: int = Field(default=0, ge=0)

@@ -80,7 +80,7 @@ def open_training(task: TrainTask) -> Iterator[tuple[TrainLoop, TrainState]]:
     set_attention_path(model, training.attention_path)
     model.encoder.checkpoint_blocks = training.activation_checkpointing
     if training.compile:
-        model.compile()
+        model.compile(mode=training.compile)
 
     checkpoint = last_checkpoint(folder / "checkpoints")
     state = checkpoint.state if checkpoint else TrainState()

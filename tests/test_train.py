@@ -246,7 +246,7 @@ def one_epoch(task: TrainTask) -> None:
     [
         ["model.decoder={}", "training.activation_checkpointing=true"],
         ["model.positions={kind: learned, num_channels: 8, projected_channels: 16}"],
-        ["training.compile=true"],
+        ["training.compile=default"],
     ],
     ids=["a decoder, checkpointed", "learned positions", "compiled"],
 )

@@ -1,0 +1,183 @@
+"""The machine under a measurement: its name, its rate of matrix products, its clock, its memory."""
+
+import itertools
+import math
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+
+from pipeline.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+DEVICES = ("auto", "cpu", "cuda")
+MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
+WARM_UP_STEPS = 2
+MIN_STEPS = 3
+PACKAGES = ("torch", "transformers", "perceiver-pytorch", "triton")
+
+
+def describe(device: str, precision: str, seconds: float) -> dict[str, Any]:
+    """What figures of this machine must be read with.
+
+    Args:
+        device: ``cpu``, ``cuda``, or ``auto``: CUDA where there is a device.
+        precision: ``float32``, ``bf16``, or ``auto``: bf16 with CUDA.
+        seconds: how long to multiply matrices.
+
+    Returns:
+        The choices made, the names and versions, and ``matmul_flops_per_second``, measured on
+        square matrices of ``matmul_size`` in the precision chosen.
+
+    Raises:
+        UserError: CUDA is asked for, and there is none.
+    """
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    if device == "auto":
+        device = "cuda" if cuda else "cpu"
+    if precision == "auto":
+        precision = "bf16" if device == "cuda" else "float32"
+    return {
+        "device": device,
+        "precision": precision,
+        "device_name": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": _memory(device),
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda,
+        "versions": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "matmul_size": MATMUL_SIZE[device],
+        "matmul_flops_per_second": matmul_rate(device, DTYPES[precision], seconds),
+    }
+
+
+def matmul_rate(device: str, dtype: torch.dtype, seconds: float) -> float:
+    """FLOPs per second of a product of two square matrices, at 2 per multiply-add."""
+    size = MATMUL_SIZE[device]
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    product = torch.empty_like(left)
+    times = time_steps(lambda: torch.mm(left, right, out=product), device, seconds)
+    return 2 * size**3 / statistics.median(times)
+
+
+def time_steps(step: Callable[[], Any], device: str, seconds: float) -> list[float]:
+    """The seconds of each of at least 3 steps that take at least `seconds` in all.
+
+    On CUDA they run back to back, as in training, and events on the device time them.
+    """
+    for _ in range(WARM_UP_STEPS):
+        begin = time.perf_counter()
+        step()
+        synchronize(device)
+        estimate = time.perf_counter() - begin
+    count = max(MIN_STEPS, math.ceil(seconds / estimate))
+    if device == "cpu":
+        marks = [time.perf_counter()]
+        for _ in range(count):
+            step()
+            marks.append(time.perf_counter())
+        return _differences(marks)
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    events[0].record()
+    for event in events[1:]:
+        step()
+        event.record()
+    synchronize(device)
+    return _differences([events[0].elapsed_time(event) / 1000 for event in events])
+
+
+def synchronize(device: str) -> None:
+    """Wait until the device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+class Memory(NamedTuple):
+    """What a process holds on the device, in bytes: right now, and at most since `reset_peak`.
+
+    On the CPU these are resident sizes, so the libraries count, too; on CUDA what torch has
+    allocated for tensors.
+    """
+
+    now: int
+    peak: int
+
+
+def memory(device: str) -> Memory:
+    """This process's memory."""
+    if device == "cuda":
+        return Memory(torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    if not status.exists():
+        # Only the peak since the process began is known, in bytes on macOS.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return Memory(psutil.Process().memory_info().rss, peak)
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    now, peak = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+    return Memory(now, peak)
+
+
+def reset_peak(device: str) -> None:
+    """Forget the peak so far; where the system can't, on the CPU, it stays the process's."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    forget = Path("/proc/self/clear_refs")
+    if os.access(forget, os.W_OK):
+        forget.write_text("5")
+
+
+def limit_memory() -> None:
+    """Refuse this process more memory than the machine has free.
+
+    An allocation then fails as it does on a GPU, instead of the kernel killing some process.
+    """
+    free = psutil.virtual_memory().available
+    data = psutil.Process().memory_info().rss
+    resource.setrlimit(resource.RLIMIT_DATA, (free + data, resource.RLIM_INFINITY))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the exception says that the device has no more memory."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return "can't allocate memory" in text or "bad_alloc" in text or "CUDA out of memory" in text
+
+
+def _differences(marks: Iterable[float]) -> list[float]:
+    return [later - earlier for earlier, later in itertools.pairwise(marks)]
+
+
+def _memory(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.get_device_properties(0).total_memory
+    return psutil.virtual_memory().total
+
+
+def _processor() -> str:
+    names = Path("/proc/cpuinfo")
+    if names.exists():
+        for line in names.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
