@@ -168,6 +168,11 @@ class Config(Section):
             self.classifier(num_classes=2)
         except ValueError as error:
             raise ValueError(f"model: {error}") from None
+        if getattr(self.model.adapter, "norm", None) == "batch":
+            raise ValueError(
+                "model.adapter.norm is 'batch', the statistics of one worker's part of a batch; "
+                "give 'group', which trains the same on any number of workers"
+            )
         if self.cluster.num_workers:
             self.micro_batch_size(self.cluster.num_workers)
         return self
