@@ -1,4 +1,4 @@
-"""The Perceiver (Jaegle et al. 2021, arXiv 2103.03206) as a classifier of images and sound.
+"""The Perceiver (Jaegle et al. 2021, arXiv 2103.03206) and its descendants.
 
 Names are imported on first use, so that the configuration can be read without torch.
 """
@@ -7,69 +7,161 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from perceiver_model.adapters.table import TableRows
+    from perceiver_model.adapters.text import decode_bytes, encode_bytes
+    from perceiver_model.autoencoder import MultimodalAutoencoder
+    from perceiver_model.autoencoder_config import AutoencoderConfig, GridOutput, VectorOutput
+    from perceiver_model.autoregressive import PerceiverAR, next_token_loss
+    from perceiver_model.autoregressive_config import ARConfig, autoregressive_flops
+    from perceiver_model.class_inputs import ClassInput, OneHot
     from perceiver_model.classifier import PerceiverClassifier
     from perceiver_model.classifier_config import AdapterConfig, ClassifierConfig, InputConfig
     from perceiver_model.config import EncoderConfig, FourierConfig
+    from perceiver_model.dense import DensePredictor
+    from perceiver_model.dense_config import DenseConfig
     from perceiver_model.flops import forward_flops, num_parameters
+    from perceiver_model.flow import OpticalFlow, tiled_flow
+    from perceiver_model.flow_config import FlowConfig
     from perceiver_model.fourier import fourier_features, grid_positions, position_table
+    from perceiver_model.generation import CachedDecoder, generate, sample_tokens
     from perceiver_model.inputs import (
         AudioInput,
         Chunks,
         Conv,
+        ConvStem,
         ImageInput,
         Mel,
         Patches,
         Pixels,
     )
+    from perceiver_model.language import MaskedLanguageModel
+    from perceiver_model.language_config import LanguageConfig
+    from perceiver_model.multimodal_config import Modality, MultimodalInput, PaddedModalities
     from perceiver_model.perceiver import PerceiverEncoder
+    from perceiver_model.point_inputs import Points, PointsInput
     from perceiver_model.presets import PRESETS, preset
+    from perceiver_model.table_inputs import Columns, TableInput
+    from perceiver_model.text_inputs import TextInput, TokenEmbedding
+    from perceiver_model.video_inputs import FeatureMapInput, SpaceTimePatches, VideoInput
 
 _MODULE_OF = {
-    "PRESETS": "presets",
+    "ARConfig": "autoregressive_config",
     "AdapterConfig": "classifier_config",
     "AudioInput": "inputs",
+    "AutoencoderConfig": "autoencoder_config",
+    "CachedDecoder": "generation",
     "Chunks": "inputs",
+    "ClassInput": "class_inputs",
     "ClassifierConfig": "classifier_config",
+    "Columns": "table_inputs",
     "Conv": "inputs",
+    "ConvStem": "inputs",
+    "DenseConfig": "dense_config",
+    "DensePredictor": "dense",
     "EncoderConfig": "config",
+    "FeatureMapInput": "video_inputs",
+    "FlowConfig": "flow_config",
     "FourierConfig": "config",
+    "GridOutput": "autoencoder_config",
     "ImageInput": "inputs",
     "InputConfig": "classifier_config",
+    "LanguageConfig": "language_config",
+    "MaskedLanguageModel": "language",
     "Mel": "inputs",
+    "Modality": "multimodal_config",
+    "MultimodalAutoencoder": "autoencoder",
+    "MultimodalInput": "multimodal_config",
+    "OneHot": "class_inputs",
+    "OpticalFlow": "flow",
+    "PRESETS": "presets",
+    "PaddedModalities": "multimodal_config",
     "Patches": "inputs",
+    "PerceiverAR": "autoregressive",
     "PerceiverClassifier": "classifier",
     "PerceiverEncoder": "perceiver",
     "Pixels": "inputs",
+    "Points": "point_inputs",
+    "PointsInput": "point_inputs",
+    "SpaceTimePatches": "video_inputs",
+    "TableInput": "table_inputs",
+    "TableRows": "adapters.table",
+    "TextInput": "text_inputs",
+    "TokenEmbedding": "text_inputs",
+    "VectorOutput": "autoencoder_config",
+    "VideoInput": "video_inputs",
+    "autoregressive_flops": "autoregressive_config",
+    "decode_bytes": "adapters.text",
+    "encode_bytes": "adapters.text",
     "forward_flops": "flops",
     "fourier_features": "fourier",
+    "generate": "generation",
     "grid_positions": "fourier",
+    "next_token_loss": "autoregressive",
     "num_parameters": "flops",
     "position_table": "fourier",
     "preset": "presets",
+    "sample_tokens": "generation",
+    "tiled_flow": "flow",
 }
 
 __all__ = [
     "PRESETS",
+    "ARConfig",
     "AdapterConfig",
     "AudioInput",
+    "AutoencoderConfig",
+    "CachedDecoder",
     "Chunks",
+    "ClassInput",
     "ClassifierConfig",
+    "Columns",
     "Conv",
+    "ConvStem",
+    "DenseConfig",
+    "DensePredictor",
     "EncoderConfig",
+    "FeatureMapInput",
+    "FlowConfig",
     "FourierConfig",
+    "GridOutput",
     "ImageInput",
     "InputConfig",
+    "LanguageConfig",
+    "MaskedLanguageModel",
     "Mel",
+    "Modality",
+    "MultimodalAutoencoder",
+    "MultimodalInput",
+    "OneHot",
+    "OpticalFlow",
+    "PaddedModalities",
     "Patches",
+    "PerceiverAR",
     "PerceiverClassifier",
     "PerceiverEncoder",
     "Pixels",
+    "Points",
+    "PointsInput",
+    "SpaceTimePatches",
+    "TableInput",
+    "TableRows",
+    "TextInput",
+    "TokenEmbedding",
+    "VectorOutput",
+    "VideoInput",
+    "autoregressive_flops",
+    "decode_bytes",
+    "encode_bytes",
     "forward_flops",
     "fourier_features",
+    "generate",
     "grid_positions",
+    "next_token_loss",
     "num_parameters",
     "position_table",
     "preset",
+    "sample_tokens",
+    "tiled_flow",
 ]
 
 

@@ -102,8 +102,10 @@ def fused_attention(
     """
     width, value_width = query.shape[-1], value.shape[-1]
     # Fused GPU kernels refuse widths like the paper's 261; zeros change neither scores nor sums.
-    query, key = F.pad(query, (0, -width % 8)), F.pad(key, (0, -width % 8))
-    value = F.pad(value, (0, -value_width % 8))
+    if width % 8:
+        query, key = (F.pad(tensor, (0, -width % 8)) for tensor in (query, key))
+    if value_width % 8:
+        value = F.pad(value, (0, -value_width % 8))
     if key_mask is None:
         attended = F.scaled_dot_product_attention(query, key, value, scale=width**-0.5)
         return attended[..., :value_width]
@@ -126,7 +128,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         self.expand = linear(channels, widening * channels)
-        self.activation = nn.GELU(approximate="tanh" if gelu == "tanh" else "none")
+        self.activation: nn.Module = nn.GELU(approximate="tanh" if gelu == "tanh" else "none")
         self.contract = linear(widening * channels, channels)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from perceiver_model.adapters import build_adapter
+from perceiver_model.adapters import Inputs, Masks, build_adapter
 from perceiver_model.attention import linear
 from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.config import DecoderConfig
@@ -35,25 +35,28 @@ class PerceiverClassifier(nn.Module):
         else:
             self.head = QueryHead(config.decoder, config.encoder.latent_dim, config.num_classes)
 
-    def input_array(self, inputs: torch.Tensor, mask: torch.Tensor | None = None) -> InputArray:
+    def input_array(self, inputs: Inputs, mask: Masks | None = None) -> InputArray:
         """The tokens that the encoder reads; arguments as of `forward`."""
         content, token_mask = self.adapter(inputs, mask)
         return InputArray(content.to(self.encoder.latents.dtype), self.positions(), token_mask)
 
     def forward(
         self,
-        inputs: torch.Tensor,
-        mask: torch.Tensor | None = None,
+        inputs: Inputs,
+        mask: Masks | None = None,
         *,
         state: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits `[batch, num_classes]`, float32 or, of a float64 model, float64.
 
-        inputs: images `[batch, height, width, channels]`, uint8 or floating in [0, 1], or sound
-            `[batch, num_samples]`, int16 or floating in [-1, 1].
-        mask: bool, the inputs' shape without channels, True where they are valid; None for
-            everywhere, which is faster. A sample without any valid input gets its logits from the
-            latents alone.
+        inputs: as the configuration's input describes them, such as images `[batch, height, width,
+            channels]`, uint8 or floating in [0, 1], sound `[batch, num_samples]`, int16 or floating
+            in [-1, 1], or the rows of a table as `TableRows`; of several modalities, a mapping from
+            their names.
+        mask: bool, the inputs' shape without channels (`[batch, columns]` of tables, and `[batch,
+            frames]` of videos, too), True where they are valid; None for everywhere, which is
+            faster. A sample without any valid input gets its logits from the latents alone. Of
+            several modalities, a mapping from some of their names.
         state: latents to start from, as `forward_state` returned them for what came before.
 
         Raises ValueError for inputs or masks of another shape or dtype.
@@ -62,8 +65,8 @@ class PerceiverClassifier(nn.Module):
 
     def forward_state(
         self,
-        inputs: torch.Tensor,
-        mask: torch.Tensor | None = None,
+        inputs: Inputs,
+        mask: Masks | None = None,
         *,
         state: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -36,7 +36,7 @@ class FourierConfig:
     def __post_init__(self) -> None:
         check_positive_integers(self, "num_bands")
         if self.max_resolution is not None:
-            check_numbers(self, "max_resolution", (1, 2), above=0)
+            check_numbers(self, "max_resolution", (1, 2, 3), above=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,14 @@ def check_positive_integers(config: object, *fields: str) -> None:
             raise refusal(config, field, "an integer of at least 1")
 
 
+def check_counts(config: object, *fields: str) -> None:
+    """Raises ValueError unless each field is an integer of at least 0."""
+    for field in fields:
+        value = getattr(config, field)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise refusal(config, field, "an integer of at least 0")
+
+
 def check_multiple(config: object, field: str, of: str) -> None:
     """Raises ValueError unless the field is None or a positive multiple of the field `of`."""
     if getattr(config, field) is None:
@@ -66,6 +74,16 @@ def check_numbers(
     if not numbers or len(values) not in lengths:
         counts = " or ".join(str(length) for length in sorted(set(lengths)))
         raise refusal(config, field, f"a tuple of {counts} finite number(s) above {above:g}")
+
+
+def write_config(config: Any) -> dict[str, Any]:
+    """A configuration dataclass and those in it as JSON's types; `read_config` undoes each."""
+    return dataclasses.asdict(
+        config,
+        dict_factory=lambda items: {
+            key: list(value) if isinstance(value, tuple) else value for key, value in items
+        },
+    )
 
 
 def read_config(config_type: type[Config], values: Mapping[str, Any]) -> Config:

@@ -1,5 +1,7 @@
 """The Perceiver IO decoder: output queries read the latents (IO, section 3.2)."""
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import nn
 
@@ -52,10 +54,18 @@ class PerceiverDecoder(nn.Module):
         chunk_size: decode that many queries at a time. Queries do not see each other, so the result
             is the same, and only the result's size limits their number.
         """
+        parts = queries.split(chunk_size or queries.shape[1], dim=1)
+        return torch.cat(list(self.decode_parts(parts, latents)), dim=1)
+
+    def decode_parts(
+        self, parts: Iterable[torch.Tensor], latents: torch.Tensor
+    ) -> Iterator[torch.Tensor]:
+        """The results of each part of the queries, in turn.
+
+        parts: queries as of `forward`, some at a time; a generator need never hold all of them.
+        """
         inputs = InputArray(latents)
         memory = None
-        results = []
-        for part in queries.split(chunk_size or queries.shape[1], dim=1):
+        for part in parts:
             decoded, memory = self.cross_attend(part, inputs, memory)
-            results.append(self.output(decoded))
-        return torch.cat(results, dim=1)
+            yield self.output(decoded)

@@ -8,16 +8,25 @@ resolution, its Nyquist frequency: d · (2K + 1) channels.
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
+
+Spacing = Literal["ends", "steps"]
+"""Where the n positions of a dimension lie: "ends" is evenly from -1 to 1, both included; "steps"
+is -1 + 2 i / n, as DeepMind's decoders place outputs that are asked for by number."""
 
 
-def grid_positions(shape: Sequence[int]) -> torch.Tensor:
-    """Positions of a regular grid: float64 `[*shape, len(shape)]`, from -1 to 1 in each dimension.
+def grid_positions(shape: Sequence[int], spacing: Spacing = "ends") -> torch.Tensor:
+    """Positions of a regular grid: float64 `[*shape, len(shape)]`, in [-1, 1] in each dimension.
 
     The last dimension holds the coordinates in the order of `shape` ('ij' indexing).
     """
-    axes = [torch.linspace(-1.0, 1.0, size, dtype=torch.float64) for size in shape]
+    if spacing == "ends":
+        axes = [torch.linspace(-1.0, 1.0, size, dtype=torch.float64) for size in shape]
+    else:
+        axes = [-1 + 2 * torch.arange(size, dtype=torch.float64) / size for size in shape]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
@@ -56,3 +65,29 @@ def position_table(
     """Features of every token of a grid in row-major order, float32 `[prod(shape), channels]`."""
     positions = grid_positions(shape).flatten(end_dim=-2)
     return fourier_features(positions, num_bands, max_resolution)
+
+
+def axis_position_tables(
+    shape: Sequence[int],
+    num_bands: int,
+    max_resolution: Sequence[float],
+    spacing: Spacing = "ends",
+) -> tuple[torch.Tensor, ...]:
+    """Each axis's part of `position_table`, float32 `[size, channels]`, zero in the others' part.
+
+    The features of the token at (i, j, ..) are the sum of the rows i, j, .. of the axes' tables. So
+    a video's 1.6 million pixels need no table of their own.
+    """
+    tables = []
+    for axis, (size, resolution) in enumerate(zip(shape, max_resolution, strict=True)):
+        features = fourier_features(grid_positions((size,), spacing), num_bands, (resolution,))
+        parts = [
+            F.pad(part, (axis * width, (len(shape) - 1 - axis) * width))
+            for width, part in zip(
+                (1, num_bands, num_bands),
+                features.split([1, num_bands, num_bands], dim=-1),
+                strict=True,
+            )
+        ]
+        tables.append(torch.cat(parts, dim=-1))
+    return tuple(tables)

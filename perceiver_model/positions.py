@@ -6,7 +6,7 @@ from torch import nn
 from perceiver_model.attention import linear
 from perceiver_model.config import FourierConfig, LearnedPositions, PositionConfig
 from perceiver_model.constants import Float32Constant
-from perceiver_model.fourier import position_table
+from perceiver_model.fourier import axis_position_tables
 from perceiver_model.tokens import split_axes
 
 
@@ -57,8 +57,9 @@ class FourierPositions(nn.Module):
     ) -> None:
         super().__init__()
         if table is None:
-            table = position_table(grid, config.num_bands, max_resolution)
-        axis_tables = split_axes(table.float(), grid, config.num_bands)
+            axis_tables = axis_position_tables(grid, config.num_bands, max_resolution)
+        else:
+            axis_tables = split_axes(table.float(), grid, config.num_bands)
         self.axes = nn.ModuleList(Float32Constant(axis_table) for axis_table in axis_tables)
 
     def forward(self) -> tuple[torch.Tensor, ...]:

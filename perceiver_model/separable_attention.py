@@ -17,7 +17,9 @@ is ever built. It is the same function as the paper's, to rounding.
 parts before and after it are `CrossAttend`'s.
 """
 
+import importlib.util
 from collections.abc import Iterator
+from types import ModuleType
 
 import torch
 
@@ -59,8 +61,7 @@ def separable_attention(
     ]
 
 
-@torch.library.custom_op("perceiver::separable_attention", mutates_args=())
-def _separable_attention(
+def _eager(
     content_queries: torch.Tensor,
     row_scores: torch.Tensor,
     column_scores: torch.Tensor,
@@ -105,8 +106,7 @@ def _separable_attention(
     return content_sums, row_sums, column_sums, log_sums
 
 
-@torch.library.custom_op("perceiver::separable_attention_backward", mutates_args=())
-def _separable_attention_backward(
+def _eager_backward(
     content_grad: torch.Tensor,
     row_grad: torch.Tensor,
     column_grad: torch.Tensor,
@@ -191,6 +191,37 @@ def _products(
     queries, row_scores, column_scores = (tensor[samples] for tensor in arguments)
     on_grid = row_scores[..., rows, None] + column_scores[..., None, :]
     return on_grid.flatten(-2).baddbmm_(queries, content[samples, tokens].mT)
+
+
+_separable_attention = torch.library.custom_op(
+    "perceiver::separable_attention", _eager, mutates_args=()
+)
+_separable_attention_backward = torch.library.custom_op(
+    "perceiver::separable_attention_backward", _eager_backward, mutates_args=()
+)
+
+
+def _fused(content: torch.Tensor) -> ModuleType | None:
+    """The fused kernels if they serve such content, on GPUs that triton knows, if installed."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    if torch.cuda.get_device_capability(content.device) < (8, 0):
+        return None
+    from perceiver_model import separable_triton
+
+    return separable_triton if separable_triton.serves(content) else None
+
+
+@_separable_attention.register_kernel("cuda")
+def _(*inputs):  # type: ignore[no-untyped-def]  # torch's hook
+    fused = _fused(inputs[3])
+    return fused.attention(*inputs) if fused else _eager(*inputs)
+
+
+@_separable_attention_backward.register_kernel("cuda")
+def _(*inputs):  # type: ignore[no-untyped-def]  # torch's hook
+    fused = _fused(inputs[6])
+    return fused.attention_backward(*inputs) if fused else _eager_backward(*inputs)
 
 
 @_separable_attention.register_fake

@@ -216,6 +216,22 @@ def _submit(args: argparse.Namespace) -> int:
     return OK if result["status"] in ("SUCCEEDED", "PENDING", "RUNNING") else FAILED
 
 
+def _bench_model(args: argparse.Namespace) -> int:
+    with _console(args) as console:
+        from pipeline.bench.model import bench_model, read_options
+        from pipeline.bench.report import report
+
+        options = read_options(
+            preset_name=args.preset, vs=args.vs, device=args.device, precision=args.precision,
+            batch_sizes=args.batch_sizes, work=args.work, rounds=args.rounds,
+            compile=not args.no_compile, paths=args.paths,
+        )  # fmt: skip
+        result = bench_model(options, console)
+        report(result, console)
+        console.result(result)
+    return FAILED if result["failed"] else OK
+
+
 def _parser() -> argparse.ArgumentParser:
     from pipeline import __version__
 
@@ -280,6 +296,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     with_registry(verb)
 
+    verb = add("bench", _bench_model, "our figures beside the peers', on this machine")
+    subjects = verb.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
+    _add_bench_model(subjects)
+
     verb = add("submit", _submit, "run a verb as a Ray job: perceiver submit -- train CONFIG …")
     address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
     verb.add_argument("--address", default=address, help=f"the cluster's dashboard ({address})")
@@ -287,6 +307,33 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--no-wait", action="store_true", help="do not follow the log")
     verb.add_argument("command", nargs="+", metavar="-- VERB …", help="verb and its arguments")
     return parser
+
+
+def _add_bench_model(subjects: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    help_text = "training and inference of our model and of others' Perceivers"
+    subject = subjects.add_parser("model", help=help_text, description=help_text)
+    subject.set_defaults(run=_bench_model)
+    for flag in ("--json", "--debug"):  # as of the verb, also behind the subject
+        subject.add_argument(
+            flag, action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
+    subject.add_argument("--preset", default="io-imagenet-fourier", help="a published model")
+    subject.add_argument(
+        "--vs",
+        metavar="PEERS",
+        help="transformers,lucidrains, or none (default: those that have it)",
+    )
+    subject.add_argument("--device", default="auto", help="cpu or cuda")
+    subject.add_argument("--precision", default="auto", help="float32 or bf16 (on cuda)")
+    subject.add_argument("--batch-sizes", metavar="N,…", help="tried upwards while it gets faster")
+    subject.add_argument(
+        "--work", metavar="WORK", help="train,inference,cross-attend (default) and memory"
+    )
+    subject.add_argument("--rounds", type=int, default=1, help="measure all in turn so often")
+    subject.add_argument("--no-compile", action="store_true", help="only without torch.compile")
+    subject.add_argument(
+        "--paths", action="store_true", help="a row for each path of our attention"
+    )
 
 
 if __name__ == "__main__":

@@ -6,19 +6,20 @@ from torch import nn
 from perceiver_model.adapters.checks import Tokens, check_inputs
 from perceiver_model.constants import Float32Constant
 from perceiver_model.inputs import Conv, ImageInput, Patches
+from perceiver_model.video_inputs import VideoInput
 
 
 class ImageStandardiser(nn.Module):
-    """Images to float32 (image - mean) / std, invalid pixels to zero."""
+    """Images or videos to float32 (image - mean) / std, invalid pixels to zero."""
 
-    def __init__(self, image: ImageInput) -> None:
+    def __init__(self, image: ImageInput | VideoInput) -> None:
         super().__init__()
-        self.shape = (image.height, image.width, image.channels)
+        self.shape = (*image.grid, image.channels)
         self.mean = Float32Constant(torch.tensor(image.mean))
         self.std = Float32Constant(torch.tensor(image.std))
 
     def forward(self, images: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """images `[batch, height, width, channels]`, uint8 or floating; mask without channels."""
+        """images `[batch, *grid, channels]`, uint8 or floating; mask without channels."""
         check_inputs(images, mask, self.shape, torch.uint8)
         scale = 1.0 if images.is_floating_point() else 1 / 255
         standardised = (images.float() * scale - self.mean()) / self.std()

@@ -28,7 +28,7 @@ class Job:
             cross-attend's step.
         device: ``cpu``, ``cuda``, or for ``machine`` also ``auto``.
         precision: ``float32`` or ``bf16``, or for ``machine`` also ``auto``.
-        config: a `ClassifierConfig` as a dictionary; of every task but ``machine``.
+        config: a `ClassifierConfig` as a dictionary.
         implementation, path, compiled: those of a `Variant`.
         paths: of ``agreement``, those of ours that must agree.
         seconds: how long to repeat a step at least.
@@ -37,7 +37,7 @@ class Job:
     task: Task
     device: str
     precision: str
-    config: dict[str, Any] | None = None
+    config: dict[str, Any]
     implementation: str = "ours"
     path: str = "auto"
     compiled: bool = False

@@ -18,7 +18,6 @@ import torch
 from pipeline.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
-DEVICES = ("auto", "cpu", "cuda")
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
 WARM_UP_STEPS = 2
 MIN_STEPS = 3
@@ -68,20 +67,31 @@ def matmul_rate(device: str, dtype: torch.dtype, seconds: float) -> float:
     size = MATMUL_SIZE[device]
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     product = torch.empty_like(left)
-    times = time_steps(lambda: torch.mm(left, right, out=product), device, seconds)
+
+    def multiply() -> None:
+        torch.mm(left, right, out=product)
+
+    times = time_steps(multiply, device, seconds, warm_up(multiply, device))
     return 2 * size**3 / statistics.median(times)
 
 
-def time_steps(step: Callable[[], Any], device: str, seconds: float) -> list[float]:
-    """The seconds of each of at least 3 steps that take at least `seconds` in all.
-
-    On CUDA they run back to back, as in training, and events on the device time them.
-    """
+def warm_up(step: Callable[[], Any], device: str) -> float:
+    """What allocates, compiles and chooses kernels once; returns the seconds of the last step."""
     for _ in range(WARM_UP_STEPS):
         begin = time.perf_counter()
         step()
         synchronize(device)
-        estimate = time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
+    return seconds
+
+
+def time_steps(
+    step: Callable[[], Any], device: str, seconds: float, estimate: float
+) -> list[float]:
+    """The seconds of each of at least 3 steps, of about `estimate` each, and `seconds` in all.
+
+    On CUDA they run back to back, as in training, and events on the device time them.
+    """
     count = max(MIN_STEPS, math.ceil(seconds / estimate))
     if device == "cpu":
         marks = [time.perf_counter()]
@@ -127,6 +137,11 @@ def memory(device: str) -> Memory:
     fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
     now, peak = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
     return Memory(now, peak)
+
+
+def above(before: Memory, device: str) -> int:
+    """Bytes by which the peak exceeds what was held before; the CPU's counters err a little."""
+    return max(0, memory(device).peak - before.now)
 
 
 def reset_peak(device: str) -> None:

@@ -17,7 +17,7 @@ from pipeline.bench.variants import (
     Variant,
     as_transformers,
     choose_peers,
-    has_model,
+    resized,
     variants,
 )
 from pipeline.console import Console
@@ -29,6 +29,7 @@ DEFAULT_BATCH_SIZES = {"cpu": (1,), "cuda": (16, 32, 64, 128, 256)}
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "float32", "bf16")
 TOLERANCE = 1e-4
+SECONDS = 2.0
 MEMORY_SIDES = tuple(round(10 ** (power / 4)) for power in (8, 9, 10, 11, 12))
 """Sides of the square grids of 10⁴, 10⁴·⁵, … 10⁶ tokens, to the nearest."""
 
@@ -65,7 +66,7 @@ class Options:
     paths: bool = False
     work: tuple[Task, ...] = DEFAULT_WORK
     rounds: int = 1
-    seconds: float = 2.0
+    seconds: float = SECONDS
     memory_sides: tuple[int, ...] = MEMORY_SIDES
 
 
@@ -110,6 +111,7 @@ def read_options(
         paths=paths,
         work=chosen,
         rounds=rounds,
+        seconds=SECONDS,
     )
 
 
@@ -126,14 +128,15 @@ def bench_model(options: Options, console: Console, ask: Ask = ask_worker) -> di
         DisagreementError: the outputs differ where they must not.
     """
     console.notice("measuring the machine")
-    machine = _ask(ask, Job(task="machine", device=options.device, precision=options.precision))
     base = Job(
-        task="agreement",
-        device=machine["device"],
-        precision=machine["precision"],
+        task="machine",
+        device=options.device,
+        precision=options.precision,
         config=options.config.to_dict(),
         seconds=options.seconds,
     )
+    machine = _ask(ask, base)
+    base = dataclasses.replace(base, device=machine["device"], precision=machine["precision"])
     agreement = {}
     if "transformers" in options.peers:
         console.notice("comparing our logits with transformers'")
@@ -170,10 +173,10 @@ def _ask(ask: Ask, job: Job) -> Answer:
 
 def _agreement(options: Options, base: Job, ask: Ask) -> dict[str, float]:
     paths = ("auto", *PATHS) if options.paths else ("auto",)
-    answer = _ask(ask, dataclasses.replace(base, paths=paths))
+    answer = _ask(ask, dataclasses.replace(base, task="agreement", paths=paths))
     errors: dict[str, float] = answer["errors"]
     worst = max(errors, key=lambda path: math.inf if math.isnan(errors[path]) else errors[path])
-    if not errors[worst] <= TOLERANCE:
+    if errors[worst] > TOLERANCE:
         label = Variant(implementation=OURS, path=worst).label
         raise DisagreementError(
             f"{label} and transformers disagree on {options.name} with the same weights: logits "
@@ -186,13 +189,7 @@ def _agreement(options: Options, base: Job, ask: Ask) -> dict[str, float]:
 def _memory(options: Options, base: Job, console: Console, ask: Ask) -> list[dict[str, Any]]:
     chosen = [Variant(implementation=OURS, path=path) for path in reversed(PATHS[1:])]
     chosen += [Variant(implementation=peer) for peer in options.peers if peer == "transformers"]
-    configs = [
-        dataclasses.replace(
-            options.config,
-            input=dataclasses.replace(options.config.input, height=side, width=side),
-        )
-        for side in options.memory_sides
-    ]
+    configs = [resized(options.config, side) for side in options.memory_sides]
     job = dataclasses.replace(base, task="memory")
     return memory_rows(job, chosen, configs, console, ask)
 

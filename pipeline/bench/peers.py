@@ -17,12 +17,11 @@ from perceiver_model.classifier import PerceiverClassifier
 from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.config import FourierConfig
 from perceiver_model.flops import forward_flops
-from perceiver_model.inputs import ImageInput
 from perceiver_model.layer_flops import cross_attend_flops
 from perceiver_model.positions import build_positions
 from perceiver_model.tokens import InputArray
+from pipeline.bench.images import image_shape, standardised
 from pipeline.bench.variants import (
-    as_transformers,
     self_attends_per_cross_attend,
     transformers_class,
 )
@@ -120,7 +119,7 @@ class Transformers(Implementation):
         return _Logits(transformers_model(config))
 
     def images(self, raw: torch.Tensor, config: ClassifierConfig) -> torch.Tensor:
-        return _standardised(raw, config).permute(0, 3, 1, 2).contiguous()
+        return standardised(raw, config).permute(0, 3, 1, 2).contiguous()
 
     def cross_attend(self, config: ClassifierConfig) -> CrossAttend:
         return TransformersCrossAttend(config)
@@ -161,29 +160,37 @@ def transformers_model(config: ClassifierConfig) -> Any:
     name = transformers_class(config)
     assert name is not None, "choose_peers refuses it"
     encoder = config.encoder
-    settings = transformers.PerceiverConfig(
-        num_latents=encoder.num_latents,
-        d_latents=encoder.latent_dim,
-        num_blocks=encoder.num_blocks,
-        num_self_attends_per_block=encoder.num_self_attends,
-        num_self_attention_heads=encoder.num_self_heads,
-        num_cross_attention_heads=encoder.num_cross_heads,
-        qk_channels=encoder.cross_channels,
-        v_channels=encoder.cross_value_channels,
-        cross_attention_widening_factor=encoder.cross_widening,
-        self_attention_widening_factor=encoder.self_widening,
-        attention_probs_dropout_prob=0.0,
-        image_size=_image_shape(config)[0],
-        num_labels=config.num_classes,
-    )
-    return getattr(transformers, name)(settings)
+    settings: dict[str, Any] = {
+        "num_latents": encoder.num_latents,
+        "d_latents": encoder.latent_dim,
+        "num_blocks": encoder.num_blocks,
+        "num_self_attends_per_block": encoder.num_self_attends,
+        "num_self_attention_heads": encoder.num_self_heads,
+        "num_cross_attention_heads": encoder.num_cross_heads,
+        "qk_channels": encoder.cross_channels,
+        "v_channels": encoder.cross_value_channels,
+        "cross_attention_widening_factor": encoder.cross_widening,
+        "self_attention_widening_factor": encoder.self_widening,
+        "attention_probs_dropout_prob": 0.0,
+        "image_size": image_shape(config)[0],
+        "num_labels": config.num_classes,
+    }
+    return getattr(transformers, name)(transformers.PerceiverConfig(**settings))
 
 
 def carry_over(model: Any, config: ClassifierConfig) -> PerceiverClassifier:
-    """Our model with a transformers model's weights, computing what that computes."""
+    """Our model of the configuration, with the weights of transformers'."""
     from perceiver_model.deepmind import from_transformers_state
 
-    return from_transformers_state(model.state_dict(), as_transformers(config))
+    carried = from_transformers_state(
+        model.state_dict(),
+        model.config.to_dict() | {"architectures": [transformers_class(config)]},
+        fidelity="transformers",
+        image_size=image_shape(config)[:2],
+    )
+    ours = PerceiverClassifier(config)
+    ours.load_state_dict(carried.state_dict())
+    return ours
 
 
 class Lucidrains(Implementation):
@@ -200,7 +207,7 @@ class Lucidrains(Implementation):
             num_freq_bands=positions.num_bands,
             max_freq=config.max_resolution[0],
             depth=encoder.num_cross_attends,
-            input_channels=_image_shape(config)[-1],
+            input_channels=image_shape(config)[-1],
             input_axis=2,
             num_latents=encoder.num_latents,
             latent_dim=encoder.latent_dim,
@@ -215,7 +222,7 @@ class Lucidrains(Implementation):
         )
 
     def images(self, raw: torch.Tensor, config: ClassifierConfig) -> torch.Tensor:
-        return _standardised(raw, config)
+        return standardised(raw, config)
 
     def cross_attend(self, config: ClassifierConfig) -> CrossAttend:
         return LucidrainsCrossAttend(config)
@@ -224,7 +231,7 @@ class Lucidrains(Implementation):
         """Counted in a forward pass without values."""
         with torch.device("meta"):
             model = self.classifier(config)
-            images = torch.empty(1, *_image_shape(config))
+            images = torch.empty(1, *image_shape(config))
         return _counted(model, images)
 
     def cross_attend_flops(self, config: ClassifierConfig) -> int:
@@ -267,28 +274,6 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 }
 
 
-def raw_images(config: ClassifierConfig, batch_size: int, device: str) -> torch.Tensor:
-    """Random uint8 images `[batch, height, width, channels]`, the same for everybody."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (batch_size, *_image_shape(config))
-    images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-    return images.to(device)
-
-
-def _image_shape(config: ClassifierConfig) -> tuple[int, int, int]:
-    image = config.input
-    assert isinstance(image, ImageInput), "choose_peers refuses it"
-    return image.height, image.width, image.channels
-
-
-def _standardised(raw: torch.Tensor, config: ClassifierConfig) -> torch.Tensor:
-    """Float32 (raw / 255 - mean) / std, channels last."""
-    image = config.input
-    assert isinstance(image, ImageInput), "choose_peers refuses it"
-    mean, std = (torch.tensor(values, device=raw.device) for values in (image.mean, image.std))
-    return (raw.float() / 255 - mean) / std
-
-
 def _shallow(config: ClassifierConfig) -> ClassifierConfig:
     """The same up to its first cross-attend, and as little as possible after it."""
     encoder = dataclasses.replace(
@@ -298,6 +283,7 @@ def _shallow(config: ClassifierConfig) -> ClassifierConfig:
 
 
 def _counted(module: nn.Module, inputs: torch.Tensor) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    module.requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
         module(inputs)
     return counter.get_total_flops()

@@ -14,6 +14,10 @@ from pipeline.console import Console
 
 WORTH_GOING_ON = 0.95
 """A larger batch is tried as long as the last one's rate was at least this share of the best."""
+FIGURES = (
+    *("images_per_second", "ms_per_step", "vs_ours", "peak_bytes", "bytes_above_model"),
+    *("tflops", "mfu", "flops_per_image", "parameters", "rounds"),
+)
 
 
 @dataclass
@@ -48,7 +52,8 @@ class Row:
         """The row as JSON: medians over rounds at the best batch size, and the whole sweep.
 
         ``vs_ours`` is the median over rounds of the ratio to our row with the same compilation;
-        ``mfu`` the share of the machine's rate of matrix products.
+        ``mfu`` the share of the machine's rate of matrix products. The `FIGURES` are None where no
+        batch size worked.
         """
         head = {"work": self.work, "label": self.variant.label, **dataclasses.asdict(self.variant)}
         sweep = [
@@ -57,22 +62,23 @@ class Row:
         ]
         row = {**head, "status": self.status, "batch_size": self.best, "sweep": sweep}
         good = [answer for answer in self.rounds if answer["status"] == "ok"]
-        if self.best is None or not good:
-            return row
+        if self.best is None:
+            return row | dict.fromkeys(FIGURES)
         seconds = statistics.median(answer["seconds"] for answer in good)
         flops_per_second = good[0]["flops"] / seconds
-        return row | {
-            "images_per_second": self.best / seconds,
-            "ms_per_step": 1000 * seconds,
-            "vs_ours": self._ratio(rows),
-            "peak_bytes": max(answer["peak_bytes"] for answer in good),
-            "bytes_above_model": max(answer["bytes_above_model"] for answer in good),
-            "tflops": flops_per_second / 1e12,
-            "mfu": flops_per_second / matmul_flops_per_second,
-            "flops_per_image": good[0]["flops"] // self.best,
-            "parameters": good[0]["parameters"],
-            "rounds": self.rates(),
-        }
+        figures = (
+            self.best / seconds,
+            1000 * seconds,
+            self._ratio(rows),
+            max(answer["peak_bytes"] for answer in good),
+            max(answer["bytes_above_model"] for answer in good),
+            flops_per_second / 1e12,
+            flops_per_second / matmul_flops_per_second,
+            good[0]["flops"] // self.best,
+            good[0]["parameters"],
+            self.rates(),
+        )
+        return row | dict(zip(FIGURES, figures, strict=True))
 
     def _ratio(self, rows: "Sequence[Row]") -> float | None:
         """Images per second over ours', round by round."""
@@ -122,8 +128,8 @@ def memory_rows(
 ) -> list[dict[str, Any]]:
     """The memory of a cross-attend's step on ever more tokens, until it doesn't fit.
 
-    Returns, for each variant, ``sizes`` (``tokens`` and ``bytes`` of each), and of the straight line
-    through them ``bytes_per_token`` and ``r_squared``, how much of their variance it explains.
+    Returns, for each variant, ``sizes`` (``tokens`` and ``bytes`` of each), and of the straight
+    line through them ``bytes_per_token`` and ``r_squared``, the share of variance that it explains.
     """
     rows = []
     for variant in variants:
@@ -148,7 +154,8 @@ def _line(sizes: Sequence[dict[str, int]]) -> dict[str, float | None]:
         return {"bytes_per_token": None, "r_squared": None}
     tokens, used = ([size[key] for size in sizes] for key in ("tokens", "bytes"))
     slope, _ = statistics.linear_regression(tokens, used)
-    return {"bytes_per_token": slope, "r_squared": statistics.correlation(tokens, used) ** 2}
+    explained = statistics.correlation(tokens, used) ** 2 if len(set(used)) > 1 else None
+    return {"bytes_per_token": slope, "r_squared": explained}
 
 
 def _of(job: Job, variant: Variant) -> Job:

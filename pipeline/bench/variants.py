@@ -106,6 +106,7 @@ def transformers_class(config: ClassifierConfig) -> str | None:
         one_decoder
         and isinstance(image, ImageInput)
         and image.channels == 3
+        and encoder.dropout == 0
         and encoder.num_cross_attends == 1
         and (encoder.share_self_attends or encoder.num_blocks == 1)
         and encoder.cross_channels == encoder.self_channels
@@ -143,6 +144,13 @@ def as_transformers(config: ClassifierConfig) -> ClassifierConfig:
         encoder=dataclasses.replace(config.encoder, gelu="erf"),
         decoder=dataclasses.replace(config.decoder, gelu="erf", query_residual=True),
     )
+
+
+def resized(config: ClassifierConfig, side: int) -> ClassifierConfig:
+    """The same of square images."""
+    assert isinstance(config.input, ImageInput), "read_options refuses it"
+    image = dataclasses.replace(config.input, height=side, width=side)
+    return dataclasses.replace(config, input=image)
 
 
 def _lucidrains_has(config: ClassifierConfig) -> bool:

@@ -1,6 +1,5 @@
 """``python -m pipeline.bench.worker``: one job as JSON on standard input, its answer on output."""
 
-import dataclasses
 import json
 import os
 import statistics
@@ -17,7 +16,9 @@ from perceiver_model.attention import set_attention_path
 from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.flops import num_parameters
 from pipeline.bench import machine, peers
+from pipeline.bench.images import raw_images
 from pipeline.bench.jobs import Answer, Job
+from pipeline.bench.variants import resized
 from pipeline.errors import UserError
 
 LEARNING_RATE = 1e-4
@@ -35,7 +36,9 @@ def main() -> None:
     job = Job(**json.load(sys.stdin))
     if job.device == "cpu":
         machine.limit_memory()
-    print(json.dumps(do(job)), file=answer, flush=True)
+    told = do(job)
+    print(told.get("traceback", ""), file=sys.stderr)
+    print(json.dumps(told), file=answer, flush=True)
 
 
 def do(job: Job) -> Answer:
@@ -61,7 +64,7 @@ def _agreement(job: Job) -> dict[str, Any]:
     It is relative to their largest logit; of one image, in float32, with every weight drawn so that
     it matters.
     """
-    config = _config(job)
+    config = ClassifierConfig.from_dict(job.config)
     torch.manual_seed(0)
     torch.backends.cudnn.allow_tf32 = False
     theirs = peers.transformers_model(config)
@@ -70,7 +73,7 @@ def _agreement(job: Job) -> dict[str, Any]:
             parameter.add_(STIR_STD * torch.randn_like(parameter))
     ours = peers.carry_over(theirs, config).to(job.device).eval()
     theirs.to(job.device).eval()
-    raw = peers.raw_images(config, 1, job.device)
+    raw = raw_images(config, 1, job.device)
     errors = {}
     with torch.inference_mode():
         expected = theirs(peers.IMPLEMENTATIONS["transformers"].images(raw, config)).logits
@@ -83,10 +86,13 @@ def _agreement(job: Job) -> dict[str, Any]:
 
 def _classifier(job: Job) -> dict[str, Any]:
     """A training step, or inference, of a whole model."""
-    config, implementation = _config(job), peers.IMPLEMENTATIONS[job.implementation]
+    config, implementation = (
+        ClassifierConfig.from_dict(job.config),
+        peers.IMPLEMENTATIONS[job.implementation],
+    )
     torch.manual_seed(0)
     model = _ready(implementation.classifier(config), job)
-    raw = peers.raw_images(config, job.batch_size, job.device)
+    raw = raw_images(config, job.batch_size, job.device)
     images = implementation.images(raw, config)
     if job.task == "train":
         labels = torch.arange(job.batch_size, device=job.device) % config.num_classes
@@ -99,11 +105,14 @@ def _classifier(job: Job) -> dict[str, Any]:
 
 def _cross_attend(job: Job) -> dict[str, Any]:
     """Forward and backward of the first cross-attend alone, its tokens made beforehand."""
-    config, implementation = _config(job), peers.IMPLEMENTATIONS[job.implementation]
+    config, implementation = (
+        ClassifierConfig.from_dict(job.config),
+        peers.IMPLEMENTATIONS[job.implementation],
+    )
     torch.manual_seed(0)
     module = implementation.cross_attend(config)
     forward = _ready(module, job)
-    raw = peers.raw_images(config, job.batch_size, job.device)
+    raw = raw_images(config, job.batch_size, job.device)
     with torch.no_grad():
         tokens = module.tokens(implementation.images(raw, config))
     step = _gradient_step(module, lambda: forward(tokens), job)
@@ -113,22 +122,20 @@ def _cross_attend(job: Job) -> dict[str, Any]:
 
 def _memory(job: Job) -> dict[str, Any]:
     """``bytes``: what a step of the first cross-attend, from images on, needs above the model."""
-    config, implementation = _config(job), peers.IMPLEMENTATIONS[job.implementation]
-    small = dataclasses.replace(
-        config, input=dataclasses.replace(config.input, height=WARM_UP_SIDE, width=WARM_UP_SIDE)
+    config, implementation = (
+        ClassifierConfig.from_dict(job.config),
+        peers.IMPLEMENTATIONS[job.implementation],
     )
-    for geometry in (small, config):  # first what libraries allocate once
+    for geometry in (resized(config, WARM_UP_SIDE), config):  # first what libraries allocate once
         module = implementation.cross_attend(geometry)
         _ready(module, job)
-        images = implementation.images(
-            peers.raw_images(geometry, job.batch_size, job.device), geometry
-        )
+        images = implementation.images(raw_images(geometry, job.batch_size, job.device), geometry)
         step = _gradient_step(module, lambda m=module, i=images: m(_tokens(m, i)), job)  # type: ignore[misc]  # defaults bind the loop's
         machine.reset_peak(job.device)
-        before = machine.memory(job.device).now
+        before = machine.memory(job.device)
         step()
         machine.synchronize(job.device)
-        used = machine.memory(job.device).peak - before
+        used = machine.above(before, job.device)
         del module, images, step
     return {"bytes": used}
 
@@ -189,22 +196,17 @@ def _tokens(module: peers.CrossAttend, images: torch.Tensor) -> Any:
 
 def _timed(step: Step, job: Job, forward_flops: int) -> dict[str, Any]:
     """``seconds`` of a step, ``flops`` of its images, and memory; the model is built."""
+    before = machine.memory(job.device)
+    estimate = machine.warm_up(step, job.device)
     machine.reset_peak(job.device)
-    before = machine.memory(job.device).now
-    seconds = statistics.median(machine.time_steps(step, job.device, job.seconds))
-    peak = machine.memory(job.device).peak
+    seconds = statistics.median(machine.time_steps(step, job.device, job.seconds, estimate))
     passes = 1 if job.task == "inference" else 3
     return {
         "seconds": seconds,
         "flops": passes * forward_flops * job.batch_size,
-        "peak_bytes": peak,
-        "bytes_above_model": peak - before,
+        "peak_bytes": machine.memory(job.device).peak,
+        "bytes_above_model": machine.above(before, job.device),
     }
-
-
-def _config(job: Job) -> ClassifierConfig:
-    assert job.config is not None, "every task but machine has one"
-    return ClassifierConfig.from_dict(job.config)
 
 
 def _ready(model: nn.Module, job: Job) -> nn.Module:

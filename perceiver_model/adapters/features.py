@@ -1,0 +1,30 @@
+"""Feature maps of a user's backbone as tokens."""
+
+import torch
+from torch import nn
+
+from perceiver_model.adapters.checks import Tokens, check_inputs
+from perceiver_model.video_inputs import FeatureMapInput
+
+
+class FeatureMapAdapter(nn.Module):
+    """One token per cell of the map: its channels, in their own dtype and without normalisation.
+
+    Gradients pass through to the backbone, except at masked cells.
+    """
+
+    def __init__(self, features: FeatureMapInput) -> None:
+        super().__init__()
+        self.shape = (*features.grid, features.channels)
+
+    def forward(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
+        """Content `[batch, height * width, channels]`.
+
+        features: floating `[batch, height, width, channels]`; a backbone's `[batch, channels,
+            height, width]` is brought into that order by `permute(0, 2, 3, 1)`.
+        mask: bool `[batch, height, width]`.
+        """
+        check_inputs(features, mask, self.shape)
+        if mask is None:
+            return features.flatten(1, 2), None
+        return features.masked_fill(~mask.unsqueeze(-1), 0.0).flatten(1, 2), mask.flatten(1)

@@ -1,0 +1,55 @@
+"""Point clouds as tokens: every point with Fourier features of its own position."""
+
+import torch
+from torch import nn
+
+from perceiver_model.adapters.checks import Tokens, check_inputs
+from perceiver_model.fourier import fourier_features
+from perceiver_model.point_inputs import Points, PointsInput
+
+
+class PointAdapter(nn.Module):
+    """One token per point: [its features | the Fourier features of its coordinates]."""
+
+    def __init__(self, points: PointsInput, adapter: Points) -> None:
+        super().__init__()
+        self.shape = (points.num_points, points.channels)
+        self.num_dims = points.num_dims
+        self.unit_cube = points.unit_cube
+        self.num_bands = adapter.num_bands
+        self.max_resolution = (adapter.max_resolution,) * points.num_dims
+
+    def forward(self, points: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
+        """Content `[batch, num_points, num_features + num_dims * (2 * num_bands + 1)]`.
+
+        points: floating `[batch, num_points, num_dims + num_features]`.
+        mask: bool `[batch, num_points]`; the content of invalid points is zero.
+        """
+        check_inputs(points, mask, self.shape)
+        points = points.float()
+        invalid = None if mask is None else ~mask.unsqueeze(-1)
+        if invalid is not None:
+            points = points.masked_fill(invalid, 0.0)
+        coordinates, features = points.tensor_split([self.num_dims], dim=-1)
+        if self.unit_cube:
+            coordinates = to_unit_cube(coordinates, mask)
+        positions = fourier_features(coordinates, self.num_bands, self.max_resolution)
+        content = torch.cat([features, positions], dim=-1)
+        return content if invalid is None else content.masked_fill(invalid, 0.0), mask
+
+
+def to_unit_cube(coordinates: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Point clouds moved to zero mean and scaled alike in all dimensions into [-1, 1].
+
+    coordinates: floating `[batch, points, dims]`; zero where mask `[batch, points]` is False, and
+        zero there again in the result. A cloud whose points all coincide becomes zero.
+    """
+    if mask is None:
+        centred = coordinates - coordinates.mean(dim=1, keepdim=True)
+    else:
+        valid = mask.unsqueeze(-1)
+        count = valid.sum(dim=1, keepdim=True).clamp(min=1)
+        centred = coordinates - coordinates.sum(dim=1, keepdim=True) / count
+        centred = centred.masked_fill(~valid, 0.0)
+    extent = centred.abs().amax(dim=(1, 2), keepdim=True)
+    return centred / torch.where(extent > 0, extent, 1.0)

@@ -1,0 +1,92 @@
+"""The convolutional stem of Perceiver IO's image classifier, and a projection of any tokens."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from perceiver_model.adapters.checks import Tokens
+from perceiver_model.adapters.image import ImageStandardiser
+from perceiver_model.attention import linear
+from perceiver_model.inputs import ConvStem, ImageInput
+
+CONV_KERNEL, POOL_KERNEL, STRIDE = 7, 3, 2
+
+
+class ConvStemAdapter(nn.Module):
+    """7×7 convolution, normalisation, ReLU, 3×3 max-pool, each with stride 2 (IO, section 4.5).
+
+    Batch normalisation takes its statistics from the batch that this process sees, so that a
+    data-parallel step on parts of a batch isn't the step on the whole batch; the running
+    statistics of evaluation are buffers in the state dict. `norm="group"` normalises each sample by
+    itself and does neither.
+    """
+
+    def __init__(self, image: ImageInput, stem: ConvStem) -> None:
+        super().__init__()
+        self.standardise = ImageStandardiser(image)
+        self.conv = nn.Conv2d(
+            image.channels, stem.num_channels, CONV_KERNEL, stride=STRIDE, bias=False
+        )
+        std = (image.channels * CONV_KERNEL**2) ** -0.5
+        nn.init.trunc_normal_(self.conv.weight, std=std, a=-2 * std, b=2 * std)
+        self.norm = (
+            nn.BatchNorm2d(stem.num_channels)
+            if stem.norm == "batch"
+            else nn.GroupNorm(1, stem.num_channels)
+        )
+        same = stem.padding == "same"
+        halved = math.ceil(image.height / 2), math.ceil(image.width / 2)
+        # F.pad's order: left, right, top, bottom.
+        self.conv_padding = (
+            same_padding(image.width, CONV_KERNEL) + same_padding(image.height, CONV_KERNEL)
+            if same
+            else (CONV_KERNEL // 2,) * 4
+        )
+        self.pool_padding = (
+            same_padding(halved[1], POOL_KERNEL) + same_padding(halved[0], POOL_KERNEL)
+            if same
+            else (0,) * 4
+        )
+
+    def forward(self, images: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
+        """Content `[batch, tokens, num_channels]`; a token is valid if it sees any valid pixel."""
+        standardised = self.standardise(images, mask).permute(0, 3, 1, 2)
+        standardised = standardised.to(self.conv.weight.dtype)
+        features = self.conv(F.pad(standardised, self.conv_padding))
+        features = self._pool(F.relu(self.norm(features)))
+        content = features.flatten(2).transpose(1, 2)
+        if mask is None:
+            return content, None
+        seen = F.pad(mask.float().unsqueeze(1), self.conv_padding)
+        seen = self._pool(F.max_pool2d(seen, CONV_KERNEL, STRIDE))
+        return content, seen.flatten(1) > 0
+
+    def _pool(self, features: torch.Tensor) -> torch.Tensor:
+        """Max-pools features that are nowhere negative, so that padding with zeros adds none."""
+        return F.max_pool2d(F.pad(features, self.pool_padding), POOL_KERNEL, STRIDE)
+
+
+def same_padding(size: int, kernel: int, stride: int = STRIDE) -> tuple[int, int]:
+    """TensorFlow's and Haiku's SAME: what to pad before and after for ceil(size / stride) outputs.
+
+    An odd total is one more after than before, unlike symmetric padding, which moves the outputs by
+    a pixel: 224 pixels under a 7-wide kernel get 2 before and 3 after.
+    """
+    total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+class ProjectedAdapter(nn.Module):
+    """An adapter whose tokens' content passes a linear layer."""
+
+    def __init__(self, adapter: nn.Module, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.project = linear(in_channels, out_channels)
+
+    def forward(self, inputs: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
+        """Content `[batch, tokens, out_channels]`, in the layer's dtype."""
+        content, token_mask = self.adapter(inputs, mask)
+        return self.project(content.to(self.project.weight.dtype)), token_mask

@@ -1,0 +1,113 @@
+"""Rows of a table as tokens: one for each column."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from perceiver_model.adapters.checks import Tokens, check_mask, check_shape
+from perceiver_model.constants import Float32Constant
+from perceiver_model.table_inputs import Columns, TableInput
+
+
+class TableRows(NamedTuple):
+    """Rows of a table.
+
+    numeric: floating `[batch, num_numeric]`; NaN where a value is missing.
+    categorical: int64 `[batch, len(num_categories)]`, indices from 0; negative where a value is
+        missing, and `num_categories` or above where it is none of the known ones.
+    """
+
+    numeric: torch.Tensor
+    categorical: torch.Tensor
+
+
+class ColumnAdapter(nn.Module):
+    """One token per column, the numeric ones first; see `Columns`."""
+
+    category_starts: torch.Tensor
+    num_categories: torch.Tensor
+
+    def __init__(self, table: TableInput, columns: Columns) -> None:
+        super().__init__()
+        self.num_numeric = table.num_numeric
+        self.mean = Float32Constant(torch.tensor(table.mean))
+        self.std = Float32Constant(torch.tensor(table.std))
+        counts = torch.tensor(table.num_categories, dtype=torch.int64)
+        # Each column's embeddings: its categories, then one for all unknown values.
+        self.register_buffer("num_categories", counts, persistent=False)
+        self.register_buffer("category_starts", (counts + 1).cumsum(0) - (counts + 1), False)
+        channels = columns.num_channels
+        self.numeric = _learned(table.num_numeric, channels)
+        self.categories = _learned(int((counts + 1).sum()), channels)
+        self.missing = _learned(table.num_columns * (columns.missing == "learned"), channels)
+        self.columns = nn.Parameter(_vectors(table.num_columns, channels))
+
+    def forward(self, rows: TableRows, mask: torch.Tensor | None = None) -> Tokens:
+        """Content `[batch, columns, num_channels]`.
+
+        mask: bool `[batch, columns]`, the numeric ones first: False leaves a column out, whatever
+            it holds; None for nowhere. What is missing in `rows` needs no mask.
+        """
+        numeric, categorical = self._check(rows, mask)
+        present = torch.cat([~numeric.isnan(), categorical >= 0], dim=1)
+        valid = present if mask is None else present & mask
+        values = self._values(numeric, categorical, valid)
+        if self.missing is None:
+            token_mask: torch.Tensor | None = valid
+        else:
+            values, token_mask = torch.where(present.unsqueeze(-1), values, self.missing), mask
+        content = values + self.columns
+        if token_mask is not None:
+            content = content.masked_fill(~token_mask.unsqueeze(-1), 0.0)
+        return content, token_mask
+
+    def _values(
+        self, numeric: torch.Tensor, categorical: torch.Tensor, valid: torch.Tensor
+    ) -> torch.Tensor:
+        """The values `[batch, columns, num_channels]` without their columns' embeddings."""
+        numeric_valid, categorical_valid = valid.tensor_split([self.num_numeric], dim=1)
+        values = []
+        if self.numeric is not None:
+            standardised = (numeric - self.mean()) / self.std()
+            standardised = standardised.masked_fill(~numeric_valid, 0.0).to(self.numeric.dtype)
+            values.append(standardised.unsqueeze(-1) * self.numeric)
+        if self.categories is not None:
+            indices = categorical.masked_fill(~categorical_valid, 0)
+            indices = self.category_starts + torch.minimum(indices, self.num_categories)
+            values.append(F.embedding(indices, self.categories))
+        return torch.cat(values, dim=1)
+
+    def _check(
+        self, rows: TableRows, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows' parts; raises ValueError for other types, shapes or dtypes."""
+        if not isinstance(rows, TableRows):
+            raise ValueError(
+                f"inputs of type {type(rows).__name__}: expected TableRows(numeric, categorical)"
+            )
+        numeric, categorical = rows
+        check_shape("numeric", numeric, (self.num_numeric,))
+        check_shape("categorical", categorical, (len(self.num_categories),))
+        if not numeric.is_floating_point():
+            raise ValueError(f"numeric of dtype {numeric.dtype}: expected floating")
+        if categorical.dtype != torch.int64:
+            raise ValueError(f"categorical of dtype {categorical.dtype}: expected torch.int64")
+        if len(numeric) != len(categorical):
+            raise ValueError(
+                f"numeric has {len(numeric)} rows and categorical {len(categorical)}: expected as "
+                "many in both"
+            )
+        check_mask(mask, torch.Size([len(numeric), len(self.columns)]))
+        return numeric, categorical
+
+
+def _learned(rows: int, channels: int) -> nn.Parameter | None:
+    """Learned vectors, or None for no rows: optimizers' engines trip over empty parameters."""
+    return nn.Parameter(_vectors(rows, channels)) if rows else None
+
+
+def _vectors(rows: int, channels: int) -> torch.Tensor:
+    """`[rows, channels]`, drawn from a truncated normal of std 0.02."""
+    return nn.init.trunc_normal_(torch.empty(rows, channels), std=0.02, a=-2.0, b=2.0)

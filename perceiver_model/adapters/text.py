@@ -1,0 +1,80 @@
+"""Text as tokens: ids of UTF-8 bytes, and their learned embeddings.
+
+The ids are those of DeepMind's byte tokenizer: six special tokens, then byte b as b + 6.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+from perceiver_model.adapters.checks import Tokens, check_mask
+from perceiver_model.text_inputs import BYTE_VOCAB_SIZE, TextInput, TokenEmbedding
+
+PAD, BOS, EOS, MASK, CLS, SEP = range(6)
+"""The special tokens' ids."""
+
+NUM_SPECIAL = 6
+"""Ids below it are special tokens; byte b has the id b + NUM_SPECIAL."""
+
+
+def encode_bytes(text: str | bytes) -> torch.Tensor:
+    """The ids of a text's UTF-8 bytes, int64 `[length]`, without special tokens."""
+    data = text.encode() if isinstance(text, str) else text
+    return torch.tensor(list(data), dtype=torch.long) + NUM_SPECIAL
+
+
+def decode_bytes(ids: torch.Tensor | Sequence[int]) -> str:
+    """The text of ids `[length]`; special tokens are left out, bytes that aren't UTF-8 replaced.
+
+    Raises ValueError for ids that are no byte's and no special token's.
+    """
+    values = ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
+    if wrong := [value for value in values if not 0 <= value < BYTE_VOCAB_SIZE]:
+        raise ValueError(f"token id {wrong[0]}: must be at least 0 and below {BYTE_VOCAB_SIZE}")
+    data = bytes(value - NUM_SPECIAL for value in values if value >= NUM_SPECIAL)
+    return data.decode(errors="replace")
+
+
+def pad_tokens(sequences: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids of several lengths as a batch: ids `[batch, length]`, padded with PAD, and their mask.
+
+    The mask, bool `[batch, length]`, is True where a sequence has tokens.
+    """
+    ids = pad_sequence(list(sequences), batch_first=True, padding_value=PAD)
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=ids.device)
+    return ids, torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
+
+
+class TokenAdapter(nn.Module):
+    """One token per id: its embedding plus its place's, both learned (IO, section 4.1)."""
+
+    def __init__(self, text: TextInput, embedding: TokenEmbedding) -> None:
+        super().__init__()
+        self.max_length = text.max_length
+        self.embedding = nn.Embedding(text.vocab_size, embedding.num_channels)
+        self.positions = nn.Parameter(torch.empty(text.max_length, embedding.num_channels))
+        for parameter in (self.embedding.weight, self.positions):
+            nn.init.trunc_normal_(parameter, std=0.02, a=-2.0, b=2.0)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
+        """Content `[batch, length, num_channels]`.
+
+        ids: int64 or int32 `[batch, length]`, at most `max_length` long; torch refuses ids outside
+            the vocabulary.
+        """
+        self._check(ids, mask)
+        if mask is not None:
+            ids = ids.masked_fill(~mask, PAD)
+        return self.embedding(ids) + self.positions[: ids.shape[1]], mask
+
+    def _check(self, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
+        if ids.ndim != 2 or not 1 <= ids.shape[1] <= self.max_length:
+            raise ValueError(
+                f"inputs of shape {list(ids.shape)}: expected [batch, length], with a length of 1 "
+                f"to {self.max_length}"
+            )
+        if ids.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"inputs of dtype {ids.dtype}: expected torch.int64 or torch.int32")
+        check_mask(mask, ids.shape)

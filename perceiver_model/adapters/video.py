@@ -1,0 +1,66 @@
+"""Video as tokens: the pixels of every frame, or space-time patches."""
+
+import torch
+from torch import nn
+
+from perceiver_model.adapters.checks import Tokens, check_mask
+from perceiver_model.adapters.image import ImageStandardiser
+from perceiver_model.video_inputs import SpaceTimePatches, VideoInput
+
+
+class VideoStandardiser(nn.Module):
+    """Videos to float32 (video - mean) / std, and their mask to one of pixels."""
+
+    def __init__(self, video: VideoInput) -> None:
+        super().__init__()
+        self.standardise = ImageStandardiser(video)
+
+    def forward(
+        self, videos: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Standardised videos, invalid pixels zero, and bool `[batch, frames, height, width]`.
+
+        videos: `[batch, frames, height, width, channels]`, uint8 or floating.
+        mask: bool `[batch, frames]`, or `[batch, frames, height, width]`.
+        """
+        check_mask(mask, videos.shape[:2], videos.shape[:-1])
+        if mask is not None and mask.ndim == 2:
+            mask = mask[..., None, None].expand(videos.shape[:-1])
+        return self.standardise(videos, mask), mask
+
+
+class VideoPixelAdapter(nn.Module):
+    """One token per pixel of every frame: its channels."""
+
+    def __init__(self, video: VideoInput) -> None:
+        super().__init__()
+        self.standardise = VideoStandardiser(video)
+
+    def forward(self, videos: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
+        """Content `[batch, frames * height * width, channels]`; arguments of the standardiser."""
+        standardised, pixel_mask = self.standardise(videos, mask)
+        return standardised.flatten(1, 3), None if pixel_mask is None else pixel_mask.flatten(1)
+
+
+class SpaceTimePatchAdapter(nn.Module):
+    """One token per box of pixels, in the order (frame, row, column, channel) (paper, 4.2)."""
+
+    def __init__(self, video: VideoInput, patches: SpaceTimePatches) -> None:
+        super().__init__()
+        self.standardise = VideoStandardiser(video)
+        self.patch_shape = (patches.num_frames, patches.height, patches.width)
+
+    def forward(self, videos: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
+        """Content `[batch, patches, pixels of a patch * channels]`, as of the standardiser."""
+        standardised, pixel_mask = self.standardise(videos, mask)
+        content = self._patches(standardised)
+        if pixel_mask is None:
+            return content, None
+        return content, self._patches(pixel_mask.unsqueeze(-1)).any(dim=-1)
+
+    def _patches(self, videos: torch.Tensor) -> torch.Tensor:
+        """`[batch, frames, height, width, channels]` to `[batch, patches, pixels * channels]`."""
+        for axis, size in enumerate(self.patch_shape):
+            videos = videos.unflatten(1 + 2 * axis, (-1, size))
+        # (batch, time, frame, rows, row, columns, column, channel): positions first, pixels last
+        return videos.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4).flatten(1, 3)

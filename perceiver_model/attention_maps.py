@@ -1,0 +1,264 @@
+"""Attention maps of cross-attends: as arrays, as pictures, and how far the input decides them.
+
+(Paper, section 4.1 and figure 3: maps of the latents over the pixels.)
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from perceiver_model.cross_attend import CrossAttend
+from perceiver_model.tokens import InputArray
+
+
+def cross_attention_maps(
+    model: nn.Module,
+    *inputs: Any,
+    index: int | Sequence[int] | None = None,
+    latents: Sequence[int] | None = None,
+    **keywords: Any,
+) -> list[torch.Tensor]:
+    """The attention weights of every cross-attend that `model(*inputs, **keywords)` applies.
+
+    In the order of application, so that weights which are applied often give a map each time; a
+    decoder's, over the latents, come last. Each is `[batch, heads, queries, tokens]`, float32 on
+    the CPU, sums to 1 over the tokens that may be attended, and is 0 at the others. The model runs
+    as in evaluation and without gradients; its modes are restored.
+
+    index: the cross-attends whose maps are wanted, counted from 0 in order of application; None
+        for all. Maps are large: 512 × 50,176 numbers for one of the paper's on one image.
+    latents: the queries whose maps are wanted; None for all.
+
+    Maps are computed sample by sample, by the plain formula whatever the model's attention path.
+
+    Raises ValueError for a model without cross-attends, and for an index or latent out of range.
+    """
+    numbers = [index] if isinstance(index, int) else index
+    maps: list[torch.Tensor] = []
+    applied = 0
+
+    def keep(
+        module: CrossAttend, queries: torch.Tensor, inputs: InputArray, *_: Any, **__: Any
+    ) -> None:
+        nonlocal applied
+        if numbers is None or applied in numbers:
+            maps.append(_attention_map(module, queries, inputs, latents, applied))
+        applied += 1
+
+    cross_attends = [module for module in model.modules() if isinstance(module, CrossAttend)]
+    with _evaluating(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        handles = [
+            module.register_forward_pre_hook(
+                lambda module, args, kwargs: keep(module, *args, **kwargs), with_kwargs=True
+            )
+            for module in cross_attends
+        ]
+        try:
+            model(*inputs, **keywords)
+        finally:
+            for handle in handles:
+                handle.remove()
+    for number in [0] if numbers is None else numbers:
+        if not 0 <= number < applied:
+            raise ValueError(f"index {number}: the model applied {applied} cross-attends")
+    return maps
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and each module's own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _attention_map(
+    module: CrossAttend,
+    queries: torch.Tensor,
+    inputs: InputArray,
+    latents: Sequence[int] | None,
+    number: int,
+) -> torch.Tensor:
+    """`[batch, heads, queries, tokens]`; `number` is the cross-attend's, for the error."""
+    mask = inputs.mask
+    if latents is not None:
+        for latent in latents:
+            if not 0 <= latent < queries.shape[1]:
+                raise ValueError(
+                    f"latent {latent}: cross-attend {number} has {queries.shape[1]} queries"
+                )
+        queries = queries[:, list(latents)]
+        if mask is not None and mask.ndim == 3:
+            mask = mask[:, list(latents)]
+    batch = inputs.content.shape[0]
+    queries = queries.expand(batch, -1, -1)
+    maps = []
+    for sample in range(batch):
+        one = slice(sample, sample + 1)
+        tokens = InputArray(
+            inputs.content[one], inputs.axis_tables, None if mask is None else mask[one]
+        )
+        maps.append(module.attention_map(queries[one], tokens).float().cpu())
+    return torch.cat(maps)
+
+
+def on_grid(maps: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+    """`[..., tokens]` as `[..., *grid]`, the grid such as a configuration's `token_grid`.
+
+    Raises ValueError for a grid of another number of tokens.
+    """
+    if maps.shape[-1] != torch.Size(grid).numel():
+        raise ValueError(f"a map of {maps.shape[-1]} tokens: not of the grid {tuple(grid)}")
+    return maps.unflatten(-1, tuple(grid))
+
+
+def overlay(
+    image: np.ndarray | torch.Tensor,
+    attention_map: np.ndarray | torch.Tensor,
+    *,
+    opacity: float = 0.6,
+) -> np.ndarray:
+    """A heat map over an image: uint8 `[height, width, 3]`.
+
+    image: `[height, width]` or `[height, width, channels]` with 1 or 3 channels, uint8 or floating
+        in [0, 1].
+    attention_map: `[rows, columns]` of any non-negative numbers, such as one latent's of `on_grid`,
+        or a mean over latents. It is enlarged to the image bilinearly; 0 is black, its own largest
+        number is the brightest yellow, and colours between are perceptually even.
+    opacity: of the heat map, from 0 to 1.
+
+    Raises ValueError for arrays of another shape or dtype, and for numbers out of range.
+    """
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity {opacity}: must be from 0 to 1")
+    picture = _as_rgb(np.asarray(image))
+    heat = torch.as_tensor(np.asarray(attention_map)).float()
+    if heat.ndim != 2:
+        raise ValueError(f"a map of shape {list(heat.shape)}: expected [rows, columns]")
+    if not bool((heat.isfinite() & (heat >= 0)).all()):
+        raise ValueError("a map with numbers that are negative or not finite")
+    size = picture.shape[:2]
+    enlarged = F.interpolate(heat[None, None], size=size, mode="bilinear", antialias=True)[0, 0]
+    largest = enlarged.max()
+    share = (enlarged / largest if largest > 0 else enlarged).numpy()
+    colours = _HEAT_TABLE[np.round(share * (len(_HEAT_TABLE) - 1)).astype(int)]
+    return np.round(opacity * colours + (1 - opacity) * picture).astype(np.uint8)
+
+
+def _as_rgb(image: np.ndarray) -> np.ndarray:
+    """Float64 `[height, width, 3]` in [0, 255]."""
+    by_channel = image[..., None] if image.ndim == 2 else image
+    if by_channel.ndim != 3 or by_channel.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"image of shape {list(image.shape)}: expected [height, width] or "
+            "[height, width, channels] with 1 or 3 channels"
+        )
+    if image.dtype == np.uint8:
+        scaled = by_channel.astype(np.float64)
+    elif np.issubdtype(image.dtype, np.floating):
+        if not ((by_channel >= 0) & (by_channel <= 1)).all():
+            raise ValueError("image with numbers outside of [0, 1]")
+        scaled = by_channel * 255.0
+    else:
+        raise ValueError(f"image of dtype {image.dtype}: expected uint8 or floating")
+    return np.broadcast_to(scaled, (*image.shape[:2], 3))
+
+
+def map_divergence(maps: torch.Tensor, mask: torch.Tensor | None = None) -> float:
+    """How far attention maps depend on the input: from 0, not at all, to 1, nothing in common.
+
+    The mean over heads, queries and pairs of different inputs of the batch of the Jensen-Shannon
+    divergence of the pair's maps P and Q, in bits:
+
+        JS(P, Q) = ½ Σ_i P_i log₂(P_i / M_i) + ½ Σ_i Q_i log₂(Q_i / M_i),   M = (P + Q) / 2.
+
+    maps: `[batch, heads, queries, tokens]`, such as one of `cross_attention_maps`.
+    mask: bool `[batch, tokens]`, True where a token could be attended. Each pair is then compared
+        on the tokens that both could attend, on which P and Q are made to sum to 1 again: maps
+        that differ by their masks alone have divergence 0. None compares all tokens.
+
+    Queries without weight on the compared tokens, such as those of a sample whose tokens are all
+    masked, are left out of the mean. Layer normalisation divides a token's positions and content by
+    one standard deviation, so even queries that look at positions alone may diverge a little.
+
+    Raises ValueError for maps or a mask of another shape, fewer than two inputs, and where there is
+    nothing to compare.
+    """
+    if maps.ndim != 4 or maps.shape[0] < 2:
+        raise ValueError(
+            f"maps of shape {list(maps.shape)}: expected [batch, heads, queries, tokens] of at "
+            "least two inputs"
+        )
+    if mask is not None and (mask.shape != maps[:, 0, 0].shape or mask.dtype != torch.bool):
+        raise ValueError(
+            f"mask of shape {list(mask.shape)} and dtype {mask.dtype}: expected torch.bool of "
+            f"shape {list(maps[:, 0, 0].shape)}"
+        )
+    total, count = 0.0, 0
+    for first, second in combinations(range(maps.shape[0]), 2):
+        pair = maps[[first, second]]
+        if mask is not None:
+            pair = pair[..., mask[first] & mask[second]]
+        sums = pair.sum(dim=-1, keepdim=True)
+        compared = (sums > 0).all(dim=0).squeeze(-1)
+        distributions = (pair / sums)[:, compared]
+        mean = distributions.mean(dim=0).clamp(min=torch.finfo(pair.dtype).tiny)
+        divergences = torch.special.xlogy(distributions, distributions / mean).sum(dim=-1)
+        # Rounding may leave the least negative number.
+        total += divergences.mean(dim=0).clamp(min=0).sum(dtype=torch.float64).item()
+        count += int(compared.sum())
+    if count == 0:
+        raise ValueError("maps: no two inputs have attended the same tokens")
+    return min(1.0, total / count / math.log(2))
+
+
+def _heat_table(num_colours: int = 256) -> np.ndarray:
+    """Colours from black over purple and orange to pale yellow, float64 `[colours, 3]` in [0, 255].
+
+    Neighbours are equally far apart in OKLab, a perceptually uniform space.
+    """
+    corners = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]]
+    linear = _to_linear(np.array(corners) / 255)
+    lab = np.cbrt(linear @ _RGB_TO_LMS.T) @ _LMS_TO_LAB.T
+    along = np.concatenate([[0.0], np.linalg.norm(np.diff(lab, axis=0), axis=-1).cumsum()])
+    even = np.linspace(0, along[-1], num_colours)
+    lab = np.stack([np.interp(even, along, channel) for channel in lab.T], axis=-1)
+    linear = (lab @ np.linalg.inv(_LMS_TO_LAB).T) ** 3 @ np.linalg.inv(_RGB_TO_LMS).T
+    return _from_linear(linear.clip(0, 1)) * 255
+
+
+def _to_linear(srgb: np.ndarray) -> np.ndarray:
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def _from_linear(linear: np.ndarray) -> np.ndarray:
+    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+# B. Ottosson, "A perceptual color space for image processing" (2020).
+_RGB_TO_LMS = np.array(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+)
+_LMS_TO_LAB = np.array(
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+)
+_HEAT_TABLE = _heat_table()

@@ -1,0 +1,96 @@
+"""Perceiver IO's optical flow.
+
+DeepMind's model reads pairs of frames in [-1, 1], of 368 × 496 pixels, as patches of 3 × 3 around
+every pixel. The model here takes frames, uint8 or in [0, 1], and cuts the patches itself; larger
+frames go through `perceiver_model.flow.tiled_flow`.
+
+Where transformers departs from DeepMind, `Fidelity` chooses between them:
+
+- Its MLPs have the exact GELU instead of the tanh approximation.
+- Its outputs are in units of 20 pixels, which DeepMind's notebook multiplies to pixels.
+
+It takes patches instead of frames, `[batch, 2, 27, height, width]` with the 27 in the order (row,
+column, channel), and of the training size only. It initialises the last layer at random, DeepMind
+with zeros.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+
+from perceiver_model.config import DecoderConfig, FourierConfig
+from perceiver_model.deepmind.architecture import Architecture
+from perceiver_model.deepmind.imagenet import PREPROCESSOR
+from perceiver_model.deepmind.layers import TensorMap, decoder_map, encoder_map, layer_map
+from perceiver_model.deepmind.settings import (
+    Fidelity,
+    read_encoder,
+    read_gelu,
+    setting,
+    write_encoder,
+)
+from perceiver_model.flow import OpticalFlow
+from perceiver_model.flow_config import FlowConfig
+from perceiver_model.video_inputs import VideoInput
+
+
+class Flow(Architecture[FlowConfig]):
+    """`PerceiverForOpticalFlow`."""
+
+    name = "PerceiverForOpticalFlow"
+    tolerable = frozenset({"flow_scale"})
+    irrelevant = frozenset({"input.mean", "input.std"})
+
+    def recognises(self, names: Collection[str]) -> bool:
+        return f"{PREPROCESSOR}.conv_after_patches.weight" in names
+
+    def fits(self, config: object) -> bool:
+        return isinstance(config, FlowConfig) and isinstance(config.positions, FourierConfig)
+
+    def build(self, config: FlowConfig) -> OpticalFlow:
+        return OpticalFlow(config)
+
+    def read_config(
+        self,
+        settings: Mapping[str, Any],
+        state_dict: Mapping[str, torch.Tensor],
+        *,
+        fidelity: Fidelity,
+        image_size: tuple[int, int] | None,
+    ) -> FlowConfig:
+        train_size = tuple(setting(settings, "train_size"))
+        height, width = image_size or train_size
+        return FlowConfig(
+            input=VideoInput(num_frames=2, height=height, width=width),
+            positions=FourierConfig(num_bands=64, max_resolution=train_size),
+            encoder=read_encoder(settings, fidelity),
+            decoder=DecoderConfig(query_residual=False, gelu=read_gelu(settings, fidelity)),
+            flow_scale=20.0 if fidelity == "deepmind" else 1.0,
+        )
+
+    def write_settings(self, config: FlowConfig) -> dict[str, Any]:
+        if config.token_grid != tuple(config.max_resolution):
+            raise ValueError(
+                f"FlowConfig.positions.max_resolution = {tuple(config.max_resolution)}: "
+                f"transformers has one size for it and for the frames, {config.token_grid}"
+            )
+        size = {"train_size": list(config.token_grid)}
+        return write_encoder(config.encoder, config.input_channels) | size
+
+    def image_size(self, config: FlowConfig) -> tuple[int, int]:
+        return config.token_grid
+
+    def explicit(self, config: FlowConfig) -> FlowConfig:
+        positions = config.positions
+        if isinstance(positions, FourierConfig):
+            positions = dataclasses.replace(positions, max_resolution=config.max_resolution)
+        return dataclasses.replace(super().explicit(config), positions=positions)
+
+    def tensors(self, config: FlowConfig) -> list[TensorMap]:
+        return [
+            *layer_map("adapter.project", f"{PREPROCESSOR}.conv_after_patches"),
+            *encoder_map(config.encoder),
+            *decoder_map("decoder", "perceiver.decoder.decoder", output=True),
+        ]

@@ -1,0 +1,240 @@
+"""Perceiver IO's image classifiers: Fourier features, learned positions, convolutional stem.
+
+DeepMind evaluates them on the central square of 224/256 of an image's shorter side, resized to
+224 × 224 by bicubic interpolation, with ImageNet's mean and standard deviation, which the loaded
+configuration holds: the models read `[batch, height, width, 3]`, uint8 or floating in [0, 1], and
+standardise it themselves.
+
+Where transformers departs from DeepMind, `Fidelity` chooses between them:
+
+- Its MLPs have the exact GELU instead of the tanh approximation.
+- Beside learned positions, its decoder adds the query to what it read.
+- In the convolutional stem it pads 3 pixels on every side, not 2 before and 3 after, so that each
+  token's window lies a pixel further up and left, and doesn't pad before pooling: 3,025 tokens of
+  224 × 224 pixels instead of 3,136.
+
+It also drops attention weights in training, with probability 0.1 unless set; the models here never
+do, as DeepMind's don't.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any, TypeGuard
+
+import torch
+
+from perceiver_model.classifier import PerceiverClassifier
+from perceiver_model.classifier_config import ClassifierConfig
+from perceiver_model.config import DecoderConfig, FourierConfig, LearnedPositions
+from perceiver_model.deepmind.architecture import Architecture
+from perceiver_model.deepmind.layers import (
+    TensorMap,
+    decoder_map,
+    encoder_map,
+    layer_map,
+    tensor_map,
+)
+from perceiver_model.deepmind.settings import (
+    Fidelity,
+    read_encoder,
+    read_gelu,
+    setting,
+    write_encoder,
+)
+from perceiver_model.inputs import ConvStem, ImageInput, Pixels
+
+PREPROCESSOR, DECODER = "perceiver.input_preprocessor", "perceiver.decoder.decoder"
+IMAGE_SIZE = (224, 224)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def head_map() -> list[TensorMap]:
+    """A `QueryHead`: its query and decoder."""
+    return [
+        *tensor_map("head.query", f"{DECODER}.output_position_encodings.position_embeddings"),
+        *decoder_map("head.decoder", DECODER, output=True),
+    ]
+
+
+def num_classes(settings: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> int:
+    """The width of the last layer, or else what the settings name: 2 unless they do."""
+    bias = state_dict.get(f"{DECODER}.final_layer.bias")
+    if bias is not None:
+        return len(bias)
+    return settings.get("num_labels") or len(settings.get("id2label") or (0, 1))
+
+
+def label_settings(count: int) -> dict[str, Any]:
+    """Names for as many classes, by which transformers tells their number."""
+    names = {index: f"LABEL_{index}" for index in range(count)}
+    return {
+        "id2label": {str(index): name for index, name in names.items()},
+        "label2id": {name: index for index, name in names.items()},
+    }
+
+
+class _ImageClassifier(Architecture[ClassifierConfig]):
+    irrelevant = frozenset({"input.mean", "input.std"})
+
+    def build(self, config: ClassifierConfig) -> PerceiverClassifier:
+        return PerceiverClassifier(config)
+
+    def write_settings(self, config: ClassifierConfig) -> dict[str, Any]:
+        labels = label_settings(config.num_classes)
+        return write_encoder(config.encoder, config.input_channels) | labels
+
+    def tensors(self, config: ClassifierConfig) -> list[TensorMap]:
+        return [*self._preprocessor_map(), *encoder_map(config.encoder), *head_map()]
+
+    def recognises(self, names: Collection[str]) -> bool:
+        own = {name for entry in self._preprocessor_map() for name in entry.theirs}
+        theirs = {name for name in names if name.startswith(PREPROCESSOR)}
+        return own == theirs and f"{DECODER}.final_layer.bias" in names
+
+    def image_size(self, config: ClassifierConfig) -> tuple[int, int]:
+        assert isinstance(config.input, ImageInput), "fits() was asked first"
+        return config.input.height, config.input.width
+
+    def explicit(self, config: ClassifierConfig) -> ClassifierConfig:
+        if isinstance(config.positions, FourierConfig):
+            positions = dataclasses.replace(config.positions, max_resolution=config.max_resolution)
+            config = dataclasses.replace(config, positions=positions)
+        return super().explicit(config)
+
+    def _preprocessor_map(self) -> list[TensorMap]:
+        """What comes before the encoder; no tensors for constants."""
+        return []
+
+
+class FourierClassifier(_ImageClassifier):
+    """Pixels with Fourier features: `PerceiverForImageClassificationFourier`."""
+
+    name = "PerceiverForImageClassificationFourier"
+
+    def fits(self, config: object) -> bool:
+        return (
+            _is_image_classifier(config)
+            and isinstance(config.adapter, Pixels)
+            and isinstance(config.positions, FourierConfig)
+        )
+
+    def read_config(
+        self,
+        settings: Mapping[str, Any],
+        state_dict: Mapping[str, torch.Tensor],
+        *,
+        fidelity: Fidelity,
+        image_size: tuple[int, int] | None,
+    ) -> ClassifierConfig:
+        height, width = image_size or IMAGE_SIZE
+        return ClassifierConfig(
+            input=ImageInput(height=height, width=width, mean=MEAN, std=STD),
+            adapter=Pixels(),
+            positions=FourierConfig(num_bands=64, max_resolution=(224, 224)),
+            encoder=read_encoder(settings, fidelity),
+            decoder=DecoderConfig(gelu=read_gelu(settings, fidelity)),
+            num_classes=num_classes(settings, state_dict),
+        )
+
+
+class LearnedClassifier(_ImageClassifier):
+    """Projected pixels with learned positions: `PerceiverForImageClassificationLearned`."""
+
+    name = "PerceiverForImageClassificationLearned"
+    tolerable = frozenset({"decoder.query_residual"})
+
+    def fits(self, config: object) -> bool:
+        return (
+            _is_image_classifier(config)
+            and isinstance(config.adapter, Pixels)
+            and isinstance(config.positions, LearnedPositions)
+        )
+
+    def read_config(
+        self,
+        settings: Mapping[str, Any],
+        state_dict: Mapping[str, torch.Tensor],
+        *,
+        fidelity: Fidelity,
+        image_size: tuple[int, int] | None,
+    ) -> ClassifierConfig:
+        size = setting(settings, "image_size")
+        if image_size not in (None, (size, size)):
+            raise ValueError(
+                f"image_size = {image_size}: the checkpoint has positions for ({size}, {size})"
+            )
+        return ClassifierConfig(
+            input=ImageInput(height=size, width=size, mean=MEAN, std=STD),
+            adapter=Pixels(num_channels=256),
+            positions=LearnedPositions(num_channels=256, projected_channels=256),
+            encoder=read_encoder(settings, fidelity),
+            decoder=DecoderConfig(
+                query_residual=fidelity == "transformers", gelu=read_gelu(settings, fidelity)
+            ),
+            num_classes=num_classes(settings, state_dict),
+        )
+
+    def write_settings(self, config: ClassifierConfig) -> dict[str, Any]:
+        height, width = config.token_grid
+        if height != width:
+            raise ValueError(
+                f"ImageInput.height = {height}, width = {width}: transformers has learned "
+                "positions for square images only"
+            )
+        return super().write_settings(config) | {"image_size": height}
+
+    def _preprocessor_map(self) -> list[TensorMap]:
+        convolution = f"{PREPROCESSOR}.convnet_1x1"
+        return [
+            *tensor_map("adapter.project.weight", f"{convolution}.weight", shape=(256, 3, 1, 1)),
+            *tensor_map("adapter.project.bias", f"{convolution}.bias"),
+            *tensor_map(
+                "positions.table", f"{PREPROCESSOR}.position_embeddings.position_embeddings"
+            ),
+            *layer_map("positions.project", f"{PREPROCESSOR}.positions_projection"),
+        ]
+
+
+class ConvClassifier(_ImageClassifier):
+    """A convolutional stem: `PerceiverForImageClassificationConvProcessing`."""
+
+    name = "PerceiverForImageClassificationConvProcessing"
+    tolerable = frozenset({"adapter.padding"})
+
+    def fits(self, config: object) -> bool:
+        return _is_image_classifier(config) and isinstance(config.adapter, ConvStem)
+
+    def read_config(
+        self,
+        settings: Mapping[str, Any],
+        state_dict: Mapping[str, torch.Tensor],
+        *,
+        fidelity: Fidelity,
+        image_size: tuple[int, int] | None,
+    ) -> ClassifierConfig:
+        config = FourierClassifier().read_config(
+            settings, state_dict, fidelity=fidelity, image_size=image_size
+        )
+        return dataclasses.replace(
+            config,
+            adapter=ConvStem(padding="same" if fidelity == "deepmind" else "valid"),
+            positions=FourierConfig(num_bands=64, max_resolution=(56, 56)),
+        )
+
+    def _preprocessor_map(self) -> list[TensorMap]:
+        norm = f"{PREPROCESSOR}.convnet.batchnorm"
+        return [
+            *tensor_map("adapter.conv.weight", f"{PREPROCESSOR}.convnet.conv.weight"),
+            *layer_map("adapter.norm", norm),
+            *tensor_map("adapter.norm.running_mean", f"{norm}.running_mean"),
+            *tensor_map("adapter.norm.running_var", f"{norm}.running_var"),
+            *tensor_map("adapter.norm.num_batches_tracked", f"{norm}.num_batches_tracked"),
+        ]
+
+
+def _is_image_classifier(config: object) -> TypeGuard[ClassifierConfig]:
+    return (
+        isinstance(config, ClassifierConfig)
+        and isinstance(config.input, ImageInput)
+        and config.decoder is not None
+    )

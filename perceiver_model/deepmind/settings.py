@@ -1,0 +1,162 @@
+"""The settings of a transformers Perceiver (its config.json) in our terms, and back."""
+
+import dataclasses
+from collections.abc import Mapping
+from itertools import product
+from typing import Any, Literal
+
+from perceiver_model.config import EncoderConfig
+
+Fidelity = Literal["deepmind", "transformers"]
+"""Whose function a checkpoint's weights are put into, where the port departs from the original.
+
+"deepmind": what DeepMind trained and evaluated: the tanh GELU, SAME padding of the convolutional
+    stem, no query residual in the decoder beside learned positions.
+"transformers": what the port computes from the same weights: the GELU of its `hidden_act`, its
+    padding, that residual. The choice for weights that were trained with it.
+"""
+
+DEFAULTS: dict[str, Any] = {
+    "num_latents": 256,
+    "d_latents": 1280,
+    "d_model": 768,
+    "num_blocks": 1,
+    "num_self_attends_per_block": 26,
+    "num_self_attention_heads": 8,
+    "num_cross_attention_heads": 8,
+    "qk_channels": None,
+    "v_channels": None,
+    "cross_attention_shape_for_attention": "kv",
+    "self_attention_widening_factor": 1,
+    "cross_attention_widening_factor": 1,
+    "hidden_act": "gelu",
+    "use_query_residual": True,
+    "vocab_size": 262,
+    "max_position_embeddings": 2048,
+    "image_size": 56,
+    "train_size": (368, 496),
+    "num_frames": 16,
+    "audio_samples_per_frame": 1920,
+    "samples_per_patch": 16,
+    "output_shape": (1, 16, 224, 224),
+    "output_num_channels": 512,
+    "_label_trainable_num_channels": 1024,
+}
+"""What transformers takes for a setting that config.json leaves out."""
+
+_GELUS: dict[str, Literal["tanh", "erf"]] = {
+    "gelu": "erf",
+    "gelu_python": "erf",
+    "gelu_fast": "tanh",
+    "gelu_new": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+}
+
+
+def setting(settings: Mapping[str, Any], name: str) -> Any:
+    """A setting, or what transformers takes for it."""
+    return settings.get(name, DEFAULTS[name])
+
+
+def read_gelu(settings: Mapping[str, Any], fidelity: Fidelity) -> Literal["tanh", "erf"]:
+    """The GELU of every MLP; raises ValueError for another activation."""
+    activation = setting(settings, "hidden_act")
+    if activation not in _GELUS:
+        allowed = ", ".join(_GELUS)
+        raise ValueError(f"config.json: hidden_act = {activation!r}: must be one of {allowed}")
+    return "tanh" if fidelity == "deepmind" else _GELUS[activation]
+
+
+def write_gelu(encoder: EncoderConfig) -> str:
+    """The `hidden_act` that computes the encoder's GELU."""
+    return "gelu" if encoder.gelu == "erf" else "gelu_pytorch_tanh"
+
+
+def read_encoder(settings: Mapping[str, Any], fidelity: Fidelity) -> EncoderConfig:
+    """The encoder; raises ValueError for one that no class of DeepMind's has."""
+    if not setting(settings, "use_query_residual"):
+        raise ValueError("config.json: use_query_residual = false: must be true")
+    shape = setting(settings, "cross_attention_shape_for_attention")
+    if shape not in ("q", "kv"):
+        raise ValueError(
+            f"config.json: cross_attention_shape_for_attention = {shape!r}: must be 'q' or 'kv'"
+        )
+    latent_dim, qk_channels = setting(settings, "d_latents"), setting(settings, "qk_channels")
+    return EncoderConfig(
+        num_latents=setting(settings, "num_latents"),
+        latent_dim=latent_dim,
+        num_blocks=setting(settings, "num_blocks"),
+        num_cross_attends=1,
+        num_self_attends=setting(settings, "num_self_attends_per_block"),
+        num_cross_heads=setting(settings, "num_cross_attention_heads"),
+        num_self_heads=setting(settings, "num_self_attention_heads"),
+        cross_channels=qk_channels or (latent_dim if shape == "q" else None),
+        cross_value_channels=setting(settings, "v_channels"),
+        self_channels=qk_channels,
+        self_value_channels=setting(settings, "v_channels"),
+        cross_widening=setting(settings, "cross_attention_widening_factor"),
+        self_widening=setting(settings, "self_attention_widening_factor"),
+        gelu=read_gelu(settings, fidelity),
+    )
+
+
+def write_encoder(encoder: EncoderConfig, input_channels: int) -> dict[str, Any]:
+    """Settings of which `read_encoder` makes this encoder again.
+
+    Raises ValueError for widths that transformers, with one setting for both kinds of attends,
+    doesn't have.
+    """
+    settings = {
+        "num_latents": encoder.num_latents,
+        "d_latents": encoder.latent_dim,
+        "d_model": input_channels,
+        "num_blocks": encoder.num_blocks,
+        "num_self_attends_per_block": encoder.num_self_attends,
+        "num_self_attention_heads": encoder.num_self_heads,
+        "num_cross_attention_heads": encoder.num_cross_heads,
+        "self_attention_widening_factor": encoder.self_widening,
+        "cross_attention_widening_factor": encoder.cross_widening,
+        "hidden_act": write_gelu(encoder),
+        "attention_probs_dropout_prob": 0.0,
+        "use_query_residual": True,
+    }
+    return settings | _write_widths(explicit_widths(encoder, input_channels), input_channels)
+
+
+def explicit_widths(encoder: EncoderConfig, input_channels: int) -> EncoderConfig:
+    """The same encoder with no width left to a default."""
+    cross_channels = encoder.cross_channels or input_channels
+    self_channels = encoder.self_channels or encoder.latent_dim
+    return dataclasses.replace(
+        encoder,
+        cross_channels=cross_channels,
+        cross_value_channels=encoder.cross_value_channels or cross_channels,
+        self_channels=self_channels,
+        self_value_channels=encoder.self_value_channels or self_channels,
+    )
+
+
+def _write_widths(encoder: EncoderConfig, input_channels: int) -> dict[str, Any]:
+    """The settings that say these widths, by leaving out what they can."""
+    wanted = {
+        name: getattr(encoder, name)
+        for name in (
+            "cross_channels",
+            "cross_value_channels",
+            "self_channels",
+            "self_value_channels",
+        )
+    }
+    for qk_channels, v_channels, shape in product(
+        (None, encoder.self_channels), (None, encoder.self_value_channels), ("kv", "q")
+    ):
+        cross = qk_channels or (encoder.latent_dim if shape == "q" else input_channels)
+        own = qk_channels or encoder.latent_dim
+        if (cross, v_channels or cross, own, v_channels or own) == tuple(wanted.values()):
+            return {
+                "qk_channels": qk_channels,
+                "v_channels": v_channels,
+                "cross_attention_shape_for_attention": shape,
+            }
+    names = ", ".join(f"{name} = {value}" for name, value in wanted.items())
+    raise ValueError(f"EncoderConfig: {names}: transformers has no settings for these widths")

@@ -1,0 +1,109 @@
+"""Forward FLOPs of a Perceiver's parts, free of torch; models add theirs up in `flops.py`.
+
+FLOPs are of matrix products only, at 2 per multiply-add, for the plain algorithm and one sample:
+what the papers publish. Faster paths to the same result spend fewer.
+"""
+
+from perceiver_model.config import DecoderConfig, EncoderConfig
+
+
+def matmul_flops(rows: int, inner: int, columns: int) -> int:
+    """`[rows, inner]` times `[inner, columns]`; also a linear layer on `rows` tokens."""
+    return 2 * rows * inner * columns
+
+
+def mlp_flops(tokens: int, channels: int, widening: int) -> int:
+    """Linear to `widening` times the channels, and back."""
+    return 2 * matmul_flops(tokens, channels, widening * channels)
+
+
+def attention_flops(queries: int, keys: int, qk_channels: int, value_channels: int) -> int:
+    """Scores and weighted sum; channels are over all heads."""
+    scores = matmul_flops(queries, qk_channels, keys)
+    return scores + matmul_flops(queries, keys, value_channels)
+
+
+def cross_attend_flops(
+    *,
+    queries: int,
+    query_channels: int,
+    tokens: int,
+    input_channels: int,
+    qk_channels: int | None = None,
+    value_channels: int | None = None,
+    widening: int = 1,
+) -> int:
+    """A cross-attend with its MLP; None is what `CrossAttend` takes it for."""
+    qk_channels = qk_channels or input_channels
+    value_channels = value_channels or qk_channels
+    return (
+        matmul_flops(queries, query_channels, qk_channels)
+        + matmul_flops(tokens, input_channels, qk_channels + value_channels)
+        + attention_flops(queries, tokens, qk_channels, value_channels)
+        + matmul_flops(queries, value_channels, query_channels)
+        + mlp_flops(queries, query_channels, widening)
+    )
+
+
+def self_attend_flops(
+    *,
+    tokens: int,
+    channels: int,
+    qk_channels: int | None = None,
+    value_channels: int | None = None,
+    widening: int = 1,
+) -> int:
+    """A self-attend with its MLP; None is what `SelfAttend` takes it for."""
+    return cross_attend_flops(
+        queries=tokens,
+        query_channels=channels,
+        tokens=tokens,
+        input_channels=channels,
+        qk_channels=qk_channels,
+        value_channels=value_channels,
+        widening=widening,
+    )
+
+
+def encoder_flops(config: EncoderConfig, *, tokens: int, input_channels: int) -> int:
+    """All cross-attends and self-attends, however they share weights."""
+    cross_attend = cross_attend_flops(
+        queries=config.num_latents,
+        query_channels=config.latent_dim,
+        tokens=tokens,
+        input_channels=input_channels,
+        qk_channels=config.cross_channels,
+        value_channels=config.cross_value_channels,
+        widening=config.cross_widening,
+    )
+    self_attend = self_attend_flops(
+        tokens=config.num_latents,
+        channels=config.latent_dim,
+        qk_channels=config.self_channels,
+        value_channels=config.self_value_channels,
+        widening=config.self_widening,
+    )
+    num_self_attends = config.num_blocks * config.num_self_attends
+    return config.num_cross_attends * cross_attend + num_self_attends * self_attend
+
+
+def decoder_flops(
+    config: DecoderConfig,
+    *,
+    queries: int,
+    query_channels: int,
+    num_latents: int,
+    latent_dim: int,
+    output_channels: int | None,
+) -> int:
+    """A `PerceiverDecoder`; without its linear layer if `output_channels` is None."""
+    cross_attend = cross_attend_flops(
+        queries=queries,
+        query_channels=query_channels,
+        tokens=num_latents,
+        input_channels=latent_dim,
+        qk_channels=config.qk_channels,
+        value_channels=config.value_channels,
+        widening=config.widening,
+    )
+    return cross_attend + matmul_flops(queries, query_channels, output_channels or 0)

@@ -1,0 +1,73 @@
+"""Point clouds as input, and the Fourier features of their own positions: free of torch."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from perceiver_model.adapter_config import AdapterBase
+from perceiver_model.config_checks import (
+    FORBID_EXTRA,
+    check_counts,
+    check_number,
+    check_one_of,
+    check_positive_integers,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointsInput:
+    """Point clouds `[batch, num_points, num_dims + num_features]`, floating.
+
+    The first `num_dims` channels are a point's coordinates, x, y and z; the others are read as
+    they are. Samples of fewer points are padded and masked.
+
+    unit_cube: bring every sample's valid points to zero mean and into the unit cube, with the
+        largest coordinate at ±1, as the paper does (section 4.3). If False, coordinates should
+        lie in [-1, 1] already.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
+
+    kind: Literal["points"] = "points"
+    num_points: int
+    num_dims: int = 3
+    num_features: int = 0
+    unit_cube: bool = True
+
+    def __post_init__(self) -> None:
+        check_positive_integers(self, "num_points", "num_dims")
+        check_counts(self, "num_features")
+        check_one_of(self, "unit_cube", True, False)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a point: its coordinates and features."""
+        return self.num_dims + self.num_features
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points(AdapterBase):
+    """One token per point: its features, and the Fourier features of its coordinates.
+
+    max_resolution: as of `FourierConfig`, for every coordinate; the highest frequency is half of
+        it. The default is the paper's for ModelNet40, a highest frequency of 1120.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
+    reads = (PointsInput,)
+    holds_positions = True
+
+    kind: Literal["points"] = "points"
+    num_bands: int = 64
+    max_resolution: float = 2240.0
+
+    def __post_init__(self) -> None:
+        check_positive_integers(self, "num_bands")
+        check_number(self, "max_resolution", above=0)
+
+    def token_grid(self, points: PointsInput) -> tuple[int, ...]:
+        """The number of points."""
+        return (points.num_points,)
+
+    def content_channels(self, points: PointsInput) -> int:
+        """A point's features, and its coordinates with 2 channels per band for each."""
+        return points.num_features + points.num_dims * (2 * self.num_bands + 1)

@@ -1,0 +1,154 @@
+"""What a Perceiver reads: one input, cut into tokens, with their positions; free of torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self, get_args
+
+from perceiver_model.adapter_config import AdapterBase
+from perceiver_model.class_inputs import ClassInput, OneHot
+from perceiver_model.config import (
+    DecoderConfig,
+    EncoderConfig,
+    FourierConfig,
+    LearnedPositions,
+    PositionConfig,
+)
+from perceiver_model.config_checks import FORBID_EXTRA, check_numbers, refusal, write_config
+from perceiver_model.config_tree import read_tree
+from perceiver_model.inputs import (
+    AudioInput,
+    Chunks,
+    Conv,
+    ConvStem,
+    ImageInput,
+    Mel,
+    Patches,
+    Pixels,
+)
+from perceiver_model.point_inputs import Points, PointsInput
+from perceiver_model.table_inputs import Columns, TableInput
+from perceiver_model.text_inputs import TextInput, TokenEmbedding
+from perceiver_model.video_inputs import FeatureMapInput, SpaceTimePatches, VideoInput
+
+MediaInput = (
+    ImageInput
+    | AudioInput
+    | TextInput
+    | VideoInput
+    | FeatureMapInput
+    | PointsInput
+    | TableInput
+    | ClassInput
+)
+"""An input of one modality."""
+
+MediaAdapter = (
+    Pixels
+    | Patches
+    | Conv
+    | ConvStem
+    | Chunks
+    | Mel
+    | TokenEmbedding
+    | SpaceTimePatches
+    | Points
+    | Columns
+    | OneHot
+)
+"""An adapter of one modality."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensConfig:
+    """Input → adapter → [content | positions]: the base of what reads one input.
+
+    positions: of the token grid; None if the adapter's content holds them.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
+
+    input: Any
+    adapter: Any
+    positions: PositionConfig | None = FourierConfig()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.input, self._geometry.reads):
+            raise refusal(self, "adapter", f"{self._kinds_reading()} for {self.input.kind}")
+        self._geometry.check(self.input)
+        if self._geometry.holds_positions and self.positions is not None:
+            raise refusal(self, "positions", f"None: {self.adapter.kind} hold their own")
+        if isinstance(self.positions, FourierConfig) and self.positions.max_resolution is not None:
+            check_numbers(self.positions, "max_resolution", (len(self.token_grid),), above=0)
+
+    @property
+    def _geometry(self) -> AdapterBase:
+        return self.adapter
+
+    def _kinds_reading(self) -> str:
+        """The kinds of adapters that read such an input: "a, b or c"."""
+        (allowed,) = (field.type for field in fields(self) if field.name == "adapter")
+        adapters = get_args(allowed) or (allowed,)
+        kinds = [adapter.kind for adapter in adapters if isinstance(self.input, adapter.reads)]
+        return " or ".join([", ".join(kinds[:-1]), kinds[-1]] if kinds[1:] else kinds)
+
+    @property
+    def token_grid(self) -> tuple[int, ...]:
+        """Shape of the tokens' positions: (rows, columns) for images, (time,) for sound, …"""
+        return self._geometry.token_grid(self.input)
+
+    @property
+    def content_channels(self) -> int:
+        """Channels of a token before its position features."""
+        return self._geometry.content_channels(self.input)
+
+    @property
+    def position_channels(self) -> int:
+        """Channels of a token's position features."""
+        return position_channels(self.positions, len(self.token_grid))
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of a token: content and position features."""
+        return self.content_channels + self.position_channels
+
+    @property
+    def max_resolution(self) -> tuple[float, ...]:
+        """`positions.max_resolution` of Fourier features, or else the token grid's shape."""
+        fourier = isinstance(self.positions, FourierConfig) and self.positions.max_resolution
+        return fourier or self.token_grid
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole tree in JSON's types: `from_dict(json.loads(json.dumps(to_dict())))` is it."""
+        return write_config(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Reads what `to_dict` wrote; raises ValueError for unknown or missing keys, bad values."""
+        return read_tree(cls, values)
+
+
+def position_channels(positions: PositionConfig | None, dims: int) -> int:
+    """Channels of the position features of a grid of `dims` dimensions.
+
+    Fourier features have, per dimension, the position and 2 per band.
+    """
+    if positions is None:
+        return 0
+    if isinstance(positions, LearnedPositions):
+        return positions.projected_channels or positions.num_channels
+    return dims * (2 * positions.num_bands + 1)
+
+
+def check_cross_heads(encoder: EncoderConfig, input_channels: int) -> None:
+    """Raises ValueError unless the encoder's cross-attends can split such tokens into heads."""
+    channels = encoder.cross_channels or input_channels
+    if channels % encoder.num_cross_heads:
+        allowed = f"a divisor of the cross-attend's {channels} channels"
+        raise refusal(encoder, "num_cross_heads", f"{allowed}; or set cross_channels")
+
+
+def check_decoder_heads(decoder: DecoderConfig, encoder: EncoderConfig) -> None:
+    """Raises ValueError unless the decoder can split its queries and keys into heads."""
+    if decoder.qk_channels is None and encoder.latent_dim % decoder.num_heads:
+        allowed = f"a divisor of the latents' {encoder.latent_dim} channels"
+        raise refusal(decoder, "num_heads", f"{allowed}; or set qk_channels")

@@ -1,0 +1,573 @@
+"""Video, feature maps, points and table rows: their tokens, and the classifier that reads them."""
+
+import dataclasses
+import json
+import math
+
+import pydantic
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+
+from perceiver_model import PerceiverClassifier, forward_flops
+from perceiver_model.adapters import build_adapter
+from perceiver_model.adapters.points import to_unit_cube
+from perceiver_model.adapters.table import TableRows
+from perceiver_model.attention import set_attention_path
+from perceiver_model.classifier_config import ClassifierConfig
+from perceiver_model.config import EncoderConfig, FourierConfig, LearnedPositions
+from perceiver_model.fourier import axis_position_tables, fourier_features, position_table
+from perceiver_model.inputs import Chunks, ImageInput, Patches, Pixels
+from perceiver_model.point_inputs import Points, PointsInput
+from perceiver_model.presets import preset
+from perceiver_model.table_inputs import Columns, TableInput
+from perceiver_model.video_inputs import FeatureMapInput, SpaceTimePatches, VideoInput
+
+VIDEO = VideoInput(num_frames=4, height=4, width=6, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+FEATURES = FeatureMapInput(height=3, width=5, channels=4)
+POINTS = PointsInput(num_points=10, num_features=2)
+TABLE = TableInput(num_numeric=2, mean=(10.0, -1.0), std=(4.0, 0.5), num_categories=(3, 2))
+PATCHES = SpaceTimePatches(num_frames=2, height=2, width=3)
+ENCODER = EncoderConfig(
+    num_latents=8,
+    latent_dim=32,
+    num_blocks=2,
+    num_cross_attends=2,
+    num_self_attends=1,
+    num_self_heads=4,
+    latent_init_std=1.0,
+)
+
+
+def config_of(media, adapter, *, positions=None):
+    return ClassifierConfig(
+        input=media, adapter=adapter, positions=positions, encoder=ENCODER, num_classes=3
+    )
+
+
+CONFIGS = {
+    "video-pixels": config_of(VIDEO, Pixels(), positions=FourierConfig(num_bands=3)),
+    "video-patches": config_of(VIDEO, PATCHES, positions=FourierConfig(num_bands=3)),
+    "video-learned": config_of(VIDEO, PATCHES, positions=LearnedPositions(num_channels=8)),
+    "feature-map": config_of(FEATURES, Pixels(), positions=FourierConfig(num_bands=3)),
+    "points": config_of(POINTS, Points(num_bands=3, max_resolution=8)),
+    "table": config_of(TABLE, Columns(num_channels=16)),
+    "table-learned": config_of(TABLE, Columns(num_channels=16, missing="learned")),
+}
+ROWS = TableRows(
+    torch.tensor([[12.0, -0.5], [math.nan, 1.5], [math.nan, math.nan]]),
+    torch.tensor([[2, 1], [-1, 0], [-1, -1]]),
+)
+
+
+def adapter_of(kind):
+    torch.manual_seed(0)
+    return build_adapter(CONFIGS[kind])
+
+
+def classifier(kind):
+    torch.manual_seed(0)
+    return PerceiverClassifier(CONFIGS[kind]).eval()
+
+
+def inputs_of(kind, size=2, *, seed=1):
+    """Random inputs without missing values."""
+    generator = torch.Generator().manual_seed(seed)
+    media = CONFIGS[kind].input
+    if isinstance(media, VideoInput):
+        shape = (size, *media.grid, media.channels)
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    if isinstance(media, TableInput):
+        numeric = 10 + 4 * torch.randn(size, media.num_numeric, generator=generator)
+        columns = [
+            torch.randint(0, count, (size,), generator=generator) for count in media.num_categories
+        ]
+        return TableRows(numeric, torch.stack(columns, dim=1))
+    shape = media.grid if isinstance(media, FeatureMapInput) else (media.num_points,)
+    return torch.randn(size, *shape, media.channels, generator=generator)
+
+
+def mask_of(inputs, keep):
+    """A mask of the inputs' shape that keeps each position with the probability `keep`."""
+    if isinstance(inputs, TableRows):
+        shape = (len(inputs.numeric), inputs.numeric.shape[1] + inputs.categorical.shape[1])
+    else:
+        shape = inputs.shape[:-1]
+    return torch.rand(shape, generator=torch.Generator().manual_seed(2)) < keep
+
+
+def select(inputs, index):
+    if isinstance(inputs, TableRows):
+        return TableRows(inputs.numeric[index], inputs.categorical[index])
+    return inputs[index]
+
+
+# Configuration.
+
+
+@pytest.mark.parametrize(
+    ("config_type", "values", "message"),
+    [
+        (VideoInput, {"num_frames": 0, "height": 2, "width": 2}, "num_frames = 0: must be an int"),
+        (
+            VideoInput,
+            {"num_frames": 1, "height": 2, "width": 2, "std": (0.1, 0.2)},
+            "std = .*1 or 3",
+        ),
+        (SpaceTimePatches, {"height": 0}, "height = 0: must be an integer of at least 1"),
+        (FeatureMapInput, {"height": 2, "width": 2, "channels": 0}, "channels = 0: must be an int"),
+        (PointsInput, {"num_points": 2, "num_features": -1}, "num_features = -1: .* at least 0"),
+        (PointsInput, {"num_points": 2, "unit_cube": "yes"}, "unit_cube = 'yes': must be one of"),
+        (Points, {"max_resolution": 0.0}, "max_resolution = 0.0: must be a number above 0"),
+        (TableInput, {}, "num_numeric = 0: must be at least 1 where num_categories is empty"),
+        (TableInput, {"num_numeric": 3, "mean": (1.0, 2.0)}, "mean = .*a tuple of 1 or 3"),
+        (TableInput, {"num_numeric": 2, "std": (0.0,)}, "std = .* above 0"),
+        (TableInput, {"num_categories": (3, 0)}, r"num_categories = \(3, 0\): .* integers of at"),
+        (TableInput, {"num_categories": 3}, "num_categories = 3: must be a tuple of integers"),
+        (Columns, {"missing": "mean"}, "missing = 'mean': must be one of 'masked', 'learned'"),
+        (FourierConfig, {"max_resolution": (1.0,) * 4}, "a tuple of 1 or 2 or 3 finite"),
+    ],
+)
+def test_a_bad_field_is_refused_by_name_and_value(config_type, values, message):
+    with pytest.raises(ValueError, match=message):
+        config_type(**values)
+
+
+@pytest.mark.parametrize(
+    ("media", "adapter", "positions", "message"),
+    [
+        (VIDEO, SpaceTimePatches(height=2, width=4), None, "width = 4: .* video's width, 6"),
+        (VIDEO, SpaceTimePatches(num_frames=3, height=2, width=3), None, "video's num_frames, 4"),
+        (VIDEO, Patches(patch_size=2), None, "must be pixels or space_time_patches for video"),
+        (ImageInput(height=4, width=6), PATCHES, None, "must be pixels, patches.* for image"),
+        (FEATURES, Chunks(), None, "must be pixels for feature_map"),
+        (POINTS, Pixels(), None, "must be points for points"),
+        (TABLE, Points(), None, "must be columns for table"),
+        (POINTS, Points(), FourierConfig(), "positions = .*: must be None: points hold their own"),
+        (TABLE, Columns(), LearnedPositions(), "must be None: columns hold their own"),
+        (VIDEO, Pixels(), FourierConfig(max_resolution=(8.0, 8.0)), "a tuple of 3 finite"),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_refused(media, adapter, positions, message):
+    with pytest.raises(ValueError, match=message):
+        config_of(media, adapter, positions=positions)
+
+
+@pytest.mark.parametrize(
+    ("media", "adapter", "token_grid", "content_channels"),
+    [
+        (VIDEO, Pixels(), (4, 4, 6), 3),
+        (VIDEO, PATCHES, (2, 2, 2), 2 * 2 * 3 * 3),
+        (FEATURES, Pixels(), (3, 5), 4),
+        (POINTS, Points(num_bands=5), (10,), 2 + 3 * 11),
+        (TABLE, Columns(num_channels=7), (4,), 7),
+    ],
+)
+def test_token_grid_and_channels(media, adapter, token_grid, content_channels):
+    config = config_of(media, adapter)
+    assert config.token_grid == token_grid
+    assert config.content_channels == config.input_channels == content_channels
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_json_round_trip(config):
+    values = json.loads(json.dumps(config.to_dict()))
+    assert ClassifierConfig.from_dict(values) == config
+    assert pydantic.TypeAdapter(ClassifierConfig).validate_python(values) == config
+
+
+def test_presets_are_the_papers():
+    video, audio, points = map(preset, ["audioset-video", "audioset-audio", "modelnet40"])
+    assert math.prod(video.token_grid) == 12_544 and video.token_grid == (16, 28, 28)
+    assert audio.token_grid == (480,) and audio.content_channels == 128
+    for config, num_self_attends in [(video, 8), (audio, 8), (points, 6)]:
+        assert config.encoder.cross_attends_before_block == (1, 1)
+        assert config.encoder.num_self_attends == num_self_attends
+    assert video.encoder.share_cross_attends == "none" and not video.encoder.share_self_attends
+    assert points.adapter == Points()
+    # The highest frequency on a line of positions from -1 to 1 is 1120, ten times ImageNet's 112.
+    features = fourier_features(
+        torch.tensor([[0.5 / 1120]]), points.adapter.num_bands, (points.adapter.max_resolution,)
+    )
+    assert features[0, 64].item() == pytest.approx(math.sin(math.pi / 2))
+
+
+# Tokens.
+
+
+@pytest.mark.parametrize("grid", [(5,), (4, 6), (2, 1, 3)])
+def test_axis_tables_sum_to_the_position_table(grid):
+    resolution = tuple(2.0 * size for size in grid)
+    table = torch.zeros(1, 1)
+    for axis_table in axis_position_tables(grid, 4, resolution):
+        table = (table.unsqueeze(1) + axis_table).flatten(0, 1)
+    torch.testing.assert_close(table, position_table(grid, 4, resolution), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["video-pixels", "video-patches"])
+def test_uint8_and_floating_videos_agree(kind):
+    adapter, videos = adapter_of(kind), inputs_of(kind)
+    torch.testing.assert_close(adapter(videos)[0], adapter(videos / 255)[0])
+
+
+def test_video_pixels_are_standardised_per_channel_in_row_major_order():
+    videos = inputs_of("video-pixels")
+    content, mask = adapter_of("video-pixels")(videos)
+    assert content.shape == (2, 4 * 4 * 6, 3) and content.dtype == torch.float32 and mask is None
+    expected = (videos[1, 3, 2, 5, 1].item() / 255 - 0.5) / 0.25
+    assert content[1, (3 * 4 + 2) * 6 + 5, 1].item() == pytest.approx(expected)
+
+
+def test_space_time_patches_hold_their_pixels_in_order():
+    videos = inputs_of("video-pixels")
+    pixels = adapter_of("video-pixels")(videos)[0].view(2, 4, 4, 6, 3)
+    content, _ = adapter_of("video-patches")(videos)
+    assert content.shape == (2, 8, 36)
+    # Patch (1, 0, 1) covers frames 2 and 3, rows 0 and 1, columns 3 to 5.
+    torch.testing.assert_close(content[1, 4 + 0 + 1], pixels[1, 2:4, 0:2, 3:6].flatten())
+
+
+@pytest.mark.parametrize("kind", ["video-pixels", "video-patches"])
+def test_a_mask_of_frames_is_one_of_all_their_pixels(kind):
+    adapter, videos = adapter_of(kind), inputs_of(kind)
+    frames = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    by_frame = adapter(videos, frames)
+    by_pixel = adapter(videos, frames[..., None, None].expand(2, 4, 4, 6))
+    torch.testing.assert_close(by_frame, by_pixel, rtol=0, atol=0)
+    tokens_per_frame = {"video-pixels": 24, "video-patches": 4}[kind]
+    valid_frames = {"video-pixels": [3, 1], "video-patches": [2, 1]}[kind]
+    assert by_frame[1].sum(dim=1).tolist() == [count * tokens_per_frame for count in valid_frames]
+
+
+def test_a_patch_is_valid_if_any_of_its_pixels_is():
+    mask = torch.zeros(2, 4, 4, 6, dtype=torch.bool)
+    mask[0, 3, 1, 4] = True
+    content, token_mask = adapter_of("video-patches")(inputs_of("video-patches"), mask)
+    assert token_mask[0].nonzero().flatten().tolist() == [5] and not token_mask[1].any()
+    assert content[0, 5].count_nonzero() == 3 and content[1].count_nonzero() == 0
+
+
+def test_feature_maps_are_read_as_they_are():
+    for dtype in (torch.float64, torch.bfloat16):
+        features = inputs_of("feature-map").to(dtype)
+        content, mask = adapter_of("feature-map")(features)
+        assert content.dtype == dtype and mask is None
+        torch.testing.assert_close(content[1, 2 * 5 + 3], features[1, 2, 3], rtol=0, atol=0)
+
+
+def test_gradients_reach_the_backbone_but_not_through_masked_cells():
+    model = classifier("feature-map")
+    features = inputs_of("feature-map").requires_grad_()
+    mask = mask_of(features, 0.5)
+    model(features, mask).square().sum().backward()
+    reached = features.grad.abs().sum(dim=-1) > 0
+    torch.testing.assert_close(reached, mask)
+
+
+def test_points_have_the_fourier_features_of_their_own_coordinates():
+    config = config_of(
+        PointsInput(num_points=10, num_features=2, unit_cube=False),
+        Points(num_bands=3, max_resolution=8),
+    )
+    points = inputs_of("points").tanh()
+    content, mask = build_adapter(config)(points)
+    assert content.shape == (2, 10, 2 + 3 * 7) and content.dtype == torch.float32 and mask is None
+    expected = [*points[1, 4, 3:].tolist(), *points[1, 4, :3].tolist()]
+    for function in (math.sin, math.cos):
+        for coordinate in points[1, 4, :3].tolist():
+            expected += [function(math.pi * band * coordinate) for band in (1.0, 2.5, 4.0)]
+    torch.testing.assert_close(content[1, 4], torch.tensor(expected))
+
+
+def test_the_unit_cube_is_reached_from_any_place_and_scale():
+    clouds = torch.randn(3, 10, 3, generator=torch.Generator().manual_seed(0))
+    moved = (clouds + torch.tensor([3.0, -2.0, 0.5])) * torch.tensor([0.01, 7, 300]).view(3, 1, 1)
+    in_cube = to_unit_cube(clouds)
+    torch.testing.assert_close(to_unit_cube(moved), in_cube, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(in_cube.mean(dim=1), torch.zeros(3, 3), rtol=0, atol=1e-6)
+    torch.testing.assert_close(in_cube.abs().amax(dim=(1, 2)), torch.ones(3))
+    # Alike in all dimensions, so that shapes keep their proportions.
+    torch.testing.assert_close(
+        in_cube.std(dim=1) / in_cube.std(dim=1)[:, :1], clouds.std(dim=1) / clouds.std(dim=1)[:, :1]
+    )
+
+
+def test_padding_a_cloud_changes_no_point():
+    points = inputs_of("points") + 5.0  # far from the origin, where padding lies
+    padding = torch.full((2, 5, 5), math.nan)
+    mask = torch.arange(15) < torch.tensor([[10], [10]])
+    padded_config = config_of(dataclasses.replace(POINTS, num_points=15), CONFIGS["points"].adapter)
+    alone, _ = adapter_of("points")(points)
+    padded, token_mask = build_adapter(padded_config)(torch.cat([points, padding], dim=1), mask)
+    torch.testing.assert_close(padded[:, :10], alone)
+    assert token_mask is mask and padded[:, 10:].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("num_valid", [0, 1, 10])
+def test_clouds_without_extent_are_finite(num_valid):
+    mask = (torch.arange(10) < num_valid).expand(2, -1)
+    points = torch.full((2, 10, 5), 3.25)
+    content, _ = adapter_of("points")(points, mask)
+    assert content.isfinite().all()
+    assert content[:, :num_valid, 2:5].count_nonzero() == 0  # all points lie at their mean
+    coordinates = torch.zeros(2, 10, 3, requires_grad=True)
+    to_unit_cube(coordinates, mask).sum().backward()
+    assert coordinates.grad.isfinite().all()
+
+
+def test_column_tokens_follow_their_formula():
+    adapter = adapter_of("table")
+    content, mask = adapter(ROWS)
+    assert content.shape == (3, 4, 16)
+    assert mask.tolist() == [[True] * 4, [False, True, False, True], [False] * 4]
+    torch.testing.assert_close(content[0, 0], 0.5 * adapter.numeric[0] + adapter.columns[0])
+    torch.testing.assert_close(content[1, 1], 5.0 * adapter.numeric[1] + adapter.columns[1])
+    # Embeddings: 3 categories and unknown of the first column, then 2 and unknown of the second.
+    assert adapter.categories.shape == (7, 16)
+    torch.testing.assert_close(content[0, 2], adapter.categories[2] + adapter.columns[2])
+    torch.testing.assert_close(content[1, 3], adapter.categories[4 + 0] + adapter.columns[3])
+    assert content[~mask].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("index", [3, 4, 1_000_000])
+def test_categories_beyond_the_known_ones_are_all_the_unknown_one(index):
+    adapter = adapter_of("table")
+    content, mask = adapter(ROWS._replace(categorical=torch.tensor([[index, 2], [0, 0], [0, 0]])))
+    assert mask[0].all()
+    torch.testing.assert_close(content[0, 2], adapter.categories[3] + adapter.columns[2])
+    torch.testing.assert_close(content[0, 3], adapter.categories[4 + 2] + adapter.columns[3])
+
+
+def test_missing_values_can_have_a_learned_vector_in_their_place():
+    adapter = adapter_of("table-learned")
+    content, mask = adapter(ROWS)
+    assert mask is None
+    torch.testing.assert_close(content[2], adapter.missing + adapter.columns)
+    torch.testing.assert_close(content[1, 1], 5.0 * adapter.numeric[1] + adapter.columns[1])
+
+
+@pytest.mark.parametrize("kind", ["table", "table-learned"])
+def test_a_masked_column_is_left_out_whatever_it_holds(kind):
+    adapter = adapter_of(kind)
+    mask = torch.tensor([[True, False, True, False]]).expand(3, -1)
+    content, token_mask = adapter(ROWS, mask)
+    assert not (token_mask & ~mask).any() and content[~token_mask].count_nonzero() == 0
+    other = TableRows(
+        torch.where(mask[:, :2], ROWS.numeric, math.inf),
+        torch.where(mask[:, 2:], ROWS.categorical, 99),
+    )
+    other_content, other_mask = adapter(other, mask)
+    torch.testing.assert_close(other_content, content, rtol=0, atol=0)
+    torch.testing.assert_close(other_mask, token_mask)
+
+
+def test_float64_values_are_standardised_before_they_are_rounded():
+    seconds = TableInput(num_numeric=1, mean=(float(2**30),), std=(1.0,))
+    adapter = build_adapter(config_of(seconds, Columns(num_channels=2)))
+    numeric = torch.tensor([[2**30 + 0.5]], dtype=torch.float64)
+    content, _ = adapter(TableRows(numeric, torch.zeros(1, 0, dtype=torch.int64)))
+    torch.testing.assert_close(content[0, 0], 0.5 * adapter.numeric[0] + adapter.columns[0])
+
+
+@pytest.mark.parametrize(
+    "table", [TableInput(num_numeric=2), TableInput(num_categories=(3, 2))], ids=["numeric", "cat"]
+)
+def test_tables_of_one_kind_of_column_have_no_empty_parameters(table):
+    model = PerceiverClassifier(config_of(table, Columns(num_channels=8)))
+    rows = TableRows(
+        torch.randn(2, table.num_numeric),
+        torch.zeros(2, len(table.num_categories), dtype=torch.int64),
+    )
+    assert model(rows).shape == (2, 3)
+    assert all(parameter.numel() for parameter in model.parameters())
+
+
+EMPTY_MASK = torch.ones(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "mask", "message"),
+    [
+        ("video-pixels", torch.zeros(2, 4, 3, 4, 6), None, r"expected \[batch, 4, 4, 6, 3\]"),
+        ("video-patches", inputs_of("video-patches").long(), None, "expected torch.uint8 or float"),
+        (
+            "video-pixels",
+            inputs_of("video-pixels"),
+            torch.ones(2, 4, 4).bool(),
+            r"mask of shape \[2, 4, 4\] .*\[2, 4\] or \[2, 4, 4, 6\]",
+        ),
+        ("video-pixels", inputs_of("video-pixels"), EMPTY_MASK, "dtype torch.float32: .*bool"),
+        ("feature-map", torch.zeros(2, 4, 3, 5), None, r"expected \[batch, 3, 5, 4\]"),
+        ("feature-map", torch.zeros(2, 3, 5, 4).int(), None, "torch.int32: expected floating"),
+        ("points", torch.zeros(2, 10, 3), None, r"expected \[batch, 10, 5\]"),
+        ("points", torch.zeros(2, 10, 5), torch.ones(2, 10, 5).bool(), r"shape \[2, 10\]"),
+        ("table", ROWS.numeric, None, r"type Tensor: expected TableRows\(numeric, categorical\)"),
+        ("table", ROWS._replace(numeric=torch.zeros(3, 3)), None, r"numeric .*\[batch, 2\]"),
+        ("table", ROWS._replace(numeric=ROWS.numeric.int()), None, "numeric of dtype torch.int32"),
+        ("table", ROWS._replace(categorical=torch.zeros(3, 1)), None, r"categorical.*\[batch, 2\]"),
+        ("table", ROWS._replace(categorical=ROWS.categorical.int()), None, "expected torch.int64"),
+        (
+            "table",
+            ROWS._replace(categorical=ROWS.categorical[:2]),
+            None,
+            "3 rows and categorical 2",
+        ),
+        ("table", ROWS, torch.ones(3, 2).bool(), r"mask of shape \[3, 2\].*\[3, 4\]"),
+    ],
+)
+def test_wrong_shapes_and_dtypes_are_refused(kind, inputs, mask, message):
+    with pytest.raises(ValueError, match=message):
+        adapter_of(kind)(inputs, mask)
+
+
+# The classifier.
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_samples_in_a_batch_do_not_touch_each_other(kind):
+    model, inputs = classifier(kind), inputs_of(kind)
+    logits = model(inputs)
+    assert logits.shape == (2, 3) and not torch.allclose(logits[0], logits[1], atol=1e-3)
+    alone = torch.cat([model(select(inputs, slice(0, 1))), model(select(inputs, slice(1, 2)))])
+    torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_mask_of_all_true_equals_no_mask(kind):
+    model, inputs = classifier(kind), inputs_of(kind)
+    torch.testing.assert_close(
+        model(inputs, mask_of(inputs, 2.0)), model(inputs), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_masked_inputs_are_without_influence(kind):
+    model, inputs, other = classifier(kind), inputs_of(kind), inputs_of(kind, seed=3)
+    mask = mask_of(inputs, 0.5)
+    if isinstance(inputs, TableRows):
+        changed = TableRows(
+            torch.where(mask[:, :2], inputs.numeric, other.numeric),
+            torch.where(mask[:, 2:], inputs.categorical, other.categorical),
+        )
+    else:
+        changed = torch.where(mask.unsqueeze(-1), inputs, other)
+    torch.testing.assert_close(model(changed, mask), model(inputs, mask), rtol=0, atol=0)
+    assert not torch.allclose(model(changed), model(inputs), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_sample_without_valid_input_has_finite_logits_and_gradients(kind):
+    model, inputs = classifier(kind), inputs_of(kind)
+    mask = mask_of(inputs, 2.0)
+    mask[1] = False
+    if not isinstance(inputs, TableRows) and inputs.is_floating_point():
+        inputs[1] = math.nan
+    logits = model(inputs, mask)
+    logits.square().sum().backward()
+    assert logits.isfinite().all()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("kind", ["table", "table-learned"])
+def test_rows_with_missing_values_only_have_finite_logits_and_gradients(kind):
+    model = classifier(kind)
+    logits = model(ROWS)
+    logits.square().sum().backward()
+    assert logits.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("path", ["fused", "factored", "separable"])
+@pytest.mark.parametrize("kind", ["video-pixels", "video-patches", "points"])
+def test_attention_paths_agree(kind, path):
+    model, inputs = classifier(kind), inputs_of(kind)
+    mask = mask_of(inputs, 0.7)
+    set_attention_path(model, "reference")
+    expected = model(inputs, mask)
+    set_attention_path(model, path)
+    torch.testing.assert_close(model(inputs, mask), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_order_of_points_and_the_length_of_their_padding_change_nothing():
+    model, points = classifier("points"), inputs_of("points")
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(model(points[:, order]), model(points), rtol=1e-4, atol=1e-4)
+    longer = PerceiverClassifier(
+        config_of(dataclasses.replace(POINTS, num_points=15), CONFIGS["points"].adapter)
+    ).eval()
+    longer.load_state_dict(model.state_dict())
+    padded, mask = F.pad(points, (0, 0, 5, 0)), (torch.arange(15) >= 5).expand(2, -1)
+    torch.testing.assert_close(longer(padded, mask), model(points), rtol=1e-4, atol=1e-4)
+
+
+def test_frames_of_padding_change_nothing():
+    config = CONFIGS["video-patches"]
+    shorter_config = dataclasses.replace(
+        config, input=dataclasses.replace(VIDEO, num_frames=2), positions=None
+    )
+    shorter = PerceiverClassifier(shorter_config).eval()
+    longer = PerceiverClassifier(dataclasses.replace(config, positions=None)).eval()
+    longer.load_state_dict(shorter.state_dict())
+    videos = inputs_of("video-patches")
+    mask = (torch.arange(4) < 2).expand(2, -1)
+    torch.testing.assert_close(longer(videos, mask), shorter(videos[:, :2]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_weights_survive_safetensors(kind, tmp_path):
+    model, inputs = classifier(kind), inputs_of(kind)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
+    torch.manual_seed(3)
+    restored = PerceiverClassifier(CONFIGS[kind]).eval()
+    restored.load_state_dict(safetensors.torch.load_file(tmp_path / "model.safetensors"))
+    torch.testing.assert_close(restored(inputs), model(inputs), rtol=0, atol=0)
+    assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", ["video-patches", "feature-map", "points", "table-learned"])
+def test_compiles_into_one_graph(kind):
+    model, inputs = classifier(kind), inputs_of(kind)
+    mask = mask_of(inputs, 0.7)
+    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
+    torch.testing.assert_close(compiled(inputs, mask), model(inputs, mask))
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_module_cast_to_bfloat16_gives_nearly_the_same_logits(kind):
+    model, inputs = classifier(kind), inputs_of(kind)
+    expected = model(inputs)
+    logits = model.bfloat16()(inputs)
+    assert logits.dtype == torch.float32
+    assert (logits - expected).norm() < 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize("kind", ["video-patches", "points", "table"])
+def test_flops_are_those_of_the_matrix_products(kind):
+    model = classifier(kind)
+    set_attention_path(model, "reference")
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        model(inputs_of(kind, size=1))
+    assert forward_flops(CONFIGS[kind]) == counter.get_total_flops()
+
+
+def test_learns_whether_a_column_is_missing():
+    torch.manual_seed(0)
+    config = dataclasses.replace(CONFIGS["table-learned"], num_classes=2)
+    model = PerceiverClassifier(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+
+    def batch(size):
+        labels = torch.randint(0, 2, (size,))
+        numeric = 10 + 4 * torch.randn(size, 2)
+        numeric[:, 1] = torch.where(labels.bool(), math.nan, numeric[:, 1])
+        return TableRows(numeric, torch.randint(-1, 4, (size, 2))), labels
+
+    for _ in range(40):
+        rows, labels = batch(32)
+        optimizer.zero_grad()
+        F.cross_entropy(model(rows), labels).backward()
+        optimizer.step()
+    rows, labels = batch(200)
+    assert (model(rows).argmax(dim=-1) == labels).float().mean() > 0.95
