@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from perceiver_model.causal_attend import CausalCrossAttend, Tokens
 from perceiver_model.cross_attend import CrossAttend
 from perceiver_model.tokens import InputArray
 
@@ -34,7 +35,7 @@ def cross_attention_maps(
 
     index: the cross-attends whose maps are wanted, counted from 0 in order of application; None
         for all. Maps are large: 512 × 50,176 numbers for one of the paper's on one image.
-    latents: the queries whose maps are wanted; None for all.
+    latents: the queries whose maps are wanted, in that order; None for all.
 
     Maps are computed sample by sample, by the plain formula whatever the model's attention path.
 
@@ -45,20 +46,19 @@ def cross_attention_maps(
     applied = 0
 
     def keep(
-        module: CrossAttend, queries: torch.Tensor, inputs: InputArray, *_: Any, **__: Any
+        attend: CrossAttend | CausalCrossAttend, queries: Any, inputs: Any, *rest: Any
     ) -> None:
         nonlocal applied
         if numbers is None or applied in numbers:
-            maps.append(_attention_map(module, queries, inputs, latents, applied))
+            mask = rest[0] if rest and isinstance(attend, CausalCrossAttend) else None
+            maps.append(_attention_map(attend, queries, inputs, mask, latents))
         applied += 1
 
-    cross_attends = [module for module in model.modules() if isinstance(module, CrossAttend)]
     with _evaluating(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         handles = [
-            module.register_forward_pre_hook(
-                lambda module, args, kwargs: keep(module, *args, **kwargs), with_kwargs=True
-            )
-            for module in cross_attends
+            module.register_forward_pre_hook(lambda attend, arguments: keep(attend, *arguments))
+            for module in model.modules()
+            if isinstance(module, CrossAttend | CausalCrossAttend)
         ]
         try:
             model(*inputs, **keywords)
@@ -84,33 +84,41 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _attention_map(
-    module: CrossAttend,
-    queries: torch.Tensor,
-    inputs: InputArray,
+    attend: CrossAttend | CausalCrossAttend,
+    queries: torch.Tensor | Tokens,
+    inputs: InputArray | Tokens,
+    mask: torch.Tensor | None,
     latents: Sequence[int] | None,
-    number: int,
 ) -> torch.Tensor:
-    """`[batch, heads, queries, tokens]`; `number` is the cross-attend's, for the error."""
-    mask = inputs.mask
-    if latents is not None:
-        for latent in latents:
-            if not 0 <= latent < queries.shape[1]:
-                raise ValueError(
-                    f"latent {latent}: cross-attend {number} has {queries.shape[1]} queries"
-                )
-        queries = queries[:, list(latents)]
-        if mask is not None and mask.ndim == 3:
-            mask = mask[:, list(latents)]
-    batch = inputs.content.shape[0]
-    queries = queries.expand(batch, -1, -1)
+    """`[batch, heads, queries, tokens]`, of one sample after the other; mask: a causal attend's."""
+    contents = queries if isinstance(queries, torch.Tensor) else queries.content
+    for latent in latents or ():
+        if not 0 <= latent < contents.shape[1]:
+            raise ValueError(f"latent {latent}: a cross-attend has {contents.shape[1]} queries")
+    chosen = slice(None) if latents is None else list(latents)
     maps = []
-    for sample in range(batch):
-        one = slice(sample, sample + 1)
-        tokens = InputArray(
-            inputs.content[one], inputs.axis_tables, None if mask is None else mask[one]
-        )
-        maps.append(module.attention_map(queries[one], tokens).float().cpu())
+    for sample in range(inputs.content.shape[0]):
+        one_queries, one_inputs = _of_sample(queries, sample), _of_sample(inputs, sample)
+        if isinstance(attend, CrossAttend):
+            weights = attend.attention_map(one_queries[:, chosen], one_inputs)
+        else:
+            # Which tokens a latent sees depends on its place among all of them.
+            weights = attend.attention_map(one_queries, one_inputs, _of_sample(mask, sample))
+            weights = weights[:, :, chosen]
+        maps.append(weights.float().cpu())
     return torch.cat(maps)
+
+
+def _of_sample(batched: Any, sample: int) -> Any:
+    """A sample of tensors `[batch or 1, …]`, or of the tuples of them that cross-attends read."""
+    if batched is None:
+        return None
+    if isinstance(batched, torch.Tensor):
+        return batched[sample : sample + 1] if batched.shape[0] > 1 else batched
+    if isinstance(batched, InputArray):
+        content, mask = _of_sample(batched.content, sample), _of_sample(batched.mask, sample)
+        return batched._replace(content=content, mask=mask)
+    return type(batched)(*(_of_sample(part, sample) for part in batched))
 
 
 def on_grid(maps: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:

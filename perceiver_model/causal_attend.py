@@ -13,6 +13,7 @@ from torch import nn
 from perceiver_model.attention import (
     MLP,
     Attend,
+    attention_weights,
     fused_attention,
     linear,
     merge_heads,
@@ -79,14 +80,22 @@ def causal_attention(
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
     # `is_causal` aligns the first query with the first key, and torch's bias that aligns the last
     # ones (`causal_lower_right`) breaks the graphs of torch.compile: hence a mask.
-    attend = None if key_mask is None else key_mask.unsqueeze(1)
-    if num_queries > 1:
-        causal = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
-        causal = causal.tril(num_keys - num_queries).unsqueeze(0)
-        attend = causal if attend is None else attend & causal
+    attend = _causal_mask(num_queries, num_keys, key_mask, query.device)
     if attend is None and not reference:
         return F.scaled_dot_product_attention(query, key, value)
     return (reference_attention if reference else fused_attention)(query, key, value, attend)
+
+
+def _causal_mask(
+    num_queries: int, num_keys: int, key_mask: torch.Tensor | None, device: torch.device
+) -> torch.Tensor | None:
+    """Bool `[batch or 1, queries or 1, keys]`, True where a key may be attended; None for all."""
+    attend = None if key_mask is None else key_mask.unsqueeze(1)
+    if num_queries > 1:
+        causal = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
+        causal = causal.tril(num_keys - num_queries).unsqueeze(0)
+        attend = causal if attend is None else attend & causal
+    return attend
 
 
 class SquaredReLU(nn.Module):
@@ -164,6 +173,20 @@ class CausalCrossAttend(CausalAttend):
         key, value = self.key_value(self.input_norm(inputs.content)).chunk(2, dim=-1)
         rotations = queries.rotation, inputs.rotation
         return self._attend(queries.content, (query, key, value), rotations, mask, cache)
+
+    def attention_map(
+        self, queries: Tokens, inputs: Tokens, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The attention weights `[batch, heads, queries, tokens]`, by the plain formula.
+
+        Arguments as of `forward` without a cache.
+        """
+        query = self.query(self.query_norm(queries.content))
+        key, _ = self.key_value(self.input_norm(inputs.content)).chunk(2, dim=-1)
+        query, key = (split_heads(part, self.num_heads) for part in (query, key))
+        query, key = rotate(query, queries.rotation), rotate(key, inputs.rotation)
+        attend = _causal_mask(query.shape[2], key.shape[2], mask, query.device)
+        return attention_weights(query, key, attend)
 
 
 class CausalSelfAttend(CausalAttend):

@@ -110,7 +110,7 @@ def export_onnx(
 
 
 class _Buffer(nn.Module):
-    """A constant as it is: a program is not cast, and ONNX has no other view of an integer's bits."""
+    """A constant as floats: a program isn't cast, and ONNX can't view an integer as its bits."""
 
     values: torch.Tensor
 

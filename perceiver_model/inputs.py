@@ -207,8 +207,10 @@ class Chunks(AdapterBase):
 
 @dataclass(frozen=True, kw_only=True)
 class Mel(AdapterBase):
-    """One token per log-mel frame, of `num_mels` channels.
+    """A log-mel spectrogram: one token per frame of `num_mels` channels, or one per cell.
 
+    tokens: "frames", or "cells", one token of one channel for each frame and mel band, whose grid
+        has two axes (paper, section 4.2: 4,800 inputs).
     `window` and `hop` are in seconds. The defaults are those of VGGish, AudioSet's reference
     front end (Hershey et al., arXiv 1609.09430).
     """
@@ -220,9 +222,11 @@ class Mel(AdapterBase):
     num_mels: int = 64
     window: float = 0.025
     hop: float = 0.010
+    tokens: Literal["frames", "cells"] = "frames"
 
     def __post_init__(self) -> None:
         check_positive_integers(self, "num_mels")
+        check_one_of(self, "tokens", "frames", "cells")
         check_number(self, "window", above=0)
         check_number(self, "hop", above=0)
         if self.hop > self.window:
@@ -259,9 +263,10 @@ class Mel(AdapterBase):
             )
 
     def token_grid(self, audio: AudioInput) -> tuple[int, ...]:
-        """The number of frames."""
-        return (self.num_frames(audio),)
+        """(frames,) or (frames, mel bands)."""
+        frames = self.num_frames(audio)
+        return (frames, self.num_mels) if self.tokens == "cells" else (frames,)
 
     def content_channels(self, audio: AudioInput) -> int:
-        """The mel bands of a frame."""
-        return self.num_mels
+        """The mel bands of a frame, or the one number of a cell."""
+        return 1 if self.tokens == "cells" else self.num_mels

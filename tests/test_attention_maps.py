@@ -12,6 +12,8 @@ from perceiver_model.attention_maps import (
     on_grid,
     overlay,
 )
+from perceiver_model.autoregressive import PerceiverAR
+from perceiver_model.autoregressive_config import ARConfig
 from perceiver_model.classifier import PerceiverClassifier
 from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig
@@ -97,6 +99,32 @@ def test_maps_of_an_encoder_alone():
     torch.testing.assert_close(maps, [weights.detach()])
 
 
+def test_maps_of_a_causal_cross_attend():
+    torch.manual_seed(0)
+    config = ARConfig(
+        vocab_size=11, max_length=9, num_latents=4, channels=16, num_self_attends=1, num_heads=2
+    )
+    model = PerceiverAR(config).eval()
+    ids = torch.randint(0, 11, (3, 9))
+    mask = torch.arange(9) >= torch.tensor([[0], [2], [1]])
+    (weights,) = cross_attention_maps(model, ids, mask)
+    seen = mask[:, None] & (torch.arange(9) <= torch.arange(5, 9)[:, None])
+    assert torch.equal(weights > 0, seen[:, None].expand(-1, 2, -1, -1))
+    (chosen,) = cross_attention_maps(model, ids, mask, latents=[2])
+    torch.testing.assert_close(chosen, weights[:, :, [2]])
+
+    def check(attend, arguments, result):
+        queries, inputs = arguments[:2]
+        _, values = attend.key_value(attend.input_norm(inputs.content)).chunk(2, dim=-1)
+        attended = weights @ values.unflatten(-1, (2, 8)).transpose(1, 2)
+        latents = queries.content + attend.output(attended.transpose(1, 2).flatten(2))
+        expected = latents + attend.mlp(attend.mlp_norm(latents))
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+
+    model.cross_attend.register_forward_hook(check)
+    model(ids, mask)
+
+
 def test_the_model_is_left_as_it_was():
     model = classifier().train()
     model.encoder.blocks.eval()
@@ -105,7 +133,7 @@ def test_the_model_is_left_as_it_was():
     assert not any(weights.requires_grad for weights in maps)
     with pytest.raises(ValueError, match="inputs of shape"):
         cross_attention_maps(model, images()[:, :3])
-    with pytest.raises(ValueError, match="latent 4: cross-attend 0 has 4 queries"):
+    with pytest.raises(ValueError, match="latent 4: a cross-attend has 4 queries"):
         cross_attention_maps(model, images(), latents=[4])
     assert modes == {name: module.training for name, module in model.named_modules()}
     assert not any(module._forward_pre_hooks for module in model.modules())

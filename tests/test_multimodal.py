@@ -210,6 +210,11 @@ def test_a_sample_that_lacks_one_modality_keeps_the_other():
     masks = {"image": torch.zeros(50, 8, 6, dtype=torch.bool)}
     _, mask = adapter(inputs_for("audio", "image", batch=50), masks)
     assert mask[:, :6].all() and not mask[:, 6:].any()
+    # Mask tokens of unknown labels are no modality to be left with.
+    audio = dataclasses.replace(AUDIO, dropout=0.9)
+    adapter = build_adapter(classifier_config(audio=audio, label=LABEL))
+    _, mask = adapter(inputs_for("audio", "label", batch=50) | {"label": None})
+    assert mask.all()
 
 
 def test_mask_tokens_replace_tokens_with_their_probability_in_training():
@@ -224,6 +229,9 @@ def test_mask_tokens_replace_tokens_with_their_probability_in_training():
     torch.testing.assert_close(content[:, :6][~masked], unmasked[:, :6][~masked])
     torch.testing.assert_close(content[:, 6:], unmasked[:, 6:])
     assert list(adapter.mask_tokens) == ["audio"]
+    sound = (torch.arange(60) < 20).expand(200, -1)
+    _, mask = adapter.train()(inputs, {"audio": sound})
+    assert mask[0].tolist() == [True] * 2 + [False] * 4 + [True] * 12
 
 
 def test_a_label_is_read_in_training_and_masked_in_evaluation():
@@ -400,7 +408,13 @@ def test_every_output_is_the_same_alone_in_parts_and_for_each_sample():
     }
     latents = model.encode(inputs)
     assert list(model.decode(latents, indices={"label": None})) == ["label"]
+    sizes = []
+    hook = model.decoder.cross_attend.register_forward_pre_hook(
+        lambda _, args: sizes.append(args[0].shape[1])
+    )
     parts = model.decode(latents, chunk_size=5)
+    hook.remove()
+    assert sizes == [5, 1, *[5] * 9, 3, 5, 5, 2, 1]
     for name, output in outputs.items():
         assert output.std() > 1e-3
         torch.testing.assert_close(parts[name], output)
@@ -409,6 +423,16 @@ def test_every_output_is_the_same_alone_in_parts_and_for_each_sample():
     torch.testing.assert_close(some["audio"], outputs["audio"][:, shared])
     pixels = outputs["image"].flatten(1, 2)
     torch.testing.assert_close(some["image"], torch.stack([pixels[0, own[0]], pixels[1, own[1]]]))
+
+
+def test_what_a_sample_lacks_is_not_encoded():
+    model = build(MultimodalAutoencoder, AUTOENCODER)
+    inputs = inputs_for("audio", "image", "label")
+    masks = {"audio": torch.tensor([[True], [False]]).expand(2, 60)}
+    latents = model.encode(inputs, masks)
+    without = model.encode(inputs | {"audio": None})
+    torch.testing.assert_close(latents[1], without[1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(latents[0], without[0], atol=1e-3)
 
 
 def test_outputs_that_there_are_not_are_refused():
@@ -565,6 +589,14 @@ def test_transformers_weights_give_transformers_outputs(hidden_act):
     torch.testing.assert_close(pixels, expected["image"], rtol=0, atol=1e-5)
 
 
+def test_other_video_sizes_keep_the_trained_frequencies():
+    state = randomised(PerceiverForMultimodalAutoencoding(SETTINGS)).state_dict()
+    model = from_transformers_state(state, SETTINGS.to_dict(), image_size=(16, 4))
+    assert model.config.input.modalities["image"].max_resolution == (2, 3, 3)
+    inputs = video_and_sound() | {"image": torch.rand(2, 2, 16, 4, 3)}
+    assert model(inputs)["image"].shape == (2, 2, 16, 4, 3)
+
+
 def test_our_weights_give_our_outputs_in_transformers(tmp_path):
     theirs = PerceiverForMultimodalAutoencoding(SETTINGS)
     ours = randomised(
@@ -598,17 +630,25 @@ def test_an_autoencoder_that_transformers_has_not_is_not_exported():
     config = kinetics_autoencoder(
         num_frames=2,
         height=8,
-        width=12,
+        width=8,
         num_samples=64,
         sample_rate=800,
         samples_per_token=4,
         num_classes=7,
-        max_resolution=(2, 3, 3),
+        max_resolution=(2, 2, 2),
         encoder=ENCODER,
         label_query_channels=20,
         decoded_channels=24,
     )
-    assert len(to_transformers_state(MultimodalAutoencoder(config))) > 50
+    # 2 × 2 tokens of 2 frames: the resolution that the configuration names is the default.
+    image = config.input.modalities["image"]
+    square = dataclasses.replace(image, positions=FourierConfig(num_bands=32))
+    modalities = config.input.modalities | {"image": square}
+    for known in (
+        config,
+        dataclasses.replace(config, input=MultimodalInput(modalities=modalities)),
+    ):
+        assert len(to_transformers_state(MultimodalAutoencoder(known))) > 50
     ends = dataclasses.replace(config.outputs["image"], spacing="ends")
     for change, message in [
         ({"query_embedding_channels": 3}, "query_embedding_channels = 3, not 2"),

@@ -1,5 +1,6 @@
 """Adapters: what their tokens hold, which are valid, and what padding may not change."""
 
+import dataclasses
 import math
 
 import pytest
@@ -151,3 +152,16 @@ def test_neither_casts_nor_autocast_change_the_float32_standardisation(adapter):
 def test_wrong_shapes_and_dtypes_are_refused(adapter, inputs, mask, message):
     with pytest.raises(ValueError, match=message):
         adapter(inputs, mask)
+
+
+def test_mel_cells_are_the_frames_one_number_a_token():
+    audio, mel = AudioInput(sample_rate=8_000, num_samples=1_000), Mel(num_mels=8)
+    samples = torch.rand(2, 1_000, generator=torch.Generator().manual_seed(0)) - 0.5
+    mask = (torch.arange(1_000) < 500).expand(2, -1)
+    frames, valid = MelAdapter(audio, mel)(samples, mask)
+    by_cell = dataclasses.replace(mel, tokens="cells")
+    cells, valid_cells = MelAdapter(audio, by_cell)(samples, mask)
+    assert by_cell.token_grid(audio) == tuple(frames.shape[1:])
+    assert torch.equal(cells.squeeze(-1).view_as(frames), frames)
+    assert torch.equal(valid_cells.view(2, -1, 8), valid.unsqueeze(-1).expand(-1, -1, 8))
+    assert not valid.all()

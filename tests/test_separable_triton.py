@@ -47,11 +47,11 @@ SMALL = {
     "queries shared by the batch": Case(batch=3, heads=2, shared_queries=True),
     "one query and one token": Case(batch=1, queries=1, rows=1, columns=1, channels=1),
     "several blocks of queries and columns": Case(queries=70, rows=2, columns=33, channels=4),
-    "several groups of rows": Case(rows=35, columns=2, channels=1, masked=True),
+    "several groups of rows": Case(rows=35, columns=2, channels=1, factor=100.0),
     "matrix products": Case(heads=2, queries=33, columns=16, channels=5, masked=True),
     "many channels": Case(rows=2, columns=17, channels=40, shared_queries=True),
     "large scores": Case(factor=100.0),
-    "large scores where masked": Case(factor=100.0, masked=True),
+    "large scores where masked": Case(batch=4, factor=100.0, masked=True),
 }
 LARGE = {
     "ImageNet": Case(queries=512, rows=224, columns=224),
@@ -74,7 +74,7 @@ def inputs_of(case: Case, device: str) -> tuple[list[torch.Tensor], torch.Tensor
     queries = samples, case.heads, case.queries
     tensors = [
         # A part of a wider array, as it is in the model.
-        case.factor * normal(*queries, case.channels + 2)[..., : case.channels],
+        (case.factor * normal(*queries, case.channels + 2))[..., : case.channels],
         case.factor * normal(*queries, case.rows),
         case.factor * normal(*queries, case.columns),
         normal(case.batch, tokens, case.channels),

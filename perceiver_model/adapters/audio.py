@@ -29,11 +29,13 @@ class ChunkAdapter(nn.Module):
 
 
 class MelAdapter(nn.Module):
-    """One token per log-mel frame, standardised over the sample's valid frames; all in float32."""
+    """A log-mel spectrogram, standardised over the sample's valid frames; all in float32."""
 
     def __init__(self, audio: AudioInput, mel: Mel) -> None:
         super().__init__()
         self.num_samples = audio.num_samples
+        self.cells = mel.tokens == "cells"
+        self.num_mels = mel.num_mels
         self.window_length = mel.window_length(audio.sample_rate)
         self.hop_length = mel.hop_length(audio.sample_rate)
         covered = self.window_length + (mel.num_frames(audio) - 1) * self.hop_length
@@ -45,12 +47,19 @@ class MelAdapter(nn.Module):
         )
 
     def forward(self, samples: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
-        """Content `[batch, frames, num_mels]`; frame t starts at sample t * hop length."""
+        """Content `[batch, frames, num_mels]` or `[batch, frames * num_mels, 1]`.
+
+        Frame t starts at sample t * hop length.
+        """
         frames = self._frames(_waveform(samples, mask, self.num_samples))
         valid = None if mask is None else self._frames(mask).any(dim=-1)
         with torch.autocast(frames.device.type, enabled=False):
             log_mels = log_mel(frames * self.window(), self.filterbank(), self.fft_size)
-            return standardise_frames(log_mels, valid), valid
+            content = standardise_frames(log_mels, valid)
+        if not self.cells:
+            return content, valid
+        cells = None if valid is None else valid.repeat_interleave(self.num_mels, dim=1)
+        return content.flatten(1).unsqueeze(-1), cells
 
     def _frames(self, samples: torch.Tensor) -> torch.Tensor:
         """`[batch, num_samples]` to `[batch, frames, window_length]`, zero-padded at the end."""

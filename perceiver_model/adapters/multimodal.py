@@ -68,10 +68,11 @@ class MultimodalAdapter(nn.Module):
             for name, media in inputs.items()
             if media is not None
         }
-        sizes = {name: len(tokens) for name, (tokens, _) in given.items()}
-        if len(set(sizes.values())) != 1:
+        # Neither len nor a set: they would make the batch a constant of exported programs.
+        sizes = {name: tokens.shape[0] for name, (tokens, _) in given.items()}
+        batch, *others = sizes.values() or [None]
+        if batch is None or any(size != batch for size in others):
             raise ValueError(f"inputs of several batch sizes, or none: {sizes}")
-        (batch,) = set(sizes.values())
         for name, part in self.modalities.items():
             if name not in given and part.masked_in_evaluation:
                 shape = (batch, math.prod(part.token_grid), self.padding.width)

@@ -176,7 +176,7 @@ def _agreement(options: Options, base: Job, ask: Ask) -> dict[str, float]:
     answer = _ask(ask, dataclasses.replace(base, task="agreement", paths=paths))
     errors: dict[str, float] = answer["errors"]
     worst = max(errors, key=lambda path: math.inf if math.isnan(errors[path]) else errors[path])
-    if errors[worst] > TOLERANCE:
+    if not errors[worst] <= TOLERANCE:
         label = Variant(implementation=OURS, path=worst).label
         raise DisagreementError(
             f"{label} and transformers disagree on {options.name} with the same weights: logits "

@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 
 LEARNING_RATE = 1e-4
 WARM_UP_SIDE = 16
-STIR_STD = 0.02
+STIR_STD = 0.2
 
 Step = Callable[[], Any]
 
@@ -70,7 +70,9 @@ def _agreement(job: Job) -> dict[str, Any]:
     theirs = peers.transformers_model(config)
     with torch.no_grad():
         for parameter in theirs.parameters():
-            parameter.add_(STIR_STD * torch.randn_like(parameter))
+            # Vectors are biases, of zeros, and norms' scales, of ones.
+            std = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else STIR_STD
+            parameter.add_(std * torch.randn_like(parameter))
     ours = peers.carry_over(theirs, config).to(job.device).eval()
     theirs.to(job.device).eval()
     raw = raw_images(config, 1, job.device)
