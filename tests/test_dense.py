@@ -177,6 +177,7 @@ def test_compiles_into_one_graph():
     config = CONFIGS["patches with tokens"]
     model, images = predictor(config), batch_of(config)
     indices = torch.tensor([[3, 9], [4, 47]])
+    torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
     torch.testing.assert_close(compiled(images, indices=indices), model(images, indices=indices))
 

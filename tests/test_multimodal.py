@@ -505,6 +505,7 @@ def test_compiles_into_one_graph():
     )
     model = build(PerceiverClassifier, config)
     inputs = inputs_for("audio", "image", "label")
+    torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
     torch.testing.assert_close(compiled(inputs), model(inputs))
     assert compiled.train()(inputs).isfinite().all()

@@ -32,7 +32,7 @@ def write_checkpoint(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     on_cpu = {name: tensor.cpu() for name, tensor in tensors.items()}
-    # transformers refuses a file that doesn't say what wrote it.
+    # transformers 4 refuses a file that doesn't say what wrote it.
     _replace(folder / SAFETENSORS, safetensors.torch.save(on_cpu, metadata={"format": "pt"}))
     _replace(folder / CONFIG, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
 

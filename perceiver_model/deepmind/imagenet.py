@@ -9,9 +9,9 @@ Where transformers departs from DeepMind, `Fidelity` chooses between them:
 
 - Its MLPs have the exact GELU instead of the tanh approximation.
 - Beside learned positions, its decoder adds the query to what it read.
-- In the convolutional stem it pads 3 pixels on every side, not 2 before and 3 after, so that each
-  token's window lies a pixel further up and left, and doesn't pad before pooling: 3,025 tokens of
-  224 × 224 pixels instead of 3,136.
+- In the convolutional stem it pads 3 pixels on every side, where DeepMind pads 2 before and 3 after
+  an even number of them, so that each window lies a pixel further up and left; and it doesn't pad
+  before pooling: 3,025 tokens of 224 × 224 pixels instead of 3,136.
 
 It also drops attention weights in training, with probability 0.1 unless set; the models here never
 do, as DeepMind's don't.

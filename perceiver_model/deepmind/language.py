@@ -40,7 +40,11 @@ def embedding_map() -> list[TensorMap]:
     ]
 
 
-def _read_text(settings: Mapping[str, Any]) -> tuple[TextInput, TokenEmbedding]:
+def _read_text(
+    settings: Mapping[str, Any], image_size: tuple[int, int] | None
+) -> tuple[TextInput, TokenEmbedding]:
+    if image_size is not None:
+        raise ValueError(f"image_size = {image_size}: must be None for a model of text")
     text = TextInput(
         max_length=setting(settings, "max_position_embeddings"),
         vocab_size=setting(settings, "vocab_size"),
@@ -74,7 +78,7 @@ class MaskedLanguage(Architecture[LanguageConfig]):
         fidelity: Fidelity,
         image_size: tuple[int, int] | None,
     ) -> LanguageConfig:
-        text, embedding = _read_text(settings)
+        text, embedding = _read_text(settings, image_size)
         return LanguageConfig(
             input=text,
             adapter=embedding,
@@ -130,7 +134,7 @@ class TextClassifier(Architecture[ClassifierConfig]):
         fidelity: Fidelity,
         image_size: tuple[int, int] | None,
     ) -> ClassifierConfig:
-        text, embedding = _read_text(settings)
+        text, embedding = _read_text(settings, image_size)
         return ClassifierConfig(
             input=text,
             adapter=embedding,
