@@ -32,7 +32,8 @@ class PointAdapter(nn.Module):
             points = points.masked_fill(invalid, 0.0)
         coordinates, features = points.tensor_split([self.num_dims], dim=-1)
         if self.unit_cube:
-            coordinates = to_unit_cube(coordinates, mask)
+            # Frequencies of 10³ radians would make a rounding error in float32 one of 10⁻⁴.
+            coordinates = to_unit_cube(coordinates.double(), mask)
         positions = fourier_features(coordinates, self.num_bands, self.max_resolution)
         content = torch.cat([features, positions], dim=-1)
         return content if invalid is None else content.masked_fill(invalid, 0.0), mask
