@@ -24,7 +24,8 @@ class FourierConfig:
     """Fourier position features (paper, section 3.2).
 
     `max_resolution` holds, for every dimension of the token grid, the resolution whose Nyquist
-    frequency is the highest band; None takes the grid's own shape.
+    frequency is the highest band; None takes the grid's own shape. `precision` is that of the
+    arithmetic; transformers' is float32.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -32,9 +33,11 @@ class FourierConfig:
     kind: Literal["fourier"] = "fourier"
     num_bands: int = 64
     max_resolution: tuple[float, ...] | None = None
+    precision: Literal["float64", "float32"] = "float64"
 
     def __post_init__(self) -> None:
         check_positive_integers(self, "num_bands")
+        check_one_of(self, "precision", "float64", "float32")
         if self.max_resolution is not None:
             check_numbers(self, "max_resolution", (1, 2, 3), above=0)
 

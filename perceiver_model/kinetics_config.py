@@ -1,5 +1,7 @@
 """DeepMind's autoencoder of Kinetics: video, sound and class label (IO, section 4.3)."""
 
+from typing import Literal
+
 from perceiver_model.autoencoder_config import AutoencoderConfig, GridOutput, VectorOutput
 from perceiver_model.class_inputs import ClassInput, OneHot
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig
@@ -31,6 +33,7 @@ def kinetics_autoencoder(
     decoder: DecoderConfig = DecoderConfig(query_residual=False),
     label_query_channels: int = 1024,
     decoded_channels: int = 512,
+    position_precision: Literal["float64", "float32"] = "float64",
 ) -> AutoencoderConfig:
     """The released model, 52,097 tokens of 704 channels in and 804,737 queries out, or a variant.
 
@@ -48,8 +51,12 @@ def kinetics_autoencoder(
             f"samples_per_token = {samples_per_token}: must be a divisor of num_samples = "
             f"{num_samples}"
         )
-    audio_positions = FourierConfig(num_bands=192, max_resolution=(num_samples,))
-    image_positions = FourierConfig(num_bands=32, max_resolution=max_resolution)
+    audio_positions = FourierConfig(
+        num_bands=192, max_resolution=(num_samples,), precision=position_precision
+    )
+    image_positions = FourierConfig(
+        num_bands=32, max_resolution=max_resolution, precision=position_precision
+    )
     modalities = {
         "audio": Modality(
             input=AudioInput(sample_rate=sample_rate, num_samples=num_samples),

@@ -68,7 +68,9 @@ class OutputPositions(nn.Module):
         assert isinstance(self.config, FourierConfig)
         # The resolution sets the frequencies, so it is the configured grid's for every other one.
         max_resolution = self.config.max_resolution or self.grid
-        return axis_position_tables(grid, self.config.num_bands, max_resolution, self.spacing)
+        return axis_position_tables(
+            grid, self.config.num_bands, max_resolution, self.spacing, self.config.precision
+        )
 
 
 class LearnedQueries(nn.Module):

@@ -57,7 +57,9 @@ class FourierPositions(nn.Module):
     ) -> None:
         super().__init__()
         if table is None:
-            axis_tables = axis_position_tables(grid, config.num_bands, max_resolution)
+            axis_tables = axis_position_tables(
+                grid, config.num_bands, max_resolution, precision=config.precision
+            )
         else:
             axis_tables = split_axes(table.float(), grid, config.num_bands)
         self.axes = nn.ModuleList(Float32Constant(axis_table) for axis_table in axis_tables)

@@ -173,6 +173,8 @@ class Config(Section):
                 "model.adapter.norm is 'batch', the statistics of one worker's part of a batch; "
                 "give 'group', which trains the same on any number of workers"
             )
+        if getattr(self.model.positions, "precision", "float64") != "float64":
+            raise ValueError("model.positions.precision: shard sets hold features of float64 only")
         if self.cluster.num_workers:
             self.micro_batch_size(self.cluster.num_workers)
         return self

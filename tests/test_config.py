@@ -253,6 +253,7 @@ IMPOSSIBLE = [
     (["model.encoder.latent_dim=97"], ["model.encoder: latent_dim = 97", "num_self_heads = 4"]),
     (["model.encoder.cross_channels=62"], ["cross_channels = 62", "num_cross_heads = 4"]),
     (["model.adapter={kind: conv_stem}"], ["model.adapter.norm is 'batch'", "give 'group'"]),
+    (["model.positions.precision=float32"], ["model.positions.precision: shard sets hold"]),
     (["training.compile=default", "training.zero_stage=3"], ["compile is for zero_stage 0 to 2"]),
     (["model.encoder.num_cross_attends=3"], ["num_cross_attends = 3", "at most num_blocks = 2"]),
     (["model.positions.max_resolution=[28]"], ["model: max_resolution = (28.0,)", "tuple of 2"]),

@@ -28,6 +28,7 @@ from perceiver_model.deepmind.settings import (
     Fidelity,
     read_encoder,
     read_gelu,
+    read_precision,
     setting,
     write_encoder,
 )
@@ -64,7 +65,9 @@ class Flow(Architecture[FlowConfig]):
         height, width = image_size or train_size
         return FlowConfig(
             input=VideoInput(num_frames=2, height=height, width=width),
-            positions=FourierConfig(num_bands=64, max_resolution=train_size),
+            positions=FourierConfig(
+                num_bands=64, max_resolution=train_size, precision=read_precision(fidelity)
+            ),
             encoder=read_encoder(settings, fidelity),
             decoder=DecoderConfig(query_residual=False, gelu=read_gelu(settings, fidelity)),
             flow_scale=20.0 if fidelity == "deepmind" else 1.0,

@@ -38,6 +38,7 @@ from perceiver_model.deepmind.settings import (
     Fidelity,
     read_encoder,
     read_gelu,
+    read_precision,
     setting,
     write_encoder,
 )
@@ -130,7 +131,9 @@ class FourierClassifier(_ImageClassifier):
         return ClassifierConfig(
             input=ImageInput(height=height, width=width, mean=MEAN, std=STD),
             adapter=Pixels(),
-            positions=FourierConfig(num_bands=64, max_resolution=(224, 224)),
+            positions=FourierConfig(
+                num_bands=64, max_resolution=(224, 224), precision=read_precision(fidelity)
+            ),
             encoder=read_encoder(settings, fidelity),
             decoder=DecoderConfig(gelu=read_gelu(settings, fidelity)),
             num_classes=num_classes(settings, state_dict),
@@ -218,7 +221,9 @@ class ConvClassifier(_ImageClassifier):
         return dataclasses.replace(
             config,
             adapter=ConvStem(padding="same" if fidelity == "deepmind" else "valid"),
-            positions=FourierConfig(num_bands=64, max_resolution=(56, 56)),
+            positions=FourierConfig(
+                num_bands=64, max_resolution=(56, 56), precision=read_precision(fidelity)
+            ),
         )
 
     def _preprocessor_map(self) -> list[TensorMap]:

@@ -39,6 +39,7 @@ from perceiver_model.deepmind.settings import (
     Fidelity,
     read_encoder,
     read_gelu,
+    read_precision,
     setting,
     write_encoder,
 )
@@ -112,6 +113,7 @@ class KineticsAutoencoder(Architecture[AutoencoderConfig]):
             decoder=DecoderConfig(query_residual=False, gelu=read_gelu(settings, fidelity)),
             label_query_channels=setting(settings, "_label_trainable_num_channels"),
             decoded_channels=setting(settings, "output_num_channels"),
+            position_precision=read_precision(fidelity),
         )
 
     def write_settings(self, config: AutoencoderConfig) -> dict[str, Any]:

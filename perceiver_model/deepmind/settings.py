@@ -72,6 +72,11 @@ def write_gelu(encoder: EncoderConfig) -> str:
     return "gelu" if encoder.gelu == "erf" else "gelu_pytorch_tanh"
 
 
+def read_precision(fidelity: Fidelity) -> Literal["float64", "float32"]:
+    """Of the Fourier features, which transformers computes in float32."""
+    return "float32" if fidelity == "transformers" else "float64"
+
+
 def read_encoder(settings: Mapping[str, Any], fidelity: Fidelity) -> EncoderConfig:
     """The encoder; raises ValueError for one that no class of DeepMind's has."""
     if not setting(settings, "use_query_residual"):
