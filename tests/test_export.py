@@ -152,20 +152,158 @@ def check_program(program, model, *inputs):
     torch.testing.assert_close(results, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_exports(name, masked):
+def test_every_preset_exports_with_masks(name):
     torch.manual_seed(0)
     config = shrunken(PRESETS[name])
     model = randomised(MODELS[type(config)](config))
     media = getattr(config, "input", config)
-    inputs, others = example(media, 2), example(media, 5)
-    masks = [example_mask(media, batch, size) if masked else None for batch, size in [(inputs, 2), (others, 5)]]
-    program = export_program(model, (inputs, masks[0]))
-    check_program(program, model, others, masks[1])
+    (inputs, mask), (others, other_mask) = (
+        (inputs, example_mask(media, inputs, size))
+        for inputs, size in [(example(media, 2), 2), (example(media, 5), 5)]
+    )
+    check_program(export_program(model, (inputs, mask)), model, others, other_mask)
 
 
-@pytest.mark.parametrize("decoder", [None, DecoderConfig()])
-@pytest.mark.parametrize("kind", ADAPTERS)
-def test_every_adapter_exports(kind, decoder):
+def classifier(kind="pixels", decoder=None):
     media, adapter = ADAPTERS[kind]
+    config = ClassifierConfig(
+        input=media,
+        adapter=adapter,
+        positions=FourierConfig(num_bands=3),
+        encoder=ENCODER,
+        decoder=decoder,
+        num_classes=3,
+    )
+    return randomised(PerceiverClassifier(config))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_every_adapter_exports_and_loads_without_this_package(kind, masked, tmp_path):
+    torch.manual_seed(0)
+    media, _ = ADAPTERS[kind]
+    model = classifier(kind, DecoderConfig() if masked else None)
+    (inputs, mask), (others, other_mask) = (
+        (inputs, example_mask(media, inputs, size) if masked else None)
+        for inputs, size in [(example(media, 1), 1), (example(media, 3), 3)]
+    )
+    torch.export.save(export_program(model, (inputs, mask)), tmp_path / "program.pt2")
+    program = torch.export.load(tmp_path / "program.pt2")
+    check_program(program, model, others, other_mask)
+    calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert {getattr(call, "namespace", "aten") for call in calls} == {"aten"}
+
+
+@pytest.mark.parametrize("path", ["reference", "fused", "factored"])
+def test_the_program_computes_attention_by_the_path_asked_for(path):
+    program = export_program(classifier(), (example(IMAGE, 2),), attention_path=path)
+    calls = [str(node.target) for node in program.graph.nodes]
+    assert any("scaled_dot_product_attention" in call for call in calls) == (path != "reference")
+    # [x | p] and the learned query are all that is concatenated.
+    assert any("aten.cat" in call for call in calls) == (path != "factored")
+
+
+def test_keywords_are_arguments_of_the_program():
+    model, state = classifier(), torch.randn(2, 4, 16)
+    program = export_program(model, (example(IMAGE, 2),), {"state": state})
+    inputs, state = example(IMAGE, 3), torch.randn(3, 4, 16)
+    torch.testing.assert_close(
+        program.module()(inputs, state=state), model(inputs, state=state), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_model_is_left_as_it_was_and_shares_nothing_with_the_program():
+    model = classifier().train()
+    model.encoder.blocks.eval()
+    set_attention_path(model, "separable")
+    before = {name: (module.training, vars(module)) for name, module in model.named_modules()}
+    inputs = example(IMAGE, 2)
+    program = export_program(model, (inputs,))
+    result = program.module()(inputs)
+    assert before == {
+        name: (module.training, vars(module)) for name, module in model.named_modules()
+    }
+    assert model.encoder.cross_attends[0].attention_path == "separable"
+    nn.init.zeros_(model.head.output.weight)
+    torch.testing.assert_close(program.module()(inputs), result, rtol=0, atol=0)
+
+
+def test_a_compiled_model_exports():
+    model = classifier()
+    program = export_program(torch.compile(model, backend="eager"), (example(IMAGE, 2),))
+    check_program(program, model, example(IMAGE, 3))
+
+
+def test_a_program_of_one_batch_size_refuses_others():
+    program = export_program(classifier(), (example(IMAGE, 2),), dynamic_batch=False)
+    with pytest.raises(AssertionError):
+        program.module()(example(IMAGE, 3))
+
+
+@pytest.mark.parametrize("change", [1e-3, float("nan")])
+def test_a_program_with_other_results_is_refused(change, monkeypatch):
+    def spoil(model):
+        with torch.no_grad():
+            model.head.output.bias += change
+
+    monkeypatch.setattr(export, "_unpack_constants", spoil)
+    with pytest.raises(ValueError, match=r"the exported program: its results differ .* by up to"):
+        export_program(classifier(), (example(IMAGE, 2),))
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="attention path 'separable': must be reference, fused"):
+        export_program(classifier(), (example(IMAGE, 2),), attention_path="separable")
+    with pytest.raises(ValueError, match=r"examples of shapes \[\[2, 8, 6, 2\], \[1, 4, 16\]\]"):
+        export_program(classifier(), (example(IMAGE, 2),), {"state": torch.randn(1, 4, 16)})
+
+
+@pytest.mark.parametrize("kind", ["pixels", "mel"])
+def test_onnx_runtime_gives_what_the_model_gives(kind, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    media, _ = ADAPTERS[kind]
+    model = classifier(kind, DecoderConfig())
+    inputs = example(media, 1)
+    export_onnx(model, tmp_path / "model.onnx", (inputs, example_mask(media, inputs, 2)))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    others = example(media, 3)
+    mask = example_mask(media, others, 3)
+    (logits,) = session.run(None, {"inputs": others.numpy(), "mask": mask.numpy()})
+    expected = model.eval()(others, mask)
+    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_fast_features_of_points_keep_their_precision_in_onnx(tmp_path):
+    """Frequencies of thousands of radians turn the rounding of a number to float32 into 10⁻⁴."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    config = shrunken(PRESETS["modelnet40"])
+    model = PerceiverClassifier(config)
+    export_onnx(model, tmp_path / "points.onnx", (example(config.input, 2),))
+
+
+def test_an_onnx_file_with_other_results_is_not_written(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    exported = torch.onnx.export
+
+    def spoiled(program, **options):
+        program.state_dict["head.output.bias"].data += 1e-3
+        return exported(program, **options)
+
+    model, inputs = classifier("chunks"), example(AUDIO, 2)
+    monkeypatch.setattr(torch.onnx, "export", spoiled)
+    with pytest.raises(ValueError, match="the ONNX file: its results differ"):
+        export_onnx(model, tmp_path / "model.onnx", (inputs,))
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_without_its_packages_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"onnx, onnxscript, onnxruntime: pip install .*\[export"):
+        export_onnx(classifier(), tmp_path / "model.onnx", (example(IMAGE, 2),))
