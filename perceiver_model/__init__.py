@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from perceiver_model.adapters.table import TableRows
     from perceiver_model.adapters.text import decode_bytes, encode_bytes
+    from perceiver_model.attention_maps import (
+        cross_attention_maps,
+        map_divergence,
+        on_grid,
+        overlay,
+    )
     from perceiver_model.autoencoder import MultimodalAutoencoder
     from perceiver_model.autoencoder_config import AutoencoderConfig, GridOutput, VectorOutput
     from perceiver_model.autoregressive import PerceiverAR, next_token_loss
@@ -19,6 +25,7 @@ if TYPE_CHECKING:
     from perceiver_model.config import EncoderConfig, FourierConfig
     from perceiver_model.dense import DensePredictor
     from perceiver_model.dense_config import DenseConfig
+    from perceiver_model.export import export_onnx, export_program
     from perceiver_model.flops import forward_flops, num_parameters
     from perceiver_model.flow import OpticalFlow, tiled_flow
     from perceiver_model.flow_config import FlowConfig
@@ -40,6 +47,7 @@ if TYPE_CHECKING:
     from perceiver_model.perceiver import PerceiverEncoder
     from perceiver_model.point_inputs import Points, PointsInput
     from perceiver_model.presets import PRESETS, preset
+    from perceiver_model.streams import read_stream
     from perceiver_model.table_inputs import Columns, TableInput
     from perceiver_model.text_inputs import TextInput, TokenEmbedding
     from perceiver_model.video_inputs import FeatureMapInput, SpaceTimePatches, VideoInput
@@ -90,16 +98,23 @@ _MODULE_OF = {
     "VectorOutput": "autoencoder_config",
     "VideoInput": "video_inputs",
     "autoregressive_flops": "autoregressive_config",
+    "cross_attention_maps": "attention_maps",
     "decode_bytes": "adapters.text",
     "encode_bytes": "adapters.text",
+    "export_onnx": "export",
+    "export_program": "export",
     "forward_flops": "flops",
     "fourier_features": "fourier",
     "generate": "generation",
     "grid_positions": "fourier",
+    "map_divergence": "attention_maps",
     "next_token_loss": "autoregressive",
     "num_parameters": "flops",
+    "on_grid": "attention_maps",
+    "overlay": "attention_maps",
     "position_table": "fourier",
     "preset": "presets",
+    "read_stream": "streams",
     "sample_tokens": "generation",
     "tiled_flow": "flow",
 }
@@ -150,16 +165,23 @@ __all__ = [
     "VectorOutput",
     "VideoInput",
     "autoregressive_flops",
+    "cross_attention_maps",
     "decode_bytes",
     "encode_bytes",
+    "export_onnx",
+    "export_program",
     "forward_flops",
     "fourier_features",
     "generate",
     "grid_positions",
+    "map_divergence",
     "next_token_loss",
     "num_parameters",
+    "on_grid",
+    "overlay",
     "position_table",
     "preset",
+    "read_stream",
     "sample_tokens",
     "tiled_flow",
 ]

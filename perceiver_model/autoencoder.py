@@ -118,7 +118,7 @@ class MultimodalAutoencoder(nn.Module):
         num_outputs = self.config.outputs[name].num_outputs
         if indices is None:
             return torch.arange(num_outputs, device=latents.device)
-        check_indices(indices, num_outputs, len(latents), f"indices[{name!r}]")
+        check_indices(indices, num_outputs, latents.shape[0], f"indices[{name!r}]")
         return indices
 
     def _shaped(self, name: str, result: torch.Tensor, *, whole: bool) -> torch.Tensor:

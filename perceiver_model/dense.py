@@ -79,7 +79,7 @@ class DensePredictor(nn.Module):
             asked = torch.arange(math.prod(grid), device=latents.device)
         else:
             asked = indices
-            check_indices(indices, math.prod(grid), len(latents), "indices")
+            check_indices(indices, math.prod(grid), latents.shape[0], "indices")
 
         def queries_at(part: torch.Tensor) -> torch.Tensor:
             queries = positions_at(tables, part).to(latents.dtype)
@@ -87,7 +87,7 @@ class DensePredictor(nn.Module):
                 return queries
             tokens_there = nearest_tokens(part, grid, self.config.token_grid)
             content = content_at(tokens.content, tokens_there)
-            return torch.cat([content, queries.expand(len(content), -1, -1)], dim=-1)
+            return torch.cat([content, queries.expand(content.shape[0], -1, -1)], dim=-1)
 
         parts = (queries_at(part) for part in index_parts(asked, chunk_size))
         outputs = torch.cat(list(self.decoder.decode_parts(parts, latents)), dim=1)

@@ -15,11 +15,15 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree  # It is how torch.export takes arguments apart.
 
+from perceiver_model.adapters.table import TableRows
 from perceiver_model.attention import set_attention_path
 from perceiver_model.constants import Float32Constant
 
 ExportPath = Literal["reference", "fused", "factored"]
 """The attention paths that are made of torch's own operators alone."""
+
+# So that a program that takes rows of a table can be saved.
+pytree._register_namedtuple(TableRows, serialized_type_name="perceiver_model.TableRows")
 
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -37,7 +41,8 @@ def export_program(
 
     The program has its own copy of the weights, and the model is left as it is. What it takes is
     fixed by the examples but for the batch: a mask if there is one among them, and only then.
-    `torch.export.save` writes it, and `torch.export.load` needs nothing of this package.
+    `torch.export.save` writes it, and `torch.export.load` needs nothing of this package, but for
+    `TableRows` this module.
 
     attention_path: how the program computes attention, whatever the model's own path.
     dynamic_batch: whether the program takes batches of any size. The first dimension of every
@@ -48,21 +53,8 @@ def export_program(
     Raises ValueError for another attention path, for examples that differ in their batch's size,
     and for results beyond the tolerance.
     """
-    if attention_path not in ("reference", "fused", "factored"):
-        raise ValueError(
-            f"attention path {attention_path!r}: must be reference, fused or factored, "
-            "which need no operators but torch's"
-        )
-    inputs, keywords = tuple(example_inputs), dict(example_keywords or {})
-    copied = copy.deepcopy(getattr(model, "_orig_mod", model)).eval()  # Not the compiled wrapper.
-    with torch.no_grad():
-        expected = copied(*inputs, **keywords)
-        set_attention_path(copied, attention_path)
-        _unpack_constants(copied)
-        program = _export(copied, inputs, keywords, dynamic_batch)
-        result = program.module()(*inputs, **keywords)
-    _check_equal(pytree.tree_leaves(result), expected, tolerance, "the exported program")
-    return program
+    options = (attention_path, dynamic_batch, tolerance)
+    return _checked_program(model, tuple(example_inputs), dict(example_keywords or {}), *options)[0]
 
 
 def export_onnx(
@@ -88,25 +80,42 @@ def export_onnx(
         raise ImportError(
             f"ONNX export needs {', '.join(missing)}: pip install 'perceiver-pipeline[export]'"
         )
-    program = export_program(
-        model,
-        example_inputs,
-        example_keywords,
-        attention_path=attention_path,
-        dynamic_batch=dynamic_batch,
-        tolerance=tolerance,
-    )
+    inputs, keywords = tuple(example_inputs), dict(example_keywords or {})
+    options = (attention_path, dynamic_batch, tolerance)
+    program, expected = _checked_program(model, inputs, keywords, *options)
     onnx_program = torch.onnx.export(program, dynamo=True, verbose=False)
     assert onnx_program is not None  # It is None of a TorchScript model only.
-    inputs, keywords = tuple(example_inputs), dict(example_keywords or {})
     try:
-        result = onnx_program(*inputs, **keywords)
-        with torch.no_grad():
-            expected = program.module()(*inputs, **keywords)
-        _check_equal(result, expected, tolerance, "the ONNX file")
+        _check_equal(onnx_program(*inputs, **keywords), expected, tolerance, "the ONNX file")
         onnx_program.save(path)
     finally:
         onnx_program.release()
+
+
+def _checked_program(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    keywords: dict[str, Any],
+    attention_path: ExportPath,
+    dynamic_batch: bool,
+    tolerance: float,
+) -> tuple[ExportedProgram, Any]:
+    """The program and the model's own results for the examples."""
+    if attention_path not in ("reference", "fused", "factored"):
+        raise ValueError(
+            f"attention path {attention_path!r}: must be reference, fused or factored, "
+            "which need no operators but torch's"
+        )
+    copied = copy.deepcopy(getattr(model, "_orig_mod", model)).eval()  # Not the compiled wrapper.
+    with torch.no_grad():
+        expected = copied(*inputs, **keywords)
+        set_attention_path(copied, attention_path)
+        _unpack_constants(copied)
+        program = _export(copied, inputs, keywords, dynamic_batch)
+        result = program.module()(*inputs, **keywords)
+    _check_equal(pytree.tree_leaves(result), expected, tolerance, "the exported program")
+    program.example_inputs = None  # Nobody's data, in a saved program.
+    return program, expected
 
 
 class _Buffer(nn.Module):
@@ -160,7 +169,8 @@ def _check_equal(result: Any, expected: Any, tolerance: float, what: str) -> Non
         if not isinstance(wanted, torch.Tensor) or wanted.numel() == 0:
             continue
         scale = max(1.0, wanted.abs().max().item())
-        difference = (got.double() - wanted.double()).abs().max().item() / scale
+        apart = got.to(wanted.device, torch.float64) - wanted.double()
+        difference = apart.abs().max().item() / scale
         # Written so that nan is refused, too.
         if not difference <= tolerance:
             raise ValueError(

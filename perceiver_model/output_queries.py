@@ -115,7 +115,8 @@ def content_at(content: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """Some rows of each sample's `[batch, tokens, channels]`, the same or each sample's own."""
     if indices.ndim == 1:
         return content[:, indices]
-    return content.take_along_dim(indices.unsqueeze(-1), dim=1)
+    # `take_along_dim` would make the batch a constant of exported programs.
+    return content.gather(1, indices.unsqueeze(-1).expand(-1, -1, content.shape[-1]))
 
 
 def nearest_tokens(

@@ -1,5 +1,7 @@
 """Attention maps: those the model applies, their pictures, and how far the input decides them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -139,13 +141,27 @@ def test_the_model_is_left_as_it_was():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_a_compiled_model_gives_the_same_maps():
-    model = classifier()
-    compiled = torch.compile(model, backend="eager")
+def test_maps_are_those_of_evaluation():
+    config = dataclasses.replace(CONFIG, encoder=dataclasses.replace(CONFIG.encoder, dropout=0.5))
+    torch.manual_seed(0)
+    model = PerceiverClassifier(config).train()
+    maps = cross_attention_maps(model, images())
+    torch.testing.assert_close(maps, cross_attention_maps(model.eval(), images()), rtol=0, atol=0)
+
+
+def test_a_compiled_model_gives_the_same_maps_and_is_not_compiled_again():
+    model, graphs = classifier().eval(), []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
     compiled(images())
     torch.testing.assert_close(
         cross_attention_maps(compiled, images()), cross_attention_maps(model, images())
     )
+    assert len(graphs) == 1
 
 
 def test_what_has_no_such_map_is_refused():

@@ -1,35 +1,22 @@
 """Exported programs and ONNX files give what the model gives, for batches of any size."""
 
-import dataclasses
-from collections.abc import Mapping
-
 import pytest
 import torch
+from small_presets import example, example_mask, randomised, small_preset
 from torch import nn
 
 from perceiver_model import export
+from perceiver_model.adapters.table import TableRows
 from perceiver_model.attention import set_attention_path
-from perceiver_model.autoencoder import MultimodalAutoencoder
-from perceiver_model.autoencoder_config import AutoencoderConfig
-from perceiver_model.autoregressive import PerceiverAR
-from perceiver_model.autoregressive_config import ARConfig
-from perceiver_model.class_inputs import ClassInput
 from perceiver_model.classifier import PerceiverClassifier
 from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig
 from perceiver_model.dense import DensePredictor
 from perceiver_model.dense_config import DenseConfig
 from perceiver_model.export import export_onnx, export_program
-from perceiver_model.flow import OpticalFlow
-from perceiver_model.flow_config import FlowConfig
 from perceiver_model.inputs import AudioInput, Chunks, Conv, ImageInput, Mel, Patches, Pixels
-from perceiver_model.language import MaskedLanguageModel
-from perceiver_model.language_config import LanguageConfig
-from perceiver_model.multimodal_config import MultimodalInput
-from perceiver_model.point_inputs import PointsInput
 from perceiver_model.presets import PRESETS
-from perceiver_model.text_inputs import TextInput
-from perceiver_model.video_inputs import VideoInput
+from perceiver_model.table_inputs import Columns, TableInput
 
 IMAGE = ImageInput(height=8, width=6, channels=2)
 AUDIO = AudioInput(sample_rate=8_000, num_samples=1_000)
@@ -52,26 +39,6 @@ ADAPTERS = {
         (AUDIO, Mel(num_mels=8)),
     ]
 }
-MODELS = {
-    ClassifierConfig: PerceiverClassifier,
-    DenseConfig: DensePredictor,
-    LanguageConfig: MaskedLanguageModel,
-    ARConfig: PerceiverAR,
-    FlowConfig: OpticalFlow,
-    AutoencoderConfig: MultimodalAutoencoder,
-}
-# The largest values of the shrunken presets' fields; their structure stays.
-LARGEST = {
-    **dict.fromkeys(["num_heads", "num_cross_heads", "num_self_heads", "num_blocks"], 2),
-    **dict.fromkeys(["num_cross_attends", "num_self_attends"], 2),
-    **dict.fromkeys(["num_latents", "num_frames", "grid", "num_classes", "num_bands"], 4),
-    **dict.fromkeys(["max_length", "num_points", "height", "width", "chunk_size"], 16),
-    **dict.fromkeys(["latent_dim", "channels", "num_channels", "projected_channels"], 16),
-    **dict.fromkeys(["cross_channels", "cross_value_channels", "query_channels"], 16),
-    **dict.fromkeys(["self_channels", "self_value_channels", "decoded_channels"], 16),
-    **dict.fromkeys(["qk_channels", "value_channels"], 16),
-    "num_samples": 128,
-}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -83,68 +50,10 @@ def one_thread():
     torch.set_num_threads(num_threads)
 
 
-def shrunken(value, largest=None):
-    """A configuration with every number cut to its field's largest."""
-    if dataclasses.is_dataclass(value):
-        parts = {
-            field.name: shrunken(getattr(value, field.name), LARGEST.get(field.name))
-            for field in dataclasses.fields(value)
-            if field.init
-        }
-        if isinstance(value, FourierConfig):
-            parts["max_resolution"] = None
-        return dataclasses.replace(value, **parts)
-    if isinstance(value, Mapping):
-        return {name: shrunken(part) for name, part in value.items()}
-    if isinstance(value, tuple):
-        return tuple(shrunken(part, largest) for part in value)
-    return min(value, largest) if largest and isinstance(value, int) else value
-
-
-def randomised(model):
-    """Weights so large that all of them count, those that start at zero, too."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def example(media, batch):
-    match media:
-        case ImageInput():
-            return torch.rand(batch, media.height, media.width, media.channels)
-        case VideoInput():
-            return torch.rand(batch, *media.grid, media.channels)
-        case AudioInput():
-            return torch.rand(batch, media.num_samples) - 0.5
-        case PointsInput():
-            return torch.randn(batch, media.num_points, media.channels)
-        case TextInput(max_length=length):
-            return torch.randint(0, media.vocab_size, (batch, length))
-        case ARConfig(max_length=length):
-            return torch.randint(0, media.vocab_size, (batch, length))
-        case MultimodalInput(modalities=parts):
-            return {name: example(part.input, batch) for name, part in parts.items()}
-        case ClassInput():
-            return None
-    raise AssertionError(f"no example of {media}")
-
-
-def example_mask(media, inputs, batch):
-    """Which inputs are valid: most of them, but none of the last sample's."""
-    if isinstance(media, MultimodalInput):
-        return {
-            name: example_mask(part.input, inputs[name], batch)
-            for name, part in media.modalities.items()
-        }
-    if inputs is None:
-        return None
-    without_channels = isinstance(media, ImageInput | VideoInput | PointsInput)
-    mask = torch.rand(inputs.shape[:-1] if without_channels else inputs.shape) < 0.8
-    mask[..., 0] = True
-    mask[batch - 1] = False
-    return mask
+def example_rows(batch):
+    numeric = torch.randn(batch, 2)
+    numeric[0, 0] = torch.nan
+    return TableRows(numeric, torch.randint(-1, 3, (batch, 1)))
 
 
 def check_program(program, model, *inputs):
@@ -155,9 +64,7 @@ def check_program(program, model, *inputs):
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_exports_with_masks(name):
     torch.manual_seed(0)
-    config = shrunken(PRESETS[name])
-    model = randomised(MODELS[type(config)](config))
-    media = getattr(config, "input", config)
+    model, media = small_preset(name)
     (inputs, mask), (others, other_mask) = (
         (inputs, example_mask(media, inputs, size))
         for inputs, size in [(example(media, 2), 2), (example(media, 5), 5)]
@@ -192,7 +99,41 @@ def test_every_adapter_exports_and_loads_without_this_package(kind, masked, tmp_
     program = torch.export.load(tmp_path / "program.pt2")
     check_program(program, model, others, other_mask)
     calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
-    assert {getattr(call, "namespace", "aten") for call in calls} == {"aten"}
+    assert {getattr(call, "namespace", "aten") for call in calls} <= {"aten", "higher_order"}
+
+
+def test_a_classifier_of_tables_exports_and_loads(tmp_path):
+    config = ClassifierConfig(
+        input=TableInput(num_numeric=2, num_categories=(3,)),
+        adapter=Columns(num_channels=6),
+        positions=None,
+        encoder=ENCODER,
+        num_classes=3,
+    )
+    model = randomised(PerceiverClassifier(config))
+    torch.export.save(export_program(model, (example_rows(2),)), tmp_path / "program.pt2")
+    check_program(torch.export.load(tmp_path / "program.pt2"), model, example_rows(3))
+
+
+def test_chosen_outputs_of_dense_prediction_export():
+    config = DenseConfig(
+        input=IMAGE,
+        adapter=Pixels(),
+        positions=FourierConfig(num_bands=3),
+        encoder=ENCODER,
+        output_channels=2,
+        query_positions=FourierConfig(num_bands=2),
+        query_tokens=True,
+    )
+    model = randomised(DensePredictor(config))
+    program = export_program(model, (example(IMAGE, 2),), {"indices": torch.randint(0, 48, (2, 5))})
+    inputs, indices = example(IMAGE, 3), torch.randint(0, 48, (3, 5))
+    torch.testing.assert_close(
+        program.module()(inputs, indices=indices),
+        model.eval()(inputs, indices=indices),
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 @pytest.mark.parametrize("path", ["reference", "fused", "factored"])
@@ -237,7 +178,7 @@ def test_a_compiled_model_exports():
 
 def test_a_program_of_one_batch_size_refuses_others():
     program = export_program(classifier(), (example(IMAGE, 2),), dynamic_batch=False)
-    with pytest.raises(AssertionError):
+    with pytest.raises(RuntimeError, match="to be equal to 2, but got 3"):
         program.module()(example(IMAGE, 3))
 
 
@@ -267,7 +208,7 @@ def test_onnx_runtime_gives_what_the_model_gives(kind, tmp_path):
     media, _ = ADAPTERS[kind]
     model = classifier(kind, DecoderConfig())
     inputs = example(media, 1)
-    export_onnx(model, tmp_path / "model.onnx", (inputs, example_mask(media, inputs, 2)))
+    export_onnx(model, tmp_path / "model.onnx", (inputs, example_mask(media, inputs, 1)))
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     others = example(media, 3)
@@ -282,9 +223,8 @@ def test_fast_features_of_points_keep_their_precision_in_onnx(tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     torch.manual_seed(0)
-    config = shrunken(PRESETS["modelnet40"])
-    model = PerceiverClassifier(config)
-    export_onnx(model, tmp_path / "points.onnx", (example(config.input, 2),))
+    model, media = small_preset("modelnet40")
+    export_onnx(model, tmp_path / "points.onnx", (example(media, 2),))
 
 
 def test_an_onnx_file_with_other_results_is_not_written(tmp_path, monkeypatch):

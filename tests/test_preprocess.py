@@ -12,7 +12,7 @@ import soundfile
 import webdataset
 from PIL import Image
 
-from perceiver_model.positions import position_table
+from perceiver_model.fourier import position_table
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.errors import UserError

@@ -94,12 +94,13 @@ class ColumnAdapter(nn.Module):
             raise ValueError(f"numeric of dtype {numeric.dtype}: expected floating")
         if categorical.dtype != torch.int64:
             raise ValueError(f"categorical of dtype {categorical.dtype}: expected torch.int64")
-        if len(numeric) != len(categorical):
+        num_rows = numeric.shape[0]
+        if num_rows != categorical.shape[0]:
             raise ValueError(
-                f"numeric has {len(numeric)} rows and categorical {len(categorical)}: expected as "
+                f"numeric has {num_rows} rows and categorical {categorical.shape[0]}: expected as "
                 "many in both"
             )
-        check_mask(mask, torch.Size([len(numeric), len(self.columns)]))
+        check_mask(mask, torch.Size([num_rows, len(self.columns)]))
         return numeric, categorical
 
 
