@@ -24,7 +24,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent), os.getenv("PYTHONPATH", "")]
 )
 
-# Models here are tiny: more threads only wait for each other.
+# Models here are tiny: more threads only wait for each other. What tests start has one, too, for
+# the order of sums, and so their last bits, depends on the number of threads.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 # Small enough that a training takes seconds, and able to learn.
