@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from perceiver_model.autoencoder_config import AutoencoderConfig, GridOutput, VectorOutput
     from perceiver_model.autoregressive import PerceiverAR, next_token_loss
     from perceiver_model.autoregressive_config import ARConfig, autoregressive_flops
-    from perceiver_model.class_inputs import ClassInput, OneHot
     from perceiver_model.classifier import PerceiverClassifier
     from perceiver_model.classifier_config import AdapterConfig, ClassifierConfig, InputConfig
     from perceiver_model.config import EncoderConfig, FourierConfig
@@ -34,23 +33,30 @@ if TYPE_CHECKING:
     from perceiver_model.inputs import (
         AudioInput,
         Chunks,
+        ClassInput,
+        Columns,
         Conv,
         ConvStem,
+        FeatureMapInput,
         ImageInput,
         Mel,
+        OneHot,
         Patches,
         Pixels,
+        Points,
+        PointsInput,
+        SpaceTimePatches,
+        TableInput,
+        TextInput,
+        TokenEmbedding,
+        VideoInput,
     )
     from perceiver_model.language import MaskedLanguageModel
     from perceiver_model.language_config import LanguageConfig
     from perceiver_model.multimodal_config import Modality, MultimodalInput, PaddedModalities
     from perceiver_model.perceiver import PerceiverEncoder
-    from perceiver_model.point_inputs import Points, PointsInput
     from perceiver_model.presets import PRESETS, preset
     from perceiver_model.streams import read_stream
-    from perceiver_model.table_inputs import Columns, TableInput
-    from perceiver_model.text_inputs import TextInput, TokenEmbedding
-    from perceiver_model.video_inputs import FeatureMapInput, SpaceTimePatches, VideoInput
 
 _MODULE_OF = {
     "ARConfig": "autoregressive_config",
@@ -59,15 +65,15 @@ _MODULE_OF = {
     "AutoencoderConfig": "autoencoder_config",
     "CachedDecoder": "generation",
     "Chunks": "inputs",
-    "ClassInput": "class_inputs",
+    "ClassInput": "inputs",
     "ClassifierConfig": "classifier_config",
-    "Columns": "table_inputs",
+    "Columns": "inputs",
     "Conv": "inputs",
     "ConvStem": "inputs",
     "DenseConfig": "dense_config",
     "DensePredictor": "dense",
     "EncoderConfig": "config",
-    "FeatureMapInput": "video_inputs",
+    "FeatureMapInput": "inputs",
     "FlowConfig": "flow_config",
     "FourierConfig": "config",
     "GridOutput": "autoencoder_config",
@@ -79,7 +85,7 @@ _MODULE_OF = {
     "Modality": "multimodal_config",
     "MultimodalAutoencoder": "autoencoder",
     "MultimodalInput": "multimodal_config",
-    "OneHot": "class_inputs",
+    "OneHot": "inputs",
     "OpticalFlow": "flow",
     "PRESETS": "presets",
     "PaddedModalities": "multimodal_config",
@@ -88,15 +94,15 @@ _MODULE_OF = {
     "PerceiverClassifier": "classifier",
     "PerceiverEncoder": "perceiver",
     "Pixels": "inputs",
-    "Points": "point_inputs",
-    "PointsInput": "point_inputs",
-    "SpaceTimePatches": "video_inputs",
-    "TableInput": "table_inputs",
+    "Points": "inputs",
+    "PointsInput": "inputs",
+    "SpaceTimePatches": "inputs",
+    "TableInput": "inputs",
     "TableRows": "adapters.table",
-    "TextInput": "text_inputs",
-    "TokenEmbedding": "text_inputs",
+    "TextInput": "inputs",
+    "TokenEmbedding": "inputs",
     "VectorOutput": "autoencoder_config",
-    "VideoInput": "video_inputs",
+    "VideoInput": "inputs",
     "autoregressive_flops": "autoregressive_config",
     "cross_attention_maps": "attention_maps",
     "decode_bytes": "adapters.text",

@@ -15,8 +15,8 @@ from perceiver_model.config_checks import (
     refusal,
     write_config,
 )
+from perceiver_model.inputs.text import BYTE_VOCAB_SIZE
 from perceiver_model.layer_flops import cross_attend_flops, matmul_flops, self_attend_flops
-from perceiver_model.text_inputs import BYTE_VOCAB_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)

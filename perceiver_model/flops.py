@@ -11,12 +11,20 @@ from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.config import LearnedPositions, PositionConfig
 from perceiver_model.dense_config import DenseConfig
 from perceiver_model.flow_config import FlowConfig
-from perceiver_model.inputs import AudioInput, Conv, ConvStem, ImageInput, Mel, Pixels
+from perceiver_model.inputs import (
+    AudioInput,
+    Conv,
+    ConvStem,
+    FeatureMapInput,
+    ImageInput,
+    Mel,
+    Pixels,
+    VideoInput,
+)
 from perceiver_model.language_config import LanguageConfig
 from perceiver_model.layer_flops import decoder_flops, encoder_flops, matmul_flops
 from perceiver_model.multimodal_config import MultimodalInput
 from perceiver_model.tokens_config import TokensConfig
-from perceiver_model.video_inputs import FeatureMapInput, VideoInput
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,8 +14,8 @@ from perceiver_model.config_checks import (
     write_config,
 )
 from perceiver_model.config_tree import read_tree
+from perceiver_model.inputs import VideoInput
 from perceiver_model.tokens_config import check_cross_heads, check_decoder_heads, position_channels
-from perceiver_model.video_inputs import VideoInput
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,16 @@
 from typing import Literal
 
 from perceiver_model.autoencoder_config import AutoencoderConfig, GridOutput, VectorOutput
-from perceiver_model.class_inputs import ClassInput, OneHot
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig
-from perceiver_model.inputs import AudioInput, Chunks
+from perceiver_model.inputs import (
+    AudioInput,
+    Chunks,
+    ClassInput,
+    OneHot,
+    SpaceTimePatches,
+    VideoInput,
+)
 from perceiver_model.multimodal_config import Modality, MultimodalInput, PaddedModalities
-from perceiver_model.video_inputs import SpaceTimePatches, VideoInput
 
 KINETICS_ENCODER = EncoderConfig(
     num_latents=784,

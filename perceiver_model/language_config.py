@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 from perceiver_model.config import DecoderConfig, EncoderConfig
 from perceiver_model.config_checks import FORBID_EXTRA, write_config
 from perceiver_model.config_tree import read_tree
-from perceiver_model.text_inputs import TextInput, TokenEmbedding
+from perceiver_model.inputs import TextInput, TokenEmbedding
 from perceiver_model.tokens_config import check_cross_heads, check_decoder_heads
 
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from perceiver_model.adapter_config import AdapterBase
 from perceiver_model.config_checks import (
     FORBID_EXTRA,
     check_one_of,
@@ -13,6 +12,7 @@ from perceiver_model.config_checks import (
     check_probability,
     refusal,
 )
+from perceiver_model.inputs.base import AdapterBase
 from perceiver_model.tokens_config import MediaAdapter, MediaInput, TokensConfig
 
 

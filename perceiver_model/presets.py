@@ -20,13 +20,22 @@ from perceiver_model.config import (
 )
 from perceiver_model.dense_config import DenseConfig
 from perceiver_model.flow_config import FlowConfig
-from perceiver_model.inputs import AudioInput, Chunks, ConvStem, ImageInput, Mel, Pixels
+from perceiver_model.inputs import (
+    AudioInput,
+    Chunks,
+    ConvStem,
+    ImageInput,
+    Mel,
+    Pixels,
+    Points,
+    PointsInput,
+    SpaceTimePatches,
+    VideoInput,
+)
 from perceiver_model.kinetics_config import kinetics_autoencoder
 from perceiver_model.language_config import LanguageConfig
 from perceiver_model.multimodal_config import Modality, MultimodalInput, PaddedModalities
-from perceiver_model.point_inputs import Points, PointsInput
 from perceiver_model.tokens_config import MediaAdapter, MediaInput
-from perceiver_model.video_inputs import SpaceTimePatches, VideoInput
 
 ModelConfig = (
     ClassifierConfig | LanguageConfig | ARConfig | DenseConfig | FlowConfig | AutoencoderConfig

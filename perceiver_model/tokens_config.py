@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self, get_args
 
-from perceiver_model.adapter_config import AdapterBase
-from perceiver_model.class_inputs import ClassInput, OneHot
 from perceiver_model.config import (
     DecoderConfig,
     EncoderConfig,
@@ -18,17 +16,25 @@ from perceiver_model.config_tree import read_tree
 from perceiver_model.inputs import (
     AudioInput,
     Chunks,
+    ClassInput,
+    Columns,
     Conv,
     ConvStem,
+    FeatureMapInput,
     ImageInput,
     Mel,
+    OneHot,
     Patches,
     Pixels,
+    Points,
+    PointsInput,
+    SpaceTimePatches,
+    TableInput,
+    TextInput,
+    TokenEmbedding,
+    VideoInput,
 )
-from perceiver_model.point_inputs import Points, PointsInput
-from perceiver_model.table_inputs import Columns, TableInput
-from perceiver_model.text_inputs import TextInput, TokenEmbedding
-from perceiver_model.video_inputs import FeatureMapInput, SpaceTimePatches, VideoInput
+from perceiver_model.inputs.base import AdapterBase
 
 MediaInput = (
     ImageInput

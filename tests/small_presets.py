@@ -9,7 +9,6 @@ from perceiver_model.autoencoder import MultimodalAutoencoder
 from perceiver_model.autoencoder_config import AutoencoderConfig
 from perceiver_model.autoregressive import PerceiverAR
 from perceiver_model.autoregressive_config import ARConfig
-from perceiver_model.class_inputs import ClassInput
 from perceiver_model.classifier import PerceiverClassifier
 from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.config import FourierConfig
@@ -17,14 +16,18 @@ from perceiver_model.dense import DensePredictor
 from perceiver_model.dense_config import DenseConfig
 from perceiver_model.flow import OpticalFlow
 from perceiver_model.flow_config import FlowConfig
-from perceiver_model.inputs import AudioInput, ImageInput
+from perceiver_model.inputs import (
+    AudioInput,
+    ClassInput,
+    ImageInput,
+    PointsInput,
+    TextInput,
+    VideoInput,
+)
 from perceiver_model.language import MaskedLanguageModel
 from perceiver_model.language_config import LanguageConfig
 from perceiver_model.multimodal_config import MultimodalInput
-from perceiver_model.point_inputs import PointsInput
 from perceiver_model.presets import PRESETS
-from perceiver_model.text_inputs import TextInput
-from perceiver_model.video_inputs import VideoInput
 
 MODELS = {
     ClassifierConfig: PerceiverClassifier,

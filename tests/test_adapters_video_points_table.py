@@ -18,11 +18,20 @@ from perceiver_model.attention import set_attention_path
 from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.config import EncoderConfig, FourierConfig, LearnedPositions
 from perceiver_model.fourier import axis_position_tables, fourier_features, position_table
-from perceiver_model.inputs import Chunks, ImageInput, Patches, Pixels
-from perceiver_model.point_inputs import Points, PointsInput
+from perceiver_model.inputs import (
+    Chunks,
+    Columns,
+    FeatureMapInput,
+    ImageInput,
+    Patches,
+    Pixels,
+    Points,
+    PointsInput,
+    SpaceTimePatches,
+    TableInput,
+    VideoInput,
+)
 from perceiver_model.presets import preset
-from perceiver_model.table_inputs import Columns, TableInput
-from perceiver_model.video_inputs import FeatureMapInput, SpaceTimePatches, VideoInput
 
 VIDEO = VideoInput(num_frames=4, height=4, width=6, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 FEATURES = FeatureMapInput(height=3, width=5, channels=4)

@@ -14,9 +14,18 @@ from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig
 from perceiver_model.dense import DensePredictor
 from perceiver_model.dense_config import DenseConfig
 from perceiver_model.export import export_onnx, export_program
-from perceiver_model.inputs import AudioInput, Chunks, Conv, ImageInput, Mel, Patches, Pixels
+from perceiver_model.inputs import (
+    AudioInput,
+    Chunks,
+    Columns,
+    Conv,
+    ImageInput,
+    Mel,
+    Patches,
+    Pixels,
+    TableInput,
+)
 from perceiver_model.presets import PRESETS
-from perceiver_model.table_inputs import Columns, TableInput
 
 IMAGE = ImageInput(height=8, width=6, channels=2)
 AUDIO = AudioInput(sample_rate=8_000, num_samples=1_000)

@@ -22,8 +22,8 @@ from perceiver_model.deepmind import (
 from perceiver_model.flops import forward_flops, num_parameters
 from perceiver_model.flow import OpticalFlow, tiled_flow
 from perceiver_model.flow_config import FlowConfig
+from perceiver_model.inputs import VideoInput
 from perceiver_model.presets import preset
-from perceiver_model.video_inputs import VideoInput
 
 CONFIG = FlowConfig(
     input=VideoInput(num_frames=2, height=8, width=12),

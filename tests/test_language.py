@@ -21,6 +21,7 @@ from perceiver_model.classifier import PerceiverClassifier
 from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig
 from perceiver_model.flops import forward_flops, num_parameters
+from perceiver_model.inputs import BYTE_VOCAB_SIZE, TextInput, TokenEmbedding
 from perceiver_model.language import (
     IGNORED,
     MaskedLanguageModel,
@@ -29,7 +30,6 @@ from perceiver_model.language import (
 )
 from perceiver_model.language_config import LanguageConfig
 from perceiver_model.presets import PRESETS
-from perceiver_model.text_inputs import BYTE_VOCAB_SIZE, TextInput, TokenEmbedding
 
 TEXTS = ["a cat", "çà et là — 猫 🐈", "x" * 20, "\x00\n\t\x7f"]
 ENCODER = EncoderConfig(

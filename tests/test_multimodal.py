@@ -17,7 +17,6 @@ from perceiver_model.adapters.table import TableRows
 from perceiver_model.attention import set_attention_path
 from perceiver_model.autoencoder import MultimodalAutoencoder
 from perceiver_model.autoencoder_config import AutoencoderConfig, GridOutput, VectorOutput
-from perceiver_model.class_inputs import ClassInput, OneHot
 from perceiver_model.classifier import PerceiverClassifier
 from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, LearnedPositions
@@ -28,13 +27,22 @@ from perceiver_model.deepmind import (
     to_transformers_state,
 )
 from perceiver_model.flops import forward_flops, num_parameters
-from perceiver_model.inputs import AudioInput, Chunks, ImageInput, Patches
+from perceiver_model.inputs import (
+    AudioInput,
+    Chunks,
+    ClassInput,
+    Columns,
+    ImageInput,
+    OneHot,
+    Patches,
+    TableInput,
+    TextInput,
+    TokenEmbedding,
+)
 from perceiver_model.kinetics_config import kinetics_autoencoder
 from perceiver_model.modality_padding import ModalityPadding
 from perceiver_model.multimodal_config import Modality, MultimodalInput, PaddedModalities
 from perceiver_model.presets import preset
-from perceiver_model.table_inputs import Columns, TableInput
-from perceiver_model.text_inputs import TextInput, TokenEmbedding
 
 ENCODER = EncoderConfig(
     num_latents=8,

@@ -26,23 +26,29 @@ from perceiver_model.adapters.stem import ConvStemAdapter, ProjectedAdapter
 from perceiver_model.adapters.table import ColumnAdapter, TableRows
 from perceiver_model.adapters.text import TokenAdapter
 from perceiver_model.adapters.video import SpaceTimePatchAdapter, VideoPixelAdapter
-from perceiver_model.class_inputs import ClassInput, OneHot
 from perceiver_model.inputs import (
     AudioInput,
     Chunks,
+    ClassInput,
+    Columns,
     Conv,
     ConvStem,
+    FeatureMapInput,
     ImageInput,
     Mel,
+    OneHot,
     Patches,
     Pixels,
+    Points,
+    PointsInput,
+    SpaceTimePatches,
+    TableInput,
+    TextInput,
+    TokenEmbedding,
+    VideoInput,
 )
 from perceiver_model.multimodal_config import MultimodalInput, PaddedModalities
-from perceiver_model.point_inputs import Points, PointsInput
-from perceiver_model.table_inputs import Columns, TableInput
-from perceiver_model.text_inputs import TextInput, TokenEmbedding
 from perceiver_model.tokens_config import TokensConfig
-from perceiver_model.video_inputs import FeatureMapInput, SpaceTimePatches, VideoInput
 
 Inputs = torch.Tensor | TableRows | Mapping[str, Any]
 """What adapters read: a tensor, but for the rows of a table, and a mapping of modalities."""

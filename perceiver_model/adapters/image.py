@@ -5,8 +5,7 @@ from torch import nn
 
 from perceiver_model.adapters.checks import Tokens, check_inputs
 from perceiver_model.constants import Float32Constant
-from perceiver_model.inputs import Conv, ImageInput, Patches
-from perceiver_model.video_inputs import VideoInput
+from perceiver_model.inputs import Conv, ImageInput, Patches, VideoInput
 
 
 class ImageStandardiser(nn.Module):

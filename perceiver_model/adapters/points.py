@@ -5,7 +5,7 @@ from torch import nn
 
 from perceiver_model.adapters.checks import Tokens, check_inputs
 from perceiver_model.fourier import fourier_features
-from perceiver_model.point_inputs import Points, PointsInput
+from perceiver_model.inputs import Points, PointsInput
 
 
 class PointAdapter(nn.Module):

@@ -5,7 +5,7 @@ from torch import nn
 
 from perceiver_model.adapters.checks import Tokens, check_mask
 from perceiver_model.adapters.image import ImageStandardiser
-from perceiver_model.video_inputs import SpaceTimePatches, VideoInput
+from perceiver_model.inputs import SpaceTimePatches, VideoInput
 
 
 class VideoStandardiser(nn.Module):

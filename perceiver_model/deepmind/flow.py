@@ -34,7 +34,7 @@ from perceiver_model.deepmind.settings import (
 )
 from perceiver_model.flow import OpticalFlow
 from perceiver_model.flow_config import FlowConfig
-from perceiver_model.video_inputs import VideoInput
+from perceiver_model.inputs import VideoInput
 
 
 class Flow(Architecture[FlowConfig]):

@@ -27,9 +27,9 @@ from perceiver_model.deepmind.settings import (
     setting,
     write_encoder,
 )
+from perceiver_model.inputs import TextInput, TokenEmbedding
 from perceiver_model.language import MaskedLanguageModel
 from perceiver_model.language_config import LanguageConfig
-from perceiver_model.text_inputs import TextInput, TokenEmbedding
 
 
 def embedding_map() -> list[TensorMap]:

@@ -24,7 +24,6 @@ import torch
 
 from perceiver_model.autoencoder import MultimodalAutoencoder
 from perceiver_model.autoencoder_config import AutoencoderConfig, GridOutput, VectorOutput
-from perceiver_model.class_inputs import OneHot
 from perceiver_model.config import DecoderConfig, FourierConfig
 from perceiver_model.deepmind.architecture import Architecture
 from perceiver_model.deepmind.imagenet import PREPROCESSOR, label_settings
@@ -43,9 +42,8 @@ from perceiver_model.deepmind.settings import (
     setting,
     write_encoder,
 )
-from perceiver_model.inputs import AudioInput, Chunks
+from perceiver_model.inputs import AudioInput, Chunks, OneHot, SpaceTimePatches, VideoInput
 from perceiver_model.kinetics_config import kinetics_autoencoder
-from perceiver_model.video_inputs import SpaceTimePatches, VideoInput
 
 MODALITIES = ("audio", "image", "label")
 FRAMES_PER_SECOND = 25

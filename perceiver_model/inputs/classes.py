@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from perceiver_model.adapter_config import AdapterBase
 from perceiver_model.config_checks import FORBID_EXTRA, check_positive_integers
+from perceiver_model.inputs.base import AdapterBase
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from perceiver_model.adapter_config import AdapterBase
 from perceiver_model.config_checks import (
     FORBID_EXTRA,
     check_counts,
@@ -12,6 +11,7 @@ from perceiver_model.config_checks import (
     check_positive_integers,
     refusal,
 )
+from perceiver_model.inputs.base import AdapterBase
 
 
 @dataclass(frozen=True, kw_only=True)

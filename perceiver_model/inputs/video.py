@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from perceiver_model.adapter_config import AdapterBase
 from perceiver_model.config_checks import (
     FORBID_EXTRA,
     check_numbers,
     check_positive_integers,
     refusal,
 )
+from perceiver_model.inputs.base import AdapterBase
 
 
 @dataclass(frozen=True, kw_only=True)

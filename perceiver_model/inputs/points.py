@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from perceiver_model.adapter_config import AdapterBase
 from perceiver_model.config_checks import (
     FORBID_EXTRA,
     check_counts,
@@ -11,6 +10,7 @@ from perceiver_model.config_checks import (
     check_one_of,
     check_positive_integers,
 )
+from perceiver_model.inputs.base import AdapterBase
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from perceiver_model.adapter_config import AdapterBase
 from perceiver_model.config_checks import FORBID_EXTRA, check_positive_integers
+from perceiver_model.inputs.base import AdapterBase
 
 BYTE_VOCAB_SIZE = 262
 """Six special tokens and 256 bytes (IO, section 4.1; DeepMind's byte tokenizer)."""
