@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from perceiver_model.recomputed import activated_linear, normed_linear
+
 AttentionPath = Literal["auto", "reference", "fused", "factored", "separable"]
 """How attention is computed; every path is the same function of the same weights.
 
@@ -131,9 +133,10 @@ class MLP(nn.Module):
         self.activation: nn.Module = nn.GELU(approximate="tanh" if gelu == "tanh" else "none")
         self.contract = linear(widening * channels, channels)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`[batch, tokens, channels]` to the same shape."""
-        return self.contract(self.activation(self.expand(tokens)))
+    def forward(self, tokens: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
+        """`[batch, tokens, channels]`, normalised first, to the same shape."""
+        hidden = normed_linear(norm, self.expand, tokens)
+        return activated_linear(self.activation, self.contract, hidden)
 
 
 class SelfAttend(Attend):
@@ -168,9 +171,10 @@ class SelfAttend(Attend):
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """`[batch, num_latents, channels]` to the same shape."""
-        projected = self.query_key_value(self.attention_norm(latents)).split(self.widths, dim=-1)
-        query, key, value = (split_heads(part, self.num_heads) for part in projected)
+        projected = normed_linear(self.attention_norm, self.query_key_value, latents)
+        parts = projected.split(self.widths, dim=-1)
+        query, key, value = (split_heads(part, self.num_heads) for part in parts)
         attention = reference_attention if self.attention_path == "reference" else fused_attention
         attended = self.output(merge_heads(attention(query, key, value)))
         latents = latents + self.dropout(attended)
-        return latents + self.dropout(self.mlp(self.mlp_norm(latents)))
+        return latents + self.dropout(self.mlp(latents, self.mlp_norm))

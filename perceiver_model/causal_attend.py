@@ -142,7 +142,7 @@ class CausalAttend(Attend):
         reference = self.attention_path == "reference"
         attended = causal_attention(query, key, value, key_mask, reference=reference)
         latents = latents + self.dropout(self.output(merge_heads(attended)))
-        return latents + self.dropout(self.mlp(self.mlp_norm(latents)))
+        return latents + self.dropout(self.mlp(latents, self.mlp_norm))
 
 
 class CausalCrossAttend(CausalAttend):
