@@ -21,7 +21,8 @@ from perceiver_model.classifier import PerceiverClassifier
 from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig
 from perceiver_model.flops import forward_flops, num_parameters
-from perceiver_model.inputs import BYTE_VOCAB_SIZE, TextInput, TokenEmbedding
+from perceiver_model.inputs import TextInput, TokenEmbedding
+from perceiver_model.inputs.text import BYTE_VOCAB_SIZE
 from perceiver_model.language import (
     IGNORED,
     MaskedLanguageModel,
