@@ -211,8 +211,8 @@ def test_bad_arguments_are_refused():
 
 @pytest.mark.parametrize("kind", ["pixels", "mel"])
 def test_onnx_runtime_gives_what_the_model_gives(kind, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra export brings it")
+    pytest.importorskip("onnxscript", reason="the extra export brings it")
     torch.manual_seed(0)
     media, _ = ADAPTERS[kind]
     model = classifier(kind, DecoderConfig())
@@ -229,16 +229,16 @@ def test_onnx_runtime_gives_what_the_model_gives(kind, tmp_path):
 
 def test_fast_features_of_points_keep_their_precision_in_onnx(tmp_path):
     """Frequencies of thousands of radians turn the rounding of a number to float32 into 10⁻⁴."""
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime", reason="the extra export brings it")
+    pytest.importorskip("onnxscript", reason="the extra export brings it")
     torch.manual_seed(0)
     model, media = small_preset("modelnet40")
     export_onnx(model, tmp_path / "points.onnx", (example(media, 2),))
 
 
 def test_an_onnx_file_with_other_results_is_not_written(tmp_path, monkeypatch):
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime", reason="the extra export brings it")
+    pytest.importorskip("onnxscript", reason="the extra export brings it")
     exported = torch.onnx.export
 
     def spoiled(program, **options):
