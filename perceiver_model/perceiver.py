@@ -19,11 +19,12 @@ class PerceiverEncoder(nn.Module):
     Each set of weights is registered once, whatever the number of times it is applied.
 
     Attributes:
-        checkpoint_blocks: keep only each block's input for the backward pass and compute the block
-            again there; memory for the latents then grows with blocks instead of layers.
+        checkpointed_share: share of the self-attends, from the first on, that keep only their
+            input for the backward pass and compute the rest again there. When the first are
+            reached, what the others kept has been freed.
     """
 
-    checkpoint_blocks: bool = False
+    checkpointed_share: float = 0.0
 
     def __init__(self, config: EncoderConfig, *, input_channels: int) -> None:
         super().__init__()
@@ -67,6 +68,8 @@ class PerceiverEncoder(nn.Module):
         latents = self.latents.unsqueeze(0) if state is None else state
         memories: dict[int, Memory] = {}
         cross_index = 0
+        num_self_attends = self.config.num_blocks * self.config.num_self_attends
+        num_checkpointed = round(self.checkpointed_share * num_self_attends) if self.training else 0
         for block_index, num_cross_attends in enumerate(self.config.cross_attends_before_block):
             for _ in range(num_cross_attends):
                 weights = self._cross_attend_weights(cross_index)
@@ -75,10 +78,12 @@ class PerceiverEncoder(nn.Module):
                 )
                 cross_index += 1
             block = self.blocks[0 if self.config.share_self_attends else block_index]
-            if self.checkpoint_blocks and self.training:
-                latents = checkpoint(block, latents, use_reentrant=False)
-            else:
-                latents = block(latents)
+            for self_attend in block.children():
+                if num_checkpointed > 0:
+                    latents = checkpoint(self_attend, latents, use_reentrant=False)
+                else:
+                    latents = self_attend(latents)
+                num_checkpointed -= 1
         return latents
 
 

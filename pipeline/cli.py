@@ -224,7 +224,7 @@ def _bench_model(args: argparse.Namespace) -> int:
         options = read_options(
             preset_name=args.preset, vs=args.vs, device=args.device, precision=args.precision,
             batch_sizes=args.batch_sizes, work=args.work, rounds=args.rounds,
-            compile=not args.no_compile, paths=args.paths,
+            compile=not args.no_compile, paths=args.paths, checkpointed=args.checkpointed,
         )  # fmt: skip
         result = bench_model(options, console)
         report(result, console)
@@ -333,6 +333,9 @@ def _add_bench_model(subjects: "argparse._SubParsersAction[argparse.ArgumentPars
     subject.add_argument("--no-compile", action="store_true", help="only without torch.compile")
     subject.add_argument(
         "--paths", action="store_true", help="a row for each path of our attention"
+    )
+    subject.add_argument(
+        "--checkpointed", metavar="SHARE,…", help="a row for each share of activation checkpointing"
     )
 
 

@@ -70,8 +70,8 @@ class TrainingConfig(Section):
             well, 3 weights as well.
         attention_path: how attention is computed; every path is the same function to rounding, and
             ``auto`` takes the cheapest (``perceiver_model.attention``).
-        activation_checkpointing: keep only each latent block's input for the backward pass and
-            compute the block again there; less memory for more time.
+        activation_checkpointing: share of the latents' self-attends, 0 to 1, that keep only their
+            input for the backward pass and compute the rest again there; less memory for more time.
         compile: compile the model with torch.compile in this mode (``reduce-overhead`` and
             ``max-autotune`` use CUDA graphs), or null; at ZeRO stages 0 to 2.
         checkpoint_steps: also save within an epoch, every so many optimizer steps; or null.
@@ -93,7 +93,7 @@ class TrainingConfig(Section):
     precision: Literal["float32", "bf16"] = "float32"
     zero_stage: Literal[0, 1, 2, 3] = 2
     attention_path: Literal["auto", "reference", "fused", "factored", "separable"] = "auto"
-    activation_checkpointing: bool = False
+    activation_checkpointing: float = Field(default=0.0, ge=0, le=1)
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
     checkpoint_steps: int | None = Field(default=None, ge=1)
     log_steps: int = Field(default=10, ge=1)

@@ -78,7 +78,7 @@ def open_training(task: TrainTask) -> Iterator[tuple[TrainLoop, TrainState]]:
     model = PerceiverClassifier(classifier, positions=load_positions(shard_set, classifier))
     model = model.to(place.device)
     set_attention_path(model, training.attention_path)
-    model.encoder.checkpoint_blocks = training.activation_checkpointing
+    model.encoder.checkpointed_share = training.activation_checkpointing
     if training.compile:
         model.compile(mode=training.compile)
 

@@ -372,6 +372,54 @@ def test_a_row_for_every_attention_path_of_ours():
     assert pairs == [("ours", False), ("ours", True)]
 
 
+def test_a_row_for_every_share_of_activation_checkpointing_in_training(console):
+    asked = []
+
+    def ask(job: Job) -> jobs.Answer:
+        asked.append((job.task, job.checkpointed))
+        return do(job)
+
+    options = model.read_options(
+        preset_name="io-imagenet-conv", vs="none", device="cpu", precision="float32",
+        batch_sizes="1", work="train,inference", rounds=1, compile=False, paths=False,
+        checkpointed="1,0.25",
+    )  # fmt: skip
+    options = dataclasses.replace(options, config=TINY, seconds=0.01)
+    rows = bench_model(options, console, ask=ask)["rows"]
+    assert [(row["work"], row["label"]) for row in rows] == [
+        ("train", "ours"),
+        ("train", "ours, checkpointed 0.25"),
+        ("train", "ours, checkpointed 1"),
+        ("inference", "ours"),
+    ]
+    assert [share for task, share in asked if task == "train"] == [0.0, 0.25, 1.0]
+
+
+def test_checkpointed_self_attends_keep_their_inputs_alone_and_learn_the_same():
+    network = peers.IMPLEMENTATIONS["ours"].classifier(TINY).train()
+    images = raw_images(TINY, 2, "cpu")
+    kept, gradients = [], []
+    for share in (0.0, 0.5, 1.0):
+        network.encoder.checkpointed_share = share
+        total = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal total
+            total += tensor.nbytes
+            return tensor
+
+        network.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = network(images).square().sum()
+        loss.backward()
+        kept.append(total)
+        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
+    assert kept == sorted(kept, reverse=True) and len(set(kept)) == 3
+    for others in gradients[1:]:
+        for expected, gradient in zip(gradients[0], others, strict=True):
+            torch.testing.assert_close(gradient, expected)
+
+
 # --- workers ---
 
 
@@ -442,6 +490,7 @@ def test_time_is_of_at_least_three_steps_and_the_seconds_asked_for():
         (["--precision", "fp8"], "--precision fp8: must be one of auto, float32, bf16"),
         (["--batch-sizes", "1,zwei"], "--batch-sizes 1,zwei: must be integers of at least 1"),
         (["--batch-sizes", "0"], "--batch-sizes 0: must be integers of at least 1"),
+        (["--checkpointed", "0.5,2"], "--checkpointed 0.5,2: must be shares above 0"),
         (["--work", "training"], "--work training: must be one of train, inference, cross-attend"),
         (["--work", ","], "--work: names nothing"),
         (

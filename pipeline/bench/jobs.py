@@ -29,7 +29,7 @@ class Job:
         device: ``cpu``, ``cuda``, or for ``machine`` also ``auto``.
         precision: ``float32`` or ``bf16``, or for ``machine`` also ``auto``.
         config: a `ClassifierConfig` as a dictionary.
-        implementation, path, compiled: those of a `Variant`.
+        implementation, path, compiled, checkpointed: those of a `Variant`.
         paths: of ``agreement``, those of ours that must agree.
         seconds: how long to repeat a step at least.
     """
@@ -41,6 +41,7 @@ class Job:
     implementation: str = "ours"
     path: str = "auto"
     compiled: bool = False
+    checkpointed: float = 0.0
     paths: tuple[str, ...] = ("auto",)
     batch_size: int = 1
     seconds: float = 2.0

@@ -50,6 +50,7 @@ class Options:
         batch_sizes: ascending; None takes the device's defaults.
         compile: whether each is measured with ``torch.compile``, too.
         paths: whether each of our attention paths has a row.
+        checkpointed: shares of activation checkpointing that have a row each in ``train``.
         work: from `WORK`.
         rounds: how often all are measured in turn; figures are medians over rounds.
         seconds: how long a step is repeated at least.
@@ -64,6 +65,7 @@ class Options:
     batch_sizes: tuple[int, ...] | None = None
     compile: bool = True
     paths: bool = False
+    checkpointed: tuple[float, ...] = ()
     work: tuple[Task, ...] = DEFAULT_WORK
     rounds: int = 1
     seconds: float = SECONDS
@@ -81,6 +83,7 @@ def read_options(
     rounds: int,
     compile: bool,
     paths: bool,
+    checkpointed: str | None = None,
 ) -> Options:
     """The command line's words as `Options`.
 
@@ -109,6 +112,7 @@ def read_options(
         batch_sizes=None if batch_sizes is None else _sizes(batch_sizes),
         compile=compile,
         paths=paths,
+        checkpointed=() if checkpointed is None else _shares(checkpointed),
         work=chosen,
         rounds=rounds,
         seconds=SECONDS,
@@ -145,7 +149,12 @@ def bench_model(options: Options, console: Console, ask: Ask = ask_worker) -> di
     rows: list[Row] = []
     for work in options.work:
         if work != "memory":
-            chosen = variants(options.peers, compile=options.compile, paths=options.paths)
+            chosen = variants(
+                options.peers,
+                compile=options.compile,
+                paths=options.paths,
+                checkpointed=options.checkpointed if work == "train" else (),
+            )
             job = dataclasses.replace(base, task=work)
             rows += measure_rows(job, chosen, sizes, options.rounds, console, ask)
     memory = _memory(options, base, console, ask) if "memory" in options.work else []
@@ -237,3 +246,13 @@ def _sizes(text: str) -> tuple[int, ...]:
     if not sizes or not all(size.isdecimal() and int(size) for size in sizes):
         raise UserError(f"--batch-sizes {text}: must be integers of at least 1, such as 1,2,4")
     return tuple(sorted({int(size) for size in sizes}))
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        shares = tuple(float(name) for name in _names(text))
+    except ValueError:
+        shares = ()
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise UserError(f"--checkpointed {text}: must be shares above 0 and at most 1: 0.25,1")
+    return tuple(sorted(set(shares)))

@@ -37,25 +37,38 @@ class Variant:
         implementation: ``ours`` or one of `PEERS`.
         path: the attention path, of ours only.
         compiled: whether ``torch.compile`` is applied.
+        checkpointed: share of the latents' self-attends whose activations are computed again in the
+            backward pass, of ours only.
     """
 
     implementation: str
     path: str = "auto"
     compiled: bool = False
+    checkpointed: float = 0.0
 
     @property
     def label(self) -> str:
-        """``ours``, ``ours, fused``, ``transformers``."""
-        return self.implementation + ("" if self.path == "auto" else f", {self.path}")
+        """``ours``, ``ours, fused``, ``ours, checkpointed 0.25``, ``transformers``."""
+        path = "" if self.path == "auto" else f", {self.path}"
+        return (
+            self.implementation
+            + path
+            + (f", checkpointed {self.checkpointed:g}" if self.checkpointed else "")
+        )
 
 
-def variants(peers: tuple[str, ...], *, compile: bool, paths: bool) -> list[Variant]:
+def variants(
+    peers: tuple[str, ...], *, compile: bool, paths: bool, checkpointed: tuple[float, ...] = ()
+) -> list[Variant]:
     """Every row: ours first, then the peers; each as it is and, if asked, compiled."""
-    kinds = [(OURS, path) for path in ("auto", *(PATHS if paths else ()))]
-    kinds += [(peer, "auto") for peer in peers]
+    kinds = [
+        Variant(implementation=OURS, path=path) for path in ("auto", *(PATHS if paths else ()))
+    ]
+    kinds += [Variant(implementation=OURS, checkpointed=share) for share in checkpointed]
+    kinds += [Variant(implementation=peer) for peer in peers]
     return [
-        Variant(implementation=implementation, path=path, compiled=compiled)
-        for implementation, path in kinds
+        dataclasses.replace(kind, compiled=compiled)
+        for kind in kinds
         for compiled in ((False, True) if compile else (False,))
     ]
 

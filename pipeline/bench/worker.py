@@ -215,6 +215,8 @@ def _ready(model: nn.Module, job: Job) -> nn.Module:
     """On the device, by the path asked for, compiled if asked for."""
     model.to(job.device)
     set_attention_path(model, job.path)  # type: ignore[arg-type]  # one of variants.PATHS
+    if job.checkpointed:
+        model.encoder.checkpointed_share = job.checkpointed  # type: ignore[union-attr]  # ours
     return torch.compile(model) if job.compiled else model  # type: ignore[return-value]  # a module
 
 
