@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 from perceiver_model.config import DecoderConfig, EncoderConfig
 from perceiver_model.config_checks import check_positive_integers
+from perceiver_model.inputs import MediaAdapter, MediaInput
 from perceiver_model.multimodal_config import MultimodalInput, PaddedModalities
 from perceiver_model.tokens_config import (
-    MediaAdapter,
-    MediaInput,
     TokensConfig,
     check_cross_heads,
     check_decoder_heads,

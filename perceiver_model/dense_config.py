@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, PositionConfig
 from perceiver_model.config_checks import check_numbers, check_positive_integers, refusal
+from perceiver_model.inputs import MediaAdapter, MediaInput
 from perceiver_model.tokens_config import (
-    MediaAdapter,
-    MediaInput,
     TokensConfig,
     check_cross_heads,
     check_decoder_heads,

@@ -12,8 +12,8 @@ from perceiver_model.config_checks import (
     check_probability,
     refusal,
 )
-from perceiver_model.inputs.base import AdapterBase
-from perceiver_model.tokens_config import MediaAdapter, MediaInput, TokensConfig
+from perceiver_model.inputs import AdapterBase, MediaAdapter, MediaInput
+from perceiver_model.tokens_config import TokensConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,8 @@ from perceiver_model.inputs import (
     Chunks,
     ConvStem,
     ImageInput,
+    MediaAdapter,
+    MediaInput,
     Mel,
     Pixels,
     Points,
@@ -35,7 +37,6 @@ from perceiver_model.inputs import (
 from perceiver_model.kinetics_config import kinetics_autoencoder
 from perceiver_model.language_config import LanguageConfig
 from perceiver_model.multimodal_config import Modality, MultimodalInput, PaddedModalities
-from perceiver_model.tokens_config import MediaAdapter, MediaInput
 
 ModelConfig = (
     ClassifierConfig | LanguageConfig | ARConfig | DenseConfig | FlowConfig | AutoencoderConfig

@@ -13,55 +13,7 @@ from perceiver_model.config import (
 )
 from perceiver_model.config_checks import FORBID_EXTRA, check_numbers, refusal, write_config
 from perceiver_model.config_tree import read_tree
-from perceiver_model.inputs import (
-    AudioInput,
-    Chunks,
-    ClassInput,
-    Columns,
-    Conv,
-    ConvStem,
-    FeatureMapInput,
-    ImageInput,
-    Mel,
-    OneHot,
-    Patches,
-    Pixels,
-    Points,
-    PointsInput,
-    SpaceTimePatches,
-    TableInput,
-    TextInput,
-    TokenEmbedding,
-    VideoInput,
-)
-from perceiver_model.inputs.base import AdapterBase
-
-MediaInput = (
-    ImageInput
-    | AudioInput
-    | TextInput
-    | VideoInput
-    | FeatureMapInput
-    | PointsInput
-    | TableInput
-    | ClassInput
-)
-"""An input of one modality."""
-
-MediaAdapter = (
-    Pixels
-    | Patches
-    | Conv
-    | ConvStem
-    | Chunks
-    | Mel
-    | TokenEmbedding
-    | SpaceTimePatches
-    | Points
-    | Columns
-    | OneHot
-)
-"""An adapter of one modality."""
+from perceiver_model.inputs import AdapterBase
 
 
 @dataclass(frozen=True, kw_only=True)

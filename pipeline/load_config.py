@@ -171,7 +171,7 @@ def _allowed(error: Any) -> str:
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         siblings = _fields_at(location[:-1])
         hint = did_you_mean(str(location[-1]), siblings) or f"allowed: {', '.join(siblings)}"
-        return f"unknown key; {hint}"
+        return f"unknown key; {_space_hint(location[-1:]) or hint}"
     if kind in ("missing", "missing_argument"):
         return "is missing"
     message = error["msg"]
@@ -179,11 +179,21 @@ def _allowed(error: Any) -> str:
         return re.sub(r"\b[A-Z]\w+(Config|Input)\.", "", message.removeprefix("Value error, "))
     if kind == "union_tag_invalid":
         return f"kind is {error['ctx']['tag']!r}; must be {error['ctx']['expected_tags']}"
+    if kind == "union_tag_not_found":
+        told = [f"is {_short(error['input'])}, without a kind", _space_hint(error["input"])]
+        told.append(f"kind must be {', '.join(map(repr, _kinds_at(location)))}")
+        return "; ".join(filter(None, told))
     if kind == "string_pattern_mismatch":
         message = f"must match {error['ctx']['pattern']}"
     for theirs in ("Input should be", "Input should", "Tuple should"):
         message = message.replace(theirs, "must be" if theirs.endswith("be") else "must")
     return f"is {_short(error.get('input'))}; {message}"
+
+
+def _space_hint(keys: typing.Iterable[Any]) -> str:
+    """How to write the first of the keys that YAML took a value into, or an empty text."""
+    glued = next((key for key in map(str, keys) if ":" in key), None)
+    return f"write {glued.replace(':', ': ', 1)!r}, with a space after the colon" if glued else ""
 
 
 def _short(value: Any) -> str:
@@ -238,11 +248,20 @@ def _without_tags(location: tuple[Any, ...]) -> list[Any]:
 _TYPE_TAGS = {"str", "float", "int", "bool", "constrained-float", "ImageFormat", "AudioFormat"}
 
 
-def _fields_at(location: tuple[Any, ...]) -> list[str]:
+def _types_at(location: tuple[Any, ...]) -> list[Any]:
     current: Any = Config
     for part in location:
         current, _ = _step(current, part)
-    return [name for member in _members(current) for name in _field_types(member)]
+    return _members(current)
+
+
+def _fields_at(location: tuple[Any, ...]) -> list[str]:
+    return [name for member in _types_at(location) for name in _field_types(member)]
+
+
+def _kinds_at(location: tuple[Any, ...]) -> list[str]:
+    kinds = (_field_types(member).get("kind") for member in _types_at(location))
+    return [name for kind in kinds for name in typing.get_args(kind)]
 
 
 def _check_space(config: Config, source: str) -> None:

@@ -1,4 +1,4 @@
-"""Video, feature maps, points and table rows: their tokens, and the classifier that reads them."""
+"""Video, feature maps, points and table rows: their configurations and their tokens."""
 
 import dataclasses
 import json
@@ -6,17 +6,28 @@ import math
 
 import pydantic
 import pytest
-import safetensors.torch
 import torch
-import torch.nn.functional as F
+from media_classifiers import (
+    CONFIGS,
+    FEATURES,
+    PATCHES,
+    POINTS,
+    ROWS,
+    TABLE,
+    VIDEO,
+    adapter_of,
+    classifier,
+    config_of,
+    inputs_of,
+    mask_of,
+)
 
-from perceiver_model import PerceiverClassifier, forward_flops
+from perceiver_model import PerceiverClassifier
 from perceiver_model.adapters import build_adapter
 from perceiver_model.adapters.points import to_unit_cube
 from perceiver_model.adapters.table import TableRows
-from perceiver_model.attention import set_attention_path
 from perceiver_model.classifier_config import ClassifierConfig
-from perceiver_model.config import EncoderConfig, FourierConfig, LearnedPositions
+from perceiver_model.config import FourierConfig, LearnedPositions
 from perceiver_model.fourier import axis_position_tables, fourier_features, position_table
 from perceiver_model.inputs import (
     Chunks,
@@ -32,85 +43,6 @@ from perceiver_model.inputs import (
     VideoInput,
 )
 from perceiver_model.presets import preset
-
-VIDEO = VideoInput(num_frames=4, height=4, width=6, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
-FEATURES = FeatureMapInput(height=3, width=5, channels=4)
-POINTS = PointsInput(num_points=10, num_features=2)
-TABLE = TableInput(num_numeric=2, mean=(10.0, -1.0), std=(4.0, 0.5), num_categories=(3, 2))
-PATCHES = SpaceTimePatches(num_frames=2, height=2, width=3)
-ENCODER = EncoderConfig(
-    num_latents=8,
-    latent_dim=32,
-    num_blocks=2,
-    num_cross_attends=2,
-    num_self_attends=1,
-    num_self_heads=4,
-    latent_init_std=1.0,
-)
-
-
-def config_of(media, adapter, *, positions=None):
-    return ClassifierConfig(
-        input=media, adapter=adapter, positions=positions, encoder=ENCODER, num_classes=3
-    )
-
-
-CONFIGS = {
-    "video-pixels": config_of(VIDEO, Pixels(), positions=FourierConfig(num_bands=3)),
-    "video-patches": config_of(VIDEO, PATCHES, positions=FourierConfig(num_bands=3)),
-    "video-learned": config_of(VIDEO, PATCHES, positions=LearnedPositions(num_channels=8)),
-    "feature-map": config_of(FEATURES, Pixels(), positions=FourierConfig(num_bands=3)),
-    "points": config_of(POINTS, Points(num_bands=3, max_resolution=8)),
-    "table": config_of(TABLE, Columns(num_channels=16)),
-    "table-learned": config_of(TABLE, Columns(num_channels=16, missing="learned")),
-}
-ROWS = TableRows(
-    torch.tensor([[12.0, -0.5], [math.nan, 1.5], [math.nan, math.nan]]),
-    torch.tensor([[2, 1], [-1, 0], [-1, -1]]),
-)
-
-
-def adapter_of(kind):
-    torch.manual_seed(0)
-    return build_adapter(CONFIGS[kind])
-
-
-def classifier(kind):
-    torch.manual_seed(0)
-    return PerceiverClassifier(CONFIGS[kind]).eval()
-
-
-def inputs_of(kind, size=2, *, seed=1):
-    """Random inputs without missing values."""
-    generator = torch.Generator().manual_seed(seed)
-    media = CONFIGS[kind].input
-    if isinstance(media, VideoInput):
-        shape = (size, *media.grid, media.channels)
-        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    if isinstance(media, TableInput):
-        numeric = 10 + 4 * torch.randn(size, media.num_numeric, generator=generator)
-        columns = [
-            torch.randint(0, count, (size,), generator=generator) for count in media.num_categories
-        ]
-        return TableRows(numeric, torch.stack(columns, dim=1))
-    shape = media.grid if isinstance(media, FeatureMapInput) else (media.num_points,)
-    return torch.randn(size, *shape, media.channels, generator=generator)
-
-
-def mask_of(inputs, keep):
-    """A mask of the inputs' shape that keeps each position with the probability `keep`."""
-    if isinstance(inputs, TableRows):
-        shape = (len(inputs.numeric), inputs.numeric.shape[1] + inputs.categorical.shape[1])
-    else:
-        shape = inputs.shape[:-1]
-    return torch.rand(shape, generator=torch.Generator().manual_seed(2)) < keep
-
-
-def select(inputs, index):
-    if isinstance(inputs, TableRows):
-        return TableRows(inputs.numeric[index], inputs.categorical[index])
-    return inputs[index]
-
 
 # Configuration.
 
@@ -428,155 +360,3 @@ EMPTY_MASK = torch.ones(2, 4)
 def test_wrong_shapes_and_dtypes_are_refused(kind, inputs, mask, message):
     with pytest.raises(ValueError, match=message):
         adapter_of(kind)(inputs, mask)
-
-
-# The classifier.
-
-
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_samples_in_a_batch_do_not_touch_each_other(kind):
-    model, inputs = classifier(kind), inputs_of(kind)
-    logits = model(inputs)
-    assert logits.shape == (2, 3) and not torch.allclose(logits[0], logits[1], atol=1e-3)
-    alone = torch.cat([model(select(inputs, slice(0, 1))), model(select(inputs, slice(1, 2)))])
-    torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_a_mask_of_all_true_equals_no_mask(kind):
-    model, inputs = classifier(kind), inputs_of(kind)
-    torch.testing.assert_close(
-        model(inputs, mask_of(inputs, 2.0)), model(inputs), rtol=1e-4, atol=1e-4
-    )
-
-
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_masked_inputs_are_without_influence(kind):
-    model, inputs, other = classifier(kind), inputs_of(kind), inputs_of(kind, seed=3)
-    mask = mask_of(inputs, 0.5)
-    if isinstance(inputs, TableRows):
-        changed = TableRows(
-            torch.where(mask[:, :2], inputs.numeric, other.numeric),
-            torch.where(mask[:, 2:], inputs.categorical, other.categorical),
-        )
-    else:
-        changed = torch.where(mask.unsqueeze(-1), inputs, other)
-    torch.testing.assert_close(model(changed, mask), model(inputs, mask), rtol=0, atol=0)
-    assert not torch.allclose(model(changed), model(inputs), atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_a_sample_without_valid_input_has_finite_logits_and_gradients(kind):
-    model, inputs = classifier(kind), inputs_of(kind)
-    mask = mask_of(inputs, 2.0)
-    mask[1] = False
-    if not isinstance(inputs, TableRows) and inputs.is_floating_point():
-        inputs[1] = math.nan
-    logits = model(inputs, mask)
-    logits.square().sum().backward()
-    assert logits.isfinite().all()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-
-
-@pytest.mark.parametrize("kind", ["table", "table-learned"])
-def test_rows_with_missing_values_only_have_finite_logits_and_gradients(kind):
-    model = classifier(kind)
-    logits = model(ROWS)
-    logits.square().sum().backward()
-    assert logits.isfinite().all()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("path", ["fused", "factored", "separable"])
-@pytest.mark.parametrize("kind", ["video-pixels", "video-patches", "points"])
-def test_attention_paths_agree(kind, path):
-    model, inputs = classifier(kind), inputs_of(kind)
-    mask = mask_of(inputs, 0.7)
-    set_attention_path(model, "reference")
-    expected = model(inputs, mask)
-    set_attention_path(model, path)
-    torch.testing.assert_close(model(inputs, mask), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_the_order_of_points_and_the_length_of_their_padding_change_nothing():
-    model, points = classifier("points"), inputs_of("points")
-    order = torch.randperm(10, generator=torch.Generator().manual_seed(4))
-    torch.testing.assert_close(model(points[:, order]), model(points), rtol=1e-4, atol=1e-4)
-    longer = PerceiverClassifier(
-        config_of(dataclasses.replace(POINTS, num_points=15), CONFIGS["points"].adapter)
-    ).eval()
-    longer.load_state_dict(model.state_dict())
-    padded, mask = F.pad(points, (0, 0, 5, 0)), (torch.arange(15) >= 5).expand(2, -1)
-    torch.testing.assert_close(longer(padded, mask), model(points), rtol=1e-4, atol=1e-4)
-
-
-def test_frames_of_padding_change_nothing():
-    config = CONFIGS["video-patches"]
-    shorter_config = dataclasses.replace(
-        config, input=dataclasses.replace(VIDEO, num_frames=2), positions=None
-    )
-    shorter = PerceiverClassifier(shorter_config).eval()
-    longer = PerceiverClassifier(dataclasses.replace(config, positions=None)).eval()
-    longer.load_state_dict(shorter.state_dict())
-    videos = inputs_of("video-patches")
-    mask = (torch.arange(4) < 2).expand(2, -1)
-    torch.testing.assert_close(longer(videos, mask), shorter(videos[:, :2]), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_weights_survive_safetensors(kind, tmp_path):
-    model, inputs = classifier(kind), inputs_of(kind)
-    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
-    torch.manual_seed(3)
-    restored = PerceiverClassifier(CONFIGS[kind]).eval()
-    restored.load_state_dict(safetensors.torch.load_file(tmp_path / "model.safetensors"))
-    torch.testing.assert_close(restored(inputs), model(inputs), rtol=0, atol=0)
-    assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
-
-
-@pytest.mark.parametrize("kind", ["video-patches", "feature-map", "points", "table-learned"])
-def test_compiles_into_one_graph(kind):
-    model, inputs = classifier(kind), inputs_of(kind)
-    mask = mask_of(inputs, 0.7)
-    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
-    torch.testing.assert_close(compiled(inputs, mask), model(inputs, mask))
-
-
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_a_module_cast_to_bfloat16_gives_nearly_the_same_logits(kind):
-    model, inputs = classifier(kind), inputs_of(kind)
-    expected = model(inputs)
-    logits = model.bfloat16()(inputs)
-    assert logits.dtype == torch.float32
-    assert (logits - expected).norm() < 0.1 * expected.norm()
-
-
-@pytest.mark.parametrize("kind", ["video-patches", "points", "table"])
-def test_flops_are_those_of_the_matrix_products(kind):
-    model = classifier(kind)
-    set_attention_path(model, "reference")
-    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
-        model(inputs_of(kind, size=1))
-    assert forward_flops(CONFIGS[kind]) == counter.get_total_flops()
-
-
-def test_learns_whether_a_column_is_missing():
-    torch.manual_seed(0)
-    config = dataclasses.replace(CONFIGS["table-learned"], num_classes=2)
-    model = PerceiverClassifier(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-
-    def batch(size):
-        labels = torch.randint(0, 2, (size,))
-        numeric = 10 + 4 * torch.randn(size, 2)
-        numeric[:, 1] = torch.where(labels.bool(), math.nan, numeric[:, 1])
-        return TableRows(numeric, torch.randint(-1, 4, (size, 2))), labels
-
-    for _ in range(40):
-        rows, labels = batch(32)
-        optimizer.zero_grad()
-        F.cross_entropy(model(rows), labels).backward()
-        optimizer.step()
-    rows, labels = batch(200)
-    assert (model(rows).argmax(dim=-1) == labels).float().mean() > 0.95

@@ -33,17 +33,6 @@ CONFIG = ClassifierConfig(
 PATHS = ["reference", "fused", "factored", "separable"]
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    """One thread, since products this small are slower on two where other work runs."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-    torch.set_num_threads(num_threads)
-
-
 def classifier(path="auto", config=CONFIG):
     torch.manual_seed(0)
     model = PerceiverClassifier(config)

@@ -1,19 +1,16 @@
 """The configuration tree, and reading it from YAML with dotted overrides."""
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
 import pytest
-import yaml
 from pydantic import ValidationError
 
 from perceiver_model import PRESETS
 from perceiver_model.inputs import AudioInput, ImageInput, Mel
-from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.load_config import load_config, shipped_configs, validate, with_values
-from pipeline.section import canonical_json, digest, flatten
+from pipeline.section import flatten
 
 MINIMAL = """
 name: tiny
@@ -205,6 +202,16 @@ WRONG_VALUES = [
     ("data.image.resize=zoom", "data.image.resize: is 'zoom'; must be 'crop', 'pad' or 'stretch'"),
     ("data.image.height=0", "data.image: height is 0; it must be at least 1"),
     ("model.adapter.kind=mell", "model.adapter: kind is 'mell'; must be 'pixels', 'patches'"),
+    ("model.adapter={}", "model.adapter: is {}, without a kind; kind must be 'pixels', 'patches'"),
+    (
+        "model.adapter={kind:conv_stem}",
+        "model.adapter: is {'kind:conv_stem': None}, without a kind; write 'kind: conv_stem', "
+        "with a space after the colon; kind must be 'pixels', 'patches', 'conv', 'conv_stem', ",
+    ),
+    (
+        "training.schedule={kind:cosine}",
+        "training.schedule.kind:cosine: unknown key; write 'kind: cosine', with a space after the",
+    ),
     ("model.positions.num_bands=0", "model.positions: num_bands = 0: must be an integer of at l"),
     ("model.pixel_std=[0]", "model: std = (0.0,): must be a tuple of 1 finite number(s) above 0"),
     ("output=s3://a/b", "output: is 's3://a/b'; give a folder"),
@@ -375,24 +382,3 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, told):
 )  # fmt: skip
 def test_a_missing_file_gets_the_nearest_shipped_name(source, hint):
     assert refusal(source) == [f"{source}: no such configuration file, nor a shipped name; {hint}"]
-
-
-# --- trees ---
-
-
-def test_equal_trees_have_equal_digests_whatever_their_order():
-    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
-    assert len({digest(value) for value in ({"a": 1}, {"a": 2}, {"b": 1}, {"a": "1"}, [1])}) == 5
-    assert digest({"b": 2, "a": [1]}) == hashlib.sha256(b'{"a":[1],"b":2}').hexdigest()
-    assert canonical_json({"b": None, "a": True}) == '{"a":true,"b":null}'
-
-
-def test_flatten_names_leaves_by_dotted_paths():
-    tree = {"a": 1, "b": {"c": [1, {"d": 2}], "e": {"f": None}}}
-    assert flatten(tree) == {"a": 1, "b.c": [1, {"d": 2}], "b.e.f": None}
-
-
-def test_the_tree_survives_yaml():
-    config = load_config("audio")
-    text = yaml.safe_dump(config.tree(), sort_keys=False)
-    assert Config.model_validate_json(canonical_json(yaml.safe_load(text))) == config

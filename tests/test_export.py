@@ -50,15 +50,6 @@ ADAPTERS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Products this small are slower on two threads, and far slower where other work runs."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
 def example_rows(batch):
     numeric = torch.randn(batch, 2)
     numeric[0, 0] = torch.nan

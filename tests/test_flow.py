@@ -50,15 +50,6 @@ SETTINGS = PerceiverConfig(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small only wait for each other's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def randomised(model):
     """Weights as large as trained ones, so that what differs shows."""
     generator = torch.Generator().manual_seed(0)

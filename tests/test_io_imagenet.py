@@ -25,15 +25,6 @@ ENCODER = EncoderConfig(
 SIZES = [(224, 224), (16, 16), (17, 13), (5, 8)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The models are too small for several threads, which other processes would hold up."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def config(**parts):
     parts = {"input": ImageInput(height=13, width=18, channels=3)} | parts
     return ClassifierConfig(encoder=ENCODER, decoder=DecoderConfig(), num_classes=4, **parts)

@@ -56,15 +56,6 @@ MODELS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The models are too small for several threads, which other processes would hold up."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def build(kind):
     """A small model whose weights are large enough for every token to matter."""
     torch.manual_seed(0)

@@ -1,138 +1,32 @@
 """Several modalities in one input array, and out of one decoder: classifier and autoencoder."""
 
 import dataclasses
-import json
 
-import pydantic
 import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from multimodal_models import (
+    AUDIO,
+    AUTOENCODER,
+    IMAGE,
+    LABEL,
+    TABLE,
+    build,
+    classifier_config,
+    inputs_for,
+)
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PerceiverConfig, PerceiverForMultimodalAutoencoding
 
 from perceiver_model.adapters import build_adapter
 from perceiver_model.adapters.classes import OneHotAdapter
 from perceiver_model.adapters.table import TableRows
 from perceiver_model.attention import set_attention_path
 from perceiver_model.autoencoder import MultimodalAutoencoder
-from perceiver_model.autoencoder_config import AutoencoderConfig, GridOutput, VectorOutput
 from perceiver_model.classifier import PerceiverClassifier
-from perceiver_model.classifier_config import ClassifierConfig
-from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, LearnedPositions
-from perceiver_model.deepmind import (
-    from_transformers_state,
-    load_pretrained,
-    save_pretrained,
-    to_transformers_state,
-)
-from perceiver_model.flops import forward_flops, num_parameters
-from perceiver_model.inputs import (
-    AudioInput,
-    Chunks,
-    ClassInput,
-    Columns,
-    ImageInput,
-    OneHot,
-    Patches,
-    TableInput,
-    TextInput,
-    TokenEmbedding,
-)
-from perceiver_model.kinetics_config import kinetics_autoencoder
+from perceiver_model.flops import forward_flops
+from perceiver_model.inputs import ClassInput
 from perceiver_model.modality_padding import ModalityPadding
-from perceiver_model.multimodal_config import Modality, MultimodalInput, PaddedModalities
-from perceiver_model.presets import preset
-
-ENCODER = EncoderConfig(
-    num_latents=8,
-    latent_dim=32,
-    num_blocks=1,
-    num_cross_attends=1,
-    num_self_attends=2,
-    num_self_heads=4,
-    latent_init_std=1.0,
-)
-AUDIO = Modality(
-    input=AudioInput(sample_rate=8_000, num_samples=60),
-    adapter=Chunks(chunk_size=10),
-    positions=FourierConfig(num_bands=4),
-)
-IMAGE = Modality(
-    input=ImageInput(height=8, width=6),
-    adapter=Patches(patch_size=2),
-    positions=LearnedPositions(num_channels=5, projected_channels=7),
-)
-TEXT = Modality(
-    input=TextInput(max_length=9), adapter=TokenEmbedding(num_channels=8), positions=None
-)
-TABLE = Modality(input=TableInput(num_numeric=2), adapter=Columns(num_channels=6), positions=None)
-LABEL = Modality(
-    input=ClassInput(num_classes=3),
-    adapter=OneHot(),
-    positions=None,
-    mask_probability=0.5,
-    masked_in_evaluation=True,
-)
-MEDIA = MultimodalInput(modalities={"audio": AUDIO, "image": IMAGE, "text": TEXT, "table": TABLE})
-
-
-def classifier_config(padding="learned", **modalities):
-    media = MultimodalInput(modalities=modalities) if modalities else MEDIA
-    return ClassifierConfig(
-        input=media,
-        adapter=PaddedModalities(padding=padding),
-        positions=None,
-        encoder=ENCODER,
-        num_classes=3,
-    )
-
-
-AUTOENCODER = AutoencoderConfig(
-    input=MultimodalInput(modalities={"audio": AUDIO, "image": IMAGE, "label": LABEL}),
-    encoder=ENCODER,
-    outputs={
-        "audio": GridOutput(grid=(6,), num_channels=10, positions=FourierConfig(num_bands=4)),
-        "image": GridOutput(
-            grid=(8, 6), num_channels=3, positions=FourierConfig(num_bands=4), spacing="ends"
-        ),
-        "depth": GridOutput(
-            grid=(4, 3),
-            num_channels=1,
-            positions=LearnedPositions(num_channels=5, projected_channels=6),
-        ),
-        "label": VectorOutput(num_channels=3, query_channels=12),
-    },
-    decoded_channels=16,
-)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small only wait for each other's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def build(model_type, config):
-    torch.manual_seed(0)
-    return model_type(config).eval()
-
-
-def inputs_for(*names, batch=2):
-    generator = torch.Generator().manual_seed(1)
-    every = {
-        "audio": torch.rand(batch, 60, generator=generator) - 0.5,
-        "image": torch.rand(batch, 8, 6, 3, generator=generator),
-        "text": torch.randint(6, 262, (batch, 7), generator=generator),
-        "table": TableRows(
-            torch.randn(batch, 2, generator=generator), torch.zeros(batch, 0, dtype=torch.int64)
-        ),
-        "label": torch.randint(0, 3, (batch,), generator=generator),
-    }
-    return {name: every[name] for name in names or MEDIA.modalities}
 
 
 @pytest.mark.parametrize("padding", ["learned", "zeros"])
@@ -326,83 +220,6 @@ def test_wrong_inputs_are_refused(inputs, masks, message):
         model(inputs, masks)
 
 
-@pytest.mark.parametrize(
-    ("build_config", "message"),
-    [
-        (lambda: MultimodalInput(modalities={}), "modalities = {}: must be a mapping from ident"),
-        (lambda: MultimodalInput(modalities={"a.b": AUDIO}), "must be a mapping from identifiers"),
-        (lambda: dataclasses.replace(AUDIO, dropout=1.0), "dropout = 1.0: must be at least 0 and"),
-        (
-            lambda: dataclasses.replace(AUDIO, mask_probability=1.5),
-            "mask_probability = 1.5: must be from 0 to 1",
-        ),
-        (
-            lambda: dataclasses.replace(AUDIO, masked_in_evaluation=True),
-            "masked_in_evaluation = True: must be False where mask_probability is None",
-        ),
-        (lambda: dataclasses.replace(LABEL, dropout=0.1), "dropout = 0.1: must be 0 where masked"),
-        (lambda: dataclasses.replace(AUDIO, adapter=OneHot()), "must be chunks or mel for audio"),
-        (
-            lambda: dataclasses.replace(TEXT, positions=FourierConfig()),
-            "must be None: token_embedding hold their own",
-        ),
-        (lambda: PaddedModalities(padding="ones"), "'ones': must be one of 'learned', 'zeros'"),
-        (lambda: PaddedModalities(embedding_channels=0), "embedding_channels = 0: must be an int"),
-        (
-            lambda: dataclasses.replace(classifier_config(), adapter=Patches(patch_size=2)),
-            "must be padded_modalities for multimodal",
-        ),
-        (
-            lambda: dataclasses.replace(classifier_config(), positions=FourierConfig()),
-            "positions = Fourier.*: must be None: padded_modalities hold their own",
-        ),
-        (lambda: dataclasses.replace(AUTOENCODER, outputs={}), "outputs = {}: must be a mapping"),
-        (lambda: GridOutput(grid=(), num_channels=1), r"grid = \(\): must be a tuple of integers"),
-        (
-            lambda: GridOutput(
-                grid=(2, 3), num_channels=1, positions=FourierConfig(max_resolution=(2,))
-            ),
-            "a tuple of 2 finite number",
-        ),
-        (
-            lambda: GridOutput(grid=(2,), num_channels=1, spacing="even"),
-            "spacing = 'even': must be one of 'ends', 'steps'",
-        ),
-        (lambda: VectorOutput(num_channels=0), "num_channels = 0: must be an integer"),
-        (
-            lambda: dataclasses.replace(AUTOENCODER, decoder=DecoderConfig(num_heads=5)),
-            "num_heads = 5: .* the latents' 32 channels",
-        ),
-        (
-            lambda: kinetics_autoencoder(samples_per_token=1000),
-            "samples_per_token = 1000: must be a divisor of num_samples = 30720",
-        ),
-    ],
-)
-def test_bad_configurations_are_refused(build_config, message):
-    with pytest.raises(ValueError, match=message):
-        build_config()
-
-
-@pytest.mark.parametrize(
-    "config", [classifier_config(), classifier_config("zeros", a=LABEL, b=TEXT), AUTOENCODER]
-)
-def test_json_round_trip(config):
-    values = json.loads(json.dumps(config.to_dict()))
-    assert type(config).from_dict(values) == config
-    assert pydantic.TypeAdapter(type(config)).validate_python(values) == config
-
-
-def test_a_bad_modality_in_a_dictionary_is_named():
-    values = AUTOENCODER.to_dict()
-    values["input"]["modalities"]["audio"]["adapter"] = {"kind": "voxels"}
-    with pytest.raises(ValueError, match=r"Modality.adapter: .* whose kind is one of \['pixels'"):
-        AutoencoderConfig.from_dict(values)
-    values["input"]["modalities"] = ["audio"]
-    with pytest.raises(ValueError, match=r"MultimodalInput\.modalities: expected a mapping, got"):
-        AutoencoderConfig.from_dict(values)
-
-
 def test_every_output_is_the_same_alone_in_parts_and_for_each_sample():
     model = build(MultimodalAutoencoder, AUTOENCODER)
     inputs = inputs_for("audio", "image", "label")
@@ -528,168 +345,3 @@ def test_padding_tells_equal_vectors_of_two_modalities_apart():
     assert not torch.equal(
         padding("a", tokens)[..., 5:], padding("b", torch.ones(1, 2, 5))[..., 5:]
     )
-
-
-# DeepMind's autoencoder of Kinetics
-
-SETTINGS = PerceiverConfig(
-    num_latents=8,
-    d_latents=32,
-    num_blocks=1,
-    num_self_attends_per_block=2,
-    num_self_attention_heads=4,
-    num_cross_attention_heads=1,
-    num_labels=7,
-    num_frames=2,
-    audio_samples_per_frame=32,
-    samples_per_patch=4,
-    image_size=3,
-    output_shape=[1, 2, 8, 12],
-    output_num_channels=24,
-    _label_trainable_num_channels=20,
-)
-
-
-def randomised(model):
-    """Weights as large as trained ones, so that what differs shows."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        fan_in = parameter.shape[-1] if parameter.ndim > 1 else 4
-        torch.nn.init.normal_(parameter, std=1.2 * fan_in**-0.5, generator=generator)
-    return model.eval()
-
-
-def video_and_sound():
-    generator = torch.Generator().manual_seed(1)
-    video = torch.rand(2, 2, 8, 12, 3, generator=generator)
-    return {"image": video, "audio": torch.rand(2, 64, generator=generator) - 0.5, "label": None}
-
-
-def in_transformers(model, indices):
-    inputs = video_and_sound()
-    with torch.no_grad():
-        return model(
-            inputs={
-                "image": inputs["image"].permute(0, 1, 4, 2, 3),
-                "audio": inputs["audio"].unsqueeze(-1),
-                "label": torch.zeros(2, 7),
-            },
-            subsampled_output_points=indices,
-        ).logits
-
-
-INDICES = {"image": torch.tensor([0, 100, 191, 57]), "audio": torch.tensor([15, 2, 3])}
-
-
-@pytest.mark.parametrize("hidden_act", ["gelu", "gelu_pytorch_tanh"])
-def test_transformers_weights_give_transformers_outputs(hidden_act):
-    settings = PerceiverConfig(**SETTINGS.to_dict() | {"hidden_act": hidden_act})
-    theirs = randomised(PerceiverForMultimodalAutoencoding(settings))
-    ours = from_transformers_state(theirs.state_dict(), settings.to_dict(), fidelity="transformers")
-    expected = in_transformers(theirs, INDICES | {"label": None})
-    with torch.no_grad():
-        outputs = ours(video_and_sound(), indices=INDICES | {"label": None})
-        whole = ours(video_and_sound())
-    expected["audio"] = expected["audio"].unflatten(1, (3, 4))
-    for name, tensor in expected.items():
-        assert tensor.abs().mean() > 0.1
-        torch.testing.assert_close(outputs[name], tensor, rtol=0, atol=1e-5)
-    pixels = whole["image"].flatten(1, 3)[:, INDICES["image"]]
-    torch.testing.assert_close(pixels, expected["image"], rtol=0, atol=1e-5)
-
-
-def test_other_video_sizes_keep_the_trained_frequencies():
-    state = randomised(PerceiverForMultimodalAutoencoding(SETTINGS)).state_dict()
-    model = from_transformers_state(state, SETTINGS.to_dict(), image_size=(16, 4))
-    assert model.config.input.modalities["image"].max_resolution == (2, 3, 3)
-    inputs = video_and_sound() | {"image": torch.rand(2, 2, 16, 4, 3)}
-    assert model(inputs)["image"].shape == (2, 2, 16, 4, 3)
-
-
-def test_our_weights_give_our_outputs_in_transformers(tmp_path):
-    theirs = PerceiverForMultimodalAutoencoding(SETTINGS)
-    ours = randomised(
-        from_transformers_state(theirs.state_dict(), SETTINGS.to_dict(), fidelity="transformers")
-    )
-    save_pretrained(ours, tmp_path)
-    theirs = PerceiverForMultimodalAutoencoding.from_pretrained(tmp_path).eval()
-    expected = in_transformers(theirs, INDICES | {"label": None})
-    with torch.no_grad():
-        outputs = ours(video_and_sound(), indices=INDICES | {"label": None})
-    for name, tensor in expected.items():
-        torch.testing.assert_close(outputs[name].flatten(), tensor.flatten(), rtol=0, atol=1e-5)
-    again = load_pretrained(tmp_path, fidelity="transformers")
-    assert again.config == ours.config
-    state = theirs.state_dict()
-    exported = to_transformers_state(again)
-    assert set(exported) == set(state)
-    assert all(torch.equal(exported[name], state[name]) for name in state)
-
-
-def test_deepminds_autoencoder_has_the_gelu_by_tanh():
-    theirs = randomised(PerceiverForMultimodalAutoencoding(SETTINGS))
-    ours = from_transformers_state(theirs.state_dict(), SETTINGS.to_dict())
-    assert ours.config.encoder.gelu == ours.config.decoder.gelu == "tanh"
-    expected = in_transformers(theirs, INDICES | {"label": None})["label"]
-    difference = ours(video_and_sound(), indices={"label": None})["label"] - expected
-    assert 1e-5 < difference.abs().max() < 1e-1
-
-
-def test_an_autoencoder_that_transformers_has_not_is_not_exported():
-    config = kinetics_autoencoder(
-        num_frames=2,
-        height=8,
-        width=8,
-        num_samples=64,
-        sample_rate=800,
-        samples_per_token=4,
-        num_classes=7,
-        max_resolution=(2, 2, 2),
-        encoder=ENCODER,
-        label_query_channels=20,
-        decoded_channels=24,
-    )
-    # 2 × 2 tokens of 2 frames: the resolution that the configuration names is the default.
-    image = config.input.modalities["image"]
-    square = dataclasses.replace(image, positions=FourierConfig(num_bands=32))
-    modalities = config.input.modalities | {"image": square}
-    for known in (
-        config,
-        dataclasses.replace(config, input=MultimodalInput(modalities=modalities)),
-    ):
-        assert len(to_transformers_state(MultimodalAutoencoder(known))) > 50
-    ends = dataclasses.replace(config.outputs["image"], spacing="ends")
-    for change, message in [
-        ({"query_embedding_channels": 3}, "query_embedding_channels = 3, not 2"),
-        ({"outputs": config.outputs | {"image": ends}}, "spacing = 'ends', not 'steps'"),
-        ({"adapter": PaddedModalities(embedding_channels=5)}, "embedding_channels = 5, not 4"),
-    ]:
-        model = MultimodalAutoencoder(dataclasses.replace(config, **change))
-        with pytest.raises(ValueError, match=message):
-            to_transformers_state(model)
-    with pytest.raises(ValueError, match="MultimodalAutoencoder: the model of none of"):
-        to_transformers_state(MultimodalAutoencoder(AUTOENCODER))
-
-
-def test_the_presets_have_the_published_sizes():
-    config = preset("io-kinetics-autoencoder")
-    settings = PerceiverConfig(
-        num_latents=784,
-        d_latents=512,
-        num_blocks=1,
-        num_self_attends_per_block=8,
-        num_self_attention_heads=8,
-        num_cross_attention_heads=1,
-        num_labels=700,
-    )
-    with torch.device("meta"):
-        assert num_parameters(MultimodalAutoencoder(config)) == 19_858_855
-        assert num_parameters(PerceiverForMultimodalAutoencoding(settings)) == 19_858_855
-    assert (config.num_tokens, config.input_channels) == (52_097, 704)
-    assert (config.num_outputs, config.query_channels) == (804_737, 1026)
-    # The paper's counts are those of four times as many samples of sound to a token.
-    papers = kinetics_autoencoder(samples_per_token=64)
-    assert (papers.num_tokens, papers.num_outputs) == (50_657, 803_297)
-    both = preset("audioset-audio-video")
-    assert both.token_grid == (480 + 12_544,)
-    assert both.input_channels == 2 * 8 * 8 * 3 + 3 * 129 + 4

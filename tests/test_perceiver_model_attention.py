@@ -131,7 +131,8 @@ def test_weights_are_shared_and_applied_in_the_papers_order(
         input_channels=7,
     )
     applied = []
-    for kind, modules in (("cross", encoder.cross_attends), ("block", encoder.blocks)):
+    first_self_attends = [block[0] for block in encoder.blocks]
+    for kind, modules in (("cross", encoder.cross_attends), ("block", first_self_attends)):
         for index, module in enumerate(modules):
             module.register_forward_hook(lambda *_, name=(kind, index): applied.append(name))
     encoder(InputArray(torch.randn(1, 3, 7)))

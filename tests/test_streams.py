@@ -48,16 +48,7 @@ def streams(batch, num_parts, generator):
 
 
 @pytest.fixture(scope="module")
-def one_thread():
-    """Products this small are slower on two threads, and far slower where other work runs."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
-@pytest.fixture(scope="module")
-def trained(one_thread):
+def trained():
     """Trained through up to ten parts, which grow in number, with the loss after every part."""
     torch.manual_seed(0)
     model, generator = PerceiverClassifier(CONFIG), torch.Generator().manual_seed(1)

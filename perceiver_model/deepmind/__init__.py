@@ -75,7 +75,7 @@ def from_transformers_state(
         raise ValueError(f"fidelity {fidelity!r}: must be 'deepmind' or 'transformers'")
     architecture = _architecture_of_checkpoint(config, state_dict)
     ours = architecture.read_config(config, state_dict, fidelity=fidelity, image_size=image_size)
-    model = architecture.build(ours)
+    model = architecture.model(ours)
     load_tensors(model, architecture.tensors(ours), state_dict)
     return model.eval()
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import nn
 
-from perceiver_model.config import DecoderConfig, EncoderConfig
+from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig
 from perceiver_model.config_checks import write_config
 from perceiver_model.deepmind.layers import TensorMap
 from perceiver_model.deepmind.settings import Fidelity, explicit_widths
@@ -21,6 +21,7 @@ class Architecture(ABC, Generic[Config]):
 
     Attributes:
         name: of the class in transformers.
+        model: our class, which a configuration builds.
         tolerable: fields of our configuration that change what is computed but no tensor's shape,
             such as "adapter.padding"; weights that were trained with another value than
             transformers' may be exported on request.
@@ -29,6 +30,7 @@ class Architecture(ABC, Generic[Config]):
     """
 
     name: ClassVar[str]
+    model: ClassVar[type[nn.Module]]
     tolerable: ClassVar[frozenset[str]] = frozenset()
     irrelevant: ClassVar[frozenset[str]] = frozenset()
 
@@ -54,10 +56,6 @@ class Architecture(ABC, Generic[Config]):
     @abstractmethod
     def write_settings(self, config: Config) -> dict[str, Any]:
         """The settings of config.json; raises ValueError for what transformers doesn't have."""
-
-    @abstractmethod
-    def build(self, config: Config) -> nn.Module:
-        """The model of a configuration."""
 
     @abstractmethod
     def tensors(self, config: Config) -> list[TensorMap]:
@@ -108,6 +106,13 @@ class Architecture(ABC, Generic[Config]):
             encoder=_explicit_encoder(config.encoder, config.input_channels),
             decoder=_explicit_decoder(config.decoder, config.encoder.latent_dim),
         )
+
+
+def explicit_positions(positions: Any, grid: tuple[int, ...]) -> Any:
+    """Fourier features with their resolution, which the grid's shape is the default of."""
+    if not isinstance(positions, FourierConfig) or positions.max_resolution is not None:
+        return positions
+    return dataclasses.replace(positions, max_resolution=grid)
 
 
 def _explicit_encoder(encoder: EncoderConfig, input_channels: int) -> EncoderConfig:

@@ -21,9 +21,14 @@ from typing import Any
 import torch
 
 from perceiver_model.config import DecoderConfig, FourierConfig
-from perceiver_model.deepmind.architecture import Architecture
-from perceiver_model.deepmind.imagenet import PREPROCESSOR
-from perceiver_model.deepmind.layers import TensorMap, decoder_map, encoder_map, layer_map
+from perceiver_model.deepmind.architecture import Architecture, explicit_positions
+from perceiver_model.deepmind.layers import (
+    PREPROCESSOR,
+    TensorMap,
+    decoder_map,
+    encoder_map,
+    layer_map,
+)
 from perceiver_model.deepmind.settings import (
     Fidelity,
     read_encoder,
@@ -41,6 +46,7 @@ class Flow(Architecture[FlowConfig]):
     """`PerceiverForOpticalFlow`."""
 
     name = "PerceiverForOpticalFlow"
+    model = OpticalFlow
     tolerable = frozenset({"flow_scale"})
     irrelevant = frozenset({"input.mean", "input.std"})
 
@@ -49,9 +55,6 @@ class Flow(Architecture[FlowConfig]):
 
     def fits(self, config: object) -> bool:
         return isinstance(config, FlowConfig) and isinstance(config.positions, FourierConfig)
-
-    def build(self, config: FlowConfig) -> OpticalFlow:
-        return OpticalFlow(config)
 
     def read_config(
         self,
@@ -86,14 +89,12 @@ class Flow(Architecture[FlowConfig]):
         return config.token_grid
 
     def explicit(self, config: FlowConfig) -> FlowConfig:
-        positions = config.positions
-        if isinstance(positions, FourierConfig):
-            positions = dataclasses.replace(positions, max_resolution=config.max_resolution)
+        positions = explicit_positions(config.positions, config.token_grid)
         return dataclasses.replace(super().explicit(config), positions=positions)
 
     def tensors(self, config: FlowConfig) -> list[TensorMap]:
         return [
             *layer_map("adapter.project", f"{PREPROCESSOR}.conv_after_patches"),
             *encoder_map(config.encoder),
-            *decoder_map("decoder", "perceiver.decoder.decoder", output=True),
+            *decoder_map("decoder", output=True),
         ]

@@ -26,16 +26,20 @@ import torch
 from perceiver_model.classifier import PerceiverClassifier
 from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.config import DecoderConfig, FourierConfig, LearnedPositions
-from perceiver_model.deepmind.architecture import Architecture
+from perceiver_model.deepmind.architecture import Architecture, explicit_positions
 from perceiver_model.deepmind.layers import (
+    DECODER,
+    PREPROCESSOR,
     TensorMap,
-    decoder_map,
     encoder_map,
+    head_map,
     layer_map,
     tensor_map,
 )
 from perceiver_model.deepmind.settings import (
     Fidelity,
+    label_settings,
+    num_classes,
     read_encoder,
     read_gelu,
     read_precision,
@@ -44,41 +48,13 @@ from perceiver_model.deepmind.settings import (
 )
 from perceiver_model.inputs import ConvStem, ImageInput, Pixels
 
-PREPROCESSOR, DECODER = "perceiver.input_preprocessor", "perceiver.decoder.decoder"
 IMAGE_SIZE = (224, 224)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def head_map() -> list[TensorMap]:
-    """A `QueryHead`: its query and decoder."""
-    return [
-        *tensor_map("head.query", f"{DECODER}.output_position_encodings.position_embeddings"),
-        *decoder_map("head.decoder", DECODER, output=True),
-    ]
-
-
-def num_classes(settings: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> int:
-    """The width of the last layer, or else what the settings name: 2 unless they do."""
-    bias = state_dict.get(f"{DECODER}.final_layer.bias")
-    if bias is not None:
-        return len(bias)
-    return settings.get("num_labels") or len(settings.get("id2label") or (0, 1))
-
-
-def label_settings(count: int) -> dict[str, Any]:
-    """Names for as many classes, by which transformers tells their number."""
-    names = {index: f"LABEL_{index}" for index in range(count)}
-    return {
-        "id2label": {str(index): name for index, name in names.items()},
-        "label2id": {name: index for index, name in names.items()},
-    }
-
-
 class _ImageClassifier(Architecture[ClassifierConfig]):
+    model = PerceiverClassifier
     irrelevant = frozenset({"input.mean", "input.std"})
-
-    def build(self, config: ClassifierConfig) -> PerceiverClassifier:
-        return PerceiverClassifier(config)
 
     def write_settings(self, config: ClassifierConfig) -> dict[str, Any]:
         labels = label_settings(config.num_classes)
@@ -97,10 +73,8 @@ class _ImageClassifier(Architecture[ClassifierConfig]):
         return config.input.height, config.input.width
 
     def explicit(self, config: ClassifierConfig) -> ClassifierConfig:
-        if isinstance(config.positions, FourierConfig):
-            positions = dataclasses.replace(config.positions, max_resolution=config.max_resolution)
-            config = dataclasses.replace(config, positions=positions)
-        return super().explicit(config)
+        positions = explicit_positions(config.positions, config.token_grid)
+        return dataclasses.replace(super().explicit(config), positions=positions)
 
     def _preprocessor_map(self) -> list[TensorMap]:
         """What comes before the encoder; no tensors for constants."""
@@ -136,7 +110,7 @@ class FourierClassifier(_ImageClassifier):
             ),
             encoder=read_encoder(settings, fidelity),
             decoder=DecoderConfig(gelu=read_gelu(settings, fidelity)),
-            num_classes=num_classes(settings, state_dict),
+            num_classes=num_classes(settings, state_dict, f"{DECODER}.final_layer"),
         )
 
 
@@ -174,7 +148,7 @@ class LearnedClassifier(_ImageClassifier):
             decoder=DecoderConfig(
                 query_residual=fidelity == "transformers", gelu=read_gelu(settings, fidelity)
             ),
-            num_classes=num_classes(settings, state_dict),
+            num_classes=num_classes(settings, state_dict, f"{DECODER}.final_layer"),
         )
 
     def write_settings(self, config: ClassifierConfig) -> dict[str, Any]:

@@ -13,15 +13,19 @@ from perceiver_model.classifier import PerceiverClassifier
 from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.config import DecoderConfig
 from perceiver_model.deepmind.architecture import Architecture
-from perceiver_model.deepmind.imagenet import (
+from perceiver_model.deepmind.layers import (
+    DECODER,
     PREPROCESSOR,
+    TensorMap,
+    decoder_map,
+    encoder_map,
     head_map,
-    label_settings,
-    num_classes,
+    tensor_map,
 )
-from perceiver_model.deepmind.layers import TensorMap, decoder_map, encoder_map, tensor_map
 from perceiver_model.deepmind.settings import (
     Fidelity,
+    label_settings,
+    num_classes,
     read_encoder,
     read_gelu,
     setting,
@@ -60,15 +64,13 @@ class MaskedLanguage(Architecture[LanguageConfig]):
     """`PerceiverForMaskedLM`."""
 
     name = "PerceiverForMaskedLM"
+    model = MaskedLanguageModel
 
     def recognises(self, names: Collection[str]) -> bool:
         return "embedding_decoder.bias" in names
 
     def fits(self, config: object) -> bool:
         return isinstance(config, LanguageConfig)
-
-    def build(self, config: LanguageConfig) -> MaskedLanguageModel:
-        return MaskedLanguageModel(config)
 
     def read_config(
         self,
@@ -110,6 +112,7 @@ class TextClassifier(Architecture[ClassifierConfig]):
     """`PerceiverForSequenceClassification`."""
 
     name = "PerceiverForSequenceClassification"
+    model = PerceiverClassifier
 
     def recognises(self, names: Collection[str]) -> bool:
         theirs = {name for name in names if name.startswith(PREPROCESSOR)}
@@ -122,9 +125,6 @@ class TextClassifier(Architecture[ClassifierConfig]):
             and isinstance(config.input, TextInput)
             and config.decoder is not None
         )
-
-    def build(self, config: ClassifierConfig) -> PerceiverClassifier:
-        return PerceiverClassifier(config)
 
     def read_config(
         self,
@@ -141,7 +141,7 @@ class TextClassifier(Architecture[ClassifierConfig]):
             positions=None,
             encoder=read_encoder(settings, fidelity),
             decoder=DecoderConfig(gelu=read_gelu(settings, fidelity)),
-            num_classes=num_classes(settings, state_dict),
+            num_classes=num_classes(settings, state_dict, f"{DECODER}.final_layer"),
         )
 
     def write_settings(self, config: ClassifierConfig) -> dict[str, Any]:

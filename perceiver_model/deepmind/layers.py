@@ -12,6 +12,8 @@ from torch import nn
 
 from perceiver_model.config import EncoderConfig
 
+PREPROCESSOR, DECODER = "perceiver.input_preprocessor", "perceiver.decoder.decoder"
+
 
 class TensorMap(NamedTuple):
     """One tensor of ours, and the tensors of transformers that it holds.
@@ -111,13 +113,19 @@ def encoder_map(
     ]
 
 
-def decoder_map(
-    ours: str, theirs: str = "perceiver.decoder.decoder", *, output: bool
-) -> list[TensorMap]:
+def decoder_map(ours: str, theirs: str = DECODER, *, output: bool) -> list[TensorMap]:
     """A `PerceiverDecoder`, with its final linear layer or without."""
     return [
         *cross_attend_map(f"{ours}.cross_attend", f"{theirs}.decoding_cross_attention"),
         *(layer_map(f"{ours}.output", f"{theirs}.final_layer") if output else []),
+    ]
+
+
+def head_map() -> list[TensorMap]:
+    """A `QueryHead`: its query and decoder."""
+    return [
+        *tensor_map("head.query", f"{DECODER}.output_position_encodings.position_embeddings"),
+        *decoder_map("head.decoder", output=True),
     ]
 
 

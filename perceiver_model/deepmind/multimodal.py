@@ -24,10 +24,10 @@ import torch
 
 from perceiver_model.autoencoder import MultimodalAutoencoder
 from perceiver_model.autoencoder_config import AutoencoderConfig, GridOutput, VectorOutput
-from perceiver_model.config import DecoderConfig, FourierConfig
-from perceiver_model.deepmind.architecture import Architecture
-from perceiver_model.deepmind.imagenet import PREPROCESSOR, label_settings
+from perceiver_model.config import DecoderConfig
+from perceiver_model.deepmind.architecture import Architecture, explicit_positions
 from perceiver_model.deepmind.layers import (
+    PREPROCESSOR,
     TensorMap,
     decoder_map,
     encoder_map,
@@ -36,6 +36,8 @@ from perceiver_model.deepmind.layers import (
 )
 from perceiver_model.deepmind.settings import (
     Fidelity,
+    label_settings,
+    num_classes,
     read_encoder,
     read_gelu,
     read_precision,
@@ -54,6 +56,7 @@ class KineticsAutoencoder(Architecture[AutoencoderConfig]):
     """`PerceiverForMultimodalAutoencoding`."""
 
     name = "PerceiverForMultimodalAutoencoding"
+    model = MultimodalAutoencoder
     irrelevant = frozenset(
         {
             "input.modalities.audio.input.sample_rate",
@@ -81,9 +84,6 @@ class KineticsAutoencoder(Architecture[AutoencoderConfig]):
             and isinstance(config.outputs["label"], VectorOutput)
         )
 
-    def build(self, config: AutoencoderConfig) -> MultimodalAutoencoder:
-        return MultimodalAutoencoder(config)
-
     def read_config(
         self,
         settings: Mapping[str, Any],
@@ -105,7 +105,7 @@ class KineticsAutoencoder(Architecture[AutoencoderConfig]):
             num_samples=frames * per_frame,
             sample_rate=FRAMES_PER_SECOND * per_frame,
             samples_per_token=setting(settings, "samples_per_patch"),
-            num_classes=_num_classes(settings, state_dict),
+            num_classes=num_classes(settings, state_dict, f"{_HEADS}.label.classifier"),
             max_resolution=(frames, size, size),
             encoder=read_encoder(settings, fidelity),
             decoder=DecoderConfig(query_residual=False, gelu=read_gelu(settings, fidelity)),
@@ -139,11 +139,15 @@ class KineticsAutoencoder(Architecture[AutoencoderConfig]):
 
     def explicit(self, config: AutoencoderConfig) -> AutoencoderConfig:
         modalities = {
-            name: dataclasses.replace(part, positions=_explicit(part.positions, part.token_grid))
+            name: dataclasses.replace(
+                part, positions=explicit_positions(part.positions, part.token_grid)
+            )
             for name, part in config.input.modalities.items()
         }
         outputs = {
-            name: dataclasses.replace(output, positions=_explicit(output.positions, output.grid))
+            name: dataclasses.replace(
+                output, positions=explicit_positions(output.positions, output.grid)
+            )
             if isinstance(output, GridOutput)
             else output
             for name, output in config.outputs.items()
@@ -166,18 +170,3 @@ class KineticsAutoencoder(Architecture[AutoencoderConfig]):
                 *layer_map(f"outputs.{name}", f"{_HEADS}.{name}.classifier"),
             ]
         return entries
-
-
-def _explicit(positions: Any, grid: tuple[int, ...]) -> Any:
-    """Fourier features with their resolution, which the grid's shape is the default of."""
-    if not isinstance(positions, FourierConfig) or positions.max_resolution is not None:
-        return positions
-    return dataclasses.replace(positions, max_resolution=grid)
-
-
-def _num_classes(settings: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> int:
-    """The width of the label's layer, or else what the settings name: 2 unless they do."""
-    bias = state_dict.get(f"{_HEADS}.label.classifier.bias")
-    if bias is not None:
-        return len(bias)
-    return settings.get("num_labels") or len(settings.get("id2label") or (0, 1))

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any, Literal
 
+import torch
+
 from perceiver_model.config import EncoderConfig
 
 Fidelity = Literal["deepmind", "transformers"]
@@ -56,6 +58,25 @@ _GELUS: dict[str, Literal["tanh", "erf"]] = {
 def setting(settings: Mapping[str, Any], name: str) -> Any:
     """A setting, or what transformers takes for it."""
     return settings.get(name, DEFAULTS[name])
+
+
+def num_classes(
+    settings: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor], layer: str
+) -> int:
+    """The width of the last layer, or else what the settings name: 2 unless they do."""
+    bias = state_dict.get(f"{layer}.bias")
+    if bias is not None:
+        return len(bias)
+    return settings.get("num_labels") or len(settings.get("id2label") or (0, 1))
+
+
+def label_settings(count: int) -> dict[str, Any]:
+    """Names for as many classes, by which transformers tells their number."""
+    names = {index: f"LABEL_{index}" for index in range(count)}
+    return {
+        "id2label": {str(index): name for index, name in names.items()},
+        "label2id": {name: index for index, name in names.items()},
+    }
 
 
 def read_gelu(settings: Mapping[str, Any], fidelity: Fidelity) -> Literal["tanh", "erf"]:

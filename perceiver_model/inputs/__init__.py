@@ -19,6 +19,8 @@ __all__ = [
     "ConvStem",
     "FeatureMapInput",
     "ImageInput",
+    "MediaAdapter",
+    "MediaInput",
     "Mel",
     "OneHot",
     "Patches",
@@ -31,3 +33,30 @@ __all__ = [
     "TokenEmbedding",
     "VideoInput",
 ]
+
+MediaInput = (
+    ImageInput
+    | AudioInput
+    | TextInput
+    | VideoInput
+    | FeatureMapInput
+    | PointsInput
+    | TableInput
+    | ClassInput
+)
+"""An input of one modality."""
+
+MediaAdapter = (
+    Pixels
+    | Patches
+    | Conv
+    | ConvStem
+    | Chunks
+    | Mel
+    | TokenEmbedding
+    | SpaceTimePatches
+    | Points
+    | Columns
+    | OneHot
+)
+"""An adapter of one modality."""
