@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 
 import torch
+from shard_sets import make_set
+
+from shards import ShardReader, ShardSet
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -16,3 +19,19 @@ def test_the_models_examples_run_one_after_the_other(tmp_path):
     assert len(blocks) > 5
     for block in blocks:
         exec(compile(block, "docs/models.md", "exec"), names)
+
+
+def test_the_reader_in_the_format_s_description_reads_a_set(tmp_path, capsys):
+    make_set(tmp_path / "set")
+    text = (DOCS / "shard-format.md").read_text(encoding="utf-8")
+    (reader,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    names = {"folder": tmp_path / "set"}
+    exec(compile(reader, "docs/shard-format.md", "exec"), names)
+    assert capsys.readouterr().out == "sample-000 0 (3, 7, 3)\n"
+    expected = ShardReader(ShardSet.open(tmp_path / "set"), "val")
+    read = list(names["read_set"](tmp_path / "set", "val"))
+    assert len(read) == len(expected) == 3
+    for number, (key, target, members) in enumerate(read):
+        sample = expected.read(number)
+        assert (key, target) == (sample.key, sample.target)
+        assert members == {name: bytes(value) for name, value in sample.members.items()}
