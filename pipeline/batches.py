@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.inference import check_array, collate
-from pipeline.media import MediaError, MediaFormat
-from pipeline.shard_task import read_member
+from pipeline.collate import BatchInputs, Collator, pinned, to_device
+from pipeline.media import MediaError, MediaFormat, decode_member
 from shards import PADDING, ShardError, ShardReader
 
 
@@ -26,18 +25,26 @@ class Batch:
     """One rank's part of a step.
 
     Attributes:
-        inputs: uint8 ``[batch, height, width, channels]`` or int16 ``[batch, samples]``.
-        mask: bool ``[batch, samples]``, True where a recording has sound; None for images.
+        inputs, mask: as :func:`pipeline.collate.collate` returns them.
         targets: int64 ``[batch]``.
         weights: float32 ``[batch]``: 0 for padding and for samples that could not be read, else 1.
         bad: the samples that could not be read.
     """
 
-    inputs: torch.Tensor
+    inputs: BatchInputs
     mask: torch.Tensor | None
     targets: torch.Tensor
     weights: torch.Tensor
     bad: tuple[BadSample, ...]
+
+    def inputs_on(self, device: torch.device) -> tuple[BatchInputs, torch.Tensor | None]:
+        """The inputs and their mask on a device."""
+        return to_device(self.inputs, self.mask, device)
+
+    def pin_memory(self) -> "Batch":
+        """The batch in memory that a GPU reads directly; torch's DataLoader calls this."""
+        inputs, mask = pinned(self.inputs, self.mask)
+        return Batch(inputs, mask, self.targets.pin_memory(), self.weights.pin_memory(), self.bad)
 
 
 class BatchDataset(Dataset[Batch]):
@@ -49,7 +56,7 @@ class BatchDataset(Dataset[Batch]):
 
     def __getitem__(self, numbers: np.ndarray) -> Batch:
         size = len(numbers)
-        arrays: list[np.ndarray | None] = [None] * size
+        collator = Collator(self.media, size)
         targets = np.zeros(size, np.int64)
         weights = np.zeros(size, np.float32)
         bad = []
@@ -60,15 +67,14 @@ class BatchDataset(Dataset[Batch]):
             try:
                 sample = self.reader.read(int(number))
                 source = sample.source_uri
-                array = read_member(sample.members, self.media)
-                check_array(array, self.media)
+                content = sample.members[self.media.member]
+                collator.put(row, decode_member(content, self.media))
             except (ShardError, MediaError, ValueError, KeyError) as error:
                 bad.append(BadSample(source, " ".join(str(error).split())))
                 continue
-            arrays[row] = array
             targets[row] = -1 if sample.target is None else sample.target
             weights[row] = 1.0
-        inputs, mask = collate(arrays, self.media)
+        inputs, mask = collator.finish()
         return Batch(
             inputs,
             mask,

@@ -216,20 +216,14 @@ def _submit(args: argparse.Namespace) -> int:
     return OK if result["status"] in ("SUCCEEDED", "PENDING", "RUNNING") else FAILED
 
 
-def _bench_model(args: argparse.Namespace) -> int:
+def _retry_quarantine(args: argparse.Namespace) -> int:
     with _console(args) as console:
-        from pipeline.bench.model import bench_model, read_options
-        from pipeline.bench.report import report
+        from pipeline.preprocess import report, retry_quarantine
 
-        options = read_options(
-            preset_name=args.preset, vs=args.vs, device=args.device, precision=args.precision,
-            batch_sizes=args.batch_sizes, work=args.work, rounds=args.rounds,
-            compile=not args.no_compile, paths=args.paths, checkpointed=args.checkpointed,
-        )  # fmt: skip
-        result = bench_model(options, console)
+        result = retry_quarantine(args.shards, console, address=args.address)
         report(result, console)
         console.result(result)
-    return FAILED if result["failed"] else OK
+    return OK
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -242,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def add(name: str, run: Callable[..., int], help_text: str) -> argparse.ArgumentParser:
+    def add(name: str, run: Callable[..., int] | None, help_text: str) -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=help_text, description=help_text)
         verb.set_defaults(run=run, verb=name)
         verb.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
@@ -280,6 +274,10 @@ def _parser() -> argparse.ArgumentParser:
     verb = add("verify", _verify, "every byte of a shard set against its hashes")
     verb.add_argument("shards", metavar="SHARDS", help="folder or URL of a shard set")
 
+    verb = add("retry-quarantine", _retry_quarantine, "the sources again that gave no sample")
+    verb.add_argument("shards", metavar="SHARDS", help="folder of a shard set")
+    verb.add_argument("--address", help="Ray cluster to join (default: Ray on this machine)")
+
     verb = add("promote", _promote, "register a run's model if it beats the champion (MLflow)")
     verb.add_argument("run_id", metavar="RUN", help="MLflow run of a training, trial or study")
     verb.add_argument("--name", help="registered model (default: the run's registry.model_name)")
@@ -296,9 +294,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     with_registry(verb)
 
-    verb = add("bench", _bench_model, "our figures beside the peers', on this machine")
-    subjects = verb.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
-    _add_bench_model(subjects)
+    from pipeline.bench.cli import add_subjects
+
+    verb = add("bench", None, "our figures beside the peers', on this machine")
+    add_subjects(verb, _console)
 
     verb = add("submit", _submit, "run a verb as a Ray job: perceiver submit -- train CONFIG …")
     address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
@@ -307,36 +306,6 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--no-wait", action="store_true", help="do not follow the log")
     verb.add_argument("command", nargs="+", metavar="-- VERB …", help="verb and its arguments")
     return parser
-
-
-def _add_bench_model(subjects: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    help_text = "training and inference of our model and of others' Perceivers"
-    subject = subjects.add_parser("model", help=help_text, description=help_text)
-    subject.set_defaults(run=_bench_model)
-    for flag in ("--json", "--debug"):  # as of the verb, also behind the subject
-        subject.add_argument(
-            flag, action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-        )
-    subject.add_argument("--preset", default="io-imagenet-fourier", help="a published model")
-    subject.add_argument(
-        "--vs",
-        metavar="PEERS",
-        help="transformers,lucidrains, or none (default: those that have it)",
-    )
-    subject.add_argument("--device", default="auto", help="cpu or cuda")
-    subject.add_argument("--precision", default="auto", help="float32 or bf16 (on cuda)")
-    subject.add_argument("--batch-sizes", metavar="N,…", help="tried upwards while it gets faster")
-    subject.add_argument(
-        "--work", metavar="WORK", help="train,inference,cross-attend (default) and memory"
-    )
-    subject.add_argument("--rounds", type=int, default=1, help="measure all in turn so often")
-    subject.add_argument("--no-compile", action="store_true", help="only without torch.compile")
-    subject.add_argument(
-        "--paths", action="store_true", help="a row for each path of our attention"
-    )
-    subject.add_argument(
-        "--checkpointed", metavar="SHARE,…", help="a row for each share of activation checkpointing"
-    )
 
 
 if __name__ == "__main__":

@@ -4,53 +4,121 @@ Every section refuses unknown keys and wrong types. :func:`pipeline.load_config.
 it from YAML with dotted overrides.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from cluster.ray_session import in_ray_job
 from perceiver_model.classifier_config import AdapterConfig, ClassifierConfig
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, LearnedPositions
-from perceiver_model.inputs import AudioInput, ImageInput
 from pipeline.config_study import StudyConfig
 from pipeline.config_training import TrainingConfig
 from pipeline.media import AudioFormat, ImageFormat, MediaFormat
+from pipeline.media.points_format import PointsFormat
+from pipeline.media.table_format import TableFormat
+from pipeline.media.targets import TargetConfig
+from pipeline.media.text import TextFormat
+from pipeline.media.video_format import VideoFormat
+from pipeline.model_input import fitted_media, model_adapter, model_input
 from pipeline.section import Section
+
+Modality = Literal["image", "audio", "video", "points", "text", "table"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+
+
+class ColumnsConfig(Section):
+    """Columns of a listing, by what they hold.
+
+    Attributes:
+        image, audio, video, points: columns of paths (relative to the listing's folder, absolute,
+            or URLs), or of the files' bytes where their type is binary.
+        text: column of texts themselves.
+        key: column that names the samples; where null, their files name them.
+        split: column that says ``train``, ``validation`` or ``test``; ``data.validation`` and
+            ``data.test`` are then null.
+    """
+
+    image: str | None = None
+    audio: str | None = None
+    video: str | None = None
+    points: str | None = None
+    text: str | None = None
+    key: str | None = None
+    split: str | None = None
 
 
 class DataConfig(Section):
-    """Raw media and how they are decoded. Exactly one of ``image`` and ``audio`` is given.
+    """Raw media and how they are decoded: at least one of the sections for modalities is given.
 
     Attributes:
-        train: folder with one folder of files for each class; any fsspec URL.
-        validation: a folder of the same kind, or the share of the training files to hold out
-            (stratified by class, chosen by ``seed``), or null for none.
-        test: a folder of the same kind, or null.
-        max_bad_fraction: the run fails once more than this share of the files cannot be used.
-        samples_per_shard: files planned for a shard.
+        train: a folder, a listing file (``.csv``, ``.parquet``, ``.jsonl``), or WebDataset tars (a
+            ``.tar`` file, a glob or brace range of them, or, by ``layout: tars``, their folder);
+            any fsspec URL.
+        validation: the same, or the share of the training samples to hold out (stratified by class,
+            chosen by ``seed``), or null for none.
+        test: as ``train``, or null.
+        layout: what the sources are; ``auto`` tells by their names.
+        columns: what a listing's columns hold.
+        target: what a sample is to be mapped to.
+        allow_missing: modalities that a sample may lack.
+        max_bad_fraction: the run fails once more than this share of the samples cannot be used.
+        samples_per_shard: samples planned for a shard.
+        decode_seconds: processor time that decoding may take for one sample.
+        decode_memory_mib: memory that decoding may take.
     """
 
     train: str = Field(min_length=1)
     validation: str | Annotated[float, Field(gt=0, lt=1)] | None = None
     test: str | None = None
+    layout: Literal["auto", "folders", "listing", "tars"] = "auto"
     image: ImageFormat | None = None
     audio: AudioFormat | None = None
+    video: VideoFormat | None = None
+    points: PointsFormat | None = None
+    text: TextFormat | None = None
+    table: TableFormat | None = None
+    columns: ColumnsConfig = ColumnsConfig()
+    target: TargetConfig = TargetConfig()
+    allow_missing: tuple[Modality, ...] = ()
     max_bad_fraction: float = Field(default=0.5, ge=0, le=1)
     samples_per_shard: int = Field(default=1000, ge=1)
+    decode_seconds: float = Field(default=60.0, gt=0)
+    decode_memory_mib: int = Field(default=2048, ge=256)
 
     @model_validator(mode="after")
-    def _one_modality(self) -> Self:
-        if (self.image is None) == (self.audio is None):
-            raise ValueError("give exactly one of the sections 'image' and 'audio'")
+    def _combinations(self) -> Self:
+        formats = self.formats
+        if not formats:
+            raise ValueError(f"give at least one of the sections {', '.join(MODALITIES)}")
+        for modality in self.allow_missing:
+            if modality not in formats:
+                raise ValueError(f"allow_missing names {modality!r}, which has no section")
+        if len(formats) == 1 and self.allow_missing:
+            raise ValueError("allow_missing: a sample's only modality cannot be missing")
+        for modality in MODALITIES[:-1]:
+            if getattr(self.columns, modality) and modality not in formats:
+                raise ValueError(f"columns.{modality} is given, but not the section {modality!r}")
+        if self.target.kind == "mask" and self.image is None:
+            raise ValueError("target.kind is 'mask', which needs the section 'image'")
+        if self.columns.split and (self.validation is not None or self.test is not None):
+            raise ValueError("columns.split names the splits; leave validation and test null")
         return self
 
     @property
+    def formats(self) -> dict[str, MediaFormat]:
+        """The formats given, by modality, in the order of `MODALITIES`."""
+        given = ((modality, getattr(self, modality)) for modality in MODALITIES)
+        return {modality: fmt for modality, fmt in given if fmt is not None}
+
+    @property
     def media(self) -> MediaFormat:
-        """The format of the one modality."""
-        media = self.image or self.audio
-        assert media is not None
-        return media
+        """The format of the one modality. Raises ValueError where there are several."""
+        formats = self.formats
+        if len(formats) > 1:
+            raise ValueError(f"data has several modalities: {', '.join(formats)}")
+        return next(iter(formats.values()))
 
 
 def _position_kind(value: Any) -> str | None:
@@ -64,8 +132,9 @@ class ModelConfig(Section):
 
     Attributes:
         decoder: Perceiver IO's, with one learned query; null takes the mean over the latents.
+        positions: of adapters that do not hold their own, as those of points, text and tables do.
         pixel_mean, pixel_std: standardisation of pixels scaled to [0, 1]: one value, or one for
-            each channel; images only.
+            each channel; images and films only.
     """
 
     adapter: Annotated[AdapterConfig, Field(discriminator="kind")]
@@ -208,25 +277,35 @@ class Config(Section):
             )
         return self.training.batch_size // parts
 
-    def classifier(self, num_classes: int) -> ClassifierConfig:
-        """The model's own configuration, its input taken from ``data``."""
+    def classifier(
+        self, num_classes: int, made_with: Mapping[str, Any] | None = None
+    ) -> ClassifierConfig:
+        """The model's own configuration, its input taken from ``data``.
+
+        Args:
+            made_with: the configuration in the shard set's manifest, for what a table's training
+                rows told; None for a model of the same shape that cannot read a table's values.
+
+        Raises:
+            ValueError: the model cannot read such data.
+        """
         media = self.data.media
-        if isinstance(media, ImageFormat):
-            source: ImageInput | AudioInput = ImageInput(
-                height=media.height,
-                width=media.width,
-                channels=media.channels,
-                mean=self.model.pixel_mean,
-                std=self.model.pixel_std,
+        if made_with is not None:
+            media = fitted_media(media, made_with)
+        model = self.model
+        # A tree that was written and read again names the default, too.
+        if model.adapter.holds_positions and model.positions != FourierConfig():
+            raise ValueError(
+                f"positions are given, but adapter {model.adapter.kind!r} holds its own; leave "
+                "them out"
             )
-        else:
-            source = AudioInput(sample_rate=media.sample_rate, num_samples=media.num_samples)
+        source = model_input(media, pixel_mean=model.pixel_mean, pixel_std=model.pixel_std)
         return ClassifierConfig(
             input=source,
-            adapter=self.model.adapter,
-            positions=self.model.positions,
-            encoder=self.model.encoder,
-            decoder=self.model.decoder,
+            adapter=model_adapter(media, model.adapter),
+            positions=None if model.adapter.holds_positions else model.positions,
+            encoder=model.encoder,
+            decoder=model.decoder,
             num_classes=num_classes,
         )
 

@@ -5,7 +5,7 @@ pipeline.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 
 from perceiver_model import PerceiverClassifier
 from perceiver_model.classifier_config import ClassifierConfig
+from pipeline.collate import collate, to_device
 from pipeline.media import (
-    ImageFormat,
+    FittedTableFormat,
     MediaError,
     MediaFormat,
     decode,
@@ -27,10 +28,17 @@ from pipeline.media import (
 
 BATCH_SIZE = 64
 
+MediaSource = bytes | str | Path | Mapping[str, Any]
+"""A path, the bytes of a file, or a table's row."""
+
 
 @dataclass(frozen=True)
 class ModelCard:
-    """All that a set of weights needs beside itself to take raw media."""
+    """All that a set of weights needs beside itself to take raw media.
+
+    Attributes:
+        media: of tables, a :class:`~pipeline.media.FittedTableFormat`.
+    """
 
     classifier: ClassifierConfig
     media: MediaFormat
@@ -61,7 +69,7 @@ class Prediction:
     """What the model makes of one input.
 
     Attributes:
-        source: the path, or ``bytes[N]`` for the N-th input given as bytes.
+        source: the path, or ``bytes[N]`` for the N-th input given as bytes, ``row[N]`` as a row.
         label: name of the likeliest class; None where the input cannot be used.
         probability: of that class.
         probabilities: of every class, by name.
@@ -101,28 +109,26 @@ class Predictor:
         """Read a card and safetensors weights from files."""
         return cls(ModelCard.from_json(Path(card).read_text("utf-8")), load_file(weights))
 
-    def predict(self, inputs: Sequence[bytes | str | Path]) -> list[Prediction]:
+    def predict(self, inputs: Sequence[MediaSource]) -> list[Prediction]:
         """Classify files or encoded media, in the order given.
 
+        Of a film its first clip is taken, of a text its first context.
+
         Args:
-            inputs: paths, or the bytes of files. What cannot be decoded gets an ``error``.
+            inputs: paths, or the bytes of files; of tables, also rows as dictionaries, and files
+                and bytes are one JSON object each. What cannot be decoded gets an ``error``.
         """
         predictions: list[Prediction] = []
         for start in range(0, len(inputs), BATCH_SIZE):
             predictions += self._predict_batch(inputs[start : start + BATCH_SIZE], start)
         return predictions
 
-    def _predict_batch(self, inputs: Sequence[bytes | str | Path], start: int) -> list[Prediction]:
+    def _predict_batch(self, inputs: Sequence[MediaSource], start: int) -> list[Prediction]:
         sources, arrays, errors = [], [], {}
         for row, item in enumerate(inputs):
-            is_path = isinstance(item, str | Path)
-            name = str(item) if is_path else ""
-            # A name that is not UTF-8 could be written to no table.
-            shown = name.encode("utf-8", "backslashreplace").decode()
-            sources.append(shown if is_path else f"bytes[{start + row}]")
+            sources.append(_source_name(item, start + row))
             try:
-                data = Path(item).read_bytes() if isinstance(item, str | Path) else item
-                arrays.append(decode(data, self.card.media, name=name))
+                arrays.append(self._decode(item))
             except MediaError as error:
                 errors[row] = str(error)
             except OSError as error:
@@ -137,6 +143,16 @@ class Predictor:
             for row, source in enumerate(sources)
         ]
 
+    def _decode(self, item: MediaSource) -> np.ndarray:
+        media = self.card.media
+        if isinstance(item, Mapping):
+            if not isinstance(media, FittedTableFormat):
+                raise MediaError(f"a row of a table, but the model takes {media.modality}")
+            return media.encode_row(item)
+        if isinstance(item, str | Path):
+            return decode(Path(item).read_bytes(), media, name=str(item))
+        return decode(item, media)
+
     def _prediction(self, source: str, probabilities: np.ndarray) -> Prediction:
         best = int(probabilities.argmax())
         by_class = dict(zip(self.card.classes, map(float, probabilities), strict=True))
@@ -148,83 +164,53 @@ class Predictor:
         """Class probabilities of decoded media.
 
         Args:
-            arrays: at least one; uint8 ``[height, width, channels]`` or int16 ``[samples]`` each.
+            arrays: at least one, as :func:`pipeline.media.check_array` says.
 
         Returns:
             float64 ``[len(arrays), classes]``; rows sum to 1.
         """
         inputs, mask = collate(arrays, self.card.media)
-        if mask is not None:
-            mask = mask.to(self.device)
-        logits = self.model(inputs.to(self.device), mask)
+        logits = self.model(*to_device(inputs, mask, self.device))
         return logits.double().softmax(dim=1).cpu().numpy()
 
 
-def collate(
-    arrays: Iterable[np.ndarray | None], media: MediaFormat
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Stack decoded media; None leaves a row of zeros.
-
-    Returns:
-        uint8 ``[batch, height, width, channels]`` and None, or int16 ``[batch, samples]`` and the
-        bool mask of samples that a recording has.
-
-    Raises:
-        ValueError: an array has another shape than ``media`` says.
-    """
-    rows = list(arrays)
-    if isinstance(media, ImageFormat):
-        images = np.zeros((len(rows), media.height, media.width, media.channels), np.uint8)
-        for row, array in enumerate(rows):
-            if array is not None:
-                check_array(array, media)
-                images[row] = array
-        return torch.from_numpy(images), None
-    sound = np.zeros((len(rows), media.num_samples), np.int16)
-    mask = np.zeros(sound.shape, bool)
-    for row, array in enumerate(rows):
-        if array is not None:
-            check_array(array, media)
-            sound[row, : len(array)] = array
-            mask[row, : len(array)] = True
-    return torch.from_numpy(sound), torch.from_numpy(mask)
+def _source_name(item: MediaSource, number: int) -> str:
+    if isinstance(item, str | Path):
+        # A name that is not UTF-8 could be written to no table.
+        return str(item).encode("utf-8", "backslashreplace").decode()
+    return f"row[{number}]" if isinstance(item, Mapping) else f"bytes[{number}]"
 
 
-def check_array(array: np.ndarray, media: MediaFormat) -> None:
-    """Refuse an array that is not what :func:`pipeline.media.decode` makes.
+def as_inputs(values: Any, *, takes_rows: bool = False) -> list[MediaSource]:
+    """The inputs in whatever MLflow hands over: a value, a list, an array, or a table.
+
+    Args:
+        takes_rows: whether the model reads tables: a table is then rows, and else one column of
+            paths or bytes.
 
     Raises:
-        ValueError: another dtype or shape.
+        ValueError: something that is neither bytes nor a path nor such a row, or a table of several
+            columns.
     """
-    if isinstance(media, ImageFormat):
-        shape = (media.height, media.width, media.channels)
-        fits = array.dtype == np.uint8 and array.shape == shape
-    else:
-        fits = array.dtype == np.int16 and array.ndim == 1 and len(array) <= media.num_samples
-    if not fits:
-        raise ValueError(f"{array.dtype} of shape {list(array.shape)} does not fit {media}")
-
-
-def as_inputs(values: Any) -> list[bytes | str]:
-    """The inputs in whatever MLflow hands over: a value, a list, an array, or a table's column.
-
-    Raises:
-        ValueError: something that is neither bytes nor a path, or a table of several columns.
-    """
-    if isinstance(values, bytes | str):
+    if isinstance(values, bytes | str) or (takes_rows and isinstance(values, Mapping)):
         values = [values]
     elif hasattr(values, "columns"):
-        if len(values.columns) != 1:
+        if takes_rows:
+            values = values.to_dict("records")
+        elif len(values.columns) != 1:
             raise ValueError(
                 f"a table with columns {list(values.columns)}; give one column of paths or bytes"
             )
-        values = values.iloc[:, 0].tolist()
+        else:
+            values = values.iloc[:, 0].tolist()
     elif isinstance(values, np.ndarray):
         values = values.ravel().tolist()
     elif isinstance(values, dict):
         raise ValueError(f"a dictionary with keys {list(values)}; give paths or bytes")
     inputs = list(values)
+    allowed = (bytes, str, Path, Mapping) if takes_rows else (bytes, str, Path)
     for item in inputs:
-        if not isinstance(item, bytes | str | Path):
-            raise ValueError(f"a {type(item).__name__} among the inputs; give paths or bytes")
+        if not isinstance(item, allowed):
+            wanted = "rows, paths or bytes" if takes_rows else "paths or bytes"
+            raise ValueError(f"a {type(item).__name__} among the inputs; give {wanted}")
     return inputs

@@ -1,14 +1,16 @@
-"""The Fourier position table between a shard set, which holds it, and the model that needs it."""
+"""The Fourier position tables between the shard set that holds them and the model that reads."""
 
 import torch
 
 from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.config import FourierConfig
+from perceiver_model.multimodal_config import MultimodalInput
+from perceiver_model.tokens_config import TokensConfig
 from shards import PositionSpec, ShardSet
 
 
-def position_spec(config: ClassifierConfig) -> PositionSpec | None:
-    """What names the Fourier position table that a model needs; None if it needs none."""
+def position_spec(config: TokensConfig) -> PositionSpec | None:
+    """What names the Fourier position table of one input; None if it needs none."""
     if not isinstance(config.positions, FourierConfig):
         return None
     return PositionSpec(
@@ -18,8 +20,17 @@ def position_spec(config: ClassifierConfig) -> PositionSpec | None:
     )
 
 
+def position_specs(config: ClassifierConfig) -> tuple[PositionSpec, ...]:
+    """What names the tables of all of a model's inputs."""
+    parts: list[TokensConfig] = [config]
+    if isinstance(config.input, MultimodalInput):
+        parts += config.input.modalities.values()
+    specs = {spec.digest: spec for part in parts if (spec := position_spec(part)) is not None}
+    return tuple(specs.values())
+
+
 def load_positions(shard_set: ShardSet, config: ClassifierConfig) -> torch.Tensor | None:
-    """The model's table, float32 ``[tokens, channels]``; None if it needs none.
+    """The table of a model of one input, float32 ``[tokens, channels]``; None if it needs none.
 
     Raises:
         ShardError: the set was made with other Fourier features.

@@ -1,16 +1,20 @@
 """``perceiver predict``: a registered model on raw files."""
 
 import csv
+import itertools
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.inference import Prediction, Predictor
+from pipeline.media import TableFormat
+from pipeline.table_rows import holds_rows, table_rows
 
 FORMATS = (".jsonl", ".csv", ".parquet")
+ROWS_AT_ONCE = 1024
 
 
 def predict(
@@ -26,7 +30,8 @@ def predict(
 
     Args:
         model_uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/RUN/model``.
-        inputs: files and folders.
+        inputs: files and folders. A model of tables reads each row of ``.csv``, ``.parquet`` and
+            ``.jsonl`` files, and other files as one row, a JSON object.
         output: also write the table there: ``.jsonl``, ``.csv`` or ``.parquet``.
         max_bad_fraction: fail when more than this share of the files cannot be used.
 
@@ -45,7 +50,7 @@ def predict(
     with console.bar("predict", len(files), "files") as bar:
         for start in range(0, len(files), 256):
             chunk = files[start : start + 256]
-            predictions += predictor.predict(chunk)
+            predictions += predict_files(predictor, chunk)
             bar.advance(len(chunk))
     bad = [prediction for prediction in predictions if prediction.error is not None]
     if bad and (len(bad) == len(predictions) or len(bad) / len(predictions) > max_bad_fraction):
@@ -58,6 +63,28 @@ def predict(
         "predictions": [asdict(prediction) for prediction in predictions],
         "bad": len(bad),
     }
+
+
+def predict_files(predictor: Predictor, files: list[Path]) -> list[Prediction]:
+    """The predictions for files, in order: one each, or one for each row of a table."""
+    media = predictor.card.media
+    if not isinstance(media, TableFormat):
+        return predictor.predict(files)
+    predictions: list[Prediction] = []
+    for file in files:
+        if not holds_rows(file):
+            predictions += predictor.predict([file])
+            continue
+        rows = table_rows(file, media)
+        while chunk := list(itertools.islice(rows, ROWS_AT_ONCE)):
+            found = iter(predictor.predict([row for _, row in chunk if not isinstance(row, str)]))
+            predictions += [
+                Prediction(name, None, None, None, row)
+                if isinstance(row, str)
+                else replace(next(found), source=name)
+                for name, row in chunk
+            ]
+    return predictions
 
 
 def report(result: dict[str, Any], console: Console) -> None:
@@ -75,13 +102,13 @@ def report(result: dict[str, Any], console: Console) -> None:
         console.say(f"{result['bad']} of {len(rows)} files could not be used; see the last column")
 
 
-def list_inputs(inputs: list[str]) -> list[str | bytes | Path]:
+def list_inputs(inputs: list[str]) -> list[Path]:
     """The files given, and those in the folders given, sorted.
 
     Raises:
         UserError: one does not exist, or there is no file at all.
     """
-    files: list[str | bytes | Path] = []
+    files: list[Path] = []
     for given in inputs:
         path = Path(given).expanduser()
         if path.is_dir():

@@ -1,219 +1,183 @@
-"""``perceiver preprocess``: raw media to a shard set, with Ray Data.
+"""``perceiver preprocess`` and ``retry-quarantine``: raw media to a shard set.
 
-The unit of work is a shard: one task reads its files, decodes them and writes the shard whole. The
-plan fixes which files make which shard, so the bytes do not depend on how many tasks ran, in which
-order, or how often the work was interrupted; shards that are committed are not made again.
+Where there is a set of the same settings, only what has changed among its sources is done: new and
+changed ones become new shards, shards with changed or removed ones are written again without them,
+and all others are taken over as they are.
 """
 
-import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from cluster.ray_session import ray_session
-from perceiver_model.fourier import position_table
-from pipeline.causes import expected_errors
+from pipeline.build import Base, Job, build, refused_rows, sha256s, uri_texts
+from pipeline.changes import Changes, find_changes
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.errors import UserError
-from pipeline.listing import Listing, list_media, write_plan
-from pipeline.positions import position_spec
-from pipeline.shard_task import ShardTask
-from pipeline.stages import StageRecord, read_stage, write_stage
-from shards import (
-    Quarantined,
-    ShardSet,
-    publish,
-    read_quarantine,
-    verify,
-    write_position_table,
-)
+from pipeline.ledger import Ledger, write_ledger
+from pipeline.positions import position_specs
+from pipeline.settings import data_config, refuse_other_settings, sample_settings
+from pipeline.sources import Listing, list_sources
+from pipeline.stages import StageRecord, write_stage
+from shards import ShardSet, read_quarantine_table, verify
 
 STAGE = "preprocess"
-# Ray Data keeps a few bytes for each block; beyond this, a block holds several shards.
-MAX_BLOCKS = 10_000
+MAX_ROWS_TOLD = 1000
 
 
 def preprocess(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
-    """Make the shard set of a configuration, or find that it is there and whole.
+    """Make the shard set of a configuration, bring it up to date, or find that it is.
 
     Args:
-        fresh: replace a set made with other settings or from other files.
+        fresh: replace whatever set is there.
 
     Returns:
-        ``shards`` (path), ``digest``, ``counts`` by split, ``classes``, ``quarantined`` (rows of
-        source and reason), ``seconds`` and ``skipped``.
+        ``shards`` (path), ``digest``, ``counts`` by split, ``classes``, ``num_quarantined``,
+        ``quarantined`` (``source`` and ``reason`` of the first 1000), ``decoded`` (how many sources
+        were, this time), ``seconds`` and ``skipped``.
 
     Raises:
         UserError: bad input, a set made with other settings, or too many bad files.
     """
-    final = Path(config.shards_folder)
     if "://" in config.shards_folder:
         raise UserError(f"shards={config.shards_folder}: shards are written to a folder, not a URL")
-    listing = list_media(config)
-    settings = _settings(config)
-    fingerprint = {**settings, "files": listing.state_digest}
-    record = read_stage(config.folder, STAGE)
-    if final.exists() and not fresh:
-        done = _finished(final, record, fingerprint, console)
-        if done is not None:
-            return done
-    started = time.time()
-    plan = final.with_name(f"{final.name}.plan.parquet")
-    staging = final.with_name(f"{final.name}.partial")
-    _prepare_staging(staging, fingerprint, fresh)
-    try:
-        num_shards = write_plan(listing, plan, config.data.samples_per_shard)
-        with expected_errors(), ray_session(config.cluster.address):
-            quarantined = _write_shards(config, listing, plan, staging, num_shards, console)
-        _check_bad(quarantined, listing, config)
-        classifier = config.classifier(max(2, len(listing.classes)))
-        spec = position_spec(classifier)
-        if spec is not None:
-            table = position_table(spec.shape, spec.num_bands, spec.max_resolution)
-            write_position_table(staging, spec, np.asarray(table))
-        (staging / _SETTINGS_FILE).unlink()
-        manifest = publish(
-            staging,
-            final,
-            numbers=range(num_shards),
-            config=settings,
-            input_digest=listing.content_digest,
-            classes=listing.classes,
-            positions=[] if spec is None else [spec],
-            quarantine=[
-                Quarantined(file.uri, file.split, "lies beside the class folders", "")
-                for file in listing.loose
-            ],
-            replace=fresh,
-        )
-    except UserError:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    finally:
-        plan.unlink(missing_ok=True)
-    seconds = time.time() - started
-    result = {
-        "shards": str(final),
-        "digest": manifest.digest,
-        "counts": manifest.counts,
-        "classes": list(manifest.classes),
-        "quarantined": _quarantine_rows(final),
-    }
-    write_stage(config.folder, StageRecord(STAGE, fingerprint, result, seconds, done=True))
-    return {**result, "seconds": seconds, "skipped": False}
+    job = Job(
+        data=config.data,
+        seed=config.seed,
+        settings=sample_settings(config),
+        specs=position_specs(config.classifier(2)),
+        final=Path(config.shards_folder),
+        address=config.cluster.address,
+    )
+    result = _bring_up_to_date(job, console, fresh=fresh)
+    record = StageRecord(STAGE, job.settings, {}, result["seconds"], done=True)
+    write_stage(config.folder, record)
+    return result
+
+
+def retry_quarantine(path: str, console: Console, *, address: str | None = None) -> dict[str, Any]:
+    """Try the sources again that are in the quarantine of a set; new and changed ones, too.
+
+    Args:
+        path: folder of the set.
+        address: of the Ray cluster, as ``cluster.address``.
+
+    Returns:
+        As :func:`preprocess`.
+
+    Raises:
+        UserError: no set that ``perceiver preprocess`` made, or nothing in quarantine.
+    """
+    final = Path(path).expanduser().absolute()
+    manifest = ShardSet.open(final).manifest
+    if not manifest.quarantined:
+        raise UserError(f"{path}: nothing is in quarantine")
+    job = Job(
+        data=data_config(manifest),
+        seed=manifest.config["seed"],
+        settings=manifest.config,
+        specs=tuple(manifest.positions.values()),
+        final=final,
+        address=address,
+    )
+    uris = read_quarantine_table(final / "quarantine.parquet")["source_uri"]
+    return _bring_up_to_date(job, console, again=uris.cast(pa.binary()).combine_chunks())
 
 
 def report(result: dict[str, Any], console: Console) -> None:
     """Show a person what :func:`preprocess` returned."""
     counts = ", ".join(f"{count} {split}" for split, count in result["counts"].items())
     state = "is there and verifies: skipped" if result["skipped"] else "written"
-    console.say(f"{result['shards']}: {counts} in {len(result['classes'])} classes; {state}")
+    classes = f" in {len(result['classes'])} classes" if result["classes"] else ""
+    console.say(f"{result['shards']}: {counts}{classes}; {state}")
     console.say(f"digest {result['digest']}")
-    bad = result["quarantined"]
+    bad = result["num_quarantined"]
     if bad:
-        console.say(f"{len(bad)} files could not be used and are in quarantine.parquet:")
-        for row in bad[:10]:
+        console.say(f"{bad} files could not be used and are in quarantine.parquet:")
+        for row in result["quarantined"][:10]:
             console.say(f"  {row['source']}: {row['reason']}")
-        if len(bad) > 10:
-            console.say(f"  … and {len(bad) - 10} more")
+        if bad > 10:
+            console.say(f"  … and {bad - 10} more")
 
 
-_SETTINGS_FILE = "settings.json"
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """All that determines the samples, as JSON holds it; part of the set's digest."""
-    spec = position_spec(config.classifier(2))
-    data = config.tree()["data"]
-    settings = {f"data.{key}": value for key, value in data.items() if key != "max_bad_fraction"}
-    return {**settings, "seed": config.seed, "positions": spec and spec.to_dict()}
-
-
-def _finished(
-    final: Path, record: StageRecord | None, fingerprint: dict[str, Any], console: Console
-) -> dict[str, Any] | None:
-    """The earlier result if it is the one asked for and every byte of it is as written."""
-    if record is None or not record.done:
-        ShardSet.open(final)
-        raise UserError(
-            f"{final}: a shard set is there, but nothing tells what it was made from; choose "
-            "another place with shards=…, or replace it with --fresh"
+def _bring_up_to_date(
+    job: Job, console: Console, *, fresh: bool = False, again: pa.Array | None = None
+) -> dict[str, Any]:
+    base = None if fresh or not job.final.exists() else _open_base(job)
+    known = (
+        {}
+        if base is None
+        else {
+            "known": base.ledger.table.select(["uri", "split"]),
+            "known_classes": base.manifest.classes,
+        }
+    )
+    listing = list_sources(job, **known)
+    if base is None:
+        return _finish(job, listing, None, None, console)
+    again = pa.array([], pa.binary()) if again is None else again
+    changes = find_changes(
+        base.ledger.table, listing.table, again, lambda rows: sha256s(job, listing, rows)
+    )
+    if changes or _refused_otherwise(listing, base):
+        console.notice(
+            f"{job.final}: {changes.renewed.num_rows} sources are new or changed, "
+            f"{changes.stale.num_rows} are to be removed"
         )
-    record.refuse_changes(fingerprint, f"{final}")
-    problems = verify(final)
-    if not problems:
-        return {**record.result, "seconds": record.seconds, "skipped": True}
-    first = problems[0]
-    raise UserError(
-        f"{final}/{first.file}: {first.what} ({len(problems)} problems in all); make the set again "
-        "with --fresh"
+        return _finish(job, listing, base, changes, console)
+    problems = verify(job.final)
+    if problems:
+        raise UserError(
+            f"{job.final}/{problems[0].file}: {problems[0].what} ({len(problems)} problems in "
+            "all); make the set again with --fresh"
+        )
+    write_ledger(job.final, listing.table, base.ledger.seconds)
+    return _result(job, 0, base.ledger.seconds, skipped=True)
+
+
+def _open_base(job: Job) -> Base:
+    manifest = ShardSet.open(job.final).manifest
+    refuse_other_settings(manifest, job.settings, f"{job.final}")
+    return Base(
+        manifest, Ledger.read(job.final), read_quarantine_table(job.final / "quarantine.parquet")
     )
 
 
-def _prepare_staging(staging: Path, fingerprint: dict[str, Any], fresh: bool) -> None:
-    """Keep an interrupted run's shards only if the same settings and files made them."""
-    settings = staging / _SETTINGS_FILE
-    wanted = json.dumps(fingerprint, sort_keys=True)
-    if staging.exists() and (
-        fresh or not settings.is_file() or settings.read_text("utf-8") != wanted
-    ):
-        shutil.rmtree(staging)
-    staging.mkdir(parents=True, exist_ok=True)
-    settings.write_text(wanted, "utf-8")
+def _refused_otherwise(listing: Listing, base: Base) -> bool:
+    """Whether there are other sources than before that can never be samples."""
+    listed = pc.is_in(base.quarantine["source_uri"], value_set=uri_texts(listing.table["uri"]))
+    before, now = base.quarantine.filter(pc.invert(listed)), refused_rows(listing)
+    order = [(name, "ascending") for name in now.schema.names]
+    return not before.sort_by(order).equals(now.sort_by(order))
 
 
-def _write_shards(
-    config: Config,
-    listing: Listing,
-    plan: Path,
-    staging: Path,
-    num_shards: int,
-    console: Console,
-) -> list[Quarantined]:
-    """Run one Ray Data task for each shard of the plan; returns what was set aside."""
-    import ray
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    work = ShardTask(str(plan), str(staging), config.data.media, listing.roots)
-    shards = ray.data.range(num_shards, override_num_blocks=min(num_shards, MAX_BLOCKS))
-    written = shards.map_batches(work, batch_size=1)
-    with console.bar("preprocess", len(listing.files), "files") as bar:
-        for row in written.iter_rows():
-            bar.advance(row["files"])
-    quarantined: list[Quarantined] = []
-    for part in sorted((staging / "quarantine").glob("*.parquet")):
-        quarantined += read_quarantine(part)
-    return quarantined
+def _finish(
+    job: Job, listing: Listing, base: Base | None, changes: Changes | None, console: Console
+) -> dict[str, Any]:
+    started = time.time()
+    decoded = build(job, listing, base, changes, console)
+    seconds = time.time() - started
+    write_ledger(job.final, listing.table, seconds)
+    return _result(job, decoded, seconds, skipped=False)
 
 
-def _check_bad(quarantined: list[Quarantined], listing: Listing, config: Config) -> None:
-    bad, total = len(quarantined), len(listing.files)
-    if bad == 0:
-        return
-    share, first = bad / total, quarantined[0]
-    named = "; ".join(f"{row.source_uri}: {row.reason}" for row in quarantined[:3])
-    if bad == total:
-        raise UserError(f"none of the {total} files can be used, for example {named}")
-    if share > config.data.max_bad_fraction:
-        raise UserError(
-            f"{bad} of {total} files ({share:.1%}) cannot be used, more than "
-            f"data.max_bad_fraction={config.data.max_bad_fraction:g}: {named}"
-        )
-    for split in listing.roots:
-        in_split = sum(file.split == split for file in listing.files)
-        if sum(row.split == split for row in quarantined) == in_split:
-            raise UserError(
-                f"none of the {in_split} files of split {split!r} can be used, for example "
-                f"{first.source_uri}: {first.reason}"
-            )
-
-
-def _quarantine_rows(final: Path) -> list[dict[str, str]]:
-    rows = read_quarantine(final / "quarantine.parquet")
-    return [{"source": row.source_uri, "reason": row.reason} for row in rows]
+def _result(job: Job, decoded: int, seconds: float, *, skipped: bool) -> dict[str, Any]:
+    shard_set = ShardSet.open(job.final)
+    manifest = shard_set.manifest
+    told = read_quarantine_table(job.final / "quarantine.parquet").slice(0, MAX_ROWS_TOLD)
+    return {
+        "shards": str(job.final),
+        "digest": manifest.digest,
+        "counts": manifest.counts,
+        "classes": list(manifest.classes),
+        "num_quarantined": manifest.quarantined,
+        "quarantined": [
+            {"source": row["source_uri"], "reason": row["reason"]} for row in told.to_pylist()
+        ],
+        "decoded": decoded,
+        "seconds": seconds,
+        "skipped": skipped,
+    }

@@ -17,6 +17,7 @@ from pipeline.console import Console
 from pipeline.errors import GateRefusedError, UserError
 from pipeline.inference import ModelCard, Predictor
 from pipeline.media import MediaFormat
+from pipeline.model_input import fitted_media
 from pipeline.tracking import run_config
 from shards import ShardReader, ShardSet, epoch_positions
 
@@ -24,13 +25,17 @@ EVALUATION_BATCH = 64
 # What a model imports beside its own code; pinned to what it was made with.
 MODEL_REQUIREMENTS = (
     "mlflow",
-    "torch",
+    "av",
+    "cykooz-resizer",
     "numpy",
     "pandas",
     "pillow",
     "safetensors",
+    "simplejpeg",
     "soundfile",
     "soxr",
+    "torch",
+    "trimesh",
 )
 # Files of a model version, under artifacts/.
 CARD_FILE, WEIGHTS_FILE = "card.json", "model.safetensors"
@@ -90,8 +95,8 @@ def promote(
     if champion is not None and champion.run_id == run_id:
         return _result(name, alias, champion.version, run_id, champion.tags, skipped=True)
     card = ModelCard(
-        config.classifier(len(shard_set.manifest.classes)),
-        config.data.media,
+        config.classifier(len(shard_set.manifest.classes), shard_set.manifest.config),
+        fitted_media(config.data.media, shard_set.manifest.config),
         shard_set.manifest.classes,
     )
     weights, _ = checkpoint.load()
@@ -148,8 +153,7 @@ def evaluate(predictor: Predictor, shard_set: ShardSet, split: str) -> Evaluatio
     for batch in load_batches(
         reader, predictor.card.media, numbers, num_workers=0, pin_memory=False
     ):
-        mask = None if batch.mask is None else batch.mask.to(predictor.device)
-        logits = predictor.model(batch.inputs.to(predictor.device), mask).cpu()
+        logits = predictor.model(*batch.inputs_on(predictor.device)).cpu()
         good = batch.weights > 0
         correct += int(((logits.argmax(dim=1) == batch.targets) & good).sum())
         count += int(good.sum()) + len(batch.bad)

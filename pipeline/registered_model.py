@@ -21,13 +21,15 @@ class PerceiverModel(mlflow.pyfunc.PythonModel):
         """Classify paths or encoded media.
 
         Args:
-            model_input: bytes or a path, or a list, array, Series or one-column table of them.
+            model_input: bytes or a path, or a list, array, Series or one-column table of them; of a
+                model of tables, also rows: a table, or a dictionary or a list of such.
 
         Returns:
             A row for each input, in order: ``source``, ``label``, ``probability``,
             ``probabilities`` (by class name) and ``error`` (why it has no label, or None).
         """
-        predictions = self.predictor.predict(as_inputs(model_input))
+        takes_rows = self.predictor.card.media.modality == "table"
+        predictions = self.predictor.predict(as_inputs(model_input, takes_rows=takes_rows))
         columns = (
             [field.name for field in dataclasses.fields(predictions[0])] if predictions else []
         )

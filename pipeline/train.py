@@ -15,7 +15,7 @@ from cluster.ray_session import ray_session, require_resources
 from perceiver_model.flops import forward_flops
 from pipeline.causes import expected_errors
 from pipeline.checkpoints import best_checkpoint, last_checkpoint, read_checkpoint
-from pipeline.config import Config
+from pipeline.config import MODALITIES, Config
 from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.positions import load_positions
@@ -107,14 +107,14 @@ def open_shards(config: Config) -> ShardSet:
     """
     shard_set = ShardSet.open(config.shards_folder)
     made = shard_set.manifest.config
-    wanted = {f"data.{key}": config.tree()["data"][key] for key in ("image", "audio")}
+    wanted = {f"data.{key}": config.tree()["data"][key] for key in MODALITIES}
     for field, value in wanted.items():
         if made.get(field) != value:
             raise UserError(
                 f"{config.shards_folder}: was made with {field}={made.get(field)}, the "
                 f"configuration has {value}; run 'perceiver preprocess' again, or mend {field}"
             )
-    load_positions(shard_set, config.classifier(len(shard_set.manifest.classes)))
+    load_positions(shard_set, config.classifier(len(shard_set.manifest.classes), made))
     return shard_set
 
 
@@ -202,7 +202,9 @@ def training_result(
         "score": best.state.score,
         "epochs": last.state.epoch,
         "parameters": sum(math.prod(shape) for shape in shapes),
-        "forward_flops": forward_flops(config.classifier(len(shard_set.manifest.classes))),
+        "forward_flops": forward_flops(
+            config.classifier(len(shard_set.manifest.classes), shard_set.manifest.config)
+        ),
         "bad_samples": json.loads(bad.read_text("utf-8")) if bad.is_file() else [],
     }
 

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 
 from cluster.engine_state import gather_state
 from perceiver_model.classifier_config import ClassifierConfig
-from perceiver_model.inputs import AudioInput
+from perceiver_model.inputs import AudioInput, ImageInput
 from pipeline.augment import augment_audio, augment_images, step_seed
 from pipeline.batches import BadSample, Batch, load_batches
 from pipeline.checkpoints import TrainState, save_checkpoint
+from pipeline.collate import BatchInputs
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.progress import Progress
@@ -179,16 +180,19 @@ class TrainLoop:
         sums = self._sum_over_ranks([total.detach(), correct])
         return torch.cat([sums, counts]).double().cpu()
 
-    def _augment(self, batch: Batch, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _augment(self, batch: Batch, seed: int) -> tuple[BatchInputs, torch.Tensor | None]:
+        """The inputs and their mask on the device; images and sound are changed at random."""
         place, config = self.place, self.config.training.augment
-        inputs = batch.inputs.to(place.device, non_blocking=True)
+        inputs, mask = batch.inputs_on(place.device)
         share = {"seed": seed, "rank": place.rank, "world_size": place.world_size}
-        if batch.mask is None:
-            return augment_images(inputs, config, **share), None
-        mask = batch.mask.to(place.device, non_blocking=True)
-        source = self.classifier.input
-        assert isinstance(source, AudioInput)
-        return augment_audio(inputs, mask, config, sample_rate=source.sample_rate, **share)
+        match self.classifier.input:
+            case ImageInput():
+                assert isinstance(inputs, torch.Tensor)
+                return augment_images(inputs, config, **share), None
+            case AudioInput() as source:
+                assert isinstance(inputs, torch.Tensor) and mask is not None
+                return augment_audio(inputs, mask, config, sample_rate=source.sample_rate, **share)
+        return inputs, mask
 
     def _sum_over_ranks(self, values: list[torch.Tensor]) -> torch.Tensor:
         summed = torch.stack([value.float().to(self.place.device) for value in values])
@@ -212,8 +216,7 @@ class TrainLoop:
         self.engine.eval()
         sums = torch.zeros(4, dtype=torch.float64, device=self.place.device)
         for batch in self._load(reader, numbers):
-            mask = None if batch.mask is None else batch.mask.to(self.place.device)
-            logits = self.engine(batch.inputs.to(self.place.device), mask)
+            logits = self.engine(*batch.inputs_on(self.place.device))
             targets = batch.targets.to(self.place.device)
             weights = batch.weights.to(self.place.device)
             losses = F.cross_entropy(logits, targets, reduction="none")

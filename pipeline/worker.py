@@ -72,7 +72,7 @@ def open_training(task: TrainTask) -> Iterator[tuple[TrainLoop, TrainState]]:
     place = _join()
     folder = Path(task.folder)
     shard_set = ShardSet.open(config.shards_folder)
-    classifier = config.classifier(len(shard_set.manifest.classes))
+    classifier = config.classifier(len(shard_set.manifest.classes), shard_set.manifest.config)
     training = config.training
     torch.manual_seed(config.seed)
     model = PerceiverClassifier(classifier, positions=load_positions(shard_set, classifier))

@@ -8,8 +8,9 @@
     manifest.json           what the set is; its sha256 names the set, its presence makes it one
 
 Writing: `write_shard` for each shard of a plan into a staging folder, then `publish`.
-Reading: `ShardSet.open`, `ShardReader`, `epoch_positions`. This package knows nothing of images or
-audio: a member of a sample is bytes.
+Reading: `ShardSet.open`, `ShardReader`, `epoch_positions`; as tensors, `shards.loader.ShardLoader`.
+Only that imports torch. This package knows nothing of images or audio: a member of a sample is
+bytes.
 """
 
 from shards.epoch import PADDING, epoch_positions, num_steps
@@ -20,8 +21,16 @@ from shards.npy import decode_npy, encode_npy
 from shards.order import Permutation, epoch_key
 from shards.positions import PositionSpec, read_position_table, write_position_table
 from shards.publish import publish
-from shards.quarantine import Quarantined, read_quarantine, write_quarantine
+from shards.quarantine import (
+    Quarantined,
+    quarantine_table,
+    read_quarantine,
+    read_quarantine_table,
+    write_quarantine,
+)
 from shards.reader import RawSample, ShardReader
+from shards.remote_tars import RemoteReading
+from shards.rewrite import link_shard, rewrite_shard
 from shards.sample import Sample
 from shards.shard_set import ShardSet
 from shards.verify import Problem, verify
@@ -35,6 +44,7 @@ __all__ = [
     "Problem",
     "Quarantined",
     "RawSample",
+    "RemoteReading",
     "Sample",
     "ShardError",
     "ShardInfo",
@@ -44,11 +54,15 @@ __all__ = [
     "encode_npy",
     "epoch_key",
     "epoch_positions",
+    "link_shard",
     "num_steps",
     "publish",
+    "quarantine_table",
     "read_committed",
     "read_position_table",
     "read_quarantine",
+    "read_quarantine_table",
+    "rewrite_shard",
     "verify",
     "write_position_table",
     "write_quarantine",

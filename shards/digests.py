@@ -18,7 +18,7 @@ def canonical_json(value: Any) -> bytes:
     return text.encode() + b"\n"
 
 
-def sha256_hex(data: bytes) -> str:
+def sha256_hex(data: bytes | memoryview) -> str:
     """The sha256 of `data` as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 

@@ -4,7 +4,6 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Self
 
-import numpy as np
 import pyarrow as pa
 
 from shards.digests import sha256_hex
@@ -111,7 +110,7 @@ class ShardIndex:
 
     Attributes:
         info: the shard's facts.
-        keys, source_uris, sha256s: Arrow string arrays [samples].
+        keys, source_uris, source_sha256s, sha256s: Arrow string arrays [samples].
         targets: Arrow int64 array [samples], null where the sample has no class.
         member_names: the distinct names of members, in order of appearance.
     """
@@ -120,16 +119,19 @@ class ShardIndex:
         self.info = info
         self.keys = table["key"].combine_chunks()
         self.source_uris = table["source_uri"].combine_chunks()
+        self.source_sha256s = table["source_sha256"].combine_chunks()
         self.sha256s = table["sha256"].combine_chunks()
         self.targets = table["target"].combine_chunks()
         members = table["members"].combine_chunks()
         spans = members.values
         names = spans.field("name").dictionary_encode()
         self.member_names: list[str] = names.dictionary.to_pylist()
-        self._name_codes: np.ndarray = names.indices.to_numpy()
-        self._offsets: np.ndarray = spans.field("offset").to_numpy()
-        self._lengths: np.ndarray = spans.field("length").to_numpy()
-        self._first_span: np.ndarray = members.offsets.to_numpy()
+        # A memoryview gives Python's own integers, several times faster than an array does.
+        self._name_codes = memoryview(names.indices.to_numpy())
+        self._offsets = memoryview(spans.field("offset").to_numpy())
+        self._lengths = memoryview(spans.field("length").to_numpy())
+        self._first_span = memoryview(members.offsets.to_numpy())
+        self._columns = self.member_names, self._name_codes, self._offsets, self._lengths
 
     @classmethod
     def decode(cls, data: bytes, where: str) -> Self:
@@ -153,16 +155,38 @@ class ShardIndex:
 
     def members(self, row: int) -> list[MemberSpan]:
         """Where the members of sample `row` lie in the tar."""
-        spans = slice(self._first_span[row], self._first_span[row + 1])
+        names, codes = self.member_names, self._name_codes
         return [
-            MemberSpan(self.member_names[code], offset, length)
-            for code, offset, length in zip(
-                self._name_codes[spans].tolist(),
-                self._offsets[spans].tolist(),
-                self._lengths[spans].tolist(),
-                strict=True,
-            )
+            MemberSpan(names[codes[span]], self._offsets[span], self._lengths[span])
+            for span in range(self._first_span[row], self._first_span[row + 1])
         ]
+
+    def bounds(self, row: int) -> list[tuple[str, int, int]]:
+        """(name, first byte, one past last) of each member of sample `row`: `members`, sooner."""
+        names, codes, offsets, lengths = self._columns
+        first, stop = self._first_span[row : row + 2]
+        return [
+            (names[codes[span]], start := offsets[span], start + lengths[span])
+            for span in range(first, stop)
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that this index takes."""
+        arrays = (self.keys, self.source_uris, self.source_sha256s, self.sha256s, self.targets)
+        views = (self._name_codes, self._offsets, self._lengths, self._first_span)
+        return sum(array.nbytes for array in arrays) + sum(view.nbytes for view in views)
+
+    def drop_hashes(self, *, of_samples: bool) -> None:
+        """Lets go the hashes of sources, and of samples if so asked: half of the memory."""
+        self.source_sha256s = pa.nulls(len(self))
+        if of_samples:
+            self.sha256s = pa.nulls(len(self))
+
+    def payloads(self, row: int) -> tuple[int, int]:
+        """(first, one past last) byte of the members of sample `row`, without the first header."""
+        first, last = self._first_span[row], self._first_span[row + 1] - 1
+        return self._offsets[first], self._offsets[last] + self._lengths[last]
 
 
 _LISTING_SCHEMA = pa.schema(

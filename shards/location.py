@@ -1,47 +1,152 @@
 """Where a shard set lies: a local folder, or a folder behind any fsspec URL."""
 
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+
+from shards.errors import ShardError
+
+_Result = TypeVar("_Result")
+
+_NOT_THERE = (FileNotFoundError, NotADirectoryError)
+_FINAL = (PermissionError, IsADirectoryError, ValueError, TypeError, LookupError, ImportError)
+_TRANSIENT_STATUS = (408, 425, 429)
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How often a request over the network is tried.
+
+    Attributes:
+        attempts: in all, at least 1.
+        first_delay: seconds before the second; doubled for each one after, with jitter.
+    """
+
+    attempts: int = 6
+    first_delay: float = 0.25
 
 
 class Location:
     """Reads the files of one folder by their paths within it.
 
+    Requests to a folder that is not local are tried again where the failure may pass: no
+    connection, a time-out, HTTP 408, 425, 429 and 5xx. All methods raise ShardError, naming the
+    file, where it stays unreadable; safe for several threads.
+
     Attributes:
         folder: the folder where it is local, else None.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, retry: Retry | None = None) -> None:
+        self.retry = retry or Retry()
         self._given = str(path)
-        self._fs, root = fsspec.core.url_to_fs(self._given)
+        self._process = os.getpid()
+        try:
+            self._opened, root = fsspec.core.url_to_fs(self._given)
+        except (ValueError, ImportError) as error:
+            raise ShardError(
+                f"{self._given}: cannot be opened ({_one_line(error)}); correct the URL or install "
+                "the package that reads it"
+            ) from error
         self._root: str = root.rstrip("/")
-        self.folder = Path(root) if isinstance(self._fs, LocalFileSystem) else None
+        self.folder = Path(root) if isinstance(self._opened, LocalFileSystem) else None
 
     def __str__(self) -> str:
         return self._given
 
     def exists(self, name: str = "") -> bool:
         """Whether there is a file or folder `name`; without a name, the folder itself."""
-        return bool(self._fs.exists(self._path(name)))
+        return self._try(name, lambda path: bool(self._fs.exists(path)))
 
     def read(self, name: str) -> bytes:
         """A whole file. Raises FileNotFoundError."""
-        return self._fs.cat_file(self._path(name))
+        return self._try(name, self._fs.cat_file)
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a file, fewer where it ends before. Raises FileNotFoundError."""
-        return self._fs.cat_file(self._path(name), start=start, end=stop)
+        return self._try(name, lambda path: self._fs.cat_file(path, start=start, end=stop))
+
+    def read_exactly(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a file in one request; an answer cut short is asked for again.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ShardError: the file ends before `stop`, or the server knows no ranges.
+        """
+
+        def read(path: str) -> bytes:
+            data: bytes = self._fs.cat_file(path, start=start, end=stop)
+            if len(data) < stop - start:
+                raise _ShortError(f"cut short: {len(data)} bytes of {stop - start} at byte {start}")
+            return data
+
+        data = self._try(name, read)
+        if len(data) > stop - start:
+            raise ShardError(
+                f"{self}/{name}: the server gave {len(data)} bytes for a range of {stop - start}, "
+                "so it knows no ranges; copy the set to one that does, or to a local folder"
+            )
+        return data
 
     def open(self, name: str) -> BinaryIO:
         """A file to be read in order. Raises FileNotFoundError."""
-        return self._fs.open(self._path(name), "rb")
+        return self._try(name, lambda path: self._fs.open(path, "rb"))
 
     def names(self) -> set[str]:
         """The paths of all files in the folder and below."""
-        return {path[len(self._root) + 1 :] for path in self._fs.find(self._root)}
+        paths = self._try("", self._fs.find)
+        return {path[len(self._root) + 1 :] for path in paths}
 
-    def _path(self, name: str) -> str:
-        return f"{self._root}/{name}".rstrip("/")
+    @property
+    def _fs(self) -> fsspec.AbstractFileSystem:
+        """The file system; opened again in a forked process, where its connections are no good."""
+        if self._process != os.getpid():
+            self._opened, _ = fsspec.core.url_to_fs(self._given)
+            self._process = os.getpid()
+        return self._opened
+
+    def _try(self, name: str, request: Callable[[str], _Result]) -> _Result:
+        path = f"{self._root}/{name}".rstrip("/")
+        delay = self.retry.first_delay
+        for attempt in range(1, self.retry.attempts + 1):
+            try:
+                return request(path)
+            except _NOT_THERE:
+                raise
+            except Exception as error:  # each file system and network library has kinds of its own
+                if self.folder or _is_final(error):
+                    raise self._unreadable(name, error) from error
+                if attempt == self.retry.attempts:
+                    raise self._unreadable(name, error, attempt) from error
+            time.sleep(delay * random.uniform(0.5, 1.0))
+            delay *= 2
+        raise AssertionError("at least one attempt")
+
+    def _unreadable(self, name: str, error: Exception, attempts: int = 1) -> ShardError:
+        where = f"{self}/{name}" if name else str(self)
+        times = f" after {attempts} attempts" if attempts > 1 else ""
+        return ShardError(
+            f"{where}: cannot be read{times} ({_one_line(error)}); "
+            "check that it is whole, can be reached and may be read, then try again"
+        )
+
+
+class _ShortError(OSError):
+    """An answer with fewer bytes than asked for."""
+
+
+def _is_final(error: Exception) -> bool:
+    status = getattr(error, "status", None)
+    refused = isinstance(status, int) and 400 <= status < 500 and status not in _TRANSIENT_STATUS
+    return refused or isinstance(error, _FINAL)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

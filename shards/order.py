@@ -6,11 +6,13 @@ import json
 import numpy as np
 
 _NUM_ROUNDS = 8
+_MAX_WINDOWS_IN_USE = 8
 
 
-def epoch_key(digest: str, split: str, seed: int, epoch: int) -> bytes:
-    """The key of an epoch's order: a pure function of the set's digest, split, seed and epoch."""
-    return hashlib.blake2b(json.dumps([digest, split, seed, epoch]).encode()).digest()
+def epoch_key(digest: str, split: str, seed: int, epoch: int, window: int | None = None) -> bytes:
+    """The key of an epoch's order: a pure function of the arguments and of nothing else."""
+    parts = [digest, split, seed, epoch] + ([] if window is None else [window])
+    return hashlib.blake2b(json.dumps(parts).encode()).digest()
 
 
 class Permutation:
@@ -40,8 +42,7 @@ class Permutation:
         Raises:
             ValueError: a position outside [0, n).
         """
-        if positions.size and not (positions.min() >= 0 and positions.max() < self.n):
-            raise ValueError(f"positions outside [0, {self.n})")
+        _check_within(positions, self.n)
         values = self._feistel(positions.astype(np.uint64))
         while (outside := values >= self.n).any():
             values[outside] = self._feistel(values[outside])
@@ -52,6 +53,90 @@ class Permutation:
         for round_key in self._round_keys:
             left, right = right, left ^ (_mix(right ^ round_key) & self._half_mask)
         return (left << self._half_bits) | right
+
+
+class EpochOrder:
+    """Which sample stands at each position of an epoch.
+
+    Shuffled without a window, one permutation goes over all samples. Shuffled with a window of W
+    shards, the shards are permuted and cut into windows of W, and the samples of each window are
+    permuted among themselves: so only W shards are read at a time. Not shuffled, the order is the
+    shards' own. Memory is O(shards) with a window, else O(1).
+
+    Args:
+        shard_sizes: samples of each shard, int64 [shards].
+        key: of the epoch and window, from `epoch_key`; None keeps the shards' own order.
+        window: shards that are read together, at least 1; None for all.
+    """
+
+    def __init__(self, shard_sizes: np.ndarray, key: bytes | None, window: int | None) -> None:
+        self.num_samples = int(shard_sizes.sum(dtype=np.int64))
+        self.num_shards = len(shard_sizes)
+        self.window = window
+        self._key = key
+        if window is None:
+            return
+        self._shards = np.arange(self.num_shards, dtype=np.int64)
+        if key is not None:
+            self._shards = Permutation(self.num_shards, _subkey(key, b"shards"))(self._shards)
+        sizes = shard_sizes[self._shards]
+        self._ends = np.cumsum(sizes, dtype=np.int64)  # in the order of this epoch
+        ends_in_set = np.cumsum(shard_sizes, dtype=np.int64)
+        # What to add to a place in the permuted shards, to have the sample's number in the split.
+        self._shift = ends_in_set[self._shards] - self._ends
+        last = np.minimum(np.arange(window, self.num_shards + window, window), self.num_shards) - 1
+        self._window_ends = self._ends[last]
+        self._permuted: dict[int, tuple[int, Permutation]] = {}  # the windows in use
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """Numbers within the split of the samples at `positions`: int64 [n] to int64 [n].
+
+        Raises:
+            ValueError: a position outside the epoch.
+        """
+        if self._key is None or self.window is None:
+            if self._key is not None:
+                return Permutation(self.num_samples, self._key)(positions)
+            _check_within(positions, self.num_samples)
+            return positions.astype(np.int64)
+        _check_within(positions, self.num_samples)
+        windows = np.searchsorted(self._window_ends, positions, side="right")
+        places = np.empty(len(positions), dtype=np.int64)
+        for window in np.unique(windows).tolist():
+            inside = windows == window
+            first, permutation = self._permuted.get(window) or self._permute(window)
+            places[inside] = first + permutation(positions[inside] - first)
+        return places + self._shift[np.searchsorted(self._ends, places, side="right")]
+
+    def window_at(self, position: int) -> int:
+        """The window that the sample at `position` is in; meaningless where there are none."""
+        assert self.window is not None
+        return int(np.searchsorted(self._window_ends, position, side="right"))
+
+    def shards_in(self, window: int) -> list[int]:
+        """Places in `shard_sizes` of the shards of a window, none beyond the last one."""
+        assert self.window is not None
+        return self._shards[window * self.window : (window + 1) * self.window].tolist()
+
+    def _permute(self, window: int) -> tuple[int, Permutation]:
+        """A window's first position and the permutation within it."""
+        assert self._key is not None
+        first = int(self._window_ends[window - 1]) if window else 0
+        key = _subkey(self._key, window.to_bytes(8, "little"))
+        if len(self._permuted) >= _MAX_WINDOWS_IN_USE:
+            self._permuted.clear()
+        permuted = first, Permutation(int(self._window_ends[window]) - first, key)
+        self._permuted[window] = permuted
+        return permuted
+
+
+def _subkey(key: bytes, part: bytes) -> bytes:
+    return hashlib.blake2b(part, key=key).digest()
+
+
+def _check_within(positions: np.ndarray, n: int) -> None:
+    if positions.size and not (positions.min() >= 0 and positions.max() < n):
+        raise ValueError(f"positions outside [0, {n})")
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

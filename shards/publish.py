@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from shards.digests import canonical_json, sha256_hex, stream_sha256
 from shards.errors import ShardError
@@ -14,7 +15,7 @@ from shards.files import AtomicFile, is_temporary, sync_folder
 from shards.index import ShardIndex, ShardInfo, decode_listing, encode_listing, index_name
 from shards.manifest import LISTING_FILE, MANIFEST_FILE, Manifest
 from shards.positions import PositionSpec, position_name
-from shards.quarantine import QUARANTINE_FILE, Quarantined, read_quarantine, write_quarantine
+from shards.quarantine import QUARANTINE_FILE, merge_quarantine, quarantine_table
 from shards.writer import QUARANTINE_PARTS, quarantine_part, read_index
 
 
@@ -27,7 +28,7 @@ def publish(
     input_digest: str,
     classes: Sequence[str],
     positions: Iterable[PositionSpec] = (),
-    quarantine: Iterable[Quarantined] = (),
+    quarantine: pa.Table | None = None,
     replace: bool = False,
 ) -> Manifest:
     """Makes the shards in `staging` a shard set at `final`.
@@ -44,7 +45,8 @@ def publish(
         input_digest: names the listing of raw inputs.
         classes: names of the classes that targets index; none where there are no classes.
         positions: the position tables of the set, written before by `write_position_table`.
-        quarantine: sources set aside beside those that `write_shard` was given.
+        quarantine: sources set aside beside those that `write_shard` was given, a
+            `quarantine_table`.
 
     Raises:
         ShardError: a shard or position table is missing, a target has no class, `final` is in the
@@ -95,10 +97,10 @@ def _seal(
     input_digest: str,
     classes: Sequence[str],
     positions: Iterable[PositionSpec],
-    quarantine: Iterable[Quarantined],
+    quarantine: pa.Table | None,
 ) -> Manifest:
     census = _Census(classes)
-    rows = list(quarantine)
+    parts = []
     for number in numbers:
         index = read_index(staging, number)
         if index is None:
@@ -108,9 +110,10 @@ def _seal(
             )
         census.add(index)
         if (part := quarantine_part(staging, number)).exists():
-            rows += read_quarantine(part)
+            parts.append(part)
 
-    write_quarantine(staging / QUARANTINE_FILE, rows)
+    more = quarantine_table([]) if quarantine is None else quarantine
+    quarantined = merge_quarantine(staging / QUARANTINE_FILE, parts, more)
     listing = encode_listing(census.infos)
     _write(staging / LISTING_FILE, listing)
     specs = {spec.digest: spec for spec in positions}
@@ -122,7 +125,7 @@ def _seal(
         counts=dict(census.counts),
         class_counts={split: dict(counts) for split, counts in census.class_counts.items()},
         members=tuple(sorted(census.members)),
-        quarantined=len(rows),
+        quarantined=quarantined,
         positions=specs,
         position_sha256={digest: _position_sha256(staging, digest) for digest in specs},
         shards_sha256=sha256_hex(listing),

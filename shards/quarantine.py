@@ -41,11 +41,38 @@ def write_quarantine(path: Path, rows: Iterable[Quarantined]) -> None:
     Raises:
         ShardError: the file cannot be written.
     """
-    columns = zip(*(map(_spellable, astuple(row)) for row in sorted(rows)), strict=True)
+    _write(path, [quarantine_table(rows)])
+
+
+def merge_quarantine(path: Path, parts: Iterable[Path], more: pa.Table) -> int:
+    """Writes the rows of quarantine files and of a `quarantine_table` into one file.
+
+    Returns:
+        How many rows it has.
+
+    Raises:
+        ShardError: a part is damaged, or the file cannot be written.
+    """
+    return _write(path, [*map(read_quarantine_table, parts), more])
+
+
+def quarantine_table(rows: Iterable[Quarantined]) -> pa.Table:
+    """The rows as an Arrow table, one column for each field."""
+    columns = zip(*(map(_spellable, astuple(row)) for row in rows), strict=True)
     arrays = [list(column) for column in columns] or [[] for _ in _SCHEMA]
-    table = pa.table(dict(zip(_SCHEMA.names, arrays, strict=True)), schema=_SCHEMA)
+    return pa.table(dict(zip(_SCHEMA.names, arrays, strict=True)), schema=_SCHEMA)
+
+
+def _write(path: Path, tables: list[pa.Table]) -> int:
+    table = pa.concat_tables(tables).sort_by([(name, "ascending") for name in _SCHEMA.names])
     with AtomicFile(path) as file:
         file.write(encode_parquet(table))
+    return table.num_rows
+
+
+def read_quarantine_table(path: Path) -> pa.Table:
+    """The rows of a quarantine file as a `quarantine_table`. Raises as `read_quarantine`."""
+    return decode_parquet(path.read_bytes(), _SCHEMA, str(path))
 
 
 def read_quarantine(path: Path) -> list[Quarantined]:

@@ -1,54 +1,67 @@
-"""Samples of a shard set by number: memory-mapped where local, ranged reads elsewhere."""
+"""Samples of a shard set by number: memory-mapped where local, fetched ahead elsewhere."""
 
-import mmap
-import os
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Sequence
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
 from shards.digests import sha256_hex
 from shards.errors import ShardError
-from shards.index import ShardIndex, index_name
+from shards.index import ShardIndex
+from shards.index_cache import REMEDY, IndexCache
+from shards.local_tars import Extent, LocalTars, default_max_open
+from shards.raw_sample import Block, RawSample
+from shards.remote_tars import RemoteReading, RemoteTars
 from shards.shard_set import ShardSet
+from shards.tar import sample_extent
 
-_REMEDY = "run 'perceiver verify', then 'perceiver preprocess' again"
+__all__ = ["RawSample", "ShardReader"]
 
 
-@dataclass(frozen=True, slots=True)
-class RawSample:
-    """A sample as it was written.
+class _Options(TypedDict):
+    max_open_tars: int | None
+    max_index_bytes: int
+    remote: RemoteReading | None
 
-    Attributes:
-        key: its key.
-        members: member name ("image.npy") to its content, read-only.
-        target: class number, or None.
-        source_uri: what it was made from.
-        index: its number within the split.
-    """
 
-    key: str
-    members: dict[str, memoryview]
-    target: int | None
-    source_uri: str
-    index: int
+class _Part(NamedTuple):
+    """What a request wants of one shard: for each sample its place, row and extent."""
+
+    shard: int
+    shard_index: ShardIndex
+    places: list[int]
+    rows: list[int]
+    extents: list[Extent]
+
+    def key(self, number: int) -> str:
+        return self.shard_index.keys[self.rows[number]].as_py()
 
 
 class ShardReader:
     """The samples of one split, numbered in the order of shards and within them.
 
     Indexes and tars are opened when first needed and the least recently used let go; a sample's
-    members stay valid for as long as they are held. Pickles as its arguments, so that each loader
-    worker opens its own files. Not for several threads at once.
+    members stay valid for as long as they are held. Where the set is local, members are views of
+    memory-mapped tars. Elsewhere whole shards lie in a local cache once `read_ahead` has named
+    them or ranged reads of them have cost as much; what is read by ranges is checked against the
+    index. Pickles as its arguments, so that each loader worker opens its own files. Not for several
+    threads at once.
 
     Args:
         shard_set: an open set.
         split: one of its splits.
-        max_open_tars: memory maps held; each takes a file descriptor.
-        max_cached_indexes: indexes held, about 200 bytes a sample.
+        max_open_tars: memory maps held, each with a file descriptor, those of members that are held
+            included; default a quarter of the files that the process may open.
+        max_index_bytes: indexes held, about 100 bytes a sample locally and 200 elsewhere. A shuffle
+            over more shards than it holds reads indexes again and again: give a window then.
+        remote: how to read where the set is not local.
+
+    Attributes:
+        is_local: whether the set lies in a local folder.
+        shard_sizes: samples of each of the split's shards, int64 [shards].
 
     Raises:
-        ShardError: the set has no such split.
+        ShardError: the set has no such split, or a limit is not positive.
     """
 
     def __init__(
@@ -56,89 +69,154 @@ class ShardReader:
         shard_set: ShardSet,
         split: str,
         *,
-        max_open_tars: int = 256,
-        max_cached_indexes: int = 1024,
+        max_open_tars: int | None = None,
+        max_index_bytes: int = 2 << 30,
+        remote: RemoteReading | None = None,
     ) -> None:
+        max_open = default_max_open() if max_open_tars is None else max_open_tars
+        if max_open < 1 or max_index_bytes < 1:
+            raise ShardError(
+                f"max_open_tars {max_open_tars}, max_index_bytes {max_index_bytes}: "
+                "give at least 1 of each"
+            )
         self.shard_set = shard_set
         self.split = split
-        self._limits = {"max_open_tars": max_open_tars, "max_cached_indexes": max_cached_indexes}
-        shards = shard_set.shards(split)
-        self._numbers = shards["number"].to_numpy()
+        self._options: _Options = {
+            "max_open_tars": max_open_tars,
+            "max_index_bytes": max_index_bytes,
+            "remote": remote,
+        }
+        location, shards = shard_set.location, shard_set.shards(split)
+        reading = remote or RemoteReading()
+        self.is_local = location.folder is not None
+        self.shard_sizes: np.ndarray = shards["samples"].to_numpy()
         self._names = shards["name"]
-        self._index_sha256s = shards["index_sha256"]
-        self._ends = np.cumsum(shards["samples"].to_numpy())
-        self._index = lru_cache(max_cached_indexes)(self._load_index)
-        self._map = lru_cache(max_open_tars)(self._map_tar)
+        self._ends = np.cumsum(self.shard_sizes, dtype=np.int64)
+        self._indexes = IndexCache(
+            location,
+            shards["number"].to_numpy(),
+            shards["index_sha256"],
+            max_index_bytes,
+            reading.num_threads,
+        )
+        self._tars: LocalTars | RemoteTars
+        if location.folder is not None:
+            self._tars = LocalTars(location.folder, self._names, max_open)
+        else:
+            sizes = shards["bytes"].to_numpy()
+            self._tars = RemoteTars(
+                location, self._names, shards["sha256"], sizes, reading, max_open
+            )
 
     def __reduce__(self) -> tuple:
-        return _rebuild, (self.shard_set, self.split, self._limits)
+        return _rebuild, (self.shard_set, self.split, self._options)
 
     def __len__(self) -> int:
-        return self.shard_set.num_samples(self.split)
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, i: int) -> RawSample:
-        """Sample `i` of the split.
+        """Sample `i` of the split; as `read_many`."""
+        return self.read_many(np.array([i]))[0]
+
+    def read_many(self, numbers: np.ndarray) -> Sequence[RawSample]:
+        """The samples of these numbers of the split, in the order given.
+
+        Args:
+            numbers: integers [n] in [0, len(self)), in any order, also repeated.
 
         Raises:
             IndexError: no such number.
-            ShardError: its tar or index is missing, cut short or changed; names shard and sample,
-                so that a caller can count and skip it.
+            ShardError: a tar or index is missing, cut short or changed; names shard and sample, so
+                that a caller can count it, and read the others one by one.
         """
-        if not 0 <= i < len(self):
-            raise IndexError(f"sample {i} of {len(self)} in split {self.split!r}")
-        shard = int(np.searchsorted(self._ends, i, side="right"))
-        index = self._index(shard)
-        row = int(i - self._ends[shard]) + len(index)
-        key = index.keys[row].as_py()
-        members = index.members(row)
-        start, stop = members[0].offset, members[-1].offset + members[-1].length
-        block = self._read_range(self._names[shard].as_py(), start, stop, key)
-        return RawSample(
-            key,
-            {
-                name: block[offset - start : offset - start + length]
-                for name, offset, length in members
-            },
-            index.targets[row].as_py(),
-            index.source_uris[row].as_py(),
-            int(i),
-        )
-
-    def _read_range(self, name: str, start: int, stop: int, key: str) -> memoryview:
-        location = self.shard_set.location
+        numbers = np.asarray(numbers, dtype=np.int64)
+        outside = (numbers < 0) | (numbers >= len(self))
+        if outside.any():
+            raise IndexError(f"sample {numbers[outside][0]} of {len(self)} in split {self.split!r}")
+        shards = self.shards_of(numbers)
+        rows = (numbers - (self._ends - self.shard_sizes)[shards]).tolist()
+        groups: dict[int, list[int]] = {}
+        for place, shard in enumerate(shards.tolist()):
+            groups.setdefault(shard, []).append(place)
+        samples: dict[int, RawSample] = {}
         try:
-            if location.folder:
-                block = self._map(name)[start:stop]
+            for part in self._begun(groups, rows):
+                blocks = self._blocks(part)
+                for place, block in zip(part.places, blocks, strict=True):
+                    samples[place] = RawSample(
+                        int(numbers[place]), part.shard_index, rows[place], block
+                    )
+        except BaseException:
+            self._forget()
+            raise
+        return [samples[place] for place in range(len(numbers))]
+
+    def shards_of(self, numbers: np.ndarray) -> np.ndarray:
+        """The shards that samples lie in, as places in `shard_sizes`: int64 [n] to int64 [n]."""
+        return np.searchsorted(self._ends, numbers, side="right")
+
+    def read_ahead(self, now: Sequence[int], later: Sequence[int]) -> None:
+        """Says which shards are read from here on, as places in `shard_sizes`.
+
+        Where the set is not local, the shards `now` are fetched whole on threads, then as many of
+        `later` as fit in the cache beside them; others are let go. Where it is local, the operating
+        system reads ahead.
+
+        Raises:
+            ShardError: those of `now` do not fit in the cache together.
+        """
+        if isinstance(self._tars, RemoteTars):
+            self._tars.read_ahead(now, later)
+            self._indexes.read_ahead([*now, *later])
+
+    def _begun(self, groups: dict[int, list[int]], rows: list[int]) -> list[_Part]:
+        """A part for each shard of `groups`; reading from afar starts on all of them at once."""
+        parts = []
+        if not self.is_local:
+            self._indexes.begin(groups)
+        for shard, places in groups.items():
+            index = self._indexes[shard]
+            if isinstance(self._tars, RemoteTars):
+                extents = [sample_extent(index.members(rows[place])) for place in places]
+                self._tars.begin(shard, extents)
             else:
-                block = memoryview(location.read_range(name, start, stop))
-        except FileNotFoundError as error:
-            raise ShardError(
-                f"{location}/{name}: missing, with sample {key!r}; {_REMEDY}"
-            ) from error
-        if len(block) < stop - start:
-            raise ShardError(
-                f"{location}/{name}: cut short, sample {key!r} should end at byte {stop}; {_REMEDY}"
-            )
-        return block
+                extents = [index.payloads(rows[place]) for place in places]
+            parts.append(_Part(shard, index, places, [rows[place] for place in places], extents))
+        return parts
 
-    def _map_tar(self, name: str) -> memoryview:
-        """A local tar's bytes; unmapped once nothing holds a part of them."""
-        assert self.shard_set.location.folder
-        with (self.shard_set.location.folder / name).open("rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                return memoryview(b"")  # an empty file cannot be mapped
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-    def _load_index(self, shard: int) -> ShardIndex:
-        location, name = self.shard_set.location, index_name(int(self._numbers[shard]))
+    def _blocks(self, part: _Part) -> list[Block]:
+        """For each sample of `part` a block that holds it."""
         try:
-            data = location.read(name)
+            blocks = self._tars.blocks(part.shard, part.extents)
         except FileNotFoundError as error:
-            raise ShardError(f"{location}/{name}: missing; {_REMEDY}") from error
-        if sha256_hex(data) != self._index_sha256s[shard].as_py():
-            raise ShardError(f"{location}/{name}: sha256 differs from shards.parquet; {_REMEDY}")
-        return ShardIndex.decode(data, f"{location}/{name}")
+            raise ShardError(
+                f"{self._where(part)}: missing, with sample {part.key(0)!r}; {REMEDY}"
+            ) from error
+        except ShardError as error:
+            raise ShardError(f"sample {part.key(0)!r} of {self._where(part)}: {error}") from error
+        for place, (block, (start, stop)) in enumerate(zip(blocks, part.extents, strict=True)):
+            if block.base + len(block.data) < stop:
+                raise ShardError(
+                    f"{self._where(part)}: cut short, sample {part.key(place)!r} should end at "
+                    f"byte {stop}; {REMEDY}"
+                )
+            if not block.checked:
+                content = block.data[start - block.base : stop - block.base]
+                if sha256_hex(content) != part.shard_index.sha256s[part.rows[place]].as_py():
+                    raise ShardError(
+                        f"{self._where(part)}: sample {part.key(place)!r} has another sha256 than "
+                        f"its index says; {REMEDY}"
+                    )
+        return blocks
+
+    def _where(self, part: _Part) -> str:
+        return f"{self.shard_set.location}/{self._names[part.shard].as_py()}"
+
+    def _forget(self) -> None:
+        self._indexes.read_ahead(())
+        if isinstance(self._tars, RemoteTars):
+            self._tars.forget_ranges()
 
 
-def _rebuild(shard_set: ShardSet, split: str, limits: dict[str, int]) -> ShardReader:
-    return ShardReader(shard_set, split, **limits)
+def _rebuild(shard_set: ShardSet, split: str, options: _Options) -> ShardReader:
+    return ShardReader(shard_set, split, **options)

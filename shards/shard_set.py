@@ -32,14 +32,14 @@ class ShardSet:
     listing: pa.Table
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
+    def open(cls, path: str | Path | Location) -> Self:
         """Opens the set in a local folder or at any fsspec URL.
 
         Raises:
             ShardError: there is no set, it is of another format version, or one of the two files
                 read is damaged.
         """
-        location = Location(path)
+        location = path if isinstance(path, Location) else Location(path)
         try:
             data = location.read(MANIFEST_FILE)
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -71,10 +71,18 @@ class ShardSet:
                 f"{self.location}: no split {split!r}; it has {splits}: name one of these"
             ) from error
 
+    def __reduce__(self) -> tuple:
+        # Another process reads two files rather than take the listing of a million shards by pipe.
+        return _reopen, (self.location, self.digest)
+
     def shards(self, split: str) -> pa.Table:
         """The rows of `listing` that belong to `split`. Raises ShardError as `num_samples`."""
         self.num_samples(split)
-        return self.listing.filter(pc.equal(self.listing["split"], split))
+        rows = pc.indices_nonzero(pc.equal(self.listing["split"], split))
+        first, num_rows = (rows[0].as_py(), len(rows)) if len(rows) else (0, 0)
+        if num_rows and rows[-1].as_py() == first + num_rows - 1:
+            return self.listing.slice(first, num_rows)  # adjacent, as they mostly are: no copy
+        return self.listing.take(rows)
 
     def position_table(self, spec: PositionSpec) -> np.ndarray:
         """The position table of `spec`: float32 [tokens, channels], memory-mapped where local.
@@ -92,6 +100,16 @@ class ShardSet:
         table = decode_npy(self.location.read(position_name(spec.digest)))
         spec.check_table(table, f"{self.location}/{position_name(spec.digest)}")
         return table
+
+
+def _reopen(location: Location, digest: str) -> ShardSet:
+    shard_set = ShardSet.open(location)
+    if shard_set.digest != digest:
+        raise ShardError(
+            f"{location}: replaced by the set {shard_set.digest} while {digest} was in use; "
+            "start again"
+        )
+    return shard_set
 
 
 def _no_set(location: Location) -> ShardError:

@@ -53,6 +53,12 @@ def _no_compiled_code_left() -> Iterator[None]:
         torch.compiler.reset()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_shard_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Shards from afar are not kept where this machine's user has his own."""
+    os.environ["PERCEIVER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Ray on this machine, started once."""

@@ -2,22 +2,28 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from shards import (
     Manifest,
     PositionSpec,
     Quarantined,
     Sample,
+    ShardReader,
+    ShardSet,
     encode_npy,
     publish,
     write_position_table,
     write_shard,
 )
+from shards.digests import canonical_json, sha256_hex
+from shards.parquet import encode_parquet
 
 CLASSES = ("cat", "dog", "owl")
 SPEC = PositionSpec(shape=(4, 6), num_bands=3, max_resolution=(4, 6))
@@ -89,3 +95,64 @@ def flip_bit(path: Path, offset: int) -> None:
     data = bytearray(path.read_bytes())
     data[offset] ^= 1
     path.write_bytes(data)
+
+
+def make_sized_set(final: Path, sizes: Sequence[int], split: str = "train") -> ShardReader:
+    """A reader of a published set with a shard of each size; sample n holds n in 'number.npy'.
+
+    Its 'sound.npy' has n % 5 + 1 entries, all n.
+    """
+    staging = final.with_name(final.name + ".staging")
+    first = 0
+    for number, size in enumerate(sizes):
+        write_shard(staging, number, split, map(_numbered, range(first, first + size)))
+        first += size
+    publish(staging, final, numbers=range(len(sizes)), config={}, input_digest="", classes=CLASSES)
+    return ShardReader(ShardSet.open(final), split)
+
+
+def _numbered(number: int) -> Sample:
+    members = {
+        "number.npy": encode_npy(np.array([number, -number], np.int32)),
+        "sound.npy": encode_npy(np.full(number % 5 + 1, number, np.int16)),
+    }
+    return Sample(f"sample-{number:05d}", members, number % 3, f"raw/{number}.wav", "0" * 64)
+
+
+def write_synthetic(folder: Path, num_shards: int, samples_per_shard: int) -> None:
+    """The manifest and `shards.parquet` of a set of any size, and nothing else of it."""
+    numbers = pa.array(np.arange(num_shards, dtype=np.int64))
+    names = pc.binary_join_element_wise(
+        "shard-", pc.utf8_lpad(numbers.cast(pa.string()), 5, "0"), ".tar", ""
+    )
+    hashes = [
+        pa.array([sha256_hex(b"%d" % n) for n in range(i, 2 * num_shards, 2)]) for i in (0, 1)
+    ]
+    table = pa.table(
+        {
+            "number": numbers,
+            "name": names,
+            "split": pa.repeat("train", num_shards),
+            "samples": pa.array(np.full(num_shards, samples_per_shard, np.int64)),
+            "bytes": pa.array(np.full(num_shards, 1 << 27, np.int64)),
+            "sha256": hashes[0],
+            "index_sha256": hashes[1],
+        }
+    )
+    listing = encode_parquet(table)
+    manifest = Manifest(
+        config={},
+        config_digest=sha256_hex(canonical_json({})),
+        input_digest="",
+        classes=(),
+        counts={"train": num_shards * samples_per_shard},
+        class_counts={},
+        members=("image.npy",),
+        quarantined=0,
+        positions={},
+        position_sha256={},
+        shards_sha256=sha256_hex(listing),
+        quarantine_sha256="",
+    )
+    (folder / "shards.parquet").write_bytes(listing)
+    (folder / "manifest.json").write_bytes(manifest.encode())

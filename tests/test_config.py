@@ -274,8 +274,8 @@ IMPOSSIBLE = [
     (["training.betas=[0.9, 1.0]"], ["training: betas holds 1.0", "below 1"]),
     (["training.augment.scale=[2, 1]"], ["training.augment: scale is [2.0, 1.0]", "low <= high"]),
     (["training.augment.crop_area=[0.5, 2]"], ["training.augment: crop_area ends at 2.0"]),
-    (["data.audio={}"], ["data: give exactly one of the sections 'image' and 'audio'"]),
-    (["data.image=null"], ["data: give exactly one of the sections 'image' and 'audio'"]),
+    (["data.audio={}"], ["model: data has several modalities: image, audio"]),
+    (["data.image=null"], ["data: give at least one of the sections image, audio, video, points"]),
     (
         ["data.image=null", "data.audio={seconds: 0.01}"],
         ["data.audio: min_seconds is 0.02 and seconds 0.01"],

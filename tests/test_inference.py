@@ -27,16 +27,10 @@ from perceiver_model import (
     PerceiverClassifier,
 )
 from pipeline.batches import BadSample, BatchDataset, load_batches
+from pipeline.collate import collate
 from pipeline.errors import UserError
-from pipeline.inference import (
-    ModelCard,
-    Prediction,
-    Predictor,
-    as_inputs,
-    check_array,
-    collate,
-)
-from pipeline.media import AudioFormat, ImageFormat
+from pipeline.inference import ModelCard, Prediction, Predictor, as_inputs
+from pipeline.media import AudioFormat, ImageFormat, check_array
 from pipeline.media.images import encode_jpeg
 from pipeline.predict import list_inputs, write_predictions
 from shards import PADDING, Sample, ShardReader, ShardSet, encode_npy, publish, write_shard

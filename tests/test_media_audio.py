@@ -1,15 +1,26 @@
 """Sound files of every kind to mono int16 at one rate."""
 
-import io
+import json
 import struct
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
-import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sounds import encoded, tone
 
-from pipeline.media import AudioFormat, MediaError, decode, media_from_dict, media_to_dict
+from pipeline.media import (
+    AudioFormat,
+    MediaError,
+    decode,
+    decode_member,
+    encode_member,
+    media_from_dict,
+    media_to_dict,
+)
+from pipeline.media.mel import MelFormat
 
 FORMAT = AudioFormat(sample_rate=8000, seconds=1.0)
 KINDS = [
@@ -22,17 +33,6 @@ KINDS = [
     {"format": "MP3"},
     {"format": "AIFF"},
 ]
-
-
-def tone(hertz: float, rate: int, seconds: float = 1.0, loudness: float = 0.5) -> np.ndarray:
-    time = np.arange(round(rate * seconds)) / rate
-    return (loudness * np.sin(2 * np.pi * hertz * time)).astype(np.float32)
-
-
-def encoded(sound: np.ndarray, rate: int, **kind: str) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, sound, rate, **(kind or {"format": "WAV", "subtype": "FLOAT"}))
-    return buffer.getvalue()
 
 
 def loudest_hertz(sound: np.ndarray, rate: int) -> float:
@@ -240,7 +240,11 @@ def test_damage_gives_sound_or_a_reason(data, kind):
         ({"sample_rate": 999}, "sample_rate is 999; it must lie in 1000 to 192000"),
         ({"sample_rate": 200_000}, "sample_rate is 200000; it must lie"),
         ({"seconds": 0.01}, "min_seconds is 0.02 and seconds 0.01"),
-        ({"min_seconds": 0.0}, "min_seconds is 0.0 and seconds 2.0"),
+        ({"min_seconds": 0.0}, "min_seconds is 0.0; it must be a number above 0"),
+        ({"seconds": float("inf")}, "seconds is inf; it must be a number"),
+        ({"encoding": "mp3"}, "encoding is 'mp3'; it must be one of 'raw', 'flac'"),
+        ({"encoding": "flac", "mel": MelFormat()}, "encoding is 'flac' and mel is set"),
+        ({"mel": MelFormat(num_mels=200)}, "num_mels is 200; lower it, or lengthen window"),
     ],
 )
 def test_a_format_refuses_what_cannot_be(fields, told):
@@ -253,3 +257,66 @@ def test_a_format_survives_json():
     assert media_to_dict(fmt)["modality"] == "audio"
     assert media_from_dict(media_to_dict(fmt)) == fmt
     assert (fmt.num_samples, fmt.member) == (33_075, "audio.npy")
+    mel = AudioFormat(mel=MelFormat(num_mels=32))
+    assert media_from_dict(json.loads(json.dumps(media_to_dict(mel)))) == mel
+
+
+# --- bounds ---
+
+
+def test_an_hour_of_silence_costs_no_more_than_its_beginning():
+    hour = encoded(np.zeros(3600 * 8000, np.int16), 8000, format="FLAC")
+    assert len(hour) < 200_000
+    tracemalloc.start()
+    started = time.process_time()
+    sound = decode(hour, FORMAT)
+    seconds, (_, peak) = time.process_time() - started, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(sound) == 8000 and not sound.any()
+    assert seconds < 0.2 and peak < 4_000_000
+
+
+def test_many_channels_are_mixed_piece_by_piece():
+    channels = encoded(np.full((8000, 512), 0.25, np.float32), 8000)
+    tracemalloc.start()
+    sound = decode(channels * 1, AudioFormat(sample_rate=8000, seconds=1.0))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert set(np.abs(sound)) == {8192}
+    assert peak < len(channels)
+
+
+@pytest.mark.parametrize("rate", [800_000, 0x7FFF_FFFF])
+def test_a_header_may_not_claim_any_rate(rate):
+    data = bytearray(encoded(tone(440, 8000), 8000, format="WAV", subtype="PCM_16"))
+    data[24:28] = struct.pack("<I", rate)
+    with pytest.raises(MediaError, match=f"^its rate is {rate} Hz; it must lie in 1 to 768000$"):
+        decode(bytes(data), FORMAT)
+
+
+# --- shards' side ---
+
+
+@pytest.mark.parametrize("length", [1, 160, 8000])
+@pytest.mark.parametrize("rate", [1000, 8000, 192_000])
+def test_flac_in_a_shard_loses_nothing(length, rate):
+    sound = np.random.default_rng(0).integers(-32768, 32768, length).astype(np.int16)
+    fmt = AudioFormat(sample_rate=rate, seconds=9.0, encoding="flac")
+    content = encode_member(sound, fmt)
+    assert fmt.member == "audio.flac" and content[:4] == b"fLaC"
+    assert content == encode_member(sound, fmt)
+    again = decode_member(memoryview(content), fmt)
+    assert again.dtype == np.int16 and np.array_equal(again, sound)
+
+
+def test_flac_is_smaller():
+    fmt = AudioFormat(sample_rate=8000, seconds=1.0, encoding="flac")
+    sound = decode(encoded(tone(440, 8000), 8000), fmt)
+    assert len(encode_member(sound, fmt)) < 0.6 * sound.nbytes
+
+
+def test_a_damaged_flac_in_a_shard_is_refused():
+    fmt = AudioFormat(encoding="flac")
+    content = encode_member(decode(encoded(tone(440, 16_000), 16_000), fmt), fmt)
+    with pytest.raises(MediaError):
+        decode_member(content[: len(content) // 2], fmt)

@@ -90,42 +90,6 @@ def test_done_and_proven_is_skipped_and_a_flipped_bit_is_not_proof(
     assert preprocess(config, console, fresh=True)["digest"] == first["digest"]
 
 
-def test_other_settings_or_other_files_are_noticed(
-    make_config: Callable[..., Config], copied_digits: Path, tmp_path: Path, console: Console
-) -> None:
-    train = f"data.train={copied_digits / 'train'}"
-    preprocess(make_config(tmp_path, train), console)
-    with pytest.raises(UserError, match=r"data\.image.*with other settings|other settings.*image"):
-        preprocess(make_config(tmp_path, train, "data.image.height=20"), console)
-    extra = next((copied_digits / "train" / "0").glob("*.png"))
-    extra.rename(extra.with_name("renamed.png"))
-    with pytest.raises(UserError, match="files was"):
-        preprocess(make_config(tmp_path, train), console)
-
-
-def test_an_interrupted_run_goes_on_and_ends_with_the_same_digest(
-    digit_shards: Path, make_config: Callable[..., Config], tmp_path: Path, console: Console
-) -> None:
-    config = make_config(tmp_path, "data.samples_per_shard=100")
-    reference = preprocess(config, console)["digest"]
-    final = Path(config.shards_folder)
-    # Put back what a killed driver leaves: a staging folder with some shards committed.
-    from pipeline.listing import list_media
-    from pipeline.preprocess import _settings
-
-    staging = final.with_name("shards.partial")
-    final.rename(staging)
-    (staging / "manifest.json").unlink()
-    (staging / "index" / "00001.parquet").unlink()
-    fingerprint = {**_settings(config), "files": list_media(config).state_digest}
-    (staging / "settings.json").write_text(json.dumps(fingerprint, sort_keys=True))
-    kept = staging / "shard-00000.tar"
-    written_at = kept.stat().st_mtime_ns
-    assert preprocess(config, console)["digest"] == reference
-    assert (final / "shard-00000.tar").stat().st_mtime_ns == written_at, "it was made again"
-    assert not staging.exists()
-
-
 def test_files_that_cannot_be_used_are_quarantined_with_their_reason(
     make_config: Callable[..., Config], copied_digits: Path, tmp_path: Path, console: Console
 ) -> None:

@@ -1,12 +1,14 @@
 """The order of samples: a permutation, split evenly over ranks, resumable at any world size."""
 
+import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shard_sets import make_set
+from shard_sets import files_of, make_set, make_sized_set, write_synthetic
 
 from shards import (
     PADDING,
@@ -18,6 +20,8 @@ from shards import (
     epoch_positions,
     num_steps,
 )
+from shards.epoch import REMOTE_WINDOW
+from shards.order import EpochOrder
 
 
 @given(st.integers(1, 5000), st.binary(max_size=8))
@@ -71,6 +75,85 @@ def test_positions_beyond_the_end_are_refused() -> None:
     assert Permutation(0, b"key")(np.array([], dtype=np.int64)).size == 0
 
 
+# --- windows of shards ---
+
+shard_sizes = st.lists(st.integers(0, 40), max_size=30).map(lambda n: np.array(n, dtype=np.int64))
+
+
+def listed(order: EpochOrder) -> list[int]:
+    return order(np.arange(order.num_samples)).tolist()
+
+
+@settings(deadline=None)
+@given(shard_sizes, st.none() | st.integers(1, 40), st.none() | st.binary(max_size=64))
+def test_every_sample_comes_once_whatever_the_shards(
+    sizes: np.ndarray, window: int | None, key: bytes | None
+) -> None:
+    order = EpochOrder(sizes, key, window)
+    assert sorted(listed(order)) == list(range(int(sizes.sum())))
+    if key is None:
+        assert listed(order) == sorted(listed(order))
+
+
+@settings(deadline=None)
+@given(shard_sizes, st.integers(1, 8), st.none() | st.binary(max_size=64))
+def test_a_window_reads_its_own_shards_and_no_others(
+    sizes: np.ndarray, window: int, key: bytes | None
+) -> None:
+    order = EpochOrder(sizes, key, window)
+    ends = np.cumsum(sizes)
+    shards_at = np.searchsorted(ends, listed(order), side="right")
+    windows_at = [order.window_at(position) for position in range(order.num_samples)]
+    assert windows_at == sorted(windows_at)
+    for number in set(windows_at):
+        read = shards_at[np.array(windows_at) == number]
+        assert set(read.tolist()) == {s for s in order.shards_in(number) if sizes[s]}
+    cut = [order.shards_in(number) for number in range(-(-len(sizes) // window))]
+    assert sorted(shard for shards in cut for shard in shards) == list(range(len(sizes)))
+    assert all(len(shards) == window for shards in cut[:-1])
+    assert order.shards_in(len(cut)) == []
+
+
+@settings(deadline=None)
+@given(shard_sizes.filter(lambda sizes: sizes.sum() > 0), st.integers(1, 8), st.data())
+def test_a_position_in_a_window_can_be_asked_for_alone(
+    sizes: np.ndarray, window: int, data: st.DataObject
+) -> None:
+    whole = listed(EpochOrder(sizes, b"key", window))
+    some = data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=20))
+    order = EpochOrder(sizes, b"key", window)
+    assert order(np.array(some, dtype=np.int64)).tolist() == [whole[place] for place in some]
+    for outside in (-1, len(whole)):
+        with pytest.raises(ValueError, match="outside"):
+            order(np.array([outside]))
+
+
+def test_a_window_mixes_its_shards_and_epochs_mix_the_windows() -> None:
+    sizes = np.full(64, 100)
+    orders = [EpochOrder(sizes, bytes([key]), 8) for key in range(20)]
+    first = np.array([np.array(listed(order)[:800]) // 100 for order in orders])
+    for shards in first:
+        assert len(set(shards[:100])) == 8  # all shards of the window from the beginning
+    assert len({tuple(sorted(set(shards))) for shards in first.tolist()}) == 20
+
+
+def test_the_order_by_windows_is_part_of_the_format() -> None:
+    order = EpochOrder(np.array([3, 0, 4, 1, 5]), epoch_key("0" * 64, "train", 0, 0, 2), 2)
+    assert listed(order) == [9, 11, 10, 8, 12, 6, 7, 3, 4, 5, 1, 2, 0]
+
+
+def test_a_billion_samples_in_a_hundred_thousand_shards_start_at_once(tmp_path: Path) -> None:
+    write_synthetic(tmp_path, 100_000, 10_000)
+    reader = ShardReader(ShardSet.open(tmp_path), "train")
+    assert len(reader) == 10**9
+    for window in (None, 16):
+        begun = time.perf_counter()
+        where = {"seed": 0, "epoch": 3, "rank": 7, "world_size": 8, "batch_size": 64}
+        late = next(epoch_positions(reader, **where, window=window, start=10**9 - 600))
+        assert time.perf_counter() - begun < 1
+        assert late[-1] >= 0 and len(set(late.tolist())) == 64
+
+
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> ShardReader:
     """Nine samples of the train split."""
@@ -102,6 +185,7 @@ epochs = st.fixed_dictionaries(
         "epoch": st.integers(0, 5),
         "shuffle": st.booleans(),
         "drop_last": st.booleans(),
+        "window": st.none() | st.integers(1, 3) | st.just("auto"),
     }
 )
 
@@ -147,7 +231,8 @@ def test_epochs_and_seeds_differ_and_repeat(reader: ShardReader) -> None:
 
 def test_nonsense_is_refused(reader: ShardReader) -> None:
     good = {"seed": 0, "epoch": 0, "rank": 0, "world_size": 2, "batch_size": 1}
-    for bad in ({"rank": 2}, {"rank": -1}, {"batch_size": 0}, {"start": -1}):
+    nonsense = [{"rank": 2}, {"rank": -1}, {"batch_size": 0}, {"start": -1}]
+    for bad in nonsense + [{"window": window} for window in (0, -1, True, "all")]:
         with pytest.raises(ShardError):
             epoch_positions(reader, **(good | bad))
 
@@ -157,3 +242,18 @@ def test_the_epoch_of_a_set_is_the_digests(reader: ShardReader, tmp_path: Path) 
     other = ShardReader(ShardSet.open(tmp_path / "other"), "train")
     orders = [global_batches(ranks_of(r, 1, 9, seed=0, epoch=0)) for r in (reader, other)]
     assert orders[0] != orders[1]
+
+
+def test_local_sets_are_shuffled_whole_and_others_by_windows(tmp_path: Path) -> None:
+    local = make_sized_set(tmp_path / "set", [3] * (REMOTE_WINDOW + 4))
+    memory = fsspec.filesystem("memory")
+    for name, data in files_of(tmp_path / "set").items():
+        memory.pipe(f"/order/set/{name}", data)
+    remote = ShardReader(ShardSet.open("memory://order/set"), "train")
+
+    def order(reader: ShardReader, **options) -> list:
+        return global_batches(ranks_of(reader, 1, 7, seed=0, epoch=0, **options))
+
+    assert order(local) == order(local, window=None) == order(remote, window=None)
+    assert order(remote) == order(remote, window=REMOTE_WINDOW) == order(local, window=16)
+    assert order(local) != order(remote)

@@ -19,6 +19,7 @@ from shards import (
     ShardError,
     ShardSet,
     publish,
+    quarantine_table,
     read_position_table,
     read_quarantine,
     verify,
@@ -311,7 +312,7 @@ def test_an_empty_quarantine_has_its_columns(tmp_path: Path) -> None:
 def test_what_each_shard_set_aside_reaches_the_published_quarantine(tmp_path: Path) -> None:
     stage(tmp_path / "staging")
     beside = Quarantined("raw/a-link.png", "train", "a symlink out of the tree", "")
-    publish_staged(tmp_path / "staging", tmp_path / "set", quarantine=[beside])
+    publish_staged(tmp_path / "staging", tmp_path / "set", quarantine=quarantine_table([beside]))
     rows = read_quarantine(tmp_path / "set" / "quarantine.parquet")
     bad = [f"raw/bad-{number}.png" for number in range(len(PLAN))]
     assert [row.source_uri for row in rows] == ["raw/a-link.png", *bad]

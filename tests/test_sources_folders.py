@@ -2,36 +2,15 @@
 
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import fsspec
 import pyarrow.parquet as pq
 import pytest
+from source_trees import classes_of, listed, make_files, paths, refusal, refused, rows, uris
 
-from pipeline.errors import UserError
-from pipeline.listing import Listing, list_media, read_plan, write_plan
-from pipeline.load_config import load_config, with_values
-
-
-def make_files(root: Path, counts: dict[str, int], start: int = 0) -> Path:
-    """`counts[NAME]` files in each class folder, each of its own size."""
-    for name, count in counts.items():
-        (root / name).mkdir(parents=True, exist_ok=True)
-        for number in range(start, start + count):
-            (root / name / f"{number:03d}.png").write_bytes(b"x" * (number + 1))
-    return root
-
-
-def listed(train: Path | str, **data: object) -> Listing:
-    values = {"train": str(train), "validation": None, "test": None, **data}
-    seed = values.pop("seed", 0)
-    fields = {f"data.{key}": value for key, value in values.items()}
-    return list_media(with_values(load_config("digits"), {**fields, "seed": seed}))
-
-
-def uris(listing: Listing, split: str) -> set[str]:
-    return {file.uri for file in listing.files if file.split == split}
-
+from pipeline.sources import SourceRow, part_location, plan_files, read_plan, write_plan
 
 # --- splits ---
 
@@ -42,12 +21,15 @@ def test_every_file_has_its_class_path_and_size(tmp_path):
     (tmp_path / "cat" / "indoors" / "a b.png").write_bytes(b"12345678")
     listing = listed(tmp_path)
     assert listing.classes == ("cat", "owl")
-    assert {(file.uri, file.class_name, file.size) for file in listing.files} == {
-        ("train/owl/000.png", "owl", 1),
-        ("train/owl/001.png", "owl", 2),
-        ("train/cat/000.png", "cat", 1),
-        ("train/cat/indoors/a b.png", "cat", 8),
+    assert classes_of(listing) == {
+        "train/owl/000.png": "owl",
+        "train/owl/001.png": "owl",
+        "train/cat/000.png": "cat",
+        "train/cat/indoors/a b.png": "cat",
     }
+    sizes = {row["uri"]: row["parts"]["image"]["size"] for row in rows(listing)}
+    assert sizes["train/owl/001.png"] == 2 and sizes["train/cat/indoors/a b.png"] == 8
+    assert paths(listing)["train/cat/indoors/a b.png"] == "cat/indoors/a b.png"
     assert listing.roots == {"train": str(tmp_path)}
     assert listing.counts() == {"train": 4}
 
@@ -58,8 +40,8 @@ def test_splits_have_folders_of_their_own(tmp_path):
     test = make_files(tmp_path / "test", {"cat": 1, "owl": 1})
     listing = listed(train, validation=str(validation), test=str(test))
     assert listing.counts() == {"train": 6, "validation": 2, "test": 2}
-    assert uris(listing, "validation") == {"validation/owl/000.png", "validation/owl/001.png"}
-    assert [file.split for file in listing.files] == ["train"] * 6 + ["validation"] * 2 + [
+    assert set(uris(listing, "validation")) == {"validation/owl/000.png", "validation/owl/001.png"}
+    assert [row["split"] for row in rows(listing)] == ["train"] * 6 + ["validation"] * 2 + [
         "test"
     ] * 2
     assert listing.roots["test"] == str(test)
@@ -68,13 +50,9 @@ def test_splits_have_folders_of_their_own(tmp_path):
 def test_a_share_of_each_class_is_held_out(tmp_path):
     make_files(tmp_path, {"cat": 40, "dog": 10, "owl": 2})
     listing = listed(tmp_path, validation=0.2)
-    held = [file for file in listing.files if file.split == "validation"]
-    counts = {name: sum(file.class_name == name for file in held) for name in listing.classes}
-    assert counts == {"cat": 8, "dog": 2, "owl": 1}
+    assert Counter(classes_of(listing, "validation").values()) == {"cat": 8, "dog": 2, "owl": 1}
     assert listing.counts() == {"train": 41, "validation": 11}
-    assert {file.path for file in held}.isdisjoint(
-        file.path for file in listing.files if file.split == "train"
-    )
+    assert len(set(paths(listing).values())) == 52
     assert listing.roots["validation"] == str(tmp_path)
 
 
@@ -96,10 +74,10 @@ def test_what_is_held_out_stays_where_it_is(tmp_path):
 
 def test_a_new_file_moves_at_most_one_other_and_none_of_another_class(tmp_path):
     make_files(tmp_path, {"cat": 40, "owl": 40})
-    before = uris(listed(tmp_path, validation=0.25), "validation")
+    before = set(uris(listed(tmp_path, validation=0.25), "validation"))
     for number in range(40, 48):
         make_files(tmp_path, {"cat": 1}, start=number)
-        after = uris(listed(tmp_path, validation=0.25), "validation")
+        after = set(uris(listed(tmp_path, validation=0.25), "validation"))
         new = f"validation/cat/{number:03d}.png"
         assert len((before ^ after) - {new}) <= 1
         assert all(uri.startswith("validation/cat/") for uri in before ^ after)
@@ -111,24 +89,24 @@ def test_a_new_file_moves_at_most_one_other_and_none_of_another_class(tmp_path):
 
 def test_the_order_mixes_the_classes(tmp_path):
     make_files(tmp_path, {"cat": 40, "dog": 40, "owl": 40})
-    names = [file.class_name for file in listed(tmp_path).files]
+    names = list(classes_of(listed(tmp_path)).values())
     for start in range(0, 120, 20):
         assert set(names[start : start + 20]) == {"cat", "dog", "owl"}
 
 
 def test_the_order_is_the_seeds_alone(tmp_path):
     make_files(tmp_path, {"cat": 20, "owl": 20})
-    order = [file.uri for file in listed(tmp_path).files]
-    assert order == [file.uri for file in listed(tmp_path).files]
-    other = [file.uri for file in listed(tmp_path, seed=1).files]
+    order = uris(listed(tmp_path))
+    assert order == uris(listed(tmp_path))
+    other = uris(listed(tmp_path, seed=1))
     assert order != other and sorted(order) == sorted(other)
 
 
 def test_a_new_file_leaves_the_others_order(tmp_path):
     make_files(tmp_path, {"cat": 20, "owl": 20})
-    before = [file.uri for file in listed(tmp_path).files]
+    before = uris(listed(tmp_path))
     make_files(tmp_path, {"cat": 1}, start=20)
-    after = [file.uri for file in listed(tmp_path).files]
+    after = uris(listed(tmp_path))
     assert [uri for uri in after if uri != "train/cat/020.png"] == before
 
 
@@ -142,8 +120,8 @@ def test_hidden_and_system_files_are_passed_over(tmp_path):
     for name in ("cat/.DS_Store", "cat/Thumbs.db", "owl/desktop.ini", ".hidden"):
         (tmp_path / name).write_bytes(b"x")
     listing = listed(tmp_path)
-    assert uris(listing, "train") == {"train/cat/000.png", "train/owl/000.png"}
-    assert listing.loose == ()
+    assert set(uris(listing)) == {"train/cat/000.png", "train/owl/000.png"}
+    assert refused(listing) == {}
 
 
 def test_a_hidden_folder_may_hold_the_root(tmp_path):
@@ -157,7 +135,8 @@ def test_files_beside_the_class_folders_are_kept_aside(tmp_path):
     (train / "README.md").write_text("about")
     (test / "labels.csv").write_text("a,b")
     listing = listed(train, test=str(test))
-    assert [file.uri for file in listing.loose] == ["train/README.md", "test/labels.csv"]
+    loose = "lies beside the class folders"
+    assert refused(listing) == {"train/README.md": loose, "test/labels.csv": loose}
     assert listing.counts() == {"train": 4, "test": 1}
     assert listing.classes == ("cat", "owl")
 
@@ -185,21 +164,12 @@ def test_a_root_may_be_any_url():
     for path in ("cat/1.png", "owl/2.png", "owl/.hidden", "note.txt"):
         memory.pipe(f"/listing-test/{path}", b"123")
     listing = listed("memory://listing-test")
-    assert {(file.path, file.size) for file in listing.files} == {
-        ("cat/1.png", 3),
-        ("owl/2.png", 3),
-    }
-    assert [file.path for file in listing.loose] == ["note.txt"]
+    assert set(paths(listing).values()) == {"cat/1.png", "owl/2.png"}
+    assert [row["parts"]["image"]["size"] for row in rows(listing)] == [3, 3]
+    assert refused(listing) == {"train/note.txt": "lies beside the class folders"}
 
 
 # --- refusals ---
-
-
-def refusal(*args: object, **data: object) -> str:
-    with pytest.raises(UserError) as caught:
-        listed(*args, **data)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_a_missing_folder_is_refused(tmp_path):
@@ -255,7 +225,7 @@ def test_a_class_of_one_file_cannot_be_split(tmp_path):
 # --- the plan ---
 
 
-def plan_rows(path: Path, shards: int) -> list[list[dict]]:
+def plan_rows(path: Path, shards: int) -> list[list[SourceRow]]:
     return [read_plan(path, shard) for shard in range(shards)]
 
 
@@ -266,20 +236,21 @@ def test_a_plan_cuts_each_split_into_shards(tmp_path):
     plan = tmp_path / "made" / "plan.parquet"
     assert write_plan(listing, plan, samples_per_shard=3) == 4
     shards = plan_rows(plan, 4)
-    assert [[row["split"] for row in rows] for rows in shards] == [
+    assert [[row.split for row in samples] for samples in shards] == [
         ["train"] * 3,
         ["train"] * 3,
         ["train"],
         ["test"] * 2,
     ]
-    assert [
-        (row["split"], row["path"], row["class_name"], row["size"])
-        for rows in shards
-        for row in rows
-    ] == [(file.split, file.path, file.class_name, file.size) for file in listing.files]
-    targets = {(row["class_name"], row["target"]) for rows in shards for row in rows}
-    assert targets == {("cat", 0), ("owl", 1)}
+    assert [(row.split, row.uri, row.target) for samples in shards for row in samples] == [
+        (row["split"], row["uri"], row["target"]) for row in rows(listing)
+    ]
+    first = shards[0][0]
+    assert f"train/{first.parts[0].path}" == first.uri
+    assert (first.parts[0].field, first.parts[0].offset) == ("image", None)
+    assert (first.row, first.values, first.inline) == (None, {}, {})
     assert pq.ParquetFile(plan).num_row_groups == 4
+    assert plan_files(plan) == [plan]
 
 
 def test_names_that_are_not_utf_8_survive(tmp_path):
@@ -292,8 +263,9 @@ def test_names_that_are_not_utf_8_survive(tmp_path):
     assert len(listing.content_digest) == 64
     plan = tmp_path / "plan.parquet"
     assert write_plan(listing, plan, samples_per_shard=10) == 1
-    rows = {os.fsencode(row["path"]): row for row in read_plan(plan, 0)}
-    assert set(rows) == {b"cat/000.png", b"caf\xe9/\xff\n.png"}
-    row = rows[b"caf\xe9/\xff\n.png"]
-    assert (row["target"], row["size"]) == (0, 4)
-    assert (tmp_path / "raw" / row["path"]).read_bytes() == b"1234"
+    by_path = {os.fsencode(row.parts[0].path): row for row in read_plan(plan, 0)}
+    assert set(by_path) == {b"cat/000.png", b"caf\xe9/\xff\n.png"}
+    row = by_path[b"caf\xe9/\xff\n.png"]
+    assert (row.target, row.parts[0].size) == (0, 4)
+    assert os.fsencode(row.uri) == b"train/caf\xe9/\xff\n.png"
+    assert Path(part_location(listing.roots["train"], row.parts[0])).read_bytes() == b"1234"

@@ -1,20 +1,51 @@
 """Raw media to arrays: what preprocessing and a served model do alike.
 
-Imports numpy and, when a decoder is called, Pillow or soundfile: this package travels with every
-registered model.
+Imports numpy and, when a decoder is called, the one library that it needs: this package travels
+with every registered model.
 """
 
 from pipeline.media.audio import AudioFormat
-from pipeline.media.decode import MediaFormat, decode, media_from_dict, media_to_dict
+from pipeline.media.decode import (
+    MediaFormat,
+    check_array,
+    decode,
+    decode_all,
+    decode_film,
+    decode_member,
+    encode_member,
+    encode_members,
+    media_from_dict,
+    media_to_dict,
+)
 from pipeline.media.errors import MediaError
 from pipeline.media.images import ImageFormat
+from pipeline.media.mel import MelFormat
+from pipeline.media.points import PointsFormat, PointsFourier
+from pipeline.media.table import FittedTableFormat, TableFormat, TableVocabulary, fit_vocabulary
+from pipeline.media.text import TextFormat
+from pipeline.media.video import VideoFormat
 
 __all__ = [
     "AudioFormat",
+    "FittedTableFormat",
     "ImageFormat",
     "MediaError",
     "MediaFormat",
+    "MelFormat",
+    "PointsFormat",
+    "PointsFourier",
+    "TableFormat",
+    "TableVocabulary",
+    "TextFormat",
+    "VideoFormat",
+    "check_array",
     "decode",
+    "decode_all",
+    "decode_film",
+    "decode_member",
+    "encode_member",
+    "encode_members",
+    "fit_vocabulary",
     "media_from_dict",
     "media_to_dict",
 ]

@@ -1,18 +1,27 @@
-"""Sound: any format libsndfile reads, to mono int16 at one sample rate."""
+"""Sound: any format libsndfile reads, to mono int16 at one sample rate, or to log-mel frames."""
 
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from pipeline.media.checks import check_finite, check_one_of, check_whole
 from pipeline.media.errors import MediaError
+from pipeline.media.mel import MelFormat, log_mel
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
 
 FIELD = "audio"
 # Telephone prompts come as bare GSM 06.10 frames, without a header to tell their rate.
 GSM_FRAME_BYTES = 33
 GSM_SAMPLE_RATE = 8000
+MAX_SOURCE_RATE = 768_000
+"""Hertz: what the fastest converters do; beyond it a header is malformed."""
+_VALUES_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +33,24 @@ class AudioFormat:
         seconds: length; longer recordings are cut to their first ``seconds``, shorter ones are
             stored as they are and masked.
         min_seconds: recordings shorter than this are refused.
+        encoding: how shards hold the samples, ``raw`` (int16 ``.npy``) or ``flac``, which loses
+            nothing and takes about half.
+        mel: a log-mel spectrogram in place of the samples; None keeps the samples.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
+    modality: ClassVar[str] = "audio"
 
     sample_rate: int = 16_000
     seconds: float = 2.0
     min_seconds: float = 0.02
+    encoding: Literal["raw", "flac"] = "raw"
+    mel: MelFormat | None = None
 
     def __post_init__(self) -> None:
+        check_whole(self, "sample_rate", least=1)
+        check_finite(self, "seconds", "min_seconds", above=0)
+        check_one_of(self, "encoding", "raw", "flac")
         if not 1_000 <= self.sample_rate <= 192_000:
             raise ValueError(f"sample_rate is {self.sample_rate}; it must lie in 1000 to 192000")
         if not 0 < self.min_seconds <= self.seconds:
@@ -40,6 +58,12 @@ class AudioFormat:
                 f"min_seconds is {self.min_seconds} and seconds {self.seconds}; "
                 "0 < min_seconds <= seconds is needed"
             )
+        if self.mel is not None:
+            self.mel.check_rate(self.sample_rate)
+            if self.encoding != "raw":
+                raise ValueError(
+                    f"encoding is '{self.encoding}' and mel is set; mel frames need encoding 'raw'"
+                )
 
     @property
     def num_samples(self) -> int:
@@ -47,9 +71,23 @@ class AudioFormat:
         return round(self.sample_rate * self.seconds)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a recording of full length: ``[samples]`` or ``[frames, num_mels]``."""
+        if self.mel is None:
+            return (self.num_samples,)
+        return (self.mel.num_frames(self.sample_rate, self.num_samples), self.mel.num_mels)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """int16 of samples, float16 of log-mel frames."""
+        return np.dtype(np.int16 if self.mel is None else np.float16)
+
+    @property
     def member(self) -> str:
-        """Name of the shard member that holds the samples."""
-        return f"{FIELD}.npy"
+        """Name of the shard member that holds the samples or frames."""
+        if self.mel is not None:
+            return f"{FIELD}.mel.npy"
+        return f"{FIELD}.npy" if self.encoding == "raw" else f"{FIELD}.flac"
 
 
 def decode_audio(data: bytes, fmt: AudioFormat, *, suffix: str = "") -> np.ndarray:
@@ -59,27 +97,22 @@ def decode_audio(data: bytes, fmt: AudioFormat, *, suffix: str = "") -> np.ndarr
 
     Args:
         data: the file's bytes.
-        fmt: rate and length wanted.
+        fmt: rate and length wanted, and whether as log-mel frames.
         suffix: the file's extension; only ``.gsm`` (bare GSM 06.10 frames) needs it.
 
     Returns:
-        int16 ``[samples]``, at most ``fmt.num_samples`` long.
+        int16 ``[samples]`` or float16 ``[frames, num_mels]``, at most ``fmt.shape`` long.
 
     Raises:
         MediaError: the bytes are no sound libsndfile reads, too short, or not finite.
     """
     import soundfile
-    import soxr
 
     if not data:
         raise MediaError("the file is empty")
     raw: dict[str, Any] = {}
     if suffix.lower() == ".gsm":
-        if len(data) < GSM_FRAME_BYTES or any(
-            data[start] >> 4 != 0xD
-            for start in range(0, len(data) - GSM_FRAME_BYTES + 1, GSM_FRAME_BYTES)
-        ):
-            raise MediaError("not GSM 06.10: a frame lacks its signature")
+        _check_gsm(data)
         raw = {
             "samplerate": GSM_SAMPLE_RATE,
             "channels": 1,
@@ -89,8 +122,11 @@ def decode_audio(data: bytes, fmt: AudioFormat, *, suffix: str = "") -> np.ndarr
     try:
         with soundfile.SoundFile(io.BytesIO(data), **raw) as file:
             rate = file.samplerate
-            wanted = round(rate * fmt.seconds)
-            sound = file.read(frames=wanted, dtype="float32", always_2d=True).mean(axis=1)
+            if not 0 < rate <= MAX_SOURCE_RATE:
+                raise MediaError(f"its rate is {rate} Hz; it must lie in 1 to {MAX_SOURCE_RATE}")
+            sound = np.concatenate(list(_mono(file, round(rate * fmt.seconds))))
+    except MediaError:
+        raise
     except MemoryError as error:
         raise MediaError("not enough memory to decode it") from error
     except Exception as error:  # libsndfile's wrapper raises several kinds on malformed bytes
@@ -101,15 +137,81 @@ def decode_audio(data: bytes, fmt: AudioFormat, *, suffix: str = "") -> np.ndarr
         )
     if not np.isfinite(sound).all():
         raise MediaError("it holds values that are not finite")
+    return to_format(sound, rate, fmt)
+
+
+def to_format(sound: np.ndarray, rate: int, fmt: AudioFormat) -> np.ndarray:
+    """Mono sound in the format: resampled, cut to length, and made log-mel frames where asked.
+
+    Args:
+        sound: float32 ``[samples]`` in [-1, 1], finite.
+        rate: its sample rate, hertz.
+        fmt: what is wanted.
+
+    Returns:
+        As :func:`decode_audio`.
+    """
+    import soxr
+
     if rate != fmt.sample_rate:
         sound = soxr.resample(sound, rate, fmt.sample_rate)
     sound = sound[: fmt.num_samples]
-    return np.clip(np.rint(sound * 32767.0), -32768, 32767).astype(np.int16)
+    samples = np.clip(np.rint(sound * 32767.0), -32768, 32767).astype(np.int16)
+    if fmt.mel is None:
+        return samples
+    return log_mel(samples, fmt.sample_rate, fmt.mel, num_samples=fmt.num_samples)
+
+
+def encode_flac(samples: np.ndarray, sample_rate: int) -> bytes:
+    """FLAC bytes of int16 ``[samples]``, without loss."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, sample_rate, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def decode_flac(content: bytes | memoryview) -> np.ndarray:
+    """The int16 ``[samples]`` that :func:`encode_flac` was given.
+
+    Raises:
+        MediaError: the content is damaged.
+    """
+    import soundfile
+
+    try:
+        samples, _ = soundfile.read(io.BytesIO(content), dtype="int16")
+    except Exception as error:  # libsndfile's wrapper raises several kinds on malformed bytes
+        raise MediaError(_reason(error)) from error
+    found: np.ndarray = samples
+    return found
+
+
+def _check_gsm(data: bytes) -> None:
+    """Every whole frame begins with the half-byte 0xD."""
+    firsts = np.frombuffer(data, np.uint8)[: len(data) // GSM_FRAME_BYTES * GSM_FRAME_BYTES]
+    firsts = firsts[::GSM_FRAME_BYTES]
+    if len(firsts) == 0 or (firsts >> 4 != 0xD).any():
+        raise MediaError("not GSM 06.10: a frame lacks its signature")
+
+
+def _mono(file: "SoundFile", wanted: int) -> Iterator[np.ndarray]:
+    """The channels' mean, float32, piece by piece: a header may claim a thousand channels."""
+    at_once = max(1, _VALUES_AT_ONCE // file.channels)
+    while True:
+        frames = min(wanted, at_once)
+        piece = file.read(frames=frames, dtype="float32", always_2d=True)
+        yield piece.mean(axis=1)
+        wanted -= frames
+        if wanted <= 0 or len(piece) < frames:
+            return
 
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if "Format not recognised" in text:
         return "no sound format that libsndfile knows"
+    if "possibly a pipe" in text:  # libsndfile's word for an MP3 without a whole frame
+        return "malformed or cut short"
     # The object's address would make two runs' quarantines differ.
     return re.sub(r"^Error opening <[^>]*>: ", "", text) or type(error).__name__

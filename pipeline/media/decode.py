@@ -1,44 +1,167 @@
 """One door to the decoders, chosen by the format asked for."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from pipeline.media.audio import AudioFormat, decode_audio
-from pipeline.media.images import ImageFormat, decode_image
+from pipeline.media.audio import AudioFormat, decode_audio, decode_flac, encode_flac
+from pipeline.media.images import ImageFormat, decode_image, encode_jpeg
+from pipeline.media.mel import MelFormat
+from pipeline.media.point_fourier import point_features
+from pipeline.media.points import PointsFormat, PointsFourier, decode_points
+from pipeline.media.table import FittedTableFormat, TableFormat, TableVocabulary, decode_json_row
+from pipeline.media.text import TextFormat, decode_text
+from pipeline.media.video import VideoFormat, decode_clips, decode_film
 
-MediaFormat = ImageFormat | AudioFormat
+MediaFormat = ImageFormat | AudioFormat | VideoFormat | PointsFormat | TextFormat | TableFormat
+
+__all__ = [
+    "MediaFormat",
+    "check_array",
+    "decode",
+    "decode_all",
+    "decode_film",
+    "decode_member",
+    "encode_member",
+    "encode_members",
+    "media_from_dict",
+    "media_to_dict",
+]
+
+_FORMATS: dict[str, type[MediaFormat]] = {
+    fmt.modality: fmt
+    for fmt in (ImageFormat, AudioFormat, VideoFormat, PointsFormat, TextFormat, TableFormat)
+}
 
 
 def decode(data: bytes, fmt: MediaFormat, *, name: str = "") -> np.ndarray:
-    """Decode raw media bytes to the array a model takes.
+    """Decode raw media bytes to the array a model takes: the whole, or the first clip or context.
 
     Args:
         data: the file's bytes.
-        fmt: what to make of them; its type says whether they are an image or sound.
+        fmt: what to make of them; its type says which modality they are. Rows of tables are one
+            JSON object, and need a :class:`~pipeline.media.table.FittedTableFormat`.
         name: the file's name, for formats that only their extension tells.
 
     Returns:
-        uint8 ``[height, width, channels]`` or int16 ``[samples]``.
+        As :func:`check_array` says.
 
     Raises:
         MediaError: the file cannot be used; the text is the reason.
     """
-    if isinstance(fmt, ImageFormat):
-        return decode_image(data, fmt)
-    return decode_audio(data, fmt, suffix=PurePosixPath(name).suffix)
+    return next(decode_all(data, fmt, name=name))
+
+
+def decode_all(data: bytes, fmt: MediaFormat, *, name: str = "") -> Iterator[np.ndarray]:
+    """Every clip of a film and every context of a text, in order; of others the one array.
+
+    Arguments and errors are those of :func:`decode`. A film that is damaged further on raises after
+    its first clips.
+    """
+    data = bytes(data)
+    match fmt:
+        case ImageFormat():
+            yield decode_image(data, fmt)
+        case AudioFormat():
+            yield decode_audio(data, fmt, suffix=PurePosixPath(name).suffix)
+        case VideoFormat():
+            yield from decode_clips(data, fmt)
+        case PointsFormat():
+            yield decode_points(data, fmt)
+        case TextFormat():
+            yield from decode_text(data, fmt)
+        case FittedTableFormat():
+            yield decode_json_row(data, fmt)
+        case TableFormat():
+            raise ValueError("a table's rows need a FittedTableFormat, with its vocabulary")
+
+
+def check_array(array: np.ndarray, fmt: MediaFormat) -> None:
+    """Refuse an array that is not what :func:`decode` makes.
+
+    These are: image, uint8 ``[height, width, channels]``; audio, int16 ``[samples]`` or float16
+    ``[frames, num_mels]``; video, uint8
+    ``[num_frames, height, width, channels]``; points, float16 ``[points, 3]``; text, uint8
+    ``[bytes]``; table, float64 ``[columns]``. Sound, points and text may be shorter than the format
+    says, but points and text not empty.
+
+    Raises:
+        ValueError: another dtype or shape.
+    """
+    match fmt:
+        case ImageFormat():
+            fits = array.dtype == np.uint8 and array.shape == (fmt.height, fmt.width, fmt.channels)
+        case AudioFormat():
+            fits = array.dtype == fmt.dtype and array.ndim == len(fmt.shape)
+            fits = fits and len(array) <= fmt.shape[0] and array.shape[1:] == fmt.shape[1:]
+        case VideoFormat():
+            fits = array.dtype == np.uint8 and array.shape == fmt.shape
+        case PointsFormat():
+            fits = array.dtype == np.float16 and array.ndim == 2 and array.shape[1] == 3
+            fits = fits and 0 < len(array) <= fmt.num_points
+        case TextFormat():
+            fits = array.dtype == np.uint8 and array.ndim == 1
+            fits = fits and 0 < len(array) <= fmt.max_length
+        case TableFormat():
+            fits = array.dtype == np.float64 and array.shape == (len(fmt.columns),)
+    if not fits:
+        raise ValueError(f"{array.dtype} of shape {list(array.shape)} does not fit {fmt}")
+
+
+def encode_member(array: np.ndarray, fmt: MediaFormat) -> bytes:
+    """The content of the shard member ``fmt.member``, of an array that :func:`decode` made."""
+    from shards.npy import encode_npy
+
+    if isinstance(fmt, ImageFormat) and fmt.encoding == "jpeg":
+        return encode_jpeg(array, fmt.jpeg_quality)
+    if isinstance(fmt, AudioFormat) and fmt.member.endswith(".flac"):
+        return encode_flac(array, fmt.sample_rate)
+    return encode_npy(array)
+
+
+def encode_members(array: np.ndarray, fmt: MediaFormat) -> dict[str, bytes]:
+    """All shard members of an array: its own, and points' Fourier features where they are asked."""
+    members = {fmt.member: encode_member(array, fmt)}
+    if isinstance(fmt, PointsFormat) and fmt.fourier is not None:
+        from shards.npy import encode_npy
+
+        members[fmt.fourier_member] = encode_npy(point_features(array, fmt.fourier))
+    return members
+
+
+def decode_member(content: bytes | memoryview, fmt: MediaFormat) -> np.ndarray:
+    """The array that :func:`encode_member` was given, as near as the encoding keeps it.
+
+    Raises:
+        MediaError: the content is damaged.
+        shards.ShardError: likewise.
+    """
+    from shards.npy import decode_npy
+
+    if isinstance(fmt, ImageFormat) and fmt.encoding == "jpeg":
+        return decode_image(bytes(content), fmt)
+    if isinstance(fmt, AudioFormat) and fmt.member.endswith(".flac"):
+        return decode_flac(content)
+    return decode_npy(content)
 
 
 def media_to_dict(fmt: MediaFormat) -> dict[str, Any]:
     """JSON-safe form, with the modality under ``modality``."""
-    modality = "image" if isinstance(fmt, ImageFormat) else "audio"
-    return {"modality": modality, **asdict(fmt)}
+    return {"modality": fmt.modality, **asdict(fmt)}
 
 
 def media_from_dict(values: dict[str, Any]) -> MediaFormat:
     """The inverse of :func:`media_to_dict`."""
     fields = dict(values)
     modality = fields.pop("modality")
-    return ImageFormat(**fields) if modality == "image" else AudioFormat(**fields)
+    if modality == "audio" and fields.get("mel") is not None:
+        fields["mel"] = MelFormat(**fields["mel"])
+    if modality == "points" and fields["fourier"] is not None:
+        fields["fourier"] = PointsFourier(**fields["fourier"])
+    if modality == "table" and "vocabulary" in fields:
+        fields["vocabulary"] = TableVocabulary.from_dict(fields["vocabulary"])
+        return FittedTableFormat(**fields)
+    return _FORMATS[modality](**fields)

@@ -1,0 +1,302 @@
+"""Building a shard set from its sources, with Ray Data.
+
+The unit of work is a shard: one task reads its sources, decodes them and writes the shard whole.
+The plan fixes which sources make which shard, so the bytes do not depend on how many tasks ran, in
+which order, or how often the work was interrupted; shards that are committed are not made again.
+"""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cluster.ray_session import ray_session
+from perceiver_model.fourier import position_table
+from pipeline.causes import expected_errors
+from pipeline.changes import Changes
+from pipeline.config import DataConfig
+from pipeline.console import Console
+from pipeline.errors import UserError
+from pipeline.ledger import Ledger
+from pipeline.media.errors import MediaError
+from pipeline.media.table import TableVocabulary, fit_vocabulary
+from pipeline.section import digest
+from pipeline.settings import VOCABULARY, sandbox_settings
+from pipeline.shard_task import ShardTask, read_contents, source_sha256
+from pipeline.sources import (
+    Listing,
+    SourceRow,
+    iter_values,
+    plan_files,
+    read_plan,
+    write_plan,
+)
+from pipeline.sources.tables import table_digest
+from shards import (
+    Manifest,
+    PositionSpec,
+    ShardSet,
+    link_shard,
+    publish,
+    quarantine_table,
+    read_quarantine_table,
+    write_position_table,
+)
+
+# Ray Data keeps a few bytes for each block; beyond this, a block holds several shards.
+MAX_BLOCKS = 10_000
+_SETTINGS_FILE = "settings.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The set that is wanted, by a configuration or by an older set's manifest.
+
+    Attributes:
+        data: section ``data``.
+        seed: of splits and of the order in shards.
+        settings: all that determines the samples.
+        specs: of the position tables.
+        final: the set's folder.
+        address: of the Ray cluster.
+    """
+
+    data: DataConfig
+    seed: int
+    settings: dict[str, Any]
+    specs: tuple[PositionSpec, ...]
+    final: Path
+    address: str | None
+
+    def beside(self, suffix: str) -> Path:
+        """A path beside the set."""
+        return self.final.with_name(f"{self.final.name}.{suffix}")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The set that is there already, of the same settings."""
+
+    manifest: Manifest
+    ledger: Ledger
+    quarantine: pa.Table
+
+
+def sha256s(job: Job, listing: Listing, sources: pa.Table) -> list[str | None]:
+    """Hash some sources of a listing; None for one that cannot be read."""
+    plan = job.beside("doubtful.parquet")
+    try:
+        shards = write_plan(replace(listing, table=sources), plan, sources.num_rows)
+        rows = (row for shard in range(shards) for row in read_plan(plan, shard))
+        return [_sha256(row, listing.roots[row.split]) for row in rows]
+    finally:
+        _remove_plan(plan)
+
+
+def _sha256(row: SourceRow, root: str) -> str | None:
+    try:
+        return source_sha256(row, read_contents(row, root))
+    except (MediaError, OSError):
+        return None
+
+
+def _remove_plan(plan: Path) -> None:
+    for file in plan_files(plan):
+        file.unlink()
+
+
+def build(
+    job: Job,
+    listing: Listing,
+    base: Base | None,
+    changes: Changes | None,
+    console: Console,
+) -> int:
+    """Make the set of all that is listed, or, of a base, of what has changed and what has not.
+
+    Returns:
+        How many sources were decoded.
+
+    Raises:
+        UserError: too many sources cannot be used; nothing is left behind then.
+    """
+    staging, plan, stale = (
+        job.beside(name) for name in ("partial", "plan.parquet", "stale.parquet")
+    )
+    _prepare(staging, _fingerprint(job, listing, base, changes))
+    try:
+        sources = listing.table if changes is None else changes.renewed
+        kept, rewritten = _shards_of(job, base, changes)
+        first_number = int(max(kept + rewritten, default=-1)) + 1
+        num_new = 0
+        if sources.num_rows:
+            new = replace(listing, table=sources)
+            num_new = write_plan(new, plan, job.data.samples_per_shard)
+        if changes is not None:
+            pq.write_table(changes.stale, stale)
+        vocabulary = _vocabulary(job, listing, base)
+        task = ShardTask(
+            plan=str(plan),
+            staging=str(staging),
+            roots=listing.roots,
+            media=sandbox_settings(job.data, listing.classes, vocabulary),
+            limits={
+                "seconds": job.data.decode_seconds,
+                "memory_bytes": job.data.decode_memory_mib * 2**20,
+            },
+            num_new=num_new,
+            first_number=first_number,
+            base=None if base is None else str(job.final),
+            stale=None if changes is None else str(stale),
+            rewritten=np.asarray(rewritten, np.int64),
+        )
+        for number in kept:
+            link_shard(job.final, staging, number)
+        if num_new + len(rewritten):
+            with expected_errors(), ray_session(job.address):
+                run_tasks(task, num_new + len(rewritten), sources.num_rows, console)
+        carried = _carried(base, changes)
+        _check_bad(job, listing, staging, carried)
+        _write_positions(job, staging)
+        (staging / _SETTINGS_FILE).unlink()
+        publish(
+            staging,
+            job.final,
+            numbers=[*kept, *rewritten, *range(first_number, first_number + num_new)],
+            config=job.settings | ({VOCABULARY: vocabulary.to_dict()} if vocabulary else {}),
+            input_digest=listing.content_digest,
+            classes=listing.classes,
+            positions=job.specs,
+            quarantine=pa.concat_tables([carried, refused_rows(listing)]),
+            replace=job.final.exists(),
+        )
+    except UserError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    finally:
+        _remove_plan(plan)
+        stale.unlink(missing_ok=True)
+    return sources.num_rows
+
+
+def refused_rows(listing: Listing) -> pa.Table:
+    """The listing's refused sources as rows of the quarantine."""
+    refused = listing.refused
+    return pa.table(
+        {
+            "source_uri": uri_texts(refused["uri"]),
+            "split": refused["split"].cast(pa.string()),
+            "reason": refused["reason"],
+            "traceback": pa.repeat(pa.scalar("", pa.string()), refused.num_rows),
+        },
+        schema=quarantine_table([]).schema,
+    )
+
+
+def uri_texts(uris: pa.ChunkedArray) -> pa.Array:
+    """URIs as the quarantine spells them: bytes that are not UTF-8 as backslash escapes."""
+    try:
+        return uris.cast(pa.string()).combine_chunks()
+    except pa.ArrowInvalid:
+        texts = (
+            uri.decode("utf-8", "surrogateescape").encode(errors="backslashreplace").decode()
+            for uri in uris.to_pylist()
+        )
+        return pa.array(texts, pa.string())
+
+
+def _fingerprint(job: Job, listing: Listing, base: Base | None, changes: Changes | None) -> str:
+    """What the shards in a staging folder depend on."""
+    facts = {
+        "settings": job.settings,
+        "sources": listing.state_digest,
+        "base": base and base.manifest.digest,
+        "changes": changes and table_digest([changes.renewed.select(["uri"]), changes.stale]),
+    }
+    return digest(facts)
+
+
+def _prepare(staging: Path, wanted: str) -> None:
+    """Keep an interrupted run's shards only if the same settings and sources made them."""
+    settings = staging / _SETTINGS_FILE
+    if staging.exists() and (not settings.is_file() or settings.read_text("utf-8") != wanted):
+        shutil.rmtree(staging)
+    staging.mkdir(parents=True, exist_ok=True)
+    settings.write_text(wanted, "utf-8")
+
+
+def _shards_of(job: Job, base: Base | None, changes: Changes | None) -> tuple[list[int], list[int]]:
+    """Numbers of the base's shards that stay as they are, and of those that lose samples."""
+    if base is None or changes is None:
+        return [], []
+    numbers = ShardSet.open(job.final).listing["number"]
+    losing = pc.is_in(numbers, value_set=pc.unique(changes.stale["shard"]))
+    return (
+        numbers.filter(pc.invert(losing)).to_pylist(),
+        numbers.filter(losing).to_pylist(),
+    )
+
+
+def run_tasks(task: ShardTask, num_jobs: int, num_sources: int, console: Console) -> None:
+    """Run one Ray Data task for each job."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    jobs = ray.data.range(num_jobs, override_num_blocks=min(num_jobs, MAX_BLOCKS))
+    with console.bar("preprocess", num_sources, "files") as bar:
+        for row in jobs.map_batches(task, batch_size=1).iter_rows():
+            bar.advance(row["files"])
+
+
+def _carried(base: Base | None, changes: Changes | None) -> pa.Table:
+    """The quarantine of the base's sources that have not changed."""
+    if base is None or changes is None:
+        return quarantine_table([])
+    uris = uri_texts(pa.chunked_array([changes.unchanged]))
+    return base.quarantine.filter(pc.is_in(base.quarantine["source_uri"], value_set=uris))
+
+
+def _check_bad(job: Job, listing: Listing, staging: Path, carried: pa.Table) -> None:
+    parts = sorted((staging / "quarantine").glob("*.parquet"))
+    rows = pa.concat_tables([carried, *map(read_quarantine_table, parts)])
+    bad, total = rows.num_rows, listing.table.num_rows
+    if bad == 0:
+        return
+    named = "; ".join(
+        f"{row['source_uri']}: {row['reason']}" for row in rows.slice(0, 3).to_pylist()
+    )
+    if bad == total:
+        raise UserError(f"none of the {total} files can be used, for example {named}")
+    if bad / total > job.data.max_bad_fraction:
+        raise UserError(
+            f"{bad} of {total} files ({bad / total:.1%}) cannot be used, more than "
+            f"data.max_bad_fraction={job.data.max_bad_fraction:g}: {named}"
+        )
+    counted = pc.value_counts(rows["split"].combine_chunks()).to_pylist()
+    bad_in = {row["values"]: row["counts"] for row in counted}
+    for split, count in listing.counts().items():
+        if bad_in.get(split, 0) == count:
+            raise UserError(f"none of the {count} files of split {split!r} can be used: {named}")
+
+
+def _write_positions(job: Job, staging: Path) -> None:
+    for spec in job.specs:
+        table = position_table(spec.shape, spec.num_bands, spec.max_resolution)
+        write_position_table(staging, spec, np.asarray(table))
+
+
+def _vocabulary(job: Job, listing: Listing, base: Base | None) -> TableVocabulary | None:
+    """Of the base, since its samples hold its numbers; else of the training rows."""
+    table = job.data.table
+    if table is None:
+        return None
+    if base is not None:
+        return TableVocabulary.from_dict(base.manifest.config[VOCABULARY])
+    return fit_vocabulary(iter_values(listing, "train", table.columns), table)

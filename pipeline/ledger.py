@@ -1,0 +1,119 @@
+"""The ledger of a shard set: the sources it was made from, and the state that they were in.
+
+It lies beside the set, not in it: sizes and times of files differ from machine to machine, and the
+set's bytes must not. Where it is missing, the set's own indexes stand for it; then every source has
+to be hashed again to know whether it has changed.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shards import ShardError, ShardSet
+from shards.files import AtomicFile
+from shards.parquet import decode_parquet, encode_parquet
+from shards.writer import read_index
+
+_SCHEMA = pa.schema(
+    [
+        ("uri", pa.binary()),
+        ("split", pa.string()),
+        ("state", pa.string()),  # see `source_states`; null where it is not known
+        ("sha256", pa.string()),  # of its bytes; null where it gave no sample
+        ("target", pa.int64()),
+        ("shard", pa.int64()),
+    ]
+)
+_SECONDS = b"seconds"
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a set was made from.
+
+    Attributes:
+        table: a row for each source, by URI; columns uri, split, state, sha256, target, shard.
+        seconds: what the last run that changed the set took.
+    """
+
+    table: pa.Table
+    seconds: float
+
+    @classmethod
+    def read(cls, shards: Path) -> Self:
+        """The ledger of the set in ``shards``, or what the set's indexes tell."""
+        path = ledger_path(shards)
+        try:
+            table = decode_parquet(path.read_bytes(), _SCHEMA, str(path))
+        except (FileNotFoundError, ShardError):
+            return cls(_sources_in(shards), 0.0)
+        return cls(table, float(table.schema.metadata[_SECONDS]))
+
+
+def ledger_path(shards: Path) -> Path:
+    """Where the ledger of the set in folder ``shards`` lies."""
+    return shards.with_name(f"{shards.name}.sources.parquet")
+
+
+def source_states(table: pa.Table) -> pa.Array:
+    """For each source of a listing a digest of its files' paths, sizes and times, and values."""
+    states: list[str] = []
+    for batch in table.select(["values_digest", "parts"]).to_batches(max_chunksize=10_000):
+        for row in batch.to_pylist():
+            text = json.dumps(row, default=_plain, sort_keys=True)
+            states.append(hashlib.blake2b(text.encode(), digest_size=16).hexdigest())
+    return pa.array(states, pa.string())
+
+
+def write_ledger(shards: Path, table: pa.Table, seconds: float) -> None:
+    """Note that the set in ``shards`` was made from the sources of a listing."""
+    made = _sources_in(shards)
+    found = pc.index_in(table["uri"], value_set=made["uri"].combine_chunks())
+    columns = {
+        "uri": table["uri"],
+        "split": table["split"].cast(pa.string()),
+        "state": source_states(table),
+        **{name: made[name].take(found) for name in ("sha256", "target", "shard")},
+    }
+    ledger = pa.table(columns, schema=_SCHEMA.with_metadata({_SECONDS: str(seconds)}))
+    with AtomicFile(ledger_path(shards)) as file:
+        file.write(encode_parquet(ledger.sort_by("uri")))
+
+
+def _sources_in(shards: Path) -> pa.Table:
+    """The sources that gave samples; their states are not known."""
+    tables = [_SCHEMA.empty_table()]
+    for shard in ShardSet.open(shards).listing.select(["number", "split"]).to_pylist():
+        index = read_index(shards, shard["number"])
+        if index is None:
+            continue  # `verify` names it
+        samples = pa.table(
+            {
+                "uri": index.source_uris.cast(pa.binary()),
+                "sha256": index.source_sha256s,
+                "target": index.targets,
+            }
+        )
+        rows = samples.group_by(samples.schema.names, use_threads=False).aggregate([])
+        of_shard = {
+            "split": _repeat(shard["split"], pa.string(), len(rows)),
+            "state": pa.nulls(len(rows), pa.string()),
+            "shard": _repeat(shard["number"], pa.int64(), len(rows)),
+        }
+        columns = {**{name: rows[name] for name in samples.schema.names}, **of_shard}
+        tables.append(pa.table(columns).select(_SCHEMA.names).cast(_SCHEMA))
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _repeat(value: Any, kind: pa.DataType, count: int) -> pa.Array:
+    return pa.repeat(pa.scalar(value, kind), count)
+
+
+def _plain(value: Any) -> str:
+    assert isinstance(value, bytes)
+    return value.hex()

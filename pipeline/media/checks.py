@@ -1,0 +1,45 @@
+"""Checks of the formats' fields: each names the field, its value and what is allowed."""
+
+import math
+from typing import Any
+
+
+def check_whole(fmt: Any, *names: str, least: int) -> None:
+    """Raises ValueError unless the fields hold integers of at least ``least``."""
+    for name in names:
+        value = getattr(fmt, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
+
+
+def check_finite(
+    fmt: Any,
+    *names: str,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+) -> None:
+    """Raises ValueError unless the fields hold finite numbers within the bounds."""
+    bounds = [
+        f"{text} {bound:g}"
+        for text, bound in (("at least", least), ("above", above), ("at most", most))
+        if bound is not None
+    ]
+    for name in names:
+        value = getattr(fmt, name)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+            or (least is not None and value < least)
+            or (above is not None and value <= above)
+            or (most is not None and value > most)
+        ):
+            raise ValueError(f"{name} is {value!r}; it must be a number {' and '.join(bounds)}")
+
+
+def check_one_of(fmt: Any, name: str, *allowed: object) -> None:
+    """Raises ValueError unless the field holds one of the values."""
+    value = getattr(fmt, name)
+    if not any(value is one or (value == one and type(value) is type(one)) for one in allowed):
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")

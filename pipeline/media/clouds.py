@@ -1,0 +1,85 @@
+"""Point clouds as text, NumPy arrays and LAS: float64 `[points, 3]`, as they lie in the file."""
+
+import io
+import math
+import struct
+
+import numpy as np
+
+from pipeline.media.errors import MediaError
+
+COMMENTS = ("#", "//")
+LAS_HEADER_BYTES = 227
+LAS_COMPRESSED = 0x80
+"""Bit of a LAS file's point format that says LAZ."""
+
+
+def read_xyz(data: bytes, max_points: int) -> np.ndarray:
+    """Lines of x, y, z and any further columns, parted by blanks, commas or semicolons.
+
+    A first line of one whole number (as in PTS files) must be the number of lines that follow.
+    """
+    if data.count(b"\n") > 2 * max_points + 1000:
+        raise MediaError(f"more lines than max_points={max_points} allows")
+    text = data.decode("latin-1").replace(",", " ").replace(";", " ").replace("//", "#")
+    lines = [line for line in text.splitlines() if line and not line.isspace()]
+    lines = [line for line in lines if not line.lstrip().startswith("#")]
+    declared = None
+    if lines and len(lines[0].split()) == 1:
+        declared = int(lines.pop(0))
+    _check_count(len(lines), max_points)
+    try:
+        points = np.loadtxt(lines, np.float64, usecols=(0, 1, 2), ndmin=2)
+    except ValueError as error:
+        raise MediaError(f"damaged XYZ: {' '.join(str(error).split())}") from error
+    if declared is not None and declared != len(points):
+        raise MediaError(f"cut short: {len(points)} of {declared} points are there")
+    return points
+
+
+def read_npy(data: bytes, max_points: int) -> np.ndarray:
+    """An array ``[points, 3 or more]`` of real numbers; the first three columns."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise MediaError(f"NPY of version {version[0]}.{version[1]}")
+    read = np.lib.format.read_array_header_1_0
+    if version == (2, 0):
+        read = np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read(file)
+    if dtype.kind not in "fiu" or len(shape) != 2 or shape[1] < 3:
+        raise MediaError(f"NPY of {dtype} {list(shape)}, not of numbers [points, 3]")
+    _check_count(shape[0], max_points)
+    if len(data) - file.tell() != math.prod(shape) * dtype.itemsize:
+        raise MediaError("damaged NPY: its size is not what its header says")
+    flat = np.frombuffer(data, dtype, offset=file.tell())
+    array = flat.reshape(shape, order="F" if fortran_order else "C")
+    return array[:, :3].astype(np.float64)
+
+
+def read_las(data: bytes, max_points: int) -> np.ndarray:
+    """The points of an uncompressed LAS file, versions 1.0 to 1.4, in its own units."""
+    if len(data) < LAS_HEADER_BYTES:
+        raise MediaError("damaged LAS: its header is cut short")
+    minor = data[25]
+    (offset,) = struct.unpack_from("<I", data, 96)
+    point_format, record_bytes, count = struct.unpack_from("<BHI", data, 104)
+    scale_and_origin = struct.unpack_from("<6d", data, 131)
+    if point_format & LAS_COMPRESSED:
+        raise MediaError("LAZ, which is not read; decompress it to LAS")
+    if minor >= 4 and len(data) >= 255:
+        (count,) = struct.unpack_from("<Q", data, 247)
+    if record_bytes < 12:
+        raise MediaError(f"damaged LAS: records of {record_bytes} bytes")
+    _check_count(count, max_points)
+    if len(data) < offset + count * record_bytes:
+        raise MediaError(
+            f"cut short: {max(0, len(data) - offset) // record_bytes} of {count} points are there"
+        )
+    whole = np.ndarray((count, 3), "<i4", data, offset, (record_bytes, 4))
+    return whole * np.array(scale_and_origin[:3]) + np.array(scale_and_origin[3:])
+
+
+def _check_count(count: int, max_points: int) -> None:
+    if count > max_points:
+        raise MediaError(f"{count} points, more than max_points={max_points}")

@@ -1,0 +1,149 @@
+"""A film's tracks, decoded one frame after the other with PyAV (FFmpeg)."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.media.errors import MediaError, one_line
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+CONTAINERS = "avi,asf,dv,flv,gif,ivf,matroska,mov,mpeg,mpegts,mxf,nut,ogg,rm,yuv4mpegpipe"
+"""FFmpeg's names of the containers that are read. Others are playlists, which name further files,
+still images, and streams of bytes that anything could be."""
+
+ATTACHED_PICTURE = 0x400
+"""FFmpeg's disposition of a sound file's cover."""
+
+
+class Track:
+    """The frames of one track, in the order and with the times at which they are shown.
+
+    Attributes:
+        stream: PyAV's.
+        end: when the last frame seen so far ends, in seconds of the film's own clock.
+    """
+
+    def __init__(self, container: "InputContainer", stream: Any) -> None:
+        self.stream = stream
+        self.end = Fraction(0)
+        self._begin = Fraction(0)
+        self._container = container
+
+    def frames(self) -> Iterator[tuple[Fraction, Any]]:
+        """Every frame and its time, in seconds; times never fall.
+
+        What cannot be decoded before the first frame is left out: recordings begin anywhere.
+
+        Raises:
+            MediaError: a packet cannot be decoded.
+        """
+        time: Fraction | None = None
+        guessed = self.guessed_duration
+        for frame in self._decoded():
+            stamp = frame.pts if frame.pts is not None else frame.dts
+            if stamp is None or frame.time_base is None:
+                shown = self.end
+            else:
+                shown = stamp * Fraction(frame.time_base)
+            if time is None:
+                self._begin = shown
+            else:
+                if shown > time:
+                    guessed = shown - time
+                shown = max(shown, time)
+            time = shown
+            held = (frame.duration or 0) * Fraction(frame.time_base or 0)
+            self.end = time + (held if held > 0 else guessed)
+            yield time, frame
+
+    def _decoded(self) -> Iterator[Any]:
+        import av
+
+        damage: av.FFmpegError | None = None
+        begun = False
+        for packet in self._container.demux(self.stream):
+            try:
+                frames = packet.decode()
+            except av.InvalidDataError as error:
+                if begun:
+                    raise MediaError(
+                        f"damaged {float(self.end - self._begin):.3f} s after its start"
+                    ) from error
+                damage = error
+                continue
+            begun = begun or bool(frames)
+            yield from frames
+        if damage is not None and not begun:
+            raise damage
+
+    @property
+    def guessed_duration(self) -> Fraction:
+        """Of a frame that does not tell: from the track's average rate, else 1/25 s."""
+        rate = getattr(self.stream, "average_rate", None)
+        return 1 / Fraction(rate) if rate and rate > 0 else Fraction(1, 25)
+
+    @property
+    def declared_seconds(self) -> Fraction | None:
+        """Length that the container claims for this track; None where it doesn't."""
+        if self.stream.duration is not None and self.stream.time_base is not None:
+            return self.stream.duration * Fraction(self.stream.time_base)
+        # Matroska's, written by every common muxer: HOURS:MINUTES:SECONDS.
+        hours, *rest = (self.stream.metadata.get("DURATION") or "").split(":")
+        try:
+            minutes, seconds = rest
+            return Fraction(int(hours) * 3600 + int(minutes) * 60) + Fraction(seconds)
+        except (ValueError, ZeroDivisionError):
+            return None
+
+
+@contextmanager
+def open_track(
+    data: bytes, kind: Literal["video", "audio"], *, max_pixels: int
+) -> Iterator[Track | None]:
+    """A film's first track of a kind; None where it has none.
+
+    One thread decodes, exactly as FFmpeg's reference code would.
+
+    Raises:
+        MediaError: no film, or a codec that FFmpeg lacks; inside the block, whatever PyAV raises.
+    """
+    import av
+
+    options = {"max_pixels": str(max_pixels), "threads": "1", "flags": "+bitexact"}
+    unreadable = "no film that FFmpeg can read"
+    try:
+        with av.open(
+            io.BytesIO(data),
+            mode="r",
+            options=options,
+            container_options={"format_whitelist": CONTAINERS, "protocol_whitelist": "none"},
+            metadata_errors="replace",
+        ) as container:
+            unreadable = "damaged"
+            stream = _first(container, kind)
+            if stream is None:
+                yield None
+                return
+            if stream.codec_context is None:
+                raise MediaError(f"FFmpeg has no decoder for its {kind} track")
+            stream.codec_context.thread_count = 1
+            yield Track(container, stream)
+    except MediaError:
+        raise
+    except MemoryError as error:
+        raise MediaError("not enough memory to decode it") from error
+    except av.FFmpegError as error:
+        raise MediaError(f"{unreadable}: {error.strerror}") from error
+    except Exception as error:  # PyAV's own checks of what malformed files hold
+        raise MediaError(f"{unreadable}: {one_line(error)}") from error
+
+
+def _first(container: "InputContainer", kind: str) -> Any:
+    for stream in container.streams:
+        if stream.type == kind and not int(stream.disposition) & ATTACHED_PICTURE:
+            return stream
+    return None

@@ -1,0 +1,114 @@
+"""Log-mel spectrograms in NumPy: what a model's own mel front end computes from sound.
+
+The definition is that of VGGish, AudioSet's reference front end (Hershey et al., arXiv 1609.09430):
+periodic Hann window, power spectrum, triangular filters on the HTK mel scale, natural logarithm.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pipeline.media.checks import check_finite, check_whole
+
+LOG_FLOOR = 1e-6
+"""Added to mel energies before the logarithm; a full-scale sine reaches about 1e4."""
+_FRAMES_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class MelFormat:
+    """A log-mel spectrogram instead of samples.
+
+    Attributes:
+        num_mels: bands from 0 Hz to half the sample rate.
+        window, hop: length of a frame and distance of two frames' starts, seconds.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
+
+    num_mels: int = 64
+    window: float = 0.025
+    hop: float = 0.010
+
+    def __post_init__(self) -> None:
+        check_whole(self, "num_mels", least=1)
+        check_finite(self, "window", "hop", above=0)
+        if self.hop > self.window:
+            raise ValueError(
+                f"hop is {self.hop}; it must be at most window={self.window}, or samples are lost"
+            )
+
+    def window_length(self, sample_rate: int) -> int:
+        """Samples in a frame."""
+        return max(1, round(self.window * sample_rate))
+
+    def hop_length(self, sample_rate: int) -> int:
+        """Samples from the start of one frame to the start of the next."""
+        return max(1, round(self.hop * sample_rate))
+
+    def fft_size(self, sample_rate: int) -> int:
+        """Smallest power of two that holds a frame."""
+        return 1 << (self.window_length(sample_rate) - 1).bit_length()
+
+    def num_frames(self, sample_rate: int, num_samples: int) -> int:
+        """Frames that cover every sample, the last one zero-padded."""
+        beyond_first = max(0, num_samples - self.window_length(sample_rate))
+        return 1 + math.ceil(beyond_first / self.hop_length(sample_rate))
+
+    def check_rate(self, sample_rate: int) -> None:
+        """Raises ValueError if the lowest (so narrowest) filter could fall between FFT bins."""
+        nyquist = sample_rate / 2
+        lowest_filter_width = 700 * ((1 + nyquist / 700) ** (2 / (self.num_mels + 1)) - 1)
+        bin_spacing = sample_rate / self.fft_size(sample_rate)
+        if lowest_filter_width <= bin_spacing:
+            raise ValueError(
+                f"num_mels is {self.num_mels}; lower it, or lengthen window: at {sample_rate} Hz "
+                f"the lowest filter is {lowest_filter_width:.1f} Hz wide and FFT bins are "
+                f"{bin_spacing:.1f} Hz apart"
+            )
+
+
+def log_mel(sound: np.ndarray, sample_rate: int, mel: MelFormat, *, num_samples: int) -> np.ndarray:
+    """Log mel energies of sound, computed in float64.
+
+    Args:
+        sound: int16 ``[samples]``, at least one.
+        sample_rate: hertz.
+        mel: bands and frames.
+        num_samples: of a sound of full length, at least as long as this one.
+
+    Returns:
+        float16 ``[frames, num_mels]``: of the frames that cover the full length those that hold any
+        of this sound, zero-padded. Frame t starts at sample t * hop length.
+    """
+    window_length, hop_length = mel.window_length(sample_rate), mel.hop_length(sample_rate)
+    fft_size = mel.fft_size(sample_rate)
+    num_frames = mel.num_frames(sample_rate, num_samples)
+    num_frames = min(num_frames, math.ceil(len(sound) / hop_length))
+    covered = window_length + (num_frames - 1) * hop_length
+    padded = np.pad(sound[:covered], (0, max(0, covered - len(sound))))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, window_length)[::hop_length]
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window_length) / window_length)
+    filters = _filterbank(mel.num_mels, fft_size, sample_rate)
+    mels = np.empty((num_frames, mel.num_mels), np.float16)
+    for start in range(0, num_frames, _FRAMES_AT_ONCE):
+        part = slice(start, start + _FRAMES_AT_ONCE)
+        spectrum = np.fft.rfft(frames[part] * (window / 32768), n=fft_size)
+        mels[part] = np.log((spectrum.real**2 + spectrum.imag**2) @ filters + LOG_FLOOR)
+    return mels
+
+
+@cache
+def _filterbank(num_mels: int, fft_size: int, sample_rate: int) -> np.ndarray:
+    """Triangles that peak at 1, even on mel = 2595 log10(1 + Hz / 700): ``[bins, num_mels]``."""
+    bins = np.linspace(0, sample_rate / 2, fft_size // 2 + 1)
+    highest = 2595 * np.log10(1 + sample_rate / 2 / 700)
+    mels = np.arange(num_mels + 2) / (num_mels + 1) * highest
+    edges = 700 * (10 ** (mels / 2595) - 1)
+    lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
+    rising = (bins[:, None] - lower) / (centre - lower)
+    falling = (upper - bins[:, None]) / (upper - centre)
+    return np.minimum(rising, falling).clip(min=0)

@@ -1,0 +1,102 @@
+"""All that one source gives to a shard: its files decoded, cut and encoded, sample by sample.
+
+Runs in the sandbox's child process, so it imports decoders and nothing else of the pipeline.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.media.audio import AudioFormat
+from pipeline.media.decode import (
+    MediaFormat,
+    decode,
+    decode_all,
+    decode_film,
+    encode_members,
+    media_from_dict,
+)
+from pipeline.media.errors import MediaError
+from pipeline.media.images import ImageFormat
+from pipeline.media.sandbox_child import Part
+from pipeline.media.table import FittedTableFormat
+from pipeline.media.targets import TargetConfig, target_members
+from pipeline.media.text import TextFormat
+from pipeline.media.video_format import VideoFormat
+
+FUNCTION = f"{__name__}:make_members"
+
+
+def make_members(
+    settings: dict[str, Any], parts: dict[str, Part], values: dict[str, Any]
+) -> Iterator[dict[str, bytes]]:
+    """The members of each sample that a source gives: one, or one for each clip or context.
+
+    At most one field is cut into several samples; all of them have the other fields and the target.
+
+    Args:
+        settings: ``formats`` (field → `media_to_dict`), ``allow_missing`` (fields), ``target``
+            (the fields of a `TargetConfig`) and ``classes``.
+        parts: the files, by field.
+        values: what the listing has for the source: ``table``, by column, and ``target``, a class
+            number or what `target_members` takes.
+
+    Raises:
+        MediaError: a file cannot be used, or one is missing that must be there.
+    """
+    formats = {name: media_from_dict(fmt) for name, fmt in settings["formats"].items()}
+    fixed: dict[str, bytes] = {}
+    cut = None
+    for name, fmt in formats.items():
+        if isinstance(fmt, FittedTableFormat) and "table" in values:
+            fixed |= encode_members(fmt.encode_row(values["table"]), fmt)
+        elif name not in parts:
+            _check_missing(name, parts, settings["allow_missing"])
+        elif _is_cut(fmt, formats, parts):
+            cut = name
+        else:
+            fixed |= encode_members(decode(parts[name][0], fmt, name=parts[name][1]), fmt)
+    if cut is None and not fixed:
+        raise MediaError("it has nothing of what the configuration asks for")
+    image = formats.get("image")
+    assert image is None or isinstance(image, ImageFormat)
+    target = TargetConfig(**settings["target"])
+    fixed |= target_members(target, tuple(settings["classes"]), values, parts, image)
+    if cut is None:
+        yield fixed
+        return
+    for pieces in _pieces(cut, formats, parts, settings["allow_missing"]):
+        yield fixed | pieces
+
+
+def _check_missing(name: str, parts: dict[str, Part], allowed: list[str]) -> None:
+    of_film = name == "audio" and "video" in parts
+    if not of_film and name not in allowed:
+        raise MediaError(f"it has no {name}, and data.allow_missing does not name that")
+
+
+def _is_cut(fmt: MediaFormat, formats: dict[str, MediaFormat], parts: dict[str, Part]) -> bool:
+    if isinstance(fmt, VideoFormat):
+        return fmt.clips == "all" or _reads_sound_track(formats, parts)
+    return isinstance(fmt, TextFormat) and fmt.cut == "all"
+
+
+def _reads_sound_track(formats: dict[str, MediaFormat], parts: dict[str, Part]) -> bool:
+    return "video" in formats and "audio" in formats and "audio" not in parts
+
+
+def _pieces(
+    name: str, formats: dict[str, MediaFormat], parts: dict[str, Part], allowed: list[str]
+) -> Iterator[dict[str, bytes]]:
+    """The members of each clip, with its sound where the film has it, or of each context."""
+    (data, file), fmt = parts[name], formats[name]
+    if not (isinstance(fmt, VideoFormat) and _reads_sound_track(formats, parts)):
+        for array in decode_all(data, fmt, name=file):
+            yield encode_members(array, fmt)
+        return
+    audio = formats["audio"]
+    assert isinstance(audio, AudioFormat)
+    for frames, sound in decode_film(data, fmt, audio):
+        if sound is None and "audio" not in allowed:
+            raise MediaError("the film has no sound track, and data.allow_missing lacks audio")
+        heard = {} if sound is None else encode_members(sound, audio)
+        yield encode_members(frames, fmt) | heard

@@ -1,0 +1,187 @@
+"""Files of meshes and point clouds: which format it is, by its content, and what they hold."""
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+
+from pipeline.media.clouds import read_las, read_npy, read_xyz
+from pipeline.media.errors import MediaError, one_line
+from pipeline.media.points_format import PointsFormat
+
+TEXT_HEAD = 4096
+"""Bytes in which a text format must show what it is."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One mesh or cloud, once for each place where it stands.
+
+    vertices: float64 ``[points, 3]``, finite.
+    faces: int64 ``[faces, 3]``: numbers of vertices; empty for a cloud.
+    transform: float64 ``[4, 4]``; None for none.
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    transform: np.ndarray | None = None
+
+    def placed(self) -> np.ndarray:
+        """The vertices where they stand."""
+        if self.transform is None:
+            return self.vertices
+        with np.errstate(over="ignore", invalid="ignore"):
+            placed = self.vertices @ self.transform[:3, :3].T + self.transform[:3, 3]
+        return _finite(placed)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """All that a file holds."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def num_faces(self) -> int:
+        """Triangles of all parts."""
+        return sum(len(part.faces) for part in self.parts)
+
+    def triangles(self) -> Iterator[np.ndarray]:
+        """Each part's corners, float64 ``[faces, 3, 3]``."""
+        for part in self.parts:
+            if len(part.faces):
+                yield part.placed()[part.faces]
+
+    def points(self) -> np.ndarray:
+        """All vertices, float64 ``[points, 3]``."""
+        return np.concatenate([part.placed() for part in self.parts])
+
+
+def read_geometry(data: bytes, fmt: PointsFormat) -> Geometry:
+    """What a file holds; nothing outside it is read.
+
+    Raises:
+        MediaError: none of the formats, damaged, not finite, or more faces or points than ``fmt``
+            allows.
+    """
+    kind = _kind(data)
+    try:
+        if kind in ("xyz", "npy", "las"):
+            reader = {"xyz": read_xyz, "npy": read_npy, "las": read_las}[kind]
+            points = _finite(reader(data, fmt.max_points))
+            return Geometry((Part(points, np.empty((0, 3), np.int64)),))
+        return _read_mesh(data, kind, fmt)
+    except MediaError:
+        raise
+    except MemoryError as error:
+        raise MediaError("not enough memory to decode it") from error
+    except Exception as error:  # trimesh's readers raise almost anything on malformed bytes
+        raise MediaError(f"damaged {kind.upper()}: {one_line(error)}") from error
+
+
+def _kind(data: bytes) -> str:
+    if data.startswith(b"glTF"):
+        return "glb"
+    if data.startswith(b"\x93NUMPY"):
+        return "npy"
+    if data.startswith(b"LASF"):
+        return "las"
+    if data[:4].rstrip() == b"ply":
+        return "ply"
+    if re.match(rb"(ST)?C?N?4?n?OFF", data[:8]):
+        return "off"
+    if len(data) >= 84 and len(data) == 84 + 50 * int.from_bytes(data[80:84], "little"):
+        return "stl"
+    head = data[:TEXT_HEAD]
+    if head.lstrip().startswith(b"solid") and b"facet" in head:
+        return "stl_ascii"
+    # Text in any 8-bit code; a byte that no text has tells otherwise.
+    if b"\0" not in head:
+        for line in head.decode("latin-1").splitlines():
+            words = line.replace(",", " ").replace(";", " ").split()
+            if not words or words[0].startswith(("#", "//")):
+                continue
+            if words[0] in _OBJ_WORDS:
+                return "obj"
+            if all(_is_number(word) for word in words[:3]):
+                return "xyz"
+            break
+    raise MediaError("none of OBJ, PLY, OFF, STL, GLB, XYZ, NPY and LAS")
+
+
+_OBJ_WORDS = frozenset(["v", "vn", "vt", "vp", "f", "l", "p", "o", "g", "s", "mtllib", "usemtl"])
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+class _NothingElse(dict[Any, Any]):
+    """A resolver of trimesh's that refuses: a mesh's textures could name any file or URL."""
+
+    def __getitem__(self, name: object) -> NoReturn:
+        raise MediaError("it needs another file, which is not read")
+
+    def get(self, name: object, default: object = None) -> NoReturn:
+        raise self[name]
+
+
+def _read_mesh(data: bytes, kind: str, fmt: PointsFormat) -> Geometry:
+    import trimesh
+
+    if kind == "glb":
+        _check_glb(data, fmt)
+    file: Any = io.BytesIO(data)
+    scene = trimesh.load_scene(
+        file,
+        file_type=kind,
+        resolver=_NothingElse(),
+        process=False,
+        validate=False,
+        skip_materials=True,
+    )
+    parts, faces, points = [], 0, 0
+    for node in sorted(scene.graph.nodes_geometry):
+        transform, name = scene.graph[node]
+        geometry = scene.geometry[name]
+        corners = np.asarray(getattr(geometry, "faces", np.empty((0, 3))), np.int64)
+        faces, points = faces + len(corners), points + len(geometry.vertices)
+        _check_counts(faces, points, fmt)
+        vertices = _finite(np.asarray(geometry.vertices, np.float64).reshape(-1, 3))
+        if corners.size and not 0 <= corners.min() <= corners.max() < len(vertices):
+            raise MediaError("a face names a point that is not there")
+        moved = not np.array_equal(transform, np.eye(4))
+        parts.append(Part(vertices, corners.reshape(-1, 3), transform if moved else None))
+    if not points:
+        raise MediaError("it has neither faces nor points")
+    return Geometry(tuple(parts))
+
+
+def _check_glb(data: bytes, fmt: PointsFormat) -> None:
+    """Refuse arrays that a few bytes of JSON would make large."""
+    length = int.from_bytes(data[12:16], "little")
+    tree = json.loads(data[20 : 20 + length])
+    for accessor in tree.get("accessors", ()):
+        if accessor["count"] > max(3 * fmt.max_faces, fmt.max_points):
+            _check_counts(accessor["count"] // 3, accessor["count"], fmt)
+
+
+def _check_counts(faces: int, points: int, fmt: PointsFormat) -> None:
+    if faces > fmt.max_faces:
+        raise MediaError(f"{faces} faces, more than max_faces={fmt.max_faces}")
+    if points > fmt.max_points:
+        raise MediaError(f"{points} points, more than max_points={fmt.max_points}")
+
+
+def _finite(points: np.ndarray) -> np.ndarray:
+    if not np.isfinite(points).all():
+        raise MediaError("it holds coordinates that are not finite")
+    return points

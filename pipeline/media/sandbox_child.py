@@ -1,0 +1,172 @@
+"""The sandbox's child process: runs one function on what comes down a pipe.
+
+Messages, both ways: a little-endian uint32, that many bytes of JSON, then the raw bytes of the
+blobs whose sizes the JSON gives. Never pickle: the child has decoded untrusted bytes.
+
+    parent → child   {"function", "settings", "memory_bytes", "parent"} once, then requests
+                     {"fields", "names", "values", "sizes"} with a blob for every part
+    child → parent   {"kind": "ready"} once, and for every request any number of
+                     {"kind": "sample", "names", "sizes"} with a blob for every member, closed by
+                     {"kind": "done"}, {"kind": "refused", "reason", "trace"}, {"kind": "memory"} or
+                     {"kind": "broken", "reason", "trace"}, after which the child ends
+"""
+
+import ctypes
+import importlib
+import json
+import os
+import resource
+import signal
+import struct
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, Any
+
+from pipeline.media.allocator import keep_freed_memory
+from pipeline.media.errors import MediaError, one_line, short_trace
+
+HEADER_LENGTH = struct.Struct("<I")
+PIPE_BYTES = 1 << 20
+"""Linux's largest pipe for everyone: a usual message passes without a switch of process."""
+
+Part = tuple[bytes, str]
+"""A file's bytes, and its name for formats that only their extension tells."""
+DecodeFunction = Callable[[dict[str, Any], dict[str, Part], dict[str, Any]], Iterable]
+"""``(settings, parts, values)`` to one dictionary of shard members for every sample."""
+
+
+def message(header: dict[str, Any], blobs: Sequence[bytes] = ()) -> list[bytes]:
+    """The pieces to write, in order, for a header (JSON) and its blobs."""
+    text = json.dumps({**header, "sizes": [len(blob) for blob in blobs]}).encode()
+    return [HEADER_LENGTH.pack(len(text)) + text, *blobs]
+
+
+def main() -> None:
+    """Serve requests until standard input ends."""
+    requests, answers = _take_pipes()
+    first = _read(requests)
+    if first is None:
+        return
+    header, _ = first
+    _die_with(header["parent"])
+    try:
+        function = _find(header["function"])
+    except Exception as error:
+        _send(answers, _broken(error))
+        return
+    limit = header["memory_bytes"]
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    keep_freed_memory()
+    _send(answers, {"kind": "ready"})
+    while _serve(function, header["settings"], requests, answers):
+        pass
+
+
+def _take_pipes() -> tuple[IO[bytes], IO[bytes]]:
+    """Both pipes under descriptors that no library knows; 0, 1 and 2 become /dev/null."""
+    requests = os.fdopen(os.dup(0), "rb", buffering=PIPE_BYTES)
+    answers = os.fdopen(os.dup(1), "wb", buffering=PIPE_BYTES)
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.close(null)
+    return requests, answers
+
+
+def _die_with(parent: int) -> None:
+    """No core files, no interrupt from the keyboard, and no life after the parent's.
+
+    Linux kills the child, too, when the parent's thread that started it ends: the parent then
+    starts another.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def _find(function: str) -> DecodeFunction:
+    module, _, name = function.partition(":")
+    found: DecodeFunction = getattr(importlib.import_module(module), name)
+    return found
+
+
+def _serve(
+    function: DecodeFunction, settings: dict[str, Any], requests: IO[bytes], answers: IO[bytes]
+) -> bool:
+    """Answer one request; False when the child should end."""
+    try:
+        request = _read(requests)
+        if request is None:
+            return False
+        header, blobs = request
+        del request
+        parts = {
+            field: (blob, name)
+            for field, blob, name in zip(header["fields"], blobs, header["names"], strict=True)
+        }
+        del blobs
+        for members in function(settings, parts, header["values"]):
+            sample = {"kind": "sample", "names": list(members)}
+            _send(answers, sample, list(members.values()))
+        verdict: dict[str, Any] = {"kind": "done"}
+    except ImportError as error:
+        verdict = _broken(error)
+    except Exception as error:  # decoders raise almost anything on malformed bytes
+        verdict = {"kind": "memory"} if _lacked_memory(error) else _refused(error)
+    _send(answers, verdict)
+    return verdict["kind"] in ("done", "refused")
+
+
+def _lacked_memory(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _refused(error: Exception) -> dict[str, Any]:
+    known = isinstance(error, MediaError)
+    reason = " ".join(str(error).split()) if known else one_line(error)
+    return {"kind": "refused", "reason": reason, "trace": _trace(error)}
+
+
+def _broken(error: Exception) -> dict[str, Any]:
+    return {"kind": "broken", "reason": one_line(error), "trace": _trace(error)}
+
+
+def _trace(error: BaseException) -> str:
+    lines = short_trace(error).splitlines()
+    return "\n".join(line for line in lines if not line.startswith("sandbox_child.py:"))
+
+
+def _read(requests: IO[bytes]) -> tuple[dict[str, Any], list[bytes]] | None:
+    """A header and its blobs, or None at the end."""
+    prefix = requests.read(HEADER_LENGTH.size)
+    if len(prefix) < HEADER_LENGTH.size:
+        return None
+    header = json.loads(requests.read(HEADER_LENGTH.unpack(prefix)[0]))
+    blobs = list(_exactly(requests, header["sizes"]))
+    return (header, blobs) if len(blobs) == len(header["sizes"]) else None
+
+
+def _exactly(requests: IO[bytes], sizes: list[int]) -> Iterator[bytes]:
+    for size in sizes:
+        blob = requests.read(size)
+        if len(blob) < size:
+            return
+        yield blob
+
+
+def _send(answers: IO[bytes], header: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
+    for piece in message(header, blobs):
+        answers.write(piece)
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()

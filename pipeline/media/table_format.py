@@ -1,0 +1,50 @@
+"""What every row of a table becomes: configuration."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pipeline.media.checks import check_whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFormat:
+    """Rows as vectors: the numeric columns' values, then the categorical columns' indices.
+
+    Attributes:
+        numeric: names of the columns of numbers or booleans.
+        categorical: names of the columns of categories: text, integers or booleans.
+        max_categories: a column's most frequent values that are told apart; all others are one
+            unknown category.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
+    modality: ClassVar[str] = "table"
+
+    numeric: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+    max_categories: int = 1000
+
+    def __post_init__(self) -> None:
+        check_whole(self, "max_categories", least=1)
+        # Configurations read from JSON hold lists.
+        for name in ("numeric", "categorical"):
+            columns = getattr(self, name)
+            if isinstance(columns, str) or not all(
+                isinstance(column, str) and column for column in columns
+            ):
+                raise ValueError(f"{name} is {columns!r}; it must be a list of columns' names")
+            object.__setattr__(self, name, tuple(columns))
+        if not self.columns:
+            raise ValueError("numeric and categorical are empty; name at least one column")
+        if repeated := sorted({c for c in self.columns if self.columns.count(c) > 1}):
+            raise ValueError(f"column {repeated[0]!r} is named twice in numeric and categorical")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns, the numeric ones first."""
+        return self.numeric + self.categorical
+
+    @property
+    def member(self) -> str:
+        """Name of the shard member that holds a row."""
+        return "table.npy"

@@ -1,0 +1,298 @@
+"""Targets: what a sample is to be mapped to, from a listing's value or a file beside the sample."""
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from pipeline.media.checks import check_one_of, check_whole
+from pipeline.media.errors import MediaError
+from pipeline.media.images import ImageFormat
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+KINDS = ("class", "multi_label", "regression", "mask", "tokens", "none")
+TARGET_MEMBER = "target.npy"
+CLASS_MEMBER = "cls"
+NO_CLASS = 255
+"""Value of a mask's pixels that belong to no class, such as those of the border of ``pad``."""
+BYTE_OFFSET = 6
+"""DeepMind's byte vocabulary: a byte's token is its value plus 6."""
+MAX_JSON_BYTES = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig:
+    """What every sample is to be mapped to.
+
+    Attributes:
+        kind: ``class`` (one of several; by folder, by ``.cls`` in tars, by ``column`` in listings),
+            ``multi_label`` (any number of several), ``regression`` (numbers), ``mask`` (a class for
+            every pixel, from an image whose values are class numbers), ``tokens`` (a sequence of
+            token numbers, or a text as bytes), ``none``.
+        column: the listing's column, or the key in a ``.json`` file (default ``label``).
+        columns: of ``regression``, instead of ``column``: one column for each number.
+        classes: names, in the order of their numbers; where empty, the sorted names found in
+            training rows. Of a mask: how its values are named, and so how many there may be.
+        separator: what parts the names where ``multi_label`` is a text.
+        num_values: of ``regression`` with ``column``: how many numbers a row has.
+        max_length: of ``tokens``: longer sequences are refused; null for no bound.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
+
+    kind: Literal["class", "multi_label", "regression", "mask", "tokens", "none"] = "class"
+    column: str | None = None
+    columns: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    separator: str = ";"
+    num_values: int = 1
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        check_one_of(self, "kind", *KINDS)
+        check_whole(self, "num_values", least=1)
+        if self.max_length is not None:
+            check_whole(self, "max_length", least=1)
+        for name in ("columns", "classes"):
+            values = getattr(self, name)
+            if isinstance(values, str) or not all(isinstance(v, str) and v for v in values):
+                raise ValueError(f"{name} is {values!r}; it must be a list of names")
+            if repeated := sorted({v for v in values if list(values).count(v) > 1}):
+                raise ValueError(f"{name} names {repeated[0]!r} twice")
+            object.__setattr__(self, name, tuple(values))
+        if self.column == "" or self.separator == "":
+            raise ValueError("column and separator must not be empty")
+        if self.columns and (self.kind != "regression" or self.column is not None):
+            raise ValueError("columns is for kind 'regression', and stands instead of column")
+        if self.kind == "none" and (self.column is not None or self.classes):
+            raise ValueError("kind is 'none', which takes neither column nor classes")
+
+    @property
+    def length(self) -> int:
+        """Numbers of one row of ``regression``."""
+        return len(self.columns) or self.num_values
+
+    @property
+    def key(self) -> str:
+        """The key of a ``.json`` file under which the target lies."""
+        return self.column or "label"
+
+
+def target_members(
+    config: TargetConfig,
+    classes: tuple[str, ...],
+    row: Mapping[str, Any],
+    parts: Mapping[str, tuple[bytes, str]],
+    image_format: ImageFormat | None,
+) -> dict[str, bytes]:
+    """The members of a shard that hold one sample's target.
+
+    Args:
+        config: kind of the target.
+        classes: all names; of ``multi_label`` and ``mask``.
+        row: ``target`` holds the class number, or the value that a listing gave: names, numbers,
+            token numbers or a text.
+        parts: bytes and name of the sample's files: ``mask`` the mask image, ``target`` a ``.json``
+            or ``.txt`` file that stands for the listing's value.
+        image_format: the size of masks, and how they are brought to it.
+
+    Returns:
+        ``class``: ``cls``, the number in ASCII. ``none``: nothing. Else ``target.npy``:
+        ``multi_label`` uint8 ``[classes]`` of 0 and 1, ``regression`` float32 ``[numbers]``,
+        ``mask`` uint8 ``[height, width]``, ``tokens`` int32 ``[tokens]``.
+
+    Raises:
+        MediaError: the target is missing or is not what the kind asks for.
+    """
+    if config.kind == "none":
+        return {}
+    if config.kind == "mask":
+        if image_format is None:
+            raise MediaError("a mask needs an image to lie over")
+        if "mask" not in parts:
+            raise MediaError("no mask")
+        return {TARGET_MEMBER: _npy(decode_mask(parts["mask"][0], image_format, len(classes)))}
+    value = row.get("target")
+    if value is None and "target" in parts:
+        value = _from_file(config, *parts["target"])
+    if value is None:
+        raise MediaError("no target")
+    if config.kind == "class":
+        return {CLASS_MEMBER: str(int(value)).encode("ascii")}
+    if config.kind == "multi_label":
+        return {TARGET_MEMBER: _npy(_labels(value, classes, config.separator))}
+    if config.kind == "regression":
+        return {TARGET_MEMBER: _npy(_numbers(value, config.length))}
+    return {TARGET_MEMBER: _npy(_tokens(value, config.max_length))}
+
+
+def decode_mask(data: bytes, fmt: ImageFormat, num_classes: int = 0) -> np.ndarray:
+    """A mask image at the size of ``fmt``, by nearest neighbour; values are kept as they are.
+
+    Args:
+        data: an image with one channel of at most 8 bits, or a palette (whose indices count).
+        fmt: size, and whether to crop, pad (with `NO_CLASS`) or stretch, as images are.
+        num_classes: values must lie below it or be `NO_CLASS`; 0 allows all.
+
+    Returns:
+        uint8 ``[height, width]``.
+
+    Raises:
+        MediaError: no such image, too many pixels, or a value that is no class.
+    """
+    from PIL import Image, ImageOps
+
+    if not data:
+        raise MediaError("mask: the file is empty")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if width * height > fmt.max_pixels:
+                raise MediaError(
+                    f"mask: {width}x{height} pixels, more than max_pixels={fmt.max_pixels}"
+                )
+            if image.mode not in ("L", "P", "1"):
+                raise MediaError(
+                    f"mask: mode {image.mode}; it must have one channel of at most 8 bits"
+                )
+            image.load()
+            flat = Image.fromarray(np.asarray(image).astype(np.uint8))
+            flat.getexif().update(image.getexif())
+            mask = np.asarray(_nearest(ImageOps.exif_transpose(flat), fmt))
+    except MediaError:
+        raise
+    except MemoryError as error:
+        raise MediaError("mask: not enough memory to decode it") from error
+    except Exception as error:  # Pillow's plugins raise almost anything on malformed bytes
+        text = " ".join(str(error).split())
+        unknown = text.startswith("cannot identify image file")
+        reason = "no image format that Pillow knows" if unknown else f"{type(error).__name__}"
+        raise MediaError(f"mask: {reason}") from error
+    if num_classes:
+        wrong = mask[(mask >= num_classes) & (mask != NO_CLASS)]
+        if wrong.size:
+            raise MediaError(f"mask: value {wrong.max()} is none of {num_classes} classes")
+    return mask
+
+
+def _nearest(mask: "Image", fmt: ImageFormat) -> "Image":
+    from PIL import Image, ImageOps
+
+    size, nearest = (fmt.width, fmt.height), Image.Resampling.NEAREST
+    if fmt.resize == "stretch":
+        return mask.resize(size, nearest)
+    if fmt.resize == "crop":
+        return ImageOps.fit(mask, size, nearest)
+    scale = min(fmt.width / mask.width, fmt.height / mask.height)
+    width = min(fmt.width, max(1, round(mask.width * scale)))
+    height = min(fmt.height, max(1, round(mask.height * scale)))
+    padded = Image.new("L", size, NO_CLASS)
+    corner = ((fmt.width - width) // 2, (fmt.height - height) // 2)
+    padded.paste(mask.resize((width, height), nearest), corner)
+    return padded
+
+
+def _from_file(config: TargetConfig, data: bytes, name: str) -> Any:
+    """What a ``.json`` or ``.txt`` file says."""
+    if not name.lower().endswith(".json"):
+        return data
+    try:
+        return json_label(data, config.key)
+    except ValueError as error:
+        raise MediaError(f"target: {error}") from None
+
+
+def json_label(data: bytes, key: str) -> Any:
+    """The value under ``key`` of a JSON object, or the whole value where it is no object.
+
+    Raises:
+        ValueError: not JSON, too long, too deep, or without the key.
+    """
+    if len(data) > MAX_JSON_BYTES:
+        raise ValueError(f"{len(data)} bytes of JSON, more than {MAX_JSON_BYTES}")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError("not JSON") from None
+    if not isinstance(value, dict):
+        return value
+    if value.get(key) is None:
+        raise ValueError(f"its JSON has no {key!r}")
+    return value[key]
+
+
+def _labels(value: Any, classes: tuple[str, ...], separator: str) -> np.ndarray:
+    names = label_names(value, separator)
+    marks = np.zeros(len(classes), np.uint8)
+    places = {name: number for number, name in enumerate(classes)}
+    for name in names:
+        if name not in places:
+            raise MediaError(f"label {name!r} is none of the {len(classes)} classes")
+        marks[places[name]] = 1
+    return marks
+
+
+def label_names(value: Any, separator: str) -> list[str]:
+    """The names of ``multi_label``: a list of texts, or one text of parted names.
+
+    Raises:
+        MediaError: it is neither.
+    """
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "surrogateescape")
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(separator)]
+        return [name for name in value if name]
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return value
+    raise MediaError("labels are neither a list of names nor a text")
+
+
+def _numbers(value: Any, length: int) -> np.ndarray:
+    values = value if isinstance(value, list) else [value]
+    if len(values) != length:
+        raise MediaError(f"target has {len(values)} numbers, not {length}")
+    for number in values:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise MediaError("target holds what is no number")
+    try:
+        with np.errstate(over="ignore"):
+            numbers = np.asarray([float(number) for number in values], np.float32)
+    except OverflowError:
+        raise MediaError("target holds a number beyond float32") from None
+    if not all(map(math.isfinite, numbers.tolist())):
+        raise MediaError("target holds a number that is not finite, or beyond float32")
+    return numbers
+
+
+def _tokens(value: Any, max_length: int | None) -> np.ndarray:
+    if isinstance(value, str):
+        value = value.encode("utf-8", "surrogateescape")
+    if isinstance(value, bytes):
+        tokens = np.frombuffer(value, np.uint8).astype(np.int32) + BYTE_OFFSET
+    elif isinstance(value, list) and all(
+        isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 2**31
+        for token in value
+    ):
+        tokens = np.asarray(value, np.int32)
+    else:
+        raise MediaError("tokens are neither a text nor a list of numbers from 0 to 2**31-1")
+    if not tokens.size:
+        raise MediaError("no tokens")
+    if max_length is not None and tokens.size > max_length:
+        raise MediaError(f"{tokens.size} tokens, more than max_length={max_length}")
+    return tokens
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(
+        buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False
+    )
+    return buffer.getvalue()

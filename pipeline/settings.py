@@ -1,0 +1,86 @@
+"""The settings that determine a shard set's samples, and those that a decoder is given."""
+
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.config import Config, DataConfig
+from pipeline.errors import UserError
+from pipeline.media import MediaFormat, media_to_dict
+from pipeline.media.table import FittedTableFormat, TableFormat, TableVocabulary
+from pipeline.positions import position_specs
+from pipeline.section import flatten
+from shards import Manifest
+
+VOCABULARY = "vocabulary"
+"""Key of a manifest's configuration that holds a `TableVocabulary` as a dictionary."""
+_PREFIX = "data."
+_WITHOUT_EFFECT = frozenset({"max_bad_fraction"})
+
+
+def sample_settings(config: Config) -> dict[str, Any]:
+    """All that determines the samples, as JSON holds it; part of the set's digest."""
+    data = config.tree()["data"]
+    settings = {f"{_PREFIX}{key}": data[key] for key in data.keys() - _WITHOUT_EFFECT}
+    specs = [spec.to_dict() for spec in position_specs(config.classifier(2))]
+    return {**settings, "seed": config.seed, "positions": specs}
+
+
+def refuse_other_settings(manifest: Manifest, settings: dict[str, Any], what: str) -> None:
+    """Refuse to add to, or to pass off as done, what other settings made.
+
+    Raises:
+        UserError: names the fields that differ.
+    """
+    then, now = (
+        flatten({key: value for key, value in tree.items() if key != VOCABULARY})
+        for tree in (manifest.config, settings)
+    )
+    changed = [
+        f"{field} was {then.get(field)!r}, is {now.get(field)!r}"
+        for field in sorted(then.keys() | now.keys())
+        if then.get(field) != now.get(field)
+    ]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise UserError(
+            f"{what} was made with other settings: {'; '.join(changed[:3])}{more}. Give this one "
+            "another name (name=…) or place (shards=…), or replace the old one with --fresh"
+        )
+
+
+def data_config(manifest: Manifest) -> DataConfig:
+    """The section ``data`` that a set was made with.
+
+    Raises:
+        UserError: the set was made by something else.
+    """
+    fields = {
+        key.removeprefix(_PREFIX): value
+        for key, value in manifest.config.items()
+        if key.startswith(_PREFIX)
+    }
+    try:
+        return DataConfig.model_validate(fields, strict=False)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the set's manifest does not say how it was made ({reason}); run 'perceiver "
+            "preprocess' with its configuration instead"
+        ) from None
+
+
+def sandbox_settings(
+    data: DataConfig, classes: tuple[str, ...], vocabulary: TableVocabulary | None
+) -> dict[str, Any]:
+    """The settings of :func:`pipeline.media.members.make_members`."""
+    formats: dict[str, MediaFormat] = dict(data.formats)
+    if vocabulary is not None:
+        table = formats["table"]
+        assert isinstance(table, TableFormat)
+        formats["table"] = FittedTableFormat.of(table, vocabulary)
+    return {
+        "formats": {name: media_to_dict(fmt) for name, fmt in formats.items()},
+        "allow_missing": list(data.allow_missing),
+        "target": asdict(data.target),
+        "classes": list(classes),
+    }

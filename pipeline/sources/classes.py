@@ -1,0 +1,133 @@
+"""Classes: their names, in the order of their numbers, and the number of every sample."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import DataConfig
+from pipeline.errors import UserError
+from pipeline.sources.tables import SPLITS, Found, one_chunk
+
+
+def class_names(
+    data: DataConfig,
+    found: dict[str, Found],
+    samples: pa.Table,
+    splits: np.ndarray,
+    known: Sequence[str],
+) -> tuple[str, ...]:
+    """All classes: those configured, or those of training samples, sorted.
+
+    Labels (not folders) that are all whole numbers are sorted as numbers. Classes known from
+    earlier keep their places.
+
+    Raises:
+        UserError: there is one only, or a split has a class that is not among them.
+    """
+    target = data.target
+    if target.kind == "multi_label":
+        by_split = _label_sets(data, found)
+    elif target.kind == "class":
+        by_split = {
+            split: _decoded(pc.unique(samples["label"].filter(pa.array(splits == code))))
+            for code, split in enumerate(SPLITS)
+        }
+    else:
+        return target.classes
+    classes = target.classes
+    if not classes:
+        new = by_split.get("train", set()) - set(known)
+        classes = (*known, *_sorted(new, found["train"].numbered))
+    elif target.kind == "class" and _are_numbers(by_split.get("train", set()), classes):
+        by_split = {}  # `label_numbers` takes them as they are
+    least = 2 if target.kind == "class" else 1
+    if len(classes) < least:
+        raise UserError(_too_few(data, classes))
+    for split, names in by_split.items():
+        unknown = sorted(names - set(classes))
+        if unknown:
+            raise UserError(_unknown(data, split, unknown))
+    return classes
+
+
+def label_numbers(
+    data: DataConfig, samples: pa.Table, splits: np.ndarray, classes: tuple[str, ...]
+) -> np.ndarray:
+    """The class number of each sample, int64 ``[samples]``; all -1 where no class is the target.
+
+    Raises:
+        UserError: a number is given that is none of the configured classes'.
+    """
+    if data.target.kind != "class":
+        return np.full(samples.num_rows, -1)
+    labels = one_chunk(samples["label"])
+    names = pa.array([os.fsencode(name) for name in classes], pa.binary())
+    found = pc.index_in(labels, value_set=names)
+    if found.null_count:  # by number, of classes that the configuration names
+        numbers = labels.cast(pa.string()).cast(pa.int64())
+        outside = pc.or_(pc.less(numbers, 0), pc.greater_equal(numbers, len(classes)))
+        if pc.any(outside).as_py():
+            first = numbers.filter(outside)[0].as_py()
+            raise UserError(
+                f"data.target.classes: has {len(classes)} names, and a sample has class {first}"
+            )
+        return numbers.to_numpy()
+    return found.to_numpy().astype(np.int64)
+
+
+def _decoded(labels: pa.Array) -> set[str]:
+    return {os.fsdecode(label) for label in labels.to_pylist() if label is not None}
+
+
+def _sorted(names: set[str], numbered: bool) -> list[str]:
+    if numbered and all(_is_number(name) for name in names):
+        return sorted(names, key=int)
+    return sorted(names)
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit() and len(name) < 19 and str(int(name)) == name
+
+
+def _are_numbers(labels: set[str], classes: tuple[str, ...]) -> bool:
+    """Whether labels are numbers of classes rather than their names."""
+    return bool(labels) and not labels & set(classes) and all(map(_is_number, labels))
+
+
+def _label_sets(data: DataConfig, found: dict[str, Found]) -> dict[str, set[str]]:
+    by_split: dict[str, set[str]] = {}
+    for part in found.values():
+        if part.values is None and not data.target.classes:
+            raise UserError(
+                "data.target.classes is missing: labels that lie in files of their own are not "
+                "read before the work begins; name them all"
+            )
+        for split, names in part.label_names.items():
+            by_split.setdefault(split, set()).update(names)
+    return by_split
+
+
+def _too_few(data: DataConfig, classes: tuple[str, ...]) -> str:
+    where = f"data.train={data.train}"
+    if data.target.kind == "multi_label":
+        return f"{where}: no row has a label"
+    if data.target.column is None and not data.target.classes:
+        return (
+            f"{where}: one class only ({classes[0]!r}); a classifier needs at least two class "
+            "folders"
+        )
+    return f"{where}: one class only ({classes[0]!r}); a classifier needs at least two"
+
+
+def _unknown(data: DataConfig, split: str, unknown: list[str]) -> str:
+    named = ", ".join(map(repr, unknown[:5]))
+    if data.target.classes:
+        return f"data.target.classes: lacks {named}, which {split} has"
+    source = getattr(data, split) if split != "train" else data.train
+    if not isinstance(source, str):
+        return f"data.train={data.train}: classes {named} of {split} are not in its train rows"
+    what = "classes" if data.target.column or data.target.kind != "class" else "class folders"
+    return f"data.{split}={source}: {what} {named} are not in data.train"

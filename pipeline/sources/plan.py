@@ -1,0 +1,140 @@
+"""The plan: which samples make which shard, in a Parquet file that workers read by shard."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipeline.sources.listing import Listing
+from pipeline.sources.values import InlineValues, read_row_values
+
+_FIRST_NUMBER = b"first_number"
+_VALUES = b"values"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a sample, or a range of a tar.
+
+    Attributes:
+        field: modality, ``mask`` or ``target``.
+        path: below the split's root; or absolute, or a URL. See `part_location`.
+        offset, length: of a tar's member, in bytes; None for a whole file.
+        size: bytes; -1 where only reading it will tell.
+        mtime: what the file system told of its last change.
+    """
+
+    field: str
+    path: str
+    offset: int | None
+    length: int | None
+    size: int
+    mtime: str
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One sample to be.
+
+    Attributes:
+        split: its name.
+        uri: ``SPLIT/NAME``.
+        target: class number, or None.
+        row: of the listing that holds its values, or None.
+        parts: its files.
+        values: what the listing holds for it, in JSON's types: ``table`` (column to value, null
+            where missing) and ``target`` (names, numbers or token numbers).
+        inline: bytes of fields that lie in the listing itself.
+    """
+
+    split: str
+    uri: str
+    target: int | None
+    row: int | None
+    parts: tuple[Part, ...]
+    values: dict[str, Any] = field(default_factory=dict)
+    inline: dict[str, bytes] = field(default_factory=dict)
+
+
+def write_plan(listing: Listing, path: Path, samples_per_shard: int, first_number: int = 0) -> int:
+    """Cut the listing into shards of one split each; row group N is shard ``first_number`` + N.
+
+    Values that lie in a CSV or JSON Lines file are copied to Parquet beside the plan.
+
+    Args:
+        listing: its rows in their order.
+        path: the plan.
+        samples_per_shard: samples of a shard; the last one of a split may have fewer.
+        first_number: of the first shard.
+
+    Returns:
+        The number of shards.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prepared: dict[InlineValues, dict[str, Any]] = {}
+    for split, inline in listing.values.items():  # splits may share a listing
+        if inline not in prepared:
+            prepared[inline] = inline.prepare(_copy_of_values(path, split))
+    values = {split: prepared[inline] for split, inline in listing.values.items()}
+    about = {_FIRST_NUMBER: str(first_number).encode(), _VALUES: json.dumps(values).encode()}
+    table = listing.table.replace_schema_metadata(about)
+    codes = table["split"].combine_chunks().indices.to_numpy() if table.num_rows else np.array([])
+    borders = np.flatnonzero(np.diff(codes)) + 1
+    shards = 0
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for first, last in zip([0, *borders], [*borders, table.num_rows], strict=True):
+            for start in range(int(first), int(last), samples_per_shard):
+                count = min(samples_per_shard, int(last) - start)
+                writer.write_table(table.slice(start, count), row_group_size=count)
+                shards += 1
+    return shards
+
+
+def _copy_of_values(plan: Path, split: str) -> Path:
+    return plan.with_name(f"{plan.name}.{split}.values.parquet")
+
+
+def plan_files(path: Path) -> list[Path]:
+    """The plan and what lies beside it, as far as they are there: remove these together."""
+    beside = sorted(path.parent.glob(f"{_escaped(path.name)}.*.values.parquet"))
+    return [each for each in (path, *beside) if each.exists()]
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{mark}]" if mark in "*?[" else mark for mark in name)
+
+
+def read_plan(path: Path, number: int) -> list[SourceRow]:
+    """The samples of shard ``number``, with what their listing holds for them."""
+    parquet = pq.ParquetFile(path)
+    about = parquet.schema_arrow.metadata
+    rows = parquet.read_row_group(number - int(about[_FIRST_NUMBER])).to_pylist()
+    values = json.loads(about[_VALUES]).get(rows[0]["split"]) if rows else None
+    held: Any = (
+        read_row_values(values, [row["row"] for row in rows])
+        if values
+        else (({}, {}) for _ in rows)
+    )
+    return [_source_row(row, *one) for row, one in zip(rows, held, strict=True)]
+
+
+def _source_row(row: dict[str, Any], values: dict[str, Any], inline: dict[str, bytes]) -> SourceRow:
+    parts = tuple(Part(**{**part, "path": os.fsdecode(part["path"])}) for part in row["parts"])
+    return SourceRow(
+        row["split"], os.fsdecode(row["uri"]), row["target"], row["row"], parts, values, inline
+    )
+
+
+def part_location(root: str, part: Part) -> str:
+    """Path or URL of a part's file.
+
+    Args:
+        root: of the part's split.
+    """
+    if "://" in part.path or part.path.startswith("/"):
+        return part.path
+    return f"{root.rstrip('/')}/{part.path}"

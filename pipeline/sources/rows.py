@@ -1,0 +1,300 @@
+"""Reading a listing file: CSV, Parquet or JSON Lines, a batch of rows at a time."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import IO, Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import UserError
+from pipeline.sources.columns import Column, typed_role
+from pipeline.sources.typed import TYPES, json_value, to_role
+
+SUFFIXES = (".csv", ".parquet", ".jsonl")
+BATCH_ROWS = 1024
+BATCH_BYTES = 16 << 20
+MAX_LINE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some consecutive rows.
+
+    Attributes:
+        start: number of the first row, from 0.
+        arrays: one for each column asked for, in the type of its role.
+        wrong: for each column which rows hold what cannot be its value, bool ``[rows]``.
+        reasons: why rows as a whole cannot be read, by place in the batch.
+        unread: lines that gave no row at all: their number, from 1, and why.
+    """
+
+    start: int
+    arrays: list[pa.Array]
+    wrong: list[np.ndarray]
+    reasons: dict[int, str] = field(default_factory=dict)
+    unread: list[tuple[int, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ListingFile:
+    """A listing and the columns that are read of it.
+
+    Attributes:
+        source: path or URL.
+        setting: of the configuration that names it, for errors.
+        columns: with the roles that their types allow.
+    """
+
+    source: str
+    setting: str
+    columns: tuple[Column, ...]
+
+    @property
+    def suffix(self) -> str:
+        """``.csv``, ``.parquet`` or ``.jsonl``."""
+        return next(suffix for suffix in SUFFIXES if self.source.lower().endswith(suffix))
+
+    def batches(self) -> Iterator[Batch]:
+        """All rows in order.
+
+        Raises:
+            UserError: the file as a whole is damaged.
+        """
+        readers = {".csv": _csv_batches, ".parquet": _parquet_batches, ".jsonl": _json_batches}
+        try:
+            yield from readers[self.suffix](self)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise self._error(f"cannot be read: {' '.join(str(error).split())}") from None
+
+    def only(self, columns: tuple[Column, ...]) -> "ListingFile":
+        """The same listing, read for fewer columns."""
+        return replace(self, columns=columns)
+
+    def _error(self, text: str) -> UserError:
+        return UserError(f"{self.setting}={self.source}: {text}")
+
+
+def open_listing(source: str, setting: str, columns: list[Column]) -> ListingFile:
+    """Look at a listing's columns.
+
+    Raises:
+        UserError: there is no such file, it is damaged, lacks a column, or one has the wrong type.
+    """
+    listing = ListingFile(source, setting, tuple(columns))
+    filesystem, path = fsspec.core.url_to_fs(source)
+    if not filesystem.exists(path):
+        raise listing._error("no such file")
+    if not filesystem.isfile(path):
+        raise listing._error("not a file")
+    try:
+        types = _column_types(listing)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise listing._error(f"cannot be read: {' '.join(str(error).split())}") from None
+    resolved = []
+    for column in columns:
+        kinds = [kind for name, kind in types if name == column.name]
+        if not kinds:
+            names = ", ".join(repr(name) for name, _ in types[:50])
+            raise listing._error(f"no column {column.name!r} ({column.setting}); it has {names}")
+        if len(kinds) > 1:
+            raise listing._error(f"{len(kinds)} columns are named {column.name!r}; rename one")
+        try:
+            resolved.append(replace(column, role=typed_role(column, kinds[0])))
+        except ValueError as error:
+            raise listing._error(f"column {column.name!r} ({column.setting}) {error}") from None
+    return replace(listing, columns=tuple(resolved))
+
+
+def _column_types(listing: ListingFile) -> list[tuple[str, Any]]:
+    """Names and Arrow types of all columns; of texts that may hold anything, that of text."""
+    if listing.suffix == ".parquet":
+        with fsspec.open(listing.source, "rb") as file:
+            schema = pq.ParquetFile(file).schema_arrow
+        return list(zip(schema.names, schema.types, strict=True))
+    if listing.suffix == ".csv":
+        with fsspec.open(listing.source, "rb") as file:
+            names = _csv_names(file)
+        return [(name, pa.string()) for name in names]
+    return _json_types(listing)
+
+
+# --- CSV ---
+
+
+def _csv_rows(file: IO[bytes]) -> Iterator[tuple[int, list[bytes] | str]]:
+    """Each row's line, from 1, and its values, or why it has none.
+
+    Rows are read one by one, since a row that is not UTF-8 or cut short must cost itself alone.
+    """
+    if file.read(3) != b"\xef\xbb\xbf":
+        file.seek(0)
+    # Latin-1 gives every byte a character, so that values come out as the bytes they were.
+    text = io.TextIOWrapper(file, encoding="latin-1", newline="")
+    csv.field_size_limit(MAX_LINE_BYTES)
+    reader = csv.reader(text, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "unexpected end" in str(error) or "field larger" in str(error):
+                raise OSError(f"a quote that opens in line {line} is not closed") from None
+            yield line, "a quote in it does not end its value"
+            continue
+        if values:
+            yield line, [value.encode("latin-1") for value in values]
+
+
+def _csv_names(file: IO[bytes]) -> list[str]:
+    for _, values in _csv_rows(file):
+        if not isinstance(values, str):
+            return [value.decode("utf-8", "surrogateescape") for value in values]
+    raise OSError("it has no line of columns' names")
+
+
+def _csv_batches(listing: ListingFile) -> Iterator[Batch]:
+    with fsspec.open(listing.source, "rb") as file:
+        names = _csv_names(file)
+    places = [names.index(column.name) for column in listing.columns]
+    rows: list[list[bytes]] = []
+    unread: list[tuple[int, str]] = []
+    start, size, header_seen = 0, 0, False
+    with fsspec.open(listing.source, "rb") as file:
+        for line, values in _csv_rows(file):
+            if isinstance(values, str):
+                unread.append((line, values))
+            elif not header_seen:
+                header_seen = True
+            elif len(values) != len(names):
+                unread.append((line, f"{len(values)} values for {len(names)} columns"))
+            else:
+                rows.append([values[place] for place in places])
+                size += sum(map(len, rows[-1]))
+            if len(rows) == BATCH_ROWS or size > BATCH_BYTES:
+                yield _from_csv(listing, start, rows, unread)
+                start, rows, unread, size = start + len(rows), [], [], 0
+    if rows or unread:
+        yield _from_csv(listing, start, rows, unread)
+
+
+def _from_csv(
+    listing: ListingFile, start: int, rows: list[list[bytes]], unread: list[tuple[int, str]]
+) -> Batch:
+    """An empty value is none; of ``labels`` it is that there are none."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(listing.columns)
+    pairs = []
+    for column, values in zip(listing.columns, columns, strict=True):
+        given = [value or (b"" if column.role == "labels" else None) for value in values]
+        pairs.append(to_role(pa.array(given, pa.binary()), column.role, column.separator))
+    return Batch(start, [array for array, _ in pairs], [bad for _, bad in pairs], unread=unread)
+
+
+# --- Parquet ---
+
+
+def _typed(listing: ListingFile, start: int, rows: pa.RecordBatch) -> Batch:
+    pairs = [
+        to_role(rows.column(column.name), column.role, column.separator)
+        for column in listing.columns
+    ]
+    return Batch(start, [array for array, _ in pairs], [bad for _, bad in pairs])
+
+
+def _parquet_batches(listing: ListingFile) -> Iterator[Batch]:
+    names = list(dict.fromkeys(column.name for column in listing.columns))
+    start = 0
+    with fsspec.open(listing.source, "rb") as file:
+        parquet = pq.ParquetFile(file, pre_buffer=False)
+        for rows in parquet.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
+            yield _typed(listing, start, rows)
+            start += rows.num_rows
+
+
+# --- JSON Lines ---
+
+
+def _json_lines(listing: ListingFile) -> Iterator[dict[str, Any] | str]:
+    """Each line's object, or why it gives none."""
+    with fsspec.open(listing.source, "rb") as file:
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            if len(line) > MAX_LINE_BYTES:
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(MAX_LINE_BYTES)
+                yield f"a line of more than {MAX_LINE_BYTES} bytes"
+                continue
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line.removeprefix(b"\xef\xbb\xbf"), parse_constant=_constant)
+            except (ValueError, RecursionError):
+                yield "not JSON"
+                continue
+            yield value if isinstance(value, dict) else "not a JSON object"
+
+
+def _constant(name: str) -> float | None:
+    """NaN is how some writers say that there is no number."""
+    return None if name == "NaN" else float(name)
+
+
+def _json_types(listing: ListingFile) -> list[tuple[str, Any]]:
+    """Columns of the first rows; only whether a column holds texts or lists matters."""
+    seen: dict[str, Any] = {}
+    wanted = {column.name for column in listing.columns}
+    for value in _json_lines(listing):
+        if isinstance(value, str):
+            continue
+        for name, one in value.items():
+            if len(seen) < MAX_JSON_COLUMNS and seen.get(name) is None:
+                seen[name] = one
+        if all(seen.get(name) is not None for name in wanted):
+            break
+    kinds = {column.name: TYPES[column.role] for column in listing.columns}
+    return [(name, _json_type(kinds.get(name), one)) for name, one in seen.items()]
+
+
+MAX_JSON_COLUMNS = 10_000
+
+
+def _json_type(wanted: pa.DataType | None, value: Any) -> pa.DataType:
+    """The type of the role itself, since each value is looked at; tokens may be a text instead."""
+    if wanted == TYPES["tokens"] and isinstance(value, str):
+        return pa.string()
+    return pa.string() if wanted in (None, pa.binary()) else wanted
+
+
+def _json_batches(listing: ListingFile) -> Iterator[Batch]:
+    rows: list[list[Any]] = []
+    reasons: dict[int, str] = {}
+    start = size = 0
+    for value in _json_lines(listing):
+        if isinstance(value, str):
+            reasons[len(rows)] = value
+            value = {}
+        rows.append([value.get(column.name) for column in listing.columns])
+        size += sum(len(one) for one in rows[-1] if isinstance(one, str))
+        if len(rows) == BATCH_ROWS or size > BATCH_BYTES:
+            yield _from_json(listing, start, rows, reasons)
+            start, rows, reasons, size = start + len(rows), [], {}, 0
+    if rows:
+        yield _from_json(listing, start, rows, reasons)
+
+
+def _from_json(
+    listing: ListingFile, start: int, rows: list[list[Any]], reasons: dict[int, str]
+) -> Batch:
+    arrays, wrong = [], []
+    for column, values in zip(listing.columns, zip(*rows, strict=True), strict=True):
+        typed = [json_value(value, column.role, column.separator) for value in values]
+        arrays.append(pa.array(typed, TYPES[column.role]))
+        pairs = zip(values, typed, strict=True)
+        wrong.append(np.array([given is not None and kept is None for given, kept in pairs]))
+    return Batch(start, arrays, wrong, reasons)

@@ -1,0 +1,170 @@
+"""What a tar holds, and where: a reader of headers that trusts none of them.
+
+Names are never used as paths, nothing is unpacked, and no header makes it read more than
+`MAX_EXTENSION_BYTES` at once.
+"""
+
+from collections.abc import Iterator
+from typing import IO, NamedTuple
+
+BLOCK = 512
+MAX_EXTENSION_BYTES = 1 << 20
+MAX_MEMBER_BYTES = 2 * 1024**3
+_REGULAR = (b"0", b"\0", b"7")
+_KINDS = {
+    b"1": "a hard link",
+    b"2": "a symbolic link",
+    b"3": "a device",
+    b"4": "a device",
+    b"6": "a pipe",
+    b"S": "a sparse file",
+    b"D": "a list of an incremental dump",
+    b"M": "the rest of a file in another volume",
+    b"V": "a volume's name",
+}
+
+
+class Member(NamedTuple):
+    """A member of a tar.
+
+    Attributes:
+        name: as the tar has it.
+        offset, length: of its bytes in the tar.
+        reason: why it cannot be used, or None.
+    """
+
+    name: bytes
+    offset: int
+    length: int
+    reason: str | None
+
+
+class DamagedTarError(ValueError):
+    """The tar cannot be read on from here; the text says where and why."""
+
+
+def tar_members(file: IO[bytes], size: int) -> Iterator[Member]:
+    """The files, links and devices in a tar, in order; folders are left out.
+
+    Between two members the file may be read and moved at will.
+
+    Args:
+        file: open at any place.
+        size: its length in bytes.
+
+    Raises:
+        DamagedTarError: after all members before the damage were given.
+    """
+    place = 0
+    long_name: bytes | None = None
+    extended: dict[bytes, bytes] = {}
+    defaults: dict[bytes, bytes] = {}
+    while True:
+        header = _read(file, place, BLOCK)
+        if not header:
+            raise DamagedTarError(f"it ends at byte {place} without an end mark")
+        if len(header) < BLOCK:
+            raise DamagedTarError(f"it is cut short at byte {place + len(header)}")
+        if not any(header):
+            return
+        kind, length = _check(header, place)
+        if b"size" in extended:
+            length = _decimal(extended[b"size"], place)
+        start = place + BLOCK
+        if length > size - start:
+            raise DamagedTarError(
+                f"the member at byte {place} has {length} bytes, and {size - start} are left"
+            )
+        place = start + -(-length // BLOCK) * BLOCK
+        if kind in (b"L", b"x", b"g"):
+            if length > MAX_EXTENSION_BYTES:
+                raise DamagedTarError(
+                    f"the header at byte {start - BLOCK} has {length} bytes, more than "
+                    f"{MAX_EXTENSION_BYTES}"
+                )
+            data = _read(file, start, length)
+            if kind == b"L":
+                long_name = data.rstrip(b"\0")
+            elif kind == b"x":
+                extended = _records(data, start)
+            else:
+                defaults |= _records(data, start)
+            continue
+        if kind == b"K":  # a long link's target
+            continue
+        records = defaults | extended
+        name = records.get(b"path") or long_name or _name(header)
+        long_name, extended = None, {}
+        if kind == b"5" or (kind == b"\0" and name.endswith(b"/")):
+            continue
+        reason = None if kind in _REGULAR else f"{_KINDS.get(kind, 'of an unknown kind')} in a tar"
+        if any(key.startswith(b"GNU.sparse.") for key in records):
+            reason = "a sparse file in a tar"
+        elif reason is None and length > MAX_MEMBER_BYTES:
+            reason = f"{length} bytes, more than {MAX_MEMBER_BYTES}"
+        yield Member(name, start, length, reason)
+
+
+def _read(file: IO[bytes], place: int, length: int) -> bytes:
+    file.seek(place)
+    return file.read(length)
+
+
+def _check(header: bytes, place: int) -> tuple[bytes, int]:
+    """Kind and length of a header whose checksum is right."""
+    stored = header[148:156].strip(b" \0")
+    try:
+        wanted = int(stored, 8)
+    except ValueError:
+        raise DamagedTarError(f"no tar header at byte {place}") from None
+    if wanted != sum(header[:148]) + sum(header[156:]) + 8 * ord(" "):
+        raise DamagedTarError(f"the checksum of the header at byte {place} is wrong")
+    return header[156:157], _number(header[124:136], place)
+
+
+def _number(field: bytes, place: int) -> int:
+    """Octal digits, or GNU's and star's binary form for large numbers."""
+    if field[0] & 0x80:
+        value = int.from_bytes(field, "big", signed=True) & ((1 << 95) - 1)
+        if field[0] == 0xFF:
+            raise DamagedTarError(f"the header at byte {place} has a negative length")
+        return value
+    digits = field.strip(b" \0")
+    try:
+        value = int(digits or b"0", 8)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise DamagedTarError(f"the header at byte {place} has no length")
+    return value
+
+
+def _decimal(digits: bytes, place: int) -> int:
+    if not digits.isdigit() or len(digits) > 18:
+        raise DamagedTarError(f"the extended header before byte {place} has no length")
+    return int(digits)
+
+
+def _name(header: bytes) -> bytes:
+    name = header[:100].partition(b"\0")[0]
+    prefix = header[345:500].partition(b"\0")[0]
+    # GNU keeps times where ustar has the start of the path.
+    return prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
+
+
+def _records(data: bytes, place: int) -> dict[bytes, bytes]:
+    """The ``LENGTH KEY=VALUE`` lines of an extended header."""
+    records: dict[bytes, bytes] = {}
+    position = 0
+    while position < len(data):
+        digits, space, _ = data[position : position + 20].partition(b" ")
+        if not space or not digits.isdigit():
+            raise DamagedTarError(f"the extended header at byte {place} is damaged")
+        end = position + int(digits)
+        line = data[position + len(digits) + 1 : end]
+        key, equals, value = line.partition(b"=")
+        if end <= position or end > len(data) or not equals or not value.endswith(b"\n"):
+            raise DamagedTarError(f"the extended header at byte {place} is damaged")
+        records[key] = value[:-1]
+        position = end
+    return records

@@ -1,0 +1,208 @@
+"""WebDataset tars: members of one key make a sample, read later as ranges of the tar."""
+
+import os
+import re
+from collections.abc import Iterator
+from itertools import product
+from typing import IO, Any
+
+import fsspec
+
+from pipeline.config import DataConfig
+from pipeline.errors import UserError
+from pipeline.media.targets import MAX_JSON_BYTES, json_label
+from pipeline.sources.fields import CLASS_LABEL, JSON_LABEL, OTHER, FieldNames, target_field
+from pipeline.sources.grouping import MEMBER_SCHEMA, Wanted, group
+from pipeline.sources.tables import REFUSED_SCHEMA, Found, Rows, concat, first_refused
+from pipeline.sources.tar_members import DamagedTarError, Member, tar_members
+from pipeline.sources.walk import changed, is_local, walk
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+MAX_TARS = 1_000_000
+MAX_CLASS_BYTES = 1000
+
+
+def find_in_tars(data: DataConfig, pattern: str, field: str) -> Found:
+    """The samples of tars: keys, members and labels, as WebDataset has them.
+
+    A key is a member's path up to the first dot of its last part; what follows says the field.
+    ``.cls`` is the class, or else ``label`` (``data.target.column``) in ``.json``. Other members
+    are passed over.
+
+    Args:
+        data: modalities, target, and what may be missing.
+        pattern: a tar, a glob or brace range of tars, or their folder; path or URL.
+        field: of the configuration, for errors.
+
+    Raises:
+        UserError: there is none, one is missing or compressed, or labels of a kind that must be
+            named are not.
+    """
+    target = target_field(data.target.kind)
+    names = FieldNames(tuple(data.formats), target)
+    members, refused = Rows(MEMBER_SCHEMA), Rows(REFUSED_SCHEMA)
+    filesystem, root, tars = _tars(pattern, field)
+    label_key = data.target.key if data.target.kind == "class" else None
+    for path in tars:
+        _read_tar(
+            filesystem, f"{root.rstrip('/')}/{path}", path, names, label_key, members, refused
+        )
+    wanted = Wanted(tuple(data.formats), data.allow_missing, target)
+    samples, more = group(members.table(), wanted)
+    found_refused = concat([refused.table(), more], REFUSED_SCHEMA)
+    if not samples.num_rows:
+        raise UserError(
+            f"{field}={pattern}: no sample is in its tars{first_refused(found_refused)}"
+        )
+    return Found(
+        samples, found_refused, filesystem.unstrip_protocol(root) if "://" in pattern else root
+    )
+
+
+def is_tars(source: str) -> bool:
+    """Whether a path names tars by itself."""
+    return source.endswith((".tar", ".tar}")) or bool(
+        re.search(r"\.(tar\.\w+|tgz|tbz2?|txz)$", source)
+    )
+
+
+def _tars(pattern: str, field: str) -> tuple[Any, str, list[str]]:
+    """File system, the folder that all tars lie in, and their sorted paths below it."""
+    if re.search(r"\.(tar\.\w+|tgz|tbz2?|txz)$", pattern):
+        raise UserError(
+            f"{field}={pattern}: is compressed, and samples are read as ranges of a tar; unpack it "
+            "to .tar first"
+        )
+    found: list[str] = []
+    filesystem: Any = None
+    for each in _expanded(pattern, field):
+        filesystem, path = fsspec.core.url_to_fs(each)
+        if any(mark in path for mark in "*?["):
+            found += filesystem.glob(path)
+        elif filesystem.isdir(path):
+            below = sorted(file.path for file in walk(filesystem, path) if file.reason is None)
+            names = [os.fsdecode(name) for name in below if name.endswith(b".tar")]
+            found += [f"{path.rstrip('/')}/{name}" for name in names]
+        elif not filesystem.exists(path):
+            raise UserError(f"{field}={pattern}: no such file: {each}")
+        else:
+            found.append(path)
+    found = sorted({path for path in found if path.endswith(".tar")})
+    if not found:
+        raise UserError(f"{field}={pattern}: names no .tar file")
+    root = _common_folder(found)
+    return filesystem, root, [path[len(root.rstrip("/")) + 1 :] for path in found]
+
+
+def _common_folder(paths: list[str]) -> str:
+    """The deepest folder that all paths, sorted, lie in; slashes stay as they are in URLs."""
+    first, last = paths[0].split("/")[:-1], paths[-1].split("/")[:-1]
+    same = 0
+    while same < min(len(first), len(last)) and first[same] == last[same]:
+        same += 1
+    return "/".join(first[:same]) or "/"
+
+
+def _expanded(pattern: str, field: str) -> Iterator[str]:
+    """Braces written out: ``{00..10}`` counts, ``{a,b}`` lists."""
+    pieces = _BRACES.split(pattern)
+    choices: list[list[str]] = []
+    total = 1
+    for number, piece in enumerate(pieces):
+        choice = [piece] if number % 2 == 0 else _brace(piece, pattern, field)
+        total *= len(choice)
+        if total > MAX_TARS:
+            raise UserError(f"{field}={pattern}: names more than {MAX_TARS} tars")
+        choices.append(choice)
+    return map("".join, product(*choices))
+
+
+def _brace(inner: str, pattern: str, field: str) -> list[str]:
+    counted = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", inner)
+    if counted:
+        first, last = counted.groups()
+        if int(first) <= int(last) < int(first) + MAX_TARS:
+            return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+    elif "," in inner:
+        return inner.split(",")
+    raise UserError(f"{field}={pattern}: {{{inner}}} is no range such as {{000..127}}")
+
+
+def _read_tar(
+    filesystem: Any,
+    full: str,
+    path: str,
+    names: FieldNames,
+    label_key: str | None,
+    members: Rows,
+    refused: Rows,
+) -> None:
+    """Add one tar's members; what is damaged or unusable is refused, the rest is taken."""
+    tar = os.fsencode(path)
+    options = {} if is_local(filesystem) else {"block_size": 1 << 20, "cache_type": "readahead"}
+    try:
+        info = filesystem.info(full)
+        if info["type"] != "file":
+            refused.append(tar, None, "a folder or a device, not a file")
+            return
+        with filesystem.open(full, "rb", **options) as file:
+            for member in tar_members(file, int(info["size"])):
+                _add(file, member, tar, changed(info), names, label_key, members, refused)
+    except DamagedTarError as error:
+        refused.append(tar, None, f"damaged: {error}; what lies before is used")
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        refused.append(tar, None, f"cannot be read: {reason}")
+
+
+def _add(
+    file: IO[bytes],
+    member: Member,
+    tar: bytes,
+    mtime: str,
+    names: FieldNames,
+    label_key: str | None,
+    members: Rows,
+    refused: Rows,
+) -> None:
+    folder, slash, base = member.name.rpartition(b"/")
+    stem, dot, extensions = base.partition(b".")
+    if not dot or not stem or (stem.startswith(b"__") and stem.endswith(b"__")):
+        return  # as WebDataset does: hidden, without extension, or about the tar itself
+    uri = tar + b"/" + member.name
+    if member.reason is not None:
+        refused.append(uri, None, member.reason)
+        return
+    code, label = names.of(extensions)[0], None
+    if label_key is not None:
+        try:
+            code, label = _label(file, member, extensions, code, label_key)
+        except ValueError as error:
+            refused.append(uri, None, str(error))
+            return
+    key = tar + b"/" + folder + slash + stem
+    length = member.length
+    members.append(key, code, label, tar, member.offset, length, length, mtime)
+
+
+def _label(
+    file: IO[bytes], member: Member, extensions: bytes, code: int, key: str
+) -> tuple[int, bytes | None]:
+    """Field and label of a member that may say a class."""
+    kind = extensions.lower()
+    if kind == b"cls":
+        file.seek(member.offset)
+        data = file.read(min(member.length, MAX_CLASS_BYTES + 1)).strip()
+        if not data or len(data) > MAX_CLASS_BYTES:
+            raise ValueError(f"holds {member.length} bytes, and no class")
+        return CLASS_LABEL, data
+    if kind == b"json":
+        file.seek(member.offset)
+        try:
+            value = json_label(file.read(min(member.length, MAX_JSON_BYTES + 1)), key)
+        except ValueError:
+            return code, None  # it need not be about the class
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            text = str(value).encode("utf-8", "surrogateescape")
+            return (JSON_LABEL if code == OTHER else code), text
+    return code, None

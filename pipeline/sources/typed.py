@@ -1,0 +1,168 @@
+"""Values of listings brought to one Arrow type for each role that a column may have."""
+
+import json
+import math
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Role = Literal[
+    "path", "bytes", "text", "label", "labels", "number", "numbers", "category", "tokens"
+]
+TYPES: dict[Role, pa.DataType] = {
+    "path": pa.binary(),
+    "bytes": pa.binary(),
+    "text": pa.binary(),
+    "label": pa.binary(),
+    "labels": pa.list_(pa.string()),
+    "number": pa.float64(),
+    "numbers": pa.list_(pa.float64()),
+    "category": pa.string(),
+    "tokens": pa.list_(pa.int64()),
+}
+
+
+def is_binary(kind: pa.DataType) -> bool:
+    """Whether values are bytes."""
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values are texts, or bytes that may be."""
+    return is_binary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether values are lists."""
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def is_time(kind: pa.DataType) -> bool:
+    """Whether values are dates or times, which count as seconds."""
+    return pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_time(kind)
+
+
+def to_role(array: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.ndarray]:
+    """A column's values in the type of its role.
+
+    Returns:
+        The values, null where there is none or where one is wrong; and which are wrong, bool
+        ``[rows]``.
+    """
+    target = TYPES[role]
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_floating(array.type):  # how pandas says that there is none
+        array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
+    there = array.is_valid().to_numpy(zero_copy_only=False)
+    try:
+        converted = _cast(array, role, target, separator)
+    except (pa.ArrowException, ValueError, OverflowError):
+        values = [_one(value, role, separator) for value in array]
+        converted = pa.array(values, target)
+    wrong = there & ~converted.is_valid().to_numpy(zero_copy_only=False)
+    return converted, wrong
+
+
+def _cast(array: pa.Array, role: Role, target: pa.DataType, separator: str) -> pa.Array:
+    kind = array.type
+    flat_text = is_text(kind)
+    if role in ("path", "bytes", "text", "label"):
+        return (array if flat_text else array.cast(pa.string())).cast(target)
+    if role == "labels" and flat_text:
+        names = pc.utf8_trim_whitespace(
+            pc.list_flatten(parted := pc.split_pattern(array.cast(pa.string()), separator))
+        )
+        if pc.any(pc.equal(names, "")).as_py():
+            raise ValueError("empty names are left out one by one")
+        return pa.ListArray.from_arrays(parted.offsets, names, mask=array.is_null()).cast(target)
+    if role == "number" and is_time(kind):
+        whole = array.cast(pa.time64("us") if pa.types.is_time(kind) else pa.timestamp("us"))
+        return pc.divide(whole.cast(pa.int64()).cast(pa.float64()), 1e6)
+    if role == "number":
+        values = (array.cast(pa.string()) if flat_text else array).cast(target)
+        # A number that is not finite is as good as none; text may say "inf".
+        finite = pc.is_finite(values)
+        return pc.if_else(finite, values, pa.scalar(None, target))
+    if role == "category" and flat_text:
+        return array.cast(pa.string()).cast(target)
+    if role in ("numbers", "tokens") and not is_list(kind):
+        raise ValueError("one by one")
+    return array.cast(target)
+
+
+def _one(scalar: pa.Scalar, role: Role, separator: str) -> Any:
+    """One value where its column could not be converted at once; None where it is wrong."""
+    if isinstance(scalar, pa.StringScalar | pa.LargeStringScalar):  # which need not be UTF-8
+        buffer = scalar.as_buffer()
+        return json_value(None if buffer is None else buffer.to_pybytes(), role, separator)
+    return json_value(scalar.as_py(), role, separator)
+
+
+def json_value(value: Any, role: Role, separator: str) -> Any:
+    """One value from JSON, text or Arrow in the type of its role; None where it is wrong."""
+    if value is None:
+        return None
+    text = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+    whole = isinstance(value, int)
+    if role in ("path", "text", "bytes"):
+        return text if isinstance(text, bytes) else None
+    if role == "label":
+        return text if isinstance(text, bytes) else str(value).encode() if whole else None
+    if role == "category":
+        return _category(text)
+    if role == "number":
+        return _number(text)
+    if role == "labels":
+        return _names(text, separator)
+    if isinstance(text, bytes):
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+    if role == "numbers":
+        numbers = [_number(each) for each in (value if isinstance(value, list) else [value])]
+        return None if None in numbers else numbers
+    is_tokens = isinstance(value, list) and all(
+        isinstance(each, int) and not isinstance(each, bool) and 0 <= each < 2**31 for each in value
+    )
+    return value if is_tokens else None
+
+
+def _category(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        return _utf8(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else None
+
+
+def _names(text: Any, separator: str) -> list[str] | None:
+    if isinstance(text, bytes):
+        whole = _utf8(text)
+        parts = [] if whole is None else [name.strip() for name in whole.split(separator)]
+        return None if whole is None else [name for name in parts if name]
+    if isinstance(text, list) and all(isinstance(name, str) for name in text):
+        return text
+    return None
+
+
+def _utf8(text: bytes) -> str | None:
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, list | dict):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

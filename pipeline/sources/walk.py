@@ -1,0 +1,132 @@
+"""Files below a folder, local or by any fsspec URL, one directory at a time."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import fsspec
+
+# Files that systems leave in folders; nobody means them as samples.
+IGNORED_NAMES = frozenset({b"Thumbs.db", b"desktop.ini"})
+
+
+class File(NamedTuple):
+    """A file below a root, or what can never be one.
+
+    Attributes:
+        path: below the root, parted by ``/``.
+        size: bytes; -1 where the file system does not tell.
+        mtime: changes when the file is written again; its form is the file system's.
+        reason: why it cannot be used, or None.
+    """
+
+    path: bytes
+    size: int
+    mtime: str
+    reason: str | None
+
+
+def walk(filesystem: Any, base: str) -> Iterator[File]:
+    """The files below ``base`` in no order, hidden ones and systems' own left out.
+
+    Links are followed to files below ``base`` only; what is neither file nor folder is never
+    opened. Memory is one directory's names at most, and the folders yet to visit.
+    """
+    if is_local(filesystem):
+        yield from _walk_local(os.fsencode(base))
+    else:
+        yield from _walk_remote(filesystem, base.rstrip("/"))
+
+
+def is_local(filesystem: Any) -> bool:
+    """Whether paths are this machine's own."""
+    return isinstance(filesystem, fsspec.implementations.local.LocalFileSystem)
+
+
+def _passed_over(name: bytes) -> bool:
+    return name.startswith(b".") or name in IGNORED_NAMES
+
+
+def _walk_local(root: bytes) -> Iterator[File]:
+    real_root = os.path.realpath(root)
+    pending = [b""]
+    while pending:
+        folder = pending.pop()
+        try:
+            with os.scandir(os.path.join(root, folder)) as entries:  # noqa: PTH118 - bytes
+                for entry in entries:
+                    if _passed_over(entry.name):
+                        continue
+                    path = folder + b"/" + entry.name if folder else entry.name
+                    if entry.is_symlink():
+                        yield _linked(path, entry.path, real_root)
+                    elif entry.is_dir(follow_symlinks=False):
+                        pending.append(path)
+                    else:
+                        yield _local_file(path, entry)
+        except OSError as error:
+            yield File(folder, 0, "", f"its folder cannot be read: {os.strerror(error.errno or 0)}")
+
+
+def _local_file(path: bytes, entry: os.DirEntry[bytes]) -> File:
+    try:
+        found = entry.stat(follow_symlinks=False)
+    except OSError as error:
+        return File(path, 0, "", f"cannot be read: {os.strerror(error.errno or 0)}")
+    if not stat.S_ISREG(found.st_mode):
+        return File(path, 0, "", special_reason(found.st_mode))
+    return File(path, found.st_size, str(found.st_mtime_ns), None)
+
+
+def _linked(path: bytes, link: bytes, real_root: bytes) -> File:
+    """What a symbolic link leads to, if that lies in the tree."""
+    target = os.path.realpath(link)
+    if not target.startswith(real_root.rstrip(b"/") + b"/"):
+        return File(path, 0, "", "a link that leads out of the folder")
+    try:
+        found = os.stat(link)  # noqa: PTH116 - bytes
+    except OSError as error:
+        loop = error.errno == errno.ELOOP
+        return File(path, 0, "", "a link to itself" if loop else "a link to nothing")
+    if stat.S_ISDIR(found.st_mode):
+        return File(path, 0, "", "a link to a folder; its files are listed in their own place")
+    if not stat.S_ISREG(found.st_mode):
+        return File(path, 0, "", special_reason(found.st_mode))
+    return File(path, found.st_size, str(found.st_mtime_ns), None)
+
+
+def special_reason(mode: int) -> str:
+    """What a file is that is none."""
+    kinds = ((stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"), (stat.S_ISDIR, "folder"))
+    kind = next((name for check, name in kinds if check(mode)), "device")
+    return f"a {kind}, not a file"
+
+
+def _walk_remote(filesystem: Any, base: str) -> Iterator[File]:
+    filesystem.invalidate_cache()
+    pending = [base]
+    while pending:
+        folder = pending.pop()
+        for info in filesystem.ls(folder, detail=True):
+            full = info["name"].rstrip("/")
+            name = os.fsencode(full[len(folder) + 1 :])
+            # Object stores list a folder's own marker among what lies in it.
+            if full == folder or not name or _passed_over(name):
+                continue
+            path = os.fsencode(full[len(base) + 1 :])
+            if info["type"] == "directory":
+                pending.append(full)
+            elif info["type"] != "file":
+                yield File(path, 0, "", f"{info['type']}, not a file")
+            else:
+                size = info.get("size")
+                yield File(path, -1 if size is None else int(size), changed(info), None)
+        filesystem.invalidate_cache(folder)
+
+
+def changed(info: dict[str, Any]) -> str:
+    """What a file system tells of a file's last change."""
+    keys = ("mtime", "LastModified", "last_modified", "updated", "created", "ETag")
+    return str(next((info[key] for key in keys if info.get(key)), ""))

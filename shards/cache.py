@@ -1,0 +1,209 @@
+"""Shards of distant sets in a local folder: named by content, bounded, shared by processes."""
+
+import errno
+import fcntl
+import hashlib
+import mmap
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from shards.errors import ShardError
+
+_ANOTHER_HAS_IT = (errno.EWOULDBLOCK, errno.EACCES)
+_TEMPORARY = ".part"
+
+
+class NoRoomError(ShardError):
+    """Everything in the cache is in use."""
+
+
+class ShardCache:
+    """Files named by their sha256, of at most `max_bytes` in all; the longest unused go first.
+
+    A file appears whole and checked or not at all. One that is read, here or in another process, is
+    locked (flock) by its map and stays; what a killed process left half-written is removed. So any
+    number of processes may share a folder on a local disk. Safe for several threads.
+
+    Args:
+        folder: made when first needed.
+        max_bytes: of all files together, those being written included.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.folder = folder
+        self.max_bytes = max_bytes
+
+    def open(self, sha256: str, size: int, *, wait: bool = False) -> memoryview | None:
+        """The file of this content, memory-mapped, or None where it is not there.
+
+        It is not evicted while anything holds a part of it. With `wait`, a process that is writing
+        it is waited for.
+
+        Raises:
+            ShardError: the folder cannot be read.
+        """
+        if (view := self._open(sha256, size)) is not None or not wait:
+            return view
+        if not self._locks.is_dir():
+            return None
+        with self._lock(_stripe(sha256)):
+            return self._open(sha256, size)
+
+    def add(self, sha256: str, size: int, chunks: Iterator[bytes]) -> memoryview:
+        """Stores `chunks`, if no one has done so by now; the file as `open` gives it.
+
+        Raises:
+            NoRoomError: what is in use leaves no room for `size` bytes.
+            ShardError: the content's size or sha256 is another, or the file system refuses.
+                What `chunks` raises passes through.
+        """
+        with self._refusing():
+            self._locks.mkdir(parents=True, exist_ok=True)
+        with self._lock(_stripe(sha256)):
+            if (view := self._open(sha256, size)) is not None:
+                return view
+            return self._write(sha256, size, chunks)
+
+    def total_bytes(self) -> int:
+        """Bytes of all files, those being written included."""
+        return sum(size for _, size, _ in self._files())
+
+    @property
+    def _locks(self) -> Path:
+        return self.folder / "locks"
+
+    def _open(self, sha256: str, size: int) -> memoryview | None:
+        path = self.folder / sha256
+        with self._refusing():
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                return None
+        try:
+            with self._refusing():
+                if not _try_lock(descriptor, fcntl.LOCK_SH):
+                    return None  # it is being evicted
+                facts = os.fstat(descriptor)
+                if not facts.st_nlink:
+                    return None
+                if facts.st_size != size:
+                    path.unlink(missing_ok=True)  # not ours: what we write has its size
+                    return None
+                os.utime(path)
+                # The map keeps the descriptor, and with it the lock.
+                return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+        finally:
+            os.close(descriptor)
+
+    def _write(self, sha256: str, size: int, chunks: Iterator[bytes]) -> memoryview:
+        with self._refusing():
+            descriptor, path = self._reserve(sha256, size)
+        try:
+            found, written = hashlib.sha256(), 0
+            for chunk in chunks:
+                found.update(chunk)
+                with self._refusing():
+                    written += os.pwrite(descriptor, chunk, written)
+            if written != size or found.hexdigest() != sha256:
+                raise ShardError(
+                    f"{written} bytes of sha256 {found.hexdigest()} came, "
+                    f"not {size} of {sha256}; run 'perceiver verify' on the set"
+                )
+            with self._refusing():
+                os.fsync(descriptor)
+                path.rename(self.folder / sha256)
+                return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+
+    def _reserve(self, sha256: str, size: int) -> tuple[int, Path]:
+        """A locked file of `size` bytes under a temporary name, after room was made for it."""
+        path = self.folder / f"{sha256}.{os.getpid()}-{secrets.token_hex(4)}{_TEMPORARY}"
+        with self._lock("evict"):
+            self._make_room(size)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                os.posix_fallocate(descriptor, 0, size)
+            except BaseException:
+                os.close(descriptor)
+                path.unlink(missing_ok=True)
+                raise
+        return descriptor, path
+
+    def _make_room(self, size: int) -> None:
+        files = sorted(self._files())
+        too_many = sum(file_size for _, file_size, _ in files) + size - self.max_bytes
+        for _, file_size, path in files:
+            if (too_many > 0 or path.suffix == _TEMPORARY) and _remove_unused(path):
+                too_many -= file_size
+        if too_many > 0:
+            raise NoRoomError(
+                f"{self.folder}: the cache of {self.max_bytes} bytes is full of shards in use, and "
+                f"one of {size} has no room; allow it more bytes or read a smaller window of shards"
+            )
+
+    def _files(self) -> Iterator[tuple[int, int, Path]]:
+        """(last use, bytes, path) of each file."""
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    if entry.is_file(follow_symlinks=False):
+                        facts = entry.stat(follow_symlinks=False)
+                        yield facts.st_mtime_ns, facts.st_size, Path(entry.path)
+
+    @contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        """Holds one of the folder's locks against all other threads and processes."""
+        descriptor = os.open(self._locks / name, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ShardError(
+                f"{self.folder}: cannot keep shards ({error.strerror}); free space, allow the "
+                "cache fewer bytes or choose another folder"
+            ) from error
+
+
+def _stripe(sha256: str) -> str:
+    """The lock under which a file is written; a few files share one."""
+    return sha256[:3]
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _ANOTHER_HAS_IT:
+            return False
+        raise
+    return True
+
+
+def _remove_unused(path: Path) -> bool:
+    """Removes a file that no one has locked; whether it is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        if not _try_lock(descriptor, fcntl.LOCK_EX):
+            return False
+        path.unlink(missing_ok=True)
+        return True
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,90 @@
+"""Arrays of several samples, each copied once into its row of one array for each field."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from shards.errors import ShardError
+from shards.npy import decode_npy
+from shards.raw_sample import RawSample
+
+Fields: TypeAlias = dict[str, np.ndarray]
+"""A sample's arrays by name."""
+
+Allocate: TypeAlias = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
+"""A field's array: name, shape and dtype to an array of arbitrary content."""
+
+
+def decode_arrays(sample: RawSample) -> Fields:
+    """The members of `sample` that are .npy files: views of the shard, named as the members are.
+
+    Raises:
+        ShardError: there are none, or one is damaged.
+    """
+    members = sample.members
+    arrays = {
+        name: decode_npy(content)
+        for name, content in members.items()
+        if name == "npy" or name.endswith(".npy")
+    }
+    if not arrays:
+        raise ShardError(
+            f"sample {sample.key!r} has no .npy member, only {', '.join(members)}; "
+            "give the loader a decode function"
+        )
+    return arrays
+
+
+def collate(
+    samples: Sequence[Fields | None], pad_to: Mapping[str, int], allocate: Allocate
+) -> Fields:
+    """Fills one array for each field, [batch, ...], with a sample in each row.
+
+    Where samples differ in the length of their first axis, or `pad_to` has the field, shorter ones
+    are filled up with zeros. None, and a field that a sample lacks, gives a row of zeros.
+
+    Args:
+        samples: of the batch, in order.
+        pad_to: field to the length of its first axis.
+        allocate: makes the fields' arrays.
+
+    Returns:
+        For each field the lengths, int64 [batch]: the first axis of each sample's array, 0 where
+        there is none and 1 for a scalar.
+
+    Raises:
+        ShardError: shapes or dtypes of a field differ, or an array is longer than `pad_to`.
+    """
+    names = sorted({name for arrays in samples if arrays is not None for name in arrays})
+    lengths = {}
+    for name in names:
+        rows = [None if arrays is None else arrays.get(name) for arrays in samples]
+        lengths[name] = _stack(name, rows, pad_to.get(name), allocate)
+    return lengths
+
+
+def _stack(
+    name: str, rows: list[np.ndarray | None], pad_to: int | None, allocate: Allocate
+) -> np.ndarray:
+    arrays = [row for row in rows if row is not None]
+    kinds = {(row.dtype, row.ndim, row.shape[1:]) for row in arrays}
+    if len(kinds) > 1:
+        found = " and ".join(sorted({f"{row.dtype} {list(row.shape)}" for row in arrays})[:2])
+        raise ShardError(f"field {name!r}: a batch has {found}; decode samples to one shape")
+    ((dtype, ndim, rest),) = kinds
+    lengths = np.array([0 if row is None else (len(row) if ndim else 1) for row in rows], np.int64)
+    length = int(lengths.max()) if pad_to is None else pad_to
+    if lengths.max() > length:
+        raise ShardError(
+            f"field {name!r}: a sample has {lengths.max()} entries and pad_to {length}; "
+            "raise it or decode samples to fewer"
+        )
+    field = allocate(name, (len(rows), length, *rest) if ndim else (len(rows),), dtype)
+    for place, (row, own) in enumerate(zip(rows, lengths.tolist(), strict=True)):
+        if row is None or ndim == 0:
+            field[place] = 0 if row is None else row
+        else:
+            field[place, :own] = row
+            field[place, own:] = 0
+    return lengths

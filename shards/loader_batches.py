@@ -1,0 +1,216 @@
+"""A batch of samples as tensors, and the data sets that make them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from shards.batch_memory import BatchMemory
+from shards.collate import Fields, collate
+from shards.epoch import PADDING, EpochPlan
+from shards.errors import ShardError
+from shards.raw_sample import RawSample
+from shards.reader import ShardReader
+
+Decode: TypeAlias = Callable[[RawSample], np.ndarray | Fields]
+"""Makes arrays of a sample; one array without a name is the field "inputs"."""
+
+
+@dataclass(frozen=True)
+class ShardBatch:
+    """One rank's part of a step.
+
+    Attributes:
+        fields: name to tensor [batch, ...]; zeros where there is no sample and behind shorter ones.
+        lengths: name to int64 [batch], the first axis of each sample's own array.
+        targets: int64 [batch], -1 where there is no class.
+        weights: float32 [batch], 0 for padding and for samples that could not be read, else 1.
+        numbers: int64 [batch], of the samples within the split; `PADDING` where there is none.
+        bad: (source, reason) of the samples that could not be read.
+        samples: of the epoch that all ranks together have had with this batch.
+    """
+
+    fields: dict[str, torch.Tensor]
+    lengths: dict[str, torch.Tensor]
+    targets: torch.Tensor
+    weights: torch.Tensor
+    numbers: torch.Tensor
+    bad: tuple[tuple[str, str], ...]
+    samples: int
+
+    def pin_memory(self) -> "ShardBatch":
+        """This batch in page-locked memory; torch's DataLoader asks for it."""
+        return replace(
+            self,
+            fields={name: field.pin_memory() for name, field in self.fields.items()},
+            lengths={name: length.pin_memory() for name, length in self.lengths.items()},
+            targets=self.targets.pin_memory(),
+            weights=self.weights.pin_memory(),
+            numbers=self.numbers.pin_memory(),
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a worker is told: sample numbers int64 [batch], and `ShardBatch.samples` with them."""
+
+    numbers: np.ndarray
+    samples: int
+    whole_shards: bool
+
+
+class BatchMaker(Dataset[ShardBatch]):
+    """Makes batches; as a data set, in the workers of a DataLoader.
+
+    Args:
+        reader: of the split.
+        decode: makes a sample's arrays.
+        pad_to: as `collate` takes it.
+        skip_bad: name samples that cannot be read in the batch, else raise.
+    """
+
+    def __init__(
+        self, reader: ShardReader, decode: Decode, pad_to: Mapping[str, int], skip_bad: bool
+    ) -> None:
+        self.reader = reader
+        self._decode = decode
+        self._pad_to = pad_to
+        self._skip_bad = skip_bad
+        self._blank: Fields = {}
+        self._memory = BatchMemory()
+
+    def __getitem__(self, step: Step) -> ShardBatch:
+        if step.whole_shards:
+            real = step.numbers[step.numbers != PADDING]
+            self.reader.read_ahead(np.unique(self.reader.shards_of(real)).tolist(), ())
+        return self.make(step.numbers, step.samples)
+
+    def step(self, plan: EpochPlan, step: int, *, pinned: bool = False) -> ShardBatch:
+        """The batch of a step of `plan`; shards far away are read ahead."""
+        plan.read_ahead(self.reader, step)
+        return self.make(plan[step], plan.samples_after(step), pinned=pinned)
+
+    def make(self, numbers: np.ndarray, samples: int, *, pinned: bool = False) -> ShardBatch:
+        """The batch of sample `numbers`, int64 [batch], with which `samples` were had.
+
+        Raises:
+            ShardError: a sample cannot be read and is not to be skipped, or its arrays do not fit
+                those of the others.
+        """
+        real = np.flatnonzero(numbers != PADDING)
+        bad: list[tuple[str, str]] = []
+        arrays: list[Fields | None] = [None] * len(numbers)
+        targets = np.full(len(numbers), -1, np.int64)
+        weights = np.zeros(len(numbers), np.float32)
+        for place, sample in zip(real.tolist(), self._read(numbers[real], bad), strict=True):
+            arrays[place] = None if sample is None else self._decoded(sample, bad)
+            if sample is not None and arrays[place] is not None:
+                targets[place] = -1 if sample.target is None else sample.target
+                weights[place] = 1.0
+        is_blank = not weights.any()
+        if is_blank:
+            arrays[0] = self._blank_fields()
+        tensors: dict[str, torch.Tensor] = {}
+
+        def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+            tensors[name], array = self._memory.tensor(name, shape, dtype, pinned)
+            return array
+
+        lengths = collate(arrays, self._pad_to, allocate)
+        return ShardBatch(
+            tensors,
+            {name: torch.from_numpy(own * (not is_blank)) for name, own in lengths.items()},
+            torch.from_numpy(targets),
+            torch.from_numpy(weights),
+            torch.from_numpy(numbers),
+            tuple(bad),
+            samples,
+        )
+
+    def _read(self, numbers: np.ndarray, bad: list[tuple[str, str]]) -> list[RawSample | None]:
+        try:
+            return [*self.reader.read_many(numbers)]
+        except ShardError:
+            if not self._skip_bad:
+                raise
+        samples: list[RawSample | None] = []
+        for number in numbers.tolist():
+            try:
+                samples.append(self.reader.read(number))
+            except ShardError as error:
+                bad.append((f"sample {number} of split {self.reader.split}", str(error)))
+                samples.append(None)
+        return samples
+
+    def _decoded(self, sample: RawSample, bad: list[tuple[str, str]]) -> Fields | None:
+        try:
+            decoded = self._decode(sample)
+        except Exception as error:  # a caller's decoder fails in ways of its own
+            reason = " ".join(f"{error}".split()) or type(error).__name__
+            if not self._skip_bad:
+                raise ShardError(f"{sample.source_uri}: cannot be decoded ({reason})") from error
+            bad.append((sample.source_uri, reason))
+            return None
+        return {"inputs": decoded} if isinstance(decoded, np.ndarray) else decoded
+
+    def _blank_fields(self) -> Fields:
+        """Zeros of the shapes that samples have, so that a batch without any has every field."""
+        for number in range(len(self.reader)):
+            if self._blank:
+                break
+            samples = self._read(np.array([number]), [])
+            decoded = None if samples[0] is None else self._decoded(samples[0], [])
+            self._blank = {name: np.zeros_like(array) for name, array in (decoded or {}).items()}
+        return self._blank
+
+
+class PlanSampler:
+    """Steps of a plan for workers, which this process reads ahead for.
+
+    Attributes:
+        plan: of the next iteration.
+    """
+
+    def __init__(self, reader: ShardReader, plan: EpochPlan) -> None:
+        self.plan = plan
+        self._reader = reader
+
+    def __iter__(self) -> Iterator[Step]:
+        plan = self.plan
+        whole_shards = plan.order.window is not None
+        for step in range(len(plan)):
+            plan.read_ahead(self._reader, step)
+            yield Step(plan[step], plan.samples_after(step), whole_shards)
+
+
+class BatchStream(IterableDataset[ShardBatch]):
+    """A rank's batches, dealt out to the workers so that a DataLoader gives them in order."""
+
+    def __init__(self, maker: BatchMaker, plan: EpochPlan) -> None:
+        self._maker = maker
+        self._plan = plan
+
+    def __iter__(self) -> Iterator[ShardBatch]:
+        worker = get_worker_info()
+        first, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        for step in range(first, len(self._plan), num_workers):
+            yield self._maker.step(self._plan, step)
+
+
+class BatchList(Dataset[ShardBatch]):
+    """A rank's batches by their place in the plan."""
+
+    def __init__(self, maker: BatchMaker, plan: EpochPlan) -> None:
+        self._maker = maker
+        self._plan = plan
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __getitem__(self, step: int) -> ShardBatch:
+        if not 0 <= step < len(self):
+            raise IndexError(f"batch {step} of {len(self)}")
+        return self._maker.step(self._plan, step)

@@ -1,0 +1,81 @@
+"""Where a loader is: small enough for any checkpoint, and it says which order it belongs to."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from shards.errors import ShardError
+
+STATE_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderState:
+    """A position in an epoch; the same whatever the world size and the number of workers.
+
+    Attributes:
+        digest: of the shard set.
+        split: of the set.
+        seed, shuffle, window: choose the order; see `epoch_positions`.
+        epoch: from 0.
+        samples: of this epoch, handed out to all ranks together so far.
+    """
+
+    digest: str
+    split: str
+    seed: int
+    shuffle: bool
+    window: int | None
+    epoch: int
+    samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """This state as JSON holds it."""
+        return {"format": STATE_FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, content: Any) -> Self:
+        """The state that `to_dict` gave.
+
+        Raises:
+            ShardError: of another format, or fields are missing, unknown or of other types.
+        """
+        if not isinstance(content, dict) or content.get("format") != STATE_FORMAT:
+            found = content.get("format") if isinstance(content, dict) else type(content).__name__
+            raise ShardError(
+                f"loader state: format {found!r} and not {STATE_FORMAT}; "
+                "give what ShardLoader.state_dict returned"
+            )
+        values = {name: value for name, value in content.items() if name != "format"}
+        names = {field.name for field in fields(cls)}
+        if values.keys() != names:
+            odd = ", ".join(sorted(map(str, values.keys() ^ names)))
+            raise ShardError(f"loader state: missing or unknown fields: {odd}; take another state")
+        for name, value in values.items():
+            if not _has_type(name, value):
+                raise ShardError(
+                    f"loader state: {name} {value!r} is of another type or negative; "
+                    "take another state"
+                )
+        return cls(**values)
+
+    def check_same_order(self, other: Self) -> None:
+        """Raises ShardError unless `other`, the loader's own, belongs to the same order."""
+        for name in ("digest", "split", "seed", "shuffle", "window"):
+            saved, own = getattr(self, name), getattr(other, name)
+            if saved != own:
+                raise ShardError(
+                    f"loader state: its {name} is {saved!r} and the loader's {own!r}; resume with "
+                    f"the state's {name}, or begin a new run without this state"
+                )
+
+
+def _has_type(name: str, value: Any) -> bool:
+    if name in ("digest", "split"):
+        return isinstance(value, str)
+    if name == "shuffle":
+        return isinstance(value, bool)
+    if name == "window" and value is None:
+        return True
+    smallest = {"window": 1, "epoch": 0, "samples": 0}.get(name)
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    return is_integer and (smallest is None or value >= smallest)

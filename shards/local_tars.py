@@ -1,0 +1,91 @@
+"""Tars in a local folder: memory-mapped, with a bound on what is open."""
+
+import mmap
+import os
+import resource
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+
+import pyarrow as pa
+
+from shards.errors import ShardError
+from shards.raw_sample import Block
+
+_MAX_OPEN = 8192
+
+Extent = tuple[int, int]
+"""(first, one past last) byte of a sample in its tar."""
+
+
+def default_max_open() -> int:
+    """A quarter of the files that this process may open, at most 8,192."""
+    soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft_limit == resource.RLIM_INFINITY:
+        return _MAX_OPEN
+    return max(1, min(soft_limit // 4, _MAX_OPEN))
+
+
+class LocalTars:
+    """Maps tars when they are first read and lets the least recently used go.
+
+    A map takes a file descriptor for as long as something holds a part of it. Where as many as
+    allowed are held elsewhere, bytes are copied out of the tar instead, which takes none.
+
+    Args:
+        folder: of the set.
+        names: of the tars, Arrow strings [shards].
+        max_open: maps at a time, at least 1.
+    """
+
+    def __init__(self, folder: Path, names: pa.ChunkedArray, max_open: int) -> None:
+        self._folder = folder
+        self._names = names
+        self._max_open = max_open
+        self._recent: OrderedDict[int, Block] = OrderedDict()
+        self._alive: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+    def blocks(self, shard: int, extents: list[Extent]) -> list[Block]:
+        """For each of `extents` bytes that hold it, or fewer where the tar ends before.
+
+        Raises:
+            FileNotFoundError: there is no such tar.
+            ShardError: the file system refuses.
+        """
+        tar = self._recent.get(shard)
+        if tar is not None:
+            self._recent.move_to_end(shard)
+            return [tar] * len(extents)
+        if self._recent and max(len(self._alive), len(self._recent)) >= self._max_open:
+            self._recent.popitem(last=False)
+        path = self._folder / self._names[shard].as_py()
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                if len(self._alive) >= self._max_open:
+                    return [_copy(descriptor, *extent) for extent in extents]
+                tar = self._recent[shard] = self._map(descriptor)
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise ShardError(
+                f"{path}: cannot be read ({error.strerror}); mend that and try again"
+            ) from error
+        return [tar] * len(extents)
+
+    def _map(self, descriptor: int) -> Block:
+        if not os.fstat(descriptor).st_size:
+            return Block(memoryview(b""), 0)  # an empty file cannot be mapped
+        tar = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        self._alive.add(tar)
+        return Block(memoryview(tar), 0)
+
+
+def _copy(descriptor: int, start: int, stop: int) -> Block:
+    data = bytearray(stop - start)
+    view, done = memoryview(data), 0
+    while done < len(data) and (read := os.preadv(descriptor, [view[done:]], start + done)):
+        done += read
+    return Block(view[:done].toreadonly(), start)

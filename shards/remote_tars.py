@@ -1,0 +1,214 @@
+"""Tars behind a URL: whole shards fetched ahead into a local cache, or ranges of them."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from shards.ahead import Ahead
+from shards.cache import NoRoomError, ShardCache
+from shards.errors import ShardError
+from shards.local_tars import Extent
+from shards.location import Location
+from shards.raw_sample import Block
+
+_MAX_GAP_BYTES = 1 << 20
+"""Extents no further apart than this are asked for together."""
+
+_MAX_REMEMBERED = 1 << 16
+
+
+def default_cache_folder() -> Path:
+    """`$PERCEIVER_CACHE`, else `perceiver/shards` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    if given := os.environ.get("PERCEIVER_CACHE"):
+        return Path(given)
+    caches = os.environ.get("XDG_CACHE_HOME")
+    return (Path(caches) if caches else Path.home() / ".cache") / "perceiver" / "shards"
+
+
+@dataclass(frozen=True)
+class RemoteReading:
+    """How a set that is not local is read.
+
+    Attributes:
+        cache_folder: for whole shards, on a local disk; processes may share it.
+        cache_bytes: they take at most; two windows of shards should fit.
+        request_bytes: asked for at a time.
+        num_threads: requests at a time.
+        request_cost: what a request costs beside its bytes, in bytes: 100 ms at 80 MB/s. Once
+            ranged reads of a shard have cost as much as the whole of it, it is fetched whole.
+    """
+
+    cache_folder: Path = field(default_factory=default_cache_folder)
+    cache_bytes: int = 32 << 30
+    request_bytes: int = 16 << 20
+    num_threads: int = 8
+    request_cost: int = 8 << 20
+
+    def __post_init__(self) -> None:
+        for name in ("cache_bytes", "request_bytes", "num_threads", "request_cost"):
+            if getattr(self, name) < 1:
+                raise ShardError(f"{name} {getattr(self, name)}: give at least 1")
+
+
+class RemoteTars:
+    """Whole shards from the cache, and ranges of those that are not worth fetching whole.
+
+    A shard is fetched whole where `read_ahead` named it, and where ranged reads of it have cost as
+    much as the whole would. Ranges of it are read where the cache has no room for it. Memory is
+    `num_threads * request_bytes`, and the maps.
+
+    Args:
+        location: of the set.
+        names, sha256s: of the tars, Arrow strings [shards].
+        sizes: of the tars in bytes, int64 [shards].
+        reading: limits.
+        max_open: maps held at a time.
+    """
+
+    def __init__(
+        self,
+        location: Location,
+        names: pa.ChunkedArray,
+        sha256s: pa.ChunkedArray,
+        sizes: np.ndarray,
+        reading: RemoteReading,
+        max_open: int,
+    ) -> None:
+        self._location = location
+        self._names = names
+        self._sha256s = sha256s
+        self._sizes = sizes
+        self._reading = reading
+        self._max_open = max_open
+        self._cache = ShardCache(reading.cache_folder, reading.cache_bytes)
+        self._held: OrderedDict[int, memoryview] = OrderedDict()
+        self._spent: OrderedDict[int, int] = OrderedDict()  # on ranges of a shard, in bytes
+        self._tars: Ahead[int, memoryview] = Ahead(reading.num_threads)
+        self._ranges: Ahead[tuple[int, int, int], memoryview] = Ahead(reading.num_threads)
+
+    def read_ahead(self, now: Sequence[int], later: Sequence[int]) -> None:
+        """Fetches whole the shards `now`, which are needed at once, and as many of `later` as fit.
+
+        Raises:
+            ShardError: those of `now` do not fit in the cache together.
+        """
+        room = self._reading.cache_bytes - int(self._sizes[list(now)].sum())
+        if room < 0:
+            raise ShardError(
+                f"{self._cache.folder}: a window of {len(now)} shards takes "
+                f"{self._reading.cache_bytes - room} bytes and the cache has "
+                f"{self._reading.cache_bytes}; allow it more or read a smaller window of shards"
+            )
+        wanted = list(now)
+        for shard in later:
+            room -= int(self._sizes[shard])
+            if room < 0:
+                break
+            wanted.append(shard)
+        self._tars.forget_all_but(wanted)
+        for shard in self._held.keys() - set(wanted):
+            del self._held[shard]
+        for shard in wanted:
+            if shard not in self._held:
+                self._tars.begin(shard, self._fetch)
+
+    def begin(self, shard: int, extents: list[Extent]) -> None:
+        """Starts on what `blocks` will be asked for."""
+        if shard not in self._tars and self._find(shard) is None:
+            parts = _merged(extents)
+            cost = len(parts) * self._reading.request_cost + sum(
+                stop - start for start, stop in parts
+            )
+            spent = self._spent[shard] = self._spent.pop(shard, 0) + cost
+            if len(self._spent) > _MAX_REMEMBERED:
+                self._spent.popitem(last=False)
+            if int(self._sizes[shard]) <= min(spent, self._reading.cache_bytes):
+                self._tars.begin(shard, self._fetch)
+                return
+            for part in parts:
+                self._ranges.begin((shard, *part), self._read_range)
+
+    def blocks(self, shard: int, extents: list[Extent]) -> list[Block]:
+        """For each of `extents` a block that holds it; `begin` was called with the same.
+
+        Raises:
+            FileNotFoundError: there is no such tar.
+            ShardError: it cannot be read, is cut short or damaged, or the cache cannot be written.
+        """
+        if (tar := self._find(shard)) is not None:
+            return [Block(tar, 0)] * len(extents)
+        parts = _merged(extents)
+        for part in parts:
+            self._ranges.begin((shard, *part), self._read_range)
+        data = {part: self._ranges.take((shard, *part)) for part in parts}
+        return [
+            next(
+                Block(data[part], part[0], checked=False)
+                for part in parts
+                if part[0] <= start < part[1]
+            )
+            for start, _ in extents
+        ]
+
+    def forget_ranges(self) -> None:
+        """Lets go what was begun and not asked for, since another part of the request failed."""
+        self._ranges.forget_all_but(())
+
+    def _find(self, shard: int) -> memoryview | None:
+        """The whole shard where it is here, or is being fetched, or by another process."""
+        if (tar := self._held.get(shard)) is not None:
+            self._held.move_to_end(shard)
+            return tar
+        if shard in self._tars:
+            tar = self._taken(shard)
+        else:
+            size = int(self._sizes[shard])
+            tar = self._cache.open(self._sha256s[shard].as_py(), size, wait=True)
+        if tar is not None:
+            self._held[shard] = tar
+            self._spent.pop(shard, None)
+            if len(self._held) > self._max_open:
+                self._held.popitem(last=False)
+        return tar
+
+    def _taken(self, shard: int) -> memoryview | None:
+        """A shard that was begun; None where what is in use, also by the caller, leaves no room."""
+        try:
+            return self._tars.take(shard)
+        except NoRoomError:
+            self._held.clear()  # perhaps it is we who hold too much
+        try:
+            return self._fetch(shard)
+        except NoRoomError:
+            return None
+
+    def _fetch(self, shard: int) -> memoryview:
+        sha256, size = self._sha256s[shard].as_py(), int(self._sizes[shard])
+        tar = self._cache.open(sha256, size)
+        return tar if tar is not None else self._cache.add(sha256, size, self._chunks(shard))
+
+    def _chunks(self, shard: int) -> Iterator[bytes]:
+        name, size = self._names[shard].as_py(), int(self._sizes[shard])
+        for start in range(0, size, self._reading.request_bytes):
+            stop = min(start + self._reading.request_bytes, size)
+            yield self._location.read_exactly(name, start, stop)
+
+    def _read_range(self, wanted: tuple[int, int, int]) -> memoryview:
+        shard, start, stop = wanted
+        return memoryview(self._location.read_exactly(self._names[shard].as_py(), start, stop))
+
+
+def _merged(extents: list[Extent]) -> list[Extent]:
+    """The ranges to ask for, in order, none near another, that cover `extents`."""
+    merged: list[Extent] = []
+    for start, stop in sorted(extents):
+        if merged and start - merged[-1][1] <= _MAX_GAP_BYTES:
+            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+        else:
+            merged.append((start, stop))
+    return merged

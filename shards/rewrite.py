@@ -1,0 +1,75 @@
+"""Taking a shard over from an older set, whole or without some of its sources."""
+
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from shards.errors import ShardError
+from shards.files import AtomicFile, sync_folder
+from shards.index import ShardIndex, ShardInfo, index_name, shard_name
+from shards.sample import Sample
+from shards.writer import read_index, write_shard
+
+
+def link_shard(source: Path, staging: Path, number: int) -> None:
+    """Gives `staging` the shard `number` of the set in `source`, as it is.
+
+    The files are hard links where the file system has them, else copies; the index comes last, as
+    in `write_shard`, so a shard is there whole or not at all.
+
+    Raises:
+        ShardError: `source` has no such shard, or the file system refuses.
+    """
+    for name in (shard_name(number), index_name(number)):
+        if not (staging / name).exists():
+            _link(source / name, staging / name)
+
+
+def rewrite_shard(source: Path, staging: Path, number: int, without: Collection[str]) -> ShardInfo:
+    """Writes the shard `number` of the set in `source` into `staging` without some sources.
+
+    The other samples keep their bytes and their order; none is decoded.
+
+    Args:
+        without: source URIs.
+
+    Raises:
+        ShardError: `source` has no such shard, it is damaged, or the file system refuses.
+    """
+    index = read_index(source, number)
+    if index is None:
+        raise ShardError(
+            f"{source / shard_name(number)}: missing or cut short; run 'perceiver verify' there"
+        )
+    samples = _samples(source / index.info.name, index, frozenset(without))
+    return write_shard(staging, number, index.info.split, samples)
+
+
+def _samples(tar: Path, index: ShardIndex, without: frozenset[str]) -> Iterator[Sample]:
+    with tar.open("rb") as file:
+        for row in range(len(index)):
+            source_uri = index.source_uris[row].as_py()
+            if source_uri in without:
+                continue
+            members = {}
+            for span in index.members(row):
+                file.seek(span.offset)
+                members[span.name] = file.read(span.length)
+            target, sha256 = index.targets[row].as_py(), index.source_sha256s[row].as_py()
+            yield Sample(index.keys[row].as_py(), members, target, source_uri, sha256)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except FileNotFoundError as error:
+        raise ShardError(f"{source}: missing; run 'perceiver verify' on the set") from error
+    except FileExistsError:
+        return
+    except OSError:  # another file system, or one without hard links
+        with source.open("rb") as original, AtomicFile(target) as copy:
+            shutil.copyfileobj(original, copy, 1 << 20)
+    else:
+        sync_folder(target.parent)

@@ -1,0 +1,106 @@
+"""Trees of small files for the tests of `pipeline.sources`, and what is listed in them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.config import Config, DataConfig
+from pipeline.errors import UserError
+from pipeline.load_config import load_config
+from pipeline.sources import Listing, list_sources
+
+IMAGE = {"height": 8, "width": 8}
+FORMATS: dict[str, Any] = {
+    "image": IMAGE,
+    "audio": {},
+    "video": {"num_frames": 2, "height": 8, "width": 8},
+    "points": {"num_points": 8},
+    "text": {"max_length": 64},
+}
+
+
+def make_files(root: Path, counts: dict[str, int], start: int = 0) -> Path:
+    """`counts[NAME]` files in each class folder, each of its own size."""
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(start, start + count):
+            (root / name / f"{number:03d}.png").write_bytes(b"x" * (number + 1))
+    return root
+
+
+def make_tree(root: Path, *names: str) -> Path:
+    """Files of these names, each holding its name."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+    return root
+
+
+def data_config(train: Path | str, modalities: tuple[str, ...] = ("image",), **data: Any) -> Config:
+    """A configuration with these settings of ``data`` by keyword, and ``seed``."""
+    seed = data.pop("seed", 0)
+    settings = {"train": str(train), **{name: FORMATS[name] for name in modalities}, **data}
+    try:
+        section = DataConfig.model_validate_json(json.dumps(settings), strict=True)
+    except ValidationError as error:
+        raise UserError(error.errors()[0]["msg"]) from None
+    # Listing needs the data alone: no model must fit them.
+    return load_config("digits").model_copy(update={"seed": seed, "data": section})
+
+
+def listed(
+    train: Path | str,
+    modalities: tuple[str, ...] = ("image",),
+    known: Any = None,
+    known_classes: tuple[str, ...] = (),
+    **data: Any,
+) -> Listing:
+    """The listing of ``data.train``, with other settings as `data_config` takes them."""
+    return list_sources(data_config(train, modalities, **data), known, known_classes)
+
+
+def refusal(*args: Any, **data: Any) -> str:
+    """The one line with which sources are refused."""
+    with pytest.raises(UserError) as caught:
+        listed(*args, **data)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def rows(listing: Listing, split: str | None = None) -> list[dict[str, Any]]:
+    """The samples in their order: uri, target, row, and parts by field."""
+    table = listing.table if split is None else listing.of_split(split)
+    found = []
+    for row in table.to_pylist():
+        parts = {part["field"]: part for part in row["parts"]}
+        assert len(parts) == len(row["parts"])
+        found.append({**row, "uri": os.fsdecode(row["uri"]), "parts": parts})
+    return found
+
+
+def uris(listing: Listing, split: str | None = None) -> list[str]:
+    """The samples' names, in their order."""
+    return [row["uri"] for row in rows(listing, split)]
+
+
+def classes_of(listing: Listing, split: str | None = None) -> dict[str, str]:
+    """The class of every sample, by its name."""
+    return {row["uri"]: listing.classes[row["target"]] for row in rows(listing, split)}
+
+
+def paths(listing: Listing, field: str = "image") -> dict[str, str]:
+    """The path of every sample's file for a field, by the sample's name."""
+    return {
+        row["uri"]: os.fsdecode(row["parts"][field]["path"])
+        for row in rows(listing)
+        if field in row["parts"]
+    }
+
+
+def refused(listing: Listing) -> dict[str, str]:
+    """Why things were refused, by their name."""
+    return {os.fsdecode(row["uri"]): row["reason"] for row in listing.refused.to_pylist()}

@@ -1,0 +1,231 @@
+"""Folders of several modalities, targets in files of their own, and what is never opened."""
+
+import os
+import socket
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from source_trees import (
+    classes_of,
+    listed,
+    make_files,
+    make_tree,
+    paths,
+    refusal,
+    refused,
+    rows,
+    uris,
+)
+
+NO_CLASS = {"kind": "none"}
+
+
+# --- files of one name ---
+
+
+def test_files_of_one_name_are_one_sample(tmp_path):
+    make_tree(tmp_path, "a/1.jpg", "a/1.WAV", "a/1.txt", "b/1.png", "b/1.flac", "b/1.txt")
+    listing = listed(tmp_path, ("image", "audio", "text"), target=NO_CLASS)
+    assert set(uris(listing)) == {"train/a/1", "train/b/1"}
+    assert [list(row["parts"]) for row in rows(listing)] == [["image", "audio", "text"]] * 2
+    assert paths(listing, "audio") == {"train/a/1": "a/1.WAV", "train/b/1": "b/1.flac"}
+    assert listing.table["target"].null_count == 2
+    assert listing.classes == ()
+
+
+def test_classes_are_the_first_folders_of_grouped_files_too(tmp_path):
+    make_tree(tmp_path, "cat/x/1.jpg", "cat/x/1.wav", "owl/1.jpg", "owl/1.wav", "stray.jpg")
+    listing = listed(tmp_path, ("image", "audio"))
+    assert classes_of(listing) == {"train/cat/x/1": "cat", "train/owl/1": "owl"}
+    assert refused(listing) == {"train/stray.jpg": "lies beside the class folders"}
+
+
+def test_a_missing_modality_is_refused_unless_it_may_be_missing(tmp_path):
+    make_tree(tmp_path, "1.jpg", "1.wav", "2.jpg", "3.wav", "4.docx", "sub/README")
+    listing = listed(tmp_path, ("image", "audio"), target=NO_CLASS)
+    assert uris(listing) == ["train/1"]
+    assert refused(listing) == {
+        "train/2": "it has no audio",
+        "train/3": "it has no image",
+        "train/4": "none of its files is image or audio",
+        "train/sub/README": "none of its files is image or audio",
+    }
+    lenient = listed(tmp_path, ("image", "audio"), target=NO_CLASS, allow_missing=["audio"])
+    assert set(uris(lenient)) == {"train/1", "train/2"}
+    assert refused(lenient)["train/3"] == "it has no image"
+
+
+def test_a_film_brings_its_sound(tmp_path):
+    make_tree(tmp_path, "1.mp4", "2.mp4", "2.wav", "3.wav")
+    listing = listed(tmp_path, ("audio", "video"), target=NO_CLASS)
+    assert set(uris(listing)) == {"train/1", "train/2"}
+    assert refused(listing) == {"train/3": "it has no video"}
+
+
+def test_two_files_for_one_field_are_refused(tmp_path):
+    make_tree(tmp_path, "1.jpg", "1.png", "1.wav", "2.jpg", "2.wav")
+    listing = listed(tmp_path, ("image", "audio"), target=NO_CLASS)
+    assert uris(listing) == ["train/2"]
+    assert refused(listing) == {"train/1": "two files of its name are image"}
+
+
+def test_names_may_have_dots_and_say_their_field(tmp_path):
+    make_tree(tmp_path, "v1.0.final.jpg", "v1.0.final.wav", "b.image.png", "b.audio.ogg")
+    listing = listed(tmp_path, ("image", "audio"), target=NO_CLASS)
+    assert set(uris(listing)) == {"train/v1.0.final", "train/b"}
+    assert paths(listing)["train/b"] == "b.image.png"
+
+
+def test_every_file_is_a_sample_where_one_modality_is_all(tmp_path):
+    make_tree(tmp_path, "a/1.jpg", "a/1.png", "notes", "b.weird")
+    listing = listed(tmp_path, ("audio",), target=NO_CLASS)
+    assert set(uris(listing)) == {"train/a/1.jpg", "train/a/1.png", "train/notes", "train/b.weird"}
+    assert {field for row in rows(listing) for field in row["parts"]} == {"audio"}
+
+
+@pytest.mark.parametrize("kind", ["mask", "regression", "tokens"])
+def test_a_target_may_lie_in_a_file_of_its_own(tmp_path, kind):
+    ending, field = (".mask.png", "mask") if kind == "mask" else (".json", "target")
+    make_tree(tmp_path, "a/1.jpg", f"a/1{ending}", "a/2.jpg", f"a/3{ending}")
+    listing = listed(tmp_path, target={"kind": kind})
+    assert uris(listing) == ["train/a/1"]
+    assert paths(listing, field) == {"train/a/1": f"a/1{ending}"}
+    assert paths(listing) == {"train/a/1": "a/1.jpg"}
+    assert refused(listing) == {
+        "train/a/2": f"it has no {field}",
+        "train/a/3": "none of its files is image",
+    }
+
+
+def test_label_files_need_their_classes_named(tmp_path):
+    make_tree(tmp_path, "1.jpg", "1.json")
+    told = refusal(tmp_path, target={"kind": "multi_label"})
+    assert told.startswith("data.target.classes is missing: labels that lie in files of their own")
+    listing = listed(tmp_path, target={"kind": "multi_label", "classes": ["x", "y"]})
+    assert listing.classes == ("x", "y")
+
+
+# --- what is never opened ---
+
+
+def test_links_out_of_the_folder_and_special_files_are_refused(tmp_path):
+    root = make_files(tmp_path / "train", {"cat": 2, "owl": 2})
+    outside = tmp_path / "secret.png"
+    outside.write_bytes(b"x")
+    links = {
+        "out.png": outside, "up.png": "../../secret.png", "nothing.png": root / "cat" / "none",
+        "self.png": root / "cat" / "self.png", "folder": root / "owl", "away": tmp_path,
+        "device.png": "/dev/zero", "fine.png": root / "owl" / "000.png",
+    }  # fmt: skip
+    for name, target in links.items():
+        (root / "cat" / name).symlink_to(target)
+    os.mkfifo(root / "cat" / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        before = Path.cwd()
+        os.chdir(root / "cat")  # a socket's path must be short
+        server.bind("socket.png")
+        os.chdir(before)
+        listing = listed(root)
+    assert refused(listing) == {
+        "train/cat/out.png": "a link that leads out of the folder",
+        "train/cat/up.png": "a link that leads out of the folder",
+        "train/cat/device.png": "a link that leads out of the folder",
+        "train/cat/away": "a link that leads out of the folder",
+        "train/cat/nothing.png": "a link to nothing",
+        "train/cat/self.png": "a link to itself",
+        "train/cat/folder": "a link to a folder; its files are listed in their own place",
+        "train/cat/pipe.png": "a pipe, not a file",
+        "train/cat/socket.png": "a socket, not a file",
+    }
+    assert listing.counts() == {"train": 5}
+    assert "train/cat/fine.png" in uris(listing)
+
+
+def test_the_root_itself_may_be_a_link(tmp_path):
+    make_files(tmp_path / "real", {"cat": 1, "owl": 1})
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "real" / "cat" / "twin.png").symlink_to("000.png")
+    assert len(uris(listed(tmp_path / "link"))) == 3
+
+
+@pytest.mark.parametrize("modalities", [("image",), ("image", "text")])
+def test_any_name_is_a_name(tmp_path, modalities):
+    names = [
+        b"new\nline.png",
+        b"\xff\xfe.png",
+        b"a..b.png",
+        b"%2e%2e%2f.png",
+        b" .png",
+        b"\\..\\x.png",
+    ]
+    folder = os.fsencode(tmp_path)
+    for name in names:
+        for each in (name, name[:-4] + b".txt"):
+            Path(os.fsdecode(folder + b"/" + each)).write_bytes(b"x")
+    listing = listed(tmp_path, modalities, target=NO_CLASS)
+    wanted = {b"train/" + (name[:-4] if "text" in modalities else name) for name in names}
+    assert wanted <= set(listing.table["uri"].to_pylist())
+    assert listing.table.num_rows == (12 if modalities == ("image",) else 6)
+
+
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root reads every folder")
+    make_files(tmp_path, {"cat": 1, "owl": 1, "shut": 1})
+    (tmp_path / "shut").chmod(0)
+    assert "Permission denied" in refused(listed(tmp_path))["train/shut"]
+
+
+# --- later runs ---
+
+
+def known_of(*listings) -> pa.Table:
+    return pa.concat_tables([listing.table.select(["uri", "split"]) for listing in listings])
+
+
+def test_known_samples_keep_their_split_and_new_ones_keep_the_share(tmp_path):
+    make_files(tmp_path, {"cat": 40, "owl": 20})
+    first = listed(tmp_path, validation=0.25)
+    make_files(tmp_path, {"cat": 40, "owl": 1}, start=100)
+    second = listed(tmp_path, validation=0.25, known=known_of(first))
+    assert set(uris(first)) <= set(uris(second))
+    held = list(classes_of(second, "validation").values())
+    assert (held.count("cat"), held.count("owl")) == (20, 5)
+    assert set(uris(listed(tmp_path, validation=0.25))) != set(uris(second))
+    third = listed(tmp_path, validation=0.25, known=known_of(second))
+    assert uris(third) == uris(second)
+    assert third.state_digest == second.state_digest
+
+
+def test_known_samples_that_are_gone_leave_their_place_to_new_ones(tmp_path):
+    make_files(tmp_path, {"cat": 8, "owl": 8})
+    first = listed(tmp_path, validation=0.25)
+    for uri in uris(first, "validation"):
+        (tmp_path / uri.removeprefix("validation/")).unlink()
+    make_files(tmp_path, {"cat": 2, "owl": 2}, start=50)
+    second = listed(tmp_path, validation=0.25, known=known_of(first))
+    assert set(uris(first, "train")) <= set(uris(second, "train"))
+    names = {f"validation/{name}/{n:03d}.png" for name in ("cat", "owl") for n in (50, 51)}
+    assert set(uris(second, "validation")) == names
+
+
+def test_known_classes_keep_their_numbers(tmp_path):
+    make_files(tmp_path, {"cat": 2, "owl": 2})
+    first = listed(tmp_path)
+    make_files(tmp_path, {"ant": 2, "zebu": 2})
+    second = listed(tmp_path, known_classes=first.classes)
+    assert second.classes == ("cat", "owl", "ant", "zebu")
+    assert {row["uri"]: row["target"] for row in rows(second)}["train/owl/000.png"] == 1
+
+
+# --- classes named in the configuration ---
+
+
+def test_classes_may_be_named_in_their_order(tmp_path):
+    make_files(tmp_path, {"cat": 1, "owl": 1})
+    listing = listed(tmp_path, target={"classes": ["owl", "emu", "cat"]})
+    assert listing.classes == ("owl", "emu", "cat")
+    assert classes_of(listing)["train/cat/000.png"] == "cat"
+    told = refusal(tmp_path, target={"classes": ["owl", "emu"]})
+    assert told == "data.target.classes: lacks 'cat', which train has"

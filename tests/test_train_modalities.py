@@ -1,0 +1,73 @@
+"""Shards of every modality to batches, and models that learn from them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from modality_samples import FORMATS, make_config, make_shards, raw_media
+
+from pipeline.batches import BatchDataset
+from pipeline.collate import collate
+from pipeline.config import Config
+from pipeline.media import decode
+from pipeline.worker import TrainTask, open_training
+from shards import PADDING, ShardReader
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_batches_come_from_shards_as_from_raw_media(kind, tmp_path):
+    config = make_config(kind, tmp_path)
+    reader = ShardReader(make_shards(kind, tmp_path, config), "train")
+    batch = BatchDataset(reader, config.data.media)[np.array([5, PADDING, 0])]
+    arrays = [
+        decode(raw_media(kind, 5), FORMATS[kind]),
+        None,
+        decode(raw_media(kind, 0), FORMATS[kind]),
+    ]
+    inputs, mask = collate(arrays, FORMATS[kind])
+    for found, expected in zip(
+        batch.inputs if kind == "table" else [batch.inputs],
+        inputs if kind == "table" else [inputs],
+        strict=True,
+    ):
+        assert torch.equal(found.nan_to_num(nan=-9), expected.nan_to_num(nan=-9))
+    assert (batch.mask is None and mask is None) or torch.equal(batch.mask, mask)
+    assert batch.weights.tolist() == [1, 0, 1] and batch.targets.tolist() == [1, 0, 0]
+
+
+def trained(config: Config, folder: Path) -> dict[str, float]:
+    """The metrics after the last epoch, trained in this process."""
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    metrics: dict[str, float] = {}
+
+    def loop(task: TrainTask) -> None:
+        with open_training(task) as (training, state):
+            while state.epoch < config.training.epochs:
+                state = training.run_epoch(state)
+            metrics.update(state.metrics)
+
+    folder.mkdir()
+    task = TrainTask(config.model_dump_json(), str(folder), None)
+    TorchTrainer(loop, train_loop_config=task, scaling_config=ScalingConfig(num_workers=0)).fit()
+    return metrics
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_model_of_every_modality_learns(kind, tmp_path):
+    config = make_config(kind, tmp_path, epochs=15, learning_rate=1e-2)
+    make_shards(kind, tmp_path, config)
+    metrics = trained(config, tmp_path / "train")
+    assert metrics["bad_samples"] == 0
+    assert metrics["val_accuracy"] >= 0.9
+
+
+@pytest.mark.parametrize("kind", ["table", "text", "points"])
+@pytest.mark.parametrize("training", [{"zero_stage": 3}, {"precision": "bf16"}], ids=str)
+def test_engines_take_such_inputs(kind, training, tmp_path):
+    config = make_config(kind, tmp_path, **training)
+    make_shards(kind, tmp_path, config)
+    metrics = trained(config, tmp_path / "train")
+    assert np.isfinite(metrics["train_loss"])
