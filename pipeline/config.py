@@ -11,8 +11,11 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from cluster.ray_session import in_ray_job
-from perceiver_model.classifier_config import AdapterConfig, ClassifierConfig
+from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, LearnedPositions
+from perceiver_model.inputs import MediaAdapter
+from perceiver_model.multimodal_config import Modality as ModalityModel
+from perceiver_model.multimodal_config import MultimodalInput, PaddedModalities
 from pipeline.config_study import StudyConfig
 from pipeline.config_training import TrainingConfig
 from pipeline.media import AudioFormat, ImageFormat, MediaFormat
@@ -107,7 +110,7 @@ class DataConfig(Section):
         return self
 
     @property
-    def formats(self) -> dict[str, MediaFormat]:
+    def formats(self) -> dict[Modality, MediaFormat]:
         """The formats given, by modality, in the order of `MODALITIES`."""
         given = ((modality, getattr(self, modality)) for modality in MODALITIES)
         return {modality: fmt for modality, fmt in given if fmt is not None}
@@ -115,7 +118,11 @@ class DataConfig(Section):
     @property
     def media(self) -> MediaFormat:
         """The format of the one modality. Raises ValueError where there are several."""
-        formats = self.formats
+        return self.one_of(self.formats)
+
+    @staticmethod
+    def one_of(formats: Mapping[Modality, MediaFormat]) -> MediaFormat:
+        """The only one. Raises ValueError where there are several."""
         if len(formats) > 1:
             raise ValueError(f"data has several modalities: {', '.join(formats)}")
         return next(iter(formats.values()))
@@ -127,21 +134,40 @@ def _position_kind(value: Any) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
+Positions = Annotated[
+    Annotated[FourierConfig, Tag("fourier")] | Annotated[LearnedPositions, Tag("learned")],
+    Discriminator(_position_kind),
+]
+
+
+class ModalityConfig(Section):
+    """How one of several modalities is read.
+
+    Attributes:
+        positions: of adapters that do not hold their own, as those of points, text and tables do.
+        dropout: probability that a training sample loses the whole modality.
+    """
+
+    adapter: Annotated[MediaAdapter, Field(discriminator="kind")]
+    positions: Positions = FourierConfig()
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
 class ModelConfig(Section):
     """The Perceiver; its input's shape follows from ``data``, its classes from the shards.
 
     Attributes:
+        adapter: of the one modality; null where there are several.
+        modalities: of several modalities, each one's own adapter and positions.
         decoder: Perceiver IO's, with one learned query; null takes the mean over the latents.
         positions: of adapters that do not hold their own, as those of points, text and tables do.
         pixel_mean, pixel_std: standardisation of pixels scaled to [0, 1]: one value, or one for
             each channel; images and films only.
     """
 
-    adapter: Annotated[AdapterConfig, Field(discriminator="kind")]
-    positions: Annotated[
-        Annotated[FourierConfig, Tag("fourier")] | Annotated[LearnedPositions, Tag("learned")],
-        Discriminator(_position_kind),
-    ] = FourierConfig()
+    adapter: Annotated[MediaAdapter, Field(discriminator="kind")] | None = None
+    modalities: dict[Modality, ModalityConfig] = Field(default_factory=dict)
+    positions: Positions = FourierConfig()
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig | None = None
     pixel_mean: tuple[float, ...] = (0.5,)
@@ -237,13 +263,18 @@ class Config(Section):
             self.classifier(num_classes=2)
         except ValueError as error:
             raise ValueError(f"model: {error}") from None
-        if getattr(self.model.adapter, "norm", None) == "batch":
-            raise ValueError(
-                "model.adapter.norm is 'batch', the statistics of one worker's part of a batch; "
-                "give 'group', which trains the same on any number of workers"
-            )
-        if getattr(self.model.positions, "precision", "float64") != "float64":
-            raise ValueError("model.positions.precision: shard sets hold features of float64 only")
+        parts: dict[str, ModelConfig | ModalityConfig] = {"model": self.model}
+        parts |= {f"model.modalities.{name}": p for name, p in self.model.modalities.items()}
+        for path, part in parts.items():
+            if getattr(part.adapter, "norm", None) == "batch":
+                raise ValueError(
+                    f"{path}.adapter.norm is 'batch', the statistics of one worker's part of a "
+                    "batch; give 'group', which trains the same on any number of workers"
+                )
+            if getattr(part.positions, "precision", "float64") != "float64":
+                raise ValueError(
+                    f"{path}.positions.precision: shard sets hold features of float64 only"
+                )
         if self.cluster.num_workers:
             self.micro_batch_size(self.cluster.num_workers)
         return self
@@ -289,25 +320,51 @@ class Config(Section):
         Raises:
             ValueError: the model cannot read such data.
         """
-        media = self.data.media
+        model, formats = self.model, self.data.formats
         if made_with is not None:
-            media = fitted_media(media, made_with)
-        model = self.model
+            formats = {name: fitted_media(fmt, made_with) for name, fmt in formats.items()}
+        rest: dict[str, Any] = {
+            "encoder": model.encoder,
+            "decoder": model.decoder,
+            "num_classes": num_classes,
+        }
+        if not model.modalities:
+            if model.adapter is None:
+                raise ValueError("adapter is missing; of several modalities, give modalities")
+            return ClassifierConfig(**self._reading(self.data.one_of(formats), model), **rest)
+        if model.adapter is not None:
+            raise ValueError("adapter and modalities are both given; each modality has its own")
+        if set(model.modalities) != set(formats):
+            raise ValueError(f"modalities: name those of data, which are {', '.join(formats)}")
+        parts = {
+            str(name): ModalityModel(
+                **self._reading(fmt, model.modalities[name]),
+                dropout=model.modalities[name].dropout,
+            )
+            for name, fmt in formats.items()
+        }
+        return ClassifierConfig(
+            input=MultimodalInput(modalities=parts),
+            adapter=PaddedModalities(),
+            positions=None,
+            **rest,
+        )
+
+    def _reading(self, media: MediaFormat, part: "ModelConfig | ModalityConfig") -> dict[str, Any]:
+        """Input, adapter and positions of one modality."""
+        assert part.adapter is not None
         # A tree that was written and read again names the default, too.
-        if model.adapter.holds_positions and model.positions != FourierConfig():
+        if part.adapter.holds_positions and part.positions != FourierConfig():
             raise ValueError(
-                f"positions are given, but adapter {model.adapter.kind!r} holds its own; leave "
+                f"positions are given, but adapter {part.adapter.kind!r} holds its own; leave "
                 "them out"
             )
-        source = model_input(media, pixel_mean=model.pixel_mean, pixel_std=model.pixel_std)
-        return ClassifierConfig(
-            input=source,
-            adapter=model_adapter(media, model.adapter),
-            positions=None if model.adapter.holds_positions else model.positions,
-            encoder=model.encoder,
-            decoder=model.decoder,
-            num_classes=num_classes,
-        )
+        mean, std = self.model.pixel_mean, self.model.pixel_std
+        return {
+            "input": model_input(media, pixel_mean=mean, pixel_std=std),
+            "adapter": model_adapter(media, part.adapter),
+            "positions": None if part.adapter.holds_positions else part.positions,
+        }
 
     def tree(self) -> dict[str, Any]:
         """The tree in JSON's types."""

@@ -73,7 +73,7 @@ def sandbox_settings(
     data: DataConfig, classes: tuple[str, ...], vocabulary: TableVocabulary | None
 ) -> dict[str, Any]:
     """The settings of :func:`pipeline.media.members.make_members`."""
-    formats: dict[str, MediaFormat] = dict(data.formats)
+    formats: dict[str, MediaFormat] = {name: fmt for name, fmt in data.formats.items()}
     if vocabulary is not None:
         table = formats["table"]
         assert isinstance(table, TableFormat)

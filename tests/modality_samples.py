@@ -11,6 +11,7 @@ import soundfile
 import trimesh
 from small_media import film, grey_frames, tone
 
+from perceiver_model.fourier import position_table
 from pipeline.config import Config
 from pipeline.media import (
     AudioFormat,
@@ -29,7 +30,7 @@ from pipeline.media import (
 )  # fmt: skip
 from pipeline.model_input import VOCABULARY
 from pipeline.positions import position_spec
-from shards import Sample, ShardSet, publish, write_shard
+from shards import Sample, ShardSet, publish, write_position_table, write_shard
 
 VIDEO = VideoFormat(num_frames=4, height=8, width=8, channels=1, frames_per_second=4)
 POINTS = PointsFormat(num_points=32, fourier=PointsFourier(num_bands=4, max_resolution=8.0))
@@ -104,7 +105,7 @@ def make_config(kind: str, output: Path, **training: object) -> Config:
 
 
 def make_shards(kind: str, folder: Path, config: Config, count: int = 24) -> ShardSet:
-    """A shard set of decoded files, with validation samples that are like the training ones."""
+    """A shard set of decoded files, whose validation samples are the training ones again."""
     fmt = FORMATS[kind]
     for shard, split in enumerate(("train", "validation")):
         samples = []
@@ -117,6 +118,9 @@ def make_shards(kind: str, folder: Path, config: Config, count: int = 24) -> Sha
         write_shard(folder / "staging", shard, split, samples)
     vocabulary = {VOCABULARY: TABLE.vocabulary.to_dict()} if kind == "table" else {}
     spec = position_spec(config.classifier(2))
+    if spec:
+        table = position_table(spec.shape, spec.num_bands, spec.max_resolution).numpy()
+        write_position_table(folder / "staging", spec, table)
     publish(
         folder / "staging", Path(config.shards_folder), numbers=range(2), config=vocabulary,
         input_digest="0" * 64, classes=("zero", "one"), positions=[spec] if spec else [],

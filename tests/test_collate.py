@@ -55,7 +55,7 @@ def predictor(tmp_path: Path) -> Callable[[str], Predictor]:
         card = a_card(kind, tmp_path)
         torch.manual_seed(0)
         weights = PerceiverClassifier(card.classifier).state_dict()
-        spread = {name: value + 0.3 * torch.randn_like(value) for name, value in weights.items()}
+        spread = {name: value + 0.1 * torch.randn_like(value) for name, value in weights.items()}
         return Predictor(card, spread, torch.device("cpu"))
 
     return make

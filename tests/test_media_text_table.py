@@ -211,7 +211,10 @@ def test_a_category_has_one_name_in_every_type(column):
         (ROWS.set_column(1, "age", pa.array(list("abcd"))), "column 'age' holds string, not num"),
         (ROWS.set_column(1, "age", pa.array([1.0, math.inf, 0, 0])), "'age' holds numbers that"),
         (ROWS.set_column(2, "city", pa.array([0.5, 1, 1, 1])), "column 'city' holds 0.5, no cat"),
-        (ROWS.set_column(2, "city", pa.array([[1]] * 4)), "column 'city' holds list<item: int64>, no cat"),
+        (
+            ROWS.set_column(2, "city", pa.array([[1]] * 4)),
+            "column 'city' holds list<item: int64>, no cat",
+        ),
     ],
 )
 def test_columns_of_other_types_are_named(table, told):

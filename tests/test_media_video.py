@@ -4,6 +4,7 @@ import io
 import tracemalloc
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -247,6 +248,26 @@ def test_sound_that_starts_late_is_silent_before_and_one_that_ends_early_is_shor
     assert [None if sound is None else len(sound) for sound in spoken] == [8000, 8000, 4000, None]
     assert not spoken[0].any()
     assert not spoken[1][:3900].any() and np.abs(spoken[1][4100:]).max() > 10_000
+
+
+def spoiled(mp4: bytes, numbers: range) -> bytes:
+    """An MP4 whose packets of sound with these numbers are overwritten."""
+    data = bytearray(mp4)
+    with av.open(io.BytesIO(mp4)) as container:
+        for number, packet in enumerate(container.demux(audio=0)):
+            if number in numbers:
+                data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    return bytes(data)
+
+
+def test_sound_may_begin_within_a_packet_but_not_break_off_within_one():
+    data = film(grey_frames(LEVELS), sound=tone(2, 48_000))
+    fmt = VideoFormat(num_frames=4, frames_per_second=8, clips="all", **SMALL)
+    spoken = [sound for _, sound in decode_film(spoiled(data, range(5)), fmt, AUDIO)]
+    assert [len(sound) for sound in spoken] == [8000] * 4
+    assert not spoken[0][:1000].any() and np.abs(spoken[0][4000:]).max() > 10_000
+    told = reason(spoiled(data, range(40, 45)), fmt, AUDIO)
+    assert told.startswith("damaged 0.") and told.endswith("s after its start")
 
 
 def test_a_film_without_sound_has_none(two_seconds):

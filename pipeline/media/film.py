@@ -68,7 +68,9 @@ class Track:
         for packet in self._container.demux(self.stream):
             try:
                 frames = packet.decode()
-            except av.InvalidDataError as error:
+            except MemoryError:
+                raise
+            except av.FFmpegError as error:
                 if begun:
                     raise MediaError(
                         f"damaged {float(self.end - self._begin):.3f} s after its start"
