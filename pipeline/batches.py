@@ -1,13 +1,13 @@
 """Shard samples to training batches; a sample that cannot be read is named and weighs nothing."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.collate import BatchInputs, Collator, pinned, to_device
+from pipeline.collate import BatchInputs, BatchMask, JointCollator, pinned, to_device
 from pipeline.media import MediaError, MediaFormat, decode_member
 from shards import PADDING, ShardError, ShardReader
 
@@ -25,19 +25,20 @@ class Batch:
     """One rank's part of a step.
 
     Attributes:
-        inputs, mask: as :func:`pipeline.collate.collate` returns them.
+        inputs, mask: as :func:`pipeline.collate.collate` returns them, or, of several modalities,
+            :class:`~pipeline.collate.JointCollator`.
         targets: int64 ``[batch]``.
         weights: float32 ``[batch]``: 0 for padding and for samples that could not be read, else 1.
         bad: the samples that could not be read.
     """
 
     inputs: BatchInputs
-    mask: torch.Tensor | None
+    mask: BatchMask
     targets: torch.Tensor
     weights: torch.Tensor
     bad: tuple[BadSample, ...]
 
-    def inputs_on(self, device: torch.device) -> tuple[BatchInputs, torch.Tensor | None]:
+    def inputs_on(self, device: torch.device) -> tuple[BatchInputs, BatchMask]:
         """The inputs and their mask on a device."""
         return to_device(self.inputs, self.mask, device)
 
@@ -48,15 +49,19 @@ class Batch:
 
 
 class BatchDataset(Dataset[Batch]):
-    """Makes a :class:`Batch` of an array of sample numbers."""
+    """Makes a :class:`Batch` of an array of sample numbers.
 
-    def __init__(self, reader: ShardReader, media: MediaFormat) -> None:
+    Args:
+        formats: by modality; a sample may lack some of several.
+    """
+
+    def __init__(self, reader: ShardReader, formats: Mapping[str, MediaFormat]) -> None:
         self.reader = reader
-        self.media = media
+        self.formats = formats
 
     def __getitem__(self, numbers: np.ndarray) -> Batch:
         size = len(numbers)
-        collator = Collator(self.media, size)
+        collator = JointCollator(self.formats, size)
         targets = np.zeros(size, np.int64)
         weights = np.zeros(size, np.float32)
         bad = []
@@ -67,21 +72,29 @@ class BatchDataset(Dataset[Batch]):
             try:
                 sample = self.reader.read(int(number))
                 source = sample.source_uri
-                content = sample.members[self.media.member]
-                collator.put(row, decode_member(content, self.media))
+                collator.put(row, self._arrays(sample.members))
             except (ShardError, MediaError, ValueError, KeyError) as error:
                 bad.append(BadSample(source, " ".join(str(error).split())))
                 continue
             targets[row] = -1 if sample.target is None else sample.target
             weights[row] = 1.0
-        inputs, mask = collator.finish()
+        inputs, masks = collator.finish()
+        name = next(iter(self.formats))
+        alone = len(self.formats) == 1
         return Batch(
-            inputs,
-            mask,
+            inputs[name] if alone else inputs,
+            masks.get(name) if alone else masks,
             torch.from_numpy(targets),
             torch.from_numpy(weights),
             tuple(bad),
         )
+
+    def _arrays(self, members: Mapping[str, memoryview]) -> dict[str, np.ndarray]:
+        """What a sample has of each modality. Raises KeyError where it has none."""
+        there = {name: fmt for name, fmt in self.formats.items() if fmt.member in members}
+        if not there:
+            raise KeyError(f"has {', '.join(members)}, and nothing that the model reads")
+        return {name: decode_member(members[fmt.member], fmt) for name, fmt in there.items()}
 
 
 class _Numbers:
@@ -96,7 +109,7 @@ class _Numbers:
 
 def load_batches(
     reader: ShardReader,
-    media: MediaFormat,
+    formats: Mapping[str, MediaFormat],
     numbers: Iterable[np.ndarray],
     *,
     num_workers: int,
@@ -104,7 +117,7 @@ def load_batches(
 ) -> Iterable[Batch]:
     """Batches in the order of ``numbers``, read ahead by ``num_workers`` processes."""
     return DataLoader(
-        BatchDataset(reader, media),
+        BatchDataset(reader, formats),
         sampler=_Numbers(numbers),
         batch_size=None,
         num_workers=num_workers,

@@ -1,6 +1,6 @@
 """Decoded media to the tensors that a model takes, each array copied once."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,10 @@ from pipeline.media import (
 )
 from pipeline.media.points_format import NUM_DIMS
 
-BatchInputs = torch.Tensor | TableRows
+Inputs = torch.Tensor | TableRows
+BatchInputs = Inputs | dict[str, Inputs]
+"""Of one modality, or of several by name."""
+BatchMask = torch.Tensor | dict[str, torch.Tensor] | None
 
 
 class Collator:
@@ -68,7 +71,22 @@ class Collator:
                 self._rows[row] = array
         self._lengths[row] = len(array)
 
-    def finish(self) -> tuple[BatchInputs, torch.Tensor | None]:
+    @property
+    def lacks_rows(self) -> bool:
+        """Whether there is a row that nothing was put into."""
+        return not self._lengths.all()
+
+    def row_mask(self) -> torch.Tensor | None:
+        """Where images and films are, bool as the model takes it: rows that were put. Else None."""
+        present = torch.from_numpy(self._lengths > 0)
+        match self.media:
+            case ImageFormat():
+                return present[:, None, None].expand(-1, self.media.height, self.media.width)
+            case VideoFormat():
+                return present[:, None].expand(-1, self.media.num_frames)
+        return None
+
+    def finish(self) -> tuple[Inputs, torch.Tensor | None]:
         """The inputs and their mask, as :func:`collate` returns them."""
         match self.media:
             case ImageFormat() | VideoFormat():
@@ -89,9 +107,40 @@ class Collator:
         return rows, mask
 
 
+class JointCollator:
+    """A batch of samples of several modalities, each of which a sample may lack.
+
+    Args:
+        formats: by modality.
+        size: rows.
+    """
+
+    def __init__(self, formats: Mapping[str, MediaFormat], size: int) -> None:
+        self._collators = {name: Collator(fmt, size) for name, fmt in formats.items()}
+
+    def put(self, row: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Copy the arrays that a sample has into its row. Raises ValueError as `Collator.put`."""
+        for name, array in arrays.items():
+            self._collators[name].put(row, array)
+
+    def finish(self) -> tuple[dict[str, Inputs], dict[str, torch.Tensor]]:
+        """Inputs and masks by modality; what every row has and fills has no mask.
+
+        Nor has the only modality's image or film: a row without it has nothing to be masked from.
+        """
+        inputs, masks = {}, {}
+        for name, collator in self._collators.items():
+            inputs[name], mask = collator.finish()
+            if mask is None and collator.lacks_rows and len(self._collators) > 1:
+                mask = collator.row_mask()
+            if mask is not None:
+                masks[name] = mask
+        return inputs, masks
+
+
 def collate(
     arrays: Iterable[np.ndarray | None], media: MediaFormat
-) -> tuple[BatchInputs, torch.Tensor | None]:
+) -> tuple[Inputs, torch.Tensor | None]:
     """Decoded media as a batch; None leaves a row that is masked throughout.
 
     Returns:
@@ -119,21 +168,20 @@ def collate(
     return collator.finish()
 
 
-def to_device(
-    inputs: BatchInputs, mask: torch.Tensor | None, device: torch.device
-) -> tuple[BatchInputs, torch.Tensor | None]:
+def to_device(inputs: BatchInputs, mask: BatchMask, device: torch.device) -> tuple[Any, Any]:
     """Both on a device; without waiting, where they are pinned."""
-    moved = mask if mask is None else mask.to(device, non_blocking=True)
-    if isinstance(inputs, TableRows):
-        return TableRows(*(part.to(device, non_blocking=True) for part in inputs)), moved
-    return inputs.to(device, non_blocking=True), moved
+    return tuple(_each(part, lambda t: t.to(device, non_blocking=True)) for part in (inputs, mask))
 
 
-def pinned(
-    inputs: BatchInputs, mask: torch.Tensor | None
-) -> tuple[BatchInputs, torch.Tensor | None]:
+def pinned(inputs: BatchInputs, mask: BatchMask) -> tuple[Any, Any]:
     """Both in memory that a GPU reads directly."""
-    moved = mask if mask is None else mask.pin_memory()
-    if isinstance(inputs, TableRows):
-        return TableRows(*(part.pin_memory() for part in inputs)), moved
-    return inputs.pin_memory(), moved
+    return tuple(_each(part, lambda tensor: tensor.pin_memory()) for part in (inputs, mask))
+
+
+def _each(part: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The same structure of changed tensors."""
+    if isinstance(part, dict):
+        return {name: _each(inner, change) for name, inner in part.items()}
+    if isinstance(part, TableRows):
+        return TableRows(*map(change, part))
+    return part if part is None else change(part)

@@ -94,6 +94,11 @@ def promote(
     champion = _champion(mlflow_client, name, alias)
     if champion is not None and champion.run_id == run_id:
         return _result(name, alias, champion.version, run_id, champion.tags, skipped=True)
+    if len(config.data.formats) > 1:
+        raise UserError(
+            f"run {run_id} reads {', '.join(config.data.formats)} at once; models of one modality "
+            "can be registered"
+        )
     card = ModelCard(
         config.classifier(len(shard_set.manifest.classes), shard_set.manifest.config),
         fitted_media(config.data.media, shard_set.manifest.config),
@@ -149,9 +154,10 @@ def evaluate(predictor: Predictor, shard_set: ShardSet, split: str) -> Evaluatio
     numbers = epoch_positions(
         reader, seed=0, epoch=0, rank=0, world_size=1, batch_size=EVALUATION_BATCH, shuffle=False
     )
+    media = predictor.card.media
     correct = count = 0
     for batch in load_batches(
-        reader, predictor.card.media, numbers, num_workers=0, pin_memory=False
+        reader, {media.modality: media}, numbers, num_workers=0, pin_memory=False
     ):
         logits = predictor.model(*batch.inputs_on(predictor.device)).cpu()
         good = batch.weights > 0

@@ -3,7 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.config import Config, DataConfig
+from pipeline.config import Config
+from pipeline.config_data import DataConfig
 from pipeline.errors import UserError
 from pipeline.media import MediaFormat, media_to_dict
 from pipeline.media.table import FittedTableFormat, TableFormat, TableVocabulary
@@ -73,7 +74,7 @@ def sandbox_settings(
     data: DataConfig, classes: tuple[str, ...], vocabulary: TableVocabulary | None
 ) -> dict[str, Any]:
     """The settings of :func:`pipeline.media.members.make_members`."""
-    formats: dict[str, MediaFormat] = {name: fmt for name, fmt in data.formats.items()}
+    formats: dict[str, MediaFormat] = dict(data.formats)
     if vocabulary is not None:
         table = formats["table"]
         assert isinstance(table, TableFormat)

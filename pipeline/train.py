@@ -15,7 +15,8 @@ from cluster.ray_session import ray_session, require_resources
 from perceiver_model.flops import forward_flops
 from pipeline.causes import expected_errors
 from pipeline.checkpoints import best_checkpoint, last_checkpoint, read_checkpoint
-from pipeline.config import MODALITIES, Config
+from pipeline.config import Config
+from pipeline.config_data import MODALITIES
 from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.positions import load_positions
@@ -105,6 +106,11 @@ def open_shards(config: Config) -> ShardSet:
         UserError: it holds another modality or size.
         ShardError: there is none, or its Fourier configuration is not the model's.
     """
+    if config.data.target.kind != "class":
+        raise UserError(
+            f"data.target.kind={config.data.target.kind}: classifiers are trained, whose targets "
+            "are of kind 'class'; read such shards with shards.loader.ShardLoader"
+        )
     shard_set = ShardSet.open(config.shards_folder)
     made = shard_set.manifest.config
     wanted = {f"data.{key}": config.tree()["data"][key] for key in MODALITIES}

@@ -17,7 +17,7 @@ from perceiver_model.inputs import AudioInput, ImageInput
 from pipeline.augment import augment_audio, augment_images, step_seed
 from pipeline.batches import BadSample, Batch, load_batches
 from pipeline.checkpoints import TrainState, save_checkpoint
-from pipeline.collate import BatchInputs
+from pipeline.collate import BatchInputs, BatchMask
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.progress import Progress
@@ -152,7 +152,7 @@ class TrainLoop:
     def _load(self, reader: ShardReader, numbers: Any) -> Any:
         return load_batches(
             reader,
-            self.config.data.media,
+            self.config.data.formats,
             numbers,
             num_workers=self.config.training.loader_workers,
             pin_memory=self.place.device.type == "cuda",
@@ -180,7 +180,7 @@ class TrainLoop:
         sums = self._sum_over_ranks([total.detach(), correct])
         return torch.cat([sums, counts]).double().cpu()
 
-    def _augment(self, batch: Batch, seed: int) -> tuple[BatchInputs, torch.Tensor | None]:
+    def _augment(self, batch: Batch, seed: int) -> tuple[BatchInputs, BatchMask]:
         """The inputs and their mask on the device; images and sound are changed at random."""
         place, config = self.place, self.config.training.augment
         inputs, mask = batch.inputs_on(place.device)
@@ -190,7 +190,7 @@ class TrainLoop:
                 assert isinstance(inputs, torch.Tensor)
                 return augment_images(inputs, config, **share), None
             case AudioInput() as source:
-                assert isinstance(inputs, torch.Tensor) and mask is not None
+                assert isinstance(inputs, torch.Tensor) and isinstance(mask, torch.Tensor)
                 return augment_audio(inputs, mask, config, sample_rate=source.sample_rate, **share)
         return inputs, mask
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config import Config, DataConfig
+from pipeline.config import Config
+from pipeline.config_data import DataConfig
 from pipeline.errors import UserError
 from pipeline.load_config import load_config
 from pipeline.sources import Listing, list_sources

@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import torch
+import yaml
 from shard_sets import make_set
 
+from pipeline.load_config import load_config
 from shards import ShardReader, ShardSet
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -35,3 +37,19 @@ def test_the_reader_in_the_format_s_description_reads_a_set(tmp_path, capsys):
         sample = expected.read(number)
         assert (key, target) == (sample.key, sample.target)
         assert members == {name: bytes(value) for name, value in sample.members.items()}
+
+
+def test_the_data_page_s_configurations_load_and_its_loader_runs(tmp_path):
+    make_set(tmp_path / "set")
+    text = (DOCS / "data.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", text, flags=re.S)
+    assert len(blocks) > 5
+    for block in blocks:
+        tree = {"name": "page", "model": {"adapter": {"kind": "pixels"}}, **yaml.safe_load(block)}
+        path = tmp_path / "page.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        load_config(str(path), [])
+    (loader,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    names = {"folder": tmp_path / "set"}
+    exec(compile(loader, "docs/data.md", "exec"), names)
+    assert names["state"]["samples"] == 0 and names["state"]["epoch"] == 1

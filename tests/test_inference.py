@@ -284,7 +284,7 @@ def images(tmp_path) -> ShardReader:
 
 
 def test_padding_and_unreadable_samples_weigh_nothing_and_the_latter_are_named(images):
-    batch = BatchDataset(images, IMAGES)[np.array([8, PADDING, 2, 0, 4, 5, 7])]
+    batch = BatchDataset(images, {"image": IMAGES})[np.array([8, PADDING, 2, 0, 4, 5, 7])]
     assert batch.weights.tolist() == [1, 0, 0, 1, 0, 1, 0]
     assert batch.weights.dtype == torch.float32
     assert batch.targets.tolist() == [2, 0, 0, 0, 0, -1, 0]
@@ -297,7 +297,7 @@ def test_padding_and_unreadable_samples_weigh_nothing_and_the_latter_are_named(i
 
 
 def test_a_batch_of_padding_is_all_zero(images):
-    batch = BatchDataset(images, IMAGES)[np.full(3, PADDING)]
+    batch = BatchDataset(images, {"image": IMAGES})[np.full(3, PADDING)]
     assert list(batch.inputs.shape) == [3, 8, 8, 1] and not batch.inputs.any()
     assert not batch.weights.any() and batch.bad == ()
 
@@ -305,7 +305,7 @@ def test_a_batch_of_padding_is_all_zero(images):
 def test_a_lost_tar_is_named_for_each_of_its_samples(images):
     folder = images.shard_set.location.folder
     (folder / images.shard_set.listing["name"][1].as_py()).unlink()
-    batch = BatchDataset(images, IMAGES)[np.array([3, 5, 6])]
+    batch = BatchDataset(images, {"image": IMAGES})[np.array([3, 5, 6])]
     assert batch.weights.tolist() == [1, 0, 0]
     assert [bad.source for bad in batch.bad] == [
         "sample 5 of split train",
@@ -316,7 +316,7 @@ def test_a_lost_tar_is_named_for_each_of_its_samples(images):
 
 def test_a_lacking_member_is_named(images):
     other = ImageFormat(height=8, width=8, channels=1, encoding="jpeg")
-    (bad,) = BatchDataset(images, other)[np.array([0])].bad
+    (bad,) = BatchDataset(images, {"image": other})[np.array([0])].bad
     assert bad.source == "train/0.png" and "image.jpg" in bad.reason
 
 
@@ -324,14 +324,14 @@ def test_jpeg_members_are_decoded(tmp_path):
     media = ImageFormat(height=8, width=8, channels=3, encoding="jpeg")
     pixels = np.full((8, 8, 3), 90, np.uint8)
     reader = make_reader(tmp_path, media, [encode_jpeg(pixels, 95), b"\xff\xd8 broken"])
-    batch = BatchDataset(reader, media)[np.array([0, 1])]
+    batch = BatchDataset(reader, {"image": media})[np.array([0, 1])]
     assert (batch.inputs[0].int() - 90).abs().max() <= 2
     assert batch.weights.tolist() == [1, 0] and batch.bad[0].source == "train/1.png"
 
 
 def test_sounds_come_with_their_masks(tmp_path):
     contents = [encode_npy(np.full(length, 3, np.int16)) for length in (100, 40, 120)]
-    batch = BatchDataset(make_reader(tmp_path, SOUNDS, contents), SOUNDS)[
+    batch = BatchDataset(make_reader(tmp_path, SOUNDS, contents), {"audio": SOUNDS})[
         np.array([1, PADDING, 0, 2])
     ]
     assert batch.mask.sum(dim=1).tolist() == [40, 0, 100, 0]
@@ -342,7 +342,9 @@ def test_sounds_come_with_their_masks(tmp_path):
 def test_loader_processes_give_the_same_batches_in_the_same_order(images):
     numbers = [np.array([8, 2]), np.array([0, PADDING]), np.array([5, 1]), np.array([7, 4])]
     here, there = (
-        list(load_batches(images, IMAGES, numbers, num_workers=workers, pin_memory=False))
+        list(
+            load_batches(images, {"image": IMAGES}, numbers, num_workers=workers, pin_memory=False)
+        )
         for workers in (0, 1)
     )
     assert len(here) == len(there) == 4

@@ -17,10 +17,12 @@ from small_media import film, grey_frames, tone
 
 from pipeline.config import Config
 from pipeline.console import Console
+from pipeline.errors import UserError
 from pipeline.load_config import load_config
 from pipeline.media.point_fourier import point_features
 from pipeline.media.points_format import PointsFourier
 from pipeline.preprocess import preprocess
+from pipeline.train import train
 from shards import RawSample, ShardReader, ShardSet, decode_npy, verify
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -36,6 +38,9 @@ def make_config(folder: Path, train: Path, model: str, *data: str) -> Config:
         "model:",
         f"  {model}",
         "  encoder: {num_latents: 8, latent_dim: 32, num_blocks: 1, num_cross_attends: 1}",
+        "training: {batch_size: 2, epochs: 1, schedule: {warmup_epochs: 0}}",
+        "cluster: {num_workers: 0}",
+        "tracking: {system_metrics: false}",
     ]
     path = folder / "config.yaml"
     path.write_text("\n".join(tree))
@@ -68,7 +73,8 @@ def test_films_are_cut_into_clips_with_their_sound(tmp_path: Path, console: Cons
     (raw / "dark" / "cut.mp4").write_bytes((raw / "dark" / "film.mp4").read_bytes()[:1000])
     config = make_config(
         tmp_path, raw,
-        "modalities: {video: {adapter: {kind: space_time_patches}}, audio: {adapter: {kind: chunks}}}",
+        "modalities: {video: {adapter: {kind: space_time_patches}}, "
+        "audio: {adapter: {kind: chunks}}}",
         "video: {num_frames: 4, height: 16, width: 16, frames_per_second: 8, clips: all}",
         "audio: {sample_rate: 8000, seconds: 0.5}",
     )  # fmt: skip
@@ -220,3 +226,19 @@ def test_files_of_one_name_are_one_sample_and_may_lack_what_the_configuration_sa
     assert members["train/one/0000"] == {"image.npy", "text.npy", "cls", "json"}
     assert members["train/one/0001"] == {"image.npy", "audio.flac", "text.npy", "cls", "json"}
     assert bytes(array(found["train/one/0001"][0], "text.npy")) == b"one 1"
+
+    trained = train(config, console)
+    assert np.isfinite(trained["metrics"]["train_loss"])
+    assert not trained["bad_samples"]
+
+
+def test_targets_that_are_no_classes_are_not_trained_on(tmp_path: Path, console: Console) -> None:
+    (tmp_path / "list.csv").write_text("body,score\nabcd,1.5\nefgh,2.5\n")
+    config = make_config(
+        tmp_path, tmp_path / "list.csv", "adapter: {kind: token_embedding, num_channels: 16}",
+        "text: {max_length: 64}", "columns: {text: body}",
+        "target: {kind: regression, column: score}",
+    )  # fmt: skip
+    assert preprocess(config, console)["counts"] == {"train": 2}
+    with pytest.raises(UserError, match=r"data\.target\.kind=regression: classifiers are trained"):
+        train(config, console)

@@ -99,7 +99,7 @@ def one_step_by_hand(config: Config) -> dict[str, torch.Tensor]:
     (numbers, *_) = epoch_positions(
         reader, seed=config.seed, epoch=0, rank=0, world_size=1, batch_size=size
     )
-    batch = BatchDataset(reader, config.data.media)[numbers]
+    batch = BatchDataset(reader, config.data.formats)[numbers]
     torch.manual_seed(config.seed)
     model = PerceiverClassifier(config.classifier(3))
     optimizer = make_optimizer(model, config.training)

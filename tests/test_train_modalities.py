@@ -19,7 +19,7 @@ from shards import PADDING, ShardReader
 def test_batches_come_from_shards_as_from_raw_media(kind, tmp_path):
     config = make_config(kind, tmp_path)
     reader = ShardReader(make_shards(kind, tmp_path, config), "train")
-    batch = BatchDataset(reader, config.data.media)[np.array([5, PADDING, 0])]
+    batch = BatchDataset(reader, config.data.formats)[np.array([5, PADDING, 0])]
     arrays = [
         decode(raw_media(kind, 5), FORMATS[kind]),
         None,

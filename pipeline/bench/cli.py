@@ -35,7 +35,7 @@ def add_subjects(bench: argparse.ArgumentParser, open_console: OpenConsole) -> N
     shards.add_argument("--decoded", type=int, default=2_000, help="how many a round decodes")
     shards.add_argument("--rounds", type=int, default=3, help="measure all in turn so often")
     preprocess = add("preprocess", _preprocess, "JPEG files to shards beside a process pool")
-    preprocess.add_argument("--files", type=int, default=8_000, help="photographs")
+    preprocess.add_argument("--files", type=int, default=16_000, help="photographs")
     preprocess.add_argument("--workers", type=int, help="processes (default: one for each CPU)")
     preprocess.add_argument("--rounds", type=int, default=3, help="measure all in turn so often")
 

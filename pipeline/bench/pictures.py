@@ -8,6 +8,7 @@ import numpy as np
 
 WIDTH, HEIGHT = 500, 375
 """The usual size in ImageNet."""
+DISTINCT = 500
 QUALITY = 96
 """Gives about 87 KB, ImageNet's larger half."""
 
@@ -36,9 +37,11 @@ def photographs(count: int, seed: int = 0) -> Iterator[bytes]:
 
 
 def write_folder(folder: Path, count: int, seed: int = 0) -> int:
-    """Write ``folder/CLASS/NUMBER.jpg`` in two classes; returns the bytes written."""
+    """Write ``folder/CLASS/NUMBER.jpg`` in two classes, of 500 distinct; returns the bytes."""
     total = 0
-    for number, data in enumerate(photographs(count, seed)):
+    distinct = list(photographs(min(count, DISTINCT), seed))
+    for number in range(count):
+        data = distinct[number % len(distinct)]
         path = folder / ("china" if number % 2 == 0 else "flower") / f"{number:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)

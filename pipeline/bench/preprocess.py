@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -25,6 +26,8 @@ from pipeline.shard_task import ShardTask
 from pipeline.sources import list_sources, write_plan
 
 SIDE = 224
+SAMPLES_PER_SHARD = 1000
+"""The configuration's default."""
 OURS, POOL, RAY = "ours, Ray Data", "the same work, process pool", "Ray Data's write_webdataset"
 
 
@@ -80,6 +83,7 @@ def bench_preprocess(
                 for label, run in contestants.items():
                     out = folder / f"{number}-{list(contestants).index(label)}"
                     rate = num_files / run(_into(work, out))
+                    shutil.rmtree(out)
                     rates[label].append(rate)
                     console.notice(f"round {number + 1} · {label}: {rate:,.0f} images/s")
     return {
@@ -125,7 +129,7 @@ def _prepare(folder: Path, num_files: int, num_workers: int) -> _Work:
             "data.test=null",
             "data.image.encoding=raw",
             f"output={folder}",
-            f"data.samples_per_shard={max(1, min(500, num_files // (4 * num_workers)))}",
+            f"data.samples_per_shard={max(1, min(SAMPLES_PER_SHARD, num_files // num_workers))}",
         ],
     )
     listing = list_sources(config)

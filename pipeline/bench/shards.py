@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.bench.pictures import photographs
+from pipeline.bench.pictures import DISTINCT, photographs
 from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.media.jpeg import random_resized_crop
@@ -32,7 +32,6 @@ from shards import (
 SIDE = 224
 BATCH_SIZE = 64
 CHUNK = 1024
-DISTINCT = 500
 SAMPLES_PER_SHARD = 1000
 RAW, DECODED = "raw samples, shuffled", "decoded, random resized crop 224, uint8 batches"
 
@@ -79,16 +78,17 @@ def bench_shards(
             f"--samples {num_samples}, --decoded {num_decoded}, --rounds {rounds}: must be at "
             "least 1, and --decoded no more than --samples"
         )
-    rates: dict[Contestant, list[float]] = {}
+    contestants = _contestants()
+    rates: dict[Contestant, list[float]] = {contestant: [] for contestant in contestants}
     with tempfile.TemporaryDirectory(prefix="perceiver-bench-") as name:
         folder = Path(name) / "set"
         console.notice(f"making {num_samples} photographs in shards")
         size = _make_set(folder, num_samples)
         for number in range(rounds):
-            for contestant in _contestants():
+            for contestant in contestants:
                 limit = num_samples if contestant.work == RAW else num_decoded
                 rate = contestant.rate(folder, limit)
-                rates.setdefault(contestant, []).append(rate)
+                rates[contestant].append(rate)
                 console.notice(
                     f"round {number + 1} · {contestant.work} · {contestant.label}: {rate:,.0f}/s"
                 )
@@ -197,7 +197,8 @@ def _ray_raw(folder: Path, limit: int) -> Iterator[Iterator[int]]:
         context.print_on_execution_start = False
         tars = sorted(map(str, folder.glob("*.tar")))
         rows = ray.data.read_webdataset(tars, decoder=False, shuffle="files")
-        yield (bool(row["jpg"]) for row in rows.limit(limit).iter_rows())
+        batches = rows.limit(limit).iter_batches(batch_size=256, batch_format="pyarrow")
+        yield (len(batch["jpg"]) for batch in batches)
 
 
 def _ours_decoded(num_threads: int) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import DataConfig
+from pipeline.config_data import DataConfig
 from pipeline.errors import UserError
 from pipeline.sources.tables import SPLITS, Found, one_chunk
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.config import DataConfig
+from pipeline.config_data import DataConfig
 from pipeline.errors import UserError
 from pipeline.sources.typed import Role, is_binary, is_list, is_text, is_time
 

@@ -6,7 +6,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import DataConfig
+from pipeline.config_data import DataConfig
 from pipeline.errors import UserError
 from pipeline.sources.fields import FIELD_CODES, FieldNames, target_field
 from pipeline.sources.grouping import Wanted, as_members, group, join_labels, parts_of

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import DataConfig, absolute
+from pipeline.config_data import DataConfig, absolute
 from pipeline.errors import UserError
 from pipeline.sources.classes import class_names, label_numbers
 from pipeline.sources.folders import find_in_folder

@@ -11,7 +11,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import DataConfig
+from pipeline.config_data import DataConfig
 from pipeline.errors import UserError
 from pipeline.sources.columns import Column, wanted_columns
 from pipeline.sources.rows import Batch, ListingFile, open_listing

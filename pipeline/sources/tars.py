@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import fsspec
 
-from pipeline.config import DataConfig
+from pipeline.config_data import DataConfig
 from pipeline.errors import UserError
 from pipeline.media.targets import MAX_JSON_BYTES, json_label
 from pipeline.sources.fields import CLASS_LABEL, JSON_LABEL, OTHER, FieldNames, target_field
