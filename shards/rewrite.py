@@ -5,10 +5,12 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from shards.digests import sha256_hex
 from shards.errors import ShardError
 from shards.files import AtomicFile, sync_folder
 from shards.index import ShardIndex, ShardInfo, index_name, shard_name
 from shards.sample import Sample
+from shards.tar import sample_extent
 from shards.writer import read_index, write_shard
 
 
@@ -52,12 +54,21 @@ def _samples(tar: Path, index: ShardIndex, without: frozenset[str]) -> Iterator[
             source_uri = index.source_uris[row].as_py()
             if source_uri in without:
                 continue
-            members = {}
-            for span in index.members(row):
-                file.seek(span.offset)
-                members[span.name] = file.read(span.length)
+            key, spans = index.keys[row].as_py(), index.members(row)
+            start, stop = sample_extent(spans)
+            file.seek(start)
+            extent = file.read(stop - start)
+            if sha256_hex(extent) != index.sha256s[row].as_py():
+                raise ShardError(
+                    f"{tar}: damaged, it hits sample {key!r}; restore it, or make the set again "
+                    "with --fresh"
+                )
+            members = {
+                span.name: extent[span.offset - start : span.offset - start + span.length]
+                for span in spans
+            }
             target, sha256 = index.targets[row].as_py(), index.source_sha256s[row].as_py()
-            yield Sample(index.keys[row].as_py(), members, target, source_uri, sha256)
+            yield Sample(key, members, target, source_uri, sha256)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from shard_sets import CLASSES, files_of, make_set
+from shard_sets import CLASSES, files_of, flip_bit, make_set
 
 from shards import (
     ShardError,
@@ -69,3 +69,11 @@ def test_a_shard_that_is_not_there_is_named(tmp_path: Path) -> None:
         link_shard(tmp_path / "old", tmp_path / "staging", 9)
     with pytest.raises(ShardError, match=r"shard-00009\.tar: missing or cut short"):
         rewrite_shard(tmp_path / "old", tmp_path / "staging", 9, ())
+
+
+def test_damage_is_not_passed_on_as_if_it_were_whole(tmp_path: Path) -> None:
+    make_set(tmp_path / "old")
+    flip_bit(tmp_path / "old" / "shard-00000.tar", 1500)
+    with pytest.raises(ShardError, match=r"shard-00000\.tar: damaged, it hits sample 'sample-000'"):
+        rewrite_shard(tmp_path / "old", tmp_path / "staging", 0, {"raw/1.png"})
+    assert not list((tmp_path / "staging").rglob("*.tar"))
