@@ -93,7 +93,8 @@ class BatchDataset(Dataset[Batch]):
         """What a sample has of each modality. Raises KeyError where it has none."""
         there = {name: fmt for name, fmt in self.formats.items() if fmt.member in members}
         if not there:
-            raise KeyError(f"has {', '.join(members)}, and nothing that the model reads")
+            wanted = " or ".join(fmt.member for fmt in self.formats.values())
+            raise KeyError(f"has {', '.join(members)}, and no {wanted}")
         return {name: decode_member(members[fmt.member], fmt) for name, fmt in there.items()}
 
 

@@ -41,6 +41,7 @@ from pipeline.sources.tables import table_digest
 from shards import (
     Manifest,
     PositionSpec,
+    ShardError,
     ShardSet,
     link_shard,
     publish,
@@ -261,6 +262,8 @@ def run_tasks(task: ShardTask, num_jobs: int, num_sources: int, console: Console
     jobs = ray.data.from_arrow([pa.table({"id": block}) for block in blocks])
     with console.bar("preprocess", num_sources, "files") as bar:
         for row in jobs.map_batches(task, batch_size=1).iter_rows():
+            if row["error"] is not None:
+                raise ShardError(row["error"])
             bar.advance(row["files"])
 
 

@@ -76,7 +76,8 @@ def retry_quarantine(path: str, console: Console, *, address: str | None = None)
     if not manifest.quarantined:
         raise UserError(f"{path}: nothing is in quarantine")
     job = Job(
-        data=data_config(manifest),
+        # What was let through when the set was made is let through again.
+        data=data_config(manifest).model_copy(update={"max_bad_fraction": 1.0}),
         seed=manifest.config["seed"],
         settings=manifest.config,
         specs=tuple(manifest.positions.values()),

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -20,7 +19,7 @@ from pipeline.media.errors import MediaError, short_trace
 from pipeline.media.members import FUNCTION
 from pipeline.media.sandbox import Sandbox
 from pipeline.media.sandbox_child import Part as Content
-from pipeline.sources import Part, SourceRow, part_location, read_plan
+from pipeline.sources import Part, SourceRow, part_file, read_plan
 from shards import (
     Quarantined,
     Sample,
@@ -69,8 +68,21 @@ class ShardTask:
     stale: str | None = None
     rewritten: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"files": np.asarray([self._do(int(job)) for job in batch["id"]])}
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        """For each job the ``files`` read, and the ``error`` that a user can mend, or None.
+
+        Ray would lose the exception itself among those that it wraps around it.
+        """
+        files: list[int] = []
+        errors: list[str | None] = []
+        for job in batch["id"]:
+            try:
+                files.append(self._do(int(job)))
+                errors.append(None)
+            except ShardError as error:
+                files.append(0)
+                errors.append(str(error))
+        return {"files": files, "error": errors}
 
     def _do(self, job: int) -> int:
         if job >= self.num_new:
@@ -98,7 +110,9 @@ class ShardTask:
                     made += 1
                     yield sample
             except (MediaError, ShardError, OSError) as error:
-                reason = " ".join(str(error).split()) or type(error).__name__
+                # A system's own text names the place, which the set's bytes must not.
+                text = getattr(error, "strerror", None) or str(error)
+                reason = " ".join(text.split()) or type(error).__name__
                 if made:
                     reason += f" (after {made} samples, which are in the set)"
                 yield Quarantined(row.uri, row.split, reason, short_trace(error))
@@ -133,7 +147,7 @@ def read_contents(row: SourceRow, root: str) -> dict[str, Content]:
 
 
 def _read(root: str, part: Part) -> bytes:
-    filesystem, path = fsspec.core.url_to_fs(part_location(root, part))
+    filesystem, path = part_file(root, part)
     size = part.size if part.length is None else part.length
     if size < 0:
         size = filesystem.size(path)

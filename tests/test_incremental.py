@@ -13,7 +13,7 @@ from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.ledger import ledger_path
 from pipeline.preprocess import preprocess, retry_quarantine
-from shards import ShardReader, ShardSet, verify
+from shards import ShardError, ShardReader, ShardSet, verify
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeConfig = Callable[..., Config]
@@ -180,3 +180,21 @@ def test_other_settings_are_refused_by_name_and_nothing_changes(
         preprocess(other, console)
     assert ShardSet.open(first["shards"]).digest == first["digest"]
     assert preprocess(other, console, fresh=True)["digest"] != first["digest"]
+
+
+def test_a_damaged_shard_that_must_be_written_again_is_named_and_nothing_changes(
+    config: Config, console: Console
+) -> None:
+    first = preprocess(config, console)
+    shards = Path(config.shards_folder)
+    shard_set = ShardSet.open(shards)
+    reader = ShardReader(shard_set, "train")
+    sample = reader.read(0)
+    path_of(sample.source_uri, config).unlink()
+    tar = shards / shard_set.shards("train")["name"][0].as_py()
+    damaged = bytearray(tar.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    tar.write_bytes(damaged)
+    with pytest.raises(ShardError, match=rf"{tar.name}: damaged, it hits sample"):
+        preprocess(config, console)
+    assert ShardSet.open(shards).digest == first["digest"]

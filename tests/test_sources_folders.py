@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from source_trees import classes_of, listed, make_files, paths, refusal, refused, rows, uris
 
-from pipeline.sources import SourceRow, part_location, plan_files, read_plan, write_plan
+from pipeline.sources import SourceRow, part_file, plan_files, read_plan, write_plan
 
 # --- splits ---
 
@@ -268,4 +268,4 @@ def test_names_that_are_not_utf_8_survive(tmp_path):
     row = by_path[b"caf\xe9/\xff\n.png"]
     assert (row.target, row.parts[0].size) == (0, 4)
     assert os.fsencode(row.uri) == b"train/caf\xe9/\xff\n.png"
-    assert Path(part_location(listing.roots["train"], row.parts[0])).read_bytes() == b"1234"
+    assert Path(part_file(listing.roots["train"], row.parts[0])[1]).read_bytes() == b"1234"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from source_trees import classes_of, listed, make_tree, paths, refusal, refused, rows, uris
 
-from pipeline.sources import iter_values, part_location, plan_files, read_plan, write_plan
+from pipeline.sources import iter_values, part_file, plan_files, read_plan, write_plan
 
 IMAGES = {"columns": {"image": "file"}, "target": {"column": "kind"}}
 TEXTS = {"columns": {"text": "words"}, "target": {"column": "kind"}}
@@ -62,7 +62,7 @@ def test_paths_are_below_the_listings_folder_absolute_or_urls(tmp_path, suffix):
     assert by_uri["train/http://host/3.jpg"]["parts"]["image"]["size"] == -1
     assert listing.table["row"].null_count == 4
     opened = {
-        part_location(listing.roots["train"], row.parts[0]) for row in planned(listing, tmp_path)
+        part_file(listing.roots["train"], row.parts[0])[1] for row in planned(listing, tmp_path)
     }
     assert opened == {str(tmp_path / "a/img/1.jpg"), str(tmp_path / "a/img/2.jpg"), *files[1:3]}
 

@@ -19,7 +19,7 @@ from pipeline.sources.listing import Listing, list_sources
 from pipeline.sources.plan import (
     Part,
     SourceRow,
-    part_location,
+    part_file,
     plan_files,
     read_plan,
     write_plan,
@@ -32,7 +32,7 @@ __all__ = [
     "SourceRow",
     "iter_values",
     "list_sources",
-    "part_location",
+    "part_file",
     "plan_files",
     "read_plan",
     "read_values",

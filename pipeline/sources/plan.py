@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.sources.listing import Listing
 from pipeline.sources.values import InlineValues, read_row_values
@@ -22,7 +24,7 @@ class Part:
 
     Attributes:
         field: modality, ``mask`` or ``target``.
-        path: below the split's root; or absolute, or a URL. See `part_location`.
+        path: below the split's root; or absolute, or a URL. See `part_file`.
         offset, length: of a tar's member, in bytes; None for a whole file.
         size: bytes; -1 where only reading it will tell.
         mtime: what the file system told of its last change.
@@ -129,12 +131,17 @@ def _source_row(row: dict[str, Any], values: dict[str, Any], inline: dict[str, b
     )
 
 
-def part_location(root: str, part: Part) -> str:
-    """Path or URL of a part's file.
+def part_file(root: str, part: Part) -> tuple[Any, str]:
+    """The file system that holds a part, and its path there.
+
+    A local name may hold what would mean something in a URL.
 
     Args:
         root: of the part's split.
     """
-    if "://" in part.path or part.path.startswith("/"):
-        return part.path
-    return f"{root.rstrip('/')}/{part.path}"
+    if "://" in part.path:
+        return fsspec.core.url_to_fs(part.path)
+    if part.path.startswith("/"):
+        return LocalFileSystem(), part.path
+    filesystem, base = fsspec.core.url_to_fs(root)
+    return filesystem, f"{base.rstrip('/')}/{part.path}"
