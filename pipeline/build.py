@@ -49,13 +49,13 @@ from shards import (
     read_quarantine_table,
     write_position_table,
 )
+from shards.files import AtomicFile
 
 # Ray Data keeps a few bytes for each block; beyond this, a block holds several shards.
 MAX_BLOCKS = 10_000
 MAX_JOBS_EACH = 4
 MIN_WAVES = 4
 """Tasks for each CPU that there are at least, so that all end at about the same time."""
-_SETTINGS_FILE = "settings.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +130,10 @@ def build(
     Raises:
         UserError: too many sources cannot be used; nothing is left behind then.
     """
-    staging, plan, stale = (
-        job.beside(name) for name in ("partial", "plan.parquet", "stale.parquet")
+    staging, made_by, plan, stale = (
+        job.beside(name) for name in ("partial", "partial.made_by", "plan.parquet", "stale.parquet")
     )
-    _prepare(staging, _fingerprint(job, listing, base, changes))
+    _prepare(staging, made_by, _fingerprint(job, listing, base, changes))
     try:
         sources = listing.table if changes is None else changes.renewed
         kept, rewritten = _shards_of(job, base, changes)
@@ -168,7 +168,6 @@ def build(
         carried = _carried(base, changes)
         _check_bad(job, listing, staging, carried)
         _write_positions(job, staging)
-        (staging / _SETTINGS_FILE).unlink()
         publish(
             staging,
             job.final,
@@ -180,8 +179,10 @@ def build(
             quarantine=pa.concat_tables([carried, refused_rows(listing)]),
             replace=job.final.exists(),
         )
+        made_by.unlink()
     except UserError:
         shutil.rmtree(staging, ignore_errors=True)
+        made_by.unlink(missing_ok=True)
         raise
     finally:
         _remove_plan(plan)
@@ -226,13 +227,18 @@ def _fingerprint(job: Job, listing: Listing, base: Base | None, changes: Changes
     return digest(facts)
 
 
-def _prepare(staging: Path, wanted: str) -> None:
-    """Keep an interrupted run's shards only if the same settings and sources made them."""
-    settings = staging / _SETTINGS_FILE
-    if staging.exists() and (not settings.is_file() or settings.read_text("utf-8") != wanted):
-        shutil.rmtree(staging)
+def _prepare(staging: Path, made_by: Path, fingerprint: str) -> None:
+    """Keep an interrupted run's shards only if the same settings and sources made them.
+
+    The fingerprint lies beside the staging folder, so that it outlives the folder's publishing.
+    """
+    known = made_by.read_text("utf-8") if made_by.is_file() else None
+    if known != fingerprint:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.parent.mkdir(parents=True, exist_ok=True)
+        with AtomicFile(made_by) as file:
+            file.write(fingerprint.encode())
     staging.mkdir(parents=True, exist_ok=True)
-    settings.write_text(wanted, "utf-8")
 
 
 def _shards_of(job: Job, base: Base | None, changes: Changes | None) -> tuple[list[int], list[int]]:

@@ -1,8 +1,8 @@
 """The ledger of a shard set: the sources it was made from, and the state that they were in.
 
 It lies beside the set, not in it: sizes and times of files differ from machine to machine, and the
-set's bytes must not. Where it is missing, the set's own indexes stand for it; then every source has
-to be hashed again to know whether it has changed.
+set's bytes must not. Where it is missing or another set's, the set's own indexes stand for it; then
+every source has to be hashed again to know whether it has changed.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _SCHEMA = pa.schema(
         ("shard", pa.int64()),
     ]
 )
-_SECONDS = b"seconds"
+_SECONDS, _DIGEST = b"seconds", b"digest"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,11 @@ class Ledger:
             table = decode_parquet(path.read_bytes(), _SCHEMA, str(path))
         except (FileNotFoundError, ShardError):
             return cls(_sources_in(shards), 0.0)
-        return cls(table, float(table.schema.metadata[_SECONDS]))
+        about = table.schema.metadata or {}
+        # A run killed between the set and its ledger leaves an older set's.
+        if about.get(_DIGEST) != ShardSet.open(shards).digest.encode():
+            return cls(_sources_in(shards), 0.0)
+        return cls(table, float(about[_SECONDS]))
 
 
 def ledger_path(shards: Path) -> Path:
@@ -73,6 +77,7 @@ def source_states(table: pa.Table) -> pa.Array:
 def write_ledger(shards: Path, table: pa.Table, seconds: float) -> None:
     """Note that the set in ``shards`` was made from the sources of a listing."""
     made = _sources_in(shards)
+    about = {_SECONDS: str(seconds), _DIGEST: ShardSet.open(shards).digest}
     found = pc.index_in(table["uri"], value_set=made["uri"].combine_chunks())
     columns = {
         "uri": table["uri"],
@@ -80,7 +85,7 @@ def write_ledger(shards: Path, table: pa.Table, seconds: float) -> None:
         "state": source_states(table),
         **{name: made[name].take(found) for name in ("sha256", "target", "shard")},
     }
-    ledger = pa.table(columns, schema=_SCHEMA.with_metadata({_SECONDS: str(seconds)}))
+    ledger = pa.table(columns, schema=_SCHEMA.with_metadata(about))
     with AtomicFile(ledger_path(shards)) as file:
         file.write(encode_parquet(ledger.sort_by("uri")))
 

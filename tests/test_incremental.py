@@ -198,3 +198,34 @@ def test_a_damaged_shard_that_must_be_written_again_is_named_and_nothing_changes
     with pytest.raises(ShardError, match=rf"{tar.name}: damaged, it hits sample"):
         preprocess(config, console)
     assert ShardSet.open(shards).digest == first["digest"]
+
+
+def test_an_older_sets_ledger_makes_no_source_come_twice(config: Config, console: Console) -> None:
+    preprocess(config, console)
+    shards = Path(config.shards_folder)
+    older = ledger_path(shards).read_bytes()
+    Image.new("L", (28, 28), 5).save(Path(config.data.train) / "0" / "new.png")
+    second = preprocess(config, console)
+    ledger_path(shards).write_bytes(older)  # as a kill between set and ledger leaves it
+    third = preprocess(config, console)
+    assert (third["digest"], third["decoded"]) == (second["digest"], 0)
+    assert len(samples_of(shards)) == 301
+
+
+def test_a_kill_while_publishing_costs_no_shard(
+    config: Config, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.build.publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            preprocess(config, console)
+    staging = Path(config.shards_folder).with_name("shards.partial")
+    made = {path.name: path.stat().st_mtime_ns for path in staging.glob("*.tar")}
+    assert len(made) == 4
+    preprocess(config, console)
+    shards = Path(config.shards_folder)
+    assert {path.name: path.stat().st_mtime_ns for path in shards.glob("*.tar")} == made
+    assert verify(shards) == []
