@@ -1,128 +1,78 @@
-"""Shard samples to training batches; a sample that cannot be read is named and weighs nothing."""
+"""Batches of a shard set's media as a model takes them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from pipeline.collate import BatchInputs, BatchMask, JointCollator, pinned, to_device
-from pipeline.media import MediaError, MediaFormat, decode_member
-from shards import PADDING, ShardError, ShardReader
-
-
-@dataclass(frozen=True)
-class BadSample:
-    """A sample of the shard set that could not be read, and why."""
-
-    source: str
-    reason: str
+from pipeline.collate import BatchInputs, BatchMask, blank, joint_inputs, padded_length
+from pipeline.media import MediaFormat, check_array, decode_member, model_member
+from shards import RawSample, ShardReader
+from shards.loader import ShardBatch, ShardLoader
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One rank's part of a step.
+class MemberDecoder:
+    """Makes a sample's arrays by modality; a sample may lack some of several.
 
     Attributes:
-        inputs, mask: as :func:`pipeline.collate.collate` returns them, or, of several modalities,
-            :class:`~pipeline.collate.JointCollator`.
-        targets: int64 ``[batch]``.
-        weights: float32 ``[batch]``: 0 for padding and for samples that could not be read, else 1.
-        bad: the samples that could not be read.
+        formats: by modality.
     """
 
-    inputs: BatchInputs
-    mask: BatchMask
-    targets: torch.Tensor
-    weights: torch.Tensor
-    bad: tuple[BadSample, ...]
+    formats: Mapping[str, MediaFormat]
 
-    def inputs_on(self, device: torch.device) -> tuple[BatchInputs, BatchMask]:
-        """The inputs and their mask on a device."""
-        return to_device(self.inputs, self.mask, device)
+    def __call__(self, sample: RawSample) -> dict[str, np.ndarray]:
+        """The arrays.
 
-    def pin_memory(self) -> "Batch":
-        """The batch in memory that a GPU reads directly; torch's DataLoader calls this."""
-        inputs, mask = pinned(self.inputs, self.mask)
-        return Batch(inputs, mask, self.targets.pin_memory(), self.weights.pin_memory(), self.bad)
+        Raises:
+            MediaError, ShardError: one is damaged.
+            ValueError: it has none, or one is not what its format says.
+        """
+        members = sample.members
+        arrays = {}
+        for name, fmt in self.formats.items():
+            if (member := model_member(fmt)) in members:
+                arrays[name] = decode_member(members[member], fmt)
+                check_array(arrays[name], fmt)
+        if not arrays:
+            wanted = " or ".join(map(model_member, self.formats.values()))
+            raise ValueError(f"has {', '.join(members)}, and no {wanted}")
+        return arrays
 
 
-class BatchDataset(Dataset[Batch]):
-    """Makes a :class:`Batch` of an array of sample numbers.
+def media_loader(
+    reader: ShardReader, formats: Mapping[str, MediaFormat], **options: Any
+) -> ShardLoader:
+    """A loader of a split's media, which names samples that cannot be read and goes on.
 
     Args:
-        formats: by modality; a sample may lack some of several.
+        formats: by modality.
+        options: of :class:`~shards.loader.ShardLoader`.
     """
-
-    def __init__(self, reader: ShardReader, formats: Mapping[str, MediaFormat]) -> None:
-        self.reader = reader
-        self.formats = formats
-
-    def __getitem__(self, numbers: np.ndarray) -> Batch:
-        size = len(numbers)
-        collator = JointCollator(self.formats, size)
-        targets = np.zeros(size, np.int64)
-        weights = np.zeros(size, np.float32)
-        bad = []
-        for row, number in enumerate(numbers):
-            if number == PADDING:
-                continue
-            source = f"sample {number} of split {self.reader.split}"
-            try:
-                sample = self.reader.read(int(number))
-                source = sample.source_uri
-                collator.put(row, self._arrays(sample.members))
-            except (ShardError, MediaError, ValueError, KeyError) as error:
-                bad.append(BadSample(source, " ".join(str(error).split())))
-                continue
-            targets[row] = -1 if sample.target is None else sample.target
-            weights[row] = 1.0
-        inputs, masks = collator.finish()
-        name = next(iter(self.formats))
-        alone = len(self.formats) == 1
-        return Batch(
-            inputs[name] if alone else inputs,
-            masks.get(name) if alone else masks,
-            torch.from_numpy(targets),
-            torch.from_numpy(weights),
-            tuple(bad),
-        )
-
-    def _arrays(self, members: Mapping[str, memoryview]) -> dict[str, np.ndarray]:
-        """What a sample has of each modality. Raises KeyError where it has none."""
-        there = {name: fmt for name, fmt in self.formats.items() if fmt.member in members}
-        if not there:
-            wanted = " or ".join(fmt.member for fmt in self.formats.values())
-            raise KeyError(f"has {', '.join(members)}, and no {wanted}")
-        return {name: decode_member(members[fmt.member], fmt) for name, fmt in there.items()}
-
-
-class _Numbers:
-    """A sampler over precomputed batches of sample numbers."""
-
-    def __init__(self, batches: Iterable[np.ndarray]) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return iter(self.batches)
-
-
-def load_batches(
-    reader: ShardReader,
-    formats: Mapping[str, MediaFormat],
-    numbers: Iterable[np.ndarray],
-    *,
-    num_workers: int,
-    pin_memory: bool,
-) -> Iterable[Batch]:
-    """Batches in the order of ``numbers``, read ahead by ``num_workers`` processes."""
-    return DataLoader(
-        BatchDataset(reader, formats),
-        sampler=_Numbers(numbers),
-        batch_size=None,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        # Ray's workers hold threads and sockets that a forked child must not inherit.
-        multiprocessing_context="spawn" if num_workers else None,
+    lengths = {name: padded_length(media) for name, media in formats.items()}
+    return ShardLoader(
+        reader,
+        decode=MemberDecoder(formats),
+        pad_to={name: length for name, length in lengths.items() if length is not None},
+        skip_bad=True,
+        **options,
     )
+
+
+def inputs_on(
+    batch: ShardBatch, formats: Mapping[str, MediaFormat], device: torch.device
+) -> tuple[BatchInputs, BatchMask]:
+    """The inputs of a `media_loader`'s batch and their mask, on a device.
+
+    They cross to it as they are stored, and become what the model takes there.
+    """
+    size = len(batch.weights)
+    absent = torch.zeros(size, dtype=torch.int64)
+    rows, lengths = {}, {}
+    for name, media in formats.items():
+        stored = batch.fields[name] if name in batch.fields else blank(media, size)
+        rows[name] = stored.to(device, non_blocking=True)
+        lengths[name] = batch.lengths.get(name, absent).to(device, non_blocking=True)
+    return joint_inputs(rows, lengths, formats)

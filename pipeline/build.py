@@ -181,13 +181,21 @@ def build(
         )
         made_by.unlink()
     except UserError:
-        shutil.rmtree(staging, ignore_errors=True)
-        made_by.unlink(missing_ok=True)
+        remove_leftovers(job)
         raise
     finally:
         _remove_plan(plan)
         stale.unlink(missing_ok=True)
     return sources.num_rows
+
+
+def remove_leftovers(job: Job) -> None:
+    """Remove all that an unfinished run left beside the set."""
+    shutil.rmtree(job.beside("partial"), ignore_errors=True)
+    for name in ("partial.made_by", "stale.parquet"):
+        job.beside(name).unlink(missing_ok=True)
+    for name in ("plan.parquet", "doubtful.parquet"):
+        _remove_plan(job.beside(name))
 
 
 def refused_rows(listing: Listing) -> pa.Table:
@@ -221,6 +229,7 @@ def _fingerprint(job: Job, listing: Listing, base: Base | None, changes: Changes
     facts = {
         "settings": job.settings,
         "sources": listing.state_digest,
+        "roots": listing.roots,
         "base": base and base.manifest.digest,
         "changes": changes and table_digest([changes.renewed.select(["uri"]), changes.stale]),
     }

@@ -1,7 +1,6 @@
-"""Decoded media to the tensors that a model takes, each array copied once."""
+"""Decoded media to the tensors that a model takes."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,8 +16,10 @@ from pipeline.media import (
     TableFormat,
     TextFormat,
     VideoFormat,
+    array_type,
     check_array,
 )
+from pipeline.media.point_fourier import point_features
 from pipeline.media.points_format import NUM_DIMS
 
 Inputs = torch.Tensor | TableRows
@@ -27,161 +28,134 @@ BatchInputs = Inputs | dict[str, Inputs]
 BatchMask = torch.Tensor | dict[str, torch.Tensor] | None
 
 
-class Collator:
-    """A batch of media of one format, filled row by row.
-
-    Args:
-        media: their format.
-        size: rows; those that nothing is put into stay zero, and masked.
-    """
-
-    def __init__(self, media: MediaFormat, size: int) -> None:
-        self.media = media
-        self._lengths = np.zeros(size, np.int64)
-        self._rows: Any = None
-        match media:
-            case ImageFormat():
-                shape = (size, media.height, media.width, media.channels)
-                self._rows = np.zeros(shape, np.uint8)
-            case VideoFormat():
-                self._rows = np.zeros((size, *media.shape), np.uint8)
-            case AudioFormat():
-                kind = np.int16 if media.mel is None else np.float32
-                self._rows = np.zeros((size, *media.shape), kind)
-            case PointsFormat():
-                self._rows = np.zeros((size, media.num_points, NUM_DIMS), np.float32)
-            case TextFormat():
-                self._rows = np.full((size, media.max_length), PAD, np.int64)
-            case TableFormat():
-                self._rows = np.full((size, len(media.columns)), np.nan)
-
-    def put(self, row: int, array: np.ndarray) -> None:
-        """Copy a sample's array, such as a view of a shard's memory, into its row.
-
-        Raises:
-            ValueError: it is not what the format says.
-        """
-        check_array(array, self.media)
-        match self.media:
-            case TextFormat():
-                np.add(array, NUM_SPECIAL, out=self._rows[row, : len(array)], dtype=np.int64)
-            case AudioFormat() | PointsFormat():
-                self._rows[row, : len(array)] = array
-            case _:
-                self._rows[row] = array
-        self._lengths[row] = len(array)
-
-    @property
-    def lacks_rows(self) -> bool:
-        """Whether there is a row that nothing was put into."""
-        return not self._lengths.all()
-
-    def row_mask(self) -> torch.Tensor | None:
-        """Where images and films are, bool as the model takes it: rows that were put. Else None."""
-        present = torch.from_numpy(self._lengths > 0)
-        match self.media:
-            case ImageFormat():
-                return present[:, None, None].expand(-1, self.media.height, self.media.width)
-            case VideoFormat():
-                return present[:, None].expand(-1, self.media.num_frames)
-        return None
-
-    def finish(self) -> tuple[Inputs, torch.Tensor | None]:
-        """The inputs and their mask, as :func:`collate` returns them."""
-        match self.media:
-            case ImageFormat() | VideoFormat():
-                return torch.from_numpy(self._rows), None
-            case TableFormat():
-                numeric, categorical = np.split(self._rows, [len(self.media.numeric)], axis=1)
-                missing = np.isnan(categorical)
-                indices = np.where(missing, -1, categorical).astype(np.int64)
-                return TableRows(torch.from_numpy(numeric.copy()), torch.from_numpy(indices)), None
-            case TextFormat():
-                self._rows = self._rows[:, : max(1, self._lengths.max(initial=0))]
-        length = self._rows.shape[1]
-        rows = torch.from_numpy(np.ascontiguousarray(self._rows))
-        mask = torch.from_numpy(np.arange(length) < self._lengths[:, None])
-        if isinstance(self.media, AudioFormat) and self.media.mel is not None:
-            # A feature map of one column, whose channels are the bands.
-            return standardise_frames(rows, mask).unsqueeze(2), mask.unsqueeze(2)
-        return rows, mask
+def padded_length(media: MediaFormat) -> int | None:
+    """What the first axis of every array is filled up to; None for a batch's longest."""
+    match media:
+        case AudioFormat():
+            return media.shape[0]
+        case PointsFormat():
+            return media.num_points
+    return None
 
 
-class JointCollator:
-    """A batch of samples of several modalities, each of which a sample may lack.
-
-    Args:
-        formats: by modality.
-        size: rows.
-    """
-
-    def __init__(self, formats: Mapping[str, MediaFormat], size: int) -> None:
-        self._collators = {name: Collator(fmt, size) for name, fmt in formats.items()}
-
-    def put(self, row: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Copy the arrays that a sample has into its row. Raises ValueError as `Collator.put`."""
-        for name, array in arrays.items():
-            self._collators[name].put(row, array)
-
-    def finish(self) -> tuple[dict[str, Inputs], dict[str, torch.Tensor]]:
-        """Inputs and masks by modality; what every row has and fills has no mask.
-
-        Nor has the only modality's image or film: a row without it has nothing to be masked from.
-        """
-        inputs, masks = {}, {}
-        for name, collator in self._collators.items():
-            inputs[name], mask = collator.finish()
-            if mask is None and collator.lacks_rows and len(self._collators) > 1:
-                mask = collator.row_mask()
-            if mask is not None:
-                masks[name] = mask
-        return inputs, masks
+def blank(media: MediaFormat, size: int) -> torch.Tensor:
+    """A batch in which no sample has the modality, as `model_inputs` takes it."""
+    dtype, shape = array_type(media)
+    if isinstance(media, TextFormat):
+        shape = (1,)
+    return torch.from_numpy(np.zeros((size, *shape), dtype))
 
 
-def collate(
-    arrays: Iterable[np.ndarray | None], media: MediaFormat
+def model_inputs(
+    rows: torch.Tensor, lengths: torch.Tensor, media: MediaFormat
 ) -> tuple[Inputs, torch.Tensor | None]:
-    """Decoded media as a batch; None leaves a row that is masked throughout.
+    """Stacked media as a model takes them, on the device where they are.
+
+    Args:
+        rows: arrays as :func:`pipeline.media.check_array` says, one in each row, the rest zero.
+        lengths: int64 ``[batch]``, the length of each array's first axis; 0 where there is none.
+        media: their format.
 
     Returns:
         The inputs and their bool mask, by modality:
 
-        - images, uint8 ``[batch, height, width, channels]``, and None (None is all zero)
+        - images, uint8 ``[batch, height, width, channels]``, and None
         - films, uint8 ``[batch, frames, height, width, channels]``, and None
         - sound, int16 ``[batch, samples]``, and ``[batch, samples]``; log-mel frames, float32
           ``[batch, frames, 1, num_mels]``, each sample's standardised as the model's own front end
           does, and ``[batch, frames, 1]``
-        - points, float32 ``[batch, num_points, 3]``, and ``[batch, num_points]``
+        - points, float32 ``[batch, num_points, 3]``, or their Fourier features where the format
+          has them stored, ``[batch, num_points, channels]``; and ``[batch, num_points]``
         - text, int64 ``[batch, longest]``: bytes plus 6 (DeepMind's byte vocabulary), padded with
           its PAD, and ``[batch, longest]``
         - tables, :class:`~perceiver_model.adapters.table.TableRows`: numbers, float64 with NaN
           where missing, and categories, int64 with -1 where missing; and None
+    """
+    match media:
+        case ImageFormat() | VideoFormat():
+            return rows, None
+        case TableFormat():
+            rows = rows.masked_fill(lengths[:, None] == 0, torch.nan)
+            numeric, categorical = rows.split([len(media.numeric), len(media.categorical)], dim=1)
+            return TableRows(numeric, categorical.nan_to_num(nan=-1.0).long()), None
+    mask = torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
+    match media:
+        case TextFormat():
+            return (rows.long() + NUM_SPECIAL).masked_fill(~mask, PAD), mask
+        case PointsFormat():
+            return rows.float(), mask
+        case AudioFormat() if media.mel is not None:
+            # A feature map of one column, whose channels are the bands.
+            return standardise_frames(rows.float(), mask).unsqueeze(2), mask.unsqueeze(2)
+    return rows, mask
+
+
+def joint_inputs(
+    rows: Mapping[str, torch.Tensor],
+    lengths: Mapping[str, torch.Tensor],
+    formats: Mapping[str, MediaFormat],
+) -> tuple[BatchInputs, BatchMask]:
+    """Inputs and masks by modality; of a single modality, these alone.
+
+    Images and films of several modalities have a mask where a sample lacks them. A single
+    modality's have none: a row without it has nothing to be masked from.
+
+    Args:
+        rows, lengths: by modality, as `model_inputs` takes them.
+        formats: by modality.
+    """
+    inputs: dict[str, Inputs] = {}
+    masks: dict[str, torch.Tensor] = {}
+    for name, media in formats.items():
+        inputs[name], mask = model_inputs(rows[name], lengths[name], media)
+        if len(formats) == 1:
+            return inputs[name], mask
+        if mask is None:
+            mask = _presence(lengths[name] > 0, media)
+        if mask is not None:
+            masks[name] = mask
+    return inputs, masks
+
+
+def _presence(present: torch.Tensor, media: MediaFormat) -> torch.Tensor | None:
+    """Which rows have an image or a film, as the model takes it; None where all do."""
+    if present.all():
+        return None
+    match media:
+        case ImageFormat():
+            return present[:, None, None].expand(-1, media.height, media.width)
+        case VideoFormat():
+            return present[:, None].expand(-1, media.num_frames)
+    return None
+
+
+def collate(
+    arrays: Sequence[np.ndarray | None], media: MediaFormat, device: torch.device | None = None
+) -> tuple[Inputs, torch.Tensor | None]:
+    """Decoded media as a batch on a device; None leaves a row that is masked throughout.
+
+    Returns:
+        As :func:`model_inputs`.
 
     Raises:
         ValueError: an array has another shape than ``media`` says.
     """
-    rows = list(arrays)
-    collator = Collator(media, len(rows))
-    for row, array in enumerate(rows):
+    read = [None if array is None else _read(array, media) for array in arrays]
+    lengths = torch.tensor([0 if array is None else len(array) for array in read])
+    shapes = [array.shape[1:] for array in read if array is not None]
+    rows = blank(media, len(read)).numpy()
+    if shapes:
+        length = padded_length(media) or int(lengths.max())
+        rows = np.zeros((len(read), length, *shapes[0]), rows.dtype)
+    for row, array in zip(rows, read, strict=True):
         if array is not None:
-            collator.put(row, array)
-    return collator.finish()
+            row[: len(array)] = array
+    return model_inputs(torch.from_numpy(rows).to(device), lengths.to(device), media)
 
 
-def to_device(inputs: BatchInputs, mask: BatchMask, device: torch.device) -> tuple[Any, Any]:
-    """Both on a device; without waiting, where they are pinned."""
-    return tuple(_each(part, lambda t: t.to(device, non_blocking=True)) for part in (inputs, mask))
-
-
-def pinned(inputs: BatchInputs, mask: BatchMask) -> tuple[Any, Any]:
-    """Both in memory that a GPU reads directly."""
-    return tuple(_each(part, lambda tensor: tensor.pin_memory()) for part in (inputs, mask))
-
-
-def _each(part: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """The same structure of changed tensors."""
-    if isinstance(part, dict):
-        return {name: _each(inner, change) for name, inner in part.items()}
-    if isinstance(part, TableRows):
-        return TableRows(*map(change, part))
-    return part if part is None else change(part)
+def _read(array: np.ndarray, media: MediaFormat) -> np.ndarray:
+    """What a model reads of a decoded array: what a shard would hold for it."""
+    check_array(array, media)
+    if isinstance(media, PointsFormat) and media.fourier and array.shape[1] == NUM_DIMS:
+        return point_features(array, media.fourier)
+    return array

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from perceiver_model import PerceiverClassifier
 from perceiver_model.classifier_config import ClassifierConfig
-from pipeline.collate import collate, to_device
+from pipeline.collate import collate
 from pipeline.media import (
     FittedTableFormat,
     MediaError,
@@ -169,8 +169,8 @@ class Predictor:
         Returns:
             float64 ``[len(arrays), classes]``; rows sum to 1.
         """
-        inputs, mask = collate(arrays, self.card.media)
-        logits = self.model(*to_device(inputs, mask, self.device))
+        inputs, mask = collate(arrays, self.card.media, self.device)
+        logits = self.model(inputs, mask)
         return logits.double().softmax(dim=1).cpu().numpy()
 
 

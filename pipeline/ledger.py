@@ -1,13 +1,14 @@
 """The ledger of a shard set: the sources it was made from, and the state that they were in.
 
-It lies beside the set, not in it: sizes and times of files differ from machine to machine, and the
-set's bytes must not. Where it is missing or another set's, the set's own indexes stand for it; then
-every source has to be hashed again to know whether it has changed.
+It lies beside the set, not in it: places, sizes and times of files differ from machine to machine,
+and the set's bytes must not. Where it is missing or another set's, the set's own indexes stand for
+it; then every source has to be hashed again to know whether it has changed.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +30,7 @@ _SCHEMA = pa.schema(
         ("shard", pa.int64()),
     ]
 )
-_SECONDS, _DIGEST = b"seconds", b"digest"
+_SECONDS, _DIGEST, _PLACES = b"seconds", b"digest", b"places"
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,12 @@ class Ledger:
     Attributes:
         table: a row for each source, by URI; columns uri, split, state, sha256, target, shard.
         seconds: what the last run that changed the set took.
+        places: split to folder, listing or URL; empty where that is not known.
     """
 
     table: pa.Table
-    seconds: float
+    seconds: float = 0.0
+    places: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, shards: Path) -> Self:
@@ -51,12 +54,12 @@ class Ledger:
         try:
             table = decode_parquet(path.read_bytes(), _SCHEMA, str(path))
         except (FileNotFoundError, ShardError):
-            return cls(_sources_in(shards), 0.0)
+            return cls(_sources_in(shards))
         about = table.schema.metadata or {}
         # A run killed between the set and its ledger leaves an older set's.
         if about.get(_DIGEST) != ShardSet.open(shards).digest.encode():
-            return cls(_sources_in(shards), 0.0)
-        return cls(table, float(about[_SECONDS]))
+            return cls(_sources_in(shards))
+        return cls(table, float(about[_SECONDS]), json.loads(about[_PLACES]))
 
 
 def ledger_path(shards: Path) -> Path:
@@ -74,10 +77,16 @@ def source_states(table: pa.Table) -> pa.Array:
     return pa.array(states, pa.string())
 
 
-def write_ledger(shards: Path, table: pa.Table, seconds: float) -> None:
+def write_ledger(
+    shards: Path, table: pa.Table, *, seconds: float, places: Mapping[str, str]
+) -> None:
     """Note that the set in ``shards`` was made from the sources of a listing."""
     made = _sources_in(shards)
-    about = {_SECONDS: str(seconds), _DIGEST: ShardSet.open(shards).digest}
+    about = {
+        _SECONDS: str(seconds),
+        _DIGEST: ShardSet.open(shards).digest,
+        _PLACES: json.dumps(dict(places)),
+    }
     found = pc.index_in(table["uri"], value_set=made["uri"].combine_chunks())
     columns = {
         "uri": table["uri"],

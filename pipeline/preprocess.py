@@ -12,14 +12,27 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.build import Base, Job, build, refused_rows, sha256s, uri_texts
+from pipeline.build import (
+    Base,
+    Job,
+    build,
+    refused_rows,
+    remove_leftovers,
+    sha256s,
+    uri_texts,
+)
 from pipeline.changes import Changes, find_changes
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.errors import UserError
-from pipeline.ledger import Ledger, write_ledger
+from pipeline.ledger import Ledger, ledger_path, write_ledger
 from pipeline.positions import position_specs
-from pipeline.settings import data_config, refuse_other_settings, sample_settings
+from pipeline.settings import (
+    data_config,
+    refuse_other_settings,
+    sample_settings,
+    source_places,
+)
 from pipeline.sources import Listing, list_sources
 from pipeline.stages import StageRecord, write_stage
 from shards import ShardSet, read_quarantine_table, verify
@@ -69,15 +82,22 @@ def retry_quarantine(path: str, console: Console, *, address: str | None = None)
         As :func:`preprocess`.
 
     Raises:
-        UserError: no set that ``perceiver preprocess`` made, or nothing in quarantine.
+        UserError: no set that ``perceiver preprocess`` made, nothing in quarantine, or it is not
+            known where the sources lie.
     """
     final = Path(path).expanduser().absolute()
     manifest = ShardSet.open(final).manifest
     if not manifest.quarantined:
         raise UserError(f"{path}: nothing is in quarantine")
+    places = Ledger.read(final).places
+    if not places:
+        raise UserError(
+            f"{ledger_path(final)}: is missing or belongs to another set, so nothing tells where "
+            "the sources lie; run 'perceiver preprocess' with the set's configuration first"
+        )
     job = Job(
         # What was let through when the set was made is let through again.
-        data=data_config(manifest).model_copy(update={"max_bad_fraction": 1.0}),
+        data=data_config(manifest, places).model_copy(update={"max_bad_fraction": 1.0}),
         seed=manifest.config["seed"],
         settings=manifest.config,
         specs=tuple(manifest.positions.values()),
@@ -123,6 +143,7 @@ def _bring_up_to_date(
     changes = find_changes(
         base.ledger.table, listing.table, again, lambda rows: sha256s(job, listing, rows)
     )
+    _refuse_other_sources(job, base, changes)
     if changes or _refused_otherwise(listing, base):
         console.notice(
             f"{job.final}: {changes.renewed.num_rows} sources are new or changed, "
@@ -135,7 +156,8 @@ def _bring_up_to_date(
             f"{job.final}/{problems[0].file}: {problems[0].what} ({len(problems)} problems in "
             "all); make the set again with --fresh"
         )
-    write_ledger(job.final, listing.table, base.ledger.seconds)
+    remove_leftovers(job)
+    _note_sources(job, listing, base.ledger.seconds)
     return _result(job, 0, base.ledger.seconds, skipped=True)
 
 
@@ -145,6 +167,26 @@ def _open_base(job: Job) -> Base:
     return Base(
         manifest, Ledger.read(job.final), read_quarantine_table(job.final / "quarantine.parquet")
     )
+
+
+def _refuse_other_sources(job: Job, base: Base, changes: Changes) -> None:
+    """Sources may have moved; but where none of them is left, it is a mistake."""
+    before, now = base.ledger.places, source_places(job.data)
+    if not before or before == now or len(changes.unchanged):
+        return
+    moved = [
+        f"data.{split} was {before.get(split)!r}, is {now.get(split)!r}"
+        for split in sorted(before.keys() | now.keys())
+        if before.get(split) != now.get(split)
+    ]
+    raise UserError(
+        f"{job.final} was made from other sources, none of which is left: {'; '.join(moved)}. Give "
+        "this one another name (name=…) or place (shards=…), or replace the old one with --fresh"
+    )
+
+
+def _note_sources(job: Job, listing: Listing, seconds: float) -> None:
+    write_ledger(job.final, listing.table, seconds=seconds, places=source_places(job.data))
 
 
 def _refused_otherwise(listing: Listing, base: Base) -> bool:
@@ -161,7 +203,7 @@ def _finish(
     started = time.time()
     decoded = build(job, listing, base, changes, console)
     seconds = time.time() - started
-    write_ledger(job.final, listing.table, seconds)
+    _note_sources(job, listing, seconds)
     return _result(job, decoded, seconds, skipped=False)
 
 

@@ -10,7 +10,7 @@ import torch
 
 import perceiver_model
 import pipeline
-from pipeline.batches import load_batches
+from pipeline.batches import inputs_on, media_loader
 from pipeline.checkpoints import Checkpoint, read_checkpoint
 from pipeline.config import Config
 from pipeline.console import Console
@@ -19,7 +19,7 @@ from pipeline.inference import ModelCard, Predictor
 from pipeline.media import MediaFormat
 from pipeline.model_input import fitted_media
 from pipeline.tracking import run_config
-from shards import ShardReader, ShardSet, epoch_positions
+from shards import ShardReader, ShardSet
 
 EVALUATION_BATCH = 64
 # What a model imports beside its own code; pinned to what it was made with.
@@ -150,16 +150,13 @@ def evaluate(predictor: Predictor, shard_set: ShardSet, split: str) -> Evaluatio
     Raises:
         ShardError: the set has no such split.
     """
-    reader = ShardReader(shard_set, split)
-    numbers = epoch_positions(
-        reader, seed=0, epoch=0, rank=0, world_size=1, batch_size=EVALUATION_BATCH, shuffle=False
+    formats = {predictor.card.media.modality: predictor.card.media}
+    batches = media_loader(
+        ShardReader(shard_set, split), formats, batch_size=EVALUATION_BATCH, shuffle=False
     )
-    media = predictor.card.media
     correct = count = 0
-    for batch in load_batches(
-        reader, {media.modality: media}, numbers, num_workers=0, pin_memory=False
-    ):
-        logits = predictor.model(*batch.inputs_on(predictor.device)).cpu()
+    for batch in batches:
+        logits = predictor.model(*inputs_on(batch, formats, predictor.device)).cpu()
         good = batch.weights > 0
         correct += int(((logits.argmax(dim=1) == batch.targets) & good).sum())
         count += int(good.sum()) + len(batch.bad)

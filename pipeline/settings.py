@@ -1,15 +1,17 @@
 """The settings that determine a shard set's samples, and those that a decoder is given."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.config_data import DataConfig
+from pipeline.config_data import DataConfig, absolute
 from pipeline.errors import UserError
 from pipeline.media import MediaFormat, media_to_dict
 from pipeline.media.table import FittedTableFormat, TableFormat, TableVocabulary
 from pipeline.positions import position_specs
 from pipeline.section import flatten
+from pipeline.sources.tables import SPLITS
 from shards import Manifest
 
 VOCABULARY = "vocabulary"
@@ -19,11 +21,22 @@ _WITHOUT_EFFECT = frozenset({"max_bad_fraction"})
 
 
 def sample_settings(config: Config) -> dict[str, Any]:
-    """All that determines the samples, as JSON holds it; part of the set's digest."""
+    """All that determines the samples beside the sources, as JSON holds it.
+
+    It is part of the set's digest, so the places of the sources are not in it: the same files give
+    the same set wherever they lie.
+    """
     data = config.tree()["data"]
-    settings = {f"{_PREFIX}{key}": data[key] for key in data.keys() - _WITHOUT_EFFECT}
+    kept = data.keys() - _WITHOUT_EFFECT - source_places(config.data).keys()
+    settings = {f"{_PREFIX}{key}": data[key] for key in kept}
     specs = [spec.to_dict() for spec in position_specs(config.classifier(2))]
     return {**settings, "seed": config.seed, "positions": specs}
+
+
+def source_places(data: DataConfig) -> dict[str, str]:
+    """The splits that have a place of their own, and these: absolute paths, or URLs."""
+    places = {split: getattr(data, split) for split in SPLITS}
+    return {split: absolute(place) for split, place in places.items() if isinstance(place, str)}
 
 
 def refuse_other_settings(manifest: Manifest, settings: dict[str, Any], what: str) -> None:
@@ -49,8 +62,11 @@ def refuse_other_settings(manifest: Manifest, settings: dict[str, Any], what: st
         )
 
 
-def data_config(manifest: Manifest) -> DataConfig:
+def data_config(manifest: Manifest, places: Mapping[str, str]) -> DataConfig:
     """The section ``data`` that a set was made with.
+
+    Args:
+        places: of the set's sources, as :func:`source_places` gives them.
 
     Raises:
         UserError: the set was made by something else.
@@ -61,7 +77,7 @@ def data_config(manifest: Manifest) -> DataConfig:
         if key.startswith(_PREFIX)
     }
     try:
-        return DataConfig.model_validate(fields, strict=False)
+        return DataConfig.model_validate({**fields, **places}, strict=False)
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

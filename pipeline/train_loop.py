@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from cluster.engine_state import gather_state
 from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.inputs import AudioInput, ImageInput
 from pipeline.augment import augment_audio, augment_images, step_seed
-from pipeline.batches import BadSample, Batch, load_batches
+from pipeline.batches import inputs_on, media_loader
 from pipeline.checkpoints import TrainState, save_checkpoint
 from pipeline.collate import BatchInputs, BatchMask
 from pipeline.config import Config
@@ -24,7 +23,11 @@ from pipeline.progress import Progress
 from pipeline.schedule import learning_rate
 from pipeline.stages import write_json
 from pipeline.tracking import RunLogger
-from shards import ShardReader, ShardSet, epoch_positions
+from shards import ShardReader, ShardSet
+from shards.loader import ShardBatch, ShardLoader
+
+NO_CLASS = -1
+"""Target of padding and of samples that could not be read, in a `ShardBatch`."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,13 @@ class TrainLoop:
 
     def __post_init__(self) -> None:
         training = self.config.training
-        self.train_reader = ShardReader(self.shard_set, "train")
+        # What is left over after whole batches waits for another epoch, and another shuffle.
+        self.train_batches = self._loader("train", shuffle=True, drop_last=True)
         self.steps_per_epoch = steps_per_epoch(self.config, self.shard_set)
         self.eval_split = "validation" if "validation" in self.shard_set.manifest.counts else None
-        self.bad: dict[str, BadSample] = {}
+        if self.eval_split:
+            self.eval_batches = self._loader(self.eval_split, shuffle=False, drop_last=False)
+        self.bad: dict[str, str] = {}
         total = training.epochs * self.steps_per_epoch * training.batch_size
         self.progress = Progress(total_samples=total, epochs=training.epochs)
 
@@ -87,7 +93,7 @@ class TrainLoop:
         }
         self._check_bad("train", sums[3], sums[2] + sums[3])
         if self.eval_split:
-            metrics |= self.evaluate(self.eval_split)
+            metrics |= self.evaluate()
         state = TrainState(
             step=state.step,
             epoch=state.epoch + 1,
@@ -106,7 +112,8 @@ class TrainLoop:
         sums[:] = torch.tensor(state.sums or (0.0,) * 4)
         step_in_epoch = state.samples // training.batch_size
         self.engine.train()
-        micro_steps = iter(self._micro_batches(state))
+        self.train_batches.seek(state.epoch, state.samples)
+        micro_steps = iter(self.train_batches)
         while step_in_epoch < self.steps_per_epoch:
             rate = learning_rate(state.step, self.steps_per_epoch, training)
             for group in self.engine.optimizer.param_groups:
@@ -135,30 +142,21 @@ class TrainLoop:
                 self._save(state)
         return state, state.sums
 
-    def _micro_batches(self, state: TrainState) -> Iterator[Batch]:
-        numbers = epoch_positions(
-            self.train_reader,
-            seed=self.config.seed,
-            epoch=state.epoch,
+    def _loader(self, split: str, *, shuffle: bool, drop_last: bool) -> ShardLoader:
+        return media_loader(
+            ShardReader(self.shard_set, split),
+            self.config.data.formats,
+            batch_size=self.config.micro_batch_size(self.place.world_size),
             rank=self.place.rank,
             world_size=self.place.world_size,
-            batch_size=self.config.micro_batch_size(self.place.world_size),
-            start=state.samples,
-            shuffle=True,
-            drop_last=True,
-        )
-        return iter(self._load(self.train_reader, numbers))
-
-    def _load(self, reader: ShardReader, numbers: Any) -> Any:
-        return load_batches(
-            reader,
-            self.config.data.formats,
-            numbers,
+            seed=self.config.seed,
+            shuffle=shuffle,
+            drop_last=drop_last,
             num_workers=self.config.training.loader_workers,
             pin_memory=self.place.device.type == "cuda",
         )
 
-    def _micro_step(self, batch: Batch, seed: int) -> torch.Tensor:
+    def _micro_step(self, batch: ShardBatch, seed: int) -> torch.Tensor:
         """Forward and backward of one micro-batch, and an optimizer step where one is due.
 
         The loss is the mean over the good samples of all ranks. Returns the global sums of loss,
@@ -170,7 +168,11 @@ class TrainLoop:
         self._note_bad(batch)
         logits = self.engine(inputs, mask)
         losses = F.cross_entropy(
-            logits, targets, reduction="none", label_smoothing=self.config.training.label_smoothing
+            logits,
+            targets,
+            ignore_index=NO_CLASS,
+            reduction="none",
+            label_smoothing=self.config.training.label_smoothing,
         )
         total = (losses * weights).sum()
         # DeepSpeed averages gradients over the ranks.
@@ -180,10 +182,10 @@ class TrainLoop:
         sums = self._sum_over_ranks([total.detach(), correct])
         return torch.cat([sums, counts]).double().cpu()
 
-    def _augment(self, batch: Batch, seed: int) -> tuple[BatchInputs, BatchMask]:
+    def _augment(self, batch: ShardBatch, seed: int) -> tuple[BatchInputs, BatchMask]:
         """The inputs and their mask on the device; images and sound are changed at random."""
         place, config = self.place, self.config.training.augment
-        inputs, mask = batch.inputs_on(place.device)
+        inputs, mask = inputs_on(batch, self.config.data.formats, place.device)
         share = {"seed": seed, "rank": place.rank, "world_size": place.world_size}
         match self.classifier.input:
             case ImageInput():
@@ -200,26 +202,16 @@ class TrainLoop:
         return summed
 
     @torch.no_grad()
-    def evaluate(self, split: str) -> dict[str, float]:
-        """``val_loss`` and ``val_accuracy`` over every sample of a split, once."""
-        reader = ShardReader(self.shard_set, split)
-        numbers = epoch_positions(
-            reader,
-            seed=0,
-            epoch=0,
-            rank=self.place.rank,
-            world_size=self.place.world_size,
-            batch_size=self.config.micro_batch_size(self.place.world_size),
-            shuffle=False,
-            drop_last=False,
-        )
+    def evaluate(self) -> dict[str, float]:
+        """``val_loss`` and ``val_accuracy`` over every sample of the validation split, once."""
+        assert self.eval_split is not None
         self.engine.eval()
         sums = torch.zeros(4, dtype=torch.float64, device=self.place.device)
-        for batch in self._load(reader, numbers):
-            logits = self.engine(*batch.inputs_on(self.place.device))
+        for batch in self.eval_batches:
+            logits = self.engine(*inputs_on(batch, self.config.data.formats, self.place.device))
             targets = batch.targets.to(self.place.device)
             weights = batch.weights.to(self.place.device)
-            losses = F.cross_entropy(logits, targets, reduction="none")
+            losses = F.cross_entropy(logits, targets, ignore_index=NO_CLASS, reduction="none")
             sums[0] += (losses * weights).sum()
             sums[1] += ((logits.argmax(dim=1) == targets) * weights).sum()
             sums[2] += weights.sum()
@@ -227,20 +219,20 @@ class TrainLoop:
             self._note_bad(batch)
         dist.all_reduce(sums)
         loss, correct, count, bad = sums.tolist()
-        self._check_bad(split, bad, count + bad)
+        self._check_bad(self.eval_split, bad, count + bad)
         return {"val_loss": loss / max(1.0, count), "val_accuracy": correct / max(1.0, count)}
 
-    def _note_bad(self, batch: Batch) -> None:
-        for bad in batch.bad:
-            self.bad.setdefault(bad.source, bad)
+    def _note_bad(self, batch: ShardBatch) -> None:
+        for source, reason in batch.bad:
+            self.bad.setdefault(source, reason)
 
     def _check_bad(self, split: str, bad: float, total: float) -> None:
         """Tell of the samples that could not be read; fail when they are too many."""
         if bad == 0:
             return
         everyone: list[Any] = [None] * self.place.world_size
-        dist.all_gather_object(everyone, list(self.bad.values()))
-        named = sorted({(b.source, b.reason) for rank in everyone for b in rank})
+        dist.all_gather_object(everyone, list(self.bad.items()))
+        named = sorted({bad for rank in everyone for bad in rank})
         if self.place.rank == 0:
             write_json(self.folder / "bad_samples.json", named)
         if bad / total > self.config.data.max_bad_fraction:

@@ -39,6 +39,7 @@ from pipeline.media import (
     media_from_dict,
     media_to_dict,
 )  # fmt: skip
+from pipeline.media.point_fourier import point_features
 from pipeline.model_input import VOCABULARY
 from pipeline.predict import predict_files
 
@@ -73,10 +74,12 @@ def test_films_are_stacked():
 
 def test_points_are_padded_and_masked():
     points = np.linspace(-1, 1, 15).reshape(5, 3).astype(np.float16)
-    inputs, mask = collate([points, None], POINTS)
-    assert (inputs.dtype, list(inputs.shape)) == (torch.float32, [2, 32, 3])
-    assert mask.sum(dim=1).tolist() == [5, 0] and mask[0, :5].all()
-    assert np.array_equal(inputs[0, :5], points.astype(np.float32)) and not inputs[0, 5:].any()
+    plain = dataclasses.replace(POINTS, fourier=None)
+    for media, expected in ((plain, points), (POINTS, point_features(points, POINTS.fourier))):
+        inputs, mask = collate([points, None], media)
+        assert (inputs.dtype, list(inputs.shape)) == (torch.float32, [2, 32, expected.shape[1]])
+        assert mask.sum(dim=1).tolist() == [5, 0] and mask[0, :5].all()
+        assert np.array_equal(inputs[0, :5], expected) and not inputs[0, 5:].any()
 
 
 def test_text_is_padded_to_the_longest_in_deepminds_byte_vocabulary():
@@ -116,12 +119,16 @@ def test_stored_mel_frames_are_what_the_models_own_front_end_makes(tmp_path, sec
     assert (found - expected).abs().max() < 0.01 < expected.abs().max()
 
 
-def test_the_models_features_of_points_are_those_in_the_shard(tmp_path):
+def test_stored_features_of_points_are_what_the_model_reads_and_would_compute(tmp_path):
     members = encode_members(decode(raw_media("points", 0), POINTS), POINTS)
     stored = decode_member(members["points.fourier.npy"], POINTS)
-    inputs = collate([decode_member(members["points.npy"], POINTS)], POINTS)
-    content, _ = build_adapter(make_config("points", tmp_path).classifier(2))(*inputs)
-    assert np.abs(content[0].numpy() - stored.astype(np.float32)).max() <= 2**-11
+    points = decode_member(members["points.npy"], POINTS)
+    adapter = build_adapter(make_config("points", tmp_path).classifier(2))
+    for arrays in ([stored], [points]):
+        content, _ = adapter(*collate(arrays, POINTS))
+        assert np.array_equal(content[0].numpy(), stored.astype(np.float32))
+    computed, _ = adapter(*collate([points], dataclasses.replace(POINTS, fourier=None)))
+    assert np.abs(computed[0].numpy() - stored.astype(np.float32)).max() <= 2**-11
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +120,52 @@ def test_without_its_ledger_the_set_itself_tells_what_it_was_made_from(
     assert preprocess(config, console)["decoded"] == 1
 
 
+def test_sources_that_moved_are_known_again_by_their_content(
+    config: Config, make_config: MakeConfig, console: Console, tmp_path: Path
+) -> None:
+    first = preprocess(config, console)
+    shutil.copytree(config.data.train, tmp_path / "moved")  # with other times
+    moved = make_config(
+        tmp_path / "out", f"data.train={tmp_path / 'moved'}", "data.samples_per_shard=100"
+    )
+    second = preprocess(moved, console)
+    assert (second["skipped"], second["decoded"]) == (True, 0)
+    Image.new("L", (28, 28), 5).save(tmp_path / "moved" / "0" / "new.png")
+    assert preprocess(moved, console)["decoded"] == 1
+    (tmp_path / "moved" / "1" / "bad.png").write_bytes(b"no picture")
+    again = retry_quarantine(preprocess(moved, console)["shards"], console)
+    assert (again["decoded"], again["num_quarantined"]) == (1, 1)
+    elsewhere = moved.model_copy(update={"name": "elsewhere"})
+    assert ShardSet.open(first["shards"]).digest != first["digest"]
+    (tmp_path / "moved" / "1" / "bad.png").unlink()
+    (tmp_path / "moved" / "0" / "new.png").unlink()
+    assert preprocess(elsewhere, console)["digest"] == first["digest"], "no path is in the digest"
+
+
+def test_wholly_other_sources_are_refused_and_nothing_changes(
+    config: Config, make_config: MakeConfig, console: Console, tmp_path: Path
+) -> None:
+    first = preprocess(config, console)
+    for name in ("0", "1"):
+        (tmp_path / "other" / name).mkdir(parents=True)
+        for shade in range(20):
+            Image.new("L", (28, 28), shade).save(tmp_path / "other" / name / f"{shade}.png")
+    other = make_config(
+        tmp_path / "out", f"data.train={tmp_path / 'other'}", "data.samples_per_shard=100"
+    )
+    with pytest.raises(UserError, match=r"none of which is left: data\.train was .*--fresh"):
+        preprocess(other, console)
+    assert ShardSet.open(first["shards"]).digest == first["digest"]
+
+
+def test_a_retry_without_the_ledger_says_what_is_missing(config: Config, console: Console) -> None:
+    (Path(config.data.train) / "1" / "bad.png").write_bytes(b"no picture")
+    shards = Path(preprocess(config, console)["shards"])
+    ledger_path(shards).unlink()
+    with pytest.raises(UserError, match=r"sources\.parquet: is missing .* run 'perceiver prep"):
+        retry_quarantine(str(shards), console)
+
+
 def test_a_new_class_is_added_behind_the_others(config: Config, console: Console) -> None:
     preprocess(config, console)
     folder = Path(config.data.train) / "00-first-by-name"
@@ -229,3 +276,7 @@ def test_a_kill_while_publishing_costs_no_shard(
     shards = Path(config.shards_folder)
     assert {path.name: path.stat().st_mtime_ns for path in shards.glob("*.tar")} == made
     assert verify(shards) == []
+    # Killed between the set and its tidying.
+    shards.with_name("shards.partial.made_by").write_text("left behind")
+    assert preprocess(config, console)["skipped"]
+    assert [path.name for path in shards.parent.iterdir() if "partial" in path.name] == []

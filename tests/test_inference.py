@@ -5,6 +5,7 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,13 +25,14 @@ from perceiver_model import (
     Patches,
     PerceiverClassifier,
 )
-from pipeline.batches import BadSample, BatchDataset, load_batches
+from pipeline.batches import inputs_on, media_loader
 from pipeline.collate import collate
 from pipeline.inference import ModelCard, Predictor, as_inputs
-from pipeline.media import AudioFormat, ImageFormat, check_array
+from pipeline.media import AudioFormat, ImageFormat, MediaFormat, check_array
 from pipeline.media.images import encode_jpeg
 from pipeline.predict import list_inputs, write_predictions
-from shards import PADDING, Sample, ShardReader, ShardSet, encode_npy, publish, write_shard
+from shards import Sample, ShardReader, ShardSet, encode_npy, publish, write_shard
+from shards.loader import ShardBatch
 
 CLASSES = ("cat", "dog", "owl")
 IMAGES = ImageFormat(height=8, width=8, channels=1)
@@ -283,77 +285,83 @@ def images(tmp_path) -> ShardReader:
     return make_reader(tmp_path, IMAGES, contents)
 
 
+def one_batch(reader: ShardReader, media: MediaFormat, **options: Any) -> ShardBatch:
+    """The first batch in the order of the shards."""
+    loader = media_loader(reader, {media.modality: media}, shuffle=False, **options)
+    return next(iter(loader))
+
+
 def test_padding_and_unreadable_samples_weigh_nothing_and_the_latter_are_named(images):
-    batch = BatchDataset(images, {"image": IMAGES})[np.array([8, PADDING, 2, 0, 4, 5, 7])]
-    assert batch.weights.tolist() == [1, 0, 0, 1, 0, 1, 0]
+    batch = one_batch(images, IMAGES, batch_size=10)
+    inputs, mask = inputs_on(batch, {"image": IMAGES}, torch.device("cpu"))
+    assert batch.weights.tolist() == [1, 1, 0, 1, 0, 1, 1, 0, 1, 0]
     assert batch.weights.dtype == torch.float32
-    assert batch.targets.tolist() == [2, 0, 0, 0, 0, -1, 0]
+    assert batch.targets.tolist() == [0, 1, -1, 0, -1, -1, 0, -1, 2, -1]
     assert batch.targets.dtype == torch.int64
-    assert batch.inputs[:, 0, 0, 0].tolist() == [85, 0, 0, 5, 0, 55, 0]
-    assert batch.mask is None
-    assert [bad.source for bad in batch.bad] == ["train/2.png", "train/4.png", "train/7.png"]
-    assert "does not fit" in batch.bad[1].reason
-    assert all(bad.reason and "\n" not in bad.reason for bad in batch.bad)
+    assert inputs[:, 0, 0, 0].tolist() == [5, 15, 0, 35, 0, 55, 65, 0, 85, 0]
+    assert mask is None
+    assert [source for source, _ in batch.bad] == ["train/2.png", "train/4.png", "train/7.png"]
+    assert "does not fit" in batch.bad[1][1]
+    assert all(reason and "\n" not in reason for _, reason in batch.bad)
 
 
 def test_a_batch_of_padding_is_all_zero(images):
-    batch = BatchDataset(images, {"image": IMAGES})[np.full(3, PADDING)]
-    assert list(batch.inputs.shape) == [3, 8, 8, 1] and not batch.inputs.any()
+    batch = one_batch(images, IMAGES, batch_size=3, rank=3, world_size=4)
+    inputs, _ = inputs_on(batch, {"image": IMAGES}, torch.device("cpu"))
+    assert list(inputs.shape) == [3, 8, 8, 1] and not inputs.any()
     assert not batch.weights.any() and batch.bad == ()
 
 
 def test_a_lost_tar_is_named_for_each_of_its_samples(images):
     folder = images.shard_set.location.folder
     (folder / images.shard_set.listing["name"][1].as_py()).unlink()
-    batch = BatchDataset(images, {"image": IMAGES})[np.array([3, 5, 6])]
-    assert batch.weights.tolist() == [1, 0, 0]
-    assert [bad.source for bad in batch.bad] == [
-        "sample 5 of split train",
-        "sample 6 of split train",
-    ]
-    assert all("missing" in bad.reason for bad in batch.bad)
+    batch = one_batch(images, IMAGES, batch_size=9)
+    assert batch.weights.tolist() == [1, 1, 0, 1, 0, 0, 0, 0, 1]
+    lost = {source: reason for source, reason in batch.bad if source.startswith("sample")}
+    assert list(lost) == [f"sample {number} of split train" for number in (4, 5, 6, 7)]
+    assert all("missing" in reason for reason in lost.values())
 
 
 def test_a_lacking_member_is_named(images):
     other = ImageFormat(height=8, width=8, channels=1, encoding="jpeg")
-    (bad,) = BatchDataset(images, {"image": other})[np.array([0])].bad
-    assert bad.source == "train/0.png" and "image.jpg" in bad.reason
+    ((source, reason),) = one_batch(images, other, batch_size=1).bad
+    assert source == "train/0.png" and "image.jpg" in reason
 
 
 def test_jpeg_members_are_decoded(tmp_path):
     media = ImageFormat(height=8, width=8, channels=3, encoding="jpeg")
     pixels = np.full((8, 8, 3), 90, np.uint8)
     reader = make_reader(tmp_path, media, [encode_jpeg(pixels, 95), b"\xff\xd8 broken"])
-    batch = BatchDataset(reader, {"image": media})[np.array([0, 1])]
-    assert (batch.inputs[0].int() - 90).abs().max() <= 2
-    assert batch.weights.tolist() == [1, 0] and batch.bad[0].source == "train/1.png"
+    batch = one_batch(reader, media, batch_size=2)
+    assert (batch.fields["image"][0].int() - 90).abs().max() <= 2
+    assert batch.weights.tolist() == [1, 0] and batch.bad[0][0] == "train/1.png"
 
 
 def test_sounds_come_with_their_masks(tmp_path):
     contents = [encode_npy(np.full(length, 3, np.int16)) for length in (100, 40, 120)]
-    batch = BatchDataset(make_reader(tmp_path, SOUNDS, contents), {"audio": SOUNDS})[
-        np.array([1, PADDING, 0, 2])
-    ]
-    assert batch.mask.sum(dim=1).tolist() == [40, 0, 100, 0]
-    assert batch.weights.tolist() == [1, 0, 1, 0]
-    assert [bad.source for bad in batch.bad] == ["train/2.png"]
+    batch = one_batch(make_reader(tmp_path, SOUNDS, contents), SOUNDS, batch_size=4)
+    sounds, mask = inputs_on(batch, {"audio": SOUNDS}, torch.device("cpu"))
+    assert mask.sum(dim=1).tolist() == [100, 40, 0, 0] and list(sounds.shape) == [4, 100]
+    assert batch.weights.tolist() == [1, 1, 0, 0]
+    assert [source for source, _ in batch.bad] == ["train/2.png"]
 
 
 def test_loader_processes_give_the_same_batches_in_the_same_order(images):
-    numbers = [np.array([8, 2]), np.array([0, PADDING]), np.array([5, 1]), np.array([7, 4])]
     here, there = (
-        list(
-            load_batches(images, {"image": IMAGES}, numbers, num_workers=workers, pin_memory=False)
-        )
+        list(media_loader(images, {"image": IMAGES}, batch_size=2, seed=3, num_workers=workers))
         for workers in (0, 1)
     )
-    assert len(here) == len(there) == 4
+    assert len(here) == len(there) == 5
     for one, other in zip(here, there, strict=True):
-        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.fields["image"], other.fields["image"])
         assert torch.equal(one.targets, other.targets)
         assert torch.equal(one.weights, other.weights)
         assert one.bad == other.bad
-    assert here[0].bad == (BadSample("train/2.png", here[0].bad[0].reason),)
+    assert sorted(source for batch in here for source, _ in batch.bad) == [
+        "train/2.png",
+        "train/4.png",
+        "train/7.png",
+    ]
 
 
 # --- names of files ---

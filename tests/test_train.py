@@ -19,14 +19,14 @@ from safetensors.torch import load_file, save_file
 
 from cluster import ClusterError
 from perceiver_model import PerceiverClassifier
-from pipeline.batches import BatchDataset
+from pipeline.batches import inputs_on, media_loader
 from pipeline.checkpoints import best_checkpoint, last_checkpoint
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.train import train
 from pipeline.worker import TrainTask, make_optimizer, open_training
-from shards import ShardReader, ShardSet, epoch_positions
+from shards import ShardReader, ShardSet
 
 MakeConfig = Callable[..., Config]
 
@@ -96,15 +96,14 @@ def one_step_by_hand(config: Config) -> dict[str, torch.Tensor]:
     shard_set = ShardSet.open(config.shards_folder)
     reader = ShardReader(shard_set, "train")
     size = config.training.batch_size
-    (numbers, *_) = epoch_positions(
-        reader, seed=config.seed, epoch=0, rank=0, world_size=1, batch_size=size
-    )
-    batch = BatchDataset(reader, config.data.formats)[numbers]
+    formats = config.data.formats
+    batch = next(iter(media_loader(reader, formats, batch_size=size, seed=config.seed)))
+    inputs, _ = inputs_on(batch, formats, torch.device("cpu"))
     torch.manual_seed(config.seed)
     model = PerceiverClassifier(config.classifier(3))
     optimizer = make_optimizer(model, config.training)
     smoothing = config.training.label_smoothing
-    F.cross_entropy(model(batch.inputs), batch.targets, label_smoothing=smoothing).backward()
+    F.cross_entropy(model(inputs), batch.targets, label_smoothing=smoothing).backward()
     assert config.training.gradient_clipping is not None
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.gradient_clipping)
     optimizer.step()

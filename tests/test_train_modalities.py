@@ -7,33 +7,31 @@ import pytest
 import torch
 from modality_samples import FORMATS, make_config, make_shards, raw_media
 
-from pipeline.batches import BatchDataset
+from pipeline.batches import inputs_on, media_loader
 from pipeline.collate import collate
 from pipeline.config import Config
 from pipeline.media import decode
 from pipeline.worker import TrainTask, open_training
-from shards import PADDING, ShardReader
+from shards import ShardReader
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_batches_come_from_shards_as_from_raw_media(kind, tmp_path):
     config = make_config(kind, tmp_path)
     reader = ShardReader(make_shards(kind, tmp_path, config), "train")
-    batch = BatchDataset(reader, config.data.formats)[np.array([5, PADDING, 0])]
-    arrays = [
-        decode(raw_media(kind, 5), FORMATS[kind]),
-        None,
-        decode(raw_media(kind, 0), FORMATS[kind]),
-    ]
-    inputs, mask = collate(arrays, FORMATS[kind])
-    for found, expected in zip(
-        batch.inputs if kind == "table" else [batch.inputs],
-        inputs if kind == "table" else [inputs],
-        strict=True,
+    formats, size = config.data.formats, len(reader) + 1
+    (batch,) = media_loader(reader, formats, batch_size=size, shuffle=False)
+    found, found_mask = inputs_on(batch, formats, torch.device("cpu"))
+    arrays = [decode(raw_media(kind, number), FORMATS[kind]) for number in range(size - 1)]
+    expected, mask = collate([*arrays, None], FORMATS[kind])
+    tables = kind == "table"
+    for one, other in zip(
+        found if tables else [found], expected if tables else [expected], strict=True
     ):
-        assert torch.equal(found.nan_to_num(nan=-9), expected.nan_to_num(nan=-9))
-    assert (batch.mask is None and mask is None) or torch.equal(batch.mask, mask)
-    assert batch.weights.tolist() == [1, 0, 1] and batch.targets.tolist() == [1, 0, 0]
+        assert torch.equal(one.nan_to_num(nan=-9), other.nan_to_num(nan=-9))
+    assert (found_mask is None and mask is None) or torch.equal(found_mask, mask)
+    assert batch.weights.tolist() == [1] * (size - 1) + [0]
+    assert batch.targets.tolist() == [number % 2 for number in range(size - 1)] + [-1]
 
 
 def trained(config: Config, folder: Path) -> dict[str, float]:

@@ -14,6 +14,7 @@ class PointAdapter(nn.Module):
     def __init__(self, points: PointsInput, adapter: Points) -> None:
         super().__init__()
         self.shape = (points.num_points, points.channels)
+        self.content_shape = (points.num_points, adapter.content_channels(points))
         self.num_dims = points.num_dims
         self.unit_cube = points.unit_cube
         self.num_bands = adapter.num_bands
@@ -22,12 +23,16 @@ class PointAdapter(nn.Module):
     def forward(self, points: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
         """Content `[batch, num_points, num_features + num_dims * (2 * num_bands + 1)]`.
 
-        points: floating `[batch, num_points, num_dims + num_features]`.
+        points: floating `[batch, num_points, num_dims + num_features]`; or the content itself,
+            computed beforehand.
         mask: bool `[batch, num_points]`; the content of invalid points is zero.
         """
-        check_inputs(points, mask, self.shape)
+        is_content = points.shape[1:] == self.content_shape
+        check_inputs(points, mask, self.content_shape if is_content else self.shape)
         points = points.float()
         invalid = None if mask is None else ~mask.unsqueeze(-1)
+        if is_content:
+            return points if invalid is None else points.masked_fill(invalid, 0.0), mask
         if invalid is not None:
             points = points.masked_fill(invalid, 0.0)
         coordinates, features = points.tensor_split([self.num_dims], dim=-1)

@@ -7,6 +7,7 @@ with every registered model.
 from pipeline.media.audio import AudioFormat
 from pipeline.media.decode import (
     MediaFormat,
+    array_type,
     check_array,
     decode,
     decode_all,
@@ -16,6 +17,7 @@ from pipeline.media.decode import (
     encode_members,
     media_from_dict,
     media_to_dict,
+    model_member,
 )
 from pipeline.media.errors import MediaError
 from pipeline.media.images import ImageFormat
@@ -38,6 +40,7 @@ __all__ = [
     "TableVocabulary",
     "TextFormat",
     "VideoFormat",
+    "array_type",
     "check_array",
     "decode",
     "decode_all",
@@ -48,4 +51,5 @@ __all__ = [
     "fit_vocabulary",
     "media_from_dict",
     "media_to_dict",
+    "model_member",
 ]

@@ -12,6 +12,7 @@ from pipeline.media.images import ImageFormat, decode_image, encode_jpeg
 from pipeline.media.mel import MelFormat
 from pipeline.media.point_fourier import point_features
 from pipeline.media.points import PointsFormat, PointsFourier, decode_points
+from pipeline.media.points_format import NUM_DIMS
 from pipeline.media.table import FittedTableFormat, TableFormat, TableVocabulary, decode_json_row
 from pipeline.media.text import TextFormat, decode_text
 from pipeline.media.video import VideoFormat, decode_clips, decode_film
@@ -20,6 +21,7 @@ MediaFormat = ImageFormat | AudioFormat | VideoFormat | PointsFormat | TextForma
 
 __all__ = [
     "MediaFormat",
+    "array_type",
     "check_array",
     "decode",
     "decode_all",
@@ -29,6 +31,7 @@ __all__ = [
     "encode_members",
     "media_from_dict",
     "media_to_dict",
+    "model_member",
 ]
 
 _FORMATS: dict[str, type[MediaFormat]] = {
@@ -79,34 +82,44 @@ def decode_all(data: bytes, fmt: MediaFormat, *, name: str = "") -> Iterator[np.
             raise ValueError("a table's rows need a FittedTableFormat, with its vocabulary")
 
 
+def array_type(fmt: MediaFormat) -> tuple[np.dtype, tuple[int, ...]]:
+    """Dtype of the arrays that :func:`decode` makes, and the shape of the longest."""
+    match fmt:
+        case ImageFormat():
+            return np.dtype(np.uint8), (fmt.height, fmt.width, fmt.channels)
+        case AudioFormat():
+            return np.dtype(fmt.dtype), fmt.shape
+        case VideoFormat():
+            return np.dtype(np.uint8), fmt.shape
+        case PointsFormat():
+            return np.dtype(np.float16), (fmt.num_points, NUM_DIMS)
+        case TextFormat():
+            return np.dtype(np.uint8), (fmt.max_length,)
+        case TableFormat():
+            return np.dtype(np.float64), (len(fmt.columns),)
+
+
 def check_array(array: np.ndarray, fmt: MediaFormat) -> None:
     """Refuse an array that is not what :func:`decode` makes.
 
     These are: image, uint8 ``[height, width, channels]``; audio, int16 ``[samples]`` or float16
-    ``[frames, num_mels]``; video, uint8
-    ``[num_frames, height, width, channels]``; points, float16 ``[points, 3]``; text, uint8
-    ``[bytes]``; table, float64 ``[columns]``. Sound, points and text may be shorter than the format
-    says, but points and text not empty.
+    ``[frames, num_mels]``; video, uint8 ``[num_frames, height, width, channels]``; points, float16
+    ``[points, 3]``; text, uint8 ``[bytes]``; table, float64 ``[columns]``. Sound, points and text
+    may be shorter than the format says, but points and text not empty. Points' Fourier features,
+    float16 ``[points, channels]``, fit a format that has them stored.
 
     Raises:
         ValueError: another dtype or shape.
     """
-    match fmt:
-        case ImageFormat():
-            fits = array.dtype == np.uint8 and array.shape == (fmt.height, fmt.width, fmt.channels)
-        case AudioFormat():
-            fits = array.dtype == fmt.dtype and array.ndim == len(fmt.shape)
-            fits = fits and len(array) <= fmt.shape[0] and array.shape[1:] == fmt.shape[1:]
-        case VideoFormat():
-            fits = array.dtype == np.uint8 and array.shape == fmt.shape
-        case PointsFormat():
-            fits = array.dtype == np.float16 and array.ndim == 2 and array.shape[1] == 3
-            fits = fits and 0 < len(array) <= fmt.num_points
-        case TextFormat():
-            fits = array.dtype == np.uint8 and array.ndim == 1
-            fits = fits and 0 < len(array) <= fmt.max_length
-        case TableFormat():
-            fits = array.dtype == np.float64 and array.shape == (len(fmt.columns),)
+    dtype, shape = array_type(fmt)
+    if isinstance(fmt, PointsFormat) and fmt.fourier and array.shape[1:] != shape[1:]:
+        shape = (shape[0], fmt.fourier.channels)
+    fits = array.dtype == dtype and array.ndim == len(shape) and array.shape[1:] == shape[1:]
+    if isinstance(fmt, AudioFormat | PointsFormat | TextFormat):
+        least = 0 if isinstance(fmt, AudioFormat) else 1
+        fits = fits and least <= len(array) <= shape[0]
+    else:
+        fits = fits and array.shape == shape
     if not fits:
         raise ValueError(f"{array.dtype} of shape {list(array.shape)} does not fit {fmt}")
 
@@ -132,8 +145,15 @@ def encode_members(array: np.ndarray, fmt: MediaFormat) -> dict[str, bytes]:
     return members
 
 
+def model_member(fmt: MediaFormat) -> str:
+    """The shard member that a model reads: points' Fourier features where they are stored."""
+    if isinstance(fmt, PointsFormat) and fmt.fourier is not None:
+        return fmt.fourier_member
+    return fmt.member
+
+
 def decode_member(content: bytes | memoryview, fmt: MediaFormat) -> np.ndarray:
-    """The array that :func:`encode_member` was given, as near as the encoding keeps it.
+    """The array of a member of :func:`encode_members`, as near as the encoding keeps it.
 
     Raises:
         MediaError: the content is damaged.
