@@ -1,5 +1,6 @@
-"""One Ray session for the whole test run, and small sets of real media."""
+"""One Ray session for the whole test run, small sets of real media, and short benchmarks."""
 
+import functools
 import os
 import shutil
 import sys
@@ -15,6 +16,9 @@ from PIL import Image
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.load_config import load_config
+
+# Their assertions tell what they compared, as those of tests do.
+pytest.register_assert_rewrite("media_classifiers", "small_media", "transformers_models")
 
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -120,3 +124,25 @@ def digit_shards(
     config = make_config(folder, "data.samples_per_shard=100")
     with (folder / "console.txt").open("w") as file:
         return Path(preprocess(config, Console(file, file))["shards"])
+
+
+@pytest.fixture
+def short_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`perceiver bench model` multiplies small matrices and measures for a short time."""
+    from pipeline.bench import machine, model
+
+    monkeypatch.setitem(machine.MATMUL_SIZE, "cpu", 128)
+    monkeypatch.setattr(model, "SECONDS", 0.01)
+
+
+@pytest.fixture
+def bench_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verb with its jobs done in this process, where a test can reach them."""
+    from small_bench import TINY
+
+    from perceiver_model.presets import PRESETS
+    from pipeline.bench import model
+    from pipeline.bench.worker import do
+
+    monkeypatch.setattr(model, "bench_model", functools.partial(model.bench_model, ask=do))
+    monkeypatch.setitem(PRESETS, "tiny", TINY)

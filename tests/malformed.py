@@ -259,10 +259,10 @@ def png(width: int, height: int, pixels: bytes, *, bits: int = 8) -> bytes:
     """A grey PNG with any compressed pixels behind its header."""
     header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
     chunks = (b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def png_chunk(kind: bytes, data: bytes) -> bytes:
     check = struct.pack(">I", zlib.crc32(kind + data))
     return struct.pack(">I", len(data)) + kind + data + check
 
@@ -271,7 +271,7 @@ def _png_with_text(data: bytes) -> bytes:
     """With 60 MB of zeros in a compressed comment."""
     return (
         data[:33]
-        + _chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(60_000_000), 9))
+        + png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(60_000_000), 9))
         + data[33:]
     )
 

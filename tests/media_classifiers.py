@@ -1,7 +1,8 @@
-"""Small classifiers of video, feature maps, points and table rows, and their inputs."""
+"""Small classifiers of video, feature maps, points and rows, their inputs; checks of any one."""
 
 import math
 
+import safetensors.torch
 import torch
 
 from perceiver_model import PerceiverClassifier
@@ -97,3 +98,36 @@ def select(inputs, index):
     if isinstance(inputs, TableRows):
         return TableRows(inputs.numeric[index], inputs.categorical[index])
     return inputs[index]
+
+
+def assert_samples_do_not_touch_each_other(model, inputs):
+    """Of two samples, and of three classes."""
+    logits = model(inputs)
+    assert logits.shape == (2, 3) and not torch.allclose(logits[0], logits[1], atol=1e-3)
+    alone = torch.cat([model(select(inputs, slice(0, 1))), model(select(inputs, slice(1, 2)))])
+    torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-4)
+
+
+def assert_finite_logits_and_gradients(model, logits):
+    logits.square().sum().backward()
+    assert logits.isfinite().all()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def bfloat16_logits(model, inputs):
+    """The logits of a module that is cast to bfloat16 by this, proven to be near those before."""
+    expected = model(inputs)
+    logits = model.bfloat16()(inputs)
+    assert logits.dtype == torch.float32
+    assert (logits - expected).norm() < 0.1 * expected.norm()
+    return logits
+
+
+def restored(model, config, folder):
+    """Another model of the configuration, with the weights that a file in the folder kept."""
+    safetensors.torch.save_file(model.state_dict(), folder / "model.safetensors")
+    torch.manual_seed(3)
+    other = PerceiverClassifier(config).eval()
+    other.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    return other

@@ -1,15 +1,14 @@
 """Small media of every modality in two classes, and what reads them."""
 
 import hashlib
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import soundfile
 import trimesh
 from small_media import film, grey_frames, tone
+from sounds import encoded
 
 from perceiver_model.fourier import position_table
 from pipeline.config import Config
@@ -58,9 +57,7 @@ FORMATS: dict[str, MediaFormat] = {
 
 
 def wav(samples: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, 4000, format="WAV", subtype="PCM_16")
-    return buffer.getvalue()
+    return encoded(samples, 4000, format="WAV", subtype="PCM_16")
 
 
 def raw_media(kind: str, number: int) -> bytes:

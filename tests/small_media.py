@@ -1,11 +1,15 @@
-"""Small media that tests make with real encoders."""
+"""Small media that tests make with real encoders, and why media are refused."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
+import pytest
+
+from pipeline.media import MediaError
 
 
 def grey_frames(levels: Iterable[int], height: int = 48, width: int = 64) -> list[np.ndarray]:
@@ -95,3 +99,11 @@ def turned(mp4: bytes, quarter_turns: int) -> bytes:
 def tone(seconds: float, rate: int, hertz: float = 440.0) -> np.ndarray:
     """A sine of half the full scale."""
     return 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+
+
+def refusal(call: Callable[..., Any], *args: Any, **options: Any) -> str:
+    """The one line with which the call refuses its media."""
+    with pytest.raises(MediaError) as caught:
+        call(*args, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

@@ -1,6 +1,5 @@
 """`perceiver bench model`: what it measures, and that it compares only what agrees."""
 
-import functools
 import json
 
 import pytest
@@ -10,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from perceiver_model.flops import num_parameters
 from perceiver_model.presets import PRESETS
-from pipeline.bench import machine, model, peers
+from pipeline.bench import model, peers
 from pipeline.bench.images import raw_images
 from pipeline.bench.model import DisagreementError, bench_model
 from pipeline.bench.report import report
@@ -19,19 +18,7 @@ from pipeline.bench.worker import do, inference_step, training_step
 from pipeline.cli import main
 from pipeline.errors import GateRefusedError
 
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Small matrices and short measurements."""
-    monkeypatch.setitem(machine.MATMUL_SIZE, "cpu", 128)
-    monkeypatch.setattr(model, "SECONDS", 0.01)
-
-
-@pytest.fixture
-def here(monkeypatch):
-    """The verb with its jobs done in this process, where a test can reach them."""
-    monkeypatch.setattr(model, "bench_model", functools.partial(bench_model, ask=do))
-    monkeypatch.setitem(PRESETS, "tiny", TINY)
+pytestmark = pytest.mark.usefixtures("short_bench")
 
 
 # --- real measurements ---
@@ -188,7 +175,7 @@ def test_nothing_is_compared_if_the_outputs_disagree(spoilt_weights, console):
     assert asked == ["machine", "agreement"]
 
 
-def test_a_disagreement_exits_1_in_one_line(spoilt_weights, here, capfd):
+def test_a_disagreement_exits_1_in_one_line(spoilt_weights, bench_here, capfd):
     assert main(["bench", "model", "--preset", "tiny", "--vs", "transformers"]) == 1
     told = capfd.readouterr()
     assert told.out == ""

@@ -1,6 +1,5 @@
 """`perceiver bench model`: its workers, the input that it refuses, what it prints."""
 
-import functools
 import json
 import subprocess
 import sys
@@ -9,28 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_bench import TINY, job
+from small_bench import job
 
 from perceiver_model.presets import PRESETS
-from pipeline.bench import jobs, machine, model, variants, worker
+from pipeline.bench import jobs, machine, variants, worker
 from pipeline.bench.jobs import ask_worker
-from pipeline.bench.model import bench_model
 from pipeline.bench.worker import do
 from pipeline.cli import main
 
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Small matrices and short measurements."""
-    monkeypatch.setitem(machine.MATMUL_SIZE, "cpu", 128)
-    monkeypatch.setattr(model, "SECONDS", 0.01)
-
-
-@pytest.fixture
-def here(monkeypatch):
-    """The verb with its jobs done in this process, where a test can reach them."""
-    monkeypatch.setattr(model, "bench_model", functools.partial(bench_model, ask=do))
-    monkeypatch.setitem(PRESETS, "tiny", TINY)
+pytestmark = pytest.mark.usefixtures("short_bench")
 
 
 # --- workers ---
@@ -130,7 +116,7 @@ def test_a_peer_that_is_not_installed_is_told_how_to_get(monkeypatch, capfd):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_cuda_that_is_absent_is_told(here, capfd):
+def test_cuda_that_is_absent_is_told(bench_here, capfd):
     assert main(["bench", "model", "--preset", "tiny", "--device", "cuda"]) == 2
     assert "--device cuda: torch finds no CUDA device here" in capfd.readouterr().err
 
@@ -169,7 +155,7 @@ def test_the_driver_itself_needs_no_torch():
     assert done.stdout == "False\n", done.stderr
 
 
-def test_json_may_stand_before_or_behind_the_subject(here, capfd):
+def test_json_may_stand_before_or_behind_the_subject(bench_here, capfd):
     args = ["--preset", "tiny", "--vs", "none", "--no-compile", "--work", "inference"]
     for words in (["bench", "--json", "model"], ["bench", "model", "--json"]):
         assert main([*words, *args, "--device", "cpu"]) == 0
@@ -177,7 +163,7 @@ def test_json_may_stand_before_or_behind_the_subject(here, capfd):
         assert [row["label"] for row in result["rows"]] == ["ours"]
 
 
-def test_console_shows_a_table_without_json(here, capfd):
+def test_console_shows_a_table_without_json(bench_here, capfd):
     args = ["--preset", "tiny", "--vs", "none", "--no-compile", "--work", "inference"]
     assert main(["bench", "model", *args, "--device", "cpu"]) == 0
     assert "images/s" in capfd.readouterr().out

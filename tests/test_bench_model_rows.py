@@ -7,7 +7,7 @@ import torch
 from small_bench import OPTIONS, TINY, job
 
 from perceiver_model.attention import ATTENTION_PATHS
-from pipeline.bench import jobs, machine, model, peers, variants
+from pipeline.bench import jobs, model, peers, variants
 from pipeline.bench.images import raw_images
 from pipeline.bench.jobs import Job
 from pipeline.bench.model import bench_model
@@ -15,12 +15,7 @@ from pipeline.bench.report import report
 from pipeline.bench.variants import PATHS, Variant
 from pipeline.bench.worker import do
 
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Small matrices and short measurements."""
-    monkeypatch.setitem(machine.MATMUL_SIZE, "cpu", 128)
-    monkeypatch.setattr(model, "SECONDS", 0.01)
+pytestmark = pytest.mark.usefixtures("short_bench")
 
 
 class Told:

@@ -4,7 +4,6 @@ import dataclasses
 import math
 
 import pytest
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from media_classifiers import (
@@ -12,11 +11,14 @@ from media_classifiers import (
     POINTS,
     ROWS,
     VIDEO,
+    assert_finite_logits_and_gradients,
+    assert_samples_do_not_touch_each_other,
+    bfloat16_logits,
     classifier,
     config_of,
     inputs_of,
     mask_of,
-    select,
+    restored,
 )
 
 from perceiver_model import PerceiverClassifier, forward_flops
@@ -26,11 +28,7 @@ from perceiver_model.attention import set_attention_path
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_samples_in_a_batch_do_not_touch_each_other(kind):
-    model, inputs = classifier(kind), inputs_of(kind)
-    logits = model(inputs)
-    assert logits.shape == (2, 3) and not torch.allclose(logits[0], logits[1], atol=1e-3)
-    alone = torch.cat([model(select(inputs, slice(0, 1))), model(select(inputs, slice(1, 2)))])
-    torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-4)
+    assert_samples_do_not_touch_each_other(classifier(kind), inputs_of(kind))
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -63,20 +61,13 @@ def test_a_sample_without_valid_input_has_finite_logits_and_gradients(kind):
     mask[1] = False
     if not isinstance(inputs, TableRows) and inputs.is_floating_point():
         inputs[1] = math.nan
-    logits = model(inputs, mask)
-    logits.square().sum().backward()
-    assert logits.isfinite().all()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert_finite_logits_and_gradients(model, model(inputs, mask))
 
 
 @pytest.mark.parametrize("kind", ["table", "table-learned"])
 def test_rows_with_missing_values_only_have_finite_logits_and_gradients(kind):
     model = classifier(kind)
-    logits = model(ROWS)
-    logits.square().sum().backward()
-    assert logits.isfinite().all()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert_finite_logits_and_gradients(model, model(ROWS))
 
 
 @pytest.mark.parametrize("path", ["fused", "factored", "separable"])
@@ -118,11 +109,8 @@ def test_frames_of_padding_change_nothing():
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_weights_survive_safetensors(kind, tmp_path):
     model, inputs = classifier(kind), inputs_of(kind)
-    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
-    torch.manual_seed(3)
-    restored = PerceiverClassifier(CONFIGS[kind]).eval()
-    restored.load_state_dict(safetensors.torch.load_file(tmp_path / "model.safetensors"))
-    torch.testing.assert_close(restored(inputs), model(inputs), rtol=0, atol=0)
+    again = restored(model, CONFIGS[kind], tmp_path)
+    torch.testing.assert_close(again(inputs), model(inputs), rtol=0, atol=0)
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
 
 
@@ -136,11 +124,7 @@ def test_compiles_into_one_graph(kind):
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_module_cast_to_bfloat16_gives_nearly_the_same_logits(kind):
-    model, inputs = classifier(kind), inputs_of(kind)
-    expected = model(inputs)
-    logits = model.bfloat16()(inputs)
-    assert logits.dtype == torch.float32
-    assert (logits - expected).norm() < 0.1 * expected.norm()
+    bfloat16_logits(classifier(kind), inputs_of(kind))
 
 
 @pytest.mark.parametrize("kind", ["video-patches", "points", "table"])

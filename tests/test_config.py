@@ -291,7 +291,8 @@ def test_an_impossible_combination_is_refused(overrides, told):
 
 
 def test_a_batch_need_not_divide_where_training_runs_in_the_calling_process():
-    assert load_config("digits", ["cluster.num_workers=0", "training.batch_size=63"])
+    config = load_config("digits", ["cluster.num_workers=0", "training.batch_size=63"])
+    assert config.training.batch_size == 63
 
 
 SPACES = [

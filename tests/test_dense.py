@@ -7,10 +7,11 @@ import pydantic
 import pytest
 import torch
 import torch.nn.functional as F
+from multimodal_models import ENCODER
 from torch.utils.flop_counter import FlopCounterMode
 
 from perceiver_model.attention import set_attention_path
-from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, LearnedPositions
+from perceiver_model.config import DecoderConfig, FourierConfig, LearnedPositions
 from perceiver_model.dense import DensePredictor
 from perceiver_model.dense_config import DenseConfig
 from perceiver_model.flops import forward_flops
@@ -26,15 +27,6 @@ from perceiver_model.output_queries import (
 )
 from perceiver_model.tokens import InputArray
 
-ENCODER = EncoderConfig(
-    num_latents=8,
-    latent_dim=32,
-    num_blocks=1,
-    num_cross_attends=1,
-    num_self_attends=2,
-    num_self_heads=4,
-    latent_init_std=1.0,
-)
 PARTS = {
     "input": ImageInput(height=8, width=6),
     "adapter": Patches(patch_size=2),

@@ -8,11 +8,13 @@ import pydantic
 import pytest
 import torch
 import torch.nn.functional as F
+from multimodal_models import ENCODER
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PerceiverConfig, PerceiverForOpticalFlow
+from transformers_models import SMALL_ENCODER, randomised
 
 from perceiver_model.attention import set_attention_path
-from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, LearnedPositions
+from perceiver_model.config import DecoderConfig, FourierConfig, LearnedPositions
 from perceiver_model.deepmind import (
     from_transformers_state,
     load_pretrained,
@@ -29,34 +31,9 @@ CONFIG = FlowConfig(
     input=VideoInput(num_frames=2, height=8, width=12),
     num_channels=10,
     positions=FourierConfig(num_bands=4),
-    encoder=EncoderConfig(
-        num_latents=8,
-        latent_dim=32,
-        num_blocks=1,
-        num_cross_attends=1,
-        num_self_attends=2,
-        num_self_heads=4,
-        latent_init_std=1.0,
-    ),
+    encoder=ENCODER,
 )
-SETTINGS = PerceiverConfig(
-    num_latents=8,
-    d_latents=32,
-    num_blocks=1,
-    num_self_attends_per_block=2,
-    num_self_attention_heads=4,
-    num_cross_attention_heads=1,
-    train_size=[8, 12],
-)
-
-
-def randomised(model):
-    """Weights as large as trained ones, so that what differs shows."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        fan_in = parameter.shape[-1] if parameter.ndim > 1 else 4
-        torch.nn.init.normal_(parameter, std=1.5 * fan_in**-0.5, generator=generator)
-    return model.eval()
+SETTINGS = PerceiverConfig(**SMALL_ENCODER, train_size=[8, 12])
 
 
 def frames_of(batch=2, height=8, width=12):

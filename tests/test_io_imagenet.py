@@ -4,9 +4,9 @@ import dataclasses
 import math
 
 import pytest
-import safetensors.torch
 import torch
 import torch.nn.functional as F
+from media_classifiers import restored
 from transformers.models.perceiver.modeling_perceiver import Conv2DDownsample
 
 from perceiver_model.adapters.stem import ConvStemAdapter, same_padding
@@ -214,10 +214,8 @@ def test_weights_and_running_statistics_survive_safetensors(config, tmp_path):
     model, batch = classifier(config).train(), images(config)
     model(batch)
     model.eval()
-    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
-    restored = PerceiverClassifier(config).eval()
-    restored.load_state_dict(safetensors.torch.load_file(tmp_path / "model.safetensors"))
-    torch.testing.assert_close(restored(batch), model(batch), rtol=0, atol=0)
+    again = restored(model, config, tmp_path)
+    torch.testing.assert_close(again(batch), model(batch), rtol=0, atol=0)
 
 
 def test_projected_pixels_are_a_one_by_one_convolution_of_the_standardised_image():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from multimodal_models import AUTOENCODER, ENCODER
 from transformers import PerceiverConfig, PerceiverForMultimodalAutoencoding
+from transformers_models import SMALL_ENCODER, randomised
 
 from perceiver_model.autoencoder import MultimodalAutoencoder
 from perceiver_model.config import FourierConfig
@@ -21,12 +22,7 @@ from perceiver_model.multimodal_config import MultimodalInput, PaddedModalities
 from perceiver_model.presets import preset
 
 SETTINGS = PerceiverConfig(
-    num_latents=8,
-    d_latents=32,
-    num_blocks=1,
-    num_self_attends_per_block=2,
-    num_self_attention_heads=4,
-    num_cross_attention_heads=1,
+    **SMALL_ENCODER,
     num_labels=7,
     num_frames=2,
     audio_samples_per_frame=32,
@@ -36,15 +32,6 @@ SETTINGS = PerceiverConfig(
     output_num_channels=24,
     _label_trainable_num_channels=20,
 )
-
-
-def randomised(model):
-    """Weights as large as trained ones, so that what differs shows."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        fan_in = parameter.shape[-1] if parameter.ndim > 1 else 4
-        torch.nn.init.normal_(parameter, std=1.2 * fan_in**-0.5, generator=generator)
-    return model.eval()
 
 
 def video_and_sound():
@@ -72,7 +59,7 @@ INDICES = {"image": torch.tensor([0, 100, 191, 57]), "audio": torch.tensor([15, 
 @pytest.mark.parametrize("hidden_act", ["gelu", "gelu_pytorch_tanh"])
 def test_transformers_weights_give_transformers_outputs(hidden_act):
     settings = PerceiverConfig(**SETTINGS.to_dict() | {"hidden_act": hidden_act})
-    theirs = randomised(PerceiverForMultimodalAutoencoding(settings))
+    theirs = randomised(PerceiverForMultimodalAutoencoding(settings), gain=1.2)
     ours = from_transformers_state(theirs.state_dict(), settings.to_dict(), fidelity="transformers")
     expected = in_transformers(theirs, INDICES | {"label": None})
     with torch.no_grad():
@@ -87,7 +74,7 @@ def test_transformers_weights_give_transformers_outputs(hidden_act):
 
 
 def test_other_video_sizes_keep_the_trained_frequencies():
-    state = randomised(PerceiverForMultimodalAutoencoding(SETTINGS)).state_dict()
+    state = randomised(PerceiverForMultimodalAutoencoding(SETTINGS), gain=1.2).state_dict()
     model = from_transformers_state(state, SETTINGS.to_dict(), image_size=(16, 4))
     assert model.config.input.modalities["image"].max_resolution == (2, 3, 3)
     inputs = video_and_sound() | {"image": torch.rand(2, 2, 16, 4, 3)}
@@ -97,7 +84,8 @@ def test_other_video_sizes_keep_the_trained_frequencies():
 def test_our_weights_give_our_outputs_in_transformers(tmp_path):
     theirs = PerceiverForMultimodalAutoencoding(SETTINGS)
     ours = randomised(
-        from_transformers_state(theirs.state_dict(), SETTINGS.to_dict(), fidelity="transformers")
+        from_transformers_state(theirs.state_dict(), SETTINGS.to_dict(), fidelity="transformers"),
+        gain=1.2,
     )
     save_pretrained(ours, tmp_path)
     theirs = PerceiverForMultimodalAutoencoding.from_pretrained(tmp_path).eval()
@@ -115,7 +103,7 @@ def test_our_weights_give_our_outputs_in_transformers(tmp_path):
 
 
 def test_deepminds_autoencoder_has_the_gelu_by_tanh():
-    theirs = randomised(PerceiverForMultimodalAutoencoding(SETTINGS))
+    theirs = randomised(PerceiverForMultimodalAutoencoding(SETTINGS), gain=1.2)
     ours = from_transformers_state(theirs.state_dict(), SETTINGS.to_dict())
     assert ours.config.encoder.gelu == ours.config.decoder.gelu == "tanh"
     expected = in_transformers(theirs, INDICES | {"label": None})["label"]

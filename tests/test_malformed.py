@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from malformed import HEADER_BYTES, IMAGES, SOUNDS, valid_files, write_corpus
+from malformed import HEADER_BYTES, IMAGES, SOUNDS, png, valid_files, write_corpus
 
 from pipeline.media import AudioFormat, ImageFormat, MediaError, media_to_dict
 from pipeline.media.sandbox import Sandbox
@@ -149,8 +150,6 @@ def test_an_hour_of_silence_is_heard_for_its_first_moments(corpus, sandboxes):
 
 
 def test_the_largest_image_allowed_fits_in_the_memory(sandboxes):
-    from malformed import png, zlib
-
     rows, columns = 10_000, 10_000
     pixels = zlib.compress(bytes(rows * (1 + columns // 8)), 1)
     assert is_digest(verdict(sandboxes["image"], png(columns, rows, pixels, bits=1), "large.png"))

@@ -3,9 +3,14 @@
 import dataclasses
 
 import pytest
-import safetensors.torch
 import torch
 import torch.nn.functional as F
+from media_classifiers import (
+    assert_finite_logits_and_gradients,
+    assert_samples_do_not_touch_each_other,
+    bfloat16_logits,
+    restored,
+)
 
 from perceiver_model.classifier import PerceiverClassifier
 from perceiver_model.classifier_config import ClassifierConfig
@@ -57,11 +62,7 @@ def batch_of(kind, size=2):
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_samples_in_a_batch_do_not_touch_each_other(kind):
-    model, inputs = classifier(kind), batch_of(kind)
-    logits = model(inputs)
-    assert logits.shape == (2, 3) and not torch.allclose(logits[0], logits[1], atol=1e-3)
-    alone = torch.cat([model(inputs[:1]), model(inputs[1:])])
-    torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-4)
+    assert_samples_do_not_touch_each_other(classifier(kind), batch_of(kind))
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -83,11 +84,7 @@ def test_chunks_of_padding_change_nothing():
 def test_a_sample_without_valid_input_has_finite_logits_and_gradients():
     model, samples = classifier("mel"), batch_of("mel")
     mask = torch.tensor([[True], [False]]).expand(2, 1_000)
-    logits = model(samples, mask)
-    logits.square().sum().backward()
-    assert logits.isfinite().all()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert_finite_logits_and_gradients(model, model(samples, mask))
 
 
 def test_permuting_pixels_with_their_positions_changes_nothing():
@@ -107,12 +104,8 @@ def test_a_position_table_of_another_shape_is_refused():
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_module_cast_to_bfloat16_gives_nearly_the_same_logits_and_gradients(kind):
-    model, inputs = classifier(kind), batch_of(kind)
-    expected = model(inputs)
-    logits = model.bfloat16()(inputs)
-    assert logits.dtype == torch.float32
-    assert (logits - expected).norm() < 0.1 * expected.norm()
-    logits.sum().backward()
+    model = classifier(kind)
+    bfloat16_logits(model, batch_of(kind)).sum().backward()
     assert all(parameter.grad.dtype == torch.bfloat16 for parameter in model.parameters())
 
 
@@ -137,11 +130,8 @@ def test_dropout_acts_in_training_only():
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_weights_survive_safetensors(kind, tmp_path):
     model, inputs = classifier(kind), batch_of(kind)
-    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
-    torch.manual_seed(3)
-    restored = PerceiverClassifier(CONFIGS[kind]).eval()
-    restored.load_state_dict(safetensors.torch.load_file(tmp_path / "model.safetensors"))
-    torch.testing.assert_close(restored(inputs), model(inputs), rtol=0, atol=0)
+    again = restored(model, CONFIGS[kind], tmp_path)
+    torch.testing.assert_close(again(inputs), model(inputs), rtol=0, atol=0)
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from importlib import import_module
 
 import pydantic
 import pytest
@@ -146,8 +147,9 @@ def test_configuration_imports_without_torch_or_numpy():
 
 
 def test_every_public_name_is_found_in_its_module():
-    for name in perceiver_model.__all__:
-        assert getattr(perceiver_model, name) is not None
+    for name, module in perceiver_model._MODULE_OF.items():
+        found = getattr(import_module(f"perceiver_model.{module}"), name)
+        assert getattr(perceiver_model, name) is found
     assert sorted(perceiver_model._MODULE_OF) == sorted(perceiver_model.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Perceiver'"):
         _ = perceiver_model.Perceiver

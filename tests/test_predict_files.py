@@ -50,7 +50,12 @@ def test_predictions_are_written_as_parquet(tmp_path):
     rows = pq.read_table(path).to_pylist()
     for row, prediction in zip(rows, PREDICTIONS, strict=True):
         assert dict(row.pop("probabilities")) == (prediction.probabilities or {})
-        assert row == {name: getattr(prediction, name) for name in row}
+        assert row == {
+            "source": prediction.source,
+            "label": prediction.label,
+            "probability": prediction.probability,
+            "error": prediction.error,
+        }
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import webdataset
 from PIL import Image
+from sounds import encoded, tone
 
 from perceiver_model.fourier import position_table
 from pipeline.config import Config
@@ -108,7 +109,7 @@ def test_files_that_cannot_be_used_are_quarantined_with_their_reason(
     named = {key.rpartition("/")[2]: reason for key, reason in reasons.items()}
     assert named["empty.png"] == "the file is empty"
     assert named["notes.txt"] == "no image format that Pillow knows"
-    assert "class" in named["README"]
+    assert named["README"] == "lies beside the class folders"
     rows = read_quarantine(Path(result["shards"]) / "quarantine.parquet")
     assert len(rows) == 4
     assert not any(str(tmp_path) in row.traceback for row in rows), "bytes depend on the place"
@@ -141,15 +142,13 @@ def test_recordings_of_every_format_become_int16_of_one_rate(
     tmp_path: Path, console: Console
 ) -> None:
     folder = tmp_path / "sounds"
-    time = np.arange(24_000) / 16_000
     for label, frequency in (("low", 300.0), ("high", 2000.0)):
         (folder / label).mkdir(parents=True)
-        tone = 0.5 * np.sin(2 * np.pi * frequency * time)
+        sound = tone(frequency, 16_000, seconds=1.5)
         for suffix in ("wav", "flac", "ogg", "mp3"):
-            soundfile.write(folder / label / f"tone.{suffix}", tone, 16_000)
-        eight = 0.5 * np.sin(2 * np.pi * frequency * np.arange(12_000) / 8_000)
-        with (folder / label / "tone.gsm").open("wb") as file:
-            soundfile.write(file, eight, 8_000, format="RAW", subtype="GSM610")
+            soundfile.write(folder / label / f"tone.{suffix}", sound, 16_000)
+        gsm = encoded(tone(frequency, 8_000, seconds=1.5), 8_000, format="RAW", subtype="GSM610")
+        (folder / label / "tone.gsm").write_bytes(gsm)
     (folder / "low" / "broken.flac").write_bytes(b"fLaC" + bytes(50))
     config = load_config(
         "audio",

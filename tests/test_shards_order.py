@@ -3,12 +3,11 @@
 import time
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shard_sets import files_of, make_set, make_sized_set, write_synthetic
+from shard_sets import make_set, make_sized_set, upload, write_synthetic
 
 from shards import (
     PADDING,
@@ -246,10 +245,7 @@ def test_the_epoch_of_a_set_is_the_digests(reader: ShardReader, tmp_path: Path) 
 
 def test_local_sets_are_shuffled_whole_and_others_by_windows(tmp_path: Path) -> None:
     local = make_sized_set(tmp_path / "set", [3] * (REMOTE_WINDOW + 4))
-    memory = fsspec.filesystem("memory")
-    for name, data in files_of(tmp_path / "set").items():
-        memory.pipe(f"/order/set/{name}", data)
-    remote = ShardReader(ShardSet.open("memory://order/set"), "train")
+    remote = ShardReader(ShardSet.open(upload(tmp_path / "set")), "train")
 
     def order(reader: ShardReader, **options) -> list:
         return global_batches(ranks_of(reader, 1, 7, seed=0, epoch=0, **options))

@@ -6,14 +6,22 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from shard_sets import CLASSES, PLAN, SPEC, files_of, make_set, publish_staged, stage
+from shard_sets import (
+    CLASSES,
+    PLAN,
+    SPEC,
+    files_of,
+    make_set,
+    publish_staged,
+    stage,
+    upload,
+    write_synthetic,
+)
 
 from shards import (
-    Manifest,
     PositionSpec,
     Quarantined,
     ShardError,
@@ -27,7 +35,6 @@ from shards import (
     write_quarantine,
 )
 from shards.digests import canonical_json, sha256_hex
-from shards.index import ShardInfo, encode_listing
 
 
 def test_a_set_says_what_it_is(tmp_path: Path) -> None:
@@ -199,27 +206,7 @@ def test_another_format_version_is_named(tmp_path: Path) -> None:
 
 
 def test_opening_a_hundred_thousand_shards_is_quick_and_reads_no_index(tmp_path: Path) -> None:
-    infos = [
-        ShardInfo(number, f"shard-{number:05d}.tar", "train", 1000, 1 << 27, "a" * 64, "b" * 64)
-        for number in range(100_000)
-    ]
-    listing = encode_listing(infos)
-    (tmp_path / "shards.parquet").write_bytes(listing)
-    manifest = Manifest(
-        config={},
-        config_digest=sha256_hex(canonical_json({})),
-        input_digest="",
-        classes=(),
-        counts={"train": 10**8},
-        class_counts={},
-        members=("image.npy",),
-        quarantined=0,
-        positions={},
-        position_sha256={},
-        shards_sha256=sha256_hex(listing),
-        quarantine_sha256="",
-    )
-    (tmp_path / "manifest.json").write_bytes(manifest.encode())
+    write_synthetic(tmp_path, 100_000, 1000)
     begun = time.perf_counter()
     shard_set = ShardSet.open(tmp_path)  # there is no index to read
     assert len(shard_set.shards("train")) == 100_000
@@ -265,9 +252,7 @@ def test_a_position_spec_is_named_by_what_it_says() -> None:
 @pytest.mark.parametrize("scheme", ["", "memory://"])
 def test_a_set_made_with_other_fourier_features_says_so(tmp_path: Path, scheme: str) -> None:
     make_set(tmp_path / "set")
-    path = str(tmp_path / "set")
-    if scheme:
-        path = upload(tmp_path / "set")
+    path = upload(tmp_path / "set") if scheme else str(tmp_path / "set")
     shard_set = ShardSet.open(path)
     table = read_position_table(tmp_path / "set", SPEC)
     np.testing.assert_array_equal(shard_set.position_table(SPEC), table)
@@ -275,14 +260,6 @@ def test_a_set_made_with_other_fourier_features_says_so(tmp_path: Path, scheme: 
         shard_set.position_table(PositionSpec((4, 6), 8, (4, 6)))
     for part in ("num_bands=8", "num_bands=3", "run 'perceiver preprocess' again with the model's"):
         assert part in str(caught.value)
-
-
-def upload(folder: Path) -> str:
-    """Copies a set to fsspec's memory file system; its URL."""
-    memory = fsspec.filesystem("memory")
-    for name, data in files_of(folder).items():
-        memory.pipe(f"/uploaded/{name}", data)
-    return "memory://uploaded"
 
 
 def test_quarantine_comes_back_sorted_whatever_the_names(tmp_path: Path) -> None:

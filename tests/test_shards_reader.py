@@ -4,17 +4,16 @@ import pickle
 import time
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 from shard_sets import (
-    files_of,
     flip_bit,
     make_sample,
     make_set,
     make_sized_set,
     publish_staged,
     stage,
+    upload,
 )
 
 from shards import (
@@ -38,13 +37,7 @@ TRAIN = [0, 1, 2, 3, 4, 8, 9, 10, 11]
 def url(tmp_path: Path, request: pytest.FixtureRequest) -> str:
     """A set in a local folder, and in fsspec's memory file system."""
     make_set(tmp_path / "set")
-    if request.param == "local":
-        return str(tmp_path / "set")
-    memory = fsspec.filesystem("memory")
-    memory.store.clear()
-    for name, data in files_of(tmp_path / "set").items():
-        memory.pipe(f"/bucket/set/{name}", data)
-    return "memory://bucket/set"
+    return upload(tmp_path / "set") if request.param == "memory" else str(tmp_path / "set")
 
 
 def assert_is(read: RawSample, index: int, number: int) -> None:

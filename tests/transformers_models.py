@@ -25,6 +25,15 @@ SMALL = {
     "cross_attention_widening_factor": 3,
     "num_labels": 7,
 }
+# `multimodal_models.ENCODER`, in the words of transformers.
+SMALL_ENCODER = {
+    "num_latents": 8,
+    "d_latents": 32,
+    "num_blocks": 1,
+    "num_self_attends_per_block": 2,
+    "num_self_attention_heads": 4,
+    "num_cross_attention_heads": 1,
+}
 WIDTHS = {"qk_channels": 8, "v_channels": 16, "num_cross_attention_heads": 4}
 WORDS = {"d_model": 24, "max_position_embeddings": 20, "vocab_size": 50}
 # Each case: transformers' class, its settings, and the images' (height, width) or None for text.
@@ -89,3 +98,12 @@ def assert_alike(ours, theirs):
     """Equal to 1e-5, absolute, and to as much of the largest logit."""
     atol = 1e-5 * min(1.0, theirs.abs().max().item())
     torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+
+
+def randomised(model, gain=1.5):
+    """Weights as large as trained ones, so that what differs shows."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        fan_in = parameter.shape[-1] if parameter.ndim > 1 else 4
+        torch.nn.init.normal_(parameter, std=gain * fan_in**-0.5, generator=generator)
+    return model.eval()
