@@ -4,6 +4,7 @@ import asyncio
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from cluster.errors import ClusterError
 
 # What never belongs in an upload, beside what .gitignore names.
 EXCLUDES = (".git", ".venv", "runs", "__pycache__", "*.egg-info")
+# A cluster that was just started answers before it can run jobs, and says so.
+NOT_YET = "No available agent"
+START_SECONDS = 60.0
 
 
 def run_job(
@@ -46,14 +50,7 @@ def run_job(
         os.environ.pop(name, None)
     try:
         client = JobSubmissionClient(address)
-        job_id = client.submit_job(
-            entrypoint=shlex.join([sys.executable, *arguments]),
-            runtime_env={
-                "working_dir": str(working_dir.absolute()),
-                "excludes": list(EXCLUDES),
-                "py_executable": sys.executable,
-            },
-        )
+        job_id = _submitted(client, arguments, working_dir)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(
@@ -64,6 +61,25 @@ def run_job(
     if wait:
         asyncio.run(_follow(client, job_id, follow))
     return {"job_id": job_id, "status": str(client.get_job_status(job_id).value)}
+
+
+def _submitted(client: Any, arguments: list[str], working_dir: Path) -> str:
+    """The id of the job, once the cluster takes it."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=shlex.join([sys.executable, *arguments]),
+                runtime_env={
+                    "working_dir": str(working_dir.absolute()),
+                    "excludes": list(EXCLUDES),
+                    "py_executable": sys.executable,
+                },
+            )
+        except RuntimeError as error:
+            if NOT_YET not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(1)
 
 
 async def _follow(client: Any, job_id: str, follow: Callable[[str], None]) -> None:

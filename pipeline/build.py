@@ -6,7 +6,6 @@ which order, or how often the work was interrupted; shards that are committed ar
 """
 
 import math
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,14 @@ from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.ledger import Ledger
 from pipeline.media.errors import MediaError
-from pipeline.media.table import TableVocabulary, fit_vocabulary
-from pipeline.section import digest
-from pipeline.settings import VOCABULARY, sandbox_settings
+from pipeline.media.table import TableVocabulary
+from pipeline.model_input import VOCABULARY
+from pipeline.settings import sandbox_settings
 from pipeline.shard_task import ShardTask, read_contents, source_sha256
 from pipeline.sources import (
     Listing,
     SourceRow,
-    iter_values,
+    fit_table,
     plan_files,
     read_plan,
     write_plan,
@@ -49,13 +48,16 @@ from shards import (
     read_quarantine_table,
     write_position_table,
 )
-from shards.files import AtomicFile
+from shards.digests import canonical_json, sha256_hex
+from shards.files import AtomicFile, remove_tree
+from shards.writer import QUARANTINE_PARTS
 
 # Ray Data keeps a few bytes for each block; beyond this, a block holds several shards.
 MAX_BLOCKS = 10_000
 MAX_JOBS_EACH = 4
 MIN_WAVES = 4
 """Tasks for each CPU that there are at least, so that all end at about the same time."""
+HASHED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,7 @@ def sha256s(job: Job, listing: Listing, sources: pa.Table) -> list[str | None]:
     """Hash some sources of a listing; None for one that cannot be read."""
     plan = job.beside("doubtful.parquet")
     try:
-        shards = write_plan(replace(listing, table=sources), plan, sources.num_rows)
+        shards = write_plan(replace(listing, table=sources), plan, HASHED_AT_ONCE)
         rows = (row for shard in range(shards) for row in read_plan(plan, shard))
         return [_sha256(row, listing.roots[row.split]) for row in rows]
     finally:
@@ -125,10 +127,11 @@ def build(
     """Make the set of all that is listed, or, of a base, of what has changed and what has not.
 
     Returns:
-        How many sources were decoded.
+        How many sources were to be decoded.
 
     Raises:
-        UserError: too many sources cannot be used; nothing is left behind then.
+        UserError: too many sources cannot be used; nothing is left behind then. After other errors
+            the shards that are finished stay, for the same command to go on from.
     """
     staging, made_by, plan, stale = (
         job.beside(name) for name in ("partial", "partial.made_by", "plan.parquet", "stale.parquet")
@@ -166,7 +169,11 @@ def build(
             with expected_errors(), ray_session(job.address):
                 run_tasks(task, num_new + len(rewritten), sources.num_rows, console)
         carried = _carried(base, changes)
-        _check_bad(job, listing, staging, carried)
+        try:
+            _check_bad(job, listing, staging, carried)
+        except UserError:
+            remove_leftovers(job)
+            raise
         _write_positions(job, staging)
         publish(
             staging,
@@ -181,7 +188,8 @@ def build(
         )
         made_by.unlink()
     except UserError:
-        remove_leftovers(job)
+        if not any(staging.glob("*.tar")):
+            remove_leftovers(job)
         raise
     finally:
         _remove_plan(plan)
@@ -191,9 +199,10 @@ def build(
 
 def remove_leftovers(job: Job) -> None:
     """Remove all that an unfinished run left beside the set."""
-    shutil.rmtree(job.beside("partial"), ignore_errors=True)
+    # First what vouches for the shards: some may lack their quarantined sources by then.
     for name in ("partial.made_by", "stale.parquet"):
         job.beside(name).unlink(missing_ok=True)
+    remove_tree(job.beside("partial"))
     for name in ("plan.parquet", "doubtful.parquet"):
         _remove_plan(job.beside(name))
 
@@ -233,7 +242,7 @@ def _fingerprint(job: Job, listing: Listing, base: Base | None, changes: Changes
         "base": base and base.manifest.digest,
         "changes": changes and table_digest([changes.renewed.select(["uri"]), changes.stale]),
     }
-    return digest(facts)
+    return sha256_hex(canonical_json(facts))
 
 
 def _prepare(staging: Path, made_by: Path, fingerprint: str) -> None:
@@ -243,7 +252,8 @@ def _prepare(staging: Path, made_by: Path, fingerprint: str) -> None:
     """
     known = made_by.read_text("utf-8") if made_by.is_file() else None
     if known != fingerprint:
-        shutil.rmtree(staging, ignore_errors=True)
+        made_by.unlink(missing_ok=True)
+        remove_tree(staging)
         staging.parent.mkdir(parents=True, exist_ok=True)
         with AtomicFile(made_by) as file:
             file.write(fingerprint.encode())
@@ -291,7 +301,7 @@ def _carried(base: Base | None, changes: Changes | None) -> pa.Table:
 
 
 def _check_bad(job: Job, listing: Listing, staging: Path, carried: pa.Table) -> None:
-    parts = sorted((staging / "quarantine").glob("*.parquet"))
+    parts = sorted((staging / QUARANTINE_PARTS).glob("*.parquet"))
     rows = pa.concat_tables([carried, *map(read_quarantine_table, parts)])
     bad, total = rows.num_rows, listing.table.num_rows
     if bad == 0:
@@ -326,4 +336,4 @@ def _vocabulary(job: Job, listing: Listing, base: Base | None) -> TableVocabular
         return None
     if base is not None:
         return TableVocabulary.from_dict(base.manifest.config[VOCABULARY])
-    return fit_vocabulary(iter_values(listing, "train", table.columns), table)
+    return fit_table(listing, table)

@@ -40,8 +40,8 @@ def find_changes(
         ledger: a row for each source that the set was made from.
         listing: a row for each source that is there now.
         again: URIs to be tried again whatever their state.
-        sha256s: hashes the content of sources, for those that may have changed; None where one
-            cannot be read.
+        sha256s: hashes the content of sources; asked once, for all that may have changed. None
+            where one cannot be read.
     """
     known = pc.index_in(listing["uri"], value_set=ledger["uri"].combine_chunks())
     before = ledger["sha256"].take(known)
@@ -55,10 +55,10 @@ def find_changes(
     settled = _true(pc.equal(source_states(listing), ledger["state"].take(known))) & open_to_doubt
     doubtful = ~settled & open_to_doubt & in_set
     numbers = np.flatnonzero(doubtful)
-    for start in range(0, len(numbers), 1000):
-        part = numbers[start : start + 1000]
-        found = pa.array(sha256s(listing.take(part)), pa.string())
-        settled[part] = _true(pc.equal(found, before.take(pa.array(part))))
+    if len(numbers):
+        rows = pa.array(numbers)
+        found = pa.array(sha256s(listing.take(rows)), pa.string())
+        settled[numbers] = _true(pc.equal(found, before.take(rows)))
     unchanged = listing["uri"].filter(pa.array(settled)).combine_chunks()
     gone = ~_true(pc.is_in(ledger["uri"], value_set=unchanged))
     stale = gone & _true(pc.is_valid(ledger["shard"]))

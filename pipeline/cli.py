@@ -176,7 +176,7 @@ def _promote(args: argparse.Namespace) -> int:
         from pipeline.promote import promote, report
         from pipeline.tracking import registry
 
-        mlflow_client, _ = registry(args.tracking_uri, args.output)
+        mlflow_client = registry(args.tracking_uri, args.output)
         result = promote(
             mlflow_client, args.run_id, console, name=args.name, alias=args.alias, split=args.split
         )
@@ -190,7 +190,7 @@ def _predict(args: argparse.Namespace) -> int:
         from pipeline.predict import predict, report
         from pipeline.tracking import registry
 
-        mlflow_client, _ = registry(args.tracking_uri, args.output)
+        mlflow_client = registry(args.tracking_uri, args.output)
         result = predict(
             mlflow_client,
             args.model,

@@ -95,17 +95,16 @@ class Config(Section):
     def _output_is_a_folder(cls, output: str) -> str:
         if "://" in output:
             raise ValueError(f"is {output!r}; give a folder (on a cluster, one that all share)")
-        if in_ray_job() and not Path(output).expanduser().is_absolute():
-            raise ValueError(
-                f"is {output!r}, and a Ray job runs in a temporary copy of the working directory; "
-                "give an absolute path that all machines share, output=/…"
-            )
+        _refuse_relative_in_a_job(output)
         return absolute(output)
 
     @field_validator("shards")
     @classmethod
     def _shards_are_absolute(cls, shards: str | None) -> str | None:
-        return shards and absolute(shards)
+        if shards is None:
+            return None
+        _refuse_relative_in_a_job(shards)
+        return absolute(shards)
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
@@ -222,3 +221,11 @@ class Config(Section):
 def default_tracking_uri(output: str) -> str:
     """SQLite in the output folder."""
     return f"sqlite:///{absolute(output)}/mlflow.db"
+
+
+def _refuse_relative_in_a_job(path: str) -> None:
+    if in_ray_job() and absolute(path) != path and not path.startswith("~"):
+        raise ValueError(
+            f"is {path!r}, and a Ray job runs in a temporary copy of the working directory; give "
+            "an absolute path that all machines share"
+        )

@@ -75,8 +75,8 @@ class TrainingConfig(Section):
         compile: compile the model with torch.compile in this mode (``reduce-overhead`` and
             ``max-autotune`` use CUDA graphs), or null; at ZeRO stages 0 to 2.
         checkpoint_steps: also save within an epoch, every so many optimizer steps; or null.
-        loader_workers: processes that read and decode for each training worker; 0 reads in the
-            worker itself.
+        loader_workers: processes that read and decode for each training worker, and as many more
+            for its evaluations; 0 reads in the worker itself.
     """
 
     epochs: int = Field(default=10, ge=1)

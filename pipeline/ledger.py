@@ -70,7 +70,8 @@ def ledger_path(shards: Path) -> Path:
 def source_states(table: pa.Table) -> pa.Array:
     """For each source of a listing a digest of its files' paths, sizes and times, and values."""
     states: list[str] = []
-    for batch in table.select(["values_digest", "parts"]).to_batches(max_chunksize=10_000):
+    columns = ["values_digest", "values_mtime", "parts"]
+    for batch in table.select(columns).to_batches(max_chunksize=10_000):
         for row in batch.to_pylist():
             text = json.dumps(row, default=_plain, sort_keys=True)
             states.append(hashlib.blake2b(text.encode(), digest_size=16).hexdigest())

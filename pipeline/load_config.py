@@ -19,7 +19,6 @@ from pipeline.errors import UserError
 from pipeline.section import flatten
 
 # What a study may not search: it would need other shards, or is no property of the model.
-FIXED_IN_A_STUDY = ("model.positions", "model.adapter", "model.pixel_mean", "model.pixel_std")
 SEARCHABLE = ("model.encoder.", "training.")
 
 

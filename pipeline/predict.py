@@ -1,17 +1,23 @@
 """``perceiver predict``: a registered model on raw files."""
 
+import contextlib
 import csv
+import io
 import itertools
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.inference import Prediction, Predictor
 from pipeline.media import TableFormat
 from pipeline.table_rows import holds_rows, table_rows
+from shards.files import AtomicFile
+from shards.parquet import encode_parquet
 
 FORMATS = (".jsonl", ".csv", ".parquet")
 ROWS_AT_ONCE = 1024
@@ -41,23 +47,26 @@ def predict(
 
     Raises:
         UserError: no such model or file, nothing to predict, or too many bad files.
+        ShardError: the table cannot be written.
     """
     if output is not None and output.suffix not in FORMATS:
         raise UserError(f"--to {output}: the extension must be one of {', '.join(FORMATS)}")
     files = list_inputs(inputs)
     predictor = load_model(mlflow_client, model_uri)
     predictions: list[Prediction] = []
-    with console.bar("predict", len(files), "files") as bar:
-        for start in range(0, len(files), 256):
-            chunk = files[start : start + 256]
-            predictions += predict_files(predictor, chunk)
-            bar.advance(len(chunk))
-    bad = [prediction for prediction in predictions if prediction.error is not None]
-    if bad and (len(bad) == len(predictions) or len(bad) / len(predictions) > max_bad_fraction):
-        named = "; ".join(f"{prediction.source}: {prediction.error}" for prediction in bad[:3])
-        raise UserError(f"{len(bad)} of {len(predictions)} files cannot be used: {named}")
-    if output is not None:
-        write_predictions(predictions, output)
+    # Opened first: an hour's predictions must not end at a place that cannot be written.
+    with contextlib.nullcontext() if output is None else AtomicFile(output) as file:
+        with console.bar("predict", len(files), "files") as bar:
+            for start in range(0, len(files), 256):
+                chunk = files[start : start + 256]
+                predictions += predict_files(predictor, chunk)
+                bar.advance(len(chunk))
+        bad = [prediction for prediction in predictions if prediction.error is not None]
+        if bad and (len(bad) == len(predictions) or len(bad) / len(predictions) > max_bad_fraction):
+            named = "; ".join(f"{prediction.source}: {prediction.error}" for prediction in bad[:3])
+            raise UserError(f"{len(bad)} of {len(predictions)} files cannot be used: {named}")
+        if file is not None:
+            file.write(encode_predictions(predictions, file.path.suffix))
     return {
         "model_uri": model_uri,
         "predictions": [asdict(prediction) for prediction in predictions],
@@ -150,29 +159,22 @@ def load_model(mlflow_client: Any, model_uri: str) -> Predictor:
     return predictor
 
 
-def write_predictions(predictions: list[Prediction], path: Path) -> None:
-    """Write predictions as JSON Lines, CSV or Parquet, under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
+def encode_predictions(predictions: list[Prediction], suffix: str) -> bytes:
+    """A file's content: JSON Lines, CSV or Parquet, as its suffix says."""
     rows = [asdict(prediction) for prediction in predictions]
-    if path.suffix == ".jsonl":
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    elif path.suffix == ".csv":
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(("source", "label", "probability", "error"))
-            for p in predictions:
-                writer.writerow((p.source, p.label, p.probability, p.error))
-    else:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        for row in rows:
-            row["probabilities"] = list((row["probabilities"] or {}).items())
-        kind = pa.map_(pa.string(), pa.float64())
-        schema = pa.schema(
-            [("source", pa.string()), ("label", pa.string()), ("probability", pa.float64()),
-             ("probabilities", kind), ("error", pa.string())]
-        )  # fmt: skip
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
-    temporary.replace(path)
+    if suffix == ".jsonl":
+        return "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if suffix == ".csv":
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(("source", "label", "probability", "error"))
+        writer.writerows((p.source, p.label, p.probability, p.error) for p in predictions)
+        return text.getvalue().encode()
+    for row in rows:
+        row["probabilities"] = list((row["probabilities"] or {}).items())
+    kind = pa.map_(pa.string(), pa.float64())
+    schema = pa.schema(
+        [("source", pa.string()), ("label", pa.string()), ("probability", pa.float64()),
+         ("probabilities", kind), ("error", pa.string())]
+    )  # fmt: skip
+    return encode_parquet(pa.Table.from_pylist(rows, schema=schema))

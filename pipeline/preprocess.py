@@ -27,7 +27,9 @@ from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.ledger import Ledger, ledger_path, write_ledger
 from pipeline.positions import position_specs
+from pipeline.section import differences, flatten
 from pipeline.settings import (
+    OTHERWISE,
     data_config,
     refuse_other_settings,
     sample_settings,
@@ -35,7 +37,9 @@ from pipeline.settings import (
 )
 from pipeline.sources import Listing, list_sources
 from pipeline.stages import StageRecord, write_stage
-from shards import ShardSet, read_quarantine_table, verify
+from shards import ShardSet, read_quarantine_table, recover, verify
+from shards.files import only_one
+from shards.quarantine import QUARANTINE_FILE
 
 STAGE = "preprocess"
 MAX_ROWS_TOLD = 1000
@@ -50,7 +54,7 @@ def preprocess(config: Config, console: Console, *, fresh: bool = False) -> dict
     Returns:
         ``shards`` (path), ``digest``, ``counts`` by split, ``classes``, ``num_quarantined``,
         ``quarantined`` (``source`` and ``reason`` of the first 1000), ``decoded`` (how many sources
-        were, this time), ``seconds`` and ``skipped``.
+        were new, changed or tried again), ``seconds`` and ``skipped``.
 
     Raises:
         UserError: bad input, a set made with other settings, or too many bad files.
@@ -86,6 +90,7 @@ def retry_quarantine(path: str, console: Console, *, address: str | None = None)
             known where the sources lie.
     """
     final = Path(path).expanduser().absolute()
+    recover(final)
     manifest = ShardSet.open(final).manifest
     if not manifest.quarantined:
         raise UserError(f"{path}: nothing is in quarantine")
@@ -104,7 +109,7 @@ def retry_quarantine(path: str, console: Console, *, address: str | None = None)
         final=final,
         address=address,
     )
-    uris = read_quarantine_table(final / "quarantine.parquet")["source_uri"]
+    uris = read_quarantine_table(final / QUARANTINE_FILE)["source_uri"]
     return _bring_up_to_date(job, console, again=uris.cast(pa.binary()).combine_chunks())
 
 
@@ -126,6 +131,14 @@ def report(result: dict[str, Any], console: Console) -> None:
 
 def _bring_up_to_date(
     job: Job, console: Console, *, fresh: bool = False, again: pa.Array | None = None
+) -> dict[str, Any]:
+    with only_one(job.beside("lock")):
+        recover(job.final)
+        return _bring_up_to_date_alone(job, console, fresh, again)
+
+
+def _bring_up_to_date_alone(
+    job: Job, console: Console, fresh: bool, again: pa.Array | None
 ) -> dict[str, Any]:
     base = None if fresh or not job.final.exists() else _open_base(job)
     known = (
@@ -165,7 +178,7 @@ def _open_base(job: Job) -> Base:
     manifest = ShardSet.open(job.final).manifest
     refuse_other_settings(manifest, job.settings, f"{job.final}")
     return Base(
-        manifest, Ledger.read(job.final), read_quarantine_table(job.final / "quarantine.parquet")
+        manifest, Ledger.read(job.final), read_quarantine_table(job.final / QUARANTINE_FILE)
     )
 
 
@@ -174,14 +187,9 @@ def _refuse_other_sources(job: Job, base: Base, changes: Changes) -> None:
     before, now = base.ledger.places, source_places(job.data)
     if not before or before == now or len(changes.unchanged):
         return
-    moved = [
-        f"data.{split} was {before.get(split)!r}, is {now.get(split)!r}"
-        for split in sorted(before.keys() | now.keys())
-        if before.get(split) != now.get(split)
-    ]
+    moved = differences(*(flatten({"data": dict(places)}) for places in (before, now)))
     raise UserError(
-        f"{job.final} was made from other sources, none of which is left: {'; '.join(moved)}. Give "
-        "this one another name (name=…) or place (shards=…), or replace the old one with --fresh"
+        f"{job.final} was made from other sources, none of which is left: {moved}. {OTHERWISE}"
     )
 
 
@@ -210,7 +218,7 @@ def _finish(
 def _result(job: Job, decoded: int, seconds: float, *, skipped: bool) -> dict[str, Any]:
     shard_set = ShardSet.open(job.final)
     manifest = shard_set.manifest
-    told = read_quarantine_table(job.final / "quarantine.parquet").slice(0, MAX_ROWS_TOLD)
+    told = read_quarantine_table(job.final / QUARANTINE_FILE).slice(0, MAX_ROWS_TOLD)
     return {
         "shards": str(job.final),
         "digest": manifest.digest,

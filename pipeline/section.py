@@ -1,7 +1,5 @@
 """What every section of the configuration has in common, and trees of plain values."""
 
-import hashlib
-import json
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -15,16 +13,6 @@ class Section(BaseModel):
     )
 
 
-def canonical_json(value: Any) -> str:
-    """One text for equal values: keys sorted, no spaces."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def digest(value: Any) -> str:
-    """sha256 (hex) of :func:`canonical_json`."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested sections to dotted paths: ``{"training.epochs": 10, …}``."""
     flat: dict[str, Any] = {}
@@ -34,3 +22,14 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """The first three fields in which two flat trees differ, in words; None where in none."""
+    changed = [
+        f"{field} was {then.get(field)!r}, is {now.get(field)!r}"
+        for field in sorted(then.keys() | now.keys())
+        if then.get(field) != now.get(field)
+    ]
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return "; ".join(changed[:3]) + more if changed else None

@@ -9,13 +9,15 @@ from pipeline.config_data import DataConfig, absolute
 from pipeline.errors import UserError
 from pipeline.media import MediaFormat, media_to_dict
 from pipeline.media.table import FittedTableFormat, TableFormat, TableVocabulary
+from pipeline.model_input import VOCABULARY
 from pipeline.positions import position_specs
-from pipeline.section import flatten
+from pipeline.section import differences, flatten
 from pipeline.sources.tables import SPLITS
 from shards import Manifest
 
-VOCABULARY = "vocabulary"
-"""Key of a manifest's configuration that holds a `TableVocabulary` as a dictionary."""
+OTHERWISE = (
+    "Give this one another name (name=…) or place (shards=…), or replace the old one with --fresh"
+)
 _PREFIX = "data."
 _WITHOUT_EFFECT = frozenset({"max_bad_fraction"})
 
@@ -49,17 +51,8 @@ def refuse_other_settings(manifest: Manifest, settings: dict[str, Any], what: st
         flatten({key: value for key, value in tree.items() if key != VOCABULARY})
         for tree in (manifest.config, settings)
     )
-    changed = [
-        f"{field} was {then.get(field)!r}, is {now.get(field)!r}"
-        for field in sorted(then.keys() | now.keys())
-        if then.get(field) != now.get(field)
-    ]
-    if changed:
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise UserError(
-            f"{what} was made with other settings: {'; '.join(changed[:3])}{more}. Give this one "
-            "another name (name=…) or place (shards=…), or replace the old one with --fresh"
-        )
+    if changed := differences(then, now):
+        raise UserError(f"{what} was made with other settings: {changed}. {OTHERWISE}")
 
 
 def data_config(manifest: Manifest, places: Mapping[str, str]) -> DataConfig:

@@ -5,11 +5,12 @@ Runs in Ray's workers, so it imports neither torch nor Ray.
 
 import hashlib
 import json
-import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow.compute as pc
@@ -17,9 +18,10 @@ import pyarrow.parquet as pq
 
 from pipeline.media.errors import MediaError, short_trace
 from pipeline.media.members import FUNCTION
-from pipeline.media.sandbox import Sandbox
+from pipeline.media.sandbox import Sandbox, SandboxError
 from pipeline.media.sandbox_child import Part as Content
-from pipeline.sources import Part, SourceRow, part_file, read_plan
+from pipeline.sources import SourceRow, read_part, read_plan
+from pipeline.sources.parts import why_unreadable
 from shards import (
     Quarantined,
     Sample,
@@ -29,9 +31,13 @@ from shards import (
     write_shard,
 )
 
-MAX_FILE_BYTES = 2 * 1024**3
-READ_ATTEMPTS = 4
-READ_PAUSE_SECONDS = 0.5
+READ_AHEAD = 16
+READ_AHEAD_LOCALLY = 2
+"""Sources that are read while another is decoded: networks have a latency to hide, disks little."""
+READ_AHEAD_BYTES = 64 << 20
+
+Source: TypeAlias = tuple[dict[str, Content], str]
+"""A source's contents and their sha256."""
 
 _sandboxes: dict[str, Sandbox] = {}
 """One for each worker process and configuration; its child outlives a task."""
@@ -79,7 +85,7 @@ class ShardTask:
             try:
                 files.append(self._do(int(job)))
                 errors.append(None)
-            except ShardError as error:
+            except (ShardError, SandboxError) as error:
                 files.append(0)
                 errors.append(str(error))
         return {"files": files, "error": errors}
@@ -103,23 +109,24 @@ class ShardTask:
 
     def _samples(self, rows: list[SourceRow]) -> Iterator[Sample | Quarantined]:
         sandbox = _sandbox(self.media, self.limits)
-        for row in rows:
+        for row, source in read_ahead(rows, self.roots):
             made = 0
             try:
-                for sample in self._samples_of(row, sandbox):
+                for sample in self._samples_of(row, source, sandbox):
                     made += 1
                     yield sample
             except (MediaError, ShardError, OSError) as error:
-                # A system's own text names the place, which the set's bytes must not.
-                text = getattr(error, "strerror", None) or str(error)
-                reason = " ".join(text.split()) or type(error).__name__
+                reason = _reason(error)
                 if made:
                     reason += f" (after {made} samples, which are in the set)"
                 yield Quarantined(row.uri, row.split, reason, short_trace(error))
 
-    def _samples_of(self, row: SourceRow, sandbox: Sandbox) -> Iterator[Sample]:
-        contents = read_contents(row, self.roots[row.split])
-        sha256 = source_sha256(row, contents)
+    def _samples_of(
+        self, row: SourceRow, source: Source | Exception, sandbox: Sandbox
+    ) -> Iterator[Sample]:
+        if isinstance(source, Exception):
+            raise source
+        contents, sha256 = source
         # Keys must be unique and plain; paths are neither short nor free of dots.
         key = hashlib.sha256(row.uri.encode(errors="surrogateescape")).hexdigest()[:24]
         about = {"source": row.uri}
@@ -133,41 +140,66 @@ class ShardTask:
             )
 
 
+def _reason(error: Exception) -> str:
+    """One line without the place, which the set's bytes must not name."""
+    if isinstance(error, OSError):
+        return error.strerror or why_unreadable(error)
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def read_ahead(
+    rows: list[SourceRow], roots: dict[str, str]
+) -> Iterator[tuple[SourceRow, Source | Exception]]:
+    """Each source, or why it cannot be read; the next ones are read meanwhile.
+
+    What is held ahead is bounded by `READ_AHEAD_BYTES`, beside the source that is waited for.
+    """
+    waiting: deque[tuple[SourceRow, int, Future[Source | Exception]]] = deque()
+    held = 0
+    with ThreadPoolExecutor(READ_AHEAD) as pool:
+        try:
+            for row in rows:
+                size = _expected_bytes(row)
+                places = (roots[row.split], *(part.path for part in row.parts))
+                far = any("://" in place for place in places)
+                limit = READ_AHEAD if far else READ_AHEAD_LOCALLY
+                while waiting and (len(waiting) >= limit or held + size > READ_AHEAD_BYTES):
+                    ready, its_size, source = waiting.popleft()
+                    held -= its_size
+                    yield ready, source.result()
+                waiting.append((row, size, pool.submit(_read, row, roots[row.split])))
+                held += size
+            while waiting:
+                ready, _, source = waiting.popleft()
+                yield ready, source.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _read(row: SourceRow, root: str) -> Source | Exception:
+    """An exception is an answer: raised by a future, its trace would tell of threads' timing."""
+    try:
+        contents = read_contents(row, root)
+        return contents, source_sha256(row, contents)
+    except (MediaError, ShardError, OSError) as error:
+        return error
+
+
+def _expected_bytes(row: SourceRow) -> int:
+    """What a source will take; where that is not known, no more than four are read ahead."""
+    sizes = [part.size if part.length is None else part.length for part in row.parts]
+    return sum(READ_AHEAD_BYTES // 4 if size < 0 else size for size in sizes)
+
+
 def read_contents(row: SourceRow, root: str) -> dict[str, Content]:
     """The content and name of each of a source's files and inline fields, by field.
 
-    What fails otherwise than by not being there is tried again, since networks do.
-
     Raises:
-        MediaError: a file is too large.
-        OSError: it cannot be read.
+        MediaError: a file is too large, or a network does not give it.
+        OSError: it cannot be read from this machine's own disks.
     """
     contents = {name: (data, "") for name, data in row.inline.items()}
-    return contents | {part.field: (_read(root, part), part.path) for part in row.parts}
-
-
-def _read(root: str, part: Part) -> bytes:
-    filesystem, path = part_file(root, part)
-    size = part.size if part.length is None else part.length
-    if size < 0:
-        size = filesystem.size(path)
-    if size > MAX_FILE_BYTES:
-        raise MediaError(f"{size} bytes, more than {MAX_FILE_BYTES}")
-    for attempt in range(READ_ATTEMPTS):
-        try:
-            if part.offset is None:
-                return filesystem.cat_file(path)
-            data = filesystem.cat_file(path, start=part.offset, end=part.offset + size)
-            if len(data) != size:
-                raise MediaError(f"{len(data)} bytes came where {size} of a tar were asked for")
-            return data
-        except (FileNotFoundError, PermissionError, IsADirectoryError):
-            raise
-        except OSError:
-            if attempt == READ_ATTEMPTS - 1:
-                raise
-            time.sleep(READ_PAUSE_SECONDS * 2**attempt)
-    raise AssertionError("unreachable")
+    return contents | {part.field: (read_part(root, part), part.path) for part in row.parts}
 
 
 def source_sha256(row: SourceRow, contents: dict[str, Content]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.section import differences
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class StageRecord:
     Attributes:
         name: the verb.
         fingerprint: dotted field → value of all that determines the result.
-        result: what the verb returned; empty until it is done.
+        result: what the verb returned, or has to find again when it goes on.
         seconds: what it took when it last ran.
         done: whether it finished.
     """
@@ -33,16 +34,10 @@ class StageRecord:
         Raises:
             UserError: names the fields that differ.
         """
-        changed = [
-            f"{field} was {self.fingerprint.get(field)!r}, is {fingerprint.get(field)!r}"
-            for field in sorted(self.fingerprint.keys() | fingerprint.keys())
-            if self.fingerprint.get(field) != fingerprint.get(field)
-        ]
-        if changed:
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        if changed := differences(self.fingerprint, fingerprint):
             raise UserError(
-                f"{what} was made with other settings: {'; '.join(changed[:3])}{more}. Give this "
-                "one another name (name=…), or replace the old one with --fresh"
+                f"{what} was made with other settings: {changed}. Give this one another name "
+                "(name=…), or replace the old one with --fresh"
             )
 
 

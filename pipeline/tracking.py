@@ -53,10 +53,10 @@ def client(tracking_uri: str) -> Any:
     return mlflow_client
 
 
-def registry(tracking_uri: str | None, output: str) -> tuple[Any, str]:
-    """A client for verbs that take no configuration, and the URI that it serves.
+def registry(tracking_uri: str | None, output: str) -> Any:
+    """A client for verbs that take no configuration.
 
-    The URI is the one given, else ``MLFLOW_TRACKING_URI``, else the database in ``output``.
+    Its URI is the one given, else ``MLFLOW_TRACKING_URI``, else the database in ``output``.
 
     Raises:
         UserError: there is no database, or it does not answer.
@@ -69,7 +69,7 @@ def registry(tracking_uri: str | None, output: str) -> tuple[Any, str]:
             f"{uri}: no such database; name MLflow's with --tracking-uri or MLFLOW_TRACKING_URI, "
             "or the folder that holds mlflow.db with --output"
         )
-    return client(uri), uri
+    return client(uri)
 
 
 def _experiment(mlflow_client: Any, config: Config) -> str:

@@ -27,6 +27,7 @@ from pipeline.tracking import RunRef, client, open_run
 from pipeline.train_loop import steps_per_epoch
 from pipeline.worker import TrainTask, train_worker
 from shards import ShardSet
+from shards.files import remove_tree
 
 STAGE = "train"
 
@@ -53,7 +54,7 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
             read_checkpoint(Path(record.result["checkpoint"])).check()
             return {**record.result, "seconds": record.seconds, "skipped": True}
     if fresh:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
     spent = record.seconds if record else 0.0
     started = time.time()
     run_id = record.result.get("run_id") if record else None

@@ -1,7 +1,6 @@
 """``perceiver tune``: a Ray Tune study, each trial a training with Ray Train and DeepSpeed."""
 
 import contextlib
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from pipeline.trials import (
     progress_callback,
     study_base,
 )
+from shards.files import remove_tree
 
 STAGE = "tune"
 RESULTS_FILE = "study.json"
@@ -70,7 +70,7 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
             read_checkpoint(Path(record.result["best"]["checkpoint"])).check()
             return {**record.result, "seconds": record.seconds, "skipped": True}
     if fresh:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
     spent, started = record.seconds if record else 0.0, time.time()
     run_id = record.result.get("run_id") if record else None
     with contextlib.ExitStack() as stack:

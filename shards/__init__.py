@@ -20,7 +20,7 @@ from shards.manifest import Manifest
 from shards.npy import decode_npy, encode_npy
 from shards.order import Permutation, epoch_key
 from shards.positions import PositionSpec, read_position_table, write_position_table
-from shards.publish import publish
+from shards.publish import publish, recover
 from shards.quarantine import (
     Quarantined,
     quarantine_table,
@@ -62,6 +62,7 @@ __all__ = [
     "read_position_table",
     "read_quarantine",
     "read_quarantine_table",
+    "recover",
     "rewrite_shard",
     "verify",
     "write_position_table",

@@ -161,9 +161,11 @@ class ShardCache:
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
         """Holds one of the folder's locks against all other threads and processes."""
-        descriptor = os.open(self._locks / name, os.O_RDWR | os.O_CREAT, 0o644)
+        with self._refusing():
+            descriptor = os.open(self._locks / name, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with self._refusing():
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)

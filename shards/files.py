@@ -1,8 +1,11 @@
 """Files that appear whole or not at all, and survive a power cut once they have appeared."""
 
+import fcntl
 import os
 import secrets
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -71,6 +74,71 @@ class AtomicFile:
             f"{self.path}: cannot be written ({error.strerror}); "
             "free or choose another place, then run the same command again"
         )
+
+
+def remove_tree(folder: Path) -> None:
+    """Removes a folder with all that is in it; does nothing where there is none.
+
+    Raises:
+        ShardError: the file system refuses.
+    """
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise ShardError(
+            f"{folder}: cannot be removed ({error.strerror}); remove it, then run the same command "
+            "again"
+        ) from error
+
+
+@contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Holds the lock file `path` against all other processes; it is gone afterwards.
+
+    So are folders that had to be made for it and are still empty. A killed process holds no lock.
+
+    Raises:
+        ShardError: another process holds it, or the file system refuses.
+    """
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _locked(path)
+    except OSError as error:
+        raise ShardError(
+            f"{path}: cannot be locked ({error.strerror}); choose another place"
+        ) from error
+    if descriptor is None:
+        raise ShardError(f"{path}: another process is at work here; wait until it has ended")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+        for folder in made:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def _locked(path: Path) -> int | None:
+    """A descriptor of the file `path` that is locked, or None where another has it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The one who had it may have removed the file after it was opened here.
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def is_temporary(name: str) -> bool:

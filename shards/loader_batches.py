@@ -15,6 +15,8 @@ from shards.errors import ShardError
 from shards.raw_sample import RawSample
 from shards.reader import ShardReader
 
+_MAX_TRIED = 100
+
 Decode: TypeAlias = Callable[[RawSample], np.ndarray | Fields]
 """Makes arrays of a sample; one array without a name is the field "inputs"."""
 
@@ -79,7 +81,7 @@ class BatchMaker(Dataset[ShardBatch]):
         self._decode = decode
         self._pad_to = pad_to
         self._skip_bad = skip_bad
-        self._blank: Fields = {}
+        self._blank: Fields | None = None
         self._memory = BatchMemory()
 
     def __getitem__(self, step: Step) -> ShardBatch:
@@ -157,13 +159,18 @@ class BatchMaker(Dataset[ShardBatch]):
         return {"inputs": decoded} if isinstance(decoded, np.ndarray) else decoded
 
     def _blank_fields(self) -> Fields:
-        """Zeros of the shapes that samples have, so that a batch without any has every field."""
-        for number in range(len(self.reader)):
-            if self._blank:
-                break
-            samples = self._read(np.array([number]), [])
-            decoded = None if samples[0] is None else self._decoded(samples[0], [])
-            self._blank = {name: np.zeros_like(array) for name, array in (decoded or {}).items()}
+        """Zeros of the shapes that samples have, so that a batch without any has every field.
+
+        None, where none of the first `_MAX_TRIED` can be decoded.
+        """
+        if self._blank is None:
+            self._blank = {}
+            for number in range(min(_MAX_TRIED, len(self.reader))):
+                samples = self._read(np.array([number]), [])
+                decoded = None if samples[0] is None else self._decoded(samples[0], [])
+                if decoded:
+                    self._blank = {name: np.zeros_like(array) for name, array in decoded.items()}
+                    break
         return self._blank
 
 

@@ -1,10 +1,7 @@
 """Where a shard set lies: a local folder, or a folder behind any fsspec URL."""
 
 import os
-import random
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -12,25 +9,11 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from shards.errors import ShardError
+from shards.retries import Retry, is_final, try_again
 
 _Result = TypeVar("_Result")
 
 _NOT_THERE = (FileNotFoundError, NotADirectoryError)
-_FINAL = (PermissionError, IsADirectoryError, ValueError, TypeError, LookupError, ImportError)
-_TRANSIENT_STATUS = (408, 425, 429)
-
-
-@dataclass(frozen=True)
-class Retry:
-    """How often a request over the network is tried.
-
-    Attributes:
-        attempts: in all, at least 1.
-        first_delay: seconds before the second; doubled for each one after, with jitter.
-    """
-
-    attempts: int = 6
-    first_delay: float = 0.25
 
 
 class Location:
@@ -114,22 +97,16 @@ class Location:
 
     def _try(self, name: str, request: Callable[[str], _Result]) -> _Result:
         path = f"{self._root}/{name}".rstrip("/")
-        delay = self.retry.first_delay
-        for attempt in range(1, self.retry.attempts + 1):
-            try:
-                return request(path)
-            except _NOT_THERE:
-                raise
-            except Exception as error:  # each file system and network library has kinds of its own
-                if self.folder or _is_final(error):
-                    raise self._unreadable(name, error) from error
-                if attempt == self.retry.attempts:
-                    raise self._unreadable(name, error, attempt) from error
-            time.sleep(delay * random.uniform(0.5, 1.0))
-            delay *= 2
-        raise AssertionError("at least one attempt")
+        retry = Retry(attempts=1) if self.folder else self.retry
+        try:
+            return try_again(lambda: request(path), retry)
+        except _NOT_THERE:
+            raise
+        except Exception as error:  # each file system and network library has kinds of its own
+            attempts = 1 if is_final(error) else retry.attempts
+            raise self._unreadable(name, error, attempts) from error
 
-    def _unreadable(self, name: str, error: Exception, attempts: int = 1) -> ShardError:
+    def _unreadable(self, name: str, error: Exception, attempts: int) -> ShardError:
         where = f"{self}/{name}" if name else str(self)
         times = f" after {attempts} attempts" if attempts > 1 else ""
         return ShardError(
@@ -140,12 +117,6 @@ class Location:
 
 class _ShortError(OSError):
     """An answer with fewer bytes than asked for."""
-
-
-def _is_final(error: Exception) -> bool:
-    status = getattr(error, "status", None)
-    refused = isinstance(status, int) and 400 <= status < 500 and status not in _TRANSIENT_STATUS
-    return refused or isinstance(error, _FINAL)
 
 
 def _one_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from shards.digests import canonical_json, sha256_hex, stream_sha256
 from shards.errors import ShardError
-from shards.files import AtomicFile, is_temporary, sync_folder
+from shards.files import AtomicFile, is_temporary, remove_tree, sync_folder
 from shards.index import ShardIndex, ShardInfo, decode_listing, encode_listing, index_name
 from shards.manifest import LISTING_FILE, MANIFEST_FILE, Manifest
 from shards.positions import PositionSpec, position_name
@@ -52,7 +52,9 @@ def publish(
         ShardError: a shard or position table is missing, a target has no class, `final` is in the
             way, or the file system refuses.
     """
-    _check_destination(final, replace)
+    recover(final)
+    if final.exists() and not replace:
+        raise ShardError(f"{final}: holds a shard set already; choose another path or replace it")
     numbers = sorted(numbers)
     manifest = _sealed(staging, canonical_json(config), input_digest)
     if manifest is None:
@@ -68,16 +70,20 @@ def publish(
     return manifest
 
 
-def _check_destination(final: Path, replace: bool) -> None:
+def recover(final: Path) -> None:
+    """Undoes or ends what a `publish` that was killed while it replaced `final` left beside it.
+
+    Raises:
+        ShardError: `final` exists and is not a shard set, or the file system refuses.
+    """
     aside = _aside(final)
-    if aside.exists() and not final.exists():
-        aside.rename(final)
-    if not final.exists():
-        return
-    if not (final / MANIFEST_FILE).is_file():
+    if aside.exists():
+        if final.exists():
+            remove_tree(aside)
+        else:
+            aside.rename(final)
+    if final.exists() and not (final / MANIFEST_FILE).is_file():
         raise ShardError(f"{final}: exists and is not a shard set; choose another path")
-    if not replace:
-        raise ShardError(f"{final}: holds a shard set already; choose another path or replace it")
 
 
 def _sealed(staging: Path, config: bytes, input_digest: str) -> Manifest | None:
@@ -195,8 +201,6 @@ def _aside(final: Path) -> Path:
 
 def _move_into_place(staging: Path, final: Path) -> None:
     aside = _aside(final)
-    if aside.exists():
-        shutil.rmtree(aside)
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.exists():
         final.rename(aside)

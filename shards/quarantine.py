@@ -82,17 +82,7 @@ def read_quarantine(path: Path) -> list[Quarantined]:
         ShardError: the file is damaged.
         FileNotFoundError: there is none.
     """
-    return decode_quarantine(path.read_bytes(), str(path))
-
-
-def decode_quarantine(data: bytes, where: str) -> list[Quarantined]:
-    """The rows in a quarantine file's bytes; `where` names it in errors.
-
-    Raises:
-        ShardError: the bytes are damaged.
-    """
-    table = decode_parquet(data, _SCHEMA, where)
-    return [Quarantined(**row) for row in table.to_pylist()]
+    return [Quarantined(**row) for row in read_quarantine_table(path).to_pylist()]
 
 
 def _spellable(text: str) -> str:

@@ -1,7 +1,9 @@
 """Trees of small files for the tests of `pipeline.sources`, and what is listed in them."""
 
+import io
 import json
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,17 @@ def make_tree(root: Path, *names: str) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(name.encode())
     return root
+
+
+def make_tar(path: Path, members: dict[str, bytes], **options: Any) -> Path:
+    """A tar of these members."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", **options) as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
 
 
 def data_config(train: Path | str, modalities: tuple[str, ...] = ("image",), **data: Any) -> Config:

@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.ledger import ledger_path
 from pipeline.preprocess import preprocess, retry_quarantine
 from shards import ShardError, ShardReader, ShardSet, verify
+from shards.files import only_one
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeConfig = Callable[..., Config]
@@ -277,6 +278,74 @@ def test_a_kill_while_publishing_costs_no_shard(
     assert {path.name: path.stat().st_mtime_ns for path in shards.glob("*.tar")} == made
     assert verify(shards) == []
     # Killed between the set and its tidying.
+    shutil.copytree(shards, shards.with_name(".shards.replaced"))
     shards.with_name("shards.partial.made_by").write_text("left behind")
     assert preprocess(config, console)["skipped"]
-    assert [path.name for path in shards.parent.iterdir() if "partial" in path.name] == []
+    assert {path.name for path in shards.parent.iterdir()} == {
+        "shards", "shards.sources.parquet", "stages",
+    }  # fmt: skip
+
+
+def test_a_kill_while_an_older_set_is_replaced_costs_no_shard(
+    config: Config, console: Console
+) -> None:
+    preprocess(config, console)
+    shards = Path(config.shards_folder)
+    for number in range(20):
+        Image.new("L", (28, 28), number).save(Path(config.data.train) / "0" / f"new{number}.png")
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name == "shards.partial":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            preprocess(config, console)
+    assert not shards.exists()
+    staging = shards.with_name("shards.partial")
+    made = {path.name: path.stat().st_mtime_ns for path in staging.glob("*.tar")}
+    preprocess(config, console)
+    assert {path.name: path.stat().st_mtime_ns for path in shards.glob("*.tar")} == made
+    assert len(samples_of(shards)) == 320
+
+
+def test_what_is_no_set_is_refused_before_any_work(
+    config: Config, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = Path(config.shards_folder)
+    shards.mkdir(parents=True)
+    (shards / "only-copy.png").write_bytes(b"...")
+    monkeypatch.setattr("pipeline.preprocess.build", None)
+    for fresh in (False, True):
+        with pytest.raises(ShardError, match="exists and is not a shard set"):
+            preprocess(config, console, fresh=fresh)
+    assert [path.name for path in shards.parent.iterdir()] == ["shards"]
+
+
+def test_one_command_at_a_time_makes_a_set(config: Config, console: Console) -> None:
+    shards = Path(config.shards_folder)
+    lock = only_one(shards.with_name("shards.lock"))
+    with lock, pytest.raises(ShardError, match=r"shards\.lock: another process is at work"):
+        preprocess(config, console)
+    assert not preprocess(config, console)["skipped"]
+
+
+def test_after_a_passing_error_the_finished_shards_are_kept(
+    config: Config, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object, **options: object) -> None:
+        raise UserError("the network is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.build.publish", fails)
+        with pytest.raises(UserError, match="the network is down"):
+            preprocess(config, console)
+    staging = Path(config.shards_folder).with_name("shards.partial")
+    made = {path.name: path.stat().st_mtime_ns for path in staging.glob("*.tar")}
+    assert len(made) == 4
+    preprocess(config, console)
+    shards = Path(config.shards_folder)
+    assert {path.name: path.stat().st_mtime_ns for path in shards.glob("*.tar")} == made

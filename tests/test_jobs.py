@@ -53,6 +53,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
             assert head.poll() is None, Path(log.name).read_text()
             assert time.monotonic() < deadline, Path(log.name).read_text()
             time.sleep(0.3)
+        # It answers before it can run jobs.
+        while subprocess.run(
+            [BIN / "ray", "job", "submit", "--", "true"], env=environment, capture_output=True
+        ).returncode:
+            assert time.monotonic() < deadline, Path(log.name).read_text()
         yield environment
     finally:
         os.killpg(head.pid, signal.SIGTERM)

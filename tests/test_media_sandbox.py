@@ -1,5 +1,6 @@
 """The sandbox: what decoders do in it stays in it."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -183,9 +184,23 @@ def test_a_file_larger_than_the_memory_is_refused():
 def test_a_missing_package_is_no_fault_of_the_file():
     with (
         Sandbox(MISBEHAVE, {}) as sandbox,
-        pytest.raises(SandboxError, match="No module named 'no_such_package'"),
+        pytest.raises(SandboxError, match="No module named 'no_such_package'") as caught,
     ):
         misbehaving(sandbox, "import nothing")
+    assert "\n" not in str(caught.value) and "_import_nothing" in str(caught.value)
+
+
+def test_a_child_that_cannot_start_is_no_fault_of_the_file(monkeypatch):
+    def no_memory(*args, **options):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with Sandbox(MISBEHAVE, {}) as sandbox:
+        with monkeypatch.context() as patched:
+            patched.setattr(subprocess, "Popen", no_memory)
+            told = f"^{MISBEHAVE}: no child started: {os.strerror(errno.ENOMEM)}$"
+            with pytest.raises(SandboxError, match=told):
+                misbehaving(sandbox, "nothing")
+        assert serves(sandbox)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from photos import encoded
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from small_media import refusal
 
 from pipeline.errors import UserError
@@ -70,6 +70,22 @@ def test_numbers_are_float32():
     beyond = "target holds a number that is not finite, or beyond float32"
     assert refused("regression", float("nan")) == refused("regression", 1e39) == beyond
     assert refused("regression", 10**400) == "target holds a number beyond float32"
+
+
+def test_numbers_may_lie_in_a_text_file_parted_by_white_space():
+    def file(text: bytes) -> dict:
+        return {"target": (text, "a/1.txt")}
+
+    numbers = made("regression", None, file(b"\xef\xbb\xbf 1.5\n-2e1\t7 \n"), num_values=3)
+    assert numbers.dtype == np.float32 and numbers.tolist() == [1.5, -20.0, 7.0]
+    assert refused("regression", None, file(b"")) == "target has 0 numbers, not 1"
+    assert refused("regression", None, file(b"1 2")) == "target has 2 numbers, not 1"
+    for word in ("much", "1,5", "1_0", "0x1"):
+        told = refused("regression", None, file(f"3 {word}\n".encode()))
+        assert told == f"target: {word!r} is no number"
+    assert refused("regression", None, file(b"\xff\x00" * 99)).isprintable()
+    assert "not finite" in refused("regression", None, file(b"nan"))
+    assert "more than 1048576" in refused("regression", None, file(b"1 " * 2**20))
 
 
 def test_tokens_are_int32_and_a_text_is_its_bytes_plus_6():
@@ -149,6 +165,15 @@ def test_masks_that_are_none_are_refused():
     for end in range(0, len(good) - 30, 7):
         assert refused("mask", None, {"mask": (good[:end], "")}).startswith("mask: ")
     assert refused("mask") == "no mask"
+
+
+def test_a_mask_is_never_run_as_postscript(monkeypatch):
+    postscript = encoded(Image.new("L", (8, 8)), "EPS")
+    asked = []
+    monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "_open", lambda self: asked.append(self))
+    told = refused("mask", None, {"mask": (postscript, "1.mask.png")})
+    assert told == "mask: no image format that Pillow knows"
+    assert asked == []
 
 
 # --- configuration ---

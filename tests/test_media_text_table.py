@@ -224,15 +224,12 @@ def test_a_row_is_its_numbers_then_its_categories():
     table = fitted()
     row = table.encode_row({"age": 41, "height": 1.8, "city": "Rome", "smoker": False, "more": {}})
     assert (row.dtype, row.tolist()) == (np.float64, [41, 1.8, 1, 0])
-    assert table.decode_row(row) == {"age": 41, "height": 1.8, "city": "Rome", "smoker": "false"}
 
 
 def test_missing_values_and_unknown_categories():
     table = fitted()
     row = table.encode_row({"age": None, "height": math.nan, "city": "Oslo", "smoker": None})
     assert np.isnan(row[[0, 1, 3]]).all() and row[2] == 2
-    told = table.decode_row(row)
-    assert told == {"age": None, "height": None, "city": "?", "smoker": None}
 
 
 def test_numbers_of_every_kind_are_taken():

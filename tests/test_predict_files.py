@@ -1,15 +1,17 @@
 """Which files are predicted, and how predictions are written."""
 
 import csv
+import io
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
 from pipeline.inference import Prediction
-from pipeline.predict import list_inputs, write_predictions
+from pipeline.predict import encode_predictions, list_inputs
 
 # --- predictions as files ---
 
@@ -20,52 +22,26 @@ PREDICTIONS = [
 ]
 
 
-def test_predictions_are_written_as_json_lines(tmp_path):
-    path = tmp_path / "deep" / "out.jsonl"
-    write_predictions(PREDICTIONS, path)
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    assert [Prediction(**row) for row in rows] == PREDICTIONS
-    assert [file.name for file in path.parent.iterdir()] == ["out.jsonl"]
+def test_predictions_are_written_as_json_lines():
+    lines = encode_predictions(PREDICTIONS, ".jsonl").decode().splitlines()
+    assert [Prediction(**json.loads(line)) for line in lines] == PREDICTIONS
 
 
-def test_predictions_are_written_as_csv(tmp_path):
-    path = tmp_path / "out.csv"
-    write_predictions(PREDICTIONS, path)
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["source"], row["label"], row["probability"], row["error"]) for row in rows] == [
-        (
-            p.source,
-            p.label or "",
-            "" if p.probability is None else str(p.probability),
-            p.error or "",
-        )
-        for p in PREDICTIONS
+def test_predictions_are_written_as_csv():
+    text = io.StringIO(encode_predictions(PREDICTIONS, ".csv").decode(), newline="")
+    assert [list(row.values()) for row in csv.DictReader(text)] == [
+        ["a, b.png", "cat", "0.75", ""],
+        ["bytes[1]", "", "", "no image,\nreally"],
+        ["é.png", "dog", "1.0", ""],
     ]
 
 
-def test_predictions_are_written_as_parquet(tmp_path):
-    path = tmp_path / "out.parquet"
-    write_predictions(PREDICTIONS, path)
-    rows = pq.read_table(path).to_pylist()
-    for row, prediction in zip(rows, PREDICTIONS, strict=True):
-        assert dict(row.pop("probabilities")) == (prediction.probabilities or {})
-        assert row == {
-            "source": prediction.source,
-            "label": prediction.label,
-            "probability": prediction.probability,
-            "error": prediction.error,
-        }
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
-def test_an_older_file_is_replaced(tmp_path, kind):
-    path = tmp_path / f"out.{kind}"
-    write_predictions(PREDICTIONS, path)
-    size = path.stat().st_size
-    write_predictions(PREDICTIONS[:1], path)
-    assert path.stat().st_size < size
-    assert list(tmp_path.iterdir()) == [path]
+def test_predictions_are_written_as_parquet():
+    file = pa.BufferReader(encode_predictions(PREDICTIONS, ".parquet"))
+    rows = pq.read_table(file).to_pylist()
+    for row in rows:
+        row["probabilities"] = dict(row["probabilities"]) or None
+    assert [Prediction(**row) for row in rows] == PREDICTIONS
 
 
 # --- which files to predict ---

@@ -380,6 +380,21 @@ def test_a_bad_sample_is_named_and_skipped_only_if_asked(tmp_path: Path) -> None
     ]
 
 
+def test_where_nothing_can_be_decoded_batches_are_empty_and_cost_no_search_each(
+    reader: ShardReader,
+) -> None:
+    tried: list[str] = []
+
+    def decode(sample: RawSample) -> np.ndarray:
+        tried.append(sample.key)
+        raise ValueError("no decoder")
+
+    batches = list(ShardLoader(reader, batch_size=3, decode=decode, skip_bad=True))
+    assert {len(batch.fields) for batch in batches} == {0}
+    assert sum(len(batch.bad) for batch in batches) == len(reader)
+    assert len(tried) <= 2 * len(reader)
+
+
 def test_arrays_that_do_not_fit_are_refused(reader: ShardReader) -> None:
     def decode(sample: RawSample) -> np.ndarray:
         return np.zeros((2, sample.index))

@@ -30,6 +30,7 @@ from shards import (
     quarantine_table,
     read_position_table,
     read_quarantine,
+    recover,
     verify,
     write_position_table,
     write_quarantine,
@@ -172,6 +173,18 @@ def test_killed_at_any_step_a_whole_set_is_left_and_the_same_call_finishes(tmp_p
         assert files_of(folder / "set") == files_of(tmp_path / "new")
         step += 1
     assert step >= 8
+
+
+def test_a_set_put_aside_is_put_back_or_removed(tmp_path: Path) -> None:
+    old = make_set(tmp_path / ".set.replaced")
+    recover(tmp_path / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert ShardSet.open(tmp_path / "set").digest == old.digest
+
+    make_set(tmp_path / ".set.replaced", seed=1)
+    recover(tmp_path / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert ShardSet.open(tmp_path / "set").digest == old.digest
 
 
 def test_opening_says_what_is_there_instead_of_a_set(tmp_path: Path) -> None:

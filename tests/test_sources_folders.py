@@ -8,6 +8,7 @@ from pathlib import Path
 import fsspec
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from source_trees import classes_of, listed, make_files, paths, refusal, refused, rows, uris
 
 from pipeline.sources import SourceRow, part_file, plan_files, read_plan, write_plan
@@ -157,6 +158,21 @@ def test_digests_tell_copies_from_changes(tmp_path):
     assert listed(second).content_digest != before.content_digest
     (first / "cat" / "000.png").write_bytes(b"longer")
     assert listed(first).content_digest != before.content_digest
+
+
+def test_a_root_that_a_network_does_not_list_is_refused_in_one_line(monkeypatch):
+    fsspec.filesystem("memory").pipe("/shut-test/cat/1.png", b"123")
+
+    class ServerGoneError(Exception):
+        """As networks' libraries raise it: no OSError."""
+
+    def broken(self, path, *args, **options):
+        raise ServerGoneError("the server\nis gone")
+
+    monkeypatch.setattr(MemoryFileSystem, "ls", broken)
+    assert refusal("memory://shut-test") == (
+        "data.train=memory://shut-test: cannot be read: ServerGoneError: the server is gone"
+    )
 
 
 def test_a_root_may_be_any_url():

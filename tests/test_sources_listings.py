@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import zlib
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 from source_trees import classes_of, listed, make_tree, paths, refusal, refused, rows, uris
 
 from pipeline.sources import iter_values, part_file, plan_files, read_plan, write_plan
+from pipeline.sources.columns import Column
+from pipeline.sources.rows import BATCH_ROWS, ListingFile
 
 IMAGES = {"columns": {"image": "file"}, "target": {"column": "kind"}}
 TEXTS = {"columns": {"text": "words"}, "target": {"column": "kind"}}
@@ -36,8 +39,8 @@ def write(folder: Path, suffix: str, values: dict[str, list], name: str = "rows"
 def planned(listing, folder: Path, samples_per_shard: int = 3) -> list:
     """All rows of the listing's plan."""
     plan = folder / "plan" / "p.parquet"
-    count = write_plan(listing, plan, samples_per_shard, first_number=5)
-    return [row for number in range(5, 5 + count) for row in read_plan(plan, number)]
+    count = write_plan(listing, plan, samples_per_shard)
+    return [row for number in range(count) for row in read_plan(plan, number)]
 
 
 every_suffix = pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
@@ -123,6 +126,28 @@ def test_whole_numbers_are_classes_in_their_order(tmp_path):
     for suffix, kinds in ((".csv", files), (".parquet", list(range(12)))):
         listing = listed(write(tmp_path, suffix, {"file": files, "kind": kinds}), **IMAGES)
         assert listing.classes == tuple(files)
+
+
+@every_suffix
+def test_booleans_are_classes_of_one_spelling(tmp_path, suffix):
+    make_tree(tmp_path, "1", "2")
+    path = write(tmp_path, suffix, {"file": ["1", "2"], "kind": [True, False]})
+    assert listed(path, **IMAGES).classes == ("false", "true")
+
+
+def test_numbers_of_named_classes_may_stand_beside_names_and_nothing_else(tmp_path):
+    make_tree(tmp_path, "1", "2", "3")
+    settings = {
+        "columns": {"image": "file", "split": "part"},
+        "target": {"column": "kind", "classes": ["cat", "owl"]},
+    }
+    values = {"file": ["1", "2", "3"], "part": ["train", "train", "val"]}
+    path = write(tmp_path, ".csv", {**values, "kind": ["0", "1", "emu"]})
+    assert refusal(path, **settings) == "data.target.classes: lacks 'emu', which validation has"
+    path = write(tmp_path, ".csv", {**values, "kind": ["0", "1", "owl"]})
+    assert classes_of(listed(path, **settings)) == {
+        "train/1": "cat", "train/2": "owl", "validation/3": "owl",
+    }  # fmt: skip
 
 
 # --- values in line ---
@@ -255,6 +280,21 @@ def test_copies_of_values_are_the_same_bytes(tmp_path):
     assert sums[0][1:] == sums[1][1:] and len(sums[0]) == 2
 
 
+def test_a_copied_parquet_file_of_bytes_has_the_same_content_and_another_state(tmp_path):
+    images = [os.urandom(50) for _ in range(9)]
+    values = {"file": images, "kind": ["x", "y", "x"] * 3}
+    path = write(tmp_path / "a", ".parquet", values)
+    copy = tmp_path / "b" / path.name
+    copy.parent.mkdir()
+    shutil.copy(path, copy)
+    os.utime(copy, (1, 1))
+    first, copied = listed(path, **IMAGES), listed(copy, **IMAGES)
+    assert copied.content_digest == first.content_digest
+    assert copied.state_digest != first.state_digest
+    other = write(tmp_path / "c", ".parquet", {**values, "file": [*images[:8], b"longer" * 20]})
+    assert listed(other, **IMAGES).content_digest != first.content_digest
+
+
 # --- bad listings ---
 
 
@@ -310,6 +350,20 @@ def test_csv_quotes_that_are_wrong_cost_their_row_or_tell_their_line(tmp_path):
     assert refusal(tmp_path / "r.csv", **IMAGES) == (
         f"data.train={tmp_path}/r.csv: cannot be read: a quote that opens in line 6 is not closed"
     )
+
+
+def test_lines_that_give_no_row_come_in_batches_too(tmp_path):
+    bad = 3 * BATCH_ROWS + 7
+    (tmp_path / "r.csv").write_text("file,kind\n" + "1.jpg,x\n" + "x\n" * bad + "2.jpg,y\n")
+    column = Column("file", "path", "image", "data.columns.image")
+    batches = list(ListingFile(str(tmp_path / "r.csv"), "data.train", (column,)).batches())
+    assert max(len(batch.unread) for batch in batches) == BATCH_ROWS
+    lines = [line for batch in batches for line, _ in batch.unread]
+    assert lines == list(range(3, 3 + bad))
+    assert [batch.start for batch in batches] == [0, 1, 1, 1]
+    assert pa.concat_arrays([batch.arrays[0] for batch in batches]).to_pylist() == [
+        b"1.jpg", b"2.jpg",
+    ]  # fmt: skip
 
 
 def test_json_lines_that_are_wrong_are_single_losses(tmp_path):

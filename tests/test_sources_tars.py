@@ -7,19 +7,20 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from source_trees import classes_of, listed, make_tree, paths, refusal, refused, rows, uris
+from fsspec.implementations.memory import MemoryFileSystem
+from source_trees import (
+    classes_of,
+    listed,
+    make_tar,
+    make_tree,
+    paths,
+    refusal,
+    refused,
+    rows,
+    uris,
+)
 
 NO_CLASS = {"kind": "none"}
-
-
-def make_tar(path: Path, members: dict[str, bytes], **options) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", **options) as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def labelled(count: int, start: int = 0, classes: int = 2) -> dict[str, bytes]:
@@ -113,6 +114,29 @@ def test_many_tars_by_brace_glob_or_folder(tmp_path):
     assert "is no range" in refusal(tmp_path / "set" / "s-{5..1}.tar")
     assert "names no .tar file" in refusal(tmp_path / "set" / "t-*.tar")
     assert "give data.layout=tars" in refusal(tmp_path / "set")
+
+
+def test_a_tar_that_a_network_does_not_give_is_refused_and_the_others_are_read(
+    tmp_path, monkeypatch
+):
+    data = make_tar(tmp_path / "a.tar", labelled(4)).read_bytes()
+    memory = fsspec.filesystem("memory")
+    for name in ("a", "b"):
+        memory.pipe(f"/half-there/{name}.tar", data)
+    plain = MemoryFileSystem._open
+
+    class ServerGoneError(Exception):
+        """As networks' libraries raise it: no OSError."""
+
+    def broken(self, path, *args, **options):
+        if path.endswith("b.tar"):
+            raise ServerGoneError("memory://half-there/b.tar")
+        return plain(self, path, *args, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", broken)
+    listing = listed("memory://half-there/{a,b}.tar")
+    assert len(uris(listing)) == 4
+    assert refused(listing) == {"train/b.tar": "cannot be read (ServerGoneError)"}
 
 
 def test_tars_may_lie_at_any_url(tmp_path):

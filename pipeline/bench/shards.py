@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.bench.pictures import DISTINCT, photographs
 from pipeline.console import Console
 from pipeline.errors import UserError
-from pipeline.media.jpeg import random_resized_crop
+from pipeline.media.jpeg import draw_part, random_resized_crop
 from shards import (
     PADDING,
     RawSample,
@@ -70,7 +70,7 @@ def bench_shards(
         rounds: how often; rates are medians.
 
     Returns:
-        ``samples``, ``bytes_per_sample``, ``machine`` and ``rows``: work, label, rates of the
+        ``samples``, ``bytes_per_sample`` and ``rows``: work, label, rates of the
         rounds, the median rate and its ratio to webdataset's of the same work, by round.
     """
     if min(num_samples, num_decoded, rounds) < 1 or num_decoded > num_samples:
@@ -244,20 +244,7 @@ def _pillow_crop(data: bytes, rng: np.random.Generator) -> np.ndarray:
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:
-        box = crop_box(image.width, image.height, rng)
+        left, top, width, height = draw_part(image.height, image.width, rng)
+        box = (left, top, left + width, top + height)
         window = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR, box)
         return np.asarray(window)
-
-
-def crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """left, top, right, bottom as torchvision draws them: 8 % to all of the area, 3/4 to 4/3."""
-    for _ in range(10):
-        area = width * height * rng.uniform(0.08, 1.0)
-        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-            return left, top, left + w, top + h
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side

@@ -114,7 +114,7 @@ def decode_pixels(data: bytes, *, channels: int = 3, max_pixels: int = MAX_PIXEL
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            with Image.open(io.BytesIO(data), formats=formats()) as image:
                 _check_size(image.height, image.width, max_pixels)
                 upright = ImageOps.exif_transpose(image)
                 pixels = np.asarray(_flattened(upright, channels), dtype=np.uint8)
@@ -142,7 +142,7 @@ def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
 
 
 @cache
-def _formats() -> list[str]:
+def formats() -> list[str]:
     """All that Pillow reads by itself: for PostScript it starts Ghostscript, which runs it."""
     from PIL import Image
 

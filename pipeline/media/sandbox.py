@@ -26,7 +26,10 @@ WALL_PER_CPU = 4.0
 
 
 class SandboxError(RuntimeError):
-    """The child cannot do its work, whatever the file: a defect or a missing package."""
+    """The child cannot do its work, whatever the file: a defect, a missing package or no memory.
+
+    The text is one line.
+    """
 
 
 class _ChildDiedError(Exception):
@@ -162,7 +165,7 @@ class Sandbox:
                     mebibytes = self._memory_bytes // 1024**2
                     raise _ChildDiedError(f"decoding took more than {mebibytes} MiB")
                 if kind == "broken":
-                    raise SandboxError(f"{self._function}: {header['reason']}\n{header['trace']}")
+                    raise _broken(self._function, header)
                 return
         except TimeoutError:
             raise MediaError(f"decoding took more than {self._seconds:g} s") from None
@@ -178,14 +181,19 @@ class _Child:
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "pipeline.media.sandbox_child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,
-            env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths)},
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "pipeline.media.sandbox_child"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                start_new_session=True,
+                env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths)},
+            )
+        except OSError as error:  # no memory, too many processes or files: no fault of the sample
+            raise SandboxError(
+                f"{settings['function']}: no child started: {error.strerror or error}"
+            ) from error
         assert self._process.stdin is not None and self._process.stdout is not None
         self.pid = self._process.pid
         self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
@@ -205,7 +213,7 @@ class _Child:
             raise SandboxError(f"{settings['function']}: no child started: {error}") from None
         if header["kind"] != "ready":
             self.kill()
-            raise SandboxError(f"{settings['function']}: {header['reason']}\n{header['trace']}")
+            raise _broken(settings["function"], header)
 
     def send(self, pieces: list[bytes], seconds: float) -> None:
         """Write one message. Raises TimeoutError; a child that is gone is noticed on receiving."""
@@ -254,6 +262,12 @@ class _Child:
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             pipe.close()
+
+
+def _broken(function: str, header: dict[str, Any]) -> SandboxError:
+    """What the child said of itself, and where."""
+    where = ", ".join(header["trace"].splitlines())
+    return SandboxError(f"{function}: {header['reason']}" + (f" ({where})" if where else ""))
 
 
 class _Allowance:

@@ -100,31 +100,49 @@ class FittedTableFormat(TableFormat):
             MediaError: a column is not there, or its value is of no fitting type.
         """
         row = np.full(len(self.columns), np.nan)
-        for place, column in enumerate(self.columns):
-            if column not in values:
-                raise MediaError(f"column {column!r} is not there")
-            value = values[column]
-            if place < len(self.numeric):
-                row[place] = _number(value, column)
-                continue
-            name = _category(value, column)
-            if name is not None:
-                known = self.vocabulary.categories[column]
-                row[place] = _index(known, name)
+        for place, (column, value) in enumerate(plain_row(values, self).items()):
+            if isinstance(value, str):
+                row[place] = _index(self.vocabulary.categories[column], value)
+            elif value is not None:
+                row[place] = value
         return row
 
-    def decode_row(self, row: np.ndarray) -> dict[str, float | str | None]:
-        """The values that :meth:`encode_row` was given; unknown categories as ``"?"``."""
-        values: dict[str, float | str | None] = {}
-        for column, value in zip(self.columns, row.tolist(), strict=True):
-            if math.isnan(value):
-                values[column] = None
-            elif column in self.vocabulary.categories:
-                known = self.vocabulary.categories[column]
-                values[column] = known[int(value)] if value < len(known) else "?"
-            else:
-                values[column] = value
-        return values
+
+def plain_row(values: Mapping[str, Any], fmt: TableFormat) -> dict[str, float | str | None]:
+    """A row's numbers and names of categories, in the order of the format's columns.
+
+    Args:
+        values: by column; other columns are left out.
+        fmt: the columns.
+
+    Returns:
+        None or NaN where a value is missing.
+
+    Raises:
+        MediaError: a column is not there, or its value is of no fitting type.
+    """
+    row: dict[str, float | str | None] = {}
+    for place, column in enumerate(fmt.columns):
+        if column not in values:
+            raise MediaError(f"column {column!r} is not there")
+        value, numeric = values[column], place < len(fmt.numeric)
+        row[column] = _number(value, column) if numeric else _category(value, column)
+    return row
+
+
+def json_row(data: bytes) -> dict[str, Any]:
+    """A row that a file holds as one JSON object.
+
+    Raises:
+        MediaError: it is none.
+    """
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise MediaError(f"not JSON: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise MediaError(f"JSON, but a {type(values).__name__} and no object of columns")
+    return values
 
 
 def decode_json_row(data: bytes, fmt: FittedTableFormat) -> np.ndarray:
@@ -133,13 +151,7 @@ def decode_json_row(data: bytes, fmt: FittedTableFormat) -> np.ndarray:
     Raises:
         MediaError: no JSON object, or as of :meth:`FittedTableFormat.encode_row`.
     """
-    try:
-        values = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise MediaError(f"not JSON: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise MediaError(f"JSON, but a {type(values).__name__} and no object of columns")
-    return fmt.encode_row(values)
+    return fmt.encode_row(json_row(data))
 
 
 def fit_vocabulary(batches: Iterable["pa.RecordBatch"], fmt: TableFormat) -> TableVocabulary:

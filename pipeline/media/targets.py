@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.media.checks import check_one_of, check_whole
 from pipeline.media.errors import MediaError
-from pipeline.media.images import ImageFormat
+from pipeline.media.images import ImageFormat, formats
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 KINDS = ("class", "multi_label", "regression", "mask", "tokens", "none")
 TARGET_MEMBER = "target.npy"
 CLASS_MEMBER = "cls"
-NO_CLASS = 255
+UNLABELLED = 255
 """Value of a mask's pixels that belong to no class, such as those of the border of ``pad``."""
 BYTE_OFFSET = 6
 """DeepMind's byte vocabulary: a byte's token is its value plus 6."""
 MAX_JSON_BYTES = 2**20
+MAX_TEXT_BYTES = 2**20
+"""Of a text that holds numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,8 @@ def target_members(
         row: ``target`` holds the class number, or the value that a listing gave: names, numbers,
             token numbers or a text.
         parts: bytes and name of the sample's files: ``mask`` the mask image, ``target`` a ``.json``
-            or ``.txt`` file that stands for the listing's value.
+            file, or a ``.txt`` file of names, numbers parted by white space or a text, that stands
+            for the listing's value.
         image_format: the size of masks, and how they are brought to it.
 
     Returns:
@@ -110,6 +113,8 @@ def target_members(
     Raises:
         MediaError: the target is missing or is not what the kind asks for.
     """
+    from shards.npy import encode_npy
+
     if config.kind == "none":
         return {}
     if config.kind == "mask":
@@ -117,7 +122,8 @@ def target_members(
             raise MediaError("a mask needs an image to lie over")
         if "mask" not in parts:
             raise MediaError("no mask")
-        return {TARGET_MEMBER: _npy(decode_mask(parts["mask"][0], image_format, len(classes)))}
+        mask = decode_mask(parts["mask"][0], image_format, len(classes))
+        return {TARGET_MEMBER: encode_npy(mask)}
     value = row.get("target")
     if value is None and "target" in parts:
         value = _from_file(config, *parts["target"])
@@ -126,10 +132,10 @@ def target_members(
     if config.kind == "class":
         return {CLASS_MEMBER: str(int(value)).encode("ascii")}
     if config.kind == "multi_label":
-        return {TARGET_MEMBER: _npy(_labels(value, classes, config.separator))}
+        return {TARGET_MEMBER: encode_npy(_labels(value, classes, config.separator))}
     if config.kind == "regression":
-        return {TARGET_MEMBER: _npy(_numbers(value, config.length))}
-    return {TARGET_MEMBER: _npy(_tokens(value, config.max_length))}
+        return {TARGET_MEMBER: encode_npy(_numbers(value, config.length))}
+    return {TARGET_MEMBER: encode_npy(_tokens(value, config.max_length))}
 
 
 def decode_mask(data: bytes, fmt: ImageFormat, num_classes: int = 0) -> np.ndarray:
@@ -137,8 +143,8 @@ def decode_mask(data: bytes, fmt: ImageFormat, num_classes: int = 0) -> np.ndarr
 
     Args:
         data: an image with one channel of at most 8 bits, or a palette (whose indices count).
-        fmt: size, and whether to crop, pad (with `NO_CLASS`) or stretch, as images are.
-        num_classes: values must lie below it or be `NO_CLASS`; 0 allows all.
+        fmt: size, and whether to crop, pad (with `UNLABELLED`) or stretch, as images are.
+        num_classes: values must lie below it or be `UNLABELLED`; 0 allows all.
 
     Returns:
         uint8 ``[height, width]``.
@@ -151,7 +157,7 @@ def decode_mask(data: bytes, fmt: ImageFormat, num_classes: int = 0) -> np.ndarr
     if not data:
         raise MediaError("mask: the file is empty")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=formats()) as image:
             width, height = image.size
             if width * height > fmt.max_pixels:
                 raise MediaError(
@@ -175,7 +181,7 @@ def decode_mask(data: bytes, fmt: ImageFormat, num_classes: int = 0) -> np.ndarr
         reason = "no image format that Pillow knows" if unknown else f"{type(error).__name__}"
         raise MediaError(f"mask: {reason}") from error
     if num_classes:
-        wrong = mask[(mask >= num_classes) & (mask != NO_CLASS)]
+        wrong = mask[(mask >= num_classes) & (mask != UNLABELLED)]
         if wrong.size:
             raise MediaError(f"mask: value {wrong.max()} is none of {num_classes} classes")
     return mask
@@ -192,7 +198,7 @@ def _nearest(mask: "Image", fmt: ImageFormat) -> "Image":
     scale = min(fmt.width / mask.width, fmt.height / mask.height)
     width = min(fmt.width, max(1, round(mask.width * scale)))
     height = min(fmt.height, max(1, round(mask.height * scale)))
-    padded = Image.new("L", size, NO_CLASS)
+    padded = Image.new("L", size, UNLABELLED)
     corner = ((fmt.width - width) // 2, (fmt.height - height) // 2)
     padded.paste(mask.resize((width, height), nearest), corner)
     return padded
@@ -201,11 +207,25 @@ def _nearest(mask: "Image", fmt: ImageFormat) -> "Image":
 def _from_file(config: TargetConfig, data: bytes, name: str) -> Any:
     """What a ``.json`` or ``.txt`` file says."""
     if not name.lower().endswith(".json"):
-        return data
+        return _text_numbers(data) if config.kind == "regression" else data
     try:
         return json_label(data, config.key)
     except ValueError as error:
         raise MediaError(f"target: {error}") from None
+
+
+def _text_numbers(data: bytes) -> list[float]:
+    """Numbers that white space parts."""
+    if len(data) > MAX_TEXT_BYTES:
+        raise MediaError(f"target: {len(data)} bytes of text, more than {MAX_TEXT_BYTES}")
+    numbers = []
+    for word in data.removeprefix(b"\xef\xbb\xbf").split():
+        try:
+            numbers.append(float(word.replace(b"_", b"?")))  # Python alone allows 1_000
+        except ValueError:
+            shown = word[:40].decode(errors="replace")
+            raise MediaError(f"target: {shown!r} is no number") from None
+    return numbers
 
 
 def json_label(data: bytes, key: str) -> Any:
@@ -288,11 +308,3 @@ def _tokens(value: Any, max_length: int | None) -> np.ndarray:
     if max_length is not None and tokens.size > max_length:
         raise MediaError(f"{tokens.size} tokens, more than max_length={max_length}")
     return tokens
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array(
-        buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False
-    )
-    return buffer.getvalue()

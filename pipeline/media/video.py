@@ -36,7 +36,7 @@ def decode_clips(data: bytes, fmt: VideoFormat) -> Iterator[np.ndarray]:
 
 
 def decode_film(
-    data: bytes, video: VideoFormat, audio: AudioFormat | None, *, name: str = ""
+    data: bytes, video: VideoFormat, audio: AudioFormat | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """A film's clips and the sound that goes with them, with the memory of one clip.
 
@@ -51,7 +51,6 @@ def decode_film(
             animated GIF, and the other containers in :data:`~pipeline.media.film.CONTAINERS`.
         video: the clips wanted.
         audio: the sound wanted, from a clip's start on and ``audio.seconds`` long; None for none.
-        name: the file's name; it tells nothing that the content doesn't.
 
     Yields:
         uint8 ``[num_frames, height, width, channels]``, and int16 ``[samples]``, at most

@@ -12,29 +12,33 @@ each of a million files.
     listing_files  rows to samples
     split          held-out samples, and the order of all
     listing        all of it, by configuration
+    parts          the files of a sample, and reading them
     plan           which samples make which shard
+    values         values that lie in rows
+    vocabulary     what the training rows of a table tell
 """
 
 from pipeline.sources.listing import Listing, list_sources
+from pipeline.sources.parts import Part, part_file, read_part
 from pipeline.sources.plan import (
-    Part,
     SourceRow,
-    part_file,
     plan_files,
     read_plan,
     write_plan,
 )
-from pipeline.sources.values import iter_values, read_values
+from pipeline.sources.values import iter_values
+from pipeline.sources.vocabulary import fit_table
 
 __all__ = [
     "Listing",
     "Part",
     "SourceRow",
+    "fit_table",
     "iter_values",
     "list_sources",
     "part_file",
     "plan_files",
+    "read_part",
     "read_plan",
-    "read_values",
     "write_plan",
 ]

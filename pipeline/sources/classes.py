@@ -42,7 +42,11 @@ def class_names(
         new = by_split.get("train", set()) - set(known)
         classes = (*known, *_sorted(new, found["train"].numbered))
     elif target.kind == "class" and _are_numbers(by_split.get("train", set()), classes):
-        by_split = {}  # `label_numbers` takes them as they are
+        # `label_numbers` takes numbers as they are; what is none must be a name here, too.
+        by_split = {
+            split: {name for name in names if not _is_number(name)}
+            for split, names in by_split.items()
+        }
     least = 2 if target.kind == "class" else 1
     if len(classes) < least:
         raise UserError(_too_few(data, classes))
@@ -67,14 +71,17 @@ def label_numbers(
     names = pa.array([os.fsencode(name) for name in classes], pa.binary())
     found = pc.index_in(labels, value_set=names)
     if found.null_count:  # by number, of classes that the configuration names
-        numbers = labels.cast(pa.string()).cast(pa.int64())
-        outside = pc.or_(pc.less(numbers, 0), pc.greater_equal(numbers, len(classes)))
-        if pc.any(outside).as_py():
-            first = numbers.filter(outside)[0].as_py()
+        distinct = labels.dictionary_encode()
+        places = {name: place for place, name in enumerate(classes)}
+        given = map(os.fsdecode, distinct.dictionary.to_pylist())
+        numbers = np.array([int(name) if _is_number(name) else places[name] for name in given])
+        outside = numbers >= len(classes)
+        if outside.any():
             raise UserError(
-                f"data.target.classes: has {len(classes)} names, and a sample has class {first}"
+                f"data.target.classes: has {len(classes)} names, and a sample has class "
+                f"{numbers[outside][0]}"
             )
-        return numbers.to_numpy()
+        return numbers[distinct.indices.to_numpy()]
     return found.to_numpy().astype(np.int64)
 
 

@@ -110,6 +110,7 @@ def _each(files: pa.Table, code: int, labels: pa.Array | None) -> pa.Table:
             "label": pa.nulls(count, pa.binary()) if labels is None else labels,
             "row": pa.nulls(count, pa.int64()),
             "values_digest": pa.nulls(count, pa.binary()),
+            "values_mtime": pa.nulls(count, pa.string()),
             "parts": parts_of(np.arange(count + 1), fields, flat),
         },
         schema=FOUND_SCHEMA,

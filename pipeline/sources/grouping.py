@@ -102,6 +102,7 @@ def group(members: pa.Table, wanted: Wanted) -> tuple[pa.Table, pa.Table]:
             "label": _labels(members, order, fields, starts),
             "row": pa.nulls(len(starts), pa.int64()),
             "values_digest": pa.nulls(len(starts), pa.binary()),
+            "values_mtime": pa.nulls(len(starts), pa.string()),
             "parts": parts_of(offsets, fields[kept], flat),
         },
         schema=FOUND_SCHEMA,

@@ -12,9 +12,11 @@ import pyarrow.compute as pc
 
 from pipeline.config_data import DataConfig, absolute
 from pipeline.errors import UserError
+from pipeline.media.errors import one_line
 from pipeline.sources.classes import class_names, label_numbers
 from pipeline.sources.folders import find_in_folder
 from pipeline.sources.listing_files import find_in_listing
+from pipeline.sources.parts import read_errors
 from pipeline.sources.rows import SUFFIXES
 from pipeline.sources.split import VALIDATION, hold_out, order_of
 from pipeline.sources.tables import (
@@ -32,6 +34,7 @@ from pipeline.sources.tables import (
 )
 from pipeline.sources.tars import find_in_tars, is_tars
 from pipeline.sources.values import InlineValues
+from pipeline.sources.walk import is_local
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Listing:
     Attributes:
         table: a row for each sample: ``split``; ``uri``, ``SPLIT/NAME``, which names it wherever
             its root lies; ``target``, its class's number; ``row`` of a listing that holds its
-            values, and their ``values_digest``; ``parts``, its files: ``field``, ``path`` below the
+            values, their ``values_digest`` and, where it does not hash them all, the
+            ``values_mtime`` of their file; ``parts``, its files: ``field``, ``path`` below the
             split's root (absolute and URLs: as they are), ``offset`` and ``length`` in a tar,
             ``size`` in bytes (-1 where it is not known) and ``mtime``.
         classes: names; a target is an index into them.
@@ -59,21 +63,21 @@ class Listing:
     @cached_property
     def content_digest(self) -> str:
         """Names all sources and their sizes; the same wherever and whenever they were copied."""
-        return self._digest(("offset", "size"))
+        return self._digest(("values_digest",), ("offset", "size"))
 
     @cached_property
     def state_digest(self) -> str:
         """As :attr:`content_digest`, and it changes when a file is written again."""
-        return self._digest(("offset", "size", "mtime"))
+        return self._digest(("values_digest", "values_mtime"), ("offset", "size", "mtime"))
 
-    def _digest(self, facts: tuple[str, ...]) -> str:
+    def _digest(self, of_values: tuple[str, ...], of_parts: tuple[str, ...]) -> str:
         parts = one_chunk(self.table["parts"])
         flat = parts.flatten()
-        names = ("field", "path", *facts)
+        names = ("field", "path", *of_parts)
         columns = {name: flat.field(flat.type.get_field_index(name)) for name in names}
         columns["count"] = pc.list_value_length(parts)
         tables = [
-            self.table.select(["split", "uri", "target", "values_digest"]),
+            self.table.select(["split", "uri", "target", *of_values]),
             pa.table({"count": columns.pop("count")}),
             pa.table(columns),
             self.refused,
@@ -157,15 +161,16 @@ def list_sources(
 
 def _find(data: DataConfig, source: str, setting: str) -> Found:
     try:
-        fsspec.core.url_to_fs(source)
+        filesystem, _ = fsspec.core.url_to_fs(source)
     except (ImportError, ValueError) as error:  # it says which package its protocol needs
         raise UserError(f"{setting}={source}: {' '.join(str(error).split())}") from None
     try:
         return _find_by_layout(data, source, setting)
-    except OSError as error:
-        raise UserError(
-            f"{setting}={source}: cannot be read: {' '.join(str(error).split())}"
-        ) from None
+    except UserError:
+        raise
+    except read_errors(filesystem) as error:
+        told = " ".join(str(error).split()) if is_local(filesystem) else one_line(error)
+        raise UserError(f"{setting}={source}: cannot be read: {told}") from None
 
 
 def _find_by_layout(data: DataConfig, source: str, setting: str) -> Found:
@@ -238,7 +243,7 @@ def _table(
 ) -> pa.Table:
     """The samples in their order, named by their split."""
     rows = pa.array(order)
-    ordered = samples.select(["name", "row", "values_digest", "parts"]).take(rows)
+    ordered = samples.select(["name", "row", "values_digest", "values_mtime", "parts"]).take(rows)
     codes = splits[order]
     names = []
     for code in VALIDATION - 1, VALIDATION, VALIDATION + 1:
@@ -254,6 +259,7 @@ def _table(
             "target": pa.nulls(len(order), pa.int64()) if targets is None else targets[order],
             "row": ordered["row"],
             "values_digest": ordered["values_digest"],
+            "values_mtime": ordered["values_mtime"],
             "parts": ordered["parts"],
         },
         schema=SOURCE_SCHEMA,

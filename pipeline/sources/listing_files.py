@@ -29,6 +29,8 @@ from pipeline.sources.walk import changed, is_local, special_reason
 
 SPLIT_NAMES = {b"train": 0, b"validation": 1, b"valid": 1, b"val": 1, b"dev": 1, b"test": 2}
 UNKNOWN_SIZE = -1
+_PARQUET_END = 8
+"""Bytes after a Parquet file's footer: its length (4, little-endian) and a magic number (4)."""
 
 
 def find_in_listing(data: DataConfig, source: str, setting: str) -> Found:
@@ -51,7 +53,8 @@ def find_in_listing(data: DataConfig, source: str, setting: str) -> Found:
     heavy = listing.suffix == ".parquet" and any(c.role == "bytes" for c in listing.columns)
     light = [c for c in listing.columns if not (heavy and c.role == "bytes")]
     read = listing.only(tuple(light))
-    reader = _RowReader(read, _file_state(source) if heavy else b"", is_inline=bool(inline))
+    content, mtime = _parquet_state(source) if heavy else (b"", None)
+    reader = _RowReader(read, content, mtime, is_inline=bool(inline))
     for batch in read.batches():
         reader.take(batch)
     samples, again = _unique(reader.samples.table())
@@ -67,10 +70,21 @@ def folder_of(source: str) -> str:
     return source.rpartition("/")[0] or ("/" if source.startswith("/") else ".")
 
 
-def _file_state(source: str) -> bytes:
+def _parquet_state(source: str) -> tuple[bytes, str]:
+    """What names a Parquet file's content, and what the file system tells of its last change.
+
+    The content itself is not read: the footer has the place, sizes and extremes of every column's
+    pieces.
+    """
     filesystem, path = fsspec.core.url_to_fs(source)
     info = filesystem.info(path)
-    return f"{info.get('size')}\0{changed(info)}".encode()
+    with filesystem.open(path, "rb") as file:
+        file.seek(-_PARQUET_END, os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-_PARQUET_END - length, os.SEEK_END)
+        hashed = hashlib.blake2b(file.read(length), digest_size=16)
+    hashed.update(b"\0%d" % (info.get("size") or 0))
+    return hashed.digest(), changed(info)
 
 
 class _RowReader:
@@ -78,13 +92,16 @@ class _RowReader:
 
     Args:
         listing: with the columns that are read.
-        state: goes into every row's digest: of columns that are not read.
+        content: goes into every row's digest: of columns that are not read.
+        mtime: of the file that holds these, or None.
         is_inline: whether rows hold values that the samples need.
     """
 
-    def __init__(self, listing: ListingFile, state: bytes, *, is_inline: bool) -> None:
+    def __init__(
+        self, listing: ListingFile, content: bytes, mtime: str | None, *, is_inline: bool
+    ) -> None:
         self._columns = listing.columns
-        self._state = state
+        self._content, self._mtime = content, mtime
         self._is_inline = is_inline
         self._name = os.fsencode(listing.source.rpartition("/")[2])
         filesystem, base = fsspec.core.url_to_fs(folder_of(listing.source))
@@ -131,9 +148,8 @@ class _RowReader:
                 continue
             assert split is not None  # the reason said so
             label = labels and labels[place]
-            self.samples.append(
-                split, name, label, row if self._is_inline else None, digests[place], parts
-            )
+            number = row if self._is_inline else None
+            self.samples.append(split, name, label, number, digests[place], self._mtime, parts)
             for names in label_lists:
                 self.label_names.setdefault(SPLITS[split], set()).update(names[place])
 
@@ -179,8 +195,8 @@ class _RowReader:
             if column.is_inline
         ]
         for place in range(len(batch.arrays[0])):
-            hashed = hashlib.blake2b(self._state, digest_size=16)
-            if self._state:  # the row's place tells which bytes are its own
+            hashed = hashlib.blake2b(self._content, digest_size=16)
+            if self._content:  # the row's place tells which bytes are its own
                 hashed.update(b"%d" % (batch.start + place))
             for values in inline:
                 hashed.update(b"%d\0" % len(values[place]))

@@ -6,36 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.sources.listing import Listing
+from pipeline.sources.parts import Part
 from pipeline.sources.values import InlineValues, read_row_values
 
-_FIRST_NUMBER = b"first_number"
 _VALUES = b"values"
-
-
-@dataclass(frozen=True)
-class Part:
-    """One file of a sample, or a range of a tar.
-
-    Attributes:
-        field: modality, ``mask`` or ``target``.
-        path: below the split's root; or absolute, or a URL. See `part_file`.
-        offset, length: of a tar's member, in bytes; None for a whole file.
-        size: bytes; -1 where only reading it will tell.
-        mtime: what the file system told of its last change.
-    """
-
-    field: str
-    path: str
-    offset: int | None
-    length: int | None
-    size: int
-    mtime: str
 
 
 @dataclass(frozen=True)
@@ -62,8 +40,8 @@ class SourceRow:
     inline: dict[str, bytes] = field(default_factory=dict)
 
 
-def write_plan(listing: Listing, path: Path, samples_per_shard: int, first_number: int = 0) -> int:
-    """Cut the listing into shards of one split each; row group N is shard ``first_number`` + N.
+def write_plan(listing: Listing, path: Path, samples_per_shard: int) -> int:
+    """Cut the listing into shards of one split each; row group N lists the samples of shard N.
 
     Values that lie in a CSV or JSON Lines file are copied to Parquet beside the plan.
 
@@ -71,7 +49,6 @@ def write_plan(listing: Listing, path: Path, samples_per_shard: int, first_numbe
         listing: its rows in their order.
         path: the plan.
         samples_per_shard: samples of a shard; the last one of a split may have fewer.
-        first_number: of the first shard.
 
     Returns:
         The number of shards.
@@ -82,8 +59,7 @@ def write_plan(listing: Listing, path: Path, samples_per_shard: int, first_numbe
         if inline not in prepared:
             prepared[inline] = inline.prepare(_copy_of_values(path, split))
     values = {split: prepared[inline] for split, inline in listing.values.items()}
-    about = {_FIRST_NUMBER: str(first_number).encode(), _VALUES: json.dumps(values).encode()}
-    table = listing.table.replace_schema_metadata(about)
+    table = listing.table.replace_schema_metadata({_VALUES: json.dumps(values).encode()})
     codes = table["split"].combine_chunks().indices.to_numpy() if table.num_rows else np.array([])
     borders = np.flatnonzero(np.diff(codes)) + 1
     shards = 0
@@ -114,7 +90,7 @@ def read_plan(path: Path, number: int) -> list[SourceRow]:
     """The samples of shard ``number``, with what their listing holds for them."""
     parquet = pq.ParquetFile(path)
     about = parquet.schema_arrow.metadata
-    rows = parquet.read_row_group(number - int(about[_FIRST_NUMBER])).to_pylist()
+    rows = parquet.read_row_group(number).to_pylist()
     values = json.loads(about[_VALUES]).get(rows[0]["split"]) if rows else None
     held: Any = (
         read_row_values(values, [row["row"] for row in rows])
@@ -125,23 +101,7 @@ def read_plan(path: Path, number: int) -> list[SourceRow]:
 
 
 def _source_row(row: dict[str, Any], values: dict[str, Any], inline: dict[str, bytes]) -> SourceRow:
-    parts = tuple(Part(**{**part, "path": os.fsdecode(part["path"])}) for part in row["parts"])
+    parts = tuple(map(Part.of, row["parts"]))
     return SourceRow(
         row["split"], os.fsdecode(row["uri"]), row["target"], row["row"], parts, values, inline
     )
-
-
-def part_file(root: str, part: Part) -> tuple[Any, str]:
-    """The file system that holds a part, and its path there.
-
-    A local name may hold what would mean something in a URL.
-
-    Args:
-        root: of the part's split.
-    """
-    if "://" in part.path:
-        return fsspec.core.url_to_fs(part.path)
-    if part.path.startswith("/"):
-        return LocalFileSystem(), part.path
-    filesystem, base = fsspec.core.url_to_fs(root)
-    return filesystem, f"{base.rstrip('/')}/{part.path}"

@@ -178,7 +178,7 @@ def _csv_batches(listing: ListingFile) -> Iterator[Batch]:
             else:
                 rows.append([values[place] for place in places])
                 size += sum(map(len, rows[-1]))
-            if len(rows) == BATCH_ROWS or size > BATCH_BYTES:
+            if max(len(rows), len(unread)) == BATCH_ROWS or size > BATCH_BYTES:
                 yield _from_csv(listing, start, rows, unread)
                 start, rows, unread, size = start + len(rows), [], [], 0
     if rows or unread:

@@ -29,6 +29,7 @@ SOURCE_SCHEMA = pa.schema(
         ("target", pa.int64()),
         ("row", pa.int64()),
         ("values_digest", pa.binary()),
+        ("values_mtime", pa.string()),
         ("parts", PARTS_TYPE),
     ]
 )
@@ -41,6 +42,7 @@ FOUND_SCHEMA = pa.schema(
         ("label", pa.binary()),
         ("row", pa.int64()),
         ("values_digest", pa.binary()),
+        ("values_mtime", pa.string()),
         ("parts", PARTS_TYPE),
     ]
 )

@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.media.targets import MAX_JSON_BYTES, json_label
 from pipeline.sources.fields import CLASS_LABEL, JSON_LABEL, OTHER, FieldNames, target_field
 from pipeline.sources.grouping import MEMBER_SCHEMA, Wanted, group
+from pipeline.sources.parts import read_errors, why_unreadable
 from pipeline.sources.tables import REFUSED_SCHEMA, Found, Rows, concat, first_refused
 from pipeline.sources.tar_members import DamagedTarError, Member, tar_members
 from pipeline.sources.walk import changed, is_local, walk
@@ -150,9 +151,11 @@ def _read_tar(
                 _add(file, member, tar, changed(info), names, label_key, members, refused)
     except DamagedTarError as error:
         refused.append(tar, None, f"damaged: {error}; what lies before is used")
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else type(error).__name__
-        refused.append(tar, None, f"cannot be read: {reason}")
+    except read_errors(filesystem) as error:
+        reason = why_unreadable(error)
+        if is_local(filesystem) and isinstance(error, OSError) and error.errno:
+            reason = f"cannot be read: {os.strerror(error.errno)}"
+        refused.append(tar, None, reason)
 
 
 def _add(

@@ -112,7 +112,9 @@ def json_value(value: Any, role: Role, separator: str) -> Any:
     if role in ("path", "text", "bytes"):
         return text if isinstance(text, bytes) else None
     if role == "label":
-        return text if isinstance(text, bytes) else str(value).encode() if whole else None
+        if whole:
+            text = str(value).lower().encode()  # true and false, as Arrow spells them
+        return text if isinstance(text, bytes) else None
     if role == "category":
         return _category(text)
     if role == "number":

@@ -1,0 +1,134 @@
+"""A sample's files: where they lie, and reading them."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.media.errors import MediaError
+from pipeline.sources.walk import is_local
+from shards.retries import Retry, try_again
+
+MAX_FILE_BYTES = 2 * 1024**3
+RETRY = Retry(attempts=4, first_delay=0.5)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a sample, or a range of a tar.
+
+    Attributes:
+        field: modality, ``mask`` or ``target``.
+        path: below the split's root; or absolute, or a URL. See `part_file`.
+        offset, length: of a tar's member, in bytes; None for a whole file.
+        size: bytes; -1 where only reading it will tell.
+        mtime: what the file system told of its last change.
+    """
+
+    field: str
+    path: str
+    offset: int | None
+    length: int | None
+    size: int
+    mtime: str
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Part":
+        """A part of a listing's column ``parts``, where paths are bytes."""
+        return cls(**{**values, "path": os.fsdecode(values["path"])})
+
+
+def part_file(root: str, part: Part) -> tuple[Any, str]:
+    """The file system that holds a part, and its path there.
+
+    A local name may hold what would mean something in a URL.
+
+    Args:
+        root: of the part's split.
+    """
+    if "://" in part.path:
+        return fsspec.core.url_to_fs(part.path)
+    if part.path.startswith("/"):
+        return LocalFileSystem(), part.path
+    filesystem, base = fsspec.core.url_to_fs(root)
+    return filesystem, f"{base.rstrip('/')}/{part.path}"
+
+
+def read_part(root: str, part: Part) -> bytes:
+    """A part's bytes; what fails otherwise than by not being there is tried again.
+
+    Args:
+        root: of the part's split.
+
+    Raises:
+        MediaError: it is too large, or a network does not give it.
+        OSError: it cannot be read from this machine's own disks.
+    """
+    try:
+        filesystem, path = part_file(root, part)
+    except (ValueError, ImportError) as error:  # no such protocol, or its package is missing
+        raise MediaError(why_unreadable(error)) from error
+    try:
+        return try_again(lambda: _read(filesystem, path, part), RETRY)
+    except MediaError:
+        raise
+    except read_errors(filesystem) as error:
+        if is_local(filesystem):
+            raise
+        raise MediaError(why_unreadable(error)) from error
+
+
+def read_errors(filesystem: Any) -> tuple[type[Exception], ...]:
+    """What reading may raise: the libraries of networks have exceptions that are no OSErrors."""
+    return (OSError,) if is_local(filesystem) else (Exception,)
+
+
+def why_unreadable(error: Exception) -> str:
+    """A reason in one line that names no place, for what a network's library says."""
+    if isinstance(error, _ShortError):
+        return str(error)
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    return f"cannot be read ({type(error).__name__})"
+
+
+class _ShortError(OSError):
+    """An answer with fewer bytes than asked for."""
+
+
+def _read(filesystem: Any, path: str, part: Part) -> bytes:
+    if part.offset is not None and part.length is not None:
+        return _read_range(filesystem, path, part.offset, part.length)
+    _check_size(_size(filesystem, path) if part.size < 0 else part.size)
+    data: bytes = filesystem.cat_file(path)
+    _check_size(len(data))
+    return data
+
+
+def _read_range(filesystem: Any, path: str, offset: int, length: int) -> bytes:
+    """A member of a tar; over a network an answer cut short may be whole the next time."""
+    _check_size(length)
+    data: bytes = filesystem.cat_file(path, start=offset, end=offset + length)
+    if len(data) == length:
+        return data
+    told = f"{len(data)} bytes came where {length} of a tar were asked for"
+    if len(data) < length and not is_local(filesystem):
+        raise _ShortError(told)
+    raise MediaError(told)
+
+
+def _size(filesystem: Any, path: str) -> int:
+    """Bytes of a file; 0 where only reading it will tell."""
+    try:
+        return filesystem.size(path) or 0
+    except FileNotFoundError:  # over HTTP whatever happened, which reading tells better
+        return 0
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise MediaError(f"{size} bytes, more than {MAX_FILE_BYTES}")
