@@ -67,7 +67,7 @@ def report(result: dict[str, Any], console: Console) -> None:
     for table in result["positions"]:
         grid = " x ".join(map(str, table["grid"]))
         console.say(
-            f"Fourier features of the {grid} grid, {table['channels']} channels: stored once, "
+            f"Fourier features of a grid of {grid}, {table['channels']} channels: stored once, "
             f"{table['bytes']:,} bytes; in every sample they would take "
             f"{table['bytes_if_in_every_sample']:,}"
         )

@@ -15,9 +15,11 @@ from shards import (
     Manifest,
     PositionSpec,
     Quarantined,
+    RawSample,
     Sample,
     ShardReader,
     ShardSet,
+    decode_npy,
     encode_npy,
     publish,
     write_position_table,
@@ -29,6 +31,7 @@ from shards.parquet import encode_parquet
 CLASSES = ("cat", "dog", "owl")
 SPEC = PositionSpec(shape=(4, 6), num_bands=3, max_resolution=(4, 6))
 PLAN = [("train", 5), ("train", 0), ("val", 3), ("train", 4)]
+UNEVEN = [5, 0, 1, 17, 9, 3, 8]
 
 
 def make_sample(number: int) -> Sample:
@@ -166,3 +169,11 @@ def write_synthetic(folder: Path, num_shards: int, samples_per_shard: int) -> No
     )
     (folder / "shards.parquet").write_bytes(listing)
     (folder / "manifest.json").write_bytes(manifest.encode())
+
+
+def halves(sample: RawSample) -> dict[str, np.ndarray]:
+    """A decoder of one's own; sample 7 is bad."""
+    number = decode_npy(sample.members["number.npy"])
+    if number[0] == 7:
+        raise OSError("a bad one")
+    return {"number.npy": number, "half": np.array(number[0] / 2, np.float32)}

@@ -7,6 +7,9 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
@@ -118,3 +121,20 @@ def paths(listing: Listing, field: str = "image") -> dict[str, str]:
 def refused(listing: Listing) -> dict[str, str]:
     """Why things were refused, by their name."""
     return {os.fsdecode(row["uri"]): row["reason"] for row in listing.refused.to_pylist()}
+
+
+every_suffix = pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+
+
+def write_listing(folder: Path, suffix: str, values: dict[str, list], name: str = "rows") -> Path:
+    """The same rows as any kind of listing."""
+    path = folder / f"{name}{suffix}"
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pa.table(values)
+    if suffix == ".csv":
+        pa.csv.write_csv(table, path)
+    elif suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=7)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    return path
