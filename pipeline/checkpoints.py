@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UserError
 from pipeline.stages import write_json
+from shards.epoch import Window
 
 WEIGHTS_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -40,6 +41,8 @@ class TrainState:
         score: the metric that ranks checkpoints; None for one within an epoch.
         sums: running sums of the open epoch's training metrics, so that a resumed epoch reports
             what an uninterrupted one would.
+        window: shards shuffled together, or None for all; kept from the first epoch on, since a set
+            that lies elsewhere by then would be read in another order. "auto" before.
     """
 
     step: int = 0
@@ -48,6 +51,7 @@ class TrainState:
     metrics: dict[str, float] = field(default_factory=dict)
     score: float | None = None
     sums: tuple[float, ...] = ()
+    window: Window = "auto"
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,7 @@ class TrainLoop:
             epoch=state.epoch + 1,
             metrics=metrics,
             score=metrics.get("val_accuracy", metrics["train_accuracy"]),
+            window=state.window,
         )
         self.logger.log({**metrics, "epoch": float(state.epoch)}, state.step)
         self._save(state)
@@ -112,7 +113,10 @@ class TrainLoop:
         sums[:] = torch.tensor(state.sums or (0.0,) * 4)
         step_in_epoch = state.samples // training.batch_size
         self.engine.train()
-        self.train_batches.seek(state.epoch, state.samples)
+        order = self.train_batches.state_dict()
+        window = order["window"] if state.window == "auto" else state.window
+        order |= {"epoch": state.epoch, "samples": state.samples, "window": window}
+        self.train_batches.load_state_dict(order)
         micro_steps = iter(self.train_batches)
         while step_in_epoch < self.steps_per_epoch:
             rate = learning_rate(state.step, self.steps_per_epoch, training)
@@ -130,6 +134,7 @@ class TrainLoop:
                 epoch=state.epoch,
                 samples=step_in_epoch * training.batch_size,
                 sums=tuple(sums.tolist()),
+                window=window,
             )
             if state.step % training.log_steps == 0:
                 loss = float(step_sums[0] / step_sums[2].clamp(min=1))

@@ -8,6 +8,7 @@ import torch
 from modality_samples import FORMATS, make_config, make_shards, raw_media
 
 from pipeline.batches import inputs_on, media_loader
+from pipeline.checkpoints import TrainState
 from pipeline.collate import collate
 from pipeline.config import Config
 from pipeline.media import decode
@@ -34,30 +35,30 @@ def test_batches_come_from_shards_as_from_raw_media(kind, tmp_path):
     assert batch.targets.tolist() == [number % 2 for number in range(size - 1)] + [-1]
 
 
-def trained(config: Config, folder: Path) -> dict[str, float]:
-    """The metrics after the last epoch, trained in this process."""
+def trained(config: Config, folder: Path, start: TrainState | None = None) -> TrainState:
+    """The state after the last epoch, trained in this process."""
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    metrics: dict[str, float] = {}
+    states = []
 
     def loop(task: TrainTask) -> None:
         with open_training(task) as (training, state):
-            while state.epoch < config.training.epochs:
-                state = training.run_epoch(state)
-            metrics.update(state.metrics)
+            states.append(start or state)
+            while states[-1].epoch < config.training.epochs:
+                states.append(training.run_epoch(states[-1]))
 
     folder.mkdir()
     task = TrainTask(config.model_dump_json(), str(folder), None)
     TorchTrainer(loop, train_loop_config=task, scaling_config=ScalingConfig(num_workers=0)).fit()
-    return metrics
+    return states[-1]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_model_of_every_modality_learns(kind, tmp_path):
     config = make_config(kind, tmp_path, epochs=15, learning_rate=1e-2)
     make_shards(kind, tmp_path, config)
-    metrics = trained(config, tmp_path / "train")
+    metrics = trained(config, tmp_path / "train").metrics
     assert metrics["bad_samples"] == 0
     assert metrics["val_accuracy"] >= 0.75
 
@@ -67,5 +68,13 @@ def test_a_model_of_every_modality_learns(kind, tmp_path):
 def test_engines_take_such_inputs(kind, training, tmp_path):
     config = make_config(kind, tmp_path, **training)
     make_shards(kind, tmp_path, config)
-    metrics = trained(config, tmp_path / "train")
+    metrics = trained(config, tmp_path / "train").metrics
     assert np.isfinite(metrics["train_loss"])
+
+
+def test_a_training_keeps_its_order_where_the_set_lies_elsewhere_by_then(tmp_path):
+    # A set that is not local is shuffled by windows; its place must not change a run's order.
+    config = make_config("text", tmp_path, epochs=2)
+    make_shards("text", tmp_path, config)
+    assert trained(config, tmp_path / "local").window is None
+    assert trained(config, tmp_path / "begun-elsewhere", TrainState(window=2)).window == 2
