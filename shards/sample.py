@@ -1,7 +1,6 @@
 """One sample on its way into a shard."""
 
 import re
-import unicodedata
 from dataclasses import dataclass
 
 from shards.errors import ShardError
@@ -12,6 +11,9 @@ MAX_NAME_BYTES = 100
 MAX_MEMBER_BYTES = 8**11 - 1
 """What its size field holds: eleven octal digits."""
 
+_FORBIDDEN_IN_KEY = re.compile(r"[./\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""Python's stand-in for a byte that is not UTF-8."""
 _MEMBER = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
 
 
@@ -40,11 +42,11 @@ class Sample:
     source_sha256: str
 
     def __post_init__(self) -> None:
-        if not self.key or any(map(_forbidden_in_key, self.key)):
+        if not self.key or _FORBIDDEN_IN_KEY.search(self.key):
             raise self._refused(
                 "keys are not empty and have no '.', '/' or control characters; rename it"
             )
-        if any(map(_is_surrogate, self.source_uri)):
+        if _SURROGATE.search(self.source_uri):
             raise self._refused("its source's name is not UTF-8; rename the source")
         if not self.members:
             raise self._refused("it has no members; give it at least one")
@@ -64,12 +66,3 @@ class Sample:
 
     def _refused(self, why: str) -> ShardError:
         return ShardError(f"sample {self.key!r} from {self.source_uri!r}: {why}")
-
-
-def _forbidden_in_key(character: str) -> bool:
-    is_control = unicodedata.category(character) == "Cc"
-    return character in "./" or is_control or _is_surrogate(character)
-
-
-def _is_surrogate(character: str) -> bool:
-    return "\ud800" <= character <= "\udfff"  # Python's stand-in for a byte that is not UTF-8

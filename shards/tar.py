@@ -8,10 +8,13 @@ extended headers, so a member's header is always the block before its payload.
 import hashlib
 import tarfile
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 BLOCK_BYTES = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK_BYTES)
+_NAME, _CHECKSUM = slice(0, 100), slice(148, 156)
+"""Fields of a ustar header."""
 
 
 class Writable(Protocol):
@@ -79,11 +82,28 @@ class TarWriter:
 
 
 def _header(name: str, length: int) -> bytes:
-    info = tarfile.TarInfo(name)
+    """What tarfile writes; of one length, only the name and the checksum differ."""
+    nameless, checksum = _nameless_header(length)
+    encoded = name.encode()
+    assert len(encoded) <= _NAME.stop
+    checksum += sum(encoded)
+    return b"".join(
+        (
+            encoded.ljust(_NAME.stop, b"\0"),
+            nameless[_NAME.stop : _CHECKSUM.start],
+            b"%06o\0 " % checksum,
+            nameless[_CHECKSUM.stop :],
+        )
+    )
+
+
+@lru_cache(maxsize=256)
+def _nameless_header(length: int) -> tuple[bytes, int]:
+    """A header without a name, and the sum of its bytes, those of the checksum taken as spaces."""
+    info = tarfile.TarInfo("")
     info.size = length
     header = info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
-    assert len(header) == BLOCK_BYTES
-    return header
+    return header, sum(header) - sum(header[_CHECKSUM]) + sum(b" " * 8)
 
 
 def _round_up(num_bytes: int) -> int:

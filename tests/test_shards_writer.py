@@ -23,6 +23,7 @@ from shards import (
     read_quarantine,
     write_shard,
 )
+from shards.tar import _header
 
 
 def test_webdataset_and_tarfile_read_the_same_samples(tmp_path: Path) -> None:
@@ -149,6 +150,19 @@ def test_names_fill_the_header_and_no_more() -> None:
         Sample("a", {}, 0, "raw/a", "0" * 64)
     with pytest.raises(ShardError, match="not UTF-8"):
         Sample("a", {"cls": b"0"}, 0, "raw/\udcff", "0" * 64)
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/."), min_size=1)
+    .map(lambda key: key.encode()[:90].decode(errors="ignore"))
+    .filter(bool),
+    st.integers(0, 8**11 - 1),
+)
+def test_headers_are_those_of_tarfile(key: str, length: int) -> None:
+    info = tarfile.TarInfo(f"{key}.image.npy")
+    info.size = length
+    expected = info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
+    assert _header(info.name, length) == expected
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 0, 3), (4, 3, 2)])
