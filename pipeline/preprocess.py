@@ -6,6 +6,8 @@ and all others are taken over as they are.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,8 @@ def preprocess(config: Config, console: Console, *, fresh: bool = False) -> dict
         final=Path(config.shards_folder),
         address=config.cluster.address,
     )
-    result = _bring_up_to_date(job, console, fresh=fresh)
+    with _alone(job.final):
+        result = _bring_up_to_date(job, console, fresh=fresh)
     record = StageRecord(STAGE, job.settings, {}, result["seconds"], done=True)
     write_stage(config.folder, record)
     return result
@@ -90,7 +93,11 @@ def retry_quarantine(path: str, console: Console, *, address: str | None = None)
             known where the sources lie.
     """
     final = Path(path).expanduser().absolute()
-    recover(final)
+    with _alone(final):
+        return _retry(path, final, console, address)
+
+
+def _retry(path: str, final: Path, console: Console, address: str | None) -> dict[str, Any]:
     manifest = ShardSet.open(final).manifest
     if not manifest.quarantined:
         raise UserError(f"{path}: nothing is in quarantine")
@@ -129,16 +136,16 @@ def report(result: dict[str, Any], console: Console) -> None:
             console.say(f"  … and {bad - 10} more")
 
 
+@contextmanager
+def _alone(final: Path) -> Iterator[None]:
+    """No other command works on the set, and what a killed one left beside it is put right."""
+    with only_one(final.with_name(f"{final.name}.lock")):
+        recover(final)
+        yield
+
+
 def _bring_up_to_date(
     job: Job, console: Console, *, fresh: bool = False, again: pa.Array | None = None
-) -> dict[str, Any]:
-    with only_one(job.beside("lock")):
-        recover(job.final)
-        return _bring_up_to_date_alone(job, console, fresh, again)
-
-
-def _bring_up_to_date_alone(
-    job: Job, console: Console, fresh: bool, again: pa.Array | None
 ) -> dict[str, Any]:
     base = None if fresh or not job.final.exists() else _open_base(job)
     known = (
