@@ -20,6 +20,10 @@ from pipeline.load_config import load_config
 from pipeline.sources import Listing, list_sources
 
 IMAGE = {"height": 8, "width": 8}
+# What the rows of `write_listing` hold.
+IMAGE_ROWS: dict[str, Any] = {"columns": {"image": "file"}, "target": {"column": "kind"}}
+TEXT_ROWS: dict[str, Any] = {"columns": {"text": "words"}, "target": {"column": "kind"}}
+TABLE_COLUMNS = {"numeric": ["age"], "categorical": ["town"]}
 FORMATS: dict[str, Any] = {
     "image": IMAGE,
     "audio": {},

@@ -260,15 +260,18 @@ def test_an_older_sets_ledger_makes_no_source_come_twice(config: Config, console
     assert len(samples_of(shards)) == 301
 
 
-def test_a_kill_while_publishing_costs_no_shard(
-    config: Config, console: Console, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "end", [KeyboardInterrupt("a kill"), UserError("the network is down")], ids=str
+)
+def test_neither_a_kill_nor_a_passing_error_costs_a_finished_shard(
+    config: Config, console: Console, monkeypatch: pytest.MonkeyPatch, end: BaseException
 ) -> None:
-    def killed(*args: object, **options: object) -> None:
-        raise KeyboardInterrupt
+    def ends(*args: object, **options: object) -> None:
+        raise end
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.build.publish", killed)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr("pipeline.build.publish", ends)
+        with pytest.raises(type(end), match=str(end)):
             preprocess(config, console)
     staging = Path(config.shards_folder).with_name("shards.partial")
     made = {path.name: path.stat().st_mtime_ns for path in staging.glob("*.tar")}
@@ -277,7 +280,13 @@ def test_a_kill_while_publishing_costs_no_shard(
     shards = Path(config.shards_folder)
     assert {path.name: path.stat().st_mtime_ns for path in shards.glob("*.tar")} == made
     assert verify(shards) == []
-    # Killed between the set and its tidying.
+
+
+def test_what_a_command_killed_at_its_tidying_left_is_removed(
+    config: Config, console: Console
+) -> None:
+    preprocess(config, console)
+    shards = Path(config.shards_folder)
     shutil.copytree(shards, shards.with_name(".shards.replaced"))
     shards.with_name("shards.partial.made_by").write_text("left behind")
     assert preprocess(config, console)["skipped"]
@@ -331,21 +340,3 @@ def test_one_command_at_a_time_makes_a_set(config: Config, console: Console) -> 
     with lock, pytest.raises(ShardError, match=r"shards\.lock: another process is at work"):
         preprocess(config, console)
     assert not preprocess(config, console)["skipped"]
-
-
-def test_after_a_passing_error_the_finished_shards_are_kept(
-    config: Config, console: Console, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*args: object, **options: object) -> None:
-        raise UserError("the network is down")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("pipeline.build.publish", fails)
-        with pytest.raises(UserError, match="the network is down"):
-            preprocess(config, console)
-    staging = Path(config.shards_folder).with_name("shards.partial")
-    made = {path.name: path.stat().st_mtime_ns for path in staging.glob("*.tar")}
-    assert len(made) == 4
-    preprocess(config, console)
-    shards = Path(config.shards_folder)
-    assert {path.name: path.stat().st_mtime_ns for path in shards.glob("*.tar")} == made

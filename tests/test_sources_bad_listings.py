@@ -6,6 +6,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pytest
 from source_trees import (
+    IMAGE_ROWS,
+    TEXT_ROWS,
     every_suffix,
     listed,
     make_tree,
@@ -18,15 +20,11 @@ from source_trees import (
 from pipeline.sources.columns import Column
 from pipeline.sources.rows import BATCH_ROWS, ListingFile
 
-IMAGES = {"columns": {"image": "file"}, "target": {"column": "kind"}}
-TEXTS = {"columns": {"text": "words"}, "target": {"column": "kind"}}
-TABLE = {"numeric": ["age"], "categorical": ["town"]}
-
 
 @every_suffix
 def test_a_missing_column_is_refused_with_those_there_are(tmp_path, suffix):
     path = write_listing(tmp_path, suffix, {"path": ["1"], "label": ["x"]})
-    assert refusal(path, **IMAGES) == (
+    assert refusal(path, **IMAGE_ROWS) == (
         f"data.train={path}: no column 'file' (data.columns.image); it has 'path', 'label'"
     )
     told = refusal(path, target={"column": "label"})
@@ -37,13 +35,13 @@ def test_a_missing_column_is_refused_with_those_there_are(tmp_path, suffix):
 
 def test_columns_of_a_wrong_type_are_refused(tmp_path):
     path = write_listing(tmp_path, ".parquet", {"file": [1.5, 2.5], "kind": ["x", "y"]})
-    assert refusal(path, **IMAGES) == (
+    assert refusal(path, **IMAGE_ROWS) == (
         f"data.train={path}: column 'file' (data.columns.image) holds double; text (paths) or "
         "binary (bytes of files) is needed"
     )
     path = write_listing(tmp_path, ".parquet", {"file": ["a", "b"], "kind": [1.5, 2.5]})
     assert "column 'kind' (data.target.column) holds double; text or integers" in refusal(
-        path, **IMAGES
+        path, **IMAGE_ROWS
     )
 
 
@@ -52,7 +50,7 @@ def test_csv_rows_that_are_cut_or_not_utf_8_are_single_losses(tmp_path):
     (tmp_path / "r.csv").write_bytes(
         b"\xef\xbb\xbffile,kind\n1.jpg,x\n2.jpg\n\xff\xfe.jpg,y\n2.jpg,y\n1.jpg,x,more\n"
     )
-    listing = listed(tmp_path / "r.csv", **IMAGES)
+    listing = listed(tmp_path / "r.csv", **IMAGE_ROWS)
     assert set(uris(listing)) == {"train/1.jpg", "train/2.jpg"}
     assert refused(listing) == {
         "train/r.csv#line 3": "1 values for 2 columns",
@@ -65,14 +63,14 @@ def test_csv_quotes_that_are_wrong_cost_their_row_or_tell_their_line(tmp_path):
     make_tree(tmp_path, "1.jpg", "2.jpg")
     start = b'file,kind\n1.jpg,"x"\n"1"2.jpg,x\n2.jpg,\xff,\xfe\n2.jpg,y\n'
     (tmp_path / "r.csv").write_bytes(start)
-    listing = listed(tmp_path / "r.csv", **IMAGES)
+    listing = listed(tmp_path / "r.csv", **IMAGE_ROWS)
     assert set(uris(listing)) == {"train/1.jpg", "train/2.jpg"}
     assert refused(listing) == {
         "train/r.csv#line 3": "a quote in it does not end its value",
         "train/r.csv#line 4": "3 values for 2 columns",
     }
     (tmp_path / "r.csv").write_bytes(start + b'"1.jpg,x\n' + b"1.jpg,y\n" * 99)
-    assert refusal(tmp_path / "r.csv", **IMAGES) == (
+    assert refusal(tmp_path / "r.csv", **IMAGE_ROWS) == (
         f"data.train={tmp_path}/r.csv: cannot be read: a quote that opens in line 6 is not closed"
     )
 
@@ -97,7 +95,7 @@ def test_json_lines_that_are_wrong_are_single_losses(tmp_path):
     bad = ['{"file": "3', "[1]", '{"kind": "x"}', '{"file": ["1.jpg"], "kind": "x"}', "[" * 100_000]
     bad += ['{"file": "1.jpg", "kind": null}', '{"file": "\\u0000.jpg", "kind": "x"}']
     (tmp_path / "r.jsonl").write_text("\n".join([good[0], *bad, "", good[1]]))
-    listing = listed(tmp_path / "r.jsonl", **IMAGES)
+    listing = listed(tmp_path / "r.jsonl", **IMAGE_ROWS)
     assert set(uris(listing)) == {"train/1.jpg", "train/2.jpg"} and listing.classes == ("7", "x")
     assert sorted(row["reason"] for row in listing.refused.to_pylist()) == [
         "column 'file' has no value", "column 'file' holds what is no path",
@@ -113,7 +111,7 @@ def test_json_lines_that_are_wrong_are_single_losses(tmp_path):
 )  # fmt: skip
 def test_a_listing_that_is_none_is_refused(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
-    told = refusal(tmp_path / name, **IMAGES)
+    told = refusal(tmp_path / name, **IMAGE_ROWS)
     assert told.startswith(f"data.train={tmp_path / name}: ")
 
 
@@ -124,12 +122,14 @@ def test_a_damaged_parquet_file_is_refused(tmp_path):
     data = bytearray(path.read_bytes())
     data[50:80] = os.urandom(30)
     path.write_bytes(data)
-    assert "cannot be read: " in refusal(path, ("text",), **TEXTS)
+    assert "cannot be read: " in refusal(path, ("text",), **TEXT_ROWS)
 
 
 def test_a_missing_listing_or_a_folder_is_refused(tmp_path):
-    assert refusal(tmp_path / "no.csv", **IMAGES) == f"data.train={tmp_path}/no.csv: no such file"
+    assert (
+        refusal(tmp_path / "no.csv", **IMAGE_ROWS) == f"data.train={tmp_path}/no.csv: no such file"
+    )
     (tmp_path / "dir.csv").mkdir()
-    assert refusal(tmp_path / "dir.csv", **IMAGES).endswith("dir.csv: not a file")
-    told = refusal(tmp_path / "rows.txt", layout="listing", **IMAGES)
+    assert refusal(tmp_path / "dir.csv", **IMAGE_ROWS).endswith("dir.csv: not a file")
+    told = refusal(tmp_path / "rows.txt", layout="listing", **IMAGE_ROWS)
     assert told.endswith("a listing's name ends in .csv, .parquet, .jsonl")

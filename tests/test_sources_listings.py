@@ -10,6 +10,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pytest
 from source_trees import (
+    IMAGE_ROWS,
+    TABLE_COLUMNS,
+    TEXT_ROWS,
     classes_of,
     every_suffix,
     listed,
@@ -23,10 +26,6 @@ from source_trees import (
 )
 
 from pipeline.sources import iter_values, part_file, plan_files, read_plan, write_plan
-
-IMAGES = {"columns": {"image": "file"}, "target": {"column": "kind"}}
-TEXTS = {"columns": {"text": "words"}, "target": {"column": "kind"}}
-TABLE = {"numeric": ["age"], "categorical": ["town"]}
 
 
 def planned(listing, folder: Path, samples_per_shard: int = 3) -> list:
@@ -46,7 +45,7 @@ def test_paths_are_below_the_listings_folder_absolute_or_urls(tmp_path, suffix):
     path = write_listing(
         tmp_path / "a", suffix, {"file": files, "kind": ["x", "y", "x", "y"], "n": [1] * 4}
     )
-    listing = listed(path, **IMAGES)
+    listing = listed(path, **IMAGE_ROWS)
     assert paths(listing) == {f"train/{file}": file for file in files}
     assert listing.classes == ("x", "y")
     assert classes_of(listing)["train/img/2.jpg"] == "y"
@@ -67,7 +66,7 @@ def test_files_that_are_missing_or_special_are_refused(tmp_path, suffix):
     (tmp_path / "dir.jpg").mkdir()
     files = ["1.jpg", "gone.jpg", "pipe.jpg", "dir.jpg", None, "2.jpg", "1.jpg", "2.jpg"]
     kinds = ["x", "x", "x", "x", "x", "y", "y", None]
-    listing = listed(write_listing(tmp_path, suffix, {"file": files, "kind": kinds}), **IMAGES)
+    listing = listed(write_listing(tmp_path, suffix, {"file": files, "kind": kinds}), **IMAGE_ROWS)
     assert set(uris(listing)) == {"train/1.jpg", "train/2.jpg"}
     reasons = [row["reason"] for row in listing.refused.to_pylist()]
     assert sorted(reasons) == [
@@ -103,7 +102,7 @@ def test_the_order_and_what_is_held_out_are_drawn_by_hash(tmp_path):
     names = [f"{number}.jpg" for number in range(40)]
     make_tree(tmp_path, *names)
     path = write_listing(tmp_path, ".csv", {"file": names, "kind": ["x"] * 30 + ["y"] * 10})
-    listing = listed(path, validation=0.2, **IMAGES)
+    listing = listed(path, validation=0.2, **IMAGE_ROWS)
     assert listing.counts() == {"train": 32, "validation": 8}
     assert sorted(classes_of(listing, "validation").values()) == ["x"] * 6 + ["y"] * 2
     assert uris(listing, "train") != sorted(uris(listing, "train"), key=lambda uri: int(uri[6:-4]))
@@ -114,7 +113,9 @@ def test_whole_numbers_are_classes_in_their_order(tmp_path):
     make_tree(tmp_path, *map(str, range(12)))
     files = list(map(str, range(12)))
     for suffix, kinds in ((".csv", files), (".parquet", list(range(12)))):
-        listing = listed(write_listing(tmp_path, suffix, {"file": files, "kind": kinds}), **IMAGES)
+        listing = listed(
+            write_listing(tmp_path, suffix, {"file": files, "kind": kinds}), **IMAGE_ROWS
+        )
         assert listing.classes == tuple(files)
 
 
@@ -122,7 +123,7 @@ def test_whole_numbers_are_classes_in_their_order(tmp_path):
 def test_booleans_are_classes_of_one_spelling(tmp_path, suffix):
     make_tree(tmp_path, "1", "2")
     path = write_listing(tmp_path, suffix, {"file": ["1", "2"], "kind": [True, False]})
-    assert listed(path, **IMAGES).classes == ("false", "true")
+    assert listed(path, **IMAGE_ROWS).classes == ("false", "true")
 
 
 def test_numbers_of_named_classes_may_stand_beside_names_and_nothing_else(tmp_path):
@@ -147,7 +148,7 @@ def test_numbers_of_named_classes_may_stand_beside_names_and_nothing_else(tmp_pa
 def test_texts_lie_in_the_rows_and_keep_their_order(tmp_path, suffix):
     words = [f'text, number {n}\nwith "quotes" and é' for n in range(10)]
     path = write_listing(tmp_path, suffix, {"words": words, "kind": ["x", "y"] * 5, "more": words})
-    listing = listed(path, ("text",), validation=0.3, **TEXTS)
+    listing = listed(path, ("text",), validation=0.3, **TEXT_ROWS)
     assert listing.counts() == {"train": 6, "validation": 4}
     assert listing.of_split("train")["row"].to_pylist() == sorted(
         listing.of_split("train")["row"].to_pylist()
@@ -169,7 +170,7 @@ def test_table_rows_are_numbers_and_names(tmp_path, suffix):
         "kind": list("xyxy"),
     }
     path = write_listing(tmp_path, suffix, values)
-    listing = listed(path, (), table=TABLE, target={"column": "kind"})
+    listing = listed(path, (), table=TABLE_COLUMNS, target={"column": "kind"})
     assert [row.values for row in planned(listing, tmp_path)] == [
         {"table": {"age": age, "town": town}}
         for age, town in zip(values["age"], values["town"], strict=True)
@@ -180,7 +181,7 @@ def test_table_rows_are_numbers_and_names(tmp_path, suffix):
 
 def test_numbers_that_are_none_are_refused_and_missing_ones_are_not(tmp_path):
     (tmp_path / "rows.csv").write_text("age,town,kind\n1,a,x\nold,b,y\n,c,y\ninf,d,y\n2,e,y\n")
-    listing = listed(tmp_path / "rows.csv", (), table=TABLE, target={"column": "kind"})
+    listing = listed(tmp_path / "rows.csv", (), table=TABLE_COLUMNS, target={"column": "kind"})
     assert listing.table["row"].to_pylist() == [0, 2, 4]
     told = "column 'age' holds what is no number"
     assert refused(listing) == {"train/rows.csv#1": told, "train/rows.csv#3": told}
@@ -189,12 +190,12 @@ def test_numbers_that_are_none_are_refused_and_missing_ones_are_not(tmp_path):
 def test_bytes_lie_in_parquet_files(tmp_path):
     images = [os.urandom(50) for _ in range(9)]
     path = write_listing(tmp_path, ".parquet", {"file": images, "kind": ["x", "y", "x"] * 3})
-    listing = listed(path, **IMAGES)
+    listing = listed(path, **IMAGE_ROWS)
     assert [row.inline["image"] for row in planned(listing, tmp_path)] == images
     before = listing.state_digest
     write_listing(tmp_path, ".parquet", {"file": images[::-1], "kind": ["x", "y", "x"] * 3})
     os.utime(path, (1, 1))
-    assert listed(path, **IMAGES).state_digest != before
+    assert listed(path, **IMAGE_ROWS).state_digest != before
 
 
 @every_suffix
@@ -248,15 +249,15 @@ def test_tokens_may_be_a_text_and_masks_files(tmp_path):
 @every_suffix
 def test_digests_follow_the_values(tmp_path, suffix):
     values = {"words": ["a", "b", "c"], "kind": ["x", "y", "x"], "note": ["1", "2", "3"]}
-    first = listed(write_listing(tmp_path / "a", suffix, values), ("text",), **TEXTS)
-    copied = listed(write_listing(tmp_path / "b", suffix, values), ("text",), **TEXTS)
+    first = listed(write_listing(tmp_path / "a", suffix, values), ("text",), **TEXT_ROWS)
+    copied = listed(write_listing(tmp_path / "b", suffix, values), ("text",), **TEXT_ROWS)
     assert (copied.content_digest, copied.state_digest) == (
         first.content_digest,
         first.state_digest,
     )
     for column, value in (("words", ["a", "B", "c"]), ("kind", ["x", "x", "y"])):
         other = listed(
-            write_listing(tmp_path / "c", suffix, {**values, column: value}), ("text",), **TEXTS
+            write_listing(tmp_path / "c", suffix, {**values, column: value}), ("text",), **TEXT_ROWS
         )
         assert other.content_digest != first.content_digest
     changed = other.table["values_digest"].to_pylist()
@@ -265,7 +266,7 @@ def test_digests_follow_the_values(tmp_path, suffix):
 
 def test_copies_of_values_are_the_same_bytes(tmp_path):
     values = {"words": [f"w{n}" for n in range(3000)], "kind": ["x", "y"] * 1500}
-    listing = listed(write_listing(tmp_path, ".csv", values), ("text",), **TEXTS)
+    listing = listed(write_listing(tmp_path, ".csv", values), ("text",), **TEXT_ROWS)
     sums = []
     for name in ("a", "b"):
         write_plan(listing, tmp_path / name / "p.parquet", 100)
@@ -282,18 +283,18 @@ def test_a_copied_parquet_file_of_bytes_has_the_same_content_and_another_state(t
     copy.parent.mkdir()
     shutil.copy(path, copy)
     os.utime(copy, (1, 1))
-    first, copied = listed(path, **IMAGES), listed(copy, **IMAGES)
+    first, copied = listed(path, **IMAGE_ROWS), listed(copy, **IMAGE_ROWS)
     assert copied.content_digest == first.content_digest
     assert copied.state_digest != first.state_digest
     other = write_listing(
         tmp_path / "c", ".parquet", {**values, "file": [*images[:8], b"longer" * 20]}
     )
-    assert listed(other, **IMAGES).content_digest != first.content_digest
+    assert listed(other, **IMAGE_ROWS).content_digest != first.content_digest
 
 
 def test_a_listing_may_lie_at_a_url(tmp_path):
     memory = fsspec.filesystem("memory")
     memory.pipe("/lists/rows.csv", b"file,kind\nimg/1.jpg,x\nmemory://lists/2.jpg,y\n")
-    listing = listed("memory://lists/rows.csv", **IMAGES)
+    listing = listed("memory://lists/rows.csv", **IMAGE_ROWS)
     assert set(uris(listing)) == {"train/img/1.jpg", "train/memory://lists/2.jpg"}
     assert listing.roots == {"train": "memory://lists"}
