@@ -114,8 +114,9 @@ class TrainLoop:
         step_in_epoch = state.samples // training.batch_size
         self.engine.train()
         order = self.train_batches.state_dict()
-        window = order["window"] if state.window == "auto" else state.window
-        order |= {"epoch": state.epoch, "samples": state.samples, "window": window}
+        order |= {"epoch": state.epoch, "samples": state.samples}
+        if state.window != "auto":
+            order["window"] = state.window
         self.train_batches.load_state_dict(order)
         micro_steps = iter(self.train_batches)
         while step_in_epoch < self.steps_per_epoch:
@@ -134,7 +135,7 @@ class TrainLoop:
                 epoch=state.epoch,
                 samples=step_in_epoch * training.batch_size,
                 sums=tuple(sums.tolist()),
-                window=window,
+                window=self.train_batches.state_dict()["window"],
             )
             if state.step % training.log_steps == 0:
                 loss = float(step_sums[0] / step_sums[2].clamp(min=1))
