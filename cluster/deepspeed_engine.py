@@ -18,6 +18,7 @@ from cluster.errors import ClusterError
 Precision = Literal["float32", "bf16"]
 # One bucket holds every gradient of a small model; a large model's pass through it in turn.
 MAX_BUCKET_ELEMENTS = 200_000 * 1024
+TORCH_LINEAR = torch.nn.functional.linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,8 @@ def leave_process_group() -> None:
     import deepspeed.comm
 
     deepspeed.comm.destroy_process_group()
+    # Stage 3 puts its own in torch's place and leaves it there; it rounds otherwise.
+    torch.nn.functional.linear = TORCH_LINEAR
 
 
 def read_strategy(engine: Any) -> Strategy:
