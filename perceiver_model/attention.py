@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from perceiver_model.recomputed import activated_linear, normed_linear
+from perceiver_model.recomputed import activated_linear, add_residual, normed_linear
 
 AttentionPath = Literal["auto", "reference", "fused", "factored", "separable"]
 """How attention is computed; every path is the same function of the same weights.
@@ -176,5 +176,7 @@ class SelfAttend(Attend):
         query, key, value = (split_heads(part, self.num_heads) for part in parts)
         attention = reference_attention if self.attention_path == "reference" else fused_attention
         attended = self.output(merge_heads(attention(query, key, value)))
-        latents = latents + self.dropout(attended)
-        return latents + self.dropout(self.mlp(latents, self.mlp_norm))
+        update = self.dropout(attended)
+        latents = add_residual(latents, update, self.output, self.dropout)
+        update = self.dropout(self.mlp(latents, self.mlp_norm))
+        return add_residual(latents, update, self.mlp.contract, self.dropout)

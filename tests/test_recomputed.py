@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from perceiver_model.attention import SelfAttend
-from perceiver_model.recomputed import activated_linear, normed_linear
+from perceiver_model.recomputed import activated_linear, add_residual, normed_linear
 
 
 def modules(dtype):
     torch.manual_seed(0)
-    parts = [nn.LayerNorm(6), nn.Linear(6, 8), nn.Linear(8, 5)]
+    parts = [nn.LayerNorm(6), nn.Linear(6, 8), nn.Linear(8, 6)]
     for part in parts:
         part.to(dtype)
         for parameter in part.parameters():
@@ -24,9 +24,10 @@ def results(tokens, recomputed, approximate, dtype, autocast):
     tokens = tokens.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         if recomputed:
-            out = activated_linear(gelu, contract, normed_linear(norm, expand, tokens))
+            update = activated_linear(gelu, contract, normed_linear(norm, expand, tokens))
+            out = add_residual(tokens, update, contract)
         else:
-            out = contract(gelu(expand(norm(tokens))))
+            out = tokens + contract(gelu(expand(norm(tokens))))
     weights = torch.linspace(-1, 1, out.numel()).view_as(out)
     leaves = [tokens, *norm.parameters(), *expand.parameters(), *contract.parameters()]
     return out, torch.autograd.grad((out * weights).sum(), leaves)
@@ -76,6 +77,22 @@ def test_a_self_attend_keeps_six_arrays_of_the_latents_size():
     assert kept_bytes(module, latents) < 6.2 * array
     module.mlp.contract.register_forward_hook(lambda *_: None)  # wants to be called: GELU is kept
     assert kept_bytes(module, latents) > 6.9 * array
+
+
+def test_a_residual_is_added_in_place_where_nobody_else_reads_the_update():
+    tokens, layer = torch.ones(2, 3, 6), modules(torch.float32)[2]
+    hidden = torch.randn(2, 3, 8)
+
+    def in_place(tokens):
+        update = layer(hidden)
+        return add_residual(tokens, update, layer).data_ptr() == update.data_ptr()
+
+    assert in_place(tokens)
+    assert not in_place(tokens.double())
+    with torch.no_grad():
+        assert not in_place(tokens)
+    layer.register_forward_hook(lambda *_: None)  # may have kept what it saw
+    assert not in_place(tokens)
 
 
 def test_modules_of_other_kinds_are_called():
