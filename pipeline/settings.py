@@ -82,7 +82,7 @@ def data_config(manifest: Manifest, places: Mapping[str, str]) -> DataConfig:
 def sandbox_settings(
     data: DataConfig, classes: tuple[str, ...], vocabulary: TableVocabulary | None
 ) -> dict[str, Any]:
-    """The settings of :func:`pipeline.media.members.make_members`."""
+    """The settings of :func:`pipeline.media.members.MemberMaker`."""
     formats: dict[str, MediaFormat] = dict(data.formats)
     if vocabulary is not None:
         table = formats["table"]

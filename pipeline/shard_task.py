@@ -33,8 +33,10 @@ from shards import (
 
 READ_AHEAD = 16
 READ_AHEAD_LOCALLY = 2
-"""Sources that are read while another is decoded: networks have a latency to hide, disks little."""
+"""Reads that go on while a source is decoded: networks have a latency to hide, disks little."""
 READ_AHEAD_BYTES = 64 << 20
+TOGETHER_BYTES = 1 << 20
+"""Of small files on this machine's disks, read in one go."""
 
 Source: TypeAlias = tuple[dict[str, Content], str]
 """A source's contents and their sha256."""
@@ -54,7 +56,7 @@ class ShardTask:
         plan: Parquet file whose row group N lists the sources of one shard.
         staging: folder that takes the shards.
         roots: each split's folder or URL.
-        media: settings of :func:`pipeline.media.members.make_members`.
+        media: settings of :func:`pipeline.media.members.MemberMaker`.
         limits: ``seconds`` for each sample and ``memory_bytes`` of the decoder.
         num_new: row groups of the plan.
         first_number: of the plan's first shard.
@@ -152,28 +154,59 @@ def read_ahead(
 ) -> Iterator[tuple[SourceRow, Source | Exception]]:
     """Each source, or why it cannot be read; the next ones are read meanwhile.
 
-    What is held ahead is bounded by `READ_AHEAD_BYTES`, beside the source that is waited for.
+    What is held ahead is bounded by `READ_AHEAD_BYTES`, beside the sources that are waited for.
     """
-    waiting: deque[tuple[SourceRow, int, Future[Source | Exception]]] = deque()
+    waiting: deque[tuple[list[SourceRow], int, Future[list[Source | Exception]]]] = deque()
     held = 0
     with ThreadPoolExecutor(READ_AHEAD) as pool:
         try:
-            for row in rows:
-                size = _expected_bytes(row)
-                places = (roots[row.split], *(part.path for part in row.parts))
-                far = any("://" in place for place in places)
-                limit = READ_AHEAD if far else READ_AHEAD_LOCALLY
+            for together, size, is_far in _read_together(rows, roots):
+                limit = READ_AHEAD if is_far else READ_AHEAD_LOCALLY
                 while waiting and (len(waiting) >= limit or held + size > READ_AHEAD_BYTES):
-                    ready, its_size, source = waiting.popleft()
+                    ready, its_size, sources = waiting.popleft()
                     held -= its_size
-                    yield ready, source.result()
-                waiting.append((row, size, pool.submit(_read, row, roots[row.split])))
+                    yield from zip(ready, sources.result(), strict=True)
+                waiting.append((together, size, pool.submit(_read_all, together, roots)))
                 held += size
             while waiting:
-                ready, _, source = waiting.popleft()
-                yield ready, source.result()
+                ready, _, sources = waiting.popleft()
+                yield from zip(ready, sources.result(), strict=True)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _read_together(
+    rows: list[SourceRow], roots: dict[str, str]
+) -> Iterator[tuple[list[SourceRow], int, bool]]:
+    """Sources that one thread reads one after the other, the bytes expected, and whether from afar.
+
+    Handing a file to a thread costs as much as reading a small one from a disk of this machine.
+    """
+    together: list[SourceRow] = []
+    total = 0
+    for row in rows:
+        size = _expected_bytes(row)
+        if _is_far(row, roots):
+            if together:
+                yield together, total, False
+                together, total = [], 0
+            yield [row], size, True
+            continue
+        if together and total + size > TOGETHER_BYTES:
+            yield together, total, False
+            together, total = [], 0
+        together.append(row)
+        total += size
+    if together:
+        yield together, total, False
+
+
+def _is_far(row: SourceRow, roots: dict[str, str]) -> bool:
+    return any("://" in place for place in (roots[row.split], *(part.path for part in row.parts)))
+
+
+def _read_all(rows: list[SourceRow], roots: dict[str, str]) -> list[Source | Exception]:
+    return [_read(row, roots[row.split]) for row in rows]
 
 
 def _read(row: SourceRow, root: str) -> Source | Exception:

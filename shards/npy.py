@@ -21,8 +21,14 @@ def encode_npy(array: np.ndarray) -> bytes:
     """
     if array.dtype.hasobject:
         raise ShardError(f"an array of dtype {array.dtype} needs pickle; convert it to numbers")
+    return _header(array.dtype, array.shape) + array.tobytes()
+
+
+@lru_cache(maxsize=256)
+def _header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
     file = io.BytesIO()
-    npy_format.write_array(file, np.asarray(array, order="C"), version=(1, 0), allow_pickle=False)
+    fields = {"descr": npy_format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    npy_format.write_array_header_1_0(file, fields)
     return file.getvalue()
 
 

@@ -1,11 +1,12 @@
 """What tests run inside a sandbox: functions that behave, and functions that do not."""
 
 import ctypes
+import functools
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,12 @@ from pipeline.media import MediaError, check_array, decode_all, encode_members, 
 requests_seen = 0
 
 
+def with_settings(function: Callable) -> Callable:
+    """What a sandbox asks for: given the settings, the function of the files."""
+    return functools.partial(functools.partial, function)
+
+
+@with_settings
 def echo(settings: dict[str, Any], parts: dict, values: dict[str, Any]) -> Iterator[dict]:
     """Every part comes back, with its name and what else was said, ``values["copies"]`` times."""
     for copy in range(values.get("copies", 1)):
@@ -23,10 +30,12 @@ def echo(settings: dict[str, Any], parts: dict, values: dict[str, Any]) -> Itera
         yield {**members, "told": repr((copy, settings, names, values)).encode()}
 
 
+@with_settings
 def fixed_size(settings: dict[str, Any], parts: dict, values: dict[str, Any]) -> Iterator[dict]:
     yield {"image.npy": bytes(settings["bytes"])}
 
 
+@with_settings
 def count(settings: dict[str, Any], parts: dict, values: dict[str, Any]) -> Iterator[dict]:
     """How many requests this process has seen, and its id."""
     global requests_seen
@@ -34,6 +43,7 @@ def count(settings: dict[str, Any], parts: dict, values: dict[str, Any]) -> Iter
     yield {"count": str(requests_seen).encode(), "pid": str(os.getpid()).encode()}
 
 
+@with_settings
 def decode_media(settings: dict[str, Any], parts: dict, values: dict[str, Any]) -> Iterator[dict]:
     """Every array that the format in ``settings`` makes of the part, proven to be what it says."""
     fmt = media_from_dict(settings)
@@ -43,6 +53,7 @@ def decode_media(settings: dict[str, Any], parts: dict, values: dict[str, Any]) 
         yield encode_members(array, fmt)
 
 
+@with_settings
 def limits(settings: dict[str, Any], parts: dict, values: dict[str, Any]) -> Iterator[dict]:
     import resource
 
@@ -53,6 +64,7 @@ def limits(settings: dict[str, Any], parts: dict, values: dict[str, Any]) -> Ite
     }
 
 
+@with_settings
 def busy(settings: dict[str, Any], parts: dict, values: dict[str, Any]) -> Iterator[dict]:
     """Every sample takes ``settings["seconds"]`` of the processor."""
     for _ in range(values["samples"]):
@@ -62,6 +74,7 @@ def busy(settings: dict[str, Any], parts: dict, values: dict[str, Any]) -> Itera
         yield {}
 
 
+@with_settings
 def misbehave(settings: dict[str, Any], parts: dict, values: dict[str, Any]) -> Iterator[dict]:
     """``values["samples"]`` good samples, then what ``values["how"]`` says."""
     for number in range(values.get("samples", 0)):

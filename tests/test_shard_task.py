@@ -18,7 +18,7 @@ from source_trees import data_config, make_tar
 from pipeline import shard_task
 from pipeline.config import Config
 from pipeline.settings import sandbox_settings
-from pipeline.shard_task import READ_AHEAD, READ_AHEAD_BYTES, ShardTask
+from pipeline.shard_task import READ_AHEAD, READ_AHEAD_BYTES, TOGETHER_BYTES, ShardTask
 from pipeline.sources import SourceRow, list_sources, write_plan
 from pipeline.sources.parts import Part
 from shards import Quarantined, read_committed, read_quarantine
@@ -163,7 +163,8 @@ def test_a_machine_that_starts_no_decoder_ends_the_run_and_blames_no_file(tmp_pa
 @pytest.mark.parametrize(
     ("root", "size", "at_once"),
     [
-        ("/data", 1000, {2}),
+        ("/data", TOGETHER_BYTES, {2}),
+        ("/data", TOGETHER_BYTES // 20, {2}),
         ("http://data", 1000, set(range(3, READ_AHEAD + 1))),
         ("http://data", READ_AHEAD_BYTES, {1}),
         ("http://data", -1, {2, 3, 4}),

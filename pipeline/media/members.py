@@ -23,49 +23,60 @@ from pipeline.media.targets import TargetConfig, target_members
 from pipeline.media.text import TextFormat
 from pipeline.media.video_format import VideoFormat
 
-FUNCTION = f"{__name__}:make_members"
+FUNCTION = f"{__name__}:MemberMaker"
 
 
-def make_members(
-    settings: dict[str, Any], parts: dict[str, Part], values: dict[str, Any]
-) -> Iterator[dict[str, bytes]]:
-    """The members of each sample that a source gives: one, or one for each clip or context.
+class MemberMaker:
+    """Makes the members of each sample that a source gives: one, or one for each clip or context.
 
     At most one field is cut into several samples; all of them have the other fields and the target.
 
     Args:
         settings: ``formats`` (field → `media_to_dict`), ``allow_missing`` (fields), ``target``
             (the fields of a `TargetConfig`) and ``classes``.
-        parts: the files, by field.
-        values: what the listing has for the source: ``table``, by column, and ``target``, a class
-            number or what `target_members` takes.
-
-    Raises:
-        MediaError: a file cannot be used, or one is missing that must be there.
     """
-    formats = {name: media_from_dict(fmt) for name, fmt in settings["formats"].items()}
-    fixed: dict[str, bytes] = {}
-    cut = None
-    for name, fmt in formats.items():
-        if isinstance(fmt, FittedTableFormat) and "table" in values:
-            fixed |= encode_members(fmt.encode_row(values["table"]), fmt)
-        elif name not in parts:
-            _check_missing(name, parts, settings["allow_missing"])
-        elif _is_cut(fmt, formats, parts):
-            cut = name
-        else:
-            fixed |= encode_members(decode(parts[name][0], fmt, name=parts[name][1]), fmt)
-    if cut is None and not fixed:
-        raise MediaError("it has nothing of what the configuration asks for")
-    image = formats.get("image")
-    assert image is None or isinstance(image, ImageFormat)
-    target = TargetConfig(**settings["target"])
-    fixed |= target_members(target, tuple(settings["classes"]), values, parts, image)
-    if cut is None:
-        yield fixed
-        return
-    for pieces in _pieces(cut, formats, parts, settings["allow_missing"]):
-        yield fixed | pieces
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._formats = {name: media_from_dict(fmt) for name, fmt in settings["formats"].items()}
+        self._allow_missing: list[str] = settings["allow_missing"]
+        self._target = TargetConfig(**settings["target"])
+        self._classes = tuple(settings["classes"])
+        image = self._formats.get("image")
+        assert image is None or isinstance(image, ImageFormat)
+        self._image = image
+
+    def __call__(
+        self, parts: dict[str, Part], values: dict[str, Any]
+    ) -> Iterator[dict[str, bytes]]:
+        """The members of each of a source's samples, name to bytes.
+
+        Args:
+            parts: the files, by field.
+            values: what the listing has for the source: ``table``, by column, and ``target``, a
+                class number or what `target_members` takes.
+
+        Raises:
+            MediaError: a file cannot be used, or one is missing that must be there.
+        """
+        fixed: dict[str, bytes] = {}
+        cut = None
+        for name, fmt in self._formats.items():
+            if isinstance(fmt, FittedTableFormat) and "table" in values:
+                fixed |= encode_members(fmt.encode_row(values["table"]), fmt)
+            elif name not in parts:
+                _check_missing(name, parts, self._allow_missing)
+            elif _is_cut(fmt, self._formats, parts):
+                cut = name
+            else:
+                fixed |= encode_members(decode(parts[name][0], fmt, name=parts[name][1]), fmt)
+        if cut is None and not fixed:
+            raise MediaError("it has nothing of what the configuration asks for")
+        fixed |= target_members(self._target, self._classes, values, parts, self._image)
+        if cut is None:
+            yield fixed
+            return
+        for pieces in _pieces(cut, self._formats, parts, self._allow_missing):
+            yield fixed | pieces
 
 
 def _check_missing(name: str, parts: dict[str, Part], allowed: list[str]) -> None:

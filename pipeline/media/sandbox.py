@@ -39,13 +39,13 @@ class _ChildDiedError(Exception):
 class Sandbox:
     """Runs a function in a long-lived child process and streams what it yields.
 
-    The function is called as ``function(settings, parts, values)`` and yields a dictionary of shard
-    members, name to bytes, for every sample. It may be a generator. A child that died is replaced
-    before the next file; a file is blamed only if it also kills a child that has seen no other.
-    One file at a time, from one thread at a time.
+    The child calls ``function(settings)`` once. What that returns it calls for every file, with
+    ``(parts, values)``: it yields a dictionary of shard members, name to bytes, for every sample. A
+    child that died is replaced before the next file; a file is blamed only if it also kills a child
+    that has seen no other. One file at a time, from one thread at a time.
 
     Args:
-        function: ``module:function``, imported in the child.
+        function: ``module:name``, imported in the child.
         settings: JSON, the same for every file.
         seconds: processor time allowed for one result.
         memory_bytes: what the child may allocate, its libraries included.

@@ -31,8 +31,8 @@ PIPE_BYTES = 1 << 20
 
 Part = tuple[bytes, str]
 """A file's bytes, and its name for formats that only their extension tells."""
-DecodeFunction = Callable[[dict[str, Any], dict[str, Part], dict[str, Any]], Iterable]
-"""``(settings, parts, values)`` to one dictionary of shard members for every sample."""
+DecodeFunction = Callable[[dict[str, Part], dict[str, Any]], Iterable]
+"""``(parts, values)`` to one dictionary of shard members for every sample."""
 
 
 def message(header: dict[str, Any], blobs: Sequence[bytes] = ()) -> list[bytes]:
@@ -50,7 +50,7 @@ def main() -> None:
     header, _ = first
     _die_with(header["parent"])
     try:
-        function = _find(header["function"])
+        function = _find(header["function"])(header["settings"])
     except Exception as error:
         _send(answers, _broken(error))
         return
@@ -58,7 +58,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     keep_freed_memory()
     _send(answers, {"kind": "ready"})
-    while _serve(function, header["settings"], requests, answers):
+    while _serve(function, requests, answers):
         pass
 
 
@@ -88,15 +88,15 @@ def _die_with(parent: int) -> None:
         os._exit(0)
 
 
-def _find(function: str) -> DecodeFunction:
+def _find(function: str) -> Callable[[dict[str, Any]], DecodeFunction]:
     module, _, name = function.partition(":")
-    found: DecodeFunction = getattr(importlib.import_module(module), name)
+    found: Callable[[dict[str, Any]], DecodeFunction] = getattr(
+        importlib.import_module(module), name
+    )
     return found
 
 
-def _serve(
-    function: DecodeFunction, settings: dict[str, Any], requests: IO[bytes], answers: IO[bytes]
-) -> bool:
+def _serve(function: DecodeFunction, requests: IO[bytes], answers: IO[bytes]) -> bool:
     """Answer one request; False when the child should end."""
     try:
         request = _read(requests)
@@ -109,7 +109,7 @@ def _serve(
             for field, blob, name in zip(header["fields"], blobs, header["names"], strict=True)
         }
         del blobs
-        for members in function(settings, parts, header["values"]):
+        for members in function(parts, header["values"]):
             sample = {"kind": "sample", "names": list(members)}
             _send(answers, sample, list(members.values()))
         verdict: dict[str, Any] = {"kind": "done"}
