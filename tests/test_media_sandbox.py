@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.media import MediaError
 from pipeline.media.sandbox import Sandbox, SandboxError
+from pipeline.media.sandbox_child import SHARED_BYTES
 
 MISBEHAVE = "sandbox_functions:misbehave"
 
@@ -30,13 +31,17 @@ def serves(sandbox: Sandbox) -> bool:
 # --- what goes in and comes out ---
 
 
-@pytest.mark.parametrize("size", [0, 1, 90_000, (1 << 20) + 7, 40 << 20])
+@pytest.mark.parametrize(
+    "size", [0, 1, 90_000, SHARED_BYTES - 2000, SHARED_BYTES, SHARED_BYTES + 1, 40 << 20]
+)
 def test_bytes_survive_both_ways(size):
     data = os.urandom(size)
     with Sandbox("sandbox_functions:echo", {}) as sandbox:
-        (members,) = sandbox.run({"image": (data, "a.jpg"), "audio": (b"", "")}, {})
-    assert members["image"] == data
-    assert members["audio"] == b""
+        for sent in (data, data[::-1]):
+            parts = {"audio": (b"", ""), "image": (sent, "a.jpg"), "text": (b"abc", "")}
+            for members in sandbox.run(parts, {"copies": 3}):
+                assert (members["audio"], members["text"]) == (b"", b"abc")
+                assert members["image"] == sent
 
 
 def test_names_settings_and_values_survive_as_they_are():

@@ -11,14 +11,24 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from pipeline.media.errors import MediaError
-from pipeline.media.sandbox_child import HEADER_LENGTH, PIPE_BYTES, Part, message
+from pipeline.media.sandbox_child import (
+    HEADER_LENGTH,
+    PIPE_BYTES,
+    SHARED_BYTES,
+    Part,
+    halves,
+    message,
+    shared_blobs,
+)
 
 START_SECONDS = 120.0
 WALL_PER_CPU = 4.0
@@ -151,7 +161,7 @@ class Sandbox:
         try:
             names = [name for _, name in parts.values()]
             request = {"fields": list(parts), "names": names, "values": values}
-            child.send(message(request, [data for data, _ in parts.values()]), self._seconds)
+            child.send(request, [data for data, _ in parts.values()], self._seconds)
             while True:
                 header, blobs = child.receive(self._seconds)
                 kind = header["kind"]
@@ -175,21 +185,25 @@ class Sandbox:
 
 
 class _Child:
-    """The process and its two pipes."""
+    """The process, its two pipes and the memory that it shares."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "pipeline.media.sandbox_child"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                bufsize=0,
-                start_new_session=True,
-                env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths)},
-            )
+            with _memory() as memory:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "pipeline.media.sandbox_child"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    bufsize=0,
+                    start_new_session=True,
+                    pass_fds=[memory],
+                    env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths)},
+                )
+                self._shared_requests, self._shared_answers = halves(memory)
+                settings = {**settings, "memory": memory}
         except OSError as error:  # no memory, too many processes or files: no fault of the sample
             raise SandboxError(
                 f"{settings['function']}: no child started: {error.strerror or error}"
@@ -206,7 +220,7 @@ class _Child:
         self._buffer = bytearray(PIPE_BYTES)
         self._rest = memoryview(b"")
         try:
-            self.send(message(settings), START_SECONDS)
+            self._write(message(settings), START_SECONDS)
             header, _ = self.receive(START_SECONDS)
         except (_ChildDiedError, TimeoutError) as error:
             self.kill()
@@ -215,8 +229,11 @@ class _Child:
             self.kill()
             raise _broken(settings["function"], header)
 
-    def send(self, pieces: list[bytes], seconds: float) -> None:
-        """Write one message. Raises TimeoutError; a child that is gone is noticed on receiving."""
+    def send(self, header: dict[str, Any], blobs: list[bytes], seconds: float) -> None:
+        """Send one request. Raises TimeoutError; a child that is gone is noticed on receiving."""
+        self._write(message(header, blobs, self._shared_requests), seconds)
+
+    def _write(self, pieces: list[bytes], seconds: float) -> None:
         allowance = _Allowance(self.pid, seconds)
         try:
             for piece in pieces:
@@ -232,7 +249,10 @@ class _Child:
         allowance = _Allowance(self.pid, seconds)
         (length,) = HEADER_LENGTH.unpack(self._take(HEADER_LENGTH.size, allowance))
         header = json.loads(self._take(length, allowance))
-        return header, [self._take(size, allowance) for size in header.pop("sizes")]
+        sizes = header.pop("sizes")
+        if header.pop("shared"):
+            return header, shared_blobs(self._shared_answers, sizes)
+        return header, [self._take(size, allowance) for size in sizes]
 
     def _take(self, count: int, allowance: "_Allowance") -> bytes:
         taken = []
@@ -262,6 +282,18 @@ class _Child:
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             pipe.close()
+
+
+@contextmanager
+def _memory() -> Iterator[int]:
+    """An unnamed file, in memory where the system has such, for both processes to map."""
+    if sys.platform == "linux":
+        file: IO[bytes] = os.fdopen(os.memfd_create("perceiver-sandbox"), "r+b")
+    else:
+        file = tempfile.TemporaryFile()  # noqa: SIM115  # the with below closes it
+    with file:
+        file.truncate(2 * SHARED_BYTES)
+        yield file.fileno()
 
 
 def _broken(function: str, header: dict[str, Any]) -> SandboxError:

@@ -1,10 +1,12 @@
 """The sandbox's child process: runs one function on what comes down a pipe.
 
 Messages, both ways: a little-endian uint32, that many bytes of JSON, then the raw bytes of the
-blobs whose sizes the JSON gives. Never pickle: the child has decoded untrusted bytes.
+blobs whose sizes the JSON gives. Never pickle: the child has decoded untrusted bytes. Where the
+JSON says ``shared``, the blobs lie in memory that both processes map instead, one after the other:
+those of a request in its first half, those of the first answer to it in the second.
 
-    parent → child   {"function", "settings", "memory_bytes", "parent"} once, then requests
-                     {"fields", "names", "values", "sizes"} with a blob for every part
+    parent → child   {"function", "settings", "memory_bytes", "parent", "memory"} once, then
+                     {"fields", "names", "values", "sizes"} with a blob for every part of a request
     child → parent   {"kind": "ready"} once, and for every request any number of
                      {"kind": "sample", "names", "sizes"} with a blob for every member, closed by
                      {"kind": "done"}, {"kind": "refused", "reason", "trace"}, {"kind": "memory"} or
@@ -13,7 +15,9 @@ blobs whose sizes the JSON gives. Never pickle: the child has decoded untrusted 
 
 import ctypes
 import importlib
+import itertools
 import json
+import mmap
 import os
 import resource
 import signal
@@ -29,26 +33,54 @@ HEADER_LENGTH = struct.Struct("<I")
 PIPE_BYTES = 1 << 20
 """Linux's largest pipe for everyone: a usual message passes without a switch of process."""
 
+SHARED_BYTES = 4 << 20
+"""Of each half of the shared memory; larger messages go through the pipe."""
+
 Part = tuple[bytes, str]
 """A file's bytes, and its name for formats that only their extension tells."""
 DecodeFunction = Callable[[dict[str, Part], dict[str, Any]], Iterable]
 """``(parts, values)`` to one dictionary of shard members for every sample."""
 
 
-def message(header: dict[str, Any], blobs: Sequence[bytes] = ()) -> list[bytes]:
-    """The pieces to write, in order, for a header (JSON) and its blobs."""
-    text = json.dumps({**header, "sizes": [len(blob) for blob in blobs]}).encode()
-    return [HEADER_LENGTH.pack(len(text)) + text, *blobs]
+def message(
+    header: dict[str, Any], blobs: Sequence[bytes] = (), shared: memoryview | None = None
+) -> list[bytes]:
+    """The pieces to write, in order, for a header (JSON) and its blobs; these go to ``shared``."""
+    sizes = [len(blob) for blob in blobs]
+    is_shared = shared is not None and sum(sizes) <= len(shared)
+    text = json.dumps({**header, "sizes": sizes, "shared": is_shared}).encode()
+    prefix = HEADER_LENGTH.pack(len(text)) + text
+    if shared is None or not is_shared:
+        return [prefix, *blobs]
+    end = 0
+    for blob in blobs:
+        shared[end : end + len(blob)] = blob
+        end += len(blob)
+    return [prefix]
+
+
+def shared_blobs(shared: memoryview, sizes: Sequence[int]) -> list[bytes]:
+    """Copies of the blobs that lie in shared memory: the other process may change it."""
+    ends = list(itertools.accumulate(sizes))
+    return [bytes(shared[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+
+
+def halves(descriptor: int) -> tuple[memoryview, memoryview]:
+    """The shared memory that a descriptor is of: for requests, and for answers."""
+    memory = memoryview(mmap.mmap(descriptor, 2 * SHARED_BYTES))
+    return memory[:SHARED_BYTES], memory[SHARED_BYTES:]
 
 
 def main() -> None:
     """Serve requests until standard input ends."""
     requests, answers = _take_pipes()
-    first = _read(requests)
+    first = _read(requests, None)
     if first is None:
         return
     header, _ = first
     _die_with(header["parent"])
+    shared = halves(header["memory"])
+    os.close(header["memory"])
     try:
         function = _find(header["function"])(header["settings"])
     except Exception as error:
@@ -58,7 +90,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     keep_freed_memory()
     _send(answers, {"kind": "ready"})
-    while _serve(function, requests, answers):
+    while _serve(function, requests, answers, shared):
         pass
 
 
@@ -96,10 +128,15 @@ def _find(function: str) -> Callable[[dict[str, Any]], DecodeFunction]:
     return found
 
 
-def _serve(function: DecodeFunction, requests: IO[bytes], answers: IO[bytes]) -> bool:
+def _serve(
+    function: DecodeFunction,
+    requests: IO[bytes],
+    answers: IO[bytes],
+    shared: tuple[memoryview, memoryview],
+) -> bool:
     """Answer one request; False when the child should end."""
     try:
-        request = _read(requests)
+        request = _read(requests, shared[0])
         if request is None:
             return False
         header, blobs = request
@@ -109,9 +146,9 @@ def _serve(function: DecodeFunction, requests: IO[bytes], answers: IO[bytes]) ->
             for field, blob, name in zip(header["fields"], blobs, header["names"], strict=True)
         }
         del blobs
-        for members in function(parts, header["values"]):
+        for number, members in enumerate(function(parts, header["values"])):
             sample = {"kind": "sample", "names": list(members)}
-            _send(answers, sample, list(members.values()))
+            _send(answers, sample, list(members.values()), None if number else shared[1])
         verdict: dict[str, Any] = {"kind": "done"}
     except ImportError as error:
         verdict = _broken(error)
@@ -144,12 +181,16 @@ def _trace(error: BaseException) -> str:
     return "\n".join(line for line in lines if not line.startswith("sandbox_child.py:"))
 
 
-def _read(requests: IO[bytes]) -> tuple[dict[str, Any], list[bytes]] | None:
+def _read(
+    requests: IO[bytes], shared: memoryview | None
+) -> tuple[dict[str, Any], list[bytes]] | None:
     """A header and its blobs, or None at the end."""
     prefix = requests.read(HEADER_LENGTH.size)
     if len(prefix) < HEADER_LENGTH.size:
         return None
     header = json.loads(requests.read(HEADER_LENGTH.unpack(prefix)[0]))
+    if shared is not None and header["shared"]:
+        return header, shared_blobs(shared, header["sizes"])
     blobs = list(_exactly(requests, header["sizes"]))
     return (header, blobs) if len(blobs) == len(header["sizes"]) else None
 
@@ -162,8 +203,13 @@ def _exactly(requests: IO[bytes], sizes: list[int]) -> Iterator[bytes]:
         yield blob
 
 
-def _send(answers: IO[bytes], header: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
-    for piece in message(header, blobs):
+def _send(
+    answers: IO[bytes],
+    header: dict[str, Any],
+    blobs: Sequence[bytes] = (),
+    shared: memoryview | None = None,
+) -> None:
+    for piece in message(header, blobs, shared):
         answers.write(piece)
     answers.flush()
 
