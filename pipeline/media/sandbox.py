@@ -193,6 +193,8 @@ class _Child:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         try:
             with _memory() as memory:
+                self._shared_requests, self._shared_answers = halves(memory)
+                settings = {**settings, "memory": memory}
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "pipeline.media.sandbox_child"],
                     stdin=subprocess.PIPE,
@@ -202,8 +204,6 @@ class _Child:
                     pass_fds=[memory],
                     env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths)},
                 )
-                self._shared_requests, self._shared_answers = halves(memory)
-                settings = {**settings, "memory": memory}
         except OSError as error:  # no memory, too many processes or files: no fault of the sample
             raise SandboxError(
                 f"{settings['function']}: no child started: {error.strerror or error}"
