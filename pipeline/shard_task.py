@@ -185,18 +185,15 @@ def _read_together(
     together: list[SourceRow] = []
     total = 0
     for row in rows:
-        size = _expected_bytes(row)
-        if _is_far(row, roots):
-            if together:
-                yield together, total, False
-                together, total = [], 0
-            yield [row], size, True
-            continue
-        if together and total + size > TOGETHER_BYTES:
+        size, is_far = _expected_bytes(row), _is_far(row, roots)
+        if together and (is_far or total + size > TOGETHER_BYTES):
             yield together, total, False
             together, total = [], 0
-        together.append(row)
-        total += size
+        if is_far:
+            yield [row], size, True
+        else:
+            together.append(row)
+            total += size
     if together:
         yield together, total, False
 

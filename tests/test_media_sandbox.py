@@ -39,9 +39,9 @@ def test_bytes_survive_both_ways(size):
     with Sandbox("sandbox_functions:echo", {}) as sandbox:
         for sent in (data, data[::-1]):
             parts = {"audio": (b"", ""), "image": (sent, "a.jpg"), "text": (b"abc", "")}
-            for members in sandbox.run(parts, {"copies": 3}):
-                assert (members["audio"], members["text"]) == (b"", b"abc")
-                assert members["image"] == sent
+            found = list(sandbox.run(parts, {"copies": 3}))
+            assert [(m["audio"], m["text"]) for m in found] == [(b"", b"abc")] * 3
+            assert all(members["image"] == sent for members in found)
 
 
 def test_names_settings_and_values_survive_as_they_are():

@@ -163,6 +163,7 @@ def test_a_machine_that_starts_no_decoder_ends_the_run_and_blames_no_file(tmp_pa
 @pytest.mark.parametrize(
     ("root", "size", "at_once"),
     [
+        ("/data", 1000, {1}),  # all in one go
         ("/data", TOGETHER_BYTES, {2}),
         ("/data", TOGETHER_BYTES // 20, {2}),
         ("http://data", 1000, set(range(3, READ_AHEAD + 1))),
