@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from perceiver_model.recomputed import activated_linear, add_residual, normed_linear
+from perceiver_model.recomputed import activated_linear, add_residual, apply_linear, normed_linear
 
 AttentionPath = Literal["auto", "reference", "fused", "factored", "separable"]
 """How attention is computed; every path is the same function of the same weights.
@@ -175,8 +175,8 @@ class SelfAttend(Attend):
         parts = projected.split(self.widths, dim=-1)
         query, key, value = (split_heads(part, self.num_heads) for part in parts)
         attention = reference_attention if self.attention_path == "reference" else fused_attention
-        attended = self.output(merge_heads(attention(query, key, value)))
-        update = self.dropout(attended)
+        attended = merge_heads(attention(query, key, value))
+        update = self.dropout(apply_linear(self.output, attended))
         latents = add_residual(latents, update, self.output, self.dropout)
         update = self.dropout(self.mlp(latents, self.mlp_norm))
         return add_residual(latents, update, self.mlp.contract, self.dropout)

@@ -21,6 +21,7 @@ from perceiver_model.attention import (
     split_heads,
 )
 from perceiver_model.autoregressive_config import ARConfig
+from perceiver_model.recomputed import apply_linear, normed_linear
 from perceiver_model.rotary import Rotation, rotate
 
 
@@ -141,7 +142,7 @@ class CausalAttend(Attend):
         key_mask = None if mask is None else mask[:, -key.shape[2] :]
         reference = self.attention_path == "reference"
         attended = causal_attention(query, key, value, key_mask, reference=reference)
-        latents = latents + self.dropout(self.output(merge_heads(attended)))
+        latents = latents + self.dropout(apply_linear(self.output, merge_heads(attended)))
         return latents + self.dropout(self.mlp(latents, self.mlp_norm))
 
 
@@ -169,8 +170,9 @@ class CausalCrossAttend(CausalAttend):
         without a cache. mask: bool `[batch, columns]` of the whole context, True where a token may
         be attended; None for everywhere.
         """
-        query = self.query(self.query_norm(queries.content))
-        key, value = self.key_value(self.input_norm(inputs.content)).chunk(2, dim=-1)
+        query = normed_linear(self.query_norm, self.query, queries.content)
+        key_value = normed_linear(self.input_norm, self.key_value, inputs.content)
+        key, value = key_value.chunk(2, dim=-1)
         rotations = queries.rotation, inputs.rotation
         return self._attend(queries.content, (query, key, value), rotations, mask, cache)
 
@@ -208,5 +210,6 @@ class CausalSelfAttend(CausalAttend):
 
         latents: those that are not in the cache yet. mask: as of the cross-attend.
         """
-        query, key, value = self.query_key_value(self.attention_norm(latents)).chunk(3, dim=-1)
+        projected = normed_linear(self.attention_norm, self.query_key_value, latents)
+        query, key, value = projected.chunk(3, dim=-1)
         return self._attend(latents, (query, key, value), (rotation, rotation), mask, cache)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from perceiver_model.attention import SelfAttend
 from perceiver_model.recomputed import activated_linear, add_residual, normed_linear
@@ -104,3 +105,46 @@ def test_modules_of_other_kinds_are_called():
     layer = Doubled(6, 8)
     tokens = torch.randn(2, 3, 6)
     torch.testing.assert_close(normed_linear(norm, layer, tokens), layer(norm(tokens)))
+
+
+def self_attend_and_latents(dtype=torch.float64):
+    torch.manual_seed(0)
+    module = SelfAttend(channels=16, num_heads=2).to(dtype)
+    module.attention_path = "reference"  # fused kernels have no second derivatives
+    return module, torch.randn(2, 3, 16, dtype=dtype, requires_grad=True)
+
+
+def test_gradients_are_right_also_twice_and_in_batches():
+    module, latents = self_attend_and_latents()
+    assert torch.autograd.gradcheck(module, latents, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(module, latents)
+
+
+def test_transforms_of_torch_func_apply():
+    module, latents = self_attend_and_latents()
+    parameters = dict(module.named_parameters())
+
+    def loss(parameters, latents):
+        return torch.func.functional_call(module, parameters, (latents,)).square().sum()
+
+    expected = torch.autograd.grad(loss(parameters, latents), list(parameters.values()))
+    grads = torch.func.grad(loss)(parameters, latents)
+    for gradient, wanted in zip(grads.values(), expected, strict=True):
+        torch.testing.assert_close(gradient, wanted)
+    of_samples = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, latents[:, None])
+    for gradient, wanted in zip(of_samples.values(), expected, strict=True):
+        torch.testing.assert_close(gradient.sum(dim=0), wanted)
+
+
+def test_gradients_of_frozen_weights_are_not_computed():
+    def flops(module, latents):
+        with FlopCounterMode(display=False) as counter:
+            module(latents).sum().backward()
+        return counter.get_total_flops()
+
+    module, latents = self_attend_and_latents(torch.float32)
+    trained = flops(module, latents)
+    module.requires_grad_(False)
+    rows, channels = 6, 16
+    assert flops(module, latents) == trained - 2 * rows * 6 * channels**2
+    assert latents.grad is not None
