@@ -6,6 +6,7 @@ which order, or how often the work was interrupted; shards that are committed ar
 """
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,11 @@ from shards.digests import canonical_json, sha256_hex
 from shards.files import AtomicFile, remove_tree
 from shards.writer import QUARANTINE_PARTS
 
-# Ray Data keeps a few bytes for each block; beyond this, a block holds several shards.
+# Ray Data keeps a few bytes for each block; with more of them, blocks hold more shards.
 MAX_BLOCKS = 10_000
-MAX_JOBS_EACH = 4
-MIN_WAVES = 4
-"""Tasks for each CPU that there are at least, so that all end at about the same time."""
+MAX_JOBS_EACH = 16
+GUIDE = 1.5
+"""Of the jobs that are left, a task takes its CPU's share divided by this."""
 HASHED_AT_ONCE = 1000
 
 
@@ -279,17 +280,43 @@ def run_tasks(task: ShardTask, num_jobs: int, num_sources: int, console: Console
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # Between two tasks Ray Data leaves a CPU idle for 0.2 s, so a task does several shards where
-    # there are enough; a reading operator, such as range's, would hold CPUs of its own.
-    waves = num_jobs / (MIN_WAVES * ray.cluster_resources().get("CPU", 1))
-    jobs_each = max(min(MAX_JOBS_EACH, int(waves)), num_jobs / MAX_BLOCKS, 1)
-    blocks = np.array_split(np.arange(num_jobs), math.ceil(num_jobs / jobs_each))
+    _learn_limits_at_once()
+    # A reading operator, such as range's, would hold CPUs of its own.
+    blocks = np.split(np.arange(num_jobs), guided(num_jobs, ray.cluster_resources().get("CPU", 1)))
     jobs = ray.data.from_arrow([pa.table({"id": block}) for block in blocks])
     with console.bar("preprocess", num_sources, "files") as bar:
         for row in jobs.map_batches(task, batch_size=1).iter_rows():
             if row["error"] is not None:
                 raise ShardError(row["error"])
             bar.advance(row["files"])
+
+
+def guided(num_jobs: int, num_cpus: float) -> list[int]:
+    """Where to cut the jobs into tasks: few, since Ray Data leaves a CPU idle for 0.2 s after each.
+
+    The last ones are single jobs, so that all CPUs end together. (Guided self-scheduling:
+    Polychronopoulos and Kuck, IEEE Transactions on Computers C-36, 1987.)
+    """
+    least = math.ceil(num_jobs / MAX_BLOCKS)
+    most = max(MAX_JOBS_EACH, least)
+    cuts: list[int] = []
+    start = 0
+    while start < num_jobs:
+        share = math.ceil((num_jobs - start) / (GUIDE * max(num_cpus, 1)))
+        start += min(max(share, least), most)
+        cuts.append(start)
+    return cuts[:-1]
+
+
+def _learn_limits_at_once() -> None:
+    """Ray Data takes a cluster for empty until it asks again, and runs one task at a time.
+
+    It asks every second. That is its own affair, so a version that has it elsewhere is left alone.
+    """
+    with suppress(ImportError):
+        from ray.data._internal.execution.resource_manager import ResourceManager
+
+        ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = 0.1
 
 
 def _carried(base: Base | None, changes: Changes | None) -> pa.Table:
