@@ -16,18 +16,18 @@ LARGE_WEIGHT = 512 * 512
 def multiply(
     inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """inputs Wᵀ + b, as `torch.nn.functional.linear`, but without gradients.
+    """inputs Wᵀ + b, as `torch.nn.functional.linear`, which it is where gradients are recorded.
 
     inputs `[..., in channels]`, weight `[out channels, in channels]`, bias `[out channels]`.
     `torch.backends.mkldnn.flags(enabled=False)` leaves everything to MKL.
     """
-    if faster_by_onednn(inputs, weight):
+    if not torch.is_grad_enabled() and faster_by_onednn(inputs, weight):
         return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
     return F.linear(inputs, weight, bias)
 
 
 def faster_by_onednn(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether `multiply` leaves this product to oneDNN."""
+    """Whether this product is one for oneDNN, which knows no gradients."""
     return (
         weight.numel() >= LARGE_WEIGHT
         and inputs.device.type == weight.device.type == "cpu"

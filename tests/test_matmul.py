@@ -91,6 +91,22 @@ def test_gradients_are_those_of_float64(batched):
         assert (gradient - wanted).norm() <= 1e-5 * wanted.norm()
 
 
+def test_gradients_of_gradients_are_those_of_float64():
+    torch.manual_seed(0)
+    module = SelfAttend(channels=CHANNELS, num_heads=4)
+    module.attention_path = "reference"  # fused kernels have no second derivatives
+    latents = torch.randn(1, 24, CHANNELS)
+
+    def second_gradient(module, latents):
+        latents.requires_grad_()
+        (first,) = torch.autograd.grad(module(latents).square().sum(), latents, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), latents)[0]
+
+    found = second_gradient(module, latents.clone())
+    expected = second_gradient(module.double(), latents.double())
+    assert (found - expected).norm() <= 1e-4 * expected.norm()
+
+
 def test_a_flop_counter_sees_the_products():
     module, latents = SelfAttend(channels=CHANNELS, num_heads=4), torch.randn(1, 24, CHANNELS)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
