@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from cluster.ray_session import ray_session
 from perceiver_model.fourier import position_table
-from pipeline.causes import expected_errors
+from pipeline.causes import EXPECTED, expected_errors
 from pipeline.changes import Changes
 from pipeline.config_data import DataConfig
 from pipeline.console import Console
@@ -188,7 +188,7 @@ def build(
             replace=job.final.exists(),
         )
         made_by.unlink()
-    except UserError:
+    except EXPECTED:
         if not any(staging.glob("*.tar")):
             remove_leftovers(job)
         raise
