@@ -2,7 +2,7 @@
 
 On an x86 processor torch leaves float32 products to MKL. oneDNN, which it brings along for
 convolutions, was measured 1.1 to 1.3 times as fast on an AMD EPYC with AVX-512, for weights of
-512 x 512 numbers and more (docs/performance.md); for smaller ones the two are equal.
+512 x 512 numbers and more (docs/performance.md), and no faster for smaller ones.
 """
 
 import torch
