@@ -16,6 +16,8 @@ from cluster.errors import ClusterError
 
 # Ray sets this for the entry point of a job, whose cluster is then the one to use.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+# Named for seconds, but counted in attempts.
+_CONNECTION_ATTEMPTS = "RAY_gcs_server_port_wait_time_s"
 _FOLDER_PREFIX = "perceiver-ray-"
 _OF_OTHER_CLUSTERS = ("RAY_ADDRESS", "RAY_AUTH_MODE")
 # One for the whole process, since Ray caches the first that it sees.
@@ -37,7 +39,7 @@ def ray_session(address: str | None) -> Iterator[None]:
             Where this process is connected already, that connection serves.
 
     Raises:
-        ClusterError: no cluster answers at ``address``.
+        ClusterError: no cluster answers at ``address`` for 40 s.
     """
     if _is_connected():
         yield
@@ -51,7 +53,8 @@ def ray_session(address: str | None) -> Iterator[None]:
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=True)
+        with _one_attempt():
+            ray.init(address=address, log_to_driver=True)
     except Exception as error:  # Ray's kinds differ by address scheme and stage
         reason = " ".join(str(error).split())[:200]
         raise ClusterError(
@@ -62,6 +65,18 @@ def ray_session(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _one_attempt() -> Iterator[None]:
+    """Ray tries for 40 s to connect, and by itself 20 times, which takes 13 minutes."""
+    unset = _CONNECTION_ATTEMPTS not in os.environ
+    os.environ.setdefault(_CONNECTION_ATTEMPTS, "1")
+    try:
+        yield
+    finally:
+        if unset:
+            os.environ.pop(_CONNECTION_ATTEMPTS, None)
 
 
 def _is_connected() -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +200,21 @@ def test_bad_input_leaves_nothing_behind(tmp_path, args, told):
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"perceiver {args[0]}: ") and told in line
     assert files_in(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
+
+
+def test_a_cluster_that_does_not_answer_is_told_and_leaves_nothing_behind(digit_images, tmp_path):
+    with socket.socket() as silent:  # bound, but listening to nobody
+        silent.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        done = perceiver(
+            "preprocess", "digits", f"data.train={digit_images / 'train'}", "data.validation=null",
+            "data.test=null", f"cluster.address={address}", folder=tmp_path,
+            RAY_py_gcs_connect_timeout_s="5", RAY_gcs_rpc_server_connect_timeout_s="1",
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert f"cluster.address={address}: no Ray cluster answers there" in done.stderr
+    assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
 
 

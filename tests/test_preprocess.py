@@ -13,7 +13,6 @@ import webdataset
 from PIL import Image
 from sounds import encoded, tone
 
-from cluster.errors import ClusterError
 from perceiver_model.fourier import position_table
 from pipeline.config import Config
 from pipeline.console import Console
@@ -168,25 +167,3 @@ def test_recordings_of_every_format_become_int16_of_one_rate(
         spectrum = np.abs(np.fft.rfft(sound.astype(float)))
         peak = np.argmax(spectrum) * 16_000 / len(sound)
         assert abs(peak - (300 if "/low/" in sample.source_uri else 2000)) < 20
-
-
-def test_a_cluster_that_does_not_answer_leaves_nothing_behind(
-    digit_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unreachable(address: str | None) -> None:
-        raise ClusterError(f"cluster.address={address}: no Ray cluster answers there")
-
-    monkeypatch.setattr("pipeline.build.ray_session", unreachable)
-    config = load_config(
-        "digits",
-        [
-            f"data.train={digit_images / 'train'}",
-            "data.validation=null",
-            "data.test=null",
-            f"output={tmp_path / 'out'}",
-            f"shards={tmp_path / 'sets' / 'digits'}",
-        ],
-    )
-    with pytest.raises(ClusterError, match="no Ray cluster answers"):
-        preprocess(config, Console())
-    assert not list((tmp_path / "sets").glob("*"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from shard_server import ShardServer
 from source_trees import (
     classes_of,
     listed,
@@ -229,3 +230,27 @@ def test_classes_may_be_named_in_their_order(tmp_path):
     assert classes_of(listing)["train/cat/000.png"] == "cat"
     told = refusal(tmp_path, target={"classes": ["owl", "emu"]})
     assert told == "data.target.classes: lacks 'cat', which train has"
+
+
+# --- servers ---
+
+
+@pytest.mark.parametrize("source", ["photos", "rows.csv", "a.tar"])
+def test_a_server_that_fails_is_not_taken_for_an_empty_one(tmp_path, source):
+    columns = {"columns": {"image": "file"}} if source == "rows.csv" else {}
+    with ShardServer(tmp_path) as server:
+        url = f"{server.url}/{source}"
+        told = refusal(url, target=NO_CLASS, **columns)
+        assert told.startswith(f"data.train={url}: no such f")
+        server.fails = lambda path, times: 403
+        told = refusal(url, target=NO_CLASS, **columns)
+        assert told.startswith(f"data.train={url}: cannot be read: ClientResponseError: 403")
+
+
+def test_a_server_that_fails_once_is_asked_again(tmp_path):
+    (tmp_path / "rows.csv").write_text("file\n1.jpg\n")
+    with ShardServer(tmp_path) as server:
+        server.fails = lambda path, times: 503 if times == 1 else None
+        columns = {"image": "file"}
+        listing = listed(f"{server.url}/rows.csv", target=NO_CLASS, columns=columns)
+    assert listing.table.num_rows == 1

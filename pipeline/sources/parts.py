@@ -80,6 +80,25 @@ def read_part(root: str, part: Part) -> bytes:
         raise MediaError(why_unreadable(error)) from error
 
 
+def exists(filesystem: Any, path: str) -> bool:
+    """Whether there is a file or folder; where a server only fails to answer, that is no "no".
+
+    Raises:
+        Exception: what the network's library says, after several attempts.
+    """
+    if filesystem.exists(path):
+        return True
+    if is_local(filesystem):
+        return False
+    try:
+        try_again(lambda: filesystem.cat_file(path, start=0, end=1), RETRY)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except IsADirectoryError:
+        pass
+    return True
+
+
 def read_errors(filesystem: Any) -> tuple[type[Exception], ...]:
     """What reading may raise: the libraries of networks have exceptions that are no OSErrors."""
     return (OSError,) if is_local(filesystem) else (Exception,)

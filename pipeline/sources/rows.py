@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.sources.columns import Column, typed_role
+from pipeline.sources.parts import exists
 from pipeline.sources.typed import TYPES, json_value, to_role
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
@@ -88,7 +89,7 @@ def open_listing(source: str, setting: str, columns: list[Column]) -> ListingFil
     """
     listing = ListingFile(source, setting, tuple(columns))
     filesystem, path = fsspec.core.url_to_fs(source)
-    if not filesystem.exists(path):
+    if not exists(filesystem, path):
         raise listing._error("no such file")
     if not filesystem.isfile(path):
         raise listing._error("not a file")

@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.media.targets import MAX_JSON_BYTES, json_label
 from pipeline.sources.fields import CLASS_LABEL, JSON_LABEL, OTHER, FieldNames, target_field
 from pipeline.sources.grouping import MEMBER_SCHEMA, Wanted, group
-from pipeline.sources.parts import read_errors, why_unreadable
+from pipeline.sources.parts import exists, read_errors, why_unreadable
 from pipeline.sources.tables import REFUSED_SCHEMA, Found, Rows, concat, first_refused
 from pipeline.sources.tar_members import DamagedTarError, Member, tar_members
 from pipeline.sources.walk import changed, is_local, walk
@@ -84,7 +84,7 @@ def _tars(pattern: str, field: str) -> tuple[Any, str, list[str]]:
             below = sorted(file.path for file in walk(filesystem, path) if file.reason is None)
             names = [os.fsdecode(name) for name in below if name.endswith(b".tar")]
             found += [f"{path.rstrip('/')}/{name}" for name in names]
-        elif not filesystem.exists(path):
+        elif not exists(filesystem, path):
             raise UserError(f"{field}={pattern}: no such file: {each}")
         else:
             found.append(path)
