@@ -241,7 +241,9 @@ def _fingerprint(job: Job, listing: Listing, base: Base | None, changes: Changes
         "sources": listing.state_digest,
         "roots": listing.roots,
         "base": base and base.manifest.digest,
-        "changes": changes and table_digest([changes.renewed.select(["uri"]), changes.stale]),
+        "changes": None
+        if changes is None
+        else table_digest([changes.renewed.select(["uri"]), changes.stale]),
     }
     return sha256_hex(canonical_json(facts))
 
@@ -320,11 +322,27 @@ def _learn_limits_at_once() -> None:
 
 
 def _carried(base: Base | None, changes: Changes | None) -> pa.Table:
-    """The quarantine of the base's sources that have not changed."""
+    """The quarantine of the base's listed sources that could not be decoded, and are as before."""
     if base is None or changes is None:
         return quarantine_table([])
-    uris = uri_texts(pa.chunked_array([changes.unchanged]))
-    return base.quarantine.filter(pc.is_in(base.quarantine["source_uri"], value_set=uris))
+    unchanged = pa.chunked_array([changes.unchanged])
+    return base.quarantine.filter(refused_by_decoders(base, unchanged))
+
+
+def refused_by_decoders(base: Base, uris: pa.ChunkedArray) -> pa.Array:
+    """Which rows of the base's quarantine are these sources' own.
+
+    A source that is in a shard may have a namesake there, which the listing refused, without a
+    traceback; or a row of its own for what was damaged behind its first samples.
+    """
+    ledger = base.ledger.table
+    failed = ledger["uri"].filter(pc.is_null(ledger["shard"]))
+    named, rows = uri_texts(uris), base.quarantine["source_uri"]
+    alone = uri_texts(uris.filter(pc.is_in(uris, value_set=failed.combine_chunks())))
+    decoded = pc.not_equal(base.quarantine["traceback"], "")
+    return pc.or_(
+        pc.is_in(rows, value_set=alone), pc.and_(pc.is_in(rows, value_set=named), decoded)
+    )
 
 
 def _check_bad(job: Job, listing: Listing, staging: Path, carried: pa.Table) -> None:

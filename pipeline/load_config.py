@@ -191,7 +191,7 @@ def _allowed(error: Any) -> str:
 
 def _space_hint(keys: typing.Iterable[Any]) -> str:
     """How to write the first of the keys that YAML took a value into, or an empty text."""
-    glued = next((key for key in map(str, keys) if ":" in key), None)
+    glued = next((key for key in map(str, keys or ()) if ":" in key), None)
     return f"write {glued.replace(':', ': ', 1)!r}, with a space after the colon" if glued else ""
 
 

@@ -18,10 +18,10 @@ from pipeline.build import (
     Base,
     Job,
     build,
+    refused_by_decoders,
     refused_rows,
     remove_leftovers,
     sha256s,
-    uri_texts,
 )
 from pipeline.changes import Changes, find_changes
 from pipeline.config import Config
@@ -206,7 +206,7 @@ def _note_sources(job: Job, listing: Listing, seconds: float) -> None:
 
 def _refused_otherwise(listing: Listing, base: Base) -> bool:
     """Whether there are other sources than before that can never be samples."""
-    listed = pc.is_in(base.quarantine["source_uri"], value_set=uri_texts(listing.table["uri"]))
+    listed = refused_by_decoders(base, listing.table["uri"])
     before, now = base.quarantine.filter(pc.invert(listed)), refused_rows(listing)
     order = [(name, "ascending") for name in now.schema.names]
     return not before.sort_by(order).equals(now.sort_by(order))

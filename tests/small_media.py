@@ -90,8 +90,12 @@ def _sound_packets(stream, sound, rate, start):
 def turned(mp4: bytes, quarter_turns: int) -> bytes:
     """An MP4 whose header says to show it turned clockwise, as telephones write it."""
     matrices = {1: (0, 1, -1, 0), 2: (-1, 0, 0, -1), 3: (0, -1, 1, 0)}
-    a, b, c, d = (value << 16 for value in matrices[quarter_turns])
-    words = np.array([a, b, 0, c, d, 0, 0, 0, 1 << 30], ">i4").tobytes()
+    return with_matrix(mp4, *matrices[quarter_turns])
+
+
+def with_matrix(mp4: bytes, a: int, b: int, c: int, d: int) -> bytes:
+    """An MP4 of one track with this display matrix (ISO 14496-12, 8.3.2)."""
+    words = np.array([a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30], ">i4").tobytes()
     place = mp4.index(b"tkhd") + 44
     return mp4[:place] + words + mp4[place + 36 :]
 

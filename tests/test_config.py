@@ -203,6 +203,7 @@ WRONG_VALUES = [
     ("data.image.height=0", "data.image: height is 0; it must be at least 1"),
     ("model.adapter.kind=mell", "model.adapter: kind is 'mell'; must be 'pixels', 'patches'"),
     ("model.adapter={}", "model.adapter: is {}, without a kind; kind must be 'pixels', 'patches'"),
+    ("model.positions=null", "model.positions: is None, without a kind; kind must be "),
     (
         "model.adapter={kind:conv_stem}",
         "model.adapter: is {'kind:conv_stem': None}, without a kind; write 'kind: conv_stem', "

@@ -1,6 +1,7 @@
 """A set is brought up to its sources: only what is new or changed is decoded."""
 
 import io
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.ledger import ledger_path
+from pipeline.load_config import load_config
 from pipeline.preprocess import preprocess, retry_quarantine
 from shards import ShardError, ShardReader, ShardSet, verify
 from shards.files import only_one
@@ -340,3 +342,46 @@ def test_one_command_at_a_time_makes_a_set(config: Config, console: Console) -> 
     with lock, pytest.raises(ShardError, match=r"shards\.lock: another process is at work"):
         preprocess(config, console)
     assert not preprocess(config, console)["skipped"]
+
+
+def test_what_only_the_listing_refuses_is_told_of_when_it_comes_and_when_it_goes(
+    config: Config, copied_digits: Path, console: Console
+) -> None:
+    preprocess(config, console)
+    stray = copied_digits / "train" / "README.md"
+    stray.write_text("of the digits")
+    assert preprocess(config, console)["num_quarantined"] == 1
+    assert preprocess(config, console)["skipped"]
+    stray.unlink()
+    assert preprocess(config, console)["num_quarantined"] == 0
+
+
+def test_rows_that_repeat_a_key_are_refused_once_whatever_comes_after(
+    tmp_path: Path, console: Console
+) -> None:
+    rows = [{"id": f"k{n}", "words": f"text {n}", "kind": "ab"[n % 2]} for n in range(20)]
+    listing = tmp_path / "rows.jsonl"
+
+    def write(*more: dict[str, str]) -> None:
+        listing.write_text("".join(json.dumps(row) + "\n" for row in (*rows, *rows[:9], *more)))
+
+    write()
+    path = tmp_path / "texts.yaml"
+    path.write_text(
+        f"""
+name: texts
+output: {tmp_path / "out"}
+data:
+  train: {listing}
+  text: {{max_length: 32}}
+  columns: {{key: id, text: words}}
+  target: {{kind: class, column: kind}}
+model: {{adapter: {{kind: token_embedding, num_channels: 8}}}}
+"""
+    )
+    config = load_config(str(path))
+    assert preprocess(config, console)["num_quarantined"] == 9
+    assert preprocess(config, console)["skipped"]
+    write({"id": "new", "words": "one more", "kind": "a"})
+    result = preprocess(config, console)
+    assert (result["decoded"], result["num_quarantined"]) == (1, 9)

@@ -320,3 +320,20 @@ def test_a_damaged_flac_in_a_shard_is_refused():
     content = encode_member(decode(encoded(tone(440, 16_000), 16_000), fmt), fmt)
     with pytest.raises(MediaError):
         decode_member(content[: len(content) // 2], fmt)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.0, 2.0])
+def test_flac_without_a_length_as_streams_write_it(seconds):
+    sound = tone(440, 16_000)
+    data = bytearray(encoded(sound, 16_000, format="FLAC", subtype="PCM_16"))
+    # The number of samples: the last 36 bits before the checksum of STREAMINFO.
+    data[21] &= 0xF0
+    data[22:26] = bytes(4)
+    found = decode(bytes(data), AudioFormat(sample_rate=16_000, seconds=seconds))
+    assert len(found) == min(seconds, 1) * 16_000
+
+
+def test_int16_samples_at_their_own_rate_are_stored_as_they_are():
+    every = np.arange(-32768, 32768).astype(np.int16)
+    data = encoded(every, 16_000, format="WAV", subtype="PCM_16")
+    assert np.array_equal(decode(data, AudioFormat(sample_rate=16_000, seconds=5.0)), every)

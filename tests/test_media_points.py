@@ -317,3 +317,58 @@ def test_formats_that_cannot_be_are_refused(fields, told):
         PointsFormat(**{"num_points": 8, **fields})
     with pytest.raises(ValueError, match="num_bands is 0"):
         PointsFourier(num_bands=0)
+
+
+# --- what trimesh would pass over ---
+
+
+def test_obj_faces_may_count_back_and_lines_may_be_indented():
+    low = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\n"
+    high = low.replace(" 0\n", " 10\n")
+    plain = f"{low}f 1 2 3 4\n{high}f 5 6 7 8\n"
+    for text in (
+        plain,
+        f"{low}f -4 -3 -2 -1\n{high}f -4 -3 -2 -1\n",
+        f"{low}\tf\t1 2 3 4\n{high}  f 5 6 7 8\n",
+        plain.replace("\n", "\r"),
+        "\ufeff" + plain,
+    ):
+        found = decode(text.encode(), SURFACE)
+        assert 0.45 < (found[:, 2] > 0).mean() < 0.55, text
+    assert "not there" in reason(f"{low}f -5 -3 -2\n".encode(), SURFACE)
+
+
+@pytest.mark.parametrize(
+    ("tree", "told"),
+    [
+        (b'{"extensionsUsed":["KHR_draco_mesh_compression"]}', "KHR_draco_mesh_compression"),
+        (b'{"meshes":[{"primitives":[],"weights":[0.5]}]}', "morph targets"),
+        (b'{"accessors":[{"count":3,"sparse":{}}]}', "sparse accessors"),
+        (
+            b'{"accessors":[{"count":3,"normalized":true}],'
+            b'"meshes":[{"primitives":[{"attributes":{"POSITION":0}}]}]}',
+            "normalized integers",
+        ),
+    ],
+)
+def test_glb_features_that_are_not_read_are_refused_by_name(tree, told):
+    assert told in reason(glb(tree), SURFACE)
+
+
+@pytest.mark.parametrize("unit_cube", [True, False])
+def test_nothing_that_is_not_finite_is_stored(unit_cube):
+    fmt = PointsFormat(num_points=100, sample="points", unit_cube=unit_cube)
+    huge = np.full((4, 3), 1e308)
+    huge[0] = -1e308
+    huge[1, 0] = 1.5e308
+    assert "coordinates" in reason(npy(huge), fmt)
+
+
+def test_points_that_coincide_become_zero():
+    assert not decode(npy(np.tile([0.1, 0.7, 0.3], (20, 1))), CLOUD).any()
+
+
+def test_commas_beside_semicolons_are_decimal_points():
+    german = "0,5;2,5;3,5\n1,5;2,5;3,5\n1,5;4,5;3,5\n"
+    english = german.replace(",", ".").replace(";", ", ")
+    assert np.array_equal(decode(german.encode(), CLOUD), decode(english.encode(), CLOUD))

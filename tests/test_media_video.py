@@ -10,7 +10,7 @@ import photos
 import pytest
 import sounds
 from PIL import Image
-from small_media import film, grey_frames, refusal, tone, turned
+from small_media import film, grey_frames, refusal, tone, turned, with_matrix
 
 from pipeline.media import (
     AudioFormat,
@@ -335,3 +335,43 @@ def test_large_frames_and_long_films_are_refused(two_seconds):
 def test_formats_that_cannot_be_are_refused(fields, told):
     with pytest.raises(ValueError, match=told):
         VideoFormat(**{"num_frames": 4, **SMALL, **fields})
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turn"),
+    [
+        ((-1, 0, 0, 1), lambda p: p[:, ::-1]),
+        ((1, 0, 0, -1), lambda p: p[::-1]),
+        ((0, 1, 1, 0), lambda p: p.swapaxes(0, 1)),
+    ],
+)
+def test_mirroring_in_the_header_is_applied(matrix, turn):
+    fmt = VideoFormat(num_frames=1, height=32, width=32, resize="stretch")
+    plain = film([quarters()] * 5)
+    shown = decode(with_matrix(plain, *matrix), fmt)[0]
+    wanted = turn(decode(plain, fmt)[0])
+    assert np.abs(shown.astype(int) - wanted)[4:12, 4:12].max() < 8
+    assert np.abs(shown.astype(int) - wanted)[20:28, 4:12].max() < 8
+
+
+def test_the_containers_shape_of_pixels_counts_where_the_codec_has_none():
+    data = film([quarters()] * 5, aspect=Fraction(1, 2), codec="libvpx-vp9")
+    (clip,) = decode(data, VideoFormat(num_frames=1, height=48, width=64, resize="pad"))
+    filled = np.flatnonzero(clip.max(axis=(0, 2)) > 40)
+    assert (filled[0], filled[-1]) == (16, 47)
+
+
+def test_matroska_that_starts_late_is_whole():
+    times = [5000 + 40 * n for n in range(50)]
+    data = film(grey_frames(range(0, 250, 5)), times=times, container="matroska")
+    fmt = VideoFormat(num_frames=5, frames_per_second=5, clips="all", **SMALL)
+    assert len(list(decode_all(data, fmt))) == 2
+
+
+def test_joined_films_whose_clock_starts_anew_are_refused_there():
+    one = film(grey_frames([10, 200] * 25), container="mpegts")
+    fmt = VideoFormat(num_frames=5, frames_per_second=5, clips="all", **SMALL)
+    made = []
+    with pytest.raises(MediaError, match=r"its clock jumps back 1\.9"):
+        made.extend(decode_all(one + one, fmt))
+    assert made

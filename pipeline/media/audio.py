@@ -106,8 +106,6 @@ def decode_audio(data: bytes, fmt: AudioFormat, *, suffix: str = "") -> np.ndarr
     Raises:
         MediaError: the bytes are no sound libsndfile reads, too short, or not finite.
     """
-    import soundfile
-
     if not data:
         raise MediaError("the file is empty")
     raw: dict[str, Any] = {}
@@ -120,7 +118,7 @@ def decode_audio(data: bytes, fmt: AudioFormat, *, suffix: str = "") -> np.ndarr
             "subtype": "GSM610",
         }
     try:
-        with soundfile.SoundFile(io.BytesIO(data), **raw) as file:
+        with _to_its_end(io.BytesIO(data), **raw) as file:
             rate = file.samplerate
             if not 0 < rate <= MAX_SOURCE_RATE:
                 raise MediaError(f"its rate is {rate} Hz; it must lie in 1 to {MAX_SOURCE_RATE}")
@@ -156,7 +154,9 @@ def to_format(sound: np.ndarray, rate: int, fmt: AudioFormat) -> np.ndarray:
     if rate != fmt.sample_rate:
         sound = soxr.resample(sound, rate, fmt.sample_rate)
     sound = sound[: fmt.num_samples]
-    samples = np.clip(np.rint(sound * 32767.0), -32768, 32767).astype(np.int16)
+    if not len(sound) or not np.isfinite(sound).all():
+        raise MediaError(f"it is too short or too loud to resample to {fmt.sample_rate} Hz")
+    samples = np.clip(np.rint(sound * 32768.0), -32768, 32767).astype(np.int16)
     if fmt.mel is None:
         return samples
     return log_mel(samples, fmt.sample_rate, fmt.mel, num_samples=fmt.num_samples)
@@ -193,6 +193,21 @@ def _check_gsm(data: bytes) -> None:
     firsts = firsts[::GSM_FRAME_BYTES]
     if len(firsts) == 0 or (firsts >> 4 != 0xD).any():
         raise MediaError("not GSM 06.10: a frame lacks its signature")
+
+
+def _to_its_end(file: io.BytesIO, **raw: Any) -> "SoundFile":
+    """A sound file that is read until nothing more comes.
+
+    soundfile seeks after each piece, which a FLAC that does not tell its length refuses, but for
+    files that cannot be sought.
+    """
+    import soundfile
+
+    class Sequential(soundfile.SoundFile):
+        def seekable(self) -> bool:
+            return False
+
+    return Sequential(file, **raw)
 
 
 def _mono(file: "SoundFile", wanted: int) -> Iterator[np.ndarray]:

@@ -17,13 +17,17 @@ LAS_COMPRESSED = 0x80
 def read_xyz(data: bytes, max_points: int) -> np.ndarray:
     """Lines of x, y, z and any further columns, parted by blanks, commas or semicolons.
 
+    Where both commas and semicolons are in the first line of numbers, commas are decimal points.
     A first line of one whole number (as in PTS files) must be the number of lines that follow.
     """
     if data.count(b"\n") > 2 * max_points + 1000:
         raise MediaError(f"more lines than max_points={max_points} allows")
-    text = data.decode("latin-1").replace(",", " ").replace(";", " ").replace("//", "#")
+    text = data.decode("latin-1").replace("//", "#")
     lines = [line for line in text.splitlines() if line and not line.isspace()]
     lines = [line for line in lines if not line.lstrip().startswith("#")]
+    decimal_comma = bool(lines) and {",", ";"} <= set(lines[0].partition("#")[0])
+    signs = str.maketrans({";": " ", ",": "." if decimal_comma else " "})
+    lines = [line.translate(signs) for line in lines]
     declared = None
     if lines and len(lines[0].split()) == 1:
         declared = int(lines.pop(0))

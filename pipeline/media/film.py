@@ -18,6 +18,9 @@ still images, and streams of bytes that anything could be."""
 ATTACHED_PICTURE = 0x400
 """FFmpeg's disposition of a sound file's cover."""
 
+MAX_STEP_BACK_SECONDS = 1
+"""Frames a little out of order are shown at once; further back, two films were joined."""
+
 
 class Track:
     """The frames of one track, in the order and with the times at which they are shown.
@@ -39,7 +42,7 @@ class Track:
         What cannot be decoded before the first frame is left out: recordings begin anywhere.
 
         Raises:
-            MediaError: a packet cannot be decoded.
+            MediaError: a packet cannot be decoded, or the clock starts anew.
         """
         time: Fraction | None = None
         guessed = self.guessed_duration
@@ -54,6 +57,10 @@ class Track:
             else:
                 if shown > time:
                     guessed = shown - time
+                elif time - shown > MAX_STEP_BACK_SECONDS:
+                    raise MediaError(
+                        f"its clock jumps back {float(time - self._begin):.3f} s after its start"
+                    )
                 shown = max(shown, time)
             time = shown
             held = (frame.duration or 0) * Fraction(frame.time_base or 0)
@@ -89,15 +96,22 @@ class Track:
         return 1 / Fraction(rate) if rate and rate > 0 else Fraction(1, 25)
 
     @property
+    def pixel_aspect(self) -> Fraction | None:
+        """Width of a pixel over its height: the container's word before the codec's."""
+        return self.stream.sample_aspect_ratio or self.stream.codec_context.sample_aspect_ratio
+
+    @property
     def declared_seconds(self) -> Fraction | None:
         """Length that the container claims for this track; None where it doesn't."""
         if self.stream.duration is not None and self.stream.time_base is not None:
             return self.stream.duration * Fraction(self.stream.time_base)
-        # Matroska's, written by every common muxer: HOURS:MINUTES:SECONDS.
+        # Matroska's, written by every common muxer: HOURS:MINUTES:SECONDS at which it ends.
         hours, *rest = (self.stream.metadata.get("DURATION") or "").split(":")
         try:
             minutes, seconds = rest
-            return Fraction(int(hours) * 3600 + int(minutes) * 60) + Fraction(seconds)
+            end = Fraction(int(hours) * 3600 + int(minutes) * 60) + Fraction(seconds)
+            start = (self.stream.start_time or 0) * Fraction(self.stream.time_base or 0)
+            return end - max(start, Fraction(0))
         except (ValueError, ZeroDivisionError):
             return None
 

@@ -1,5 +1,6 @@
 """Files of meshes and point clouds: which format it is, by its content, and what they hold."""
 
+import codecs
 import io
 import json
 import re
@@ -68,6 +69,7 @@ def read_geometry(data: bytes, fmt: PointsFormat) -> Geometry:
         MediaError: none of the formats, damaged, not finite, or more faces or points than ``fmt``
             allows.
     """
+    data = data.removeprefix(codecs.BOM_UTF8)
     kind = _kind(data)
     try:
         if kind in ("xyz", "npy", "las"):
@@ -139,6 +141,8 @@ def _read_mesh(data: bytes, kind: str, fmt: PointsFormat) -> Geometry:
 
     if kind == "glb":
         _check_glb(data, fmt)
+    elif kind == "obj" and _UNUSUAL_OBJ.search(data):
+        data = _usual_obj(data)
     file: Any = io.BytesIO(data)
     scene = trimesh.load_scene(
         file,
@@ -165,10 +169,57 @@ def _read_mesh(data: bytes, kind: str, fmt: PointsFormat) -> Geometry:
     return Geometry(tuple(parts))
 
 
+# Tabs, indented lines, lines that end in CR alone, and faces that count from their own place back:
+# trimesh passes them over, or counts back from the file's end.
+_UNUSUAL_OBJ = re.compile(rb"\t|^ |\r(?!\n)|^f[^\r\n#]*-", re.MULTILINE)
+
+
+def _usual_obj(data: bytes) -> bytes:
+    """An OBJ file's lines as trimesh reads them, their faces' numbers counted from the start."""
+    counts = {b"v": 0, b"vt": 0, b"vn": 0}
+    lines = []
+    for line in data.splitlines():
+        words = line.split()
+        if words and words[0] in counts:
+            counts[words[0]] += 1
+        elif words and words[0] == b"f" and b"-" in line:
+            words = [b"f", *(_from_start(corner, [*counts.values()]) for corner in words[1:])]
+        lines.append(b" ".join(words))
+    return b"\n".join(lines) + b"\n"
+
+
+def _from_start(corner: bytes, counts: list[int]) -> bytes:
+    """A face's corner, ``v/vt/vn``; negative numbers count back from what was read so far."""
+    numbers = corner.split(b"/")
+    for place, (number, count) in enumerate(zip(numbers, counts, strict=False)):
+        if number.startswith(b"-"):
+            if -int(number) > count:
+                raise MediaError("a face names a point that is not there")
+            numbers[place] = b"%d" % (count + 1 + int(number))
+    return b"/".join(numbers)
+
+
+_GLB_EXTENSIONS = frozenset(
+    ["KHR_draco_mesh_compression", "EXT_meshopt_compression", "EXT_mesh_gpu_instancing"]
+)
+
+
 def _check_glb(data: bytes, fmt: PointsFormat) -> None:
-    """Refuse arrays that a few bytes of JSON would make large."""
+    """Refuse arrays that a few bytes of JSON would make large, and what trimesh passes over."""
     length = int.from_bytes(data[12:16], "little")
     tree = json.loads(data[20 : 20 + length])
+    for name in _GLB_EXTENSIONS & set(tree.get("extensionsUsed", ())):
+        raise MediaError(f"it uses {name}, which is not read")
+    if any(
+        any(each.get("weights", ())) for kind in ("nodes", "meshes") for each in tree.get(kind, ())
+    ):
+        raise MediaError("it uses morph targets, which are not read")
+    primitives = [each for mesh in tree.get("meshes", ()) for each in mesh["primitives"]]
+    for number in {each["attributes"].get("POSITION") for each in primitives} - {None}:
+        if tree["accessors"][number].get("normalized"):
+            raise MediaError("its positions are normalized integers, which are not read")
+    if any("sparse" in accessor for accessor in tree.get("accessors", ())):
+        raise MediaError("it uses sparse accessors, which are not read")
     for accessor in tree.get("accessors", ()):
         if accessor["count"] > max(3 * fmt.max_faces, fmt.max_points):
             _check_counts(accessor["count"] // 3, accessor["count"], fmt)

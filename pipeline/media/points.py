@@ -48,9 +48,11 @@ def to_unit_cube(points: np.ndarray) -> np.ndarray:
     Args:
         points: float64 ``[points, 3]``. A cloud whose points all coincide becomes zero.
     """
-    centred = points - points.mean(axis=0)
-    extent = np.abs(centred).max()
-    return centred / extent if extent > 0 else np.zeros_like(centred)
+    if (points == points[0]).all():
+        return np.zeros_like(points)
+    with np.errstate(over="ignore", invalid="ignore"):
+        centred = points - points.mean(axis=0)
+        return centred / np.abs(centred).max()
 
 
 def _generator(data: bytes, seed: int) -> np.random.Generator:
@@ -108,13 +110,14 @@ def _among_points(
 
 
 def _rounded(points: np.ndarray, fmt: PointsFormat) -> np.ndarray:
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         stored = points.astype(np.float16)
-    if not fmt.unit_cube:
         extent = np.ptp(points, axis=0).max()
         error = np.abs(stored.astype(np.float64) - points).max()
-        if not error <= MAX_ROUNDING * extent:
-            raise MediaError(
-                "float16 cannot hold its coordinates to 1/1000 of its size (set unit_cube: true)"
-            )
+    if not np.isfinite(points).all():
+        raise MediaError("its coordinates are too large")
+    if not fmt.unit_cube and not (np.isfinite(error) and error <= MAX_ROUNDING * extent):
+        raise MediaError(
+            "float16 cannot hold its coordinates to 1/1000 of its size (set unit_cube: true)"
+        )
     return stored

@@ -149,7 +149,7 @@ def _samples(track: Track, fmt: VideoFormat) -> Iterator[tuple[int, Fraction, An
         while shown is not None and begin + number / fmt.rate < time:
             yield number, begin, shown.pixels
             number += 1
-        shown = _Picture(frame, track.stream.codec_context.sample_aspect_ratio, fmt)
+        shown = _Picture(frame, track.pixel_aspect, fmt)
     if begin is None or shown is None:
         return
     _check_length(track.end - begin, fmt)
@@ -188,14 +188,34 @@ def _pixels(frame: Any, aspect: Fraction | None, fmt: VideoFormat) -> np.ndarray
     height, width = float(frame.height), float(frame.width)
     if aspect and Fraction(1, 8) <= aspect <= 8:
         width *= float(aspect)
-    turns = round(frame.rotation / 90) % 4
-    if turns % 2:
+    across, down = _orientation(frame)
+    if across[0] == 0:
         height, width = width, height
     share = DETAIL * max(fmt.height / height, fmt.width / width)
     pixels = _rgb(frame, min(1.0, share))
     if fmt.channels == 1:
         pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
-    return fit_pixels(np.rot90(pixels, turns), fmt, height, width)
+    if across[0] == 0:
+        pixels = pixels.swapaxes(0, 1)
+    pixels = pixels[:: min(down) or 1, :: min(across) or 1]
+    return fit_pixels(pixels, fmt, height, width)
+
+
+def _orientation(frame: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    """How the stored x and y make the x and the y shown: by a turn of quarters, mirrored or not.
+
+    FFmpeg's display matrix, rounded to the next quarter (libavutil/display.h): the first column
+    makes x, the second y.
+    """
+    from av.sidedata.sidedata import Type
+
+    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    if matrix is None:
+        return (1, 0), (0, 1)
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    if abs(a) >= abs(b):
+        return (-1 if a < 0 else 1, 0), (0, -1 if d < 0 else 1)
+    return (0, -1 if c < 0 else 1), (-1 if b < 0 else 1, 0)
 
 
 def _rgb(frame: Any, share: float) -> np.ndarray:

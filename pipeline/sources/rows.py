@@ -224,7 +224,8 @@ def _parquet_batches(listing: ListingFile) -> Iterator[Batch]:
 
 def _json_lines(listing: ListingFile) -> Iterator[dict[str, Any] | str]:
     """Each line's object, or why it gives none."""
-    with fsspec.open(listing.source, "rb") as file:
+    # Files of fsspec's networks have a readline without a limit.
+    with fsspec.open(listing.source, "rb") as opened, io.BufferedReader(opened) as file:
         while line := file.readline(MAX_LINE_BYTES + 1):
             if len(line) > MAX_LINE_BYTES:
                 while line and not line.endswith(b"\n"):

@@ -92,6 +92,8 @@ def _cast(array: pa.Array, role: Role, target: pa.DataType, separator: str) -> p
         return array.cast(pa.string()).cast(target)
     if role in ("numbers", "tokens") and not is_list(kind):
         raise ValueError("one by one")
+    if role == "labels" and pc.list_flatten(array).null_count:
+        raise ValueError("a list without a name in it is wrong, one by one")
     return array.cast(target)
 
 
@@ -107,7 +109,10 @@ def json_value(value: Any, role: Role, separator: str) -> Any:
     """One value from JSON, text or Arrow in the type of its role; None where it is wrong."""
     if value is None:
         return None
-    text = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+    try:
+        text = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+    except UnicodeEncodeError:  # half a pair of surrogates, as JSON can spell it
+        return None
     whole = isinstance(value, int)
     if role in ("path", "text", "bytes"):
         return text if isinstance(text, bytes) else None
