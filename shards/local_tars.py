@@ -40,6 +40,7 @@ class LocalTars:
 
     def __init__(self, folder: Path, names: pa.ChunkedArray, max_open: int) -> None:
         self._folder = folder
+        self._opened = folder.stat()
         self._names = names
         self._max_open = max_open
         self._recent: OrderedDict[int, Block] = OrderedDict()
@@ -50,7 +51,7 @@ class LocalTars:
 
         Raises:
             FileNotFoundError: there is no such tar.
-            ShardError: the file system refuses.
+            ShardError: the file system refuses, or another set lies in the folder by now.
         """
         tar = self._recent.get(shard)
         if tar is not None:
@@ -62,6 +63,11 @@ class LocalTars:
         try:
             descriptor = os.open(path, os.O_RDONLY)
             try:
+                # Publishing moves a new folder into place; its tars have the same names.
+                if not os.path.samestat(self._folder.stat(), self._opened):
+                    raise ShardError(
+                        f"{self._folder}: replaced by another set while it was in use; start again"
+                    )
                 if len(self._alive) >= self._max_open:
                     return [_copy(descriptor, *extent) for extent in extents]
                 tar = self._recent[shard] = self._map(descriptor)

@@ -231,3 +231,16 @@ def test_samples_of_the_size_of_a_photograph_are_read_at_speed(
             assert all(len(s.members["jpg"]) == 87_000 for s in reader.read_many(numbers))
         speeds.append(len(reader) / (time.perf_counter() - begun))
     assert max(speeds) > 25_000, "half of what is promised, for a machine that does other things"
+
+
+def test_an_open_reader_gives_no_bytes_of_a_set_that_replaced_its_own(tmp_path):
+    make_set(tmp_path / "set")
+    reader = ShardReader(ShardSet.open(tmp_path / "set"), "train", max_open_tars=1)
+    first = [bytes(reader.read(number).members["image.npy"]) for number in range(9)]
+    assert first[-1] != first[0]
+    stage(tmp_path / "staging", seed=1)
+    publish_staged(tmp_path / "staging", tmp_path / "set", replace=True)
+    assert bytes(reader.read(8).members["image.npy"]) == first[8], "its tar is still mapped"
+    for number in range(5):  # their tar was closed for the second one's
+        with pytest.raises(ShardError, match="replaced by another set"):
+            reader.read(number)

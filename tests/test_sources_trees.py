@@ -1,10 +1,12 @@
 """Folders of several modalities, targets in files of their own, and what is never opened."""
 
+import json
 import os
 import socket
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from shard_server import ShardServer
 from source_trees import (
@@ -254,3 +256,26 @@ def test_a_server_that_fails_once_is_asked_again(tmp_path):
         columns = {"image": "file"}
         listing = listed(f"{server.url}/rows.csv", target=NO_CLASS, columns=columns)
     assert listing.table.num_rows == 1
+
+
+def test_json_lines_are_read_from_a_server(tmp_path):
+    rows = [{"file": f"{n}.jpg", "kind": "ab"[n % 2]} for n in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with ShardServer(tmp_path) as server:
+        listing = listed(
+            f"{server.url}/rows.jsonl", columns={"image": "file"}, target={"column": "kind"}
+        )
+    assert classes_of(listing) == {"train/0.jpg": "a", "train/1.jpg": "b", "train/2.jpg": "a"}
+
+
+def test_a_row_with_half_a_surrogate_or_an_empty_name_is_refused_alone(tmp_path):
+    rows = [{"t": "one", "k": ["a"]}, {"t": "\ud800", "k": ["a"]}, {"t": "two", "k": ["a", None]}]
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    target = {"kind": "multi_label", "column": "k"}
+    listing = listed(lines, ("text",), columns={"text": "t"}, target=target)
+    assert (listing.table.num_rows, listing.refused.num_rows) == (1, 2)
+    table = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"t": ["one", "two"], "k": [["a"], ["a", None]]}), table)
+    listing = listed(table, ("text",), columns={"text": "t"}, target=target)
+    assert (listing.table.num_rows, listing.refused.num_rows) == (1, 1)
