@@ -1,14 +1,17 @@
 """Sound files of every kind to mono int16 at one rate."""
 
+import io
 import json
 import struct
 import time
 import tracemalloc
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_media import refusal
 from sounds import encoded, tone
 
 from pipeline.media import (
@@ -337,3 +340,28 @@ def test_int16_samples_at_their_own_rate_are_stored_as_they_are():
     every = np.arange(-32768, 32768).astype(np.int16)
     data = encoded(every, 16_000, format="WAV", subtype="PCM_16")
     assert np.array_equal(decode(data, AudioFormat(sample_rate=16_000, seconds=5.0)), every)
+
+
+def mp3(sound: np.ndarray, rate: int, **options: str) -> bytes:
+    """An MP3 by LAME, without a table that tells its length."""
+    buffer = io.BytesIO()
+    untold = {"write_xing": "0", "id3v2_version": "0"}
+    with av.open(buffer, "w", format="mp3", options=untold) as output:
+        stream = output.add_stream("libmp3lame", rate=rate, layout="mono", options=options)
+        frame = av.AudioFrame.from_ndarray(sound[None], "fltp", "mono")
+        frame.sample_rate = rate
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def test_mp3_of_variable_rate_that_does_not_tell_its_length_is_not_cut_without_a_word():
+    rate = 44_100
+    sound = np.random.default_rng(0).normal(0, 0.2, 10 * rate).astype(np.float32)
+    sound[2 * rate :] = 0
+    fmt = AudioFormat(sample_rate=16_000, seconds=60.0)
+    variable = mp3(sound, rate, flags="+qscale", global_quality=str(4 * 118))
+    assert "does not tell its length" in refusal(decode, variable, fmt)
+    constant = mp3(sound, rate, b="128000")
+    assert abs(len(decode(constant, fmt)) - 160_000) < 2_000
+    assert len(decode(variable, AudioFormat(sample_rate=16_000, seconds=1.0))) == 16_000

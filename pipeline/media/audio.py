@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.media.checks import check_finite, check_one_of, check_whole
 from pipeline.media.errors import MediaError
 from pipeline.media.mel import MelFormat, log_mel
+from pipeline.media.mp3 import untold_samples
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
@@ -21,6 +22,8 @@ GSM_FRAME_BYTES = 33
 GSM_SAMPLE_RATE = 8000
 MAX_SOURCE_RATE = 768_000
 """Hertz: what the fastest converters do; beyond it a header is malformed."""
+MAX_MP3_SAMPLES_LESS = 10 * 1152
+"""By how many of its samples a decoded MP3 may be shorter: encoders' delay, damage, the guess."""
 _VALUES_AT_ONCE = 1 << 18
 
 
@@ -122,7 +125,10 @@ def decode_audio(data: bytes, fmt: AudioFormat, *, suffix: str = "") -> np.ndarr
             rate = file.samplerate
             if not 0 < rate <= MAX_SOURCE_RATE:
                 raise MediaError(f"its rate is {rate} Hz; it must lie in 1 to {MAX_SOURCE_RATE}")
-            sound = np.concatenate(list(_mono(file, round(rate * fmt.seconds))))
+            wanted = round(rate * fmt.seconds)
+            sound = np.concatenate(list(_mono(file, wanted)))
+            if file.format in ("MP3", "MPEG") and len(sound) < wanted:
+                _check_mp3(data, len(sound))
     except MediaError:
         raise
     except MemoryError as error:
@@ -185,6 +191,16 @@ def decode_flac(content: bytes | memoryview) -> np.ndarray:
         raise MediaError(_reason(error)) from error
     found: np.ndarray = samples
     return found
+
+
+def _check_mp3(data: bytes, num_samples: int) -> None:
+    """Refuse what libsndfile, which guesses lengths that are not told, stopped reading early."""
+    there = untold_samples(data)
+    if there > num_samples + MAX_MP3_SAMPLES_LESS:
+        raise MediaError(
+            f"an MP3 of variable rate that does not tell its length: {num_samples} of about "
+            f"{there} samples would be read; write it again with its table (ffmpeg -c copy)"
+        )
 
 
 def _check_gsm(data: bytes) -> None:
