@@ -270,18 +270,25 @@ def test_a_plan_cuts_each_split_into_shards(tmp_path):
 
 
 def test_names_that_are_not_utf_8_survive(tmp_path):
-    make_files(tmp_path / "raw", {"cat": 1})
-    strange = os.fsencode(tmp_path / "raw") + b"/caf\xe9"
+    make_files(tmp_path / "raw", {"cat": 1, "dog": 1})
+    strange = os.fsencode(tmp_path / "raw") + b"/cat/caf\xe9"
     Path(os.fsdecode(strange)).mkdir()
     Path(os.fsdecode(strange + b"/\xff\n.png")).write_bytes(b"1234")
     listing = listed(tmp_path / "raw")
-    assert [os.fsencode(name) for name in listing.classes] == [b"caf\xe9", b"cat"]
     assert len(listing.content_digest) == 64
     plan = tmp_path / "plan.parquet"
     assert write_plan(listing, plan, samples_per_shard=10) == 1
     by_path = {os.fsencode(row.parts[0].path): row for row in read_plan(plan, 0)}
-    assert set(by_path) == {b"cat/000.png", b"caf\xe9/\xff\n.png"}
-    row = by_path[b"caf\xe9/\xff\n.png"]
+    assert set(by_path) == {b"cat/000.png", b"dog/000.png", b"cat/caf\xe9/\xff\n.png"}
+    row = by_path[b"cat/caf\xe9/\xff\n.png"]
     assert (row.target, row.parts[0].size) == (0, 4)
-    assert os.fsencode(row.uri) == b"train/caf\xe9/\xff\n.png"
+    assert os.fsencode(row.uri) == b"train/cat/caf\xe9/\xff\n.png"
     assert Path(part_file(listing.roots["train"], row.parts[0])[1]).read_bytes() == b"1234"
+
+
+def test_a_class_whose_name_is_not_utf_8_is_refused_before_any_work(tmp_path):
+    make_files(tmp_path, {"cat": 1, os.fsdecode(b"caf\xe9"): 1})
+    assert refusal(tmp_path) == (
+        f"data.train={tmp_path}: the class 'caf\\udce9' is not UTF-8; rename it, or save the "
+        "listing as UTF-8"
+    )

@@ -25,7 +25,8 @@ def class_names(
     earlier keep their places.
 
     Raises:
-        UserError: there is one only, or a split has a class that is not among them.
+        UserError: there is one only, a split has a class that is not among them, or a name is not
+            UTF-8, in which manifests are written.
     """
     target = data.target
     if target.kind == "multi_label":
@@ -47,6 +48,12 @@ def class_names(
             split: {name for name in names if not _is_number(name)}
             for split, names in by_split.items()
         }
+    for name in classes:
+        if (shown := name.encode(errors="backslashreplace").decode()) != name:
+            raise UserError(
+                f"data.train={data.train}: the class '{shown}' is not UTF-8; rename it, or save "
+                "the listing as UTF-8"
+            )
     least = 2 if target.kind == "class" else 1
     if len(classes) < least:
         raise UserError(_too_few(data, classes))
