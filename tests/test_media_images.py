@@ -302,3 +302,28 @@ def test_a_format_survives_json():
     fmt = ImageFormat(height=3, width=5, channels=1, resize="pad", encoding="jpeg", max_pixels=99)
     assert media_to_dict(fmt)["modality"] == "image"
     assert media_from_dict(media_to_dict(fmt)) == fmt
+
+
+# Height and width of an image, then of the array: a column of the result meets a pixel's centre.
+MEETING = [
+    (32, 101, 36, 64), (13, 534, 208, 17), (192, 607, 200, 176), (40, 128, 136, 256),
+    (96, 105, 168, 120), (64, 101, 160, 96), (3, 24, 23, 24),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("rows", "columns", "height", "width"), MEETING)
+def test_enlarged_crops_whose_ends_meet_pixels(rows, columns, height, width, turned):
+    y, x = np.mgrid[0:rows, 0:columns]
+    pixels = (127 + 60 * np.sin(x / 9) + 60 * np.cos(y / 7)).astype(np.uint8)
+    if turned:
+        pixels, height, width = pixels.T.copy(), width, height
+    found = decode(
+        encoded(Image.fromarray(pixels), "PNG"), ImageFormat(height=height, width=width, channels=1)
+    )
+    rows, columns = pixels.shape
+    scale = min(rows / height, columns / width)
+    left, top = (columns - scale * width) / 2, (rows - scale * height) / 2
+    box = (left, top, left + scale * width, top + scale * height)
+    wanted = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC, box)
+    assert np.abs(found[..., 0].astype(int) - np.asarray(wanted)).max() <= 2

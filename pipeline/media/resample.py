@@ -15,6 +15,9 @@ Box = tuple[float, float, float, float]
 """Left, top, width and height in pixels."""
 Filter = Literal["bicubic", "bilinear"]
 
+HAIR = 1e-6
+"""Pixels; moves no weight by a unit of the resizer's integers."""
+
 _thread = threading.local()
 _FILTERS = {"bicubic": "catmull_rom", "bilinear": "bilinear"}
 
@@ -53,11 +56,22 @@ def resize(
     if box is not None:
         left, top, box_width, box_height = box
         # Rounding must not push the box over an edge.
-        fitting = (min(box_width, columns - left), min(box_height, rows - top))
-        options.crop_box = CropBox(left, top, *fitting)
+        left, box_width = _between_pixels(left, min(box_width, columns - left))
+        top, box_height = _between_pixels(top, min(box_height, rows - top))
+        options.crop_box = CropBox(left, top, box_width, box_height)
     resized = ImageData(width, height, kind)
     _resizer().resize(ImageData(columns, rows, kind, pixels.tobytes()), resized, options)
     return np.frombuffer(resized.get_buffer(), np.uint8).reshape(height, width, channels)
+
+
+def _between_pixels(start: float, length: float) -> tuple[float, float]:
+    """A box's start and length, moved by a hair off all pixels' centres.
+
+    Where a centre is met exactly, the filter may be 0 at the first pixel that the outermost row or
+    column covers. The resizer leaves that pixel out, takes the next for the first of the whole
+    box, and reads outside. By a start and an end that move unevenly no size can meet one again.
+    """
+    return start + HAIR, length - 3 * HAIR
 
 
 def _resizer() -> "Resizer":
