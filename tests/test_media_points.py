@@ -342,6 +342,11 @@ def test_obj_faces_may_count_back_and_lines_may_be_indented():
     ("tree", "told"),
     [
         (b'{"extensionsUsed":["KHR_draco_mesh_compression"]}', "KHR_draco_mesh_compression"),
+        (
+            b'{"extensionsUsed":["KHR_draco_mesh_compression","EXT_meshopt_compression",'
+            b'"EXT_mesh_gpu_instancing"]}',
+            "EXT_mesh_gpu_instancing",
+        ),
         (b'{"meshes":[{"primitives":[],"weights":[0.5]}]}', "morph targets"),
         (b'{"accessors":[{"count":3,"sparse":{}}]}', "sparse accessors"),
         (

@@ -208,7 +208,7 @@ def _check_glb(data: bytes, fmt: PointsFormat) -> None:
     """Refuse arrays that a few bytes of JSON would make large, and what trimesh passes over."""
     length = int.from_bytes(data[12:16], "little")
     tree = json.loads(data[20 : 20 + length])
-    for name in _GLB_EXTENSIONS & set(tree.get("extensionsUsed", ())):
+    for name in sorted(_GLB_EXTENSIONS & set(tree.get("extensionsUsed", ()))):
         raise MediaError(f"it uses {name}, which is not read")
     if any(
         any(each.get("weights", ())) for kind in ("nodes", "meshes") for each in tree.get(kind, ())

