@@ -244,8 +244,9 @@ def test_numbers_of_every_kind_are_taken():
     [
         ({"age": "41"}, "column 'age' holds '41', not a number"),
         ({"age": [1]}, "column 'age' holds a list, not a number"),
-        ({"age": math.inf}, "column 'age' holds a number that is not finite"),
-        ({"age": 10**400}, "column 'age' holds a number beyond float64"),
+        ({"age": math.inf}, "column 'age' holds a number that is not finite, or beyond float32"),
+        ({"age": 1e308}, "column 'age' holds a number that is not finite, or beyond float32"),
+        ({"age": 10**400}, "column 'age' holds a number beyond float32"),
         ({"city": 0.5}, "column 'city' holds 0.5, no category"),
         ({"city": b"Rome"}, "column 'city' holds a bytes, no category"),
         ({"age": "x" * 100}, f"column 'age' holds '{'x' * 36}..., not a number"),

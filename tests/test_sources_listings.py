@@ -8,6 +8,7 @@ from pathlib import Path
 import fsspec
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 from source_trees import (
     IMAGE_ROWS,
@@ -26,6 +27,7 @@ from source_trees import (
 )
 
 from pipeline.sources import iter_values, part_file, plan_files, read_plan, write_plan
+from pipeline.sources.typed import to_role
 
 
 def planned(listing, folder: Path, samples_per_shard: int = 3) -> list:
@@ -183,8 +185,60 @@ def test_numbers_that_are_none_are_refused_and_missing_ones_are_not(tmp_path):
     (tmp_path / "rows.csv").write_text("age,town,kind\n1,a,x\nold,b,y\n,c,y\ninf,d,y\n2,e,y\n")
     listing = listed(tmp_path / "rows.csv", (), table=TABLE_COLUMNS, target={"column": "kind"})
     assert listing.table["row"].to_pylist() == [0, 2, 4]
-    told = "column 'age' holds what is no number"
+    told = "column 'age' holds what is no number within float32"
     assert refused(listing) == {"train/rows.csv#1": told, "train/rows.csv#3": told}
+
+
+@every_suffix
+def test_texts_that_stand_for_no_number_are_missing_in_every_format(tmp_path, suffix):
+    given = ["1.5", "nan", "NaN", "NA", "null", "N/A", "1_000", "1e308", "-1e38"]
+    values = {"age": given, "town": ["NA"] * 9, "kind": list("xyxyxyxyx")}
+    path = write_listing(tmp_path, suffix, values)
+    listing = listed(path, (), table=TABLE_COLUMNS, target={"column": "kind"})
+    seen = pa.Table.from_batches(iter_values(listing, "train", ["age", "town"])).to_pydict()
+    assert seen == {"age": [1.5, None, None, None, None, None, -1e38], "town": ["NA"] * 7}
+    told = "column 'age' holds what is no number within float32"
+    assert set(refused(listing).values()) == {told} and len(refused(listing)) == 2
+
+
+def test_columns_of_other_arrow_types_are_read(tmp_path):
+    moments = [1_700_000_000_123_456_789, 1_700_000_000_123_456_000, None, 0]
+    table = pa.table(
+        {
+            "age": pa.array(moments, pa.timestamp("ns")),
+            "height": pa.nulls(4),
+            "town": pa.array(["a", None, "b", "a"], pa.string_view()),
+            "kind": pa.array(list("xyxy"), pa.string_view()),
+        }
+    )
+    pq.write_table(table, tmp_path / "rows.parquet")
+    columns = {"numeric": ["age", "height"], "categorical": ["town"]}
+    listing = listed(tmp_path / "rows.parquet", (), table=columns, target={"column": "kind"})
+    assert not refused(listing)
+    seen = pa.Table.from_batches(iter_values(listing, "train", ["age", "height", "town"]))
+    assert seen.to_pydict() == {
+        "age": [1_700_000_000.123456789, 1_700_000_000.123456, None, 0.0],
+        "height": [None] * 4,
+        "town": ["a", None, "b", "a"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "ticks", "seconds"),
+    [
+        (pa.date32(), [1, -500_000_000], [86_400.0, -43_200_000_000_000.0]),
+        (pa.date64(), [86_400_000], [86_400.0]),
+        (pa.timestamp("s", "UTC"), [2**40], [2.0**40]),
+        (pa.timestamp("ms"), [1_500], [1.5]),
+        (pa.timestamp("ns"), [-1, 2_000], [-1e-9, 2e-6]),
+        (pa.time32("s"), [1_500], [1_500.0]),
+        (pa.time64("ns"), [3], [3e-9]),
+    ],
+)
+def test_dates_and_times_are_seconds(kind, ticks, seconds):
+    width = pa.int32() if kind.bit_width == 32 else pa.int64()
+    values, wrong = to_role(pa.array([*ticks, None], width).cast(kind), "number", ";")
+    assert values.to_pylist() == [*seconds, None] and not wrong.any()
 
 
 def test_bytes_lie_in_parquet_files(tmp_path):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FittedTableFormat", "TableFormat", "TableVocabulary", "fit_vocabulary"]
 
+MAX_NUMBER = float(np.finfo(np.float32).max)
+"""Models compute in float32; a number beyond it mostly stands for none."""
 MAX_DISTINCT = 1_000_000
 """Values of one column that are counted at most: their memory is all that fitting takes."""
 
@@ -228,8 +230,8 @@ def _numbers(column: "pa.Array", name: str) -> np.ndarray:
     if pa.types.is_boolean(kind):
         column = column.cast(pa.uint8())
     values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    if np.isinf(values).any():
-        raise MediaError(f"column {name!r} holds numbers that are not finite")
+    if (np.abs(values) > MAX_NUMBER).any():
+        raise MediaError(f"column {name!r} holds numbers that are not finite, or beyond float32")
     return values
 
 
@@ -263,9 +265,9 @@ def _number(value: Any, column: str) -> float:
     try:
         number = float(value)
     except (OverflowError, ValueError, TypeError) as error:
-        raise MediaError(f"column {column!r} holds a number beyond float64") from error
-    if math.isinf(number):
-        raise MediaError(f"column {column!r} holds a number that is not finite")
+        raise MediaError(f"column {column!r} holds a number beyond float32") from error
+    if abs(number) > MAX_NUMBER:
+        raise MediaError(f"column {column!r} holds a number that is not finite, or beyond float32")
     return number
 
 

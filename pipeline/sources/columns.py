@@ -110,7 +110,7 @@ def typed_role(column: Column, kind: pa.DataType) -> Role:
     if role == "tokens" and is_text(kind):
         return "text"
     allowed, needed = _ALLOWED[role]
-    if not allowed(kind):
+    if not (pa.types.is_null(kind) or allowed(kind)):
         raise ValueError(f"holds {kind}; {needed} is needed")
     return role
 

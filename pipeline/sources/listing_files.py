@@ -225,8 +225,8 @@ _SAID = {
     "text": "text",
     "label": "name",
     "labels": "list of names",
-    "number": "number",
-    "numbers": "list of numbers",
+    "number": "number within float32",
+    "numbers": "list of numbers within float32",
     "category": "name",
     "tokens": "list of token numbers",
 }

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import UserError
 from pipeline.sources.columns import Column, typed_role
 from pipeline.sources.parts import exists
-from pipeline.sources.typed import TYPES, json_value, to_role
+from pipeline.sources.typed import TYPES, json_value, stands_for_none, to_role
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
 BATCH_ROWS = 1024
@@ -294,9 +294,10 @@ def _from_json(
     listing: ListingFile, start: int, rows: list[list[Any]], reasons: dict[int, str]
 ) -> Batch:
     arrays, wrong = [], []
-    for column, values in zip(listing.columns, zip(*rows, strict=True), strict=True):
+    for column, given in zip(listing.columns, zip(*rows, strict=True), strict=True):
+        values = [None if stands_for_none(value, column.role) else value for value in given]
         typed = [json_value(value, column.role, column.separator) for value in values]
         arrays.append(pa.array(typed, TYPES[column.role]))
         pairs = zip(values, typed, strict=True)
-        wrong.append(np.array([given is not None and kept is None for given, kept in pairs]))
+        wrong.append(np.array([value is not None and kept is None for value, kept in pairs]))
     return Batch(start, arrays, wrong, reasons)

@@ -1,12 +1,13 @@
 """Values of listings brought to one Arrow type for each role that a column may have."""
 
 import json
-import math
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from pipeline.media.table import MAX_NUMBER
 
 Role = Literal[
     "path", "bytes", "text", "label", "labels", "number", "numbers", "category", "tokens"
@@ -24,14 +25,42 @@ TYPES: dict[Role, pa.DataType] = {
 }
 
 
+NO_NUMBER = frozenset(
+    (
+        "",
+        "#N/A",
+        "#N/A N/A",
+        "#NA",
+        "-1.#IND",
+        "-1.#QNAN",
+        "-NaN",
+        "-nan",
+        "1.#IND",
+        "1.#QNAN",
+        "N/A",
+        "NA",
+        "NULL",
+        "NaN",
+        "n/a",
+        "nan",
+        "null",
+    )
+)
+"""Texts that stand for a missing number, as in pyarrow's and pandas' readers of CSV."""
+_VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+
+
 def is_binary(kind: pa.DataType) -> bool:
     """Whether values are bytes."""
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    types = pa.types
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether values are texts, or bytes that may be."""
-    return is_binary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    types = pa.types
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return text or is_binary(kind)
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -56,8 +85,17 @@ def to_role(array: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.n
     target = TYPES[role]
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
+    if pa.types.is_null(array.type):
+        return pa.nulls(len(array), target), np.zeros(len(array), bool)
+    if array.type in _VIEWS:
+        array = array.cast(_VIEWS[array.type])
+    none = None
     if pa.types.is_floating(array.type):  # how pandas says that there is none
-        array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
+        none = pc.is_nan(array)
+    elif role == "number" and is_text(array.type):
+        none = pc.is_in(array, pa.array(sorted(NO_NUMBER), array.type))
+    if none is not None:
+        array = pc.if_else(none, pa.scalar(None, array.type), array)
     there = array.is_valid().to_numpy(zero_copy_only=False)
     try:
         converted = _cast(array, role, target, separator)
@@ -81,13 +119,12 @@ def _cast(array: pa.Array, role: Role, target: pa.DataType, separator: str) -> p
             raise ValueError("empty names are left out one by one")
         return pa.ListArray.from_arrays(parted.offsets, names, mask=array.is_null()).cast(target)
     if role == "number" and is_time(kind):
-        whole = array.cast(pa.time64("us") if pa.types.is_time(kind) else pa.timestamp("us"))
-        return pc.divide(whole.cast(pa.int64()).cast(pa.float64()), 1e6)
+        return _seconds(array)
     if role == "number":
         values = (array.cast(pa.string()) if flat_text else array).cast(target)
         # A number that is not finite is as good as none; text may say "inf".
-        finite = pc.is_finite(values)
-        return pc.if_else(finite, values, pa.scalar(None, target))
+        fits = pc.less_equal(pc.abs(values), MAX_NUMBER)
+        return pc.if_else(fits, values, pa.scalar(None, target))
     if role == "category" and flat_text:
         return array.cast(pa.string()).cast(target)
     if role in ("numbers", "tokens") and not is_list(kind):
@@ -95,6 +132,32 @@ def _cast(array: pa.Array, role: Role, target: pa.DataType, separator: str) -> p
     if role == "labels" and pc.list_flatten(array).null_count:
         raise ValueError("a list without a name in it is wrong, one by one")
     return array.cast(target)
+
+
+def _seconds(array: pa.Array) -> pa.Array:
+    """Dates and times as float64 seconds, the same ones whatever unit they are kept in."""
+    kind = array.type
+    ticks = (array.cast(pa.int32()) if kind.bit_width == 32 else array).cast(pa.int64())
+    if pa.types.is_date32(kind):
+        return pc.multiply(ticks.cast(pa.float64()), 86400.0)
+    unit = "ms" if pa.types.is_date64(kind) else kind.unit
+    if unit == "ns":  # which float64 mostly cannot count, other than microseconds
+        micros = pc.divide(ticks, 1000)
+        return pc.if_else(
+            pc.equal(pc.multiply(micros, 1000), ticks),
+            _divided(micros, 1e6),
+            _divided(ticks, 1e9),
+        )
+    return _divided(ticks, {"s": 1.0, "ms": 1e3, "us": 1e6}[unit])
+
+
+def _divided(ticks: pa.Array, by: float) -> pa.Array:
+    return pc.divide(ticks.cast(pa.float64(), safe=False), by)
+
+
+def stands_for_none(value: Any, role: Role) -> bool:
+    """Whether a text says that a number is missing."""
+    return role == "number" and isinstance(value, str) and value in NO_NUMBER
 
 
 def _one(scalar: pa.Scalar, role: Role, separator: str) -> Any:
@@ -166,10 +229,10 @@ def _utf8(text: bytes) -> str | None:
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, list | dict):
-        return None
+    if isinstance(value, list | dict) or (isinstance(value, bytes) and b"_" in value):
+        return None  # Python alone allows 1_000
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= MAX_NUMBER else None
