@@ -13,12 +13,14 @@ from pathlib import Path
 import psutil
 
 from cluster.errors import ClusterError
+from cluster.interrupts import Terminated, interrupt_after, kept_handlers
 
 # Ray sets this for the entry point of a job, whose cluster is then the one to use.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 # Named for seconds, but counted in attempts.
 _CONNECTION_ATTEMPTS = "RAY_gcs_server_port_wait_time_s"
 _FOLDER_PREFIX = "perceiver-ray-"
+_LONGEST_TEMPORARY = 8
 _OF_OTHER_CLUSTERS = ("RAY_ADDRESS", "RAY_AUTH_MODE")
 # One for the whole process, since Ray caches the first that it sees.
 _TOKEN = secrets.token_hex(32)
@@ -53,7 +55,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     import ray
 
     try:
-        with _one_attempt():
+        with _one_attempt(), kept_handlers():
             ray.init(address=address, log_to_driver=True)
     except Exception as error:  # Ray's kinds differ by address scheme and stage
         reason = " ".join(str(error).split())[:200]
@@ -86,9 +88,8 @@ def _is_connected() -> bool:
 
 @contextlib.contextmanager
 def _own_session() -> Iterator[None]:
-    # Ray's sockets need a short path, so this lies in the system's folder for temporary files.
     _remove_leftovers()
-    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-", dir=_temporary()))
     dashboard_port = _free_port()
     ours = {
         # The node's address is then 127.0.0.1, and Ray's servers listen on nothing else.
@@ -101,29 +102,48 @@ def _own_session() -> Iterator[None]:
     }
     outer = {name: os.environ.pop(name, None) for name in (*ours, *_OF_OTHER_CLUSTERS)}
     os.environ.update(ours)
-    import ray  # reads the first of these as it is imported
-
     try:
-        ray.init(
-            address="local",
-            log_to_driver=True,
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            dashboard_port=dashboard_port,
-            _temp_dir=str(folder),
-        )
+        _start(folder, dashboard_port)
         yield
     finally:
-        ray.shutdown()
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
         for name in (*ours, *_OF_OTHER_CLUSTERS):
             os.environ.pop(name, None)
         os.environ.update({name: value for name, value in outer.items() if value is not None})
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _start(folder: Path, dashboard_port: int) -> None:
+    import ray  # reads RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER as it is imported
+
+    try:
+        # An interrupt in the midst of Ray's start can leave it waiting for ever.
+        with interrupt_after(), kept_handlers():
+            ray.init(
+                address="local",
+                log_to_driver=True,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                dashboard_port=dashboard_port,
+                _temp_dir=str(folder),
+            )
+    except SystemExit:  # Ray's own way to end on SIGTERM
+        raise Terminated from None
+
+
+def _temporary() -> str:
+    """The system's folder for temporary files, or /tmp where its path is too long.
+
+    A socket's path has at most 107 bytes, of which Ray's own names take up to 99.
+    """
+    system = tempfile.gettempdir()
+    return system if len(system) <= _LONGEST_TEMPORARY else "/tmp"
+
+
 def _remove_leftovers() -> None:
     """Remove the folders of sessions whose process was killed before it could."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
+    for folder in Path(_temporary()).glob(f"{_FOLDER_PREFIX}*"):
         owner = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(folder, ignore_errors=True)

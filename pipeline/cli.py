@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.interrupts import Terminated, terminable
+
 if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.console import Console
 
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 DEFAULT_OUTPUT = "runs"
 
 
@@ -24,12 +26,16 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status.
 
     0: the work is done. 1: it could not be done, or a defect of ours. 2: the input is at fault, in
-    one line saying what and how to mend it. 130: interrupted.
+    one line saying what and how to mend it. 130: interrupted (SIGINT). 143: terminated (SIGTERM).
     """
     args = _parser().parse_args(argv)
     verb: Callable[[argparse.Namespace], int] = args.run
     try:
-        return verb(args)
+        with terminable():
+            return verb(args)
+    except Terminated:
+        print(f"perceiver {args.verb}: terminated", file=sys.stderr)
+        return TERMINATED
     except KeyboardInterrupt:
         print(f"perceiver {args.verb}: interrupted", file=sys.stderr)
         return INTERRUPTED

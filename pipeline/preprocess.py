@@ -40,7 +40,7 @@ from pipeline.settings import (
 from pipeline.sources import Listing, list_sources
 from pipeline.stages import StageRecord, write_stage
 from shards import ShardSet, read_quarantine_table, recover, verify
-from shards.files import only_one
+from shards.files import only_one, remove_temporaries
 from shards.quarantine import QUARANTINE_FILE
 
 STAGE = "preprocess"
@@ -141,6 +141,7 @@ def _alone(final: Path) -> Iterator[None]:
     """No other command works on the set, and what a killed one left beside it is put right."""
     with only_one(final.with_name(f"{final.name}.lock")):
         recover(final)
+        remove_temporaries(ledger_path(final))
         yield
 
 

@@ -4,13 +4,12 @@ import contextlib
 import json
 import math
 import shutil
-import signal
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster.interrupts import kept_handlers
 from cluster.ray_session import ray_session, require_resources
 from perceiver_model.flops import forward_flops
 from pipeline.causes import expected_errors
@@ -177,15 +176,12 @@ def run_training(
             callbacks=callbacks or [],
         ),
     )
-    before = signal.getsignal(signal.SIGINT)
     try:
-        with expected_errors():
+        with expected_errors(), kept_handlers():
             trainer.fit()
     except SystemExit:  # Ray Train's own way to end on Ctrl-C
         raise KeyboardInterrupt from None
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)  # Ray Train leaves its handler behind
         shutil.rmtree(storage, ignore_errors=True)
 
 

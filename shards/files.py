@@ -28,7 +28,8 @@ class AtomicFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._temporary = path.with_name(f"{_temporary_start(path)}{unique}.tmp")
 
     def __enter__(self) -> Self:
         try:
@@ -144,6 +145,30 @@ def _locked(path: Path) -> int | None:
 def is_temporary(name: str) -> bool:
     """Whether a file of this name is what a killed `AtomicFile` leaves behind."""
     return name.startswith(".") and name.endswith(".tmp")
+
+
+def remove_temporaries(path: Path) -> None:
+    """Removes what killed `AtomicFile`s of `path` left; none of them may be at work.
+
+    Raises:
+        ShardError: the file system refuses.
+    """
+    start = _temporary_start(path)
+    try:
+        for found in path.parent.iterdir():
+            if found.name.startswith(start) and is_temporary(found.name):
+                found.unlink()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ShardError(
+            f"{path.parent}: cannot be cleared of temporary files ({error.strerror}); mend that, "
+            "then run the same command again"
+        ) from error
+
+
+def _temporary_start(path: Path) -> str:
+    return f".{path.name}."
 
 
 def sync_folder(folder: Path) -> None:

@@ -231,7 +231,12 @@ class ShardLoader:
                 # Threads and sockets of this process must not be inherited by forked children.
                 multiprocessing_context="spawn",
             )
-        yield from self._workers
+        try:
+            yield from self._workers
+        except RuntimeError:  # torch's, of workers that ended; they do where the set is another
+            self._workers = None
+            self.reader.shard_set.require_unchanged()
+            raise
 
     def _check(self, iteration: object) -> None:
         if iteration is not self._iteration:

@@ -1,9 +1,9 @@
 """Where a shard set lies: a local folder, or a folder behind any fsspec URL."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Never, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -83,7 +83,9 @@ class Location:
         return self._try(name, lambda path: self._fs.open(path, "rb"))
 
     def names(self) -> set[str]:
-        """The paths of all files in the folder and below."""
+        """The paths of all files in the folder and below; where local, of empty folders, too."""
+        if self.folder is not None:
+            return self._try("", lambda root: set(_names_below(Path(root))))
         paths = self._try("", self._fs.find)
         return {path[len(self._root) + 1 :] for path in paths}
 
@@ -113,6 +115,19 @@ class Location:
             f"{where}: cannot be read{times} ({_one_line(error)}); "
             "check that it is whole, can be reached and may be read, then try again"
         )
+
+
+def _names_below(root: Path) -> Iterator[str]:
+    for folder, folders, files in os.walk(root, onerror=_raise):
+        below = Path(folder).relative_to(root)
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        yield from (str(below / name) for name in [*files, *links])
+        if not folders and not files and below != Path():
+            yield str(below)
+
+
+def _raise(error: OSError) -> Never:
+    raise error
 
 
 class _ShortError(OSError):

@@ -61,6 +61,16 @@ class ShardSet:
         """The set's name: sha256 of its `manifest.json`, 64 hexadecimal digits."""
         return self.manifest.digest
 
+    def require_unchanged(self) -> None:
+        """Raises ShardError if another set, or none, lies there by now."""
+        try:
+            data = self.location.read(MANIFEST_FILE)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise _no_set(self.location) from error
+        found = Manifest.decode(data, f"{self.location}/{MANIFEST_FILE}").digest
+        if found != self.digest:
+            raise _replaced(self.location, found, self.digest)
+
     def num_samples(self, split: str) -> int:
         """Samples of `split`. Raises ShardError if the set has no such split."""
         try:
@@ -105,11 +115,14 @@ class ShardSet:
 def _reopen(location: Location, digest: str) -> ShardSet:
     shard_set = ShardSet.open(location)
     if shard_set.digest != digest:
-        raise ShardError(
-            f"{location}: replaced by the set {shard_set.digest} while {digest} was in use; "
-            "start again"
-        )
+        raise _replaced(location, shard_set.digest, digest)
     return shard_set
+
+
+def _replaced(location: Location, found: str, digest: str) -> ShardError:
+    return ShardError(
+        f"{location}: replaced by the set {found} while {digest} was in use; start again"
+    )
 
 
 def _no_set(location: Location) -> ShardError:

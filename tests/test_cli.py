@@ -2,9 +2,12 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +69,8 @@ def make_set(folder: Path) -> Path:
 def test_help_imports_nothing_heavy(args):
     code = f"""
 import sys
+import tempfile
+import time
 from pipeline.cli import main
 try:
     main({args!r})
@@ -82,6 +87,8 @@ assert not found, found
 def test_reading_a_configuration_imports_no_engine(tmp_path):
     code = """
 import sys
+import tempfile
+import time
 from pipeline.cli import main
 assert main(["config", "digits"]) == 0
 found = {"ray", "torch", "mlflow", "deepspeed"} & set(sys.modules)
@@ -277,6 +284,55 @@ def test_a_refusal_of_the_gate_exits_1_and_an_interrupt_130(defect, capsys):
     defect(KeyboardInterrupt())
     assert main(["inspect", "x"]) == 130
     assert capsys.readouterr().err == "perceiver inspect: interrupted\n"
+
+
+def test_sigterm_ends_a_verb_as_an_interrupt_does(monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def killed(path: str) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr("pipeline.inspect_shards.inspect_shards", killed)
+    assert main(["inspect", "x"]) == 143
+    assert capsys.readouterr().err == "perceiver inspect: terminated\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_signals_end_a_session_of_ray_and_leave_nothing(name):
+    """SIGINT comes while Ray starts, and waits for it; SIGTERM after Ray has set its own way."""
+    # Too long for Ray's sockets, and not for multiprocessing's.
+    with tempfile.TemporaryDirectory(prefix="a-rather-long-name-", dir="/tmp") as temporary:
+        done = python(SESSION, TMPDIR=temporary, SIGNAL=name)
+    wanted = {"SIGINT": "KeyboardInterrupt", "SIGTERM": "Terminated"}[name]
+    assert done.stdout.splitlines()[-1:] == [f"{wanted} False []"], done.stderr
+
+
+SESSION = """
+import os, signal, threading, time
+from pathlib import Path
+import ray
+from cluster.interrupts import Terminated, terminable
+from cluster.ray_session import ray_session
+
+def folders():
+    return list(Path("/tmp").glob(f"perceiver-ray-{os.getpid()}-*"))
+
+def at_start():
+    while not any(folder.glob("session_*") for folder in folders()):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+if os.environ["SIGNAL"] == "SIGINT":
+    threading.Thread(target=at_start).start()
+try:
+    with terminable(), ray_session(None):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+except KeyboardInterrupt as error:
+    print(type(error).__name__, ray.is_initialized(), folders())
+"""
 
 
 def test_what_a_verb_and_its_children_print_goes_to_the_log(tmp_path):

@@ -291,6 +291,7 @@ def test_what_a_command_killed_at_its_tidying_left_is_removed(
     shards = Path(config.shards_folder)
     shutil.copytree(shards, shards.with_name(".shards.replaced"))
     shards.with_name("shards.partial.made_by").write_text("left behind")
+    shards.with_name(".shards.sources.parquet.1-0a.tmp").write_bytes(b"half a ledger")
     assert preprocess(config, console)["skipped"]
     assert {path.name for path in shards.parent.iterdir()} == {
         "shards", "shards.sources.parquet", "stages",

@@ -288,3 +288,16 @@ def test_a_position_table_is_handed_over_once(tmp_path: Path, reader: ShardReade
     assert loader.position_table(SPEC) is loader.position_table()
     with pytest.raises(ShardError, match="has 0 position tables"):
         ShardLoader(reader, batch_size=2).position_table()
+
+
+def test_workers_that_find_another_set_say_so(tmp_path: Path) -> None:
+    reader = make_sized_set(tmp_path / "set", [4, 4])
+    loader = ShardLoader(reader, batch_size=2, num_workers=1)
+    make_sized_set(tmp_path / "other", [5, 4])
+    (tmp_path / "set").rename(tmp_path / "old")
+    (tmp_path / "other").rename(tmp_path / "set")
+    with pytest.raises(ShardError, match="replaced by the set"):
+        list(loader)
+    (tmp_path / "set").rename(tmp_path / "other")
+    (tmp_path / "old").rename(tmp_path / "set")
+    assert len(list(loader)) == 4

@@ -90,8 +90,12 @@ def test_missing_and_extra_files_are_named(path: Path) -> None:
         (path / name).unlink()
     (path / "index" / "00001.parquet").write_bytes(b"")
     (path / ".hidden").write_bytes(b"")
+    (path / "more" / "empty").mkdir(parents=True)
+    (path / "positions").rmdir()
+    (path / "link").symlink_to(path / "index", target_is_directory=True)
     problems = [Problem(name, "missing") for name in missing]
     problems += [
-        Problem(name, "not part of the set") for name in (".hidden", "index/00001.parquet")
+        Problem(name, "not part of the set")
+        for name in (".hidden", "index/00001.parquet", "link", "more/empty")
     ]
     assert verify(path) == problems

@@ -19,6 +19,7 @@ from source_trees import (
     refused,
     rows,
     uris,
+    write_listing,
 )
 
 NO_CLASS = {"kind": "none"}
@@ -249,13 +250,16 @@ def test_a_server_that_fails_is_not_taken_for_an_empty_one(tmp_path, source):
         assert told.startswith(f"data.train={url}: cannot be read: ClientResponseError: 403")
 
 
-def test_a_server_that_fails_once_is_asked_again(tmp_path):
-    (tmp_path / "rows.csv").write_text("file\n1.jpg\n")
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("failing", [1, 2, 3, 4])
+def test_a_server_that_fails_once_is_asked_again(tmp_path, suffix, failing):
+    files = [f"{n}.jpg" for n in range(9)]
+    path = write_listing(tmp_path, suffix, {"file": files, "kind": ["a", "b", "a"] * 3})
     with ShardServer(tmp_path) as server:
-        server.fails = lambda path, times: 503 if times == 1 else None
-        columns = {"image": "file"}
-        listing = listed(f"{server.url}/rows.csv", target=NO_CLASS, columns=columns)
-    assert listing.table.num_rows == 1
+        server.fails = lambda path, times: 503 if times == failing else None
+        url, target = f"{server.url}/{path.name}", {"column": "kind"}
+        listing = listed(url, target=target, columns={"image": "file"})
+    assert listing.table.num_rows == 9 and listing.classes == ("a", "b")
 
 
 def test_json_lines_are_read_from_a_server(tmp_path):

@@ -10,7 +10,7 @@ from pipeline.config_data import DataConfig
 from pipeline.errors import UserError
 from pipeline.sources.fields import FIELD_CODES, FieldNames, target_field
 from pipeline.sources.grouping import Wanted, as_members, group, join_labels, parts_of
-from pipeline.sources.parts import exists
+from pipeline.sources.parts import exists, is_folder
 from pipeline.sources.tables import (
     FOUND_SCHEMA,
     REFUSED_SCHEMA,
@@ -53,7 +53,7 @@ def find_in_folder(data: DataConfig, root: str, field: str) -> Found:
     by_class = data.target.kind == "class"
     if not exists(filesystem, base):
         raise UserError(f"{field}={root}: no such folder")
-    if not filesystem.isdir(base):
+    if not is_folder(filesystem, base):
         kind = "one with a folder for each class" if by_class else "one with files"
         raise UserError(
             f"{field}={root}: not a folder; give {kind}, a listing (.csv, .parquet, .jsonl) or "

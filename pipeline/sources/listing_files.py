@@ -14,6 +14,7 @@ import pyarrow as pa
 from pipeline.config_data import DataConfig
 from pipeline.errors import UserError
 from pipeline.sources.columns import Column, wanted_columns
+from pipeline.sources.parts import opened
 from pipeline.sources.rows import Batch, ListingFile, open_listing
 from pipeline.sources.tables import (
     FOUND_SCHEMA,
@@ -78,7 +79,7 @@ def _parquet_state(source: str) -> tuple[bytes, str]:
     """
     filesystem, path = fsspec.core.url_to_fs(source)
     info = filesystem.info(path)
-    with filesystem.open(path, "rb") as file:
+    with opened(source) as file:
         file.seek(-_PARQUET_END, os.SEEK_END)
         length = int.from_bytes(file.read(4), "little")
         file.seek(-_PARQUET_END - length, os.SEEK_END)

@@ -1,8 +1,11 @@
 """A sample's files: where they lie, and reading them."""
 
+import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -12,6 +15,7 @@ from pipeline.sources.walk import is_local
 from shards.retries import Retry, try_again
 
 MAX_FILE_BYTES = 2 * 1024**3
+BUFFER_BYTES = 1 << 20
 RETRY = Retry(attempts=4, first_delay=0.5)
 
 
@@ -97,6 +101,71 @@ def exists(filesystem: Any, path: str) -> bool:
     except IsADirectoryError:
         pass
     return True
+
+
+def is_folder(filesystem: Any, path: str) -> bool:
+    """Whether there is a folder; a server that fails is asked again.
+
+    Raises:
+        Exception: what the network's library says, after several attempts.
+    """
+    return bool(try_again(lambda: filesystem.isdir(path), RETRY))
+
+
+@contextmanager
+def opened(source: str) -> Iterator[BinaryIO]:
+    """A file to be read in order or by ranges; what fails otherwise than finally is tried again.
+
+    Args:
+        source: path or URL.
+    """
+    filesystem, path = fsspec.core.url_to_fs(source)
+    with try_again(lambda: _open(filesystem, path), RETRY) as file:
+        if is_local(filesystem):
+            yield file
+        else:
+            with io.BufferedReader(_Patient(file), BUFFER_BYTES) as patient:
+                yield patient
+
+
+def _open(filesystem: Any, path: str) -> Any:
+    try:
+        return filesystem.open(path, "rb")
+    except FileNotFoundError:  # over HTTP whatever happened
+        if not exists(filesystem, path):
+            raise
+    return filesystem.open(path, "rb")
+
+
+class _Patient(io.RawIOBase):
+    """A file of a network whose reads are tried again."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def readinto(self, buffer: Any, /) -> int:
+        start = self._file.tell()
+
+        def read() -> bytes:
+            self._file.seek(start)
+            data: bytes = self._file.read(len(buffer))
+            return data
+
+        data = try_again(read, RETRY)
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def read_errors(filesystem: Any) -> tuple[type[Exception], ...]:

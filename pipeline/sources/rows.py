@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.sources.columns import Column, typed_role
-from pipeline.sources.parts import exists
+from pipeline.sources.parts import exists, opened
 from pipeline.sources.typed import TYPES, json_value, stands_for_none, to_role
+from pipeline.sources.walk import is_local
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
 BATCH_ROWS = 1024
@@ -91,7 +92,7 @@ def open_listing(source: str, setting: str, columns: list[Column]) -> ListingFil
     filesystem, path = fsspec.core.url_to_fs(source)
     if not exists(filesystem, path):
         raise listing._error("no such file")
-    if not filesystem.isfile(path):
+    if is_local(filesystem) and not filesystem.isfile(path):
         raise listing._error("not a file")
     try:
         types = _column_types(listing)
@@ -115,11 +116,11 @@ def open_listing(source: str, setting: str, columns: list[Column]) -> ListingFil
 def _column_types(listing: ListingFile) -> list[tuple[str, Any]]:
     """Names and Arrow types of all columns; of texts that may hold anything, that of text."""
     if listing.suffix == ".parquet":
-        with fsspec.open(listing.source, "rb") as file:
+        with opened(listing.source) as file:
             schema = pq.ParquetFile(file).schema_arrow
         return list(zip(schema.names, schema.types, strict=True))
     if listing.suffix == ".csv":
-        with fsspec.open(listing.source, "rb") as file:
+        with opened(listing.source) as file:
             names = _csv_names(file)
         return [(name, pa.string()) for name in names]
     return _json_types(listing)
@@ -146,8 +147,13 @@ def _csv_rows(file: IO[bytes]) -> Iterator[tuple[int, list[bytes] | str]]:
         except StopIteration:
             return
         except csv.Error as error:
-            if "unexpected end" in str(error) or "field larger" in str(error):
+            if "unexpected end" in str(error):
                 raise OSError(f"a quote that opens in line {line} is not closed") from None
+            if "field larger" in str(error):
+                raise OSError(
+                    f"line {line} has a value of more than {MAX_LINE_BYTES} bytes, or a quote that "
+                    "is not closed"
+                ) from None
             yield line, "a quote in it does not end its value"
             continue
         if values:
@@ -162,13 +168,13 @@ def _csv_names(file: IO[bytes]) -> list[str]:
 
 
 def _csv_batches(listing: ListingFile) -> Iterator[Batch]:
-    with fsspec.open(listing.source, "rb") as file:
+    with opened(listing.source) as file:
         names = _csv_names(file)
     places = [names.index(column.name) for column in listing.columns]
     rows: list[list[bytes]] = []
     unread: list[tuple[int, str]] = []
     start, size, header_seen = 0, 0, False
-    with fsspec.open(listing.source, "rb") as file:
+    with opened(listing.source) as file:
         for line, values in _csv_rows(file):
             if isinstance(values, str):
                 unread.append((line, values))
@@ -212,7 +218,7 @@ def _typed(listing: ListingFile, start: int, rows: pa.RecordBatch) -> Batch:
 def _parquet_batches(listing: ListingFile) -> Iterator[Batch]:
     names = list(dict.fromkeys(column.name for column in listing.columns))
     start = 0
-    with fsspec.open(listing.source, "rb") as file:
+    with opened(listing.source) as file:
         parquet = pq.ParquetFile(file, pre_buffer=False)
         for rows in parquet.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
             yield _typed(listing, start, rows)
@@ -224,8 +230,7 @@ def _parquet_batches(listing: ListingFile) -> Iterator[Batch]:
 
 def _json_lines(listing: ListingFile) -> Iterator[dict[str, Any] | str]:
     """Each line's object, or why it gives none."""
-    # Files of fsspec's networks have a readline without a limit.
-    with fsspec.open(listing.source, "rb") as opened, io.BufferedReader(opened) as file:
+    with opened(listing.source) as file:
         while line := file.readline(MAX_LINE_BYTES + 1):
             if len(line) > MAX_LINE_BYTES:
                 while line and not line.endswith(b"\n"):

@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.media.targets import MAX_JSON_BYTES, json_label
 from pipeline.sources.fields import CLASS_LABEL, JSON_LABEL, OTHER, FieldNames, target_field
 from pipeline.sources.grouping import MEMBER_SCHEMA, Wanted, group
-from pipeline.sources.parts import exists, read_errors, why_unreadable
+from pipeline.sources.parts import exists, is_folder, read_errors, why_unreadable
 from pipeline.sources.tables import REFUSED_SCHEMA, Found, Rows, concat, first_refused
 from pipeline.sources.tar_members import DamagedTarError, Member, tar_members
 from pipeline.sources.walk import changed, is_local, walk
@@ -80,7 +80,7 @@ def _tars(pattern: str, field: str) -> tuple[Any, str, list[str]]:
         filesystem, path = fsspec.core.url_to_fs(each)
         if any(mark in path for mark in "*?["):
             found += filesystem.glob(path)
-        elif filesystem.isdir(path):
+        elif is_folder(filesystem, path):
             below = sorted(file.path for file in walk(filesystem, path) if file.reason is None)
             names = [os.fsdecode(name) for name in below if name.endswith(b".tar")]
             found += [f"{path.rstrip('/')}/{name}" for name in names]

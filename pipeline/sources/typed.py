@@ -25,27 +25,10 @@ TYPES: dict[Role, pa.DataType] = {
 }
 
 
-NO_NUMBER = frozenset(
-    (
-        "",
-        "#N/A",
-        "#N/A N/A",
-        "#NA",
-        "-1.#IND",
-        "-1.#QNAN",
-        "-NaN",
-        "-nan",
-        "1.#IND",
-        "1.#QNAN",
-        "N/A",
-        "NA",
-        "NULL",
-        "NaN",
-        "n/a",
-        "nan",
-        "null",
-    )
-)
+NO_NUMBER = frozenset((
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
+    "N/A", "NA", "NULL", "NaN", "n/a", "nan", "null",
+))  # fmt: skip
 """Texts that stand for a missing number, as in pyarrow's and pandas' readers of CSV."""
 _VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.sources.columns import Column
+from pipeline.sources.parts import opened
 from pipeline.sources.rows import ListingFile
 from pipeline.sources.typed import TYPES, to_role
 
@@ -62,7 +62,7 @@ class InlineValues:
         }
 
     def _has_small_groups(self) -> bool:
-        with fsspec.open(self.listing.source, "rb") as file:
+        with opened(self.listing.source) as file:
             about = pq.ParquetFile(file).metadata
             sizes = [about.row_group(n).total_byte_size for n in range(about.num_row_groups)]
         return max(sizes, default=0) <= MAX_ROW_GROUP_BYTES
@@ -89,7 +89,7 @@ def read_values(listing: str, rows: Sequence[int], columns: Sequence[str]) -> pa
         IndexError: there is no such row.
     """
     wanted = np.asarray(rows, np.int64)
-    with fsspec.open(listing, "rb") as file:
+    with opened(listing) as file:
         parquet = pq.ParquetFile(file, pre_buffer=False)
         about = parquet.metadata
         if len(wanted) and (wanted[-1] >= about.num_rows or wanted[0] < 0):
