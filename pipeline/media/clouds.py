@@ -2,43 +2,97 @@
 
 import io
 import math
+import re
 import struct
+from itertools import takewhile
 
 import numpy as np
 
 from pipeline.media.errors import MediaError
 
-COMMENTS = ("#", "//")
 LAS_HEADER_BYTES = 227
 LAS_COMPRESSED = 0x80
 """Bit of a LAS file's point format that says LAZ."""
+
+LAS_LONG_COUNTS = 6
+"""Point formats from this one on have their number of points in 64 bits alone."""
 
 
 def read_xyz(data: bytes, max_points: int) -> np.ndarray:
     """Lines of x, y, z and any further columns, parted by blanks, commas or semicolons.
 
     Where both commas and semicolons are in the first line of numbers, commas are decimal points.
-    A first line of one whole number (as in PTS files) must be the number of lines that follow.
+    Before it, a line of one whole number (as in PTS files) must be the number of lines that follow,
+    and one of names, or a comment with a name for each column, must begin with x, y, z.
     """
     if data.count(b"\n") > 2 * max_points + 1000:
         raise MediaError(f"more lines than max_points={max_points} allows")
     text = data.decode("latin-1").replace("//", "#")
     lines = [line for line in text.splitlines() if line and not line.isspace()]
-    lines = [line for line in lines if not line.lstrip().startswith("#")]
+    comments = list(takewhile(_is_comment, lines))
+    lines = [line for line in lines if not _is_comment(line)]
+    declared, names = _head(lines)
+    lines = lines[(declared is not None) + (names is not None) :]
+    _check_names(names, comments, len(words_of(lines[0])) if lines else 0)
     decimal_comma = bool(lines) and {",", ";"} <= set(lines[0].partition("#")[0])
     signs = str.maketrans({";": " ", ",": "." if decimal_comma else " "})
     lines = [line.translate(signs) for line in lines]
-    declared = None
-    if lines and len(lines[0].split()) == 1:
-        declared = int(lines.pop(0))
     _check_count(len(lines), max_points)
     try:
-        points = np.loadtxt(lines, np.float64, usecols=(0, 1, 2), ndmin=2)
+        points = np.empty((0, 3))
+        if lines:
+            points = np.loadtxt(lines, np.float64, usecols=(0, 1, 2), ndmin=2)
     except ValueError as error:
         raise MediaError(f"damaged XYZ: {' '.join(str(error).split())}") from error
     if declared is not None and declared != len(points):
         raise MediaError(f"cut short: {len(points)} of {declared} points are there")
     return points
+
+
+def words_of(line: str) -> list[str]:
+    """What a line of text holds, its comment left out."""
+    return line.partition("#")[0].replace(",", " ").replace(";", " ").split()
+
+
+def is_number(word: str) -> bool:
+    """Whether it is one, to Python."""
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_comment(line: str) -> bool:
+    return line.lstrip().startswith("#")
+
+
+def _head(lines: list[str]) -> tuple[int | None, list[str] | None]:
+    """The number of points and the columns' names, where lines before the first point say them."""
+    declared, names = None, None
+    for line in lines[:2]:
+        words = words_of(line)
+        if declared is None and len(words) == 1 and re.fullmatch("[0-9]{1,18}", words[0]):
+            declared = int(words[0])
+        elif names is None and not is_number(words[0] if words else ""):
+            names = words
+        else:
+            break
+    return declared, names
+
+
+def _check_names(names: list[str] | None, comments: list[str], num_columns: int) -> None:
+    for words in (names, *(words_of(line.lstrip("# \t")) for line in comments)):
+        if words is None:
+            continue
+        plain = [word.strip("\"'").lower() for word in words]
+        if words is not names and not (len(words) == num_columns and set(plain) >= set("xyz")):
+            continue  # a remark
+        if plain[:3] != ["x", "y", "z"]:
+            raise MediaError(
+                f"its columns are called {' '.join(words)[:60]!a}: x, y and z must come first "
+                "(put them there, or take that line out if they do)"
+            )
 
 
 def read_npy(data: bytes, max_points: int) -> np.ndarray:
@@ -66,13 +120,15 @@ def read_las(data: bytes, max_points: int) -> np.ndarray:
     if len(data) < LAS_HEADER_BYTES:
         raise MediaError("damaged LAS: its header is cut short")
     minor = data[25]
-    (offset,) = struct.unpack_from("<I", data, 96)
+    header_bytes, offset = struct.unpack_from("<HI", data, 94)
     point_format, record_bytes, count = struct.unpack_from("<BHI", data, 104)
     scale_and_origin = struct.unpack_from("<6d", data, 131)
     if point_format & LAS_COMPRESSED:
         raise MediaError("LAZ, which is not read; decompress it to LAS")
-    if minor >= 4 and len(data) >= 255:
-        (count,) = struct.unpack_from("<Q", data, 247)
+    if minor >= 4 and min(len(data), header_bytes) >= 255:
+        (long_count,) = struct.unpack_from("<Q", data, 247)
+        if long_count or point_format >= LAS_LONG_COUNTS:  # else some writers fill the old one only
+            count = long_count
     if record_bytes < 12:
         raise MediaError(f"damaged LAS: records of {record_bytes} bytes")
     _check_count(count, max_points)

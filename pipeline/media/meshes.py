@@ -10,9 +10,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from pipeline.media.clouds import read_las, read_npy, read_xyz
+from pipeline.media.clouds import is_number, read_las, read_npy, read_xyz, words_of
 from pipeline.media.errors import MediaError, one_line
+from pipeline.media.off import OFF_START, read_off
+from pipeline.media.ply import read_ply
 from pipeline.media.points_format import PointsFormat
+from pipeline.media.polygons import check_counts
+from pipeline.media.stl import is_binary_stl, read_stl, read_stl_ascii
 
 TEXT_HEAD = 4096
 """Bytes in which a text format must show what it is."""
@@ -76,7 +80,9 @@ def read_geometry(data: bytes, fmt: PointsFormat) -> Geometry:
             reader = {"xyz": read_xyz, "npy": read_npy, "las": read_las}[kind]
             points = _finite(reader(data, fmt.max_points))
             return Geometry((Part(points, np.empty((0, 3), np.int64)),))
-        return _read_mesh(data, kind, fmt)
+        if kind in _MESHES:
+            return _whole([_part(*_MESHES[kind](data, fmt))])
+        return _read_scene(data, kind, fmt)
     except MediaError:
         raise
     except MemoryError as error:
@@ -94,36 +100,39 @@ def _kind(data: bytes) -> str:
         return "las"
     if data[:4].rstrip() == b"ply":
         return "ply"
-    if re.match(rb"(ST)?C?N?4?n?OFF", data[:8]):
-        return "off"
-    if len(data) >= 84 and len(data) == 84 + 50 * int.from_bytes(data[80:84], "little"):
-        return "stl"
     head = data[:TEXT_HEAD]
-    if head.lstrip().startswith(b"solid") and b"facet" in head:
-        return "stl_ascii"
+    if OFF_START.match(head):
+        return "off"
+    if is_binary_stl(data, exact=True):
+        return "stl"
     # Text in any 8-bit code; a byte that no text has tells otherwise.
-    if b"\0" not in head:
-        for line in head.decode("latin-1").splitlines():
-            words = line.replace(",", " ").replace(";", " ").split()
-            if not words or words[0].startswith(("#", "//")):
-                continue
-            if words[0] in _OBJ_WORDS:
-                return "obj"
-            if all(_is_number(word) for word in words[:3]):
-                return "xyz"
-            break
-    raise MediaError("none of OBJ, PLY, OFF, STL, GLB, XYZ, NPY and LAS")
+    is_text = b"\0" not in head
+    if is_text and re.match(rb"\s*solid", head, re.IGNORECASE) and b"facet" in head.lower():
+        return "stl_ascii"
+    if is_binary_stl(data, exact=False):
+        return "stl"
+    kind = _text_kind(head.decode("latin-1")) if is_text else None
+    if kind is None:
+        raise MediaError("none of OBJ, PLY, OFF, STL, GLB, XYZ, NPY and LAS")
+    return kind
+
+
+def _text_kind(head: str) -> str | None:
+    lines = [words_of(line) for line in head.replace("//", "#").splitlines()]
+    lines = [words for words in lines if words]
+    if lines and lines[0][0] in _OBJ_WORDS:
+        return "obj"
+    # Numbers, maybe below a line of the columns' names.
+    for words in lines[:2]:
+        if all(map(is_number, words[:3])):
+            return "xyz"
+    return None
 
 
 _OBJ_WORDS = frozenset(["v", "vn", "vt", "vp", "f", "l", "p", "o", "g", "s", "mtllib", "usemtl"])
 
 
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
+_MESHES = {"ply": read_ply, "off": read_off, "stl": read_stl, "stl_ascii": read_stl_ascii}
 
 
 class _NothingElse(dict[Any, Any]):
@@ -136,7 +145,7 @@ class _NothingElse(dict[Any, Any]):
         raise self[name]
 
 
-def _read_mesh(data: bytes, kind: str, fmt: PointsFormat) -> Geometry:
+def _read_scene(data: bytes, kind: str, fmt: PointsFormat) -> Geometry:
     import trimesh
 
     if kind == "glb":
@@ -158,13 +167,21 @@ def _read_mesh(data: bytes, kind: str, fmt: PointsFormat) -> Geometry:
         geometry = scene.geometry[name]
         corners = np.asarray(getattr(geometry, "faces", np.empty((0, 3))), np.int64)
         faces, points = faces + len(corners), points + len(geometry.vertices)
-        _check_counts(faces, points, fmt)
-        vertices = _finite(np.asarray(geometry.vertices, np.float64).reshape(-1, 3))
-        if corners.size and not 0 <= corners.min() <= corners.max() < len(vertices):
-            raise MediaError("a face names a point that is not there")
+        check_counts(faces, points, fmt)
+        vertices = np.asarray(geometry.vertices, np.float64).reshape(-1, 3)
         moved = not np.array_equal(transform, np.eye(4))
-        parts.append(Part(vertices, corners.reshape(-1, 3), transform if moved else None))
-    if not points:
+        parts.append(_part(vertices, corners.reshape(-1, 3), transform if moved else None))
+    return _whole(parts)
+
+
+def _part(vertices: np.ndarray, faces: np.ndarray, transform: np.ndarray | None = None) -> Part:
+    if faces.size and not 0 <= faces.min() <= faces.max() < len(vertices):
+        raise MediaError("a face names a point that is not there")
+    return Part(_finite(vertices), faces, transform)
+
+
+def _whole(parts: list[Part]) -> Geometry:
+    if not any(len(part.vertices) for part in parts):
         raise MediaError("it has neither faces nor points")
     return Geometry(tuple(parts))
 
@@ -222,14 +239,7 @@ def _check_glb(data: bytes, fmt: PointsFormat) -> None:
         raise MediaError("it uses sparse accessors, which are not read")
     for accessor in tree.get("accessors", ()):
         if accessor["count"] > max(3 * fmt.max_faces, fmt.max_points):
-            _check_counts(accessor["count"] // 3, accessor["count"], fmt)
-
-
-def _check_counts(faces: int, points: int, fmt: PointsFormat) -> None:
-    if faces > fmt.max_faces:
-        raise MediaError(f"{faces} faces, more than max_faces={fmt.max_faces}")
-    if points > fmt.max_points:
-        raise MediaError(f"{points} points, more than max_points={fmt.max_points}")
+            check_counts(accessor["count"] // 3, accessor["count"], fmt)
 
 
 def _finite(points: np.ndarray) -> np.ndarray:

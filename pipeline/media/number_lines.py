@@ -1,0 +1,70 @@
+"""Lines of numbers parted by blanks, of any lengths."""
+
+from collections.abc import Iterator
+from itertools import chain
+
+import numpy as np
+
+from pipeline.media.errors import MediaError
+
+CHUNK_BYTES = 2**20
+"""About how much text is split into words at once."""
+
+MAX_LINE_BYTES = 2**24
+
+
+def number_lines(lines: list[bytes], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of all lines, and where those of each begin.
+
+    Args:
+        lines: each with at least one number.
+        name: what one of them is called in errors.
+
+    Returns:
+        float64 ``[numbers]`` and int64 ``[lines + 1]``, whose last is the number of numbers.
+
+    Raises:
+        MediaError: a word is no number, or a line is too long.
+    """
+    lengths, numbers, first = [np.zeros(1, np.int64)], [np.empty(0)], 0
+    for chunk in _chunks(lines):
+        words = [line.split() for line in chunk]
+        length = np.fromiter(map(len, words), np.int64, len(words))
+        try:
+            if any(b"_" in line for line in chunk):  # as in 1_000, which is a number to Python
+                raise ValueError
+            flat = chain.from_iterable(words)
+            numbers.append(np.fromiter(map(float, flat), np.float64, length.sum()))
+        except ValueError:
+            place = next(place for place, line in enumerate(words) if not _are_numbers(line))
+            told = ascii(chunk[place].decode("latin-1").strip()[:60])
+            raise MediaError(f"{name} {first + place + 1} is not of numbers: {told}") from None
+        lengths.append(length)
+        first += len(chunk)
+    return np.concatenate(numbers), np.cumsum(np.concatenate(lengths))
+
+
+def listed(numbers: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """From each start on, so many numbers, one after another."""
+    before = np.cumsum(counts) - counts
+    return numbers[np.repeat(starts - before, counts) + np.arange(counts.sum())]
+
+
+def _chunks(lines: list[bytes]) -> Iterator[list[bytes]]:
+    start, size = 0, 0
+    for end, line in enumerate(lines):
+        if len(line) > MAX_LINE_BYTES:
+            raise MediaError(f"a line of {len(line)} bytes, more than {MAX_LINE_BYTES}")
+        size += len(line)
+        if size > CHUNK_BYTES:
+            yield lines[start : end + 1]
+            start, size = end + 1, 0
+    if start < len(lines):
+        yield lines[start:]
+
+
+def _are_numbers(words: list[bytes]) -> bool:
+    try:
+        return all(b"_" not in word and float(word) is not None for word in words)
+    except ValueError:
+        return False

@@ -1,0 +1,158 @@
+"""The header of a PLY file: its elements, their properties, and how the data behind it lie."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from pipeline.media.errors import MediaError
+
+MAX_HEADER_BYTES = 2**20
+
+TYPES = {
+    "char": "i1",
+    "int8": "i1",
+    "uchar": "u1",
+    "uint8": "u1",
+    "short": "i2",
+    "int16": "i2",
+    "ushort": "u2",
+    "uint16": "u2",
+    "int": "i4",
+    "int32": "i4",
+    "uint": "u4",
+    "uint32": "u4",
+    "int64": "i8",
+    "uint64": "u8",
+    "float16": "f2",
+    "float": "f4",
+    "float32": "f4",
+    "double": "f8",
+    "float64": "f8",
+}
+ORDERS: dict[str, Literal["little", "big"] | None] = {
+    "ascii": None,
+    "binary_little_endian": "little",
+    "binary_big_endian": "big",
+}
+
+Column = tuple[np.ndarray, np.ndarray]
+"""A property's values, those of lists one after another, and how many each row has."""
+
+
+@dataclass(frozen=True)
+class Property:
+    """One number, or a list of numbers behind their count.
+
+    type: NumPy's name of its numbers' type; count_type: of a list's count, None for one number.
+    """
+
+    name: str
+    type: str
+    count_type: str | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of one number."""
+        return np.dtype(self.type).itemsize
+
+
+@dataclass(frozen=True)
+class Element:
+    """``count`` rows of these properties."""
+
+    name: str
+    count: int
+    properties: tuple[Property, ...]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file holds.
+
+    order: of binary numbers' bytes; None for text. num_bytes: where the data begin.
+    """
+
+    order: Literal["little", "big"] | None
+    elements: tuple[Element, ...]
+    num_bytes: int
+
+
+def read_header(data: bytes) -> Header:
+    """A file's header.
+
+    Raises:
+        MediaError: a line that is none of a header's, or no end within a MiB.
+    """
+    orders: list[Literal["little", "big"] | None] = []
+    elements: dict[str, tuple[str, int, list[Property]]] = {}
+    for number, words, end in _lines(data):
+        match words:
+            case [] | ["comment" | "obj_info", *_]:
+                pass
+            case ["ply"] if number == 1:
+                pass
+            case ["format", order, "1.0"] if order in ORDERS and not orders:
+                orders.append(ORDERS[order])
+            case ["element", name, count] if re.fullmatch("[0-9]{1,18}", count):
+                if name in elements:
+                    raise _wrong(number, f"a second element {short(name)}")
+                properties: list[Property] = []
+                elements[name] = (name, int(count), properties)
+            case ["property", *rest] if elements:
+                properties.append(_property(number, rest))
+            case ["end_header"]:
+                if not orders:
+                    raise MediaError("damaged PLY: its header says no format")
+                return Header(orders[0], tuple(map(_element, elements.values())), end)
+            case _:
+                raise _wrong(number, f"{short(' '.join(words))} is none of a header's lines")
+    raise MediaError("cut short: its header has no end")
+
+
+def cut_short(element: Element, count: int) -> MediaError:
+    """The error of a file that ends after so many rows of an element."""
+    name = {"vertex": "points", "face": "faces"}.get(element.name, f"of {short(element.name)}")
+    return MediaError(f"cut short: {count} of {element.count} {name} are there")
+
+
+def _lines(data: bytes) -> Iterator[tuple[int, list[str], int]]:
+    """Each line's number, its words, and where the next begins; by the first, how they end."""
+    newline = b"\r" if re.match(rb"ply[ \t]*\r(?!\n)", data) else b"\n"
+    start, number = 0, 0
+    while (end := data.find(newline, start, MAX_HEADER_BYTES)) >= 0:
+        number += 1
+        yield number, data[start:end].decode("latin-1").split(), end + 1
+        start = end + 1
+    last = data[start:MAX_HEADER_BYTES].strip()
+    if last == b"end_header" and len(data) < MAX_HEADER_BYTES:
+        yield number + 1, ["end_header"], len(data)
+
+
+def _property(number: int, words: list[str]) -> Property:
+    match words:
+        case ["list", "float" | "float16" | "float32" | "float64" | "double", *_]:
+            raise _wrong(number, f"a list's count cannot be {words[1]}")
+        case ["list", count_type, kind, name] if {count_type, kind} <= TYPES.keys():
+            return Property(name, TYPES[kind], TYPES[count_type])
+        case [kind, name] if kind in TYPES:
+            return Property(name, TYPES[kind])
+    raise _wrong(number, f"property {short(' '.join(words))} is of no known type")
+
+
+def _element(element: tuple[str, int, list[Property]]) -> Element:
+    name, count, properties = element
+    if len({each.name for each in properties}) < len(properties):
+        raise MediaError(f"damaged PLY: element {short(name)} has two properties of one name")
+    return Element(name, count, tuple(properties))
+
+
+def _wrong(number: int, told: str) -> MediaError:
+    return MediaError(f"damaged PLY: line {number} of its header: {told}")
+
+
+def short(text: str) -> str:
+    """A file's own words, as they may stand in a reason."""
+    return ascii(text[:60])
