@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from malformed import png_chunk
 from photos import encoded, mean_difference, stored_turned
 from PIL import Image
+from raster_bytes import MIN_IS_WHITE, REAL, RGB, SIGNED, png, tiff
+from small_media import refusal
 
 from pipeline.media import ImageFormat, MediaError, decode, media_from_dict, media_to_dict
 from pipeline.media.images import encode_jpeg
@@ -120,6 +122,53 @@ def test_a_transparent_palette_entry_is_white(kind):
 def test_sixteen_bit_grey_is_scaled_to_eight(kind):
     image = Image.fromarray(np.array([[0, 255, 256, 0x8000, 0xFFFF]], dtype=np.uint16))
     assert decode(encoded(image, kind), exactly(image, 1)).ravel().tolist() == [0, 0, 1, 128, 255]
+
+
+def test_grey_tiffs_where_0_is_white_are_turned_round():
+    values = np.array([[0, 255, 256, 0x8000, 0xFFFF]])
+    for bits, most in ((16, 0xFFFF), (8, 255), (4, 15), (2, 3), (1, 1)):
+        given = values * most // 0xFFFF
+        image = decode(tiff(given, bits, MIN_IS_WHITE), ROW)
+        assert np.array_equal(image.ravel(), 255 - decode(tiff(given, bits), ROW).ravel())
+        assert image.ravel()[0] == 255 and image.ravel()[-1] == 0
+
+
+ROW = ImageFormat(height=1, width=5, channels=1)
+
+
+def test_pixels_that_pillow_would_misread_are_refused():
+    grey = np.arange(5)[None]
+    colors = np.arange(15).reshape(1, 5, 3) * 4000
+    whole = "whose range nothing tells; save it with 8 or 16 bits"
+    for data, told in [
+        (tiff(grey, 32), f"TIFF of 32-bit or signed integers, {whole}"),
+        (tiff(grey, 32, kind=SIGNED), f"TIFF of 32-bit or signed integers, {whole}"),
+        (tiff(grey, 16, kind=SIGNED), f"TIFF of 32-bit or signed integers, {whole}"),
+        (tiff(grey, 32, MIN_IS_WHITE, kind=REAL), "a TIFF of real numbers where 0 is white"),
+        (tiff(colors, 16, RGB, planes=True), "a TIFF of 16-bit colours in planes"),
+        (png(colors, 16, 2, (0, 4000, 8000)), "a PNG of 16-bit colours, one of them transparent"),
+    ]:
+        assert refusal(decode, data, ROW).startswith(told)
+    exact = ImageFormat(height=1, width=5)
+    assert np.array_equal(decode(tiff(colors, 16, RGB), exact), colors >> 8)
+    assert np.array_equal(decode(png(colors, 16, 2), exact), colors >> 8)
+    assert np.array_equal(decode(tiff(colors >> 8, 8, RGB, planes=True), exact), colors >> 8)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_transparent_grey_is_white_in_every_depth(bits):
+    most = 2**bits - 1
+    values = np.array([[0, 1, most, most // 2, 1]])
+    seen = decode(png(values, bits, transparent=(1,)), ROW).ravel()
+    opaque = decode(png(values, bits), ROW).ravel()
+    assert np.array_equal(seen, np.where(values.ravel() == 1, 255, opaque))
+
+
+def test_lab_becomes_grey_as_rgb_does():
+    image = Image.new("RGB", (5, 1), (200, 40, 90)).convert("LAB")
+    data = encoded(image, "TIFF")
+    grey = Image.fromarray(decode(data, exactly(image))).convert("L")
+    assert np.array_equal(decode(data, exactly(image, 1))[..., 0], grey)
 
 
 @pytest.mark.parametrize(

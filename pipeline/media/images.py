@@ -1,27 +1,21 @@
 """Images: any format Pillow reads by itself, to a uint8 array of one fixed size."""
 
 import io
-import re
-import warnings
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from pipeline.media.errors import MediaError, one_line
+from pipeline.media.pillow import MAX_PIXELS, check_size, decode_pixels
 from pipeline.media.resample import resize
 from pipeline.media.turbo import decode_jpeg, read_header
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from pipeline.media.video_format import VideoFormat
 
 FIELD = "image"
 # Twice Image.MAX_IMAGE_PIXELS: from there on Pillow takes an image for a decompression bomb.
 PILLOW_MAX_PIXELS = 178_956_970
-MAX_PIXELS = 100_000_000
 _DETAIL = 2.0
 """JPEGs keep this many times the pixels wanted, along each side, for the resizing's own filter."""
 
@@ -88,7 +82,7 @@ def decode_image(data: bytes, fmt: ImageFormat) -> np.ndarray:
     header = read_header(data)
     pixels = None
     if header is not None:
-        _check_size(header.height, header.width, fmt.max_pixels)
+        check_size(header.height, header.width, fmt.max_pixels)
         size = header.upright_size
         share = _DETAIL * _scale(*size, fmt)
         pixels = decode_jpeg(data, header, share=share, channels=fmt.channels)
@@ -96,38 +90,6 @@ def decode_image(data: bytes, fmt: ImageFormat) -> np.ndarray:
         pixels = decode_pixels(data, channels=fmt.channels, max_pixels=fmt.max_pixels)
         size = pixels.shape[:2]
     return fit_pixels(pixels, fmt, *size)
-
-
-def decode_pixels(data: bytes, *, channels: int = 3, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode one encoded image at its own size, by Pillow.
-
-    Returns:
-        uint8 ``[height, width, channels]``.
-
-    Raises:
-        MediaError: as :func:`decode_image`.
-    """
-    from PIL import Image, ImageOps
-
-    if not data:
-        raise MediaError("the file is empty")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=formats()) as image:
-                _check_size(image.height, image.width, max_pixels)
-                upright = ImageOps.exif_transpose(image)
-                pixels = np.asarray(_flattened(upright, channels), dtype=np.uint8)
-    except MediaError:
-        raise
-    except MemoryError as error:
-        raise MediaError("not enough memory to decode it") from error
-    except Image.DecompressionBombError as error:  # before the size could be asked for
-        count = re.findall(r"\d+", str(error))[0]
-        raise MediaError(f"{count} pixels, more than max_pixels={max_pixels}") from error
-    except Exception as error:  # Pillow's plugins raise almost anything on malformed bytes
-        raise MediaError(_reason(error)) from error
-    return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
@@ -139,42 +101,6 @@ def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
         buffer, "JPEG", quality=quality
     )
     return buffer.getvalue()
-
-
-@cache
-def formats() -> list[str]:
-    """All that Pillow reads by itself: for PostScript it starts Ghostscript, which runs it."""
-    from PIL import Image
-
-    Image.init()
-    return [name for name in Image.ID if name != "EPS"]
-
-
-def _check_size(height: int, width: int, max_pixels: int) -> None:
-    if height * width > max_pixels:
-        raise MediaError(f"{width}x{height} pixels, more than max_pixels={max_pixels}")
-
-
-def _flattened(image: "Image", channels: int) -> "Image":
-    """To mode L or RGB, whatever the file's mode."""
-    from PIL import Image
-
-    if image.mode.startswith("I"):
-        wide = np.array(image)
-        wide >>= 8
-        image = Image.fromarray(np.clip(wide, 0, 255).astype(np.uint8))
-    elif image.mode == "F":
-        values = np.array(image)
-        if not np.isfinite(values).all():
-            raise MediaError("it holds values that are not finite")
-        values *= 255.0 if values.max(initial=0.0) <= 1.0 else 1.0
-        image = Image.fromarray(np.clip(values, 0, 255, out=values).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGB", image.size, (255, 255, 255))
-        white.paste(image, mask=image.getchannel("A"))
-        image = white
-    return image.convert("L" if channels == 1 else "RGB")
 
 
 def _scale(height: float, width: float, fmt: "ImageFormat | VideoFormat") -> float:
@@ -215,9 +141,3 @@ def fit_pixels(
     inner = resize(pixels, inner_height, inner_width)
     padded[top : top + inner_height, left : left + inner_width] = inner
     return padded
-
-
-def _reason(error: Exception) -> str:
-    if str(error).startswith("cannot identify image file"):
-        return "no image format that Pillow knows"
-    return one_line(error)

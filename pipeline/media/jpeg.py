@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.media.images import MAX_PIXELS, decode_pixels
+from pipeline.media.pillow import MAX_PIXELS, decode_pixels
 from pipeline.media.resample import resize
 from pipeline.media.turbo import decode_jpeg, read_header
 

@@ -1,26 +1,21 @@
 """Targets: what a sample is to be mapped to, from a listing's value or a file beside the sample."""
 
-import io
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from pipeline.media.checks import check_one_of, check_whole
 from pipeline.media.errors import MediaError
-from pipeline.media.images import ImageFormat, formats
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from pipeline.media.images import ImageFormat
+from pipeline.media.masks import decode_mask
 
 KINDS = ("class", "multi_label", "regression", "mask", "tokens", "none")
 TARGET_MEMBER = "target.npy"
 CLASS_MEMBER = "cls"
-UNLABELLED = 255
-"""Value of a mask's pixels that belong to no class, such as those of the border of ``pad``."""
 BYTE_OFFSET = 6
 """DeepMind's byte vocabulary: a byte's token is its value plus 6."""
 MAX_JSON_BYTES = 2**20
@@ -122,7 +117,8 @@ def target_members(
             raise MediaError("a mask needs an image to lie over")
         if "mask" not in parts:
             raise MediaError("no mask")
-        mask = decode_mask(parts["mask"][0], image_format, len(classes))
+        image = parts["image"][0] if "image" in parts else None
+        mask = decode_mask(parts["mask"][0], image_format, len(classes), image)
         return {TARGET_MEMBER: encode_npy(mask)}
     value = row.get("target")
     if value is None and "target" in parts:
@@ -136,72 +132,6 @@ def target_members(
     if config.kind == "regression":
         return {TARGET_MEMBER: encode_npy(_numbers(value, config.length))}
     return {TARGET_MEMBER: encode_npy(_tokens(value, config.max_length))}
-
-
-def decode_mask(data: bytes, fmt: ImageFormat, num_classes: int = 0) -> np.ndarray:
-    """A mask image at the size of ``fmt``, by nearest neighbour; values are kept as they are.
-
-    Args:
-        data: an image with one channel of at most 8 bits, or a palette (whose indices count).
-        fmt: size, and whether to crop, pad (with `UNLABELLED`) or stretch, as images are.
-        num_classes: values must lie below it or be `UNLABELLED`; 0 allows all.
-
-    Returns:
-        uint8 ``[height, width]``.
-
-    Raises:
-        MediaError: no such image, too many pixels, or a value that is no class.
-    """
-    from PIL import Image, ImageOps
-
-    if not data:
-        raise MediaError("mask: the file is empty")
-    try:
-        with Image.open(io.BytesIO(data), formats=formats()) as image:
-            width, height = image.size
-            if width * height > fmt.max_pixels:
-                raise MediaError(
-                    f"mask: {width}x{height} pixels, more than max_pixels={fmt.max_pixels}"
-                )
-            if image.mode not in ("L", "P", "1"):
-                raise MediaError(
-                    f"mask: mode {image.mode}; it must have one channel of at most 8 bits"
-                )
-            image.load()
-            flat = Image.fromarray(np.asarray(image).astype(np.uint8))
-            flat.getexif().update(image.getexif())
-            mask = np.asarray(_nearest(ImageOps.exif_transpose(flat), fmt))
-    except MediaError:
-        raise
-    except MemoryError as error:
-        raise MediaError("mask: not enough memory to decode it") from error
-    except Exception as error:  # Pillow's plugins raise almost anything on malformed bytes
-        text = " ".join(str(error).split())
-        unknown = text.startswith("cannot identify image file")
-        reason = "no image format that Pillow knows" if unknown else f"{type(error).__name__}"
-        raise MediaError(f"mask: {reason}") from error
-    if num_classes:
-        wrong = mask[(mask >= num_classes) & (mask != UNLABELLED)]
-        if wrong.size:
-            raise MediaError(f"mask: value {wrong.max()} is none of {num_classes} classes")
-    return mask
-
-
-def _nearest(mask: "Image", fmt: ImageFormat) -> "Image":
-    from PIL import Image, ImageOps
-
-    size, nearest = (fmt.width, fmt.height), Image.Resampling.NEAREST
-    if fmt.resize == "stretch":
-        return mask.resize(size, nearest)
-    if fmt.resize == "crop":
-        return ImageOps.fit(mask, size, nearest)
-    scale = min(fmt.width / mask.width, fmt.height / mask.height)
-    width = min(fmt.width, max(1, round(mask.width * scale)))
-    height = min(fmt.height, max(1, round(mask.height * scale)))
-    padded = Image.new("L", size, UNLABELLED)
-    corner = ((fmt.width - width) // 2, (fmt.height - height) // 2)
-    padded.paste(mask.resize((width, height), nearest), corner)
-    return padded
 
 
 def _from_file(config: TargetConfig, data: bytes, name: str) -> Any:

@@ -15,14 +15,14 @@ def _words(text: str) -> frozenset[str]:
 
 EXTENSIONS: dict[str, frozenset[str]] = {
     "image": _words(
-        "avif bmp gif heic j2k jfif jp2 jpeg jpg pbm pgm png pnm ppm qoi tga tif tiff webp"
+        "avif bmp gif heic ico j2k jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm qoi tga tif tiff webp"
     ),
     "audio": _words("aif aifc aiff au caf flac gsm m4a mp3 oga ogg opus rf64 snd w64 wav"),
     "video": _words("3gp avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"),
     "points": _words("glb gltf las laz npy obj off pcd ply pts stl xyz"),
     "text": _words("md text txt"),
     "table": _words("json"),
-    "mask": _words("bmp gif pgm png tif tiff webp"),
+    "mask": _words("bmp gif pgm png tif tiff"),
     "target": _words("json txt"),
 }
 
