@@ -8,6 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from shard_server import ShardServer
 from source_trees import (
     classes_of,
     listed,
@@ -19,6 +20,8 @@ from source_trees import (
     rows,
     uris,
 )
+
+from shards.retries import Retry
 
 NO_CLASS = {"kind": "none"}
 
@@ -116,7 +119,7 @@ def test_many_tars_by_brace_glob_or_folder(tmp_path):
     assert "give data.layout=tars" in refusal(tmp_path / "set")
 
 
-def test_a_tar_that_a_network_does_not_give_is_refused_and_the_others_are_read(
+def test_a_tar_that_a_network_does_not_give_ends_the_run_lest_its_samples_be_lost(
     tmp_path, monkeypatch
 ):
     data = make_tar(tmp_path / "a.tar", labelled(4)).read_bytes()
@@ -134,9 +137,26 @@ def test_a_tar_that_a_network_does_not_give_is_refused_and_the_others_are_read(
         return plain(self, path, *args, **options)
 
     monkeypatch.setattr(MemoryFileSystem, "_open", broken)
-    listing = listed("memory://half-there/{a,b}.tar")
-    assert len(uris(listing)) == 4
-    assert refused(listing) == {"train/b.tar": "cannot be read (ServerGoneError)"}
+    monkeypatch.setattr("pipeline.sources.parts.RETRY", Retry(attempts=2, first_delay=0.0))
+    assert refusal("memory://half-there/{a,b}.tar") == (
+        "data.train=memory://half-there/{a,b}.tar: b.tar: cannot be read (ServerGoneError: "
+        "memory://half-there/b.tar); samples are read as ranges of their tar, which the server "
+        "must give"
+    )
+
+
+def test_a_server_of_tars_may_fail_once_but_must_know_ranges(tmp_path):
+    make_tar(tmp_path / "a.tar", labelled(9))
+    for failing in range(1, 7):
+        with ShardServer(tmp_path) as server:
+            server.fails = lambda path, times, failing=failing: 503 if times == failing else None
+            assert len(uris(listed(f"{server.url}/a.tar"))) == 9
+    with ShardServer(tmp_path) as server:
+        server.knows_ranges = False
+        server.fails = lambda path, times: 503 if times > 2 else None
+        told = refusal(f"{server.url}/a.tar")
+    assert told.startswith(f"data.train={server.url}/a.tar: a.tar: cannot be read (")
+    assert told.endswith("which the server must give")
 
 
 def test_tars_may_lie_at_any_url(tmp_path):

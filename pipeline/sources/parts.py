@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -112,29 +112,39 @@ def is_folder(filesystem: Any, path: str) -> bool:
     return bool(try_again(lambda: filesystem.isdir(path), RETRY))
 
 
+def insist(filesystem: Any, path: str, request: Callable[[], Any]) -> Any:
+    """What ``request`` gives of a file that is there; what may pass is tried again."""
+
+    def asked() -> Any:
+        try:
+            return request()
+        except FileNotFoundError:  # over HTTP whatever happened
+            if is_local(filesystem) or not exists(filesystem, path):
+                raise
+        return request()
+
+    return try_again(asked, RETRY)
+
+
 @contextmanager
 def opened(source: str) -> Iterator[BinaryIO]:
-    """A file to be read in order or by ranges; what fails otherwise than finally is tried again.
+    """A file, by path or URL; as `opened_at`."""
+    with opened_at(*fsspec.core.url_to_fs(source)) as file:
+        yield file
 
-    Args:
-        source: path or URL.
-    """
-    filesystem, path = fsspec.core.url_to_fs(source)
-    with try_again(lambda: _open(filesystem, path), RETRY) as file:
+
+@contextmanager
+def opened_at(filesystem: Any, path: str) -> Iterator[BinaryIO]:
+    """A file to be read in order or by ranges; what fails otherwise than finally is tried again."""
+    options = {}
+    if not is_local(filesystem):
+        options = {"block_size": BUFFER_BYTES, "cache_type": "readahead"}
+    with insist(filesystem, path, lambda: filesystem.open(path, "rb", **options)) as file:
         if is_local(filesystem):
             yield file
         else:
             with io.BufferedReader(_Patient(file), BUFFER_BYTES) as patient:
                 yield patient
-
-
-def _open(filesystem: Any, path: str) -> Any:
-    try:
-        return filesystem.open(path, "rb")
-    except FileNotFoundError:  # over HTTP whatever happened
-        if not exists(filesystem, path):
-            raise
-    return filesystem.open(path, "rb")
 
 
 class _Patient(io.RawIOBase):

@@ -10,10 +10,11 @@ import fsspec
 
 from pipeline.config_data import DataConfig
 from pipeline.errors import UserError
+from pipeline.media.errors import one_line
 from pipeline.media.targets import MAX_JSON_BYTES, json_label
 from pipeline.sources.fields import CLASS_LABEL, JSON_LABEL, OTHER, FieldNames, target_field
 from pipeline.sources.grouping import MEMBER_SCHEMA, Wanted, group
-from pipeline.sources.parts import exists, is_folder, read_errors, why_unreadable
+from pipeline.sources.parts import exists, insist, is_folder, opened_at, read_errors
 from pipeline.sources.tables import REFUSED_SCHEMA, Found, Rows, concat, first_refused
 from pipeline.sources.tar_members import DamagedTarError, Member, tar_members
 from pipeline.sources.walk import changed, is_local, walk
@@ -45,9 +46,11 @@ def find_in_tars(data: DataConfig, pattern: str, field: str) -> Found:
     filesystem, root, tars = _tars(pattern, field)
     label_key = data.target.key if data.target.kind == "class" else None
     for path in tars:
-        _read_tar(
-            filesystem, f"{root.rstrip('/')}/{path}", path, names, label_key, members, refused
-        )
+        full = f"{root.rstrip('/')}/{path}"
+        try:
+            _read_tar(filesystem, full, path, names, label_key, members, refused)
+        except _UnreadableTarError as error:
+            raise UserError(f"{field}={pattern}: {error}") from error.__cause__
     wanted = Wanted(tuple(data.formats), data.allow_missing, target)
     samples, more = group(members.table(), wanted)
     found_refused = concat([refused.table(), more], REFUSED_SCHEMA)
@@ -140,22 +143,32 @@ def _read_tar(
 ) -> None:
     """Add one tar's members; what is damaged or unusable is refused, the rest is taken."""
     tar = os.fsencode(path)
-    options = {} if is_local(filesystem) else {"block_size": 1 << 20, "cache_type": "readahead"}
     try:
-        info = filesystem.info(full)
+        info = insist(filesystem, full, lambda: filesystem.info(full))
         if info["type"] != "file":
             refused.append(tar, None, "a folder or a device, not a file")
             return
-        with filesystem.open(full, "rb", **options) as file:
+        with opened_at(filesystem, full) as file:
             for member in tar_members(file, int(info["size"])):
                 _add(file, member, tar, changed(info), names, label_key, members, refused)
     except DamagedTarError as error:
         refused.append(tar, None, f"damaged: {error}; what lies before is used")
     except read_errors(filesystem) as error:
-        reason = why_unreadable(error)
-        if is_local(filesystem) and isinstance(error, OSError) and error.errno:
-            reason = f"cannot be read: {os.strerror(error.errno)}"
-        refused.append(tar, None, reason)
+        if not is_local(filesystem):  # what a network does not give today, it may tomorrow
+            raise _UnreadableTarError(path, error) from error
+        code = error.errno if isinstance(error, OSError) else None
+        told = f"cannot be read: {os.strerror(code)}" if code else one_line(error)
+        refused.append(tar, None, told)
+
+
+class _UnreadableTarError(Exception):
+    """A tar that a network does not give: its samples must not be taken for none."""
+
+    def __init__(self, path: str, error: Exception) -> None:
+        super().__init__(
+            f"{path}: cannot be read ({one_line(error)}); samples are read as ranges of their tar, "
+            "which the server must give"
+        )
 
 
 def _add(
