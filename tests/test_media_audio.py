@@ -9,6 +9,7 @@ import tracemalloc
 import av
 import numpy as np
 import pytest
+import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_media import refusal
@@ -119,6 +120,24 @@ def test_long_recordings_are_cut_to_their_beginning():
     assert loudest_hertz(cut, 8000) == pytest.approx(500, abs=2)
 
 
+@pytest.mark.parametrize("rate", [4000, 11_025, 22_051, 44_100, 48_000, 96_000])
+@pytest.mark.parametrize("seconds", [0.5, 0.333, 1.23457])
+def test_a_cut_recording_is_the_beginning_of_the_whole_one_resampled(rate, seconds):
+    fmt = AudioFormat(sample_rate=16_000, seconds=seconds)
+    exactly = round(rate * seconds)
+    noise = np.random.default_rng(0).normal(0, 0.2, 3 * exactly).astype(np.float32)
+    for num_samples in (exactly - 1, exactly, exactly + 1, exactly + 40, 3 * exactly):
+        whole = soxr.resample(noise[:num_samples], rate, 16_000)
+        wanted = np.clip(np.rint(whole * 32768), -32768, 32767)[: fmt.num_samples]
+        assert np.array_equal(decode(encoded(noise[:num_samples], rate), fmt), wanted)
+
+
+def test_a_long_recording_is_never_too_short():
+    fmt = AudioFormat(sample_rate=11_025, seconds=0.0333, min_seconds=0.0333)  # 367.13 samples
+    for rate in (11_025, 44_100):
+        assert len(decode(encoded(tone(440, rate), rate), fmt)) == 367
+
+
 def test_short_recordings_are_kept_as_they_are():
     assert len(decode(encoded(tone(440, 8000, seconds=0.25), 8000), FORMAT)) == 2000
 
@@ -161,6 +180,24 @@ def test_too_short_a_recording_is_refused():
 def test_a_recording_without_samples_is_refused():
     with pytest.raises(MediaError, match=r"^0 samples at 8000 Hz, shorter than min_seconds"):
         decode(encoded(np.zeros(0, np.float32), 8000), FORMAT)
+
+
+def test_what_is_no_sound_is_refused_alike_in_every_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    alone = refusal(decode, bytes(range(7, 200)) * 20, FORMAT)
+    # The name that libsndfile gives the other half of a Sound Designer II file without a name.
+    (tmp_path / "._").write_bytes(bytes(range(256)))
+    assert refusal(decode, bytes(range(7, 200)) * 20, FORMAT) == alone
+    assert alone == "no sound format that libsndfile knows"
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_chain_is_not_cut_to_its_first_recording_without_a_word(subtype):
+    one = encoded(tone(440, 8000), 8000, format="OGG", subtype=subtype)
+    told = refusal(decode, one + one, AudioFormat(sample_rate=8000, seconds=3.0))
+    assert told.startswith("an Ogg chain of 2 recordings, of which only the first would be read")
+    half = AudioFormat(sample_rate=8000, seconds=0.5)
+    assert np.array_equal(decode(one + one, half), decode(one, half))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -267,15 +304,17 @@ def test_a_format_survives_json():
 # --- bounds ---
 
 
-def test_an_hour_of_silence_costs_no_more_than_its_beginning():
+@pytest.mark.parametrize("sample_rate", [8000, 11_025])
+def test_an_hour_of_silence_costs_no_more_than_its_beginning(sample_rate):
+    fmt = AudioFormat(sample_rate=sample_rate, seconds=1.0)
     hour = encoded(np.zeros(3600 * 8000, np.int16), 8000, format="FLAC")
     assert len(hour) < 200_000
     tracemalloc.start()
     started = time.process_time()
-    sound = decode(hour, FORMAT)
+    sound = decode(hour, fmt)
     seconds, (_, peak) = time.process_time() - started, tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(sound) == 8000 and not sound.any()
+    assert len(sound) == sample_rate and not sound.any()
     assert seconds < 0.2 and peak < 4_000_000
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import photos
 import pytest
 import sounds
+import soxr
 from PIL import Image
 from small_media import film, grey_frames, refusal, tone, turned, with_matrix
 
@@ -21,6 +22,8 @@ from pipeline.media import (
     decode_all,
     decode_film,
 )
+from pipeline.media import film as film_module
+from pipeline.media.sandbox_child import _lacked_memory
 
 SMALL = {"height": 24, "width": 32}
 LEVELS = range(20, 220, 4)
@@ -202,6 +205,40 @@ def test_frames_are_resized_as_images_are(resize, channels):
     assert np.abs(clip.astype(int) - image.astype(int)).mean() < 5
 
 
+def see_through(codec: str) -> bytes:
+    """WebM of a red frame whose left half is 0, 50, 100 … opaque and whose right half half so."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="webm") as output:
+        video = output.add_stream(codec, rate=25)
+        video.height, video.width, video.pix_fmt = 48, 64, "yuva420p"
+        video.options = {"auto-alt-ref": "0", "deadline": "realtime", "crf": "4"}
+        for number in range(5):
+            pixels = np.zeros((48, 64, 4), np.uint8)
+            pixels[..., 0], pixels[:, :32, 3], pixels[:, 32:, 3] = 200, 50 * number, 128
+            frame = av.VideoFrame.from_ndarray(pixels, "rgba").reformat(format="yuva420p")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            output.mux(video.encode(frame))
+        output.mux(video.encode(None))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_alpha_beside_the_frames_of_webm_is_laid_over_white(codec):
+    fmt = VideoFormat(num_frames=5, frames_per_second=25, height=48, width=64)
+    for number, frame in enumerate(decode(see_through(codec), fmt)):
+        share = 50 * number / 255
+        left = [200 * share + 255 * (1 - share), *[255 * (1 - share)] * 2]
+        assert frame[24, 16] == pytest.approx(left, abs=6)
+        assert frame[24, 48] == pytest.approx([227, 127, 127], abs=6)
+
+
+def test_alpha_that_ffmpeg_cannot_read_is_refused(monkeypatch):
+    data = see_through("libvpx-vp9")
+    monkeypatch.setattr(film_module, "LIBVPX", {"vp9": "libvpx-of-another-build"})
+    told = reason(data, VideoFormat(num_frames=1, **SMALL))
+    assert told.startswith("an alpha channel, which this FFmpeg cannot read without libvpx-of-")
+
+
 # --- sound ---
 
 AUDIO = AudioFormat(sample_rate=16_000, seconds=0.5)
@@ -231,6 +268,37 @@ def test_sound_of_a_film_is_what_the_same_sound_is_alone():
     whole = np.rint(np.clip(sound.astype(np.float32), -1, 1) * 32767).astype(np.int16)
     alone = sounds.encoded(np.stack([whole, whole], 1), 48_000, format="WAV", subtype="PCM_16")
     assert np.abs(spoken.astype(int) - decode(alone, AUDIO).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("rate", [11_025, 44_100, 48_000])
+def test_the_sound_of_every_clip_is_cut_from_the_whole_resampled(rate):
+    noise = np.random.default_rng(0).normal(0, 0.2, 2 * rate)
+    data = film(grey_frames(LEVELS), container="matroska", sound=noise, sound_rate=rate)
+    stored = np.rint(noise.astype(np.float32) * 32767).astype(np.int16)
+    whole = np.rint(32768 * soxr.resample(stored / np.float32(32768), rate, 16_000))
+    # A fifth of a second is a whole number of samples at every one of these rates.
+    fmt = VideoFormat(num_frames=5, frames_per_second=25, clips="all", stride_seconds=0.2, **SMALL)
+    spoken = [sound for _, sound in decode_film(data, fmt, AUDIO)]
+    assert len(spoken) == 10
+    for number, sound in enumerate(spoken):
+        wanted = whole[3200 * number : 3200 * number + 8000]
+        assert len(sound) == len(wanted)
+        assert np.abs(sound - wanted).max() <= 1
+
+
+def test_a_clip_without_sound_may_be_refused_and_is_told_where_the_sound_ends(two_seconds):
+    fmt = VideoFormat(num_frames=4, frames_per_second=8, clips="all", **SMALL)
+    data = film(grey_frames(LEVELS), container="matroska", sound=tone(0.75, 48_000))
+    made = []
+    allow = "(list audio in data.allow_missing to keep clips without it)"
+    told = refusal(lambda: made.extend(decode_film(data, fmt, AUDIO, needs_sound=True)))
+    assert told == (
+        "its sound ends at 0.750 s, so a clip has less than min_seconds=0.02 of it from 1.000 s to "
+        f"1.500 s {allow}"
+    )
+    assert [len(sound) for _, sound in made] == [8000, 4000]
+    told = refusal(lambda: list(decode_film(two_seconds, fmt, AUDIO, needs_sound=True)))
+    assert told == f"the film has no sound track {allow}"
 
 
 def test_sound_that_starts_late_is_silent_before_and_one_that_ends_early_is_shorter():
@@ -291,6 +359,31 @@ def test_a_film_cut_short_is_refused_though_its_start_is_whole():
     with pytest.raises(MediaError, match=r"cut short|damaged"):
         made.extend(decode_all(data[: len(data) // 2], fmt))
     assert 0 < len(made) < 10
+
+
+def with_false_size(ivf: bytes, number: int) -> bytes:
+    """IVF whose packet of this number claims nearly all that 32 bits can tell."""
+    data, place = bytearray(ivf), 32
+    for _ in range(number):
+        place += 12 + int.from_bytes(ivf[place : place + 4], "little")
+    data[place : place + 4] = b"\xf8\x00\xfe\xff"
+    return bytes(data)
+
+
+@pytest.mark.parametrize("number", [0, 49])
+def test_a_packet_with_a_false_size_is_damage_and_no_lack_of_memory(number, monkeypatch):
+    data = with_false_size(film(grey_frames(LEVELS), codec="libvpx", container="ivf"), number)
+    fmt = VideoFormat(num_frames=50, frames_per_second=25, **SMALL)
+    with pytest.raises(MediaError) as caught:
+        decode(data, fmt)
+    assert str(caught.value) == (
+        f"damaged {number / 25:.3f} s after its start: a packet claims more bytes than the film has"
+    )
+    assert not _lacked_memory(caught.value)
+    monkeypatch.setattr(film_module, "_is_free", lambda num_bytes: False)
+    with pytest.raises(MediaError, match=r"^not enough memory to decode it$") as caught:
+        decode(data, fmt)
+    assert _lacked_memory(caught.value)
 
 
 def test_sound_alone_is_no_film():

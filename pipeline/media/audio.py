@@ -12,6 +12,8 @@ from pipeline.media.checks import check_finite, check_one_of, check_whole
 from pipeline.media.errors import MediaError
 from pipeline.media.mel import MelFormat, log_mel
 from pipeline.media.mp3 import untold_samples
+from pipeline.media.ogg import num_chained
+from pipeline.media.sample_rate import margins, num_source_samples, resample_start
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
@@ -25,6 +27,10 @@ MAX_SOURCE_RATE = 768_000
 MAX_MP3_SAMPLES_LESS = 10 * 1152
 """By how many of its samples a decoded MP3 may be shorter: encoders' delay, damage, the guess."""
 _VALUES_AT_ONCE = 1 << 18
+_UNKNOWN = "no sound format that libsndfile knows"
+_SD2_REASONS = re.compile(r"bad (data|map) (offset|length)|bad resource fork|bad sample size")
+"""Bytes of no known format are one half of a Sound Designer II file to libsndfile, if the working
+directory holds ``._``, which it takes for the other half; nothing may depend on that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +102,8 @@ class AudioFormat:
 def decode_audio(data: bytes, fmt: AudioFormat, *, suffix: str = "") -> np.ndarray:
     """Decode one recording: mixed to mono, resampled, cut to length.
 
-    No more than ``fmt.seconds`` are ever decoded, whatever length the header claims.
+    The samples are the first of the whole recording's, resampled. Little more than ``fmt.seconds``
+    are ever decoded, whatever length the header claims.
 
     Args:
         data: the file's bytes.
@@ -122,44 +129,48 @@ def decode_audio(data: bytes, fmt: AudioFormat, *, suffix: str = "") -> np.ndarr
         }
     try:
         with _to_its_end(io.BytesIO(data), **raw) as file:
+            if file.format == "SD2":
+                raise MediaError(_UNKNOWN)
             rate = file.samplerate
             if not 0 < rate <= MAX_SOURCE_RATE:
                 raise MediaError(f"its rate is {rate} Hz; it must lie in 1 to {MAX_SOURCE_RATE}")
-            wanted = round(rate * fmt.seconds)
-            sound = np.concatenate(list(_mono(file, wanted)))
-            if file.format in ("MP3", "MPEG") and len(sound) < wanted:
-                _check_mp3(data, len(sound))
+            source = _Mono(file)
+            sound = resample_start(
+                source.pieces(fmt.sample_rate, fmt.num_samples),
+                rate,
+                fmt.sample_rate,
+                fmt.num_samples,
+            )
+            if source.has_ended and file.format in ("MP3", "MPEG"):
+                _check_mp3(data, source.num_samples)
+            if source.has_ended and file.format == "OGG":
+                _check_ogg(data)
     except MediaError:
         raise
     except MemoryError as error:
         raise MediaError("not enough memory to decode it") from error
     except Exception as error:  # libsndfile's wrapper raises several kinds on malformed bytes
+        if data.startswith(b"OggS"):
+            _check_ogg(data)
         raise MediaError(_reason(error)) from error
-    if len(sound) < fmt.min_seconds * rate:
+    if source.has_ended and source.num_samples < fmt.min_seconds * rate:
         raise MediaError(
-            f"{len(sound)} samples at {rate} Hz, shorter than min_seconds={fmt.min_seconds}"
+            f"{source.num_samples} samples at {rate} Hz, shorter than min_seconds={fmt.min_seconds}"
         )
-    if not np.isfinite(sound).all():
-        raise MediaError("it holds values that are not finite")
-    return to_format(sound, rate, fmt)
+    return to_format(sound, fmt)
 
 
-def to_format(sound: np.ndarray, rate: int, fmt: AudioFormat) -> np.ndarray:
-    """Mono sound in the format: resampled, cut to length, and made log-mel frames where asked.
+def to_format(sound: np.ndarray, fmt: AudioFormat) -> np.ndarray:
+    """Mono sound in the format: as int16, and made log-mel frames where asked.
 
     Args:
-        sound: float32 ``[samples]`` in [-1, 1], finite.
-        rate: its sample rate, hertz.
+        sound: float32 ``[samples]``, 1 is full scale, at ``fmt.sample_rate`` and not longer than
+            ``fmt.num_samples``.
         fmt: what is wanted.
 
     Returns:
         As :func:`decode_audio`.
     """
-    import soxr
-
-    if rate != fmt.sample_rate:
-        sound = soxr.resample(sound, rate, fmt.sample_rate)
-    sound = sound[: fmt.num_samples]
     if not len(sound) or not np.isfinite(sound).all():
         raise MediaError(f"it is too short or too loud to resample to {fmt.sample_rate} Hz")
     samples = np.clip(np.rint(sound * 32768.0), -32768, 32767).astype(np.int16)
@@ -203,6 +214,16 @@ def _check_mp3(data: bytes, num_samples: int) -> None:
         )
 
 
+def _check_ogg(data: bytes) -> None:
+    """Refuse a chain, of which libsndfile reads the first recording and no more."""
+    num = num_chained(data)
+    if num > 1:
+        raise MediaError(
+            f"an Ogg chain of {num} recordings, of which only the first would be read; "
+            "split it, or write it again as one (ffmpeg -i)"
+        )
+
+
 def _check_gsm(data: bytes) -> None:
     """Every whole frame begins with the half-byte 0xD."""
     firsts = np.frombuffer(data, np.uint8)[: len(data) // GSM_FRAME_BYTES * GSM_FRAME_BYTES]
@@ -226,22 +247,43 @@ def _to_its_end(file: io.BytesIO, **raw: Any) -> "SoundFile":
     return Sequential(file, **raw)
 
 
-def _mono(file: "SoundFile", wanted: int) -> Iterator[np.ndarray]:
-    """The channels' mean, float32, piece by piece: a header may claim a thousand channels."""
-    at_once = max(1, _VALUES_AT_ONCE // file.channels)
-    while True:
-        frames = min(wanted, at_once)
-        piece = file.read(frames=frames, dtype="float32", always_2d=True)
-        yield piece.mean(axis=1)
-        wanted -= frames
-        if wanted <= 0 or len(piece) < frames:
-            return
+class _Mono:
+    """The channels' mean, float32, piece by piece: a header may claim a thousand channels.
+
+    Attributes:
+        num_samples: read so far.
+        has_ended: whether the file has no more.
+    """
+
+    def __init__(self, file: "SoundFile") -> None:
+        self._file = file
+        self.num_samples = 0
+        self.has_ended = False
+
+    def pieces(self, sample_rate: int, count: int) -> Iterator[np.ndarray]:
+        """All there is: first what lasts as long as ``count`` samples at ``sample_rate``.
+
+        Raises:
+            MediaError: a value that is not finite.
+        """
+        rate, at_once = self._file.samplerate, max(1, _VALUES_AT_ONCE // self._file.channels)
+        wanted = num_source_samples(count, rate, sample_rate)
+        _, further = margins(rate, sample_rate)
+        while not self.has_ended:
+            missing = wanted - self.num_samples
+            frames = min(missing if missing > 0 else further, at_once)
+            piece = self._file.read(frames=frames, dtype="float32", always_2d=True).mean(axis=1)
+            if not np.isfinite(piece).all():
+                raise MediaError("it holds values that are not finite")
+            self.num_samples += len(piece)
+            self.has_ended = len(piece) < frames
+            yield piece
 
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if "Format not recognised" in text:
-        return "no sound format that libsndfile knows"
+    if "Format not recognised" in text or _SD2_REASONS.search(text):
+        return _UNKNOWN
     if "possibly a pipe" in text:  # libsndfile's word for an MP3 without a whole frame
         return "malformed or cut short"
     # The object's address would make two runs' quarantines differ.

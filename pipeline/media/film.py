@@ -18,6 +18,9 @@ still images, and streams of bytes that anything could be."""
 ATTACHED_PICTURE = 0x400
 """FFmpeg's disposition of a sound file's cover."""
 
+LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""Decoders that read alpha, by the names of those that don't."""
+
 MAX_STEP_BACK_SECONDS = 1
 """Frames a little out of order are shown at once; further back, two films were joined."""
 
@@ -27,14 +30,19 @@ class Track:
 
     Attributes:
         stream: PyAV's.
+        begin: when the first frame is shown, in seconds of the film's own clock; 0 before it.
         end: when the last frame seen so far ends, in seconds of the film's own clock.
     """
 
-    def __init__(self, container: "InputContainer", stream: Any) -> None:
+    def __init__(
+        self, container: "InputContainer", stream: Any, decoder: Any, num_bytes: int
+    ) -> None:
         self.stream = stream
         self.end = Fraction(0)
-        self._begin = Fraction(0)
+        self.begin = Fraction(0)
         self._container = container
+        self._decoder = decoder
+        self._num_bytes = num_bytes
 
     def frames(self) -> Iterator[tuple[Fraction, Any]]:
         """Every frame and its time, in seconds; times never fall.
@@ -53,13 +61,13 @@ class Track:
             else:
                 shown = stamp * Fraction(frame.time_base)
             if time is None:
-                self._begin = shown
+                self.begin = shown
             else:
                 if shown > time:
                     guessed = shown - time
                 elif time - shown > MAX_STEP_BACK_SECONDS:
                     raise MediaError(
-                        f"its clock jumps back {float(time - self._begin):.3f} s after its start"
+                        f"its clock jumps back {float(time - self.begin):.3f} s after its start"
                     )
                 shown = max(shown, time)
             time = shown
@@ -72,22 +80,40 @@ class Track:
 
         damage: av.FFmpegError | None = None
         begun = False
-        for packet in self._container.demux(self.stream):
+        for packet in self._packets():
             try:
-                frames = packet.decode()
+                frames = self._decoder.decode(packet)
             except MemoryError:
                 raise
             except av.FFmpegError as error:
                 if begun:
-                    raise MediaError(
-                        f"damaged {float(self.end - self._begin):.3f} s after its start"
-                    ) from error
+                    raise MediaError(self._damaged()) from error
                 damage = error
                 continue
             begun = begun or bool(frames)
             yield from frames
         if damage is not None and not begun:
             raise damage
+
+    def _packets(self) -> Iterator[Any]:
+        """The track's packets. FFmpeg calls a false size of one a lack of memory, too."""
+        packets = self._container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except MemoryError:
+                if not _is_free(self._num_bytes):
+                    raise
+            else:
+                if packet is None:
+                    return
+                yield packet
+                continue
+            # Outside the handler: what a MemoryError leads to counts as a lack of memory.
+            raise MediaError(f"{self._damaged()}: a packet claims more bytes than the film has")
+
+    def _damaged(self) -> str:
+        return f"damaged {float(self.end - self.begin):.3f} s after its start"
 
     @property
     def guessed_duration(self) -> Fraction:
@@ -146,8 +172,9 @@ def open_track(
                 return
             if stream.codec_context is None:
                 raise MediaError(f"FFmpeg has no decoder for its {kind} track")
-            stream.codec_context.thread_count = 1
-            yield Track(container, stream)
+            decoder = _decoder_of_alpha(stream, options) or stream.codec_context
+            decoder.thread_count = 1
+            yield Track(container, stream, decoder, len(data))
     except MediaError:
         raise
     except MemoryError as error:
@@ -156,6 +183,37 @@ def open_track(
         raise MediaError(f"{unreadable}: {error.strerror}") from error
     except Exception as error:  # PyAV's own checks of what malformed files hold
         raise MediaError(f"{unreadable}: {one_line(error)}") from error
+
+
+def _is_free(num_bytes: int) -> bool:
+    """Whether so much memory is to be had; none of it is touched."""
+    try:
+        bytearray(num_bytes)
+    except MemoryError:
+        return False
+    return True
+
+
+def _decoder_of_alpha(stream: Any, options: dict[str, str]) -> Any:
+    """WebM's VP8 and VP9 hold alpha beside the frames, where FFmpeg's own decoders don't look.
+
+    Raises:
+        MediaError: FFmpeg was built without the decoder that does.
+    """
+    import av
+
+    name = LIBVPX.get(stream.codec_context.codec.name)
+    if name is None or stream.metadata.get("alpha_mode") != "1":
+        return None
+    try:
+        decoder = av.codec.CodecContext.create(name, "r")
+    except ValueError as error:
+        raise MediaError(
+            f"an alpha channel, which this FFmpeg cannot read without {name}; write the film again "
+            "in another codec with alpha, or without"
+        ) from error
+    decoder.options = options
+    return decoder
 
 
 def _first(container: "InputContainer", kind: str) -> Any:

@@ -106,8 +106,6 @@ def _pieces(
         return
     audio = formats["audio"]
     assert isinstance(audio, AudioFormat)
-    for frames, sound in decode_film(data, fmt, audio):
-        if sound is None and "audio" not in allowed:
-            raise MediaError("the film has no sound track, and data.allow_missing lacks audio")
+    for frames, sound in decode_film(data, fmt, audio, needs_sound="audio" not in allowed):
         heard = {} if sound is None else encode_members(sound, audio)
         yield encode_members(frames, fmt) | heard

@@ -12,6 +12,7 @@ from pipeline.media.audio import AudioFormat, to_format
 from pipeline.media.errors import MediaError
 from pipeline.media.film import Track, open_track
 from pipeline.media.images import fit_pixels
+from pipeline.media.sample_rate import margins, num_source_samples, resample_within
 from pipeline.media.soundtrack import Soundtrack
 from pipeline.media.video_format import VideoFormat
 
@@ -36,7 +37,7 @@ def decode_clips(data: bytes, fmt: VideoFormat) -> Iterator[np.ndarray]:
 
 
 def decode_film(
-    data: bytes, video: VideoFormat, audio: AudioFormat | None
+    data: bytes, video: VideoFormat, audio: AudioFormat | None, *, needs_sound: bool = False
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """A film's clips and the sound that goes with them, with the memory of one clip.
 
@@ -51,11 +52,13 @@ def decode_film(
             animated GIF, and the other containers in :data:`~pipeline.media.film.CONTAINERS`.
         video: the clips wanted.
         audio: the sound wanted, from a clip's start on and ``audio.seconds`` long; None for none.
+            It is cut from the sound track resampled as a whole, but for float32's rounding.
+        needs_sound: whether a clip without sound is refused.
 
     Yields:
         uint8 ``[num_frames, height, width, channels]``, and int16 ``[samples]``, at most
-        ``audio.num_samples``; None where the film has no sound, or less than ``audio.min_seconds``
-        of it in that span.
+        ``audio.num_samples``; None where the film has no sound, or it ends before
+        ``audio.min_seconds`` of that span.
 
     Raises:
         MediaError: no film, shorter than a clip, damaged, or beyond ``max_pixels`` or
@@ -72,15 +75,46 @@ def decode_film(
             # A reader of its own: one that served both would hold what lies between the tracks.
             heard = stack.enter_context(open_track(data, "audio", max_pixels=video.max_pixels))
             sound = None if heard is None else Soundtrack(heard)
+        begin: Fraction | None = None
         for start, clip in _clips(track, video):
+            begin = start if begin is None else begin
             spoken = None
             if audio is not None and sound is not None and sound.rate:
-                spoken = sound.read(start, audio.seconds)
-                if len(spoken) < audio.min_seconds * sound.rate:
-                    spoken = None
-                else:
-                    spoken = to_format(spoken, sound.rate, audio)
+                assert heard is not None
+                spoken = _spoken(sound, start, audio, has_begun=heard.begin < start)
+            if audio is not None and needs_sound and spoken is None:
+                end = heard.end - begin if heard and sound and sound.rate else None
+                raise MediaError(_without_sound(start - begin, end, audio))
             yield clip, spoken
+
+
+def _spoken(
+    sound: Soundtrack, start: Fraction, fmt: AudioFormat, *, has_begun: bool
+) -> np.ndarray | None:
+    """The sound from a time on, as its format says; None where too little is left of it."""
+    rate = sound.rate
+    before, behind = margins(rate, fmt.sample_rate)
+    lead = before if has_begun else 0
+    wanted = num_source_samples(fmt.num_samples, rate, fmt.sample_rate)
+    first = round(start * rate) - lead
+    read = sound.read(Fraction(first, rate), (lead + wanted + behind) / rate)
+    left = len(read) - lead
+    if left <= 0 or (left < wanted and left < fmt.min_seconds * rate):
+        return None
+    part = resample_within(read, rate, fmt.sample_rate, lead=lead, count=fmt.num_samples)
+    return to_format(part, fmt)
+
+
+def _without_sound(start: Fraction, end: Fraction | None, fmt: AudioFormat) -> str:
+    """Why a clip has none; its start and the sound's end are counted from the first frame."""
+    allow = "list audio in data.allow_missing to keep clips without it"
+    if end is None:
+        return f"the film has no sound track ({allow})"
+    stop = float(start) + fmt.seconds
+    return (
+        f"its sound ends at {float(end):.3f} s, so a clip has less than min_seconds="
+        f"{fmt.min_seconds} of it from {float(start):.3f} s to {stop:.3f} s ({allow})"
+    )
 
 
 def _clips(track: Track, fmt: VideoFormat) -> Iterator[tuple[Fraction, np.ndarray]]:
