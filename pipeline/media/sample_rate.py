@@ -51,7 +51,8 @@ def resample_within(
         sound: float32 ``[samples]``: ``lead`` samples before the part, the part, and what follows.
         rate: its own, hertz.
         sample_rate: the one wanted, hertz.
-        lead, count: as :func:`margins` and its caller have them.
+        lead: samples before the part, at its own rate: 0, or those of :func:`margins`.
+        count: samples wanted, at the other rate.
 
     Returns:
         float32 ``[samples]``, ``count`` or as many as there are.
