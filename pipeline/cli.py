@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.interrupts import Terminated, terminable
+from pipeline.arguments import IntermixedParser
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -109,15 +110,14 @@ def _remove_if_alone(log: Path, folder: Path) -> None:
 
 
 def _config(args: argparse.Namespace) -> int:
-    import json
-
     import yaml
 
     from pipeline.load_config import load_config
+    from pipeline.strict_json import to_json
 
     tree = load_config(args.config, args.overrides).tree()
     if args.json:
-        print(json.dumps(tree))
+        print(to_json(tree))
     else:
         print(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), end="")
     return OK
@@ -150,14 +150,13 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    import json
-
+    from pipeline.strict_json import to_json
     from shards import ShardSet, verify
 
     problems = verify(args.shards)
     if args.json:
         found = [{"file": p.file, "what": p.what} for p in problems]
-        print(json.dumps({"shards": args.shards, "problems": found}))
+        print(to_json({"shards": args.shards, "problems": found}))
     else:
         for problem in problems:
             print(f"{problem.file}: {problem.what}")
@@ -240,7 +239,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Train Perceivers on your own media: raw files in, a registered model out.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(
+        dest="verb", required=True, metavar="VERB", parser_class=IntermixedParser
+    )
 
     def add(name: str, run: Callable[..., int] | None, help_text: str) -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=help_text, description=help_text)

@@ -22,6 +22,7 @@ from pipeline.config_training import TrainingConfig
 from pipeline.media import MediaFormat
 from pipeline.model_input import fitted_media, model_adapter, model_input
 from pipeline.section import Section
+from pipeline.tracking_uri import default_tracking_uri
 
 
 class ClusterConfig(Section):
@@ -48,7 +49,8 @@ class TrackingConfig(Section):
     """MLflow.
 
     Attributes:
-        uri: tracking server or database; null is SQLite in the output folder.
+        uri: tracking server or database; null is that of MLFLOW_TRACKING_URI where it is set, else
+            SQLite in the output folder.
         experiment: name of the MLflow experiment; null takes the configuration's ``name``.
         system_metrics: log CPU, memory and GPU use of every machine.
         system_metrics_seconds: how often.
@@ -140,7 +142,7 @@ class Config(Section):
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's tracking URI."""
+        """MLflow's tracking URI; `load_config` has looked at ``MLFLOW_TRACKING_URI``."""
         return self.tracking.uri or default_tracking_uri(self.output)
 
     def micro_batch_size(self, world_size: int) -> int:
@@ -216,11 +218,6 @@ class Config(Section):
     def tree(self) -> dict[str, Any]:
         """The tree in JSON's types."""
         return self.model_dump(mode="json")
-
-
-def default_tracking_uri(output: str) -> str:
-    """SQLite in the output folder."""
-    return f"sqlite:///{absolute(output)}/mlflow.db"
 
 
 def _refuse_relative_in_a_job(path: str) -> None:

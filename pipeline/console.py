@@ -1,7 +1,6 @@
 """What a person sees; everything else goes to a log file."""
 
 import contextlib
-import json
 import os
 import sys
 import time
@@ -21,6 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from pipeline.strict_json import to_json
 
 
 class _RateColumn(ProgressColumn):
@@ -102,7 +103,7 @@ class Console:
     def result(self, value: dict[str, Any]) -> None:
         """The command's JSON object, as the last line of standard output, if it was asked for."""
         if self.as_json:
-            print(json.dumps(value), file=self._json_file, flush=True)
+            print(to_json(value), file=self._json_file, flush=True)
 
 
 def _rich(file: IO[str]) -> RichConsole:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.section import flatten
+from pipeline.tracking_uri import named_tracking_uri
 
 # What a study may not search: it would need other shards, or is no property of the model.
 SEARCHABLE = ("model.encoder.", "training.")
@@ -68,7 +69,11 @@ def load_config(source: str, overrides: typing.Sequence[str] = ()) -> Config:
     tree = _read(source)
     for override in overrides:
         _apply(tree, override)
-    return validate(tree, source)
+    config = validate(tree, source)
+    # Once, at the edge: other machines' workers have environments of their own.
+    uri = named_tracking_uri(config.tracking.uri)
+    tracking = config.tracking.model_copy(update={"uri": uri})
+    return config.model_copy(update={"tracking": tracking})
 
 
 def validate(tree: dict[str, Any], source: str) -> Config:

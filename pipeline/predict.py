@@ -4,7 +4,6 @@ import contextlib
 import csv
 import io
 import itertools
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.inference import Prediction, Predictor
 from pipeline.media import TableFormat
+from pipeline.strict_json import to_json
 from pipeline.table_rows import holds_rows, table_rows
 from shards.files import AtomicFile
 from shards.parquet import encode_parquet
@@ -163,7 +163,7 @@ def encode_predictions(predictions: list[Prediction], suffix: str) -> bytes:
     """A file's content: JSON Lines, CSV or Parquet, as its suffix says."""
     rows = [asdict(prediction) for prediction in predictions]
     if suffix == ".jsonl":
-        return "".join(json.dumps(row) + "\n" for row in rows).encode()
+        return "".join(to_json(row) + "\n" for row in rows).encode()
     if suffix == ".csv":
         text = io.StringIO(newline="")
         writer = csv.writer(text)

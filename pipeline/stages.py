@@ -2,12 +2,14 @@
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.section import differences
+from pipeline.strict_json import to_json
 
 
 @dataclass(frozen=True)
@@ -28,17 +30,31 @@ class StageRecord:
     seconds: float = 0.0
     done: bool = False
 
-    def refuse_changes(self, fingerprint: dict[str, Any], what: str) -> None:
+    def refuse_changes(
+        self, fingerprint: dict[str, Any], what: str, allowed: Collection[str] = ()
+    ) -> str | None:
         """Refuse to go on with, or pass off as done, what other settings made.
+
+        Args:
+            fingerprint: of what is wanted now.
+            what: names the old work in the error.
+            allowed: fields that may differ.
+
+        Returns:
+            The allowed fields that differ, in words; None where none does.
 
         Raises:
             UserError: names the fields that differ.
         """
-        if changed := differences(self.fingerprint, fingerprint):
+        then, now = self.fingerprint, fingerprint
+        if changed := differences(_without(then, allowed), _without(now, allowed)):
             raise UserError(
                 f"{what} was made with other settings: {changed}. Give this one another name "
                 "(name=…), or replace the old one with --fresh"
             )
+        # An older record may lack such a field.
+        known = [field for field in allowed if field in then and field in now]
+        return differences({f: then[f] for f in known}, {f: now[f] for f in known})
 
 
 def read_stage(folder: Path, name: str) -> StageRecord | None:
@@ -62,10 +78,14 @@ def write_stage(folder: Path, record: StageRecord) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name, then rename."""
+    """Write JSON under a temporary name, then rename; what is not finite is null."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
+    temporary.write_text(to_json(value, indent=2, sort_keys=True) + "\n", "utf-8")
     temporary.replace(path)
+
+
+def _without(tree: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
+    return {field: value for field, value in tree.items() if field not in fields}
 
 
 def _path(folder: Path, name: str) -> Path:

@@ -13,6 +13,7 @@ import yaml
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.section import flatten
+from pipeline.tracking_uri import tracking_uri as chosen_uri
 from shards import ShardSet
 
 MAX_PARAM_LENGTH = 6000
@@ -56,14 +57,12 @@ def client(tracking_uri: str) -> Any:
 def registry(tracking_uri: str | None, output: str) -> Any:
     """A client for verbs that take no configuration.
 
-    Its URI is the one given, else ``MLFLOW_TRACKING_URI``, else the database in ``output``.
+    Its URI is that of :func:`pipeline.tracking_uri.tracking_uri`.
 
     Raises:
         UserError: there is no database, or it does not answer.
     """
-    from pipeline.config import default_tracking_uri
-
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(output)
+    uri = chosen_uri(tracking_uri, output)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise UserError(
             f"{uri}: no such database; name MLflow's with --tracking-uri or MLFLOW_TRACKING_URI, "

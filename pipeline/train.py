@@ -16,6 +16,7 @@ from pipeline.causes import expected_errors
 from pipeline.checkpoints import best_checkpoint, last_checkpoint, read_checkpoint
 from pipeline.config import Config
 from pipeline.config_data import MODALITIES
+from pipeline.config_training import AugmentConfig
 from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.positions import load_positions
@@ -29,6 +30,16 @@ from shards import ShardSet
 from shards.files import remove_tree
 
 STAGE = "train"
+SAME_TO_ROUNDING = frozenset(
+    {
+        "training.zero_stage",
+        "training.gradient_accumulation_steps",
+        "training.activation_checkpointing",
+        "training.attention_path",
+        "training.compile",
+    }
+)
+"""Fields that say how a training is computed; the weights agree to rounding whatever they are."""
 
 
 def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
@@ -48,7 +59,9 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
     folder = config.folder / STAGE
     record = None if fresh else read_stage(config.folder, STAGE)
     if record:
-        record.refuse_changes(fingerprint, str(folder))
+        changed = record.refuse_changes(fingerprint, str(folder), SAME_TO_ROUNDING)
+        if changed and not record.done:
+            console.notice(_goes_on_with(changed, config))
         if record.done:
             read_checkpoint(Path(record.result["checkpoint"])).check()
             return {**record.result, "seconds": record.seconds, "skipped": True}
@@ -125,12 +138,29 @@ def open_shards(config: Config) -> ShardSet:
 
 
 def training_fingerprint(config: Config, shard_set: ShardSet) -> dict[str, Any]:
-    """All that determines the weights: not where or on how many workers they are trained."""
+    """All that determines the weights: not where or on how many workers they are trained.
+
+    The fields :data:`SAME_TO_ROUNDING` are in it, too, so that a change can be told.
+    """
     tree = config.tree()
     chosen = {key: tree[key] for key in ("seed", "model", "training")}
     ignored = {"training.log_steps", "training.loader_workers", "training.checkpoint_steps"}
     flat = {key: value for key, value in flatten(chosen).items() if key not in ignored}
     return {**flat, "shards.digest": shard_set.digest}
+
+
+def _goes_on_with(changed: str, config: Config) -> str:
+    """What another way to compute the same training means for its weights."""
+    model = config.model
+    parts = [model.encoder, *filter(None, [model.decoder]), *model.modalities.values()]
+    dropout = any(part.dropout for part in parts)
+    augment = config.training.augment != AugmentConfig()
+    draws = (dropout or augment) and "gradient_accumulation_steps" in changed
+    if draws or (dropout and ("attention_path" in changed or "compile" in changed)):
+        means = "augmentation and dropout draw other numbers from here on"
+    else:
+        means = "its weights will agree to rounding with those of an unchanged one"
+    return f"{changed}: the training goes on; {means}"
 
 
 def check_resources(config: Config) -> None:

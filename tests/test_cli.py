@@ -14,7 +14,7 @@ import pytest
 
 from cluster.errors import ClusterError
 from pipeline.causes import expected_cause, expected_errors
-from pipeline.cli import main
+from pipeline.cli import _parser, main
 from pipeline.errors import GateRefusedError, UserError
 from pipeline.load_config import load_config
 from shards import Sample, ShardError, publish, write_shard
@@ -115,6 +115,52 @@ def test_config_prints_yaml_that_reads_back_equal(tmp_path, capsys, name):
 def test_config_as_json_is_the_tree(capsys):
     assert main(["config", "--json", "digits", "seed=3"]) == 0
     assert json.loads(capsys.readouterr().out) == load_config("digits", ["seed=3"]).tree()
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["config", "digits", "--json", "seed=3"],
+        ["config", "--json", "digits", "seed=3"],
+        ["config", "digits", "seed=3", "--json"],
+        ["config", "--json", "--", "digits", "seed=3"],
+        ["config", "digits", "--json", "--", "seed=3"],
+        ["config", "digits", "--json", "--debug", "seed=3"],
+    ],
+)
+def test_options_may_stand_anywhere_among_the_overrides(capsys, args):
+    assert main(args) == 0
+    assert json.loads(capsys.readouterr().out)["seed"] == 3
+
+
+def parsed(*args: str) -> dict:
+    return vars(_parser().parse_args(list(args)))
+
+
+def test_every_verb_takes_its_options_in_any_place():
+    for verb in ("preprocess", "train", "tune"):
+        found = parsed(verb, "x.yaml", "a.b=1", "--fresh", "c=2", "--json", "d=3")
+        assert (found["overrides"], found["fresh"]) == (["a.b=1", "c=2", "d=3"], True)
+        assert found["json"]
+    found = parsed("predict", "models:/a@b", "1.png", "--to", "x.csv", "2.png", "--json", "3.png")
+    assert (found["inputs"], str(found["to"])) == (["1.png", "2.png", "3.png"], "x.csv")
+    assert parsed("promote", "--json", "r", "--name", "n")["run_id"] == "r"
+    assert parsed("inspect", "s", "--json")["shards"] == "s"
+
+
+def test_behind_two_dashes_nothing_is_an_option():
+    found = parsed("predict", "models:/a@b", "--json", "--", "--to", "-x.png")
+    assert (found["inputs"], found["to"]) == (["--to", "-x.png"], None)
+    found = parsed("submit", "--no-wait", "--", "train", "c.yaml", "--json", "a=1")
+    assert (found["command"], found["json"]) == (["train", "c.yaml", "--json", "a=1"], False)
+
+
+@pytest.mark.parametrize("args", [["train", "x.yaml", "--jsno", "a=1"], ["inspect", "a", "b"]])
+def test_unknown_options_and_surplus_arguments_are_refused(capsys, args):
+    with pytest.raises(SystemExit) as end:
+        main(args)
+    assert end.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
 
 
 def test_inspect_and_verify_a_shard_set(tmp_path, capsys):

@@ -20,11 +20,12 @@ from safetensors.torch import load_file, save_file
 from cluster import ClusterError
 from perceiver_model import PerceiverClassifier
 from pipeline.batches import inputs_on, media_loader
-from pipeline.checkpoints import best_checkpoint, last_checkpoint
+from pipeline.checkpoints import TrainState, best_checkpoint, last_checkpoint
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.train import train
+from pipeline.train_loop import TrainLoop
 from pipeline.worker import TrainTask, make_optimizer, open_training
 from shards import ShardReader, ShardSet
 
@@ -227,6 +228,45 @@ def test_a_run_goes_on_with_another_number_of_workers(
     one_epoch(task)
     train(config("training.epochs=2", "cluster.num_workers=2", output="cut"), console)
     assert difference(final_weights(cut), final_weights(whole)) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.zero_stage=0",
+        "training.gradient_accumulation_steps=4",
+        "training.activation_checkpointing=1",
+        "training.attention_path=reference",
+    ],
+)
+def test_another_way_to_compute_the_same_training_goes_on_with_it(
+    config: Callable[..., Config], console: Console, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, override: str,
+) -> None:  # fmt: skip
+    whole = config("training.augment={}", output="whole")
+    train(whole, console)
+    run_epoch = TrainLoop.run_epoch
+
+    def first_epoch_only(loop: TrainLoop, state: TrainState) -> TrainState:
+        if state.epoch:
+            raise KeyboardInterrupt
+        return run_epoch(loop, state)
+
+    monkeypatch.setattr(TrainLoop, "run_epoch", first_epoch_only)
+    with pytest.raises(KeyboardInterrupt):
+        train(config("training.augment={}", output="cut"), console)
+    monkeypatch.setattr(TrainLoop, "run_epoch", run_epoch)
+    other = config("training.augment={}", override, output="cut")
+    with (tmp_path / "told.txt").open("w+") as file:
+        result = train(other, Console(file, file))
+        file.seek(0)
+        told = file.read()
+    assert override.partition("=")[0] in told and "agree to rounding" in told
+    assert "resuming at epoch 2" in told
+    assert result["epochs"] == 2
+    # Adam divides by the gradient's size, so rounding shows at the learning rate's scale.
+    assert difference(final_weights(other), final_weights(whole)) < 2e-3
+    assert train(config("training.augment={}", output="cut"), console)["skipped"]
 
 
 def one_epoch(task: TrainTask) -> None:

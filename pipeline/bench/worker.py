@@ -22,6 +22,7 @@ from pipeline.bench.images import raw_images
 from pipeline.bench.jobs import Answer, Job
 from pipeline.bench.variants import resized
 from pipeline.errors import UserError
+from pipeline.strict_json import to_json
 
 LEARNING_RATE = 1e-4
 WARM_UP_SIDE = 16
@@ -41,7 +42,7 @@ def main() -> None:
         machine.limit_memory()
     told = do(job)
     print(told.get("traceback", ""), file=sys.stderr)
-    print(json.dumps(told), file=answer, flush=True)
+    print(to_json(told), file=answer, flush=True)
 
 
 def _end_with(parent: int) -> None:

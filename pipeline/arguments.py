@@ -1,0 +1,49 @@
+"""Command lines whose options may stand anywhere among the other arguments."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+# No argument of a process can hold this character.
+_MARK = "\0"
+
+
+class IntermixedParser(argparse.ArgumentParser):
+    """A parser that reads ``CONFIG --json a.b=1`` as ``--json CONFIG a.b=1``.
+
+    argparse alone takes a list of arguments only where it stands in one piece. What comes after
+    ``--`` is no option, whatever it begins with.
+    """
+
+    _inside = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, for verbs with options and arguments in any order."""
+        if self._inside or self._subparsers is not None:
+            return super().parse_known_args(args, namespace)
+        given = list(sys.argv[1:] if args is None else args)
+        self._inside = True
+        try:
+            found, unknown = self.parse_known_intermixed_args(_marked(given), namespace)
+        finally:
+            self._inside = False
+        for name, value in vars(found).items():
+            setattr(found, name, _unmarked(value))
+        return found, _unmarked(unknown)
+
+
+def _marked(given: Sequence[str]) -> list[str]:
+    """The arguments with a mark before each that comes after ``--``, in place of the ``--``."""
+    if "--" not in given:
+        return list(given)
+    end = given.index("--")
+    return [*given[:end], *(_MARK + argument for argument in given[end + 1 :])]
+
+
+def _unmarked(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.removeprefix(_MARK)
+    if isinstance(value, list):
+        return [_unmarked(inner) for inner in value]
+    return value

@@ -1,0 +1,43 @@
+"""Which MLflow is meant: one rule for every verb.
+
+What the configuration (``tracking.uri``) or the command line (``--tracking-uri``) names comes
+first, then the environment variable ``MLFLOW_TRACKING_URI``, then the database in the output
+folder.
+"""
+
+import os
+
+from pipeline.config_data import absolute
+
+VARIABLE = "MLFLOW_TRACKING_URI"
+SQLITE = "sqlite:///"
+
+
+def named_tracking_uri(explicit: str | None) -> str | None:
+    """The URI that was given, or that of ``MLFLOW_TRACKING_URI``; None where there is neither.
+
+    The path of a relative SQLite database is made absolute, since Ray's workers have working
+    directories of their own.
+
+    Args:
+        explicit: of the configuration or the command line.
+    """
+    uri = explicit or os.environ.get(VARIABLE) or None
+    if uri is not None and uri.startswith(SQLITE):
+        return SQLITE + absolute(uri.removeprefix(SQLITE))
+    return uri
+
+
+def default_tracking_uri(output: str) -> str:
+    """SQLite in the output folder."""
+    return f"{SQLITE}{absolute(output)}/mlflow.db"
+
+
+def tracking_uri(explicit: str | None, output: str) -> str:
+    """The URI by the rule of this module.
+
+    Args:
+        explicit: of the configuration or the command line.
+        output: the output folder.
+    """
+    return named_tracking_uri(explicit) or default_tracking_uri(output)
