@@ -152,8 +152,8 @@ def training_fingerprint(config: Config, shard_set: ShardSet) -> dict[str, Any]:
 def _goes_on_with(changed: str, config: Config) -> str:
     """What another way to compute the same training means for its weights."""
     model = config.model
-    parts = [model.encoder, *filter(None, [model.decoder]), *model.modalities.values()]
-    dropout = any(part.dropout for part in parts)
+    dropout = model.encoder.dropout or (model.decoder and model.decoder.dropout)
+    dropout = dropout or any(part.dropout for part in model.modalities.values())
     augment = config.training.augment != AugmentConfig()
     draws = (dropout or augment) and "gradient_accumulation_steps" in changed
     if draws or (dropout and ("attention_path" in changed or "compile" in changed)):
