@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError
+from shards.redaction import redacted
 
 # What never belongs in an upload, beside what .gitignore names.
 EXCLUDES = (".git", ".venv", "runs", "__pycache__", "*.egg-info")
@@ -52,7 +53,7 @@ def run_job(
         client = JobSubmissionClient(address)
         job_id = _submitted(client, arguments, working_dir)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = redacted(" ".join(str(error).split()))[:300]
         raise ClusterError(
             f"--address {address}: the cluster does not take the job ({reason}); start one with "
             "'ray start --head', or name another --address"

@@ -14,6 +14,7 @@ import psutil
 
 from cluster.errors import ClusterError
 from cluster.interrupts import Terminated, interrupt_after, kept_handlers
+from shards.redaction import redacted
 
 # Ray sets this for the entry point of a job, whose cluster is then the one to use.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -58,7 +59,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         with _one_attempt(), kept_handlers():
             ray.init(address=address, log_to_driver=True)
     except Exception as error:  # Ray's kinds differ by address scheme and stage
-        reason = " ".join(str(error).split())[:200]
+        reason = redacted(" ".join(str(error).split()))[:200]
         raise ClusterError(
             f"cluster.address={address}: no Ray cluster answers there ({reason}); "
             "start one with 'ray start --head', or leave cluster.address out"

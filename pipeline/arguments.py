@@ -3,13 +3,23 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 # No argument of a process can hold this character.
 _MARK = "\0"
 
 
-class IntermixedParser(argparse.ArgumentParser):
+class RedactedParser(argparse.ArgumentParser):
+    """A parser whose errors leave secrets in addresses out."""
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse's: says what is wrong, and exits 2."""
+        from shards.redaction import redacted
+
+        super().error(redacted(message))
+
+
+class IntermixedParser(RedactedParser):
     """A parser that reads ``CONFIG --json a.b=1`` as ``--json CONFIG a.b=1``.
 
     argparse alone takes a list of arguments only where it stands in one piece. What comes after

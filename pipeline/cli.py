@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.interrupts import Terminated, terminable
-from pipeline.arguments import IntermixedParser
+from pipeline.arguments import IntermixedParser, RedactedParser
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -47,19 +47,20 @@ def main(argv: list[str] | None = None) -> int:
 def _explain(error: Exception, args: argparse.Namespace) -> int:
     from pipeline.causes import expected_cause
     from pipeline.errors import GateRefusedError
+    from shards.redaction import redacted
 
     if args.debug:
-        traceback.print_exception(error)
+        print(redacted("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     expected = expected_cause(error)
     if expected is None:
-        text = " ".join(str(error).split())[:300]
+        text = redacted(" ".join(str(error).split()))[:300]
         hint = "" if args.debug else "; --debug shows the traceback"
         print(
             f"perceiver {args.verb}: unexpected {type(error).__name__}: {text}{hint}",
             file=sys.stderr,
         )
         return FAILED
-    for line in str(expected).splitlines():
+    for line in redacted(str(expected)).splitlines():
         print(f"perceiver {args.verb}: {line}", file=sys.stderr)
     return FAILED if isinstance(expected, GateRefusedError) else BAD_INPUT
 
@@ -114,8 +115,9 @@ def _config(args: argparse.Namespace) -> int:
 
     from pipeline.load_config import load_config
     from pipeline.strict_json import to_json
+    from shards.redaction import redacted_tree
 
-    tree = load_config(args.config, args.overrides).tree()
+    tree = redacted_tree(load_config(args.config, args.overrides).tree())
     if args.json:
         print(to_json(tree))
     else:
@@ -152,16 +154,18 @@ def _demo(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from pipeline.strict_json import to_json
     from shards import ShardSet, verify
+    from shards.redaction import redacted
 
     problems = verify(args.shards)
     if args.json:
         found = [{"file": p.file, "what": p.what} for p in problems]
-        print(to_json({"shards": args.shards, "problems": found}))
+        print(to_json({"shards": redacted(args.shards), "problems": found}))
     else:
         for problem in problems:
             print(f"{problem.file}: {problem.what}")
         if not problems:
-            print(f"{args.shards}: every byte is as written; {ShardSet.open(args.shards).digest}")
+            digest = ShardSet.open(args.shards).digest
+            print(f"{redacted(args.shards)}: every byte is as written; {digest}")
     return FAILED if problems else OK
 
 
@@ -234,7 +238,7 @@ def _retry_quarantine(args: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     from pipeline import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = RedactedParser(
         prog="perceiver",
         description="Train Perceivers on your own media: raw files in, a registered model out.",
     )

@@ -1,8 +1,10 @@
 """What a person sees; everything else goes to a log file."""
 
 import contextlib
+import io
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.strict_json import to_json
+from shards.redaction import redacted, redacted_tree
 
 
 class _RateColumn(ProgressColumn):
@@ -44,11 +47,11 @@ class Bar:
 
     def update(self, completed: float, note: str = "") -> None:
         """Move to ``completed`` and show ``note`` behind the bar."""
-        self._progress.update(self._task, completed=completed, note=note)
+        self._progress.update(self._task, completed=completed, note=redacted(note))
 
 
 class Console:
-    """The person's side of a command.
+    """The person's side of a command. Secrets in addresses are left out of all that it shows.
 
     Args:
         out: where results go.
@@ -68,20 +71,20 @@ class Console:
 
     def say(self, text: str) -> None:
         """One line of result."""
-        self._out.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._out.print(redacted(text), markup=False, highlight=False, soft_wrap=True)
 
     def notice(self, text: str) -> None:
         """One line of what is going on."""
-        self._notices.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._notices.print(redacted(text), markup=False, highlight=False, soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table of results; columns of numbers are set right."""
-        table = Table(title=title, title_justify="left", title_style="bold", expand=False)
+        table = Table(title=redacted(title), title_justify="left", title_style="bold", expand=False)
         for number, column in enumerate(columns):
             numeric = all(isinstance(row[number], int | float) for row in rows) and rows
             table.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(Text(_cell(value)) for value in row))
+            table.add_row(*(Text(redacted(_cell(value))) for value in row))
         self._out.print(table)
 
     @contextlib.contextmanager
@@ -103,7 +106,7 @@ class Console:
     def result(self, value: dict[str, Any]) -> None:
         """The command's JSON object, as the last line of standard output, if it was asked for."""
         if self.as_json:
-            print(to_json(value), file=self._json_file, flush=True)
+            print(to_json(redacted_tree(value)), file=self._json_file, flush=True)
 
 
 def _rich(file: IO[str]) -> RichConsole:
@@ -120,7 +123,8 @@ def logged(console_kwargs: dict[str, Any], folder: Path | None, verb: str) -> It
     """Send this process's and its children's output to a log file; give the person a console.
 
     File descriptors 1 and 2 themselves are turned, since Ray's and DeepSpeed's native code and
-    child processes write there.
+    child processes write there. What Python's own streams get is written without the secrets in
+    addresses.
 
     Args:
         console_kwargs: for :class:`Console`.
@@ -143,7 +147,11 @@ def logged(console_kwargs: dict[str, Any], folder: Path | None, verb: str) -> It
     os.dup2(handle, 2)
     os.close(handle)
     try:
-        with os.fdopen(out, "w", closefd=False) as o, os.fdopen(err, "w", closefd=False) as e:
+        with (
+            os.fdopen(out, "w", closefd=False) as o,
+            os.fdopen(err, "w", closefd=False) as e,
+            _redacted_streams(),
+        ):
             console = Console(o, e, **console_kwargs)
             console.log = path
             yield console
@@ -154,3 +162,55 @@ def logged(console_kwargs: dict[str, Any], folder: Path | None, verb: str) -> It
         os.dup2(err, 2)
         os.close(out)
         os.close(err)
+
+
+@contextlib.contextmanager
+def _redacted_streams() -> Iterator[None]:
+    out, err = _RedactedStream(sys.stdout), _RedactedStream(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            yield
+        finally:
+            out.finish()
+            err.finish()
+
+
+class _RedactedStream(io.TextIOBase):
+    """Writes to another stream line by line, without the secrets in addresses.
+
+    Args:
+        to: the stream, which stays open.
+    """
+
+    def __init__(self, to: Any) -> None:
+        self._to = to
+        self._line = ""
+        self._lock = threading.Lock()
+
+    @property
+    def encoding(self) -> str:
+        return str(self._to.encoding)
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return int(self._to.fileno())
+
+    def isatty(self) -> bool:
+        return bool(self._to.isatty())
+
+    def write(self, text: str, /) -> int:
+        with self._lock:
+            whole, newline, self._line = (self._line + text).rpartition("\n")
+            self._to.write(redacted(whole + newline))
+        return len(text)
+
+    def flush(self) -> None:
+        self._to.flush()
+
+    def finish(self) -> None:
+        """Write the last line, which has no end."""
+        with self._lock:
+            self._to.write(redacted(self._line))
+            self._line = ""

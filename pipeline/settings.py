@@ -14,6 +14,7 @@ from pipeline.positions import position_specs
 from pipeline.section import differences, flatten
 from pipeline.sources.tables import SPLITS
 from shards import Manifest
+from shards.redaction import redacted
 
 OTHERWISE = (
     "Give this one another name (name=…) or place (shards=…), or replace the old one with --fresh"
@@ -72,7 +73,7 @@ def data_config(manifest: Manifest, places: Mapping[str, str]) -> DataConfig:
     try:
         return DataConfig.model_validate({**fields, **places}, strict=False)
     except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = redacted(" ".join(str(error).split()))[:200]
         raise UserError(
             f"the set's manifest does not say how it was made ({reason}); run 'perceiver "
             "preprocess' with its configuration instead"

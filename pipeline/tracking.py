@@ -1,6 +1,7 @@
 """MLflow runs: opened by the driver, written to by the workers, closed with the status they had."""
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.section import flatten
 from pipeline.tracking_uri import tracking_uri as chosen_uri
 from shards import ShardSet
+from shards.redaction import redacted, redacted_tree
 
 MAX_PARAM_LENGTH = 6000
 STATUS_TAG = "perceiver.status"
@@ -47,7 +49,7 @@ def client(tracking_uri: str) -> Any:
     try:
         mlflow_client.search_experiments(max_results=1)
     except Exception as error:  # stores raise many kinds
-        reason = " ".join(str(error).split())[:200]
+        reason = redacted(" ".join(str(error).split()))[:200]
         raise UserError(
             f"tracking.uri={tracking_uri}: MLflow does not answer there ({reason})"
         ) from error
@@ -142,7 +144,7 @@ def _create(
 
     tags = {
         "perceiver.kind": kind,
-        "perceiver.shards": config.shards_folder,
+        "perceiver.shards": redacted(config.shards_folder),
         "perceiver.shards_digest": shard_set.digest,
     }
     if parent_run_id:
@@ -153,7 +155,9 @@ def _create(
         tags=tags,
     )
     run_id = run.info.run_id
-    values = flatten(config.tree()) if params is None else params
+    # No secret of an address is stored: who needs one again gives it again.
+    tree = redacted_tree(config.tree())
+    values = flatten(tree) if params is None else redacted_tree(params)
     entries = [Param(key, str(value)[:MAX_PARAM_LENGTH]) for key, value in values.items()]
     for start in range(0, len(entries), 100):
         mlflow_client.log_batch(run_id, params=entries[start : start + 100])
@@ -161,13 +165,13 @@ def _create(
         name=f"{config.name}-shards",
         digest=shard_set.digest[:36],  # MLflow's limit; the whole digest is in the source
         source_type="perceiver-shards",
-        source=f'{{"uri": "{config.shards_folder}", "digest": "{shard_set.digest}"}}',
+        source=json.dumps({"uri": redacted(config.shards_folder), "digest": shard_set.digest}),
         profile=str(shard_set.manifest.counts),
     )
     context = InputTag("mlflow.data.context", "training")
     mlflow_client.log_inputs(run_id, datasets=[DatasetInput(dataset, [context])])
     mlflow_client.log_text(
-        run_id, yaml.safe_dump(config.tree(), sort_keys=False, allow_unicode=True), "config.yaml"
+        run_id, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), "config.yaml"
     )
     return run_id
 

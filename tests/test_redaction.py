@@ -1,0 +1,74 @@
+"""Secrets in addresses: found in any text, and no part of what a source is."""
+
+import pytest
+
+from cluster.errors import ClusterError
+from pipeline.errors import GateRefusedError, UserError
+from shards.errors import ShardError
+from shards.redaction import is_redacted, redacted, redacted_tree, without_secrets
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    ("address", "named"),
+    [
+        ("http://user:hunter2@host:80/a.csv?id=7", "http://host:80/a.csv?id=7"),
+        ("http://hunter2@host/a", "http://host/a"),
+        ("http://user:p@hunter2@host/a@2x.png", "http://host/a@2x.png"),
+        ("postgresql+psycopg2://user:a/hunter2#@host/db", "postgresql+psycopg2://host/db"),
+        ("simplecache::https://u:hunter2@host/a", "simplecache::https://host/a"),
+        ("https://host/a?sig=hunter2&se=2030&sp=r&sv=1&id=7", "https://host/a?id=7"),
+        (
+            "https://b.s3.amazonaws.com/a?X-Amz-Algorithm=AWS4&X-Amz-Date=1&X-Amz-Expires=9"
+            "&X-Amz-Credential=hunter2&X-Amz-Signature=hunter2&versionId=3",
+            "https://b.s3.amazonaws.com/a?versionId=3",
+        ),
+        ("https://host/a?GoogleAccessId=me&Expires=9&Signature=hunter2", "https://host/a"),
+        ("https://host/a?Policy=p&Key-Pair-Id=k&Signature=hunter2", "https://host/a"),
+        ("https://host/a?id=7&access_token=hunter2", "https://host/a?id=7"),
+        ("https://host/a?apiKey=hunter2", "https://host/a"),
+        ("https://host/a?key=hunter2hunter2hunter2", "https://host/a"),
+        ("https://host/a?url=https%3A%2F%2Fu%3Ahunter2%40h%2F%3Fsig%3Dhunter2%26id%3D2",
+         "https://host/a?url=https%3A%2F%2F***%40h%2F%3Fsig%3D***%26id%3D2"),
+        ("mssql://?odbc_connect=PWD%3Dhunter2", "mssql://"),
+    ],
+)  # fmt: skip
+def test_an_address_is_named_without_its_secrets(address, named):
+    assert without_secrets(address) == named
+    assert without_secrets(redacted(address)) == without_secrets(named)
+    text = f"data.train={address}: cannot be read (url='{address}')"
+    assert SECRET in text and SECRET not in redacted(text)
+    assert redacted(redacted(text)) == redacted(text)
+    assert is_redacted(redacted(address)) and not is_redacted(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://host:8080/a@2x.png", "http://[::1]:80/x@y", "https://host/a?id=7&page=2&sp=1",
+        "https://host/get?file=a%20b.png", "https://host/get?key=images/1.png", "/a:b@c/d?token=x",
+        "abfs://container@account.dfs.core.windows.net/a", "s3://bucket/a?versionId=3",
+        "https://host/a?date=2020-01-01",
+    ],
+)  # fmt: skip
+def test_what_names_content_is_no_secret(address):
+    assert without_secrets(address) == address
+    if "token" not in address:
+        assert redacted(address) == address and not is_redacted(address)
+
+
+@pytest.mark.parametrize("kind", [UserError, GateRefusedError, ShardError, ClusterError])
+def test_errors_leave_secrets_out(kind):
+    error = kind("tracking.uri=http://user:hunter2@host: does not answer (/api?token=hunter2 )")
+    assert str(error) == "tracking.uri=http://***@host: does not answer (/api?token=*** )"
+    assert SECRET not in repr(error)
+
+
+def test_trees_are_redacted_to_their_leaves():
+    address = "http://user:hunter2@host"
+    tree = {"a": [address, 1, None], address: {"b": (address,)}}
+    assert redacted_tree(tree) == {
+        "a": ["http://***@host", 1, None],
+        "http://***@host": {"b": ("http://***@host",)},
+    }
