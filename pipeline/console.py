@@ -182,14 +182,12 @@ class _RedactedStream(io.TextIOBase):
         to: the stream, which stays open.
     """
 
+    encoding = "utf-8"
+
     def __init__(self, to: Any) -> None:
         self._to = to
         self._line = ""
         self._lock = threading.Lock()
-
-    @property
-    def encoding(self) -> str:
-        return str(self._to.encoding)
 
     def writable(self) -> bool:
         return True

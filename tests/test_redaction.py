@@ -1,11 +1,17 @@
 """Secrets in addresses: found in any text, and no part of what a source is."""
 
+import contextlib
+import sys
+
 import pytest
 
 from cluster.errors import ClusterError
+from pipeline.cli import main
+from pipeline.console import logged
 from pipeline.errors import GateRefusedError, UserError
 from shards.errors import ShardError
 from shards.redaction import is_redacted, redacted, redacted_tree, without_secrets
+from shards.retries import Retry
 
 SECRET = "hunter2"
 
@@ -72,3 +78,52 @@ def test_trees_are_redacted_to_their_leaves():
         "a": ["http://***@host", 1, None],
         "http://***@host": {"b": ("http://***@host",)},
     }
+
+
+ADDRESS = "http://user:hunter2@127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["config", "digits", f"tracking.uri={ADDRESS}"],
+        ["config", "digits", f"tracking.uri={ADDRESS}", "--json"],
+        ["config", "digits", f"data.train.x={ADDRESS}"],
+        ["config", "digits", f"data.layout={'x' * 60}{ADDRESS}"],
+        ["config", f"{ADDRESS}/x.yaml"],
+        ["config", "digits", f"--wrong={ADDRESS}"],
+        ["config", "digits", f"tracking.uri: [{ADDRESS}"],
+        ["config", "digits", f"data.samples_per_shard=[{'x' * 60} {ADDRESS}"],
+        ["preprocess", "digits", f"data.train={ADDRESS}/rows.csv", "--debug"],
+        ["preprocess", "digits", f"data.train=no-such-scheme{ADDRESS[4:]}", "--debug"],
+        ["verify", f"{ADDRESS}/shards?sig=hunter2", "--json"],
+        ["inspect", f"{ADDRESS}/shards", "--debug"],
+        ["promote", "0" * 32, "--tracking-uri", ADDRESS, "--debug"],
+        ["promote", "0" * 32, "--tracking-uri", "postgresql://u:hunter2@127.0.0.1:1/x", "--debug"],
+        ["retry-quarantine", f"{ADDRESS}/shards"],
+    ],
+)  # fmt: skip
+def test_no_verb_shows_a_secret_in_an_address(args, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("shards.location.Retry", lambda: Retry(attempts=1))
+    monkeypatch.setattr("pipeline.sources.parts.RETRY", Retry(attempts=1))
+    with contextlib.suppress(SystemExit):
+        main(args)
+    shown = capfd.readouterr()
+    assert shown.out + shown.err
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert SECRET not in shown.out + shown.err
+    assert SECRET.encode() not in written
+
+
+def test_what_libraries_print_is_logged_without_secrets(tmp_path, capfd):
+    with capfd.disabled(), logged({"as_json": False}, tmp_path, "train") as console:
+        print("View run at http://user:hunter2@", end="")
+        print("host/#/experiments")
+        print("retrying /api?token=hunter2", file=sys.stderr)
+        print("http://user:hunter2@host, without an end", end="", file=sys.stderr)
+    assert console.log is not None
+    text = console.log.read_text()
+    assert "http://***@host/#/experiments\n" in text and "retrying /api?token=***\n" in text
+    assert text.endswith("http://***@host, without an end")
