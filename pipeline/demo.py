@@ -17,6 +17,7 @@ from pipeline.preprocess import preprocess
 from pipeline.preprocess import report as report_preprocess
 from pipeline.promote import promote
 from pipeline.promote import report as report_promote
+from pipeline.sqlite_uri import sqlite_path
 from pipeline.stages import StageRecord, read_stage, write_stage
 from pipeline.tracking import client
 from pipeline.train import report as report_train
@@ -127,7 +128,8 @@ def report(result: dict[str, Any], console: Console) -> None:
 def start_again(config: Config) -> None:
     """Remove the demo's run folder and its alias, so that nothing is left to skip or to beat."""
     shutil.rmtree(config.folder, ignore_errors=True)
-    if not config.tracking_uri.startswith("sqlite:") or _database(config).is_file():
+    database = sqlite_path(config.tracking_uri)
+    if database is None or database.is_file():
         from mlflow.exceptions import MlflowException
 
         mlflow_client = client(config.tracking_uri)
@@ -135,10 +137,6 @@ def start_again(config: Config) -> None:
             mlflow_client.delete_registered_model_alias(
                 config.registry.model_name, config.registry.alias
             )
-
-
-def _database(config: Config) -> Path:
-    return Path(config.tracking_uri.removeprefix("sqlite:///"))
 
 
 def _recorded(

@@ -1,52 +1,27 @@
 """YAML and dotted overrides to a :class:`~pipeline.config.Config`, with errors a person can use."""
 
 import copy
-import dataclasses
 import difflib
 import json
 import re
-import types
 import typing
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from pipeline.config import Config
+from pipeline.config_fields import field_names_at, kinds_at, step
+from pipeline.config_yaml import read_yaml
 from pipeline.errors import UserError
+from pipeline.overrides import read_override
 from pipeline.section import flatten
 from pipeline.tracking_uri import named_tracking_uri
 
 # What a study may not search: it would need other shards, or is no property of the model.
 SEARCHABLE = ("model.encoder.", "training.")
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads ``1e-3`` as a number (YAML 1.2) and refuses a key given twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is no text", key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
 
 
 def shipped_configs() -> list[str]:
@@ -60,7 +35,8 @@ def load_config(source: str, overrides: typing.Sequence[str] = ()) -> Config:
 
     Args:
         source: path of a YAML file, or the name of a shipped configuration.
-        overrides: ``section.field=value``, the value in YAML; the last one wins.
+        overrides: ``section.field=value``, as :func:`pipeline.overrides.read_override` reads them;
+            the last one wins.
 
     Raises:
         UserError: no such file, not YAML, an unknown key, a wrong type, or an impossible
@@ -68,7 +44,8 @@ def load_config(source: str, overrides: typing.Sequence[str] = ()) -> Config:
     """
     tree = _read(source)
     for override in overrides:
-        _apply(tree, override)
+        path, value = read_override(override)
+        _set(tree, path, value)
     config = validate(tree, source)
     # Once, at the edge: other machines' workers have environments of their own.
     uri = named_tracking_uri(config.tracking.uri)
@@ -118,23 +95,12 @@ def _read(source: str) -> dict[str, Any]:
         hint = did_you_mean(source, names) or f"shipped ones: {', '.join(names)}"
         raise UserError(f"{source}: no such configuration file, nor a shipped name; {hint}")
     try:
-        tree = yaml.load(text, Loader=_Loader)
+        tree = read_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{source}: holds {type(tree).__name__}, not sections with fields")
     return tree
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise UserError(f"{override!r}: overrides are section.field=value")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{override!r}: not YAML: {' '.join(str(error).split())}") from None
-    _set(tree, path, value)
 
 
 def _set(tree: dict[str, Any], path: str, value: Any) -> None:
@@ -173,7 +139,7 @@ def _lines(error: ValidationError) -> list[str]:
 def _allowed(error: Any) -> str:
     location, kind = error["loc"], error["type"]
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        siblings = _fields_at(location[:-1])
+        siblings = field_names_at(location[:-1])
         hint = did_you_mean(str(location[-1]), siblings) or f"allowed: {', '.join(siblings)}"
         return f"unknown key; {_space_hint(location[-1:]) or hint}"
     if kind in ("missing", "missing_argument"):
@@ -185,7 +151,7 @@ def _allowed(error: Any) -> str:
         return f"kind is {error['ctx']['tag']!r}; must be {error['ctx']['expected_tags']}"
     if kind == "union_tag_not_found":
         told = [f"is {_short(error['input'])}, without a kind", _space_hint(error["input"])]
-        told.append(f"kind must be {', '.join(map(repr, _kinds_at(location)))}")
+        told.append(f"kind must be {', '.join(map(repr, kinds_at(location)))}")
         return "; ".join(filter(None, told))
     if kind == "string_pattern_mismatch":
         message = f"must match {error['ctx']['pattern']}"
@@ -205,44 +171,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _members(annotation: Any) -> list[Any]:
-    """A type's alternatives, with Annotated and None taken off."""
-    origin = typing.get_origin(annotation)
-    if origin is typing.Annotated:
-        return _members(typing.get_args(annotation)[0])
-    if origin in (typing.Union, types.UnionType):
-        return [m for arg in typing.get_args(annotation) for m in _members(arg)]
-    return [] if annotation is type(None) else [annotation]
-
-
-def _field_types(section: Any) -> dict[str, Any]:
-    if isinstance(section, type) and issubclass(section, BaseModel):
-        return {name: field.annotation for name, field in section.model_fields.items()}
-    if dataclasses.is_dataclass(section):
-        hints = typing.get_type_hints(section)
-        return {field.name: hints[field.name] for field in dataclasses.fields(section)}
-    return {}
-
-
-def _step(current: Any, part: Any) -> tuple[Any, bool]:
-    """Follow one part of pydantic's location; True when the part is a field, not a union's tag."""
-    for member in _members(current):
-        fields = _field_types(member)
-        if part in fields:
-            return fields[part], True
-        if typing.get_origin(member) is dict:
-            return typing.get_args(member)[1], True
-    for member in _members(current):
-        kind = _field_types(member).get("kind")
-        if part in typing.get_args(kind) or part == getattr(member, "__name__", None):
-            return member, False
-    return None, True
-
-
 def _without_tags(location: tuple[Any, ...]) -> list[Any]:
     kept, current = [], Config
     for part in location:
-        current, is_field = _step(current, part)
+        current, is_field = step(current, part)
         if is_field and not (isinstance(part, str) and ("[" in part or part in _TYPE_TAGS)):
             kept.append(part)
     return kept
@@ -250,22 +182,6 @@ def _without_tags(location: tuple[Any, ...]) -> list[Any]:
 
 # pydantic names the alternatives of a plain union in its locations.
 _TYPE_TAGS = {"str", "float", "int", "bool", "constrained-float", "ImageFormat", "AudioFormat"}
-
-
-def _types_at(location: tuple[Any, ...]) -> list[Any]:
-    current: Any = Config
-    for part in location:
-        current, _ = _step(current, part)
-    return _members(current)
-
-
-def _fields_at(location: tuple[Any, ...]) -> list[str]:
-    return [name for member in _types_at(location) for name in _field_types(member)]
-
-
-def _kinds_at(location: tuple[Any, ...]) -> list[str]:
-    kinds = (_field_types(member).get("kind") for member in _types_at(location))
-    return [name for kind in kinds for name in typing.get_args(kind)]
 
 
 def _check_space(config: Config, source: str) -> None:

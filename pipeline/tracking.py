@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,6 +13,7 @@ import yaml
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.section import flatten
+from pipeline.sqlite_uri import sqlite_path
 from pipeline.tracking_uri import tracking_uri as chosen_uri
 from shards import ShardSet
 from shards.redaction import redacted, redacted_tree
@@ -42,8 +42,8 @@ def client(tracking_uri: str) -> Any:
     import mlflow
     from mlflow.tracking import MlflowClient
 
-    if tracking_uri.startswith("sqlite:///"):
-        Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    if (database := sqlite_path(tracking_uri)) is not None:
+        database.parent.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(tracking_uri)
     mlflow_client = MlflowClient(tracking_uri)
     try:
@@ -65,7 +65,8 @@ def registry(tracking_uri: str | None, output: str) -> Any:
         UserError: there is no database, or it does not answer.
     """
     uri = chosen_uri(tracking_uri, output)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+    database = sqlite_path(uri)
+    if database is not None and not database.is_file():
         raise UserError(
             f"{uri}: no such database; name MLflow's with --tracking-uri or MLFLOW_TRACKING_URI, "
             "or the folder that holds mlflow.db with --output"
@@ -82,8 +83,7 @@ def _experiment(mlflow_client: Any, config: Config) -> str:
         return found.experiment_id
     # A database says nothing of where artifacts go; MLflow would take the working directory.
     location = None
-    if config.tracking_uri.startswith("sqlite:///"):
-        database = Path(config.tracking_uri.removeprefix("sqlite:///"))
+    if (database := sqlite_path(config.tracking_uri)) is not None:
         location = (database.parent / "mlartifacts" / name).as_uri()
     return mlflow_client.create_experiment(name, artifact_location=location)
 

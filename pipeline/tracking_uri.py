@@ -6,11 +6,12 @@ folder.
 """
 
 import os
+from pathlib import Path
 
 from pipeline.config_data import absolute
+from pipeline.sqlite_uri import absolute_uri, sqlite_uri
 
 VARIABLE = "MLFLOW_TRACKING_URI"
-SQLITE = "sqlite:///"
 
 
 def named_tracking_uri(explicit: str | None) -> str | None:
@@ -23,14 +24,12 @@ def named_tracking_uri(explicit: str | None) -> str | None:
         explicit: of the configuration or the command line.
     """
     uri = explicit or os.environ.get(VARIABLE) or None
-    if uri is not None and uri.startswith(SQLITE):
-        return SQLITE + absolute(uri.removeprefix(SQLITE))
-    return uri
+    return None if uri is None else absolute_uri(uri)
 
 
 def default_tracking_uri(output: str) -> str:
     """SQLite in the output folder."""
-    return f"{SQLITE}{absolute(output)}/mlflow.db"
+    return sqlite_uri(Path(absolute(output)) / "mlflow.db")
 
 
 def tracking_uri(explicit: str | None, output: str) -> str:

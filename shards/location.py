@@ -32,7 +32,7 @@ class Location:
         self._given = str(path)
         self._process = os.getpid()
         try:
-            self._opened, root = fsspec.core.url_to_fs(self._given)
+            self._opened, root = filesystem_of(self._given)
         except (ValueError, ImportError) as error:
             raise ShardError(
                 f"{self._given}: cannot be opened ({_one_line(error)}); correct the URL or install "
@@ -93,7 +93,7 @@ class Location:
     def _fs(self) -> fsspec.AbstractFileSystem:
         """The file system; opened again in a forked process, where its connections are no good."""
         if self._process != os.getpid():
-            self._opened, _ = fsspec.core.url_to_fs(self._given)
+            self._opened, _ = filesystem_of(self._given)
             self._process = os.getpid()
         return self._opened
 
@@ -115,6 +115,14 @@ class Location:
             f"{where}: cannot be read{times} ({_one_line(error)}); "
             "check that it is whole, can be reached and may be read, then try again"
         )
+
+
+def filesystem_of(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system that holds a folder, and the folder's path there."""
+    if "://" in path:
+        return fsspec.core.url_to_fs(path)
+    # fsspec would take what stands before a `::` in a local name for a protocol.
+    return LocalFileSystem(), str(Path(path).expanduser().absolute())
 
 
 def _names_below(root: Path) -> Iterator[str]:

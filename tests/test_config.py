@@ -195,7 +195,6 @@ WRONG_VALUES = [
     ("seed=-1", "seed: is -1; must be greater than or equal to 0"),
     ("seed=1e1", "seed: is 10.0; must be a valid integer"),
     ("name=a b", "name: is 'a b'; must match ^[A-Za-z0-9]"),
-    ("name=no", "name: is False; must be a valid string"),
     ("data.train=null", "data.train: is None; must be a valid string"),
     ("data.validation=1.5", "data.validation: is 1.5; must be a valid string or less than 1"),
     ("data.image.channels=2", "data.image.channels: is 2; must be 1 or 3"),
