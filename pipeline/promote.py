@@ -242,7 +242,8 @@ def _register(
             run_id=run.info.run_id,
             registered_model_name=name,
             python_model=str(Path(__file__).with_name("registered_model.py")),
-            artifacts={"card": str(card_path), "weights": str(checkpoint.weights_file)},
+            # As URIs: MLflow would take a `%` or `?` of a plain path for a URL's.
+            artifacts={"card": card_path.as_uri(), "weights": checkpoint.weights_file.as_uri()},
             code_paths=[
                 str(Path(module.__file__ or "").parent) for module in (pipeline, perceiver_model)
             ],

@@ -14,6 +14,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.section import flatten
 from pipeline.sqlite_uri import sqlite_path
+from pipeline.tracking_uri import VARIABLE
 from pipeline.tracking_uri import tracking_uri as chosen_uri
 from shards import ShardSet
 from shards.redaction import redacted, redacted_tree
@@ -44,7 +45,13 @@ def client(tracking_uri: str) -> Any:
 
     if (database := sqlite_path(tracking_uri)) is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
+    named = os.environ.get(VARIABLE)
     mlflow.set_tracking_uri(tracking_uri)
+    # MLflow sets the variable for its subprocesses; here it would name a server to the next verb.
+    if named is None:
+        os.environ.pop(VARIABLE, None)
+    else:
+        os.environ[VARIABLE] = named
     mlflow_client = MlflowClient(tracking_uri)
     try:
         mlflow_client.search_experiments(max_results=1)
