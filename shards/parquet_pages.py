@@ -1,0 +1,281 @@
+"""What a Parquet file would unpack into, read from its page headers before anything is unpacked.
+
+A page says in its header how many bytes it has once it is decompressed, and a reader allocates
+them. A file of 1 KB can so ask for gigabytes. The footer's sums prove nothing: they may differ from
+what the pages say, so the pages themselves are asked.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from shards.errors import ShardError
+from shards.thrift_compact import BINARY, INT32, INT64, LIST, STRUCT, CompactReader, Lists, Struct
+
+_VALUE_BYTES = 16
+"""What a value takes in memory beside its page: levels, and what its repetitions expand to."""
+
+_HEADER_BYTES = (1 << 12, 1 << 20)
+"""A page header is looked for in so many bytes, then in so many more."""
+
+_MAX_FOOTER_BYTES = 64 << 20
+_MAX_DEPTH = 16
+_DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 2, 3
+_DELTA_BYTE_ARRAY = 7
+
+_COLUMN: Lists = {
+    2: INT32,
+    3: BINARY,
+    8: ({},),
+    13: ({},),
+    16: {2: INT64, 3: INT64},
+    17: {2: INT32},
+}
+_CHUNK: Lists = {3: _COLUMN, 8: {2: {1: BINARY}}}
+_FOOTER: Lists = {2: ({},), 4: ({1: (_CHUNK,), 4: ({},)},), 5: ({},), 7: ({},)}
+"""The lists in a footer, by the numbers that parquet.thrift gives to fields."""
+
+
+def check_parquet(
+    file: BinaryIO | bytes, where: str, *, max_bytes: int, max_rows: int
+) -> pq.FileMetaData:
+    """Refuses a Parquet file that would unpack into too much, without unpacking any of it.
+
+    Not counted is how often the entries of a dictionary of strings are repeated: read such columns
+    as dictionaries (`dictionary_columns`), and ask `unpacked_bytes` before they are cast.
+
+    Args:
+        file: the whole file, or one that can be sought in.
+        where: names it in errors.
+        max_bytes: that all pages together may take in memory.
+        max_rows: that it may have.
+
+    Returns:
+        Its metadata.
+
+    Raises:
+        ShardError: not Parquet, cut short, of more rows or bytes, or its parts contradict each
+            other.
+    """
+    file = io.BytesIO(file) if isinstance(file, bytes) else file
+    try:
+        rows, groups = _footer(file)
+        metadata = pq.read_metadata(file)
+        columns = [*map(metadata.schema.column, range(metadata.num_columns))]
+        names = [column.path for column in columns]
+    except (pa.ArrowException, OSError, ValueError, IndexError) as error:
+        raise refused(where, f"not a readable Parquet file ({_one_line(error)})") from error
+    if min(map(_rows, groups), default=0) < 0 or sum(map(_rows, groups)) != rows:
+        raise refused(where, "its row groups have other rows than the file")
+    if rows != metadata.num_rows or len(groups) != metadata.num_row_groups:
+        raise refused(where, "its footer can be read in two ways")
+    if rows > max_rows:
+        raise refused(where, f"{rows} rows, and at most {max_rows} are expected")
+    size = file.seek(0, io.SEEK_END)
+    total = rows * metadata.num_columns * _VALUE_BYTES
+    for group in groups:
+        chunks = group.get((1, LIST), [])
+        if len(chunks) != len(columns):
+            raise refused(where, "a row group has other columns than the file")
+        for name, column, chunk in zip(names, columns, chunks, strict=True):
+            named = f"{where}: column {name!r}"
+            total += _chunk_bytes(file, size, _chunk(chunk), _rows(group), column, named)
+            if total > max_bytes:
+                raise refused(where, f"it would unpack into more than {max_bytes} bytes")
+    file.seek(0)
+    return metadata
+
+
+def dictionary_columns(metadata: pq.FileMetaData) -> list[str]:
+    """The columns whose strings a reader is to keep as dictionaries, for `read_dictionary`."""
+    columns = map(metadata.schema.column, range(metadata.num_columns))
+    return [column.path for column in columns if _is_text(column)]
+
+
+def unpacked_bytes(table: pa.Table) -> int:
+    """What a table takes once its dictionaries of strings are cast to plain columns."""
+    return sum(_expanded(chunk) for column in table.columns for chunk in column.chunks)
+
+
+def refused(where: str, what: str) -> ShardError:
+    """The error for a Parquet file that is not to be read."""
+    return ShardError(f"{where}: {what}; restore it or run 'perceiver preprocess' again")
+
+
+def _expanded(array: pa.Array) -> int:
+    if pa.types.is_dictionary(array.type):
+        if not _is_binary(array.type.value_type):
+            return array.nbytes
+        lengths = pc.binary_length(array.dictionary).cast(pa.int64())
+        return (pc.sum(lengths.take(array.indices)).as_py() or 0) + 8 * len(array)
+    if pa.types.is_struct(array.type):
+        return sum(map(_expanded, array.flatten()))
+    if pa.types.is_map(array.type):
+        return _expanded(array.keys) + _expanded(array.items) + 8 * len(array)
+    if pa.types.is_nested(array.type):  # a list of some kind
+        return _expanded(array.flatten()) + 8 * len(array)
+    return array.nbytes
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_string(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_large_binary(kind)
+    )
+
+
+def _is_text(column: pq.ColumnSchema) -> bool:
+    return column.physical_type == "BYTE_ARRAY" and column.logical_type.type in ("STRING", "NONE")
+
+
+def _footer(file: BinaryIO) -> tuple[int, list[Struct]]:
+    """The rows and row groups that the footer tells of.
+
+    It is read here and not by pyarrow, which ends the process over some that are damaged.
+
+    Raises:
+        ValueError, IndexError: it is damaged, or pyarrow could not take it.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(size - 8, 0))
+    end = file.read(8)
+    length = int.from_bytes(end[:4], "little")
+    if end[4:] != b"PAR1" or not 0 < length <= min(size - 12, _MAX_FOOTER_BYTES):
+        raise ValueError("it does not end like one")
+    file.seek(size - 8 - length)
+    fields = CompactReader(file.read(length)).struct(_FOOTER)
+    _check_schema(fields.get((2, LIST)))
+    return fields.get((3, INT64), -1), fields.get((4, LIST), [])
+
+
+def _check_schema(elements: Any) -> None:
+    """Raises ValueError unless these are the elements of a tree, which is not deep."""
+    if not isinstance(elements, list) or not elements:
+        raise ValueError("it has no columns")
+    open_nodes: list[int] = []
+    for place, element in enumerate(elements):
+        if place and not open_nodes:
+            raise ValueError("columns without a parent")
+        if place and element.get((3, INT32)) not in (0, 1, 2):
+            raise ValueError("a column is neither required nor optional nor repeated")
+        if open_nodes:
+            open_nodes[-1] -= 1
+        children = element.get((5, INT32), 0)
+        if children < 0 or len(open_nodes) >= _MAX_DEPTH:
+            raise ValueError("columns nested too deeply")
+        open_nodes.append(children)
+        while open_nodes and not open_nodes[-1]:
+            open_nodes.pop()
+    if open_nodes:
+        raise ValueError("a column lacks its parts")
+
+
+@dataclass(frozen=True)
+class _Page:
+    kind: int
+    unpacked: int
+    packed: int
+    values: int
+    encoding: int
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    values: int
+    packed: int
+    data_page: int
+    dictionary_page: int
+
+
+def _rows(group: Struct) -> int:
+    return int(group.get((3, INT64), -1))
+
+
+def _chunk(fields: Struct) -> _Chunk:
+    column = fields.get((3, STRUCT), {})
+    values, packed, data_page, dictionary_page = (
+        int(column.get((number, INT64), default))
+        for number, default in ((5, -1), (7, -1), (9, -1), (11, 0))
+    )
+    return _Chunk(values, packed, data_page, dictionary_page)
+
+
+def _chunk_bytes(
+    file: BinaryIO, size: int, chunk: _Chunk, rows: int, column: pq.ColumnSchema, named: str
+) -> int:
+    """What one column of one row group would take, at most, its strings' repetitions aside."""
+    if chunk.values < 0 or (column.max_repetition_level == 0 and chunk.values != rows):
+        raise refused(named, "it has not one value for each row")
+    if chunk.values == 0:
+        return 0
+    start = chunk.data_page
+    if chunk.dictionary_page > 0:
+        start = min(start, chunk.dictionary_page)
+    stop = start + chunk.packed
+    if not 0 < start <= stop <= size:
+        raise refused(named, "it lies outside the file")
+    width = _VALUE_BYTES + (column.length if column.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0)
+    total, dictionary = chunk.values * width, 0
+    for page in _pages(file, start, stop, chunk.values, named):
+        total += page.unpacked
+        if page.kind == _DICTIONARY_PAGE:
+            dictionary = page.unpacked
+        elif column.physical_type == "BYTE_ARRAY" and page.encoding == _DELTA_BYTE_ARRAY:
+            # Each value may repeat all of the one before it, so its size says nothing.
+            raise refused(named, "it is encoded as DELTA_BYTE_ARRAY")
+    if column.physical_type == "BYTE_ARRAY" and not _is_text(column):
+        total += dictionary * chunk.values
+    return total
+
+
+def _pages(file: BinaryIO, start: int, stop: int, num_values: int, where: str) -> Iterator[_Page]:
+    """The pages of a column chunk, until they have had `num_values` values."""
+    while num_values > 0:
+        page, length = _page_at(file, start, stop, where)
+        start += length + page.packed
+        if start > stop:
+            raise refused(where, "a page lies outside the file")
+        yield page
+        num_values -= page.values
+
+
+def _page_at(file: BinaryIO, start: int, stop: int, where: str) -> tuple[_Page, int]:
+    """The page whose header is at `start`, and the header's length in bytes."""
+    for limit in _HEADER_BYTES:
+        file.seek(start)
+        data = file.read(min(limit, stop - start))
+        header = CompactReader(data)
+        try:
+            page = _page(header.struct({}))
+        except IndexError:
+            if len(data) < limit:
+                break
+            continue
+        except ValueError as error:
+            raise refused(where, f"damaged page ({error})") from error
+        return page, header.place
+    raise refused(where, "a page's header is cut short or too long")
+
+
+def _page(fields: Struct) -> _Page:
+    """Raises ValueError: a field is missing or negative."""
+    kind, unpacked, packed = (fields.get((number, INT32), -1) for number in (1, 2, 3))
+    details, encoding = {
+        _DATA_PAGE: (fields.get((5, STRUCT), {}), 2),
+        _DATA_PAGE_V2: (fields.get((8, STRUCT), {}), 4),
+    }.get(kind, ({(1, INT32): 0}, 2))
+    values = details.get((1, INT32), -1)
+    if min(kind, unpacked, packed, values) < 0:
+        raise ValueError("its header lacks a field or has a negative one")
+    return _Page(kind, unpacked, packed, values, details.get((encoding, INT32), 0))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

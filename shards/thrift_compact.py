@@ -1,0 +1,139 @@
+"""Structs of Thrift's compact protocol, in which Parquet writes its footer and page headers."""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+INT32, INT64, BINARY, LIST, STRUCT = 5, 6, 8, 9, 12
+"""Kinds of fields; binary and all others are passed over."""
+
+_BOOLEANS = (1, 2)
+_MAX_DEPTH = 16
+
+Struct: TypeAlias = dict[tuple[int, int], Any]
+"""Fields by number and kind: integers, structs, and lists of structs."""
+
+Lists: TypeAlias = Mapping[int, Any]
+"""For each field that is a list the kind of its elements, or (what a struct in it has,); for one
+that is a struct, what it has."""
+
+
+class CompactReader:
+    """Reads structs from bytes as Thrift's own code does, or not at all.
+
+    Thrift's generated code takes a list's elements for what it expects and not for what the list
+    says they are. `Lists` names what is expected, and a list that says another thing is refused.
+
+    Attributes:
+        place: of the next byte.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.place = 0
+
+    def struct(self, lists: Lists, depth: int = 0) -> Struct:
+        """The struct that begins at `place`; of a field that comes twice, the later one.
+
+        Raises:
+            IndexError: the bytes end before it does.
+            ValueError: the bytes mean nothing.
+        """
+        if depth > _MAX_DEPTH:
+            raise ValueError("nested too deeply")
+        fields: Struct = {}
+        number = 0
+        while (head := self._byte()) != 0:
+            kind = head & 15
+            number = number + (head >> 4) if head >> 4 else self._zigzag()
+            if not -(1 << 15) <= number < 1 << 15:
+                raise ValueError("a field's number is out of range")
+            value = self._value(kind, lists.get(number), depth)
+            if value is not None:
+                fields[number, kind] = value
+        return fields
+
+    def _value(self, kind: int, expected: Any, depth: int) -> Any:
+        if kind == INT32:
+            value = self._zigzag()
+            if not -(1 << 31) <= value < 1 << 31:
+                raise ValueError("an integer of more than 32 bits")
+            return value
+        if kind == INT64:
+            return self._zigzag()
+        if kind == STRUCT:
+            return self.struct(expected if isinstance(expected, Mapping) else {}, depth + 1)
+        if kind == LIST:
+            head = self._byte()
+            count = head >> 4 if head >> 4 < 15 else self._varint()
+            return self._list(count, head & 15, expected, depth)
+        self._pass_over(kind, depth)
+        return None
+
+    def _list(self, count: int, kind: int, expected: Any, depth: int) -> list[Struct]:
+        structs = expected[0] if isinstance(expected, tuple) else {}
+        wanted = STRUCT if isinstance(expected, tuple) else expected
+        if isinstance(wanted, int) and kind != wanted:
+            raise ValueError("a list is of another kind")
+        return [
+            value
+            for _ in range(count)
+            if isinstance(value := self._element(kind, structs, depth), dict)
+        ]
+
+    def _element(self, kind: int, structs: Any, depth: int) -> Any:
+        if depth > _MAX_DEPTH:
+            raise ValueError("nested too deeply")
+        if kind in _BOOLEANS:
+            self._skip(1)
+            return None
+        return self._value(kind, structs, depth + 1)
+
+    def _pass_over(self, kind: int, depth: int) -> None:
+        match kind:
+            case 1 | 2:  # a boolean, which is all in its head
+                pass
+            case 3:
+                self._skip(1)
+            case 4:
+                self._varint()
+            case 7:
+                self._skip(8)
+            case 8:
+                self._skip(self._varint())
+            case 10:
+                head = self._byte()
+                count = head >> 4 if head >> 4 < 15 else self._varint()
+                self._list(count, head & 15, None, depth)
+            case 11:
+                if count := self._varint():
+                    kinds = self._byte()
+                    for _ in range(count):
+                        self._element(kinds >> 4, {}, depth)
+                        self._element(kinds & 15, {}, depth)
+            case 13:
+                self._skip(16)
+            case _:
+                raise ValueError(f"a field of the unknown kind {kind}")
+
+    def _byte(self) -> int:
+        byte = self._data[self.place]
+        self.place += 1
+        return byte
+
+    def _skip(self, count: int) -> None:
+        if count > len(self._data) - self.place:
+            raise IndexError("the bytes end too soon")
+        self.place += count
+
+    def _varint(self) -> int:
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = self._byte()
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+        raise ValueError("an integer of more than 64 bits")
+
+    def _zigzag(self) -> int:
+        value = self._varint()
+        return (value >> 1) ^ -(value & 1)
