@@ -54,6 +54,8 @@ class DataConfig(Section):
         target: what a sample is to be mapped to.
         allow_missing: modalities that a sample may lack.
         max_bad_fraction: the run fails once more than this share of the samples cannot be used.
+        strict: whether files are set aside that are damaged or cut short, and of which decoders
+            would make something all the same; if false, these are samples.
         samples_per_shard: samples planned for a shard.
         decode_seconds: processor time that decoding may take for one sample.
         decode_memory_mib: memory that decoding may take.
@@ -73,6 +75,7 @@ class DataConfig(Section):
     target: TargetConfig = TargetConfig()
     allow_missing: tuple[Modality, ...] = ()
     max_bad_fraction: float = Field(default=0.5, ge=0, le=1)
+    strict: bool = True
     samples_per_shard: int = Field(default=1000, ge=1)
     decode_seconds: float = Field(default=60.0, gt=0)
     decode_memory_mib: int = Field(default=2048, ge=256)

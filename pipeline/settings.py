@@ -32,6 +32,9 @@ def sample_settings(config: Config) -> dict[str, Any]:
     data = config.tree()["data"]
     kept = data.keys() - _WITHOUT_EFFECT - source_places(config.data).keys()
     settings = {f"{_PREFIX}{key}": data[key] for key in kept}
+    if config.data.strict:
+        # As in the manifests of sets that are older than the field: their digests stay.
+        del settings[f"{_PREFIX}strict"]
     specs = [spec.to_dict() for spec in position_specs(config.classifier(2))]
     return {**settings, "seed": config.seed, "positions": specs}
 
@@ -94,4 +97,5 @@ def sandbox_settings(
         "allow_missing": list(data.allow_missing),
         "target": asdict(data.target),
         "classes": list(classes),
+        "strict": data.strict,
     }

@@ -81,9 +81,11 @@ def test_gsm_is_read_in_wav_and_as_bare_frames():
         assert np.array_equal(bare[:8000], in_wav[: len(bare)])
 
 
-def test_a_partial_gsm_frame_at_the_end_is_left_out():
+def test_a_partial_gsm_frame_at_the_end_is_refused_or_left_out():
     frames = encoded(tone(440, 8000), 8000, format="RAW", subtype="GSM610")
-    cut = decode(frames[: 33 * 10 + 5], FORMAT, name="a.gsm")
+    told = "cut short: 5 of the 33 bytes of its last frame are there"
+    assert refusal(decode, frames[: 33 * 10 + 5], FORMAT, name="a.gsm") == told
+    cut = decode(frames[: 33 * 10 + 5], FORMAT, name="a.gsm", strict=False)
     assert 10 * 160 <= len(cut) <= 11 * 160
 
 
@@ -238,16 +240,16 @@ def test_a_truncated_flac_is_refused(share):
 def test_a_reason_names_no_memory_address(kind):
     data = encoded(tone(440, 8000), 8000, **kind)
     with pytest.raises(MediaError) as caught:
-        decode(data[: len(data) // 10], FORMAT)
+        decode(data[: len(data) // 10], FORMAT, strict=False)
     assert "0x" not in str(caught.value)
     assert "malformed" in str(caught.value)
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
-def test_a_truncated_wav_gives_what_there_is(share):
+def test_a_truncated_wav_gives_what_there_is_where_that_is_allowed(share):
     data = encoded(tone(440, 8000), 8000)
     whole = decode(data, FORMAT)
-    part = decode(data[: int(len(data) * share)], FORMAT)
+    part = decode(data[: int(len(data) * share)], FORMAT, strict=False)
     assert len(part) == pytest.approx(8000 * share, abs=50)
     assert np.array_equal(part, whole[: len(part)])
 

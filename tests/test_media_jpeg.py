@@ -222,7 +222,7 @@ def test_an_image_too_long_for_any_part_gives_its_middle(height, width):
     ("data", "reason"),
     [
         (b"", "the file is empty"),
-        (photo_jpeg()[:40_000], "truncated"),
+        (photo_jpeg()[:40_000], "cut short: libjpeg says: Premature end of JPEG file"),
         (b"no image here", "no image format"),
     ],
 )

@@ -74,7 +74,7 @@ def test_formats_that_keep_no_numbers_are_refused():
 
 def test_damage_and_bombs_are_told_as_those_of_images():
     whole = png(numbers(255), 8)
-    assert refusal(decode_mask, whole[:60], SQUARE).startswith("mask: OSError: image file is trunc")
+    assert refusal(decode_mask, whole[:60], SQUARE).startswith("mask: cut short: its chunk 2")
     told = refusal(decode_mask, pgm(np.zeros((1, 1)), 255).replace(b"1 1", b"99999 99999"), SQUARE)
     assert told == "mask: 9999800001 pixels, more than max_pixels=100000000"
     assert refusal(decode_mask, b"", SQUARE) == "mask: the file is empty"

@@ -64,7 +64,7 @@ def test_cuts_fall_between_characters():
 
 
 @given(
-    st.text(min_size=1, max_size=300),
+    st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=300),
     st.integers(4, 40),
     st.integers(0, 30),
 )
@@ -106,6 +106,16 @@ def test_text_that_is_none_is_refused_or_mended():
     assert "not UTF-8" in refusal(decode, "UTF-16".encode("utf-16"), fmt)
     mended = decode(b"ab\xffcd", TextFormat(max_length=10, errors="replace"))
     assert mended.tobytes().decode() == "ab\ufffdcd"
+
+
+def test_a_text_with_nul_bytes_is_refused_unless_that_is_allowed():
+    fmt = TextFormat(max_length=10)
+    for damaged in ("hello".encode("utf-16-le"), b"hello" + bytes(3), bytes(9)):
+        assert f"{damaged.count(0)} of its {len(damaged)} bytes are NUL" in refusal(
+            decode, damaged, fmt
+        )
+        assert decode(damaged, fmt, strict=False).tobytes() == damaged[:10]
+    assert decode(b"hello", fmt).tobytes() == b"hello"
 
 
 def test_a_context_survives_its_member():

@@ -11,9 +11,12 @@ import numpy as np
 from pipeline.media.checks import check_finite, check_one_of, check_whole
 from pipeline.media.errors import MediaError
 from pipeline.media.mel import MelFormat, log_mel
-from pipeline.media.mp3 import untold_samples
-from pipeline.media.ogg import num_chained
+from pipeline.media.mp3 import Frames, find_frames
+from pipeline.media.ogg import damage_of, num_chained
 from pipeline.media.sample_rate import margins, num_source_samples, resample_start
+from pipeline.media.sound_files import find_samples
+from pipeline.media.sound_log import told_shortage
+from pipeline.media.tags import without_tags
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
@@ -27,6 +30,8 @@ MAX_SOURCE_RATE = 768_000
 MAX_MP3_SAMPLES_LESS = 10 * 1152
 """By how many of its samples a decoded MP3 may be shorter: encoders' delay, damage, the guess."""
 _VALUES_AT_ONCE = 1 << 18
+_NO_LENGTH = 2**62
+"""Frames: from there on, libsndfile says that it doesn't know how many there are."""
 _UNKNOWN = "no sound format that libsndfile knows"
 _SD2_REASONS = re.compile(r"bad (data|map) (offset|length)|bad resource fork|bad sample size")
 """Bytes of no known format are one half of a Sound Designer II file to libsndfile, if the working
@@ -99,38 +104,48 @@ class AudioFormat:
         return f"{FIELD}.npy" if self.encoding == "raw" else f"{FIELD}.flac"
 
 
-def decode_audio(data: bytes, fmt: AudioFormat, *, suffix: str = "") -> np.ndarray:
+def decode_audio(
+    data: bytes, fmt: AudioFormat, *, suffix: str = "", strict: bool = True
+) -> np.ndarray:
     """Decode one recording: mixed to mono, resampled, cut to length.
 
     The samples are the first of the whole recording's, resampled. Little more than ``fmt.seconds``
-    are ever decoded, whatever length the header claims.
+    are ever decoded, whatever length the header claims. A file whose header doesn't know its
+    length, as streams write it, is read to its end.
 
     Args:
         data: the file's bytes.
         fmt: rate and length wanted, and whether as log-mel frames.
         suffix: the file's extension; only ``.gsm`` (bare GSM 06.10 frames) needs it.
+        strict: whether a recording that is cut short or damaged is refused, too, where libsndfile
+            would read the rest of it.
 
     Returns:
         int16 ``[samples]`` or float16 ``[frames, num_mels]``, at most ``fmt.shape`` long.
 
     Raises:
-        MediaError: the bytes are no sound libsndfile reads, too short, or not finite.
+        MediaError: the bytes are no sound libsndfile reads, too short, or not finite; or cut short
+            or damaged.
     """
     if not data:
         raise MediaError("the file is empty")
     raw: dict[str, Any] = {}
     if suffix.lower() == ".gsm":
-        _check_gsm(data)
+        _check_gsm(data, strict)
         raw = {
             "samplerate": GSM_SAMPLE_RATE,
             "channels": 1,
             "format": "RAW",
             "subtype": "GSM610",
         }
+    else:
+        data = _with_its_length(without_tags(data), strict)
     try:
         with _to_its_end(io.BytesIO(data), **raw) as file:
             if file.format == "SD2":
                 raise MediaError(_UNKNOWN)
+            if strict and (shortage := told_shortage(file, data)):
+                raise MediaError(shortage)
             rate = file.samplerate
             if not 0 < rate <= MAX_SOURCE_RATE:
                 raise MediaError(f"its rate is {rate} Hz; it must lie in 1 to {MAX_SOURCE_RATE}")
@@ -141,8 +156,11 @@ def decode_audio(data: bytes, fmt: AudioFormat, *, suffix: str = "") -> np.ndarr
                 fmt.sample_rate,
                 fmt.num_samples,
             )
-            if source.has_ended and file.format in ("MP3", "MPEG"):
-                _check_mp3(data, source.num_samples)
+            if file.format in ("MP3", "MPEG"):
+                _check_mp3(find_frames(data), source, strict)
+            elif strict and source.has_ended and source.num_samples < file.frames < _NO_LENGTH:
+                there = f"{source.num_samples} of {file.frames}"
+                raise MediaError(f"cut short: {there} frames are there")
             if source.has_ended and file.format == "OGG":
                 _check_ogg(data)
     except MediaError:
@@ -204,12 +222,37 @@ def decode_flac(content: bytes | memoryview) -> np.ndarray:
     return found
 
 
-def _check_mp3(data: bytes, num_samples: int) -> None:
-    """Refuse what libsndfile, which guesses lengths that are not told, stopped reading early."""
-    there = untold_samples(data)
-    if there > num_samples + MAX_MP3_SAMPLES_LESS:
+def _with_its_length(data: bytes, strict: bool) -> bytes:
+    """The file, with its length in its header where that doesn't know it.
+
+    Raises:
+        MediaError: strict, and it has less sound than its header or its pages say.
+    """
+    if strict and data.startswith(b"OggS") and (damage := damage_of(data)):
+        raise MediaError(damage)
+    samples = find_samples(data)
+    if samples is None:
+        return data
+    if strict and samples.shortage:
+        raise MediaError(samples.shortage)
+    return samples.told(data) if samples.declared is None else data
+
+
+def _check_mp3(frames: Frames, source: "_Mono", strict: bool) -> None:
+    """Refuse what is cut short, and what libsndfile, which guesses lengths, read in part only."""
+    if strict and frames.shortage:
+        raise MediaError(frames.shortage)
+    if not source.has_ended:
+        return
+    if strict and frames.declared is not None and frames.num > frames.declared + 1:
         raise MediaError(
-            f"an MP3 of variable rate that does not tell its length: {num_samples} of about "
+            f"an MP3 of {frames.num} frames whose table declares {frames.declared}, of which only "
+            "these would be read; write joined recordings again as one (ffmpeg -i)"
+        )
+    there = 0 if frames.has_table else frames.samples
+    if there > source.num_samples + MAX_MP3_SAMPLES_LESS:
+        raise MediaError(
+            f"an MP3 of variable rate that does not tell its length: {source.num_samples} of about "
             f"{there} samples would be read; write it again with its table (ffmpeg -c copy)"
         )
 
@@ -224,12 +267,16 @@ def _check_ogg(data: bytes) -> None:
         )
 
 
-def _check_gsm(data: bytes) -> None:
-    """Every whole frame begins with the half-byte 0xD."""
+def _check_gsm(data: bytes, strict: bool) -> None:
+    """Every whole frame begins with the half-byte 0xD; strict, the last one is whole, too."""
     firsts = np.frombuffer(data, np.uint8)[: len(data) // GSM_FRAME_BYTES * GSM_FRAME_BYTES]
     firsts = firsts[::GSM_FRAME_BYTES]
     if len(firsts) == 0 or (firsts >> 4 != 0xD).any():
         raise MediaError("not GSM 06.10: a frame lacks its signature")
+    if strict and (rest := len(data) % GSM_FRAME_BYTES):
+        raise MediaError(
+            f"cut short: {rest} of the {GSM_FRAME_BYTES} bytes of its last frame are there"
+        )
 
 
 def _to_its_end(file: io.BytesIO, **raw: Any) -> "SoundFile":

@@ -40,7 +40,7 @@ _FORMATS: dict[str, type[MediaFormat]] = {
 }
 
 
-def decode(data: bytes, fmt: MediaFormat, *, name: str = "") -> np.ndarray:
+def decode(data: bytes, fmt: MediaFormat, *, name: str = "", strict: bool = True) -> np.ndarray:
     """Decode raw media bytes to the array a model takes: the whole, or the first clip or context.
 
     Args:
@@ -48,6 +48,9 @@ def decode(data: bytes, fmt: MediaFormat, *, name: str = "") -> np.ndarray:
         fmt: what to make of them; its type says which modality they are. Rows of tables are one
             JSON object, and need a :class:`~pipeline.media.table.FittedTableFormat`.
         name: the file's name, for formats that only their extension tells.
+        strict: whether a file is refused that is damaged or cut short, and of which a decoder would
+            make something all the same: lengths that are declared and not there, checksums that are
+            wrong, and what decoders warn of.
 
     Returns:
         As :func:`check_array` says.
@@ -55,10 +58,12 @@ def decode(data: bytes, fmt: MediaFormat, *, name: str = "") -> np.ndarray:
     Raises:
         MediaError: the file cannot be used; the text is the reason.
     """
-    return next(decode_all(data, fmt, name=name))
+    return next(decode_all(data, fmt, name=name, strict=strict))
 
 
-def decode_all(data: bytes, fmt: MediaFormat, *, name: str = "") -> Iterator[np.ndarray]:
+def decode_all(
+    data: bytes, fmt: MediaFormat, *, name: str = "", strict: bool = True
+) -> Iterator[np.ndarray]:
     """Every clip of a film and every context of a text, in order; of others the one array.
 
     Arguments and errors are those of :func:`decode`. A film that is damaged further on raises after
@@ -67,15 +72,15 @@ def decode_all(data: bytes, fmt: MediaFormat, *, name: str = "") -> Iterator[np.
     data = bytes(data)
     match fmt:
         case ImageFormat():
-            yield decode_image(data, fmt)
+            yield decode_image(data, fmt, strict=strict)
         case AudioFormat():
-            yield decode_audio(data, fmt, suffix=PurePosixPath(name).suffix)
+            yield decode_audio(data, fmt, suffix=PurePosixPath(name).suffix, strict=strict)
         case VideoFormat():
-            yield from decode_clips(data, fmt)
+            yield from decode_clips(data, fmt, strict=strict)
         case PointsFormat():
             yield decode_points(data, fmt)
         case TextFormat():
-            yield from decode_text(data, fmt)
+            yield from decode_text(data, fmt, strict=strict)
         case FittedTableFormat():
             yield decode_json_row(data, fmt)
         case TableFormat():

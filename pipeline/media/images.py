@@ -62,7 +62,7 @@ class ImageFormat:
         return f"{FIELD}.npy" if self.encoding == "raw" else f"{FIELD}.jpg"
 
 
-def decode_image(data: bytes, fmt: ImageFormat) -> np.ndarray:
+def decode_image(data: bytes, fmt: ImageFormat, *, strict: bool = True) -> np.ndarray:
     """Decode one encoded image.
 
     EXIF orientation is applied, alpha is laid over white, 16-bit grey is scaled to 8, CMYK and
@@ -72,12 +72,14 @@ def decode_image(data: bytes, fmt: ImageFormat) -> np.ndarray:
     Args:
         data: the file's bytes.
         fmt: the size and channels wanted.
+        strict: whether an image is refused, too, that its decoder takes with a warning, or that has
+            a wrong checksum or lacks its end.
 
     Returns:
         uint8 ``[height, width, channels]``.
 
     Raises:
-        MediaError: the bytes are no image, are cut short, or exceed ``max_pixels``.
+        MediaError: the bytes are no image, are cut short or damaged, or exceed ``max_pixels``.
     """
     header = read_header(data)
     pixels = None
@@ -85,9 +87,11 @@ def decode_image(data: bytes, fmt: ImageFormat) -> np.ndarray:
         check_size(header.height, header.width, fmt.max_pixels)
         size = header.upright_size
         share = _DETAIL * _scale(*size, fmt)
-        pixels = decode_jpeg(data, header, share=share, channels=fmt.channels)
+        pixels = decode_jpeg(data, header, share=share, channels=fmt.channels, strict=strict)
     if pixels is None:
-        pixels = decode_pixels(data, channels=fmt.channels, max_pixels=fmt.max_pixels)
+        pixels = decode_pixels(
+            data, channels=fmt.channels, max_pixels=fmt.max_pixels, strict=strict
+        )
         size = pixels.shape[:2]
     return fit_pixels(pixels, fmt, *size)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.media.errors import MediaError
 from pipeline.media.images import ImageFormat
-from pipeline.media.pillow import check_size, formats, pillow_errors, upright_size
+from pipeline.media.pillow import check_size, check_whole, formats, pillow_errors, upright_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,7 +26,12 @@ _RAW_MODE = re.compile(r"(1|L|P)(?:;([124])?(I)?R?)?")
 
 
 def decode_mask(
-    data: bytes, fmt: ImageFormat, num_classes: int = 0, image: bytes | None = None
+    data: bytes,
+    fmt: ImageFormat,
+    num_classes: int = 0,
+    image: bytes | None = None,
+    *,
+    strict: bool = True,
 ) -> np.ndarray:
     """A mask image at the size of ``fmt``, by nearest neighbour; values are kept as they are.
 
@@ -35,6 +40,7 @@ def decode_mask(
         fmt: size, and whether to crop, pad (with `UNLABELLED`) or stretch, as images are.
         num_classes: values must lie below it or be `UNLABELLED`; 0 allows all.
         image: that it lies over. Unless both are stretched, they must have the same shape.
+        strict: as of :func:`pipeline.media.decode`.
 
     Returns:
         uint8 ``[height, width]``.
@@ -44,7 +50,7 @@ def decode_mask(
             is no class, or another shape than the image's.
     """
     try:
-        upright = _upright(data, fmt.max_pixels)
+        upright = _upright(data, fmt.max_pixels, strict)
         if image is not None and fmt.resize != "stretch":
             _check_shape(upright.height, upright.width, *upright_size(image))
         mask = np.asarray(_nearest(upright, fmt))
@@ -56,12 +62,14 @@ def decode_mask(
     return mask
 
 
-def _upright(data: bytes, max_pixels: int) -> "Image":
+def _upright(data: bytes, max_pixels: int, strict: bool) -> "Image":
     """A mask at its own size, its values those of the file."""
     from PIL import Image, ImageOps
 
     with pillow_errors(data, max_pixels), Image.open(io.BytesIO(data), formats=formats()) as image:
         check_size(image.height, image.width, max_pixels)
+        if strict:
+            check_whole(image, data)
         if image.mode not in ("L", "P", "1"):
             raise MediaError(f"mode {image.mode}; it must have one channel of at most 8 bits")
         restore = _restored_from(image)

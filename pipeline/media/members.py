@@ -33,12 +33,13 @@ class MemberMaker:
 
     Args:
         settings: ``formats`` (field → `media_to_dict`), ``allow_missing`` (fields), ``target``
-            (the fields of a `TargetConfig`) and ``classes``.
+            (the fields of a `TargetConfig`), ``classes`` and ``strict``, as of `decode`.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._formats = {name: media_from_dict(fmt) for name, fmt in settings["formats"].items()}
         self._allow_missing: list[str] = settings["allow_missing"]
+        self._strict: bool = settings["strict"]
         self._target = TargetConfig(**settings["target"])
         self._classes = tuple(settings["classes"])
         image = self._formats.get("image")
@@ -68,15 +69,33 @@ class MemberMaker:
             elif _is_cut(fmt, self._formats, parts):
                 cut = name
             else:
-                fixed |= encode_members(decode(parts[name][0], fmt, name=parts[name][1]), fmt)
+                data, file = parts[name]
+                fixed |= encode_members(decode(data, fmt, name=file, strict=self._strict), fmt)
         if cut is None and not fixed:
             raise MediaError("it has nothing of what the configuration asks for")
-        fixed |= target_members(self._target, self._classes, values, parts, self._image)
+        fixed |= target_members(
+            self._target, self._classes, values, parts, self._image, strict=self._strict
+        )
         if cut is None:
             yield fixed
             return
-        for pieces in _pieces(cut, self._formats, parts, self._allow_missing):
+        for pieces in self._pieces(cut, parts):
             yield fixed | pieces
+
+    def _pieces(self, name: str, parts: dict[str, Part]) -> Iterator[dict[str, bytes]]:
+        """The members of each clip, with its sound where the film has it, or of each context."""
+        (data, file), fmt = parts[name], self._formats[name]
+        if not (isinstance(fmt, VideoFormat) and _reads_sound_track(self._formats, parts)):
+            for array in decode_all(data, fmt, name=file, strict=self._strict):
+                yield encode_members(array, fmt)
+            return
+        audio = self._formats["audio"]
+        assert isinstance(audio, AudioFormat)
+        needs_sound = "audio" not in self._allow_missing
+        film = decode_film(data, fmt, audio, needs_sound=needs_sound, strict=self._strict)
+        for frames, sound in film:
+            heard = {} if sound is None else encode_members(sound, audio)
+            yield encode_members(frames, fmt) | heard
 
 
 def _check_missing(name: str, parts: dict[str, Part], allowed: list[str]) -> None:
@@ -93,19 +112,3 @@ def _is_cut(fmt: MediaFormat, formats: dict[str, MediaFormat], parts: dict[str, 
 
 def _reads_sound_track(formats: dict[str, MediaFormat], parts: dict[str, Part]) -> bool:
     return "video" in formats and "audio" in formats and "audio" not in parts
-
-
-def _pieces(
-    name: str, formats: dict[str, MediaFormat], parts: dict[str, Part], allowed: list[str]
-) -> Iterator[dict[str, bytes]]:
-    """The members of each clip, with its sound where the film has it, or of each context."""
-    (data, file), fmt = parts[name], formats[name]
-    if not (isinstance(fmt, VideoFormat) and _reads_sound_track(formats, parts)):
-        for array in decode_all(data, fmt, name=file):
-            yield encode_members(array, fmt)
-        return
-    audio = formats["audio"]
-    assert isinstance(audio, AudioFormat)
-    for frames, sound in decode_film(data, fmt, audio, needs_sound="audio" not in allowed):
-        heard = {} if sound is None else encode_members(sound, audio)
-        yield encode_members(frames, fmt) | heard

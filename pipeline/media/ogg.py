@@ -1,9 +1,15 @@
-"""Ogg's pages (RFC 3533, 6): whether one file holds several recordings, one after the other."""
+"""Ogg's pages (RFC 3533, 6): which recordings a file holds, and whether its pages are whole."""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 _MAGIC = b"OggS"
 _HEADER_BYTES = 27
-_BEGINS = 2
-"""The flag of a page that begins a stream."""
+_BEGINS, _ENDS = 2, 4
+"""Flags of a page that begins a stream, and of one that ends it."""
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def num_chained(data: bytes) -> int:
@@ -12,11 +18,75 @@ def num_chained(data: bytes) -> int:
     Streams that run side by side begin together, before any of them goes on.
     """
     num, has_begun = 0, False
+    for page in _pages(data):
+        num += page.begins and not has_begun
+        has_begun = page.begins
+    return num
+
+
+def damage_of(data: bytes) -> str | None:
+    """What is missing from a file's pages, or damaged, as a reason; None where nothing is.
+
+    Pages carry a checksum and a number, and each stream's last page a mark. What lies behind the
+    last page of all streams is no matter.
+    """
+    numbers: dict[int, int] = {}
+    running: set[int] = set()
+    end, count = 0, 0
+    for page in _pages(data):
+        if page.start != end:
+            return f"damaged: {page.start - end} bytes after its {count} first pages are no page"
+        if page.end > len(data):
+            return f"cut short: its page {count + 1} lacks {page.end - len(data)} bytes"
+        if page.checksum != _checksum(data[page.start : page.end]):
+            return f"damaged: the checksum of its page {count + 1} is wrong"
+        if page.begins:
+            numbers[page.serial] = page.number
+            running.add(page.serial)
+        elif page.serial in numbers and page.number != numbers[page.serial] + 1:
+            missing = page.number - numbers[page.serial] - 1
+            return f"damaged: {missing} pages are missing before its page {count + 1}"
+        numbers[page.serial] = page.number
+        if page.ends:
+            running.discard(page.serial)
+        end, count = page.end, count + 1
+    if running:
+        return f"cut short: no page after the first {count} says that the recording ends"
+    return None
+
+
+@dataclass(frozen=True)
+class _Page:
+    start: int
+    end: int
+    flags: int
+    serial: int
+    number: int
+    checksum: int
+
+    @property
+    def begins(self) -> bool:
+        return bool(self.flags & _BEGINS)
+
+    @property
+    def ends(self) -> bool:
+        return bool(self.flags & _ENDS)
+
+
+def _pages(data: bytes) -> Iterator[_Page]:
     place = data.find(_MAGIC)
     while 0 <= place <= len(data) - _HEADER_BYTES:
-        begins = bool(data[place + 5] & _BEGINS)
-        num += begins and not has_begun
-        has_begun = begins
-        behind = place + _HEADER_BYTES + data[place + 26]
-        place = data.find(_MAGIC, behind + sum(data[place + _HEADER_BYTES : behind]))
-    return num
+        flags, _, serial, number, checksum, segments = struct.unpack_from(
+            "<BqIIIB", data, place + 5
+        )
+        behind = place + _HEADER_BYTES + segments
+        end = behind + sum(data[place + _HEADER_BYTES : behind])
+        yield _Page(place, end, flags, serial, number, checksum)
+        place = data.find(_MAGIC, end)
+
+
+def _checksum(page: bytes) -> int:
+    """CRC-32 of a page, its own field taken for zero: zlib's polynomial, not reflected, from 0."""
+    page = page[:22] + bytes(4) + page[26:]
+    reflected = zlib.crc32(page.translate(_REVERSED), 0xFFFF_FFFF) ^ 0xFFFF_FFFF
+    return int(f"{reflected:032b}"[::-1], 2)

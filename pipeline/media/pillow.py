@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.media.errors import MediaError, one_line
-from pipeline.media.turbo import read_header
+from pipeline.media.image_files import check_whole_image
+from pipeline.media.tiff import check_whole_tiff
+from pipeline.media.turbo import check_jpeg, read_header
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 MAX_PIXELS = 100_000_000
 
 
-def decode_pixels(data: bytes, *, channels: int = 3, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_pixels(
+    data: bytes, *, channels: int = 3, max_pixels: int = MAX_PIXELS, strict: bool = True
+) -> np.ndarray:
     """Decode one encoded image at its own size, by Pillow.
 
     Returns:
@@ -33,12 +37,32 @@ def decode_pixels(data: bytes, *, channels: int = 3, max_pixels: int = MAX_PIXEL
 
     with pillow_errors(data, max_pixels), Image.open(io.BytesIO(data), formats=formats()) as image:
         check_size(image.height, image.width, max_pixels)
+        if strict:
+            check_whole(image, data)
         _refuse_misread(image)
         white_is_zero = _tag(image, "PhotometricInterpretation") == 0
         _scale_transparency(image)
         upright = ImageOps.exif_transpose(image)
         pixels = np.asarray(_flattened(upright, channels, white_is_zero), dtype=np.uint8)
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def check_whole(image: "ImageFile", data: bytes) -> None:
+    """Refuse an image that is damaged or cut short, and that Pillow would take for whole.
+
+    Args:
+        image: just opened, and of no more pixels than are allowed.
+        data: the file's bytes.
+
+    Raises:
+        MediaError: what is missing or damaged.
+    """
+    if image.format in ("JPEG", "MPO"):
+        check_jpeg(data)
+    elif image.format == "TIFF":
+        check_whole_tiff(image, data)
+    else:
+        check_whole_image(data)
 
 
 @cache

@@ -87,6 +87,8 @@ def target_members(
     row: Mapping[str, Any],
     parts: Mapping[str, tuple[bytes, str]],
     image_format: ImageFormat | None,
+    *,
+    strict: bool = True,
 ) -> dict[str, bytes]:
     """The members of a shard that hold one sample's target.
 
@@ -99,6 +101,7 @@ def target_members(
             file, or a ``.txt`` file of names, numbers parted by white space or a text, that stands
             for the listing's value.
         image_format: the size of masks, and how they are brought to it.
+        strict: as of :func:`pipeline.media.decode`; of masks.
 
     Returns:
         ``class``: ``cls``, the number in ASCII. ``none``: nothing. Else ``target.npy``:
@@ -118,7 +121,7 @@ def target_members(
         if "mask" not in parts:
             raise MediaError("no mask")
         image = parts["image"][0] if "image" in parts else None
-        mask = decode_mask(parts["mask"][0], image_format, len(classes), image)
+        mask = decode_mask(parts["mask"][0], image_format, len(classes), image, strict=strict)
         return {TARGET_MEMBER: encode_npy(mask)}
     value = row.get("target")
     if value is None and "target" in parts:

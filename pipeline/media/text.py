@@ -56,7 +56,7 @@ class TextFormat:
         return "text.npy"
 
 
-def decode_text(data: bytes, fmt: TextFormat) -> Iterator[np.ndarray]:
+def decode_text(data: bytes, fmt: TextFormat, *, strict: bool = True) -> Iterator[np.ndarray]:
     """The contexts of a text, in order.
 
     A byte order mark at the start is left out.
@@ -64,18 +64,25 @@ def decode_text(data: bytes, fmt: TextFormat) -> Iterator[np.ndarray]:
     Args:
         data: the file's bytes.
         fmt: length and overlap of contexts.
+        strict: whether a text with NUL bytes is refused: UTF-16 without its mark has them, and what
+            a disk lost.
 
     Yields:
         uint8 ``[length]``: UTF-8 bytes, at least one and at most ``fmt.max_length``.
 
     Raises:
-        MediaError: the text is empty or not UTF-8.
+        MediaError: the text is empty or not UTF-8, or has NUL bytes.
     """
     start = len(BYTE_ORDER_MARK) if data.startswith(BYTE_ORDER_MARK) else 0
     try:
         data = _replaced(data[start:]) if fmt.errors == "replace" else _checked(data, start)
     except MemoryError as error:
         raise MediaError("not enough memory to decode it") from error
+    if strict and (zeros := data.count(0)):
+        raise MediaError(
+            f"{zeros} of its {len(data)} bytes are NUL, which no text has: it is damaged, or "
+            "UTF-16 (save it as UTF-8, or set data.strict: false)"
+        )
     if not data:
         raise MediaError("the file is empty" if not start else "it holds a byte order mark alone")
     begin = 0

@@ -4,14 +4,22 @@ Full-size pixels are the very ones that Pillow gives.
 """
 
 import io
+import re
 import warnings
 from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.media.errors import MediaError
+from pipeline.media.jpeg_scans import missing_scans
+
 _START = b"\xff\xd8\xff"
 _FILL, _APP1, _START_OF_SCAN = 0xFF, 0xE1, 0xDA
 _EXIF_ORIENTATION = 0x0112
+_DAMAGE = re.compile(r"Corrupt JPEG data|Premature end of JPEG|Inconsistent progression")
+"""Warnings of libjpeg's that tell of damage; others are of markers that say nothing of pixels."""
+_EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+_END = b"\xff\xd9"
 
 
 class JpegHeader(NamedTuple):
@@ -44,14 +52,22 @@ def read_header(data: bytes | memoryview) -> JpegHeader | None:
 
 
 def decode_jpeg(
-    data: bytes | memoryview, header: JpegHeader, *, share: float = 1.0, channels: int = 3
+    data: bytes | memoryview,
+    header: JpegHeader,
+    *,
+    share: float = 1.0,
+    channels: int = 3,
+    strict: bool = True,
 ) -> np.ndarray | None:
     """Decode at 1/8, 1/4, 1/2 or the whole of the size, the least that is no less than ``share``.
 
     Only these scales have SIMD; at those between, a full decode is faster.
 
     Returns:
-        uint8 ``[height, width, channels]``, upright; None where the data are damaged.
+        uint8 ``[height, width, channels]``, upright; None where libjpeg-turbo doesn't decode it.
+
+    Raises:
+        MediaError: strict, and the data are damaged or cut short.
     """
     import simplejpeg
 
@@ -63,9 +79,38 @@ def decode_jpeg(
             min_height=-(-header.height // parts),
             min_width=-(-header.width // parts),
         )
-    except ValueError:
+    except ValueError as error:
+        if strict:
+            _refuse_damage(str(error), data)
         return None
+    if strict and (missing := missing_scans(data)):
+        raise MediaError(missing)
     return _upright(pixels, header.orientation)
+
+
+def check_jpeg(data: bytes) -> None:
+    """Raises MediaError where libjpeg-turbo finds damage in a JPEG of any colours."""
+    import simplejpeg
+
+    try:
+        _, _, colors, _ = simplejpeg.decode_jpeg_header(data)
+        space = "CMYK" if colors in ("CMYK", "YCCK") else "rgb"
+        simplejpeg.decode_jpeg(data, space, min_height=1, min_width=1)
+    except ValueError as error:
+        _refuse_damage(str(error), data)
+        return
+    if missing := missing_scans(data):
+        raise MediaError(missing)
+
+
+def _refuse_damage(said: str, data: bytes | memoryview) -> None:
+    """Raises MediaError for what libjpeg said, unless it is of zeros that pad a file."""
+    extraneous = _EXTRANEOUS.search(said)
+    if extraneous and bytes(int(extraneous[1])) + _END in bytes(data):
+        return
+    if _DAMAGE.search(said):
+        what = "cut short" if said.startswith("Premature end") else "damaged"
+        raise MediaError(f"{what}: libjpeg says: {said}")
 
 
 def _orientation(data: bytes | memoryview) -> int:

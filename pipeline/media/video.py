@@ -26,18 +26,23 @@ CUT_SHORT_SECONDS = 1
 """By how much a track may end before its container says: muxers round, and drop last frames."""
 
 
-def decode_clips(data: bytes, fmt: VideoFormat) -> Iterator[np.ndarray]:
+def decode_clips(data: bytes, fmt: VideoFormat, *, strict: bool = True) -> Iterator[np.ndarray]:
     """A film's clips, in order: :func:`decode_film` without the sound.
 
     Yields:
         uint8 ``[num_frames, height, width, channels]``.
     """
-    for clip, _ in decode_film(data, fmt, None):
+    for clip, _ in decode_film(data, fmt, None, strict=strict):
         yield clip
 
 
 def decode_film(
-    data: bytes, video: VideoFormat, audio: AudioFormat | None, *, needs_sound: bool = False
+    data: bytes,
+    video: VideoFormat,
+    audio: AudioFormat | None,
+    *,
+    needs_sound: bool = False,
+    strict: bool = True,
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """A film's clips and the sound that goes with them, with the memory of one clip.
 
@@ -54,6 +59,7 @@ def decode_film(
         audio: the sound wanted, from a clip's start on and ``audio.seconds`` long; None for none.
             It is cut from the sound track resampled as a whole, but for float32's rounding.
         needs_sound: whether a clip without sound is refused.
+        strict: whether a film is refused, too, that is cut short or whose damage FFmpeg conceals.
 
     Yields:
         uint8 ``[num_frames, height, width, channels]``, and int16 ``[samples]``, at most

@@ -1,0 +1,59 @@
+"""Tags that taggers put before and after the content of files: ID3, APE and Lyrics3."""
+
+import re
+
+ID3V1_BYTES = 128
+APE_BYTES = 32
+"""Of an APE tag's footer, and of its header where it has one."""
+_APE_HAS_HEADER = 0x8000_0000
+_APE_IS_HEADER = 0x2000_0000
+_ZEROS = re.compile(rb"\0*")
+
+
+def after_id3(data: bytes, place: int = 0) -> int:
+    """Where the ID3v2 tags that begin here end; they tell their sizes, 7 bits a byte."""
+    while data[place : place + 3] == b"ID3" and len(data) >= place + 10:
+        a, b, c, d = data[place + 6 : place + 10]
+        footer = 10 if data[place + 5] & 0x10 else 0
+        place += 10 + footer + (a << 21 | b << 14 | c << 7 | d)
+    return min(place, len(data))
+
+
+def without_tags(data: bytes) -> bytes:
+    """A file without the ID3v2 tags before its container, where it has one.
+
+    libsndfile passes over such tags, but then reads that much less of a file in memory.
+    """
+    start = after_id3(data)
+    is_mpeg = data[start : start + 1] in (b"\xff", b"\0", b"")
+    return data if start == 0 or is_mpeg else data[start:]
+
+
+def after_tag(data: bytes, place: int) -> int:
+    """Where the tag, or the run of zeros, that begins here ends; ``place`` if none begins here."""
+    if data[place : place + 3] == b"ID3":
+        return after_id3(data, place)
+    if data[place : place + 3] == b"TAG":
+        return min(place + ID3V1_BYTES, len(data))
+    if data[place : place + 8] == b"APETAGEX":
+        size = int.from_bytes(data[place + 12 : place + 16], "little")
+        flags = int.from_bytes(data[place + 20 : place + 24], "little")
+        return min(place + APE_BYTES + (size if flags & _APE_IS_HEADER else 0), len(data))
+    zeros = _ZEROS.match(data, place)
+    assert zeros is not None
+    return zeros.end()
+
+
+def before_tags(data: bytes) -> int:
+    """Where the tags at the end of a file begin: its length, if it has none."""
+    end = len(data)
+    if data[end - ID3V1_BYTES : end - ID3V1_BYTES + 3] == b"TAG":
+        end -= ID3V1_BYTES
+    if data[end - 9 : end] == b"LYRICS200" and data[end - 15 : end - 9].isdigit():
+        end -= 15 + int(data[end - 15 : end - 9])
+    if data[end - APE_BYTES : end - APE_BYTES + 8] == b"APETAGEX":
+        footer = data[end - APE_BYTES : end]
+        flags = int.from_bytes(footer[20:24], "little")
+        end -= int.from_bytes(footer[12:16], "little")
+        end -= APE_BYTES if flags & _APE_HAS_HEADER else 0
+    return max(end, 0)

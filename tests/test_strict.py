@@ -1,0 +1,43 @@
+"""``data.strict``: what reaches the decoders, and that older sets keep their digests."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from small_media import refusal
+from sounds import encoded, tone
+
+from pipeline.load_config import load_config
+from pipeline.media import AudioFormat, media_to_dict
+from pipeline.media.members import MemberMaker
+from pipeline.media.targets import TargetConfig
+from pipeline.settings import sample_settings, sandbox_settings
+
+CONFIG = "name: x\ndata: {train: raw, audio: {}}\nmodel: {adapter: {kind: chunks}}\n"
+
+
+def loaded(folder: Path, *overrides: str):
+    (folder / "x.yaml").write_text(CONFIG)
+    return load_config(folder / "x.yaml", list(overrides))
+
+
+def test_the_decoders_are_strict_unless_the_configuration_says_otherwise():
+    wav = encoded(tone(440, 16_000), 16_000)
+    settings = {
+        "formats": {"audio": media_to_dict(AudioFormat())},
+        "allow_missing": [],
+        "target": asdict(TargetConfig(kind="none")),
+        "classes": [],
+    }
+    parts = {"audio": (wav[: len(wav) // 2], "a.wav")}
+    strict = MemberMaker({**settings, "strict": True})
+    assert refusal(lambda: list(strict(parts, {}))).startswith("cut short: ")
+    (members,) = MemberMaker({**settings, "strict": False})(parts, {})
+    assert list(members) == ["audio.npy"]
+
+
+def test_strict_is_part_of_a_sets_settings_only_where_it_is_off(tmp_path):
+    on, off = loaded(tmp_path), loaded(tmp_path, "data.strict=false")
+    assert on.data.strict and "data.strict" not in sample_settings(on)
+    assert sample_settings(off)["data.strict"] is False
+    assert sandbox_settings(on.data, (), None)["strict"] is True
+    assert sandbox_settings(off.data, (), None)["strict"] is False
