@@ -157,5 +157,5 @@ def _read(array: np.ndarray, media: MediaFormat) -> np.ndarray:
     """What a model reads of a decoded array: what a shard would hold for it."""
     check_array(array, media)
     if isinstance(media, PointsFormat) and media.fourier and array.shape[1] == NUM_DIMS:
-        return point_features(array, media.fourier)
+        return point_features(array, media)
     return array

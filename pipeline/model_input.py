@@ -92,7 +92,7 @@ def model_adapter(media: MediaFormat, adapter: AdapterConfig) -> AdapterConfig:
     """
     if isinstance(media, PointsFormat) and media.fourier is not None:
         if isinstance(adapter, Points):
-            _check_equal(adapter, media.fourier, "data.points.fourier", "num_bands max_resolution")
+            _check_points(adapter, media)
         return adapter
     if not isinstance(media, AudioFormat) or media.mel is None:
         return adapter
@@ -103,6 +103,19 @@ def model_adapter(media: MediaFormat, adapter: AdapterConfig) -> AdapterConfig:
         )
     _check_equal(adapter, media.mel, "data.audio.mel", "num_mels window hop")
     return Pixels()
+
+
+def _check_points(adapter: Points, media: PointsFormat) -> None:
+    """Refuse an adapter of other frequencies than the stored features'."""
+    assert media.fourier is not None
+    _check_equal(adapter, media.fourier, "data.points.fourier", "num_bands")
+    read = adapter.resolution(PointsInput(num_points=media.num_points))
+    stored = media.fourier.resolution(media.num_points)
+    if read != stored:
+        raise ValueError(
+            f"adapter.max_resolution is {read:g}, but data.points.fourier.max_resolution is "
+            f"{stored:g}; make them equal"
+        )
 
 
 def _check_equal(adapter: AdapterConfig, stored: Any, section: str, fields: str) -> None:

@@ -126,7 +126,7 @@ def test_presets_are_the_papers():
         assert config.encoder.cross_attends_before_block == (1, 1)
         assert config.encoder.num_self_attends == num_self_attends
     assert video.encoder.share_cross_attends == "none" and not video.encoder.share_self_attends
-    assert points.adapter == Points()
+    assert points.adapter == Points(num_bands=64, max_resolution=2240)
     # The highest frequency on a line of positions from -1 to 1 is 1120, ten times ImageNet's 112.
     features = fourier_features(
         torch.tensor([[0.5 / 1120]]), points.adapter.num_bands, (points.adapter.max_resolution,)

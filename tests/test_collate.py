@@ -75,7 +75,7 @@ def test_films_are_stacked():
 def test_points_are_padded_and_masked():
     points = np.linspace(-1, 1, 15).reshape(5, 3).astype(np.float16)
     plain = dataclasses.replace(POINTS, fourier=None)
-    for media, expected in ((plain, points), (POINTS, point_features(points, POINTS.fourier))):
+    for media, expected in ((plain, points), (POINTS, point_features(points, POINTS))):
         inputs, mask = collate([points, None], media)
         assert (inputs.dtype, list(inputs.shape)) == (torch.float32, [2, 32, expected.shape[1]])
         assert mask.sum(dim=1).tolist() == [5, 0] and mask[0, :5].all()

@@ -1,6 +1,7 @@
 """Meshes and point clouds to points: what is drawn, from which files, and with which features."""
 
 import io
+import math
 import re
 import struct
 import sys
@@ -12,11 +13,14 @@ import torch
 import trimesh
 from small_media import refusal
 
-from perceiver_model.adapters.points import to_unit_cube
+from perceiver_model.adapters.points import PointAdapter, to_unit_cube
 from perceiver_model.fourier import fourier_features
+from perceiver_model.inputs import Points, PointsInput
+from perceiver_model.inputs.points import default_max_resolution
 from pipeline.media import PointsFormat, PointsFourier, decode, encode_members
 from pipeline.media.meshes import read_geometry
 from pipeline.media.point_fourier import point_features
+from pipeline.model_input import model_adapter
 from shards import decode_npy
 
 SURFACE = PointsFormat(num_points=2000)
@@ -179,11 +183,24 @@ def test_a_meshs_points_are_its_vertices():
     assert np.allclose(points, ball.vertices / np.abs(ball.vertices).max(), atol=1e-3)
 
 
-def test_points_cannot_stand_in_for_a_surface(cloud):
+def test_points_cannot_stand_in_for_a_surface_that_is_asked_for(cloud):
+    surface = PointsFormat(num_points=2000, sample="surface")
     for kind in ("ply", "xyz", "npy"):
-        assert reason(clouds(cloud)[kind], SURFACE) == (
-            "it has points, but no faces to sample (set sample: points to take the points)"
+        assert reason(clouds(cloud)[kind], surface) == (
+            "it has points, but no faces to sample (set sample: auto or points to take the points)"
         )
+
+
+def test_by_default_faces_decide_between_surface_and_points(cloud):
+    box = exported(trimesh.creation.box((2, 4, 8)), "ply")
+    default = PointsFormat(num_points=2000)
+    for data, explicit in (
+        (box, "surface"),
+        *((data, "points") for data in clouds(cloud).values()),
+    ):
+        chosen = PointsFormat(num_points=2000, sample=explicit)
+        assert np.array_equal(decode(data, default), decode(data, chosen))
+    assert len(decode(box, PointsFormat(num_points=2000, sample="points"))) == 8
 
 
 # --- the unit cube and float16 ---
@@ -220,7 +237,32 @@ def test_stored_features_are_the_models(cloud, num_bands, max_resolution):
     assert np.abs(stored.astype(np.float32) - expected.numpy()).max() <= 2**-11
     assert (stored == expected.half().numpy()).mean() > 0.9999
     assert np.array_equal(decode_npy(members["points.npy"]), points)
-    assert np.array_equal(point_features(points, fourier), stored)
+    assert np.array_equal(point_features(points, fmt), stored)
+
+
+@pytest.mark.parametrize("num_points", [1, 32, 1024, 2048])
+def test_the_default_resolution_is_as_fine_as_the_points_and_the_models(num_points):
+    """A resolution of r has samples 2 / r apart; on a unit sphere each point has 4 π / n."""
+    fourier = PointsFourier()
+    found = fourier.resolution(num_points)
+    assert found == default_max_resolution(num_points)
+    assert found == Points().resolution(PointsInput(num_points=num_points))
+    assert found == pytest.approx(max(2, 2 / math.sqrt(4 * math.pi / num_points)))
+    assert PointsFourier(max_resolution=2240).resolution(num_points) == 2240
+    explicit = Points(max_resolution=2240)
+    assert explicit.resolution(PointsInput(num_points=num_points)) == 2240
+
+
+def test_stored_features_of_the_default_resolution_are_the_adapters(cloud):
+    fmt = PointsFormat(num_points=500, fourier=PointsFourier(num_bands=8))
+    points = decode(npy(cloud), fmt)
+    stored = decode_npy(encode_members(points, fmt)["points.fourier.npy"])
+    adapter = PointAdapter(PointsInput(num_points=500, unit_cube=False), Points(num_bands=8))
+    read, _ = adapter(torch.from_numpy(points)[None])
+    assert np.array_equal(stored, read[0].half().numpy())
+    assert model_adapter(fmt, Points(num_bands=8)) == Points(num_bands=8)
+    with pytest.raises(ValueError, match="max_resolution is 16, but data"):
+        model_adapter(fmt, Points(num_bands=8, max_resolution=16))
 
 
 # --- what is refused ---
@@ -309,7 +351,7 @@ def test_no_other_file_is_read(tmp_path, monkeypatch):
     ("fields", "told"),
     [
         ({"num_points": 0}, "num_points is 0; it must be an integer of at least 1"),
-        ({"sample": "faces"}, "sample is 'faces'; it must be one of 'surface', 'points'"),
+        ({"sample": "faces"}, "sample is 'faces'; it must be one of 'auto', 'surface', 'points'"),
         ({"seed": -1}, "seed is -1"),
         ({"max_faces": 1.5}, "max_faces is 1.5"),
         ({"fourier": PointsFourier(), "unit_cube": False}, "Fourier features need coordinates"),

@@ -20,7 +20,6 @@ from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.load_config import load_config
 from pipeline.media.point_fourier import point_features
-from pipeline.media.points_format import PointsFourier
 from pipeline.preprocess import preprocess
 from pipeline.train import train
 from shards import RawSample, ShardReader, ShardSet, decode_npy, verify
@@ -116,7 +115,7 @@ def test_meshes_become_points_with_their_own_fourier_features(
         assert points.shape == (64, 3) and points.dtype == np.float16
         stored = array(sample, "points.fourier.npy")
         assert stored.shape == (64, 27)
-        expected = point_features(points, PointsFourier(num_bands=4, max_resolution=20.0))
+        expected = point_features(points, config.data.points)
         np.testing.assert_array_equal(stored, expected)
 
 

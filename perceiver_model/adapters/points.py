@@ -18,7 +18,7 @@ class PointAdapter(nn.Module):
         self.num_dims = points.num_dims
         self.unit_cube = points.unit_cube
         self.num_bands = adapter.num_bands
-        self.max_resolution = (adapter.max_resolution,) * points.num_dims
+        self.max_resolution = (adapter.resolution(points),) * points.num_dims
 
     def forward(self, points: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
         """Content `[batch, num_points, num_features + num_dims * (2 * num_bands + 1)]`.

@@ -1,5 +1,6 @@
 """Point clouds as input, and the Fourier features of their own positions: free of torch."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -49,7 +50,9 @@ class Points(AdapterBase):
     """One token per point: its features, and the Fourier features of its coordinates.
 
     max_resolution: as of `FourierConfig`, for every coordinate; the highest frequency is half of
-        it. The default is the paper's for ModelNet40, a highest frequency of 1120.
+        it. None takes `default_max_resolution`, which follows from the number of points. The paper
+        has 2240 for ModelNet40, far above what the distances between points can tell apart; it
+        needs as much data as the paper's.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -58,11 +61,12 @@ class Points(AdapterBase):
 
     kind: Literal["points"] = "points"
     num_bands: int = 64
-    max_resolution: float = 2240.0
+    max_resolution: float | None = None
 
     def __post_init__(self) -> None:
         check_positive_integers(self, "num_bands")
-        check_number(self, "max_resolution", above=0)
+        if self.max_resolution is not None:
+            check_number(self, "max_resolution", above=0)
 
     def token_grid(self, points: PointsInput) -> tuple[int, ...]:
         """The number of points."""
@@ -71,3 +75,22 @@ class Points(AdapterBase):
     def content_channels(self, points: PointsInput) -> int:
         """A point's features, and its coordinates with 2 channels per band for each."""
         return points.num_features + points.num_dims * (2 * self.num_bands + 1)
+
+    def resolution(self, points: PointsInput) -> float:
+        """`max_resolution`, or its default for these points."""
+        if self.max_resolution is not None:
+            return self.max_resolution
+        return default_max_resolution(points.num_points, points.num_dims)
+
+
+def default_max_resolution(num_points: int, num_dims: int = 3) -> float:
+    """The resolution whose Nyquist frequency is that of the points' mean distance.
+
+    In the unit cube, points of a surface are about `sqrt(4 π / num_points)` apart, as on the unit
+    sphere, and a resolution of r has samples 2 / r apart: so r is `sqrt(num_points / π)`. In a
+    plane, with an area of 4, it is `sqrt(num_points)`; on a line, `num_points`. At least 2, whose
+    highest frequency is the lowest, 1.
+    """
+    if num_dims == 1:
+        return float(max(2, num_points))
+    return max(2.0, math.sqrt(num_points / (math.pi if num_dims >= 3 else 1.0)))

@@ -78,7 +78,7 @@ def decode_all(
         case VideoFormat():
             yield from decode_clips(data, fmt, strict=strict)
         case PointsFormat():
-            yield decode_points(data, fmt)
+            yield decode_points(data, fmt, strict=strict)
         case TextFormat():
             yield from decode_text(data, fmt, strict=strict)
         case FittedTableFormat():
@@ -146,7 +146,7 @@ def encode_members(array: np.ndarray, fmt: MediaFormat) -> dict[str, bytes]:
     if isinstance(fmt, PointsFormat) and fmt.fourier is not None:
         from shards.npy import encode_npy
 
-        members[fmt.fourier_member] = encode_npy(point_features(array, fmt.fourier))
+        members[fmt.fourier_member] = encode_npy(point_features(array, fmt))
     return members
 
 

@@ -2,7 +2,6 @@
 
 import codecs
 import io
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ import numpy as np
 
 from pipeline.media.clouds import is_number, read_las, read_npy, read_xyz, words_of
 from pipeline.media.errors import MediaError, one_line
+from pipeline.media.glb import readable_glb
+from pipeline.media.obj import usual_obj
 from pipeline.media.off import OFF_START, read_off
 from pipeline.media.ply import read_ply
 from pipeline.media.points_format import PointsFormat
@@ -66,12 +67,12 @@ class Geometry:
         return np.concatenate([part.placed() for part in self.parts])
 
 
-def read_geometry(data: bytes, fmt: PointsFormat) -> Geometry:
+def read_geometry(data: bytes, fmt: PointsFormat, *, strict: bool = True) -> Geometry:
     """What a file holds; nothing outside it is read.
 
     Raises:
-        MediaError: none of the formats, damaged, not finite, or more faces or points than ``fmt``
-            allows.
+        MediaError: none of the formats, damaged, cut short, not finite, or more faces or points
+            than ``fmt`` allows.
     """
     data = data.removeprefix(codecs.BOM_UTF8)
     kind = _kind(data)
@@ -82,7 +83,7 @@ def read_geometry(data: bytes, fmt: PointsFormat) -> Geometry:
             return Geometry((Part(points, np.empty((0, 3), np.int64)),))
         if kind in _MESHES:
             return _whole([_part(*_MESHES[kind](data, fmt))])
-        return _read_scene(data, kind, fmt)
+        return _read_scene(data, kind, fmt, strict)
     except MediaError:
         raise
     except MemoryError as error:
@@ -145,13 +146,10 @@ class _NothingElse(dict[Any, Any]):
         raise self[name]
 
 
-def _read_scene(data: bytes, kind: str, fmt: PointsFormat) -> Geometry:
+def _read_scene(data: bytes, kind: str, fmt: PointsFormat, strict: bool) -> Geometry:
     import trimesh
 
-    if kind == "glb":
-        _check_glb(data, fmt)
-    elif kind == "obj" and _UNUSUAL_OBJ.search(data):
-        data = _usual_obj(data)
+    data = readable_glb(data, fmt) if kind == "glb" else usual_obj(data, strict=strict)
     file: Any = io.BytesIO(data)
     scene = trimesh.load_scene(
         file,
@@ -184,62 +182,6 @@ def _whole(parts: list[Part]) -> Geometry:
     if not any(len(part.vertices) for part in parts):
         raise MediaError("it has neither faces nor points")
     return Geometry(tuple(parts))
-
-
-# Tabs, indented lines, lines that end in CR alone, and faces that count from their own place back:
-# trimesh passes them over, or counts back from the file's end.
-_UNUSUAL_OBJ = re.compile(rb"\t|^ |\r(?!\n)|^f[^\r\n#]*-", re.MULTILINE)
-
-
-def _usual_obj(data: bytes) -> bytes:
-    """An OBJ file's lines as trimesh reads them, their faces' numbers counted from the start."""
-    counts = {b"v": 0, b"vt": 0, b"vn": 0}
-    lines = []
-    for line in data.splitlines():
-        words = line.split()
-        if words and words[0] in counts:
-            counts[words[0]] += 1
-        elif words and words[0] == b"f" and b"-" in line:
-            words = [b"f", *(_from_start(corner, [*counts.values()]) for corner in words[1:])]
-        lines.append(b" ".join(words))
-    return b"\n".join(lines) + b"\n"
-
-
-def _from_start(corner: bytes, counts: list[int]) -> bytes:
-    """A face's corner, ``v/vt/vn``; negative numbers count back from what was read so far."""
-    numbers = corner.split(b"/")
-    for place, (number, count) in enumerate(zip(numbers, counts, strict=False)):
-        if number.startswith(b"-"):
-            if -int(number) > count:
-                raise MediaError("a face names a point that is not there")
-            numbers[place] = b"%d" % (count + 1 + int(number))
-    return b"/".join(numbers)
-
-
-_GLB_EXTENSIONS = frozenset(
-    ["KHR_draco_mesh_compression", "EXT_meshopt_compression", "EXT_mesh_gpu_instancing"]
-)
-
-
-def _check_glb(data: bytes, fmt: PointsFormat) -> None:
-    """Refuse arrays that a few bytes of JSON would make large, and what trimesh passes over."""
-    length = int.from_bytes(data[12:16], "little")
-    tree = json.loads(data[20 : 20 + length])
-    for name in sorted(_GLB_EXTENSIONS & set(tree.get("extensionsUsed", ()))):
-        raise MediaError(f"it uses {name}, which is not read")
-    if any(
-        any(each.get("weights", ())) for kind in ("nodes", "meshes") for each in tree.get(kind, ())
-    ):
-        raise MediaError("it uses morph targets, which are not read")
-    primitives = [each for mesh in tree.get("meshes", ()) for each in mesh["primitives"]]
-    for number in {each["attributes"].get("POSITION") for each in primitives} - {None}:
-        if tree["accessors"][number].get("normalized"):
-            raise MediaError("its positions are normalized integers, which are not read")
-    if any("sparse" in accessor for accessor in tree.get("accessors", ())):
-        raise MediaError("it uses sparse accessors, which are not read")
-    for accessor in tree.get("accessors", ()):
-        if accessor["count"] > max(3 * fmt.max_faces, fmt.max_points):
-            check_counts(accessor["count"] // 3, accessor["count"], fmt)
 
 
 def _finite(points: np.ndarray) -> np.ndarray:

@@ -47,7 +47,7 @@ def read_ply(data: bytes, fmt: PointsFormat) -> tuple[np.ndarray, np.ndarray]:
 
 def _wanted(element: Element, fmt: PointsFormat) -> tuple[str, ...]:
     """The properties that the geometry is made of."""
-    if element.name == "tristrips" and element.count and fmt.sample == "surface":
+    if element.name == "tristrips" and element.count and fmt.sample != "points":
         raise MediaError("its faces are strips of triangles, which are not read; save it as faces")
     if element.name == "vertex":
         for axis in AXES:

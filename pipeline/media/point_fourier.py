@@ -7,23 +7,25 @@ import math
 
 import numpy as np
 
-from pipeline.media.points_format import PointsFourier
+from pipeline.media.points_format import PointsFormat
 
 
-def point_features(points: np.ndarray, fourier: PointsFourier) -> np.ndarray:
+def point_features(points: np.ndarray, fmt: PointsFormat) -> np.ndarray:
     """Features of stored coordinates, computed in float64.
 
     Args:
         points: floating ``[points, dims]`` in [-1, 1]; features are of these very numbers, rounded
             to float16 as they are in a shard.
-        fourier: bands and resolution.
+        fmt: the format of the points, which has ``fourier``.
 
     Returns:
         float16 ``[points, dims * (2 * num_bands + 1)]``: the coordinates, then for each coordinate
         the sines of all bands, then the cosines likewise.
     """
     positions = points.astype(np.float64)
-    frequencies = _evenly(1.0, fourier.max_resolution / 2, fourier.num_bands)
+    assert fmt.fourier is not None
+    highest = fmt.fourier.resolution(fmt.num_points) / 2
+    frequencies = _evenly(1.0, highest, fmt.fourier.num_bands)
     angles = math.pi * (positions[:, :, None] * frequencies).reshape(len(positions), -1)
     features = np.concatenate([positions, np.sin(angles), np.cos(angles)], axis=1)
     return features.astype(np.float32).astype(np.float16)

@@ -14,8 +14,8 @@ MAX_ROUNDING = 1e-3
 """Largest error by float16's rounding, as a share of a cloud's size."""
 
 
-def decode_points(data: bytes, fmt: PointsFormat) -> np.ndarray:
-    """Points of a mesh's surface, or of a cloud.
+def decode_points(data: bytes, fmt: PointsFormat, *, strict: bool = True) -> np.ndarray:
+    """Points of a mesh's surface, or of a cloud; which of them, ``fmt.sample`` says.
 
     What is drawn depends on ``fmt.seed`` and the file's bytes alone.
 
@@ -23,6 +23,7 @@ def decode_points(data: bytes, fmt: PointsFormat) -> np.ndarray:
         data: the file's bytes: OBJ, PLY, OFF, STL or GLB; a cloud as PLY, XYZ text, NPY
             ``[points, 3 or more]`` or LAS. Their content tells which.
         fmt: how many points and of what.
+        strict: whether a file is refused, too, that is cut short or damaged where that only shows.
 
     Returns:
         float16 ``[points, 3]``: ``fmt.num_points``, or fewer of a cloud that has fewer.
@@ -33,9 +34,9 @@ def decode_points(data: bytes, fmt: PointsFormat) -> np.ndarray:
     """
     if not data:
         raise MediaError("the file is empty")
-    geometry = read_geometry(data, fmt)
+    geometry = read_geometry(data, fmt, strict=strict)
     generator = _generator(data, fmt.seed)
-    if fmt.sample == "surface":
+    if fmt.sample == "surface" or (fmt.sample == "auto" and geometry.num_faces):
         points = _on_surface(geometry, fmt, generator)
     else:
         points = _among_points(geometry, fmt, generator)
@@ -66,7 +67,7 @@ def _on_surface(
     """Points drawn uniformly from the faces by area, float64 ``[num_points, 3]``."""
     if geometry.num_faces == 0:
         raise MediaError(
-            "it has points, but no faces to sample (set sample: points to take the points)"
+            "it has points, but no faces to sample (set sample: auto or points to take the points)"
         )
     areas = np.concatenate([_areas(corners) for corners in geometry.triangles()])
     edges = np.cumsum(areas)

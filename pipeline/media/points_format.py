@@ -1,5 +1,6 @@
 """What every mesh or point cloud becomes: configuration, free of trimesh."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -14,23 +15,33 @@ class PointsFourier:
 
     Attributes:
         num_bands: frequencies for each coordinate.
-        max_resolution: the highest frequency is half of it. The default is the paper's for
-            ModelNet40, a highest frequency of 1120.
+        max_resolution: the highest frequency is half of it. None takes the default of the adapter
+            ``points``: ``sqrt(num_points / π)``, as fine as the points lie.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
     num_bands: int = 64
-    max_resolution: float = 2240.0
+    max_resolution: float | None = None
 
     def __post_init__(self) -> None:
         check_whole(self, "num_bands", least=1)
-        check_finite(self, "max_resolution", above=0.0)
+        if self.max_resolution is not None:
+            check_finite(self, "max_resolution", above=0.0)
 
     @property
     def channels(self) -> int:
         """Channels of a point's features."""
         return NUM_DIMS * (2 * self.num_bands + 1)
+
+    def resolution(self, num_points: int) -> float:
+        """``max_resolution``, or its default for clouds of so many points.
+
+        As `perceiver_model.inputs.points.default_max_resolution`, for decoders without torch.
+        """
+        if self.max_resolution is not None:
+            return self.max_resolution
+        return max(2.0, math.sqrt(num_points / math.pi))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +51,8 @@ class PointsFormat:
     Attributes:
         num_points: of every mesh; clouds that have fewer points are stored as they are and masked.
         sample: ``surface`` draws points from meshes' faces, uniformly by area; ``points`` takes a
-            random part of the points of a cloud, or of a mesh's vertices.
+            random part of the points of a cloud, or of a mesh's vertices; ``auto`` does the one
+            for files that have faces, and the other for files that have none.
         seed: of the draw, together with the file's content.
         unit_cube: bring every cloud to zero mean and into the unit cube before it is stored, with
             the largest coordinate at ±1. Otherwise coordinates are stored as they are, and clouds
@@ -53,7 +65,7 @@ class PointsFormat:
     modality: ClassVar[str] = "points"
 
     num_points: int
-    sample: Literal["surface", "points"] = "surface"
+    sample: Literal["auto", "surface", "points"] = "auto"
     seed: int = 0
     unit_cube: bool = True
     fourier: PointsFourier | None = None
@@ -63,7 +75,7 @@ class PointsFormat:
     def __post_init__(self) -> None:
         check_whole(self, "num_points", "max_faces", "max_points", least=1)
         check_whole(self, "seed", least=0)
-        check_one_of(self, "sample", "surface", "points")
+        check_one_of(self, "sample", "auto", "surface", "points")
         check_one_of(self, "unit_cube", True, False)
         if self.fourier is not None and not self.unit_cube:
             raise ValueError(
