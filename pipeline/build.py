@@ -290,6 +290,7 @@ def run_tasks(task: ShardTask, num_jobs: int, num_sources: int, console: Console
         for row in jobs.map_batches(task, batch_size=1).iter_rows():
             if row["error"] is not None:
                 raise ShardError(row["error"])
+            bar.skip(row["kept"])
             bar.advance(row["files"])
 
 

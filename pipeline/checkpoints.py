@@ -43,6 +43,8 @@ class TrainState:
             what an uninterrupted one would.
         window: shards shuffled together, or None for all; kept from the first epoch on, since a set
             that lies elsewhere by then would be read in another order. "auto" before.
+        scores: of every epoch so far, the first one first, so that a resumed trial of a study can
+            report what its study has not heard.
     """
 
     step: int = 0
@@ -52,6 +54,7 @@ class TrainState:
     score: float | None = None
     sums: tuple[float, ...] = ()
     window: Window = "auto"
+    scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         values = json.loads((path / STATE_FILE).read_text("utf-8"))
         sha256 = values.pop("sha256")
         values["sums"] = tuple(values["sums"])
+        values["scores"] = tuple(values.get("scores", ()))
         return Checkpoint(path, TrainState(**values), sha256)
     except OSError as error:
         raise UserError(f"{path}: no checkpoint there ({error.strerror})") from None

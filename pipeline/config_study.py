@@ -1,10 +1,13 @@
 """The section ``study``: what Ray Tune searches, and how."""
 
+import math
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from pipeline.section import Section
+
+DEFAULT_TRIALS = 8
 
 
 class SpaceConfig(Section):
@@ -46,7 +49,10 @@ class StudyConfig(Section):
     Attributes:
         space: dotted field of this configuration → ``{choice: […]}``, ``{uniform: [low, high]}``
             or ``{loguniform: [low, high]}``.
-        search: ``grid`` runs every combination of the choices; ``random`` draws ``num_trials``.
+        search: ``grid`` runs every combination of the choices; ``random`` draws ``num_trials``,
+            which depend on ``seed`` alone.
+        num_trials: trials of a ``random`` search, by default 8. A study that is done goes on when
+            this grows.
         epochs: epochs of a trial; null takes ``training.epochs``.
         num_workers: training processes of each trial.
         max_concurrent_trials: trials at once; null takes as many as the CPUs or GPUs hold.
@@ -57,7 +63,7 @@ class StudyConfig(Section):
 
     space: dict[str, SpaceConfig] = Field(min_length=1)
     search: Literal["grid", "random"] = "random"
-    num_trials: int = Field(default=8, ge=1)
+    num_trials: int | None = Field(default=None, ge=1)
     epochs: int | None = Field(default=None, ge=1)
     num_workers: int = Field(default=1, ge=1)
     max_concurrent_trials: int | None = Field(default=None, ge=1)
@@ -69,4 +75,17 @@ class StudyConfig(Section):
         for path, space in self.space.items():
             if self.search == "grid" and space.choice is None:
                 raise ValueError(f"space.{path}: search 'grid' needs {{choice: […]}}")
+        # Before num_trials could be null, its default was written to the runs of grid studies.
+        if self.search == "grid" and self.num_trials not in (None, DEFAULT_TRIALS, self.trials):
+            raise ValueError(
+                f"num_trials is {self.num_trials}, but search 'grid' runs every combination of the "
+                f"choices, which are {self.trials}; leave num_trials out"
+            )
         return self
+
+    @property
+    def trials(self) -> int:
+        """How many trials the study has."""
+        if self.search == "grid":
+            return math.prod(len(space.choice or ()) for space in self.space.values())
+        return DEFAULT_TRIALS if self.num_trials is None else self.num_trials

@@ -2,11 +2,14 @@
 
 import contextlib
 import io
+import math
 import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +21,6 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -28,26 +30,70 @@ from shards.redaction import redacted, redacted_tree
 
 
 class _RateColumn(ProgressColumn):
-    """``412 images/s``."""
+    """``412 images/s``, ``0.083 epochs/s``."""
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} {task.fields['unit']}/s" if speed else "", style="dim")
+        rate = task.fields["rate"]
+        if not rate:
+            return Text()
+        number = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        return Text(f"{number} {task.fields['unit']}/s", style="dim")
+
+
+class _RemainingColumn(ProgressColumn):
+    """``0:03:20``: what is left, at the rate that is shown."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.fields["rate"]
+        if not rate or task.remaining is None:
+            return Text()
+        left = timedelta(seconds=math.ceil(max(0.0, task.remaining) / rate))
+        return Text(str(left), style="dim")
 
 
 class Bar:
-    """One progress bar."""
+    """One progress bar.
 
-    def __init__(self, progress: Progress, task: Any) -> None:
+    The rate is that of the last `WINDOW` seconds, or since the last step but one where steps take
+    longer than that; work that was done before, or is only taken over, does not count.
+    """
+
+    WINDOW = 30.0
+
+    def __init__(self, progress: Progress, task: Any, completed: float = 0.0) -> None:
         self._progress, self._task = progress, task
+        self._completed = completed
+        self._steps: deque[tuple[float, float]] = deque([(time.monotonic(), completed)])
 
     def advance(self, amount: float) -> None:
         """Move on by ``amount``."""
-        self._progress.advance(self._task, amount)
+        self.update(self._completed + amount)
 
-    def update(self, completed: float, note: str = "") -> None:
-        """Move to ``completed`` and show ``note`` behind the bar."""
-        self._progress.update(self._task, completed=completed, note=redacted(note))
+    def skip(self, amount: float) -> None:
+        """Move on by ``amount`` that was done before."""
+        self._steps = deque((when, done + amount) for when, done in self._steps)
+        self._completed += amount
+        self._progress.update(self._task, completed=self._completed)
+
+    def update(self, completed: float, note: str | None = None, total: float | None = None) -> None:
+        """Move to ``completed``; show ``note`` behind the bar, and change the total, where given.
+
+        A bar does not move back: what is done again does not count again.
+        """
+        if completed > self._completed:
+            self._completed = completed
+            self._steps.append((time.monotonic(), completed))
+            # One step from before the window stays: the rate spans at least two steps.
+            while len(self._steps) > 2 and self._steps[-1][0] - self._steps[1][0] > self.WINDOW:
+                self._steps.popleft()
+        if note is not None:
+            self._progress.update(self._task, note=redacted(note))
+        self._progress.update(self._task, completed=self._completed, total=total, rate=self.rate())
+
+    def rate(self) -> float | None:
+        """Units a second, or None before the first step."""
+        (begun, before), (ended, after) = self._steps[0], self._steps[-1]
+        return (after - before) / (ended - begun) if ended > begun else None
 
 
 class Console:
@@ -88,20 +134,27 @@ class Console:
         self._out.print(table)
 
     @contextlib.contextmanager
-    def bar(self, description: str, total: float, unit: str) -> Iterator[Bar]:
-        """A progress bar with rate and remaining time."""
+    def bar(
+        self, description: str, total: float, unit: str, *, completed: float = 0.0
+    ) -> Iterator[Bar]:
+        """A progress bar with rate and remaining time.
+
+        Args:
+            completed: where it starts; that much was done before.
+        """
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             _RateColumn(),
-            TimeRemainingColumn(),
+            _RemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
             console=self._notices,
             refresh_per_second=4,
         ) as progress:
-            task = progress.add_task(description, total=total, unit=unit, note="")
-            yield Bar(progress, task)
+            task = progress.add_task(description, total=total, unit=unit, note="", rate=None)
+            progress.update(task, completed=completed)
+            yield Bar(progress, task, completed)
 
     def result(self, value: dict[str, Any]) -> None:
         """The command's JSON object, as the last line of standard output, if it was asked for."""

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from shards import ShardError, ShardSet
 from shards.files import AtomicFile
@@ -65,6 +66,18 @@ class Ledger:
 def ledger_path(shards: Path) -> Path:
     """Where the ledger of the set in folder ``shards`` lies."""
     return shards.with_name(f"{shards.name}.sources.parquet")
+
+
+def ledger_places(shards: Path) -> Mapping[str, str]:
+    """Where the sources of the set in ``shards`` lay: as `Ledger.places`, without the table."""
+    try:
+        about = pq.read_schema(ledger_path(shards)).metadata or {}
+        if about.get(_DIGEST) != ShardSet.open(shards).digest.encode():
+            return {}
+        places = json.loads(about[_PLACES])
+    except (OSError, KeyError, ValueError, pa.ArrowException, ShardError):
+        return {}
+    return places if isinstance(places, dict) else {}
 
 
 def source_states(table: pa.Table) -> pa.Array:

@@ -84,7 +84,8 @@ def _follow(folder: Path, console: Console, stop: threading.Event) -> None:
             return
         progress = read_progress(folder)
     told = 0
-    with console.bar("train", progress.total_samples, "samples") as bar:
+    samples = progress.samples
+    with console.bar("train", progress.total_samples, "samples", completed=samples) as bar:
         last = False
         while True:
             progress = read_progress(folder) or progress

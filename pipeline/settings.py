@@ -51,12 +51,14 @@ def refuse_other_settings(manifest: Manifest, settings: dict[str, Any], what: st
     Raises:
         UserError: names the fields that differ.
     """
-    then, now = (
-        flatten({key: value for key, value in tree.items() if key != VOCABULARY})
-        for tree in (manifest.config, settings)
-    )
+    then, now = (flatten(comparable(tree)) for tree in (manifest.config, settings))
     if changed := differences(then, now):
         raise UserError(f"{what} was made with other settings: {changed}. {OTHERWISE}")
+
+
+def comparable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without what the training rows told, which only a set that is made has."""
+    return {key: value for key, value in settings.items() if key != VOCABULARY}
 
 
 def data_config(manifest: Manifest, places: Mapping[str, str]) -> DataConfig:

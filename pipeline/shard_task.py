@@ -77,37 +77,45 @@ class ShardTask:
     rewritten: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """For each job the ``files`` read, and the ``error`` that a user can mend, or None.
+        """For each job the ``files`` read, those ``kept`` of an interrupted run, and an ``error``.
+
+        The error is one that a user can mend, or None.
 
         Ray would lose the exception itself among those that it wraps around it.
         """
         files: list[int] = []
+        kept: list[int] = []
         errors: list[str | None] = []
         for job in batch["id"]:
+            read = there = 0
+            error = None
             try:
-                files.append(self._do(int(job)))
-                errors.append(None)
-            except (ShardError, SandboxError) as error:
-                files.append(0)
-                errors.append(str(error))
-        return {"files": files, "error": errors}
+                read, there = self._do(int(job))
+            except (ShardError, SandboxError) as caught:
+                error = str(caught)
+            files.append(read)
+            kept.append(there)
+            errors.append(error)
+        return {"files": files, "kept": kept, "error": errors}
 
-    def _do(self, job: int) -> int:
+    def _do(self, job: int) -> tuple[int, int]:
+        """Returns how many files it read, and how many an interrupted run had read."""
         if job >= self.num_new:
-            return self._rewrite(int(self.rewritten[job - self.num_new]))
+            self._rewrite(int(self.rewritten[job - self.num_new]))
+            return 0, 0
         rows = read_plan(Path(self.plan), job)
         number = self.first_number + job
-        if read_committed(Path(self.staging), number) is None:
-            write_shard(Path(self.staging), number, rows[0].split, self._samples(rows))
-        return len(rows)
+        if read_committed(Path(self.staging), number) is not None:
+            return 0, len(rows)
+        write_shard(Path(self.staging), number, rows[0].split, self._samples(rows))
+        return len(rows), 0
 
-    def _rewrite(self, number: int) -> int:
+    def _rewrite(self, number: int) -> None:
         assert self.base is not None and self.stale is not None
         if read_committed(Path(self.staging), number) is None:
             stale = pq.read_table(self.stale, filters=pc.field("shard") == number)["uri"]
             without = [uri.decode() for uri in stale.to_pylist()]
             rewrite_shard(Path(self.base), Path(self.staging), number, without)
-        return 0
 
     def _samples(self, rows: list[SourceRow]) -> Iterator[Sample | Quarantined]:
         sandbox = _sandbox(self.media, self.limits)

@@ -102,32 +102,74 @@ def open_run(
     kind: str,
     shard_set: ShardSet,
     run_id: str | None = None,
-    parent_run_id: str | None = None,
     params: dict[str, Any] | None = None,
 ) -> Iterator[RunRef]:
     """One MLflow run around a piece of work, FINISHED, FAILED or KILLED as the work ended.
+
+    Args:
+        kind: "train" or "study"; a tag, and part of the run's name.
+        shard_set: logged as the run's dataset.
+        run_id: an earlier run of the same work, to go on with.
+        params: logged instead of the whole configuration.
+    """
+    run = begin_run(config, kind=kind, shard_set=shard_set, run_id=run_id, params=params)
+    status = "FAILED"
+    try:
+        yield run
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        client(run.tracking_uri).set_terminated(run.run_id, status)
+
+
+def begin_run(
+    config: Config,
+    *,
+    kind: str,
+    shard_set: ShardSet,
+    run_id: str | None = None,
+    parent_run_id: str | None = None,
+    tags: dict[str, str] | None = None,
+    params: dict[str, Any] | None = None,
+) -> RunRef:
+    """Begin an MLflow run, or go on with an earlier one; it is RUNNING until it is terminated.
 
     Args:
         kind: "train", "study" or "trial"; a tag, and part of the run's name.
         shard_set: logged as the run's dataset.
         run_id: an earlier run of the same work, to go on with.
         parent_run_id: makes it a nested child.
+        tags: for a new run; None names the source and the user of this process.
         params: logged instead of the whole configuration.
     """
     mlflow_client = client(config.tracking_uri)
     if run_id is None or not _exists(mlflow_client, run_id):
-        run_id = _create(mlflow_client, config, kind, shard_set, parent_run_id, params)
+        tags = source_tags() if tags is None else tags
+        run_id = _create(mlflow_client, config, kind, shard_set, parent_run_id, params, tags)
     else:
         mlflow_client.update_run(run_id, status="RUNNING")
-    status = "FAILED"
-    try:
-        yield RunRef(config.tracking_uri, run_id)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        mlflow_client.set_terminated(run_id, status)
+    return RunRef(config.tracking_uri, run_id)
+
+
+def source_tags() -> dict[str, str]:
+    """The tags by which MLflow's fluent API names what started a run, and who."""
+    from mlflow.tracking.context.registry import resolve_tags
+
+    return dict(resolve_tags())
+
+
+def child_run(parent: RunRef, tags: dict[str, str]) -> str | None:
+    """The newest nested run of a parent that has these tags, or None."""
+    mlflow_client = client(parent.tracking_uri)
+    wanted = {"mlflow.parentRunId": parent.run_id, **tags}
+    found = mlflow_client.search_runs(
+        [mlflow_client.get_run(parent.run_id).info.experiment_id],
+        filter_string=" and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items()),
+        max_results=1,
+    )
+    return str(found[0].info.run_id) if found else None
 
 
 def _exists(mlflow_client: Any, run_id: str) -> bool:
@@ -146,10 +188,12 @@ def _create(
     shard_set: ShardSet,
     parent_run_id: str | None,
     params: dict[str, Any] | None,
+    source: dict[str, str],
 ) -> str:
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
     tags = {
+        **source,
         "perceiver.kind": kind,
         "perceiver.shards": redacted(config.shards_folder),
         "perceiver.shards_digest": shard_set.digest,

@@ -94,12 +94,14 @@ class TrainLoop:
         self._check_bad("train", sums[3], sums[2] + sums[3])
         if self.eval_split:
             metrics |= self.evaluate()
+        score = metrics.get("val_accuracy", metrics["train_accuracy"])
         state = TrainState(
             step=state.step,
             epoch=state.epoch + 1,
             metrics=metrics,
-            score=metrics.get("val_accuracy", metrics["train_accuracy"]),
+            score=score,
             window=state.window,
+            scores=(*state.scores, score),
         )
         self.logger.log({**metrics, "epoch": float(state.epoch)}, state.step)
         self._save(state)
@@ -136,6 +138,7 @@ class TrainLoop:
                 samples=step_in_epoch * training.batch_size,
                 sums=tuple(sums.tolist()),
                 window=self.train_batches.state_dict()["window"],
+                scores=state.scores,
             )
             if state.step % training.log_steps == 0:
                 loss = float(step_sums[0] / step_sums[2].clamp(min=1))

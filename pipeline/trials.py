@@ -1,21 +1,28 @@
-"""The trials of a study: what each is started with, does, shows and leaves behind."""
+"""The trials of a study: what each is started with, does, and leaves behind."""
 
+import itertools
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoints import best_checkpoint
+from pipeline.checkpoints import best_checkpoint, last_checkpoint
 from pipeline.config import Config
-from pipeline.config_study import StudyConfig
-from pipeline.console import Bar, Console
+from pipeline.config_study import SpaceConfig, StudyConfig
 from pipeline.load_config import with_values
 from pipeline.stages import write_json
-from pipeline.tracking import RunRef, client, open_run
+from pipeline.study_journal import StudyJournal
+from pipeline.tracking import RunRef, begin_run, child_run, client
 from pipeline.train import log_best, run_training, training_result
 from shards import ShardSet
 
 TRIAL_FILE = "trial.json"
+STOPPED_TAG = "perceiver.stopped_at_epoch"
+NUMBER_TAG = "perceiver.trial"
+
+Settings = dict[str, Any]
+"""Dotted field → the value that a trial has there."""
 
 
 def study_base(config: Config, study: StudyConfig) -> Config:
@@ -26,61 +33,114 @@ def study_base(config: Config, study: StudyConfig) -> Config:
     return with_values(config, values)
 
 
-def param_space(study: StudyConfig) -> dict[str, Any]:
-    """Ray Tune's search space."""
-    from ray import tune as ray_tune
+def draw_settings(study: StudyConfig, seed: int) -> list[Settings]:
+    """The settings of every trial, by number.
 
-    space: dict[str, Any] = {}
-    for path, field in study.space.items():
-        if field.choice is not None:
-            values = list(field.choice)
-            grid = study.search == "grid"
-            space[path] = ray_tune.grid_search(values) if grid else ray_tune.choice(values)
-        else:
-            draw = ray_tune.uniform if field.uniform else ray_tune.loguniform
-            space[path] = draw(*field.bounds)
-    return space
+    A function of the space and the seed alone: neither concurrency nor time changes them, and the
+    first ones stay the same when ``num_trials`` grows.
+    """
+    import numpy as np
+
+    fields = sorted(study.space)
+    if study.search == "grid":
+        choices = [study.space[field].choice or () for field in fields]
+        return [dict(zip(fields, values, strict=True)) for values in itertools.product(*choices)]
+    # Of numpy's generators the one whose stream never changes between versions.
+    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
+    return [
+        {field: _draw(study.space[field], random.random_sample()) for field in fields}
+        for _ in range(study.trials)
+    ]
+
+
+def _draw(space: SpaceConfig, share: float) -> Any:
+    """The value of a space at ``share``, which is drawn from [0, 1)."""
+    if space.choice is not None:
+        return space.choice[min(int(share * len(space.choice)), len(space.choice) - 1)]
+    low, high = space.bounds
+    if space.loguniform:
+        value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+    else:
+        value = low + share * (high - low)
+    return min(max(value, low), high)
+
+
+def trial_folder(folder: Path, number: int) -> Path:
+    """The folder of one trial in the study's folder."""
+    return folder / "trials" / f"{number:05d}"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What Ray Tune calls for each trial; runs in a process of its own and launches the workers."""
+    """What Ray Tune calls for each trial; runs in a process of its own and launches the workers.
+
+    Attributes:
+        base: the configuration that every trial starts from, as JSON.
+        folder: of the study.
+        parent: the study's run.
+        settings: of every trial, by number.
+        reported: epochs that each trial had reported when the study was started.
+        source: tags that name who started the study, and with what.
+    """
 
     base: str
     folder: str
     parent: RunRef
+    settings: list[Settings]
+    reported: list[int]
+    source: dict[str, str]
 
-    def __call__(self, params: dict[str, Any]) -> None:
+    def __call__(self, number: int) -> None:
         from ray import tune as ray_tune
         from ray.tune.integration.ray_train import TuneReportCallback
 
-        config = with_values(Config.model_validate_json(self.base), params)
-        folder = Path(self.folder) / "trials" / ray_tune.get_context().get_trial_id()
+        config = with_values(Config.model_validate_json(self.base), self.settings[number])
+        folder = trial_folder(Path(self.folder), number)
         folder.mkdir(parents=True, exist_ok=True)
-        shard_set = ShardSet.open(config.shards_folder)
-        noted = folder / TRIAL_FILE
-        earlier = json.loads(noted.read_text("utf-8")) if noted.is_file() else {}
-        with open_run(
+        # The process is killed when the trial is stopped, so the driver ends the run.
+        run = begin_run(
             config,
             kind="trial",
-            shard_set=shard_set,
-            run_id=earlier.get("run_id"),
+            shard_set=ShardSet.open(config.shards_folder),
+            run_id=self._earlier_run(folder, number),
             parent_run_id=self.parent.run_id,
-        ) as run:
-            write_json(noted, {"params": params, "run_id": run.run_id})
-            run_training(config, folder, run, callbacks=[TuneReportCallback()])
+            tags={**self.source, NUMBER_TAG: str(number)},
+        )
+        write_json(folder / TRIAL_FILE, {"params": self.settings[number], "run_id": run.run_id})
+        last = last_checkpoint(folder / "checkpoints")
+        if last is not None:
+            # A kill can come between a checkpoint and its report, and training is ahead of its
+            # reports.
+            for epoch, score in enumerate(last.state.scores, start=1):
+                if epoch > self.reported[number]:
+                    # JSON holds what is not finite as null.
+                    ray_tune.report({"epoch": epoch, "score": math.nan if score is None else score})
+            if last.state.epoch >= config.training.epochs:
+                return
+        run_training(config, folder, run, callbacks=[TuneReportCallback()])
+
+    def _earlier_run(self, folder: Path, number: int) -> str | None:
+        """The run that this trial had before the study was interrupted."""
+        noted = folder / TRIAL_FILE
+        if noted.is_file():
+            return str(json.loads(noted.read_text("utf-8"))["run_id"])
+        # A kill can come between the run and its note.
+        return child_run(self.parent, {NUMBER_TAG: str(number)})
 
 
-def collect_trials(base: Config, folder: Path, shard_set: ShardSet) -> list[dict[str, Any]]:
-    """Every trial that evaluated at least once, best first."""
+def collect_trials(
+    base: Config, folder: Path, shard_set: ShardSet, numbers: list[int]
+) -> list[dict[str, Any]]:
+    """Those of the trials that have a finite score, best first."""
     trials = []
-    for noted in sorted(folder.glob(f"trials/*/{TRIAL_FILE}")):
+    for number in numbers:
+        noted = trial_folder(folder, number) / TRIAL_FILE
         best = best_checkpoint(noted.parent / "checkpoints")
-        if best is None or best.state.score is None:
+        if best is None or best.state.score is None or not math.isfinite(best.state.score):
             continue
         trial = json.loads(noted.read_text("utf-8"))
         config = with_values(base, trial["params"])
-        run = RunRef(config.tracking_uri, trial["run_id"])
+        run = RunRef(base.tracking_uri, trial["run_id"])
         result = training_result(config, noted.parent, run, shard_set)
         log_best(run, result)
         trials.append(
@@ -100,52 +160,34 @@ def collect_trials(base: Config, folder: Path, shard_set: ShardSet) -> list[dict
     return sorted(trials, key=lambda trial: (-trial["accuracy"], trial["forward_flops"]))
 
 
-def close_trials(folder: Path, parent: RunRef, ended: dict[str, str | None]) -> None:
-    """End every trial's run as the trial ended.
+def end_trial(
+    folder: Path, parent: RunRef, number: int, status: str, journal: StudyJournal
+) -> None:
+    """Give a trial's run the status that the trial has ended with.
 
-    A trial that the scheduler stops is killed and cannot tell that this was meant; one that was
-    cut off with the study is not among ``ended``.
+    A trial that was stopped is FINISHED, and a tag says at which epoch.
+    """
+    noted = trial_folder(folder, number) / TRIAL_FILE
+    if not noted.is_file():
+        return  # it failed before it had a run
+    run_id = json.loads(noted.read_text("utf-8"))["run_id"]
+    mlflow_client = client(parent.tracking_uri)
+    if journal.is_stopped(number):
+        mlflow_client.set_tag(run_id, STOPPED_TAG, str(journal.epochs(number)))
+    mlflow_client.set_terminated(run_id, status)
+
+
+def close_trials(
+    folder: Path, parent: RunRef, journal: StudyJournal, ended: dict[int, bool]
+) -> None:
+    """End every trial's run that is still open, as the trial ended.
+
+    Args:
+        ended: number → whether it ended well; a trial that is not in it was cut off with the study.
     """
     mlflow_client = client(parent.tracking_uri)
     for noted in folder.glob(f"trials/*/{TRIAL_FILE}"):
-        trial, run_id = noted.parent.name, json.loads(noted.read_text("utf-8"))["run_id"]
-        status = "KILLED" if trial not in ended else "FAILED" if ended[trial] else "FINISHED"
-        if mlflow_client.get_run(run_id).info.status != "FINISHED":
-            mlflow_client.set_terminated(run_id, status)
-
-
-def progress_callback(bar: Bar, num_trials: int, epochs: int, console: Console) -> Any:
-    """Ray Tune's callback that moves the bar and tells of each epoch."""
-    from ray.tune import Callback
-
-    class Progress(Callback):
-        def __init__(self) -> None:
-            self.epochs: dict[str, int] = {}
-            self.done: set[str] = set()
-
-        def on_trial_result(
-            self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
-        ) -> None:
-            if "score" not in result:
-                return
-            epoch = self.epochs[trial.trial_id] = result["epoch"]
-            values = ", ".join(f"{k.rpartition('.')[2]}={v}" for k, v in trial.config.items())
-            console.notice(f"{values}: epoch {epoch}/{epochs}, val_accuracy {result['score']:.4f}")
-            self._show()
-
-        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            self.done.add(trial.trial_id)
-            self._show()
-
-        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            self.on_trial_complete(iteration, trials, trial)
-
-        def _show(self) -> None:
-            running = sum(e for name, e in self.epochs.items() if name not in self.done)
-            bar.update(len(self.done) * epochs + running, f"trial {len(self.done)}/{num_trials}")
-
-        # Ray Tune pickles its callbacks with the study's state; a terminal cannot be.
-        def __reduce__(self) -> Any:
-            return Callback, ()
-
-    return Progress()
+        number, run_id = int(noted.parent.name), json.loads(noted.read_text("utf-8"))["run_id"]
+        status = {None: "KILLED", True: "FINISHED", False: "FAILED"}[ended.get(number)]
+        if mlflow_client.get_run(run_id).info.status != status:
+            end_trial(folder, parent, number, status, journal)

@@ -8,35 +8,34 @@ from typing import Any
 
 from cluster.errors import ClusterError
 from cluster.ray_session import ray_session, require_resources
-from pipeline.causes import expected_errors
 from pipeline.checkpoints import read_checkpoint
 from pipeline.config import Config
 from pipeline.config_study import StudyConfig
 from pipeline.console import Console
 from pipeline.errors import UserError
+from pipeline.find_shards import with_shards
 from pipeline.plots import plot_study
 from pipeline.stages import StageRecord, read_stage, write_json, write_stage
+from pipeline.study_journal import JOURNAL_FILE, Failure, StudyJournal
+from pipeline.study_run import Study, run_trials
 from pipeline.tracking import RunRef, client, open_run
-from pipeline.train import open_shards, training_fingerprint
-from pipeline.trials import (
-    Trial,
-    close_trials,
-    collect_trials,
-    param_space,
-    progress_callback,
-    study_base,
-)
-from shards.files import remove_tree
+from pipeline.train import SAME_TO_ROUNDING, open_shards, training_fingerprint
+from pipeline.trials import close_trials, collect_trials, draw_settings, study_base
+from shards import ShardSet
+from shards.files import only_one, remove_tree
 
 STAGE = "tune"
 RESULTS_FILE = "study.json"
 PLOT_FILE = "accuracy_vs_flops.png"
+WITHOUT_EFFECT = frozenset({"study.num_workers", "study.max_concurrent_trials"})
+"""Fields that say where and how many trials run at once."""
 
 
 def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
     """Run a study, go on with an interrupted one, or find that it is done.
 
-    Trials are ranked by their best accuracy on the validation split, and by nothing else.
+    Trials are ranked by their best accuracy on the validation split, and by nothing else. A study
+    that is done goes on when ``study.num_trials`` grows: with the further trials alone.
 
     Returns:
         ``run_id`` (the parent run), ``best`` (the best trial), ``trials`` (by rank; each with
@@ -51,57 +50,80 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
     study = config.study
     if study is None:
         raise UserError(f"{config.name}: has no section 'study'; say there what to search")
+    config = with_shards(config, console)
     shard_set = open_shards(config)
-    if config.data.validation is None or "validation" not in shard_set.manifest.counts:
-        raise UserError(
-            "data.validation: a study ranks its trials on a validation split and there is none; "
-            "set data.validation to a share such as 0.1, or to a folder, and preprocess again"
-        )
+    _require_validation(config, shard_set)
     base = study_base(config, study)
     fingerprint = {
         **training_fingerprint(base, shard_set),
         **{f"study.{key}": value for key, value in study.model_dump(mode="json").items()},
     }
     folder = config.folder / STAGE
-    record = None if fresh else read_stage(config.folder, STAGE)
-    if record:
-        record.refuse_changes(fingerprint, str(folder))
-        if record.done:
-            read_checkpoint(Path(record.result["best"]["checkpoint"])).check()
-            return {**record.result, "seconds": record.seconds, "skipped": True}
-    if fresh:
-        remove_tree(folder)
+    with only_one(config.folder / f"{STAGE}.lock"):
+        record = None if fresh else read_stage(config.folder, STAGE)
+        if record:
+            _refuse_changes(record, fingerprint, study, folder)
+            if (
+                record.done
+                and len(record.result["trials"] + record.result["failed"]) >= study.trials
+            ):
+                read_checkpoint(Path(record.result["best"]["checkpoint"])).check()
+                return {**record.result, "seconds": record.seconds, "skipped": True}
+        if fresh:
+            remove_tree(folder)
+        return _study(config, study, base, shard_set, fingerprint, record, console)
+
+
+def _study(
+    config: Config,
+    study: StudyConfig,
+    base: Config,
+    shard_set: ShardSet,
+    fingerprint: dict[str, Any],
+    record: StageRecord | None,
+    console: Console,
+) -> dict[str, Any]:
+    """Run the trials that have not ended, and rank them all."""
+    folder = config.folder / STAGE
     spent, started = record.seconds if record else 0.0, time.time()
     run_id = record.result.get("run_id") if record else None
     with contextlib.ExitStack() as stack:
         stack.enter_context(ray_session(config.cluster.address))
         concurrent = _concurrent_trials(base, study)
         folder.mkdir(parents=True, exist_ok=True)
+        journal = StudyJournal(folder)
         run = stack.enter_context(
             open_run(config, kind="study", shard_set=shard_set, run_id=run_id)
         )
         begun = StageRecord(STAGE, fingerprint, {"run_id": run.run_id}, spent)
         write_stage(config.folder, begun)
-        ended: dict[str, str | None] = {}
+        settings = draw_settings(study, config.seed)
+        under_way = Study(base, study, folder, run, settings, journal)
+        if record:
+            what = "going on with more trials in" if record.done else "resuming the study in"
+            console.notice(f"{what} {folder}")
+            close_trials(folder, run, journal, under_way.ended())
+        errors: dict[int, str] = {}
         try:
-            ended = _run_study(base, study, folder, run, concurrent, console)
+            errors = run_trials(under_way, concurrent, console)
         finally:
-            close_trials(folder, run, ended)
+            close_trials(folder, run, journal, under_way.ended(errors))
             begun = replace(begun, seconds=spent + time.time() - started)
             write_stage(config.folder, begun)
-        errors = [error for error in ended.values() if error is not None]
-        succeeded = {trial for trial, error in ended.items() if error is None}
-        trials = [t for t in collect_trials(base, folder, shard_set) if t["id"] in succeeded]
+        succeeded = [number for number, well in under_way.ended(errors).items() if well]
+        trials = collect_trials(base, folder, shard_set, succeeded)
         if not trials:
-            first = f": {errors[0]}" if errors else ""
+            first = f": {next(iter(errors.values()))}" if errors else ""
             raise UserError(f"none of the study's trials succeeded{first}")
+        for number, error in errors.items():
+            journal.append(Failure(number, error))
         plot = folder / PLOT_FILE
         plot_study(trials, plot, config.name)
         result = {
             "run_id": run.run_id,
             "best": trials[0],
             "trials": trials,
-            "failed": errors,
+            "failed": [error for _, error in sorted(journal.errors.items())],
             "plot": str(plot),
         }
         write_json(folder / RESULTS_FILE, result)
@@ -109,6 +131,49 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
     seconds = spent + time.time() - started
     write_stage(config.folder, StageRecord(STAGE, fingerprint, result, seconds, done=True))
     return {**result, "seconds": seconds, "skipped": False}
+
+
+def _require_validation(config: Config, shard_set: ShardSet) -> None:
+    """Trials are ranked on a validation split; a listing's split column may name it."""
+    data = config.data
+    if "validation" in shard_set.manifest.counts and (data.validation or data.columns.split):
+        return
+    if data.columns.split:
+        raise UserError(
+            f"data.columns.split={data.columns.split}: a study ranks its trials on a validation "
+            "split and no usable row of the listing is in it; write 'validation' in that column "
+            "of some rows, and preprocess again"
+        )
+    raise UserError(
+        "data.validation: a study ranks its trials on a validation split and there is none; "
+        "set data.validation to a share such as 0.1, or to a folder, and preprocess again"
+    )
+
+
+def _refuse_changes(
+    record: StageRecord, fingerprint: dict[str, Any], study: StudyConfig, folder: Path
+) -> None:
+    """Refuse a study of other settings, or of fewer trials, or without a journal to go on from.
+
+    Raises:
+        UserError: says what differs.
+    """
+    trials = "study.num_trials"
+    record.refuse_changes(fingerprint, str(folder), {*SAME_TO_ROUNDING, *WITHOUT_EFFECT, trials})
+    before = StudyConfig.model_validate(
+        study.model_dump() | {"num_trials": record.fingerprint.get(trials)}
+    ).trials
+    if study.trials < before:
+        raise UserError(
+            f"{folder} is a study of {before} trials, and {trials} is {study.trials}: a study can "
+            "go on with more trials, not with fewer. Give this one another name (name=…), or "
+            "replace the old one with --fresh"
+        )
+    if not (folder / JOURNAL_FILE).is_file() and (study.trials > before or not record.done):
+        raise UserError(
+            f"{folder}: an earlier version made this study without {JOURNAL_FILE}, so it cannot go "
+            "on; run it again with --fresh"
+        )
 
 
 def report(result: dict[str, Any], console: Console) -> None:
@@ -154,75 +219,6 @@ def _concurrent_trials(base: Config, study: StudyConfig) -> int:
             f"{study.num_workers} workers at once; lower it or leave it out"
         )
     return wanted or fit
-
-
-def _run_study(
-    base: Config,
-    study: StudyConfig,
-    folder: Path,
-    parent: RunRef,
-    concurrent: int,
-    console: Console,
-) -> dict[str, str | None]:
-    """Run or resume the trials; returns by trial what went wrong, None where nothing did."""
-    from ray import tune as ray_tune
-    from ray.tune.schedulers import ASHAScheduler
-
-    trial = Trial(base.model_dump_json(), str(folder), parent)
-
-    def run_trial(params: dict[str, Any]) -> None:
-        trial(params)
-
-    # The workers reserve CPUs; the process that launches them needs none of its own, but Ray Tune
-    # does not take a request for nothing at all.
-    trainable = ray_tune.with_resources(run_trial, {"memory": 1})
-    epochs = base.training.epochs
-    path = folder / "ray" / "study"
-    choices = [len(space.choice or ()) for space in study.space.values()]
-    num_trials = study.num_trials
-    if study.search == "grid":
-        num_trials = 1
-        for count in choices:
-            num_trials *= count
-    with console.bar("tune", num_trials * epochs, "epochs") as bar:
-        callback = progress_callback(bar, num_trials, epochs, console)
-        if ray_tune.Tuner.can_restore(str(path)):
-            console.notice(f"resuming the study in {folder}")
-            tuner = ray_tune.Tuner.restore(
-                str(path), trainable=trainable, resume_unfinished=True, restart_errored=True
-            )
-        else:
-            tuner = ray_tune.Tuner(
-                trainable,
-                param_space=param_space(study),
-                tune_config=ray_tune.TuneConfig(
-                    metric="score",
-                    mode="max",
-                    num_samples=1 if study.search == "grid" else study.num_trials,
-                    max_concurrent_trials=concurrent,
-                    scheduler=ASHAScheduler(
-                        time_attr="epoch",
-                        # One more than there are: a trial that reaches its end ends by itself.
-                        max_t=epochs + 1,
-                        grace_period=min(study.grace_epochs, epochs),
-                        reduction_factor=study.reduction_factor,
-                    ),
-                    trial_dirname_creator=lambda trial: trial.trial_id,
-                ),
-                run_config=ray_tune.RunConfig(
-                    name=path.name, storage_path=str(path.parent), callbacks=[callback], verbose=0
-                ),
-            )
-        with expected_errors():
-            results = tuner.fit()
-    return {Path(result.path).name: _reason(result.error) for result in results}
-
-
-def _reason(error: Any) -> str | None:
-    if error is None:
-        return None
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def _log_study(run: RunRef, folder: Path, result: dict[str, Any]) -> None:

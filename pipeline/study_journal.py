@@ -1,0 +1,149 @@
+"""The journal of a study: every report of its trials, in the order in which they came.
+
+::
+
+    {"trial": 3, "epoch": 1, "score": 0.448, "stop": false}      a report, and its decision
+    {"trial": 5, "error": "training.batch_size is 512, …"}       a trial that ended with an error
+
+One line each, in ``reports.jsonl``. A line is on disk before its decision takes effect, so a study
+that is killed at any moment goes on from exactly the decisions that it made.
+"""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+JOURNAL_FILE = "reports.jsonl"
+
+
+@dataclass(frozen=True)
+class Report:
+    """One epoch of one trial.
+
+    Attributes:
+        trial: number of the trial, from 0.
+        epoch: epochs that the trial has finished, from 1.
+        score: what ranks it; None where it was not finite.
+        stop: the decision: whether the trial was stopped here.
+    """
+
+    trial: int
+    epoch: int
+    score: float | None
+    stop: bool
+
+    def __post_init__(self) -> None:
+        if not (_is_count(self.trial, 0) and _is_count(self.epoch, 1)):
+            raise ValueError("trial and epoch are not counts")
+        if self.score is not None and not (
+            isinstance(self.score, int | float) and math.isfinite(self.score)
+        ):
+            raise ValueError("score is not a finite number")
+        if not isinstance(self.stop, bool):
+            raise ValueError("stop is not true or false")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A trial that ended with an error and is not tried again."""
+
+    trial: int
+    error: str
+
+    def __post_init__(self) -> None:
+        if not _is_count(self.trial, 0) or not isinstance(self.error, str):
+            raise ValueError("trial is not a count, or error is not a text")
+
+
+class StudyJournal:
+    """The journal in a study's folder; opening it reads what is there.
+
+    Args:
+        folder: of the study; must exist.
+
+    Raises:
+        UserError: a line other than the last is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / JOURNAL_FILE
+        self.reports: list[Report] = []
+        self.errors: dict[int, str] = {}
+        self._read()
+
+    def append(self, entry: Report | Failure) -> None:
+        """Add an entry; when this returns, the entry is on disk.
+
+        Raises:
+            UserError: it cannot be written; nothing of it is left in the file then.
+        """
+        line = json.dumps(asdict(entry), allow_nan=False) + "\n"
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                end = file.tell()
+                if file.write(line.encode()) != len(line):
+                    file.truncate(end)
+                    raise OSError("no space left")
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error})") from None
+        self._note(entry)
+
+    def epochs(self, trial: int) -> int:
+        """The last epoch that a trial has reported; 0 before its first report."""
+        return max((r.epoch for r in self.reports if r.trial == trial), default=0)
+
+    def is_stopped(self, trial: int) -> bool:
+        """Whether a decision stopped the trial."""
+        return any(report.stop for report in self.reports if report.trial == trial)
+
+    def _read(self) -> None:
+        """Read the entries and cut off a last line that a kill left unfinished."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            self.path.touch()
+            return
+        lines = content.splitlines(keepends=True)
+        whole = 0
+        for number, line in enumerate(lines, start=1):
+            try:
+                entry = _parse(line)
+            except ValueError as error:
+                if number < len(lines):
+                    raise UserError(
+                        f"{self.path}: line {number} is damaged ({error}); the study cannot go on "
+                        "from it: run again with --fresh"
+                    ) from None
+                os.truncate(self.path, whole)
+                return
+            self._note(entry)
+            whole += len(line)
+
+    def _note(self, entry: Report | Failure) -> None:
+        if isinstance(entry, Report):
+            self.reports.append(entry)
+        else:
+            self.errors[entry.trial] = entry.error
+
+
+def _parse(line: bytes) -> Report | Failure:
+    """Raises ValueError where the line is no entry, or is cut short."""
+    if not line.endswith(b"\n"):
+        raise ValueError("it has no end")
+    values = json.loads(line)
+    if not isinstance(values, dict):
+        raise ValueError("it is no object")
+    try:
+        return Failure(**values) if "error" in values else Report(**values)
+    except TypeError:
+        raise ValueError("it has other fields") from None
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -1,0 +1,81 @@
+"""Rates in bars are true: of the work that was done here and now."""
+
+import io
+
+import pytest
+
+from pipeline.console import Bar, Console
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("pipeline.console.time.monotonic", clock)
+    return clock
+
+
+def bar_of(console: Console, completed: float = 0.0, total: float = 1000) -> Bar:
+    return console.bar("train", total, "samples", completed=completed).__enter__()
+
+
+def test_work_done_before_does_not_count(clock: Clock) -> None:
+    bar = bar_of(Console(io.StringIO(), io.StringIO()), completed=800)
+    assert bar.rate() is None
+    clock.now += 10
+    bar.update(850)
+    assert bar.rate() == 5
+    bar.skip(100)
+    assert bar.rate() == 5
+    clock.now += 10
+    bar.advance(50)
+    assert bar.rate() == 5
+
+
+def test_steps_longer_than_the_window_have_a_rate(clock: Clock) -> None:
+    bar = bar_of(Console(io.StringIO(), io.StringIO()))
+    for step in range(1, 5):
+        clock.now += 100
+        bar.update(step)
+        assert bar.rate() == pytest.approx(0.01)
+
+
+def test_the_rate_is_that_of_the_last_half_minute(clock: Clock) -> None:
+    bar = bar_of(Console(io.StringIO(), io.StringIO()))
+    for _ in range(60):
+        clock.now += 1
+        bar.advance(1)
+    for _ in range(60):
+        clock.now += 1
+        bar.advance(10)
+    assert bar.rate() == pytest.approx(10)
+
+
+def test_work_that_is_done_again_does_not_count_again(clock: Clock) -> None:
+    bar = bar_of(Console(io.StringIO(), io.StringIO()))
+    clock.now += 10
+    bar.update(100)
+    clock.now += 10
+    bar.update(20)
+    bar.update(100)
+    assert bar.rate() == 10
+
+
+def test_a_slow_rate_is_not_shown_as_none(clock: Clock) -> None:
+    file = io.StringIO()
+    console = Console(file, file)
+    with console.bar("tune", 20, "epochs", completed=2) as bar:
+        clock.now += 12
+        bar.update(3, "trial 0/4", total=18)
+    text = file.getvalue()
+    assert "3/18" in text
+    assert "0.083 epochs/s" in text
+    assert "0:03:00" in text
+    assert "trial 0/4" in text
