@@ -57,6 +57,21 @@ class StageRecord:
         return differences({f: then[f] for f in known}, {f: now[f] for f in known})
 
 
+def has_grown(what: str, field: str, before: int, now: int) -> bool:
+    """Whether old work is wanted with more of something than it was made with.
+
+    Raises:
+        UserError: it is wanted with less.
+    """
+    if now < before:
+        raise UserError(
+            f"{what} was made with {field}={before}, and {field} is {now}: it can go on with more, "
+            "not with less. Give this one another name (name=…), or replace the old one with "
+            "--fresh"
+        )
+    return now > before
+
+
 def read_stage(folder: Path, name: str) -> StageRecord | None:
     """The record of verb ``name`` in a run folder, or None."""
     path = _path(folder, name)

@@ -150,6 +150,8 @@ def begin_run(
         run_id = _create(mlflow_client, config, kind, shard_set, parent_run_id, params, tags)
     else:
         mlflow_client.update_run(run_id, status="RUNNING")
+        # What may have changed, such as more epochs; parameters of MLflow cannot.
+        _log_config(mlflow_client, run_id, config)
     return RunRef(config.tracking_uri, run_id)
 
 
@@ -221,10 +223,13 @@ def _create(
     )
     context = InputTag("mlflow.data.context", "training")
     mlflow_client.log_inputs(run_id, datasets=[DatasetInput(dataset, [context])])
-    mlflow_client.log_text(
-        run_id, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), "config.yaml"
-    )
+    _log_config(mlflow_client, run_id, config)
     return run_id
+
+
+def _log_config(mlflow_client: Any, run_id: str, config: Config) -> None:
+    text = yaml.safe_dump(redacted_tree(config.tree()), sort_keys=False, allow_unicode=True)
+    mlflow_client.log_text(run_id, text, "config.yaml")
 
 
 def run_config(mlflow_client: Any, run_id: str) -> Config:

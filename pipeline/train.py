@@ -19,10 +19,12 @@ from pipeline.config_data import MODALITIES
 from pipeline.config_training import AugmentConfig
 from pipeline.console import Console
 from pipeline.errors import UserError
+from pipeline.find_shards import with_shards
 from pipeline.positions import load_positions
 from pipeline.progress import describe, show_progress
 from pipeline.section import flatten
-from pipeline.stages import StageRecord, read_stage, write_stage
+from pipeline.stages import StageRecord, has_grown, read_stage, write_stage
+from pipeline.strict_json import to_json
 from pipeline.tracking import RunRef, client, open_run
 from pipeline.train_loop import steps_per_epoch
 from pipeline.worker import TrainTask, train_worker
@@ -40,31 +42,50 @@ SAME_TO_ROUNDING = frozenset(
     }
 )
 """Fields that say how a training is computed; the weights agree to rounding whatever they are."""
+EPOCHS = "training.epochs"
 
 
 def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
-    """Train, resume, or find that the training is done.
+    """Train, resume, continue for more epochs, or find that the training is done.
+
+    A training that was made with fewer ``training.epochs`` goes on from its last checkpoint. From
+    there its learning rate is that of the schedule over the new total, at the step where it
+    stands; so the result is not that of a new training with as many epochs.
 
     Returns:
         ``run_id``, ``checkpoint`` (folder of the best), ``metrics`` (there), ``epochs``,
-        ``parameters``, ``forward_flops``, ``bad_samples``, ``seconds``, ``skipped``.
+        ``continued`` (for each time that it was continued ``epochs``, the total until then, and
+        ``step``, where it went on), ``parameters``, ``forward_flops``, ``bad_samples``,
+        ``seconds``, ``skipped``.
 
     Raises:
         UserError: bad input, or another training has this name.
         ClusterError: the machines cannot run it.
     """
+    config = with_shards(config, console)
     shard_set = open_shards(config)
     steps_per_epoch(config, shard_set)
     fingerprint = training_fingerprint(config, shard_set)
     folder = config.folder / STAGE
     record = None if fresh else read_stage(config.folder, STAGE)
+    continued: list[dict[str, int]] = []
     if record:
-        changed = record.refuse_changes(fingerprint, str(folder), SAME_TO_ROUNDING)
-        if changed and not record.done:
-            console.notice(_goes_on_with(changed, config))
-        if record.done:
+        before: int = record.fingerprint.get(EPOCHS, 0)
+        changed = record.refuse_changes(
+            {**fingerprint, EPOCHS: before}, str(folder), SAME_TO_ROUNDING
+        )
+        more = has_grown(str(folder), EPOCHS, before, config.training.epochs)
+        continued = record.result.get("continued", [])
+        if record.done and not more:
             read_checkpoint(Path(record.result["checkpoint"])).check()
-            return {**record.result, "seconds": record.seconds, "skipped": True}
+            return {**record.result, "continued": continued, "seconds": record.seconds,
+                    "skipped": True}  # fmt: skip
+        if changed:
+            console.notice(_goes_on_with(changed, config))
+        last = last_checkpoint(folder / "checkpoints")
+        if more and last is not None:
+            continued = [*continued, {"epochs": before, "step": last.state.step}]
+            console.notice(_continues(continued[-1], config))
     if fresh:
         remove_tree(folder)
     spent = record.seconds if record else 0.0
@@ -78,7 +99,10 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
         run = stack.enter_context(
             open_run(config, kind="train", shard_set=shard_set, run_id=run_id)
         )
-        begun = StageRecord(STAGE, fingerprint, {"run_id": run.run_id}, spent)
+        if continued:
+            client(run.tracking_uri).set_tag(run.run_id, "perceiver.continued", to_json(continued))
+        noted = {"run_id": run.run_id, "continued": continued}
+        begun = StageRecord(STAGE, fingerprint, noted, spent)
         write_stage(config.folder, begun)
         resumed = last_checkpoint(folder / "checkpoints")
         if resumed:
@@ -92,7 +116,7 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
         finally:
             begun = replace(begun, seconds=spent + time.time() - started)
             write_stage(config.folder, begun)
-        result = training_result(config, folder, run, shard_set)
+        result = {**training_result(config, folder, run, shard_set), "continued": continued}
         log_best(run, result)
     seconds = spent + time.time() - started
     write_stage(config.folder, StageRecord(STAGE, fingerprint, result, seconds, done=True))
@@ -147,6 +171,15 @@ def training_fingerprint(config: Config, shard_set: ShardSet) -> dict[str, Any]:
     ignored = {"training.log_steps", "training.loader_workers", "training.checkpoint_steps"}
     flat = {key: value for key, value in flatten(chosen).items() if key not in ignored}
     return {**flat, "shards.digest": shard_set.digest}
+
+
+def _continues(part: dict[str, int], config: Config) -> str:
+    """What more epochs mean for the learning rate."""
+    return (
+        f"{EPOCHS} was {part['epochs']}, is {config.training.epochs}: the training goes on from "
+        f"step {part['step']}, with the learning rate that the schedule over all "
+        f"{config.training.epochs} epochs has there"
+    )
 
 
 def _goes_on_with(changed: str, config: Config) -> str:

@@ -15,7 +15,7 @@ from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.find_shards import with_shards
 from pipeline.plots import plot_study
-from pipeline.stages import StageRecord, read_stage, write_json, write_stage
+from pipeline.stages import StageRecord, has_grown, read_stage, write_json, write_stage
 from pipeline.study_journal import JOURNAL_FILE, Failure, StudyJournal
 from pipeline.study_run import Study, run_trials
 from pipeline.tracking import RunRef, client, open_run
@@ -62,11 +62,8 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
     with only_one(config.folder / f"{STAGE}.lock"):
         record = None if fresh else read_stage(config.folder, STAGE)
         if record:
-            _refuse_changes(record, fingerprint, study, folder)
-            if (
-                record.done
-                and len(record.result["trials"] + record.result["failed"]) >= study.trials
-            ):
+            more = _has_more_trials(record, fingerprint, study, folder)
+            if record.done and not more:
                 read_checkpoint(Path(record.result["best"]["checkpoint"])).check()
                 return {**record.result, "seconds": record.seconds, "skipped": True}
         if fresh:
@@ -150,30 +147,26 @@ def _require_validation(config: Config, shard_set: ShardSet) -> None:
     )
 
 
-def _refuse_changes(
+def _has_more_trials(
     record: StageRecord, fingerprint: dict[str, Any], study: StudyConfig, folder: Path
-) -> None:
-    """Refuse a study of other settings, or of fewer trials, or without a journal to go on from.
+) -> bool:
+    """Whether the study is wanted with more trials than before.
 
     Raises:
-        UserError: says what differs.
+        UserError: it has other settings, or fewer trials, or has no journal to go on from.
     """
     trials = "study.num_trials"
     record.refuse_changes(fingerprint, str(folder), {*SAME_TO_ROUNDING, *WITHOUT_EFFECT, trials})
     before = StudyConfig.model_validate(
         study.model_dump() | {"num_trials": record.fingerprint.get(trials)}
     ).trials
-    if study.trials < before:
-        raise UserError(
-            f"{folder} is a study of {before} trials, and {trials} is {study.trials}: a study can "
-            "go on with more trials, not with fewer. Give this one another name (name=…), or "
-            "replace the old one with --fresh"
-        )
-    if not (folder / JOURNAL_FILE).is_file() and (study.trials > before or not record.done):
+    more = has_grown(str(folder), trials, before, study.trials)
+    if not (folder / JOURNAL_FILE).is_file() and (more or not record.done):
         raise UserError(
             f"{folder}: an earlier version made this study without {JOURNAL_FILE}, so it cannot go "
             "on; run it again with --fresh"
         )
+    return more
 
 
 def report(result: dict[str, Any], console: Console) -> None:
