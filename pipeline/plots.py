@@ -1,40 +1,111 @@
 """Pictures of a study."""
 
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
+_FONT_POINTS = 7
+_CHARACTER, _LINE = 0.061, 0.16
+"""Width of a character of the list and height of its lines, in inches."""
+_PLOT = (7.0, 4.6)
+_AXIS_LABELS = 0.65
+_ROWS = 14
+
 
 def plot_study(trials: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Draw accuracy on validation against forward FLOPs, one point a trial, as PNG.
+    """Draw accuracy on validation against forward FLOPs, one numbered point a trial, as PNG.
+
+    The numbers are the ranks; a list under the plot says which settings each one has.
 
     Args:
-        trials: with ``accuracy``, ``forward_flops`` and ``params``; the best first.
+        trials: with ``accuracy``, ``forward_flops``, ``stopped_early`` and ``params``; the best
+            first.
         path: of the PNG.
     """
+    study_figure(trials, title).savefig(path)
+
+
+def study_figure(trials: list[dict[str, Any]], title: str) -> Any:
+    """The matplotlib figure that :func:`plot_study` saves."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
+    lines = [f"{rank:>3}  {_settings(trial)}" for rank, trial in enumerate(trials, start=1)]
+    column_width = _CHARACTER * (max(map(len, lines)) + 3)
+    columns = min(math.ceil(len(lines) / _ROWS), max(1, int(2 * _PLOT[0] / column_width)))
+    rows = math.ceil(len(lines) / columns)
+    width = max(_PLOT[0], columns * column_width)
+    list_height = (rows + 1) * _LINE
+    height = _PLOT[1] + list_height
+    figure = Figure(figsize=(width, height), dpi=120)
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for rank, trial in enumerate(trials):
-        color = "tab:orange" if rank == 0 else "tab:blue"
-        marker = "x" if trial["stopped_early"] else "o"
-        axes.scatter(trial["forward_flops"] / 1e6, trial["accuracy"], c=color, marker=marker)
-        label = "\n".join(f"{k.rpartition('.')[2]}={_short(v)}" for k, v in trial["params"].items())
-        axes.annotate(
-            label,
-            (trial["forward_flops"] / 1e6, trial["accuracy"]),
-            xytext=(5, 4),
-            textcoords="offset points",
-            fontsize=6,
+    bottom = list_height + _AXIS_LABELS
+    axes = figure.add_axes(
+        (0.8 / width, bottom / height, 1 - 1.0 / width, (height - bottom - 0.4) / height)
+    )
+    for rank, trial in enumerate(trials, start=1):
+        axes.scatter(
+            trial["forward_flops"] / 1e6,
+            trial["accuracy"],
+            c="tab:orange" if rank == 1 else "tab:blue",
+            marker="x" if trial["stopped_early"] else "o",
         )
     axes.set_xlabel("forward MFLOPs a sample")
     axes.set_ylabel("accuracy on validation")
-    axes.set_title(f"{title}: best in orange; × stopped early")
-    axes.margins(0.15)
+    axes.set_title(f"{title}: by rank, the best in orange; × stopped early", fontsize=10)
+    axes.margins(0.1)
     axes.grid(alpha=0.3)
-    figure.savefig(path)
+    _number_points(axes, trials)
+    for place, line in enumerate(lines):
+        column, row = divmod(place, rows)
+        x, y = column * column_width / width, (rows - row) * _LINE / height
+        figure.text(x, y, line, fontsize=_FONT_POINTS, family="monospace", va="center")
+    return figure
+
+
+def _number_points(axes: Any, trials: list[dict[str, Any]]) -> None:
+    """Write each point's rank beside it, where it covers neither a point nor another number."""
+    figure = axes.figure
+    figure.draw_without_rendering()  # fixes the axes' limits
+    renderer = figure.canvas.get_renderer()
+    points = [(trial["forward_flops"] / 1e6, trial["accuracy"]) for trial in trials]
+    pixels = axes.transData.transform(points)
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in pixels]
+    frame = axes.get_window_extent(renderer).extents
+    for rank, (point, (x, y)) in enumerate(zip(points, pixels, strict=True), start=1):
+        text = axes.annotate(
+            str(rank), point, xytext=(0, 0), textcoords="offset pixels", fontsize=_FONT_POINTS,
+            ha="center", va="center", arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "gray"},
+        )  # fmt: skip
+        box = text.get_window_extent(renderer)
+        half_width, half_height = (box.width + 3) / 2, (box.height + 2) / 2
+        for right, up in _around():
+            a, b = x + right, y + up
+            place = (a - half_width, b - half_height, a + half_width, b + half_height)
+            inside = place[0] > frame[0] and place[1] > frame[1]
+            inside = inside and place[2] < frame[2] and place[3] < frame[3]
+            if inside and not any(_overlap(place, other) for other in taken):
+                text.set_position((right, up))
+                taken.append(place)
+                break
+        else:  # more trials than the frame has room for
+            text.remove()
+
+
+def _around() -> Any:
+    """Offsets in pixels, the nearest first."""
+    for radius, turn in itertools.product(range(13, 400, 8), range(16)):
+        angle = math.pi * (2 * turn + 4) / 16
+        yield radius * math.cos(angle), radius * math.sin(angle)
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _settings(trial: dict[str, Any]) -> str:
+    return "  ".join(f"{k.rpartition('.')[2]}={_short(v)}" for k, v in trial["params"].items())
 
 
 def _short(value: Any) -> str:

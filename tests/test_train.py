@@ -1,7 +1,9 @@
 """One training, on real workers: data-parallel for certain, resumed exactly, logged once."""
 
+import getpass
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +26,9 @@ from pipeline.checkpoints import TrainState, best_checkpoint, last_checkpoint
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.errors import UserError
+from pipeline.ledger import ledger_path
+from pipeline.schedule import learning_rate
+from pipeline.tracking import run_config
 from pipeline.train import train
 from pipeline.train_loop import TrainLoop
 from pipeline.worker import TrainTask, make_optimizer, open_training
@@ -143,6 +148,9 @@ def test_training_is_one_finished_mlflow_run_with_everything_in_it(
     assert run.data.params["model.encoder.num_latents"] == "8"
     assert run.data.tags["engine.zero_stage"] == "2"
     assert run.data.tags["engine.optimizer"] == "AdamW"
+    assert run.data.tags["mlflow.source.name"] == sys.argv[0]
+    assert run.data.tags["mlflow.source.type"] == "LOCAL"
+    assert run.data.tags["mlflow.user"] == run.info.user_id == getpass.getuser()
     digest = ShardSet.open(digit_shards).digest
     assert run.data.tags["perceiver.shards_digest"] == digest
     (dataset,) = run.inputs.dataset_inputs
@@ -269,6 +277,77 @@ def test_another_way_to_compute_the_same_training_goes_on_with_it(
     assert train(config("training.augment={}", output="cut"), console)["skipped"]
 
 
+def only_epochs(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
+    """Trainings are interrupted after epoch ``last``."""
+    run_epoch = TrainLoop.run_epoch
+
+    def run(loop: TrainLoop, state: TrainState) -> TrainState:
+        if state.epoch >= last:
+            raise KeyboardInterrupt
+        return run_epoch(loop, state)
+
+    monkeypatch.setattr(TrainLoop, "run_epoch", run)
+
+
+def test_a_training_that_is_done_is_continued_for_more_epochs(
+    config: Callable[..., Config], console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged = ("training.log_steps=1", "training.schedule.warmup_epochs=1")
+    first = train(config("training.epochs=2", *logged), console)
+    longer = config("training.epochs=4", *logged)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        only_epochs(patch, 3)
+        train(longer, console)
+    with pytest.raises(UserError, match=r"training\.epochs=4, and training\.epochs is 2: .* more"):
+        train(config("training.epochs=2", *logged), console)
+    result = train(longer, console)
+    assert (result["run_id"], result["epochs"]) == (first["run_id"], 4)
+    assert result["continued"] == [{"epochs": 2, "step": 14}]
+    assert train(longer, console)["skipped"]
+    # The learning rate is the old schedule's before, and the one over all epochs from there on.
+    client = MlflowClient(longer.tracking_uri)
+    history = client.get_metric_history(result["run_id"], "learning_rate")
+    old, new = config("training.epochs=2", *logged).training, longer.training
+    expected = [learning_rate(step, 7, old if step < 14 else new) for step in range(28)]
+    assert [metric.step for metric in history] == list(range(1, 29))
+    assert [metric.value for metric in history] == pytest.approx(expected, rel=1e-12)
+    run = client.get_run(result["run_id"])
+    assert json.loads(run.data.tags["perceiver.continued"]) == result["continued"]
+    assert run_config(client, result["run_id"]).training.epochs == 4
+    # Interrupted or not, it is the same continuation.
+    train(config("training.epochs=2", *logged, output="other"), console)
+    other = config("training.epochs=4", *logged, output="other")
+    train(other, console)
+    assert difference(final_weights(other), final_weights(longer)) == 0
+
+
+def test_a_training_is_not_made_shorter(config: Callable[..., Config], console: Console) -> None:
+    train(config("training.epochs=2"), console)
+    with pytest.raises(UserError, match=r"training\.epochs=2, and training\.epochs is 1.*--fresh"):
+        train(config("training.epochs=1"), console)
+    with pytest.raises(UserError, match=r"training\.learning_rate was 0\.005"):
+        train(config("training.epochs=3", "training.learning_rate=1e-3"), console)
+
+
+def test_a_longer_training_under_another_name_finds_the_set_of_its_data(
+    make_config: MakeConfig, digit_shards: Path, tmp_path: Path, console: Console
+) -> None:
+    # As README has it: `train flowers.yaml training.epochs=40 name=flowers-long`.
+    output = tmp_path / "runs"
+    shutil.copytree(digit_shards, output / "digits" / "shards")
+    ledger = ledger_path(digit_shards)
+    shutil.copy(ledger, output / "digits" / ledger.name)
+    long = make_config(
+        output, "cluster.num_workers=0", "name=digits-long", "training.epochs=3",
+        "data.samples_per_shard=100",
+    )  # fmt: skip
+    result = train(long, console)
+    assert result["epochs"] == 3
+    run = MlflowClient(long.tracking_uri).get_run(result["run_id"])
+    assert run.data.tags["perceiver.shards"] == str(output / "digits" / "shards")
+    assert train(long, console)["skipped"]
+
+
 def one_epoch(task: TrainTask) -> None:
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -309,8 +388,6 @@ def test_bf16_trains(config: Callable[..., Config], console: Console) -> None:
 def test_damaged_samples_are_named_and_weigh_nothing_until_they_are_too_many(
     config: Callable[..., Config], console: Console, digit_shards: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     damaged = tmp_path / "damaged"
     shutil.copytree(digit_shards, damaged)
     shard_set = ShardSet.open(damaged)
