@@ -1,5 +1,6 @@
 """Finding the shard set of a configuration's data, under whatever name it was made."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pipeline.ledger import ledger_places
 from pipeline.section import differences, flatten
 from pipeline.settings import comparable, sample_settings, source_places
 from shards import ShardError, ShardSet
+from shards.redaction import without_secrets
 
 
 def with_shards(config: Config, console: Console) -> Config:
@@ -29,7 +31,7 @@ def with_shards(config: Config, console: Console) -> Config:
     found: dict[Path, ShardSet] = {}
     others: list[str] = []
     for folder in sorted(Path(config.output).glob("*/shards")):
-        if ledger_places(folder) != source_places(config.data):
+        if _named(ledger_places(folder)) != _named(source_places(config.data)):
             continue
         try:
             shard_set = ShardSet.open(folder)
@@ -61,6 +63,11 @@ def with_shards(config: Config, console: Console) -> Config:
     folder = next(iter(found))
     console.notice(f"shard set {folder}: made of this data under another name")
     return config.model_copy(update={"shards": str(folder)})
+
+
+def _named(places: Mapping[str, str]) -> dict[str, str]:
+    """What the places name: a source whose URL is signed anew is the same source."""
+    return {split: without_secrets(place) for split, place in places.items()}
 
 
 def _difference(made: dict[str, Any], wanted: dict[str, Any]) -> str | None:

@@ -77,7 +77,8 @@ def ledger_places(shards: Path) -> Mapping[str, str]:
         places = json.loads(about[_PLACES])
     except (OSError, KeyError, ValueError, pa.ArrowException, ShardError):
         return {}
-    return places if isinstance(places, dict) else {}
+    known = isinstance(places, dict) and all(isinstance(place, str) for place in places.values())
+    return places if known else {}
 
 
 def source_states(table: pa.Table) -> pa.Array:

@@ -1,7 +1,13 @@
 """A study: ranked on validation and only there, one parent run, each trial a nested child."""
 
+import getpass
+import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -12,6 +18,9 @@ from pipeline.checkpoints import read_checkpoint
 from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.errors import UserError
+from pipeline.preprocess import preprocess
+from pipeline.study_journal import JOURNAL_FILE, Report, StudyJournal
+from pipeline.trials import draw_settings
 from pipeline.tune import tune
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -54,6 +63,113 @@ def test_a_study_runs_ranks_logs_and_is_skipped_when_done(
     again = tune(config, console)
     assert again["skipped"]
     assert again["trials"] == result["trials"]
+
+
+def runs_by_trial(config: Config) -> dict[int, Any]:
+    client = MlflowClient(config.tracking_uri)
+    experiment = client.get_experiment_by_name("digits")
+    if experiment is None:
+        return {}
+    runs = client.search_runs([experiment.experiment_id])
+    return {int(run.data.tags["perceiver.trial"]): run for run in runs
+            if run.data.tags["perceiver.kind"] == "trial"}  # fmt: skip
+
+
+def reports(config: Config) -> list[Report]:
+    folder = config.folder / "tune"
+    return StudyJournal(folder).reports if (folder / JOURNAL_FILE).is_file() else []
+
+
+def test_a_killed_study_goes_on_from_its_decisions_and_then_with_more_trials(
+    make_config: Callable[..., Config], digit_shards: Path, tmp_path: Path
+) -> None:
+    study = STUDY.replace("grid", "random, max_concurrent_trials: 1")
+    shards = f"shards={digit_shards}"
+    config = make_config(tmp_path, shards, study, "study.num_trials=3", "seed=7")
+    rates = [trial["training.learning_rate"] for trial in draw_settings(config.study, 7)]
+    assert rates == [3e-3, 1e-6, 3e-3]
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(config.tree()))
+    process = subprocess.Popen([sys.executable, "-m", "pipeline", "tune", str(path)])
+    try:
+        deadline = time.monotonic() + 300
+        while not any(report.trial == 2 for report in reports(config)):
+            assert process.poll() is None, "the study has ended before it was killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        # The second trial was stopped; its run has its status while the study goes on.
+        stopped = runs_by_trial(config)[1]
+        assert stopped.info.status == "FINISHED"
+        assert stopped.data.tags["perceiver.stopped_at_epoch"] == "1"
+    finally:
+        process.kill()
+        process.wait()
+    before = reports(config)
+    assert [(r.trial, r.epoch, r.stop) for r in before][:4] == [
+        (0, 1, False), (0, 2, False), (0, 3, False), (1, 1, True),
+    ]  # fmt: skip
+
+    with (tmp_path / "told.txt").open("w+") as file:
+        result = tune(config, Console(file, file))
+        file.seek(0)
+        told = file.read()
+    assert "resuming the study" in told
+    assert "trial 3/3" in told
+    # Epochs done before count, and those that the stopped trial does not do are not to be done.
+    assert "7/7" in told
+    after = reports(config)
+    assert after[: len(before)] == before
+    assert len({(report.trial, report.epoch) for report in after}) == len(after)
+    assert {report.trial for report in after[len(before) :]} <= {2}
+    assert [(r.trial, r.epoch) for r in after if r.trial == 2] == [(2, 1), (2, 2), (2, 3)]
+    runs = runs_by_trial(config)
+    assert len(runs) == 3, "no trial has two runs"
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    for run in runs.values():
+        assert run.data.tags["mlflow.source.name"].endswith("__main__.py")
+        assert run.data.tags["mlflow.user"] == getpass.getuser()
+    assert result["failed"] == []
+    assert {trial["id"]: trial["stopped_early"] for trial in result["trials"]}["00000"] is False
+
+    with (tmp_path / "told.txt").open("w") as file:
+        console = Console(file, file)
+        longer = make_config(tmp_path, shards, study, "study.num_trials=4", "seed=7")
+        more = tune(longer, console)
+        assert more["run_id"] == result["run_id"]
+        assert len(more["trials"]) == 4
+        assert [t for t in more["trials"] if t["id"] != "00003"] == result["trials"]
+        assert reports(config)[: len(after)] == after
+        assert {report.trial for report in reports(config)[len(after) :]} == {3}
+        assert tune(longer, console)["skipped"]
+        with pytest.raises(UserError, match=r"num_trials=4, and study\.num_trials is 3: .* more"):
+            tune(config, console)
+        with pytest.raises(UserError, match=r"study\.grace_epochs was 1, is 2"):
+            tune(make_config(tmp_path, shards, study, "study.num_trials=5", "seed=7",
+                             "study.grace_epochs=2"), console)  # fmt: skip
+
+
+def test_a_split_column_gives_a_study_its_validation_split(
+    make_config: Callable[..., Config], digit_images: Path, tmp_path: Path, console: Console
+) -> None:
+    def config(name: str, *splits: str) -> Config:
+        files = sorted((digit_images / "train").glob("*/*.png"))[:60]
+        rows = [f"{file},{file.parent.name},{splits[number % len(splits)]}"
+                for number, file in enumerate(files)]  # fmt: skip
+        listing = digit_images / f"{name}.csv"
+        listing.write_text("\n".join(["path,label,split", *rows]))
+        columns = "data.columns={image: path, split: split}"
+        chosen = make_config(
+            tmp_path, f"name={name}", f"data.train={listing}", "data.validation=null", columns,
+            "training.batch_size=64", STUDY.replace("num_workers: 1", "num_workers: 64"),
+        )  # fmt: skip
+        preprocess(chosen, console)
+        return chosen
+
+    # It gets as far as to ask for the workers.
+    with pytest.raises(ClusterError, match="a trial needs 64 CPUs"):
+        tune(config("both", "train", "train", "validation"), console)
+    with pytest.raises(UserError, match=r"data\.columns\.split=split: .* no usable row"):
+        tune(config("one", "train"), console)
 
 
 def test_without_a_validation_part_a_study_is_refused(
