@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster.code_paths import refuse_hidden, root_to_add, working_directory_for_workers
 from cluster.errors import ClusterError
 from cluster.interrupts import Terminated, interrupt_after, kept_handlers
 from shards.redaction import redacted
@@ -47,8 +48,9 @@ def ray_session(address: str | None) -> Iterator[None]:
     if _is_connected():
         yield
         return
-    if address is None and in_ray_job():
-        address = "auto"
+    if in_ray_job():
+        refuse_hidden(Path.cwd(), "the job's working directory")
+        address = address or "auto"
     if address is None:
         with _own_session():
             yield
@@ -56,7 +58,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     import ray
 
     try:
-        with _one_attempt(), kept_handlers():
+        with _one_attempt(), kept_handlers(), working_directory_for_workers():
             ray.init(address=address, log_to_driver=True)
     except Exception as error:  # Ray's kinds differ by address scheme and stage
         reason = redacted(" ".join(str(error).split()))[:200]
@@ -92,7 +94,9 @@ def _own_session() -> Iterator[None]:
     _remove_leftovers()
     folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-", dir=_temporary()))
     dashboard_port = _free_port()
+    paths = [str(root) if (root := root_to_add()) else "", os.environ.get("PYTHONPATH", "")]
     ours = {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         # The node's address is then 127.0.0.1, and Ray's servers listen on nothing else.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Without a token of ours Ray would leave one in the home folder.
@@ -120,7 +124,8 @@ def _start(folder: Path, dashboard_port: int) -> None:
 
     try:
         # An interrupt in the midst of Ray's start can leave it waiting for ever.
-        with interrupt_after(), kept_handlers():
+        # The workers start in this folder, and import from it.
+        with interrupt_after(), kept_handlers(), contextlib.chdir(folder):
             ray.init(
                 address="local",
                 log_to_driver=True,
