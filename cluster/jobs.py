@@ -12,8 +12,6 @@ from typing import Any
 from cluster.errors import ClusterError
 from shards.redaction import redacted
 
-# What never belongs in an upload, beside what .gitignore names.
-EXCLUDES = (".git", ".venv", "runs", "__pycache__", "*.egg-info")
 # A cluster that was just started answers before it can run jobs, and says so.
 NOT_YET = "No available agent"
 START_SECONDS = 60.0
@@ -24,6 +22,7 @@ def run_job(
     *,
     address: str,
     working_dir: Path,
+    environment: dict[str, str],
     wait: bool,
     follow: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -33,7 +32,8 @@ def run_job(
         arguments: for this environment's Python, which the cluster's machines must have at the same
             path.
         address: of the cluster's dashboard, ``http://host:port``.
-        working_dir: folder to upload; Ray takes at most 100 MiB.
+        working_dir: folder to upload, in which the job then runs; Ray takes at most 100 MiB.
+        environment: variables for the job's processes.
         wait: follow the log to the end.
         follow: takes each line of the log.
 
@@ -44,6 +44,7 @@ def run_job(
     Raises:
         ClusterError: no cluster answers at ``address``, or it refuses the job.
     """
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     # These would go before the address that was asked for.
@@ -51,7 +52,14 @@ def run_job(
         os.environ.pop(name, None)
     try:
         client = JobSubmissionClient(address)
-        job_id = _submitted(client, arguments, working_dir)
+        job_id = _submitted(client, arguments, working_dir, environment)
+    except AuthenticationError as error:
+        raise ClusterError(
+            f"--address {address}: the cluster refuses this client's token "
+            f"({redacted(' '.join(error.message.split()))[:200]}); set RAY_AUTH_MODE=token to send "
+            "the one of RAY_AUTH_TOKEN, of RAY_AUTH_TOKEN_PATH or of ~/.ray/auth_token, or start "
+            "the cluster with RAY_AUTH_MODE=disabled"
+        ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = redacted(" ".join(str(error).split()))[:300]
         raise ClusterError(
@@ -64,7 +72,9 @@ def run_job(
     return {"job_id": job_id, "status": str(client.get_job_status(job_id).value)}
 
 
-def _submitted(client: Any, arguments: list[str], working_dir: Path) -> str:
+def _submitted(
+    client: Any, arguments: list[str], working_dir: Path, environment: dict[str, str]
+) -> str:
     """The id of the job, once the cluster takes it."""
     deadline = time.monotonic() + START_SECONDS
     while True:
@@ -73,7 +83,7 @@ def _submitted(client: Any, arguments: list[str], working_dir: Path) -> str:
                 entrypoint=shlex.join([sys.executable, *arguments]),
                 runtime_env={
                     "working_dir": str(working_dir.absolute()),
-                    "excludes": list(EXCLUDES),
+                    "env_vars": environment,
                     "py_executable": sys.executable,
                 },
             )

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 # No argument of a process can hold this character.
@@ -28,6 +29,10 @@ class IntermixedParser(RedactedParser):
 
     _inside = False
 
+    def arguments(self) -> list[argparse.Action]:
+        """The arguments that were added, options and positional ones."""
+        return [action for action in self._actions if action.dest != "help"]
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, for verbs with options and arguments in any order."""
         if self._inside or self._subparsers is not None:
@@ -41,6 +46,41 @@ class IntermixedParser(RedactedParser):
         for name, value in vars(found).items():
             setattr(found, name, _unmarked(value))
         return found, _unmarked(unknown)
+
+
+def local_path(text: str) -> str:
+    """The type of an argument that is a path on this machine; the text as it is."""
+    return text
+
+
+def spelled(found: argparse.Namespace) -> list[str]:
+    """A verb's command line that means the same in every working directory.
+
+    Args:
+        found: what the verb's parser, in its attribute ``parser``, made of a command line.
+
+    Returns:
+        The verb and all its arguments: local paths absolute, options before ``--``.
+    """
+    options: list[str] = []
+    positionals: list[str] = []
+    for action in found.parser.arguments():
+        value = getattr(found, action.dest)
+        if value is None or value is False:
+            continue
+        texts = [
+            str(Path(each).expanduser().absolute())
+            if action.type in (local_path, Path)
+            else str(each)
+            for each in (value if isinstance(value, list) else [value])
+        ]
+        if not action.option_strings:
+            positionals += texts
+        elif action.nargs == 0:
+            options.append(action.option_strings[-1])
+        else:
+            options += [f"{action.option_strings[-1]}={text}" for text in texts]
+    return [found.verb, *options, "--", *positionals]
 
 
 def _marked(given: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.interrupts import Terminated, terminable
-from pipeline.arguments import IntermixedParser, RedactedParser
+from pipeline.arguments import IntermixedParser, RedactedParser, local_path
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     0: the work is done. 1: it could not be done, or a defect of ours. 2: the input is at fault, in
     one line saying what and how to mend it. 130: interrupted (SIGINT). 143: terminated (SIGTERM).
     """
-    args = _parser().parse_args(argv)
+    args = parse(argv)
     verb: Callable[[argparse.Namespace], int] = args.run
     try:
         with terminable():
@@ -42,6 +42,11 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:
         return _explain(error, args)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """A command line's arguments; one that cannot be read ends the process with status 2."""
+    return _parser().parse_args(argv)
 
 
 def _explain(error: Exception, args: argparse.Namespace) -> int:
@@ -217,10 +222,7 @@ def _submit(args: argparse.Namespace) -> int:
     with _console(args) as console:
         from pipeline.submit import submit
 
-        result = submit(
-            args.command, console, address=args.address, working_dir=args.working_dir,
-            wait=not args.no_wait,
-        )  # fmt: skip
+        result = submit(args.command, console, address=args.address, wait=not args.no_wait)
         console.result(result)
     return OK if result["status"] in ("SUCCEEDED", "PENDING", "RUNNING") else FAILED
 
@@ -249,7 +251,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, run: Callable[..., int] | None, help_text: str) -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=help_text, description=help_text)
-        verb.set_defaults(run=run, verb=name)
+        verb.set_defaults(run=run, verb=name, parser=verb)
         verb.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
         verb.add_argument("--debug", action="store_true", help="show tracebacks")
         return verb
@@ -264,11 +266,18 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument(
             "--tracking-uri", help="MLflow's (default: MLFLOW_TRACKING_URI, or OUTPUT/mlflow.db)"
         )
-        verb.add_argument("--output", default=DEFAULT_OUTPUT, help="folder that holds mlflow.db")
+        verb.add_argument(
+            "--output",
+            type=local_path,
+            default=DEFAULT_OUTPUT,
+            help="folder that holds mlflow.db",
+        )
 
     verb = add("demo", _demo, "all of it on handwritten digits, from PNG files to predictions")
     verb.add_argument("--fresh", action="store_true", help="start again from nothing")
-    verb.add_argument("--output", default=DEFAULT_OUTPUT, help="folder that takes everything")
+    verb.add_argument(
+        "--output", type=local_path, default=DEFAULT_OUTPUT, help="folder that takes everything"
+    )
 
     with_config(add("config", _config, "print the resolved configuration"))
     for name, help_text in (
@@ -298,7 +307,9 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = add("predict", _predict, "a registered model on raw files")
     verb.add_argument("model", metavar="MODEL", help="models:/NAME@ALIAS or models:/NAME/VERSION")
-    verb.add_argument("inputs", nargs="+", metavar="INPUT", help="files and folders")
+    verb.add_argument(
+        "inputs", nargs="+", type=local_path, metavar="INPUT", help="files and folders"
+    )
     verb.add_argument("--to", type=Path, metavar="FILE", help="also write .jsonl, .csv or .parquet")
     verb.add_argument(
         "--max-bad-fraction", type=float, default=1.0, help="fail above this share of bad files"
@@ -313,7 +324,6 @@ def _parser() -> argparse.ArgumentParser:
     verb = add("submit", _submit, "run a verb as a Ray job: perceiver submit -- train CONFIG …")
     address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
     verb.add_argument("--address", default=address, help=f"the cluster's dashboard ({address})")
-    verb.add_argument("--working-dir", type=Path, default=Path(), help="folder to upload")
     verb.add_argument("--no-wait", action="store_true", help="do not follow the log")
     verb.add_argument("command", nargs="+", metavar="-- VERB …", help="verb and its arguments")
     return parser

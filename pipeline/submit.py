@@ -1,52 +1,70 @@
 """``perceiver submit``: a verb as a Ray job."""
 
+import argparse
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from cluster.jobs import run_job
+from pipeline.arguments import spelled
 from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.load_config import load_config
 from pipeline.settings import source_places
+from pipeline.tracking_uri import VARIABLE, named_tracking_uri
 
 VERBS = ("preprocess", "train", "tune", "demo", "promote", "predict")
-TAKE_A_CONFIG = ("preprocess", "train", "tune")
 
 
-def submit(
-    command: list[str], console: Console, *, address: str, working_dir: Path, wait: bool
-) -> dict[str, Any]:
+def submit(command: list[str], console: Console, *, address: str, wait: bool) -> dict[str, Any]:
     """Submit ``python -m pipeline VERB …`` to a running cluster and follow its log.
 
-    Relative paths of the configuration are made absolute on this machine, since a job runs in a
-    temporary copy of the working directory; every machine of the cluster must see these folders.
+    The job is sent the resolved configuration and nothing else. Relative paths are made absolute on
+    this machine; every machine of the cluster must see these folders, and have this environment's
+    Python at the same path.
+
+    Args:
+        command: the verb and its arguments.
+        address: of the cluster's dashboard, ``http://host:port``.
+        wait: follow the log to the end.
 
     Returns:
         ``job_id`` and ``status``.
 
     Raises:
         UserError: no such verb, or its configuration is wrong; found before anything is sent.
-        ClusterError: no cluster answers.
+        ClusterError: no cluster answers, or it refuses the job.
     """
-    verb, *arguments = command
-    if verb not in VERBS:
-        raise UserError(f"{verb}: not a verb for a job; one of {', '.join(VERBS)}")
-    if verb in TAKE_A_CONFIG:
-        arguments = _with_absolute_paths(verb, arguments)
-    return run_job(
-        ["-m", "pipeline", verb, *arguments],
-        address=address,
-        working_dir=working_dir,
-        wait=wait,
-        follow=console.say,
-    )
+    from pipeline.cli import parse
+
+    if command[0] not in VERBS:
+        raise UserError(f"{command[0]}: not a verb for a job; one of {', '.join(VERBS)}")
+    args = parse(command)
+    uri = named_tracking_uri(getattr(args, "tracking_uri", None))
+    with tempfile.TemporaryDirectory(prefix="perceiver-job-") as folder:
+        if "overrides" in args:
+            args = _with_resolved_config(args, Path(folder))
+        return run_job(
+            # -P: where the job starts, a folder may have the name of a package.
+            ["-P", "-m", "pipeline", *spelled(args)],
+            address=address,
+            working_dir=Path(folder),
+            environment={VARIABLE: uri} if uri else {},
+            wait=wait,
+            follow=console.say,
+        )
 
 
-def _with_absolute_paths(verb: str, arguments: list[str]) -> list[str]:
-    plain = [argument for argument in arguments if not argument.startswith("--")]
-    if not plain:
-        raise UserError(f"submit -- {verb}: which configuration? give a file or a shipped name")
-    config = load_config(plain[0], plain[1:])
-    paths = {"output": config.output, "shards": config.shards}
-    paths |= {f"data.{split}": place for split, place in source_places(config.data).items()}
-    return [*arguments, *(f"{field}={path}" for field, path in paths.items() if path)]
+def _with_resolved_config(args: argparse.Namespace, folder: Path) -> argparse.Namespace:
+    """The same command line with its configuration resolved and written into ``folder``.
+
+    The file keeps its name, which errors begin with.
+    """
+    config = load_config(args.config, args.overrides)
+    tree = config.tree()
+    tree["data"] |= source_places(config.data)
+    name = f"{Path(args.config).stem}.yaml"
+    (folder / name).write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), "utf-8")
+    return argparse.Namespace(**{**vars(args), "config": name, "overrides": []})

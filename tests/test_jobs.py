@@ -102,10 +102,19 @@ def test_ray_job_submit_trains_as_the_readme_says(
 def test_perceiver_submit_trains_and_follows_the_log(
     cluster: dict[str, str], job_config: Path, tmp_path: Path
 ) -> None:
+    """From a folder as people have them: its media beside the YAML, and any name."""
+    here = tmp_path / "exp #2 [v2]"
+    (here / "flowers").mkdir(parents=True)
+    with (here / "flowers" / "large.jpg").open("wb") as file:
+        file.truncate(150 * 1024**2)  # more than Ray uploads
+    for package in ("pipeline", "shards"):
+        (here / package).mkdir()
+        (here / package / "__init__.py").write_text("raise RuntimeError('not mine')")
+    job_config.rename(here / "digits.yaml")
     done = subprocess.run(
         [BIN / "perceiver", "submit", "--json", "--address", cluster["RAY_API_SERVER_ADDRESS"],
-         "--", "train", str(job_config), "name=digits"],
-        cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=300,
+         "--", "train", "digits.yaml", "name=digits"],
+        cwd=here, env=cluster, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["status"] == "SUCCEEDED"

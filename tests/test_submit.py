@@ -1,25 +1,58 @@
-"""What a job is sent: paths that mean the same on every machine."""
+"""What a job is sent: a configuration whose paths mean the same on every machine."""
 
+import http.server
+import shlex
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cluster.errors import ClusterError
+from cluster.jobs import run_job
+from pipeline.arguments import spelled
+from pipeline.cli import parse
 from pipeline.errors import UserError
 from pipeline.load_config import load_config
-from pipeline.submit import _with_absolute_paths
+from pipeline.submit import _with_resolved_config
+
+AWKWARD = "exp #2: [v2] ünï %41 ?a"
 
 
-def test_a_jobs_relative_paths_are_made_absolute_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / AWKWARD
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_jobs_configuration_is_resolved_and_its_paths_are_absolute(
+    here: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    given = ["digits", "data.train=raw/train", "shards=sets/a", "output=out", "data.test=s3://b/t"]
-    sent = _with_absolute_paths("preprocess", given)
-    config = load_config(sent[0], sent[1:])
-    assert config.output == str(tmp_path / "out")
-    assert config.shards == str(tmp_path / "sets" / "a")
-    assert config.data.train == str(tmp_path / "raw" / "train")
+    command = ["preprocess", "digits", "--fresh", "data.train=raw #1/train", "shards=sets/a"]
+    args = parse([*command, "output=out", "data.test=s3://b/t", "training.epochs=7"])
+    sent = _with_resolved_config(args, tmp_path)
+    assert spelled(sent) == ["preprocess", "--fresh", "--", "digits.yaml"]
+    config = load_config(str(tmp_path / "digits.yaml"))
+    assert config.output == str(here / "out")
+    assert config.shards == str(here / "sets" / "a")
+    assert config.data.train == str(here / "raw #1" / "train")
     assert config.data.test == "s3://b/t"
+    assert config.training.epochs == 7
+
+
+def test_the_other_verbs_arguments_are_absolute_too(here: Path) -> None:
+    command = ["predict", "models:/m@c", "a b.png", "--to", "out.csv", "--max-bad-fraction=0.5"]
+    sent = spelled(parse([*command, "--json", "--", "-dash.png"]))
+    assert parse(sent).inputs == [str(here / "a b.png"), str(here / "-dash.png")]
+    assert parse(sent).model == "models:/m@c"
+    assert parse(sent).to == here / "out.csv"
+    assert parse(sent).output == str(here / "runs")
+    assert parse(sent).max_bad_fraction == 0.5
+    assert parse(sent).json
+    assert not parse(sent).debug
+    assert shlex.split(shlex.join(sent)) == sent
 
 
 def test_a_job_refuses_places_in_its_temporary_copy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,3 +61,36 @@ def test_a_job_refuses_places_in_its_temporary_copy(monkeypatch: pytest.MonkeyPa
         with pytest.raises(UserError, match=f"{field}: is 'here', and a Ray job runs in a temp"):
             load_config("digits", ["output=/o", f"{field}=here"])
     assert load_config("digits", ["output=/o", "shards=memory://set"]).shards == "memory://set"
+
+
+@pytest.fixture
+def refusing_server() -> Iterator[str]:
+    """A cluster's dashboard that knows no token of ours."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(401)
+            self.end_headers()
+            self.wfile.write(b"Unauthorized: Missing authentication token")
+
+        do_POST = do_PUT = do_GET  # noqa: N815  # http.server names them so
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_token_that_is_missing_is_named_with_its_variable(
+    refusing_server: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ClusterError, match="RAY_AUTH_MODE=token") as caught:
+        run_job(
+            ["-c", ""], address=refusing_server, working_dir=tmp_path, environment={}, wait=True,
+            follow=print,
+        )  # fmt: skip
+    assert len(str(caught.value).splitlines()) == 1
