@@ -7,27 +7,26 @@ those of a request in its first half, those of the first answer to it in the sec
 
     parent → child   {"function", "settings", "memory_bytes", "parent", "memory"} once, then
                      {"fields", "names", "values", "sizes"} with a blob for every part of a request
-    child → parent   {"kind": "ready"} once, and for every request any number of
+    child → parent   {"kind": "ready", "layers", "missing"} once, as `pipeline.media.lockdown` has
+                     them, and for every request any number of
                      {"kind": "sample", "names", "sizes"} with a blob for every member, closed by
                      {"kind": "done"}, {"kind": "refused", "reason", "trace"}, {"kind": "memory"} or
                      {"kind": "broken", "reason", "trace"}, after which the child ends
 """
 
-import ctypes
 import importlib
 import itertools
 import json
 import mmap
 import os
 import resource
-import signal
 import struct
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any
 
 from pipeline.media.allocator import keep_freed_memory
 from pipeline.media.errors import MediaError, one_line, short_trace
+from pipeline.media.lockdown import Lockdown, die_with
 
 HEADER_LENGTH = struct.Struct("<I")
 PIPE_BYTES = 1 << 20
@@ -78,9 +77,11 @@ def main() -> None:
     if first is None:
         return
     header, _ = first
-    _die_with(header["parent"])
     shared = halves(header["memory"])
     os.close(header["memory"])
+    lockdown = Lockdown()
+    lockdown.before_imports()
+    die_with(header["parent"])
     try:
         function = _find(header["function"])(header["settings"])
     except Exception as error:
@@ -89,7 +90,8 @@ def main() -> None:
     limit = header["memory_bytes"]
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     keep_freed_memory()
-    _send(answers, {"kind": "ready"})
+    lockdown.after_imports()
+    _send(answers, {"kind": "ready", "layers": lockdown.layers, "missing": lockdown.missing()})
     while _serve(function, requests, answers, shared):
         pass
 
@@ -105,27 +107,17 @@ def _take_pipes() -> tuple[IO[bytes], IO[bytes]]:
     return requests, answers
 
 
-def _die_with(parent: int) -> None:
-    """No core files, no interrupt from the keyboard, and no life after the parent's.
-
-    Linux kills the child, too, when the parent's thread that started it ends: the parent then
-    starts another.
-    """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
-
-
 def _find(function: str) -> Callable[[dict[str, Any]], DecodeFunction]:
     module, _, name = function.partition(":")
     found: Callable[[dict[str, Any]], DecodeFunction] = getattr(
         importlib.import_module(module), name
     )
     return found
+
+
+def nothing(settings: dict[str, Any]) -> DecodeFunction:
+    """A function that gives no sample: for a look at what the sandbox holds."""
+    return lambda parts, values: ()
 
 
 def _serve(
