@@ -157,6 +157,7 @@ def build(
             limits={
                 "seconds": job.data.decode_seconds,
                 "memory_bytes": job.data.decode_memory_mib * 2**20,
+                "required": job.data.sandbox == "require",
             },
             num_new=num_new,
             first_number=first_number,
@@ -286,10 +287,14 @@ def run_tasks(task: ShardTask, num_jobs: int, num_sources: int, console: Console
     # A reading operator, such as range's, would hold CPUs of its own.
     blocks = np.split(np.arange(num_jobs), guided(num_jobs, ray.cluster_resources().get("CPU", 1)))
     jobs = ray.data.from_arrow([pa.table({"id": block}) for block in blocks])
+    told: set[str | None] = {None}
     with console.bar("preprocess", num_sources, "files") as bar:
         for row in jobs.map_batches(task, batch_size=1).iter_rows():
             if row["error"] is not None:
                 raise ShardError(row["error"])
+            if row["lacking"] not in told:
+                told.add(row["lacking"])
+                console.notice(f"the sandbox of decoders is not whole on {row['lacking']}")
             bar.skip(row["kept"])
             bar.advance(row["files"])
 

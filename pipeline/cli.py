@@ -119,14 +119,16 @@ def _config(args: argparse.Namespace) -> int:
     import yaml
 
     from pipeline.load_config import load_config
+    from pipeline.sandbox_report import as_comments, sandbox_here
     from pipeline.strict_json import to_json
     from shards.redaction import redacted_tree
 
     tree = redacted_tree(load_config(args.config, args.overrides).tree())
     if args.json:
-        print(to_json(tree))
+        print(to_json({**tree, "sandbox": sandbox_here()}))
     else:
         print(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), end="")
+        print(as_comments(sandbox_here()), end="")
     return OK
 
 

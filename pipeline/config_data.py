@@ -59,6 +59,8 @@ class DataConfig(Section):
         samples_per_shard: samples planned for a shard.
         decode_seconds: processor time that decoding may take for one sample.
         decode_memory_mib: memory that decoding may take.
+        sandbox: ``require`` ends the run where the decoders' sandbox lacks one of its protections;
+            ``best`` takes those that a machine has, and says which are missing.
     """
 
     train: str = Field(min_length=1)
@@ -79,6 +81,7 @@ class DataConfig(Section):
     samples_per_shard: int = Field(default=1000, ge=1)
     decode_seconds: float = Field(default=60.0, gt=0)
     decode_memory_mib: int = Field(default=2048, ge=256)
+    sandbox: Literal["best", "require"] = "best"
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:

@@ -20,7 +20,7 @@ OTHERWISE = (
     "Give this one another name (name=…) or place (shards=…), or replace the old one with --fresh"
 )
 _PREFIX = "data."
-_WITHOUT_EFFECT = frozenset({"max_bad_fraction"})
+_WITHOUT_EFFECT = frozenset({"max_bad_fraction", "sandbox"})
 
 
 def sample_settings(config: Config) -> dict[str, Any]:

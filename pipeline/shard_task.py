@@ -5,6 +5,7 @@ Runs in Ray's workers, so it imports neither torch nor Ray.
 
 import hashlib
 import json
+import socket
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -57,7 +58,8 @@ class ShardTask:
         staging: folder that takes the shards.
         roots: each split's folder or URL.
         media: settings of :func:`pipeline.media.members.MemberMaker`.
-        limits: ``seconds`` for each sample and ``memory_bytes`` of the decoder.
+        limits: ``seconds`` for each sample and ``memory_bytes`` of the decoder, and whether its
+            protections are ``required``.
         num_new: row groups of the plan.
         first_number: of the plan's first shard.
         base: folder of the set whose shards are taken over, or None.
@@ -81,11 +83,13 @@ class ShardTask:
 
         The error is one that a user can mend, or None.
 
-        Ray would lose the exception itself among those that it wraps around it.
+        Ray would lose the exception itself among those that it wraps around it. ``lacking`` says
+        which of the sandbox's protections are missing here, or None.
         """
         files: list[int] = []
         kept: list[int] = []
         errors: list[str | None] = []
+        lacking: list[str | None] = []
         for job in batch["id"]:
             read = there = 0
             error = None
@@ -96,7 +100,14 @@ class ShardTask:
             files.append(read)
             kept.append(there)
             errors.append(error)
-        return {"files": files, "kept": kept, "error": errors}
+            lacking.append(self._lacking())
+        return {"files": files, "kept": kept, "error": errors, "lacking": lacking}
+
+    def _lacking(self) -> str | None:
+        """What the sandbox of the last job lacked, and where."""
+        sandbox = _sandboxes.get(_sandbox_name(self.media, self.limits))
+        missing = sandbox and sandbox.known_protections and sandbox.known_protections.lacking()
+        return f"{socket.gethostname()}: {missing}" if missing else None
 
     def _do(self, job: int) -> tuple[int, int]:
         """Returns how many files it read, and how many an interrupted run had read."""
@@ -250,10 +261,14 @@ def source_sha256(row: SourceRow, contents: dict[str, Content]) -> str:
 
 
 def _sandbox(media: dict[str, Any], limits: dict[str, Any]) -> Sandbox:
-    name = json.dumps([media, limits], sort_keys=True)
+    name = _sandbox_name(media, limits)
     if name not in _sandboxes:
         for other in _sandboxes.values():
             other.close()
         _sandboxes.clear()
         _sandboxes[name] = Sandbox(FUNCTION, media, **limits)
     return _sandboxes[name]
+
+
+def _sandbox_name(media: dict[str, Any], limits: dict[str, Any]) -> str:
+    return json.dumps([media, limits], sort_keys=True)

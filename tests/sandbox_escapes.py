@@ -3,14 +3,19 @@
 Each function raises OSError where it is held back, and returns where it gets through.
 """
 
+import contextlib
 import ctypes
 import errno
+import fcntl
 import functools
+import json
 import mmap
 import os
 import resource
 import signal
 import socket
+import stat
+import struct
 import subprocess
 import threading
 import time
@@ -118,8 +123,6 @@ def _spawn() -> None:
 
 def _own_signals(target: int) -> None:
     """Signals of a descriptor's to another process."""
-    import fcntl
-
     reading, _ = os.pipe()
     fcntl.fcntl(reading, fcntl.F_SETOWN, target)
 
@@ -263,6 +266,7 @@ def _threads(parts: dict, values: dict[str, Any]) -> Iterator[dict[str, bytes]]:
     def read() -> None:
         try:
             _read("/etc/passwd")
+            found.append("escaped")
         except OSError as error:
             found.append(errno.errorcode[error.errno or 0])
 
@@ -272,3 +276,71 @@ def _threads(parts: dict, values: dict[str, Any]) -> Iterator[dict[str, bytes]]:
     for worker in workers:
         worker.join()
     yield {"found": " ".join(found).encode()}
+
+
+def shrink(settings: dict[str, Any]) -> Callable:
+    """For the sandbox: cuts the memory that it shares, and says what came of it."""
+    return _shrink
+
+
+def _shrink(parts: dict, values: dict[str, Any]) -> Iterator[dict[str, bytes]]:
+    for number in range(3, 256):
+        with contextlib.suppress(OSError):
+            if stat.S_ISREG(os.fstat(number).st_mode):
+                break
+    try:
+        os.ftruncate(number, 0)
+    except OSError as error:
+        yield {"outcome": errno.errorcode[error.errno or 0].encode()}
+    else:
+        yield {"outcome": b"escaped"}
+
+
+def forge(settings: dict[str, Any]) -> Callable:
+    """For the sandbox: answers by itself, around the protocol, with what ``values`` asks for."""
+    return _forge
+
+
+def _forge(parts: dict, values: dict[str, Any]) -> Iterator[dict[str, bytes]]:
+    if values["forged"] == "nothing":
+        yield {"ok": b""}
+        return
+    text = _ANSWERS[values["forged"]]
+    length = 1 << 31 if values["forged"] == "a long header" else len(text)
+    os.write(_pipe_to_parent(), struct.pack("<I", length) + text)
+    time.sleep(60)
+
+
+def _pipe_to_parent() -> int:
+    """The descriptor that answers go to."""
+    for number in range(3, 256):
+        with contextlib.suppress(OSError):
+            is_pipe = stat.S_ISFIFO(os.fstat(number).st_mode)
+            if is_pipe and fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
+                return number
+    raise AssertionError("no pipe")
+
+
+def _sample(**changes: object) -> bytes:
+    header = {"kind": "sample", "names": ["x"], "sizes": [1], "shared": False}
+    return json.dumps(header | changes).encode()
+
+
+_ANSWERS = {
+    "a long header": b"x",
+    "no JSON": b"{",
+    "no object": b"[]",
+    "negative size": _sample(sizes=[-1]),
+    "endless blob": _sample(sizes=[1 << 50]),
+    "beyond the shared memory": _sample(sizes=[5 << 20], shared=True),
+    "a member out of the shard": _sample(names=["../../x"]),
+    "two members of one name": _sample(names=["x", "x"], sizes=[0, 0]),
+    "a name that is none": _sample(names=[7]),
+    "deep JSON": b"[" * 200_000,
+    "escape codes": json.dumps(
+        {
+            "kind": "refused", "reason": "\x1b]0;title\x07\x1b[2Jgone\n", "trace": "\x1b[2J",
+            "sizes": [], "shared": False,
+        }
+    ).encode(),
+}  # fmt: skip

@@ -16,7 +16,7 @@ from pathlib import Path
 import sandbox_escapes
 
 from pipeline.media import MediaError
-from pipeline.media.sandbox import Sandbox
+from pipeline.media.sandbox import Sandbox, SandboxError
 
 _BLOCKED = {
     "landlock": [("landlock_create_ruleset", None)],
@@ -106,7 +106,14 @@ def main(folder: Path, user: str, blocked: list[str]) -> None:
                     outcomes[protection][escape] = members["outcome"].decode()
                 except MediaError as error:
                     outcomes[protection][escape] = str(error)
-    print(json.dumps({"layers": found.layers, "missing": found.missing, "outcomes": outcomes}))
+    required = ""
+    with Sandbox("sandbox_escapes:threads", {}, required=True) as sandbox:
+        try:
+            list(sandbox.run({}, {}))
+        except SandboxError as error:
+            required = str(error)
+    result = {"layers": found.layers, "missing": found.missing, "outcomes": outcomes}
+    print(json.dumps({**result, "required": required}))
 
 
 if __name__ == "__main__":

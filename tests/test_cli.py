@@ -17,6 +17,7 @@ from pipeline.causes import expected_cause, expected_errors
 from pipeline.cli import _parser, main
 from pipeline.errors import GateRefusedError, UserError
 from pipeline.load_config import load_config
+from pipeline.media.sandbox import protections
 from shards import Sample, ShardError, publish, write_shard
 
 HEAVY = {"ray", "torch", "mlflow", "deepspeed", "pydantic", "numpy", "pandas", "pyarrow", "rich"}
@@ -112,9 +113,22 @@ def test_config_prints_yaml_that_reads_back_equal(tmp_path, capsys, name):
     assert capsys.readouterr().out == printed
 
 
-def test_config_as_json_is_the_tree(capsys):
+def test_config_as_json_is_the_tree_and_what_the_sandbox_holds(capsys):
     assert main(["config", "--json", "digits", "seed=3"]) == 0
-    assert json.loads(capsys.readouterr().out) == load_config("digits", ["seed=3"]).tree()
+    found = json.loads(capsys.readouterr().out)
+    here = protections()
+    held = {name: layers for name, layers in here.layers.items() if layers}
+    assert found.pop("sandbox") == {"held": held, "missing": here.missing}
+    assert found == load_config("digits", ["seed=3"]).tree()
+
+
+def test_config_says_what_the_sandbox_holds_and_what_not(capsys):
+    assert main(["config", "digits"]) == 0
+    told = capsys.readouterr().out
+    here = protections()
+    for name, layers in here.layers.items():
+        expected = ", ".join(layers) or f"NOT HELD ({here.missing[name]})"
+        assert f"#   {name}: {expected}\n" in told
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
 """Shards from files that a disk or a network gives, gives late, or does not give at all."""
 
 import errno
+import json
 import os
+import pickle
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -191,3 +195,32 @@ def test_sources_are_read_ahead_in_order_and_within_bounds(root, size, at_once, 
     found = list(shard_task.read_ahead(rows, {"train": root}))
     assert [(row, source) for row, source in found] == [(row, ({}, row.uri)) for row in rows]
     assert most in at_once
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's layers are Linux's")
+@pytest.mark.parametrize("required", [False, True])
+def test_a_machine_without_a_layer_says_so_with_its_shards_or_refuses(tmp_path, required):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png")
+    task = planned(of_files(tmp_path, "a.png", "b.png"), tmp_path)
+    task = replace(task, limits={**task.limits, "required": required})
+    program = f"""
+import json
+import pickle
+import numpy as np
+from sandbox_parent import block
+block(["landlock", "namespaces"])
+task = pickle.loads({pickle.dumps(task)!r})
+result = task({{"id": np.array([0])}})
+print(json.dumps({{name: result[name] for name in ("error", "lacking")}}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    (error,), (lacking,) = result["error"], result["lacking"]
+    assert lacking.startswith(f"{socket.gethostname()}: reading (Landlock: Function not impl")
+    if required:
+        assert error.startswith("the sandbox of decoders is required, but") and "reading" in error
+        assert not list((tmp_path / "work" / "staging").glob("*.tar"))
+    else:
+        assert error is None and len(read_index(Path(task.staging), 0).source_uris) == 2

@@ -72,6 +72,7 @@ class Sandbox:
         self._max_requests = max_requests
         self._required = required
         self._child: Child | None = None
+        self._protections: Protections | None = None
         self._served = 0
         self._busy = False
 
@@ -97,14 +98,21 @@ class Sandbox:
         """The child's process id, None before the first file."""
         return None if self._child is None else self._child.pid
 
+    @property
+    def known_protections(self) -> Protections | None:
+        """What holds in the children, None before the first."""
+        return self._protections
+
     def protections(self) -> Protections:
-        """What holds in the child, which is started if there is none.
+        """What holds in the children; one is started if there has been none.
 
         Raises:
             SandboxError: the child cannot start.
         """
-        child = self._child or self._ready_child()[0]
-        return Protections(child.layers, child.missing)
+        if self._protections is None:
+            self._ready_child()
+        assert self._protections is not None
+        return self._protections
 
     def run(self, parts: dict[str, Part], values: dict[str, Any]) -> Iterator[dict[str, bytes]]:
         """Decode one sample's files.
@@ -141,7 +149,7 @@ class Sandbox:
         finally:
             self._busy = False
 
-    def _ready_child(self) -> tuple["Child", bool]:
+    def _ready_child(self) -> tuple[Child, bool]:
         """The child, and whether it is new."""
         if self._served >= self._max_requests:
             self.close()
@@ -157,17 +165,17 @@ class Sandbox:
             }
         )
         self._served = 1
-        if self._required and self._child.missing:
-            lacking = Protections(self._child.layers, self._child.missing).lacking()
+        self._protections = Protections(self._child.layers, self._child.missing)
+        if self._required and (lacking := self._protections.lacking()):
             self.close()
             raise SandboxError(
                 f"the sandbox of decoders is required, but on {socket.gethostname()} it lacks "
-                f"{lacking}; mend that, use another machine, or set data.sandbox=best"
+                f"{lacking}; mend that, use another machine, or do without (data.sandbox=best)"
             )
         return self._child, True
 
     def _results(
-        self, child: "Child", parts: dict[str, Part], values: dict[str, Any]
+        self, child: Child, parts: dict[str, Part], values: dict[str, Any]
     ) -> Iterator[dict[str, bytes]]:
         in_step = False
         try:

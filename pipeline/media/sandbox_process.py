@@ -160,11 +160,15 @@ class Child:
 def _memory() -> Iterator[int]:
     """An unnamed file, in memory where the system has such, for both processes to map."""
     if sys.platform == "linux":
-        file: IO[bytes] = os.fdopen(os.memfd_create("perceiver-sandbox"), "r+b")
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        file: IO[bytes] = os.fdopen(os.memfd_create("perceiver-sandbox", flags), "r+b")
     else:
         file = tempfile.TemporaryFile()  # noqa: SIM115  # the with below closes it
     with file:
         file.truncate(2 * SHARED_BYTES)
+        if sys.platform == "linux":  # cut short by the child, it would kill the parent
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals)
         yield file.fileno()
 
 
