@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.media.errors import MediaError, one_line
+from pipeline.media.film_log import FilmLog, refuse_complaints
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -20,6 +21,13 @@ ATTACHED_PICTURE = 0x400
 
 LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """Decoders that read alpha, by the names of those that don't."""
+
+BROADCAST = frozenset(["mpegts", "mpeg", "dv", "rm"])
+"""FFmpeg's names of containers that may begin between two key frames: what it complains of before
+the first whole frame is no damage."""
+
+OPEN_GROUPS = frozenset(["h264", "hevc"])
+"""Codecs in which frames behind the first key frame may refer to some before it."""
 
 MAX_STEP_BACK_SECONDS = 1
 """Frames a little out of order are shown at once; further back, two films were joined."""
@@ -35,7 +43,12 @@ class Track:
     """
 
     def __init__(
-        self, container: "InputContainer", stream: Any, decoder: Any, num_bytes: int
+        self,
+        container: "InputContainer",
+        stream: Any,
+        decoder: Any,
+        num_bytes: int,
+        log: FilmLog | None,
     ) -> None:
         self.stream = stream
         self.end = Fraction(0)
@@ -43,6 +56,7 @@ class Track:
         self._container = container
         self._decoder = decoder
         self._num_bytes = num_bytes
+        self._log = log
 
     def frames(self) -> Iterator[tuple[Fraction, Any]]:
         """Every frame and its time, in seconds; times never fall.
@@ -80,20 +94,38 @@ class Track:
 
         damage: av.FFmpegError | None = None
         begun = False
-        for packet in self._packets():
+        strict = False
+        for number, packet in enumerate(self._packets()):
+            if number == 0 and self._log is not None:
+                strict = packet.is_keyframe and not self._may_refer_back()
             try:
                 frames = self._decoder.decode(packet)
             except MemoryError:
                 raise
             except av.FFmpegError as error:
-                if begun:
+                if begun or strict:
                     raise MediaError(self._damaged()) from error
                 damage = error
                 continue
             begun = begun or bool(frames)
+            if strict:
+                self._check_whole(packet, frames)
+            elif self._log is not None and any(not frame.is_corrupt for frame in frames):
+                self._log.forget()
+                strict = True
             yield from frames
         if damage is not None and not begun:
             raise damage
+
+    def _may_refer_back(self) -> bool:
+        is_broadcast = self._container.format.name in BROADCAST
+        return is_broadcast and self._decoder.codec.name in OPEN_GROUPS
+
+    def _check_whole(self, packet: Any, frames: list[Any]) -> None:
+        """Refuse what FFmpeg conceals."""
+        refuse_complaints(self._log, self._damaged())
+        if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
+            raise MediaError(self._damaged())
 
     def _packets(self) -> Iterator[Any]:
         """The track's packets. FFmpeg calls a false size of one a lack of memory, too."""
@@ -144,11 +176,21 @@ class Track:
 
 @contextmanager
 def open_track(
-    data: bytes, kind: Literal["video", "audio"], *, max_pixels: int
+    data: bytes,
+    kind: Literal["video", "audio"],
+    *,
+    max_pixels: int,
+    log: FilmLog | None = None,
 ) -> Iterator[Track | None]:
     """A film's first track of a kind; None where it has none.
 
     One thread decodes, exactly as FFmpeg's reference code would.
+
+    Args:
+        data: the film.
+        kind: of the track.
+        max_pixels: of a frame; more are refused.
+        log: what FFmpeg complains of; with it, damage that FFmpeg conceals is refused.
 
     Raises:
         MediaError: no film, or a codec that FFmpeg lacks; inside the block, whatever PyAV raises.
@@ -174,7 +216,12 @@ def open_track(
                 raise MediaError(f"FFmpeg has no decoder for its {kind} track")
             decoder = _decoder_of_alpha(stream, options) or stream.codec_context
             decoder.thread_count = 1
-            yield Track(container, stream, decoder, len(data))
+            if log is not None:
+                decoder.options = {**decoder.options, "err_detect": "+crccheck+explode"}
+                # To tell what there is, FFmpeg has decoded the first packets already.
+                name = container.format.name
+                log.forget(keep_of="" if name in BROADCAST else name)
+            yield Track(container, stream, decoder, len(data), log)
     except MediaError:
         raise
     except MemoryError as error:

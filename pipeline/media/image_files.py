@@ -21,7 +21,7 @@ def check_whole_image(data: bytes) -> None:
     """
     checks: tuple[tuple[bool, Callable[[bytes], str | None]], ...] = (
         (data.startswith(_PNG), _png_damage),
-        (data.startswith(_GIF), _gif_damage),
+        (data.startswith(_GIF), gif_damage),
         (data.startswith(b"qoif"), _qoi_damage),
         (data[:1] == b"\x0a" and len(data) > 128, _pcx_damage),
     )
@@ -49,8 +49,8 @@ def _png_damage(data: bytes) -> str | None:
     return f"cut short: it ends after {number} chunks without IEND"
 
 
-def _gif_damage(data: bytes) -> str | None:
-    """GIF's blocks: extensions and images, each of sub-blocks, then a trailer."""
+def gif_damage(data: bytes) -> str | None:
+    """What is missing of a GIF's blocks: extensions and images of sub-blocks, then a trailer."""
     if len(data) < 13:
         return "cut short: its header is not whole"
     place = 13 + _gif_colours(data[10])

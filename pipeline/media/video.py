@@ -11,6 +11,8 @@ import numpy as np
 from pipeline.media.audio import AudioFormat, to_format
 from pipeline.media.errors import MediaError
 from pipeline.media.film import Track, open_track
+from pipeline.media.film_files import check_whole_film
+from pipeline.media.film_log import film_log
 from pipeline.media.images import fit_pixels
 from pipeline.media.sample_rate import margins, num_source_samples, resample_within
 from pipeline.media.soundtrack import Soundtrack
@@ -72,14 +74,19 @@ def decode_film(
     """
     if not data:
         raise MediaError("the file is empty")
+    if strict:
+        check_whole_film(data)
     with ExitStack() as stack:
-        track = stack.enter_context(open_track(data, "video", max_pixels=video.max_pixels))
+        log = stack.enter_context(film_log(strict))
+        track = stack.enter_context(open_track(data, "video", max_pixels=video.max_pixels, log=log))
         if track is None:
             raise MediaError("it has no video track")
         sound = None
         if audio is not None:
             # A reader of its own: one that served both would hold what lies between the tracks.
-            heard = stack.enter_context(open_track(data, "audio", max_pixels=video.max_pixels))
+            heard = stack.enter_context(
+                open_track(data, "audio", max_pixels=video.max_pixels, log=log)
+            )
             sound = None if heard is None else Soundtrack(heard)
         begin: Fraction | None = None
         for start, clip in _clips(track, video):
