@@ -12,7 +12,7 @@ from photos import encoded
 from PIL import Image
 from small_media import refusal
 
-from pipeline.media import ImageFormat, MediaError, decode
+from pipeline.media import ImageFormat, MediaError, VideoFormat, decode
 
 FORMAT = ImageFormat(height=60, width=80)
 NOISE = np.random.default_rng(0).normal(0, 12, (120, 160, 3))
@@ -116,16 +116,19 @@ def test_what_follows_a_png_is_no_matter():
 # --- GIF, TIFF and others ---
 
 
-def test_a_gif_without_its_trailer_is_refused():
+def test_a_gif_that_ends_within_a_block_is_refused_and_as_a_film_without_its_trailer():
     frames = [Image.fromarray(np.full((60, 80), level, np.uint8)) for level in (0, 90, 200)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
     whole = buffer.getvalue()
     decode(whole, FORMAT)
-    for end in (len(whole) - 1, len(whole) * 2 // 3):
+    for end in (len(whole) - 2, len(whole) * 2 // 3):
         assert told(whole[:end]).endswith("without a GIF's trailer")
-    assert same(whole[:-1] + bytes(4) + b"\x3b", whole)
-    assert same(whole + bytes(7), whole)
+    for tail in (b"", b"\0", bytes(4) + b"\x3b", b"\x3b" + bytes(7)):
+        assert same(whole[:-1] + tail, whole)
+    film = VideoFormat(num_frames=1, height=60, width=80)
+    decode(whole, film)
+    assert refusal(decode, whole[:-1], film).endswith("without a GIF's trailer")
 
 
 def test_a_tiff_that_lacks_strips_is_refused():

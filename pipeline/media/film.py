@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.media.errors import MediaError, one_line
+from pipeline.media.film_files import is_open_ended
 from pipeline.media.film_log import FilmLog, refuse_complaints
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Track:
         container: "InputContainer",
         stream: Any,
         decoder: Any,
-        num_bytes: int,
+        data: bytes,
         log: FilmLog | None,
     ) -> None:
         self.stream = stream
@@ -55,7 +56,8 @@ class Track:
         self.begin = Fraction(0)
         self._container = container
         self._decoder = decoder
-        self._num_bytes = num_bytes
+        self._num_bytes = len(data)
+        self._is_open_ended = is_open_ended(data)
         self._log = log
 
     def frames(self) -> Iterator[tuple[Fraction, Any]]:
@@ -161,6 +163,8 @@ class Track:
     @property
     def declared_seconds(self) -> Fraction | None:
         """Length that the container claims for this track; None where it doesn't."""
+        if self._is_open_ended:
+            return None
         if self.stream.duration is not None and self.stream.time_base is not None:
             return self.stream.duration * Fraction(self.stream.time_base)
         # Matroska's, written by every common muxer: HOURS:MINUTES:SECONDS at which it ends.
@@ -221,7 +225,7 @@ def open_track(
                 # To tell what there is, FFmpeg has decoded the first packets already.
                 name = container.format.name
                 log.forget(keep_of="" if name in BROADCAST else name)
-            yield Track(container, stream, decoder, len(data), log)
+            yield Track(container, stream, decoder, data, log)
     except MediaError:
         raise
     except MemoryError as error:

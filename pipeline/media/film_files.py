@@ -31,7 +31,7 @@ def check_whole_film(data: bytes) -> None:
     if data.startswith(b"OggS"):
         reason = damage_of(data)
     elif data[:6] in (b"GIF87a", b"GIF89a"):
-        reason = gif_damage(data)
+        reason = gif_damage(data, is_film=True)
     elif data.startswith(_EBML):
         reason = _matroska_shortage(data)
     elif data[4:8] in _FIRST_BOXES:
@@ -49,6 +49,12 @@ def check_whole_film(data: bytes) -> None:
         reason = f"cut short: its last packet has {rest} of {packet_bytes} bytes" if rest else None
     if reason is not None:
         raise MediaError(reason)
+
+
+def is_open_ended(data: bytes) -> bool:
+    """Whether a film's lengths are unknown, as in an AVI that was written to a pipe."""
+    size = int.from_bytes(data[4:8], "little")
+    return data.startswith(b"RIFF") and data[8:12] == b"AVI " and size in _RIFF_UNKNOWN
 
 
 def _bytes_short(found: int, declared: int) -> str:

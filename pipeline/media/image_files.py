@@ -49,8 +49,14 @@ def _png_damage(data: bytes) -> str | None:
     return f"cut short: it ends after {number} chunks without IEND"
 
 
-def gif_damage(data: bytes) -> str | None:
-    """What is missing of a GIF's blocks: extensions and images of sub-blocks, then a trailer."""
+def gif_damage(data: bytes, *, is_film: bool = False) -> str | None:
+    """What is missing of a GIF's blocks: extensions and images of sub-blocks, then a trailer.
+
+    Args:
+        data: the file's bytes.
+        is_film: whether all images count, so that the trailer must be there, which some writers of
+            single images leave out.
+    """
     if len(data) < 13:
         return "cut short: its header is not whole"
     place = 13 + _gif_colours(data[10])
@@ -72,6 +78,8 @@ def gif_damage(data: bytes) -> str | None:
         while place < len(data) and data[place]:
             place += 1 + data[place]
         place += 1
+    if images and place == len(data) and not is_film:
+        return None
     return f"cut short: it ends in or after its image {images} without a GIF's trailer"
 
 
