@@ -1,4 +1,4 @@
-"""Random changes to training inputs, on the device, the same at any world size.
+"""Random changes to pictures and sound in training, on the device, the same at any world size.
 
 What happens to a sample depends on the seed and its place in the global batch, never on the rank
 that holds it.
@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from pipeline.config_augment import PICTURE_FIELDS, SOUND_FIELDS, asked
 from pipeline.config_training import AugmentConfig
 
 
@@ -32,10 +33,10 @@ def augment_images(
     Returns:
         float32 in [0, 1], same shape; or ``images`` itself where the configuration changes nothing.
     """
-    if config.model_copy(update={"shift_seconds": 0.0, "gain_db": 0.0}) == AugmentConfig():
+    if not asked(config, PICTURE_FIELDS):
         return images
     batch, height, width, _ = images.shape
-    draws = _draws(seed, 7, batch, rank, world_size)
+    draws = uniform_draws(seed, 7, batch, rank, world_size)
     angle = (2 * draws[0] - 1) * math.radians(config.rotate_degrees)
     low, high = config.scale
     zoom = low + (high - low) * draws[1]
@@ -65,6 +66,22 @@ def augment_images(
     return moved.permute(0, 2, 3, 1).contiguous()
 
 
+def augment_films(
+    films: torch.Tensor, config: AugmentConfig, *, seed: int, rank: int, world_size: int
+) -> torch.Tensor:
+    """As `augment_images`, all frames of a film alike.
+
+    Args:
+        films: uint8 ``[batch, frames, height, width, channels]``.
+    """
+    frames = films.shape[1]
+    pictures = films.permute(0, 2, 3, 1, 4).flatten(3)
+    moved = augment_images(pictures, config, seed=seed, rank=rank, world_size=world_size)
+    if moved is pictures:
+        return films
+    return moved.unflatten(3, (frames, -1)).permute(0, 3, 1, 2, 4).contiguous()
+
+
 def augment_audio(
     sound: torch.Tensor,
     mask: torch.Tensor,
@@ -84,10 +101,10 @@ def augment_audio(
     Returns:
         float32 in [-1, 1] and the mask, or both as they came where nothing is to change.
     """
-    if config.shift_seconds == 0 and config.gain_db == 0:
+    if not asked(config, SOUND_FIELDS):
         return sound, mask
     batch, length = sound.shape
-    draws = _draws(seed, 2, batch, rank, world_size)
+    draws = uniform_draws(seed, 2, batch, rank, world_size)
     shift = torch.round((2 * draws[0] - 1) * config.shift_seconds * sample_rate).long()
     gain = 10 ** ((2 * draws[1] - 1) * config.gain_db / 20)
     source = torch.arange(length)[None, :] - shift[:, None]
@@ -97,7 +114,7 @@ def augment_audio(
     return (moved * inside).clamp(-1, 1), mask.gather(1, source) & inside
 
 
-def _draws(seed: int, count: int, batch: int, rank: int, world_size: int) -> torch.Tensor:
+def uniform_draws(seed: int, count: int, batch: int, rank: int, world_size: int) -> torch.Tensor:
     """Uniform numbers ``[count, batch]`` for this rank's part of the global batch."""
     generator = torch.Generator().manual_seed(seed)
     everyone = torch.rand(count, world_size * batch, generator=generator)

@@ -15,6 +15,7 @@ from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.config import FourierConfig
 from perceiver_model.multimodal_config import Modality as ModalityModel
 from perceiver_model.multimodal_config import MultimodalInput, PaddedModalities
+from pipeline.config_augment import check_augment
 from pipeline.config_data import DataConfig, absolute
 from pipeline.config_model import ModalityConfig, ModelConfig
 from pipeline.config_study import StudyConfig
@@ -114,6 +115,7 @@ class Config(Section):
             self.classifier(num_classes=2)
         except ValueError as error:
             raise ValueError(f"model: {error}") from None
+        check_augment(self.training.augment, self.data.formats)
         parts: dict[str, ModelConfig | ModalityConfig] = {"model": self.model}
         parts |= {f"model.modalities.{name}": p for name, p in self.model.modalities.items()}
         for path, part in parts.items():

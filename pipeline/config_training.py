@@ -28,14 +28,23 @@ class ScheduleConfig(Section):
 class AugmentConfig(Section):
     """Random changes to training inputs, a pure function of (seed, epoch, step).
 
+    A field changes every modality that takes it; one that no modality of the data takes is refused
+    (``pipeline.config_augment``). Text and tables take none. All frames of a film change alike.
+
     Attributes:
-        shift_pixels: images move by up to this many pixels each way.
-        rotate_degrees: images turn by up to this many degrees each way.
-        scale: images grow or shrink by a factor drawn from this range.
-        flip: images are mirrored left to right with probability 1/2.
+        shift_pixels: images and films move by up to this many pixels each way.
+        rotate_degrees: images and films turn by up to this many degrees each way; points turn about
+            a random axis.
+        scale: images and films grow or shrink by a factor drawn from this range; points by one for
+            each coordinate.
+        flip: images and films are mirrored left to right with probability 1/2.
         crop_area: share of the image's area that a random crop keeps, aspect ratio 3/4 to 4/3.
-        shift_seconds: sounds move by up to this many seconds each way.
+        jitter: points move by normal noise of this standard deviation, as a share of half of the
+            cloud's size.
+        shift_seconds: sounds, or their log-mel frames, move by up to this many seconds each way.
         gain_db: sounds grow louder or softer by up to this many decibels.
+        mask_seconds, mask_bands: log-mel frames lose a stretch of up to this many seconds, and up
+            to this many neighbouring bands (SpecAugment, Park et al., arXiv 1904.08779).
     """
 
     shift_pixels: float = Field(default=0.0, ge=0)
@@ -43,8 +52,11 @@ class AugmentConfig(Section):
     scale: tuple[float, float] = (1.0, 1.0)
     flip: bool = False
     crop_area: tuple[float, float] = (1.0, 1.0)
+    jitter: float = Field(default=0.0, ge=0, le=1)
     shift_seconds: float = Field(default=0.0, ge=0)
     gain_db: float = Field(default=0.0, ge=0, le=60)
+    mask_seconds: float = Field(default=0.0, ge=0)
+    mask_bands: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from cluster.engine_state import gather_state
 from perceiver_model.classifier_config import ClassifierConfig
-from perceiver_model.inputs import AudioInput, ImageInput
-from pipeline.augment import augment_audio, augment_images, step_seed
+from pipeline.augment import step_seed
+from pipeline.augment_batch import augment_batch
 from pipeline.batches import inputs_on, media_loader
 from pipeline.checkpoints import TrainState, save_checkpoint
 from pipeline.collate import BatchInputs, BatchMask
@@ -192,18 +192,18 @@ class TrainLoop:
         return torch.cat([sums, counts]).double().cpu()
 
     def _augment(self, batch: ShardBatch, seed: int) -> tuple[BatchInputs, BatchMask]:
-        """The inputs and their mask on the device; images and sound are changed at random."""
-        place, config = self.place, self.config.training.augment
-        inputs, mask = inputs_on(batch, self.config.data.formats, place.device)
-        share = {"seed": seed, "rank": place.rank, "world_size": place.world_size}
-        match self.classifier.input:
-            case ImageInput():
-                assert isinstance(inputs, torch.Tensor)
-                return augment_images(inputs, config, **share), None
-            case AudioInput() as source:
-                assert isinstance(inputs, torch.Tensor) and isinstance(mask, torch.Tensor)
-                return augment_audio(inputs, mask, config, sample_rate=source.sample_rate, **share)
-        return inputs, mask
+        """The inputs and their mask on the device, changed at random."""
+        place, formats = self.place, self.config.data.formats
+        inputs, mask = inputs_on(batch, formats, place.device)
+        return augment_batch(
+            inputs,
+            mask,
+            formats,
+            self.config.training.augment,
+            seed=seed,
+            rank=place.rank,
+            world_size=place.world_size,
+        )
 
     def _sum_over_ranks(self, values: list[torch.Tensor]) -> torch.Tensor:
         summed = torch.stack([value.float().to(self.place.device) for value in values])
