@@ -98,7 +98,7 @@ def secrets_of(address: str) -> tuple[str, str]:
 
 def _cut_query(address: str) -> tuple[str, str, str]:
     """What is before the last link's query, the question mark, and the query."""
-    last = address.rfind("://") + 3
+    last = address.rfind("://") + 1
     base, mark, query = address[last:].partition("?")
     return address[:last] + base, mark, query
 

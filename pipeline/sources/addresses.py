@@ -1,0 +1,118 @@
+"""Addresses of sources: local paths with any characters, and URLs with their queries.
+
+A local path is never read as anything else: ``#``, ``::``, ``%`` and brackets are parts of names. Of
+a web address, what gives access (user name, password, token, signature) goes with the files below
+it, and is no part of their names.
+"""
+
+import os
+import re
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from shards.redaction import redacted, secrets_of, without_secrets
+
+_LOCAL_SCHEMES = ("file://", "local://")
+_WEB = re.compile(r"https?://", re.IGNORECASE)
+_QUERY = re.compile(r"\?(?![\w.\-\[\]]+=)")
+_LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+def local_path(source: str) -> str | None:
+    """The path on this machine, or None for a URL elsewhere."""
+    for scheme in _LOCAL_SCHEMES:
+        if source.lower().startswith(scheme):
+            return source[len(scheme) :]
+    return None if "://" in source else source
+
+
+def is_web(source: str) -> bool:
+    """Whether it is an HTTP address, which may have a query."""
+    return _WEB.match(source) is not None
+
+
+def filesystem_of(source: str) -> tuple[Any, str]:
+    """The file system of a source, and its path there.
+
+    Raises:
+        ValueError: no such protocol.
+        ImportError: the protocol's package is missing.
+    """
+    path = local_path(source)
+    if path is not None:
+        return LocalFileSystem(), absolute_path(path)
+    if is_web(source):
+        return fsspec.filesystem("http"), source.replace("#", "%23")
+    return fsspec.core.url_to_fs(source)
+
+
+def absolute_path(path: str) -> str:
+    """A local path made absolute; ``~`` is the home folder, ``~name`` that of a user if there is one."""
+    path = os.path.expanduser(path)  # noqa: PTH111 - pathlib fails on a name that is no user's
+    joined = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118 - pathlib drops blanks no more
+    return joined.rstrip("/") or "/"
+
+
+def base_of(source: str) -> str:
+    """A source without its query, where it can have one: what its name's end tells by."""
+    return source.partition("?")[0] if is_web(source) else source
+
+
+def folder_of(source: str) -> str:
+    """The folder that a path or URL lies in, with what gives access to the files there.
+
+    A token goes with the other files; the signature of one file does not.
+    """
+    path = base_of(source)
+    folder = path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
+    secret = secrets_of(source)[1] if is_web(source) else ""
+    return with_query(folder, "" if _is_of_one_file(secret) else secret)
+
+
+def file_name(source: str) -> str:
+    """The last part of a path or URL, without query."""
+    return base_of(source).rpartition("/")[2]
+
+
+def with_query(address: str, query: str) -> str:
+    """A web address with more parameters."""
+    if not query:
+        return address
+    return f"{address}{'&' if '?' in address else '?'}{query}"
+
+
+def joined(root: str, path: str) -> str:
+    """The address of what lies below a root: a folder's path or URL.
+
+    Of a web address, the path is a reference: ``name=value`` after a question mark is its query, and
+    ``%41`` an escape. All other characters are parts of names.
+    """
+    if not is_web(root):
+        return f"{root.rstrip('/')}/{path}"
+    base, secret = secrets_of(root)
+    path = _LONE_PERCENT.sub("%25", _QUERY.sub("%3F", path)).replace("#", "%23")
+    own = secrets_of(path)[1]
+    return with_query(f"{base.rstrip('/')}/{path}", "" if own else secret)
+
+
+def named(path: str, root: str) -> str:
+    """A path as it may be written: without secrets.
+
+    Args:
+        path: below the root, or an address of its own.
+        root: says whether a path below it may have a query.
+    """
+    if "://" in path:
+        return without_secrets(path)
+    return redacted(secrets_of(path)[0]) if is_web(root) and "?" in path else path
+
+
+def _is_of_one_file(query: str) -> bool:
+    names = {
+        name.lower(): value
+        for name, _, value in (part.partition("=") for part in query.split("&"))
+    }
+    signed = any(name.endswith("signature") for name in names)
+    return signed or ("sig" in names and names.get("sr", "").startswith("b"))
