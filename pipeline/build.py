@@ -31,10 +31,12 @@ from pipeline.settings import sandbox_settings
 from pipeline.shard_task import ShardTask, read_contents, source_sha256
 from pipeline.sources import (
     Listing,
+    Reach,
     SourceRow,
     fit_table,
     plan_files,
     read_plan,
+    shard_addresses,
     write_plan,
 )
 from pipeline.sources.tables import table_digest
@@ -99,16 +101,24 @@ def sha256s(job: Job, listing: Listing, sources: pa.Table) -> list[str | None]:
     """Hash some sources of a listing; None for one that cannot be read."""
     plan = job.beside("doubtful.parquet")
     try:
-        shards = write_plan(replace(listing, table=sources), plan, HASHED_AT_ONCE)
-        rows = (row for shard in range(shards) for row in read_plan(plan, shard))
-        return [_sha256(row, listing.roots[row.split]) for row in rows]
+        part = replace(listing, table=sources)
+        shards = write_plan(part, plan, HASHED_AT_ONCE)
+        addresses = shard_addresses(part, HASHED_AT_ONCE)
+        rows = (
+            row
+            for shard in range(shards)
+            for row in read_plan(
+                plan, shard, addresses[shard] if addresses else None, part.value_places
+            )
+        )
+        return [_sha256(row, listing.reaches[row.split]) for row in rows]
     finally:
         _remove_plan(plan)
 
 
-def _sha256(row: SourceRow, root: str) -> str | None:
+def _sha256(row: SourceRow, reach: Reach) -> str | None:
     try:
-        return source_sha256(row, read_contents(row, root))
+        return source_sha256(row, read_contents(row, reach))
     except (MediaError, OSError):
         return None
 
@@ -142,17 +152,19 @@ def build(
         sources = listing.table if changes is None else changes.renewed
         kept, rewritten = _shards_of(job, base, changes)
         first_number = int(max(kept + rewritten, default=-1)) + 1
-        num_new = 0
+        num_new, addresses = 0, None
         if sources.num_rows:
             new = replace(listing, table=sources)
             num_new = write_plan(new, plan, job.data.samples_per_shard)
+            addresses = shard_addresses(new, job.data.samples_per_shard)
         if changes is not None:
             pq.write_table(changes.stale, stale)
         vocabulary = _vocabulary(job, listing, base)
         task = ShardTask(
             plan=str(plan),
             staging=str(staging),
-            roots=listing.roots,
+            reaches=listing.reaches,
+            value_places=listing.value_places,
             media=sandbox_settings(job.data, listing.classes, vocabulary),
             limits={
                 "seconds": job.data.decode_seconds,
@@ -169,7 +181,7 @@ def build(
             link_shard(job.final, staging, number)
         if num_new + len(rewritten):
             with expected_errors(), ray_session(job.address):
-                run_tasks(task, num_new + len(rewritten), sources.num_rows, console)
+                run_tasks(task, num_new + len(rewritten), sources.num_rows, console, addresses)
         carried = _carried(base, changes)
         try:
             _check_bad(job, listing, staging, carried)
@@ -276,8 +288,18 @@ def _shards_of(job: Job, base: Base | None, changes: Changes | None) -> tuple[li
     )
 
 
-def run_tasks(task: ShardTask, num_jobs: int, num_sources: int, console: Console) -> None:
-    """Run one Ray Data task for each job."""
+def run_tasks(
+    task: ShardTask,
+    num_jobs: int,
+    num_sources: int,
+    console: Console,
+    addresses: list[str] | None = None,
+) -> None:
+    """Run one Ray Data task for each job.
+
+    Args:
+        addresses: of the new shards, from `shard_addresses`; they travel with the jobs, in memory.
+    """
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -286,7 +308,12 @@ def run_tasks(task: ShardTask, num_jobs: int, num_sources: int, console: Console
     _learn_limits_at_once()
     # A reading operator, such as range's, would hold CPUs of its own.
     blocks = np.split(np.arange(num_jobs), guided(num_jobs, ray.cluster_resources().get("CPU", 1)))
-    jobs = ray.data.from_arrow([pa.table({"id": block}) for block in blocks])
+    table = {"id": np.arange(num_jobs)}
+    if addresses is not None:
+        table["addresses"] = np.array(addresses + [""] * (num_jobs - len(addresses)), object)
+    jobs = ray.data.from_arrow(
+        [pa.table({name: column[block] for name, column in table.items()}) for block in blocks]
+    )
     told: set[str | None] = {None}
     with console.bar("preprocess", num_sources, "files") as bar:
         for row in jobs.map_batches(task, batch_size=1).iter_rows():

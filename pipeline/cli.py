@@ -231,9 +231,11 @@ def _submit(args: argparse.Namespace) -> int:
 
 def _retry_quarantine(args: argparse.Namespace) -> int:
     with _console(args) as console:
+        from pipeline.overrides import places_of_overrides
         from pipeline.preprocess import report, retry_quarantine
 
-        result = retry_quarantine(args.shards, console, address=args.address)
+        places = places_of_overrides(args.overrides)
+        result = retry_quarantine(args.shards, console, address=args.address, places=places)
         report(result, console)
         console.result(result)
     return OK
@@ -298,6 +300,12 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = add("retry-quarantine", _retry_quarantine, "the sources again that gave no sample")
     verb.add_argument("shards", metavar="SHARDS", help="folder of a shard set")
+    verb.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="data.SPLIT=URL",
+        help="where its sources lie, with the password or signature that is not kept",
+    )
     verb.add_argument("--address", help="Ray cluster to join (default: Ray on this machine)")
 
     verb = add("promote", _promote, "register a run's model if it beats the champion (MLflow)")

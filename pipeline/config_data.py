@@ -1,11 +1,11 @@
 """Section ``data``: where raw media lie, what they are, and how they are decoded."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from pipeline.addresses import absolute_path, local_path
 from pipeline.media import AudioFormat, ImageFormat, MediaFormat
 from pipeline.media.points_format import PointsFormat
 from pipeline.media.table_format import TableFormat
@@ -23,7 +23,7 @@ class ColumnsConfig(Section):
 
     Attributes:
         image, audio, video, points: columns of paths (relative to the listing's folder, absolute,
-            or URLs), or of the files' bytes where their type is binary.
+            or URLs; see ``data.allow``), or of the files' bytes where their type is binary.
         text: column of texts themselves.
         key: column that names the samples; where null, their files name them.
         split: column that says ``train``, ``validation`` or ``test``; ``data.validation`` and
@@ -49,6 +49,9 @@ class DataConfig(Section):
         validation: the same, or the share of the training samples to hold out (stratified by class,
             chosen by ``seed``), or null for none.
         test: as ``train``, or null.
+        allow: folders and URLs that rows of a listing may name besides what lies in the listing's
+            own folder; relative paths are of the working directory.
+        max_file_bytes: a larger file is refused, before it is read or while it grows.
         layout: what the sources are; ``auto`` tells by their names.
         columns: what a listing's columns hold.
         target: what a sample is to be mapped to.
@@ -66,6 +69,8 @@ class DataConfig(Section):
     train: str = Field(min_length=1)
     validation: str | Annotated[float, Field(gt=0, lt=1)] | None = None
     test: str | None = None
+    allow: tuple[str, ...] = ()
+    max_file_bytes: int = Field(default=2 * 1024**3, ge=1)
     layout: Literal["auto", "folders", "listing", "tars"] = "auto"
     image: ImageFormat | None = None
     audio: AudioFormat | None = None
@@ -82,6 +87,14 @@ class DataConfig(Section):
     decode_seconds: float = Field(default=60.0, gt=0)
     decode_memory_mib: int = Field(default=2048, ge=256)
     sandbox: Literal["best", "require"] = "best"
+
+    @field_validator("allow")
+    @classmethod
+    def _allowed_are_absolute(cls, allow: tuple[str, ...]) -> tuple[str, ...]:
+        for prefix in allow:
+            if not prefix or ("::" in prefix and local_path(prefix) is None):
+                raise ValueError(f"is {prefix!r}; give a folder or one URL, no chain of several")
+        return tuple(map(absolute, allow))
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
@@ -123,4 +136,4 @@ class DataConfig(Section):
 
 def absolute(path: str) -> str:
     """A local path made absolute; a URL as it is."""
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+    return path if "://" in path else absolute_path(path)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.sources.tables import without_addresses
 from shards import ShardError, ShardSet
 from shards.files import AtomicFile
 from shards.parquet import decode_parquet, encode_parquet
@@ -31,7 +32,7 @@ _SCHEMA = pa.schema(
         ("shard", pa.int64()),
     ]
 )
-_SECONDS, _DIGEST, _PLACES = b"seconds", b"digest", b"places"
+_SECONDS, _DIGEST, _PLACES, _READING = b"seconds", b"digest", b"places", b"reading"
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,14 @@ class Ledger:
     Attributes:
         table: a row for each source, by URI; columns uri, split, state, sha256, target, shard.
         seconds: what the last run that changed the set took.
-        places: split to folder, listing or URL; empty where that is not known.
+        places: split to folder, listing or URL, without secrets; empty where that is not known.
+        reading: the fields of ``data`` that say what else may be read.
     """
 
     table: pa.Table
     seconds: float = 0.0
     places: Mapping[str, str] = field(default_factory=dict)
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, shards: Path) -> Self:
@@ -60,7 +63,8 @@ class Ledger:
         # A run killed between the set and its ledger leaves an older set's.
         if about.get(_DIGEST) != ShardSet.open(shards).digest.encode():
             return cls(_sources_in(shards))
-        return cls(table, float(about[_SECONDS]), json.loads(about[_PLACES]))
+        reading = json.loads(about.get(_READING, b"{}"))
+        return cls(table, float(about[_SECONDS]), json.loads(about[_PLACES]), reading)
 
 
 def ledger_path(shards: Path) -> Path:
@@ -85,7 +89,7 @@ def source_states(table: pa.Table) -> pa.Array:
     """For each source of a listing a digest of its files' paths, sizes and times, and values."""
     states: list[str] = []
     columns = ["values_digest", "values_mtime", "parts"]
-    for batch in table.select(columns).to_batches(max_chunksize=10_000):
+    for batch in without_addresses(table.select(columns)).to_batches(max_chunksize=10_000):
         for row in batch.to_pylist():
             text = json.dumps(row, default=_plain, sort_keys=True)
             states.append(hashlib.blake2b(text.encode(), digest_size=16).hexdigest())
@@ -93,14 +97,24 @@ def source_states(table: pa.Table) -> pa.Array:
 
 
 def write_ledger(
-    shards: Path, table: pa.Table, *, seconds: float, places: Mapping[str, str]
+    shards: Path,
+    table: pa.Table,
+    *,
+    seconds: float,
+    places: Mapping[str, str],
+    reading: Mapping[str, Any] | None = None,
 ) -> None:
-    """Note that the set in ``shards`` was made from the sources of a listing."""
+    """Note that the set in ``shards`` was made from the sources of a listing.
+
+    Args:
+        places, reading: as in `Ledger`; they hold no secrets.
+    """
     made = _sources_in(shards)
     about = {
         _SECONDS: str(seconds),
         _DIGEST: ShardSet.open(shards).digest,
         _PLACES: json.dumps(dict(places)),
+        _READING: json.dumps(dict(reading or {})),
     }
     found = pc.index_in(table["uri"], value_set=made["uri"].combine_chunks())
     columns = {

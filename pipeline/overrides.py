@@ -9,6 +9,7 @@ import yaml
 from pipeline.config_fields import fields_of, types_of_field
 from pipeline.config_yaml import is_quoted, read_yaml
 from pipeline.errors import UserError
+from pipeline.sources.tables import SPLITS
 
 
 def read_override(override: str) -> tuple[str, Any]:
@@ -41,6 +42,22 @@ def read_override(override: str) -> tuple[str, Any]:
             reason = " ".join(str(error).split())
             raise UserError(f"{override!r}: not YAML: {reason}") from None
     return path, text
+
+
+def places_of_overrides(overrides: typing.Sequence[str]) -> dict[str, str]:
+    """Split to place, of overrides of ``data.train``, ``data.validation`` and ``data.test``.
+
+    Raises:
+        UserError: it is another field, or no text.
+    """
+    places = {}
+    for path, value in map(read_override, overrides):
+        section, _, split = path.partition(".")
+        if section != "data" or split not in SPLITS or not isinstance(value, str):
+            fields = ", ".join(f"data.{name}" for name in SPLITS)
+            raise UserError(f"{path}: only the places {fields} can be given here")
+        places[split] = value
+    return places
 
 
 def write_override(path: str, text: str) -> str:

@@ -6,7 +6,7 @@ and all others are taken over as they are.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,15 @@ from pipeline.settings import (
     data_config,
     refuse_other_settings,
     sample_settings,
-    source_places,
+    stored_places,
+    stored_reading,
 )
 from pipeline.sources import Listing, list_sources
 from pipeline.stages import StageRecord, write_stage
 from shards import ShardSet, read_quarantine_table, recover, verify
 from shards.files import only_one, remove_temporaries
 from shards.quarantine import QUARANTINE_FILE
+from shards.redaction import is_redacted, without_secrets
 
 STAGE = "preprocess"
 MAX_ROWS_TOLD = 1000
@@ -78,12 +80,20 @@ def preprocess(config: Config, console: Console, *, fresh: bool = False) -> dict
     return result
 
 
-def retry_quarantine(path: str, console: Console, *, address: str | None = None) -> dict[str, Any]:
+def retry_quarantine(
+    path: str,
+    console: Console,
+    *,
+    address: str | None = None,
+    places: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Try the sources again that are in the quarantine of a set; new and changed ones, too.
 
     Args:
         path: folder of the set.
         address: of the Ray cluster, as ``cluster.address``.
+        places: split to where its sources lie, for what is noted beside the set without its
+            password or signature.
 
     Returns:
         As :func:`preprocess`.
@@ -94,22 +104,38 @@ def retry_quarantine(path: str, console: Console, *, address: str | None = None)
     """
     final = Path(path).expanduser().absolute()
     with _alone(final):
-        return _retry(path, final, console, address)
+        return _retry(path, final, console, address, places or {})
 
 
-def _retry(path: str, final: Path, console: Console, address: str | None) -> dict[str, Any]:
+def _retry(
+    path: str, final: Path, console: Console, address: str | None, given: Mapping[str, str]
+) -> dict[str, Any]:
     manifest = ShardSet.open(final).manifest
     if not manifest.quarantined:
         raise UserError(f"{path}: nothing is in quarantine")
-    places = Ledger.read(final).places
-    if not places:
+    ledger = Ledger.read(final)
+    places = {**ledger.places, **given}
+    if not ledger.places:
         raise UserError(
             f"{ledger_path(final)}: is missing or belongs to another set, so nothing tells where "
             "the sources lie; run 'perceiver preprocess' with the set's configuration first"
         )
+    for split, place in places.items():
+        if is_redacted(place):
+            raise UserError(
+                f"{path}: its sources lie at {place}, whose password or signature is not kept; "
+                f"give the whole address: perceiver retry-quarantine {path} data.{split}=URL"
+            )
+    if any(map(is_redacted, ledger.reading.get("allow", ()))):
+        raise UserError(
+            f"{path}: data.allow names addresses whose password or signature is not kept; run "
+            "'perceiver preprocess' with the set's configuration instead"
+        )
     job = Job(
         # What was let through when the set was made is let through again.
-        data=data_config(manifest, places).model_copy(update={"max_bad_fraction": 1.0}),
+        data=data_config(manifest, places, ledger.reading).model_copy(
+            update={"max_bad_fraction": 1.0}
+        ),
         seed=manifest.config["seed"],
         settings=manifest.config,
         specs=tuple(manifest.positions.values()),
@@ -192,8 +218,10 @@ def _open_base(job: Job) -> Base:
 
 def _refuse_other_sources(job: Job, base: Base, changes: Changes) -> None:
     """Sources may have moved; but where none of them is left, it is a mistake."""
-    before, now = base.ledger.places, source_places(job.data)
-    if not before or before == now or len(changes.unchanged):
+    before, now = base.ledger.places, stored_places(job.data)
+    # What is signed anew is the same place.
+    same = _named(before) == _named(now)
+    if not before or same or len(changes.unchanged):
         return
     moved = differences(*(flatten({"data": dict(places)}) for places in (before, now)))
     raise UserError(
@@ -202,7 +230,17 @@ def _refuse_other_sources(job: Job, base: Base, changes: Changes) -> None:
 
 
 def _note_sources(job: Job, listing: Listing, seconds: float) -> None:
-    write_ledger(job.final, listing.table, seconds=seconds, places=source_places(job.data))
+    write_ledger(
+        job.final,
+        listing.table,
+        seconds=seconds,
+        places=stored_places(job.data),
+        reading=stored_reading(job.data),
+    )
+
+
+def _named(places: Mapping[str, str]) -> dict[str, str]:
+    return {split: without_secrets(place) for split, place in places.items()}
 
 
 def _refused_otherwise(listing: Listing, base: Base) -> bool:

@@ -14,13 +14,15 @@ from pipeline.positions import position_specs
 from pipeline.section import differences, flatten
 from pipeline.sources.tables import SPLITS
 from shards import Manifest
-from shards.redaction import redacted
+from shards.redaction import redacted, redacted_tree
 
 OTHERWISE = (
     "Give this one another name (name=…) or place (shards=…), or replace the old one with --fresh"
 )
 _PREFIX = "data."
-_WITHOUT_EFFECT = frozenset({"max_bad_fraction", "sandbox"})
+READING = ("allow", "max_file_bytes")
+"""Fields of what may be read: of the machine's safety, not of the samples."""
+_WITHOUT_EFFECT = frozenset({"max_bad_fraction", "sandbox", *READING})
 
 
 def sample_settings(config: Config) -> dict[str, Any]:
@@ -45,6 +47,16 @@ def source_places(data: DataConfig) -> dict[str, str]:
     return {split: absolute(place) for split, place in places.items() if isinstance(place, str)}
 
 
+def stored_places(data: DataConfig) -> dict[str, str]:
+    """As :func:`source_places`, without secrets."""
+    return {split: redacted(place) for split, place in source_places(data).items()}
+
+
+def stored_reading(data: DataConfig) -> dict[str, Any]:
+    """The fields of what may be read, without secrets."""
+    return {name: redacted_tree(getattr(data, name)) for name in READING}
+
+
 def refuse_other_settings(manifest: Manifest, settings: dict[str, Any], what: str) -> None:
     """Refuse to add to, or to pass off as done, what other settings made.
 
@@ -61,11 +73,14 @@ def comparable(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != VOCABULARY}
 
 
-def data_config(manifest: Manifest, places: Mapping[str, str]) -> DataConfig:
+def data_config(
+    manifest: Manifest, places: Mapping[str, str], reading: Mapping[str, Any]
+) -> DataConfig:
     """The section ``data`` that a set was made with.
 
     Args:
         places: of the set's sources, as :func:`source_places` gives them.
+        reading: the fields of what may be read.
 
     Raises:
         UserError: the set was made by something else.
@@ -76,7 +91,7 @@ def data_config(manifest: Manifest, places: Mapping[str, str]) -> DataConfig:
         if key.startswith(_PREFIX)
     }
     try:
-        return DataConfig.model_validate({**fields, **places}, strict=False)
+        return DataConfig.model_validate({**fields, **places, **reading}, strict=False)
     except ValueError as error:
         reason = redacted(" ".join(str(error).split()))[:200]
         raise UserError(

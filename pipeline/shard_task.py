@@ -21,7 +21,7 @@ from pipeline.media.errors import MediaError, short_trace
 from pipeline.media.members import FUNCTION
 from pipeline.media.sandbox import Sandbox, SandboxError
 from pipeline.media.sandbox_child import Part as Content
-from pipeline.sources import SourceRow, read_part, read_plan
+from pipeline.sources import Reach, SourceRow, read_part, read_plan
 from pipeline.sources.parts import why_unreadable
 from shards import (
     Quarantined,
@@ -56,7 +56,7 @@ class ShardTask:
     Attributes:
         plan: Parquet file whose row group N lists the sources of one shard.
         staging: folder that takes the shards.
-        roots: each split's folder or URL.
+        reaches: each split's folder or URL, and what else may be read there.
         media: settings of :func:`pipeline.media.members.MemberMaker`.
         limits: ``seconds`` for each sample and ``memory_bytes`` of the decoder, and whether its
             protections are ``required``.
@@ -65,11 +65,12 @@ class ShardTask:
         base: folder of the set whose shards are taken over, or None.
         stale: Parquet file of uri and shard of its sources that are dropped.
         rewritten: int64 numbers of the shards that have such sources.
+        value_places: where the listings lie whose rows hold values, by what the plan has of them.
     """
 
     plan: str
     staging: str
-    roots: dict[str, str]
+    reaches: dict[str, Reach]
     media: dict[str, Any]
     limits: dict[str, Any]
     num_new: int
@@ -77,6 +78,7 @@ class ShardTask:
     base: str | None = None
     stale: str | None = None
     rewritten: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    value_places: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """For each job the ``files`` read, those ``kept`` of an interrupted run, and an ``error``.
@@ -90,11 +92,12 @@ class ShardTask:
         kept: list[int] = []
         errors: list[str | None] = []
         lacking: list[str | None] = []
-        for job in batch["id"]:
+        addresses = batch.get("addresses", [None] * len(batch["id"]))
+        for job, of_its_files in zip(batch["id"], addresses, strict=True):
             read = there = 0
             error = None
             try:
-                read, there = self._do(int(job))
+                read, there = self._do(int(job), of_its_files or None)
             except (ShardError, SandboxError) as caught:
                 error = str(caught)
             files.append(read)
@@ -109,12 +112,12 @@ class ShardTask:
         missing = sandbox and sandbox.known_protections and sandbox.known_protections.lacking()
         return f"{socket.gethostname()}: {missing}" if missing else None
 
-    def _do(self, job: int) -> tuple[int, int]:
+    def _do(self, job: int, addresses: str | None) -> tuple[int, int]:
         """Returns how many files it read, and how many an interrupted run had read."""
         if job >= self.num_new:
             self._rewrite(int(self.rewritten[job - self.num_new]))
             return 0, 0
-        rows = read_plan(Path(self.plan), job)
+        rows = read_plan(Path(self.plan), job, addresses, self.value_places)
         number = self.first_number + job
         if read_committed(Path(self.staging), number) is not None:
             return 0, len(rows)
@@ -130,7 +133,7 @@ class ShardTask:
 
     def _samples(self, rows: list[SourceRow]) -> Iterator[Sample | Quarantined]:
         sandbox = _sandbox(self.media, self.limits)
-        for row, source in read_ahead(rows, self.roots):
+        for row, source in read_ahead(rows, self.reaches):
             made = 0
             try:
                 for sample in self._samples_of(row, source, sandbox):
@@ -169,7 +172,7 @@ def _reason(error: Exception) -> str:
 
 
 def read_ahead(
-    rows: list[SourceRow], roots: dict[str, str]
+    rows: list[SourceRow], reaches: dict[str, Reach]
 ) -> Iterator[tuple[SourceRow, Source | Exception]]:
     """Each source, or why it cannot be read; the next ones are read meanwhile.
 
@@ -179,13 +182,13 @@ def read_ahead(
     held = 0
     with ThreadPoolExecutor(READ_AHEAD) as pool:
         try:
-            for together, size, is_far in _read_together(rows, roots):
+            for together, size, is_far in _read_together(rows, reaches):
                 limit = READ_AHEAD if is_far else READ_AHEAD_LOCALLY
                 while waiting and (len(waiting) >= limit or held + size > READ_AHEAD_BYTES):
                     ready, its_size, sources = waiting.popleft()
                     held -= its_size
                     yield from zip(ready, sources.result(), strict=True)
-                waiting.append((together, size, pool.submit(_read_all, together, roots)))
+                waiting.append((together, size, pool.submit(_read_all, together, reaches)))
                 held += size
             while waiting:
                 ready, _, sources = waiting.popleft()
@@ -195,7 +198,7 @@ def read_ahead(
 
 
 def _read_together(
-    rows: list[SourceRow], roots: dict[str, str]
+    rows: list[SourceRow], reaches: dict[str, Reach]
 ) -> Iterator[tuple[list[SourceRow], int, bool]]:
     """Sources that one thread reads one after the other, the bytes expected, and whether from afar.
 
@@ -204,7 +207,7 @@ def _read_together(
     together: list[SourceRow] = []
     total = 0
     for row in rows:
-        size, is_far = _expected_bytes(row), _is_far(row, roots)
+        size, is_far = _expected_bytes(row), _is_far(row, reaches)
         if together and (is_far or total + size > TOGETHER_BYTES):
             yield together, total, False
             together, total = [], 0
@@ -217,18 +220,20 @@ def _read_together(
         yield together, total, False
 
 
-def _is_far(row: SourceRow, roots: dict[str, str]) -> bool:
-    return any("://" in place for place in (roots[row.split], *(part.path for part in row.parts)))
+def _is_far(row: SourceRow, reaches: dict[str, Reach]) -> bool:
+    return any(
+        "://" in place for place in (reaches[row.split].root, *(part.path for part in row.parts))
+    )
 
 
-def _read_all(rows: list[SourceRow], roots: dict[str, str]) -> list[Source | Exception]:
-    return [_read(row, roots[row.split]) for row in rows]
+def _read_all(rows: list[SourceRow], reaches: dict[str, Reach]) -> list[Source | Exception]:
+    return [_read(row, reaches[row.split]) for row in rows]
 
 
-def _read(row: SourceRow, root: str) -> Source | Exception:
+def _read(row: SourceRow, reach: Reach) -> Source | Exception:
     """An exception is an answer: raised by a future, its trace would tell of threads' timing."""
     try:
-        contents = read_contents(row, root)
+        contents = read_contents(row, reach)
         return contents, source_sha256(row, contents)
     except (MediaError, ShardError, OSError) as error:
         return error
@@ -240,7 +245,7 @@ def _expected_bytes(row: SourceRow) -> int:
     return sum(READ_AHEAD_BYTES // 4 if size < 0 else size for size in sizes)
 
 
-def read_contents(row: SourceRow, root: str) -> dict[str, Content]:
+def read_contents(row: SourceRow, reach: Reach) -> dict[str, Content]:
     """The content and name of each of a source's files and inline fields, by field.
 
     Raises:
@@ -248,7 +253,7 @@ def read_contents(row: SourceRow, root: str) -> dict[str, Content]:
         OSError: it cannot be read from this machine's own disks.
     """
     contents = {name: (data, "") for name, data in row.inline.items()}
-    return contents | {part.field: (read_part(root, part), part.path) for part in row.parts}
+    return contents | {part.field: (read_part(reach, part), part.path) for part in row.parts}
 
 
 def source_sha256(row: SourceRow, contents: dict[str, Content]) -> str:

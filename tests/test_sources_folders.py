@@ -283,7 +283,7 @@ def test_names_that_are_not_utf_8_survive(tmp_path):
     row = by_path[b"cat/caf\xe9/\xff\n.png"]
     assert (row.target, row.parts[0].size) == (0, 4)
     assert os.fsencode(row.uri) == b"train/cat/caf\xe9/\xff\n.png"
-    assert Path(part_file(listing.roots["train"], row.parts[0])[1]).read_bytes() == b"1234"
+    assert Path(part_file(listing.reaches["train"], row.parts[0])[1]).read_bytes() == b"1234"
 
 
 def test_a_class_whose_name_is_not_utf_8_is_refused_before_any_work(tmp_path):

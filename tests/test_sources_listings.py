@@ -47,7 +47,8 @@ def test_paths_are_below_the_listings_folder_absolute_or_urls(tmp_path, suffix):
     path = write_listing(
         tmp_path / "a", suffix, {"file": files, "kind": ["x", "y", "x", "y"], "n": [1] * 4}
     )
-    listing = listed(path, **IMAGE_ROWS)
+    allow = [str(tmp_path / "far.jpg"), "http://host"]
+    listing = listed(path, **IMAGE_ROWS, allow=allow)
     assert paths(listing) == {f"train/{file}": file for file in files}
     assert listing.classes == ("x", "y")
     assert classes_of(listing)["train/img/2.jpg"] == "y"
@@ -56,7 +57,7 @@ def test_paths_are_below_the_listings_folder_absolute_or_urls(tmp_path, suffix):
     assert by_uri["train/http://host/3.jpg"]["parts"]["image"]["size"] == -1
     assert listing.table["row"].null_count == 4
     opened = {
-        part_file(listing.roots["train"], row.parts[0])[1] for row in planned(listing, tmp_path)
+        part_file(listing.reaches["train"], row.parts[0])[1] for row in planned(listing, tmp_path)
     }
     assert opened == {str(tmp_path / "a/img/1.jpg"), str(tmp_path / "a/img/2.jpg"), *files[1:3]}
 

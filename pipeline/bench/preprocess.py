@@ -138,7 +138,7 @@ def _prepare(folder: Path, num_files: int, num_workers: int) -> _Work:
     task = ShardTask(
         plan=str(plan),
         staging=str(folder / "staging"),
-        roots=listing.roots,
+        reaches=listing.reaches,
         media=sandbox_settings(config.data, listing.classes, None),
         limits={"seconds": 60.0, "memory_bytes": 2 << 30},
         num_new=num_shards,
@@ -174,7 +174,7 @@ def _ray_writer(work: _Work) -> float:
     import ray
 
     started = time.perf_counter()
-    files = ray.data.read_images(work.task.roots["train"], mode="RGB", include_paths=True)
+    files = ray.data.read_images(work.task.reaches["train"].root, mode="RGB", include_paths=True)
     files.map(_crop).write_webdataset(str(Path(work.task.staging) / "ray"))
     return time.perf_counter() - started
 

@@ -12,7 +12,8 @@ each of a million files.
     listing_files  rows to samples
     split          held-out samples, and the order of all
     listing        all of it, by configuration
-    parts          the files of a sample, and reading them
+    reach          what a source may name
+    parts, local_files, web  the files of a sample, and reading them
     plan           which samples make which shard
     values         values that lie in rows
     vocabulary     what the training rows of a table tell
@@ -24,14 +25,17 @@ from pipeline.sources.plan import (
     SourceRow,
     plan_files,
     read_plan,
+    shard_addresses,
     write_plan,
 )
+from pipeline.sources.reach import Reach
 from pipeline.sources.values import iter_values
 from pipeline.sources.vocabulary import fit_table
 
 __all__ = [
     "Listing",
     "Part",
+    "Reach",
     "SourceRow",
     "fit_table",
     "iter_values",
@@ -40,5 +44,6 @@ __all__ = [
     "plan_files",
     "read_part",
     "read_plan",
+    "shard_addresses",
     "write_plan",
 ]

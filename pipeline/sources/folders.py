@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 
+from pipeline.addresses import filesystem_of, is_web
 from pipeline.config_data import DataConfig
 from pipeline.errors import UserError
 from pipeline.sources.fields import FIELD_CODES, FieldNames, target_field
@@ -49,8 +49,13 @@ def find_in_folder(data: DataConfig, root: str, field: str) -> Found:
     Raises:
         UserError: it is missing, no folder, or empty; or no class folders are in it.
     """
-    filesystem, base = fsspec.core.url_to_fs(root)
+    filesystem, base = filesystem_of(root)
     by_class = data.target.kind == "class"
+    if is_web(root) and "?" in root:
+        raise UserError(
+            f"{field}={root}: a web server's folder is listed by its page, without a query; give a "
+            "listing (.csv, .parquet, .jsonl) or .tar files"
+        )
     if not exists(filesystem, base):
         raise UserError(f"{field}={root}: no such folder")
     if not is_folder(filesystem, base):

@@ -117,8 +117,9 @@ def parts_of(offsets: np.ndarray, fields: np.ndarray, flat: pa.Table) -> pa.Arra
         pa.array(fields.astype(np.int8)), pa.array(PART_FIELDS)
     ).cast(pa.string())
     columns = [one_chunk(flat[name]) for name in ("path", "offset", "length", "size", "mtime")]
+    no_address = pa.nulls(len(fields), pa.binary())
     structs = pa.StructArray.from_arrays(
-        [field_names, *columns], fields=list(PARTS_TYPE.value_type)
+        [field_names, *columns, no_address], fields=list(PARTS_TYPE.value_type)
     )
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs, type=PARTS_TYPE)
 

@@ -5,19 +5,20 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.addresses import filesystem_of
 from pipeline.config_data import DataConfig, absolute
 from pipeline.errors import UserError
-from pipeline.media.errors import one_line
+from pipeline.media.errors import MediaError
 from pipeline.sources.classes import class_names, label_numbers
 from pipeline.sources.folders import find_in_folder
 from pipeline.sources.listing_files import find_in_listing
-from pipeline.sources.parts import read_errors
-from pipeline.sources.rows import SUFFIXES
+from pipeline.sources.parts import read_errors, redacted_line
+from pipeline.sources.reach import Reach
+from pipeline.sources.rows import SUFFIXES, suffix_of
 from pipeline.sources.split import VALIDATION, hold_out, order_of
 from pipeline.sources.tables import (
     FOUND_SCHEMA,
@@ -35,6 +36,7 @@ from pipeline.sources.tables import (
 from pipeline.sources.tars import find_in_tars, is_tars
 from pipeline.sources.values import InlineValues
 from pipeline.sources.walk import is_local
+from shards.redaction import without_secrets
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,27 @@ class Listing:
             split's root (absolute and URLs: as they are), ``offset`` and ``length`` in a tar,
             ``size`` in bytes (-1 where it is not known) and ``mtime``.
         classes: names; a target is an index into them.
-        roots: each split's folder (absolute) or URL.
+        reaches: each split's folder (absolute) or URL, with what gives access to it, and what else
+            may be read.
         refused: ``uri``, ``split`` and ``reason`` of what can never be a sample.
         values: for each split whose rows hold values, where they lie.
     """
 
     table: pa.Table
     classes: tuple[str, ...]
-    roots: dict[str, str]
+    reaches: dict[str, Reach]
     refused: pa.Table
     values: dict[str, InlineValues] = field(default_factory=dict)
+
+    @property
+    def roots(self) -> dict[str, str]:
+        """Each split's folder (absolute) or URL, without secrets."""
+        return {split: without_secrets(reach.root) for split, reach in self.reaches.items()}
+
+    @property
+    def value_places(self) -> dict[str, str]:
+        """Where the listings lie whose rows hold values: by their places without secrets."""
+        return {values.place: absolute(values.listing.source) for values in self.values.values()}
 
     @cached_property
     def content_digest(self) -> str:
@@ -153,23 +166,31 @@ def list_sources(
     return Listing(
         table=_table(samples, splits, targets if data.target.kind == "class" else None, order),
         classes=classes,
-        roots={split: absolute(found[owner[split]].root) for split in listed},
+        reaches={split: _reach(data, found[owner[split]]) for split in listed},
         refused=refused,
         values={s: v for s in listed if (v := found[owner[s]].values) is not None},
     )
 
 
+def _reach(data: DataConfig, found: Found) -> Reach:
+    root = absolute(found.root)
+    return Reach(root, data.allow, data.max_file_bytes, confined=found.confined)
+
+
 def _find(data: DataConfig, source: str, setting: str) -> Found:
     try:
-        filesystem, _ = fsspec.core.url_to_fs(source)
+        filesystem, _ = filesystem_of(source)
     except (ImportError, ValueError) as error:  # it says which package its protocol needs
         raise UserError(f"{setting}={source}: {' '.join(str(error).split())}") from None
+    local = is_local(filesystem)
     try:
         return _find_by_layout(data, source, setting)
     except UserError:
         raise
-    except read_errors(filesystem) as error:
-        told = " ".join(str(error).split()) if is_local(filesystem) else one_line(error)
+    except Exception as error:
+        if not isinstance(error, (MediaError, *read_errors(filesystem))):
+            raise
+        told = " ".join(str(error).split()) if local else redacted_line(error)
         raise UserError(f"{setting}={source}: cannot be read: {told}") from None
 
 
@@ -177,7 +198,7 @@ def _find_by_layout(data: DataConfig, source: str, setting: str) -> Found:
     layout = data.layout
     if layout == "auto":
         layout = "folders"
-        if source.lower().endswith(SUFFIXES):
+        if suffix_of(source) is not None:
             layout = "listing"
         elif is_tars(source):
             layout = "tars"
@@ -185,7 +206,7 @@ def _find_by_layout(data: DataConfig, source: str, setting: str) -> Found:
         return find_in_tars(data, source, setting)
     if layout == "folders":
         return find_in_folder(data, source, setting)
-    if not source.lower().endswith(SUFFIXES):
+    if suffix_of(source) is None:
         raise UserError(f"{setting}={source}: a listing's name ends in {', '.join(SUFFIXES)}")
     return find_in_listing(data, source, setting)
 
@@ -195,8 +216,13 @@ def _in_split(found: Found, split: str) -> Found:
     place = found.samples.schema.get_field_index("split")
     codes = pa.array(np.full(found.samples.num_rows, SPLITS.index(split), np.int8))
     names = {split: set().union(*found.label_names.values())}
+    refused_place = found.refused.schema.get_field_index("split")
+    of_refused = pa.repeat(pa.scalar(split, pa.string()), found.refused.num_rows)
     return replace(
-        found, samples=found.samples.set_column(place, "split", codes), label_names=names
+        found,
+        samples=found.samples.set_column(place, "split", codes),
+        refused=found.refused.set_column(refused_place, "split", of_refused),
+        label_names=names,
     )
 
 
@@ -213,7 +239,7 @@ def _without_classless(data: DataConfig, found: dict[str, Found]) -> tuple[pa.Ta
                 pa.table(
                     {
                         "uri": without["name"],
-                        "split": pa.nulls(without.num_rows, pa.string()),
+                        "split": split_column(without["split"].to_numpy()).cast(pa.string()),
                         "reason": pa.array([told] * without.num_rows),
                     },
                     schema=REFUSED_SCHEMA,
@@ -222,11 +248,15 @@ def _without_classless(data: DataConfig, found: dict[str, Found]) -> tuple[pa.Ta
             kept = kept.filter(pc.is_valid(kept["label"]))
         samples.append(kept)
         table = concat(refusals, REFUSED_SCHEMA)
+        # Where a row does not tell, it is of the split whose place it lies in.
+        splits = pc.fill_null(one_chunk(table["split"]), split)
         refused.append(
             pa.table(
                 {
-                    "uri": with_split(one_chunk(table["uri"]), split),
-                    "split": pa.repeat(split, table.num_rows),
+                    "uri": pc.binary_join_element_wise(
+                        splits.cast(pa.binary()), one_chunk(table["uri"]), b"/"
+                    ),
+                    "split": splits,
                     "reason": table["reason"],
                 },
                 schema=REFUSED_SCHEMA,

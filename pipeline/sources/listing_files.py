@@ -3,18 +3,19 @@
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Iterator
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config_data import DataConfig
+from pipeline.addresses import file_name, filesystem_of, folder_of
+from pipeline.config_data import DataConfig, absolute
 from pipeline.errors import UserError
 from pipeline.sources.columns import Column, wanted_columns
 from pipeline.sources.parts import opened
+from pipeline.sources.reach import Reach
+from pipeline.sources.row_files import RowFiles
 from pipeline.sources.rows import Batch, ListingFile, open_listing
 from pipeline.sources.tables import (
     FOUND_SCHEMA,
@@ -24,12 +25,15 @@ from pipeline.sources.tables import (
     Rows,
     binary_parts,
     first_refused,
+    split_column,
 )
 from pipeline.sources.values import InlineValues
-from pipeline.sources.walk import changed, is_local, special_reason
+from pipeline.sources.walk import changed
 
+MAX_NAME_BYTES = 4096
+MAX_SHOWN = 100
+"""Bytes of a wrong value that a reason quotes."""
 SPLIT_NAMES = {b"train": 0, b"validation": 1, b"valid": 1, b"val": 1, b"dev": 1, b"test": 2}
-UNKNOWN_SIZE = -1
 _PARQUET_END = 8
 """Bytes after a Parquet file's footer: its length (4, little-endian) and a magic number (4)."""
 
@@ -55,7 +59,8 @@ def find_in_listing(data: DataConfig, source: str, setting: str) -> Found:
     light = [c for c in listing.columns if not (heavy and c.role == "bytes")]
     read = listing.only(tuple(light))
     content, mtime = _parquet_state(source) if heavy else (b"", None)
-    reader = _RowReader(read, content, mtime, is_inline=bool(inline))
+    reach = Reach(absolute(folder_of(source)), data.allow, data.max_file_bytes)
+    reader = _RowReader(read, reach, content, mtime, is_inline=bool(inline))
     for batch in read.batches():
         reader.take(batch)
     samples, again = _unique(reader.samples.table())
@@ -66,18 +71,13 @@ def find_in_listing(data: DataConfig, source: str, setting: str) -> Found:
     return Found(samples, refused, folder_of(source), values, reader.label_names)
 
 
-def folder_of(source: str) -> str:
-    """The folder that a path or URL lies in."""
-    return source.rpartition("/")[0] or ("/" if source.startswith("/") else ".")
-
-
 def _parquet_state(source: str) -> tuple[bytes, str]:
     """What names a Parquet file's content, and what the file system tells of its last change.
 
     The content itself is not read: the footer has the place, sizes and extremes of every column's
     pieces.
     """
-    filesystem, path = fsspec.core.url_to_fs(source)
+    filesystem, path = filesystem_of(source)
     info = filesystem.info(path)
     with opened(source) as file:
         file.seek(-_PARQUET_END, os.SEEK_END)
@@ -93,20 +93,26 @@ class _RowReader:
 
     Args:
         listing: with the columns that are read.
+        reach: what its rows may name.
         content: goes into every row's digest: of columns that are not read.
         mtime: of the file that holds these, or None.
         is_inline: whether rows hold values that the samples need.
     """
 
     def __init__(
-        self, listing: ListingFile, content: bytes, mtime: str | None, *, is_inline: bool
+        self,
+        listing: ListingFile,
+        reach: Reach,
+        content: bytes,
+        mtime: str | None,
+        *,
+        is_inline: bool,
     ) -> None:
         self._columns = listing.columns
         self._content, self._mtime = content, mtime
         self._is_inline = is_inline
-        self._name = os.fsencode(listing.source.rpartition("/")[2])
-        filesystem, base = fsspec.core.url_to_fs(folder_of(listing.source))
-        self._base = os.fsencode(base) if is_local(filesystem) else None
+        self._name = os.fsencode(file_name(listing.source))
+        self._files = RowFiles(reach)
         self.samples, self.refused = Rows(FOUND_SCHEMA), Rows(REFUSED_SCHEMA)
         self.label_names: dict[str, set[str]] = {}
 
@@ -138,14 +144,17 @@ class _RowReader:
             reason: str | None = reasons.get(place)
             split = 0 if splits is None else SPLIT_NAMES.get(splits[place])
             if splits is not None and reason is None and split is None:
-                given = splits[place].decode(errors="replace")
+                given = splits[place][:MAX_SHOWN].decode(errors="replace")
                 reason = f"split {given!r} is none of train, validation, test"
             parts: list[dict[str, Any]] = []
             if reason is None:
-                parts, reason = self._parts({use: paths[use][place] for use in paths})
+                parts, reason = self._files.parts({use: paths[use][place] for use in paths})
             name = self._row_name(keys and keys[place], paths, place, row)
+            if len(name) > MAX_NAME_BYTES:
+                reason = reason or f"its name has {len(name)} bytes, more than {MAX_NAME_BYTES}"
+                name = self._name + b"#%d" % row
             if reason is not None:
-                self.refused.append(name, None, reason)
+                self.refused.append(name, None if split is None else SPLITS[split], reason)
                 continue
             assert split is not None  # the reason said so
             label = labels and labels[place]
@@ -158,35 +167,12 @@ class _RowReader:
         self, key: bytes | None, paths: dict[str, list[bytes | None]], place: int, row: int
     ) -> bytes:
         if key is not None:
-            return key
+            return self._files.named(key)
         if not self._is_inline:
             path = next((given[place] for given in paths.values() if given[place]), None)
             if path is not None:
-                return path
+                return self._files.named(path)
         return self._name + b"#%d" % row
-
-    def _parts(self, paths: dict[str, bytes | None]) -> tuple[list[dict[str, Any]], str | None]:
-        """The files that a row names, and why one cannot be used."""
-        parts: list[dict[str, Any]] = []
-        for field, path in paths.items():
-            if path is None:
-                continue
-            size, mtime = UNKNOWN_SIZE, ""
-            if self._base is not None and b"://" not in path:
-                full = path if path.startswith(b"/") else self._base + b"/" + path
-                try:
-                    found = os.stat(full)  # noqa: PTH116 - bytes
-                except (OSError, ValueError) as error:
-                    code = getattr(error, "errno", None)
-                    return parts, f"{field}: {os.strerror(code) if code else 'no such name'}"
-                if not stat.S_ISREG(found.st_mode):
-                    return parts, f"{field}: {special_reason(found.st_mode)}"
-                size, mtime = found.st_size, str(found.st_mtime_ns)
-            parts.append(
-                {"field": field, "path": path, "offset": None, "length": None,
-                 "size": size, "mtime": mtime}
-            )  # fmt: skip
-        return parts, None
 
     def _digests(self, batch: Batch) -> Iterator[bytes]:
         """For each row a digest of its values."""
@@ -257,12 +243,13 @@ def _unique(samples: pa.Table) -> tuple[pa.Table, pa.Table]:
         return samples, REFUSED_SCHEMA.empty_table()
     again = np.ones(samples.num_rows, bool)
     again[first] = False
-    names = samples["name"].filter(pa.array(again))
+    extra = samples.filter(pa.array(again))
+    names, codes = extra["name"], extra["split"].to_numpy()
     told = "an earlier row has this name; name rows by data.columns.key"
     refused = pa.table(
         {
             "uri": names,
-            "split": pa.nulls(len(names), pa.string()),
+            "split": split_column(codes).cast(pa.string()),
             "reason": pa.array([told]).take(pa.array(np.zeros(len(names), np.int64))),
         },
         schema=REFUSED_SCHEMA,

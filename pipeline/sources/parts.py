@@ -7,14 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
+from pipeline.addresses import filesystem_of, is_web
 from pipeline.media.errors import MediaError
+from pipeline.sources.local_files import check_size, open_regular, read_range, read_regular
+from pipeline.sources.reach import Reach
 from pipeline.sources.walk import is_local
+from pipeline.sources.web import fetch
+from shards.redaction import redacted
 from shards.retries import Retry, try_again
 
-MAX_FILE_BYTES = 2 * 1024**3
 BUFFER_BYTES = 1 << 20
 RETRY = Retry(attempts=4, first_delay=0.5)
 
@@ -25,10 +26,11 @@ class Part:
 
     Attributes:
         field: modality, ``mask`` or ``target``.
-        path: below the split's root; or absolute, or a URL. See `part_file`.
+        path: below the split's root; or absolute, or a URL. It holds no secret.
         offset, length: of a tar's member, in bytes; None for a whole file.
         size: bytes; -1 where only reading it will tell.
         mtime: what the file system told of its last change.
+        address: what stands for the path where that holds a secret; never written.
     """
 
     field: str
@@ -37,51 +39,99 @@ class Part:
     length: int | None
     size: int
     mtime: str
+    address: str | None = None
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Part":
         """A part of a listing's column ``parts``, where paths are bytes."""
-        return cls(**{**values, "path": os.fsdecode(values["path"])})
+        address = values.get("address")
+        paths = {
+            "path": os.fsdecode(values["path"]),
+            "address": None if address is None else os.fsdecode(address),
+        }
+        return cls(**{**values, **paths})
 
 
-def part_file(root: str, part: Part) -> tuple[Any, str]:
-    """The file system that holds a part, and its path there.
-
-    A local name may hold what would mean something in a URL.
+def part_file(reach: Reach, part: Part) -> tuple[Any, str]:
+    """The file system that holds a part, and its path there, with what gives access to it.
 
     Args:
-        root: of the part's split.
+        reach: of the part's split.
+
+    Raises:
+        MediaError: it lies where nothing may be read.
+        ValueError: no such protocol.
+        ImportError: the protocol's package is missing.
     """
-    if "://" in part.path:
-        return fsspec.core.url_to_fs(part.path)
-    if part.path.startswith("/"):
-        return LocalFileSystem(), part.path
-    filesystem, base = fsspec.core.url_to_fs(root)
-    return filesystem, f"{base.rstrip('/')}/{part.path}"
+    return reach.place(part.address or part.path)
 
 
-def read_part(root: str, part: Part) -> bytes:
+def read_part(reach: Reach, part: Part) -> bytes:
     """A part's bytes; what fails otherwise than by not being there is tried again.
 
     Args:
-        root: of the part's split.
+        reach: of the part's split.
 
     Raises:
-        MediaError: it is too large, or a network does not give it.
+        MediaError: it may not be read, it is too large or no regular file, or a network does not
+            give it.
         OSError: it cannot be read from this machine's own disks.
     """
+    if part.length is not None:
+        check_size(part.length, reach.max_file_bytes)
     try:
-        filesystem, path = part_file(root, part)
-    except (ValueError, ImportError) as error:  # no such protocol, or its package is missing
-        raise MediaError(why_unreadable(error)) from error
-    try:
-        return try_again(lambda: _read(filesystem, path, part), RETRY)
+        filesystem, path = part_file(reach, part)
     except MediaError:
         raise
-    except read_errors(filesystem) as error:
-        if is_local(filesystem):
-            raise
+    except (ValueError, ImportError) as error:  # no such protocol, or its package is missing
         raise MediaError(why_unreadable(error)) from error
+    if is_local(filesystem):
+        return _read_local(path, reach, part)
+    try:
+        return try_again(lambda: _read_far(filesystem, path, reach, part), RETRY)
+    except MediaError:
+        raise
+    except Exception as error:  # networks' libraries have kinds of their own
+        raise MediaError(why_unreadable(error)) from error
+
+
+def _read_local(path: str, reach: Reach, part: Part) -> bytes:
+    with open_regular(path, reach.holds if reach.confined else None) as file:
+        if part.offset is None or part.length is None:
+            return read_regular(file, reach.max_file_bytes)
+        return _checked_range(read_range(file, part.offset, part.length), part.length)
+
+
+def _read_far(filesystem: Any, path: str, reach: Reach, part: Part) -> bytes:
+    limit = reach.max_file_bytes
+    if part.offset is not None and part.length is not None:
+        if is_web(path):
+            data = fetch(reach, path, part.offset, part.length)
+        else:
+            stop = part.offset + part.length
+            data = filesystem.cat_file(path, start=part.offset, end=stop)
+        return _checked_range(data, part.length, far=True)
+    if is_web(path):
+        return fetch(reach, path, None, None)
+    size = filesystem.size(path)
+    if size is None:
+        with filesystem.open(path, "rb") as file:
+            data = file.read(limit + 1)
+    else:
+        check_size(size, limit)
+        data = filesystem.cat_file(path)
+    check_size(len(data), limit)
+    return data
+
+
+def _checked_range(data: bytes, length: int, *, far: bool = False) -> bytes:
+    """A member of a tar; over a network an answer cut short may be whole the next time."""
+    if len(data) == length:
+        return data
+    if len(data) > length:
+        raise MediaError(f"more than the {length} bytes of a tar came that were asked for")
+    told = f"{len(data)} bytes came where {length} of a tar were asked for"
+    raise _ShortError(told) if far else MediaError(told)
 
 
 def exists(filesystem: Any, path: str) -> bool:
@@ -129,22 +179,27 @@ def insist(filesystem: Any, path: str, request: Callable[[], Any]) -> Any:
 @contextmanager
 def opened(source: str) -> Iterator[BinaryIO]:
     """A file, by path or URL; as `opened_at`."""
-    with opened_at(*fsspec.core.url_to_fs(source)) as file:
+    with opened_at(*filesystem_of(source)) as file:
         yield file
 
 
 @contextmanager
 def opened_at(filesystem: Any, path: str) -> Iterator[BinaryIO]:
-    """A file to be read in order or by ranges; what fails otherwise than finally is tried again."""
-    options = {}
-    if not is_local(filesystem):
-        options = {"block_size": BUFFER_BYTES, "cache_type": "readahead"}
-    with insist(filesystem, path, lambda: filesystem.open(path, "rb", **options)) as file:
-        if is_local(filesystem):
+    """A file to be read in order or by ranges; what fails otherwise than finally is tried again.
+
+    Raises:
+        MediaError: it is a pipe, a device or a folder of this machine.
+    """
+    if is_local(filesystem):
+        with open_regular(path) as file:
             yield file
-        else:
-            with io.BufferedReader(_Patient(file), BUFFER_BYTES) as patient:
-                yield patient
+        return
+    options = {"block_size": BUFFER_BYTES, "cache_type": "readahead"}
+    with (
+        insist(filesystem, path, lambda: filesystem.open(path, "rb", **options)) as file,
+        io.BufferedReader(_Patient(file), BUFFER_BYTES) as patient,
+    ):
+        yield patient
 
 
 class _Patient(io.RawIOBase):
@@ -194,39 +249,12 @@ def why_unreadable(error: Exception) -> str:
     return f"cannot be read ({type(error).__name__})"
 
 
+def redacted_line(error: Exception) -> str:
+    """What a network's library says, in one line and without secrets."""
+    text = redacted(" ".join(str(error).split()))  # before it is cut: of half a password none knows
+    text = text if len(text) <= 200 else f"{text[:199]}…"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 class _ShortError(OSError):
     """An answer with fewer bytes than asked for."""
-
-
-def _read(filesystem: Any, path: str, part: Part) -> bytes:
-    if part.offset is not None and part.length is not None:
-        return _read_range(filesystem, path, part.offset, part.length)
-    _check_size(_size(filesystem, path) if part.size < 0 else part.size)
-    data: bytes = filesystem.cat_file(path)
-    _check_size(len(data))
-    return data
-
-
-def _read_range(filesystem: Any, path: str, offset: int, length: int) -> bytes:
-    """A member of a tar; over a network an answer cut short may be whole the next time."""
-    _check_size(length)
-    data: bytes = filesystem.cat_file(path, start=offset, end=offset + length)
-    if len(data) == length:
-        return data
-    told = f"{len(data)} bytes came where {length} of a tar were asked for"
-    if len(data) < length and not is_local(filesystem):
-        raise _ShortError(told)
-    raise MediaError(told)
-
-
-def _size(filesystem: Any, path: str) -> int:
-    """Bytes of a file; 0 where only reading it will tell."""
-    try:
-        return filesystem.size(path) or 0
-    except FileNotFoundError:  # over HTTP whatever happened, which reading tells better
-        return 0
-
-
-def _check_size(size: int) -> None:
-    if size > MAX_FILE_BYTES:
-        raise MediaError(f"{size} bytes, more than {MAX_FILE_BYTES}")

@@ -2,15 +2,18 @@
 
 import json
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.sources.listing import Listing
 from pipeline.sources.parts import Part
+from pipeline.sources.tables import addresses_of, without_addresses
 from pipeline.sources.values import InlineValues, read_row_values
 
 _VALUES = b"values"
@@ -43,7 +46,8 @@ class SourceRow:
 def write_plan(listing: Listing, path: Path, samples_per_shard: int) -> int:
     """Cut the listing into shards of one split each; row group N lists the samples of shard N.
 
-    Values that lie in a CSV or JSON Lines file are copied to Parquet beside the plan.
+    Values that lie in a CSV or JSON Lines file are copied to Parquet beside the plan. Addresses
+    that hold secrets are left out; see `shard_addresses` and `Listing.value_places`.
 
     Args:
         listing: its rows in their order.
@@ -59,17 +63,35 @@ def write_plan(listing: Listing, path: Path, samples_per_shard: int) -> int:
         if inline not in prepared:
             prepared[inline] = inline.prepare(_copy_of_values(path, split))
     values = {split: prepared[inline] for split, inline in listing.values.items()}
-    table = listing.table.replace_schema_metadata({_VALUES: json.dumps(values).encode()})
-    codes = table["split"].combine_chunks().indices.to_numpy() if table.num_rows else np.array([])
-    borders = np.flatnonzero(np.diff(codes)) + 1
+    table = without_addresses(listing.table)
+    table = table.replace_schema_metadata({_VALUES: json.dumps(values).encode()})
     shards = 0
     with pq.ParquetWriter(path, table.schema) as writer:
-        for first, last in zip([0, *borders], [*borders, table.num_rows], strict=True):
-            for start in range(int(first), int(last), samples_per_shard):
-                count = min(samples_per_shard, int(last) - start)
-                writer.write_table(table.slice(start, count), row_group_size=count)
-                shards += 1
+        for start, count in _cuts(table, samples_per_shard):
+            writer.write_table(table.slice(start, count), row_group_size=count)
+            shards += 1
     return shards
+
+
+def shard_addresses(listing: Listing, samples_per_shard: int) -> list[str] | None:
+    """For each shard of a plan the addresses that it leaves out, since they hold secrets.
+
+    Returns:
+        Texts for `read_plan`, to be kept in memory; None where nothing was left out.
+    """
+    if not any(addresses_of(listing.table)):
+        return None
+    cuts = _cuts(listing.table, samples_per_shard)
+    return [json.dumps(addresses_of(listing.table.slice(*cut))) for cut in cuts]
+
+
+def _cuts(table: pa.Table, samples_per_shard: int) -> Iterator[tuple[int, int]]:
+    """Start and length in rows of each shard."""
+    codes = table["split"].combine_chunks().indices.to_numpy() if table.num_rows else np.array([])
+    borders = np.flatnonzero(np.diff(codes)) + 1
+    for first, last in zip([0, *borders], [*borders, table.num_rows], strict=True):
+        for start in range(int(first), int(last), samples_per_shard):
+            yield start, min(samples_per_shard, int(last) - start)
 
 
 def _copy_of_values(plan: Path, split: str) -> Path:
@@ -86,12 +108,28 @@ def _escaped(name: str) -> str:
     return "".join(f"[{mark}]" if mark in "*?[" else mark for mark in name)
 
 
-def read_plan(path: Path, number: int) -> list[SourceRow]:
-    """The samples of shard ``number``, with what their listing holds for them."""
+def read_plan(
+    path: Path,
+    number: int,
+    addresses: str | None = None,
+    value_places: Mapping[str, str] | None = None,
+) -> list[SourceRow]:
+    """The samples of shard ``number``, with what their listing holds for them.
+
+    Args:
+        addresses: of the shard, from `shard_addresses`.
+        value_places: of the listing, from `Listing.value_places`.
+    """
     parquet = pq.ParquetFile(path)
     about = parquet.schema_arrow.metadata
     rows = parquet.read_row_group(number).to_pylist()
+    if addresses is not None:
+        parts = [part for row in rows for part in row["parts"]]
+        for part, address in zip(parts, json.loads(addresses), strict=True):
+            part["address"] = address and os.fsencode(address)
     values = json.loads(about[_VALUES]).get(rows[0]["split"]) if rows else None
+    if values and value_places:
+        values["path"] = value_places.get(values["path"], values["path"])
     held: Any = (
         read_row_values(values, [row["row"] for row in rows])
         if values

@@ -9,10 +9,20 @@ import posixpath
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.addresses import (
+    absolute_path,
+    filesystem_of,
+    is_web,
+    joined,
+    local_path,
+    with_query,
+)
 from pipeline.media.errors import MediaError
-from pipeline.sources.addresses import absolute_path, is_web, joined, local_path, with_query
 from pipeline.sources.local_files import OUTSIDE
 from shards.redaction import secrets_of
 
@@ -40,8 +50,8 @@ class Reach:
     max_file_bytes: int = MAX_FILE_BYTES
     confined: bool = True
 
-    def address(self, path: str) -> str:
-        """Where a file lies: an absolute local path, or a URL with what gives access to it.
+    def place(self, path: str) -> tuple[Any, str]:
+        """The file system that holds a file, and its path there; with what gives access to it.
 
         What a local path leads to by links is to be asked of `holds` once the file is open.
 
@@ -50,15 +60,23 @@ class Reach:
 
         Raises:
             MediaError: it may not be read; the text says why.
+            ValueError: no such protocol.
+            ImportError: the protocol's package is missing.
         """
-        if "://" not in path:
-            if path.startswith("/"):
-                return self._local(path)
-            if self._base is not None:
-                return f"{self._base.rstrip('/')}/{path}"
-            return self._url(joined(self.root, path)) if self.confined else joined(self.root, path)
-        local = local_path(path)
-        return self._url(path) if local is None else self._local(local)
+        if "://" in path:
+            local = local_path(path)
+            return filesystem_of(self._url(path)) if local is None else self._local(local)
+        if path.startswith("/"):
+            return self._local(path)
+        if is_web(self.root):
+            url = joined(self.root, path)
+            return filesystem_of(self._url(url) if self.confined else url)
+        filesystem, base = filesystem_of(self.root)
+        # A disk says itself where a path leads to. Other file systems take a step upwards as they
+        # like.
+        if local_path(self.root) is None and ".." in re.split(r"[/\\]", path):
+            raise MediaError(OUTSIDE)
+        return filesystem, f"{base.rstrip('/')}/{path}"
 
     def holds(self, real_path: str) -> bool:
         """Whether a local path, absolute and without links, may be read."""
@@ -75,14 +93,12 @@ class Reach:
             return False
         return True
 
-    def _local(self, path: str) -> str:
+    def _local(self, path: str) -> tuple[Any, str]:
         """An absolute path, unless nothing there may be read in any case."""
-        if not path.startswith("/"):
-            raise MediaError("its address is not plain")
         # Links may yet lead below a root; without any local one, nothing does.
-        if not self._folders:
+        if not path.startswith("/") or (self.confined and not self._folders):
             raise MediaError(OUTSIDE)
-        return path
+        return LocalFileSystem(), path
 
     def _url(self, url: str) -> str:
         place = _Place.of(url)
@@ -92,19 +108,15 @@ class Reach:
         raise MediaError(OUTSIDE)
 
     @cached_property
-    def _base(self) -> str | None:
-        path = local_path(self.root)
-        return None if path is None else absolute_path(path)
-
-    @cached_property
     def _folders(self) -> tuple[str, ...]:
         paths = map(local_path, (self.root, *self.allow))
         return tuple(os.path.realpath(absolute_path(path)) for path in paths if path is not None)
 
     @cached_property
     def _prefixes(self) -> tuple["_Place", ...]:
+        # What is read through a chain of file systems has no addresses of its own.
         urls = (url for url in (self.root, *self.allow) if local_path(url) is None)
-        return tuple(map(_Place.of, urls))
+        return tuple(_Place.of(url) for url in urls if is_web(url) or "::" not in url)
 
 
 @dataclass(frozen=True)

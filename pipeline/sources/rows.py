@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.addresses import base_of, filesystem_of
 from pipeline.errors import UserError
 from pipeline.sources.columns import Column, typed_role
 from pipeline.sources.parts import exists, opened
 from pipeline.sources.typed import TYPES, json_value, stands_for_none, to_role
 from pipeline.sources.walk import is_local
+from shards.redaction import without_secrets
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
 BATCH_ROWS = 1024
@@ -60,7 +61,9 @@ class ListingFile:
     @property
     def suffix(self) -> str:
         """``.csv``, ``.parquet`` or ``.jsonl``."""
-        return next(suffix for suffix in SUFFIXES if self.source.lower().endswith(suffix))
+        suffix = suffix_of(self.source)
+        assert suffix is not None  # or it would be no listing
+        return suffix
 
     def batches(self) -> Iterator[Batch]:
         """All rows in order.
@@ -82,6 +85,12 @@ class ListingFile:
         return UserError(f"{self.setting}={self.source}: {text}")
 
 
+def suffix_of(source: str) -> str | None:
+    """The suffix by which a path or URL is a listing, None where it is none."""
+    names = (base_of(source).lower(), without_secrets(source).lower())
+    return next((s for s in SUFFIXES if any(name.endswith(s) for name in names)), None)
+
+
 def open_listing(source: str, setting: str, columns: list[Column]) -> ListingFile:
     """Look at a listing's columns.
 
@@ -89,7 +98,7 @@ def open_listing(source: str, setting: str, columns: list[Column]) -> ListingFil
         UserError: there is no such file, it is damaged, lacks a column, or one has the wrong type.
     """
     listing = ListingFile(source, setting, tuple(columns))
-    filesystem, path = fsspec.core.url_to_fs(source)
+    filesystem, path = filesystem_of(source)
     if not exists(filesystem, path):
         raise listing._error("no such file")
     if is_local(filesystem) and not filesystem.isfile(path):

@@ -1,6 +1,7 @@
 """The tables that sources are kept in, and digests of them."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +20,12 @@ PART_TYPE = pa.struct(
         ("length", pa.int64()),
         ("size", pa.int64()),
         ("mtime", pa.string()),
+        ("address", pa.binary()),
     ]
 )
 PARTS_TYPE = pa.list_(PART_TYPE)
+"""A sample's files. Their ``address`` is where one lies, if its path alone does not tell since that
+holds a secret; it is kept in memory only."""
 SOURCE_SCHEMA = pa.schema(
     [
         ("split", SPLIT_TYPE),
@@ -91,7 +95,9 @@ class Found:
     Attributes:
         samples: of `FOUND_SCHEMA`.
         refused: of `REFUSED_SCHEMA`, ``uri`` still without its split in front.
-        root: folder or URL that the parts' paths lie below.
+        root: folder or URL that the parts' paths lie below, with what gives access to it.
+        confined: whether nothing but what lies below may be read, since paths come from the
+            sources themselves.
         values: the listing that holds values in line, or None.
         label_names: of ``multi_label``, the names seen in each split.
         numbered: whether labels that are all numbers are sorted as such; folders' names are text.
@@ -103,6 +109,28 @@ class Found:
     values: Any = None
     label_names: dict[str, set[str]] = field(default_factory=dict)
     numbered: bool = True
+    confined: bool = True
+
+
+def without_addresses(table: pa.Table) -> pa.Table:
+    """The table of samples as it may be written: without the addresses that hold secrets."""
+    column = one_chunk(table["parts"])
+    flat = column.flatten()
+    fields = [field for field in PART_TYPE if field.name != "address"]
+    structs = pa.StructArray.from_arrays(
+        [flat.field(field.name) for field in fields], fields=fields
+    )
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    offsets = pa.array(np.r_[0, np.cumsum(lengths)].astype(np.int32))
+    place = table.schema.get_field_index("parts")
+    return table.set_column(place, "parts", pa.ListArray.from_arrays(offsets, structs))
+
+
+def addresses_of(table: pa.Table) -> list[str | None]:
+    """The addresses that hold secrets, of all files of a table's samples in their order."""
+    flat = one_chunk(table["parts"]).flatten()
+    column = flat.field(PART_TYPE.get_field_index("address"))
+    return [None if value is None else os.fsdecode(value) for value in column.to_pylist()]
 
 
 def first_refused(refused: pa.Table) -> str:

@@ -2,25 +2,23 @@
 
 import os
 import re
-from collections.abc import Iterator
-from itertools import product
 from typing import IO, Any
 
-import fsspec
-
+from pipeline.addresses import base_of
 from pipeline.config_data import DataConfig
 from pipeline.errors import UserError
-from pipeline.media.errors import one_line
+from pipeline.media.errors import MediaError
 from pipeline.media.targets import MAX_JSON_BYTES, json_label
 from pipeline.sources.fields import CLASS_LABEL, JSON_LABEL, OTHER, FieldNames, target_field
 from pipeline.sources.grouping import MEMBER_SCHEMA, Wanted, group
-from pipeline.sources.parts import exists, insist, is_folder, opened_at, read_errors
+from pipeline.sources.parts import insist, opened_at, read_errors, redacted_line
+from pipeline.sources.reach import Reach
 from pipeline.sources.tables import REFUSED_SCHEMA, Found, Rows, concat, first_refused
 from pipeline.sources.tar_members import DamagedTarError, Member, tar_members
-from pipeline.sources.walk import changed, is_local, walk
+from pipeline.sources.tar_patterns import find_tars
+from pipeline.sources.walk import changed, is_local
 
-_BRACES = re.compile(r"\{([^{}]*)\}")
-MAX_TARS = 1_000_000
+_COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$")
 MAX_CLASS_BYTES = 1000
 
 
@@ -43,10 +41,15 @@ def find_in_tars(data: DataConfig, pattern: str, field: str) -> Found:
     target = target_field(data.target.kind)
     names = FieldNames(tuple(data.formats), target)
     members, refused = Rows(MEMBER_SCHEMA), Rows(REFUSED_SCHEMA)
-    filesystem, root, tars = _tars(pattern, field)
+    if _COMPRESSED.search(base_of(pattern)):
+        raise UserError(
+            f"{field}={pattern}: is compressed, and samples are read as ranges of a tar; unpack it "
+            "to .tar first"
+        )
+    root, tars = find_tars(pattern, field)
     label_key = data.target.key if data.target.kind == "class" else None
     for path in tars:
-        full = f"{root.rstrip('/')}/{path}"
+        filesystem, full = Reach(root, confined=False).place(path)
         try:
             _read_tar(filesystem, full, path, names, label_key, members, refused)
         except _UnreadableTarError as error:
@@ -58,78 +61,13 @@ def find_in_tars(data: DataConfig, pattern: str, field: str) -> Found:
         raise UserError(
             f"{field}={pattern}: no sample is in its tars{first_refused(found_refused)}"
         )
-    return Found(
-        samples, found_refused, filesystem.unstrip_protocol(root) if "://" in pattern else root
-    )
+    return Found(samples, found_refused, root, confined=False)
 
 
 def is_tars(source: str) -> bool:
     """Whether a path names tars by itself."""
-    return source.endswith((".tar", ".tar}")) or bool(
-        re.search(r"\.(tar\.\w+|tgz|tbz2?|txz)$", source)
-    )
-
-
-def _tars(pattern: str, field: str) -> tuple[Any, str, list[str]]:
-    """File system, the folder that all tars lie in, and their sorted paths below it."""
-    if re.search(r"\.(tar\.\w+|tgz|tbz2?|txz)$", pattern):
-        raise UserError(
-            f"{field}={pattern}: is compressed, and samples are read as ranges of a tar; unpack it "
-            "to .tar first"
-        )
-    found: list[str] = []
-    filesystem: Any = None
-    for each in _expanded(pattern, field):
-        filesystem, path = fsspec.core.url_to_fs(each)
-        if any(mark in path for mark in "*?["):
-            found += filesystem.glob(path)
-        elif is_folder(filesystem, path):
-            below = sorted(file.path for file in walk(filesystem, path) if file.reason is None)
-            names = [os.fsdecode(name) for name in below if name.endswith(b".tar")]
-            found += [f"{path.rstrip('/')}/{name}" for name in names]
-        elif not exists(filesystem, path):
-            raise UserError(f"{field}={pattern}: no such file: {each}")
-        else:
-            found.append(path)
-    found = sorted({path for path in found if path.endswith(".tar")})
-    if not found:
-        raise UserError(f"{field}={pattern}: names no .tar file")
-    root = _common_folder(found)
-    return filesystem, root, [path[len(root.rstrip("/")) + 1 :] for path in found]
-
-
-def _common_folder(paths: list[str]) -> str:
-    """The deepest folder that all paths, sorted, lie in; slashes stay as they are in URLs."""
-    first, last = paths[0].split("/")[:-1], paths[-1].split("/")[:-1]
-    same = 0
-    while same < min(len(first), len(last)) and first[same] == last[same]:
-        same += 1
-    return "/".join(first[:same]) or "/"
-
-
-def _expanded(pattern: str, field: str) -> Iterator[str]:
-    """Braces written out: ``{00..10}`` counts, ``{a,b}`` lists."""
-    pieces = _BRACES.split(pattern)
-    choices: list[list[str]] = []
-    total = 1
-    for number, piece in enumerate(pieces):
-        choice = [piece] if number % 2 == 0 else _brace(piece, pattern, field)
-        total *= len(choice)
-        if total > MAX_TARS:
-            raise UserError(f"{field}={pattern}: names more than {MAX_TARS} tars")
-        choices.append(choice)
-    return map("".join, product(*choices))
-
-
-def _brace(inner: str, pattern: str, field: str) -> list[str]:
-    counted = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", inner)
-    if counted:
-        first, last = counted.groups()
-        if int(first) <= int(last) < int(first) + MAX_TARS:
-            return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
-    elif "," in inner:
-        return inner.split(",")
-    raise UserError(f"{field}={pattern}: {{{inner}}} is no range such as {{000..127}}")
+    name = base_of(source)
+    return name.endswith((".tar", ".tar}")) or _COMPRESSED.search(name) is not None
 
 
 def _read_tar(
@@ -149,15 +87,19 @@ def _read_tar(
             refused.append(tar, None, "a folder or a device, not a file")
             return
         with opened_at(filesystem, full) as file:
+            if info["size"] is None:
+                raise OSError("the server does not tell its size")
             for member in tar_members(file, int(info["size"])):
                 _add(file, member, tar, changed(info), names, label_key, members, refused)
+    except MediaError as error:
+        refused.append(tar, None, str(error))
     except DamagedTarError as error:
         refused.append(tar, None, f"damaged: {error}; what lies before is used")
     except read_errors(filesystem) as error:
         if not is_local(filesystem):  # what a network does not give today, it may tomorrow
             raise _UnreadableTarError(path, error) from error
         code = error.errno if isinstance(error, OSError) else None
-        told = f"cannot be read: {os.strerror(code)}" if code else one_line(error)
+        told = f"cannot be read: {os.strerror(code)}" if code else redacted_line(error)
         refused.append(tar, None, told)
 
 
@@ -166,8 +108,8 @@ class _UnreadableTarError(Exception):
 
     def __init__(self, path: str, error: Exception) -> None:
         super().__init__(
-            f"{path}: cannot be read ({one_line(error)}); samples are read as ranges of their tar, "
-            "which the server must give"
+            f"{path}: cannot be read ({redacted_line(error)}); samples are read as ranges of their "
+            "tar, which the server must give"
         )
 
 

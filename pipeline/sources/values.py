@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.config_data import absolute
 from pipeline.sources.columns import Column
 from pipeline.sources.parts import opened
 from pipeline.sources.rows import ListingFile
 from pipeline.sources.typed import TYPES, to_role
+from shards.redaction import without_secrets
 
 if TYPE_CHECKING:
     from pipeline.sources.listing import Listing
@@ -31,6 +33,11 @@ class InlineValues:
 
     listing: ListingFile
 
+    @property
+    def place(self) -> str:
+        """Where the listing lies, without secrets."""
+        return without_secrets(absolute(self.listing.source))
+
     def prepare(self, copy: Path) -> dict[str, Any]:
         """Make the values readable by row.
 
@@ -48,7 +55,7 @@ class InlineValues:
         if not in_place:
             self._write(copy)
         return {
-            "path": self.listing.source if in_place else str(copy),
+            "path": self.place if in_place else str(copy),
             "columns": [
                 {
                     "name": column.name if in_place else str(place),

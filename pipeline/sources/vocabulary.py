@@ -11,6 +11,7 @@ from pipeline.media.table import TableVocabulary, fit_vocabulary, json_row, plai
 from pipeline.media.table_format import TableFormat
 from pipeline.sources.listing import Listing
 from pipeline.sources.parts import Part, read_part
+from pipeline.sources.reach import Reach
 from pipeline.sources.rows import BATCH_ROWS, MAX_LINE_BYTES
 from pipeline.sources.values import iter_values
 
@@ -46,17 +47,17 @@ def _rows(listing: Listing, fmt: TableFormat) -> Iterator[pa.RecordBatch]:
             for sample in parts.slice(start, BATCH_ROWS).to_pylist()
             for part in sample
             if part["field"] == "table"
-            if (row := _row(listing.roots["train"], part, fmt)) is not None
+            if (row := _row(listing.reaches["train"], part, fmt)) is not None
         ]
         yield pa.RecordBatch.from_pylist(rows, schema=schema)
 
 
-def _row(root: str, part: dict[str, Any], fmt: TableFormat) -> dict[str, Any] | None:
+def _row(reach: Reach, part: dict[str, Any], fmt: TableFormat) -> dict[str, Any] | None:
     """A row, or None where it cannot be used."""
     if part["size"] > MAX_LINE_BYTES:
         return None
     try:
-        data = read_part(root, Part.of(part))
+        data = read_part(reach, Part.of(part))
         row = plain_row(json_row(data), fmt) if len(data) <= MAX_LINE_BYTES else None
         for value in (row or {}).values():
             if isinstance(value, str):

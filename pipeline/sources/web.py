@@ -1,4 +1,4 @@
-"""Files from web servers: within bounds of size, and sent on to other servers only where allowed."""
+"""Files from web servers: no larger than allowed, from no other servers than allowed."""
 
 import functools
 import os

@@ -1,12 +1,13 @@
 """Addresses of sources: local paths with any characters, and URLs with their queries.
 
-A local path is never read as anything else: ``#``, ``::``, ``%`` and brackets are parts of names. Of
-a web address, what gives access (user name, password, token, signature) goes with the files below
-it, and is no part of their names.
+A local path is never read as anything else: ``#``, ``::``, ``%`` and brackets are parts of names.
+Of a web address, what gives access (user name, password, token, signature) goes with the files
+below it, and is no part of their names.
 """
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -49,10 +50,9 @@ def filesystem_of(source: str) -> tuple[Any, str]:
 
 
 def absolute_path(path: str) -> str:
-    """A local path made absolute; ``~`` is the home folder, ``~name`` that of a user if there is one."""
-    path = os.path.expanduser(path)  # noqa: PTH111 - pathlib fails on a name that is no user's
-    joined = os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118 - pathlib drops blanks no more
-    return joined.rstrip("/") or "/"
+    """A local path made absolute; ``~`` is the home folder, ``~name`` a user's if there is one."""
+    expanded = os.path.expanduser(path)  # noqa: PTH111 - pathlib fails on a name that is no user's
+    return str(Path(expanded).absolute())
 
 
 def base_of(source: str) -> str:
@@ -86,8 +86,8 @@ def with_query(address: str, query: str) -> str:
 def joined(root: str, path: str) -> str:
     """The address of what lies below a root: a folder's path or URL.
 
-    Of a web address, the path is a reference: ``name=value`` after a question mark is its query, and
-    ``%41`` an escape. All other characters are parts of names.
+    Below a web address, the path is a reference: ``name=value`` after a question mark is its query,
+    and ``%41`` an escape. All other characters are parts of names.
     """
     if not is_web(root):
         return f"{root.rstrip('/')}/{path}"
@@ -111,8 +111,7 @@ def named(path: str, root: str) -> str:
 
 def _is_of_one_file(query: str) -> bool:
     names = {
-        name.lower(): value
-        for name, _, value in (part.partition("=") for part in query.split("&"))
+        name.lower(): value for name, _, value in (part.partition("=") for part in query.split("&"))
     }
     signed = any(name.endswith("signature") for name in names)
     return signed or ("sig" in names and names.get("sr", "").startswith("b"))

@@ -1,0 +1,87 @@
+"""The files that a listing's row names: looked up before any of them is opened."""
+
+import os
+import stat
+from typing import Any
+
+from pipeline.addresses import named
+from pipeline.media.errors import MediaError
+from pipeline.sources.local_files import OUTSIDE
+from pipeline.sources.reach import Reach
+from pipeline.sources.walk import is_local, special_reason
+
+UNKNOWN_SIZE = -1
+_MAX_FOLDERS = 100_000
+
+
+class RowFiles:
+    """Finds the files of rows.
+
+    Args:
+        reach: what rows may name.
+    """
+
+    def __init__(self, reach: Reach) -> None:
+        self._reach = reach
+        self._real_folders: dict[str, str] = {}
+
+    def named(self, path: bytes) -> bytes:
+        """A path without secrets."""
+        if b"?" not in path and b"://" not in path:
+            return path
+        return os.fsencode(named(os.fsdecode(path), self._reach.root))
+
+    def parts(self, paths: dict[str, bytes | None]) -> tuple[list[dict[str, Any]], str | None]:
+        """The files of a row, by field, and why one cannot be used."""
+        parts: list[dict[str, Any]] = []
+        for field, path in paths.items():
+            if path is None:
+                continue
+            try:
+                size, mtime = self._look_up(os.fsdecode(path))
+            except MediaError as error:
+                return parts, f"{field}: {error}"
+            except OSError as error:
+                return parts, f"{field}: {os.strerror(error.errno or 0)}"
+            name = self.named(path)
+            parts.append(
+                {"field": field, "path": name, "offset": None, "length": None,
+                 "size": size, "mtime": mtime, "address": None if name == path else path}
+            )  # fmt: skip
+        return parts, None
+
+    def _look_up(self, path: str) -> tuple[int, str]:
+        """Size and time of a file, where this machine's disks tell them.
+
+        Raises:
+            MediaError: it may not be read, or is no regular file.
+            OSError: the disk does not have it.
+        """
+        try:
+            filesystem, full = self._reach.place(path)
+        except MediaError:
+            raise
+        except (ValueError, ImportError) as error:
+            raise MediaError(f"cannot be read ({type(error).__name__})") from error
+        if not is_local(filesystem):
+            return UNKNOWN_SIZE, ""
+        try:
+            if not self._reach.holds(self._real_path(full)):
+                raise MediaError(OUTSIDE)
+            found = os.stat(full)  # noqa: PTH116 - any name
+        except ValueError as error:  # a NUL in it
+            raise MediaError("no such name") from error
+        if not stat.S_ISREG(found.st_mode):
+            raise MediaError(special_reason(found.st_mode))
+        return found.st_size, str(found.st_mtime_ns)
+
+    def _real_path(self, path: str) -> str:
+        """The path without links; folders are remembered, since many rows share them."""
+        folder, _, name = path.rpartition("/")
+        if name in ("", ".", "..") or stat.S_ISLNK(os.lstat(path).st_mode):
+            return os.path.realpath(path)
+        if folder not in self._real_folders:
+            if len(self._real_folders) >= _MAX_FOLDERS:
+                self._real_folders.clear()
+            self._real_folders[folder] = os.path.realpath(folder or "/")
+        return f"{self._real_folders[folder].rstrip('/')}/{name}"
