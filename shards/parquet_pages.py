@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from shards.errors import ShardError
 from shards.thrift_compact import BINARY, INT32, INT64, LIST, STRUCT, CompactReader, Lists, Struct
 
+REMEDY = "; restore it or run 'perceiver preprocess' again"
 _VALUE_BYTES = 16
 """What a value takes in memory beside its page: levels, and what its repetitions expand to."""
 
@@ -64,7 +65,7 @@ def check_parquet(
     """
     file = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
-        rows, groups = _footer(file)
+        rows, groups = read_footer(file)
         metadata = pq.read_metadata(file)
         columns = [*map(metadata.schema.column, range(metadata.num_columns))]
         names = [column.path for column in columns]
@@ -104,7 +105,7 @@ def unpacked_bytes(table: pa.Table) -> int:
 
 def refused(where: str, what: str) -> ShardError:
     """The error for a Parquet file that is not to be read."""
-    return ShardError(f"{where}: {what}; restore it or run 'perceiver preprocess' again")
+    return ShardError(f"{where}: {what}{REMEDY}")
 
 
 def _expanded(array: pa.Array) -> int:
@@ -135,7 +136,7 @@ def _is_text(column: pq.ColumnSchema) -> bool:
     return column.physical_type == "BYTE_ARRAY" and column.logical_type.type in ("STRING", "NONE")
 
 
-def _footer(file: BinaryIO) -> tuple[int, list[Struct]]:
+def read_footer(file: BinaryIO) -> tuple[int, list[Struct]]:
     """The rows and row groups that the footer tells of.
 
     It is read here and not by pyarrow, which ends the process over some that are damaged.
@@ -178,7 +179,9 @@ def _check_schema(elements: Any) -> None:
 
 
 @dataclass(frozen=True)
-class _Page:
+class Page:
+    """A page as its header has it: bytes unpacked and packed, and its values."""
+
     kind: int
     unpacked: int
     packed: int
@@ -223,7 +226,7 @@ def _chunk_bytes(
         raise refused(named, "it lies outside the file")
     width = _VALUE_BYTES + (column.length if column.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0)
     total, dictionary = chunk.values * width, 0
-    for page in _pages(file, start, stop, chunk.values, named):
+    for page in pages(file, start, stop, chunk.values, named):
         total += page.unpacked
         if page.kind == _DICTIONARY_PAGE:
             dictionary = page.unpacked
@@ -235,7 +238,7 @@ def _chunk_bytes(
     return total
 
 
-def _pages(file: BinaryIO, start: int, stop: int, num_values: int, where: str) -> Iterator[_Page]:
+def pages(file: BinaryIO, start: int, stop: int, num_values: int, where: str) -> Iterator[Page]:
     """The pages of a column chunk, until they have had `num_values` values."""
     while num_values > 0:
         page, length = _page_at(file, start, stop, where)
@@ -246,7 +249,7 @@ def _pages(file: BinaryIO, start: int, stop: int, num_values: int, where: str) -
         num_values -= page.values
 
 
-def _page_at(file: BinaryIO, start: int, stop: int, where: str) -> tuple[_Page, int]:
+def _page_at(file: BinaryIO, start: int, stop: int, where: str) -> tuple[Page, int]:
     """The page whose header is at `start`, and the header's length in bytes."""
     for limit in _HEADER_BYTES:
         file.seek(start)
@@ -264,7 +267,7 @@ def _page_at(file: BinaryIO, start: int, stop: int, where: str) -> tuple[_Page, 
     raise refused(where, "a page's header is cut short or too long")
 
 
-def _page(fields: Struct) -> _Page:
+def _page(fields: Struct) -> Page:
     """Raises ValueError: a field is missing or negative."""
     kind, unpacked, packed = (fields.get((number, INT32), -1) for number in (1, 2, 3))
     details, encoding = {
@@ -274,7 +277,7 @@ def _page(fields: Struct) -> _Page:
     values = details.get((1, INT32), -1)
     if min(kind, unpacked, packed, values) < 0:
         raise ValueError("its header lacks a field or has a negative one")
-    return _Page(kind, unpacked, packed, values, details.get((encoding, INT32), 0))
+    return Page(kind, unpacked, packed, values, details.get((encoding, INT32), 0))
 
 
 def _one_line(error: Exception) -> str:

@@ -1,28 +1,35 @@
 """Reading a listing file: CSV, Parquet or JSON Lines, a batch of rows at a time."""
 
-import csv
-import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.addresses import base_of, filesystem_of
 from pipeline.errors import UserError
+from pipeline.media.errors import MediaError
 from pipeline.sources.columns import Column, typed_role
 from pipeline.sources.parts import exists, opened
+from pipeline.sources.row_groups import group_batches
+from pipeline.sources.row_lines import csv_names, csv_rows, json_lines
 from pipeline.sources.typed import TYPES, json_value, stands_for_none, to_role
 from pipeline.sources.walk import is_local
+from shards.errors import ShardError
+from shards.parquet_groups import open_parquet
+from shards.parquet_pages import REMEDY
 from shards.redaction import without_secrets
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
 BATCH_ROWS = 1024
 BATCH_BYTES = 16 << 20
-MAX_LINE_BYTES = 64 << 20
+MAX_NAME_LENGTH = 1000
+MAX_SHOWN_NAME = 100
+
+
+LISTING_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError, ShardError, MediaError)
+"""What a listing as a whole is refused for."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,8 @@ class ListingFile:
         readers = {".csv": _csv_batches, ".parquet": _parquet_batches, ".jsonl": _json_batches}
         try:
             yield from readers[self.suffix](self)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise self._error(f"cannot be read: {' '.join(str(error).split())}") from None
+        except LISTING_ERRORS as error:
+            raise self._error(f"cannot be read: {_told(error)}") from None
 
     def only(self, columns: tuple[Column, ...]) -> "ListingFile":
         """The same listing, read for fewer columns."""
@@ -83,6 +90,10 @@ class ListingFile:
 
     def _error(self, text: str) -> UserError:
         return UserError(f"{self.setting}={self.source}: {text}")
+
+
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split()).removesuffix(REMEDY)
 
 
 def suffix_of(source: str) -> str | None:
@@ -105,13 +116,13 @@ def open_listing(source: str, setting: str, columns: list[Column]) -> ListingFil
         raise listing._error("not a file")
     try:
         types = _column_types(listing)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise listing._error(f"cannot be read: {' '.join(str(error).split())}") from None
+    except LISTING_ERRORS as error:
+        raise listing._error(f"cannot be read: {_told(error)}") from None
     resolved = []
     for column in columns:
         kinds = [kind for name, kind in types if name == column.name]
         if not kinds:
-            names = ", ".join(repr(name) for name, _ in types[:50])
+            names = ", ".join(repr(name[:MAX_SHOWN_NAME]) for name, _ in types[:50])
             raise listing._error(f"no column {column.name!r} ({column.setting}); it has {names}")
         if len(kinds) > 1:
             raise listing._error(f"{len(kinds)} columns are named {column.name!r}; rename one")
@@ -126,11 +137,11 @@ def _column_types(listing: ListingFile) -> list[tuple[str, Any]]:
     """Names and Arrow types of all columns; of texts that may hold anything, that of text."""
     if listing.suffix == ".parquet":
         with opened(listing.source) as file:
-            schema = pq.ParquetFile(file).schema_arrow
+            schema = open_parquet(file, "it").schema_arrow
         return list(zip(schema.names, schema.types, strict=True))
     if listing.suffix == ".csv":
         with opened(listing.source) as file:
-            names = _csv_names(file)
+            names = csv_names(file)
         return [(name, pa.string()) for name in names]
     return _json_types(listing)
 
@@ -138,53 +149,15 @@ def _column_types(listing: ListingFile) -> list[tuple[str, Any]]:
 # --- CSV ---
 
 
-def _csv_rows(file: IO[bytes]) -> Iterator[tuple[int, list[bytes] | str]]:
-    """Each row's line, from 1, and its values, or why it has none.
-
-    Rows are read one by one, since a row that is not UTF-8 or cut short must cost itself alone.
-    """
-    if file.read(3) != b"\xef\xbb\xbf":
-        file.seek(0)
-    # Latin-1 gives every byte a character, so that values come out as the bytes they were.
-    text = io.TextIOWrapper(file, encoding="latin-1", newline="")
-    csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.reader(text, strict=True)
-    while True:
-        line = reader.line_num + 1
-        try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            if "unexpected end" in str(error):
-                raise OSError(f"a quote that opens in line {line} is not closed") from None
-            if "field larger" in str(error):
-                raise OSError(
-                    f"line {line} has a value of more than {MAX_LINE_BYTES} bytes, or a quote that "
-                    "is not closed"
-                ) from None
-            yield line, "a quote in it does not end its value"
-            continue
-        if values:
-            yield line, [value.encode("latin-1") for value in values]
-
-
-def _csv_names(file: IO[bytes]) -> list[str]:
-    for _, values in _csv_rows(file):
-        if not isinstance(values, str):
-            return [value.decode("utf-8", "surrogateescape") for value in values]
-    raise OSError("it has no line of columns' names")
-
-
 def _csv_batches(listing: ListingFile) -> Iterator[Batch]:
     with opened(listing.source) as file:
-        names = _csv_names(file)
+        names = csv_names(file)
     places = [names.index(column.name) for column in listing.columns]
     rows: list[list[bytes]] = []
     unread: list[tuple[int, str]] = []
     start, size, header_seen = 0, 0, False
     with opened(listing.source) as file:
-        for line, values in _csv_rows(file):
+        for line, values in csv_rows(file):
             if isinstance(values, str):
                 unread.append((line, values))
             elif not header_seen:
@@ -228,53 +201,33 @@ def _parquet_batches(listing: ListingFile) -> Iterator[Batch]:
     names = list(dict.fromkeys(column.name for column in listing.columns))
     start = 0
     with opened(listing.source) as file:
-        parquet = pq.ParquetFile(file, pre_buffer=False)
-        for rows in parquet.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
-            yield _typed(listing, start, rows)
-            start += rows.num_rows
+        parquet = open_parquet(file, "it")
+        for group in range(parquet.num_row_groups):
+            for rows in group_batches(file, parquet, group, names, BATCH_ROWS):
+                yield _typed(listing, start, rows)
+                start += rows.num_rows
 
 
 # --- JSON Lines ---
 
 
-def _json_lines(listing: ListingFile) -> Iterator[dict[str, Any] | str]:
-    """Each line's object, or why it gives none."""
-    with opened(listing.source) as file:
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            if len(line) > MAX_LINE_BYTES:
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(MAX_LINE_BYTES)
-                yield f"a line of more than {MAX_LINE_BYTES} bytes"
-                continue
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line.removeprefix(b"\xef\xbb\xbf"), parse_constant=_constant)
-            except (ValueError, RecursionError):
-                yield "not JSON"
-                continue
-            yield value if isinstance(value, dict) else "not a JSON object"
-
-
-def _constant(name: str) -> float | None:
-    """NaN is how some writers say that there is no number."""
-    return None if name == "NaN" else float(name)
-
-
 def _json_types(listing: ListingFile) -> list[tuple[str, Any]]:
     """Columns of the first rows; only whether a column holds texts or lists matters."""
-    seen: dict[str, Any] = {}
-    wanted = {column.name for column in listing.columns}
-    for value in _json_lines(listing):
+    kinds = {column.name: TYPES[column.role] for column in listing.columns}
+    seen: dict[str, pa.DataType | None] = {}
+    for value, _ in json_lines(listing.source):
         if isinstance(value, str):
             continue
         for name, one in value.items():
-            if len(seen) < MAX_JSON_COLUMNS and seen.get(name) is None:
-                seen[name] = one
-        if all(seen.get(name) is not None for name in wanted):
+            is_wanted = name in kinds
+            if (len(seen) < MAX_JSON_COLUMNS and len(name) <= MAX_NAME_LENGTH) or is_wanted:
+                if one is not None and seen.get(name) is None:
+                    seen[name] = _json_type(kinds.get(name), one)
+                else:
+                    seen.setdefault(name, None)
+        if all(seen.get(name) is not None for name in kinds):
             break
-    kinds = {column.name: TYPES[column.role] for column in listing.columns}
-    return [(name, _json_type(kinds.get(name), one)) for name, one in seen.items()]
+    return [(name, kind or _json_type(kinds.get(name), None)) for name, kind in seen.items()]
 
 
 MAX_JSON_COLUMNS = 10_000
@@ -291,12 +244,12 @@ def _json_batches(listing: ListingFile) -> Iterator[Batch]:
     rows: list[list[Any]] = []
     reasons: dict[int, str] = {}
     start = size = 0
-    for value in _json_lines(listing):
+    for value, length in json_lines(listing.source):
         if isinstance(value, str):
             reasons[len(rows)] = value
             value = {}
         rows.append([value.get(column.name) for column in listing.columns])
-        size += sum(len(one) for one in rows[-1] if isinstance(one, str))
+        size += length
         if len(rows) == BATCH_ROWS or size > BATCH_BYTES:
             yield _from_json(listing, start, rows, reasons)
             start, rows, reasons, size = start + len(rows), [], {}, 0

@@ -10,6 +10,8 @@ from typing import IO, NamedTuple
 BLOCK = 512
 MAX_EXTENSION_BYTES = 1 << 20
 MAX_MEMBER_BYTES = 2 * 1024**3
+MAX_NAME_BYTES = 4096
+_SPARSE = b"GNU.sparse."
 _REGULAR = (b"0", b"\0", b"7")
 _KINDS = {
     b"1": "a hard link",
@@ -97,8 +99,12 @@ def tar_members(file: IO[bytes], size: int) -> Iterator[Member]:
         long_name, extended = None, {}
         if kind == b"5" or (kind == b"\0" and name.endswith(b"/")):
             continue
+        if len(name) > MAX_NAME_BYTES:
+            told = f"a name of {len(name)} bytes, more than {MAX_NAME_BYTES}"
+            yield Member(name[:MAX_NAME_BYTES], start, length, told)
+            continue
         reason = None if kind in _REGULAR else f"{_KINDS.get(kind, 'of an unknown kind')} in a tar"
-        if any(key.startswith(b"GNU.sparse.") for key in records):
+        if _SPARSE in records:
             reason = "a sparse file in a tar"
         elif reason is None and length > MAX_MEMBER_BYTES:
             reason = f"{length} bytes, more than {MAX_MEMBER_BYTES}"
@@ -165,6 +171,10 @@ def _records(data: bytes, place: int) -> dict[bytes, bytes]:
         key, equals, value = line.partition(b"=")
         if end <= position or end > len(data) or not equals or not value.endswith(b"\n"):
             raise DamagedTarError(f"the extended header at byte {place} is damaged")
-        records[key] = value[:-1]
+        # A tar may have any number of others, which would all be kept.
+        if key in (b"path", b"size"):
+            records[key] = value[:-1]
+        elif key.startswith(_SPARSE):
+            records[_SPARSE] = b""
         position = end
     return records

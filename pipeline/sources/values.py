@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 from pipeline.config_data import absolute
 from pipeline.sources.columns import Column
 from pipeline.sources.parts import opened
+from pipeline.sources.row_groups import group_batches
 from pipeline.sources.rows import ListingFile
 from pipeline.sources.typed import TYPES, to_role
+from shards.parquet_groups import open_parquet
 from shards.redaction import without_secrets
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ class InlineValues:
 
     def _has_small_groups(self) -> bool:
         with opened(self.listing.source) as file:
-            about = pq.ParquetFile(file).metadata
+            about = open_parquet(file, self.place).metadata
             sizes = [about.row_group(n).total_byte_size for n in range(about.num_row_groups)]
         return max(sizes, default=0) <= MAX_ROW_GROUP_BYTES
 
@@ -107,9 +109,7 @@ def read_values(listing: str, rows: Sequence[int], columns: Sequence[str]) -> pa
         taken = []
         for number in groups.tolist():
             place = int(starts[number])
-            for batch in parquet.iter_batches(
-                READ_ROWS, row_groups=[number], columns=list(columns), use_threads=False
-            ):
+            for batch in group_batches(file, parquet, number, list(columns), READ_ROWS):
                 first, last = np.searchsorted(wanted, [place, place + batch.num_rows])
                 if first < last:
                     taken.append(batch.take(pa.array(wanted[first:last] - place)))

@@ -12,7 +12,8 @@ from pipeline.media.table_format import TableFormat
 from pipeline.sources.listing import Listing
 from pipeline.sources.parts import Part, read_part
 from pipeline.sources.reach import Reach
-from pipeline.sources.rows import BATCH_ROWS, MAX_LINE_BYTES
+from pipeline.sources.row_lines import MAX_LINE_BYTES
+from pipeline.sources.rows import BATCH_ROWS
 from pipeline.sources.values import iter_values
 
 
