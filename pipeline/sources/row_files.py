@@ -65,23 +65,33 @@ class RowFiles:
             raise MediaError(f"cannot be read ({type(error).__name__})") from error
         if not is_local(filesystem):
             return UNKNOWN_SIZE, ""
-        try:
-            if not self._reach.holds(self._real_path(full)):
-                raise MediaError(OUTSIDE)
-            found = os.stat(full)  # noqa: PTH116 - any name
-        except ValueError as error:  # a NUL in it
-            raise MediaError("no such name") from error
+        if "\0" in full:
+            raise MediaError("no such name")
+        self._check(full)
+        found = os.stat(full)  # noqa: PTH116 - any name
         if not stat.S_ISREG(found.st_mode):
             raise MediaError(special_reason(found.st_mode))
         return found.st_size, str(found.st_mtime_ns)
 
-    def _real_path(self, path: str) -> str:
-        """The path without links; folders are remembered, since many rows share them."""
+    def _check(self, path: str) -> None:
+        """Refuse what may not be read, whether it is there or not.
+
+        Raises:
+            MediaError: it lies, or leads by links, outside.
+        """
         folder, _, name = path.rpartition("/")
-        if name in ("", ".", "..") or stat.S_ISLNK(os.lstat(path).st_mode):
-            return os.path.realpath(path)
+        if name in ("", ".", ".."):
+            folder, name = path, ""
+        place = f"{self._real_folder(folder).rstrip('/')}/{name}".rstrip("/") or "/"
+        if self._reach.holds(place) and name and stat.S_ISLNK(os.lstat(path).st_mode):
+            place = os.path.realpath(path)
+        if not self._reach.holds(place):
+            raise MediaError(OUTSIDE)
+
+    def _real_folder(self, folder: str) -> str:
+        """A folder without links; remembered, since many rows share it."""
         if folder not in self._real_folders:
             if len(self._real_folders) >= _MAX_FOLDERS:
                 self._real_folders.clear()
             self._real_folders[folder] = os.path.realpath(folder or "/")
-        return f"{self._real_folders[folder].rstrip('/')}/{name}"
+        return self._real_folders[folder]
