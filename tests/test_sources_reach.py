@@ -50,7 +50,7 @@ def test_a_row_cannot_name_a_file_outside_the_listings_folder(tmp_path, suffix):
     outside = [
         str(secret), f"file://{secret}", "../private/key.png", "in/../../private/key.png",
         "link.png", "out/key.png", f"local://{secret}", f"FILE://{secret}", "../a-b/x.png",
-        "/proc/self/environ", f"{root}/../private/key.png",
+        "/proc/self/environ", f"{root}/../private/key.png", "/no/such/file", "../no-such",
     ]  # fmt: skip
     inside = [GOOD, "in/../own.png", f"{root}/in/side.png", f"file://{root}/./{GOOD}"]
     values = {"file": [*inside, *outside], "part": ["train"] * len([*inside, *outside])}
@@ -58,7 +58,7 @@ def test_a_row_cannot_name_a_file_outside_the_listings_folder(tmp_path, suffix):
     listing = listed(path, **ROWS)
     assert set(uris(listing)) == {f"train/{name}" for name in inside}
     assert refused(listing) == {f"train/{name}": f"image: {OUTSIDE}" for name in outside}
-    for name in outside:  # whoever asks
+    for name in outside[:-2]:  # whoever asks
         assert reason_of(listing.reaches["train"], name) == OUTSIDE
 
 
