@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import unquote
 
 Failure = Callable[[str, int], int | None]
 """Path and how often it was asked for, to an HTTP status to refuse with, 0 to break off in the
@@ -21,6 +22,7 @@ class ShardServer:
         requests: GET requests for each path within the folder.
         bytes_sent: of bodies, for each path.
         fails: decides which requests fail.
+        admits: told a request's path with its query and headers, decides whether it is answered.
         knows_ranges: false answers every request with the whole file.
         is_closed: set when the block is left; connections that are still open get no answers.
     """
@@ -29,6 +31,7 @@ class ShardServer:
         self.requests: Counter[str] = Counter()
         self.bytes_sent: Counter[str] = Counter()
         self.fails: Failure = lambda path, times: None
+        self.admits: Callable[[str, dict[str, str]], bool] = lambda path, headers: True
         self.knows_ranges = True
         self.is_closed = False
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, folder))
@@ -65,7 +68,10 @@ def _handler(server: ShardServer, folder: Path) -> type[BaseHTTPRequestHandler]:
             if server.is_closed:
                 self.close_connection = True
                 return
-            name = self.path.lstrip("/")
+            if not server.admits(self.path, dict(self.headers)):
+                self._answer(403, b"", {})
+                return
+            name = unquote(self.path.lstrip("/").partition("?")[0])
             with lock:
                 server.requests[name] += 1
                 times = server.requests[name]
