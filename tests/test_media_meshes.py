@@ -85,6 +85,21 @@ def test_an_obj_that_is_cut_or_damaged_is_refused(text, told):
     assert refusal(decode, padded.encode(), FORMAT).startswith(told.replace("line 8", "line 10"))
 
 
+def test_an_obj_has_as_many_points_and_faces_as_its_remarks_say():
+    remarks = "####\n#\n# Vertices: 4\n# Faces: 2\n#\n####\n"
+    assert shape_of(remarks + PLAIN) == shape_of(PLAIN)
+    cut = (remarks + PLAIN).removesuffix("f 1 3 4\n")
+    assert refusal(decode, cut.encode(), FORMAT) == "cut short: 1 of 2 faces are there"
+    assert decode(cut.encode(), FORMAT, strict=False).shape == (2000, 3)
+
+
+def test_a_binary_stl_that_is_cut_is_told_as_such():
+    records = b"".join(struct.pack("<12fH", *range(k, k + 12), 0) for k in range(20))
+    whole = bytes(80) + struct.pack("<I", 20) + records
+    assert read_geometry(whole, FORMAT).num_faces == 20
+    assert "cut short: 9 of 20 faces are there" in refusal(decode, whole[: 84 + 470], FORMAT)
+
+
 # --- GLB ---
 
 SQUARE = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], "<f4")

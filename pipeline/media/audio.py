@@ -11,10 +11,9 @@ import numpy as np
 from pipeline.media.checks import check_finite, check_one_of, check_whole
 from pipeline.media.errors import MediaError
 from pipeline.media.mel import MelFormat, log_mel
-from pipeline.media.mp3 import Frames, find_frames
-from pipeline.media.ogg import damage_of, num_chained
+from pipeline.media.mp3 import find_frames
 from pipeline.media.sample_rate import margins, num_source_samples, resample_start
-from pipeline.media.sound_files import find_samples
+from pipeline.media.sound_checks import check_gsm, check_mp3, check_ogg, with_its_length
 from pipeline.media.sound_log import told_shortage
 from pipeline.media.tags import without_tags
 
@@ -23,12 +22,9 @@ if TYPE_CHECKING:
 
 FIELD = "audio"
 # Telephone prompts come as bare GSM 06.10 frames, without a header to tell their rate.
-GSM_FRAME_BYTES = 33
 GSM_SAMPLE_RATE = 8000
 MAX_SOURCE_RATE = 768_000
 """Hertz: what the fastest converters do; beyond it a header is malformed."""
-MAX_MP3_SAMPLES_LESS = 10 * 1152
-"""By how many of its samples a decoded MP3 may be shorter: encoders' delay, damage, the guess."""
 _VALUES_AT_ONCE = 1 << 18
 _NO_LENGTH = 2**62
 """Frames: from there on, libsndfile says that it doesn't know how many there are."""
@@ -131,7 +127,7 @@ def decode_audio(
         raise MediaError("the file is empty")
     raw: dict[str, Any] = {}
     if suffix.lower() == ".gsm":
-        _check_gsm(data, strict)
+        check_gsm(data, strict)
         raw = {
             "samplerate": GSM_SAMPLE_RATE,
             "channels": 1,
@@ -139,7 +135,7 @@ def decode_audio(
             "subtype": "GSM610",
         }
     else:
-        data = _with_its_length(without_tags(data), strict)
+        data = with_its_length(without_tags(data), strict)
     try:
         with _to_its_end(io.BytesIO(data), **raw) as file:
             if file.format == "SD2":
@@ -157,19 +153,19 @@ def decode_audio(
                 fmt.num_samples,
             )
             if file.format in ("MP3", "MPEG"):
-                _check_mp3(find_frames(data), source, strict)
+                check_mp3(find_frames(data), source.num_samples, source.has_ended, strict)
             elif strict and source.has_ended and source.num_samples < file.frames < _NO_LENGTH:
                 there = f"{source.num_samples} of {file.frames}"
                 raise MediaError(f"cut short: {there} frames are there")
             if source.has_ended and file.format == "OGG":
-                _check_ogg(data)
+                check_ogg(data)
     except MediaError:
         raise
     except MemoryError as error:
         raise MediaError("not enough memory to decode it") from error
     except Exception as error:  # libsndfile's wrapper raises several kinds on malformed bytes
         if data.startswith(b"OggS"):
-            _check_ogg(data)
+            check_ogg(data)
         raise MediaError(_reason(error)) from error
     if source.has_ended and source.num_samples < fmt.min_seconds * rate:
         raise MediaError(
@@ -220,63 +216,6 @@ def decode_flac(content: bytes | memoryview) -> np.ndarray:
         raise MediaError(_reason(error)) from error
     found: np.ndarray = samples
     return found
-
-
-def _with_its_length(data: bytes, strict: bool) -> bytes:
-    """The file, with its length in its header where that doesn't know it.
-
-    Raises:
-        MediaError: strict, and it has less sound than its header or its pages say.
-    """
-    if strict and data.startswith(b"OggS") and (damage := damage_of(data)):
-        raise MediaError(damage)
-    samples = find_samples(data)
-    if samples is None:
-        return data
-    if strict and samples.shortage:
-        raise MediaError(samples.shortage)
-    return samples.told(data) if samples.declared is None else data
-
-
-def _check_mp3(frames: Frames, source: "_Mono", strict: bool) -> None:
-    """Refuse what is cut short, and what libsndfile, which guesses lengths, read in part only."""
-    if strict and frames.shortage:
-        raise MediaError(frames.shortage)
-    if not source.has_ended:
-        return
-    if strict and frames.declared is not None and frames.num > frames.declared + 1:
-        raise MediaError(
-            f"an MP3 of {frames.num} frames whose table declares {frames.declared}, of which only "
-            "these would be read; write joined recordings again as one (ffmpeg -i)"
-        )
-    there = 0 if frames.has_table else frames.samples
-    if there > source.num_samples + MAX_MP3_SAMPLES_LESS:
-        raise MediaError(
-            f"an MP3 of variable rate that does not tell its length: {source.num_samples} of about "
-            f"{there} samples would be read; write it again with its table (ffmpeg -c copy)"
-        )
-
-
-def _check_ogg(data: bytes) -> None:
-    """Refuse a chain, of which libsndfile reads the first recording and no more."""
-    num = num_chained(data)
-    if num > 1:
-        raise MediaError(
-            f"an Ogg chain of {num} recordings, of which only the first would be read; "
-            "split it, or write it again as one (ffmpeg -i)"
-        )
-
-
-def _check_gsm(data: bytes, strict: bool) -> None:
-    """Every whole frame begins with the half-byte 0xD; strict, the last one is whole, too."""
-    firsts = np.frombuffer(data, np.uint8)[: len(data) // GSM_FRAME_BYTES * GSM_FRAME_BYTES]
-    firsts = firsts[::GSM_FRAME_BYTES]
-    if len(firsts) == 0 or (firsts >> 4 != 0xD).any():
-        raise MediaError("not GSM 06.10: a frame lacks its signature")
-    if strict and (rest := len(data) % GSM_FRAME_BYTES):
-        raise MediaError(
-            f"cut short: {rest} of the {GSM_FRAME_BYTES} bytes of its last frame are there"
-        )
 
 
 def _to_its_end(file: io.BytesIO, **raw: Any) -> "SoundFile":

@@ -17,7 +17,7 @@ from pipeline.media.off import OFF_START, read_off
 from pipeline.media.ply import read_ply
 from pipeline.media.points_format import PointsFormat
 from pipeline.media.polygons import check_counts
-from pipeline.media.stl import is_binary_stl, read_stl, read_stl_ascii
+from pipeline.media.stl import is_binary_stl, lacking_stl, read_stl, read_stl_ascii
 
 TEXT_HEAD = 4096
 """Bytes in which a text format must show what it is."""
@@ -75,7 +75,7 @@ def read_geometry(data: bytes, fmt: PointsFormat, *, strict: bool = True) -> Geo
             than ``fmt`` allows.
     """
     data = data.removeprefix(codecs.BOM_UTF8)
-    kind = _kind(data)
+    kind = _kind(data, fmt.max_faces)
     try:
         if kind in ("xyz", "npy", "las"):
             reader = {"xyz": read_xyz, "npy": read_npy, "las": read_las}[kind]
@@ -92,7 +92,7 @@ def read_geometry(data: bytes, fmt: PointsFormat, *, strict: bool = True) -> Geo
         raise MediaError(f"damaged {kind.upper()}: {one_line(error)}") from error
 
 
-def _kind(data: bytes) -> str:
+def _kind(data: bytes, max_faces: int) -> str:
     if data.startswith(b"glTF"):
         return "glb"
     if data.startswith(b"\x93NUMPY"):
@@ -114,7 +114,8 @@ def _kind(data: bytes) -> str:
         return "stl"
     kind = _text_kind(head.decode("latin-1")) if is_text else None
     if kind is None:
-        raise MediaError("none of OBJ, PLY, OFF, STL, GLB, XYZ, NPY and LAS")
+        stl = "" if is_text else lacking_stl(data, max_faces)
+        raise MediaError(f"none of OBJ, PLY, OFF, STL, GLB, XYZ, NPY and LAS{stl}")
     return kind
 
 

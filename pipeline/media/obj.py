@@ -13,6 +13,11 @@ _UNUSUAL = re.compile(
 _FREE_FORM = re.compile(rb"^\s*(surf|curv2?)\s", re.MULTILINE)
 _CORNER_ZERO = re.compile(rb"^[ \t]*fo?[ \t](?:[^\r\n#]*[ \t])?0+(?=[/\s]|\Z)", re.MULTILINE)
 _GEOMETRY = frozenset([b"v", b"vt", b"vn", b"vp", b"f", b"l", b"p"])
+_HEAD_BYTES = 4096
+_COUNTS = (
+    ("points", re.compile(rb"^#\s*Vertices: (\d{1,15})\s*$", re.M), re.compile(rb"^v\s", re.M)),
+    ("faces", re.compile(rb"^#\s*Faces: (\d{1,15})\s*$", re.M), re.compile(rb"^fo?\s", re.M)),
+)
 _LEAST_NUMBERS = {b"v": 3, b"f": 3}
 _CONTROL = re.compile(rb"[^\t\n\v\f\r\x1a -~\x80-\xff]")
 
@@ -40,12 +45,21 @@ def _check_damage(data: bytes) -> None:
         raise MediaError(
             f"damaged: its line {line} holds the byte {control[0][0]}, which no text has"
         )
+    _check_counts(data)
     if data.endswith((b"\n", b"\r")):
         return
     words = data.splitlines()[-1].partition(b"#")[0].split()
     least = _LEAST_NUMBERS.get(words[0], 0) if words else 0
     if words and len(words) - 1 < least:
         raise MediaError(f"cut short: its last line has {len(words) - 1} of {least} numbers")
+
+
+def _check_counts(data: bytes) -> None:
+    """MeshLab and others write how many points and faces follow, in remarks before them."""
+    for name, said, line in _COUNTS:
+        declared = said.findall(data, 0, _HEAD_BYTES)
+        if len(declared) == 1 and (found := len(line.findall(data))) < int(declared[0]):
+            raise MediaError(f"cut short: {found} of {int(declared[0])} {name} are there")
 
 
 def _rewritten(data: bytes) -> bytes:

@@ -34,6 +34,15 @@ def is_binary_stl(data: bytes, *, exact: bool) -> bool:
     return rest == 0 if exact else count > 0 and 0 <= rest < RECORD.itemsize
 
 
+def lacking_stl(data: bytes, max_faces: int) -> str:
+    """A remark on bytes that would be a binary STL if they were more; empty if they can't be."""
+    count = int.from_bytes(data[80:HEADER_BYTES], "little")
+    found = (len(data) - HEADER_BYTES) // RECORD.itemsize
+    if not 0 < found < count <= max_faces:
+        return ""
+    return f" (as binary STL it would be cut short: {found} of {count} faces are there)"
+
+
 def read_stl(data: bytes, fmt: PointsFormat) -> tuple[np.ndarray, np.ndarray]:
     """The corners, float64 ``[3 * faces, 3]``, and the triangles, int64 ``[faces, 3]``."""
     count = int.from_bytes(data[80:HEADER_BYTES], "little")
