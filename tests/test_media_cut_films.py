@@ -65,6 +65,8 @@ def test_the_reason_says_how_many_bytes_are_there(films):
         data = films[kind]
         end = len(data) - 300
         assert told(data[:end]) == f"cut short: {end} of {len(data)} bytes are there"
+    program = films["mpeg2video", "mpeg"].removesuffix(b"\0\0\1\xb9")
+    assert told(program[:-50]).startswith("cut short: its last packet lacks")
     transport = films["libx264", "mpegts"]
     assert told(transport[:-100]) == "cut short: its last packet has 88 of 188 bytes"
 

@@ -1,5 +1,6 @@
 """Recordings that are cut short, damaged, of unknown length, or have tags before or after them."""
 
+import re
 import struct
 
 import numpy as np
@@ -8,6 +9,7 @@ from small_media import refusal
 from sounds import encoded, tone
 
 from pipeline.media import AudioFormat, decode
+from pipeline.media.mp3 import find_frames
 
 RATE = 8000
 FORMAT = AudioFormat(sample_rate=RATE, seconds=1.0)
@@ -164,8 +166,37 @@ def test_tags_and_zeros_behind_an_mp3_are_no_damage(tail):
 
 
 def test_an_mp3_that_lacks_frames_of_its_table_is_refused():
-    assert "frames are there" in told(MP3[: len(MP3) // 2])
-    assert "frames are there" in told(MP3[: len(MP3) // 2] + b"TAG" + bytes(125))
+    frames = find_frames(MP3)
+    assert frames.has_table and frames.declared == frames.num
+    half = MP3.index(MP3[:2], len(MP3) // 2)  # where a frame begins
+    reason = told(MP3[:half])
+    assert re.fullmatch(rf"cut short: \d+ of {frames.num} frames are there", reason)
+    assert told(MP3[:half] + b"TAG" + bytes(125)) == reason
+
+
+def test_an_mp3_without_a_table_ends_with_a_whole_frame():
+    constant = encoded(
+        SOUND, RATE, format="MP3", bitrate_mode="CONSTANT", compression_level=0.5
+    )  # frames of 288 bytes
+    bare = constant[288:]
+    assert find_frames(bare).num * 288 == len(bare) and not find_frames(bare).has_table
+    whole = decode(bare, FORMAT)
+    for tail in (b"", ape(), ape() + b"TAG" + bytes(125), bytes(700)):
+        assert np.array_equal(decode(bare + tail, FORMAT), whole)
+    last = find_frames(bare).num
+    assert told(bare[:-10]) == f"cut short: its frame {last} lacks 10 bytes"
+    assert told(bare[:-10] + b"TAG" + bytes(125)) == f"cut short: its frame {last} lacks 10 bytes"
+    assert told(bare[:-286]) == f"cut short: its frame {last} lacks 2 bytes"
+
+
+def test_a_flac_that_declares_more_samples_than_its_frames_have_is_refused():
+    flac = bytearray(sound_file("FLAC"))
+    # The number of samples: the last 36 bits before the checksum of STREAMINFO.
+    flac[18:26] = (int.from_bytes(flac[18:26], "big") + 3000).to_bytes(8, "big")
+    fmt = AudioFormat(sample_rate=RATE, seconds=2.0)
+    told = refusal(decode, bytes(flac), fmt)
+    assert told == "cut short: 8000 of 11000 frames are there"
+    assert len(decode(bytes(flac), fmt, strict=False)) == 8000
 
 
 def test_an_mp3_with_bytes_between_its_frames_is_refused():

@@ -33,7 +33,7 @@ class Frames:
         has_table: whether the first frame holds a table.
         gap: the number of the frame before the first bytes that belong to none; None for no such.
         gap_bytes: how many these are.
-        lacking: bytes that the last frame lacks; 0 if it is whole.
+        lacking: bytes that the last frame, or its header, lacks; 0 if it is whole.
     """
 
     num: int = 0
@@ -55,9 +55,7 @@ class Frames:
         if self.gap is not None:
             return f"damaged: {self.gap_bytes} bytes after its {self.gap} first frames are no frame"
         if self.lacking and (self.declared is None or self.num < self.declared):
-            return (
-                f"cut short: {self.num} frames are there, and of the next {self.lacking} bytes lack"
-            )
+            return f"cut short: its frame {self.num + 1} lacks {self.lacking} bytes"
         return None
 
 
@@ -91,6 +89,8 @@ def find_frames(data: bytes) -> Frames:
         found.num += 1
         found.samples += frame.samples
         place += frame.size
+    if place is not None and end - 4 < place < end and data[place] == 0xFF:
+        found.lacking = place + 4 - end
     return found
 
 
