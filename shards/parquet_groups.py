@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 
 from shards.parquet_pages import pages, read_footer, refused
 
+MAX_RATIO = 16
+
 
 def open_parquet(file: BinaryIO, where: str) -> pq.ParquetFile:
     """A Parquet file whose footer pyarrow can take.
@@ -51,7 +53,8 @@ def largest_page(
         group: number of the row group.
         columns: names of columns.
         where: names the file in errors.
-        max_bytes: that a page may take.
+        max_bytes: that a page may take; one that is large in the file may take `MAX_RATIO` times
+            as much, since pages of large values have no bound in themselves.
 
     Raises:
         ShardError: a page would take more, or the file is damaged.
@@ -74,8 +77,10 @@ def largest_page(
             raise refused(named, "it lies outside the file")
         for page in pages(file, start, stop, chunk.num_values, named):
             largest = max(largest, page.unpacked)
-            if largest > max_bytes:
+            if page.unpacked > max(max_bytes, MAX_RATIO * page.packed):
                 raise refused(
-                    named, f"a page would unpack into {page.unpacked} bytes, more than {max_bytes}"
+                    named,
+                    f"a page of {page.packed} bytes would unpack into {page.unpacked}, more than "
+                    f"{max_bytes}",
                 )
     return largest

@@ -101,7 +101,7 @@ def tar_members(file: IO[bytes], size: int) -> Iterator[Member]:
             continue
         if len(name) > MAX_NAME_BYTES:
             told = f"a name of {len(name)} bytes, more than {MAX_NAME_BYTES}"
-            yield Member(name[:MAX_NAME_BYTES], start, length, told)
+            yield Member(name, start, length, told)
             continue
         reason = None if kind in _REGULAR else f"{_KINDS.get(kind, 'of an unknown kind')} in a tar"
         if _SPARSE in records:

@@ -14,7 +14,7 @@ from pipeline.sources.grouping import MEMBER_SCHEMA, Wanted, group
 from pipeline.sources.parts import insist, opened_at, read_errors, redacted_line
 from pipeline.sources.reach import Reach
 from pipeline.sources.tables import REFUSED_SCHEMA, Found, Rows, concat, first_refused
-from pipeline.sources.tar_members import DamagedTarError, Member, tar_members
+from pipeline.sources.tar_members import MAX_NAME_BYTES, DamagedTarError, Member, tar_members
 from pipeline.sources.tar_patterns import find_tars
 from pipeline.sources.walk import changed, is_local
 
@@ -127,7 +127,7 @@ def _add(
     stem, dot, extensions = base.partition(b".")
     if not dot or not stem or (stem.startswith(b"__") and stem.endswith(b"__")):
         return  # as WebDataset does: hidden, without extension, or about the tar itself
-    uri = tar + b"/" + member.name
+    uri = tar + b"/" + member.name[:MAX_NAME_BYTES]
     if member.reason is not None:
         refused.append(uri, None, member.reason)
         return
