@@ -23,7 +23,8 @@ from pipeline.sources import Part, plan_files, read_part, read_plan, write_plan
 NO_CLASS = {"kind": "none"}
 NAMES = [
     "set [v2]", "exp #2", "a: b", "50%", "100%41", "x*y?", "[!a]", "été 日本", "-n", "a::b",
-    "http:", "trailing ", " leading", "{a,b}", "{1..3}", "{", "~", "~no-such-user", "a=b&c=d", "q?token=x",
+    "http:", "trailing ", " leading", "{a,b}", "{1..3}", "{", "~", "~no-such-user", "a=b&c=d",
+    "q?token=x",
     "'\"",
     "new\nline", "back\\slash", "memory:", "file:", "simplecache::x",
 ]  # fmt: skip
