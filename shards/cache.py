@@ -5,15 +5,20 @@ import fcntl
 import hashlib
 import mmap
 import os
+import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shards.errors import ShardError
+from shards.plain import is_sha256
 
 _ANOTHER_HAS_IT = (errno.EWOULDBLOCK, errno.EACCES)
 _TEMPORARY = ".part"
+_OURS = re.compile(rf"[0-9a-f]{{64}}(\.\d+-[0-9a-f]{{8}}{re.escape(_TEMPORARY)})?")
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class NoRoomError(ShardError):
@@ -45,6 +50,7 @@ class ShardCache:
         Raises:
             ShardError: the folder cannot be read.
         """
+        _check_digest(sha256)
         if (view := self._open(sha256, size)) is not None or not wait:
             return view
         if not self._locks.is_dir():
@@ -60,6 +66,7 @@ class ShardCache:
             ShardError: the content's size or sha256 is another, or the file system refuses.
                 What `chunks` raises passes through.
         """
+        _check_digest(sha256)
         with self._refusing():
             self._locks.mkdir(parents=True, exist_ok=True)
         with self._lock(_stripe(sha256)):
@@ -79,7 +86,7 @@ class ShardCache:
         path = self.folder / sha256
         with self._refusing():
             try:
-                descriptor = os.open(path, os.O_RDONLY)
+                descriptor = os.open(path, _READ)
             except FileNotFoundError:
                 return None
         try:
@@ -87,10 +94,13 @@ class ShardCache:
                 if not _try_lock(descriptor, fcntl.LOCK_SH):
                     return None  # it is being evicted
                 facts = os.fstat(descriptor)
+                if not stat.S_ISREG(facts.st_mode):
+                    raise ShardError(f"{path}: is no file of this cache; remove it")
                 if not facts.st_nlink:
                     return None
                 if facts.st_size != size:
-                    path.unlink(missing_ok=True)  # not ours: what we write has its size
+                    # Either the file is damaged, and `add` writes another over it, or the set is
+                    # wrong about the size, and then it must not cost another set its file.
                     return None
                 os.utime(path)
                 # The map keeps the descriptor, and with it the lock.
@@ -150,11 +160,11 @@ class ShardCache:
             )
 
     def _files(self) -> Iterator[tuple[int, int, Path]]:
-        """(last use, bytes, path) of each file."""
+        """(last use, bytes, path) of each file that this class has written."""
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
-                    if entry.is_file(follow_symlinks=False):
+                    if _OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                         facts = entry.stat(follow_symlinks=False)
                         yield facts.st_mtime_ns, facts.st_size, Path(entry.path)
 
@@ -181,6 +191,12 @@ class ShardCache:
             ) from error
 
 
+def _check_digest(sha256: str) -> None:
+    """A file's name in the cache comes from a set, which may be hostile."""
+    if not is_sha256(sha256):
+        raise ShardError(f"{sha256!r} is no sha256 of a shard; do not use this set")
+
+
 def _stripe(sha256: str) -> str:
     """The lock under which a file is written; a few files share one."""
     return sha256[:3]
@@ -199,7 +215,7 @@ def _try_lock(descriptor: int, kind: int) -> bool:
 def _remove_unused(path: Path) -> bool:
     """Removes a file that no one has locked; whether it is gone."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, _READ)
     except FileNotFoundError:
         return True
     try:

@@ -1,13 +1,14 @@
 """The one exception of this package."""
 
-from shards.redaction import redacted
+from shards.plain import printable
 
 
 class ShardError(ValueError):
     """Something is wrong with a shard set; the message is one line: what, where, how to mend.
 
-    Secrets in addresses that the message quotes are left out.
+    What a message quotes of a set may be hostile: control characters are written as escapes, so
+    that none reaches a terminal.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(redacted(message))
+        super().__init__(printable(message))

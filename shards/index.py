@@ -1,16 +1,21 @@
 """A shard's index: one row for each sample, and the shard's own facts in the file's metadata."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Self
 
 import pyarrow as pa
 
 from shards.digests import sha256_hex
 from shards.errors import ShardError
+from shards.index_check import check_index
+from shards.listing_check import check_facts, check_listing
 from shards.parquet import decode_parquet, encode_parquet
 from shards.sample import Sample
-from shards.tar import MemberSpan, SampleSpan
+from shards.shard_info import ShardInfo, index_name, shard_name
+from shards.tar import BLOCK_BYTES, MemberSpan, SampleSpan, round_up
+
+__all__ = ["IndexBuilder", "ShardIndex", "ShardInfo", "index_name", "shard_name"]
 
 _SPAN = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
 
@@ -28,38 +33,13 @@ _SCHEMA = pa.schema(
 
 _INFO_KEY = b"shard"
 
-
-def shard_name(number: int) -> str:
-    """The tar's path within a shard set."""
-    return f"shard-{number:05d}.tar"
+MAX_LISTING_BYTES = MAX_INDEX_BYTES = 1 << 30
+"""Of the files; each is read whole."""
 
 
-def index_name(number: int) -> str:
-    """The index's path within a shard set."""
-    return f"index/{number:05d}.parquet"
-
-
-@dataclass(frozen=True)
-class ShardInfo:
-    """One shard's row in `shards.parquet`.
-
-    Attributes:
-        number: its place in the plan.
-        name: the tar's path within the set.
-        split: the one split that all its samples belong to.
-        samples: how many; a shard with none has an index and no tar, until the set is published.
-        bytes: size of the tar.
-        sha256: of the tar.
-        index_sha256: of the index.
-    """
-
-    number: int
-    name: str
-    split: str
-    samples: int
-    bytes: int
-    sha256: str
-    index_sha256: str
+def max_index_bytes(num_samples: int) -> int:
+    """More than an index of so many samples can need: 16 KiB for each; a URI may be long."""
+    return min((1 << 20) + num_samples * (1 << 14), MAX_INDEX_BYTES)
 
 
 class IndexBuilder:
@@ -138,17 +118,43 @@ class ShardIndex:
         """Reads an index file's bytes; `where` names it in errors.
 
         Raises:
-            ShardError: the bytes are damaged, or are not an index.
+            ShardError: the bytes are damaged, or are not an index whose samples lie in its tar one
+                after the other, as the format says.
         """
         table = decode_parquet(data, _SCHEMA, where)
         try:
             facts = json.loads((table.schema.metadata or {})[_INFO_KEY])
             info = ShardInfo(**facts, index_sha256=sha256_hex(data))
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise ShardError(
                 f"{where}: says nothing of its shard; run 'perceiver preprocess' again"
             ) from error
+        check_facts(info, where)
+        check_index(table, info, where)
         return cls(table, info)
+
+    def check_listed(self, listed: ShardInfo, num_classes: int, where: str) -> None:
+        """Refuses an index that is not the one that `shards.parquet` and the manifest tell of.
+
+        Args:
+            listed: the shard's row.
+            num_classes: that targets index; 0 where there are none.
+            where: names the index in errors.
+
+        Raises:
+            ShardError: its facts or targets differ.
+        """
+        if self.info != listed:
+            raise ShardError(
+                f"{where}: is of another shard than shards.parquet says; do not use this set, or "
+                "make it again"
+            )
+        targets = self.targets.drop_null().to_numpy()
+        if num_classes and len(targets) and not 0 <= targets.min() <= targets.max() < num_classes:
+            raise ShardError(
+                f"{where}: a target is none of the {num_classes} classes; do not use this set, or "
+                "make it again"
+            )
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -183,6 +189,11 @@ class ShardIndex:
         if of_samples:
             self.sha256s = pa.nulls(len(self))
 
+    def extent(self, row: int) -> tuple[int, int]:
+        """(first, one past last) byte of sample `row` in its tar, as `sample_extent`, sooner."""
+        start, stop = self.payloads(row)
+        return start - BLOCK_BYTES, round_up(stop)
+
     def payloads(self, row: int) -> tuple[int, int]:
         """(first, one past last) byte of the members of sample `row`, without the first header."""
         first, last = self._first_span[row], self._first_span[row + 1] - 1
@@ -211,6 +222,8 @@ def decode_listing(data: bytes, where: str) -> pa.Table:
     """The table in a `shards.parquet`: columns as in `ShardInfo`, a row for each shard.
 
     Raises:
-        ShardError: the bytes are damaged.
+        ShardError: the bytes are damaged, or a field is not what it may be.
     """
-    return decode_parquet(data, _LISTING_SCHEMA, where)
+    table = decode_parquet(data, _LISTING_SCHEMA, where)
+    check_listing(table, where)
+    return table

@@ -3,13 +3,12 @@
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import pyarrow as pa
 
 from shards.ahead import Ahead
 from shards.digests import sha256_hex
 from shards.errors import ShardError
-from shards.index import ShardIndex, index_name
+from shards.index import ShardIndex, ShardInfo, index_name, max_index_bytes
 from shards.location import Location
 
 REMEDY = "run 'perceiver verify', then 'perceiver preprocess' again"
@@ -20,24 +19,28 @@ class IndexCache:
 
     Args:
         location: of the set.
-        numbers: of the shards in their set, int64 [shards].
-        sha256s: of their indexes, Arrow strings [shards].
+        shards: rows of the set's listing, as `ShardInfo`.
+        num_classes: that targets index; 0 where there are none.
         max_bytes: of the indexes held; the one read last is held in any case.
         num_threads: that read indexes ahead.
+        keep_sample_hashes: or let them go, a third of the memory.
     """
 
     def __init__(
         self,
         location: Location,
-        numbers: np.ndarray,
-        sha256s: pa.ChunkedArray,
+        shards: pa.Table,
+        num_classes: int,
         max_bytes: int,
         num_threads: int,
+        *,
+        keep_sample_hashes: bool,
     ) -> None:
         self._location = location
-        self._numbers = numbers
-        self._sha256s = sha256s
+        self._shards = shards
+        self._num_classes = num_classes
         self._max_bytes = max_bytes
+        self._keep_sample_hashes = keep_sample_hashes
         self._bytes = 0
         self._recent: OrderedDict[int, ShardIndex] = OrderedDict()
         self._ahead: Ahead[int, ShardIndex] = Ahead(num_threads)
@@ -68,15 +71,16 @@ class IndexCache:
         self.begin(shards)
 
     def _load(self, shard: int) -> ShardIndex:
-        name = index_name(int(self._numbers[shard]))
+        listed = ShardInfo(**self._shards.slice(shard, 1).to_pylist()[0])
+        name = index_name(listed.number)
         where = f"{self._location}/{name}"
         try:
-            data = self._location.read(name)
+            data = self._location.read(name, max_index_bytes(listed.samples))
         except FileNotFoundError as error:
             raise ShardError(f"{where}: missing; {REMEDY}") from error
-        if sha256_hex(data) != self._sha256s[shard].as_py():
+        if sha256_hex(data) != listed.index_sha256:
             raise ShardError(f"{where}: sha256 differs from shards.parquet; {REMEDY}")
         index = ShardIndex.decode(data, where)
-        # What is read from afar by ranges is checked sample by sample.
-        index.drop_hashes(of_samples=self._location.folder is not None)
+        index.check_listed(listed, self._num_classes, where)
+        index.drop_hashes(of_samples=not self._keep_sample_hashes)
         return index

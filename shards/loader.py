@@ -57,7 +57,9 @@ class ShardLoader:
         decode: makes a sample's arrays; default its .npy members, by name.
         pad_to: field to the length that its first axis is filled up to; default the longest sample
             of the batch.
-        skip_bad: give samples that cannot be read weight 0 and name them in `bad`, else raise.
+        skip_bad: give samples that cannot be decoded weight 0 and name them in `bad`, else raise.
+        skip_corrupt: the same for samples that cannot be read, or are not as they were written;
+            default as `skip_bad`.
         prefetch: batches that each worker makes ahead.
 
     Raises:
@@ -80,6 +82,7 @@ class ShardLoader:
         decode: Decode | None = None,
         pad_to: Mapping[str, int] | None = None,
         skip_bad: bool = False,
+        skip_corrupt: bool | None = None,
         prefetch: int = 2,
     ) -> None:
         if num_workers < 0 or prefetch < 1:
@@ -102,7 +105,13 @@ class ShardLoader:
             epoch=0,
             samples=0,
         )
-        self._maker = BatchMaker(reader, decode or decode_arrays, dict(pad_to or {}), skip_bad)
+        self._maker = BatchMaker(
+            reader,
+            decode or decode_arrays,
+            dict(pad_to or {}),
+            skip_bad,
+            skip_bad if skip_corrupt is None else skip_corrupt,
+        )
         self._iteration = object()
         self._workers: DataLoader | None = None
         self._sampler = PlanSampler(reader, self._plan())

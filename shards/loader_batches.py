@@ -71,16 +71,23 @@ class BatchMaker(Dataset[ShardBatch]):
         reader: of the split.
         decode: makes a sample's arrays.
         pad_to: as `collate` takes it.
-        skip_bad: name samples that cannot be read in the batch, else raise.
+        skip_bad: name samples that cannot be decoded in the batch, else raise.
+        skip_corrupt: the same for samples that cannot be read.
     """
 
     def __init__(
-        self, reader: ShardReader, decode: Decode, pad_to: Mapping[str, int], skip_bad: bool
+        self,
+        reader: ShardReader,
+        decode: Decode,
+        pad_to: Mapping[str, int],
+        skip_bad: bool,
+        skip_corrupt: bool,
     ) -> None:
         self.reader = reader
         self._decode = decode
         self._pad_to = pad_to
         self._skip_bad = skip_bad
+        self._skip_corrupt = skip_corrupt
         self._blank: Fields | None = None
         self._memory = BatchMemory()
 
@@ -136,7 +143,7 @@ class BatchMaker(Dataset[ShardBatch]):
         try:
             return [*self.reader.read_many(numbers)]
         except ShardError:
-            if not self._skip_bad:
+            if not self._skip_corrupt:
                 raise
         samples: list[RawSample | None] = []
         for number in numbers.tolist():

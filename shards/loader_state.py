@@ -6,6 +6,7 @@ from typing import Any, Self
 from shards.errors import ShardError
 
 STATE_FORMAT = 1
+_MAX = 1 << 62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class LoaderState:
         for name, value in values.items():
             if not _has_type(name, value):
                 raise ShardError(
-                    f"loader state: {name} {value!r} is of another type or negative; "
+                    f"loader state: {name} {value!r} is of another type, negative or huge; "
                     "take another state"
                 )
         return cls(**values)
@@ -76,6 +77,6 @@ def _has_type(name: str, value: Any) -> bool:
         return isinstance(value, bool)
     if name == "window" and value is None:
         return True
-    smallest = {"window": 1, "epoch": 0, "samples": 0}.get(name)
+    smallest = {"window": 1, "epoch": 0, "samples": 0}.get(name, -_MAX)
     is_integer = isinstance(value, int) and not isinstance(value, bool)
-    return is_integer and (smallest is None or value >= smallest)
+    return is_integer and smallest <= value <= _MAX

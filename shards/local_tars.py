@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from shards.errors import ShardError
 from shards.raw_sample import Block
+from shards.set_files import open_file
 
 _MAX_OPEN = 8192
 
@@ -59,9 +60,10 @@ class LocalTars:
             return [tar] * len(extents)
         if self._recent and max(len(self._alive), len(self._recent)) >= self._max_open:
             self._recent.popitem(last=False)
-        path = self._folder / self._names[shard].as_py()
+        name = self._names[shard].as_py()
+        path = self._folder / name
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = open_file(self._folder, name)
             try:
                 # Publishing moves a new folder into place; its tars have the same names.
                 if not os.path.samestat(self._folder.stat(), self._opened):

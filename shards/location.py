@@ -10,6 +10,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from shards.errors import ShardError
 from shards.retries import Retry, is_final, try_again
+from shards.set_files import open_file, read_file, read_file_range, too_large
 
 _Result = TypeVar("_Result")
 
@@ -48,12 +49,24 @@ class Location:
         """Whether there is a file or folder `name`; without a name, the folder itself."""
         return self._try(name, lambda path: bool(self._fs.exists(path)))
 
-    def read(self, name: str) -> bytes:
-        """A whole file. Raises FileNotFoundError."""
-        return self._try(name, self._fs.cat_file)
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """A whole file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ShardError: it has more than `max_bytes`.
+        """
+        if (folder := self.folder) is not None:
+            return self._try(name, lambda _: read_file(folder, name, max_bytes))
+        data = self._try(name, lambda path: self._fs.cat_file(path, start=0, end=max_bytes + 1))
+        if len(data) > max_bytes:
+            raise too_large(f"{self}/{name}", max_bytes)
+        return data
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a file, fewer where it ends before. Raises FileNotFoundError."""
+        if (folder := self.folder) is not None:
+            return self._try(name, lambda _: read_file_range(folder, name, start, stop))
         return self._try(name, lambda path: self._fs.cat_file(path, start=start, end=stop))
 
     def read_exactly(self, name: str, start: int, stop: int) -> bytes:
@@ -80,6 +93,8 @@ class Location:
 
     def open(self, name: str) -> BinaryIO:
         """A file to be read in order. Raises FileNotFoundError."""
+        if (folder := self.folder) is not None:
+            return self._try(name, lambda _: os.fdopen(open_file(folder, name), "rb"))
         return self._try(name, lambda path: self._fs.open(path, "rb"))
 
     def names(self) -> set[str]:
@@ -102,7 +117,7 @@ class Location:
         retry = Retry(attempts=1) if self.folder else self.retry
         try:
             return try_again(lambda: request(path), retry)
-        except _NOT_THERE:
+        except (*_NOT_THERE, ShardError):
             raise
         except Exception as error:  # each file system and network library has kinds of its own
             attempts = 1 if is_final(error) else retry.attempts

@@ -7,11 +7,16 @@ from typing import Any, Self
 
 from shards.digests import canonical_json, sha256_hex
 from shards.errors import ShardError
+from shards.manifest_check import check_manifest
 from shards.positions import PositionSpec
 
 MANIFEST_FILE = "manifest.json"
 LISTING_FILE = "shards.parquet"
 FORMAT_VERSION = 1
+MAX_MANIFEST_BYTES = 256 << 20
+"""A table's vocabulary may be large, and a manifest is read whole."""
+
+_MAX_QUOTED = 200
 
 
 @dataclass(frozen=True)
@@ -71,18 +76,25 @@ class Manifest:
             content = json.loads(data)
         except ValueError as error:
             raise _damaged(where, f"not JSON ({error})") from error
+        except RecursionError as error:
+            raise _damaged(where, "nested too deeply") from error
         if not isinstance(content, dict) or "format_version" not in content:
             raise _damaged(where, "no manifest of a shard set")
         if content["format_version"] != FORMAT_VERSION:
             raise ShardError(
-                f"{where}: format version {content['format_version']!r} and not {FORMAT_VERSION}; "
-                "read it with the program that wrote it or run 'perceiver preprocess' again"
+                f"{where}: format version {repr(content['format_version'])[:_MAX_QUOTED]} and not "
+                f"{FORMAT_VERSION}; read it with the program that wrote it or run 'perceiver "
+                "preprocess' again"
             )
         content.pop("checksum", None)
         names = {field.name for field in fields(cls)}
         if content.keys() != names:
-            odd = ", ".join(sorted(content.keys() ^ names))
+            odd = ", ".join(sorted(content.keys() ^ names))[:_MAX_QUOTED]
             raise _damaged(where, f"missing or unknown fields: {odd}")
+        if type(content["format_version"]) is not int or not all(
+            isinstance(content[name], list) for name in ("classes", "members")
+        ):
+            raise _damaged(where, "a field has another type")
         try:
             manifest = cls(
                 **content
@@ -97,8 +109,13 @@ class Manifest:
             )
         except (TypeError, AttributeError, ShardError) as error:
             raise _damaged(where, f"a field has another type ({error})") from error
-        if manifest.encode() != data:
+        try:
+            same = manifest.encode() == data
+        except (ValueError, TypeError, RecursionError) as error:
+            raise _damaged(where, f"it holds what no manifest does ({error})") from error
+        if not same:
             raise _damaged(where, "its checksum differs: it was changed since it was written")
+        check_manifest(manifest, where)
         return manifest
 
 

@@ -12,6 +12,9 @@ from shards.errors import ShardError
 _PREFIX_BYTES = 10
 """Magic string (6), version (2) and header length (2, little-endian) of .npy version 1.0."""
 
+_MAX_SIZE = 1 << 62
+"""Of an axis."""
+
 
 def encode_npy(array: np.ndarray) -> bytes:
     """`array` (any shape, any dtype but object) as a .npy file of version 1.0, in C order.
@@ -44,10 +47,15 @@ def decode_npy(data: bytes | memoryview) -> np.ndarray:
     if len(data) - header_end != count * dtype.itemsize:
         raise ShardError(
             f"damaged .npy: {len(data) - header_end} bytes follow the header of a {dtype} array of "
-            f"shape {shape}, which has {count * dtype.itemsize}; write the sample again"
+            f"shape {str(shape)[:100]}, which has another size; write the sample again"
         )
-    flat: np.ndarray = np.ndarray((count,), dtype, buffer=data, offset=header_end)
-    return flat.reshape(shape, order="F" if fortran_order else "C")
+    try:
+        flat: np.ndarray = np.ndarray((count,), dtype, buffer=data, offset=header_end)
+        return flat.reshape(shape, order="F" if fortran_order else "C")
+    except (ValueError, OverflowError, MemoryError) as error:  # of sizes that no array has
+        raise ShardError(
+            f"damaged .npy: no array has the shape {str(shape)[:100]}; write the sample again"
+        ) from error
 
 
 @lru_cache(maxsize=256)  # a set has few distinct headers, and parsing one costs more than a read
@@ -59,10 +67,12 @@ def _parse_header(header: bytes) -> tuple[np.dtype, bool, tuple[int, ...]]:
             raise ValueError(f"version {version}")
         shape, fortran_order, dtype = npy_format.read_array_header_1_0(file)
     except Exception as error:  # numpy's header parser lets several kinds escape
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:200]
         raise ShardError(
             f"not a .npy file of version 1.0 ({reason}); write the sample again"
         ) from error
-    if dtype.hasobject or dtype.itemsize == 0 or any(size < 0 for size in shape):
+    if any(not 0 <= size <= _MAX_SIZE for size in shape):
+        raise ShardError("refused .npy: its shape is negative or huge; write the sample again")
+    if dtype.hasobject or dtype.itemsize == 0:
         raise ShardError(f"refused .npy: dtype {dtype}, shape {shape}; write the sample as numbers")
     return dtype, fortran_order, shape

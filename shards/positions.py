@@ -14,6 +14,9 @@ from numpy.lib import format as npy_format
 from shards.digests import canonical_json, sha256_hex
 from shards.errors import ShardError
 from shards.files import AtomicFile
+from shards.npy import decode_npy
+from shards.plain import is_count, is_name, is_sha256
+from shards.set_files import map_file
 
 REMEDY = "run 'perceiver preprocess' again with the model's Fourier configuration"
 
@@ -61,6 +64,11 @@ class PositionSpec:
         return len(self.shape) * (2 * self.num_bands + 1)
 
     @property
+    def max_file_bytes(self) -> int:
+        """More than its file has."""
+        return self.num_tokens * self.num_channels * np.dtype(np.float32).itemsize + (1 << 16)
+
+    @property
     def digest(self) -> str:
         """The table's name: sha256 of the canonical JSON of this spec, 64 hexadecimal digits."""
         return sha256_hex(canonical_json(self.to_dict()))
@@ -80,9 +88,10 @@ class PositionSpec:
             ShardError: fields are missing, unknown or of other types.
         """
         try:
+            _check_fields(fields)
             return cls(**fields)
-        except (TypeError, ValueError) as error:
-            raise ShardError(f"positions: {fields} is no position spec ({error})") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ShardError(f"positions: not a description of a table ({error})") from error
 
     def check_table(self, table: np.ndarray, where: str) -> None:
         """Raises ShardError unless `table` is float32 [tokens, channels]; `where` names it."""
@@ -92,6 +101,31 @@ class PositionSpec:
                 f"{where}: {table.dtype} {list(table.shape)} instead of float32 {list(expected)} "
                 f"for {self}; {REMEDY}"
             )
+
+
+_MAX_AXES, _MAX_NUMBERS, _MAX_RESOLUTION = 16, 1 << 40, 1e30
+"""Of a table: its axes, its numbers, and the resolution along an axis."""
+
+
+def _check_fields(fields: Any) -> None:
+    """Raises ValueError unless the JSON of a spec has fields of the right types, none huge."""
+    shape, bands = fields.get("shape"), fields.get("num_bands")
+    resolution = fields.get("max_resolution")
+    if not isinstance(shape, list) or not all(is_count(size, 1 << 31) for size in shape):
+        raise ValueError("shape is not a list of sizes")
+    if not is_count(bands, 1 << 20):
+        raise ValueError("num_bands is no number of bands")
+    if not isinstance(resolution, list) or not all(map(_is_finite, resolution)):
+        raise ValueError("max_resolution is not a list of finite numbers")
+    if "layout" in fields and not is_name(fields["layout"]):
+        raise ValueError("layout is no name")
+    if len(shape) > _MAX_AXES or math.prod(shape) * len(shape) * (2 * bands + 1) > _MAX_NUMBERS:
+        raise ValueError("the table would be too large")
+
+
+def _is_finite(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) < _MAX_RESOLUTION
 
 
 def position_name(digest: str) -> str:
@@ -114,19 +148,42 @@ def write_position_table(root: Path, spec: PositionSpec, table: np.ndarray) -> P
     return path
 
 
-def read_position_table(root: Path, spec: PositionSpec | str) -> np.ndarray:
+def read_position_table(
+    root: Path, spec: PositionSpec | str, sha256: str | None = None
+) -> np.ndarray:
     """The table of `spec` or digest: float32 [tokens, channels], read-only, memory-mapped.
 
+    Args:
+        root: folder of the set.
+        spec: the table, or its digest.
+        sha256: of its file, where that is known.
+
     Raises:
-        ShardError: missing, damaged, or of another shape than `spec` says.
+        ShardError: missing, damaged, of another sha256, or of another shape than `spec` says.
     """
-    path = root / position_name(spec if isinstance(spec, str) else spec.digest)
+    digest = spec if isinstance(spec, str) else spec.digest
+    if not is_sha256(digest):
+        raise ShardError(f"{root}: {digest!r} is not the digest of a position table; {REMEDY}")
+    path = root / position_name(digest)
     try:
-        table = np.load(path, mmap_mode="r", allow_pickle=False)
+        data = map_file(root, position_name(digest))
     except FileNotFoundError as error:
         raise ShardError(f"{path}: there is no such position table; {REMEDY}") from error
-    except (ValueError, EOFError) as error:
-        raise ShardError(f"{path}: damaged ({error}); {REMEDY}") from error
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from error
+    return decode_position_table(data, spec, str(path), sha256)
+
+
+def decode_position_table(
+    data: bytes | memoryview, spec: PositionSpec | str, where: str, sha256: str | None = None
+) -> np.ndarray:
+    """The table in the bytes of its file. Raises as `read_position_table`; `where` names it."""
+    if sha256 is not None and sha256_hex(data) != sha256:
+        raise ShardError(f"{where}: sha256 differs from the manifest's; {REMEDY}")
+    try:
+        table = decode_npy(data)
+    except ShardError as error:
+        raise ShardError(f"{where}: damaged ({error}); {REMEDY}") from error
     if isinstance(spec, PositionSpec):
-        spec.check_table(table, str(path))
+        spec.check_table(table, where)
     return table

@@ -12,10 +12,18 @@ import pyarrow as pa
 from shards.digests import canonical_json, sha256_hex, stream_sha256
 from shards.errors import ShardError
 from shards.files import AtomicFile, is_temporary, remove_tree, sync_folder
-from shards.index import ShardIndex, ShardInfo, decode_listing, encode_listing, index_name
-from shards.manifest import LISTING_FILE, MANIFEST_FILE, Manifest
+from shards.index import (
+    MAX_LISTING_BYTES,
+    ShardIndex,
+    ShardInfo,
+    decode_listing,
+    encode_listing,
+    index_name,
+)
+from shards.manifest import LISTING_FILE, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest
 from shards.positions import PositionSpec, position_name
 from shards.quarantine import QUARANTINE_FILE, merge_quarantine, quarantine_table
+from shards.set_files import read_file
 from shards.writer import QUARANTINE_PARTS, quarantine_part, read_index
 
 
@@ -91,7 +99,8 @@ def _sealed(staging: Path, config: bytes, input_digest: str) -> Manifest | None:
     path = staging / MANIFEST_FILE
     if not path.is_file():
         return None
-    manifest = Manifest.decode(path.read_bytes(), str(path))
+    data = read_file(staging, MANIFEST_FILE, MAX_MANIFEST_BYTES)
+    manifest = Manifest.decode(data, str(path))
     same = manifest.config_digest == sha256_hex(config) and manifest.input_digest == input_digest
     return manifest if same else None
 
@@ -187,7 +196,7 @@ def _write(path: Path, data: bytes) -> None:
 def _tidy(staging: Path, numbers: list[int]) -> None:
     """Removes what a published set does not have: it is all in the manifest's files by now."""
     shutil.rmtree(staging / QUARANTINE_PARTS, ignore_errors=True)
-    listing = decode_listing((staging / LISTING_FILE).read_bytes(), LISTING_FILE)
+    listing = decode_listing(read_file(staging, LISTING_FILE, MAX_LISTING_BYTES), LISTING_FILE)
     for number in set(numbers).difference(listing["number"].to_pylist()):
         (staging / index_name(number)).unlink(missing_ok=True)  # of a shard without samples
     for path in staging.rglob(".*"):

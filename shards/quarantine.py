@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from shards.errors import ShardError
 from shards.files import AtomicFile
 from shards.parquet import decode_parquet, encode_parquet
+from shards.set_files import read_file
 
 QUARANTINE_FILE = "quarantine.parquet"
+
+_MAX_BYTES = 1 << 30
 
 _SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("source_uri", "split", "reason", "traceback")]
@@ -72,7 +76,10 @@ def _write(path: Path, tables: list[pa.Table]) -> int:
 
 def read_quarantine_table(path: Path) -> pa.Table:
     """The rows of a quarantine file as a `quarantine_table`. Raises as `read_quarantine`."""
-    return decode_parquet(path.read_bytes(), _SCHEMA, str(path))
+    table = decode_parquet(read_file(path.parent, path.name, _MAX_BYTES), _SCHEMA, str(path))
+    if any(column.null_count for column in table.columns):
+        raise ShardError(f"{path}: a field is missing; do not use this set, or make it again")
+    return table
 
 
 def read_quarantine(path: Path) -> list[Quarantined]:

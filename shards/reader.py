@@ -13,7 +13,6 @@ from shards.local_tars import Extent, LocalTars, default_max_open
 from shards.raw_sample import Block, RawSample
 from shards.remote_tars import RemoteReading, RemoteTars
 from shards.shard_set import ShardSet
-from shards.tar import sample_extent
 
 __all__ = ["RawSample", "ShardReader"]
 
@@ -22,6 +21,7 @@ class _Options(TypedDict):
     max_open_tars: int | None
     max_index_bytes: int
     remote: RemoteReading | None
+    verify_samples: bool
 
 
 class _Part(NamedTuple):
@@ -43,18 +43,21 @@ class ShardReader:
     Indexes and tars are opened when first needed and the least recently used let go; a sample's
     members stay valid for as long as they are held. Where the set is local, members are views of
     memory-mapped tars. Elsewhere whole shards lie in a local cache once `read_ahead` has named
-    them or ranged reads of them have cost as much; what is read by ranges is checked against the
-    index. Pickles as its arguments, so that each loader worker opens its own files. Not for several
-    threads at once.
+    them or ranged reads of them have cost as much. Each sample is compared with its sha256 in the
+    index, which was compared with the listing's. Pickles as its arguments, so that each loader
+    worker opens its own files. Not for several threads at once.
 
     Args:
         shard_set: an open set.
         split: one of its splits.
         max_open_tars: memory maps held, each with a file descriptor, those of members that are held
             included; default a quarter of the files that the process may open.
-        max_index_bytes: indexes held, about 100 bytes a sample locally and 200 elsewhere. A shuffle
-            over more shards than it holds reads indexes again and again: give a window then.
+        max_index_bytes: indexes held, about 200 bytes a sample. A shuffle over more shards than it
+            holds reads indexes again and again: give a window then.
         remote: how to read where the set is not local.
+        verify_samples: compare each sample that is read with its sha256 in the index, wherever it
+            comes from, so that a changed bit is never taken for data. Without, only what is read
+            by ranges from afar is compared.
 
     Attributes:
         is_local: whether the set lies in a local folder.
@@ -72,6 +75,7 @@ class ShardReader:
         max_open_tars: int | None = None,
         max_index_bytes: int = 2 << 30,
         remote: RemoteReading | None = None,
+        verify_samples: bool = True,
     ) -> None:
         max_open = default_max_open() if max_open_tars is None else max_open_tars
         if max_open < 1 or max_index_bytes < 1:
@@ -85,7 +89,9 @@ class ShardReader:
             "max_open_tars": max_open_tars,
             "max_index_bytes": max_index_bytes,
             "remote": remote,
+            "verify_samples": verify_samples,
         }
+        self._verify_samples = verify_samples
         location, shards = shard_set.location, shard_set.shards(split)
         reading = remote or RemoteReading()
         self.is_local = location.folder is not None
@@ -94,10 +100,11 @@ class ShardReader:
         self._ends = np.cumsum(self.shard_sizes, dtype=np.int64)
         self._indexes = IndexCache(
             location,
-            shards["number"].to_numpy(),
-            shards["index_sha256"],
+            shards,
+            len(shard_set.manifest.classes),
             max_index_bytes,
             reading.num_threads,
+            keep_sample_hashes=verify_samples or not self.is_local,
         )
         self._tars: LocalTars | RemoteTars
         if location.folder is not None:
@@ -126,8 +133,9 @@ class ShardReader:
 
         Raises:
             IndexError: no such number.
-            ShardError: a tar or index is missing, cut short or changed; names shard and sample, so
-                that a caller can count it, and read the others one by one.
+            ShardError: a tar or index is missing or cut short, or a sample is not as it was
+                written; names shard and sample, so that a caller can count it, and read the others
+                one by one.
         """
         numbers = np.asarray(numbers, dtype=np.int64)
         outside = (numbers < 0) | (numbers >= len(self))
@@ -176,11 +184,12 @@ class ShardReader:
             self._indexes.begin(groups)
         for shard, places in groups.items():
             index = self._indexes[shard]
-            if isinstance(self._tars, RemoteTars):
-                extents = [sample_extent(index.members(rows[place])) for place in places]
-                self._tars.begin(shard, extents)
+            if self._verify_samples or not self.is_local:
+                extents = [index.extent(rows[place]) for place in places]
             else:
                 extents = [index.payloads(rows[place]) for place in places]
+            if isinstance(self._tars, RemoteTars):
+                self._tars.begin(shard, extents)
             parts.append(_Part(shard, index, places, [rows[place] for place in places], extents))
         return parts
 
@@ -200,7 +209,7 @@ class ShardReader:
                     f"{self._where(part)}: cut short, sample {part.key(place)!r} should end at "
                     f"byte {stop}; {REMEDY}"
                 )
-            if not block.checked:
+            if self._verify_samples or not block.checked:
                 content = block.data[start - block.base : stop - block.base]
                 if sha256_hex(content) != part.shard_index.sha256s[part.rows[place]].as_py():
                     raise ShardError(

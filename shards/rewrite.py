@@ -10,6 +10,7 @@ from shards.errors import ShardError
 from shards.files import AtomicFile, sync_folder
 from shards.index import ShardIndex, ShardInfo, index_name, shard_name
 from shards.sample import Sample
+from shards.set_files import open_file
 from shards.tar import sample_extent
 from shards.writer import read_index, write_shard
 
@@ -25,6 +26,7 @@ def link_shard(source: Path, staging: Path, number: int) -> None:
     """
     for name in (shard_name(number), index_name(number)):
         if not (staging / name).exists():
+            _check_regular(source, name)
             _link(source / name, staging / name)
 
 
@@ -44,12 +46,13 @@ def rewrite_shard(source: Path, staging: Path, number: int, without: Collection[
         raise ShardError(
             f"{source / shard_name(number)}: missing or cut short; run 'perceiver verify' there"
         )
-    samples = _samples(source / index.info.name, index, frozenset(without))
+    samples = _samples(source, index, frozenset(without))
     return write_shard(staging, number, index.info.split, samples)
 
 
-def _samples(tar: Path, index: ShardIndex, without: frozenset[str]) -> Iterator[Sample]:
-    with tar.open("rb") as file:
+def _samples(source: Path, index: ShardIndex, without: frozenset[str]) -> Iterator[Sample]:
+    tar = source / index.info.name
+    with os.fdopen(open_file(source, index.info.name), "rb") as file:
         for row in range(len(index)):
             source_uri = index.source_uris[row].as_py()
             if source_uri in without:
@@ -71,12 +74,20 @@ def _samples(tar: Path, index: ShardIndex, without: frozenset[str]) -> Iterator[
             yield Sample(key, members, target, source_uri, sha256)
 
 
+def _check_regular(folder: Path, name: str) -> None:
+    """Refuses what is no file of the set's own, which a link to it would carry over."""
+    try:
+        os.close(open_file(folder, name))
+    except FileNotFoundError as error:
+        raise ShardError(f"{folder / name}: missing; run 'perceiver verify' on the set") from error
+    except OSError as error:
+        raise ShardError(f"{folder / name}: cannot be read ({error.strerror})") from error
+
+
 def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(source, target)
-    except FileNotFoundError as error:
-        raise ShardError(f"{source}: missing; run 'perceiver verify' on the set") from error
+        os.link(source, target, follow_symlinks=False)
     except FileExistsError:
         return
     except OSError:  # another file system, or one without hard links

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from shards.errors import ShardError
+from shards.plain import is_member, is_sha256
 
 MAX_NAME_BYTES = 100
 """What the name field of a ustar header holds."""
@@ -11,10 +12,12 @@ MAX_NAME_BYTES = 100
 MAX_MEMBER_BYTES = 8**11 - 1
 """What its size field holds: eleven octal digits."""
 
+KEY_PATTERN = r"\A[^./\x00-\x1f\x7f-\x{9f}]+\z"
+"""A key, as Arrow's regular expressions say it: neither empty nor with one of these."""
+
 _FORBIDDEN_IN_KEY = re.compile(r"[./\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 """Python's stand-in for a byte that is not UTF-8."""
-_MEMBER = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Sample:
         source_sha256: of that source's bytes, 64 hexadecimal digits.
 
     Raises:
-        ShardError: a key or member name that does not fit the rules above.
+        ShardError: a key, member name or sha256 that does not fit the rules above.
     """
 
     key: str
@@ -46,12 +49,14 @@ class Sample:
             raise self._refused(
                 "keys are not empty and have no '.', '/' or control characters; rename it"
             )
+        if not is_sha256(self.source_sha256):
+            raise self._refused("its source's sha256 is not 64 hexadecimal digits; correct it")
         if _SURROGATE.search(self.source_uri):
             raise self._refused("its source's name is not UTF-8; rename the source")
         if not self.members:
             raise self._refused("it has no members; give it at least one")
         for member, content in self.members.items():
-            if not _MEMBER.fullmatch(member):
+            if not is_member(member):
                 raise self._refused(
                     f"member {member!r} is not lower-case letters and digits "
                     "with single '.', '_' or '-' between; rename it"

@@ -10,11 +10,17 @@ import pyarrow.compute as pc
 
 from shards.digests import sha256_hex
 from shards.errors import ShardError
-from shards.index import decode_listing
+from shards.index import MAX_LISTING_BYTES, decode_listing
+from shards.listing_check import check_counts
 from shards.location import Location
-from shards.manifest import LISTING_FILE, MANIFEST_FILE, Manifest
-from shards.npy import decode_npy
-from shards.positions import REMEDY, PositionSpec, position_name, read_position_table
+from shards.manifest import LISTING_FILE, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest
+from shards.positions import (
+    REMEDY,
+    PositionSpec,
+    decode_position_table,
+    position_name,
+    read_position_table,
+)
 
 
 @dataclass(frozen=True)
@@ -41,20 +47,22 @@ class ShardSet:
         """
         location = path if isinstance(path, Location) else Location(path)
         try:
-            data = location.read(MANIFEST_FILE)
+            data = location.read(MANIFEST_FILE, MAX_MANIFEST_BYTES)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise _no_set(location) from error
         manifest = Manifest.decode(data, f"{location}/{MANIFEST_FILE}")
         where = f"{location}/{LISTING_FILE}"
         try:
-            listing = location.read(LISTING_FILE)
+            data = location.read(LISTING_FILE, MAX_LISTING_BYTES)
         except FileNotFoundError as error:
             raise ShardError(f"{where}: missing; run 'perceiver preprocess' again") from error
-        if sha256_hex(listing) != manifest.shards_sha256:
+        if sha256_hex(data) != manifest.shards_sha256:
             raise ShardError(
                 f"{where}: sha256 differs from {MANIFEST_FILE}; run 'perceiver preprocess' again"
             )
-        return cls(location, manifest, decode_listing(listing, where))
+        listing = decode_listing(data, where)
+        check_counts(listing, manifest.counts, where)
+        return cls(location, manifest, listing)
 
     @property
     def digest(self) -> str:
@@ -64,7 +72,7 @@ class ShardSet:
     def require_unchanged(self) -> None:
         """Raises ShardError if another set, or none, lies there by now."""
         try:
-            data = self.location.read(MANIFEST_FILE)
+            data = self.location.read(MANIFEST_FILE, MAX_MANIFEST_BYTES)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise _no_set(self.location) from error
         found = Manifest.decode(data, f"{self.location}/{MANIFEST_FILE}").digest
@@ -101,15 +109,22 @@ class ShardSet:
             ShardError: the set was made with other Fourier features, or the file is damaged.
         """
         if spec.digest not in self.manifest.positions:
-            there = " and ".join(map(str, self.manifest.positions.values())) or "no position table"
+            there = (
+                " and ".join(map(str, self.manifest.positions.values()))[:1000]
+                or "no position table"
+            )
             raise ShardError(
                 f"{self.location}: the model needs {spec}, the set has {there}; {REMEDY}"
             )
+        sha256 = self.manifest.position_sha256[spec.digest]
         if self.location.folder:
-            return read_position_table(self.location.folder, spec)
-        table = decode_npy(self.location.read(position_name(spec.digest)))
-        spec.check_table(table, f"{self.location}/{position_name(spec.digest)}")
-        return table
+            return read_position_table(self.location.folder, spec, sha256)
+        name = position_name(spec.digest)
+        try:
+            data = self.location.read(name, spec.max_file_bytes)
+        except FileNotFoundError as error:
+            raise ShardError(f"{self.location}/{name}: missing; {REMEDY}") from error
+        return decode_position_table(data, spec, f"{self.location}/{name}", sha256)
 
 
 def _reopen(location: Location, digest: str) -> ShardSet:

@@ -45,7 +45,7 @@ def sample_extent(members: list[MemberSpan]) -> tuple[int, int]:
     sample's own.
     """
     last = members[-1]
-    return members[0].offset - BLOCK_BYTES, _round_up(last.offset + last.length)
+    return members[0].offset - BLOCK_BYTES, round_up(last.offset + last.length)
 
 
 class TarWriter:
@@ -64,7 +64,7 @@ class TarWriter:
             payload = members[member]
             header = _header(f"{key}.{member}", len(payload))
             spans.append(MemberSpan(member, self._size + len(header), len(payload)))
-            padding = bytes(_round_up(len(payload)) - len(payload))
+            padding = bytes(round_up(len(payload)) - len(payload))
             for piece in (header, payload, padding):
                 extent.update(piece)
                 self._write(piece)
@@ -106,5 +106,6 @@ def _nameless_header(length: int) -> tuple[bytes, int]:
     return header, sum(header) - sum(header[_CHECKSUM]) + sum(b" " * 8)
 
 
-def _round_up(num_bytes: int) -> int:
+def round_up(num_bytes: int) -> int:
+    """The next multiple of a tar's block, or the number itself."""
     return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from shards.digests import sha256_hex, stream_sha256
-from shards.index import ShardIndex, index_name
+from shards.errors import ShardError
+from shards.index import ShardIndex, ShardInfo, index_name, max_index_bytes
 from shards.location import Location
 from shards.manifest import LISTING_FILE, MANIFEST_FILE, Manifest
+from shards.plain import printable
 from shards.positions import position_name
 from shards.quarantine import QUARANTINE_FILE
 from shards.shard_set import ShardSet
@@ -49,8 +50,12 @@ def verify(path: str | Path, progress: Callable[[str], None] | None = None) -> l
         if name not in present:
             problems.append(Problem(name, "missing"))
             return False
-        with location.open(name) as file:
-            found = stream_sha256(file)
+        try:
+            with location.open(name) as file:
+                found = stream_sha256(file)
+        except ShardError as error:  # it is no regular file
+            problems.append(Problem(name, printable(str(error))))
+            return False
         if progress:
             progress(name)
         return found != sha256
@@ -59,15 +64,18 @@ def verify(path: str | Path, progress: Callable[[str], None] | None = None) -> l
         if differs(name, sha256):
             problems.append(Problem(name, f"sha256 differs from {MANIFEST_FILE}"))
     for shard in _rows(shard_set):
-        tar, index = shard["name"], index_name(shard["number"])
-        index_differs = differs(index, shard["index_sha256"])
+        tar, index = shard.name, index_name(shard.number)
+        index_differs = differs(index, shard.index_sha256)
         if index_differs:
             problems.append(Problem(index, f"sha256 differs from {LISTING_FILE}"))
-        if differs(tar, shard["sha256"]):
-            index_usable = index in present and not index_differs
-            hit = _samples_hit(location, tar, index) if index_usable else "not known"
+        elif what := _index_fault(shard_set, shard):
+            problems.append(Problem(index, what))
+        if differs(tar, shard.sha256):
+            hit = _samples_hit(location, shard) if not index_differs else "not known"
             problems.append(Problem(tar, f"sha256 differs from {LISTING_FILE}; samples hit: {hit}"))
-    problems += [Problem(name, "not part of the set") for name in sorted(present - expected)]
+    problems += [
+        Problem(printable(name), "not part of the set") for name in sorted(present - expected)
+    ]
     return problems
 
 
@@ -77,17 +85,35 @@ def _files_of_manifest(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield position_name(digest), sha256
 
 
-def _rows(shard_set: ShardSet) -> Iterator[dict[str, Any]]:
+def _rows(shard_set: ShardSet) -> Iterator[ShardInfo]:
     for batch in shard_set.listing.to_batches(max_chunksize=1000):
-        yield from batch.to_pylist()
+        yield from (ShardInfo(**row) for row in batch.to_pylist())
 
 
-def _samples_hit(location: Location, tar: str, index_file: str) -> str:
-    index = ShardIndex.decode(location.read(index_file), index_file)
+def _index_fault(shard_set: ShardSet, shard: ShardInfo) -> str | None:
+    """What an index says that cannot be true, or None; also where it cannot be read."""
+    name = index_name(shard.number)
+    try:
+        data = shard_set.location.read(name, max_index_bytes(shard.samples))
+        index = ShardIndex.decode(data, name)
+        index.check_listed(shard, len(shard_set.manifest.classes), name)
+    except FileNotFoundError:
+        return None  # named as missing
+    except ShardError as error:
+        return str(error)
+    return None
+
+
+def _samples_hit(location: Location, shard: ShardInfo) -> str:
+    name = index_name(shard.number)
+    try:
+        index = ShardIndex.decode(location.read(name, max_index_bytes(shard.samples)), name)
+    except (ShardError, FileNotFoundError):
+        return "not known"
     hit = []
     for row in range(len(index)):
         start, stop = sample_extent(index.members(row))
-        if sha256_hex(location.read_range(tar, start, stop)) != index.sha256s[row].as_py():
+        if sha256_hex(location.read_range(shard.name, start, stop)) != index.sha256s[row].as_py():
             hit.append(repr(index.keys[row].as_py()))
     if not hit:
         return "none, the damage is in the end of the archive"

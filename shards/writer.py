@@ -1,14 +1,24 @@
 """Writing one shard, so that it is there whole or not at all, and knowing afterwards that it is."""
 
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 from shards.digests import sha256_hex
 from shards.errors import ShardError
 from shards.files import AtomicFile
-from shards.index import IndexBuilder, ShardIndex, ShardInfo, index_name, shard_name
+from shards.index import (
+    MAX_INDEX_BYTES,
+    IndexBuilder,
+    ShardIndex,
+    ShardInfo,
+    index_name,
+    shard_name,
+)
+from shards.plain import is_name
 from shards.quarantine import Quarantined, write_quarantine
 from shards.sample import Sample
+from shards.set_files import read_file
 from shards.tar import TarWriter
 
 QUARANTINE_PARTS = "quarantine"
@@ -40,8 +50,13 @@ def write_shard(
         The shard's facts, as `read_committed` gives them from now on.
 
     Raises:
-        ShardError: a key comes twice, or the file system refuses; no temporary file stays behind.
+        ShardError: the split's name is not plain, a key comes twice, or the file system refuses; no
+            temporary file stays behind.
     """
+    if not is_name(split):
+        raise ShardError(
+            f"{root}: {split!r} cannot name a split; give letters, digits, '_', '-' and single '.'"
+        )
     index = IndexBuilder(number, split)
     set_aside: list[Quarantined] = []
     tar_path = root / shard_name(number)
@@ -80,10 +95,15 @@ def read_committed(root: Path, number: int) -> ShardInfo | None:
 
 def read_index(root: Path, number: int) -> ShardIndex | None:
     """The index of shard `number` under the conditions of `read_committed`, else None."""
-    path = root / index_name(number)
+    name = index_name(number)
     try:
-        index = ShardIndex.decode(path.read_bytes(), str(path))
-        tar_bytes = (root / index.info.name).stat().st_size if index.info.samples else 0
-    except (FileNotFoundError, ShardError):
+        data = read_file(root, name, MAX_INDEX_BYTES)
+        index = ShardIndex.decode(data, f"{root / name}")
+        # A link is none of this set's files, wherever it leads.
+        facts = (root / index.info.name).lstat() if index.info.samples else None
+    except (FileNotFoundError, NotADirectoryError, ShardError):
         return None
+    if index.info.number != number or (facts and not stat.S_ISREG(facts.st_mode)):
+        return None
+    tar_bytes = facts.st_size if facts else 0
     return index if tar_bytes == index.info.bytes else None

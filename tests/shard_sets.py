@@ -165,7 +165,7 @@ def write_synthetic(folder: Path, num_shards: int, samples_per_shard: int) -> No
         positions={},
         position_sha256={},
         shards_sha256=sha256_hex(listing),
-        quarantine_sha256="",
+        quarantine_sha256=sha256_hex(b""),
     )
     (folder / "shards.parquet").write_bytes(listing)
     (folder / "manifest.json").write_bytes(manifest.encode())

@@ -196,13 +196,13 @@ def test_splits_may_lie_among_each_other(tmp_path: Path) -> None:
     assert_is(ShardReader(shard_set, "val").read(2), 2, 7)
 
 
-def test_a_tar_that_may_not_be_read_says_so(tmp_path: Path) -> None:
+def test_a_tar_that_is_no_file_says_so(tmp_path: Path) -> None:
     make_set(tmp_path / "set")
     tar = tmp_path / "set" / "shard-00000.tar"
     tar.unlink()
-    tar.mkdir()  # like a file without permission, which root may read
+    tar.mkdir()
     reader = ShardReader(ShardSet.open(tmp_path / "set"), "train")
-    with pytest.raises(ShardError, match=r"sample 'sample-000' of .*shard-00000\.tar.*mend that"):
+    with pytest.raises(ShardError, match=r"sample 'sample-000' of .*shard-00000\.tar: is a folder"):
         reader.read(0)
 
 
@@ -220,7 +220,7 @@ def test_samples_of_the_size_of_a_photograph_are_read_at_speed(
         tmp_path / "staging", tmp_path / "set", numbers=range(4), config={}, input_digest="",
         classes=("one",),
     )  # fmt: skip
-    reader = ShardReader(ShardSet.open(tmp_path / "set"), "train")
+    reader = ShardReader(ShardSet.open(tmp_path / "set"), "train", verify_samples=False)
     speeds = []
     for epoch in range(20):
         begun = time.perf_counter()

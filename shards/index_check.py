@@ -1,0 +1,95 @@
+"""Whether an index says of its tar what can be true of a tar of this format."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shards.errors import ShardError
+from shards.listing_check import SHA256_PATTERN
+from shards.plain import is_member
+from shards.sample import KEY_PATTERN, MAX_MEMBER_BYTES, MAX_NAME_BYTES
+from shards.shard_info import ShardInfo
+from shards.tar import BLOCK_BYTES, END_OF_ARCHIVE
+
+
+def check_index(table: pa.Table, info: ShardInfo, where: str) -> None:
+    """Refuses an index whose members do not lie one after the other in a tar of `info.bytes`.
+
+    The lengths alone say where everything lies: a header of 512 bytes, a payload, and zeros up to
+    the next multiple of 512, for each member in turn. So every range lies inside the tar, and none
+    overlaps another.
+
+    Args:
+        table: the index, a row for each sample.
+        info: the shard's facts.
+        where: names the index in errors.
+
+    Raises:
+        ShardError: names the column.
+    """
+    columns = {name: table[name].combine_chunks() for name in table.schema.names}
+    if len(table) != info.samples:
+        raise _refused(where, f"{len(table)} rows, and its shard has {info.samples} samples")
+    if any(column.null_count for name, column in columns.items() if name != "target"):
+        raise _refused(where, "a field is missing")
+    if not _all(pc.equal(columns["split"], info.split)):
+        raise _refused(where, "a sample is of another split than its shard")
+    for name in ("sha256", "source_sha256"):
+        if not _all(pc.match_substring_regex(columns[name], SHA256_PATTERN)):
+            raise _refused(where, f"{name} is not 64 hexadecimal digits")
+    keys = columns["key"]
+    if not _all(pc.match_substring_regex(keys, KEY_PATTERN)) or (
+        pc.count_distinct(keys).as_py() != len(keys)
+    ):
+        raise _refused(where, "keys are not distinct plain names")
+    _check_spans(columns["members"], keys, info, where)
+
+
+def _check_spans(members: pa.ListArray, keys: pa.Array, info: ShardInfo, where: str) -> None:
+    first, spans = members.offsets.to_numpy(), members.flatten()
+    first = first - first[0]
+    names, offsets, lengths = (spans.field(name) for name in ("name", "offset", "length"))
+    if spans.null_count or names.null_count or offsets.null_count or lengths.null_count:
+        raise _refused(where, "a field of a member is missing")
+    sizes = np.diff(first)
+    if len(sizes) and sizes.min() < 1:
+        raise _refused(where, "a sample has no members")
+    coded = names.dictionary_encode()
+    words = coded.dictionary.to_pylist()
+    if not all(map(is_member, words)):
+        raise _refused(where, "the name of a member is not plain")
+    # A code that follows the order of the names: it rises within each sample.
+    order = np.argsort(np.argsort(np.array(words, dtype=object))) if words else np.zeros(0, int)
+    ranks = order[coded.indices.to_numpy()]
+    rises = np.diff(ranks) > 0
+    rises[first[1:-1] - 1] = True  # from one sample to the next
+    if not rises.all():
+        raise _refused(where, "the members of a sample are twice there or out of order")
+    longest = np.array([len(word) for word in words], np.int64)[coded.indices.to_numpy()]
+    key_bytes = np.repeat(pc.binary_length(keys).to_numpy(), sizes)
+    if len(longest) and (key_bytes + 1 + longest).max() > MAX_NAME_BYTES:
+        raise _refused(where, f"a name of a member in the tar has over {MAX_NAME_BYTES} bytes")
+    _check_places(offsets.to_numpy(), lengths.to_numpy(), info.bytes, where)
+
+
+def _check_places(offsets: np.ndarray, lengths: np.ndarray, size: int, where: str) -> None:
+    if not len(lengths):
+        if size:
+            raise _refused(where, "a shard without samples has no tar")
+        return
+    if lengths.min() < 0 or lengths.max() > min(size, MAX_MEMBER_BYTES):
+        raise _refused(where, "a member's length is negative or more than its tar has")
+    steps = -(-lengths // BLOCK_BYTES) * BLOCK_BYTES + BLOCK_BYTES
+    ends = np.cumsum(steps)  # below 2**63: lengths are below 2**33, and a list below 2**31 long
+    if not np.array_equal(offsets, ends - steps + BLOCK_BYTES):
+        raise _refused(where, "a member does not lie behind the one before it")
+    if ends[-1] + len(END_OF_ARCHIVE) != size:
+        raise _refused(where, "its members do not fill the tar")
+
+
+def _all(values: pa.Array) -> bool:
+    return pc.all(values, min_count=0).as_py() is True
+
+
+def _refused(where: str, what: str) -> ShardError:
+    return ShardError(f"{where}: {what}; do not use this set, or make it again")

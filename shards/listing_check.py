@@ -1,0 +1,94 @@
+"""Whether the rows of `shards.parquet` are what they may be, and fit the manifest."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shards.errors import ShardError
+from shards.plain import is_count, is_name, is_sha256
+from shards.shard_info import ShardInfo, shard_name
+from shards.tar import BLOCK_BYTES, END_OF_ARCHIVE
+
+SHA256_PATTERN = r"\A[0-9a-f]{64}\z"
+
+MAX_BYTES = 1 << 50
+"""Of a tar."""
+
+_MAX_NUMBER = 10**9
+"""Of a shard."""
+
+
+def check_listing(table: pa.Table, where: str) -> None:
+    """Refuses a listing with a field out of its range; `where` names its file.
+
+    A tar's name follows from its number, so no row can name another file.
+
+    Raises:
+        ShardError: names the column.
+    """
+    if any(column.null_count for column in table.columns):
+        raise _refused(where, "a field is missing")
+    numbers, samples, sizes = (table[name].to_numpy() for name in ("number", "samples", "bytes"))
+    if len(numbers) and (
+        numbers[0] < 0 or numbers[-1] > _MAX_NUMBER or not (np.diff(numbers) > 0).all()
+    ):
+        raise _refused(where, "numbers of shards are negative, huge, twice there or out of order")
+    names = pc.binary_join_element_wise(
+        "shard-", pc.utf8_lpad(pc.cast(table["number"], pa.string()), 5, "0"), ".tar", ""
+    )
+    if not _all(pc.equal(table["name"], names)):
+        raise _refused(where, "a tar is not named by its number")
+    splits = pc.unique(table["split"]).to_pylist()
+    if not all(map(is_name, splits)):
+        raise _refused(where, "the name of a split is not plain")
+    for name in ("sha256", "index_sha256"):
+        if not _all(pc.match_substring_regex(table[name], SHA256_PATTERN)):
+            raise _refused(where, f"{name} is not 64 hexadecimal digits")
+    if len(sizes) and (sizes.min() < 0 or sizes.max() > MAX_BYTES or (sizes % BLOCK_BYTES).any()):
+        raise _refused(where, "the bytes of a tar are negative, huge or no whole blocks")
+    most = (sizes - len(END_OF_ARCHIVE)) // BLOCK_BYTES  # a header each
+    if len(samples) and (samples.min() < 1 or (samples > most).any()):
+        raise _refused(where, "a tar has no samples, or more than its bytes can hold")
+
+
+def check_counts(table: pa.Table, counts: Mapping[str, int], where: str) -> None:
+    """Refuses a listing whose splits have other numbers of samples than the manifest's `counts`.
+
+    Raises:
+        ShardError: names the split.
+    """
+    sums = table.group_by("split", use_threads=False).aggregate([("samples", "sum")])
+    found = dict(zip(sums["split"].to_pylist(), sums["samples_sum"].to_pylist(), strict=True))
+    for split in sorted({**found, **counts}):
+        if found.get(split, 0) != counts.get(split, 0):
+            raise _refused(
+                where,
+                f"{found.get(split, 0)} samples of split {split!r}, the manifest has "
+                f"{counts.get(split, 0)}",
+            )
+
+
+def check_facts(info: ShardInfo, where: str) -> None:
+    """Refuses the facts in an index's metadata where one is out of its range.
+
+    Raises:
+        ShardError: names the fact.
+    """
+    if not is_count(info.number, _MAX_NUMBER) or info.name != shard_name(info.number):
+        raise _refused(where, "its tar is not named by its number")
+    if not is_name(info.split):
+        raise _refused(where, "the name of its split is not plain")
+    if not is_count(info.samples) or not is_count(info.bytes, MAX_BYTES):
+        raise _refused(where, "its samples or bytes are no number, negative or huge")
+    if not is_sha256(info.sha256):
+        raise _refused(where, "sha256 is not 64 hexadecimal digits")
+
+
+def _all(values: pa.ChunkedArray) -> bool:
+    return pc.all(values, min_count=0).as_py() is True
+
+
+def _refused(where: str, what: str) -> ShardError:
+    return ShardError(f"{where}: {what}; do not use this set, or make it again")

@@ -1,0 +1,92 @@
+"""Whether a manifest's fields are what they may be, and fit each other."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from shards.digests import canonical_json, sha256_hex
+from shards.errors import ShardError
+from shards.plain import is_count, is_member, is_name, is_printable, is_sha256
+
+if TYPE_CHECKING:
+    from shards.manifest import Manifest
+
+MAX_CLASS_NAME = 10_000
+"""Characters."""
+
+_MAX_INPUT_DIGEST = 128
+
+
+def check_manifest(manifest: "Manifest", where: str) -> None:
+    """Refuses a manifest with a field that is not of its type and range, or contradicts another.
+
+    Raises:
+        ShardError: names the first such field; `where` names the file.
+    """
+    for what in _faults(manifest):
+        raise ShardError(f"{where}: {what}; do not use this set, or make it again")
+
+
+def _faults(manifest: "Manifest") -> Iterator[str]:
+    yield from _digest_faults(manifest)
+    yield from _count_faults(manifest)
+    if not _all_distinct(manifest.members, is_member) or list(manifest.members) != sorted(
+        manifest.members
+    ):
+        yield "members are not distinct names of members in order"
+    if manifest.positions.keys() != manifest.position_sha256.keys():
+        yield "positions and position_sha256 name different tables"
+    for digest, spec in manifest.positions.items():
+        if spec.digest != digest:
+            yield f"positions: {digest!r} is not the digest of its table's description"
+
+
+def _digest_faults(manifest: Any) -> Iterator[str]:
+    for name in ("config_digest", "shards_sha256", "quarantine_sha256"):
+        if not is_sha256(getattr(manifest, name)):
+            yield f"{name} is not 64 hexadecimal digits"
+    if not isinstance(manifest.config, dict):
+        yield "config is no object"
+    elif sha256_hex(canonical_json(manifest.config)) != manifest.config_digest:
+        yield "config_digest is not that of config"
+    listing = manifest.input_digest
+    if not is_printable(listing) or len(listing) > _MAX_INPUT_DIGEST:
+        yield "input_digest is no digest"
+    if not _has_items(manifest.position_sha256, is_sha256, is_sha256):
+        yield "position_sha256 is not digests by digests"
+
+
+def _count_faults(manifest: Any) -> Iterator[str]:
+    if not _all_distinct(manifest.classes, _is_class_name):
+        yield "classes are not distinct names without control characters"
+        return
+    if not is_count(manifest.quarantined):
+        yield "quarantined is no number of sources"
+    counts = manifest.counts
+    if not _has_items(counts, is_name, is_count) or not is_count(sum(counts.values())):
+        yield "counts are not numbers of samples by plain names of splits"
+        return
+    if not isinstance(manifest.class_counts, dict) or not manifest.class_counts.keys() <= (
+        counts.keys()
+    ):
+        yield "class_counts are not by splits that counts has"
+        return
+    classes = frozenset(manifest.classes)
+    for split, of_class in manifest.class_counts.items():
+        if not _has_items(of_class, classes.__contains__, is_count):
+            yield f"class_counts of {split!r} are not numbers of samples by classes"
+        elif sum(of_class.values()) > counts[split]:
+            yield f"class_counts of {split!r} are more samples than counts has"
+
+
+def _has_items(value: Any, is_key: Any, is_value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        is_key(key) and is_value(item) for key, item in value.items()
+    )
+
+
+def _all_distinct(values: Any, is_value: Any) -> bool:
+    return all(map(is_value, values)) and len(set(values)) == len(values)
+
+
+def _is_class_name(value: Any) -> bool:
+    return is_printable(value) and len(value) <= MAX_CLASS_NAME

@@ -1,0 +1,98 @@
+"""Files of a local shard set: regular ones, in the set's own folder, and of bounded size."""
+
+import errno
+import mmap
+import os
+import stat
+from pathlib import Path
+
+from shards.errors import ShardError
+
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+def open_file(folder: Path, name: str) -> int:
+    """A descriptor of the regular file `name` in `folder`, for reading.
+
+    Neither it nor a folder between may be a symbolic link, which could lead anywhere; `folder`
+    itself may be one. A pipe or device is refused without waiting for it.
+
+    Args:
+        folder: of the set.
+        name: path within it, of names with '/' between.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ShardError: it is a link, a pipe, a device or a folder, or `name` leads out of the folder.
+        OSError: the file system refuses.
+    """
+    *folders, last = parts = name.split("/")
+    if not all(parts) or not {".", ".."}.isdisjoint(parts) or "\0" in name:
+        raise ShardError(f"{folder}: {name!r} is no path within the set; do not use this set")
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+    try:
+        for part in folders:
+            descriptor = _within(descriptor, part, _READ | os.O_DIRECTORY)
+        facts = os.stat(last, dir_fd=descriptor, follow_symlinks=False)
+        if not stat.S_ISREG(facts.st_mode):  # opening a device may already do something
+            raise _not_regular(folder / name)
+        descriptor = _within(descriptor, last, _READ)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise _not_regular(folder / name)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise _not_regular(folder / name) from error
+        raise
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_file(folder: Path, name: str, max_bytes: int) -> bytes:
+    """All of a file. Raises as `open_file`, and ShardError where it has more than `max_bytes`."""
+    with os.fdopen(open_file(folder, name), "rb") as file:
+        if os.fstat(file.fileno()).st_size > max_bytes:
+            raise too_large(f"{folder / name}", max_bytes)
+        return file.read(max_bytes)
+
+
+def read_file_range(folder: Path, name: str, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of a file, fewer where it ends before. Raises as `open_file`."""
+    with os.fdopen(open_file(folder, name), "rb") as file:
+        file.seek(start)
+        return file.read(stop - start)
+
+
+def map_file(folder: Path, name: str) -> memoryview:
+    """All of a file, memory-mapped and read-only. Raises as `open_file`."""
+    descriptor = open_file(folder, name)
+    try:
+        if not os.fstat(descriptor).st_size:
+            return memoryview(b"")  # an empty file cannot be mapped
+        return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+    finally:
+        os.close(descriptor)
+
+
+def too_large(where: str, max_bytes: int) -> ShardError:
+    """The error for a file that has more bytes than it can need."""
+    return ShardError(
+        f"{where}: has more than {max_bytes} bytes, which no such file needs; restore it or run "
+        "'perceiver preprocess' again"
+    )
+
+
+def _within(folder: int, name: str, flags: int) -> int:
+    """Opens a file in the folder with this descriptor, which is closed."""
+    opened = os.open(name, flags, dir_fd=folder)
+    os.close(folder)
+    return opened
+
+
+def _not_regular(path: Path) -> ShardError:
+    return ShardError(
+        f"{path}: is a folder, a link, a pipe or a device, or lies behind a link; the files of a "
+        "set are regular files in its own folder: put a copy in its place"
+    )
