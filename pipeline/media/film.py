@@ -105,7 +105,7 @@ class Track:
             except MemoryError:
                 raise
             except av.FFmpegError as error:
-                if begun or strict:
+                if strict or (begun and self._log is None):
                     raise MediaError(self._damaged()) from error
                 damage = error
                 continue
