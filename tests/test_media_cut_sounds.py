@@ -65,7 +65,7 @@ def test_a_container_with_fewer_samples_than_it_declares_is_refused(kind, share)
 def test_coded_sound_that_is_cut_is_refused(kind, subtype, share):
     data = sound_file(kind, subtype)
     decode(data, FORMAT)
-    assert told(data[: int(share * len(data))])
+    assert told(data[: int(share * len(data))])  # some by libsndfile, in words of its own
 
 
 def test_the_reason_says_how_much_is_there():
@@ -88,6 +88,26 @@ def test_what_follows_the_samples_of_a_wav_is_no_matter():
     place = odd.index(b"data") + 8
     for unpadded in (odd, odd[: place + 7999]):
         assert len(decode(unpadded, FORMAT)) == 7999
+
+
+@pytest.mark.parametrize("subtype", ["PCM_S8", "PCM_16", "PCM_24"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_flac_whose_samples_have_another_md5_is_refused_and_one_without_is_not(subtype, channels):
+    sound = np.stack([SOUND, SOUND[::-1]][:channels], axis=1)
+    flac = bytearray(encoded(sound, RATE, format="FLAC", subtype=subtype))
+    assert any(flac[26:42]) and len(decode(bytes(flac), FORMAT)) == RATE
+    flac[30] ^= 1
+    assert told(bytes(flac)).startswith("damaged: the MD5 of its samples")
+    assert len(decode(bytes(flac), FORMAT, strict=False)) == RATE
+    flac[26:42] = bytes(16)
+    assert len(decode(bytes(flac), FORMAT)) == RATE
+
+
+def test_an_aiff_whose_frames_are_fewer_than_it_says_is_refused():
+    aiff = bytearray(sound_file("AIFF"))
+    place = aiff.index(b"COMM") + 10
+    aiff[place : place + 4] = struct.pack(">I", 9000)
+    assert told(bytes(aiff)) == "cut short: 8000 of 9000 frames are there"
 
 
 # --- of unknown length ---

@@ -13,7 +13,7 @@ from pipeline.media.errors import MediaError
 from pipeline.media.mel import MelFormat, log_mel
 from pipeline.media.mp3 import find_frames
 from pipeline.media.sample_rate import margins, num_source_samples, resample_start
-from pipeline.media.sound_checks import check_gsm, check_mp3, check_ogg, with_its_length
+from pipeline.media.sound_checks import check_flac, check_gsm, check_mp3, check_ogg, with_its_length
 from pipeline.media.sound_log import told_shortage
 from pipeline.media.tags import without_tags
 
@@ -157,6 +157,8 @@ def decode_audio(
             elif strict and source.has_ended and source.num_samples < file.frames < _NO_LENGTH:
                 there = f"{source.num_samples} of {file.frames}"
                 raise MediaError(f"cut short: {there} frames are there")
+            if strict and source.num_samples == file.frames and file.format == "FLAC":
+                check_flac(data)
             if source.has_ended and file.format == "OGG":
                 check_ogg(data)
     except MediaError:

@@ -156,10 +156,10 @@ def _in_w64(data: bytes) -> Samples | None:
 
 
 def _in_aiff(data: bytes) -> Samples | None:
-    frame_bytes = 0
+    frame_bytes, frames = 0, 0
     for name, place, size in _chunks(data, 12, ">"):
         if name == b"COMM":
-            channels, _, bits = struct.unpack_from(">HIH", data, place)
+            channels, frames, bits = struct.unpack_from(">HIH", data, place)
             coded = data[8:12] == b"AIFC" and data[place + 18 : place + 22] not in (
                 b"NONE", b"sowt", b"twos", b"fl32", b"fl64", b"FL32", b"FL64", b"raw ",
             )  # fmt: skip
@@ -169,6 +169,8 @@ def _in_aiff(data: bytes) -> Samples | None:
             found = max(0, len(data) - place - 8 - offset)
             # libsndfile reads SSND of size 0, which FFmpeg writes to pipes, to its end by itself.
             declared = None if size == 0 or _is_unknown(size) else max(0, size - 8 - offset)
+            if declared is not None and not _is_unknown(frames):
+                declared = max(declared, frames * frame_bytes)
             return Samples(place + 8 + offset, declared, found, frame_bytes, ())
     return None
 
