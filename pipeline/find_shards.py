@@ -31,11 +31,14 @@ def with_shards(config: Config, console: Console) -> Config:
     found: dict[Path, ShardSet] = {}
     others: list[str] = []
     for folder in sorted(Path(config.output).glob("*/shards")):
-        if _named(ledger_places(folder)) != _named(source_places(config.data)):
+        digest, places = ledger_places(folder)
+        if _named(places) != _named(source_places(config.data)):
             continue
         try:
             shard_set = ShardSet.open(folder)
         except ShardError:
+            continue
+        if shard_set.digest != digest:  # the ledger of an older set, after a kill
             continue
         if differs := _difference(shard_set.manifest.config, settings):
             others.append(f"{folder} holds the same data by other settings: {differs}")
@@ -55,9 +58,9 @@ def with_shards(config: Config, console: Console) -> Config:
             "name a set with shards=…"
         )
     if len({shard_set.digest for shard_set in found.values()}) > 1:
-        places = ", ".join(map(str, found))
+        several = ", ".join(map(str, found))
         raise UserError(
-            f"{config.output}: several shard sets of this data differ: {places}; name one with "
+            f"{config.output}: several shard sets of this data differ: {several}; name one with "
             "shards=…"
         )
     folder = next(iter(found))

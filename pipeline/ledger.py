@@ -72,17 +72,18 @@ def ledger_path(shards: Path) -> Path:
     return shards.with_name(f"{shards.name}.sources.parquet")
 
 
-def ledger_places(shards: Path) -> Mapping[str, str]:
-    """Where the sources of the set in ``shards`` lay: as `Ledger.places`, without the table."""
+def ledger_places(shards: Path) -> tuple[str, Mapping[str, str]]:
+    """The digest of the set that the ledger beside ``shards`` is of, and its sources' places.
+
+    Both are empty where that is not known. The table is not read.
+    """
     try:
         about = pq.read_schema(ledger_path(shards)).metadata or {}
-        if about.get(_DIGEST) != ShardSet.open(shards).digest.encode():
-            return {}
-        places = json.loads(about[_PLACES])
-    except (OSError, KeyError, ValueError, pa.ArrowException, ShardError):
-        return {}
+        digest, places = about[_DIGEST].decode(), json.loads(about[_PLACES])
+    except (OSError, KeyError, ValueError, pa.ArrowException):
+        return "", {}
     known = isinstance(places, dict) and all(isinstance(place, str) for place in places.values())
-    return places if known else {}
+    return (digest, places) if known else ("", {})
 
 
 def source_states(table: pa.Table) -> pa.Array:

@@ -95,8 +95,9 @@ def run_trials(study: Study, concurrent: int, console: Console) -> dict[int, str
         [study.journal.epochs(number) for number in range(len(study.settings))],
         source_tags(),
     )
+    errors: dict[int, str] = {}
     with StudyBar(study, console) as bar:
-        errors = _run(study, trial, halving, numbers, concurrent, bar)
+        _run(study, trial, halving, numbers, concurrent, _callback(study, bar, errors))
     for number in numbers:
         # Ray Tune ends on SIGINT as if every trial had ended.
         if number not in errors and not study.has_ended(number):
@@ -106,8 +107,8 @@ def run_trials(study: Study, concurrent: int, console: Console) -> dict[int, str
 
 def _run(
     study: Study, trial: Trial, halving: Halving, numbers: list[int], concurrent: int,
-    bar: "StudyBar",
-) -> dict[int, str]:  # fmt: skip
+    callback: Any,
+) -> None:  # fmt: skip
     from ray import tune as ray_tune
 
     def run_trial(params: dict[str, Any]) -> None:
@@ -126,24 +127,19 @@ def _run(
             # A name of its own each time: resuming is the journal's and our checkpoints' business.
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=str(storage),
-            callbacks=[_callback(study, bar)],
+            callbacks=[callback],
             verbose=0,
         ),
     )
     try:
         with expected_errors(), kept_handlers():
-            results = tuner.fit()
+            tuner.fit()
     finally:
         shutil.rmtree(storage, ignore_errors=True)
-    return {
-        result.config[NUMBER]: _reason(result.error)
-        for result in results
-        if result.error is not None and result.config
-    }
 
 
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def _reason(error: Exception | None) -> str:
+    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 
@@ -219,8 +215,12 @@ def _scheduler(halving: Halving) -> Any:
     return Scheduler()
 
 
-def _callback(study: Study, bar: StudyBar) -> Any:
-    """Ray Tune's callback: shows each epoch, and gives a trial's run its status as it ends."""
+def _callback(study: Study, bar: StudyBar, errors: dict[int, str]) -> Any:
+    """Ray Tune's callback: shows each epoch, and gives a trial's run its status as it ends.
+
+    Args:
+        errors: takes what went wrong, by trial.
+    """
     from ray.tune import Callback
 
     class Progress(Callback):
@@ -234,10 +234,11 @@ def _callback(study: Study, bar: StudyBar) -> Any:
             self._end(trial.config[NUMBER], "FINISHED")
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            errors[trial.config[NUMBER]] = _reason(trial.get_error())
             self._end(trial.config[NUMBER], "FAILED")
 
         def _end(self, number: int, status: str) -> None:
-            end_trial(study.folder, study.run, number, status, study.journal)
+            end_trial(study.folder, study.run, number, status, study.journal, study.epochs)
             bar.end(number)
 
         # Ray Tune pickles its callbacks with the study's state; a terminal cannot be.

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.checkpoints import best_checkpoint, last_checkpoint
 from pipeline.config import Config
 from pipeline.config_study import SpaceConfig, StudyConfig
+from pipeline.errors import UserError
 from pipeline.load_config import with_values
 from pipeline.stages import write_json
 from pipeline.study_journal import StudyJournal
@@ -123,13 +124,13 @@ class Trial:
         """The run that this trial had before the study was interrupted."""
         noted = folder / TRIAL_FILE
         if noted.is_file():
-            return str(json.loads(noted.read_text("utf-8"))["run_id"])
+            return str(_read_note(noted)["run_id"])
         # A kill can come between the run and its note.
         return child_run(self.parent, {NUMBER_TAG: str(number)})
 
 
 def collect_trials(
-    base: Config, folder: Path, shard_set: ShardSet, numbers: list[int]
+    base: Config, folder: Path, shard_set: ShardSet, journal: StudyJournal, numbers: list[int]
 ) -> list[dict[str, Any]]:
     """Those of the trials that have a finite score, best first."""
     trials = []
@@ -138,7 +139,7 @@ def collect_trials(
         best = best_checkpoint(noted.parent / "checkpoints")
         if best is None or best.state.score is None or not math.isfinite(best.state.score):
             continue
-        trial = json.loads(noted.read_text("utf-8"))
+        trial = _read_note(noted)
         config = with_values(base, trial["params"])
         run = RunRef(base.tracking_uri, trial["run_id"])
         result = training_result(config, noted.parent, run, shard_set)
@@ -151,7 +152,7 @@ def collect_trials(
                 "forward_flops": result["forward_flops"],
                 "parameters": result["parameters"],
                 "epochs": result["epochs"],
-                "stopped_early": result["epochs"] < config.training.epochs,
+                "stopped_early": stopped_at(journal, number, config.training.epochs) is not None,
                 "run_id": trial["run_id"],
                 "checkpoint": result["checkpoint"],
             }
@@ -161,33 +162,60 @@ def collect_trials(
 
 
 def end_trial(
-    folder: Path, parent: RunRef, number: int, status: str, journal: StudyJournal
+    folder: Path, parent: RunRef, number: int, status: str, journal: StudyJournal, epochs: int
 ) -> None:
     """Give a trial's run the status that the trial has ended with.
 
-    A trial that was stopped is FINISHED, and a tag says at which epoch.
+    A trial that was stopped is FINISHED, and a tag says after which epoch.
     """
     noted = trial_folder(folder, number) / TRIAL_FILE
     if not noted.is_file():
         return  # it failed before it had a run
-    run_id = json.loads(noted.read_text("utf-8"))["run_id"]
+    run_id = _read_note(noted)["run_id"]
     mlflow_client = client(parent.tracking_uri)
-    if journal.is_stopped(number):
-        mlflow_client.set_tag(run_id, STOPPED_TAG, str(journal.epochs(number)))
+    stopped = stopped_at(journal, number, epochs)
+    if stopped is not None:
+        mlflow_client.set_tag(run_id, STOPPED_TAG, str(stopped))
     mlflow_client.set_terminated(run_id, status)
 
 
 def close_trials(
-    folder: Path, parent: RunRef, journal: StudyJournal, ended: dict[int, bool]
+    folder: Path, parent: RunRef, journal: StudyJournal, epochs: int, ended: dict[int, bool]
 ) -> None:
     """End every trial's run that is still open, as the trial ended.
 
     Args:
+        epochs: of a trial that is not stopped.
         ended: number → whether it ended well; a trial that is not in it was cut off with the study.
     """
     mlflow_client = client(parent.tracking_uri)
     for noted in folder.glob(f"trials/*/{TRIAL_FILE}"):
-        number, run_id = int(noted.parent.name), json.loads(noted.read_text("utf-8"))["run_id"]
-        status = {None: "KILLED", True: "FINISHED", False: "FAILED"}[ended.get(number)]
-        if mlflow_client.get_run(run_id).info.status != status:
-            end_trial(folder, parent, number, status, journal)
+        number = int(noted.parent.name)
+        found = mlflow_client.get_run(_read_note(noted)["run_id"]).info.status
+        if number in ended:
+            status = "FINISHED" if ended[number] else "FAILED"
+        else:
+            status = "KILLED" if found == "RUNNING" else found
+        if found != status:
+            end_trial(folder, parent, number, status, journal, epochs)
+
+
+def stopped_at(journal: StudyJournal, number: int, epochs: int) -> int | None:
+    """The epoch after which the trial was stopped; None where it had reached its end."""
+    stopped = journal.is_stopped(number) and journal.epochs(number) < epochs
+    return journal.epochs(number) if stopped else None
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """What a trial noted when it began: ``params`` and ``run_id``.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        note = json.loads(path.read_text("utf-8"))
+        return {"params": dict(note["params"]), "run_id": str(note["run_id"])}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path}: missing or damaged ({error}); run the study again with --fresh"
+        ) from None

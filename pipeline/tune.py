@@ -99,16 +99,16 @@ def _study(
         if record:
             what = "going on with more trials in" if record.done else "resuming the study in"
             console.notice(f"{what} {folder}")
-            close_trials(folder, run, journal, under_way.ended())
+            close_trials(folder, run, journal, under_way.epochs, under_way.ended())
         errors: dict[int, str] = {}
         try:
             errors = run_trials(under_way, concurrent, console)
         finally:
-            close_trials(folder, run, journal, under_way.ended(errors))
+            close_trials(folder, run, journal, under_way.epochs, under_way.ended(errors))
             begun = replace(begun, seconds=spent + time.time() - started)
             write_stage(config.folder, begun)
         succeeded = [number for number, well in under_way.ended(errors).items() if well]
-        trials = collect_trials(base, folder, shard_set, succeeded)
+        trials = collect_trials(base, folder, shard_set, journal, succeeded)
         if not trials:
             first = f": {next(iter(errors.values()))}" if errors else ""
             raise UserError(f"none of the study's trials succeeded{first}")

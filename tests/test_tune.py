@@ -20,8 +20,10 @@ from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.preprocess import preprocess
 from pipeline.study_journal import JOURNAL_FILE, Report, StudyJournal
-from pipeline.trials import draw_settings
+from pipeline.tracking import begin_run, child_run
+from pipeline.trials import draw_settings, stopped_at
 from pipeline.tune import tune
+from shards import ShardSet
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -146,6 +148,29 @@ def test_a_killed_study_goes_on_from_its_decisions_and_then_with_more_trials(
         with pytest.raises(UserError, match=r"study\.grace_epochs was 1, is 2"):
             tune(make_config(tmp_path, shards, study, "study.num_trials=5", "seed=7",
                              "study.grace_epochs=2"), console)  # fmt: skip
+
+
+def test_the_run_of_a_trial_that_was_killed_before_it_noted_it_is_found(
+    make_config: Callable[..., Config], digit_shards: Path, tmp_path: Path
+) -> None:
+    config = make_config(tmp_path, f"shards={digit_shards}")
+    shard_set = ShardSet.open(digit_shards)
+    parent = begin_run(config, kind="study", shard_set=shard_set)
+    children = [
+        begin_run(config, kind="trial", shard_set=shard_set, parent_run_id=parent.run_id,
+                  tags={"perceiver.trial": str(number)})
+        for number in (1, 11)
+    ]  # fmt: skip
+    assert child_run(parent, {"perceiver.trial": "1"}) == children[0].run_id
+    assert child_run(parent, {"perceiver.trial": "2"}) is None
+
+
+def test_a_trial_stopped_at_its_last_epoch_has_reached_its_end(tmp_path: Path) -> None:
+    journal = StudyJournal(tmp_path)
+    journal.append(Report(0, 4, 0.5, True))
+    journal.append(Report(1, 2, 0.5, True))
+    journal.append(Report(2, 4, 0.5, False))
+    assert [stopped_at(journal, number, 4) for number in range(3)] == [None, 2, None]
 
 
 def test_a_split_column_gives_a_study_its_validation_split(

@@ -1,0 +1,71 @@
+"""The bar of a study: it goes on where the study stands, and a stopped trial's rest is no work."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Config
+from pipeline.console import Console
+from pipeline.study_journal import Failure, Report, StudyJournal
+from pipeline.study_run import Study, StudyBar
+from pipeline.tracking import RunRef
+from pipeline.trials import draw_settings
+
+STUDY = "study={num_trials: 4, space: {training.learning_rate: {choice: [3e-3, 1e-6]}}}"
+
+
+@pytest.fixture
+def study(make_config: Callable[..., Config], tmp_path: Path) -> Study:
+    """Four trials of 8 epochs, none begun."""
+    config = make_config(tmp_path, STUDY, "training.epochs=8")
+    assert config.study is not None
+    settings = draw_settings(config.study, 0)
+    run = RunRef("sqlite:///none.db", "none")
+    return Study(config, config.study, tmp_path, run, settings, StudyJournal(tmp_path))
+
+
+def report(study: Study, trial: int, epoch: int, *, stop: bool = False) -> None:
+    study.journal.append(Report(trial, epoch, 0.5, stop))
+
+
+def test_which_trials_have_ended_and_how(study: Study) -> None:
+    for epoch in range(1, 9):
+        report(study, 0, epoch)
+    report(study, 1, 1, stop=True)
+    report(study, 2, 1)
+    assert study.open_trials() == [2, 3]
+    assert study.ended() == {0: True, 1: True}
+    assert study.ended({2: "it broke"}) == {0: True, 1: True, 2: False}
+    study.journal.append(Failure(3, "no room"))
+    assert study.open_trials() == [2]
+    assert study.ended() == {0: True, 1: True, 3: False}
+
+
+def test_a_resumed_study_s_bar_goes_on(study: Study) -> None:
+    for epoch in (1, 2, 3):
+        report(study, 0, epoch)
+    report(study, 1, 1, stop=True)
+    file = io.StringIO()
+    with StudyBar(study, Console(file, file)):
+        pass
+    # 3 and 1 are done, 5 and 16 are to be done.
+    assert "4/25" in file.getvalue()
+    assert "trial 1/4" in file.getvalue()
+
+
+def test_what_a_trial_does_not_do_is_no_longer_to_be_done(study: Study) -> None:
+    file = io.StringIO()
+    with StudyBar(study, Console(file, file)) as bar:
+        bar.epoch(0, 1, 0.5)
+        bar.epoch(1, 1, 0.4)
+        report(study, 1, 1, stop=True)
+        bar.end(1)
+        bar.epoch(0, 2, 0.6)
+        bar.epoch(0, 1, 0.5)  # repeated
+        bar.end(2)  # it failed before its first epoch
+    text = file.getvalue()
+    assert "3/17" in text
+    assert "trial 2/4" in text
+    assert "epoch 2/8, val_accuracy 0.6000" in text
