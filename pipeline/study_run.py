@@ -97,7 +97,8 @@ def run_trials(study: Study, concurrent: int, console: Console) -> dict[int, str
     )
     errors: dict[int, str] = {}
     with StudyBar(study, console) as bar:
-        _run(study, trial, halving, numbers, concurrent, _callback(study, bar, errors))
+        callback = _callback(study, bar, errors)
+        errors |= _run(study, trial, halving, numbers, concurrent, callback)
     for number in numbers:
         # Ray Tune ends on SIGINT as if every trial had ended.
         if number not in errors and not study.has_ended(number):
@@ -108,7 +109,8 @@ def run_trials(study: Study, concurrent: int, console: Console) -> dict[int, str
 def _run(
     study: Study, trial: Trial, halving: Halving, numbers: list[int], concurrent: int,
     callback: Any,
-) -> None:  # fmt: skip
+) -> dict[int, str]:  # fmt: skip
+    """Returns what went wrong, by trial."""
     from ray import tune as ray_tune
 
     def run_trial(params: dict[str, Any]) -> None:
@@ -121,7 +123,9 @@ def _run(
         ray_tune.with_resources(run_trial, {"memory": 1}),
         param_space={NUMBER: ray_tune.grid_search(numbers)},
         tune_config=ray_tune.TuneConfig(
-            max_concurrent_trials=concurrent, scheduler=_scheduler(halving)
+            max_concurrent_trials=concurrent,
+            scheduler=_scheduler(halving),
+            trial_dirname_creator=lambda trial: str(trial.config[NUMBER]),
         ),
         run_config=ray_tune.RunConfig(
             # A name of its own each time: resuming is the journal's and our checkpoints' business.
@@ -133,13 +137,18 @@ def _run(
     )
     try:
         with expected_errors(), kept_handlers():
-            tuner.fit()
+            results = tuner.fit()
+        return {
+            int(Path(result.path).name): _reason(result.error)
+            for result in results
+            if result.error is not None
+        }
     finally:
         shutil.rmtree(storage, ignore_errors=True)
 
 
-def _reason(error: Exception | None) -> str:
-    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 
@@ -234,7 +243,8 @@ def _callback(study: Study, bar: StudyBar, errors: dict[int, str]) -> Any:
             self._end(trial.config[NUMBER], "FINISHED")
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            errors[trial.config[NUMBER]] = _reason(trial.get_error())
+            # What went wrong is told at the end; here Ray Tune has not stored it yet.
+            errors[trial.config[NUMBER]] = "ended with an error"
             self._end(trial.config[NUMBER], "FAILED")
 
         def _end(self, number: int, status: str) -> None:

@@ -230,3 +230,16 @@ print(json.dumps({{name: result[name] for name in ("error", "lacking")}}))
         assert not list((tmp_path / "work" / "staging").glob("*.tar"))
     else:
         assert error is None and len(read_index(Path(task.staging), 0).source_uris) == 2
+
+
+def test_files_of_a_shard_that_an_interrupted_run_finished_are_not_counted_as_read(
+    tmp_path: Path,
+) -> None:
+    # They would make the rate of the resumed run's bar a false one.
+    for name in ("a", "b", "c"):
+        picture(tmp_path / f"{name}.png")
+    task = planned(of_files(tmp_path, "a.png", "b.png", "c.png"), tmp_path)
+    first = task({"id": np.array([0])})
+    again = task({"id": np.array([0])})
+    assert (first["files"], first["kept"]) == ([3], [0])
+    assert (again["files"], again["kept"]) == ([0], [3])

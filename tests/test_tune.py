@@ -181,10 +181,11 @@ def test_a_split_column_gives_a_study_its_validation_split(
         rows = [f"{file},{file.parent.name},{splits[number % len(splits)]}"
                 for number, file in enumerate(files)]  # fmt: skip
         listing = digit_images / f"{name}.csv"
-        listing.write_text("\n".join(["path,label,split", *rows]))
+        listing.write_text("\n".join(["path,kind,split", *rows]))
         columns = "data.columns={image: path, split: split}"
         chosen = make_config(
             tmp_path, f"name={name}", f"data.train={listing}", "data.validation=null", columns,
+            "data.target.column=kind",
             "training.batch_size=64", STUDY.replace("num_workers: 1", "num_workers: 64"),
         )  # fmt: skip
         preprocess(chosen, console)
