@@ -4,11 +4,13 @@ Travels with every registered model: imports torch, numpy and the decoders, and 
 pipeline.
 """
 
+import errno
 import json
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +23,18 @@ from pipeline.media import (
     FittedTableFormat,
     MediaError,
     MediaFormat,
-    decode,
     media_from_dict,
     media_to_dict,
 )
+from pipeline.media.arrays import Decoder
+from pipeline.model_requests import BadInput, MediaSource, as_inputs
+
+__all__ = ["MediaSource", "ModelCard", "Prediction", "Predictor", "as_inputs"]
 
 BATCH_SIZE = 64
-
-MediaSource = bytes | str | Path | Mapping[str, Any]
-"""A path, the bytes of a file, or a table's row."""
+DECODE_SECONDS = 60.0
+DECODE_MEMORY_MIB = 2048
+MAX_FILE_BYTES = 2 * 1024**3
 
 
 @dataclass(frozen=True)
@@ -86,10 +91,15 @@ class Prediction:
 class Predictor:
     """A model with its weights, ready for raw media.
 
+    Media are decoded in a child process, bounded in time and memory.
+
     Args:
         card: what the model is and takes.
         weights: float32 tensors by parameter name.
         device: where to compute; the GPU if there is one.
+        decode_seconds: processor time allowed for decoding one input.
+        decode_memory_mib: memory allowed for that.
+        strict: whether media are refused that are damaged or cut short.
     """
 
     def __init__(
@@ -97,33 +107,62 @@ class Predictor:
         card: ModelCard,
         weights: dict[str, torch.Tensor],
         device: torch.device | None = None,
+        *,
+        decode_seconds: float = DECODE_SECONDS,
+        decode_memory_mib: int = DECODE_MEMORY_MIB,
+        strict: bool = True,
     ) -> None:
         self.card = card
+        self.decoder = Decoder(
+            card.media,
+            seconds=decode_seconds,
+            memory_bytes=decode_memory_mib * 1024**2,
+            strict=strict,
+        )
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = PerceiverClassifier(card.classifier)
         self.model.load_state_dict(weights)
         self.model.to(self.device).eval()
 
     @classmethod
-    def load(cls, card: str | Path, weights: str | Path) -> "Predictor":
-        """Read a card and safetensors weights from files."""
-        return cls(ModelCard.from_json(Path(card).read_text("utf-8")), load_file(weights))
+    def load(
+        cls,
+        card: str | Path,
+        weights: str | Path,
+        *,
+        decode_seconds: float = DECODE_SECONDS,
+        decode_memory_mib: int = DECODE_MEMORY_MIB,
+        strict: bool = True,
+    ) -> "Predictor":
+        """Read a card and safetensors weights from files; the rest is the constructor's."""
+        return cls(
+            ModelCard.from_json(Path(card).read_text("utf-8")),
+            load_file(weights),
+            decode_seconds=decode_seconds,
+            decode_memory_mib=decode_memory_mib,
+            strict=strict,
+        )
 
-    def predict(self, inputs: Sequence[MediaSource]) -> list[Prediction]:
+    def predict(self, inputs: Sequence[MediaSource | str]) -> list[Prediction]:
         """Classify files or encoded media, in the order given.
 
         Of a film its first clip is taken, of a text its first context.
 
         Args:
-            inputs: paths, or the bytes of files; of tables, also rows as dictionaries, and files
-                and bytes are one JSON object each. What cannot be decoded gets an ``error``.
+            inputs: the bytes of files, or paths of files on this machine; of tables, also rows as
+                dictionaries, and files and bytes are one JSON object each. What cannot be decoded
+                gets an ``error``. A client's inputs go through :func:`as_inputs` first, which
+                leaves no path.
+
+        Raises:
+            SandboxError: no child can be started to decode them.
         """
         predictions: list[Prediction] = []
         for start in range(0, len(inputs), BATCH_SIZE):
             predictions += self._predict_batch(inputs[start : start + BATCH_SIZE], start)
         return predictions
 
-    def _predict_batch(self, inputs: Sequence[MediaSource], start: int) -> list[Prediction]:
+    def _predict_batch(self, inputs: Sequence[MediaSource | str], start: int) -> list[Prediction]:
         sources, arrays, errors = [], [], {}
         for row, item in enumerate(inputs):
             sources.append(_source_name(item, start + row))
@@ -143,15 +182,19 @@ class Predictor:
             for row, source in enumerate(sources)
         ]
 
-    def _decode(self, item: MediaSource) -> np.ndarray:
+    def _decode(self, item: MediaSource | str) -> np.ndarray:
         media = self.card.media
+        if isinstance(item, BadInput):
+            raise MediaError(item.reason)
         if isinstance(item, Mapping):
             if not isinstance(media, FittedTableFormat):
                 raise MediaError(f"a row of a table, but the model takes {media.modality}")
+            if doubt := media.misread_number(item):
+                raise MediaError(doubt)
             return media.encode_row(item)
         if isinstance(item, str | Path):
-            return decode(Path(item).read_bytes(), media, name=str(item))
-        return decode(item, media)
+            return self.decoder.decode(_read_file(item), str(item))
+        return self.decoder.decode(bytes(item))
 
     def _prediction(self, source: str, probabilities: np.ndarray) -> Prediction:
         best = int(probabilities.argmax())
@@ -174,43 +217,29 @@ class Predictor:
         return logits.double().softmax(dim=1).cpu().numpy()
 
 
-def _source_name(item: MediaSource, number: int) -> str:
+def _read_file(path: str | Path) -> bytes:
+    """A regular file's content; nothing else is opened for longer than it takes to see what it is.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        MediaError: it is too large.
+        ValueError: no file can have that path.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        about = os.fstat(descriptor)
+        if stat.S_ISDIR(about.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(about.st_mode):
+            raise MediaError("not a regular file")
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise MediaError(f"a file of more than {MAX_FILE_BYTES} bytes")
+    return data
+
+
+def _source_name(item: MediaSource | str, number: int) -> str:
     if isinstance(item, str | Path):
         # A name that is not UTF-8 could be written to no table.
         return str(item).encode("utf-8", "backslashreplace").decode()
     return f"row[{number}]" if isinstance(item, Mapping) else f"bytes[{number}]"
-
-
-def as_inputs(values: Any, *, takes_rows: bool = False) -> list[MediaSource]:
-    """The inputs in whatever MLflow hands over: a value, a list, an array, or a table.
-
-    Args:
-        takes_rows: whether the model reads tables: a table is then rows, and else one column of
-            paths or bytes.
-
-    Raises:
-        ValueError: something that is neither bytes nor a path nor such a row, or a table of several
-            columns.
-    """
-    if isinstance(values, bytes | str) or (takes_rows and isinstance(values, Mapping)):
-        values = [values]
-    elif hasattr(values, "columns"):
-        if takes_rows:
-            values = values.to_dict("records")
-        elif len(values.columns) != 1:
-            raise ValueError(
-                f"a table with columns {list(values.columns)}; give one column of paths or bytes"
-            )
-        else:
-            values = values.iloc[:, 0].tolist()
-    elif isinstance(values, np.ndarray):
-        values = values.ravel().tolist()
-    elif isinstance(values, dict):
-        raise ValueError(f"a dictionary with keys {list(values)}; give paths or bytes")
-    inputs = list(values)
-    allowed = (bytes, str, Path, Mapping) if takes_rows else (bytes, str, Path)
-    for item in inputs:
-        if not isinstance(item, allowed):
-            wanted = "rows, paths or bytes" if takes_rows else "paths or bytes"
-            raise ValueError(f"a {type(item).__name__} among the inputs; give {wanted}")
-    return inputs

@@ -2,14 +2,11 @@
 
 import tempfile
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import perceiver_model
-import pipeline
 from pipeline.batches import inputs_on, media_loader
 from pipeline.checkpoints import Checkpoint, read_checkpoint
 from pipeline.config import Config
@@ -18,25 +15,11 @@ from pipeline.errors import GateRefusedError, UserError
 from pipeline.inference import ModelCard, Predictor
 from pipeline.media import MediaFormat
 from pipeline.model_input import fitted_media
+from pipeline.model_package import package
 from pipeline.tracking import run_config
 from shards import ShardReader, ShardSet
 
 EVALUATION_BATCH = 64
-# What a model imports beside its own code; pinned to what it was made with.
-MODEL_REQUIREMENTS = (
-    "mlflow",
-    "av",
-    "cykooz-resizer",
-    "numpy",
-    "pandas",
-    "pillow",
-    "safetensors",
-    "simplejpeg",
-    "soundfile",
-    "soxr",
-    "torch",
-    "trimesh",
-)
 # Files of a model version, under artifacts/.
 CARD_FILE, WEIGHTS_FILE = "card.json", "model.safetensors"
 
@@ -233,31 +216,18 @@ def _register(
 
     mlflow.set_experiment(experiment_id=run.info.experiment_id)
     with tempfile.TemporaryDirectory(prefix="perceiver-model-") as folder:
-        card_path = Path(folder) / CARD_FILE
-        card_path.write_text(card.to_json(), "utf-8")
         info = Model.log(
             artifact_path=None,
             name="model",
             flavor=mlflow.pyfunc,
             run_id=run.info.run_id,
             registered_model_name=name,
-            python_model=str(Path(__file__).with_name("registered_model.py")),
-            # As URIs: MLflow would take a `%` or `?` of a plain path for a URL's.
-            artifacts={"card": card_path.as_uri(), "weights": checkpoint.weights_file.as_uri()},
-            code_paths=[
-                str(Path(module.__file__ or "").parent) for module in (pipeline, perceiver_model)
-            ],
-            pip_requirements=model_requirements(),
+            **package(card, Path(folder) / CARD_FILE, checkpoint.weights_file, config.data),
         )
     version = str(info.registered_model_version)
     for key, value in tags.items():
         mlflow_client.set_model_version_tag(name, version, key, value)
     return version
-
-
-def model_requirements() -> list[str]:
-    """Pinned requirements of a registered model; a local build's suffix is left out."""
-    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in MODEL_REQUIREMENTS]
 
 
 def _result(

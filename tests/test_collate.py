@@ -191,6 +191,7 @@ def test_rows_are_classified_from_dictionaries_and_data_frames(predictor):
         assert [p.probabilities for p in found] == [p.probabilities for p in expected]
     assert [p.source for p in found] == ["row[0]", "row[1]", "row[2]"]
     assert as_inputs(rows[0], takes_rows=True) == [rows[0]]
+    assert as_inputs({name: [row[name] for row in rows] for name in "xyc"}, takes_rows=True) == rows
     (bad,) = model.predict([{"x": "five", "y": 1, "c": "r"}])
     assert bad.error == "column 'x' holds 'five', not a number"
 
@@ -198,7 +199,7 @@ def test_rows_are_classified_from_dictionaries_and_data_frames(predictor):
 def test_a_row_is_no_input_of_other_models(predictor):
     (bad,) = predictor("text").predict([{"x": 1}])
     assert bad.error == "a row of a table, but the model takes text"
-    with pytest.raises(ValueError, match="give paths or bytes"):
+    with pytest.raises(ValueError, match="a int among the inputs; give bytes or base64"):
         as_inputs([{"x": 1}])
 
 

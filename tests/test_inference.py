@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -29,7 +28,7 @@ from perceiver_model import (
 )
 from pipeline.batches import inputs_on, media_loader
 from pipeline.collate import collate
-from pipeline.inference import ModelCard, Predictor, as_inputs
+from pipeline.inference import ModelCard, Predictor
 from pipeline.media import AudioFormat, ImageFormat, MediaFormat, check_array
 from pipeline.media.images import encode_jpeg
 from pipeline.predict import encode_predictions, list_inputs
@@ -173,40 +172,6 @@ def test_a_predictor_is_read_from_files(predictor, tmp_path):
     assert loaded.card == card
     (expected,), (found,) = predictor.predict([png(1)]), loaded.predict([png(1)])
     assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        ["a.png", b"bytes"],
-        ("a.png", b"bytes"),
-        np.array(["a.png", b"bytes"], dtype=object),
-        np.array([["a.png"], [b"bytes"]], dtype=object),
-        pd.DataFrame({"anything": ["a.png", b"bytes"]}),
-        pd.Series(["a.png", b"bytes"]),
-    ],
-    ids=["list", "tuple", "array", "column", "table", "series"],
-)
-def test_inputs_come_in_many_forms(values):
-    assert as_inputs(values) == ["a.png", b"bytes"]
-
-
-def test_a_single_input_is_a_list_of_one():
-    assert as_inputs("a.png") == ["a.png"]
-    assert as_inputs(b"\0\1") == [b"\0\1"]
-
-
-@pytest.mark.parametrize(
-    ("values", "told"),
-    [
-        ([1.5], "a float among the inputs; give paths or bytes"),
-        (["a", None], "a NoneType among the inputs"),
-        (pd.DataFrame({"a": ["x"], "b": ["y"]}), r"columns \['a', 'b'\]; give one column"),
-    ],
-)
-def test_other_inputs_are_refused(values, told):
-    with pytest.raises(ValueError, match=told):
-        as_inputs(values)
 
 
 # --- arrays to tensors ---

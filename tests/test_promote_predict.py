@@ -112,7 +112,7 @@ def test_raw_paths_and_raw_bytes_give_classes_and_probabilities(
     registry: dict[str, Any], digit_images: Path
 ) -> None:
     files = sorted((digit_images / "test").glob("*/*.png"))
-    model = mlflow.pyfunc.load_model(URI)
+    model = mlflow.pyfunc.load_model(URI, model_config={"allow_paths": True})
     by_path = model.predict([str(file) for file in files])
     assert list(by_path.columns) == ["source", "label", "probability", "probabilities", "error"]
     truth = [file.parent.name for file in files]
@@ -207,7 +207,7 @@ print(json.dumps([row["label"], row["probabilities"], sys.prefix]))
     )
     assert done.returncode == 0, done.stderr
     label, probabilities, prefix = json.loads(done.stdout.splitlines()[-1])
-    here = mlflow.pyfunc.load_model(URI).predict([str(file)]).iloc[0]
+    here = mlflow.pyfunc.load_model(URI).predict([file.read_bytes()]).iloc[0]
     assert label == here["label"]
     for name, probability in probabilities.items():
         assert abs(probability - here["probabilities"][name]) < 1e-6

@@ -39,10 +39,9 @@ def test_columns_of_a_wrong_type_are_refused(tmp_path):
         f"data.train={path}: column 'file' (data.columns.image) holds double; text (paths) or "
         "binary (bytes of files) is needed"
     )
-    path = write_listing(tmp_path, ".parquet", {"file": ["a", "b"], "kind": [1.5, 2.5]})
-    assert "column 'kind' (data.target.column) holds double; text or integers" in refusal(
-        path, **IMAGE_ROWS
-    )
+    path = write_listing(tmp_path, ".parquet", {"file": ["a", "b"], "kind": [[1], [2]]})
+    told = "column 'kind' (data.target.column) holds list<element: int64>; text, numbers or dates"
+    assert told in refusal(path, **IMAGE_ROWS)
 
 
 def test_csv_rows_that_are_cut_or_not_utf_8_are_single_losses(tmp_path):

@@ -193,11 +193,14 @@ def test_numbers_that_are_none_are_refused_and_missing_ones_are_not(tmp_path):
 @every_suffix
 def test_texts_that_stand_for_no_number_are_missing_in_every_format(tmp_path, suffix):
     given = ["1.5", "nan", "NaN", "NA", "null", "N/A", "1_000", "1e308", "-1e38"]
-    values = {"age": given, "town": ["NA"] * 9, "kind": list("xyxyxyxyx")}
+    values = {"age": given, "town": ["NA", "None", "na"] * 3, "kind": list("xyxyxyxyx")}
     path = write_listing(tmp_path, suffix, values)
     listing = listed(path, (), table=TABLE_COLUMNS, target={"column": "kind"})
     seen = pa.Table.from_batches(iter_values(listing, "train", ["age", "town"])).to_pydict()
-    assert seen == {"age": [1.5, None, None, None, None, None, -1e38], "town": ["NA"] * 7}
+    assert seen == {
+        "age": [1.5, None, None, None, None, None, -1e38],
+        "town": [None, None, "na", None, None, "na", "na"],
+    }
     told = "column 'age' holds what is no number within float32"
     assert set(refused(listing).values()) == {told} and len(refused(listing)) == 2
 

@@ -2,25 +2,24 @@
 
 import json
 import math
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.media.errors import MediaError
+from pipeline.media.table_categories import Categories
 from pipeline.media.table_format import TableFormat
+from pipeline.media.table_values import MAX_NUMBER, read_name, read_number
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["FittedTableFormat", "TableFormat", "TableVocabulary", "fit_vocabulary"]
 
-MAX_NUMBER = float(np.finfo(np.float32).max)
-"""Models compute in float32; a number beyond it mostly stands for none."""
 MAX_DISTINCT = 1_000_000
 """Values of one column that are counted at most: their memory is all that fitting takes."""
 
@@ -92,7 +91,8 @@ class FittedTableFormat(TableFormat):
         """A row as a vector.
 
         Args:
-            values: by column; None and NaN are missing. Other columns are left alone.
+            values: by column, of the types that :mod:`pipeline.media.table_values` reads. Other
+                columns are left alone.
 
         Returns:
             float64 ``[num_numeric + num_categorical]``: numbers as they are, then categories'
@@ -103,11 +103,35 @@ class FittedTableFormat(TableFormat):
         """
         row = np.full(len(self.columns), np.nan)
         for place, (column, value) in enumerate(plain_row(values, self).items()):
-            if isinstance(value, str):
-                row[place] = _index(self.vocabulary.categories[column], value)
+            if column in self._categories:
+                assert not isinstance(value, float)
+                row[place] = self._categories[column].index(values[column], value)
             elif value is not None:
                 row[place] = value
         return row
+
+    def misread_number(self, values: Mapping[str, Any]) -> str | None:
+        """Why a number in a row may be a category whose name it has lost, or None.
+
+        pandas reads the text 007 as the number 7, and 3.10 as 3.1. A number is one of the known
+        categories only if there is no doubt which.
+
+        Args:
+            values: by column, as :meth:`encode_row` takes them.
+        """
+        for column, categories in self._categories.items():
+            value = values.get(column)
+            if known := categories.doubtful(value):
+                return (
+                    f"column {column!r} holds the number {value}, and the model knows the text "
+                    f"{' or '.join(map(repr, known[:3]))}; send it as text"
+                )
+        return None
+
+    @cached_property
+    def _categories(self) -> dict[str, Categories]:
+        known = self.vocabulary.categories
+        return {column: Categories(known[column]) for column in self.categorical}
 
 
 def plain_row(values: Mapping[str, Any], fmt: TableFormat) -> dict[str, float | str | None]:
@@ -118,7 +142,7 @@ def plain_row(values: Mapping[str, Any], fmt: TableFormat) -> dict[str, float | 
         fmt: the columns.
 
     Returns:
-        None or NaN where a value is missing.
+        None where a value is missing.
 
     Raises:
         MediaError: a column is not there, or its value is of no fitting type.
@@ -127,8 +151,11 @@ def plain_row(values: Mapping[str, Any], fmt: TableFormat) -> dict[str, float | 
     for place, column in enumerate(fmt.columns):
         if column not in values:
             raise MediaError(f"column {column!r} is not there")
-        value, numeric = values[column], place < len(fmt.numeric)
-        row[column] = _number(value, column) if numeric else _category(value, column)
+        read = read_number if place < len(fmt.numeric) else read_name
+        try:
+            row[column] = read(values[column])
+        except ValueError as error:
+            raise MediaError(f"column {column!r} holds {error}") from None
     return row
 
 
@@ -241,12 +268,13 @@ def _count(column: "pa.Array", name: str, counter: "Counter[str]") -> None:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     kind, types = column.type, pa.types
-    text = types.is_string(kind) or types.is_large_string(kind)
-    number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
-    if not (text or number or types.is_null(kind)):
+    if types.is_nested(kind):
         raise MediaError(f"column {name!r} holds {kind}, no categories")
     for entry in column.value_counts().to_pylist():
-        category = _category(entry["values"], name)
+        try:
+            category = read_name(entry["values"])
+        except ValueError as error:
+            raise MediaError(f"column {name!r} holds {error}") from None
         if category is not None:
             counter[category] += entry["counts"]
     if len(counter) > MAX_DISTINCT:
@@ -254,46 +282,3 @@ def _count(column: "pa.Array", name: str, counter: "Counter[str]") -> None:
             f"column {name!r} has more than {MAX_DISTINCT} different values; it is none of "
             "categories: leave it out, or name it under numeric"
         )
-
-
-def _number(value: Any, column: str) -> float:
-    """A numeric value; NaN where missing."""
-    if value is None:
-        return math.nan
-    if not isinstance(value, bool | int | float | Decimal | np.number | np.bool_):
-        raise MediaError(f"column {column!r} holds {_shown(value)}, not a number")
-    try:
-        number = float(value)
-    except (OverflowError, ValueError, TypeError) as error:
-        raise MediaError(f"column {column!r} holds a number beyond float32") from error
-    if abs(number) > MAX_NUMBER:
-        raise MediaError(f"column {column!r} holds a number that is not finite, or beyond float32")
-    return number
-
-
-def _category(value: Any, column: str) -> str | None:
-    """A category's name; None where missing. Whole numbers have one name in every type."""
-    if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
-        return None
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool | np.bool_):
-        return "true" if value else "false"
-    if isinstance(value, int | np.integer) or (
-        isinstance(value, float | np.floating) and float(value).is_integer()
-    ):
-        return str(int(value))
-    raise MediaError(f"column {column!r} holds {_shown(value)}, no category")
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, str | float):
-        text = repr(value)
-        return text if len(text) <= 40 else f"{text[:37]}..."
-    return f"a {type(value).__name__}"
-
-
-def _index(known: tuple[str, ...], name: str) -> int:
-    """The place of a name among sorted ones, or their number."""
-    place = bisect_left(known, name)
-    return place if place < len(known) and known[place] == name else len(known)

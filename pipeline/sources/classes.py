@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from pipeline.config_data import DataConfig
 from pipeline.errors import UserError
+from pipeline.media.table_values import name_of
 from pipeline.sources.tables import SPLITS, Found, one_chunk
 
 
@@ -40,7 +41,7 @@ def class_names(
         return target.classes
     classes = target.classes
     if not classes:
-        new = by_split.get("train", set()) - set(known)
+        new = by_split.get("train", set()) - _spellings(known)
         classes = (*known, *_sorted(new, found["train"].numbered))
     elif target.kind == "class" and _are_numbers(by_split.get("train", set()), classes):
         # `label_numbers` takes numbers as they are; what is none must be a name here, too.
@@ -58,7 +59,7 @@ def class_names(
     if len(classes) < least:
         raise UserError(_too_few(data, classes))
     for split, names in by_split.items():
-        unknown = sorted(names - set(classes))
+        unknown = sorted(names - _spellings(classes))
         if unknown:
             raise UserError(_unknown(data, split, unknown))
     return classes
@@ -75,11 +76,12 @@ def label_numbers(
     if data.target.kind != "class":
         return np.full(samples.num_rows, -1)
     labels = one_chunk(samples["label"])
-    names = pa.array([os.fsencode(name) for name in classes], pa.binary())
-    found = pc.index_in(labels, value_set=names)
+    places = {_as_value(name): place for place, name in reversed([*enumerate(classes)])}
+    places |= {name: place for place, name in enumerate(classes)}
+    names = pa.array([os.fsencode(name) for name in places], pa.binary())
+    found = pa.array([*places.values()], pa.int64()).take(pc.index_in(labels, value_set=names))
     if found.null_count:  # by number, of classes that the configuration names
         distinct = labels.dictionary_encode()
-        places = {name: place for place, name in enumerate(classes)}
         given = map(os.fsdecode, distinct.dictionary.to_pylist())
         numbers = np.array([int(name) if _is_number(name) else places[name] for name in given])
         outside = numbers >= len(classes)
@@ -89,7 +91,19 @@ def label_numbers(
                 f"{numbers[outside][0]}"
             )
         return numbers[distinct.indices.to_numpy()]
-    return found.to_numpy().astype(np.int64)
+    return found.to_numpy()
+
+
+def _spellings(classes: Sequence[str]) -> set[str]:
+    """The classes' names, and those that a listing's values 1.0 or True have: 1 and true."""
+    return {*classes, *map(_as_value, classes)}
+
+
+def _as_value(name: str) -> str:
+    try:
+        return name_of(name)
+    except ValueError:  # not UTF-8, which is refused elsewhere
+        return name
 
 
 def _decoded(labels: pa.Array) -> set[str]:
@@ -108,7 +122,7 @@ def _is_number(name: str) -> bool:
 
 def _are_numbers(labels: set[str], classes: tuple[str, ...]) -> bool:
     """Whether labels are numbers of classes rather than their names."""
-    return bool(labels) and not labels & set(classes) and all(map(_is_number, labels))
+    return bool(labels) and not labels & _spellings(classes) and all(map(_is_number, labels))
 
 
 def _label_sets(data: DataConfig, found: dict[str, Found]) -> dict[str, set[str]]:

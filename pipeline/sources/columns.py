@@ -115,12 +115,14 @@ def typed_role(column: Column, kind: pa.DataType) -> Role:
     return role
 
 
-def _is_whole(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_boolean(kind)
-
-
 def _is_number(kind: pa.DataType) -> bool:
-    return _is_whole(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    types = pa.types
+    whole = types.is_integer(kind) or types.is_boolean(kind)
+    return whole or types.is_floating(kind) or types.is_decimal(kind)
+
+
+def _has_name(kind: pa.DataType) -> bool:
+    return is_text(kind) or _is_number(kind) or is_time(kind)
 
 
 def _list_of(check: Callable[[pa.DataType], bool], kind: pa.DataType) -> bool:
@@ -131,12 +133,12 @@ _ALLOWED: dict[Role, tuple[Callable[[pa.DataType], bool], str]] = {
     "path": (is_text, "text (paths) or binary (bytes of files)"),
     "bytes": (is_binary, "binary"),
     "text": (is_text, "text"),
-    "label": (lambda kind: is_text(kind) or _is_whole(kind), "text or integers"),
-    "category": (lambda kind: is_text(kind) or _is_number(kind), "text or integers"),
+    "label": (_has_name, "text, numbers or dates"),
+    "category": (_has_name, "text, numbers or dates"),
     "labels": (lambda kind: is_text(kind) or _list_of(is_text, kind), "lists of text, or text"),
-    "number": (lambda kind: is_text(kind) or _is_number(kind) or is_time(kind), "numbers"),
+    "number": (_has_name, "numbers"),
     "numbers": (
-        lambda kind: is_text(kind) or _is_number(kind) or _list_of(_is_number, kind),
+        lambda kind: _has_name(kind) or _list_of(_is_number, kind),
         "numbers or lists of numbers",
     ),
     "tokens": (lambda kind: _list_of(pa.types.is_integer, kind), "lists of integers, or text"),

@@ -14,7 +14,7 @@ from pipeline.sources.columns import Column, typed_role
 from pipeline.sources.parts import exists, opened
 from pipeline.sources.row_groups import group_batches
 from pipeline.sources.row_lines import csv_names, csv_rows, json_lines
-from pipeline.sources.typed import TYPES, json_value, stands_for_none, to_role
+from pipeline.sources.typed import TYPES, read_values, to_role
 from pipeline.sources.walk import is_local
 from shards.errors import ShardError
 from shards.parquet_groups import open_parquet
@@ -262,9 +262,7 @@ def _from_json(
 ) -> Batch:
     arrays, wrong = [], []
     for column, given in zip(listing.columns, zip(*rows, strict=True), strict=True):
-        values = [None if stands_for_none(value, column.role) else value for value in given]
-        typed = [json_value(value, column.role, column.separator) for value in values]
-        arrays.append(pa.array(typed, TYPES[column.role]))
-        pairs = zip(values, typed, strict=True)
-        wrong.append(np.array([value is not None and kept is None for value, kept in pairs]))
+        array, bad = read_values(given, column.role, column.separator)
+        arrays.append(array)
+        wrong.append(bad)
     return Batch(start, arrays, wrong, reasons)

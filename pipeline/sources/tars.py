@@ -16,6 +16,7 @@ from pipeline.sources.reach import Reach
 from pipeline.sources.tables import REFUSED_SCHEMA, Found, Rows, concat, first_refused
 from pipeline.sources.tar_members import MAX_NAME_BYTES, DamagedTarError, Member, tar_members
 from pipeline.sources.tar_patterns import find_tars
+from pipeline.sources.typed import read_value
 from pipeline.sources.walk import changed, is_local
 
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$")
@@ -153,14 +154,13 @@ def _label(
         data = file.read(min(member.length, MAX_CLASS_BYTES + 1)).strip()
         if not data or len(data) > MAX_CLASS_BYTES:
             raise ValueError(f"holds {member.length} bytes, and no class")
-        return CLASS_LABEL, data
+        return CLASS_LABEL, read_value(data, "label", "")
     if kind == b"json":
         file.seek(member.offset)
         try:
             value = json_label(file.read(min(member.length, MAX_JSON_BYTES + 1)), key)
         except ValueError:
             return code, None  # it need not be about the class
-        if isinstance(value, str | int) and not isinstance(value, bool):
-            text = str(value).encode("utf-8", "surrogateescape")
+        if not isinstance(value, list | dict) and (text := read_value(value, "label", "")):
             return (JSON_LABEL if code == OTHER else code), text
     return code, None

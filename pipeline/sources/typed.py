@@ -1,13 +1,22 @@
 """Values of listings brought to one Arrow type for each role that a column may have."""
 
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.media.table import MAX_NUMBER
+from pipeline.media.table_values import (
+    FIRST_MARKS,
+    MAX_NUMBER,
+    MISSING_TEXTS,
+    is_missing,
+    name_of,
+    read_name,
+    read_number,
+)
 
 Role = Literal[
     "path", "bytes", "text", "label", "labels", "number", "numbers", "category", "tokens"
@@ -25,11 +34,9 @@ TYPES: dict[Role, pa.DataType] = {
 }
 
 
-NO_NUMBER = frozenset((
-    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
-    "N/A", "NA", "NULL", "NaN", "n/a", "nan", "null",
-))  # fmt: skip
-"""Texts that stand for a missing number, as in pyarrow's and pandas' readers of CSV."""
+_FIRST_BYTES = pa.array(
+    sorted({name[:1].encode() for name in MISSING_TEXTS} | {mark.encode() for mark in FIRST_MARKS})
+)
 _VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 
@@ -62,8 +69,7 @@ def to_role(array: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.n
     """A column's values in the type of its role.
 
     Returns:
-        The values, null where there is none or where one is wrong; and which are wrong, bool
-        ``[rows]``.
+        The values, null where one is missing or wrong; and which are wrong, bool ``[rows]``.
     """
     target = TYPES[role]
     if pa.types.is_dictionary(array.type):
@@ -72,27 +78,83 @@ def to_role(array: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.n
         return pa.nulls(len(array), target), np.zeros(len(array), bool)
     if array.type in _VIEWS:
         array = array.cast(_VIEWS[array.type])
-    none = None
+    if role in ("label", "category"):
+        return _by_distinct(array, role, separator)
+    missing = None
     if pa.types.is_floating(array.type):  # how pandas says that there is none
-        none = pc.is_nan(array)
-    elif role == "number" and is_text(array.type):
-        none = pc.is_in(array, pa.array(sorted(NO_NUMBER), array.type))
-    if none is not None:
-        array = pc.if_else(none, pa.scalar(None, array.type), array)
+        missing = pc.is_nan(array)
+    elif role in ("number", "numbers") and is_text(array.type):
+        missing = pc.is_in(array, pa.array(sorted(MISSING_TEXTS), array.type))
+    if missing is not None:
+        array = pc.if_else(missing, pa.scalar(None, array.type), array)
     there = array.is_valid().to_numpy(zero_copy_only=False)
     try:
         converted = _cast(array, role, target, separator)
     except (pa.ArrowException, ValueError, OverflowError):
-        values = [_one(value, role, separator) for value in array]
-        converted = pa.array(values, target)
+        return _by_distinct(array, role, separator)
     wrong = there & ~converted.is_valid().to_numpy(zero_copy_only=False)
     return converted, wrong
 
 
+def _by_distinct(array: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.ndarray]:
+    """As :func:`to_role`, value by value: each different one is looked at once."""
+    is_name = role in ("label", "category")
+    if is_time(array.type):
+        array = _moments(array).cast(pa.string()) if is_name else _seconds(array)
+    if is_list(array.type):
+        return read_values(array.to_pylist(), role, separator)
+    if is_name and is_text(array.type) and (plain := _plain_names(array, role)) is not None:
+        return plain, np.zeros(len(array), bool)
+    encoded = array.dictionary_encode()
+    distinct, places = encoded.dictionary, encoded.indices
+    if is_text(distinct.type):
+        distinct = distinct.cast(pa.binary())  # a text need not be UTF-8
+        values, wrong = (_text_names if is_name else _texts)(distinct, role, separator)
+    else:
+        values, wrong = read_values(distinct.to_pylist(), role, separator)
+    if not wrong.any():
+        return values.take(places), np.zeros(len(array), bool)
+    rows = places.fill_null(0).to_numpy()
+    return values.take(places), array.is_valid().to_numpy(zero_copy_only=False) & wrong[rows]
+
+
+def _texts(texts: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.ndarray]:
+    return read_values(texts.to_pylist(), role, separator)
+
+
+def _plain_names(texts: pa.Array, role: Role) -> pa.Array | None:
+    """Texts that are all names as they stand; None where one may not be."""
+    if pc.any(_may_differ(texts.cast(pa.binary()))).as_py():
+        return None
+    try:
+        return texts.cast(pa.string()).cast(TYPES[role])
+    except pa.ArrowInvalid:  # not UTF-8
+        return None
+
+
+def _may_differ(texts: pa.Array) -> pa.Array:
+    """Which texts begin as numbers, dates, booleans or missing ones do."""
+    return pc.is_in(pc.binary_slice(texts, 0, 1), _FIRST_BYTES)
+
+
+def _text_names(texts: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.ndarray]:
+    """As `read_values`; only texts that may have another name are looked at."""
+    other = _may_differ(texts)
+    try:
+        names = texts.cast(pa.string()).cast(TYPES[role])
+    except pa.ArrowInvalid:
+        return _texts(texts, role, separator)
+    wrong = np.zeros(len(texts), bool)
+    values, of_others = _texts(texts.filter(other), role, separator)
+    wrong[other.to_numpy(zero_copy_only=False)] = of_others
+    return pc.replace_with_mask(names, other, values), wrong
+
+
 def _cast(array: pa.Array, role: Role, target: pa.DataType, separator: str) -> pa.Array:
+    """All values at once, where that gives what :func:`read_value` does; else it raises."""
     kind = array.type
     flat_text = is_text(kind)
-    if role in ("path", "bytes", "text", "label"):
+    if role in ("path", "bytes", "text"):
         return (array if flat_text else array.cast(pa.string())).cast(target)
     if role == "labels" and flat_text:
         names = pc.utf8_trim_whitespace(
@@ -108,13 +170,18 @@ def _cast(array: pa.Array, role: Role, target: pa.DataType, separator: str) -> p
         # A number that is not finite is as good as none; text may say "inf".
         fits = pc.less_equal(pc.abs(values), MAX_NUMBER)
         return pc.if_else(fits, values, pa.scalar(None, target))
-    if role == "category" and flat_text:
-        return array.cast(pa.string()).cast(target)
     if role in ("numbers", "tokens") and not is_list(kind):
         raise ValueError("one by one")
     if role == "labels" and pc.list_flatten(array).null_count:
         raise ValueError("a list without a name in it is wrong, one by one")
     return array.cast(target)
+
+
+def _moments(array: pa.Array) -> pa.Array:
+    """Dates and times without a time zone, those that have one in UTC."""
+    if not pa.types.is_timestamp(array.type) or array.type.tz is None:
+        return array
+    return array.cast(pa.int64()).cast(pa.timestamp(array.type.unit))
 
 
 def _seconds(array: pa.Array) -> pa.Array:
@@ -138,84 +205,97 @@ def _divided(ticks: pa.Array, by: float) -> pa.Array:
     return pc.divide(ticks.cast(pa.float64(), safe=False), by)
 
 
-def stands_for_none(value: Any, role: Role) -> bool:
-    """Whether a text says that a number is missing."""
-    return role == "number" and isinstance(value, str) and value in NO_NUMBER
-
-
-def _one(scalar: pa.Scalar, role: Role, separator: str) -> Any:
-    """One value where its column could not be converted at once; None where it is wrong."""
-    if isinstance(scalar, pa.StringScalar | pa.LargeStringScalar):  # which need not be UTF-8
-        buffer = scalar.as_buffer()
-        return json_value(None if buffer is None else buffer.to_pybytes(), role, separator)
-    return json_value(scalar.as_py(), role, separator)
-
-
-def json_value(value: Any, role: Role, separator: str) -> Any:
-    """One value from JSON, text or Arrow in the type of its role; None where it is wrong."""
-    if value is None:
-        return None
-    try:
-        text = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
-    except UnicodeEncodeError:  # half a pair of surrogates, as JSON can spell it
-        return None
-    whole = isinstance(value, int)
-    if role in ("path", "text", "bytes"):
-        return text if isinstance(text, bytes) else None
-    if role == "label":
-        if whole:
-            text = str(value).lower().encode()  # true and false, as Arrow spells them
-        return text if isinstance(text, bytes) else None
-    if role == "category":
-        return _category(text)
-    if role == "number":
-        return _number(text)
-    if role == "labels":
-        return _names(text, separator)
-    if isinstance(text, bytes):
+def read_values(values: Sequence[Any], role: Role, separator: str) -> tuple[pa.Array, np.ndarray]:
+    """Values from JSON, text or Arrow, as :func:`to_role` gives them."""
+    typed: list[Any] = []
+    wrong = np.zeros(len(values), bool)
+    for place, value in enumerate(values):
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            return None
+            typed.append(read_value(value, role, separator))
+        except ValueError:
+            wrong[place] = True
+            typed.append(None)
+    return pa.array(typed, TYPES[role]), wrong
+
+
+def read_value(value: Any, role: Role, separator: str) -> Any:
+    """One value from JSON, text or Arrow in the type of its role; None where it is missing.
+
+    Raises:
+        ValueError: it is none that the role allows.
+    """
+    if is_missing(value):
+        return None
+    if role == "number":
+        return read_number(value)
+    if role == "category":
+        return read_name(value)
+    if role == "label":
+        return label_name(value)
+    text = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+    if role in ("path", "text", "bytes"):
+        if not isinstance(text, bytes):
+            raise ValueError("not text")
+        return text
+    if role == "labels":
+        return _label_names(text, separator)
     if role == "numbers":
-        numbers = [_number(each) for each in (value if isinstance(value, list) else [value])]
-        return None if None in numbers else numbers
+        return _numbers(value)
+    if isinstance(text, bytes):
+        value = _from_json(text)
     is_tokens = isinstance(value, list) and all(
         isinstance(each, int) and not isinstance(each, bool) and 0 <= each < 2**31 for each in value
     )
-    return value if is_tokens else None
+    if not is_tokens:
+        raise ValueError("not a list of token numbers")
+    return value
 
 
-def _category(value: Any) -> str | None:
+def label_name(value: Any) -> bytes | None:
+    """The name of a label or key; of text that is not UTF-8, its bytes. None where it is empty.
+
+    Unlike of a category, NA is a name: a label is never handed over by a data frame.
+
+    Raises:
+        ValueError: it is no scalar.
+    """
+    if isinstance(value, str):
+        value = value.encode("utf-8", "surrogateescape")
     if isinstance(value, bytes):
-        return _utf8(value)
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) if isinstance(value, int | float) else None
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value
+    return name_of(value).encode() or None
 
 
-def _names(text: Any, separator: str) -> list[str] | None:
+def _label_names(text: Any, separator: str) -> list[str]:
     if isinstance(text, bytes):
-        whole = _utf8(text)
-        parts = [] if whole is None else [name.strip() for name in whole.split(separator)]
-        return None if whole is None else [name for name in parts if name]
+        parts = [name.strip() for name in text.decode("utf-8").split(separator)]
+        return [name for name in parts if name]
     if isinstance(text, list) and all(isinstance(name, str) for name in text):
         return text
-    return None
+    raise ValueError("neither a list of names nor a text")
 
 
-def _utf8(text: bytes) -> str | None:
+def _numbers(value: Any) -> list[float] | None:
+    """One number, or a list of them, which may be a JSON text."""
+    if isinstance(value, str | bytes):
+        try:
+            number = read_number(value)
+        except ValueError:
+            value = _from_json(value)
+        else:
+            return None if number is None else [number]
+    numbers = [read_number(each) for each in (value if isinstance(value, list) else [value])]
+    found = [number for number in numbers if number is not None]
+    if len(found) < len(numbers):
+        raise ValueError("a number in the list is missing")
+    return found
+
+
+def _from_json(text: str | bytes) -> Any:
     try:
-        return text.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, list | dict) or (isinstance(value, bytes) and b"_" in value):
-        return None  # Python alone allows 1_000
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if abs(number) <= MAX_NUMBER else None
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("too deep") from None

@@ -1,0 +1,274 @@
+"""One reading of a table's values, whatever wrote them: text, JSON, Arrow, pandas or numpy.
+
+A number is a float, whatever type holds it. A category, label or key has one name: that of the
+number, the boolean, the date or the text that the value is.
+"""
+
+import datetime as dt
+import math
+import re
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+
+MAX_NUMBER = float(np.finfo(np.float32).max)
+"""Models compute in float32; a number beyond it mostly stands for a missing one."""
+MISSING_TEXTS = frozenset((
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
+    "<NA>", "N/A", "NA", "NULL", "NaN", "NaT", "None", "n/a", "nan", "null",
+))  # fmt: skip
+"""Texts that stand for a missing value: those of pandas' reader of CSV, and pandas' own NaT."""
+BOOLEANS = {
+    "True": True, "true": True, "TRUE": True, "False": False, "false": False, "FALSE": False,
+}  # fmt: skip
+
+FIRST_MARKS = frozenset("-0123456789TtFf")
+"""What texts begin with that may have another name than themselves."""
+
+_WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?")
+_FRACTION = re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]*[1-9]")
+_POWER = re.compile(r"-?[1-9](?:\.[0-9]*[1-9])?[eE][+-]?[0-9]{1,3}")
+_PLAIN = (1e-4, 1e16)
+"""Within these, an exponent without a sign is no number's: the code 1e3, not 1000."""
+_MAX_DIGITS = 40
+_DATE = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})"
+    r"(?:[ T]([0-9]{2}:[0-9]{2})(?::([0-9]{2})(?:\.([0-9]{1,9}))?)?"
+    r" ?(Z|[+-][0-9]{2}(?::?[0-9]{2})?)?)?"
+)
+_TIME = re.compile(r"([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,9}))?")
+_EPOCH = dt.date(1970, 1, 1)
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value of any type but text is missing: None, NaN, NaT or pandas' NA."""
+    if value is None:
+        return True
+    if isinstance(value, float | np.floating):
+        return math.isnan(value)
+    if isinstance(value, Decimal):
+        return value.is_nan()
+    if isinstance(value, np.datetime64 | np.timedelta64):
+        return bool(np.isnat(value))
+    return type(value).__name__ in ("NAType", "NaTType")
+
+
+def read_number(value: Any) -> float | None:
+    """A value of a numeric column.
+
+    Booleans are 1 and 0. Dates and times are seconds: since 1970-01-01 in UTC, and since midnight.
+    Text is read as the number, boolean, date or time that it spells; bytes as text.
+
+    Returns:
+        A finite number within float32; None where the value is missing.
+
+    Raises:
+        ValueError: it is something else; the text says what, as in "holds …".
+    """
+    value = _plain(value)
+    if is_missing(value):
+        return None
+    if isinstance(value, str):
+        return None if value in MISSING_TEXTS else _checked(_text_number(value), value)
+    if isinstance(value, dt.datetime | np.datetime64):
+        instant = _instant(value)
+        ticks = int(instant.astype(np.int64))
+        return _checked(_seconds(ticks, np.datetime_data(instant.dtype)[0]), value)
+    if isinstance(value, dt.date):
+        return float((value - _EPOCH).days * 86400)
+    if isinstance(value, dt.time):
+        return _text_number(value.replace(tzinfo=None).isoformat())
+    if not isinstance(value, bool | int | float | Decimal | np.number | np.bool_):
+        raise ValueError(f"{shown(value)}, not a number")
+    try:
+        return _checked(float(value), value)
+    except (OverflowError, TypeError) as error:
+        raise ValueError("a number beyond float32") from error
+
+
+def read_name(value: Any) -> str | None:
+    """The name of a value of a column of categories, labels or keys: `name_of`, or None.
+
+    Returns:
+        None where the value is missing: also for a text that says so (`MISSING_TEXTS`).
+    """
+    value = _plain(value)
+    if is_missing(value) or (isinstance(value, str) and value in MISSING_TEXTS):
+        return None
+    return name_of(value)
+
+
+def name_of(value: Any) -> str:
+    """The one name of a value that is not missing.
+
+    1, 1.0, "1" and "1.0" are named "1"; True, "True" and "true" are "true"; a date is
+    "2026-01-31", a time of a day "2026-01-31 12:30:00", in UTC. A text that no writer of numbers
+    writes is a name as it stands: "007", "1.50", "1e3". Of what this returns, the name is itself.
+
+    Raises:
+        ValueError: it is no scalar; the text says what, as in "holds …".
+    """
+    value = _plain(value)
+    if isinstance(value, str):
+        return _text_name(value)
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, int | np.integer):
+        return str(int(value))
+    if isinstance(value, float | np.floating):
+        return str(int(value)) if float(value).is_integer() else _text_name(repr(float(value)))
+    if isinstance(value, Decimal):
+        return _text_name(format(value, "f"))
+    if isinstance(value, dt.datetime | np.datetime64):
+        return _text_name(str(np.datetime_as_string(_instant(value))))
+    if isinstance(value, dt.date | dt.time):
+        return _text_name(value.isoformat())
+    raise ValueError(f"{shown(value)}, no category")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value's type is a number's."""
+    return isinstance(value, int | float | Decimal | np.number) and not isinstance(value, bool)
+
+
+def numeral(name: str) -> Decimal | None:
+    """The number that a name spells, whatever zeros it begins or ends with; None if it is none."""
+    if len(name) > _MAX_DIGITS or not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?", name):
+        return None
+    return Decimal(name)
+
+
+def shown(value: Any) -> str:
+    """A value for an error's text: short, and never of more than one line."""
+    if isinstance(value, str | float):
+        text = repr(value)
+        return text if len(text) <= 40 else f"{text[:37]}..."
+    return f"a {type(value).__name__}"
+
+
+def _plain(value: Any) -> Any:
+    """Bytes as text, and the scalar of an array without axes."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, bytes | bytearray | memoryview):
+        try:
+            value = bytes(value).decode("utf-8")
+        except UnicodeDecodeError:
+            raise ValueError("bytes that are not UTF-8") from None
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # half a pair of surrogates, as JSON can spell it
+            raise ValueError("text that is not UTF-8") from None
+    return value
+
+
+def _checked(number: float | None, value: Any) -> float:
+    if number is None:
+        raise ValueError(f"{shown(value)}, not a number")
+    if not abs(number) <= MAX_NUMBER:
+        raise ValueError("a number that is not finite, or beyond float32")
+    return number
+
+
+def _text_number(text: str) -> float | None:
+    """The number that a text spells, which may be NaN or infinite; None if it spells none."""
+    if not text.isascii():
+        return None
+    if text in BOOLEANS:
+        return float(BOOLEANS[text])
+    try:
+        return None if "_" in text else float(text)  # Python alone allows 1_000
+    except ValueError:
+        pass
+    if (time := _TIME.fullmatch(text)) is not None:
+        hours, minutes, seconds, fraction = time.groups()
+        whole = int(hours) * 3600 + int(minutes) * 60 + int(seconds)
+        in_day = int(hours) < 24 and int(minutes) < 60 and int(seconds) < 60
+        return _seconds(whole * 10**9 + _nanoseconds(fraction), "ns") if in_day else None
+    moment = _moment(text)
+    if moment is None:
+        return None
+    whole = (moment[0] - dt.datetime(1970, 1, 1)) // dt.timedelta(seconds=1)
+    return _seconds(whole * 10**9 + _nanoseconds(moment[1]), "ns")
+
+
+def _text_name(text: str) -> str:
+    if text[:1] not in FIRST_MARKS:
+        return text
+    if text in BOOLEANS:
+        return "true" if BOOLEANS[text] else "false"
+    if (whole := _WHOLE.fullmatch(text)) is not None:
+        return "0" if whole[1] == "-0" else whole[1]
+    if len(text) > _MAX_DIGITS:
+        return text
+    if _FRACTION.fullmatch(text) or _POWER.fullmatch(text):
+        return _shortest(text)
+    if (time := _TIME.fullmatch(text)) is not None:
+        return text if time[4] is None else f"{text[:8]}{_point(time[4])}"
+    moment = _moment(text)
+    if moment is None:
+        return text
+    time_of_day, fraction = moment[0].time(), _point(moment[1])
+    if time_of_day == dt.time() and not fraction:
+        return moment[0].date().isoformat()
+    return moment[0].isoformat(sep=" ") + fraction
+
+
+def _shortest(text: str) -> str:
+    """A number's name as of a float, unless that is another number, or nobody writes it so."""
+    number = float(text)
+    has_power = re.search(r"[eE][0-9]", text) is not None
+    if not math.isfinite(number) or Decimal(repr(number)) != Decimal(text):
+        return text
+    if has_power and _PLAIN[0] <= abs(number) < _PLAIN[1]:
+        return text
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+def _moment(text: str) -> tuple[dt.datetime, str | None] | None:
+    """A time of a day in UTC, to the second, and the digits of its fraction; None if it is none."""
+    found = _DATE.fullmatch(text)
+    if found is None:
+        return None
+    date, time, seconds, fraction, zone = found.groups()
+    try:
+        moment = dt.datetime.fromisoformat(f"{date} {time or '00:00'}:{seconds or '00'}")
+        if zone and zone != "Z":
+            digits = zone[1:].replace(":", "").ljust(4, "0")
+            ahead = dt.timedelta(hours=int(digits[:2]), minutes=int(digits[2:]))
+            moment += ahead if zone[0] == "-" else -ahead
+    except (ValueError, OverflowError):
+        return None
+    return moment, fraction
+
+
+def _instant(value: Any) -> Any:
+    """A datetime, Timestamp or datetime64 as datetime64 in UTC, of seconds to nanoseconds."""
+    if hasattr(value, "to_datetime64"):  # pandas' Timestamp, which may have nanoseconds
+        value = value.to_datetime64()
+    elif isinstance(value, dt.datetime):
+        if value.tzinfo is not None:
+            value = value.astimezone(dt.UTC).replace(tzinfo=None)
+        value = np.datetime64(value, "us")
+    unit = np.datetime_data(value.dtype)[0]
+    return value.astype(f"datetime64[{unit if unit in _PER_SECOND else 's'}]")
+
+
+def _seconds(ticks: int, unit: str) -> float:
+    """Float seconds, the same whatever unit counted them."""
+    per_second = _PER_SECOND[unit]
+    while per_second > 1 and ticks % 1000 == 0:
+        ticks, per_second = ticks // 1000, per_second // 1000
+    return float(ticks) / per_second
+
+
+def _nanoseconds(fraction: str | None) -> int:
+    return int((fraction or "").ljust(9, "0"))
+
+
+def _point(fraction: str | None) -> str:
+    digits = (fraction or "").rstrip("0")
+    return f".{digits}" if digits else ""

@@ -1,0 +1,202 @@
+"""What is asked of a model: the inputs in whatever MLflow hands over.
+
+What a client sends is content, never a place: text is base64 (of a text model, the text itself),
+and a path only where whoever loads the model allows paths.
+"""
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
+BASE64_KEY = "b64"
+"""``{"b64": TEXT}`` stands for bytes, as in TensorFlow Serving's requests."""
+
+
+@dataclass(frozen=True)
+class BadInput:
+    """An input that can be told to be unusable before it is decoded, and why."""
+
+    reason: str
+
+
+MediaSource = bytes | str | Path | Mapping[str, Any] | BadInput
+"""The bytes of a file, a path, or a table's row."""
+
+
+def as_inputs(
+    values: Any, *, takes_rows: bool = False, is_text: bool = False, allow_paths: bool = False
+) -> list[MediaSource]:
+    """The inputs in whatever MLflow hands over: a value, a list, an array, or a table.
+
+    Args:
+        values: media as bytes, as base64 in text or in bytes, or as ``{"b64": TEXT}``. A data frame
+            is one column of them.
+        takes_rows: whether the model reads tables. Inputs are then rows: a data frame, a dictionary
+            of a row or of columns, or a list of rows; text and bytes are JSON objects.
+        is_text: whether the model reads text, which is taken as it stands, not as base64.
+        allow_paths: whether text is the path of a file on this machine.
+
+    Returns:
+        Bytes, rows, or `BadInput`; paths only where these are allowed.
+
+    Raises:
+        ValueError: something that is none of these, or a data frame of several columns.
+    """
+    if takes_rows:
+        return [_row_input(item, allow_paths=allow_paths) for item in _rows(values)]
+    wanted = "text or bytes" if is_text else "bytes or base64"
+    if allow_paths:
+        wanted = "paths or bytes"
+    inputs = _media(values, wanted)
+    return [_media_input(item, wanted, is_text, allow_paths) for item in inputs]
+
+
+def within_limits(inputs: Sequence[MediaSource], *, most: int, most_bytes: int) -> None:
+    """Refuse what is too much for one request.
+
+    Raises:
+        ValueError: more inputs than ``most``, or one of more than ``most_bytes`` bytes.
+    """
+    if len(inputs) > most:
+        raise ValueError(f"{len(inputs)} inputs in one request; at most {most} are taken")
+    for number, item in enumerate(inputs):
+        if isinstance(item, bytes) and len(item) > most_bytes:
+            raise ValueError(
+                f"input {number} has {len(item)} bytes; at most {most_bytes} are taken"
+            )
+
+
+# --- media ---
+
+
+def _media(values: Any, wanted: str) -> list[Any]:
+    if isinstance(values, bytes | bytearray | memoryview | str | Path):
+        return [values]
+    if hasattr(values, "columns"):
+        if len(values.columns) != 1:
+            raise ValueError(
+                f"a table with columns {list(values.columns)}; give one column of {wanted}"
+            )
+        named = values.columns[0] == BASE64_KEY
+        values = [_cells(cell) for cell in values.iloc[:, 0].tolist()]
+        flat = [item for cell in values for item in cell]
+        return [{BASE64_KEY: item} for item in flat] if named else flat
+    if isinstance(values, np.ndarray):
+        return values.ravel().tolist()
+    if isinstance(values, Mapping):
+        if set(values) == {BASE64_KEY}:
+            return [{BASE64_KEY: item} for item in _cells(values[BASE64_KEY])]
+        if len(values) != 1:
+            raise ValueError(f"a dictionary with keys {list(values)}; give {wanted}")
+        return _cells(next(iter(values.values())))
+    return list(values)
+
+
+def _cells(cell: Any) -> list[Any]:
+    """A cell, or those of a list in its place: MLflow makes one row of a dictionary of lists."""
+    if isinstance(cell, np.ndarray):
+        return cell.ravel().tolist()
+    return list(cell) if isinstance(cell, list | tuple) else [cell]
+
+
+def _media_input(item: Any, wanted: str, is_text: bool, allow_paths: bool) -> MediaSource:
+    if isinstance(item, np.ndarray) and item.ndim == 0:
+        item = item[()]
+    if isinstance(item, Mapping):
+        if len(item) != 1:
+            raise ValueError(f"a dictionary with keys {list(item)} among the inputs; give {wanted}")
+        inner = next(iter(item.values()))
+        if isinstance(inner, Mapping) and BASE64_KEY not in inner:
+            raise ValueError(f"dictionaries within dictionaries among the inputs; give {wanted}")
+        if BASE64_KEY not in item:
+            return _media_input(inner, wanted, is_text, allow_paths)
+        return _from_base64(inner) if isinstance(inner, bytes | str) else BadInput(_NOT_BASE64)
+    if isinstance(item, bytes | bytearray | memoryview):
+        data = bytes(item)
+        # MLflow hands base64 in ``inputs`` and ``instances`` over as bytes, undecoded.
+        return data if is_text or _encoded(data) is None else _from_base64(data)
+    if isinstance(item, Path | str) and allow_paths:
+        return Path(item)
+    if isinstance(item, str):
+        if not is_text:
+            return _from_base64(item)
+        try:
+            return item.encode()
+        except UnicodeEncodeError:
+            return BadInput("text that is not UTF-8")
+    if isinstance(item, Path):
+        raise ValueError(f"a path among the inputs; give {wanted}")
+    raise ValueError(f"a {type(item).__name__} among the inputs; give {wanted}")
+
+
+_NOT_BASE64 = "not base64; send the file's content in base64, not its path"
+
+
+def _encoded(data: bytes) -> bytes | None:
+    """The base64 that bytes are throughout, without the line ends that encoders put in, or None."""
+    text = data.replace(b"\r", b"").replace(b"\n", b"")
+    return text if len(text) % 4 == 0 and _BASE64.fullmatch(text) else None
+
+
+def _from_base64(text: bytes | str) -> MediaSource:
+    data = text.encode("utf-8", "replace") if isinstance(text, str) else bytes(text)
+    encoded = _encoded(data)
+    return BadInput(_NOT_BASE64) if encoded is None else base64.b64decode(encoded)
+
+
+# --- rows ---
+
+
+def _rows(values: Any) -> list[Any]:
+    """Rows by column. A column that only some rows have is missing in the others."""
+    if isinstance(values, bytes | bytearray | memoryview | str | Path):
+        return [values]
+    if hasattr(values, "columns"):
+        if not len(values.columns):
+            raise ValueError("none of the model's columns; name at least one")
+        if repeated := values.columns[values.columns.duplicated()].tolist():
+            raise ValueError(f"several columns are named {repeated[0]!r}; rename one")
+        rows = values.to_dict("records")
+        return _of_columns(rows[0]) if len(rows) == 1 else rows
+    if isinstance(values, Mapping):
+        return _of_columns(values)
+    if isinstance(values, np.ndarray):
+        values = values.ravel().tolist()
+    rows = list(values)
+    names = dict.fromkeys(name for row in rows if isinstance(row, Mapping) for name in row)
+    return [
+        {name: row.get(name) for name in names} if isinstance(row, Mapping) else row for row in rows
+    ]
+
+
+def _of_columns(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The rows of a dictionary of columns; a dictionary of single values is one row."""
+    if not row or not all(_is_column(value) for value in row.values()):
+        return [row]
+    lengths = {len(value) for value in row.values()}
+    if len(lengths) > 1:
+        raise ValueError(f"columns of {min(lengths)} to {max(lengths)} values; make them equal")
+    return [dict(zip(row, cells, strict=True)) for cells in zip(*row.values(), strict=True)]
+
+
+def _is_column(value: Any) -> bool:
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)
+
+
+def _row_input(item: Any, *, allow_paths: bool) -> MediaSource:
+    if isinstance(item, Mapping):
+        return item
+    if isinstance(item, bytes | bytearray | memoryview):
+        return bytes(item)
+    if isinstance(item, Path | str) and allow_paths:
+        return Path(item)
+    if isinstance(item, str):
+        return item.encode("utf-8", "replace")
+    wanted = "rows, JSON or paths" if allow_paths else "rows or JSON"
+    raise ValueError(f"a {type(item).__name__} among the inputs; give {wanted}")
