@@ -205,7 +205,7 @@ def _create(
     run = mlflow_client.create_run(
         _experiment(mlflow_client, config),
         run_name=f"{config.name}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}",
-        tags=tags,
+        tags=redacted_tree(tags),  # MLflow's own may name the address of a repository
     )
     run_id = run.info.run_id
     # No secret of an address is stored: who needs one again gives it again.
