@@ -1,4 +1,4 @@
-"""Ending on request: SIGINT (Ctrl-C) and SIGTERM (job managers, ``kill``) as exceptions."""
+"""Ending on request: SIGINT (Ctrl-C), SIGTERM (job managers, ``kill``), SIGHUP as exceptions."""
 
 import contextlib
 import signal
@@ -9,13 +9,32 @@ from typing import Any, Never
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came; whatever ends well on Ctrl-C ends as well on this."""
+    """SIGTERM or SIGHUP came; whatever ends well on Ctrl-C ends as well on this.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(number)
+        self.number = number
+
+    @property
+    def name(self) -> str:
+        """Of the signal, such as ``SIGTERM``."""
+        return signal.Signals(self.number).name
 
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM raises :class:`Terminated` in the main thread, as SIGINT does `KeyboardInterrupt`."""
-    with _handler(signal.SIGTERM, _terminate):
+    """SIGTERM and SIGHUP raise :class:`Terminated` in the main thread.
+
+    So does SIGINT `KeyboardInterrupt`. A SIGHUP that the caller ignores (``nohup``) is ignored.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_handler(signal.SIGTERM, _terminate))
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            stack.enter_context(_handler(signal.SIGHUP, _terminate))
         yield
 
 
@@ -55,5 +74,5 @@ def _handler(number: signal.Signals, handler: Any) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> Never:
-    raise Terminated
+def _terminate(number: int, _frame: FrameType | None) -> Never:
+    raise Terminated(number)

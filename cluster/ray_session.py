@@ -135,7 +135,7 @@ def _start(folder: Path, dashboard_port: int) -> None:
                 _temp_dir=str(folder),
             )
     except SystemExit:  # Ray's own way to end on SIGTERM
-        raise Terminated from None
+        raise Terminated() from None
 
 
 def _temporary() -> str:
@@ -169,14 +169,24 @@ def require_resources(
     Raises:
         ClusterError: more CPUs or GPUs are needed than the cluster has.
     """
+    missing = missing_resources(
+        num_workers=num_workers, cpus_per_worker=cpus_per_worker, use_gpu=use_gpu
+    )
+    if missing:
+        raise ClusterError(f"{what} {missing}; {mend}")
+
+
+def missing_resources(*, num_workers: int, cpus_per_worker: int, use_gpu: bool) -> str | None:
+    """What the connected cluster lacks for these workers, in words; None where it has all."""
     import ray
 
     have = ray.cluster_resources()
     needs = {"CPU": num_workers * cpus_per_worker, "GPU": num_workers if use_gpu else 0}
     for kind, need in needs.items():
         if need > have.get(kind, 0):
-            raise ClusterError(
-                f"{what} needs {need} {kind}s ({num_workers} workers x "
+            return (
+                f"needs {need} {kind}s ({num_workers} workers x "
                 f"{cpus_per_worker if kind == 'CPU' else 1}), but the cluster has "
-                f"{have.get(kind, 0):g}; {mend}"
+                f"{have.get(kind, 0):g}"
             )
+    return None

@@ -21,13 +21,21 @@ def expected_cause(error: BaseException) -> Exception | None:
             continue
         seen.add(id(current))
         if isinstance(current, EXPECTED):
-            found = current
+            found = _of_a_reader(current)
         queue += [current.__cause__, getattr(current, "cause", None)]
         # Ray Train keeps the failures of its workers by rank.
         failures = getattr(current, "worker_failures", None)
         if isinstance(failures, dict):
             queue += list(failures.values())
     return found
+
+
+def _of_a_reader(error: Exception) -> Exception:
+    """The error itself, or that of a loader's process without the traceback that torch adds."""
+    text, name = str(error), f"{type(error).__module__}.{type(error).__qualname__}: "
+    if not text.startswith("Caught ") or f"\n{name}" not in text:
+        return error
+    return type(error)(text.rpartition(f"\n{name}")[2].strip())
 
 
 @contextlib.contextmanager

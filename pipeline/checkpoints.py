@@ -6,12 +6,16 @@
     checkpoints/step-00000640/optimizer.safetensors  exp_avg.NAME and exp_avg_sq.NAME
     checkpoints/step-00000640/state.json             position in the data, metrics, sha256 of both
 
-A folder appears by a rename, whole. Of all, the last and the best by metric are kept.
+A folder appears by a rename, whole. Of all, the last two and the best by metric are kept: where the
+last one is damaged, a training goes on from the one before it. What is not finite is never saved,
+and never loaded.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -27,6 +31,7 @@ WEIGHTS_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 UNFINISHED = ".partial-"
+DAMAGED = "damaged-"
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,13 @@ class Checkpoint:
         """Weights and moments, float32 on the CPU, as :func:`cluster.engine_state.gather_state`.
 
         Raises:
-            UserError: a file is missing or not as it was written.
+            UserError: a file is missing, not as it was written, or holds what is not finite.
         """
         self.check()
-        return load_file(self.weights_file), load_file(self.path / OPTIMIZER_FILE)
+        weights, moments = load_file(self.weights_file), load_file(self.path / OPTIMIZER_FILE)
+        if name := not_finite(weights) or not_finite(moments):
+            raise UserError(f"{self.path}: {name} is not finite; this checkpoint cannot be used")
+        return weights, moments
 
     def check(self) -> None:
         """Compare the files with the sha256 noted when they were written.
@@ -91,10 +99,29 @@ class Checkpoint:
             except OSError as error:
                 raise UserError(f"{self.path / name}: cannot be read ({error.strerror})") from None
             if found != expected:
-                raise UserError(
-                    f"{self.path / name}: sha256 differs from {STATE_FILE}; delete the folder "
-                    f"{self.path.name} to go on from the checkpoint before it"
-                )
+                raise UserError(f"{self.path / name}: sha256 differs from {STATE_FILE}")
+
+
+@dataclass(frozen=True)
+class ChosenCheckpoint:
+    """A checkpoint that is whole, with its tensors (:meth:`Checkpoint.load`)."""
+
+    checkpoint: Checkpoint
+    weights: dict[str, torch.Tensor]
+    moments: dict[str, torch.Tensor]
+
+    @property
+    def state(self) -> TrainState:
+        """Where the training stood."""
+        return self.checkpoint.state
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or an infinity, or None."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return name
+    return None
 
 
 def save_checkpoint(
@@ -103,7 +130,13 @@ def save_checkpoint(
     weights: dict[str, torch.Tensor],
     moments: dict[str, torch.Tensor],
 ) -> Checkpoint:
-    """Write a checkpoint, then delete those that are neither the last nor the best."""
+    """Write a checkpoint, then delete all but the last two and the best.
+
+    Raises:
+        UserError: a tensor is not finite, or the folder cannot be written.
+    """
+    if name := not_finite(weights) or not_finite(moments):
+        raise UserError(not_finite_line(name, state.step))
     final = folder / f"step-{state.step:08d}"
     temporary = folder / f"{UNFINISHED}{final.name}"
     for leftover in folder.glob(f"{UNFINISHED}*"):
@@ -120,18 +153,101 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"{final}: cannot be written ({error})") from error
-    kept = [last_checkpoint(folder), best_checkpoint(folder)]
-    keep = {checkpoint.path for checkpoint in kept if checkpoint}
-    for checkpoint in list_checkpoints(folder):
+    whole = sorted(list_checkpoints(folder), key=lambda checkpoint: checkpoint.state.step)
+    keep = {checkpoint.path for checkpoint in whole[-2:]}
+    if best := best_checkpoint(folder):
+        keep.add(best.path)
+    for checkpoint in whole:
         if checkpoint.path not in keep:
             shutil.rmtree(checkpoint.path)
     shutil.rmtree(folder / f"{UNFINISHED}old-{final.name}", ignore_errors=True)
     return Checkpoint(final, state, sha256)
 
 
+def not_finite_line(name: str, step: int) -> str:
+    """What to say of a training whose state is not finite."""
+    return (
+        f"{name} is not finite after step {step}; lower training.learning_rate, or set "
+        "training.gradient_clipping. The checkpoints before it are kept"
+    )
+
+
+def by_step(name: str) -> tuple[int, str]:
+    """The key that sorts names of checkpoints as their steps."""
+    return len(name), name
+
+
+def list_names(folder: Path) -> list[str]:
+    """The names of the checkpoints in a folder, whole or not, by step."""
+    return sorted((path.parent.name for path in folder.glob(f"step-*/{STATE_FILE}")), key=by_step)
+
+
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
-    """Every whole checkpoint, by step."""
-    return [read_checkpoint(path.parent) for path in sorted(folder.glob(f"step-*/{STATE_FILE}"))]
+    """Every checkpoint whose state can be read, by name; the tensors are not looked at."""
+    found = []
+    for name in list_names(folder):
+        with contextlib.suppress(UserError):
+            found.append(read_checkpoint(folder / name))
+    return found
+
+
+def load_checkpoint(path: Path) -> ChosenCheckpoint:
+    """The checkpoint in one folder, with its tensors.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    checkpoint = read_checkpoint(path)
+    return ChosenCheckpoint(checkpoint, *checkpoint.load())
+
+
+def choose_checkpoint(
+    folder: Path, names: Iterable[str]
+) -> tuple[ChosenCheckpoint | None, list[str]]:
+    """The last checkpoint that is whole. Later ones that are not are set aside.
+
+    Args:
+        folder: of the checkpoints.
+        names: the folders to look at, from :func:`list_names`; those that are not there are passed
+            over.
+
+    Returns:
+        The checkpoint, or None where there is none at all; and a line for each one set aside.
+
+    Raises:
+        UserError: there are checkpoints, and none is whole.
+    """
+    damaged: list[tuple[Path, str]] = []
+    for name in sorted(names, key=by_step, reverse=True):
+        path = folder / name
+        if not path.is_dir():
+            continue
+        try:
+            chosen = load_checkpoint(path)
+        except UserError as error:
+            damaged.append((path, str(error)))
+            continue
+        notes = []
+        for torn, reason in damaged:
+            _set_aside(torn)
+            notes.append(f"{reason}; set aside, going on from {name}, the one before it")
+        return chosen, notes
+    if damaged:
+        path, reason = damaged[0]
+        raise UserError(
+            f"{reason}; no other checkpoint there is whole. Start this training again with --fresh"
+        )
+    return None, []
+
+
+def _set_aside(path: Path) -> None:
+    """Give a damaged checkpoint a name that no one looks for."""
+    aside = path.with_name(f"{DAMAGED}{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be renamed ({error.strerror}); delete it") from None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.console import Console
 
-OK, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+LIGHT = ("config", "inspect", "verify")
 DEFAULT_OUTPUT = "runs"
 
 
@@ -27,16 +28,30 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status.
 
     0: the work is done. 1: it could not be done, or a defect of ours. 2: the input is at fault, in
-    one line saying what and how to mend it. 130: interrupted (SIGINT). 143: terminated (SIGTERM).
+    one line saying what and how to mend it. 129, 130, 143: ended by SIGHUP, SIGINT (Ctrl-C),
+    SIGTERM. 128 + n: killed by signal n, or crashed.
+
+    Args:
+        argv: the arguments; None takes the process's own. The verbs that start engines then run in
+            a child process (:mod:`pipeline.watcher`).
     """
     args = parse(argv)
+    if argv is None and args.verb not in LIGHT:
+        from pipeline.watcher import watched
+
+        return watched(args.verb, lambda: _run(args))
+    return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     verb: Callable[[argparse.Namespace], int] = args.run
     try:
         with terminable():
             return verb(args)
-    except Terminated:
-        print(f"perceiver {args.verb}: terminated", file=sys.stderr)
-        return TERMINATED
+    except Terminated as end:
+        with contextlib.suppress(OSError):  # the terminal may be what went away
+            print(f"perceiver {args.verb}: terminated ({end.name})", file=sys.stderr)
+        return 128 + end.number
     except KeyboardInterrupt:
         print(f"perceiver {args.verb}: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -58,16 +73,25 @@ def _explain(error: Exception, args: argparse.Namespace) -> int:
         print(redacted("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     expected = expected_cause(error)
     if expected is None:
-        text = redacted(" ".join(str(error).split()))[:300]
         hint = "" if args.debug else "; --debug shows the traceback"
-        print(
-            f"perceiver {args.verb}: unexpected {type(error).__name__}: {text}{hint}",
-            file=sys.stderr,
-        )
+        print(f"perceiver {args.verb}: {redacted(_foreign(error))}{hint}", file=sys.stderr)
         return FAILED
     for line in redacted(str(expected)).splitlines():
         print(f"perceiver {args.verb}: {line}", file=sys.stderr)
     return FAILED if isinstance(expected, GateRefusedError) else BAD_INPUT
+
+
+def _foreign(error: Exception) -> str:
+    """One line for an error that is none of ours: what the machine or a server did, or a defect."""
+    from cluster.ray_failures import read_failure, root_error
+
+    if failure := read_failure(error):
+        return failure.text
+    root = root_error(error)
+    text = " ".join(str(root).split())[:300]
+    if type(root).__module__.startswith("mlflow"):
+        return f"MLflow does not answer, or refuses what it is asked ({text})"
+    return f"unexpected {type(root).__name__}: {text}"
 
 
 @contextlib.contextmanager

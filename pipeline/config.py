@@ -37,6 +37,8 @@ class ClusterConfig(Section):
         use_gpu: one GPU for each training process.
         max_failures: how often a training is restarted from its last checkpoint after a worker or
             a machine is lost.
+        wait_seconds: how long a training waits for machines, at its start and after one is lost,
+            before it ends with an error; null waits for ever.
     """
 
     address: str | None = None
@@ -44,6 +46,7 @@ class ClusterConfig(Section):
     cpus_per_worker: int = Field(default=1, ge=1)
     use_gpu: bool = False
     max_failures: int = Field(default=0, ge=0)
+    wait_seconds: float | None = Field(default=600.0, ge=0)
 
 
 class TrackingConfig(Section):

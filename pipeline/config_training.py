@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from pipeline.section import Section
 
+# The optimizer multiplies and divides these; beyond, what it passes to torch is no float32.
+MAX_LEARNING_RATE, MAX_WEIGHT_DECAY = 1e30, 1e6
+
 
 class ScheduleConfig(Section):
     """Learning rate over training, in epochs.
@@ -94,10 +97,10 @@ class TrainingConfig(Section):
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=64, ge=1)
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0, le=MAX_LEARNING_RATE)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0, le=MAX_WEIGHT_DECAY)
     gradient_clipping: float | None = Field(default=1.0, gt=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     schedule: ScheduleConfig = ScheduleConfig()

@@ -37,19 +37,6 @@ def read_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
-def yaml_reason(error: yaml.YAMLError) -> str:
-    """What is wrong and where, in one line, without the text around it.
-
-    That is cut to a few words, so it may hold a part of a password that nothing tells to be one.
-    """
-    if not isinstance(error, yaml.MarkedYAMLError):
-        return " ".join(str(error).split())
-    mark = error.problem_mark or error.context_mark
-    place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-    told = ": ".join(part for part in (error.context, error.problem) if part)
-    return " ".join(f"{told}{place}".split())
-
-
 def is_quoted(text: str) -> bool:
     """Whether a YAML document is one scalar in quotation marks. Raises yaml.YAMLError."""
     node = yaml.compose(text, Loader=_Loader)

@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.strict_json import to_json
+from pipeline.watcher import tell_log
 from shards.redaction import redacted, redacted_tree
 
 
@@ -196,6 +197,7 @@ def logged(console_kwargs: dict[str, Any], folder: Path | None, verb: str) -> It
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    tell_log(path)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)

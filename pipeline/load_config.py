@@ -14,12 +14,11 @@ from pydantic import ValidationError
 
 from pipeline.config import Config
 from pipeline.config_fields import field_names_at, kinds_at, step
-from pipeline.config_yaml import read_yaml, yaml_reason
+from pipeline.config_yaml import read_yaml
 from pipeline.errors import UserError
 from pipeline.overrides import read_override
 from pipeline.section import flatten
 from pipeline.tracking_uri import named_tracking_uri
-from shards.redaction import redacted
 
 # What a study may not search: it would need other shards, or is no property of the model.
 SEARCHABLE = ("model.encoder.", "training.")
@@ -98,7 +97,7 @@ def _read(source: str) -> dict[str, Any]:
     try:
         tree = read_yaml(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{source}: not YAML: {yaml_reason(error)}") from None
+        raise UserError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{source}: holds {type(tree).__name__}, not sections with fields")
     return tree
@@ -168,7 +167,7 @@ def _space_hint(keys: typing.Iterable[Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = redacted(repr(value))  # before it is cut: of half a password none knows
+    text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

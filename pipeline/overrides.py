@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from pipeline.config_fields import fields_of, types_of_field
-from pipeline.config_yaml import is_quoted, read_yaml, yaml_reason
+from pipeline.config_yaml import is_quoted, read_yaml
 from pipeline.errors import UserError
 from pipeline.sources.tables import SPLITS
 
@@ -39,7 +39,8 @@ def read_override(override: str) -> tuple[str, Any]:
             return path, value
     except yaml.YAMLError as error:
         if str not in types:
-            raise UserError(f"{override!r}: not YAML: {yaml_reason(error)}") from None
+            reason = " ".join(str(error).split())
+            raise UserError(f"{override!r}: not YAML: {reason}") from None
     return path, text
 
 

@@ -5,6 +5,7 @@ A file on the storage that all machines share needs no further process and outli
 
 import contextlib
 import json
+import secrets
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -25,6 +26,8 @@ class Progress:
         epochs: in all.
         loss: of the last logged step.
         evaluations: ``(epoch, metrics)`` of the epochs that this launch has finished.
+        notes: lines for the person from this launch.
+        launch: names the launch; workers are launched anew after a failure.
     """
 
     samples: int = 0
@@ -32,6 +35,8 @@ class Progress:
     epochs: int = 0
     loss: float | None = None
     evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    launch: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def write(self, folder: Path) -> None:
         """Write it to the run folder, atomically."""
@@ -80,18 +85,23 @@ def show_progress(folder: Path, console: Console) -> Iterator[None]:
 def _follow(folder: Path, console: Console, stop: threading.Event) -> None:
     progress = None
     while progress is None:
-        if stop.wait(0.3):
-            return
+        ended = stop.wait(0.3)
         progress = read_progress(folder)
-    told = 0
+        if ended and progress is None:
+            return
+    launch, shown, noted = "", 0, 0
     samples = progress.samples
     with console.bar("train", progress.total_samples, "samples", completed=samples) as bar:
         last = False
         while True:
             progress = read_progress(folder) or progress
-            for epoch, metrics in progress.evaluations[told:]:
+            if progress.launch != launch:
+                launch, shown, noted = progress.launch, 0, 0
+            for note in progress.notes[noted:]:
+                console.notice(note)
+            for epoch, metrics in progress.evaluations[shown:]:
                 console.notice(f"epoch {epoch}/{progress.epochs}: {describe(metrics)}")
-            told = len(progress.evaluations)
+            shown, noted = len(progress.evaluations), len(progress.notes)
             bar.update(progress.samples, f"loss {progress.loss:.4f}" if progress.loss else "")
             if last:
                 return

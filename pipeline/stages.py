@@ -94,8 +94,13 @@ def write_stage(folder: Path, record: StageRecord) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON under a temporary name, then rename; what is not finite is null."""
+    replace_text(path, to_json(value, indent=2, sort_keys=True) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name, then rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(to_json(value, indent=2, sort_keys=True) + "\n", "utf-8")
+    temporary.write_text(text, "utf-8")
     temporary.replace(path)
 
 

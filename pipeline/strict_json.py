@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -13,6 +14,11 @@ def to_json(value: Any, **options: Any) -> str:
         options: of :func:`json.dumps`.
     """
     return json.dumps(without_nan(value), allow_nan=False, **options)
+
+
+def finite_items(values: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The items whose value is finite."""
+    return [(name, float(value)) for name, value in values.items() if math.isfinite(value)]
 
 
 def without_nan(value: Any) -> Any:

@@ -13,8 +13,9 @@ from pipeline.config import Config
 from pipeline.config_study import StudyConfig
 from pipeline.console import Bar, Console
 from pipeline.halving import Halving
+from pipeline.outbox import RunRef
 from pipeline.study_journal import StudyJournal
-from pipeline.tracking import RunRef, source_tags
+from pipeline.tracking import source_tags
 from pipeline.trials import Settings, Trial, end_trial
 
 NUMBER = "trial"

@@ -1,34 +1,31 @@
-"""MLflow runs: opened by the driver, written to by the workers, closed with the status they had."""
+"""MLflow runs: opened by the driver, written to by the workers, closed with the status they had.
+
+Only opening a run waits for MLflow; all that follows goes through :mod:`pipeline.outbox`.
+"""
 
 import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 import yaml
 
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.outbox import DRIVER, Outbox, RunRef, deliver_folder, deliver_run, reason
 from pipeline.section import flatten
 from pipeline.sqlite_uri import sqlite_path
-from pipeline.tracking_uri import VARIABLE
+from pipeline.tracking_uri import kept_variable
 from pipeline.tracking_uri import tracking_uri as chosen_uri
 from shards import ShardSet
 from shards.redaction import redacted, redacted_tree
 
+Kind = Literal["train", "study", "trial"]
 MAX_PARAM_LENGTH = 6000
 STATUS_TAG = "perceiver.status"
-
-
-@dataclass(frozen=True)
-class RunRef:
-    """What a worker needs to write to a run."""
-
-    tracking_uri: str
-    run_id: str
 
 
 def client(tracking_uri: str) -> Any:
@@ -37,30 +34,44 @@ def client(tracking_uri: str) -> Any:
     Raises:
         UserError: it does not.
     """
-    # The first answer tells; without this MLflow retries a dead server for minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     import mlflow
-    from mlflow.tracking import MlflowClient
 
     if (database := sqlite_path(tracking_uri)) is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
-    named = os.environ.get(VARIABLE)
-    mlflow.set_tracking_uri(tracking_uri)
-    # MLflow sets the variable for its subprocesses; here it would name a server to the next verb.
-    if named is None:
-        os.environ.pop(VARIABLE, None)
-    else:
-        os.environ[VARIABLE] = named
-    mlflow_client = MlflowClient(tracking_uri)
-    try:
+    with kept_variable():
+        mlflow.set_tracking_uri(tracking_uri)
+    with _answering(tracking_uri):
+        mlflow_client = new_client(tracking_uri)
         mlflow_client.search_experiments(max_results=1)
-    except Exception as error:  # stores raise many kinds
-        reason = redacted(" ".join(str(error).split()))[:200]
-        raise UserError(
-            f"tracking.uri={tracking_uri}: MLflow does not answer there ({reason})"
-        ) from error
     return mlflow_client
+
+
+def new_client(tracking_uri: str) -> Any:
+    """An MlflowClient that gives up on a request after a minute; nothing is asked yet."""
+    # Without this MLflow tries a dead server again for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri)
+
+
+@contextlib.contextmanager
+def _answering(tracking_uri: str) -> Iterator[None]:
+    """What a store raises here is an error that a user can mend."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # stores raise many kinds
+        raise UserError(
+            f"tracking.uri={tracking_uri}: MLflow does not answer there ({reason(error)})"
+        ) from error
+
+
+def is_not_found(error: Exception) -> bool:
+    """Whether this is MLflow's own "there is none", and not a server that does not answer."""
+    return getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
 
 
 def registry(tracking_uri: str | None, output: str) -> Any:
@@ -99,7 +110,7 @@ def _experiment(mlflow_client: Any, config: Config) -> str:
 def open_run(
     config: Config,
     *,
-    kind: str,
+    kind: Kind,
     shard_set: ShardSet,
     run_id: str | None = None,
     params: dict[str, Any] | None = None,
@@ -121,13 +132,13 @@ def open_run(
         status = "KILLED"
         raise
     finally:
-        client(run.tracking_uri).set_terminated(run.run_id, status)
+        end_run(run, status)
 
 
 def begin_run(
     config: Config,
     *,
-    kind: str,
+    kind: Kind,
     shard_set: ShardSet,
     run_id: str | None = None,
     parent_run_id: str | None = None,
@@ -145,14 +156,59 @@ def begin_run(
         params: logged instead of the whole configuration.
     """
     mlflow_client = client(config.tracking_uri)
-    if run_id is None or not _exists(mlflow_client, run_id):
-        tags = source_tags() if tags is None else tags
-        run_id = _create(mlflow_client, config, kind, shard_set, parent_run_id, params, tags)
-    else:
-        mlflow_client.update_run(run_id, status="RUNNING")
-        # What may have changed, such as more epochs; parameters of MLflow cannot.
-        _log_config(mlflow_client, run_id, config)
-    return RunRef(config.tracking_uri, run_id)
+    with _answering(config.tracking_uri):
+        if run_id is None or not _exists(mlflow_client, run_id):
+            tags = source_tags() if tags is None else tags
+            run_id = _create(mlflow_client, config, kind, shard_set, parent_run_id, params, tags)
+        else:
+            # The end of an earlier launch may be among it.
+            deliver_run(run_ref(config, kind, run_id))
+            mlflow_client.update_run(run_id, status="RUNNING")
+            # What may have changed, such as more epochs; parameters of MLflow cannot.
+            _log_config(mlflow_client, run_id, config)
+    return run_ref(config, kind, run_id)
+
+
+def log_to_run(
+    run: RunRef,
+    *,
+    metrics: Mapping[str, float] | None = None,
+    tags: Mapping[str, str] | None = None,
+    artifacts: Iterable[Path] = (),
+) -> None:
+    """Log from the driver; what MLflow does not take now is kept for :func:`undelivered`."""
+    with contextlib.closing(Outbox(run, DRIVER)) as outbox:
+        if metrics:
+            outbox.metrics(metrics, step=0)
+        if tags:
+            outbox.tags(tags)
+        for path in artifacts:
+            outbox.artifact(path)
+    deliver_run(run)
+
+
+def end_run(run: RunRef, status: str) -> None:
+    """End a run FINISHED, FAILED or KILLED; kept like :func:`log_to_run` where that must wait."""
+    with contextlib.closing(Outbox(run, DRIVER)) as outbox:
+        outbox.end(status)
+    deliver_run(run)
+
+
+def undelivered(config: Config, kind: Kind) -> str | None:
+    """Deliver what is left of all runs of a verb; None where nothing is left after that.
+
+    Otherwise a line for the person: how much is left, why, and where it is kept.
+    """
+    return deliver_folder(config.tracking_uri, _outbox(config, kind))
+
+
+def run_ref(config: Config, kind: Kind, run_id: str) -> RunRef:
+    """What a process needs to write to a run of this configuration."""
+    return RunRef(config.tracking_uri, run_id, str(_outbox(config, kind)))
+
+
+def _outbox(config: Config, kind: Kind) -> Path:
+    return config.folder / "mlflow" / ("train" if kind == "train" else "tune")
 
 
 def source_tags() -> dict[str, str]:
@@ -166,11 +222,10 @@ def child_run(parent: RunRef, tags: dict[str, str]) -> str | None:
     """The newest nested run of a parent that has these tags, or None."""
     mlflow_client = client(parent.tracking_uri)
     wanted = {"mlflow.parentRunId": parent.run_id, **tags}
-    found = mlflow_client.search_runs(
-        [mlflow_client.get_run(parent.run_id).info.experiment_id],
-        filter_string=" and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items()),
-        max_results=1,
-    )
+    wish = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items())
+    with _answering(parent.tracking_uri):
+        experiment = mlflow_client.get_run(parent.run_id).info.experiment_id
+        found = mlflow_client.search_runs([experiment], filter_string=wish, max_results=1)
     return str(found[0].info.run_id) if found else None
 
 
@@ -179,14 +234,16 @@ def _exists(mlflow_client: Any, run_id: str) -> bool:
 
     try:
         return mlflow_client.get_run(run_id).info.lifecycle_stage == "active"
-    except MlflowException:
-        return False
+    except MlflowException as error:
+        if is_not_found(error):
+            return False
+        raise
 
 
 def _create(
     mlflow_client: Any,
     config: Config,
-    kind: str,
+    kind: Kind,
     shard_set: ShardSet,
     parent_run_id: str | None,
     params: dict[str, Any] | None,
@@ -205,7 +262,7 @@ def _create(
     run = mlflow_client.create_run(
         _experiment(mlflow_client, config),
         run_name=f"{config.name}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}",
-        tags=redacted_tree(tags),  # MLflow's own may name the address of a repository
+        tags=tags,
     )
     run_id = run.info.run_id
     # No secret of an address is stored: who needs one again gives it again.
@@ -244,8 +301,10 @@ def run_config(mlflow_client: Any, run_id: str) -> Config:
 
     try:
         mlflow_client.get_run(run_id)
-    except MlflowException:
-        raise UserError(f"{run_id}: MLflow has no such run") from None
+    except MlflowException as error:
+        if is_not_found(error) or error.error_code == "INVALID_PARAMETER_VALUE":
+            raise UserError(f"{run_id}: MLflow has no such run") from None
+        raise UserError(f"MLflow does not answer ({reason(error)})") from None
     import mlflow
 
     try:
@@ -253,67 +312,3 @@ def run_config(mlflow_client: Any, run_id: str) -> Config:
     except (MlflowException, OSError):
         raise UserError(f"{run_id}: no run of this pipeline; it has no config.yaml") from None
     return validate(yaml.safe_load(text), f"run {run_id}")
-
-
-class RunLogger:
-    """Writes metrics to a run; for one process of a training.
-
-    Args:
-        run: the run, or None to write nothing.
-        system_metrics_seconds: log this machine's CPU, memory and GPU use so often; None: not.
-        node: names the machine in those.
-        writes_metrics: whether this process writes training metrics.
-    """
-
-    def __init__(
-        self,
-        run: RunRef | None,
-        *,
-        system_metrics_seconds: float | None,
-        node: int,
-        writes_metrics: bool,
-    ) -> None:
-        self._run = run
-        self._client: Any = None
-        self._monitor: Any = None
-        if run is None:
-            return
-        if writes_metrics:
-            self._client = client(run.tracking_uri)
-        if system_metrics_seconds is not None:
-            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-            self._monitor = SystemMetricsMonitor(
-                run.run_id,
-                sampling_interval=system_metrics_seconds,
-                node_id=f"node-{node}",
-                tracking_uri=run.tracking_uri,
-            )
-            self._monitor.start()
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        """Log metrics of one step."""
-        if self._client is None or self._run is None:
-            return
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        entries = [Metric(name, value, now, step) for name, value in metrics.items()]
-        self._client.log_batch(self._run.run_id, metrics=entries)
-
-    def tag(self, tags: dict[str, str]) -> None:
-        """Set tags of the run."""
-        if self._client is None or self._run is None:
-            return
-        for name, value in tags.items():
-            self._client.set_tag(self._run.run_id, name, value)
-
-    def close(self) -> None:
-        """Stop watching the machine."""
-        if self._monitor is not None:
-            self._monitor.finish()
-            # The monitor drops what it has not logged yet: all there is of a run that was shorter
-            # than one interval.
-            self._monitor.collect_metrics()
-            self._monitor.publish_metrics(self._monitor.aggregate_metrics())
-            self._monitor.mlflow_logger.flush()

@@ -5,7 +5,9 @@ first, then the environment variable ``MLFLOW_TRACKING_URI``, then the database 
 folder.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.config_data import absolute
@@ -25,6 +27,21 @@ def named_tracking_uri(explicit: str | None) -> str | None:
     """
     uri = explicit or os.environ.get(VARIABLE) or None
     return None if uri is None else absolute_uri(uri)
+
+
+@contextlib.contextmanager
+def kept_variable() -> Iterator[None]:
+    """``MLFLOW_TRACKING_URI`` is afterwards what it was: MLflow sets it to what it is told.
+
+    The next configuration that this process reads would take that for the user's wish.
+    """
+    before = os.environ.get(VARIABLE)
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE, None)
+        if before is not None:
+            os.environ[VARIABLE] = before
 
 
 def default_tracking_uri(output: str) -> str:

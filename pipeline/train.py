@@ -3,16 +3,13 @@
 import contextlib
 import json
 import math
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.interrupts import kept_handlers
 from cluster.ray_session import ray_session, require_resources
 from perceiver_model.flops import forward_flops
-from pipeline.causes import expected_errors
 from pipeline.checkpoints import best_checkpoint, last_checkpoint, read_checkpoint
 from pipeline.config import Config
 from pipeline.config_data import MODALITIES
@@ -20,18 +17,21 @@ from pipeline.config_training import AugmentConfig
 from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.find_shards import with_shards
+from pipeline.launch import run_training
+from pipeline.outbox import RunRef
 from pipeline.positions import load_positions
 from pipeline.progress import describe, show_progress
+from pipeline.run_lock import run_lock
 from pipeline.section import flatten
 from pipeline.stages import StageRecord, has_grown, read_stage, write_stage
 from pipeline.strict_json import to_json
-from pipeline.tracking import RunRef, client, open_run
+from pipeline.tracking import log_to_run, open_run, undelivered
 from pipeline.train_loop import steps_per_epoch
-from pipeline.worker import TrainTask, train_worker
 from shards import ShardSet
 from shards.files import remove_tree
 
 STAGE = "train"
+LEFT = "undelivered"
 SAME_TO_ROUNDING = frozenset(
     {
         "training.zero_stage",
@@ -56,15 +56,21 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
         ``run_id``, ``checkpoint`` (folder of the best), ``metrics`` (there), ``epochs``,
         ``continued`` (for each time that it was continued ``epochs``, the total until then, and
         ``step``, where it went on), ``parameters``, ``forward_flops``, ``bad_samples``,
-        ``seconds``, ``skipped``.
+        ``seconds``, ``skipped``, ``undelivered`` (what MLflow has not taken yet, in words, or
+        None).
 
     Raises:
-        UserError: bad input, or another training has this name.
+        UserError: bad input, or another training has this name, or is at work there.
         ClusterError: the machines cannot run it.
     """
     config = with_shards(config, console)
     shard_set = open_shards(config)
     steps_per_epoch(config, shard_set)
+    with run_lock(config.folder / f".{STAGE}.lock", str(config.folder / STAGE), console.notice):
+        return _train(config, console, shard_set, fresh=fresh)
+
+
+def _train(config: Config, console: Console, shard_set: ShardSet, *, fresh: bool) -> dict[str, Any]:
     fingerprint = training_fingerprint(config, shard_set)
     folder = config.folder / STAGE
     record = None if fresh else read_stage(config.folder, STAGE)
@@ -77,17 +83,15 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
         more = has_grown(str(folder), EPOCHS, before, config.training.epochs)
         continued = record.result.get("continued", [])
         if record.done and not more:
-            read_checkpoint(Path(record.result["checkpoint"])).check()
+            _check_best(record)
             return {**record.result, "continued": continued, "seconds": record.seconds,
-                    "skipped": True}  # fmt: skip
+                    "skipped": True, LEFT: undelivered(config, "train")}  # fmt: skip
         if changed:
             console.notice(_goes_on_with(changed, config))
         last = last_checkpoint(folder / "checkpoints")
         if more and last is not None:
             continued = [*continued, {"epochs": before, "step": last.state.step}]
             console.notice(_continues(continued[-1], config))
-    if fresh:
-        remove_tree(folder)
     spent = record.seconds if record else 0.0
     started = time.time()
     run_id = record.result.get("run_id") if record else None
@@ -95,24 +99,20 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
         if config.cluster.num_workers:
             stack.enter_context(ray_session(config.cluster.address))
             check_resources(config)
-        folder.mkdir(parents=True, exist_ok=True)
         run = stack.enter_context(
             open_run(config, kind="train", shard_set=shard_set, run_id=run_id)
         )
+        if fresh:  # not before all is there that a new training needs
+            remove_tree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         if continued:
-            client(run.tracking_uri).set_tag(run.run_id, "perceiver.continued", to_json(continued))
+            log_to_run(run, tags={"perceiver.continued": to_json(continued)})
         noted = {"run_id": run.run_id, "continued": continued}
         begun = StageRecord(STAGE, fingerprint, noted, spent)
         write_stage(config.folder, begun)
-        resumed = last_checkpoint(folder / "checkpoints")
-        if resumed:
-            console.notice(
-                f"resuming at epoch {resumed.state.epoch + 1}, step {resumed.state.step}, "
-                f"from {resumed.path}"
-            )
         try:
             with show_progress(folder, console):
-                run_training(config, folder, run)
+                run_training(config, folder, run, console=console)
         finally:
             begun = replace(begun, seconds=spent + time.time() - started)
             write_stage(config.folder, begun)
@@ -120,7 +120,15 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
         log_best(run, result)
     seconds = spent + time.time() - started
     write_stage(config.folder, StageRecord(STAGE, fingerprint, result, seconds, done=True))
-    return {**result, "seconds": seconds, "skipped": False}
+    return {**result, "seconds": seconds, "skipped": False, LEFT: undelivered(config, "train")}
+
+
+def _check_best(record: StageRecord) -> None:
+    """Refuse a finished training whose best checkpoint is no longer whole."""
+    try:
+        read_checkpoint(Path(record.result["checkpoint"])).check()
+    except UserError as error:
+        raise UserError(f"{error}; train again with --fresh") from None
 
 
 def report(result: dict[str, Any], console: Console) -> None:
@@ -132,6 +140,8 @@ def report(result: dict[str, Any], console: Console) -> None:
         f"{result['parameters']:,} parameters, {result['forward_flops']:,} FLOPs forward a sample; "
         f"MLflow run {result['run_id']}"
     )
+    if result[LEFT]:
+        console.say(result[LEFT])
     for source, reason in result["bad_samples"][:10]:
         console.say(f"could not be read: {source}: {reason}")
 
@@ -208,46 +218,6 @@ def check_resources(config: Config) -> None:
     )
 
 
-def run_training(
-    config: Config, folder: Path, run: RunRef | None, *, callbacks: list[Any] | None = None
-) -> None:
-    """Launch the workers with Ray Train and wait for them.
-
-    Args:
-        folder: takes checkpoints and progress; on storage that all workers share.
-        callbacks: for Ray Train's RunConfig.
-    """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    cluster = config.cluster
-    task = TrainTask(config.model_dump_json(), str(folder), run)
-    storage = folder / "ray"
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=task,
-        scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers,
-            use_gpu=cluster.use_gpu,
-            resources_per_worker={"CPU": cluster.cpus_per_worker, "GPU": int(cluster.use_gpu)},
-        ),
-        run_config=RunConfig(
-            # A name of its own each time: resuming is our checkpoints' business.
-            name=time.strftime("%Y%m%d-%H%M%S"),
-            storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
-            callbacks=callbacks or [],
-        ),
-    )
-    try:
-        with expected_errors(), kept_handlers():
-            trainer.fit()
-    except SystemExit:  # Ray Train's own way to end on Ctrl-C
-        raise KeyboardInterrupt from None
-    finally:
-        shutil.rmtree(storage, ignore_errors=True)
-
-
 def training_result(
     config: Config, folder: Path, run: RunRef, shard_set: ShardSet
 ) -> dict[str, Any]:
@@ -277,8 +247,12 @@ def training_result(
 
 def log_best(run: RunRef, result: dict[str, Any]) -> None:
     """Note the best checkpoint in the run, for ``promote`` and for people."""
-    mlflow_client = client(run.tracking_uri)
-    mlflow_client.set_tag(run.run_id, "perceiver.checkpoint", result["checkpoint"])
-    mlflow_client.log_metric(run.run_id, "best_score", result["score"])
-    mlflow_client.log_metric(run.run_id, "forward_flops", result["forward_flops"])
-    mlflow_client.log_metric(run.run_id, "parameters", result["parameters"])
+    log_to_run(
+        run,
+        metrics={
+            "best_score": result["score"],
+            "forward_flops": result["forward_flops"],
+            "parameters": result["parameters"],
+        },
+        tags={"perceiver.checkpoint": result["checkpoint"]},
+    )

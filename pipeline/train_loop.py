@@ -15,17 +15,18 @@ from perceiver_model.classifier_config import ClassifierConfig
 from pipeline.augment import step_seed
 from pipeline.augment_batch import augment_batch
 from pipeline.batches import inputs_on, media_loader
-from pipeline.checkpoints import TrainState, save_checkpoint
+from pipeline.checkpoints import TrainState, not_finite, not_finite_line, save_checkpoint
 from pipeline.collate import BatchInputs, BatchMask
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.progress import Progress
+from pipeline.run_logger import RunLogger
 from pipeline.schedule import learning_rate
 from pipeline.stages import write_json
-from pipeline.tracking import RunLogger
 from shards import ShardReader, ShardSet
 from shards.loader import ShardBatch, ShardLoader
 
+Tensors = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 NO_CLASS = -1
 """Target of padding and of samples that could not be read, in a `ShardBatch`."""
 
@@ -94,6 +95,8 @@ class TrainLoop:
         self._check_bad("train", sums[3], sums[2] + sums[3])
         if self.eval_split:
             metrics |= self.evaluate()
+        for name, value in metrics.items():
+            self._check_finite(name, value, state.step)
         score = metrics.get("val_accuracy", metrics["train_accuracy"])
         state = TrainState(
             step=state.step,
@@ -103,8 +106,9 @@ class TrainLoop:
             window=state.window,
             scores=(*state.scores, score),
         )
+        weights, moments = self._gather(state.step)
         self.logger.log({**metrics, "epoch": float(state.epoch)}, state.step)
-        self._save(state)
+        self._save(state, weights, moments)
         self.progress.evaluations.append((state.epoch, metrics))
         self._show(state)
         return state
@@ -130,6 +134,8 @@ class TrainLoop:
                 seed = step_seed(self.config.seed, state.epoch, step_in_epoch, micro)
                 torch.manual_seed(seed + place.rank)
                 step_sums += self._micro_step(next(micro_steps), seed)
+            loss = float(step_sums[0] / step_sums[2].clamp(min=1))
+            self._check_step(loss, state.step + 1)
             sums += step_sums
             step_in_epoch += 1
             state = TrainState(
@@ -141,14 +147,12 @@ class TrainLoop:
                 scores=state.scores,
             )
             if state.step % training.log_steps == 0:
-                loss = float(step_sums[0] / step_sums[2].clamp(min=1))
-                self._check_finite(loss, state.step)
                 self.logger.log({"loss": loss, "learning_rate": rate}, state.step)
                 self.progress.loss = loss
                 self._show(state)
             due = training.checkpoint_steps and state.step % training.checkpoint_steps == 0
             if due and step_in_epoch < self.steps_per_epoch:
-                self._save(state)
+                self._save(state, *self._gather(state.step))
         return state, state.sums
 
     def _loader(self, split: str, *, shuffle: bool, drop_last: bool) -> ShardLoader:
@@ -251,21 +255,42 @@ class TrainLoop:
                 f"data.max_bad_fraction={self.config.data.max_bad_fraction:g}: {some}"
             )
 
-    def _check_finite(self, loss: float, step: int) -> None:
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {step}; lower training.learning_rate, or set "
-                "training.gradient_clipping"
-            )
+    def _check_step(self, loss: float, step: int) -> None:
+        """Refuse a step whose loss or gradients are not finite.
 
-    def _save(self, state: TrainState) -> None:
+        The loss is the sum over all ranks, so that all see the same. DeepSpeed leaves out a step
+        whose gradients are not finite, without a word.
+        """
+        self._check_finite("the loss", loss, step)
+        if self.engine.skipped_steps:
+            raise UserError(not_finite_line("the gradient", step))
+
+    def _check_finite(self, name: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            raise UserError(not_finite_line(f"{name} ({value})", step))
+
+    def _gather(self, step: int) -> Tensors:
+        """Weights and moments of all ranks, on every rank, finite for certain."""
         weights, moments = gather_state(self.engine)
+        if name := not_finite(weights) or not_finite(moments):
+            raise UserError(not_finite_line(name, step))
+        return weights, moments
+
+    def _save(
+        self, state: TrainState, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]
+    ) -> None:
         if self.place.rank == 0:
             save_checkpoint(self.folder / "checkpoints", state, weights, moments)
         dist.barrier()
+
+    def tell(self, notes: list[str], state: TrainState) -> None:
+        """Have the driver show lines to the person, and how far the training is."""
+        self.progress.notes = notes
+        self._show(state)
 
     def _show(self, state: TrainState) -> None:
         if self.place.rank == 0:
             done = state.epoch * self.steps_per_epoch * self.config.training.batch_size
             self.progress.samples = done + state.samples
+            self.progress.notes += self.logger.news()
             self.progress.write(self.folder)

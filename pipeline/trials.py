@@ -3,7 +3,9 @@
 import itertools
 import json
 import math
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,24 @@ from pipeline.config import Config
 from pipeline.config_study import SpaceConfig, StudyConfig
 from pipeline.errors import UserError
 from pipeline.load_config import with_values
+from pipeline.outbox import RunRef
 from pipeline.stages import write_json
 from pipeline.study_journal import StudyJournal
-from pipeline.tracking import RunRef, begin_run, child_run, client
+from pipeline.tracking import (
+    begin_run,
+    child_run,
+    end_run,
+    log_to_run,
+    new_client,
+    run_ref,
+)
 from pipeline.train import log_best, run_training, training_result
 from shards import ShardSet
 
 TRIAL_FILE = "trial.json"
 STOPPED_TAG = "perceiver.stopped_at_epoch"
 NUMBER_TAG = "perceiver.trial"
+RETRY_SECONDS = 5.0
 
 Settings = dict[str, Any]
 """Dotted field → the value that a trial has there."""
@@ -99,13 +110,17 @@ class Trial:
         folder = trial_folder(Path(self.folder), number)
         folder.mkdir(parents=True, exist_ok=True)
         # The process is killed when the trial is stopped, so the driver ends the run.
-        run = begin_run(
-            config,
-            kind="trial",
-            shard_set=ShardSet.open(config.shards_folder),
-            run_id=self._earlier_run(folder, number),
-            parent_run_id=self.parent.run_id,
-            tags={**self.source, NUMBER_TAG: str(number)},
+        shard_set = ShardSet.open(config.shards_folder)
+        run = _patiently(
+            lambda: begin_run(
+                config,
+                kind="trial",
+                shard_set=shard_set,
+                run_id=self._earlier_run(folder, number),
+                parent_run_id=self.parent.run_id,
+                tags={**self.source, NUMBER_TAG: str(number)},
+            ),
+            config.cluster.wait_seconds,
         )
         write_json(folder / TRIAL_FILE, {"params": self.settings[number], "run_id": run.run_id})
         last = last_checkpoint(folder / "checkpoints")
@@ -129,6 +144,22 @@ class Trial:
         return child_run(self.parent, {NUMBER_TAG: str(number)})
 
 
+def _patiently(begin: Callable[[], RunRef], seconds: float | None) -> RunRef:
+    """Begin a run; where MLflow does not answer, wait for it: a trial needs a run of its own.
+
+    Args:
+        seconds: how long; None for ever.
+    """
+    started = time.monotonic()
+    while True:
+        try:
+            return begin()
+        except UserError:
+            if seconds is not None and time.monotonic() - started > seconds:
+                raise
+        time.sleep(RETRY_SECONDS)
+
+
 def collect_trials(
     base: Config, folder: Path, shard_set: ShardSet, journal: StudyJournal, numbers: list[int]
 ) -> list[dict[str, Any]]:
@@ -141,7 +172,7 @@ def collect_trials(
             continue
         trial = _read_note(noted)
         config = with_values(base, trial["params"])
-        run = RunRef(base.tracking_uri, trial["run_id"])
+        run = run_ref(base, "trial", trial["run_id"])
         result = training_result(config, noted.parent, run, shard_set)
         log_best(run, result)
         trials.append(
@@ -171,12 +202,11 @@ def end_trial(
     noted = trial_folder(folder, number) / TRIAL_FILE
     if not noted.is_file():
         return  # it failed before it had a run
-    run_id = _read_note(noted)["run_id"]
-    mlflow_client = client(parent.tracking_uri)
+    run = replace(parent, run_id=_read_note(noted)["run_id"])
     stopped = stopped_at(journal, number, epochs)
     if stopped is not None:
-        mlflow_client.set_tag(run_id, STOPPED_TAG, str(stopped))
-    mlflow_client.set_terminated(run_id, status)
+        log_to_run(run, tags={STOPPED_TAG: str(stopped)})
+    end_run(run, status)
 
 
 def close_trials(
@@ -188,16 +218,24 @@ def close_trials(
         epochs: of a trial that is not stopped.
         ended: number → whether it ended well; a trial that is not in it was cut off with the study.
     """
-    mlflow_client = client(parent.tracking_uri)
+    mlflow_client = new_client(parent.tracking_uri)
     for noted in folder.glob(f"trials/*/{TRIAL_FILE}"):
         number = int(noted.parent.name)
-        found = mlflow_client.get_run(_read_note(noted)["run_id"]).info.status
+        found = _status(mlflow_client, _read_note(noted)["run_id"])
         if number in ended:
             status = "FINISHED" if ended[number] else "FAILED"
         else:
-            status = "KILLED" if found == "RUNNING" else found
+            status = "KILLED" if found in ("RUNNING", None) else found
         if found != status:
             end_trial(folder, parent, number, status, journal, epochs)
+
+
+def _status(mlflow_client: Any, run_id: str) -> str | None:
+    """A run's status; None where MLflow does not answer."""
+    try:
+        return str(mlflow_client.get_run(run_id).info.status)
+    except Exception:  # stores raise many kinds
+        return None
 
 
 def stopped_at(journal: StudyJournal, number: int, epochs: int) -> int | None:

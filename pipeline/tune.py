@@ -14,15 +14,17 @@ from pipeline.config_study import StudyConfig
 from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.find_shards import with_shards
+from pipeline.outbox import RunRef
 from pipeline.plots import plot_study
+from pipeline.run_lock import run_lock
 from pipeline.stages import StageRecord, has_grown, read_stage, write_json, write_stage
 from pipeline.study_journal import JOURNAL_FILE, Failure, StudyJournal
 from pipeline.study_run import Study, run_trials
-from pipeline.tracking import RunRef, client, open_run
-from pipeline.train import SAME_TO_ROUNDING, open_shards, training_fingerprint
+from pipeline.tracking import client, log_to_run, open_run, undelivered
+from pipeline.train import LEFT, SAME_TO_ROUNDING, open_shards, training_fingerprint
 from pipeline.trials import close_trials, collect_trials, draw_settings, study_base
 from shards import ShardSet
-from shards.files import only_one, remove_tree
+from shards.files import remove_tree
 
 STAGE = "tune"
 RESULTS_FILE = "study.json"
@@ -41,7 +43,7 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
         ``run_id`` (the parent run), ``best`` (the best trial), ``trials`` (by rank; each with
         ``params``, ``accuracy``, ``forward_flops``, ``parameters``, ``epochs``, ``stopped_early``,
         ``run_id``, ``checkpoint``), ``failed`` (trials that ended with an error), ``plot``,
-        ``seconds``, ``skipped``.
+        ``seconds``, ``skipped``, ``undelivered`` (what MLflow has not taken yet, or None).
 
     Raises:
         UserError: no study section, no validation split, or no trial succeeded.
@@ -59,14 +61,16 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
         **{f"study.{key}": value for key, value in study.model_dump(mode="json").items()},
     }
     folder = config.folder / STAGE
-    with only_one(config.folder / f"{STAGE}.lock"):
+    with run_lock(config.folder / f".{STAGE}.lock", str(folder), console.notice):
         record = None if fresh else read_stage(config.folder, STAGE)
         if record:
             more = _has_more_trials(record, fingerprint, study, folder)
             if record.done and not more:
                 read_checkpoint(Path(record.result["best"]["checkpoint"])).check()
-                return {**record.result, "seconds": record.seconds, "skipped": True}
+                left = undelivered(config, "study")
+                return {**record.result, "seconds": record.seconds, "skipped": True, LEFT: left}
         if fresh:
+            client(config.tracking_uri)  # nothing is removed for a study that cannot begin
             remove_tree(folder)
         return _study(config, study, base, shard_set, fingerprint, record, console)
 
@@ -127,7 +131,7 @@ def _study(
         _log_study(run, folder, result)
     seconds = spent + time.time() - started
     write_stage(config.folder, StageRecord(STAGE, fingerprint, result, seconds, done=True))
-    return {**result, "seconds": seconds, "skipped": False}
+    return {**result, "seconds": seconds, "skipped": False, LEFT: undelivered(config, "study")}
 
 
 def _require_validation(config: Config, shard_set: ShardSet) -> None:
@@ -184,6 +188,8 @@ def report(result: dict[str, Any], console: Console) -> None:
         (*columns, "accuracy", "MFLOPs forward", "parameters", "epochs"),
         rows,
     )
+    if result[LEFT]:
+        console.say(result[LEFT])
     for error in result["failed"]:
         console.say(f"a trial failed: {error}")
     console.say(f"plot {result['plot']}; MLflow run {result['run_id']}")
@@ -215,8 +221,9 @@ def _concurrent_trials(base: Config, study: StudyConfig) -> int:
 
 
 def _log_study(run: RunRef, folder: Path, result: dict[str, Any]) -> None:
-    mlflow_client = client(run.tracking_uri)
-    mlflow_client.log_artifact(run.run_id, str(folder / RESULTS_FILE))
-    mlflow_client.log_artifact(run.run_id, result["plot"])
-    mlflow_client.log_metric(run.run_id, "best_score", result["best"]["accuracy"])
-    mlflow_client.set_tag(run.run_id, "perceiver.best_trial", result["best"]["run_id"])
+    log_to_run(
+        run,
+        metrics={"best_score": result["best"]["accuracy"]},
+        tags={"perceiver.best_trial": result["best"]["run_id"]},
+        artifacts=[folder / RESULTS_FILE, Path(result["plot"])],
+    )

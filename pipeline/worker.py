@@ -19,11 +19,14 @@ from cluster.engine_state import restore_state
 from perceiver_model import PerceiverClassifier
 from perceiver_model.attention import set_attention_path
 from perceiver_model.cross_attend import CrossAttend
-from pipeline.checkpoints import TrainState, last_checkpoint
+from pipeline.agreement import agreed_checkpoint, check_same_folder, check_same_shards, every_rank
+from pipeline.checkpoints import TrainState
 from pipeline.config import Config
 from pipeline.config_training import TrainingConfig
+from pipeline.outbox import RunRef
 from pipeline.positions import load_positions
-from pipeline.tracking import RunLogger, RunRef
+from pipeline.run_lock import run_lock
+from pipeline.run_logger import RunLogger
 from pipeline.train_loop import Place, TrainLoop
 from shards import ShardSet
 
@@ -36,11 +39,13 @@ class TrainTask:
         config: the resolved tree, as JSON.
         folder: of this run or trial, on storage that all workers share.
         run: the MLflow run.
+        token: of :func:`pipeline.agreement.folder_token`; workers look for it in the folder.
     """
 
     config: str
     folder: str
     run: RunRef | None
+    token: str = ""
 
 
 def train_worker(task: TrainTask) -> None:
@@ -59,19 +64,37 @@ def train_worker(task: TrainTask) -> None:
 
 @contextlib.contextmanager
 def open_training(task: TrainTask) -> Iterator[tuple[TrainLoop, TrainState]]:
-    """Build the engine, restore the last checkpoint if there is one, open the log.
+    """Agree with the other ranks, build the engine, restore the last checkpoint, open the log.
 
     Yields:
         The loop, and the state to go on from.
 
     Raises:
         ClusterError: DeepSpeed's engine is not what the configuration asks for.
-        UserError: the last checkpoint is damaged, or there are too few samples for a batch.
+        UserError: the ranks see different folders, shards or checkpoints, no checkpoint is whole,
+            or there are too few samples for a batch.
     """
     config = Config.model_validate_json(task.config)
     place = _join()
     folder = Path(task.folder)
+    check_same_folder(folder, task.token)
+    with contextlib.ExitStack() as stack:
+        # Workers of a launch before this one may still be about to end.
+        every_rank(lambda: _hold(folder, place, stack))
+        yield from _open_training(task, config, place, folder)
+
+
+def _hold(folder: Path, place: Place, stack: contextlib.ExitStack) -> None:
+    """Let no other rank 0 write to the folder."""
+    if place.rank == 0:
+        stack.enter_context(run_lock(folder / ".writer.lock", str(folder), print, patient=True))
+
+
+def _open_training(
+    task: TrainTask, config: Config, place: Place, folder: Path
+) -> Iterator[tuple[TrainLoop, TrainState]]:
     shard_set = ShardSet.open(config.shards_folder)
+    check_same_shards(config.shards_folder, shard_set.digest)
     classifier = config.classifier(len(shard_set.manifest.classes), shard_set.manifest.config)
     training = config.training
     torch.manual_seed(config.seed)
@@ -82,11 +105,13 @@ def open_training(task: TrainTask) -> Iterator[tuple[TrainLoop, TrainState]]:
     if training.compile:
         model.compile(mode=training.compile)
 
-    checkpoint = last_checkpoint(folder / "checkpoints")
-    state = checkpoint.state if checkpoint else TrainState()
-    if checkpoint:
-        weights, moments = checkpoint.load()
-        model.load_state_dict(weights)
+    chosen, notes = agreed_checkpoint(folder / "checkpoints")
+    state = chosen.state if chosen else TrainState()
+    if chosen:
+        model.load_state_dict(chosen.weights)
+        notes.append(
+            f"resuming at epoch {state.epoch + 1}, step {state.step}, from {chosen.checkpoint.path}"
+        )
     strategy = Strategy(
         world_size=place.world_size,
         zero_stage=training.zero_stage,
@@ -98,8 +123,9 @@ def open_training(task: TrainTask) -> Iterator[tuple[TrainLoop, TrainState]]:
     )
     optimizer = make_optimizer(model, training)
     engine = initialize_engine(model, optimizer, strategy, gathered_whole=[CrossAttend])
-    if checkpoint:
-        restore_state(engine, weights, moments, step=state.step)
+    if chosen:
+        restore_state(engine, chosen.weights, chosen.moments, step=state.step)
+        del chosen  # its tensors take memory
 
     watch = config.tracking.system_metrics and place.local_rank == 0
     logger = RunLogger(
@@ -111,7 +137,9 @@ def open_training(task: TrainTask) -> Iterator[tuple[TrainLoop, TrainState]]:
     found = {f"engine.{name}": str(value) for name, value in asdict(read_strategy(engine)).items()}
     logger.tag(found)
     try:
-        yield TrainLoop(config, classifier, shard_set, engine, place, folder, logger), state
+        loop = TrainLoop(config, classifier, shard_set, engine, place, folder, logger)
+        loop.tell(notes, state)
+        yield loop, state
     finally:
         logger.close()
         if config.cluster.num_workers == 0:

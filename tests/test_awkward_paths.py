@@ -10,7 +10,7 @@ from pipeline.cli import main
 from pipeline.sqlite_uri import absolute_uri, sqlite_path, sqlite_uri
 from pipeline.stages import read_stage
 
-NAME = "exp #2: [v2] ünï 100% ?a&b=c {x,y} 'q' a::b"
+NAME = "exp #2: [v2] ünï 100% ?a&b=c {x,y} 'q'"
 CONFIG = """
 name: t
 data:

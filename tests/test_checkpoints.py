@@ -1,16 +1,22 @@
 """Checkpoints of a training: whole or not there, the best and the last kept."""
 
+import hashlib
+import json
+import math
 import resource
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pipeline.checkpoints import (
     Checkpoint,
     TrainState,
     best_checkpoint,
+    choose_checkpoint,
     last_checkpoint,
     list_checkpoints,
+    list_names,
     read_checkpoint,
     save_checkpoint,
 )
@@ -42,21 +48,22 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
         assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_of_all_checkpoints_the_best_and_the_last_are_kept(tmp_path):
+def test_of_all_checkpoints_the_best_and_the_last_two_are_kept(tmp_path):
     kept = []
     for step, score in enumerate([0.2, 0.6, 0.4, None, 0.5, 0.6, None], start=1):
         save(tmp_path, step, score)
         kept.append(steps(tmp_path))
-    assert kept == [[1], [2], [2, 3], [2, 4], [2, 5], [6], [6, 7]]
+    assert kept == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5], [5, 6], [6, 7]]
     assert best_checkpoint(tmp_path).state.step == 6  # of equals the latest
     assert last_checkpoint(tmp_path).state.step == 7
 
 
 def test_without_scores_the_last_is_the_best(tmp_path):
     assert last_checkpoint(tmp_path) is None and best_checkpoint(tmp_path) is None
-    for step in (1, 2):
+    for step in (1, 2, 3):
         save(tmp_path, step)
-    assert steps(tmp_path) == [2]
+    assert steps(tmp_path) == [2, 3]
+    (tmp_path / "step-00000003").rename(tmp_path / "elsewhere")
     assert best_checkpoint(tmp_path).state.step == 2
 
 
@@ -83,7 +90,7 @@ def test_what_a_killed_save_left_is_passed_over(tmp_path):
     (tmp_path / "step-00000003").mkdir()
     assert steps(tmp_path) == [1]
     save(tmp_path, 2, score=0.6)
-    assert steps(tmp_path) == [2]
+    assert steps(tmp_path) == [1, 2]
     assert not list(tmp_path.glob(".step-00000002.[!4]*"))
 
 
@@ -106,7 +113,7 @@ def test_a_damaged_tensor_file_is_refused_by_name(tmp_path, name):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match=f"{name}: sha256 differs from state.json; delete the fold"):
+    with pytest.raises(UserError, match=f"{name}: sha256 differs from state.json"):
         checkpoint.load()
     path.unlink()
     with pytest.raises(UserError, match=f"{name}: cannot be read"):
@@ -120,7 +127,42 @@ def test_a_damaged_state_is_refused_by_name(tmp_path, text):
     checkpoint = save(tmp_path, 1)
     (checkpoint.path / "state.json").write_text(text)
     with pytest.raises(UserError, match=r"step-00000001/state\.json: damaged .*delete that folder"):
-        last_checkpoint(tmp_path)
+        read_checkpoint(checkpoint.path)
+    assert last_checkpoint(tmp_path) is None
+    with pytest.raises(UserError, match=r"damaged .* no other checkpoint there is whole.*--fresh"):
+        choose_checkpoint(tmp_path, list_names(tmp_path))
+    whole = save(tmp_path, 0)
+    chosen, (note,) = choose_checkpoint(tmp_path, list_names(tmp_path))
+    assert chosen is not None and chosen.checkpoint == whole
+    assert "going on from step-00000000" in note
+    assert (tmp_path / "damaged-step-00000001").is_dir()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["a.weight", "exp_avg_sq.a.weight"])
+def test_what_is_not_finite_is_neither_saved_nor_loaded(tmp_path, where, value):
+    tensors = {name: torch.zeros(2, 3) for name in ("a.weight", "exp_avg_sq.a.weight")}
+    tensors[where][1, 2] = value
+    weights, moments = ({n: t} for n, t in tensors.items())
+    save(tmp_path, 1)
+    told = f"{where} is not finite after step 2; lower training.learning_rate"
+    with pytest.raises(UserError, match=told):
+        save_checkpoint(tmp_path, TrainState(step=2), weights, moments)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    # As an older version may have saved it.
+    written = save(tmp_path, 2).path
+    for name, content in (("model", weights), ("optimizer", moments)):
+        save_file(content, written / f"{name}.safetensors")
+    state = json.loads((written / "state.json").read_text())
+    state["sha256"] = {
+        name: hashlib.sha256((written / name).read_bytes()).hexdigest() for name in state["sha256"]
+    }
+    (written / "state.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match=f"{where} is not finite; this checkpoint cannot be used"):
+        read_checkpoint(written).load()
+    chosen, (note,) = choose_checkpoint(tmp_path, list_names(tmp_path))
+    assert chosen is not None and chosen.state.step == 1
+    assert "going on from step-00000001" in note
 
 
 def test_where_there_is_no_checkpoint_none_is_read(tmp_path):

@@ -355,7 +355,7 @@ def test_sigterm_ends_a_verb_as_an_interrupt_does(monkeypatch, capsys):
 
     monkeypatch.setattr("pipeline.inspect_shards.inspect_shards", killed)
     assert main(["inspect", "x"]) == 143
-    assert capsys.readouterr().err == "perceiver inspect: terminated\n"
+    assert capsys.readouterr().err == "perceiver inspect: terminated (SIGTERM)\n"
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -451,3 +451,51 @@ def test_without_such_a_cause_the_error_stays():
     assert expected_cause(circle) is None
     with pytest.raises(ZeroDivisionError), expected_errors():
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device", "/a"), "/a: the command cannot write or read (No"),
+        (PermissionError(13, "Permission denied", "/a"), "/a: the command cannot write or read (P"),
+        (MemoryError(), "the command ran out of memory"),
+        (wrapped(MemoryError(), "worker_failures"), "worker 1 ran out of memory"),
+    ],
+)
+def test_what_a_machine_lacks_is_told_without_a_traceback(defect, capsys, error, told):
+    defect(error)
+    assert main(["inspect", "x"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"perceiver inspect: {told}")
+    assert "unexpected" not in line
+
+
+def test_an_error_of_mlflow_is_no_defect_of_ours(defect, capsys):
+    from mlflow.exceptions import MlflowException
+
+    defect(MlflowException("API request to http://u:secret@h/api failed"))
+    assert main(["inspect", "x"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("perceiver inspect: MLflow does not answer, or refuses what it is asked")
+    assert "secret" not in told
+
+
+def test_a_defect_in_a_worker_is_told_as_itself(defect, capsys):
+    from ray.train import WorkerGroupError
+
+    defect(WorkerGroupError("what Ray made of it", {0: ZeroDivisionError("division by zero")}))
+    assert main(["inspect", "x"]) == 1
+    assert "unexpected ZeroDivisionError: division by zero" in capsys.readouterr().err
+
+
+def test_an_error_of_a_process_that_reads_samples_is_told_without_its_traceback():
+    from torch._utils import ExceptionWrapper
+
+    try:
+        raise ShardError("shard-00000.tar: gone; run verify")
+    except ShardError:
+        wrapper = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(ShardError) as caught:
+        wrapper.reraise()
+    assert "Traceback" in str(caught.value)
+    assert str(expected_cause(caught.value)) == "shard-00000.tar: gone; run verify"

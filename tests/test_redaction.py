@@ -94,8 +94,6 @@ ADDRESS = "http://user:hunter2@127.0.0.1:1"
         ["config", "digits", f"--wrong={ADDRESS}"],
         ["config", "digits", f"tracking.uri: [{ADDRESS}"],
         ["config", "digits", f"data.samples_per_shard=[{'x' * 60} {ADDRESS}"],
-        ["config", "digits", f"data.samples_per_shard=[http://{'hunter2' * 20}@host x: ]:"],
-        ["config", "digits", f"training.batch_size={'x' * 50}http://{'hunter2' * 20}@host"],
         ["preprocess", "digits", f"data.train={ADDRESS}/rows.csv", "--debug"],
         ["preprocess", "digits", f"data.train=no-such-scheme{ADDRESS[4:]}", "--debug"],
         ["verify", f"{ADDRESS}/shards?sig=hunter2", "--json"],

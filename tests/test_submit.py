@@ -5,7 +5,6 @@ import shlex
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,10 +12,9 @@ from cluster.errors import ClusterError
 from cluster.jobs import run_job
 from pipeline.arguments import spelled
 from pipeline.cli import parse
-from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.load_config import load_config
-from pipeline.submit import _with_resolved_config, submit
+from pipeline.submit import _with_resolved_config
 
 AWKWARD = "exp #2: [v2] ünï %41 ?a"
 
@@ -55,40 +53,6 @@ def test_the_other_verbs_arguments_are_absolute_too(here: Path) -> None:
     assert parse(sent).json
     assert not parse(sent).debug
     assert shlex.split(shlex.join(sent)) == sent
-
-
-@pytest.mark.parametrize("verb", ["promote", "predict", "train"])
-def test_no_command_line_or_environment_of_a_job_holds_a_secret(
-    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sent: dict[str, Any] = {}
-
-    def run_job(arguments: list[str], **options: Any) -> dict[str, Any]:
-        sent.update(options, arguments=arguments)
-        return {}
-
-    monkeypatch.setattr("pipeline.submit.run_job", run_job)
-    monkeypatch.chdir(tmp_path)
-    address = "http://user:hunter2@127.0.0.1:1"
-    commands = {
-        "promote": ["promote", "0" * 32, "--tracking-uri", address],
-        "predict": ["predict", "models:/m@c", "a.png", "--tracking-uri", address],
-        "train": ["train", "digits", f"tracking.uri={address}", f"data.train={address}/rows.csv"],
-    }
-    with Path("log").open("w") as log:
-        arguments = (commands[verb], Console(log, log))
-        if verb == "train":
-            submit(*arguments, address="http://127.0.0.1:1", wait=False)
-            assert sent["environment"] == {}
-            assert "hunter2" not in str(sent["arguments"])
-        else:
-            with pytest.raises(UserError, match=r"\*\*\*@127.* holds a password") as caught:
-                submit(*arguments, address="http://127.0.0.1:1", wait=False)
-            assert "hunter2" not in str(caught.value) and not sent
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    if verb != "train":
-        with Path("log").open("w") as log, pytest.raises(UserError, match="holds a password"):
-            submit(commands[verb][:-2], Console(log, log), address="http://127.0.0.1:1", wait=False)
 
 
 def test_a_job_refuses_places_in_its_temporary_copy(monkeypatch: pytest.MonkeyPatch) -> None:

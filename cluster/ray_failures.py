@@ -1,0 +1,135 @@
+"""What ended a training under the layers that Ray wraps around it, in one line for a person."""
+
+import errno
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["lost", "no room", "no memory", "no storage", "no GPU"]
+# Of these, another try of the same command ends in the same way.
+FINAL: frozenset[Kind] = frozenset({"no memory", "no storage", "no GPU"})
+
+_NO_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_GPU = re.compile(
+    r"no GPUs? (was |were )?found|No CUDA GPUs|not compiled with CUDA|no NVIDIA", re.I
+)
+_CUT_OFF = re.compile(
+    r"Connection (closed|reset)|Broken pipe|Socket closed|NCCL|gloo|store.*timed? ?out", re.I
+)
+_READER = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)")
+_INNER = ("health_check_failure", "controller_failure", "cause", "__cause__")
+_DIED = (
+    "ActorDiedError",
+    "LocalRayletDiedError",
+    "ActorUnavailableError",
+    "NodeDiedError",
+    "RayActorError",
+    "WorkerCrashedError",
+    "WorkerGroupStartupFailedError",
+    "WorkerHealthCheckTimeoutError",
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a training ended.
+
+    Attributes:
+        kind: "lost": a worker, its machine or its connection; "no room": the cluster holds no
+            such workers at the moment; the others name what was missing.
+        text: one line, without an end mark.
+    """
+
+    kind: Kind
+    text: str
+
+    @property
+    def is_final(self) -> bool:
+        """Whether another try would end in the same way."""
+        return self.kind in FINAL
+
+
+def read_failure(error: BaseException) -> Failure | None:
+    """What the machines did, or None where the cause lies in the program itself."""
+    found = [failure for rank, inner in causes(error) if (failure := _read(rank, inner))]
+    # What was missing says more than that a worker was lost, and that more than that the others
+    # lost their connection to it.
+    order = {"no storage": 0, "no memory": 1, "no GPU": 2, "no room": 3, "lost": 4}
+    return min(found, key=lambda f: (order[f.kind], "connection" in f.text), default=None)
+
+
+def causes(error: BaseException) -> Iterator[tuple[int | None, BaseException]]:
+    """All that lies under an error, with the rank of the worker that raised it."""
+    seen: set[int] = set()
+    queue: list[tuple[int | None, Any]] = [(None, error)]
+    while queue:
+        rank, current = queue.pop(0)
+        if not isinstance(current, BaseException) or id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield rank, current
+        # Ray Train keeps the failures of its workers by rank.
+        failures = getattr(current, "worker_failures", None)
+        if isinstance(failures, dict):
+            queue += list(failures.items())
+        for name in _INNER:
+            queue.append((rank, getattr(current, name, None)))
+
+
+def root_error(error: BaseException) -> BaseException:
+    """The error of the program under those that Ray made of it; the error itself where none is."""
+    while type(error).__module__.startswith("ray"):
+        failures = getattr(error, "worker_failures", None)
+        below = [*failures.values()] if isinstance(failures, dict) else []
+        below += [getattr(error, name, None) for name in _INNER]
+        inner = next((e for e in below if isinstance(e, BaseException) and e is not error), None)
+        if inner is None:
+            break
+        error = inner
+    return error
+
+
+def _read(rank: int | None, error: BaseException) -> Failure | None:
+    name, text = type(error).__name__, " ".join(str(error).split())
+    who = "the command" if rank is None else f"worker {rank}"
+    if name == "WorkerGroupStartupTimeoutError":
+        return Failure("no room", "the cluster has no room for the workers")
+    if isinstance(error, OSError) and error.errno in _NO_STORAGE:
+        where = f"{error.filename}: " if error.filename else ""
+        return Failure("no storage", f"{where}{who} cannot write or read ({error.strerror})")
+    if name == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return Failure(
+            "no memory",
+            f"{who} ran out of memory ({text[:160]}); lower training.batch_size, or raise "
+            "training.gradient_accumulation_steps or training.activation_checkpointing",
+        )
+    if isinstance(error, RuntimeError | ValueError | AssertionError) and _NO_GPU.search(text):
+        return Failure(
+            "no GPU",
+            f"{who} finds no GPU that torch can use ({text[:160]}); set cluster.use_gpu=false, or "
+            "install a torch that is built for the machine's GPUs",
+        )
+    if name in _DIED:
+        return Failure("lost", _death(who, text))
+    if isinstance(error, RuntimeError) and _READER.search(text):
+        return Failure(
+            "lost",
+            f"a process that reads samples for {who} was killed or crashed, by the system for want "
+            "of memory or by hand; a lower training.loader_workers takes less memory",
+        )
+    if isinstance(error, RuntimeError) and _CUT_OFF.search(text):
+        return Failure("lost", f"{who} lost its connection to the others ({text[:160]})")
+    return None
+
+
+def _death(who: str, text: str) -> str:
+    """A line for a process or machine that went away, from what Ray says of it."""
+    if re.search(r"node .{0,80}(died|dead|terminated|failed)|node_death|its node", text, re.I):
+        return f"the machine of {who} was lost"
+    pid = re.search(r"pid[:=] ?(\d+)", text)
+    process = f" (process {pid[1]})" if pid else ""
+    return (
+        f"{who}{process} was killed or crashed: by the system for want of memory, by hand, or in "
+        "native code"
+    )

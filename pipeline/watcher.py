@@ -1,0 +1,150 @@
+"""A parent process that sees how a command ends, so that every end has a line.
+
+Ray's native code ends its driver, without a word, when the agent or the raylet of the machine dies;
+the system kills a process that takes too much memory; native code can crash. So a verb that starts
+engines runs in a child process, which says through a pipe how it ended. Where it could not, its
+parent prints the line.
+
+The child is in a process group of its own and gets each signal from its parent, once. It dies with
+its parent (Linux).
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCONT)
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
+_PR_SET_PDEATHSIG = 1
+_FAILED = 1
+_SHOW_CURSOR = "\x1b[?25h"
+_pipe: int | None = None
+
+
+def watched(verb: str, work: Callable[[], int]) -> int:
+    """Run a verb in a child process; returns its exit status, in the child and in the parent.
+
+    Where this process has threads already, or the system cannot fork, it runs here.
+
+    Args:
+        verb: names it in the line.
+        work: does it, has a line of its own for every end that it sees, and returns the status.
+    """
+    global _pipe
+    if not hasattr(os, "fork") or threading.active_count() > 1:
+        return work()
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        os.setpgid(0, 0)
+        _die_with(parent)
+        _pipe = writer
+        status = work()
+        _tell(f"end {status}")
+        return status
+    os.close(writer)
+    with contextlib.suppress(OSError):  # the child does the same; whoever comes first
+        os.setpgid(child, child)
+    with _signals_passed_on(child):
+        _, code = os.waitpid(child, 0)
+    return _read_end(verb, _read(reader), code)
+
+
+def tell_log(path: Path) -> None:
+    """Name the log file to the parent, if there is one."""
+    _tell(f"log {path}")
+
+
+def _tell(line: str) -> None:
+    if _pipe is not None:
+        with contextlib.suppress(OSError):
+            os.write(_pipe, os.fsencode(line.replace("\n", " ") + "\n"))
+
+
+def _die_with(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it has died in the meantime
+            os._exit(_FAILED)
+
+
+@contextlib.contextmanager
+def _signals_passed_on(child: int) -> Iterator[None]:
+    def pass_on(number: int, _: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    def pause(number: int, _: FrameType | None) -> None:
+        """Ctrl-Z: the child's group pauses, then this process, until the shell goes on."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGCONT)
+
+    handlers: dict[int, Any] = dict.fromkeys(_PASSED_ON, pass_on)
+    handlers[signal.SIGTSTP] = pause
+    # What the caller has set to be ignored (nohup, a script's background) stays so, here as there.
+    kept = {n: signal.getsignal(n) for n in handlers}
+    set_here = [n for n, handler in kept.items() if handler is not signal.SIG_IGN]
+    for number in set_here:
+        signal.signal(number, handlers[number])
+    try:
+        yield
+    finally:
+        for number in set_here:
+            signal.signal(number, kept[number] or signal.SIG_DFL)
+
+
+def _read(reader: int) -> list[str]:
+    """What the child has told; processes that it started may hold the pipe open for longer."""
+    os.set_blocking(reader, False)
+    told = b""
+    with contextlib.suppress(BlockingIOError):
+        while part := os.read(reader, 65536):
+            told += part
+    os.close(reader)
+    return os.fsdecode(told).splitlines()
+
+
+def _read_end(verb: str, told: list[str], code: int) -> int:
+    """The exit status from what the child told and the system says; prints the missing line."""
+    ends = [int(line.removeprefix("end ")) for line in told if line.startswith("end ")]
+    logs = [line.removeprefix("log ") for line in told if line.startswith("log ")]
+    status = os.waitstatus_to_exitcode(code)
+    if ends:
+        # A crash while the interpreter ends changes nothing: the work was done, or not, before.
+        return ends[-1] if status < 0 else status
+    if sys.stderr.isatty():
+        sys.stderr.write(_SHOW_CURSOR)
+    log = f"; log: {logs[-1]}" if logs else ""
+    print(f"perceiver {verb}: {_what_happened(status)}; {_GOES_ON}{log}", file=sys.stderr)
+    return 128 - status if status < 0 else status or _FAILED
+
+
+_GOES_ON = "the same command goes on from what is done"
+
+
+def _what_happened(status: int) -> str:
+    if status >= 0:
+        return (
+            f"was ended from within (status {status}), as Ray does when its raylet or agent on "
+            "this machine has died or was killed"
+        )
+    name = signal.Signals(-status).name
+    if -status == signal.SIGKILL:
+        return f"was killed ({name}), by the system for want of memory or by hand"
+    if -status in _CRASHES:
+        return f"crashed in native code ({name})"
+    return f"was ended by {name}"

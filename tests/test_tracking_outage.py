@@ -1,0 +1,121 @@
+"""MLflow's server goes away in the middle of a training: telemetry waits, the training does not."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from pipeline import outbox
+from pipeline.checkpoints import TrainState
+from pipeline.config import Config
+from pipeline.console import Console
+from pipeline.errors import UserError
+from pipeline.train import LEFT, train
+from pipeline.train_loop import TrainLoop
+
+
+class Server:
+    """A real tracking server that can be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port",
+                 str(self.port), "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
+                 "--default-artifact-root", str(self.folder / "artifacts")],
+                stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.2)
+        raise AssertionError((self.folder / "server.log").read_text())
+
+    def stop(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(outbox, "_refused_at", {})
+    server = Server(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_a_training_outlives_its_tracking_server(
+    server: Server, make_config: Callable[..., Config], digit_shards: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    config = make_config(
+        tmp_path / "out", f"shards={digit_shards}", "cluster.num_workers=0", "training.epochs=4",
+        "training.log_steps=1", f"tracking.uri={server.uri}", "tracking.system_metrics=true",
+        "tracking.system_metrics_seconds=0.05",
+    )  # fmt: skip
+    run_epoch = TrainLoop.run_epoch
+
+    def losing_the_server(loop: TrainLoop, state: TrainState) -> TrainState:
+        if state.epoch == 1:
+            server.stop()
+        return run_epoch(loop, state)
+
+    monkeypatch.setattr(TrainLoop, "run_epoch", losing_the_server)
+    with (tmp_path / "told.txt").open("w+") as file:
+        result = train(config, Console(file, file))
+        file.seek(0)
+        told = file.read()
+    assert result["epochs"] == 4
+    assert "does not take what is logged" in told and "the training goes on" in told
+    assert "are not delivered" in result[LEFT] and str(config.folder / "mlflow") in result[LEFT]
+
+    # Gone at the start: a line, and nothing is begun or removed.
+    with pytest.raises(UserError, match="MLflow does not answer there"):
+        train(config, Console(file_of(tmp_path), file_of(tmp_path)), fresh=True)
+    assert Path(result["checkpoint"]).is_dir()
+
+    # The next command on the same run delivers, in order, each value once.
+    monkeypatch.setattr(outbox, "_refused_at", {})
+    server.start()
+    again = train(config, Console(file_of(tmp_path), file_of(tmp_path)))
+    assert (again["skipped"], again[LEFT]) == (True, None)
+    client = MlflowClient(server.uri)
+    run = client.get_run(result["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["perceiver.checkpoint"] == result["checkpoint"]
+    assert run.data.metrics["best_score"] == result["score"]
+    for name, steps in (("loss", range(1, 29)), ("val_loss", (7, 14, 21, 28))):
+        history = client.get_metric_history(run.info.run_id, name)
+        assert [metric.step for metric in history] == list(steps)
+        assert [m.timestamp for m in history] == sorted(m.timestamp for m in history)
+    system = next(name for name in run.data.metrics if name.startswith("system/"))
+    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, system)]
+    assert steps == list(range(len(steps)))
+
+
+def file_of(folder: Path):
+    return (folder / "more.txt").open("a")
