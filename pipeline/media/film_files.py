@@ -16,6 +16,8 @@ _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b
 _TS_BYTES = (188, 192, 204)
 """Of packets of a transport stream: plain, with a time in front, with a checksum behind."""
 _PS_START = b"\0\0\1\xba"
+_PS_MOST_BYTES = 6 + 2**16
+"""Of a packet of a program stream that says how long it is."""
 _RIFF_UNKNOWN = (0, 2**32 - 1)
 _RIFF_ROUNDING = 1
 """Bytes by which the length of a RIFF file may be too large: some count the padding twice."""
@@ -127,8 +129,8 @@ def _asf_shortage(data: bytes) -> str | None:
 
 def _program_shortage(data: bytes) -> str | None:
     """MPEG program streams: the last packet says how long it is; 0 says that it doesn't know."""
-    place = len(data)
-    while (place := data.rfind(b"\0\0\1", 0, place)) >= 0:
+    place, least = len(data), max(0, len(data) - _PS_MOST_BYTES)
+    while (place := data.rfind(b"\0\0\1", least, place)) >= 0:
         # Codes from 0xBC on are packets' alone; lower ones stand within pictures, too.
         if place + 6 <= len(data) and data[place + 3] >= 0xBC:
             size = int.from_bytes(data[place + 4 : place + 6], "big")

@@ -10,7 +10,7 @@ from pipeline.media.errors import MediaError
 _UNUSUAL = re.compile(
     rb"\t|^ |\r(?!\n)|^f[^\r\n#]*-|^(?:v[tnp]?|f|l|p) [^\r\n]*#|\\[ ]*\r?$|^fo ", re.MULTILINE
 )
-_FREE_FORM = re.compile(rb"^\s*(surf|curv2?)\s", re.MULTILINE)
+_FREE_FORM = re.compile(rb"^[ \t]*(surf|curv2?)[ \t]", re.MULTILINE)
 _CORNER_ZERO = re.compile(rb"^[ \t]*fo?[ \t](?:[^\r\n#]*[ \t])?0+(?=[/\s]|\Z)", re.MULTILINE)
 _GEOMETRY = frozenset([b"v", b"vt", b"vn", b"vp", b"f", b"l", b"p"])
 _HEAD_BYTES = 4096
