@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_media import film, refusal, tone
 
-from pipeline.media import AudioFormat, VideoFormat, decode, decode_film
+from pipeline.media import AudioFormat, MediaError, VideoFormat, decode, decode_film
 
 FORMAT = VideoFormat(num_frames=4, height=24, width=32, frames_per_second=8, clips="all")
 RNG = np.random.default_rng(0)
@@ -144,3 +144,13 @@ def test_one_films_complaints_are_not_anothers(films):
     for _ in range(3):
         assert "FFmpeg says: " in told(garbled(data, 0.5))
         assert len(clips(data)) >= 2
+
+
+def test_two_films_that_are_read_in_turn_keep_their_complaints_apart(films):
+    whole, damaged = films["flv1", "flv"], garbled(films["flv1", "flv"], 0.5)
+    one, other = decode_film(whole, FORMAT, None), decode_film(damaged, FORMAT, None)
+    made = [next(one)]
+    with pytest.raises(MediaError, match="FFmpeg says"):
+        list(other)
+    made += one
+    assert len(made) == len(clips(whole))

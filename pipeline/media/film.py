@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.media.errors import MediaError, one_line
 from pipeline.media.film_files import is_open_ended
-from pipeline.media.film_log import FilmLog, refuse_complaints
+from pipeline.media.film_log import FilmLog, listening, refuse_complaints
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -101,7 +101,8 @@ class Track:
             if number == 0 and self._log is not None:
                 strict = packet.is_keyframe and not self._may_refer_back()
             try:
-                frames = self._decoder.decode(packet)
+                with listening(self._log):
+                    frames = self._decoder.decode(packet)
             except MemoryError:
                 raise
             except av.FFmpegError as error:
@@ -134,7 +135,8 @@ class Track:
         packets = self._container.demux(self.stream)
         while True:
             try:
-                packet = next(packets, None)
+                with listening(self._log):
+                    packet = next(packets, None)
             except MemoryError:
                 if not _is_free(self._num_bytes):
                     raise
@@ -184,7 +186,7 @@ def open_track(
     kind: Literal["video", "audio"],
     *,
     max_pixels: int,
-    log: FilmLog | None = None,
+    strict: bool = True,
 ) -> Iterator[Track | None]:
     """A film's first track of a kind; None where it has none.
 
@@ -194,7 +196,7 @@ def open_track(
         data: the film.
         kind: of the track.
         max_pixels: of a frame; more are refused.
-        log: what FFmpeg complains of; with it, damage that FFmpeg conceals is refused.
+        strict: whether damage is refused, too, that FFmpeg conceals; inside `ffmpeg_messages`.
 
     Raises:
         MediaError: no film, or a codec that FFmpeg lacks; inside the block, whatever PyAV raises.
@@ -203,14 +205,17 @@ def open_track(
 
     options = {"max_pixels": str(max_pixels), "threads": "1", "flags": "+bitexact"}
     unreadable = "no film that FFmpeg can read"
+    log = FilmLog() if strict else None
     try:
-        with av.open(
-            io.BytesIO(data),
-            mode="r",
-            options=options,
-            container_options={"format_whitelist": CONTAINERS, "protocol_whitelist": "none"},
-            metadata_errors="replace",
-        ) as container:
+        with listening(log):
+            opened = av.open(
+                io.BytesIO(data),
+                mode="r",
+                options=options,
+                container_options={"format_whitelist": CONTAINERS, "protocol_whitelist": "none"},
+                metadata_errors="replace",
+            )
+        with opened as container:
             unreadable = "damaged"
             stream = _first(container, kind)
             if stream is None:

@@ -3,7 +3,7 @@
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from pipeline.media.errors import MediaError
 
@@ -19,14 +19,21 @@ _users = 0
 
 
 class FilmLog:
-    """FFmpeg's messages on the films that this thread reads.
+    """FFmpeg's messages on one track of a film, of this thread."""
 
-    Args:
-        records: level, name of the part of FFmpeg, and text of each; others append to it.
-    """
+    def __init__(self) -> None:
+        self._records: list[tuple[int, str, str]] = []
 
-    def __init__(self, records: list[tuple[int, str, str]]) -> None:
-        self._records = records
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take down what FFmpeg says inside the block, which must not yield to other films."""
+        import av
+
+        with av.logging.Capture(local=True) as records:
+            try:
+                yield
+            finally:
+                self._records += records
 
     def forget(self, keep_of: str = "") -> None:
         """Drop all messages but those of the container with this name."""
@@ -42,24 +49,20 @@ class FilmLog:
         return None
 
 
-@contextmanager
-def film_log(strict: bool) -> Iterator[FilmLog | None]:
-    """The log of the films that are read inside the block, by this thread; None if not strict."""
-    import av
-
-    if not strict:
-        yield None
-        return
-    with _messages(), av.logging.Capture(local=True) as records:
-        yield FilmLog(records)
+def listening(log: FilmLog | None) -> AbstractContextManager[None]:
+    """As :meth:`FilmLog.listening`; None takes down nothing."""
+    return nullcontext() if log is None else log.listening()
 
 
 @contextmanager
-def _messages() -> Iterator[None]:
-    """FFmpeg's messages go to PyAV, which drops them otherwise; repeated ones, too."""
+def ffmpeg_messages(strict: bool) -> Iterator[None]:
+    """Inside the block, FFmpeg's messages go to PyAV, which drops them otherwise; repeated, too."""
     global _users  # the level is FFmpeg's, and one for all threads
     import av
 
+    if not strict:
+        yield
+        return
     with _lock:
         _users += 1
         av.logging.set_level(av.logging.INFO)

@@ -12,7 +12,7 @@ from pipeline.media.audio import AudioFormat, to_format
 from pipeline.media.errors import MediaError
 from pipeline.media.film import Track, open_track
 from pipeline.media.film_files import check_whole_film
-from pipeline.media.film_log import film_log
+from pipeline.media.film_log import ffmpeg_messages
 from pipeline.media.images import fit_pixels
 from pipeline.media.sample_rate import margins, num_source_samples, resample_within
 from pipeline.media.soundtrack import Soundtrack
@@ -77,15 +77,17 @@ def decode_film(
     if strict:
         check_whole_film(data)
     with ExitStack() as stack:
-        log = stack.enter_context(film_log(strict))
-        track = stack.enter_context(open_track(data, "video", max_pixels=video.max_pixels, log=log))
+        stack.enter_context(ffmpeg_messages(strict))
+        track = stack.enter_context(
+            open_track(data, "video", max_pixels=video.max_pixels, strict=strict)
+        )
         if track is None:
             raise MediaError("it has no video track")
         sound = None
         if audio is not None:
             # A reader of its own: one that served both would hold what lies between the tracks.
             heard = stack.enter_context(
-                open_track(data, "audio", max_pixels=video.max_pixels, log=log)
+                open_track(data, "audio", max_pixels=video.max_pixels, strict=strict)
             )
             sound = None if heard is None else Soundtrack(heard)
         begin: Fraction | None = None
