@@ -64,6 +64,11 @@ class DataConfig(Section):
         decode_memory_mib: memory that decoding may take.
         sandbox: ``require`` ends the run where the decoders' sandbox lacks one of its protections;
             ``best`` takes those that a machine has, and says which are missing.
+        verify_samples: whether training and evaluation compare each sample that they read from the
+            shards with the sha256 that it was written with.
+        corrupt_samples: what they do with one that is not as it was written, or cannot be read:
+            ``skip`` leaves it out and names it, as one that cannot be decoded; ``fail`` ends the
+            run.
     """
 
     train: str = Field(min_length=1)
@@ -87,6 +92,8 @@ class DataConfig(Section):
     decode_seconds: float = Field(default=60.0, gt=0)
     decode_memory_mib: int = Field(default=2048, ge=256)
     sandbox: Literal["best", "require"] = "best"
+    verify_samples: bool = True
+    corrupt_samples: Literal["skip", "fail"] = "skip"
 
     @field_validator("allow")
     @classmethod

@@ -7,6 +7,7 @@ it; then every source has to be hashed again to know whether it has changed.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +15,14 @@ from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from pipeline.ledger_check import check_rows, read_places, read_reading, read_seconds
 from pipeline.sources.tables import without_addresses
-from shards import ShardError, ShardSet
+from shards import ShardSet
 from shards.files import AtomicFile
 from shards.parquet import decode_parquet, encode_parquet
+from shards.parquet_groups import open_parquet
+from shards.set_files import open_file, read_file
 from shards.writer import read_index
 
 _SCHEMA = pa.schema(
@@ -32,6 +35,7 @@ _SCHEMA = pa.schema(
         ("shard", pa.int64()),
     ]
 )
+_MAX_BYTES = 4 << 30
 _SECONDS, _DIGEST, _PLACES, _READING = b"seconds", b"digest", b"places", b"reading"
 
 
@@ -54,17 +58,22 @@ class Ledger:
     @classmethod
     def read(cls, shards: Path) -> Self:
         """The ledger of the set in ``shards``, or what the set's indexes tell."""
-        path = ledger_path(shards)
         try:
-            table = decode_parquet(path.read_bytes(), _SCHEMA, str(path))
-        except (FileNotFoundError, ShardError):
+            table = _read(shards)
+            about = table.schema.metadata or {}
+            shard_set = ShardSet.open(shards)
+            # A run killed between the set and its ledger leaves an older set's.
+            if about.get(_DIGEST) != shard_set.digest.encode():
+                return cls(_sources_in(shards))
+            check_rows(table, shard_set.listing["number"])
+            return cls(
+                table,
+                read_seconds(about[_SECONDS]),
+                read_places(about[_PLACES]),
+                read_reading(about.get(_READING, b"{}")),
+            )
+        except (OSError, KeyError, ValueError):  # missing, damaged or not to be believed
             return cls(_sources_in(shards))
-        about = table.schema.metadata or {}
-        # A run killed between the set and its ledger leaves an older set's.
-        if about.get(_DIGEST) != ShardSet.open(shards).digest.encode():
-            return cls(_sources_in(shards))
-        reading = json.loads(about.get(_READING, b"{}"))
-        return cls(table, float(about[_SECONDS]), json.loads(about[_PLACES]), reading)
 
 
 def ledger_path(shards: Path) -> Path:
@@ -77,13 +86,19 @@ def ledger_places(shards: Path) -> tuple[str, Mapping[str, str]]:
 
     Both are empty where that is not known. The table is not read.
     """
+    path = ledger_path(shards)
     try:
-        about = pq.read_schema(ledger_path(shards)).metadata or {}
-        digest, places = about[_DIGEST].decode(), json.loads(about[_PLACES])
+        with os.fdopen(open_file(path.parent, path.name), "rb") as file:
+            about = open_parquet(file, str(path)).schema_arrow.metadata or {}
+        return about[_DIGEST].decode(), read_places(about[_PLACES])
     except (OSError, KeyError, ValueError, pa.ArrowException):
         return "", {}
-    known = isinstance(places, dict) and all(isinstance(place, str) for place in places.values())
-    return (digest, places) if known else ("", {})
+
+
+def _read(shards: Path) -> pa.Table:
+    """The table in the ledger's file. Raises OSError or ShardError."""
+    path = ledger_path(shards)
+    return decode_parquet(read_file(path.parent, path.name, _MAX_BYTES), _SCHEMA, str(path))
 
 
 def source_states(table: pa.Table) -> pa.Array:

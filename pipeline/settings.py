@@ -22,7 +22,9 @@ OTHERWISE = (
 _PREFIX = "data."
 READING = ("allow", "max_file_bytes")
 """Fields of what may be read: of the machine's safety, not of the samples."""
-_WITHOUT_EFFECT = frozenset({"max_bad_fraction", "sandbox", *READING})
+_WITHOUT_EFFECT = frozenset(
+    {"max_bad_fraction", "sandbox", "verify_samples", "corrupt_samples", *READING}
+)
 
 
 def sample_settings(config: Config) -> dict[str, Any]:

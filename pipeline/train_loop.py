@@ -157,7 +157,7 @@ class TrainLoop:
 
     def _loader(self, split: str, *, shuffle: bool, drop_last: bool) -> ShardLoader:
         return media_loader(
-            ShardReader(self.shard_set, split),
+            ShardReader(self.shard_set, split, verify_samples=self.config.data.verify_samples),
             self.config.data.formats,
             batch_size=self.config.micro_batch_size(self.place.world_size),
             rank=self.place.rank,
@@ -166,6 +166,7 @@ class TrainLoop:
             shuffle=shuffle,
             drop_last=drop_last,
             num_workers=self.config.training.loader_workers,
+            skip_corrupt=self.config.data.corrupt_samples == "skip",
             pin_memory=self.place.device.type == "cuda",
         )
 
