@@ -100,6 +100,7 @@ class Predictor:
         decode_seconds: processor time allowed for decoding one input.
         decode_memory_mib: memory allowed for that.
         strict: whether media are refused that are damaged or cut short.
+        sandbox: ``best``, or ``require``, as of :class:`~pipeline.media.arrays.Decoder`.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Predictor:
         decode_seconds: float = DECODE_SECONDS,
         decode_memory_mib: int = DECODE_MEMORY_MIB,
         strict: bool = True,
+        sandbox: str = "best",
     ) -> None:
         self.card = card
         self.decoder = Decoder(
@@ -118,6 +120,7 @@ class Predictor:
             seconds=decode_seconds,
             memory_bytes=decode_memory_mib * 1024**2,
             strict=strict,
+            sandbox=sandbox,
         )
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = PerceiverClassifier(card.classifier)
@@ -133,6 +136,7 @@ class Predictor:
         decode_seconds: float = DECODE_SECONDS,
         decode_memory_mib: int = DECODE_MEMORY_MIB,
         strict: bool = True,
+        sandbox: str = "best",
     ) -> "Predictor":
         """Read a card and safetensors weights from files; the rest is the constructor's."""
         return cls(
@@ -141,6 +145,7 @@ class Predictor:
             decode_seconds=decode_seconds,
             decode_memory_mib=decode_memory_mib,
             strict=strict,
+            sandbox=sandbox,
         )
 
     def predict(self, inputs: Sequence[MediaSource | str]) -> list[Prediction]:

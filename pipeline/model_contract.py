@@ -25,6 +25,7 @@ SETTINGS: dict[str, Any] = {
     "decode_seconds": 60.0,
     "decode_memory_mib": 2048,
     "strict": True,
+    "sandbox": "best",
 }
 """The keys of ``mlflow.pyfunc.load_model(…, model_config=…)`` and their defaults."""
 

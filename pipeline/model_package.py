@@ -27,7 +27,7 @@ MODEL_REQUIREMENTS = (
     "trimesh",
 )
 
-DECODING = ("decode_seconds", "decode_memory_mib", "strict")
+DECODING = ("decode_seconds", "decode_memory_mib", "strict", "sandbox")
 """Fields of ``data`` that the model's inputs are decoded by, too."""
 
 

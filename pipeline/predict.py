@@ -14,6 +14,7 @@ from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.inference import Prediction, Predictor
 from pipeline.media import TableFormat
+from pipeline.media.sandbox import SandboxError
 from pipeline.strict_json import to_json
 from pipeline.table_rows import holds_rows, table_rows
 from shards.files import AtomicFile
@@ -46,7 +47,8 @@ def predict(
         dictionaries), ``bad`` (how many have an error).
 
     Raises:
-        UserError: no such model or file, nothing to predict, or too many bad files.
+        UserError: no such model or file, nothing to predict, too many bad files, or no sandbox to
+            decode them in.
         ShardError: the table cannot be written.
     """
     if output is not None and output.suffix not in FORMATS:
@@ -59,7 +61,10 @@ def predict(
         with console.bar("predict", len(files), "files") as bar:
             for start in range(0, len(files), 256):
                 chunk = files[start : start + 256]
-                predictions += predict_files(predictor, chunk)
+                try:
+                    predictions += predict_files(predictor, chunk)
+                except SandboxError as error:
+                    raise UserError(f"files cannot be decoded here: {error}") from None
                 bar.advance(len(chunk))
         bad = [prediction for prediction in predictions if prediction.error is not None]
         if bad and (len(bad) == len(predictions) or len(bad) / len(predictions) > max_bad_fraction):

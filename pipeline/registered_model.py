@@ -48,6 +48,7 @@ class PerceiverModel(mlflow.pyfunc.PythonModel):
             decode_seconds=self.settings["decode_seconds"],
             decode_memory_mib=self.settings["decode_memory_mib"],
             strict=self.settings["strict"],
+            sandbox=self.settings["sandbox"],
         )
 
     # MLflow would take type hints for a schema and warn that it cannot use them.

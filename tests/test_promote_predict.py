@@ -113,6 +113,7 @@ def test_raw_paths_and_raw_bytes_give_classes_and_probabilities(
 ) -> None:
     files = sorted((digit_images / "test").glob("*/*.png"))
     model = mlflow.pyfunc.load_model(URI, model_config={"allow_paths": True})
+    assert model.metadata.get_input_schema().inputs and model.input_example is not None
     by_path = model.predict([str(file) for file in files])
     assert list(by_path.columns) == ["source", "label", "probability", "probabilities", "error"]
     truth = [file.parent.name for file in files]

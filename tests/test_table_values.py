@@ -23,6 +23,7 @@ from pipeline.inference import as_inputs
 from pipeline.media import FittedTableFormat, MediaError, TableFormat, TableVocabulary
 from pipeline.media.table_values import MISSING_TEXTS, name_of, read_name, read_number
 from pipeline.sources import fit_table
+from pipeline.sources.typed import to_role
 from pipeline.table_rows import table_rows
 
 UTC_NOON = dt.datetime(2026, 1, 31, 12, tzinfo=dt.UTC)
@@ -38,6 +39,7 @@ LARGE = 2**53 + 1
         ("0", [0, -0.0, "-0", "0.0", "-0.0"]),
         ("true", [True, np.True_, "True", "true", "TRUE"]),
         ("0.5", [0.5, "0.5", Decimal("0.5"), np.float32(0.5)]),
+        ("0.1", [0.1, "0.1", np.float32(0.1), float(np.float32(0.1)), "0.10000000149011612"]),
         ("1e-05", [1e-5, "1e-05", "1e-5", "0.00001", Decimal("0.00001")]),
         (str(10**10), [1e10, "1e+10", "10000000000.0"]),
         (str(10**20), [1e20, "1e20", 10**20, "1e+20", str(10**20)]),
@@ -76,6 +78,11 @@ def test_a_text_that_no_writer_of_numbers_writes_is_itself(text):
 ))  # fmt: skip
 def test_a_name_is_its_own_name(value):
     assert name_of(name_of(value)) == name_of(value)
+
+
+@given(st.floats(-(2.0**24), 2.0**24, width=32).map(np.float32))
+def test_a_float32_has_the_name_of_its_text(number):
+    assert name_of(number) == name_of(float(number)) == name_of(str(number))
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
@@ -317,3 +324,14 @@ def test_a_vocabulary_of_earlier_releases_is_found_by_the_names_of_today():
     ]
     assert indices == [0, 0, 0, 1, 2, 3, 3, 3, 4]
     assert fmt.misread_number({"n": 0, "c": 1}) is None
+
+
+def test_half_floats_are_read_in_every_role():
+    halves = pa.array([np.float16(1), None, np.float16(0.5)], pa.float16())
+    roles: dict[Any, Any] = {
+        "number": [1.0, None, 0.5], "numbers": [[1.0], None, [0.5]],
+        "category": ["1", None, "0.5"], "label": [b"1", None, b"0.5"],
+    }  # fmt: skip
+    for role, wanted in roles.items():
+        values, wrong = to_role(halves, role, ";")
+        assert values.to_pylist() == wanted and not wrong.any()

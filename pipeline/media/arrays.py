@@ -59,15 +59,23 @@ class Decoder:
         seconds: processor time allowed for one file.
         memory_bytes: what the child may allocate, its libraries included.
         strict: whether files are refused that are damaged or cut short.
+        sandbox: ``require`` refuses to decode where a protection of the sandbox is missing;
+            ``best`` makes do with those that the machine has.
     """
 
     def __init__(
-        self, fmt: MediaFormat, *, seconds: float, memory_bytes: int, strict: bool
+        self, fmt: MediaFormat, *, seconds: float, memory_bytes: int, strict: bool, sandbox: str
     ) -> None:
         self._format = fmt
         self._lock = threading.Lock()
         settings = {"format": media_to_dict(fmt), "strict": strict}
-        self._sandbox = Sandbox(FUNCTION, settings, seconds=seconds, memory_bytes=memory_bytes)
+        self._sandbox = Sandbox(
+            FUNCTION,
+            settings,
+            seconds=seconds,
+            memory_bytes=memory_bytes,
+            required=sandbox == "require",
+        )
 
     def close(self) -> None:
         """End the child; the next file starts another."""
@@ -83,7 +91,7 @@ class Decoder:
 
         Raises:
             MediaError: the file cannot be used; the text is the reason.
-            SandboxError: the child cannot start.
+            SandboxError: the child cannot start, or lacks a protection that is required.
         """
         if isinstance(self._format, TableFormat):
             return decode(data, self._format)

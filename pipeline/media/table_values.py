@@ -118,7 +118,7 @@ def name_of(value: Any) -> str:
     if isinstance(value, int | np.integer):
         return str(int(value))
     if isinstance(value, float | np.floating):
-        return str(int(value)) if float(value).is_integer() else _text_name(repr(float(value)))
+        return _float_name(float(value))
     if isinstance(value, Decimal):
         return _text_name(format(value, "f"))
     if isinstance(value, dt.datetime | np.datetime64):
@@ -225,7 +225,16 @@ def _shortest(text: str) -> str:
         return text
     if has_power and _PLAIN[0] <= abs(number) < _PLAIN[1]:
         return text
-    return str(int(number)) if number.is_integer() else repr(number)
+    return _float_name(number)
+
+
+def _float_name(number: float) -> str:
+    """The shortest text of a number; of one that float32 holds, that of the float32."""
+    if number.is_integer():
+        return str(int(number))
+    if math.isfinite(number) and float(single := np.float32(number)) == number:
+        return repr(float(str(single)))
+    return repr(number)
 
 
 def _moment(text: str) -> tuple[dt.datetime, str | None] | None:

@@ -37,7 +37,7 @@ TYPES: dict[Role, pa.DataType] = {
 _FIRST_BYTES = pa.array(
     sorted({name[:1].encode() for name in MISSING_TEXTS} | {mark.encode() for mark in FIRST_MARKS})
 )
-_VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+_CASTS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary(), pa.float16(): pa.float64()}
 
 
 def is_binary(kind: pa.DataType) -> bool:
@@ -76,8 +76,8 @@ def to_role(array: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.n
         array = array.dictionary_decode()
     if pa.types.is_null(array.type):
         return pa.nulls(len(array), target), np.zeros(len(array), bool)
-    if array.type in _VIEWS:
-        array = array.cast(_VIEWS[array.type])
+    if array.type in _CASTS:
+        array = array.cast(_CASTS[array.type])
     if role in ("label", "category"):
         return _by_distinct(array, role, separator)
     missing = None
