@@ -16,6 +16,7 @@ from pipeline.halving import Halving
 from pipeline.outbox import RunRef
 from pipeline.study_journal import StudyJournal
 from pipeline.tracking import source_tags
+from pipeline.train import EPOCHS
 from pipeline.trials import Settings, Trial, end_trial
 
 NUMBER = "trial"
@@ -42,14 +43,21 @@ class Study:
     settings: list[Settings]
     journal: StudyJournal
 
+    def epochs(self, trial: int) -> int:
+        """Epochs of a trial if it is not stopped."""
+        return int(self.settings[trial].get(EPOCHS, self.base.training.epochs))
+
     @property
-    def epochs(self) -> int:
-        """Epochs of a trial that is not stopped."""
-        return self.base.training.epochs
+    def most_epochs(self) -> int:
+        """Epochs that any trial of the space can have; of the trials so far none may have them."""
+        searched = self.section.space.get(EPOCHS)
+        if searched is None or searched.choice is None:
+            return self.base.training.epochs
+        return max(map(int, searched.choice))
 
     def has_ended(self, trial: int) -> bool:
         """Whether the trial has reached its end, was stopped, or failed for good."""
-        reached = self.journal.epochs(trial) >= self.epochs
+        reached = self.journal.epochs(trial) >= self.epochs(trial)
         return reached or self.journal.is_stopped(trial) or trial in self.journal.errors
 
     def ended(self, errors: Mapping[int, str] | None = None) -> dict[int, bool]:
@@ -84,7 +92,7 @@ def run_trials(study: Study, concurrent: int, console: Console) -> dict[int, str
         return {}
     halving = Halving(
         study.journal,
-        epochs=study.epochs,
+        epochs=study.most_epochs,
         grace_epochs=study.section.grace_epochs,
         reduction_factor=study.section.reduction_factor,
     )
@@ -179,7 +187,7 @@ class StudyBar:
         settings = self._study.settings[trial]
         values = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items())
         self._console.notice(
-            f"trial {trial} ({values}): epoch {epoch}/{self._study.epochs}, "
+            f"trial {trial} ({values}): epoch {epoch}/{self._study.epochs(trial)}, "
             f"val_accuracy {score:.4f}"
         )
         self._epochs[trial] = max(epoch, self._epochs[trial])
@@ -197,7 +205,7 @@ class StudyBar:
     def _total(self) -> int:
         """Epochs done and to be done."""
         return sum(
-            epochs if number in self._ended else self._study.epochs
+            epochs if number in self._ended else self._study.epochs(number)
             for number, epochs in enumerate(self._epochs)
         )
 
@@ -249,7 +257,7 @@ def _callback(study: Study, bar: StudyBar, errors: dict[int, str]) -> Any:
             self._end(trial.config[NUMBER], "FAILED")
 
         def _end(self, number: int, status: str) -> None:
-            end_trial(study.folder, study.run, number, status, study.journal, study.epochs)
+            end_trial(study.folder, study.run, number, status, study.journal, study.epochs(number))
             bar.end(number)
 
         # Ray Tune pickles its callbacks with the study's state; a terminal cannot be.

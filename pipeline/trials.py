@@ -210,12 +210,16 @@ def end_trial(
 
 
 def close_trials(
-    folder: Path, parent: RunRef, journal: StudyJournal, epochs: int, ended: dict[int, bool]
+    folder: Path,
+    parent: RunRef,
+    journal: StudyJournal,
+    epochs: Callable[[int], int],
+    ended: dict[int, bool],
 ) -> None:
     """End every trial's run that is still open, as the trial ended.
 
     Args:
-        epochs: of a trial that is not stopped.
+        epochs: of each trial, by number, if it is not stopped.
         ended: number → whether it ended well; a trial that is not in it was cut off with the study.
     """
     mlflow_client = new_client(parent.tracking_uri)
@@ -227,7 +231,7 @@ def close_trials(
         else:
             status = "KILLED" if found in ("RUNNING", None) else found
         if found != status:
-            end_trial(folder, parent, number, status, journal, epochs)
+            end_trial(folder, parent, number, status, journal, epochs(number))
 
 
 def _status(mlflow_client: Any, run_id: str) -> str | None:

@@ -69,3 +69,23 @@ def test_what_a_trial_does_not_do_is_no_longer_to_be_done(study: Study) -> None:
     assert "3/17" in text
     assert "trial 2/4" in text
     assert "epoch 2/8, val_accuracy 0.6000" in text
+
+
+def test_trials_of_a_study_that_searches_epochs_end_at_their_own(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    search = "study={search: grid, space: {training.epochs: {choice: [2, 8, 4]}}}"
+    config = make_config(tmp_path, search, "training.epochs=3")
+    assert config.study is not None
+    settings = draw_settings(config.study, 0)
+    run = RunRef("sqlite:///none.db", "none", str(tmp_path))
+    study = Study(config, config.study, tmp_path, run, settings, StudyJournal(tmp_path))
+    for epoch in (1, 2):
+        report(study, 0, epoch)
+        report(study, 1, epoch)
+    assert study.open_trials() == [1, 2]
+    assert study.most_epochs == 8
+    file = io.StringIO()
+    with StudyBar(study, Console(file, file)):
+        pass
+    assert "4/14" in file.getvalue()
