@@ -8,9 +8,9 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.console import Console
+from pipeline.outbox import RunRef
 from pipeline.study_journal import Failure, Report, StudyJournal
 from pipeline.study_run import Study, StudyBar
-from pipeline.tracking import RunRef
 from pipeline.trials import draw_settings
 
 STUDY = "study={num_trials: 4, space: {training.learning_rate: {choice: [3e-3, 1e-6]}}}"
@@ -22,7 +22,7 @@ def study(make_config: Callable[..., Config], tmp_path: Path) -> Study:
     config = make_config(tmp_path, STUDY, "training.epochs=8")
     assert config.study is not None
     settings = draw_settings(config.study, 0)
-    run = RunRef("sqlite:///none.db", "none")
+    run = RunRef("sqlite:///none.db", "none", str(tmp_path))
     return Study(config, config.study, tmp_path, run, settings, StudyJournal(tmp_path))
 
 
