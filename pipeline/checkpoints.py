@@ -13,7 +13,7 @@ and never loaded.
 
 import contextlib
 import hashlib
-import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,9 +23,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from pipeline.checkpoint_state import read_state
 from pipeline.errors import UserError
 from pipeline.stages import write_json
 from shards.epoch import Window
+from shards.errors import ShardError
+from shards.set_files import open_file
 
 WEIGHTS_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -82,7 +85,13 @@ class Checkpoint:
             UserError: a file is missing, not as it was written, or holds what is not finite.
         """
         self.check()
-        weights, moments = load_file(self.weights_file), load_file(self.path / OPTIMIZER_FILE)
+        weights = read_tensors(self.weights_file)
+        moments = read_tensors(self.path / OPTIMIZER_FILE)
+        if name := _unfit(weights, moments):
+            raise UserError(
+                f"{self.path}: {name} does not belong to these weights; this checkpoint cannot be "
+                "used"
+            )
         if name := not_finite(weights) or not_finite(moments):
             raise UserError(f"{self.path}: {name} is not finite; this checkpoint cannot be used")
         return weights, moments
@@ -96,6 +105,8 @@ class Checkpoint:
         for name, expected in self.sha256.items():
             try:
                 found = _sha256(self.path / name)
+            except ShardError as error:  # it is no regular file
+                raise UserError(str(error)) from None
             except OSError as error:
                 raise UserError(f"{self.path / name}: cannot be read ({error.strerror})") from None
             if found != expected:
@@ -114,6 +125,53 @@ class ChosenCheckpoint:
     def state(self) -> TrainState:
         """Where the training stood."""
         return self.checkpoint.state
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file by name, on the CPU.
+
+    Raises:
+        UserError: it is no such file, or has numbers that are not float32.
+    """
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: no readable safetensors file ({reason})") from None
+    for name, tensor in tensors.items():
+        if tensor.is_complex() or (tensor.is_floating_point() and tensor.dtype != torch.float32):
+            raise UserError(f"{path}: {name[:200]!r} is {tensor.dtype} and not float32")
+    return tensors
+
+
+def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], where: str) -> None:
+    """Give a model its weights.
+
+    Raises:
+        UserError: names or shapes differ from the model's; ``where`` names the weights.
+    """
+    own = model.state_dict()
+    if odd := sorted(own.keys() ^ weights.keys()):
+        raise UserError(
+            f"{where}: has other tensors than the model: {', '.join(odd)[:200]}; take the weights "
+            "that belong to this model"
+        )
+    for name, tensor in own.items():
+        if weights[name].shape != tensor.shape:
+            raise UserError(
+                f"{where}: {name} has the shape {list(weights[name].shape)}, the model's "
+                f"{list(tensor.shape)}; take the weights that belong to this model"
+            )
+    model.load_state_dict(dict(weights))
+
+
+def _unfit(weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor]) -> str | None:
+    """The first of an optimizer's moments that is not a weight's, or None."""
+    for name, tensor in moments.items():
+        of = name.removeprefix("exp_avg.").removeprefix("exp_avg_sq.")
+        if of == name or of not in weights or tensor.shape != weights[of].shape:
+            return repr(name[:200])
+    return None
 
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
@@ -257,10 +315,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         UserError: there is none, or its state is damaged.
     """
     try:
-        values = json.loads((path / STATE_FILE).read_text("utf-8"))
-        sha256 = values.pop("sha256")
-        values["sums"] = tuple(values["sums"])
-        values["scores"] = tuple(values.get("scores", ()))
+        values, sha256 = read_state(path, STATE_FILE, (WEIGHTS_FILE, OPTIMIZER_FILE))
         return Checkpoint(path, TrainState(**values), sha256)
     except OSError as error:
         raise UserError(f"{path}: no checkpoint there ({error.strerror})") from None
@@ -282,5 +337,5 @@ def best_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with os.fdopen(open_file(path.parent, path.name), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -67,6 +67,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def _explain(error: Exception, args: argparse.Namespace) -> int:
     from pipeline.causes import expected_cause
     from pipeline.errors import GateRefusedError
+    from shards.plain import printable
     from shards.redaction import redacted
 
     if args.debug:
@@ -74,10 +75,11 @@ def _explain(error: Exception, args: argparse.Namespace) -> int:
     expected = expected_cause(error)
     if expected is None:
         hint = "" if args.debug else "; --debug shows the traceback"
-        print(f"perceiver {args.verb}: {redacted(_foreign(error))}{hint}", file=sys.stderr)
+        text = printable(redacted(_foreign(error)))
+        print(f"perceiver {args.verb}: {text}{hint}", file=sys.stderr)
         return FAILED
     for line in redacted(str(expected)).splitlines():
-        print(f"perceiver {args.verb}: {line}", file=sys.stderr)
+        print(f"perceiver {args.verb}: {printable(line)}", file=sys.stderr)
     return FAILED if isinstance(expected, GateRefusedError) else BAD_INPUT
 
 

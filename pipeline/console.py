@@ -27,6 +27,7 @@ from rich.text import Text
 
 from pipeline.strict_json import to_json
 from pipeline.watcher import tell_log
+from shards.plain import printable
 from shards.redaction import redacted, redacted_tree
 
 
@@ -88,7 +89,7 @@ class Bar:
             while len(self._steps) > 2 and self._steps[-1][0] - self._steps[1][0] > self.WINDOW:
                 self._steps.popleft()
         if note is not None:
-            self._progress.update(self._task, note=redacted(note))
+            self._progress.update(self._task, note=_shown(note))
         self._progress.update(self._task, completed=self._completed, total=total, rate=self.rate())
 
     def rate(self) -> float | None:
@@ -118,11 +119,11 @@ class Console:
 
     def say(self, text: str) -> None:
         """One line of result."""
-        self._out.print(redacted(text), markup=False, highlight=False, soft_wrap=True)
+        self._out.print(_shown(text), markup=False, highlight=False, soft_wrap=True)
 
     def notice(self, text: str) -> None:
         """One line of what is going on."""
-        self._notices.print(redacted(text), markup=False, highlight=False, soft_wrap=True)
+        self._notices.print(_shown(text), markup=False, highlight=False, soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table of results; columns of numbers are set right."""
@@ -131,7 +132,7 @@ class Console:
             numeric = all(isinstance(row[number], int | float) for row in rows) and rows
             table.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(Text(redacted(_cell(value))) for value in row))
+            table.add_row(*(Text(_shown(_cell(value))) for value in row))
         self._out.print(table)
 
     @contextlib.contextmanager
@@ -166,6 +167,11 @@ class Console:
 def _rich(file: IO[str]) -> RichConsole:
     # Not on a terminal: no wrapping of tables at a guessed 80 columns.
     return RichConsole(file=file, width=None if file.isatty() else 200)
+
+
+def _shown(text: str) -> str:
+    """Without secrets, and without what would steer the terminal; it may have several lines."""
+    return "\n".join(map(printable, redacted(text).split("\n")))
 
 
 def _cell(value: Any) -> str:

@@ -10,6 +10,9 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.section import differences
 from pipeline.strict_json import to_json
+from shards.set_files import read_file
+
+_MAX_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,32 @@ class StageRecord:
         return differences({f: then[f] for f in known}, {f: now[f] for f in known})
 
 
+def recorded_folder(record: StageRecord, folder: Path, *keys: str) -> Path:
+    """The folder that a record's result names, which lies in the run's own.
+
+    Args:
+        record: of a verb that is done.
+        folder: of the run.
+        keys: lead to it in the result.
+
+    Raises:
+        UserError: it is not there, or names a place outside the run's folder.
+    """
+    value: Any = record.result
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    own = os.path.realpath(folder)
+    try:
+        if not os.path.realpath(value).startswith(f"{own}{os.sep}"):
+            raise ValueError
+    except (ValueError, TypeError):
+        raise UserError(
+            f"{_path(folder, record.name)}: its {'.'.join(keys)} is no folder in {folder}; delete "
+            "it, or run again with --fresh"
+        ) from None
+    return Path(value)
+
+
 def has_grown(what: str, field: str, before: int, now: int) -> bool:
     """Whether old work is wanted with more of something than it was made with.
 
@@ -76,13 +105,30 @@ def read_stage(folder: Path, name: str) -> StageRecord | None:
     """The record of verb ``name`` in a run folder, or None."""
     path = _path(folder, name)
     try:
-        return StageRecord(**json.loads(path.read_text("utf-8")))
-    except FileNotFoundError:
+        record = StageRecord(**json.loads(read_file(path.parent, path.name, _MAX_BYTES)))
+        if fault := _fault(record, name):
+            raise ValueError(fault)
+        return record
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path}: damaged ({error}); delete it, or run again with --fresh"
         ) from None
+
+
+def _fault(record: Any, name: str) -> str | None:
+    """What a record says that no verb can have written, or None."""
+    if record.name != name:
+        return "of another verb"
+    if not isinstance(record.fingerprint, dict) or not isinstance(record.result, dict):
+        return "fingerprint or result is no object"
+    if not isinstance(record.done, bool):
+        return "done is neither true nor false"
+    seconds = record.seconds
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+        return "seconds is no time"
+    return None
 
 
 def write_stage(folder: Path, record: StageRecord) -> None:

@@ -23,7 +23,7 @@ from pipeline.positions import load_positions
 from pipeline.progress import describe, show_progress
 from pipeline.run_lock import run_lock
 from pipeline.section import flatten
-from pipeline.stages import StageRecord, has_grown, read_stage, write_stage
+from pipeline.stages import StageRecord, has_grown, read_stage, recorded_folder, write_stage
 from pipeline.strict_json import to_json
 from pipeline.tracking import log_to_run, open_run, undelivered
 from pipeline.train_loop import steps_per_epoch
@@ -83,7 +83,7 @@ def _train(config: Config, console: Console, shard_set: ShardSet, *, fresh: bool
         more = has_grown(str(folder), EPOCHS, before, config.training.epochs)
         continued = record.result.get("continued", [])
         if record.done and not more:
-            _check_best(record)
+            _check_best(record, config.folder)
             return {**record.result, "continued": continued, "seconds": record.seconds,
                     "skipped": True, LEFT: undelivered(config, "train")}  # fmt: skip
         if changed:
@@ -123,10 +123,10 @@ def _train(config: Config, console: Console, shard_set: ShardSet, *, fresh: bool
     return {**result, "seconds": seconds, "skipped": False, LEFT: undelivered(config, "train")}
 
 
-def _check_best(record: StageRecord) -> None:
+def _check_best(record: StageRecord, run_folder: Path) -> None:
     """Refuse a finished training whose best checkpoint is no longer whole."""
     try:
-        read_checkpoint(Path(record.result["checkpoint"])).check()
+        read_checkpoint(recorded_folder(record, run_folder, "checkpoint")).check()
     except UserError as error:
         raise UserError(f"{error}; train again with --fresh") from None
 

@@ -17,7 +17,14 @@ from pipeline.find_shards import with_shards
 from pipeline.outbox import RunRef
 from pipeline.plots import plot_study
 from pipeline.run_lock import run_lock
-from pipeline.stages import StageRecord, has_grown, read_stage, write_json, write_stage
+from pipeline.stages import (
+    StageRecord,
+    has_grown,
+    read_stage,
+    recorded_folder,
+    write_json,
+    write_stage,
+)
 from pipeline.study_journal import JOURNAL_FILE, Failure, StudyJournal
 from pipeline.study_run import Study, run_trials
 from pipeline.tracking import client, log_to_run, open_run, undelivered
@@ -66,7 +73,8 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
         if record:
             more = _has_more_trials(record, fingerprint, study, folder)
             if record.done and not more:
-                read_checkpoint(Path(record.result["best"]["checkpoint"])).check()
+                best = recorded_folder(record, config.folder, "best", "checkpoint")
+                read_checkpoint(best).check()
                 left = undelivered(config, "study")
                 return {**record.result, "seconds": record.seconds, "skipped": True, LEFT: left}
         if fresh:

@@ -20,7 +20,7 @@ from perceiver_model import PerceiverClassifier
 from perceiver_model.attention import set_attention_path
 from perceiver_model.cross_attend import CrossAttend
 from pipeline.agreement import agreed_checkpoint, check_same_folder, check_same_shards, every_rank
-from pipeline.checkpoints import TrainState
+from pipeline.checkpoints import TrainState, load_weights
 from pipeline.config import Config
 from pipeline.config_training import TrainingConfig
 from pipeline.outbox import RunRef
@@ -108,7 +108,7 @@ def _open_training(
     chosen, notes = agreed_checkpoint(folder / "checkpoints")
     state = chosen.state if chosen else TrainState()
     if chosen:
-        model.load_state_dict(chosen.weights)
+        load_weights(model, chosen.weights, str(chosen.checkpoint.path))
         notes.append(
             f"resuming at epoch {state.epoch + 1}, step {state.step}, from {chosen.checkpoint.path}"
         )

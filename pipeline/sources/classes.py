@@ -11,6 +11,8 @@ from pipeline.config_data import DataConfig
 from pipeline.errors import UserError
 from pipeline.media.table_values import name_of
 from pipeline.sources.tables import SPLITS, Found, one_chunk
+from shards.manifest_check import MAX_CLASS_NAME
+from shards.plain import printable
 
 
 def class_names(
@@ -54,6 +56,11 @@ def class_names(
             raise UserError(
                 f"data.train={data.train}: the class '{shown}' is not UTF-8; rename it, or save "
                 "the listing as UTF-8"
+            )
+        if (shown := printable(name)) != name or len(name) > MAX_CLASS_NAME:
+            raise UserError(
+                f"data.train={data.train}: the class '{shown[:100]}' has a control character or "
+                f"more than {MAX_CLASS_NAME} characters; rename it"
             )
     least = 2 if target.kind == "class" else 1
     if len(classes) < least:
