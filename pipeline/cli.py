@@ -215,15 +215,48 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def _promote(args: argparse.Namespace) -> int:
     with _console(args) as console:
-        from pipeline.promote import promote, report
         from pipeline.tracking import registry
 
-        mlflow_client = registry(args.tracking_uri, args.output)
+        if args.rollback:
+            return _rollback(args, console)
+        from pipeline.errors import UserError
+        from pipeline.promote import promote, report
+
+        if args.run_id is None:
+            raise UserError("RUN is missing: the MLflow run of a training, trial or study")
         result = promote(
-            mlflow_client, args.run_id, console, name=args.name, alias=args.alias, split=args.split
+            registry(args.tracking_uri, args.output),
+            args.run_id,
+            console,
+            name=args.name,
+            alias=args.alias,
+            split=args.split or "validation",
+            min_gain=args.min_gain,
+            alpha=args.alpha,
         )
         report(result, console)
         console.result(result)
+    return OK
+
+
+def _rollback(args: argparse.Namespace, console: "Console") -> int:
+    from pipeline.errors import UserError
+    from pipeline.rollback import report, rollback
+    from pipeline.tracking import registry, run_config
+
+    for option in ("split", "min_gain", "alpha"):
+        if getattr(args, option) is not None:
+            raise UserError(f"--{option.replace('_', '-')}: decides nothing with --rollback")
+    if args.run_id is None and args.name is None:
+        raise UserError("--rollback: name the registered model with --name, or give a RUN of it")
+    mlflow_client = registry(args.tracking_uri, args.output)
+    name, alias = args.name, args.alias
+    if args.run_id is not None:
+        rules = run_config(mlflow_client, args.run_id).registry
+        name, alias = name or rules.model_name, alias or rules.alias
+    result = rollback(mlflow_client, name=name, alias=alias or "champion")
+    report(result, console)
+    console.result(result)
     return OK
 
 
@@ -335,10 +368,23 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--address", help="Ray cluster to join (default: Ray on this machine)")
 
     verb = add("promote", _promote, "register a run's model if it beats the champion (MLflow)")
-    verb.add_argument("run_id", metavar="RUN", help="MLflow run of a training, trial or study")
+    verb.add_argument(
+        "run_id", metavar="RUN", nargs="?", help="MLflow run of a training, trial or study"
+    )
     verb.add_argument("--name", help="registered model (default: the run's registry.model_name)")
     verb.add_argument("--alias", help="alias to move (default: the run's registry.alias)")
-    verb.add_argument("--split", default="validation", help="split that decides")
+    verb.add_argument("--split", help="split that decides (default: validation)")
+    verb.add_argument(
+        "--min-gain", type=float, help="least gain in accuracy (default: the run's registry)"
+    )
+    verb.add_argument(
+        "--alpha", type=float, help="chance of a false gain (default: the run's registry)"
+    )
+    verb.add_argument(
+        "--rollback",
+        action="store_true",
+        help="move the alias back to the version before; RUN or --name says of which model",
+    )
     with_registry(verb)
 
     verb = add("predict", _predict, "a registered model on raw files")

@@ -67,10 +67,20 @@ class TrackingConfig(Section):
 
 
 class RegistryConfig(Section):
-    """The name under which the model is registered in MLflow, and the alias to move there."""
+    """The name under which the model is registered in MLflow, and when its alias moves.
+
+    Attributes:
+        model_name: of the registered model.
+        alias: names the champion.
+        min_gain: accuracy that a model must have above the champion's, on the same samples.
+        alpha: how likely a gain as large may be by chance, by a one-sided exact sign test (McNemar)
+            on these samples; 1 asks for no more than ``min_gain``, and for any gain at all.
+    """
 
     model_name: str = "perceiver"
     alias: str = "champion"
+    min_gain: float = Field(default=0.0, ge=0, lt=1)
+    alpha: float = Field(default=0.05, gt=0, le=1)
 
 
 class Config(Section):

@@ -12,11 +12,13 @@ from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.digits import digits_state, write_digits
 from pipeline.load_config import load_config
+from pipeline.mlflow_errors import mlflow_answers
 from pipeline.predict import predict
 from pipeline.preprocess import preprocess
 from pipeline.preprocess import report as report_preprocess
 from pipeline.promote import promote
 from pipeline.promote import report as report_promote
+from pipeline.registration import champion_of
 from pipeline.sqlite_uri import sqlite_path
 from pipeline.stages import StageRecord, read_stage, write_stage
 from pipeline.tracking import client
@@ -130,13 +132,11 @@ def start_again(config: Config) -> None:
     shutil.rmtree(config.folder, ignore_errors=True)
     database = sqlite_path(config.tracking_uri)
     if database is None or database.is_file():
-        from mlflow.exceptions import MlflowException
-
         mlflow_client = client(config.tracking_uri)
-        with contextlib.suppress(MlflowException):
-            mlflow_client.delete_registered_model_alias(
-                config.registry.model_name, config.registry.alias
-            )
+        name, alias = config.registry.model_name, config.registry.alias
+        if champion_of(mlflow_client, name, alias) is not None:
+            with mlflow_answers(f"{name}@{alias}"):
+                mlflow_client.delete_registered_model_alias(name, alias)
 
 
 def _recorded(
@@ -159,15 +159,8 @@ def _recorded(
 
 def _is_registered(mlflow_client: Any, config: Config, made: dict[str, Any]) -> bool:
     """Whether the alias is still this version."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        version = mlflow_client.get_model_version_by_alias(
-            config.registry.model_name, config.registry.alias
-        )
-    except MlflowException:
-        return False
-    return str(version.version) == made["version"]
+    version = champion_of(mlflow_client, config.registry.model_name, config.registry.alias)
+    return version is not None and str(version.version) == made["version"]
 
 
 def _test(mlflow_client: Any, model_uri: str, folder: Path, console: Console) -> dict[str, Any]:

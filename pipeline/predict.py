@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.inference import Prediction, Predictor
 from pipeline.media import TableFormat
 from pipeline.media.sandbox import SandboxError
+from pipeline.mlflow_errors import mlflow_answers
 from pipeline.strict_json import to_json
 from pipeline.table_rows import holds_rows, table_rows
 from shards.files import AtomicFile
@@ -153,7 +154,8 @@ def load_model(mlflow_client: Any, model_uri: str) -> Predictor:
     try:
         loaded = mlflow.pyfunc.load_model(model_uri)
     except (MlflowException, OSError) as error:
-        known = [model.name for model in mlflow_client.search_registered_models()]
+        with mlflow_answers(model_uri):
+            known = [model.name for model in mlflow_client.search_registered_models()]
         hint = f"registered models: {', '.join(known)}" if known else "no model is registered there"
         reason = " ".join(str(error).split()).removeprefix("RESOURCE_DOES_NOT_EXIST: ")
         raise UserError(f"{model_uri}: {reason[:160]}; {hint}") from None

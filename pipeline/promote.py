@@ -1,37 +1,40 @@
 """``perceiver promote``: a run's best model into the registry, if it beats the champion."""
 
+import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pipeline.batches import inputs_on, media_loader
+from pipeline.champions import CARD_FILE, load_registered, record_of, weights_of
+from pipeline.checkpoints import WEIGHTS_FILE as CHECKPOINT_WEIGHTS
 from pipeline.checkpoints import Checkpoint, read_checkpoint
-from pipeline.config import Config
+from pipeline.config import Config, RegistryConfig
 from pipeline.console import Console
 from pipeline.errors import GateRefusedError, UserError
 from pipeline.inference import ModelCard, Predictor
-from pipeline.media import MediaFormat
+from pipeline.judging import Candidate, Verdict, judge
+from pipeline.mlflow_errors import mlflow_answers
 from pipeline.model_input import fitted_media
 from pipeline.model_package import package
+from pipeline.registration import (
+    ALIAS_TAG,
+    BEFORE_TAG,
+    RUN_TAG,
+    WEIGHTS_TAG,
+    check_names,
+    discard,
+    mark_promoted,
+    move_alias,
+    new_version,
+    renew_tags,
+    unfinished_version,
+    wait_for_earlier,
+)
+from pipeline.registration import champion_of as _champion
 from pipeline.tracking import run_config
-from shards import ShardReader, ShardSet
-
-EVALUATION_BATCH = 64
-# Files of a model version, under artifacts/.
-CARD_FILE, WEIGHTS_FILE = "card.json", "model.safetensors"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A model on a split of a pinned shard set."""
-
-    accuracy: float
-    samples: int
-    shards_digest: str
-    split: str
+from pipeline.trained_on import RECORD_FILE, trained_on, write_record
+from shards import ShardSet
 
 
 def promote(
@@ -42,10 +45,13 @@ def promote(
     name: str | None = None,
     alias: str | None = None,
     split: str = "validation",
+    min_gain: float | None = None,
+    alpha: float | None = None,
 ) -> dict[str, Any]:
     """Register a run's best checkpoint and move the alias to it, if it beats the alias' model.
 
-    Both models are evaluated here and now on the same split of the run's shard set.
+    Both models are evaluated here and now on the same samples of the run's shard set: those that
+    neither was trained on. A paired test decides (:mod:`pipeline.gate`).
 
     Args:
         mlflow_client: of the tracking server; :func:`pipeline.tracking.client`.
@@ -53,62 +59,76 @@ def promote(
             (a study stands for its best trial).
         name, alias: where to register; default: the run's configuration.
         split: decides; the shard set must have it.
+        min_gain, alpha: what the test asks for; default: the run's configuration.
 
     Returns:
-        ``model_uri``, ``version``, ``accuracy`` on ``split``, ``champion_accuracy`` (None if there
-        was none), ``run_id``, ``skipped`` (this run is the alias' model already).
+        ``model_uri``, ``version``, ``accuracy`` on ``samples`` of ``split``, ``left_out`` (samples
+        that a model was trained on), ``champion_accuracy`` (None if there was none), ``wins``,
+        ``losses`` and ``p_value`` (None if nothing was tested), ``run_id``, ``skipped`` (this run
+        is the alias' model already).
 
     Raises:
-        UserError: no such run, or it has no checkpoint.
+        UserError: no such run, it has no checkpoint, the two cannot be compared, or MLflow fails.
         GateRefusedError: it does not beat the champion.
     """
     config = run_config(mlflow_client, run_id)
-    run = mlflow_client.get_run(run_id)
-    if best := run.data.tags.get("perceiver.best_trial"):
-        return promote(mlflow_client, best, console, name=name, alias=alias, split=split)
+    with mlflow_answers(f"run {run_id}"):
+        run = mlflow_client.get_run(run_id)
+    if (best := run.data.tags.get("perceiver.best_trial")) not in (None, run_id):
+        return promote(
+            mlflow_client, best, console, name=name, alias=alias, split=split,
+            min_gain=min_gain, alpha=alpha,
+        )  # fmt: skip
     name, alias = name or config.registry.model_name, alias or config.registry.alias
+    check_names(name, alias)
+    rules = _rules(config.registry, min_gain, alpha)
     checkpoint = _checkpoint_of(run)
-    shard_set = ShardSet.open(run.data.tags["perceiver.shards"])
-    if shard_set.digest != run.data.tags["perceiver.shards_digest"]:
-        raise UserError(
-            f"{run.data.tags['perceiver.shards']}: is no longer the shard set that run {run_id} "
-            "was trained on; train on the new one first"
-        )
+    weights_sha256 = checkpoint.sha256[CHECKPOINT_WEIGHTS]
     champion = _champion(mlflow_client, name, alias)
-    if champion is not None and champion.run_id == run_id:
-        return _result(name, alias, champion.version, run_id, champion.tags, skipped=True)
-    if len(config.data.formats) > 1:
-        raise UserError(
-            f"run {run_id} reads {', '.join(config.data.formats)} at once; models of one modality "
-            "can be registered"
-        )
-    card = ModelCard(
-        config.classifier(len(shard_set.manifest.classes), shard_set.manifest.config),
-        fitted_media(config.data.media, shard_set.manifest.config),
-        shard_set.manifest.classes,
-    )
-    weights, _ = checkpoint.load()
-    console.notice(f"evaluating run {run_id} on {split} of {shard_set.location}")
-    evaluation = evaluate(Predictor(card, weights), shard_set, split)
-    tags = {
-        "perceiver.run_id": run_id,
-        "perceiver.shards_digest": evaluation.shards_digest,
-        "perceiver.split": split,
-        "perceiver.accuracy": repr(evaluation.accuracy),
-        "perceiver.samples": str(evaluation.samples),
-    }
     if champion is not None:
-        theirs = _evaluate_champion(mlflow_client, champion, card.media, shard_set, split, console)
-        tags["perceiver.champion_version"] = champion.version
-        tags["perceiver.champion_accuracy"] = repr(theirs.accuracy)
-        if evaluation.accuracy <= theirs.accuracy:
-            raise GateRefusedError(
-                f"not promoted: run {run_id} has accuracy {evaluation.accuracy:.4f} on the {split} "
-                f"split, and {name}@{alias} (version {champion.version}) has {theirs.accuracy:.4f}"
-            )
-    version = _register(mlflow_client, run, config, card, checkpoint, name, tags)
-    mlflow_client.set_registered_model_alias(name, alias, version)
-    return _result(name, alias, version, run_id, tags, skipped=False)
+        mark_promoted(mlflow_client, champion, alias, console)
+        # A run that was continued has other weights by now.
+        is_same = champion.run_id == run_id and (
+            weights_of(mlflow_client, champion) == weights_sha256
+        )
+        if is_same:
+            return _result(name, alias, champion.version, run_id, champion.tags, skipped=True)
+    candidate = _candidate(run, config, checkpoint, split)
+    console.notice(f"evaluating run {run_id} on {split} of {candidate.shard_set.location}")
+    version = unfinished_version(mlflow_client, name, alias, run_id, weights_sha256)
+    begun = False
+    while True:
+        try:
+            verdict = _judged(mlflow_client, candidate, champion, rules, console)
+        except GateRefusedError:
+            if version is not None:
+                discard(mlflow_client, version)
+            raise
+        tags = {
+            RUN_TAG: run_id,
+            WEIGHTS_TAG: weights_sha256,
+            ALIAS_TAG: alias,
+            "perceiver.shards_digest": candidate.shard_set.digest,
+            "perceiver.split": split,
+            **_measured(verdict),
+        }
+        if champion is not None:
+            tags[BEFORE_TAG] = str(champion.version)
+        if version is None:
+            version = _register(run, config, candidate, checkpoint, name, tags)
+        else:
+            renew_tags(mlflow_client, version, tags)
+        if not begun:
+            wait_for_earlier(mlflow_client, version, alias, console)
+            begun = True
+        now = _champion(mlflow_client, name, alias)
+        if _number(now) == _number(champion):
+            break
+        console.notice(f"{name}@{alias} has moved meanwhile")
+        champion = now
+    move_alias(mlflow_client, name, alias, str(version.version))
+    mark_promoted(mlflow_client, version, alias, console)
+    return _result(name, alias, version.version, run_id, tags, skipped=False)
 
 
 def report(result: dict[str, Any], console: Console) -> None:
@@ -120,45 +140,25 @@ def report(result: dict[str, Any], console: Console) -> None:
         return
     before = result["champion_accuracy"]
     against = "there was no champion" if before is None else f"the champion before had {before:.4f}"
+    if result["p_value"] is not None:
+        against += (
+            f" ({result['wins']} samples won, {result['losses']} lost, p = {result['p_value']:.3g})"
+        )
     console.say(
         f"{result['model_uri']} is now version {result['version']}: accuracy "
-        f"{result['accuracy']:.4f} on the {result['split']} split; {against}"
+        f"{result['accuracy']:.4f} on {result['samples']} samples of the {result['split']} split; "
+        f"{against}"
     )
 
 
-@torch.inference_mode()
-def evaluate(predictor: Predictor, shard_set: ShardSet, split: str) -> Evaluation:
-    """Accuracy over every sample of a split; a sample that cannot be read counts as an error.
-
-    Raises:
-        ShardError: the set has no such split.
-    """
-    formats = {predictor.card.media.modality: predictor.card.media}
-    batches = media_loader(
-        ShardReader(shard_set, split), formats, batch_size=EVALUATION_BATCH, shuffle=False
-    )
-    correct = count = 0
-    for batch in batches:
-        logits = predictor.model(*inputs_on(batch, formats, predictor.device)).cpu()
-        good = batch.weights > 0
-        correct += int(((logits.argmax(dim=1) == batch.targets) & good).sum())
-        count += int(good.sum()) + len(batch.bad)
-    return Evaluation(correct / count, count, shard_set.digest, split)
-
-
-def load_registered(mlflow_client: Any, version: Any) -> Predictor:
-    """The weights and card of a model version, without running its code."""
-    import mlflow
-
-    uri = mlflow_client.get_model_version_download_uri(version.name, version.version)
-    with tempfile.TemporaryDirectory(prefix="perceiver-model-") as folder:
-        path = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder)) / "artifacts"
-        if not (path / CARD_FILE).is_file():
-            raise UserError(
-                f"{version.name} version {version.version}: is no Perceiver that 'perceiver "
-                "promote' registered; register this one under another --name"
-            )
-        return Predictor.load(path / CARD_FILE, path / WEIGHTS_FILE)
+def _rules(registry: RegistryConfig, min_gain: float | None, alpha: float | None) -> RegistryConfig:
+    given = {"min_gain": min_gain, "alpha": alpha}
+    changes = {key: value for key, value in given.items() if value is not None}
+    try:
+        return RegistryConfig.model_validate({**registry.model_dump(), **changes})
+    except ValueError:
+        text = ", ".join(f"{key}={value}" for key, value in changes.items())
+        raise UserError(f"{text}: 0 <= min_gain < 1 and 0 < alpha <= 1 are needed") from None
 
 
 def _checkpoint_of(run: Any) -> Checkpoint:
@@ -171,75 +171,122 @@ def _checkpoint_of(run: Any) -> Checkpoint:
     return read_checkpoint(Path(path))
 
 
-def _champion(mlflow_client: Any, name: str, alias: str) -> Any:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return mlflow_client.get_model_version_by_alias(name, alias)
-    except MlflowException:
-        return None
-
-
-def _evaluate_champion(
-    mlflow_client: Any,
-    champion: Any,
-    media: MediaFormat,
-    shard_set: ShardSet,
-    split: str,
-    console: Console,
-) -> Evaluation:
-    name = champion.name
-    console.notice(f"evaluating {name} version {champion.version} on the same samples")
-    predictor = load_registered(mlflow_client, champion)
-    theirs, ours = predictor.card, shard_set.manifest
-    if theirs.media != media or theirs.classes != ours.classes:
-        differs = "takes other input" if theirs.media != media else "tells other classes apart"
+def _candidate(run: Any, config: Config, checkpoint: Checkpoint, split: str) -> Candidate:
+    """A run's model and the set that it was trained on."""
+    run_id, place = run.info.run_id, run.data.tags.get("perceiver.shards", config.shards_folder)
+    shard_set = ShardSet.open(place)
+    if shard_set.digest != run.data.tags.get("perceiver.shards_digest"):
         raise UserError(
-            f"{name} version {champion.version} {differs} than this run, so the two cannot be "
-            "compared; register this one under another --name"
+            f"{place}: is no longer the shard set that run {run_id} was trained on; train on the "
+            "new one first"
         )
-    return evaluate(predictor, shard_set, split)
+    if len(config.data.formats) > 1:
+        raise UserError(
+            f"run {run_id} reads {', '.join(config.data.formats)} at once; models of one modality "
+            "can be registered"
+        )
+    made_with, classes = shard_set.manifest.config, shard_set.manifest.classes
+    media = fitted_media(config.data.media, made_with)
+    card = ModelCard(config.classifier(len(classes), made_with), media, classes)
+    weights, _ = checkpoint.load()
+    return Candidate(
+        name=f"run {run_id}",
+        predictor=Predictor(card, weights),
+        record=trained_on(shard_set, media),
+        shard_set=shard_set,
+        split=split,
+        max_bad_fraction=config.data.max_bad_fraction,
+    )
+
+
+def _judged(
+    mlflow_client: Any,
+    candidate: Candidate,
+    champion: Any | None,
+    rules: RegistryConfig,
+    console: Console,
+) -> Verdict:
+    if champion is None:
+        return judge(candidate, None, rules, console)
+    loaded = load_registered(mlflow_client, champion)
+    if loaded.record is None:
+        loaded = replace(loaded, record=record_of(mlflow_client, champion, candidate, loaded))
+    console.notice(f"evaluating {loaded.name} on the same samples")
+    return judge(candidate, loaded, rules, console)
+
+
+def _number(version: Any | None) -> str | None:
+    return None if version is None else str(version.version)
+
+
+def _measured(verdict: Verdict) -> dict[str, str]:
+    """A verdict as tags of a version."""
+    values: dict[str, Any] = {
+        "accuracy": verdict.accuracy,
+        "samples": verdict.samples,
+        "left_out": verdict.left_out,
+    }
+    if verdict.champion_accuracy is not None:
+        values["champion_accuracy"] = verdict.champion_accuracy
+    if (comparison := verdict.comparison) is not None:
+        values |= {"wins": comparison.wins, "losses": comparison.losses}
+        values["p_value"] = comparison.p_value
+    return {f"perceiver.{key}": repr(value) for key, value in values.items()}
 
 
 def _register(
-    mlflow_client: Any,
     run: Any,
     config: Config,
-    card: ModelCard,
+    candidate: Candidate,
     checkpoint: Checkpoint,
     name: str,
     tags: dict[str, str],
-) -> str:
+) -> Any:
     """Log the model to its run and make it a version; returns the version."""
     import mlflow
     from mlflow.models import Model
 
-    mlflow.set_experiment(experiment_id=run.info.experiment_id)
-    with tempfile.TemporaryDirectory(prefix="perceiver-model-") as folder:
+    with (
+        mlflow_answers(f"logging the model of run {run.info.run_id}"),
+        tempfile.TemporaryDirectory(prefix="perceiver-model-") as folder,
+    ):
+        mlflow.set_experiment(experiment_id=run.info.experiment_id)
+        card_path, record_path = Path(folder) / CARD_FILE, Path(folder) / RECORD_FILE
+        card = candidate.predictor.card
+        made = package(card, card_path, checkpoint.weights_file, config.data)
+        write_record(candidate.record.digests, record_path)
+        made["artifacts"] |= {"trained_on": record_path.as_uri()}
         info = Model.log(
             artifact_path=None,
             name="model",
             flavor=mlflow.pyfunc,
             run_id=run.info.run_id,
-            registered_model_name=name,
-            **package(card, Path(folder) / CARD_FILE, checkpoint.weights_file, config.data),
+            **made,
         )
-    version = str(info.registered_model_version)
-    for key, value in tags.items():
-        mlflow_client.set_model_version_tag(name, version, key, value)
-    return version
+    return new_version(name, info.model_uri, tags)
 
 
 def _result(
-    name: str, alias: str, version: str, run_id: str, tags: dict[str, str], *, skipped: bool
+    name: str, alias: str, version: Any, run_id: str, tags: dict[str, str], *, skipped: bool
 ) -> dict[str, Any]:
-    before = tags.get("perceiver.champion_accuracy")
+    def number(key: str, kind: type[int] | type[float] = float) -> float | None:
+        try:
+            value = kind(tags[f"perceiver.{key}"])
+        except (KeyError, ValueError):  # a version that something else has made
+            return None
+        return value if math.isfinite(value) else None
+
     return {
         "model_uri": f"models:/{name}@{alias}",
         "version": str(version),
-        "accuracy": float(tags["perceiver.accuracy"]),
-        "champion_accuracy": None if before is None else float(before),
-        "split": tags["perceiver.split"],
+        "accuracy": number("accuracy"),
+        "champion_accuracy": number("champion_accuracy"),
+        "samples": number("samples", int),
+        "left_out": number("left_out", int),
+        "wins": number("wins", int),
+        "losses": number("losses", int),
+        "p_value": number("p_value"),
+        "split": tags.get("perceiver.split"),
         "run_id": run_id,
         "skipped": skipped,
     }

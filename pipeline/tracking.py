@@ -15,6 +15,7 @@ import yaml
 
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.mlflow_errors import is_missing, mlflow_answers, reason_of
 from pipeline.outbox import DRIVER, Outbox, RunRef, deliver_folder, deliver_run, reason
 from pipeline.section import flatten
 from pipeline.sqlite_uri import sqlite_path
@@ -67,11 +68,6 @@ def _answering(tracking_uri: str) -> Iterator[None]:
         raise UserError(
             f"tracking.uri={tracking_uri}: MLflow does not answer there ({reason(error)})"
         ) from error
-
-
-def is_not_found(error: Exception) -> bool:
-    """Whether this is MLflow's own "there is none", and not a server that does not answer."""
-    return getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
 
 
 def registry(tracking_uri: str | None, output: str) -> Any:
@@ -235,7 +231,7 @@ def _exists(mlflow_client: Any, run_id: str) -> bool:
     try:
         return mlflow_client.get_run(run_id).info.lifecycle_stage == "active"
     except MlflowException as error:
-        if is_not_found(error):
+        if is_missing(error):
             return False
         raise
 
@@ -295,20 +291,25 @@ def run_config(mlflow_client: Any, run_id: str) -> Config:
     Raises:
         UserError: the run does not exist or is none of ours.
     """
+    import mlflow
     from mlflow.exceptions import MlflowException
 
     from pipeline.load_config import validate
 
-    try:
-        mlflow_client.get_run(run_id)
-    except MlflowException as error:
-        if is_not_found(error) or error.error_code == "INVALID_PARAMETER_VALUE":
+    with mlflow_answers(f"run {run_id}"):
+        try:
+            run = mlflow_client.get_run(run_id)
+        except MlflowException as error:
+            # The second: what is asked for can be no run's name.
+            if not is_missing(error) and error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
             raise UserError(f"{run_id}: MLflow has no such run") from None
-        raise UserError(f"MLflow does not answer ({reason(error)})") from None
-    import mlflow
-
-    try:
+    if "perceiver.kind" not in run.data.tags:
+        raise UserError(f"{run_id}: no run of this pipeline")
+    with mlflow_answers(f"config.yaml of run {run_id}"):
         text = mlflow.artifacts.load_text(f"runs:/{run_id}/config.yaml")
-    except (MlflowException, OSError):
-        raise UserError(f"{run_id}: no run of this pipeline; it has no config.yaml") from None
-    return validate(yaml.safe_load(text), f"run {run_id}")
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"config.yaml of run {run_id}: {reason_of(error)}") from None
+    return validate(tree, f"run {run_id}")

@@ -72,15 +72,30 @@ class IndexCache:
 
     def _load(self, shard: int) -> ShardIndex:
         listed = ShardInfo(**self._shards.slice(shard, 1).to_pylist()[0])
-        name = index_name(listed.number)
-        where = f"{self._location}/{name}"
-        try:
-            data = self._location.read(name, max_index_bytes(listed.samples))
-        except FileNotFoundError as error:
-            raise ShardError(f"{where}: missing; {REMEDY}") from error
-        if sha256_hex(data) != listed.index_sha256:
-            raise ShardError(f"{where}: sha256 differs from shards.parquet; {REMEDY}")
-        index = ShardIndex.decode(data, where)
-        index.check_listed(listed, self._num_classes, where)
+        index = read_index(self._location, listed, self._num_classes)
         index.drop_hashes(of_samples=not self._keep_sample_hashes)
         return index
+
+
+def read_index(location: Location, listed: ShardInfo, num_classes: int) -> ShardIndex:
+    """The whole index of one shard.
+
+    Args:
+        location: of the set.
+        listed: the shard's row in `shards.parquet`.
+        num_classes: of the set.
+
+    Raises:
+        ShardError: missing, unreadable, or not the one that was published.
+    """
+    name = index_name(listed.number)
+    where = f"{location}/{name}"
+    try:
+        data = location.read(name, max_index_bytes(listed.samples))
+    except FileNotFoundError as error:
+        raise ShardError(f"{where}: missing; {REMEDY}") from error
+    if sha256_hex(data) != listed.index_sha256:
+        raise ShardError(f"{where}: sha256 differs from shards.parquet; {REMEDY}")
+    index = ShardIndex.decode(data, where)
+    index.check_listed(listed, num_classes, where)
+    return index
