@@ -109,7 +109,8 @@ class RowEncoder:
         for place, lookup in self._lookups:
             given = ~np.isnan(encoded[:, place])
             values = encoded[given, place]
-            if ((values < 0) | (values >= len(lookup)) | (values % 1 != 0)).any():
+            within = (values >= 0) & (values < len(lookup))
+            if not within.all() or (values % 1 != 0).any():
                 raise ValueError("an index of no category")
             encoded[given, place] = lookup[values.astype(np.int64)]
         return encoded

@@ -22,7 +22,7 @@ WEIGHTS_TAG = "perceiver.weights_sha256"
 
 _ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}")
 _RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
-_WAIT_SECONDS = 30.0
+_WAIT_SECONDS = 10.0
 _POLL_SECONDS = 0.5
 _IN_THE_MAKING_MS = 60_000
 
