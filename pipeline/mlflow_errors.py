@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from pipeline.errors import UserError
+from shards.redaction import redacted
 
 MISSING = "RESOURCE_DOES_NOT_EXIST"
 MAX_REASON = 200
@@ -19,8 +20,8 @@ def is_missing(error: Exception) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """An error's text as a part of one line."""
-    return " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
+    """An error's text as a part of one line, without secrets of addresses."""
+    return redacted(" ".join(str(error).split()))[:MAX_REASON] or type(error).__name__
 
 
 @contextlib.contextmanager

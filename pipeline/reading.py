@@ -58,6 +58,9 @@ def other_input(stored: MediaFormat, media: MediaFormat) -> str | None:
                 return f"it reads the {kind} column {lacking[0]!r}, and the set has none"
         return None
     left_out = _WITHOUT_EFFECT[stored.modality]
+    if isinstance(stored, PointsFormat) and isinstance(media, PointsFormat):
+        # Files say whether they have faces; "auto" follows them.
+        left_out |= {"sample"} if "auto" in (stored.sample, media.sample) else set()
     theirs, ours = (
         {name: value for name, value in asdict(fmt).items() if name not in left_out}
         for fmt in (media, stored)
@@ -182,7 +185,7 @@ class Reading:
             and self.media.fourier is not None
             and self._read.fourier is None
         ):
-            return point_features(array, self.media.fourier)
+            return point_features(array, self.media)
         return array
 
     def batches(self, shard_set: ShardSet, split: str) -> Iterator[ShardBatch]:

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pyarrow as pa
 import torch
@@ -24,6 +26,12 @@ from shards import Sample, ShardSet, publish, write_shard
 Row = dict[str, Any]
 CLASSES = ("high", "low", "odd")
 NAME = "rows"
+
+
+def track(uri: str) -> None:
+    """Let MLflow's functions use a store, and no command after this test."""
+    mlflow.set_tracking_uri(uri)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 def some_rows(start: int, stop: int, *, odd: bool = True) -> list[Row]:

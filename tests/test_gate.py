@@ -96,7 +96,7 @@ def test_rules_that_mean_nothing_are_refused(values: dict[str, float]) -> None:
 
 
 IMAGE = ImageFormat(height=28, width=28)
-POINTS = PointsFormat(num_points=64)
+POINTS = PointsFormat(num_points=64, sample="surface")
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,7 @@ POINTS = PointsFormat(num_points=64)
         (IMAGE, replace(IMAGE, height=32), "height was 32, is 28"),
         (POINTS, replace(POINTS, seed=3, fourier=PointsFourier(num_bands=2)), None),
         (POINTS, replace(POINTS, sample="points"), "sample was 'points', is 'surface'"),
+        (POINTS, replace(POINTS, sample="auto"), None),
         (TextFormat(max_length=64), TextFormat(max_length=64, cut="all", overlap=8), None),
         (TextFormat(max_length=64), TextFormat(max_length=32), "max_length was 32, is 64"),
         (AudioFormat(), AudioFormat(encoding="flac", min_seconds=0.5), None),

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pytest
 import torch
@@ -19,6 +18,7 @@ from gate_runs import (
     shuffled,
     some_rows,
     table_config,
+    track,
     without_class,
     write_run,
     write_table_set,
@@ -369,7 +369,7 @@ def test_the_command_line_takes_the_rules_and_refuses_senseless_ones(
     bench.promote(bench.run("poor"))
     good = bench.run("good")
     place = ["--output", str(bench.output)]
-    mlflow.set_tracking_uri(bench.first.tracking_uri)
+    track(bench.first.tracking_uri)
     assert main(["promote", good, "--alpha", "2", *place]) == 2
     assert "alpha=2.0: 0 <= min_gain < 1 and 0 < alpha <= 1" in capfd.readouterr().err
     assert main(["promote", good, "--alias", "latest", *place]) == 2

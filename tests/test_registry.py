@@ -11,7 +11,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pytest
 from gate_runs import (
     CLASSES,
@@ -19,6 +18,7 @@ from gate_runs import (
     fitted_model,
     some_rows,
     table_config,
+    track,
     without_class,
     write_run,
     write_table_set,
@@ -123,7 +123,7 @@ def test_other_questions_take_a_failure_for_no_answer_either(
         failing = MlflowClient(uri)
         with pytest.raises(UserError, match=r"run a+: MLflow fails"):
             run_config(failing, "a" * 32)
-        mlflow.set_tracking_uri(uri)
+        track(uri)
         with pytest.raises(UserError, match=r"models:/rows@champion: "):
             load_model(failing, f"models:/{NAME}@champion")
         tracking = {"uri": uri}
@@ -136,7 +136,7 @@ def test_other_questions_take_a_failure_for_no_answer_either(
         with pytest.raises(UserError):
             start_again(remote)
     with server_of((200, "application/json", json.dumps(known).encode())) as uri:
-        mlflow.set_tracking_uri(uri)
+        track(uri)
         with pytest.raises(UserError, match=r"config\.yaml of run a+: MLflow fails"):
             run_config(MlflowClient(uri), "a" * 32)
 
