@@ -328,7 +328,9 @@ def test_a_splits_files_that_the_champion_was_trained_on_are_left_out(
         shutil.copy(file, copy)
     shared = ("cluster.num_workers=0", "registry.model_name=files")
     first = make_config(tmp_path, "name=first", f"shards={digit_shards}", *shared)
-    second = make_config(tmp_path, "name=second", f"data.train={moved}", "seed=1", *shared)
+    second = make_config(
+        tmp_path, "name=second", f"data.train={moved}", "seed=1", "data.validation=0.4", *shared
+    )
     preprocess(second, console)
     mlflow_client = client(first.tracking_uri)
     for config in (first, second):
