@@ -135,6 +135,15 @@ def _remove(path: str) -> None:
     Path(path).unlink()
 
 
+def _cut_shared_memory() -> None:
+    """A page that the parent maps and that is gone would kill it."""
+    for number in range(3, 256):
+        with contextlib.suppress(OSError):
+            if stat.S_ISREG(os.fstat(number).st_mode):
+                break
+    os.ftruncate(number, 0)
+
+
 def escapes(port: int, folder: str) -> dict[str, dict[str, Callable[[], object]]]:
     """Attempts by what should hold them back.
 
@@ -163,6 +172,7 @@ def escapes(port: int, folder: str) -> dict[str, dict[str, Callable[[], object]]
             "link": lambda: os.link(f"{folder}/victim", f"{folder}/linked"),
             "symlink": lambda: Path(f"{folder}/pointer").symlink_to("/etc"),
             "fifo": lambda: os.mkfifo(f"{folder}/fifo"),
+            "shared memory": _cut_shared_memory,
             "own code": lambda: Path(__file__).open("ab").close(),
         },
         "network": {
@@ -276,24 +286,6 @@ def _threads(parts: dict, values: dict[str, Any]) -> Iterator[dict[str, bytes]]:
     for worker in workers:
         worker.join()
     yield {"found": " ".join(found).encode()}
-
-
-def shrink(settings: dict[str, Any]) -> Callable:
-    """For the sandbox: cuts the memory that it shares, and says what came of it."""
-    return _shrink
-
-
-def _shrink(parts: dict, values: dict[str, Any]) -> Iterator[dict[str, bytes]]:
-    for number in range(3, 256):
-        with contextlib.suppress(OSError):
-            if stat.S_ISREG(os.fstat(number).st_mode):
-                break
-    try:
-        os.ftruncate(number, 0)
-    except OSError as error:
-        yield {"outcome": errno.errorcode[error.errno or 0].encode()}
-    else:
-        yield {"outcome": b"escaped"}
 
 
 def forge(settings: dict[str, Any]) -> Callable:

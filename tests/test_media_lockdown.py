@@ -12,6 +12,7 @@ import pytest
 from malformed import valid_files
 from modality_samples import FORMATS, raw_media
 
+from pipeline.config_data import DataConfig
 from pipeline.media import (
     AudioFormat,
     ImageFormat,
@@ -25,6 +26,7 @@ from pipeline.media import (
 )
 from pipeline.media.lockdown import PROTECTIONS
 from pipeline.media.sandbox import Sandbox, protections
+from pipeline.settings import sandbox_settings
 
 TESTS = Path(__file__).parent
 
@@ -122,14 +124,6 @@ def test_the_child_has_no_variable_no_file_and_no_folder_of_its_parents(monkeypa
     assert told["folder"] == ["/"]
 
 
-def test_the_shared_memory_cannot_be_taken_from_under_the_parent():
-    """A page that is gone would kill it."""
-    with Sandbox("sandbox_escapes:shrink", {}) as sandbox:
-        (members,) = sandbox.run({"file": (b"x" * 100, "")}, {})
-        assert members["outcome"] in (b"EPERM", b"ENOSYS")
-        assert len(list(sandbox.run({"file": (b"x" * 100, "")}, {}))) == 1
-
-
 # --- what the child says is not believed ---
 
 
@@ -149,7 +143,7 @@ def test_the_shared_memory_cannot_be_taken_from_under_the_parent():
     ],
 )
 def test_a_forged_answer_costs_its_file_alone(forged):
-    with Sandbox("sandbox_escapes:forge", {}, memory_bytes=400 << 20) as sandbox:
+    with Sandbox("sandbox_escapes:forge", {}, seconds=2, memory_bytes=400 << 20) as sandbox:
         with pytest.raises(MediaError, match=r"^the decoder's answer is malformed$"):
             list(sandbox.run({}, {"forged": forged}))
         assert list(sandbox.run({}, {"forged": "nothing"})) == [{"ok": b""}]
@@ -157,7 +151,7 @@ def test_a_forged_answer_costs_its_file_alone(forged):
 
 def test_a_forged_reason_does_nothing_to_a_terminal():
     with (
-        Sandbox("sandbox_escapes:forge", {}) as sandbox,
+        Sandbox("sandbox_escapes:forge", {}, seconds=2) as sandbox,
         pytest.raises(MediaError) as caught,
     ):
         list(sandbox.run({}, {"forged": "escape codes"}))
@@ -211,7 +205,8 @@ def test_it_works_from_code_that_travels_with_a_model(tmp_path):
     code = tmp_path / "model" / "code"
     for package in ("pipeline", "shards"):
         shutil.copytree(TESTS.parent / package, code / package)
-    fmt = ImageFormat(height=8, width=8, channels=3)
+    data = {"train": "unused", "image": {"height": 8, "width": 8}}
+    settings = sandbox_settings(DataConfig.model_validate(data, strict=False), ("a",), None)
     program = f"""
 import sys
 sys.path.insert(0, {str(code)!r})
@@ -219,11 +214,7 @@ from pathlib import Path
 from pipeline.media.sandbox import Sandbox
 import pipeline
 assert pipeline.__file__.startswith({str(code)!r})
-settings = {{
-    "formats": {{"image": {media_to_dict(fmt)!r}}}, "allow_missing": [],
-    "target": {{"kind": "class"}}, "classes": ["a"],
-}}
-with Sandbox("pipeline.media.members:MemberMaker", settings) as sandbox:
+with Sandbox("pipeline.media.members:MemberMaker", {settings!r}) as sandbox:
     data = Path("a.png").read_bytes()
     (members,) = sandbox.run({{"image": (data, "a.png")}}, {{"target": 0}})
     print(len(members["image.npy"]), sandbox.protections().lacking())
