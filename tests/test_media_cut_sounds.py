@@ -76,6 +76,11 @@ def test_the_reason_says_how_much_is_there():
     assert told(adpcm[:-100]).endswith("of 4096 bytes of sound are there")
 
 
+def test_the_last_block_of_a_sample_dump_is_whole():
+    sds = sound_file("SDS")
+    assert told(sds[:-7]) == "cut short: its last block has 120 of 127 bytes"
+
+
 def test_what_follows_the_samples_of_a_wav_is_no_matter():
     wav = sound_file("WAV")
     whole = decode(wav, FORMAT)

@@ -10,6 +10,7 @@ _FRAMES = re.compile(r"^\s*(?:Frames|Sample Count)\s*: (\d+)\s*$", re.MULTILINE)
 _COLUMNS = re.compile(r"Cols : (\d+)")
 _NIST_COUNT = re.compile(rb"sample_count -i (\d{1,18})\s")
 _NIST_HEADER_BYTES = 1024
+_SDS_HEADER_BYTES, _SDS_BLOCK_BYTES = 21, 127
 _BYTES = (
     re.compile(r"BODY : (?P<declared>\d+) \(should be (?P<found>\d+)\)"),
     re.compile(r"Data length (?P<declared>\d+) should be (?P<found>\d+)"),
@@ -33,6 +34,8 @@ def told_shortage(file: "SoundFile", data: bytes) -> str | None:
     declared, found = _declared(file.format, log, data), file.frames
     if file.format == "SDS":  # it reads silence for the blocks that are not there
         declared, found = found, declared or found
+        if rest := (len(data) - _SDS_HEADER_BYTES) % _SDS_BLOCK_BYTES:
+            return f"cut short: its last block has {rest} of {_SDS_BLOCK_BYTES} bytes"
     if declared is None or found >= declared:
         return None
     return f"cut short: {found} of {declared} frames are there"
