@@ -53,6 +53,7 @@ def test_a_resumed_study_s_bar_goes_on(study: Study) -> None:
     # 3 and 1 are done, 5 and 16 are to be done.
     assert "4/25" in file.getvalue()
     assert "trial 1/4" in file.getvalue()
+    assert "epochs/s" not in file.getvalue(), "nothing has been done here and now"
 
 
 def test_what_a_trial_does_not_do_is_no_longer_to_be_done(study: Study) -> None:
