@@ -19,8 +19,11 @@ def study(num_trials: int, *, alike: bool = False, fields: int = 3) -> list[dict
              "model.encoder.cross_channels", "model.encoder.num_self_attends"]  # fmt: skip
     trials = [
         {
-            "accuracy": 0.9 if alike else round(draw.random(), 2),
-            "forward_flops": 1e7 if alike else draw.choice([1.4e7, 1.9e7, 2.0e7, 8e7]),
+            # All but one in a corner, or anywhere.
+            "accuracy": 0.9 - 0.8 * (number == 0) if alike else round(draw.random(), 2),
+            "forward_flops": 1e7 + 4e7 * (number == 0)
+            if alike
+            else draw.choice([1.4e7, 1.9e7, 2.0e7, 8e7]),
             "stopped_early": bool(number % 2),
             "params": {name: draw.random() for name in names[:fields]},
         }
