@@ -98,6 +98,12 @@ def _read(rank: int | None, error: BaseException) -> Failure | None:
     if isinstance(error, OSError) and error.errno in _NO_STORAGE:
         where = f"{error.filename}: " if error.filename else ""
         return Failure("no storage", f"{where}{who} cannot write or read ({error.strerror})")
+    if name == "OutOfMemoryError" and type(error).__module__.startswith("ray"):
+        return Failure(
+            "lost",
+            f"{who} was killed by Ray, since its machine ran short of memory; less of it is needed "
+            "with a lower training.batch_size, or fewer workers a machine",
+        )
     if name == "OutOfMemoryError" or isinstance(error, MemoryError):
         return Failure(
             "no memory",

@@ -129,14 +129,14 @@ def report(result: dict[str, Any], console: Console) -> None:
 
 def start_again(config: Config) -> None:
     """Remove the demo's run folder and its alias, so that nothing is left to skip or to beat."""
-    shutil.rmtree(config.folder, ignore_errors=True)
     database = sqlite_path(config.tracking_uri)
     if database is None or database.is_file():
-        mlflow_client = client(config.tracking_uri)
+        mlflow_client = client(config.tracking_uri)  # before anything is removed
         name, alias = config.registry.model_name, config.registry.alias
         if champion_of(mlflow_client, name, alias) is not None:
             with mlflow_answers(f"{name}@{alias}"):
                 mlflow_client.delete_registered_model_alias(name, alias)
+    shutil.rmtree(config.folder, ignore_errors=True)
 
 
 def _recorded(

@@ -120,15 +120,14 @@ def open_run(
         params: logged instead of the whole configuration.
     """
     run = begin_run(config, kind=kind, shard_set=shard_set, run_id=run_id, params=params)
-    status = "FAILED"
     try:
         yield run
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        with contextlib.suppress(UserError):  # what ended the work says more than a full disk
+            end_run(run, status)
         raise
-    finally:
-        end_run(run, status)
+    end_run(run, "FINISHED")
 
 
 def begin_run(

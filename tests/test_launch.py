@@ -36,6 +36,7 @@ NODE = died("The actor died because its node has died. Node Id: 1234")
 KILLED = WorkerHealthCheckFailedError("A worker health check failed.", DIED)
 LOST_NODE = WorkerHealthCheckFailedError("A worker health check failed.", NODE)
 CUT_OFF = RuntimeError("[pair.cc:538] Connection closed by peer [127.0.0.1]:2034")
+NO_MEMORY = OutOfMemoryError("Task was killed due to the node running low on memory")
 READER = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
 NO_ROOM = ControllerError(WorkerGroupStartupTimeoutError(2))
 
@@ -94,6 +95,7 @@ def test_a_lost_worker_is_survived_with_a_line(launches, error) -> None:
     [
         (KILLED, r"worker 0 \(process 4711\) was killed or crashed: by the system for want of mem"),
         (LOST_NODE, "the machine of worker 0 was lost; the same command goes on"),
+        (NO_MEMORY, "worker 0 was killed by Ray, since its machine ran short of memory"),
         (READER, "a process that reads samples for worker 0 was killed or crashed"),
         (CUT_OFF, "worker 0 lost its connection to the others .*the same command goes on from the"),
     ],
@@ -120,7 +122,6 @@ def test_the_first_cause_is_told_and_not_what_followed_from_it(launches) -> None
         (OSError(errno.EROFS, "Read-only file system", "/a"), "/a: worker 0 .*Read-only"),
         (MemoryError(), "worker 0 ran out of memory .*; lower training.batch_size"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "worker 0 ran out of me"),
-        (OutOfMemoryError("Task was killed due to the node running low"), "worker 0 ran out of me"),
         (RuntimeError("No CUDA GPUs are available"), "no GPU that torch can use .*use_gpu=false"),
         (ValueError("ProcessGroupNCCL is only supported with GPUs, no GPUs found!"), "no GPU that"),
     ],
