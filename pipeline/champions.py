@@ -13,6 +13,7 @@ from pipeline.inference import Predictor
 from pipeline.judging import Candidate, Champion
 from pipeline.mlflow_errors import mlflow_answers, reason_of
 from pipeline.registration import WEIGHTS_TAG
+from pipeline.run_shards import whole_address
 from pipeline.trained_on import RECORD_FILE, read_record, trained_on
 from shards import ShardError, ShardSet
 from shards.digests import stream_sha256
@@ -52,7 +53,8 @@ def record_of(
     with mlflow_answers(f"run {version.run_id} of {champion.name}"):
         place = mlflow_client.get_run(version.run_id).data.tags.get("perceiver.shards")
     try:
-        shard_set = ShardSet.open(place) if place else None
+        address = whole_address(place, str(candidate.shard_set.location)) if place else None
+        shard_set = ShardSet.open(address) if address else None
         if shard_set is None or shard_set.digest != digest:
             return None
         return trained_on(shard_set, champion.predictor.card.media).digests

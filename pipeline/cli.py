@@ -233,6 +233,7 @@ def _promote(args: argparse.Namespace) -> int:
             split=args.split or "validation",
             min_gain=args.min_gain,
             alpha=args.alpha,
+            shards=args.shards,
         )
         report(result, console)
         console.result(result)
@@ -379,6 +380,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument(
         "--alpha", type=float, help="chance of a false gain (default: the run's registry)"
+    )
+    verb.add_argument(
+        "--shards", metavar="URL", help="of the run's set, with the password that is not kept"
     )
     verb.add_argument(
         "--rollback",

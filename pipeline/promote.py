@@ -32,6 +32,7 @@ from pipeline.registration import (
     wait_for_earlier,
 )
 from pipeline.registration import champion_of as _champion
+from pipeline.run_shards import run_shards
 from pipeline.tracking import run_config
 from pipeline.trained_on import RECORD_FILE, trained_on, write_record
 from shards import ShardSet
@@ -47,6 +48,7 @@ def promote(
     split: str = "validation",
     min_gain: float | None = None,
     alpha: float | None = None,
+    shards: str | None = None,
 ) -> dict[str, Any]:
     """Register a run's best checkpoint and move the alias to it, if it beats the alias' model.
 
@@ -60,6 +62,8 @@ def promote(
         name, alias: where to register; default: the run's configuration.
         split: decides; the shard set must have it.
         min_gain, alpha: what the test asks for; default: the run's configuration.
+        shards: the whole address of the run's shard set, where that has a password or a signature,
+            which runs do not keep.
 
     Returns:
         ``model_uri``, ``version``, ``accuracy`` on ``samples`` of ``split``, ``left_out`` (samples
@@ -77,7 +81,7 @@ def promote(
     if (best := run.data.tags.get("perceiver.best_trial")) not in (None, run_id):
         return promote(
             mlflow_client, best, console, name=name, alias=alias, split=split,
-            min_gain=min_gain, alpha=alpha,
+            min_gain=min_gain, alpha=alpha, shards=shards,
         )  # fmt: skip
     name, alias = name or config.registry.model_name, alias or config.registry.alias
     check_names(name, alias)
@@ -93,7 +97,7 @@ def promote(
         )
         if is_same:
             return _result(name, alias, champion.version, run_id, champion.tags, skipped=True)
-    candidate = _candidate(run, config, checkpoint, split)
+    candidate = _candidate(run, config, checkpoint, split, shards)
     console.notice(f"evaluating run {run_id} on {split} of {candidate.shard_set.location}")
     version = unfinished_version(mlflow_client, name, alias, run_id, weights_sha256)
     begun = False
@@ -171,10 +175,12 @@ def _checkpoint_of(run: Any) -> Checkpoint:
     return read_checkpoint(Path(path))
 
 
-def _candidate(run: Any, config: Config, checkpoint: Checkpoint, split: str) -> Candidate:
+def _candidate(
+    run: Any, config: Config, checkpoint: Checkpoint, split: str, shards: str | None
+) -> Candidate:
     """A run's model and the set that it was trained on."""
     run_id, place = run.info.run_id, run.data.tags.get("perceiver.shards", config.shards_folder)
-    shard_set = ShardSet.open(place)
+    shard_set = ShardSet.open(run_shards(run_id, place, shards))
     if shard_set.digest != run.data.tags.get("perceiver.shards_digest"):
         raise UserError(
             f"{place}: is no longer the shard set that run {run_id} was trained on; train on the "

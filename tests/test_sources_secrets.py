@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from gate_runs import new_model, some_rows, table_config, track, write_run, write_table_set
 from photos import encoded
 from PIL import Image
 from shard_server import ShardServer
@@ -19,6 +20,7 @@ from pipeline.config import Config
 from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.preprocess import preprocess, report, retry_quarantine
+from pipeline.promote import promote
 from pipeline.sources import Part, plan_files, read_part, read_plan, shard_addresses, write_plan
 from pipeline.tracking import client, open_run
 from shards import ShardSet
@@ -254,3 +256,23 @@ def test_a_quarantined_source_is_tried_again_at_its_whole_address(
     tried = retry_quarantine(made["shards"], console, places={"train": address})
     assert tried["num_quarantined"] == 0 and tried["counts"] == {"train": 4}
     assert holding_secrets(tmp_path / "out") == []
+
+
+def test_a_run_on_a_guarded_set_is_promoted_with_the_address_given_again(
+    guarded: tuple[ShardServer, Path], tmp_path: Path, console: Console
+) -> None:
+    server, folder = guarded
+    server.admits = lambda path, headers: admitted(f"{path}?token=hunter2", headers)
+    config = table_config(folder, "set")
+    local = write_table_set(config, some_rows(0, 60), some_rows(60, 90))
+    address = f"{server.url.replace('//', '//user:hunter2@')}/set/shards"
+    config = table_config(tmp_path / "out", "first").model_copy(update={"shards": address})
+    run_id = write_run(config, ShardSet.open(address), new_model(config, local).state_dict())
+    track(config.tracking_uri)
+    mlflow_client = client(config.tracking_uri)
+    with pytest.raises(UserError, match=r"http://\*\*\*@.* is not kept; .* with --shards"):
+        promote(mlflow_client, run_id, console)
+    made = promote(mlflow_client, run_id, console, shards=address)
+    assert made["version"] == "1"
+    assert holding_secrets(tmp_path / "out") == []
+    assert SECRET not in (tmp_path / "console.txt").read_text()
