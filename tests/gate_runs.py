@@ -141,6 +141,7 @@ def write_run(config: Config, shard_set: ShardSet, weights: dict[str, torch.Tens
     with open_run(config, kind="train", shard_set=shard_set) as run:
         folder = config.folder / "train" / run.run_id
         state = TrainState(step=1, epoch=1, score=0.0)
-        checkpoint = save_checkpoint(folder, state, weights, {"none": torch.zeros(1)})
+        moments = {f"exp_avg.{key}": torch.zeros_like(value) for key, value in weights.items()}
+        checkpoint = save_checkpoint(folder, state, weights, moments)
     client(config.tracking_uri).set_tag(run.run_id, "perceiver.checkpoint", str(checkpoint.path))
     return run.run_id
