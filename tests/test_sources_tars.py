@@ -58,6 +58,18 @@ def test_members_of_a_key_are_a_sample_with_its_class(tmp_path):
     assert refused(listing) == {}
 
 
+def test_labels_have_the_names_that_listings_give_them(tmp_path):
+    values = [True, "True", 1.0, 1, "1.0", "007", float("nan"), [1]]
+    members = {f"{n}.json": json.dumps({"label": value}).encode() for n, value in enumerate(values)}
+    members |= {f"{n}.jpg": b"x" for n in range(9)} | {"8.cls": b"1.0\n"}
+    listing = listed(make_tar(tmp_path / "a.tar", members))
+    assert classes_of(listing) == {
+        f"train/a.tar/{n}": name
+        for n, name in enumerate(["true", "true", "1", "1", "1", "007"])
+    } | {"train/a.tar/8": "1"}  # fmt: skip
+    assert set(refused(listing)) == {"train/a.tar/6", "train/a.tar/7"}
+
+
 @pytest.mark.parametrize("style", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_tars_of_every_style_and_long_names_are_read(tmp_path, style):
     folder = "f" * 90 + "/" + "g" * 60

@@ -71,6 +71,7 @@ def test_a_text_that_no_writer_of_numbers_writes_is_itself(text):
     assert read_name(text) == text
 
 
+@settings(deadline=None)
 @given(st.one_of(
     st.text(), st.integers(), st.floats(allow_nan=False), st.booleans(), st.datetimes(),
     st.dates(), st.times(), st.decimals(allow_nan=False, places=3),
@@ -80,11 +81,13 @@ def test_a_name_is_its_own_name(value):
     assert name_of(name_of(value)) == name_of(value)
 
 
+@settings(deadline=None)
 @given(st.floats(-(2.0**24), 2.0**24, width=32).map(np.float32))
 def test_a_float32_has_the_name_of_its_text(number):
     assert name_of(number) == name_of(float(number)) == name_of(str(number))
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_float_and_its_texts_have_one_name(number):
     written = io.StringIO()
@@ -217,6 +220,7 @@ def _numpy_scalar(value: Any, kind: str) -> Any:
 
 
 @settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(tables())
 def test_a_table_gives_the_same_vectors_in_every_form(drawn):
     kind, values, has_missing = drawn
