@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.section import differences
 from pipeline.strict_json import to_json
+from shards.redaction import redacted_tree
 from shards.set_files import read_file
 
 _MAX_BYTES = 256 << 20
@@ -139,8 +140,11 @@ def write_stage(folder: Path, record: StageRecord) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name, then rename; what is not finite is null."""
-    replace_text(path, to_json(value, indent=2, sort_keys=True) + "\n")
+    """Write JSON under a temporary name, then rename.
+
+    What is not finite is null, and addresses are without secrets.
+    """
+    replace_text(path, to_json(redacted_tree(value), indent=2, sort_keys=True) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -22,7 +22,7 @@ from pipeline.sqlite_uri import sqlite_path
 from pipeline.tracking_uri import kept_variable
 from pipeline.tracking_uri import tracking_uri as chosen_uri
 from shards import ShardSet
-from shards.redaction import redacted, redacted_tree
+from shards.redaction import redacted_tree
 
 Kind = Literal["train", "study", "trial"]
 MAX_PARAM_LENGTH = 6000
@@ -249,7 +249,7 @@ def _create(
     tags = {
         **source,
         "perceiver.kind": kind,
-        "perceiver.shards": redacted(config.shards_folder),
+        "perceiver.shards": redacted_tree(config.shards_folder),
         "perceiver.shards_digest": shard_set.digest,
     }
     if parent_run_id:
@@ -270,7 +270,7 @@ def _create(
         name=f"{config.name}-shards",
         digest=shard_set.digest[:36],  # MLflow's limit; the whole digest is in the source
         source_type="perceiver-shards",
-        source=json.dumps({"uri": redacted(config.shards_folder), "digest": shard_set.digest}),
+        source=json.dumps({"uri": redacted_tree(config.shards_folder), "digest": shard_set.digest}),
         profile=str(shard_set.manifest.counts),
     )
     context = InputTag("mlflow.data.context", "training")

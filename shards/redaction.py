@@ -61,9 +61,12 @@ def redacted(text: str) -> str:
 
 
 def redacted_tree(tree: Any) -> Any:
-    """Nested mappings and lists with all their texts redacted, names of fields included."""
+    """Nested mappings and lists with all their texts redacted, names of fields included.
+
+    A text that is one word and no URL stays as it is: a path may be called ``exp?token=1``.
+    """
     if isinstance(tree, str):
-        return redacted(tree)
+        return redacted(tree) if "://" in tree or " " in tree else tree
     if isinstance(tree, Mapping):
         return {redacted_tree(key): redacted_tree(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):

@@ -9,11 +9,13 @@ from cluster.errors import ClusterError
 from pipeline.cli import main
 from pipeline.console import logged
 from pipeline.errors import GateRefusedError, UserError
+from pipeline.stages import write_json
 from shards.errors import ShardError
 from shards.redaction import is_redacted, redacted, redacted_tree, without_secrets
 from shards.retries import Retry
 
 SECRET = "hunter2"
+ADDRESS = "http://user:hunter2@127.0.0.1:1"
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,18 @@ def test_errors_leave_secrets_out(kind):
     assert SECRET not in repr(error)
 
 
+def test_a_path_that_looks_like_a_query_stays_as_it_is():
+    path = "/runs/exp?token=hunter2/shards"
+    assert redacted_tree({"shards": path}) == {"shards": path}
+    told = f"no answer for {ADDRESS[7:]}/api?token=hunter2"
+    assert redacted_tree([told])[0].endswith("/api?token=***")
+
+
+def test_records_of_stages_hold_no_secrets(tmp_path):
+    write_json(tmp_path / "x.json", {"failed": [f"{ADDRESS}: no answer"], "score": float("nan")})
+    assert (tmp_path / "x.json").read_text().count("http://***@127.0.0.1:1: no answer") == 1
+
+
 def test_trees_are_redacted_to_their_leaves():
     address = "http://user:hunter2@host"
     tree = {"a": [address, 1, None], address: {"b": (address,)}}
@@ -78,9 +92,6 @@ def test_trees_are_redacted_to_their_leaves():
         "a": ["http://***@host", 1, None],
         "http://***@host": {"b": ("http://***@host",)},
     }
-
-
-ADDRESS = "http://user:hunter2@127.0.0.1:1"
 
 
 @pytest.mark.parametrize(
