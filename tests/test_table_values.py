@@ -220,7 +220,6 @@ def _numpy_scalar(value: Any, kind: str) -> Any:
 
 
 @settings(deadline=None, max_examples=60)
-@settings(deadline=None)
 @given(tables())
 def test_a_table_gives_the_same_vectors_in_every_form(drawn):
     kind, values, has_missing = drawn
