@@ -1,14 +1,15 @@
 """The one exception of this package."""
 
 from shards.plain import printable
+from shards.redaction import redacted
 
 
 class ShardError(ValueError):
     """Something is wrong with a shard set; the message is one line: what, where, how to mend.
 
     What a message quotes of a set may be hostile: control characters are written as escapes, so
-    that none reaches a terminal.
+    that none reaches a terminal. Secrets in addresses are left out.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        super().__init__(printable(redacted(message)))
