@@ -49,7 +49,24 @@ def test_a_killed_holder_holds_nothing(held, tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_patient_one_waits_for_its_turn(held, tmp_path) -> None:
+def test_a_lock_that_children_of_a_killed_holder_still_have_is_waited_for(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(module, "MOMENT_SECONDS", 0.1)
+    forks = HOLD.replace('print("held"', 'import os; os.fork(); print("held"')
+    forks = forks.replace("time.sleep(60)", "time.sleep(2)")
+    process = subprocess.Popen(
+        [sys.executable, "-c", forks, str(tmp_path / "a.lock")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    process.kill()
+    process.wait()
+    with run_lock(tmp_path / "a.lock", "runs/a", print):
+        pass
+
+
+def test_a_patient_one_waits_for_its_turn(held, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "MOMENT_SECONDS", 0.1)
     subprocess.Popen(["sh", "-c", f"sleep 1; kill {held.pid}"])
     started = time.monotonic()
     with run_lock(tmp_path / "a.lock", "runs/a", print, patient=True):
