@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from shards.redaction import redacted
+
 Kind = Literal["lost", "no room", "no memory", "no storage", "no GPU"]
 # Of these, another try of the same command ends in the same way.
 FINAL: frozenset[Kind] = frozenset({"no memory", "no storage", "no GPU"})
@@ -91,7 +93,7 @@ def root_error(error: BaseException) -> BaseException:
 
 
 def _read(rank: int | None, error: BaseException) -> Failure | None:
-    name, text = type(error).__name__, " ".join(str(error).split())
+    name, text = type(error).__name__, redacted(" ".join(str(error).split()))
     who = "the command" if rank is None else f"worker {rank}"
     if name == "WorkerGroupStartupTimeoutError":
         return Failure("no room", "the cluster has no room for the workers")

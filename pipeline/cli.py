@@ -86,11 +86,12 @@ def _explain(error: Exception, args: argparse.Namespace) -> int:
 def _foreign(error: Exception) -> str:
     """One line for an error that is none of ours: what the machine or a server did, or a defect."""
     from cluster.ray_failures import read_failure, root_error
+    from shards.redaction import shortened
 
     if failure := read_failure(error):
         return failure.text
     root = root_error(error)
-    text = " ".join(str(root).split())[:300]
+    text = shortened(str(root), 300)
     if type(root).__module__.startswith("mlflow"):
         return f"MLflow does not answer, or refuses what it is asked ({text})"
     return f"unexpected {type(root).__name__}: {text}"

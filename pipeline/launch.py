@@ -19,6 +19,7 @@ from pipeline.console import Console
 from pipeline.errors import UserError
 from pipeline.outbox import RunRef
 from pipeline.worker import TrainTask, train_worker
+from shards.redaction import shortened
 
 POLL_SECONDS = 2.0
 START_SECONDS = 60.0
@@ -187,4 +188,4 @@ def _given_up(failure: Failure, failures: int) -> str:
 
 def _first_line(error: Exception) -> str:
     root = root_error(error)
-    return f"a worker failed ({type(root).__name__}: {' '.join(str(root).split())[:160]})"
+    return f"a worker failed ({type(root).__name__}: {shortened(str(root), 160)})"

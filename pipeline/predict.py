@@ -20,6 +20,7 @@ from pipeline.strict_json import to_json
 from pipeline.table_rows import holds_rows, table_rows
 from shards.files import AtomicFile
 from shards.parquet import encode_parquet
+from shards.redaction import shortened
 
 FORMATS = (".jsonl", ".csv", ".parquet")
 ROWS_AT_ONCE = 1024
@@ -157,7 +158,7 @@ def load_model(mlflow_client: Any, model_uri: str) -> Predictor:
         with mlflow_answers(model_uri):
             known = [model.name for model in mlflow_client.search_registered_models()]
         hint = f"registered models: {', '.join(known)}" if known else "no model is registered there"
-        reason = " ".join(str(error).split()).removeprefix("RESOURCE_DOES_NOT_EXIST: ")
+        reason = shortened(str(error), 200).removeprefix("RESOURCE_DOES_NOT_EXIST: ")
         raise UserError(f"{model_uri}: {reason[:160]}; {hint}") from None
     model = loaded.unwrap_python_model()
     predictor = getattr(model, "predictor", None)

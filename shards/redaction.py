@@ -60,6 +60,14 @@ def redacted(text: str) -> str:
     return _PARAMETER.sub(_redacted_parameter, text)
 
 
+def shortened(text: str, length: int) -> str:
+    """A text in one line of at most ``length`` characters, redacted before it is cut.
+
+    Of half an address nothing tells that a part of it is a password.
+    """
+    return redacted(" ".join(text.split()))[:length]
+
+
 def redacted_tree(tree: Any) -> Any:
     """Nested mappings and lists with all their texts redacted, names of fields included.
 

@@ -11,7 +11,7 @@ from pipeline.console import logged
 from pipeline.errors import GateRefusedError, UserError
 from pipeline.stages import write_json
 from shards.errors import ShardError
-from shards.redaction import is_redacted, redacted, redacted_tree, without_secrets
+from shards.redaction import is_redacted, redacted, redacted_tree, shortened, without_secrets
 from shards.retries import Retry
 
 SECRET = "hunter2"
@@ -138,3 +138,9 @@ def test_what_libraries_print_is_logged_without_secrets(tmp_path, capfd):
     text = console.log.read_text()
     assert "http://***@host/#/experiments\n" in text and "retrying /api?token=***\n" in text
     assert text.endswith("http://***@host, without an end")
+
+
+@pytest.mark.parametrize("length", range(10, 60))
+def test_what_is_cut_is_redacted_before(length):
+    told = shortened(f"a request to {ADDRESS}/api?token=hunter2 failed\nfor good", length)
+    assert len(told) <= length and "hunt" not in told and "\n" not in told
