@@ -138,6 +138,6 @@ def _death(who: str, text: str) -> str:
     pid = re.search(r"pid[:=] ?(\d+)", text)
     process = f" (process {pid[1]})" if pid else ""
     return (
-        f"{who}{process} was killed or crashed: by the system for want of memory, by hand, or in "
-        "native code"
+        f"{who}{process} was lost: killed by the system for want of memory or by hand, crashed in "
+        "native code, or its machine is gone"
     )

@@ -93,7 +93,7 @@ def test_a_lost_worker_is_survived_with_a_line(launches, error) -> None:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (KILLED, r"worker 0 \(process 4711\) was killed or crashed: by the system for want of mem"),
+        (KILLED, r"worker 0 \(process 4711\) was lost: killed by the system for want of memory"),
         (LOST_NODE, "the machine of worker 0 was lost; the same command goes on"),
         (NO_MEMORY, "worker 0 was killed by Ray, since its machine ran short of memory"),
         (READER, "a process that reads samples for worker 0 was killed or crashed"),
@@ -110,7 +110,7 @@ def test_beyond_the_limit_a_line_says_what_was_lost_and_what_to_do(launches, err
 
 
 def test_the_first_cause_is_told_and_not_what_followed_from_it(launches) -> None:
-    with pytest.raises(ClusterError, match=r"worker 1 .* was killed or crashed"):
+    with pytest.raises(ClusterError, match=r"worker 1 .* was lost: killed"):
         launches(workers(CUT_OFF, KILLED), allowed=0)
 
 
