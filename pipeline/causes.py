@@ -32,7 +32,9 @@ def expected_cause(error: BaseException) -> Exception | None:
 
 def _of_a_reader(error: Exception) -> Exception:
     """The error itself, or that of a loader's process without the traceback that torch adds."""
-    text, name = str(error), f"{type(error).__module__}.{type(error).__qualname__}: "
+    # A ShardError has its line breaks as escapes.
+    text = str(error).replace("\\n", "\n")
+    name = f"{type(error).__module__}.{type(error).__qualname__}: "
     if not text.startswith("Caught ") or f"\n{name}" not in text:
         return error
     return type(error)(text.rpartition(f"\n{name}")[2].strip())
