@@ -14,10 +14,13 @@ FINAL: frozenset[Kind] = frozenset({"no memory", "no storage", "no GPU"})
 
 _NO_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_GPU = re.compile(
-    r"no GPUs? (was |were )?found|No CUDA GPUs|not compiled with CUDA|no NVIDIA", re.I
+    r"no GPUs? (was |were )?found|No CUDA GPUs|not compiled with CUDA|no NVIDIA|have NCCL built in",
+    re.I,
 )
 _CUT_OFF = re.compile(
-    r"Connection (closed|reset)|Broken pipe|Socket closed|NCCL|gloo|store.*timed? ?out", re.I
+    r"Connection (closed|reset|refused)|Broken pipe|Socket closed|Timed out waiting|"
+    r"nccl(Remote|System|Internal)Error|Watchdog caught collective",
+    re.I,
 )
 _READER = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)")
 _INNER = ("health_check_failure", "controller_failure", "cause", "__cause__")

@@ -123,6 +123,7 @@ def test_the_first_cause_is_told_and_not_what_followed_from_it(launches) -> None
         (MemoryError(), "worker 0 ran out of memory .*; lower training.batch_size"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "worker 0 ran out of me"),
         (RuntimeError("No CUDA GPUs are available"), "no GPU that torch can use .*use_gpu=false"),
+        (RuntimeError("Distributed package doesn't have NCCL built in"), "no GPU that torch can"),
         (ValueError("ProcessGroupNCCL is only supported with GPUs, no GPUs found!"), "no GPU that"),
     ],
 )
