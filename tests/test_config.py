@@ -176,7 +176,7 @@ def test_an_unknown_key_is_named_in_full_with_the_nearest_one(override, path, me
 
 def test_an_unknown_key_like_no_other_gets_all_that_are_allowed():
     (line,) = refusal("digits", "registry.zzz=1")
-    assert line == "digits: registry.zzz: unknown key; allowed: model_name, alias"
+    assert line == "digits: registry.zzz: unknown key; allowed: model_name, alias, min_gain, alpha"
 
 
 WRONG_VALUES = [
