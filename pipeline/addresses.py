@@ -45,7 +45,11 @@ def filesystem_of(source: str) -> tuple[Any, str]:
     if path is not None:
         return LocalFileSystem(), absolute_path(path)
     if is_web(source):
-        return fsspec.filesystem("http"), source.replace("#", "%23")
+        # Imported only now: the configuration is read without a client of the web.
+        from pipeline.web_answers import bounded_client
+
+        filesystem = fsspec.filesystem("http", get_client=bounded_client)
+        return filesystem, source.replace("#", "%23")
     return fsspec.core.url_to_fs(source)
 
 

@@ -5,6 +5,8 @@ import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from shard_server import ShardServer
 from source_trees import (
@@ -19,9 +21,10 @@ from source_trees import (
 
 from pipeline.errors import UserError
 from pipeline.media.errors import MediaError
-from pipeline.sources import Part, list_sources, read_part
+from pipeline.sources import Part, list_sources, read_part, read_plan, write_plan
 from pipeline.sources.local_files import OUTSIDE
 from pipeline.sources.reach import Reach
+from shards.retries import Retry
 
 ROWS = {"columns": {"image": "file"}, "target": {"kind": "none"}}
 GOOD = "good.png"
@@ -212,8 +215,18 @@ class _Sender(BaseHTTPRequestHandler):
             self.send_header("Location", self.to + self.path.removeprefix("/data/on"))
             self.end_headers()
             return
-        self.send_response(200)
+        asked = self.headers.get("Range", "bytes=0-99").removeprefix("bytes=")
+        ranged = self.path.startswith("/range") and "Range" in self.headers
+        self.send_response(206 if ranged else 200)
+        if ranged:
+            self.send_header("Content-Range", f"bytes {asked}/1000")
+        elif self.path.startswith("/range"):
+            self.send_header("Content-Length", "1000")
+            self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
+        if self.path.startswith("/range") and not ranged:
+            self.wfile.write(b"x" * 1000)
+            return
         try:
             while True:
                 self.wfile.write(b"x" * 65536)
@@ -257,6 +270,31 @@ def test_a_body_without_an_end_is_read_no_further_than_the_bound(sender):
     member = Part("image", "a.tar", 512, 100, 100, "")
     with pytest.raises(MediaError, match="more than the 100 bytes of a tar"):
         read_part(Reach(url, confined=False), member)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet", "rows.jsonl", "a.tar"])
+def test_a_range_without_an_end_is_refused(sender, monkeypatch, name):
+    monkeypatch.setattr("pipeline.web_answers.MAX_ANSWER_BYTES", 4 << 20)
+    monkeypatch.setattr("pipeline.sources.parts.RETRY", Retry(attempts=1))
+    _, url = sender
+    with pytest.raises(UserError, match="the server sends more than 4194304 bytes at once"):
+        listed(f"{url}/range/{name}", **ROWS)
+
+
+def test_a_long_read_is_several_requests(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.sources.parts.REQUEST_BYTES", 1 << 20)
+    monkeypatch.setattr("pipeline.web_answers.MAX_ANSWER_BYTES", 4 << 20)
+    words = [f"{number:08d}" * (1 << 17) for number in range(9)]
+    table = pa.table({"words": words, "kind": ["x", "y", "z"] * 3})
+    pq.write_table(table, tmp_path / "rows.parquet", compression="none", use_dictionary=False)
+    with ShardServer(tmp_path) as server:
+        listing = listed(
+            f"{server.url}/rows.parquet", ("text",), columns={"text": "words"},
+            target={"column": "kind"},
+        )  # fmt: skip
+        write_plan(listing, tmp_path / "plan.parquet", 9)
+        found = read_plan(tmp_path / "plan.parquet", 0, None, listing.value_places)
+    assert [row.inline["text"].decode() for row in found] == words
 
 
 def test_a_declared_length_is_enough_to_refuse(tmp_path):

@@ -17,6 +17,8 @@ from shards.redaction import redacted
 from shards.retries import Retry, try_again
 
 BUFFER_BYTES = 1 << 20
+REQUEST_BYTES = 16 << 20
+"""Asked of a network at once, below what `pipeline.web_answers` takes of a server."""
 RETRY = Retry(attempts=4, first_delay=0.5)
 
 
@@ -225,7 +227,7 @@ class _Patient(io.RawIOBase):
 
         def read() -> bytes:
             self._file.seek(start)
-            data: bytes = self._file.read(len(buffer))
+            data: bytes = self._file.read(min(len(buffer), REQUEST_BYTES))
             return data
 
         data = try_again(read, RETRY)
