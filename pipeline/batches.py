@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pipeline.collate import BatchInputs, BatchMask, blank, joint_inputs, padded_length
-from pipeline.media import MediaFormat, check_array, decode_member, model_member
+from pipeline.media import MediaFormat, TextFormat, check_array, decode_member, model_member
 from shards import RawSample, ShardReader
 from shards.loader import ShardBatch, ShardLoader
 
@@ -43,15 +43,26 @@ class MemberDecoder:
 
 
 def media_loader(
-    reader: ShardReader, formats: Mapping[str, MediaFormat], **options: Any
+    reader: ShardReader,
+    formats: Mapping[str, MediaFormat],
+    *,
+    one_length: bool = False,
+    **options: Any,
 ) -> ShardLoader:
     """A loader of a split's media, which names samples that cannot be read and goes on.
 
     Args:
         formats: by modality.
+        one_length: fill texts up to their format's length, and not a batch's longest.
         options: of :class:`~shards.loader.ShardLoader`.
     """
     lengths = {name: padded_length(media) for name, media in formats.items()}
+    if one_length:
+        lengths |= {
+            name: media.max_length
+            for name, media in formats.items()
+            if isinstance(media, TextFormat)
+        }
     return ShardLoader(
         reader,
         decode=MemberDecoder(formats),

@@ -88,7 +88,8 @@ class TrainingConfig(Section):
         activation_checkpointing: share of the latents' self-attends, 0 to 1, that keep only their
             input for the backward pass and compute the rest again there; less memory for more time.
         compile: compile the model with torch.compile in this mode (``reduce-overhead`` and
-            ``max-autotune`` use CUDA graphs), or null; at ZeRO stages 0 to 2.
+            ``max-autotune`` use CUDA graphs), or null; at ZeRO stages 0 to 2. Kernels are chosen
+            without timing, so that a training repeats, and texts are padded to ``max_length``.
         checkpoint_steps: also save within an epoch, every so many optimizer steps; or null.
         loader_workers: processes that read and decode for each training worker, and as many more
             for its evaluations; 0 reads in the worker itself.

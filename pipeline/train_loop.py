@@ -159,6 +159,7 @@ class TrainLoop:
         return media_loader(
             ShardReader(self.shard_set, split, verify_samples=self.config.data.verify_samples),
             self.config.data.formats,
+            one_length=self.config.training.compile is not None,
             batch_size=self.config.micro_batch_size(self.place.world_size),
             rank=self.place.rank,
             world_size=self.place.world_size,

@@ -21,6 +21,7 @@ from perceiver_model.attention import set_attention_path
 from perceiver_model.cross_attend import CrossAttend
 from pipeline.agreement import agreed_checkpoint, check_same_folder, check_same_shards, every_rank
 from pipeline.checkpoints import TrainState, load_weights
+from pipeline.compiled import compiled
 from pipeline.config import Config
 from pipeline.config_training import TrainingConfig
 from pipeline.outbox import RunRef
@@ -81,7 +82,7 @@ def open_training(task: TrainTask) -> Iterator[tuple[TrainLoop, TrainState]]:
     with contextlib.ExitStack() as stack:
         # Workers of a launch before this one may still be about to end.
         every_rank(lambda: _hold(folder, place, stack))
-        yield from _open_training(task, config, place, folder)
+        yield from _open_training(task, config, place, folder, stack)
 
 
 def _hold(folder: Path, place: Place, stack: contextlib.ExitStack) -> None:
@@ -91,7 +92,7 @@ def _hold(folder: Path, place: Place, stack: contextlib.ExitStack) -> None:
 
 
 def _open_training(
-    task: TrainTask, config: Config, place: Place, folder: Path
+    task: TrainTask, config: Config, place: Place, folder: Path, stack: contextlib.ExitStack
 ) -> Iterator[tuple[TrainLoop, TrainState]]:
     shard_set = ShardSet.open(config.shards_folder)
     check_same_shards(config.shards_folder, shard_set.digest)
@@ -102,8 +103,7 @@ def _open_training(
     model = model.to(place.device)
     set_attention_path(model, training.attention_path)
     model.encoder.checkpointed_share = training.activation_checkpointing
-    if training.compile:
-        model.compile(mode=training.compile)
+    stack.enter_context(compiled(model, training.compile))
 
     chosen, notes = agreed_checkpoint(folder / "checkpoints")
     state = chosen.state if chosen else TrainState()

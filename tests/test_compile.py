@@ -11,7 +11,8 @@ from perceiver_model.attention import set_attention_path
 from perceiver_model.classifier import PerceiverClassifier
 from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig
-from perceiver_model.inputs import ImageInput, Pixels
+from perceiver_model.inputs import ImageInput, Pixels, TextInput, TokenEmbedding
+from pipeline.compiled import compiled
 
 CONFIG = ClassifierConfig(
     input=ImageInput(height=6, width=5, channels=2),
@@ -133,10 +134,13 @@ def test_an_io_decoder_dropout_and_a_state_compile_into_one_graph():
         )
 
 
-@pytest.mark.skipif(
+needs_compiler = pytest.mark.skipif(
     shutil.which("gcc") is None and shutil.which("g++") is None,
     reason="inductor writes C++, and there is no compiler for it here",
 )
+
+
+@needs_compiler
 def test_inductor_trains_the_separable_cross_attend_as_eager_does():
     model = classifier("separable")
     cross_attend, latents = model.encoder.cross_attends[0], model.encoder.latents[None].detach()
@@ -146,3 +150,26 @@ def test_inductor_trains_the_separable_cross_attend_as_eager_does():
         for read in (torch.compile(cross_attend, fullgraph=True), cross_attend)
     ]
     check_equal(*results, tolerance=1e-4)
+
+
+@needs_compiler
+def test_gradients_that_several_threads_add_repeat_their_bits():
+    """Those of an embedding, which inductor adds atomically if it is let."""
+    config = dataclasses.replace(
+        CONFIG,
+        input=TextInput(max_length=200),
+        adapter=TokenEmbedding(num_channels=16),
+        positions=None,
+    )
+    generator = torch.Generator().manual_seed(0)
+    texts = torch.randint(6, 12, (64, 200), generator=generator)
+    mask = torch.ones(64, 200, dtype=torch.bool)
+    model, threads = classifier(config=config), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with compiled(model, "default"):
+            first, *others = (result_and_gradients(model, model, texts, mask) for _ in range(20))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(other[name], first[name]) for other in others for name in first)
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -1,5 +1,6 @@
 """Shards of every modality to batches, and models that learn from them."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from modality_samples import FORMATS, make_config, make_shards, raw_media
 
 from pipeline.batches import inputs_on, media_loader
-from pipeline.checkpoints import TrainState
+from pipeline.checkpoints import TrainState, last_checkpoint
 from pipeline.collate import collate
 from pipeline.config import Config
 from pipeline.media import decode
@@ -35,8 +36,10 @@ def test_batches_come_from_shards_as_from_raw_media(kind, tmp_path):
     assert batch.targets.tolist() == [number % 2 for number in range(size - 1)] + [-1]
 
 
-def trained(config: Config, folder: Path, start: TrainState | None = None) -> TrainState:
-    """The state after the last epoch, trained in this process."""
+def trained(
+    config: Config, folder: Path, start: TrainState | None = None, until: int | None = None
+) -> TrainState:
+    """The state after the last epoch, or after epoch ``until``, trained in this process."""
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -45,10 +48,10 @@ def trained(config: Config, folder: Path, start: TrainState | None = None) -> Tr
     def loop(task: TrainTask) -> None:
         with open_training(task) as (training, state):
             states.append(start or state)
-            while states[-1].epoch < config.training.epochs:
+            while states[-1].epoch < (until or config.training.epochs):
                 states.append(training.run_epoch(states[-1]))
 
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     task = TrainTask(config.model_dump_json(), str(folder), None)
     TorchTrainer(loop, train_loop_config=task, scaling_config=ScalingConfig(num_workers=0)).fit()
     return states[-1]
@@ -80,3 +83,34 @@ def test_a_training_keeps_its_order_where_the_set_lies_elsewhere_by_then(tmp_pat
     make_shards("text", tmp_path, config)
     assert trained(config, tmp_path / "local").window is None
     assert trained(config, tmp_path / "begun-elsewhere", TrainState(window=2)).window == 2
+
+
+@pytest.mark.skipif(
+    shutil.which("gcc") is None and shutil.which("g++") is None,
+    reason="inductor writes C++, and there is no compiler for it here",
+)
+def test_a_compiled_training_repeats_its_bits_and_those_of_one_that_was_stopped(tmp_path):
+    """Of texts: their batches differ in length, and several threads add their gradients."""
+    config = make_config("text", tmp_path, epochs=2, compile="default")
+    make_shards("text", tmp_path, config)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        trained(config, tmp_path / "whole")
+        torch.compiler.reset()
+        trained(config, tmp_path / "stopped", until=1)
+        torch.compiler.reset()  # as in another process
+        trained(config, tmp_path / "stopped")
+    finally:
+        torch.set_num_threads(threads)
+    assert not torch.are_deterministic_algorithms_enabled()
+    whole, stopped = (last_weights(tmp_path / name) for name in ("whole", "stopped"))
+    assert whole.keys() == stopped.keys()
+    for name, weights in whole.items():
+        assert torch.equal(weights, stopped[name]), name
+
+
+def last_weights(folder: Path) -> dict[str, torch.Tensor]:
+    found = last_checkpoint(folder / "checkpoints")
+    assert found is not None
+    return found.load()[0]
