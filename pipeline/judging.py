@@ -1,6 +1,6 @@
 """A run's model against the champion, on the samples of a split that neither was trained on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -66,6 +66,7 @@ class Candidate:
         shard_set: the set that it was trained on.
         split: of the set, that decides.
         max_bad_fraction: of the split's samples, that may be unreadable.
+        verify_samples, skip_corrupt: as in `Reading`.
     """
 
     name: str
@@ -74,12 +75,14 @@ class Candidate:
     shard_set: ShardSet
     split: str
     max_bad_fraction: float
+    verify_samples: bool = True
+    skip_corrupt: bool = True
 
     @cached_property
     def reading(self) -> Reading:
         """How it reads its own set."""
         media = self.predictor.card.media
-        return Reading(media, media)
+        return Reading(media, media, self.verify_samples, self.skip_corrupt)
 
     @cached_property
     def outcomes(self) -> Outcomes:
@@ -154,7 +157,7 @@ def _against(
             f"{champion.name} takes other input than this run ({other}), so the two cannot be "
             "compared; register this one under another --name"
         )
-    reading = Reading(candidate.reading.stored, media)
+    reading = replace(candidate.reading, media=media)
     theirs = outcomes(champion.predictor, shard_set, split, reading)
     reasons = {"this run": known, champion.name: _known_to(champion, candidate, reading, console)}
     doubtful = _doubtful(reading, shard_set, split)
@@ -231,7 +234,7 @@ def _doubtful(reading: Reading, shard_set: ShardSet, split: str) -> np.ndarray:
     encoder = reading.rows
     if encoder is None or not encoder.has_doubts:
         return doubtful
-    for batch in Reading(reading.stored, reading.stored).batches(shard_set, split):
+    for batch in replace(reading, media=reading.stored).batches(shard_set, split):
         good = batch.weights.numpy() > 0
         if good.any():
             rows = batch.fields[reading.media.modality].numpy()[good]

@@ -202,6 +202,8 @@ def _candidate(
         shard_set=shard_set,
         split=split,
         max_bad_fraction=config.data.max_bad_fraction,
+        verify_samples=config.data.verify_samples,
+        skip_corrupt=config.data.corrupt_samples == "skip",
     )
 
 

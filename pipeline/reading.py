@@ -142,10 +142,14 @@ class Reading:
     Attributes:
         stored: format of the set's samples; of tables, with the set's vocabulary.
         media: format that the model takes; :func:`other_input` has nothing against it.
+        verify_samples: whether samples are compared with their sha256.
+        skip_corrupt: whether those that differ, or cannot be read, are skipped, or end the work.
     """
 
     stored: MediaFormat
     media: MediaFormat
+    verify_samples: bool = True
+    skip_corrupt: bool = True
 
     @cached_property
     def rows(self) -> RowEncoder | None:
@@ -192,15 +196,16 @@ class Reading:
         """Every sample of a split once, in order; those that cannot be read have weight 0.
 
         Raises:
-            ShardError: the set has no such split.
+            ShardError: the set has no such split, or a sample is not to be skipped.
         """
         length = padded_length(self.media)
         return iter(
             ShardLoader(
-                ShardReader(shard_set, split),
+                ShardReader(shard_set, split, verify_samples=self.verify_samples),
                 decode=self,
                 pad_to={} if length is None else {self.media.modality: length},
                 skip_bad=True,
+                skip_corrupt=self.skip_corrupt,
                 batch_size=BATCH_SIZE,
                 shuffle=False,
             )

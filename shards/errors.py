@@ -1,4 +1,4 @@
-"""The one exception of this package."""
+"""The exceptions of this package."""
 
 from shards.plain import printable
 from shards.redaction import redacted
@@ -13,3 +13,15 @@ class ShardError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(redacted(message)))
+
+
+class CorruptSampleError(ShardError):
+    """A sample is not as it was written.
+
+    Attributes:
+        source_uri: what it was made from, as its index says; empty where that is not known.
+    """
+
+    def __init__(self, message: str, source_uri: str = "") -> None:
+        super().__init__(message)
+        self.source_uri = printable(redacted(source_uri))

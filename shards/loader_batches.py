@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from shards.batch_memory import BatchMemory
 from shards.collate import Fields, collate
 from shards.epoch import PADDING, EpochPlan
-from shards.errors import ShardError
+from shards.errors import CorruptSampleError, ShardError
 from shards.raw_sample import RawSample
 from shards.reader import ShardReader
 
@@ -150,7 +150,9 @@ class BatchMaker(Dataset[ShardBatch]):
             try:
                 samples.append(self.reader.read(number))
             except ShardError as error:
-                bad.append((f"sample {number} of split {self.reader.split}", str(error)))
+                source = error.source_uri if isinstance(error, CorruptSampleError) else ""
+                source = source or f"sample {number} of split {self.reader.split}"
+                bad.append((source, str(error)))
                 samples.append(None)
         return samples
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 
 from shards.digests import sha256_hex
-from shards.errors import ShardError
+from shards.errors import CorruptSampleError, ShardError
 from shards.index import ShardIndex
 from shards.index_cache import REMEDY, IndexCache
 from shards.local_tars import Extent, LocalTars, default_max_open
@@ -212,9 +212,10 @@ class ShardReader:
             if self._verify_samples or not block.checked:
                 content = block.data[start - block.base : stop - block.base]
                 if sha256_hex(content) != part.shard_index.sha256s[part.rows[place]].as_py():
-                    raise ShardError(
+                    raise CorruptSampleError(
                         f"{self._where(part)}: sample {part.key(place)!r} has another sha256 than "
-                        f"its index says; {REMEDY}"
+                        f"its index says; {REMEDY}",
+                        part.shard_index.source_uris[part.rows[place]].as_py(),
                     )
         return blocks
 

@@ -10,6 +10,8 @@ import pytest
 from shard_server import ShardServer
 from shard_sets import SPEC, flip_bit, make_set, make_sized_set, upload
 
+from pipeline.media import ImageFormat
+from pipeline.reading import Reading
 from shards import RemoteReading, ShardError, ShardReader, ShardSet
 from shards.loader import ShardLoader
 
@@ -104,7 +106,7 @@ def test_a_loader_names_a_corrupt_sample_and_skips_it_or_ends(
     first, second = loader(skip_bad=True)
     assert first.weights.tolist() == [1, 1, 0, 1] and second.weights.tolist() == [1] * 4
     ((source, reason),) = first.bad
-    assert source == "sample 2 of split train"
+    assert source == "raw/2.wav"
     assert "sample 'sample-00002' has another sha256 than its index says" in reason
     assert first.fields["number.npy"][2].tolist() == [0, 0]
 
@@ -132,3 +134,18 @@ def test_a_shard_that_is_cut_short_in_padding_is_found(tmp_path: Path) -> None:
     tar.write_bytes(tar.read_bytes()[: last["offset"] + last["length"]])
     with pytest.raises(ShardError, match="cut short"):
         ShardReader(ShardSet.open(tmp_path / "set"), "train").read(2)
+
+
+def test_what_judges_a_model_compares_and_skips_or_ends_too(folder: Path) -> None:
+    """`perceiver promote` reads so; of these samples, which are no such images, none is decoded."""
+    fmt = ImageFormat(height=7, width=7)
+
+    def read(**options: bool) -> dict[str, str]:
+        batches = Reading(fmt, fmt, **options).batches(ShardSet.open(folder), "train")
+        return dict(bad for batch in batches for bad in batch.bad)
+
+    assert "another sha256" in read()["raw/2.png"]
+    assert "another sha256" not in read()["raw/1.png"]
+    assert "another sha256" not in read(verify_samples=False)["raw/2.png"]
+    with pytest.raises(ShardError, match=WRONG):
+        read(skip_corrupt=False)

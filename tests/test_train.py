@@ -32,7 +32,7 @@ from pipeline.tracking import run_config
 from pipeline.train import train
 from pipeline.train_loop import TrainLoop
 from pipeline.worker import TrainTask, make_optimizer, open_training
-from shards import ShardReader, ShardSet
+from shards import ShardError, ShardReader, ShardSet
 
 MakeConfig = Callable[..., Config]
 
@@ -400,6 +400,10 @@ def test_damaged_samples_are_named_and_weigh_nothing_until_they_are_too_many(
     few = config(f"shards={damaged}")
     result = train(few, console)
     assert [source for source, _ in result["bad_samples"]] == [sample.source_uri]
+    assert "has another sha256 than its index says" in result["bad_samples"][0][1]
+    at_once = config(f"shards={damaged}", "data.corrupt_samples=fail", output="at_once")
+    with pytest.raises(ShardError, match="has another sha256 than its index says"):
+        train(at_once, console)
     strict = config(f"shards={damaged}", "data.max_bad_fraction=0", output="strict")
     with pytest.raises(
         UserError, match=f"1 of .* samples.*max_bad_fraction=0: {sample.source_uri}"
