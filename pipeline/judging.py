@@ -198,16 +198,11 @@ def _against(
 
 
 def _refuse_what_is_not_finite(candidate: Candidate) -> None:
-    refused = f"not promoted: {candidate.name}"
-    if broken := weights_not_finite(candidate.predictor.model.state_dict()):
-        raise GateRefusedError(
-            f"{refused} has weights that are not finite ({', '.join(broken[:3])}); train again "
-            "with a lower training.learning_rate"
-        )
+    # Weights that are not finite are refused with their checkpoint.
     finite = candidate.outcomes.finite
     if not finite.all():
         raise GateRefusedError(
-            f"{refused} gives values that are not finite for {(~finite).sum()} of {len(finite)} "
+            f"not promoted: {candidate.name} gives values that are not finite for {(~finite).sum()} of {len(finite)} "
             f"samples of the {candidate.split} split; train again with a lower "
             "training.learning_rate"
         )

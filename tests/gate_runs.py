@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from perceiver_model import PerceiverClassifier
 from pipeline.checkpoints import TrainState, save_checkpoint
@@ -145,3 +146,12 @@ def write_run(config: Config, shard_set: ShardSet, weights: dict[str, torch.Tens
         checkpoint = save_checkpoint(folder, state, weights, moments)
     client(config.tracking_uri).set_tag(run.run_id, "perceiver.checkpoint", str(checkpoint.path))
     return run.run_id
+
+
+def replace_weights(checkpoint: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Put other weights into a checkpoint; earlier releases wrote what is not finite, too."""
+    save_file(weights, checkpoint / "model.safetensors")
+    state = json.loads((checkpoint / "state.json").read_text())
+    content = (checkpoint / "model.safetensors").read_bytes()
+    state["sha256"]["model.safetensors"] = hashlib.sha256(content).hexdigest()
+    (checkpoint / "state.json").write_text(json.dumps(state))
