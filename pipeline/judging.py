@@ -202,9 +202,9 @@ def _refuse_what_is_not_finite(candidate: Candidate) -> None:
     finite = candidate.outcomes.finite
     if not finite.all():
         raise GateRefusedError(
-            f"not promoted: {candidate.name} gives values that are not finite for {(~finite).sum()} of {len(finite)} "
-            f"samples of the {candidate.split} split; train again with a lower "
-            "training.learning_rate"
+            f"not promoted: {candidate.name} gives values that are not finite for "
+            f"{(~finite).sum()} of {len(finite)} samples of the {candidate.split} split; train "
+            "again with a lower training.learning_rate"
         )
 
 
