@@ -32,8 +32,6 @@ def load_registered(mlflow_client: Any, version: Any) -> Champion:
     with _artifacts(mlflow_client, version) as path:
         try:
             predictor = Predictor.load(path / CARD_FILE, path / WEIGHTS_FILE)
-            if len(predictor.card.classes) != predictor.card.classifier.num_classes:
-                raise ValueError(f"{len(predictor.card.classes)} names of classes")
         except Exception as error:  # a damaged card or file of weights fails in many ways
             raise UserError(
                 f"{told}: cannot be read ({reason_of(error)}); restore it, or register this one "

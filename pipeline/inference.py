@@ -5,7 +5,6 @@ pipeline.
 """
 
 import errno
-import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
@@ -14,19 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from perceiver_model import PerceiverClassifier
-from perceiver_model.classifier_config import ClassifierConfig
 from pipeline.collate import collate
 from pipeline.media import (
     FittedTableFormat,
     MediaError,
-    MediaFormat,
-    media_from_dict,
-    media_to_dict,
 )
 from pipeline.media.arrays import Decoder
+from pipeline.model_card import ModelCard, read_card, read_weights
 from pipeline.model_requests import BadInput, MediaSource, as_inputs
 
 __all__ = ["MediaSource", "ModelCard", "Prediction", "Predictor", "as_inputs"]
@@ -35,38 +30,6 @@ BATCH_SIZE = 64
 DECODE_SECONDS = 60.0
 DECODE_MEMORY_MIB = 2048
 MAX_FILE_BYTES = 2 * 1024**3
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """All that a set of weights needs beside itself to take raw media.
-
-    Attributes:
-        media: of tables, a :class:`~pipeline.media.FittedTableFormat`.
-    """
-
-    classifier: ClassifierConfig
-    media: MediaFormat
-    classes: tuple[str, ...]
-
-    def to_json(self) -> str:
-        """The card as JSON text."""
-        values = {
-            "classifier": self.classifier.to_dict(),
-            "media": media_to_dict(self.media),
-            "classes": list(self.classes),
-        }
-        return json.dumps(values, indent=2, sort_keys=True) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "ModelCard":
-        """The inverse of :meth:`to_json`."""
-        values = json.loads(text)
-        return cls(
-            ClassifierConfig.from_dict(values["classifier"]),
-            media_from_dict(values["media"]),
-            tuple(values["classes"]),
-        )
 
 
 @dataclass(frozen=True)
@@ -138,10 +101,15 @@ class Predictor:
         strict: bool = True,
         sandbox: str = "best",
     ) -> "Predictor":
-        """Read a card and safetensors weights from files; the rest is the constructor's."""
+        """Read a card and safetensors weights from files; the rest is the constructor's.
+
+        Raises:
+            UserError: a file is none, or the two do not belong together.
+        """
+        read = read_card(Path(card))
         return cls(
-            ModelCard.from_json(Path(card).read_text("utf-8")),
-            load_file(weights),
+            read,
+            read_weights(Path(weights), read.classifier),
             decode_seconds=decode_seconds,
             decode_memory_mib=decode_memory_mib,
             strict=strict,

@@ -40,7 +40,7 @@ class ColumnAdapter(nn.Module):
         self.register_buffer("category_starts", (counts + 1).cumsum(0) - (counts + 1), False)
         channels = columns.num_channels
         self.numeric = _learned(table.num_numeric, channels)
-        self.categories = _learned(int((counts + 1).sum()), channels)
+        self.categories = _learned(sum(n + 1 for n in table.num_categories), channels)
         self.missing = _learned(table.num_columns * (columns.missing == "learned"), channels)
         self.columns = nn.Parameter(_vectors(table.num_columns, channels))
 

@@ -1,0 +1,120 @@
+"""A registered model's card and weights are believed only as far as they fit each other."""
+
+import json
+import math
+import resource
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from media_classifiers import CONFIGS
+from safetensors.torch import save_file
+from test_inference import image_card, random_weights
+
+from perceiver_model import PerceiverClassifier, preset
+from perceiver_model.classifier_config import ClassifierConfig
+from perceiver_model.presets import PRESETS
+from pipeline.errors import UserError
+from pipeline.inference import Predictor
+from pipeline.model_card import _shapes
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> tuple[Path, Path]:
+    """The files of a card and of its weights."""
+    card = image_card()
+    (tmp_path / "card.json").write_text(card.to_json())
+    save_file(random_weights(card), tmp_path / "w.safetensors")
+    return tmp_path / "card.json", tmp_path / "w.safetensors"
+
+
+def test_a_card_and_its_weights_are_a_model(model: tuple[Path, Path]) -> None:
+    assert Predictor.load(*model).card == image_card()
+
+
+@pytest.mark.parametrize("name", [n for n in PRESETS if isinstance(preset(n), ClassifierConfig)])
+def test_every_classifier_is_compared_before_it_takes_memory(name: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    shapes = _shapes(preset(name))
+    numbers = sum(math.prod(shape) for shape, _ in shapes.values())
+    assert numbers > 40_000_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024, "KiB"
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_modality_is_compared_by_the_shapes_it_has(kind: str) -> None:
+    config = CONFIGS[kind]
+    state = PerceiverClassifier(config).state_dict()
+    assert {name: shape for name, (shape, _) in _shapes(config).items()} == {
+        name: tuple(each.shape) for name, each in state.items()
+    }
+
+
+HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no object": lambda card: [card],
+    "another field": lambda card: card | {"code": "import os"},
+    "no field": lambda card: {k: v for k, v in card.items() if k != "media"},
+    "classes: no list": lambda card: card | {"classes": "abc"},
+    "classes: no names": lambda card: card | {"classes": [1, 2, 3]},
+    "classes: twice": lambda card: card | {"classes": ["a", "a", "b"]},
+    "classes: too few": lambda card: card | {"classes": ["a"]},
+    "media: none": lambda card: card | {"media": None},
+    "media: another": lambda card: card | {"media": {"modality": "smell"}},
+    "classifier: none": lambda card: card | {"classifier": 7},
+    "classifier: list": lambda card: card | {"classifier": []},
+    "a latent too wide for this machine": lambda card: _with_encoder(card, latent_dim=2**24),
+    "more latents than this machine holds": lambda card: _with_encoder(card, num_latents=2**40),
+    "no latents": lambda card: _with_encoder(card, num_latents=0),
+    "latents of text": lambda card: _with_encoder(card, num_latents="8"),
+}
+
+
+def _with_encoder(card: dict[str, Any], **values: Any) -> dict[str, Any]:
+    encoder = card["classifier"]["encoder"] | values
+    return card | {"classifier": card["classifier"] | {"encoder": encoder}}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_card_is_refused_in_one_line(model: tuple[Path, Path], name: str) -> None:
+    path, weights = model
+    path.write_text(json.dumps(HOSTILE[name](json.loads(path.read_text()))))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError) as caught:
+        Predictor.load(path, weights)
+    assert len(str(caught.value).splitlines()) == 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024, "KiB"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{", b"[" * 100_000, b"null"])
+def test_what_is_no_card_is_refused(model: tuple[Path, Path], content: bytes) -> None:
+    model[0].write_bytes(content)
+    with pytest.raises(UserError, match="no card of a model"):
+        Predictor.load(*model)
+
+
+def test_weights_of_another_model_are_refused(model: tuple[Path, Path]) -> None:
+    weights = random_weights(image_card())
+    name = next(iter(weights))
+    for other in (
+        {k: v for k, v in weights.items() if k != name},
+        weights | {"more": torch.zeros(1)},
+        weights | {name: weights[name][:1].contiguous()},
+        weights | {name: weights[name].double()},
+    ):
+        save_file(other, model[1])
+        with pytest.raises(UserError, match="no weights of this model"):
+            Predictor.load(*model)
+
+
+def test_weights_that_declare_more_than_there_is_are_refused(model: tuple[Path, Path]) -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}})
+    model[1].write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    with pytest.raises(UserError, match="no weights of this model"):
+        Predictor.load(*model)
+    for content in (b"", b"\xff" * 64):
+        model[1].write_bytes(content)
+        with pytest.raises(UserError, match="no weights of this model"):
+            Predictor.load(*model)
