@@ -104,7 +104,7 @@ class Predictor:
         """Read a card and safetensors weights from files; the rest is the constructor's.
 
         Raises:
-            UserError: a file is none, or the two do not belong together.
+            ModelCardError: a file is damaged, or the two do not belong together.
         """
         read = read_card(Path(card))
         return cls(

@@ -14,12 +14,15 @@ from safetensors.torch import load_file
 
 from perceiver_model import PerceiverClassifier
 from perceiver_model.classifier_config import ClassifierConfig
-from pipeline.errors import UserError
 from pipeline.media import MediaFormat, media_from_dict, media_to_dict
 
 MAX_CARD_BYTES = 256 * 1024**2
 _FIELDS = {"classifier", "media", "classes"}
 _MEND = "fetch the model again, or register it anew"
+
+
+class ModelCardError(ValueError):
+    """A card or its weights are damaged, or do not belong together; the text is one line."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def read_card(path: Path) -> ModelCard:
     """The card in a file.
 
     Raises:
-        UserError: there is no card in it.
+        ModelCardError: there is no card in it.
     """
     try:
         with path.open("rb") as file:
@@ -82,7 +85,7 @@ def read_card(path: Path) -> ModelCard:
             raise ValueError(f"larger than {MAX_CARD_BYTES} bytes")
         return ModelCard.from_json(content.decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no card of a model ({_one_line(error)}); {_MEND}") from None
+        raise ModelCardError(f"{path}: no card of a model ({_one_line(error)}); {_MEND}") from None
 
 
 def read_weights(path: Path, config: ClassifierConfig) -> dict[str, torch.Tensor]:
@@ -92,7 +95,7 @@ def read_weights(path: Path, config: ClassifierConfig) -> dict[str, torch.Tensor
         config: of the model that they are for; it takes no memory before the file fits it.
 
     Raises:
-        UserError: it is no such file, or has other tensors than the model.
+        ModelCardError: it is no such file, or has other tensors than the model.
     """
     try:
         expected = _shapes(config)
@@ -106,7 +109,8 @@ def read_weights(path: Path, config: ClassifierConfig) -> dict[str, torch.Tensor
             raise ValueError(f"{len(odd)} tensors differ from the card's model: {min(odd)[:200]!r}")
         return load_file(path)
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
-        raise UserError(f"{path}: no weights of this model ({_one_line(error)}); {_MEND}") from None
+        reason = _one_line(error)
+        raise ModelCardError(f"{path}: no weights of this model ({reason}); {_MEND}") from None
 
 
 def _shapes(config: ClassifierConfig) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -16,6 +16,7 @@ from pipeline.inference import Prediction, Predictor
 from pipeline.media import TableFormat
 from pipeline.media.sandbox import SandboxError
 from pipeline.mlflow_errors import mlflow_answers
+from pipeline.model_card import ModelCardError
 from pipeline.strict_json import to_json
 from pipeline.table_rows import holds_rows, table_rows
 from shards.files import AtomicFile
@@ -160,6 +161,8 @@ def load_model(mlflow_client: Any, model_uri: str) -> Predictor:
         hint = f"registered models: {', '.join(known)}" if known else "no model is registered there"
         reason = shortened(str(error), 200).removeprefix("RESOURCE_DOES_NOT_EXIST: ")
         raise UserError(f"{model_uri}: {reason[:160]}; {hint}") from None
+    except ModelCardError as error:
+        raise UserError(f"{model_uri}: {error}") from None
     model = loaded.unwrap_python_model()
     predictor = getattr(model, "predictor", None)
     if predictor is None:

@@ -128,6 +128,7 @@ def _read_end(verb: str, told: list[str], code: int) -> int:
         return ends[-1] if status < 0 else status
     if sys.stderr.isatty():
         sys.stderr.write(_SHOW_CURSOR)
+    sys.stderr.write("\n")  # the dead process may have left a bar on its line
     log = f"; log: {logs[-1]}" if logs else ""
     print(f"perceiver {verb}: {_what_happened(status)}; {_GOES_ON}{log}", file=sys.stderr)
     return 128 - status if status < 0 else status or _FAILED

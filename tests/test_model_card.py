@@ -17,9 +17,8 @@ from test_inference import image_card, random_weights
 from perceiver_model import PerceiverClassifier, preset
 from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.presets import PRESETS
-from pipeline.errors import UserError
 from pipeline.inference import Predictor
-from pipeline.model_card import _shapes
+from pipeline.model_card import ModelCardError, _shapes
 
 
 @pytest.fixture
@@ -82,7 +81,7 @@ def test_a_hostile_card_is_refused_in_one_line(model: tuple[Path, Path], name: s
     path, weights = model
     path.write_text(json.dumps(HOSTILE[name](json.loads(path.read_text()))))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ModelCardError) as caught:
         Predictor.load(path, weights)
     assert len(str(caught.value).splitlines()) == 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024, "KiB"
@@ -91,7 +90,7 @@ def test_a_hostile_card_is_refused_in_one_line(model: tuple[Path, Path], name: s
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{", b"[" * 100_000, b"null"])
 def test_what_is_no_card_is_refused(model: tuple[Path, Path], content: bytes) -> None:
     model[0].write_bytes(content)
-    with pytest.raises(UserError, match="no card of a model"):
+    with pytest.raises(ModelCardError, match="no card of a model"):
         Predictor.load(*model)
 
 
@@ -105,16 +104,16 @@ def test_weights_of_another_model_are_refused(model: tuple[Path, Path]) -> None:
         weights | {name: weights[name].double()},
     ):
         save_file(other, model[1])
-        with pytest.raises(UserError, match="no weights of this model"):
+        with pytest.raises(ModelCardError, match="no weights of this model"):
             Predictor.load(*model)
 
 
 def test_weights_that_declare_more_than_there_is_are_refused(model: tuple[Path, Path]) -> None:
     header = json.dumps({"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}})
     model[1].write_bytes(struct.pack("<Q", len(header)) + header.encode())
-    with pytest.raises(UserError, match="no weights of this model"):
+    with pytest.raises(ModelCardError, match="no weights of this model"):
         Predictor.load(*model)
     for content in (b"", b"\xff" * 64):
         model[1].write_bytes(content)
-        with pytest.raises(UserError, match="no weights of this model"):
+        with pytest.raises(ModelCardError, match="no weights of this model"):
             Predictor.load(*model)
