@@ -150,6 +150,9 @@ def test_the_death_of_the_raylet_has_a_line(make_config, digit_shards: Path, tmp
         raylet.kill()
         _, err = process.communicate(timeout=120)
     last = err.splitlines()[-1]
-    assert process.returncode == 1, err
-    assert last.startswith("perceiver train: ")
-    assert "raylet" in last and "the same command goes on" in last and "log: " in last
+    assert last.startswith("perceiver train: ") and "the same command goes on" in last
+    if process.returncode == 2:  # Ray noticed in time to say so itself
+        assert "was lost" in last
+    else:
+        assert process.returncode == 1, err
+        assert "raylet" in last and "log: " in last
