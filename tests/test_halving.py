@@ -55,6 +55,7 @@ def uninterrupted(scores: list[list[float]], order: list[int], factor: int) -> D
         trials.reached[number] += 1
         epoch = trials.reached[number]
         result = {"epoch": epoch, "score": scores[number][epoch - 1]}
+        # ASHA asks the controller for nothing.
         decision = asha.on_trial_result(None, named[number], result)  # type: ignore[arg-type]
         if decision == TrialScheduler.STOP:
             trials.stopped.add(number)
