@@ -228,3 +228,29 @@ with Sandbox("pipeline.media.members:MemberMaker", {settings!r}) as sandbox:
         text=True,
     )
     assert done.stdout == f"{8 * 8 * 3 + 128} {protections().lacking()}\n", done.stderr
+
+
+@pytest.mark.parametrize(("first", "second"), [("loose", "packages"), ("packages", "loose")])
+def test_a_module_is_found_where_it_was_before_the_sandbox(tmp_path, first, second):
+    """The earlier folder wins, of packages or not; an editable installation is asked last."""
+    folders = {"loose": tmp_path / "loose", "packages": tmp_path / "site-packages"}
+    for folder in [*folders.values(), tmp_path / "editable"]:
+        folder.mkdir()
+        (folder / "twice.py").write_text("")
+    program = f"""
+import sys
+from importlib.machinery import PathFinder
+from pipeline.media.lockdown import prepare_imports
+
+class Editable:
+    def find_spec(self, name, path=None, target=None):
+        return PathFinder.find_spec(name, [{str(tmp_path / "editable")!r}])
+
+sys.meta_path.append(Editable())
+sys.path[:0] = [{str(folders[first])!r}, {str(folders[second])!r}]
+prepare_imports()
+import twice
+print(twice.__file__)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == f"{folders[first] / 'twice.py'}\n", done.stderr

@@ -159,7 +159,8 @@ def prepare_imports() -> list[str]:
     """
     readable = [*_SYSTEM_LIBRARIES, *_SYSTEM_FACTS, *_libraries_of_python()]
     loose: dict[str, str] = {}
-    kept = []
+    kept: list[str] = []
+    find = importlib.machinery.PathFinder.find_spec
     for entry in sys.path:
         folder = Path(entry)
         if _is_of_packages(folder):
@@ -167,10 +168,12 @@ def prepare_imports() -> list[str]:
             kept.append(entry)
         elif folder.is_dir():
             for module in pkgutil.iter_modules([entry]):
-                loose.setdefault(module.name, entry)
+                if module.name not in loose and find(module.name, kept) is None:
+                    loose[module.name] = entry
     sys.path[:] = kept
     finder = _Modules(loose)
-    sys.meta_path.append(finder)
+    # Before the folders of packages, which come later, and before editable installations.
+    sys.meta_path.insert(sys.meta_path.index(importlib.machinery.PathFinder), finder)
     return [*dict.fromkeys(readable + finder.files())]
 
 
