@@ -30,12 +30,25 @@ def terminable() -> Iterator[None]:
     """SIGTERM and SIGHUP raise :class:`Terminated` in the main thread.
 
     So does SIGINT `KeyboardInterrupt`. A SIGHUP that the caller ignores (``nohup``) is ignored.
+    Ray's native code makes a plain `KeyboardInterrupt` of what a handler raises inside it; such a
+    one leaves the block as the :class:`Terminated` that it was.
     """
+    came: list[int] = []
+
+    def terminate(number: int, _frame: FrameType | None) -> Never:
+        came.append(number)
+        raise Terminated(number)
+
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_handler(signal.SIGTERM, _terminate))
+        stack.enter_context(_handler(signal.SIGTERM, terminate))
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            stack.enter_context(_handler(signal.SIGHUP, _terminate))
-        yield
+            stack.enter_context(_handler(signal.SIGHUP, terminate))
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            if came and not isinstance(error, Terminated):
+                raise Terminated(came[0]) from error
+            raise
 
 
 @contextlib.contextmanager
@@ -72,7 +85,3 @@ def _handler(number: signal.Signals, handler: Any) -> Iterator[None]:
         yield
     finally:
         signal.signal(number, before)
-
-
-def _terminate(number: int, _frame: FrameType | None) -> Never:
-    raise Terminated(number)

@@ -359,6 +359,19 @@ def test_sigterm_ends_a_verb_as_an_interrupt_does(monkeypatch, capsys):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_sigterm_is_told_where_native_code_makes_a_plain_interrupt_of_it(monkeypatch, capsys):
+    def killed(path: str) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr("pipeline.inspect_shards.inspect_shards", killed)
+    assert main(["inspect", "x"]) == 143
+    assert capsys.readouterr().err == "perceiver inspect: terminated (SIGTERM)\n"
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_signals_end_a_session_of_ray_and_leave_nothing(name):
     """SIGINT comes while Ray starts, and waits for it; SIGTERM after Ray has set its own way."""
@@ -375,6 +388,8 @@ from pathlib import Path
 import ray
 from cluster.interrupts import Terminated, terminable
 from cluster.ray_session import ray_session
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 def folders():
     return list(Path("/tmp").glob(f"perceiver-ray-{os.getpid()}-*"))

@@ -1,11 +1,13 @@
 """A study: ranked on validation and only there, one parent run, each trial a nested child."""
 
+import contextlib
 import getpass
 import json
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,23 @@ def reports(config: Config) -> list[Report]:
     return StudyJournal(folder).reports if (folder / JOURNAL_FILE).is_file() else []
 
 
+@contextlib.contextmanager
+def study_process(path: Path, config: Config, *, trial: int) -> Iterator[subprocess.Popen[str]]:
+    """``perceiver tune`` in a process that has reported an epoch of a trial, and is then killed."""
+    command = [sys.executable, "-m", "pipeline", "tune", str(path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 900
+            while not any(report.trial == trial for report in reports(config)):
+                assert process.poll() is None, "the study has ended before it was killed"
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
 def test_a_killed_study_goes_on_from_its_decisions_and_then_with_more_trials(
     make_config: Callable[..., Config], digit_shards: Path, tmp_path: Path
 ) -> None:
@@ -92,20 +111,16 @@ def test_a_killed_study_goes_on_from_its_decisions_and_then_with_more_trials(
     assert rates == [3e-3, 1e-6, 3e-3]
     path = tmp_path / "study.yaml"
     path.write_text(json.dumps(config.tree()))
-    process = subprocess.Popen([sys.executable, "-m", "pipeline", "tune", str(path)])
-    try:
-        deadline = time.monotonic() + 900
-        while not any(report.trial == 2 for report in reports(config)):
-            assert process.poll() is None, "the study has ended before it was killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+    with study_process(path, config, trial=0) as process:
+        process.terminate()
+        _, said = process.communicate(timeout=120)
+        assert said.splitlines()[-1] == "perceiver tune: terminated (SIGTERM)"
+        assert process.returncode == 128 + signal.SIGTERM
+    with study_process(path, config, trial=2):
         # The second trial was stopped; its run has its status while the study goes on.
         stopped = runs_by_trial(config)[1]
         assert stopped.info.status == "FINISHED"
         assert stopped.data.tags["perceiver.stopped_at_epoch"] == "1"
-    finally:
-        process.kill()
-        process.wait()
     before = reports(config)
     assert [(r.trial, r.epoch, r.stop) for r in before][:4] == [
         (0, 1, False), (0, 2, False), (0, 3, False), (1, 1, True),
