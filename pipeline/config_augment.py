@@ -53,16 +53,28 @@ def check_augment(augment: AugmentConfig, formats: Mapping[str, MediaFormat]) ->
     for media in formats.values():
         if isinstance(media, AudioFormat):
             _check_times(augment, media)
-    if 0 < augment.shift_pixels < 0.5:
-        raise ValueError(
-            f"training.augment.shift_pixels is {augment.shift_pixels:g}, but images move by whole "
-            "pixels; give at least 0.5"
-        )
+        if isinstance(media, ImageFormat | VideoFormat):
+            _check_pixels(augment, media)
 
 
 def _told(media: MediaFormat, fields: tuple[str, ...]) -> str:
     stored = " stored as mel" if isinstance(media, AudioFormat) and media.mel is not None else ""
     return f"{media.modality}{stored} takes {', '.join(fields) or 'no augmentation'}"
+
+
+def _check_pixels(augment: AugmentConfig, media: ImageFormat | VideoFormat) -> None:
+    pixels = augment.shift_pixels
+    # Half a pixel is rounded to none.
+    if 0 < pixels <= 0.5:
+        raise ValueError(
+            f"training.augment.shift_pixels is {pixels:g}, but images move by whole pixels; give "
+            "more than 0.5"
+        )
+    if pixels >= min(media.height, media.width):
+        raise ValueError(
+            f"training.augment.shift_pixels is {pixels:g}, but data.{media.modality} is "
+            f"{media.height} x {media.width} pixels; nothing might be left of an image"
+        )
 
 
 def _check_times(augment: AugmentConfig, media: AudioFormat) -> None:
@@ -76,10 +88,10 @@ def _check_times(augment: AugmentConfig, media: AudioFormat) -> None:
             )
     for field in ("shift_seconds", "mask_seconds"):
         seconds = getattr(augment, field)
-        if field in fields_of(media) and 0 < seconds < step / 2:
+        if field in fields_of(media) and 0 < seconds <= step / 2:
             raise ValueError(
                 f"training.augment.{field} is {seconds:g}, but the sound has a step of {step:g} "
-                f"seconds; give at least half of that"
+                "seconds; give more than half of that"
             )
         if field in fields_of(media) and seconds >= media.seconds:
             raise ValueError(

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 _PTRACE_SEIZE = 0x4206
+_GET_DUMPABLE, _GET_NO_NEW_PRIVILEGES = 3, 39
+_FIONREAD = 0x541B
 _NUMBERS = {"pidfd_open": 434, "io_uring_setup": 425, "clone3": 435}
 """Of system calls that C libraries have no function for; since 5.1 equal on all architectures."""
 
@@ -111,6 +113,13 @@ def _daemon() -> None:
     os._exit(0)
 
 
+def _sleeper() -> None:
+    """A process that stays in its parent's group, and would go on for long."""
+    if os.fork() == 0:
+        time.sleep(60)
+        os._exit(0)
+
+
 def _clone3() -> None:
     arguments = (ctypes.c_uint64 * 11)(0, 0, 0, 0, signal.SIGCHLD)
     if _syscall("clone3", ctypes.byref(arguments), ctypes.sizeof(arguments)) == 0:
@@ -131,17 +140,34 @@ def _memory_without_limit() -> None:
     mmap.mmap(-1, 1 << 20, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS).close()
 
 
+def _open(path: str, flags: int) -> None:
+    os.close(os.open(path, flags, 0o600))
+
+
+def _is_off(what: int) -> None:
+    """Whether a protection of prctl(2) is off: returns only then."""
+    found = _libc("prctl", what, 0, 0, 0, 0)
+    if (what, found) in ((_GET_NO_NEW_PRIVILEGES, 1), (_GET_DUMPABLE, 0)):
+        raise PermissionError(errno.EPERM, "it is on")
+
+
+def _waiting_bytes() -> None:
+    """A request to a device's driver, here a pipe's."""
+    reading, _ = os.pipe()
+    fcntl.ioctl(reading, _FIONREAD, bytes(4))
+
+
 def _remove(path: str) -> None:
     Path(path).unlink()
 
 
-def _cut_shared_memory() -> None:
+def _resize_shared_memory(size: int) -> None:
     """A page that the parent maps and that is gone would kill it."""
     for number in range(3, 256):
         with contextlib.suppress(OSError):
             if stat.S_ISREG(os.fstat(number).st_mode):
                 break
-    os.ftruncate(number, 0)
+    os.ftruncate(number, size)
 
 
 def escapes(port: int, folder: str) -> dict[str, dict[str, Callable[[], object]]]:
@@ -172,7 +198,10 @@ def escapes(port: int, folder: str) -> dict[str, dict[str, Callable[[], object]]
             "link": lambda: os.link(f"{folder}/victim", f"{folder}/linked"),
             "symlink": lambda: Path(f"{folder}/pointer").symlink_to("/etc"),
             "fifo": lambda: os.mkfifo(f"{folder}/fifo"),
-            "shared memory": _cut_shared_memory,
+            "create while reading": lambda: _open(f"{folder}/new2", os.O_RDONLY | os.O_CREAT),
+            "cut while reading": lambda: _open(f"{folder}/victim", os.O_RDONLY | os.O_TRUNC),
+            "shared memory": lambda: _resize_shared_memory(0),
+            "larger shared memory": lambda: _resize_shared_memory(1 << 30),
             "own code": lambda: Path(__file__).open("ab").close(),
         },
         "network": {
@@ -182,10 +211,13 @@ def escapes(port: int, folder: str) -> dict[str, dict[str, Callable[[], object]]
         "processes": {
             "fork": _fork,
             "daemon": _daemon,
+            "sleeper": _sleeper,
             "clone3": _clone3,
         },
         "signals": {
             "parent": lambda: os.kill(parent, signal.SIGCONT),
+            "thread of the parent": lambda: _libc("tgkill", parent, parent, signal.SIGCONT),
+            "abstract socket": lambda: _unix("\0perceiver-test"),
             "group of the parent": lambda: os.killpg(os.getpgid(parent), signal.SIGCONT),
         },
         "memory": {
@@ -200,7 +232,6 @@ def escapes(port: int, folder: str) -> dict[str, dict[str, Callable[[], object]]
             "exec": lambda: os.execv("/bin/sh", ["sh", "-c", "exit 0"]),
             "spawn": _spawn,
             "unix socket": lambda: _unix(f"{folder}/socket"),
-            "abstract socket": lambda: _unix("\0perceiver-test"),
             "any socket": lambda: socket.socketpair(),
             "user namespace": lambda: _libc("unshare", 0x10000000),
             "life after the parent": lambda: _libc("prctl", 1, 0, 0, 0, 0),
@@ -214,11 +245,14 @@ def escapes(port: int, folder: str) -> dict[str, dict[str, Callable[[], object]]
             "owner of a descriptor": lambda: _own_signals(parent),
             "limits of the parent": lambda: resource.prlimit(parent, resource.RLIMIT_CORE),
             "terminal": lambda: os.openpty(),
+            "other ioctl": _waiting_bytes,
         },
         "privileges": {
             "more files": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1)),
             "root's group": lambda: os.setgroups([0]),
             "another root": lambda: os.chroot("/"),
+            "programs that give some": lambda: _is_off(_GET_NO_NEW_PRIVILEGES),
+            "debuggers": lambda: _is_off(_GET_DUMPABLE),
         },
     }
 
@@ -288,6 +322,29 @@ def _threads(parts: dict, values: dict[str, Any]) -> Iterator[dict[str, bytes]]:
     yield {"found": " ".join(found).encode()}
 
 
+def early_thread(settings: dict[str, Any]) -> Callable:
+    """For the sandbox: starts a thread at once, which tries a socket when a file comes."""
+    begin, found = threading.Event(), []
+
+    def connect() -> None:
+        begin.wait()
+        try:
+            socket.socket(socket.AF_UNIX).close()
+            found.append("escaped")
+        except OSError as error:
+            found.append(errno.errorcode[error.errno or 0])
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+
+    def decode(parts: dict, values: dict[str, Any]) -> Iterator[dict[str, bytes]]:
+        begin.set()
+        thread.join()
+        yield {"found": found[0].encode()}
+
+    return decode
+
+
 def forge(settings: dict[str, Any]) -> Callable:
     """For the sandbox: answers by itself, around the protocol, with what ``values`` asks for."""
     return _forge
@@ -328,6 +385,13 @@ _ANSWERS = {
     "a member out of the shard": _sample(names=["../../x"]),
     "two members of one name": _sample(names=["x", "x"], sizes=[0, 0]),
     "a name that is none": _sample(names=[7]),
+    "a kind that is none": _sample(kind="other"),
+    "much text": json.dumps(
+        {
+            "kind": "refused", "reason": "x" * 100_000, "trace": "y\n" * 10_000,
+            "sizes": [], "shared": False,
+        }
+    ).encode(),
     "deep JSON": b"[" * 200_000,
     "escape codes": json.dumps(
         {

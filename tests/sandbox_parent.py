@@ -11,8 +11,10 @@ import os
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
+import psutil
 import sandbox_escapes
 
 from pipeline.media import MediaError
@@ -84,6 +86,19 @@ def accept(server: socket.socket) -> None:
         server.accept()[0].close()
 
 
+def is_left(process: psutil.Process, groups: set[int | None]) -> bool:
+    """Whether a process runs that belongs to one of these groups."""
+    try:
+        running = process.status() != psutil.STATUS_ZOMBIE
+        return running and os.getpgid(process.pid) in groups
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return False
+
+
+def remaining(groups: set[int | None]) -> list[int]:
+    return [process.pid for process in psutil.process_iter() if is_left(process, groups)]
+
+
 def main(folder: Path, user: str, blocked: list[str]) -> None:
     if user == "user":
         become_user()
@@ -93,6 +108,7 @@ def main(folder: Path, user: str, blocked: list[str]) -> None:
         (folder / name).write_text("x")
     settings = {"port": listen(folder), "folder": str(folder)}
     outcomes: dict[str, dict[str, str]] = {}
+    groups = set()
     with Sandbox("sandbox_escapes:attempt", settings) as sandbox:
         found = sandbox.protections()
         for protection, attempts in sandbox_escapes.escapes(**settings).items():
@@ -101,11 +117,15 @@ def main(folder: Path, user: str, blocked: list[str]) -> None:
             outcomes[protection] = {}
             for escape in attempts:
                 values = {"protection": protection, "escape": escape}
+                groups.add(sandbox.child_pid)
                 try:
                     (members,) = sandbox.run({}, values)
                     outcomes[protection][escape] = members["outcome"].decode()
                 except MediaError as error:
                     outcomes[protection][escape] = str(error)
+    deadline = time.monotonic() + 5
+    while (left := remaining(groups)) and time.monotonic() < deadline:
+        time.sleep(0.05)
     required = ""
     with Sandbox("sandbox_escapes:threads", {}, required=True) as sandbox:
         try:
@@ -113,7 +133,7 @@ def main(folder: Path, user: str, blocked: list[str]) -> None:
         except SandboxError as error:
             required = str(error)
     result = {"layers": found.layers, "missing": found.missing, "outcomes": outcomes}
-    print(json.dumps({**result, "required": required}))
+    print(json.dumps({**result, "required": required, "left": left}))
 
 
 if __name__ == "__main__":

@@ -139,6 +139,37 @@ def test_turning_keeps_distances_in_oblong_images():
     assert angles.abs().max() < 31 and angles.std() > 8
 
 
+def test_a_crop_lies_anywhere_in_the_image_and_never_beyond():
+    images = ramp(60, 60).expand(64, 60, 60, 3)
+    after = augmented(images, AugmentConfig(crop_area=(0.25, 0.25))) * 255 / 4
+    centres = after[:, 29:31, 29:31, :2].mean(dim=(1, 2))
+    assert (centres.amin(dim=0) < 20).all() and (centres.amax(dim=0) > 40).all()
+    white = torch.full((64, 60, 60, 3), 255, dtype=torch.uint8)
+    after = augmented(white, AugmentConfig(crop_area=(0.9, 1.0)))
+    assert after[:, 1:-1, 1:-1].min() > 0.999  # at the border itself zeros blend in
+
+
+def unrelated(*values: torch.Tensor) -> bool:
+    """Whether what was drawn for 256 samples says nothing of each other."""
+    related = torch.corrcoef(torch.stack([value.double() for value in values]))
+    return bool((related - torch.eye(len(values))).abs().max() < 0.25)
+
+
+def test_the_changes_of_an_image_are_drawn_independently():
+    images = ramp(60, 60).expand(256, 60, 60, 3)
+    turned = augmented(images, AugmentConfig(rotate_degrees=30.0, scale=(0.8, 1.2), flip=True))
+    turned = turned * 255 / 4
+    step_right = turned[:, 30, 31, :2] - turned[:, 30, 30, :2]
+    step_down = turned[:, 31, 30, :2] - turned[:, 30, 30, :2]
+    angle, zoom = torch.atan2(step_down[:, 0], step_down[:, 1]), 1 / step_down.norm(dim=1)
+    assert unrelated(angle, zoom, step_right[:, 0].sign())
+    cropped = augmented(images, AugmentConfig(crop_area=(0.2, 0.6))) * 255 / 4
+    width = cropped[:, 30, 31, 0] - cropped[:, 30, 30, 0]
+    height = cropped[:, 31, 30, 1] - cropped[:, 30, 30, 1]
+    place = (cropped[:, 30, 30, :2] - 29.5) / (1 - torch.stack([width, height], dim=1))
+    assert unrelated(width * height, width / height, *place.T)
+
+
 def test_step_seeds_differ_by_every_part_and_place():
     seeds = {step_seed(*parts) for parts in [(0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 11), (0, 1, 1)]}
     assert len(seeds) == 5
@@ -188,6 +219,13 @@ def test_gain_stays_within_its_decibels():
     assert torch.equal(after_mask, mask)
     decibels = 20 * torch.log10(after[:, 0] / 0.25)
     assert decibels.abs().max() <= 6.001 and decibels.min() < -3 and decibels.max() > 3
+
+
+def test_gain_and_shift_are_drawn_independently():
+    sound, mask = some_sound(256)
+    after, after_mask = augmented_sound(sound, mask, SOUND)
+    ends = after_mask.int().cumsum(dim=1).argmax(dim=1)
+    assert unrelated(ends, torch.log(after.amax(dim=1)))
 
 
 def test_loud_sound_is_clipped():

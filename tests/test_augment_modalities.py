@@ -4,81 +4,23 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from modality_samples import ADAPTERS, COLUMNS, FORMATS, POINTS, make_config, make_shards, raw_media
+from augment_samples import ASKED, IMAGE, KINDS, TAKEN, changed, config_of, inputs_of
+from modality_samples import ADAPTERS, COLUMNS, FORMATS, POINTS, make_config, make_shards
 
-from perceiver_model.classifier import PerceiverClassifier
 from pipeline.augment_batch import augment_batch
 from pipeline.batches import inputs_on, media_loader
-from pipeline.collate import collate
 from pipeline.config import Config
 from pipeline.config_training import AugmentConfig
-from pipeline.media import ImageFormat, MediaFormat, PointsFormat, array_type, decode, media_to_dict
+from pipeline.media import MediaFormat, media_to_dict
 from pipeline.train_loop import TrainLoop
 from shards import ShardReader
-
-IMAGE = ImageFormat(height=12, width=10, channels=1)
-KINDS: dict[str, MediaFormat] = {**FORMATS, "image": IMAGE}
-
-ASKED = {
-    "shift_pixels": 2.0,
-    "rotate_degrees": 25.0,
-    "scale": (0.7, 0.9),
-    "flip": True,
-    "crop_area": (0.3, 0.6),
-    "jitter": 0.02,
-    "shift_seconds": 0.1,
-    "gain_db": 6.0,
-    "mask_seconds": 0.1,
-    "mask_bands": 3,
-}
-"""A value for every field that changes something."""
-
-PICTURES = {"shift_pixels", "rotate_degrees", "scale", "flip", "crop_area"}
-TAKEN = {
-    "image": PICTURES,
-    "video": PICTURES,
-    "points": {"rotate_degrees", "scale", "jitter"},
-    "sound": {"shift_seconds", "gain_db"},
-    "mel": {"shift_seconds", "mask_seconds", "mask_bands"},
-    "text": set(),
-    "table": set(),
-}
-
-
-def inputs_of(kind: str, count: int = 16, media: MediaFormat | None = None):
-    """Inputs and mask of a batch of real media."""
-    media = media or KINDS[kind]
-    if kind in ("image", "video"):  # the sample films are of one grey
-        generator, (_, shape) = np.random.default_rng(0), array_type(media)
-        arrays = [generator.integers(0, 256, shape, np.uint8) for _ in range(count)]
-    else:
-        arrays = [decode(raw_media(kind, number), media) for number in range(count)]
-    return collate(arrays, media)
-
-
-def changed(kind: str, inputs, mask, asked: dict, media: MediaFormat | None = None, **share):
-    where = {"seed": 3, "rank": 0, "world_size": 1} | share
-    formats = {kind: media or KINDS[kind]}
-    return augment_batch(inputs, mask, formats, AugmentConfig(**asked), **where)
 
 
 def test_every_field_is_tried():
     assert {*ASKED} == {*AugmentConfig.model_fields}
     assert set().union(*TAKEN.values()) == {*ASKED} and {*TAKEN} == {*KINDS}
-
-
-def config_of(kind: str, augment: dict) -> Config:
-    if kind == "image":
-        config = make_config("text", Path("/nowhere")).tree()
-        config["data"]["text"], config["data"]["image"] = None, media_to_dict(IMAGE)
-        del config["data"]["image"]["modality"]
-        config["model"]["adapter"] = {"kind": "pixels"}
-        config["training"]["augment"] = augment
-        return Config.model_validate(config, strict=False)
-    return make_config(kind, Path("/nowhere"), augment=augment)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,90 +77,17 @@ def test_all_frames_of_a_film_change_as_one_picture_does():
         assert torch.equal(after[:, frame], still)
 
 
-# --- points ---
-
-PLAIN = replace(POINTS, fourier=None)
-
-
-def test_stored_features_are_computed_anew_from_the_moved_points():
-    asked = {"rotate_degrees": 90.0, "scale": (0.5, 2.0)}
-    features, mask = inputs_of("points")
-    points, _ = inputs_of("points", media=PLAIN)
-    assert features.shape[2] == POINTS.fourier.channels
-    after, _ = changed("points", features, mask, asked)
-    plain, _ = changed("points", points, mask, asked, media=PLAIN)
-    assert after.shape == points.shape and torch.equal(after, plain)
-    model = PerceiverClassifier(make_config("points", Path("/nowhere")).classifier(2)).eval()
-    with torch.no_grad():
-        torch.testing.assert_close(model(after, mask), model(plain, mask))
-        assert not torch.allclose(model(after, mask), model(features, mask), atol=1e-4)
-
-
-def test_clouds_of_the_unit_cube_stay_in_it():
-    points, mask = inputs_of("points", media=PLAIN)
-    mask[:, 20:] = False
-    asked = {"rotate_degrees": 180.0, "scale": (0.5, 3.0), "jitter": 0.1}
-    after, _ = changed("points", points, mask, asked, media=PLAIN)
-    assert torch.allclose(after.abs().amax(dim=(1, 2)), torch.ones(16))
-    assert after[:, :20].mean(dim=1).abs().max() < 1e-5 and not after[:, 20:].any()
-
-
-def distances(points):
-    return (points[:, :, None].double() - points[:, None]).norm(dim=3)
-
-
-def test_other_clouds_keep_their_place_and_a_turn_their_shape():
-    media = PointsFormat(num_points=32, unit_cube=False)
-    points, mask = inputs_of("points", media=PLAIN)
-    points = points * 3 + 40
-    after, _ = changed("points", points, mask, {"rotate_degrees": 60.0}, media=media)
-    torch.testing.assert_close(after.mean(dim=1), points.mean(dim=1), rtol=0, atol=1e-3)
-    assert torch.allclose(distances(after), distances(points), atol=1e-4)
-    centred, turned = (cloud - cloud.mean(dim=1, keepdim=True) for cloud in (points, after))
-    cosines = torch.nn.functional.cosine_similarity(centred, turned, dim=2)
-    assert torch.rad2deg(cosines.clamp(-1, 1).acos()).max() < 60.1
-    jittered, _ = changed("points", points, mask, {"jitter": 0.02}, media=media)
-    half = centred.abs().amax(dim=(1, 2))
-    assert torch.allclose((jittered - points).std(dim=(1, 2)) / half, torch.tensor(0.02), rtol=0.3)
-
-
-# --- stored mel ---
-
-
-def mel_frames(batch: int = 64):
-    """Frames that say their own number, and 16 of them that hold sound."""
-    media = FORMATS["mel"]
-    length, num_mels = media.shape
-    frames = torch.arange(1.0, length + 1)[None, :, None, None].expand(batch, length, 1, num_mels)
-    mask = (torch.arange(length) < 16)[None, :, None].expand(batch, length, 1)
-    return frames * mask.unsqueeze(-1), mask, length
-
-
-def test_mel_frames_shift_by_whole_frames_with_their_mask():
-    frames, mask, _ = mel_frames()
-    after, after_mask = changed("mel", frames, mask, {"shift_seconds": 0.05})
-    assert torch.equal(after[..., 0] != 0, after_mask)
-    firsts = {int(row[:, 0].int().argmax()) - int(values[row[:, 0]][0, 0, 0]) + 1
-              for row, values in zip(after_mask, after, strict=True)}  # fmt: skip
-    assert firsts == {*range(-5, 6)}  # 10 ms a frame
-
-
-def test_mel_masks_hide_no_more_than_asked_and_leave_half():
-    frames, mask, _ = mel_frames(256)
-    after, after_mask = changed("mel", frames, mask, {"mask_seconds": 0.03})
-    assert torch.equal(after_mask, mask)
-    hidden = ((after == 0) & mask.unsqueeze(-1)).all(dim=3).sum(dim=(1, 2))
-    assert {*hidden.tolist()} == {0, 1, 2, 3}
-    after, _ = changed("mel", frames, mask, {"mask_seconds": 0.4})
-    assert ((after == 0) & mask.unsqueeze(-1)).all(dim=3).sum(dim=(1, 2)).max() == 8
-    after, _ = changed("mel", frames, mask, {"mask_bands": 2})
-    bands = ((after == 0) | ~mask.unsqueeze(-1)).all(dim=1).sum(dim=(1, 2))
-    assert {*bands.tolist()} == {0, 1, 2}
+# --- amounts ---
 
 
 @pytest.mark.parametrize(
     ("kind", "augment", "told"),
     [
+        ("mel", {"shift_seconds": 0.005}, "shift_seconds is 0.005, but the sound has a step"),
+        ("mel", {"mask_seconds": 0.005}, "mask_seconds is 0.005, but the sound has a step"),
+        ("image", {"shift_pixels": 0.5}, "shift_pixels is 0.5, but images move by whole pixels"),
+        ("image", {"shift_pixels": 10.0}, "shift_pixels is 10, but data.image is 12 x 10 pixels"),
+        ("video", {"shift_pixels": 8.0}, "shift_pixels is 8, but data.video is 8 x 8 pixels"),
         ("mel", {"shift_seconds": 0.004}, "shift_seconds is 0.004, but the sound has a step"),
         ("mel", {"mask_bands": 8}, "mask_bands is 8, but data.audio.mel has 8 bands"),
         ("mel", {"mask_seconds": 0.5}, "mask_seconds is 0.5, but data.audio.seconds is 0.5"),
@@ -230,6 +99,23 @@ def test_mel_masks_hide_no_more_than_asked_and_leave_half():
 def test_amounts_that_would_change_nothing_or_leave_nothing_are_refused(kind, augment, told):
     with pytest.raises(ValueError, match=told):
         config_of(kind, augment)
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"),
+    [
+        ("image", {"shift_pixels": 0.55}),
+        ("sound", {"shift_seconds": 0.55 / 4000}),
+        ("mel", {"shift_seconds": 0.0055}),
+        ("mel", {"mask_seconds": 0.0055}),
+    ],
+)
+def test_the_least_amounts_that_are_taken_change_something(kind, asked):
+    config_of(kind, asked)
+    inputs, mask = inputs_of(kind, 64)
+    after, _ = changed(kind, inputs, mask, asked)
+    scale = {"image": 255, "sound": 32768, "mel": 1}[kind]
+    assert not torch.allclose(after, inputs / scale, atol=1e-4)
 
 
 # --- several modalities ---
@@ -263,6 +149,17 @@ def test_each_of_several_modalities_changes_by_its_own_fields_and_draws():
         twins, None, formats, AugmentConfig(flip=True), seed=1, rank=0, world_size=1
     )
     assert none is None and not torch.equal(moved["image"], moved["video"][:, 0])
+
+
+def test_the_mask_of_one_of_several_modalities_follows_its_shift():
+    inputs, masks = joint_batch()
+    after, after_masks = augment_batch(
+        inputs, masks, joint_formats(), AugmentConfig(shift_seconds=0.1), seed=1, rank=0,
+        world_size=1,
+    )  # fmt: skip
+    assert not torch.equal(after_masks["audio"], masks["audio"])
+    assert not after["audio"][~after_masks["audio"]].any()
+    assert all(after_masks[name] is masks[name] for name in ("points", "text"))
 
 
 def test_a_field_that_none_of_several_modalities_takes_is_refused_by_all_their_names():

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from modality_samples import FORMATS, make_config, make_shards, raw_media
+from modality_samples import FORMATS, POINTS, make_config, make_shards, raw_media
 
+from perceiver_model.classifier import PerceiverClassifier
+from pipeline.augment_batch import augment_batch
 from pipeline.batches import inputs_on, media_loader
 from pipeline.checkpoints import TrainState, last_checkpoint
 from pipeline.collate import collate
@@ -114,3 +116,29 @@ def last_weights(folder: Path) -> dict[str, torch.Tensor]:
     found = last_checkpoint(folder / "checkpoints")
     assert found is not None
     return found.load()[0]
+
+
+def test_every_step_draws_anew_and_evaluation_takes_the_data_as_they_are(tmp_path, monkeypatch):
+    config = make_config(
+        "points", tmp_path, augment={"jitter": 0.1}, epochs=2, gradient_accumulation_steps=2
+    )
+    make_shards("points", tmp_path, config, count=24)
+    seeds, seen = [], []
+    forward = PerceiverClassifier.forward
+
+    def noted(inputs, mask, formats, augment, **share):
+        seeds.append(share["seed"])
+        return augment_batch(inputs, mask, formats, augment, **share)
+
+    def watched(model, inputs, mask=None):
+        if not model.training:
+            seen.append(inputs.shape[-1])
+        return forward(model, inputs, mask)
+
+    monkeypatch.setattr("pipeline.train_loop.augment_batch", noted)
+    monkeypatch.setattr(PerceiverClassifier, "forward", watched)
+    trained(config, tmp_path / "train")
+    # Two epochs of three steps, each in two parts.
+    assert len(seeds) == 12 == len({*seeds})
+    # Stored clouds have their features; changed ones are coordinates.
+    assert {*seen} == {POINTS.fourier.channels}
