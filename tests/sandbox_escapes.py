@@ -249,6 +249,7 @@ def escapes(port: int, folder: str) -> dict[str, dict[str, Callable[[], object]]
         },
         "privileges": {
             "more files": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1)),
+            "many files": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 1000)),
             "root's group": lambda: os.setgroups([0]),
             "another root": lambda: os.chroot("/"),
             "programs that give some": lambda: _is_off(_GET_NO_NEW_PRIVILEGES),

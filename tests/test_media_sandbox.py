@@ -42,6 +42,8 @@ def test_bytes_survive_both_ways(size):
             found = list(sandbox.run(parts, {"copies": 3}))
             assert [(m["audio"], m["text"]) for m in found] == [(b"", b"abc")] * 3
             assert all(members["image"] == sent for members in found)
+            # Copies: the child may still write to the memory that both share.
+            assert {type(value) for members in found for value in members.values()} == {bytes}
 
 
 def test_names_settings_and_values_survive_as_they_are():

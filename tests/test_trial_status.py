@@ -1,0 +1,85 @@
+"""A trial's MLflow run has the status with which the trial ended, at once."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from pipeline.config import Config
+from pipeline.console import Console
+from pipeline.stages import write_json
+from pipeline.study_journal import Report, StudyJournal
+from pipeline.study_run import NUMBER, Study, StudyBar, _callback
+from pipeline.tracking import begin_run
+from pipeline.trials import STOPPED_TAG, TRIAL_FILE, close_trials, draw_settings, trial_folder
+from shards import ShardSet
+
+STUDY = "study={num_trials: 5, space: {training.learning_rate: {choice: [3e-3, 1e-6]}}}"
+
+
+@pytest.fixture
+def study(make_config: Callable[..., Config], digit_shards: Path, tmp_path: Path) -> Study:
+    """Five trials of 3 epochs, each with a run: 0 is done, 1 was stopped, 2 is under way."""
+    config = make_config(tmp_path, STUDY, f"shards={digit_shards}", "training.epochs=3")
+    assert config.study is not None
+    shard_set = ShardSet.open(digit_shards)
+    parent = begin_run(config, kind="study", shard_set=shard_set)
+    for number in range(5):
+        run = begin_run(config, kind="trial", shard_set=shard_set, parent_run_id=parent.run_id)
+        folder = trial_folder(tmp_path, number)
+        folder.mkdir(parents=True)
+        write_json(folder / TRIAL_FILE, {"params": {}, "run_id": run.run_id})
+        write_json(folder / "run.json", run.run_id)
+    journal = StudyJournal(tmp_path)
+    for epoch in (1, 2, 3):
+        journal.append(Report(0, epoch, 0.5, False))
+    journal.append(Report(1, 1, 0.1, True))
+    journal.append(Report(2, 1, 0.5, False))
+    settings = draw_settings(config.study, 0)
+    return Study(config, config.study, tmp_path, parent, settings, journal)
+
+
+def found(study: Study) -> list[tuple[str, str | None]]:
+    """Every trial's status, and the epoch after which it was stopped."""
+    client, runs = MlflowClient(study.run.tracking_uri), []
+    for number in range(5):
+        run_id = (trial_folder(study.folder, number) / "run.json").read_text().strip('"\n')
+        run: Any = client.get_run(run_id)
+        runs.append((run.info.status, run.data.tags.get(STOPPED_TAG)))
+    return runs
+
+
+def test_the_runs_of_a_killed_study_are_closed_as_its_trials_ended(study: Study) -> None:
+    MlflowClient(study.run.tracking_uri).set_terminated(
+        (trial_folder(study.folder, 4) / "run.json").read_text().strip('"\n')
+    )
+    ended = {0: True, 1: True, 3: False}
+    for _ in range(2):
+        close_trials(study.folder, study.run, study.journal, study.epochs, ended)
+        assert found(study) == [
+            ("FINISHED", None),
+            ("FINISHED", "1"),
+            ("KILLED", None),  # cut off with the study
+            ("FAILED", None),
+            ("FINISHED", None),
+        ]
+
+
+def test_a_trial_s_run_has_its_status_while_the_study_goes_on(study: Study) -> None:
+    file, errors = io.StringIO(), {}
+    with StudyBar(study, Console(file, file)) as bar:
+        callback = _callback(study, bar, errors)
+        callback.on_trial_complete(1, [], SimpleNamespace(config={NUMBER: 1}))
+        callback.on_trial_error(2, [], SimpleNamespace(config={NUMBER: 3}))
+        assert found(study) == [
+            ("RUNNING", None),
+            ("FINISHED", "1"),
+            ("RUNNING", None),
+            ("FAILED", None),
+            ("RUNNING", None),
+        ]
+    assert {*errors} == {3}
