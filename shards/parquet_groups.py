@@ -4,6 +4,7 @@ Of a file that is read a batch of rows at a time, all of it may well be larger t
 must fit is one page, and a batch of its values.
 """
 
+import io
 from collections.abc import Collection
 from typing import BinaryIO
 
@@ -14,12 +15,20 @@ from shards.parquet_pages import pages, read_footer, refused
 
 MAX_RATIO = 16
 
+_SLACK_BYTES, _MOST_PACKED = 16 << 20, 1 << 15
+"""A page may unpack into so many bytes, and so many times its own size: zstd's blocks of 128 KiB
+take 4 bytes at least. One that declares more lies, or is not worth the memory."""
+
+_FREE_ROWS, _ROWS_PER_BYTE = 1 << 20, 1 << 10
+"""A file may have so many rows, and so many for each of its bytes: a row that has nothing of its
+own takes no bytes, and yet memory once it is read."""
+
 
 def open_parquet(file: BinaryIO, where: str) -> pq.ParquetFile:
     """A Parquet file whose footer pyarrow can take.
 
     Raises:
-        ShardError: it is none, or its footer is damaged.
+        ShardError: it is none, its footer is damaged, or it has far more rows than bytes.
     """
     try:
         rows, groups = read_footer(file)
@@ -31,6 +40,9 @@ def open_parquet(file: BinaryIO, where: str) -> pq.ParquetFile:
     about = parquet.metadata
     if rows != about.num_rows or len(groups) != about.num_row_groups:
         raise refused(where, "its footer can be read in two ways")
+    size = file.seek(0, io.SEEK_END)
+    if rows > (most := _FREE_ROWS + _ROWS_PER_BYTE * size):
+        raise refused(where, f"{rows} rows in {size} bytes, and at most {most} are expected")
     return parquet
 
 
@@ -54,13 +66,14 @@ def largest_page(
         columns: names of columns.
         where: names the file in errors.
         max_bytes: that a page may take; one that is large in the file may take `MAX_RATIO` times
-            as much, since pages of large values have no bound in themselves.
+            its size there, since pages of large values have no bound in themselves, and one that
+            is small there no more than any compression could have made so small.
 
     Raises:
         ShardError: a page would take more, or the file is damaged.
     """
     about = metadata.row_group(group)
-    size, largest = file.seek(0, 2), 0
+    size, largest = file.seek(0, io.SEEK_END), 0
     for number in range(about.num_columns):
         chunk = about.column(number)
         path = chunk.path_in_schema
@@ -77,10 +90,14 @@ def largest_page(
             raise refused(named, "it lies outside the file")
         for page in pages(file, start, stop, chunk.num_values, named):
             largest = max(largest, page.unpacked)
-            if page.unpacked > max(max_bytes, MAX_RATIO * page.packed):
+            most = min(
+                max(max_bytes, MAX_RATIO * page.packed),
+                _SLACK_BYTES + _MOST_PACKED * page.packed,
+            )
+            if page.unpacked > most:
                 raise refused(
                     named,
                     f"a page of {page.packed} bytes would unpack into {page.unpacked}, more than "
-                    f"{max_bytes}",
+                    f"{most}",
                 )
     return largest

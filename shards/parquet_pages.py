@@ -71,8 +71,6 @@ def check_parquet(
         names = [column.path for column in columns]
     except (pa.ArrowException, OSError, ValueError, IndexError) as error:
         raise refused(where, f"not a readable Parquet file ({_one_line(error)})") from error
-    if min(map(_rows, groups), default=0) < 0 or sum(map(_rows, groups)) != rows:
-        raise refused(where, "its row groups have other rows than the file")
     if rows != metadata.num_rows or len(groups) != metadata.num_row_groups:
         raise refused(where, "its footer can be read in two ways")
     if rows > max_rows:
@@ -153,7 +151,10 @@ def read_footer(file: BinaryIO) -> tuple[int, list[Struct]]:
     file.seek(size - 8 - length)
     fields = CompactReader(file.read(length)).struct(_FOOTER)
     _check_schema(fields.get((2, LIST)))
-    return fields.get((3, INT64), -1), fields.get((4, LIST), [])
+    rows, groups = fields.get((3, INT64), -1), fields.get((4, LIST), [])
+    if min(map(_rows, groups), default=0) < 0 or sum(map(_rows, groups)) != rows:
+        raise ValueError("its row groups have other rows than the file")
+    return rows, groups
 
 
 def _check_schema(elements: Any) -> None:

@@ -6,10 +6,12 @@ import tarfile
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from parquet_bytes import declaring, parquet, repeated, texts
 from source_trees import (
     TEXT_ROWS,
     listed,
@@ -58,9 +60,55 @@ def test_a_page_that_declares_gigabytes_is_refused_before_they_are_allocated(tmp
     with allocating_at_most(64 << 20):
         told = refusal(path, ("text",), **TEXTS)
     assert told.startswith(f"data.train={path}: cannot be read: it: column 'name': a page of ")
-    assert told.endswith(
-        f" bytes would unpack into {declared}, more than {row_groups.MAX_PAGE_BYTES}"
-    )
+    assert f" bytes would unpack into {declared}, more than " in told
+
+
+FOUR_GIB = 4 << 30
+PAGE = texts()
+ASKING = {
+    "three pages": [[declaring(PAGE, 2**31 - 1)] * 3],
+    "pages that fit one by one": [[declaring(PAGE, row_groups.MAX_PAGE_BYTES)] * 16],
+    "a last page": [[PAGE] * 8 + [declaring(PAGE, 2**31 - 1)] * 3],
+    "row groups": [[declaring(PAGE, 2**31 - 1)]] * 3,
+    "dictionaries": [[replace(declaring(PAGE, 2**31 - 1), kind=2), PAGE]] * 3,
+}
+
+
+@pytest.mark.parametrize("groups", ASKING.values(), ids=ASKING)
+def test_a_listing_below_a_kilobyte_that_asks_for_four_gibibytes_is_refused(tmp_path, groups):
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(parquet(groups))
+    assert path.stat().st_size < 1000
+    assert sum(page.declared or 0 for pages in groups for page in pages) >= FOUR_GIB
+    with allocating_at_most(1 << 20):
+        told = refusal(path, ("text",), **TEXTS)
+    assert " bytes would unpack into " in told and "\n" not in told
+    with pytest.raises(ShardError, match="would unpack into"), allocating_at_most(1 << 20):
+        read_values(str(path), [0], ["name"])
+    honest = [[replace(page, declared=None) for page in pages] for pages in groups]
+    path.write_bytes(parquet(honest))
+    assert pq.read_table(path).num_rows == sum(p.kind == 0 for pages in groups for p in pages)
+
+
+def test_a_listing_of_a_few_bytes_and_billions_of_rows_is_refused(tmp_path):
+    """A run of equal values takes no bytes for each, but every row that is read takes memory."""
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(parquet([repeated(2**31 - 1)]))
+    assert path.stat().st_size < 200
+    with allocating_at_most(1 << 20):
+        told = refusal(path, ("text",), **TEXTS)
+    assert "2147483647 rows in 156 bytes, and at most" in told
+    path.write_bytes(parquet([repeated(700)]))
+    assert len(uris(listed(path, ("text",), **TEXTS))) == 700
+
+
+@pytest.mark.parametrize("rows", [[2**40, -(2**40) + 2], [5, 2**62], [-1, 3]])
+def test_a_listing_whose_row_groups_contradict_its_footer_is_refused(tmp_path, rows):
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(parquet([[PAGE], [PAGE]], rows))
+    with allocating_at_most(64 << 20):
+        told = refusal(path, ("text",), **TEXTS)
+    assert "cannot be read" in told and "\n" not in told
 
 
 def test_workers_ask_the_pages_too(tmp_path):

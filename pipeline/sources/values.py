@@ -99,7 +99,7 @@ def read_values(listing: str, rows: Sequence[int], columns: Sequence[str]) -> pa
     """
     wanted = np.asarray(rows, np.int64)
     with opened(listing) as file:
-        parquet = pq.ParquetFile(file, pre_buffer=False)
+        parquet = open_parquet(file, "it")
         about = parquet.metadata
         if len(wanted) and (wanted[-1] >= about.num_rows or wanted[0] < 0):
             raise IndexError(f"{listing}: has {about.num_rows} rows, and no row {wanted[-1]}")
