@@ -1,7 +1,7 @@
 """A checkpoint's ``state.json``, which anyone may have written: read field by field."""
 
 import json
-import math
+import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ def read_state(
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max  # JSON's integers have no end
 
 
 def _are_numbers(value: Any) -> bool:

@@ -4,9 +4,16 @@ A card and its weights come from a registry, so neither is believed: both are ch
 other before memory is taken for the model.
 """
 
+import dataclasses
 import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,9 +21,21 @@ from safetensors.torch import load_file
 
 from perceiver_model import PerceiverClassifier
 from perceiver_model.classifier_config import ClassifierConfig
+from perceiver_model.config import FourierConfig
+from perceiver_model.multimodal_config import MultimodalInput
+from perceiver_model.tokens_config import TokensConfig
 from pipeline.media import MediaFormat, media_from_dict, media_to_dict
 
 MAX_CARD_BYTES = 256 * 1024**2
+MAX_LAYERS = 10_000
+MAX_TOKENS = 1 << 24
+MAX_POSITION_NUMBERS = 1 << 31
+"""Of a model's input: its tokens, and the numbers of its Fourier position table."""
+
+_MAX_INTEGER = 1 << 40
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""As `shards.plain` has it, which does not travel with a registered model."""
+
 _FIELDS = {"classifier", "media", "classes"}
 _MEND = "fetch the model again, or register it anew"
 
@@ -58,14 +77,17 @@ class ModelCard:
         if not isinstance(values, dict) or values.keys() != _FIELDS:
             raise ValueError(f"a card has the fields {', '.join(sorted(_FIELDS))}")
         classes = values["classes"]
-        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-            raise ValueError("classes are no list of names")
+        if not isinstance(classes, list) or not all(map(_is_printable, classes)):
+            raise ValueError("classes are no list of printable names")
         if len(set(classes)) != len(classes):
             raise ValueError("a class is named twice")
+        _check_numbers(values)
         try:
             classifier = ClassifierConfig.from_dict(values["classifier"])
             media = media_from_dict(values["media"])
-        except (TypeError, KeyError, AttributeError, RecursionError) as error:
+            _check_types(media)
+            _check_size(classifier)
+        except (TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from None
         if classifier.num_classes != len(classes):
             raise ValueError(f"{len(classes)} classes for {classifier.num_classes} outputs")
@@ -79,6 +101,7 @@ def read_card(path: Path) -> ModelCard:
         ModelCardError: there is no card in it.
     """
     try:
+        _check_regular(path)
         with path.open("rb") as file:
             content = file.read(MAX_CARD_BYTES + 1)
         if len(content) > MAX_CARD_BYTES:
@@ -98,6 +121,7 @@ def read_weights(path: Path, config: ClassifierConfig) -> dict[str, torch.Tensor
         ModelCardError: it is no such file, or has other tensors than the model.
     """
     try:
+        _check_regular(path)
         expected = _shapes(config)
         with safe_open(path, framework="pt") as file:
             found = {}
@@ -111,6 +135,71 @@ def read_weights(path: Path, config: ClassifierConfig) -> dict[str, torch.Tensor
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         reason = _one_line(error)
         raise ModelCardError(f"{path}: no weights of this model ({reason}); {_MEND}") from None
+
+
+def _is_printable(value: Any) -> bool:
+    return isinstance(value, str) and not _UNPRINTABLE.search(value)
+
+
+def _check_regular(path: Path) -> None:
+    """Raises OSError: there is no regular file; a pipe would be waited for."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - as everywhere for S_ISREG
+        raise OSError("no regular file")
+
+
+def _check_numbers(tree: Any) -> None:
+    """Raises ValueError: a number is not finite, or an integer is one that nothing has."""
+    left = [tree]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict | list):
+            left.extend(value.values() if isinstance(value, dict) else value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("a number is not finite")
+        elif isinstance(value, int) and abs(value) > _MAX_INTEGER:
+            raise ValueError(f"an integer is larger than {_MAX_INTEGER}")
+
+
+def _check_types(value: Any) -> None:
+    """Raises ValueError: a plain field of a dataclass, or of one in it, is of another type."""
+    for field in dataclasses.fields(value):
+        found = getattr(value, field.name)
+        if dataclasses.is_dataclass(found):
+            _check_types(found)
+        elif get_origin(field.type) is Literal:
+            if not any(type(found) is type(one) and found == one for one in get_args(field.type)):
+                raise ValueError(f"media.{field.name} is none of {get_args(field.type)}")
+        elif field.type in (int, bool, str) and type(found) is not field.type:
+            raise ValueError(f"media.{field.name} is no {field.type.__name__}")
+        elif field.type is float and type(found) not in (int, float):
+            raise ValueError(f"media.{field.name} is no number")
+
+
+def _check_size(config: ClassifierConfig) -> None:
+    """Refuse what takes memory or time without a weight in the file.
+
+    Raises:
+        ValueError: more layers, tokens or positions than any model has.
+    """
+    encoder = config.encoder
+    layers = encoder.num_blocks * max(encoder.num_self_attends, 1) + encoder.num_cross_attends
+    if layers > MAX_LAYERS:
+        raise ValueError(f"more than {MAX_LAYERS} layers")
+    for part in _token_parts(config):
+        tokens = math.prod(part.token_grid)
+        if tokens > MAX_TOKENS:
+            raise ValueError(f"more than {MAX_TOKENS} tokens")
+        if isinstance(part.positions, FourierConfig):
+            channels = len(part.token_grid) * (2 * part.positions.num_bands + 1)
+            if tokens * channels > MAX_POSITION_NUMBERS:
+                raise ValueError(f"more than {MAX_POSITION_NUMBERS} numbers of positions")
+
+
+def _token_parts(config: ClassifierConfig) -> Iterator[TokensConfig]:
+    if isinstance(config.input, MultimodalInput):
+        yield from config.input.modalities.values()
+    else:
+        yield config
 
 
 def _shapes(config: ClassifierConfig) -> dict[str, tuple[tuple[int, ...], str]]:

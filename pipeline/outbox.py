@@ -236,7 +236,7 @@ def _read_with_ends(path: Path, start: int) -> Iterator[tuple[dict[str, Any], in
             start += len(line)
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # what a machine left that went down while it wrote
             yield entry, start
 

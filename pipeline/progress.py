@@ -64,7 +64,7 @@ def read_progress(folder: Path) -> Progress | None:
     """What rank 0 last wrote, or None."""
     try:
         return Progress(**json.loads((folder / PROGRESS_FILE).read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 

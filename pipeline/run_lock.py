@@ -76,7 +76,7 @@ def _holder(path: Path) -> tuple[int, str] | None:
     try:
         about = json.loads(path.read_text("utf-8"))
         return int(about["pid"]), str(about["machine"])[:80]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -127,7 +128,9 @@ def _fault(record: Any, name: str) -> str | None:
     if not isinstance(record.done, bool):
         return "done is neither true nor false"
     seconds = record.seconds
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return "seconds is no number"
+    if not 0 <= seconds <= sys.float_info.max:
         return "seconds is no time"
     return None
 

@@ -114,7 +114,7 @@ class StudyJournal:
         for number, line in enumerate(lines, start=1):
             try:
                 entry = _parse(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 if number < len(lines):
                     raise UserError(
                         f"{self.path}: line {number} is damaged ({error}); the study cannot go on "

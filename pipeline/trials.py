@@ -257,7 +257,7 @@ def _read_note(path: Path) -> dict[str, Any]:
     try:
         note = json.loads(path.read_text("utf-8"))
         return {"params": dict(note["params"]), "run_id": str(note["run_id"])}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(
             f"{path}: missing or damaged ({error}); run the study again with --fresh"
         ) from None

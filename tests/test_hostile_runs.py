@@ -19,7 +19,9 @@ from pipeline.checkpoints import (
 )
 from pipeline.console import Console
 from pipeline.errors import UserError
+from pipeline.progress import PROGRESS_FILE, read_progress
 from pipeline.stages import StageRecord, read_stage, recorded_folder, write_stage
+from pipeline.study_journal import JOURNAL_FILE, StudyJournal
 
 WEIGHTS = {"head.weight": torch.ones(2, 3)}
 MOMENTS = {"exp_avg.head.weight": torch.ones(2, 3), "exp_avg_sq.head.weight": torch.ones(2, 3)}
@@ -45,10 +47,11 @@ FIELDS = [
         {"model.safetensors": 5, "optimizer.safetensors": HEX}]),
     *((field, bad) for field in ("step", "epoch", "samples")
       for bad in [-1, 1.5, "5", None, True, 1 << 80, []]),
-    *(("metrics", bad) for bad in [5, [], {"a/b": 1}, {"\x1b": 1}, {"a": "x"}, {"a": True}]),
-    *(("score", bad) for bad in ["0.5", [], True, float("nan"), float("inf")]),
+    *(("metrics", bad) for bad in [5, [], {"a/b": 1}, {"\x1b": 1}, {"a": "x"}, {"a": True},
+                                    {"a": 10**400}]),
+    *(("score", bad) for bad in ["0.5", [], True, float("nan"), float("inf"), 10**400]),
     *((field, bad) for field in ("sums", "scores") for bad in [
-        "12", 5, None, [None], [float("nan")]]),
+        "12", 5, None, [None], [float("nan")], [10**400]]),
     *(("window", bad) for bad in [0, -1, "all", 1.5, True, []]),
     ("more", 1),
     ("__class__", "x"),
@@ -100,6 +103,7 @@ def seal(folder: Path) -> None:
     [
         ("model", {"head.weight": torch.ones(2, 3).double()}, "torch.float64"),
         ("model", {"head.weight": torch.ones(2, 3).bfloat16()}, "torch.bfloat16"),
+        ("model", {"head.weight": torch.ones(2, 3).to(torch.complex64)}, "torch.complex64"),
         ("optimizer", {"exp_avg.other": torch.ones(2, 3)}, "does not belong"),
         ("optimizer", {"exp_avg.head.weight": torch.ones(3, 2)}, "does not belong"),
         ("optimizer", {"head.weight": torch.ones(2, 3)}, "does not belong"),
@@ -149,6 +153,10 @@ def test_weights_of_another_model_are_named(weights: dict[str, torch.Tensor], to
         {"result": []},
         {"seconds": "1"},
         {"seconds": -1},
+        {"seconds": True},
+        {"seconds": float("inf")},
+        {"seconds": 10**400},
+        {"name": None},
         {"done": 1},
         {"more": 1},
     ],
@@ -162,12 +170,38 @@ def test_a_record_is_checked_field_by_field(tmp_path: Path, change: dict[str, An
         read_stage(tmp_path, "train")
 
 
+def test_json_without_end_is_one_line_in_every_file_of_a_run(tmp_path: Path) -> None:
+    deep = b"[" * 100_000 + b"\n"
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "train.json").write_bytes(deep)
+    with pytest.raises(UserError, match="damaged"):
+        read_stage(tmp_path, "train")
+    (tmp_path / JOURNAL_FILE).write_bytes(deep * 2)
+    with pytest.raises(UserError, match="line 1 is damaged"):
+        StudyJournal(tmp_path)
+    (tmp_path / PROGRESS_FILE).write_bytes(deep)
+    assert read_progress(tmp_path) is None
+
+
 @pytest.mark.timeout(30)
 def test_a_record_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "stages").mkdir()
     os.mkfifo(tmp_path / "stages" / "train.json")
     with pytest.raises(UserError, match="regular files"):
         read_stage(tmp_path, "train")
+
+
+def test_a_record_names_no_folder_beside_its_run(tmp_path: Path) -> None:
+    run, beside = tmp_path / "run", tmp_path / "run-2"
+    for value in (str(beside), str(run), str(run / ".." / "run-2"), str(tmp_path)):
+        with pytest.raises(UserError, match="is no folder in"):
+            recorded_folder(StageRecord("train", {}, {"checkpoint": value}), run, "checkpoint")
+    run.mkdir()
+    (run / "out").symlink_to("/etc")
+    with pytest.raises(UserError, match="is no folder in"):
+        recorded_folder(
+            StageRecord("train", {}, {"checkpoint": str(run / "out")}), run, "checkpoint"
+        )
 
 
 @pytest.mark.parametrize("value", ["/etc", "../x", "", None, 5, ["x"], "a\0b"])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import resource
 import struct
 from collections.abc import Callable
@@ -67,6 +68,18 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a latent too wide for this machine": lambda card: _with_encoder(card, latent_dim=2**24),
     "more latents than this machine holds": lambda card: _with_encoder(card, num_latents=2**40),
     "no latents": lambda card: _with_encoder(card, num_latents=0),
+    "layers without end": lambda card: _with_encoder(card, num_self_attends=10**9),
+    "blocks that share weights without end": lambda card: _with_encoder(card, num_blocks=10**9),
+    "an integer that is no machine's": lambda card: _with_encoder(card, latent_init_std=10**400),
+    "pixels without end": lambda card: _with("input", card, height=10**9),
+    "a table of positions without end": lambda card: _with("positions", card, num_bands=2**33),
+    "media: no number": lambda card: _with_media(card, height="8"),
+    "media: NaN": lambda card: _with_media(card, height=math.nan),
+    "media: true": lambda card: _with_media(card, width=True),
+    "media: channels": lambda card: _with_media(card, channels=[]),
+    "media: another encoding": lambda card: _with_media(card, encoding="exec"),
+    "media: a huge integer": lambda card: _with_media(card, height=2**63),
+    "classes: a terminal's": lambda card: card | {"classes": ["a", "b", "\x1b[2J"]},
     "latents of text": lambda card: _with_encoder(card, num_latents="8"),
 }
 
@@ -76,6 +89,16 @@ def _with_encoder(card: dict[str, Any], **values: Any) -> dict[str, Any]:
     return card | {"classifier": card["classifier"] | {"encoder": encoder}}
 
 
+def _with(part: str, card: dict[str, Any], **values: Any) -> dict[str, Any]:
+    changed = card["classifier"][part] | values
+    return card | {"classifier": card["classifier"] | {part: changed}}
+
+
+def _with_media(card: dict[str, Any], **values: Any) -> dict[str, Any]:
+    return card | {"media": card["media"] | values}
+
+
+@pytest.mark.timeout(30)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_card_is_refused_in_one_line(model: tuple[Path, Path], name: str) -> None:
     path, weights = model
@@ -91,6 +114,15 @@ def test_a_hostile_card_is_refused_in_one_line(model: tuple[Path, Path], name: s
 def test_what_is_no_card_is_refused(model: tuple[Path, Path], content: bytes) -> None:
     model[0].write_bytes(content)
     with pytest.raises(ModelCardError, match="no card of a model"):
+        Predictor.load(*model)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_pipe_is_not_waited_for(model: tuple[Path, Path], number: int) -> None:
+    model[number].unlink()
+    os.mkfifo(model[number])
+    with pytest.raises(ModelCardError, match="no regular file"):
         Predictor.load(*model)
 
 
