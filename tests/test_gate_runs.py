@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,11 @@ from gate_runs import (
 )
 
 from pipeline.cli import main
-from pipeline.config import Config
+from pipeline.config import Config, RegistryConfig
 from pipeline.console import Console
 from pipeline.errors import GateRefusedError, UserError
+from pipeline.judging import judge
+from pipeline.outcomes import Outcomes
 from pipeline.predict import load_model
 from pipeline.promote import promote
 from pipeline.tracking import client
@@ -276,6 +279,15 @@ def test_outputs_that_are_not_finite_are_refused_though_all_weights_are(bench: B
     weights["head.output.weight"] *= 3e38
     with pytest.raises(GateRefusedError, match=r"gives values that are not finite for \d+ of 120"):
         bench.promote(bench.run(weights))
+
+
+def test_one_sample_whose_outputs_are_not_finite_is_enough() -> None:
+    finite, right = np.array([True, False, True]), np.ones(3, bool)
+    candidate: Any = SimpleNamespace(
+        name="run 1", split="validation", outcomes=Outcomes(right, finite, right & finite)
+    )
+    with pytest.raises(GateRefusedError, match=r"not finite for 1 of 3 samples of the validation"):
+        judge(candidate, None, RegistryConfig(), Console())
 
 
 def test_a_champion_that_is_not_finite_is_no_obstacle_and_it_is_said(bench: Bench) -> None:
