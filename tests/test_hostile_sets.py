@@ -30,10 +30,12 @@ from shards import (
     rewrite_shard,
     verify,
 )
-from shards.digests import sha256_hex
+from shards.digests import canonical_json, sha256_hex
 from shards.npy import decode_npy
 from shards.parquet import encode_parquet
+from shards.quarantine import read_quarantine_table
 from shards.rewrite import link_shard
+from shards.set_files import open_file
 from shards.writer import read_committed
 
 HEX = "0" * 64
@@ -252,6 +254,42 @@ def test_verify_names_what_cannot_be(folder: Path, change: Change) -> None:
         assert verify(folder)
     except ShardError as error:
         assert_plain(str(error))
+
+
+ALONE: dict[str, dict[str, Any]] = {
+    "a class that steers the terminal": {"classes": ["\x1b[2J"], "class_counts": {}},
+    "a class of a huge name": {"classes": ["x" * 100_000], "class_counts": {}},
+    "classes twice": {"classes": ["cat", "cat"], "class_counts": {}},
+    "a configuration that is no object": {
+        "config": 5, "config_digest": sha256_hex(canonical_json(5))},
+    "a table under another digest": {
+        "positions": {HEX: SPEC.to_dict()}, "position_sha256": {HEX: HEX}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", ALONE.values(), ids=ALONE)
+def test_each_check_of_a_manifest_holds_by_itself(folder: Path, fields: dict[str, Any]) -> None:
+    """No other field contradicts these."""
+    reseal(folder, manifest=lambda content: content | fields)
+    with pytest.raises(ShardError, match="do not use this set") as refusal:
+        ShardSet.open(folder)
+    assert_plain(str(refusal.value))
+
+
+@pytest.mark.parametrize("name", ["../outside/secret", "index/../manifest.json", "/etc/passwd",
+                                  "", ".", "..", "index//00000.parquet", "a\0b"])  # fmt: skip
+def test_a_file_s_name_leads_to_no_other_folder(folder: Path, name: str) -> None:
+    with pytest.raises(ShardError, match="is no path within the set"):
+        open_file(folder, name)
+
+
+def test_a_quarantine_with_a_missing_field_is_refused(folder: Path) -> None:
+    path = folder / "quarantine.parquet"
+    schema = read_quarantine_table(path).schema
+    row = {"source_uri": None, "split": "train", "reason": "x", "traceback": ""}
+    path.write_bytes(encode_parquet(pa.Table.from_pylist([row], schema=schema)))
+    with pytest.raises(ShardError, match="a field is missing"):
+        read_quarantine(path)
 
 
 def test_resealing_alone_leaves_a_set_that_is_read(folder: Path, tmp_path: Path) -> None:
