@@ -202,6 +202,7 @@ def escapes(port: int, folder: str) -> dict[str, dict[str, Callable[[], object]]
             "cut while reading": lambda: _open(f"{folder}/victim", os.O_RDONLY | os.O_TRUNC),
             "shared memory": lambda: _resize_shared_memory(0),
             "larger shared memory": lambda: _resize_shared_memory(1 << 30),
+            "installed code": lambda: Path(os.__file__).open("ab").close(),
             "own code": lambda: Path(__file__).open("ab").close(),
         },
         "network": {
