@@ -132,8 +132,7 @@ def _spawn() -> None:
 
 def _own_signals(target: int) -> None:
     """Signals of a descriptor's to another process."""
-    reading, _ = os.pipe()
-    fcntl.fcntl(reading, fcntl.F_SETOWN, target)
+    fcntl.fcntl(_pipe_to_parent(), fcntl.F_SETOWN, target)
 
 
 def _memory_without_limit() -> None:
@@ -153,8 +152,7 @@ def _is_off(what: int) -> None:
 
 def _waiting_bytes() -> None:
     """A request to a device's driver, here a pipe's."""
-    reading, _ = os.pipe()
-    fcntl.ioctl(reading, _FIONREAD, bytes(4))
+    fcntl.ioctl(_pipe_to_parent(), _FIONREAD, bytes(4))
 
 
 def _remove(path: str) -> None:
