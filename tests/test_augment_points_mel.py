@@ -129,7 +129,7 @@ def test_mel_masks_lie_anywhere_in_the_sound_whatever_its_shift():
     kept, numbers = after_mask[:, :, 0], after[:, :, 0, 0]
     shift = (torch.arange(length) + 1 - numbers).masked_fill(numbers == 0, -99).amax(dim=1)
     hidden = kept & (numbers == 0)
-    whole = shift >= 0
+    whole = shift >= 3  # away from the first frame
     assert whole.any() and torch.equal(kept[whole].int().argmax(dim=1), shift[whole].long())
     places = {place - int(right) for row, right in zip(hidden[whole], shift[whole], strict=True)
               for place in row.nonzero().flatten().tolist()}  # fmt: skip
