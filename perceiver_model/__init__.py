@@ -7,30 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perceiver_model.adapters.table import TableRows
-    from perceiver_model.adapters.text import decode_bytes, encode_bytes
-    from perceiver_model.attention_maps import (
-        cross_attention_maps,
-        map_divergence,
-        on_grid,
-        overlay,
-    )
-    from perceiver_model.autoencoder import MultimodalAutoencoder
-    from perceiver_model.autoencoder_config import AutoencoderConfig, GridOutput, VectorOutput
-    from perceiver_model.autoregressive import PerceiverAR, next_token_loss
-    from perceiver_model.autoregressive_config import ARConfig, autoregressive_flops
-    from perceiver_model.classifier import PerceiverClassifier
-    from perceiver_model.classifier_config import AdapterConfig, ClassifierConfig, InputConfig
-    from perceiver_model.config import EncoderConfig, FourierConfig
-    from perceiver_model.dense import DensePredictor
-    from perceiver_model.dense_config import DenseConfig
-    from perceiver_model.export import export_onnx, export_program
-    from perceiver_model.flops import forward_flops, num_parameters
-    from perceiver_model.flow import OpticalFlow, tiled_flow
-    from perceiver_model.flow_config import FlowConfig
-    from perceiver_model.fourier import fourier_features, grid_positions, position_table
-    from perceiver_model.generation import CachedDecoder, generate, sample_tokens
-    from perceiver_model.inputs import (
+    from perceiver_model.adapters.configs import (
         AudioInput,
         Chunks,
         ClassInput,
@@ -51,12 +28,47 @@ if TYPE_CHECKING:
         TokenEmbedding,
         VideoInput,
     )
-    from perceiver_model.language import MaskedLanguageModel
-    from perceiver_model.language_config import LanguageConfig
-    from perceiver_model.multimodal_config import Modality, MultimodalInput, PaddedModalities
+    from perceiver_model.adapters.multimodal_config import (
+        Modality,
+        MultimodalInput,
+        PaddedModalities,
+    )
+    from perceiver_model.adapters.table import TableRows
+    from perceiver_model.adapters.text import decode_bytes, encode_bytes
+    from perceiver_model.attention_maps import (
+        cross_attention_maps,
+        map_divergence,
+        on_grid,
+        overlay,
+    )
+    from perceiver_model.config import EncoderConfig, FourierConfig
+    from perceiver_model.export import export_onnx, export_program
+    from perceiver_model.families.autoencoder import MultimodalAutoencoder
+    from perceiver_model.families.autoencoder_config import (
+        AutoencoderConfig,
+        GridOutput,
+        VectorOutput,
+    )
+    from perceiver_model.families.autoregressive import PerceiverAR, next_token_loss
+    from perceiver_model.families.autoregressive_config import ARConfig, autoregressive_flops
+    from perceiver_model.families.classifier import PerceiverClassifier
+    from perceiver_model.families.classifier_config import (
+        AdapterConfig,
+        ClassifierConfig,
+        InputConfig,
+    )
+    from perceiver_model.families.dense import DensePredictor
+    from perceiver_model.families.dense_config import DenseConfig
+    from perceiver_model.families.flow import OpticalFlow, tiled_flow
+    from perceiver_model.families.flow_config import FlowConfig
+    from perceiver_model.families.generation import CachedDecoder, generate, sample_tokens
+    from perceiver_model.families.language import MaskedLanguageModel
+    from perceiver_model.families.language_config import LanguageConfig
+    from perceiver_model.families.presets import PRESETS, preset
+    from perceiver_model.families.streams import read_stream
+    from perceiver_model.flops import forward_flops, num_parameters
+    from perceiver_model.fourier import fourier_features, grid_positions, position_table
     from perceiver_model.perceiver import PerceiverEncoder
-    from perceiver_model.presets import PRESETS, preset
-    from perceiver_model.streams import read_stream
 
 _MODULE_OF = {
     "ARConfig": "autoregressive_config",

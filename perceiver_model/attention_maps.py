@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from perceiver_model.causal_attend import CausalCrossAttend, Tokens
-from perceiver_model.cross_attend import CrossAttend
-from perceiver_model.tokens import InputArray
+from perceiver_model.attention.cross_attend import CrossAttend
+from perceiver_model.attention.tokens import InputArray
+from perceiver_model.families.causal_attend import CausalCrossAttend, Tokens
 
 
 def cross_attention_maps(

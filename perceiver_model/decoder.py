@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-from perceiver_model.attention import linear
+from perceiver_model.attention.cross_attend import CrossAttend
+from perceiver_model.attention.multi_head import linear
+from perceiver_model.attention.tokens import InputArray
 from perceiver_model.config import DecoderConfig
-from perceiver_model.cross_attend import CrossAttend
-from perceiver_model.tokens import InputArray
 
 
 class PerceiverDecoder(nn.Module):

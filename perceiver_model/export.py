@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree  # It is how torch.export takes arguments apart.
 
 from perceiver_model.adapters.table import TableRows
-from perceiver_model.attention import set_attention_path
+from perceiver_model.attention.multi_head import set_attention_path
 from perceiver_model.constants import Float32Constant
 
 ExportPath = Literal["reference", "fused", "factored"]

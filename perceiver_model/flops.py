@@ -5,13 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from perceiver_model.autoencoder_config import AutoencoderConfig, GridOutput
-from perceiver_model.autoregressive_config import ARConfig, autoregressive_flops
-from perceiver_model.classifier_config import ClassifierConfig
-from perceiver_model.config import LearnedPositions, PositionConfig
-from perceiver_model.dense_config import DenseConfig
-from perceiver_model.flow_config import FlowConfig
-from perceiver_model.inputs import (
+from perceiver_model.adapters.configs import (
     AudioInput,
     Conv,
     ConvStem,
@@ -21,15 +15,21 @@ from perceiver_model.inputs import (
     Pixels,
     VideoInput,
 )
-from perceiver_model.language_config import LanguageConfig
+from perceiver_model.adapters.multimodal_config import MultimodalInput
+from perceiver_model.config import LearnedPositions, PositionConfig
+from perceiver_model.families.autoencoder_config import AutoencoderConfig, GridOutput
+from perceiver_model.families.autoregressive_config import ARConfig, autoregressive_flops
+from perceiver_model.families.classifier_config import ClassifierConfig
+from perceiver_model.families.dense_config import DenseConfig
+from perceiver_model.families.flow_config import FlowConfig
+from perceiver_model.families.language_config import LanguageConfig
 from perceiver_model.layer_flops import decoder_flops, encoder_flops, matmul_flops
-from perceiver_model.multimodal_config import MultimodalInput
 from perceiver_model.tokens_config import TokensConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from perceiver_model.presets import ModelConfig
+    from perceiver_model.families.presets import ModelConfig
 
 
 def forward_flops(config: ModelConfig) -> int:

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from perceiver_model.attention.tokens import InputArray
 from perceiver_model.config import FourierConfig, LearnedPositions, PositionConfig
 from perceiver_model.constants import Float32Constant
 from perceiver_model.fourier import Spacing, axis_position_tables
 from perceiver_model.positions import LearnedGridPositions
-from perceiver_model.tokens import InputArray
 
 QueriesAt = Callable[[torch.Tensor], torch.Tensor]
 """From outputs' numbers, int64 `[outputs]` or `[batch, outputs]`, to their queries

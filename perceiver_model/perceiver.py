@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from perceiver_model.attention import SelfAttend
+from perceiver_model.attention.cross_attend import CrossAttend, Memory
+from perceiver_model.attention.multi_head import SelfAttend
+from perceiver_model.attention.tokens import InputArray
 from perceiver_model.config import EncoderConfig
-from perceiver_model.cross_attend import CrossAttend, Memory
-from perceiver_model.tokens import InputArray
 
 
 class PerceiverEncoder(nn.Module):

@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-from perceiver_model.attention import linear
+from perceiver_model.attention.multi_head import linear
+from perceiver_model.attention.tokens import split_axes
 from perceiver_model.config import FourierConfig, LearnedPositions, PositionConfig
 from perceiver_model.constants import Float32Constant
 from perceiver_model.fourier import axis_position_tables
-from perceiver_model.tokens import split_axes
 
 
 def build_positions(

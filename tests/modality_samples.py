@@ -11,7 +11,9 @@ from small_media import film, grey_frames, tone
 from sounds import encoded
 
 from perceiver_model.fourier import position_table
-from pipeline.config import Config
+from pipeline.config.tree import Config
+from pipeline.inputs.model_input import VOCABULARY
+from pipeline.inputs.positions import position_spec
 from pipeline.media import (
     AudioFormat,
     FittedTableFormat,
@@ -27,8 +29,6 @@ from pipeline.media import (
     fit_vocabulary,
     media_to_dict,
 )  # fmt: skip
-from pipeline.model_input import VOCABULARY
-from pipeline.positions import position_spec
 from shards import Sample, ShardSet, publish, write_position_table, write_shard
 
 VIDEO = VideoFormat(num_frames=4, height=8, width=8, channels=1, frames_per_second=4)

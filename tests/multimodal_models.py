@@ -2,11 +2,7 @@
 
 import torch
 
-from perceiver_model.adapters.table import TableRows
-from perceiver_model.autoencoder_config import AutoencoderConfig, GridOutput, VectorOutput
-from perceiver_model.classifier_config import ClassifierConfig
-from perceiver_model.config import EncoderConfig, FourierConfig, LearnedPositions
-from perceiver_model.inputs import (
+from perceiver_model.adapters.configs import (
     AudioInput,
     Chunks,
     ClassInput,
@@ -18,7 +14,11 @@ from perceiver_model.inputs import (
     TextInput,
     TokenEmbedding,
 )
-from perceiver_model.multimodal_config import Modality, MultimodalInput, PaddedModalities
+from perceiver_model.adapters.multimodal_config import Modality, MultimodalInput, PaddedModalities
+from perceiver_model.adapters.table import TableRows
+from perceiver_model.config import EncoderConfig, FourierConfig, LearnedPositions
+from perceiver_model.families.autoencoder_config import AutoencoderConfig, GridOutput, VectorOutput
+from perceiver_model.families.classifier_config import ClassifierConfig
 
 ENCODER = EncoderConfig(
     num_latents=8,

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from pipeline.media.lockdown import PROTECTIONS
+from pipeline.media.sandbox.lockdown import PROTECTIONS
 
 _NEW_MOUNTS, _NEW_IPC, _NEW_USER, _NEW_NETWORK = 0x20000, 0x8000000, 0x10000000, 0x40000000
 _CAN_READ_ANY_FILE, _CAN_ADMINISTER = 1 << 2, 1 << 21
@@ -58,7 +58,7 @@ assert not {mounts} or not libc.mount(b"none", b"/", b"", recursive | private, b
 
 
 def expected_layers(user: str, blocked: Collection[str]) -> dict[str, list[str]]:
-    """The layers that must hold, by protection, as `pipeline.media.lockdown.Lockdown` names them.
+    """The layers that must hold, by protection, as `pipeline.media.sandbox.lockdown.Lockdown` names them.
 
     Args:
         user: ``root``, whoever runs the tests, or ``user``, one without capabilities.

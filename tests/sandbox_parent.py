@@ -18,7 +18,7 @@ import psutil
 import sandbox_escapes
 
 from pipeline.media import MediaError
-from pipeline.media.sandbox import Sandbox, SandboxError
+from pipeline.media.sandbox.sandbox import Sandbox, SandboxError
 
 _BLOCKED = {
     "landlock": [("landlock_create_ruleset", None)],

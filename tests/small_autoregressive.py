@@ -5,8 +5,8 @@ import math
 
 import torch
 
-from perceiver_model.autoregressive import PerceiverAR
-from perceiver_model.autoregressive_config import ARConfig
+from perceiver_model.families.autoregressive import PerceiverAR
+from perceiver_model.families.autoregressive_config import ARConfig
 
 TINY = ARConfig(
     vocab_size=11,

@@ -2,12 +2,12 @@
 
 import dataclasses
 
-from perceiver_model.classifier_config import ClassifierConfig
+from benchmarks.jobs import Job
+from benchmarks.model import Options
+from benchmarks.variants import as_transformers
+from perceiver_model.adapters.configs import ConvStem, ImageInput, Pixels
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, LearnedPositions
-from perceiver_model.inputs import ConvStem, ImageInput, Pixels
-from pipeline.bench.jobs import Job
-from pipeline.bench.model import Options
-from pipeline.bench.variants import as_transformers
+from perceiver_model.families.classifier_config import ClassifierConfig
 
 TINY = ClassifierConfig(
     input=ImageInput(height=32, width=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)),

@@ -5,18 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from perceiver_model.autoencoder import MultimodalAutoencoder
-from perceiver_model.autoencoder_config import AutoencoderConfig
-from perceiver_model.autoregressive import PerceiverAR
-from perceiver_model.autoregressive_config import ARConfig
-from perceiver_model.classifier import PerceiverClassifier
-from perceiver_model.classifier_config import ClassifierConfig
-from perceiver_model.config import FourierConfig
-from perceiver_model.dense import DensePredictor
-from perceiver_model.dense_config import DenseConfig
-from perceiver_model.flow import OpticalFlow
-from perceiver_model.flow_config import FlowConfig
-from perceiver_model.inputs import (
+from perceiver_model.adapters.configs import (
     AudioInput,
     ClassInput,
     ImageInput,
@@ -24,10 +13,21 @@ from perceiver_model.inputs import (
     TextInput,
     VideoInput,
 )
-from perceiver_model.language import MaskedLanguageModel
-from perceiver_model.language_config import LanguageConfig
-from perceiver_model.multimodal_config import MultimodalInput
-from perceiver_model.presets import PRESETS
+from perceiver_model.adapters.multimodal_config import MultimodalInput
+from perceiver_model.config import FourierConfig
+from perceiver_model.families.autoencoder import MultimodalAutoencoder
+from perceiver_model.families.autoencoder_config import AutoencoderConfig
+from perceiver_model.families.autoregressive import PerceiverAR
+from perceiver_model.families.autoregressive_config import ARConfig
+from perceiver_model.families.classifier import PerceiverClassifier
+from perceiver_model.families.classifier_config import ClassifierConfig
+from perceiver_model.families.dense import DensePredictor
+from perceiver_model.families.dense_config import DenseConfig
+from perceiver_model.families.flow import OpticalFlow
+from perceiver_model.families.flow_config import FlowConfig
+from perceiver_model.families.language import MaskedLanguageModel
+from perceiver_model.families.language_config import LanguageConfig
+from perceiver_model.families.presets import PRESETS
 
 MODELS = {
     ClassifierConfig: PerceiverClassifier,

@@ -1,4 +1,4 @@
-"""Trees of small files for the tests of `pipeline.sources`, and what is listed in them."""
+"""Trees of small files for the tests of sources, and what is listed in them."""
 
 import io
 import json
@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config import Config
-from pipeline.config_data import DataConfig
+from pipeline.config.data import DataConfig
+from pipeline.config.load import load_config
+from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.load_config import load_config
-from pipeline.sources import Listing, list_sources
+from pipeline.preprocess.sources import Listing, list_sources
 
 IMAGE = {"height": 8, "width": 8}
 # What the rows of `write_listing` hold.

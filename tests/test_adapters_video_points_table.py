@@ -23,13 +23,8 @@ from media_classifiers import (
 )
 
 from perceiver_model import PerceiverClassifier
-from perceiver_model.adapters import build_adapter
-from perceiver_model.adapters.points import to_unit_cube
-from perceiver_model.adapters.table import TableRows
-from perceiver_model.classifier_config import ClassifierConfig
-from perceiver_model.config import FourierConfig, LearnedPositions
-from perceiver_model.fourier import axis_position_tables, fourier_features, position_table
-from perceiver_model.inputs import (
+from perceiver_model.adapters.build import build_adapter
+from perceiver_model.adapters.configs import (
     Chunks,
     Columns,
     FeatureMapInput,
@@ -42,7 +37,12 @@ from perceiver_model.inputs import (
     TableInput,
     VideoInput,
 )
-from perceiver_model.presets import preset
+from perceiver_model.adapters.points import to_unit_cube
+from perceiver_model.adapters.table import TableRows
+from perceiver_model.config import FourierConfig, LearnedPositions
+from perceiver_model.families.classifier_config import ClassifierConfig
+from perceiver_model.families.presets import preset
+from perceiver_model.fourier import axis_position_tables, fourier_features, position_table
 
 # Configuration.
 

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.agreement import folder_token
-from pipeline.checkpoints import TrainState, save_checkpoint
 from pipeline.errors import UserError
+from pipeline.training.agreement import folder_token
+from pipeline.training.checkpoints import TrainState, save_checkpoint
 
 RANK = """
 import json, sys
 from pathlib import Path
 import torch.distributed as dist
-from pipeline import agreement
+from pipeline.training import agreement
 from pipeline.errors import UserError
 
 agreement.PATIENCE_SECONDS = 0.3

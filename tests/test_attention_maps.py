@@ -7,21 +7,21 @@ import pytest
 import torch
 from torch import nn
 
-from perceiver_model.attention import set_attention_path
+from perceiver_model.adapters.configs import ImageInput, Pixels
+from perceiver_model.attention.cross_attend import CrossAttend
+from perceiver_model.attention.multi_head import set_attention_path
+from perceiver_model.attention.tokens import InputArray
 from perceiver_model.attention_maps import (
     cross_attention_maps,
     map_divergence,
     on_grid,
     overlay,
 )
-from perceiver_model.autoregressive import PerceiverAR
-from perceiver_model.autoregressive_config import ARConfig
-from perceiver_model.classifier import PerceiverClassifier
-from perceiver_model.classifier_config import ClassifierConfig
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig
-from perceiver_model.cross_attend import CrossAttend
-from perceiver_model.inputs import ImageInput, Pixels
-from perceiver_model.tokens import InputArray
+from perceiver_model.families.autoregressive import PerceiverAR
+from perceiver_model.families.autoregressive_config import ARConfig
+from perceiver_model.families.classifier import PerceiverClassifier
+from perceiver_model.families.classifier_config import ClassifierConfig
 
 CONFIG = ClassifierConfig(
     input=ImageInput(height=6, width=5, channels=2),

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline.augment import augment_audio, augment_images, step_seed
-from pipeline.config_training import AugmentConfig
+from pipeline.config.training import AugmentConfig
+from pipeline.training.augmentation.images import augment_audio, augment_images, step_seed
 
 # --- augmentation of images ---
 

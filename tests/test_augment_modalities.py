@@ -9,12 +9,12 @@ import torch
 from augment_samples import ASKED, IMAGE, KINDS, TAKEN, changed, config_of, inputs_of
 from modality_samples import ADAPTERS, COLUMNS, FORMATS, POINTS, make_config, make_shards
 
-from pipeline.augment_batch import augment_batch
-from pipeline.batches import inputs_on, media_loader
-from pipeline.config import Config
-from pipeline.config_training import AugmentConfig
+from pipeline.training.augmentation.batch import augment_batch
+from pipeline.inputs.batches import inputs_on, media_loader
+from pipeline.config.tree import Config
+from pipeline.config.training import AugmentConfig
 from pipeline.media import MediaFormat, media_to_dict
-from pipeline.train_loop import TrainLoop
+from pipeline.training.loop import TrainLoop
 from shards import ShardReader
 
 

@@ -7,7 +7,7 @@ import torch
 from augment_samples import changed, inputs_of
 from modality_samples import FORMATS, POINTS, make_config
 
-from perceiver_model.classifier import PerceiverClassifier
+from perceiver_model.families.classifier import PerceiverClassifier
 from pipeline.media import PointsFormat
 
 # --- points ---

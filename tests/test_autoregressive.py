@@ -12,11 +12,11 @@ import torch
 from small_autoregressive import TINY, VARIANTS, left_padded, plain_logits, random_ids, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from perceiver_model.attention import set_attention_path
-from perceiver_model.autoregressive import PerceiverAR, next_token_loss
-from perceiver_model.autoregressive_config import ARConfig, autoregressive_flops
-from perceiver_model.generation import generate
-from perceiver_model.rotary import RotaryTable, rotate
+from perceiver_model.attention.multi_head import set_attention_path
+from perceiver_model.attention.rotary import RotaryTable, rotate
+from perceiver_model.families.autoregressive import PerceiverAR, next_token_loss
+from perceiver_model.families.autoregressive_config import ARConfig, autoregressive_flops
+from perceiver_model.families.generation import generate
 
 
 @pytest.mark.parametrize("path", ["reference", "fused"])
@@ -213,7 +213,7 @@ def test_a_configuration_survives_json_and_imports_no_torch():
     with pytest.raises(ValueError, match="unknown key"):
         ARConfig.from_dict({"layers": 3})
     program = (
-        "import sys, perceiver_model.autoregressive_config as c;"
+        "import sys, perceiver_model.families.autoregressive_config as c;"
         "c.autoregressive_flops(c.ARConfig()); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

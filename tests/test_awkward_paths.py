@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.cli import main
-from pipeline.sqlite_uri import absolute_uri, sqlite_path, sqlite_uri
-from pipeline.stages import read_stage
+from pipeline.cli.main import main
+from pipeline.config.sqlite_uri import absolute_uri, sqlite_path, sqlite_uri
+from pipeline.runs.records import read_stage
 
 NAME = "exp #2: [v2] ünï 100% ?a&b=c {x,y} 'q'"
 CONFIG = """

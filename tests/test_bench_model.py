@@ -7,15 +7,15 @@ import torch
 from small_bench import FAMILY, OPTIONS, TINY, job
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import model, peers
+from benchmarks.images import raw_images
+from benchmarks.model import DisagreementError, bench_model
+from benchmarks.report import report
+from benchmarks.variants import PATHS, as_transformers, resized
+from benchmarks.worker import do, inference_step, training_step
+from perceiver_model.families.presets import PRESETS
 from perceiver_model.flops import num_parameters
-from perceiver_model.presets import PRESETS
-from pipeline.bench import model, peers
-from pipeline.bench.images import raw_images
-from pipeline.bench.model import DisagreementError, bench_model
-from pipeline.bench.report import report
-from pipeline.bench.variants import PATHS, as_transformers, resized
-from pipeline.bench.worker import do, inference_step, training_step
-from pipeline.cli import main
+from pipeline.cli.main import main
 from pipeline.errors import GateRefusedError
 
 pytestmark = pytest.mark.usefixtures("short_bench")

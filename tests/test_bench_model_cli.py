@@ -10,11 +10,11 @@ import pytest
 import torch
 from small_bench import job
 
-from perceiver_model.presets import PRESETS
-from pipeline.bench import jobs, machine, variants, worker
-from pipeline.bench.jobs import ask_worker
-from pipeline.bench.worker import do
-from pipeline.cli import main
+from benchmarks import jobs, machine, variants, worker
+from benchmarks.jobs import ask_worker
+from benchmarks.worker import do
+from perceiver_model.families.presets import PRESETS
+from pipeline.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("short_bench")
 
@@ -136,7 +136,7 @@ def test_peers_are_those_with_a_model_of_the_preset():
 def test_help_imports_nothing_heavy():
     code = """
 import sys
-from pipeline.cli import main
+from pipeline.cli.main import main
 try:
     main(["bench", "model", "--help"])
 except SystemExit as end:
@@ -150,7 +150,7 @@ assert not found, found
 
 
 def test_the_driver_itself_needs_no_torch():
-    code = "import sys, pipeline.bench.model, pipeline.bench.report; print('torch' in sys.modules)"
+    code = "import sys, benchmarks.model, benchmarks.report; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
 

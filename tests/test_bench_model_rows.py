@@ -6,14 +6,14 @@ import pytest
 import torch
 from small_bench import OPTIONS, TINY, job
 
-from perceiver_model.attention import ATTENTION_PATHS
-from pipeline.bench import jobs, model, peers, variants
-from pipeline.bench.images import raw_images
-from pipeline.bench.jobs import Job
-from pipeline.bench.model import bench_model
-from pipeline.bench.report import report
-from pipeline.bench.variants import PATHS, Variant
-from pipeline.bench.worker import do
+from benchmarks import jobs, model, peers, variants
+from benchmarks.images import raw_images
+from benchmarks.jobs import Job
+from benchmarks.model import bench_model
+from benchmarks.report import report
+from benchmarks.variants import PATHS, Variant
+from benchmarks.worker import do
+from perceiver_model.attention.multi_head import ATTENTION_PATHS
 
 pytestmark = pytest.mark.usefixtures("short_bench")
 

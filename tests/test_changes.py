@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from source_trees import listed
 
-from pipeline.changes import find_changes
-from pipeline.ledger import source_states
-from pipeline.shard_task import read_contents, source_sha256
-from pipeline.sources import Listing, read_plan, write_plan
+from pipeline.preprocess.changes import find_changes
+from pipeline.preprocess.ledger import source_states
+from pipeline.preprocess.shard_task import read_contents, source_sha256
+from pipeline.preprocess.sources import Listing, read_plan, write_plan
 
 NONE = pa.array([], pa.binary())
 

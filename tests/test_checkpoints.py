@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.checkpoints import (
+from pipeline.errors import UserError
+from pipeline.training.checkpoints import (
     Checkpoint,
     TrainState,
     best_checkpoint,
@@ -20,7 +21,6 @@ from pipeline.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
-from pipeline.errors import UserError
 
 
 def save(folder, step: int, score: float | None = None, **state: object) -> Checkpoint:

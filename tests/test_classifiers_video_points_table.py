@@ -23,7 +23,7 @@ from media_classifiers import (
 
 from perceiver_model import PerceiverClassifier, forward_flops
 from perceiver_model.adapters.table import TableRows
-from perceiver_model.attention import set_attention_path
+from perceiver_model.attention.multi_head import set_attention_path
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ClusterError
-from pipeline.causes import expected_cause, expected_errors
-from pipeline.cli import _parser, main
+from pipeline.cli.main import main
+from pipeline.cli.parser import parse
+from pipeline.config.load import load_config
 from pipeline.errors import GateRefusedError, UserError
-from pipeline.load_config import load_config
-from pipeline.media.sandbox import protections
+from pipeline.media.sandbox.sandbox import protections
+from pipeline.runs.user_errors import expected_cause, expected_errors
 from shards import Sample, ShardError, publish, write_shard
 
 HEAVY = {"ray", "torch", "mlflow", "deepspeed", "pydantic", "numpy", "pandas", "pyarrow", "rich"}
@@ -72,7 +73,7 @@ def test_help_imports_nothing_heavy(args):
 import sys
 import tempfile
 import time
-from pipeline.cli import main
+from pipeline.cli.main import main
 try:
     main({args!r})
 except SystemExit as end:
@@ -90,7 +91,7 @@ def test_reading_a_configuration_imports_no_engine(tmp_path):
 import sys
 import tempfile
 import time
-from pipeline.cli import main
+from pipeline.cli.main import main
 assert main(["config", "digits"]) == 0
 found = {"ray", "torch", "mlflow", "deepspeed"} & set(sys.modules)
 assert not found, found
@@ -148,7 +149,7 @@ def test_options_may_stand_anywhere_among_the_overrides(capsys, args):
 
 
 def parsed(*args: str) -> dict:
-    return vars(_parser().parse_args(list(args)))
+    return vars(parse(list(args)))
 
 
 def test_every_verb_takes_its_options_in_any_place():
@@ -319,7 +320,7 @@ def defect(monkeypatch):
         def broken(path: str) -> None:
             raise error
 
-        monkeypatch.setattr("pipeline.inspect_shards.inspect_shards", broken)
+        monkeypatch.setattr("pipeline.preprocess.inspect_shards.inspect_shards", broken)
 
     return set_error
 
@@ -353,7 +354,7 @@ def test_sigterm_ends_a_verb_as_an_interrupt_does(monkeypatch, capsys):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
 
-    monkeypatch.setattr("pipeline.inspect_shards.inspect_shards", killed)
+    monkeypatch.setattr("pipeline.preprocess.inspect_shards.inspect_shards", killed)
     assert main(["inspect", "x"]) == 143
     assert capsys.readouterr().err == "perceiver inspect: terminated (SIGTERM)\n"
     assert signal.getsignal(signal.SIGTERM) is before
@@ -367,7 +368,7 @@ def test_sigterm_is_told_where_native_code_makes_a_plain_interrupt_of_it(monkeyp
         except KeyboardInterrupt:
             raise KeyboardInterrupt from None
 
-    monkeypatch.setattr("pipeline.inspect_shards.inspect_shards", killed)
+    monkeypatch.setattr("pipeline.preprocess.inspect_shards.inspect_shards", killed)
     assert main(["inspect", "x"]) == 143
     assert capsys.readouterr().err == "perceiver inspect: terminated (SIGTERM)\n"
 
@@ -414,7 +415,7 @@ def test_what_a_verb_and_its_children_print_goes_to_the_log(tmp_path):
     code = f"""
 import os, subprocess, sys
 from pathlib import Path
-from pipeline.console import logged
+from pipeline.runs.console import logged
 with logged({{"as_json": True}}, Path({str(tmp_path)!r}) / "logs", "train") as console:
     print("from python")
     os.write(2, b"from native code\\n")

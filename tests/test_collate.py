@@ -27,10 +27,10 @@ from modality_samples import (
 from small_media import tone
 
 from perceiver_model import PerceiverClassifier, encode_bytes
-from perceiver_model.adapters import build_adapter
+from perceiver_model.adapters.build import build_adapter
 from perceiver_model.adapters.table import TableRows
-from pipeline.collate import collate
-from pipeline.inference import ModelCard, Predictor, as_inputs
+from pipeline.inputs.collate import collate
+from pipeline.inputs.model_input import VOCABULARY
 from pipeline.media import (
     check_array,
     decode,
@@ -39,9 +39,9 @@ from pipeline.media import (
     media_from_dict,
     media_to_dict,
 )  # fmt: skip
-from pipeline.media.point_fourier import point_features
-from pipeline.model_input import VOCABULARY
-from pipeline.predict import predict_files
+from pipeline.media.points.fourier import point_features
+from pipeline.registry.predict import predict_files
+from pipeline.registry.served.inference import ModelCard, Predictor, as_inputs
 
 
 def a_card(kind: str, tmp_path: Path) -> ModelCard:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from small_presets import example, example_mask, small_preset
 
-from perceiver_model.attention import set_attention_path
-from perceiver_model.classifier import PerceiverClassifier
-from perceiver_model.classifier_config import ClassifierConfig
+from perceiver_model.adapters.configs import ImageInput, Pixels, TextInput, TokenEmbedding
+from perceiver_model.attention.multi_head import set_attention_path
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig
-from perceiver_model.inputs import ImageInput, Pixels, TextInput, TokenEmbedding
-from pipeline.compiled import compiled
+from perceiver_model.families.classifier import PerceiverClassifier
+from perceiver_model.families.classifier_config import ClassifierConfig
+from pipeline.training.compiled import compiled
 
 CONFIG = ClassifierConfig(
     input=ImageInput(height=6, width=5, channels=2),

@@ -7,10 +7,10 @@ import pytest
 from pydantic import ValidationError
 
 from perceiver_model import PRESETS
-from perceiver_model.inputs import AudioInput, ImageInput, Mel
+from perceiver_model.adapters.configs import AudioInput, ImageInput, Mel
+from pipeline.config.base import flatten
+from pipeline.config.load import load_config, shipped_configs, validate, with_values
 from pipeline.errors import UserError
-from pipeline.load_config import load_config, shipped_configs, validate, with_values
-from pipeline.section import flatten
 
 MINIMAL = """
 name: tiny

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from pipeline.console import Bar, Console
+from pipeline.runs.console import Bar, Console
 
 
 class Clock:
@@ -18,7 +18,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("pipeline.console.time.monotonic", clock)
+    monkeypatch.setattr("pipeline.runs.console.time.monotonic", clock)
     return clock
 
 

@@ -3,10 +3,19 @@
 import pytest
 import torch
 
-from perceiver_model.attention import ATTENTION_PATHS, attention_weights, set_attention_path
-from perceiver_model.cross_attend import CrossAttend, KeysValues, NormedGrid, token_statistics
+from perceiver_model.attention.cross_attend import (
+    CrossAttend,
+    KeysValues,
+    NormedGrid,
+    token_statistics,
+)
+from perceiver_model.attention.multi_head import (
+    ATTENTION_PATHS,
+    attention_weights,
+    set_attention_path,
+)
+from perceiver_model.attention.tokens import InputArray, split_axes
 from perceiver_model.fourier import position_table
-from perceiver_model.tokens import InputArray, split_axes
 
 PATHS = [path for path in ATTENTION_PATHS if path not in ("auto", "reference")]
 GRIDS = {"rows and columns": (4, 5), "video": (2, 3, 4), "sound": (7,)}

@@ -11,13 +11,13 @@ import safetensors.torch
 import torch
 from transformers_models import assert_alike, inputs_of, logits_of, ours_of, random_transformers
 
-from perceiver_model.classifier import PerceiverClassifier
-from perceiver_model.classifier_config import ClassifierConfig
+from perceiver_model.adapters.configs import AudioInput, Chunks, ConvStem, ImageInput, Pixels
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, LearnedPositions
 from perceiver_model.deepmind import from_transformers_state, load_pretrained, save_pretrained
 from perceiver_model.deepmind.imagenet import MEAN, STD
-from perceiver_model.inputs import AudioInput, Chunks, ConvStem, ImageInput, Pixels
-from perceiver_model.language import MaskedLanguageModel
+from perceiver_model.families.classifier import PerceiverClassifier
+from perceiver_model.families.classifier_config import ClassifierConfig
+from perceiver_model.families.language import MaskedLanguageModel
 
 
 def test_pickled_weights_are_read_and_safetensors_preferred(tmp_path):

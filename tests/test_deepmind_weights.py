@@ -17,7 +17,9 @@ from transformers_models import (
     random_transformers,
 )
 
+from perceiver_model.adapters.configs import ImageInput
 from perceiver_model.adapters.stem import same_padding
+from perceiver_model.attention.tokens import InputArray
 from perceiver_model.config import FourierConfig
 from perceiver_model.deepmind import (
     ARCHITECTURES,
@@ -26,8 +28,6 @@ from perceiver_model.deepmind import (
     to_transformers_state,
 )
 from perceiver_model.deepmind.imagenet import MEAN, STD
-from perceiver_model.inputs import ImageInput
-from perceiver_model.tokens import InputArray
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -141,7 +141,7 @@ def test_fourier_features_are_transformers_to_the_bit():
 
 
 def test_the_released_models_configurations_are_the_presets():
-    from perceiver_model.presets import PRESETS
+    from perceiver_model.families.presets import PRESETS
 
     image = {
         "num_latents": 512, "d_latents": 1024, "num_blocks": 8, "num_self_attends_per_block": 6,

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from multimodal_models import ENCODER
 from torch.utils.flop_counter import FlopCounterMode
 
-from perceiver_model.attention import set_attention_path
+from perceiver_model.adapters.configs import AudioInput, Chunks, Conv, ImageInput, Patches, Pixels
+from perceiver_model.attention.multi_head import set_attention_path
+from perceiver_model.attention.tokens import InputArray
 from perceiver_model.config import DecoderConfig, FourierConfig, LearnedPositions
-from perceiver_model.dense import DensePredictor
-from perceiver_model.dense_config import DenseConfig
+from perceiver_model.families.dense import DensePredictor
+from perceiver_model.families.dense_config import DenseConfig
 from perceiver_model.flops import forward_flops
 from perceiver_model.fourier import fourier_features, grid_positions, position_table
-from perceiver_model.inputs import AudioInput, Chunks, Conv, ImageInput, Patches, Pixels
 from perceiver_model.output_queries import (
     LearnedQueries,
     OutputPositions,
@@ -25,7 +26,6 @@ from perceiver_model.output_queries import (
     positions_at,
     tokens_at,
 )
-from perceiver_model.tokens import InputArray
 
 PARTS = {
     "input": ImageInput(height=8, width=6),

@@ -7,7 +7,7 @@ import torch
 import yaml
 from shard_sets import make_set
 
-from pipeline.load_config import load_config
+from pipeline.config.load import load_config
 from shards import ShardReader, ShardSet
 
 DOCS = Path(__file__).parent.parent / "docs"

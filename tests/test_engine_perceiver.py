@@ -18,9 +18,9 @@ from perceiver_model import (
     ImageInput,
     PerceiverClassifier,
 )
-from perceiver_model.attention import set_attention_path
+from perceiver_model.attention.cross_attend import CrossAttend
+from perceiver_model.attention.multi_head import set_attention_path
 from perceiver_model.config import DecoderConfig
-from perceiver_model.cross_attend import CrossAttend
 
 BATCH, STEPS = 4, 3
 CASES = [(stage, path) for stage in (0, 1, 2, 3) for path in ("fused", "factored", "separable")]

@@ -6,15 +6,7 @@ from small_presets import example, example_mask, randomised, small_preset
 from torch import nn
 
 from perceiver_model import export
-from perceiver_model.adapters.table import TableRows
-from perceiver_model.attention import set_attention_path
-from perceiver_model.classifier import PerceiverClassifier
-from perceiver_model.classifier_config import ClassifierConfig
-from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig
-from perceiver_model.dense import DensePredictor
-from perceiver_model.dense_config import DenseConfig
-from perceiver_model.export import export_onnx, export_program
-from perceiver_model.inputs import (
+from perceiver_model.adapters.configs import (
     AudioInput,
     Chunks,
     Columns,
@@ -25,7 +17,15 @@ from perceiver_model.inputs import (
     Pixels,
     TableInput,
 )
-from perceiver_model.presets import PRESETS
+from perceiver_model.adapters.table import TableRows
+from perceiver_model.attention.multi_head import set_attention_path
+from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig
+from perceiver_model.export import export_onnx, export_program
+from perceiver_model.families.classifier import PerceiverClassifier
+from perceiver_model.families.classifier_config import ClassifierConfig
+from perceiver_model.families.dense import DensePredictor
+from perceiver_model.families.dense_config import DenseConfig
+from perceiver_model.families.presets import PRESETS
 
 IMAGE = ImageInput(height=8, width=6, channels=2)
 AUDIO = AudioInput(sample_rate=8_000, num_samples=1_000)

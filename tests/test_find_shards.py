@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config
-from pipeline.console import Console
+from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.find_shards import with_shards
-from pipeline.ledger import ledger_path
+from pipeline.preprocess.find_shards import with_shards
+from pipeline.preprocess.ledger import ledger_path
+from pipeline.runs.console import Console
 
 MakeConfig = Callable[..., Config]
 SETTINGS = ("data.samples_per_shard=100", "name=digits-long")
@@ -90,7 +90,7 @@ def test_a_set_whose_sources_are_not_known_is_not_taken(
 def test_several_sets_that_differ_are_named(
     make_config: MakeConfig, copied_digits: Path, tmp_path: Path, console: Console
 ) -> None:
-    from pipeline.preprocess import preprocess
+    from pipeline.preprocess.preprocess import preprocess
 
     output = tmp_path / "runs"
 

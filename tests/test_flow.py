@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PerceiverConfig, PerceiverForOpticalFlow
 from transformers_models import SMALL_ENCODER, randomised
 
-from perceiver_model.attention import set_attention_path
+from perceiver_model.adapters.configs import VideoInput
+from perceiver_model.attention.multi_head import set_attention_path
 from perceiver_model.config import DecoderConfig, FourierConfig, LearnedPositions
 from perceiver_model.deepmind import (
     from_transformers_state,
@@ -21,11 +22,10 @@ from perceiver_model.deepmind import (
     save_pretrained,
     to_transformers_state,
 )
+from perceiver_model.families.flow import OpticalFlow, tiled_flow
+from perceiver_model.families.flow_config import FlowConfig
+from perceiver_model.families.presets import preset
 from perceiver_model.flops import forward_flops, num_parameters
-from perceiver_model.flow import OpticalFlow, tiled_flow
-from perceiver_model.flow_config import FlowConfig
-from perceiver_model.inputs import VideoInput
-from perceiver_model.presets import preset
 
 CONFIG = FlowConfig(
     input=VideoInput(num_frames=2, height=8, width=12),

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import RegistryConfig
-from pipeline.gate import Comparison, p_value, samples_needed
+from pipeline.config.tree import RegistryConfig
 from pipeline.media import (
     AudioFormat,
     FittedTableFormat,
@@ -22,7 +21,8 @@ from pipeline.media import (
     TextFormat,
     fit_vocabulary,
 )
-from pipeline.reading import RowEncoder, other_input
+from pipeline.registry.gate import Comparison, p_value, samples_needed
+from pipeline.registry.reading import RowEncoder, other_input
 
 RULES = RegistryConfig()
 

@@ -26,15 +26,15 @@ from gate_runs import (
     write_table_set,
 )
 
-from pipeline.cli import main
-from pipeline.config import Config, RegistryConfig
-from pipeline.console import Console
+from pipeline.cli.main import main
+from pipeline.config.tree import Config, RegistryConfig
+from pipeline.runs.console import Console
 from pipeline.errors import GateRefusedError, UserError
-from pipeline.judging import judge
-from pipeline.outcomes import Outcomes
-from pipeline.predict import load_model
-from pipeline.promote import promote
-from pipeline.tracking import client
+from pipeline.registry.judging import judge
+from pipeline.registry.outcomes import Outcomes
+from pipeline.registry.predict import load_model
+from pipeline.registry.promote import promote
+from pipeline.runs.mlflow_client import client
 from shards import ShardSet
 
 ROWS = some_rows(0, 600)
@@ -333,7 +333,7 @@ def test_a_splits_files_that_the_champion_was_trained_on_are_left_out(
     console: Console, ray_cluster: None,
 ) -> None:  # fmt: skip
     """Of files the sources' bytes tell, whatever their names and places are by now."""
-    from pipeline.preprocess import preprocess
+    from pipeline.preprocess.preprocess import preprocess
 
     moved = tmp_path / "moved"
     for place, file in enumerate(sorted((digit_images / "train").glob("*/*.png"))):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from small_autoregressive import TINY, VARIANTS, left_padded, random_ids, tiny_model
 
-from perceiver_model.attention import set_attention_path
-from perceiver_model.autoregressive import PerceiverAR, next_token_loss
-from perceiver_model.generation import CachedDecoder, generate, sample_tokens
+from perceiver_model.attention.multi_head import set_attention_path
+from perceiver_model.families.autoregressive import PerceiverAR, next_token_loss
+from perceiver_model.families.generation import CachedDecoder, generate, sample_tokens
 
 
 def decoder_errors(decoder, steps, seed=0):

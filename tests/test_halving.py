@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from pipeline.errors import UserError
-from pipeline.halving import Halving
-from pipeline.study_journal import JOURNAL_FILE, Failure, Report, StudyJournal
+from pipeline.tuning.halving import Halving
+from pipeline.tuning.journal import JOURNAL_FILE, Failure, Report, StudyJournal
 
 EPOCHS = 9
 Decisions = list[tuple[int, int, bool]]

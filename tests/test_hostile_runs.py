@@ -10,18 +10,21 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.checkpoints import (
+from pipeline.errors import UserError
+from pipeline.runs.console import Console
+from pipeline.runs.records import StageRecord, read_stage, recorded_folder, write_stage
+from pipeline.training.checkpoints import (
     TrainState,
     list_checkpoints,
     load_weights,
     read_checkpoint,
     save_checkpoint,
 )
-from pipeline.console import Console
+from pipeline.runs.console import Console
 from pipeline.errors import UserError
-from pipeline.progress import PROGRESS_FILE, read_progress
-from pipeline.stages import StageRecord, read_stage, recorded_folder, write_stage
-from pipeline.study_journal import JOURNAL_FILE, StudyJournal
+from pipeline.training.progress import PROGRESS_FILE, read_progress
+from pipeline.runs.records import StageRecord, read_stage, recorded_folder, write_stage
+from pipeline.tuning.journal import JOURNAL_FILE, StudyJournal
 
 WEIGHTS = {"head.weight": torch.ones(2, 3)}
 MOMENTS = {"exp_avg.head.weight": torch.ones(2, 3), "exp_avg_sq.head.weight": torch.ones(2, 3)}

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from shard_server import ShardServer
 from shard_sets import SPEC, files_of, make_set, upload
 
-from pipeline.inspect_shards import inspect_shards
-from pipeline.ledger import Ledger, ledger_path
+from pipeline.preprocess.inspect_shards import inspect_shards
+from pipeline.preprocess.ledger import Ledger, ledger_path
 from shards import (
     RemoteReading,
     ShardError,

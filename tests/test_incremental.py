@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.config import Config
-from pipeline.console import Console
+from pipeline.config.load import load_config
+from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.ledger import ledger_path
-from pipeline.load_config import load_config
-from pipeline.preprocess import preprocess, retry_quarantine
+from pipeline.preprocess.ledger import ledger_path
+from pipeline.preprocess.preprocess import preprocess, retry_quarantine
+from pipeline.runs.console import Console
 from shards import ShardError, ShardReader, ShardSet, verify
 from shards.files import only_one
 
@@ -272,7 +272,7 @@ def test_neither_a_kill_nor_a_passing_error_costs_a_finished_shard(
         raise end
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.build.publish", ends)
+        patch.setattr("pipeline.preprocess.build.publish", ends)
         with pytest.raises(type(end), match=str(end)):
             preprocess(config, console)
     staging = Path(config.shards_folder).with_name("shards.partial")
@@ -330,7 +330,7 @@ def test_what_is_no_set_is_refused_before_any_work(
     shards = Path(config.shards_folder)
     shards.mkdir(parents=True)
     (shards / "only-copy.png").write_bytes(b"...")
-    monkeypatch.setattr("pipeline.preprocess.build", None)
+    monkeypatch.setattr("pipeline.preprocess.preprocess.build", None)
     for fresh in (False, True):
         with pytest.raises(ShardError, match="exists and is not a shard set"):
             preprocess(config, console, fresh=fresh)

@@ -26,12 +26,12 @@ from perceiver_model import (
     Patches,
     PerceiverClassifier,
 )
-from pipeline.batches import inputs_on, media_loader
-from pipeline.collate import collate
-from pipeline.inference import ModelCard, Predictor
+from pipeline.inputs.batches import inputs_on, media_loader
+from pipeline.inputs.collate import collate
 from pipeline.media import AudioFormat, ImageFormat, MediaFormat, check_array
-from pipeline.media.images import encode_jpeg
-from pipeline.predict import encode_predictions, list_inputs
+from pipeline.media.image.decode import encode_jpeg
+from pipeline.registry.predict import encode_predictions, list_inputs
+from pipeline.registry.served.inference import ModelCard, Predictor
 from shards import Sample, ShardReader, ShardSet, encode_npy, publish, write_shard
 from shards.loader import ShardBatch
 

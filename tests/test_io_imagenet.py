@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from media_classifiers import restored
 from transformers.models.perceiver.modeling_perceiver import Conv2DDownsample
 
+from perceiver_model.adapters.configs import ConvStem, ImageInput, Pixels
 from perceiver_model.adapters.stem import ConvStemAdapter, same_padding
-from perceiver_model.attention import set_attention_path
-from perceiver_model.classifier import PerceiverClassifier
-from perceiver_model.classifier_config import ClassifierConfig
+from perceiver_model.attention.multi_head import set_attention_path
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, LearnedPositions
+from perceiver_model.families.classifier import PerceiverClassifier
+from perceiver_model.families.classifier_config import ClassifierConfig
+from perceiver_model.families.presets import PRESETS
 from perceiver_model.flops import forward_flops, num_parameters
-from perceiver_model.inputs import ConvStem, ImageInput, Pixels
-from perceiver_model.presets import PRESETS
 
 ENCODER = EncoderConfig(
     num_latents=6, latent_dim=16, num_blocks=2, num_cross_attends=1, num_self_attends=1,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipeline.config import Config
+from pipeline.config.tree import Config
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent

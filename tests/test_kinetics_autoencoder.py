@@ -8,7 +8,7 @@ from multimodal_models import AUTOENCODER, ENCODER
 from transformers import PerceiverConfig, PerceiverForMultimodalAutoencoding
 from transformers_models import SMALL_ENCODER, randomised
 
-from perceiver_model.autoencoder import MultimodalAutoencoder
+from perceiver_model.adapters.multimodal_config import MultimodalInput, PaddedModalities
 from perceiver_model.config import FourierConfig
 from perceiver_model.deepmind import (
     from_transformers_state,
@@ -16,10 +16,10 @@ from perceiver_model.deepmind import (
     save_pretrained,
     to_transformers_state,
 )
+from perceiver_model.families.autoencoder import MultimodalAutoencoder
+from perceiver_model.families.kinetics_config import kinetics_autoencoder
+from perceiver_model.families.presets import preset
 from perceiver_model.flops import num_parameters
-from perceiver_model.kinetics_config import kinetics_autoencoder
-from perceiver_model.multimodal_config import MultimodalInput, PaddedModalities
-from perceiver_model.presets import preset
 
 SETTINGS = PerceiverConfig(
     **SMALL_ENCODER,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import PerceiverTokenizer
 
+from perceiver_model.adapters.configs import TextInput, TokenEmbedding
 from perceiver_model.adapters.text import (
     CLS,
     MASK,
@@ -17,20 +18,19 @@ from perceiver_model.adapters.text import (
     encode_bytes,
     pad_tokens,
 )
-from perceiver_model.classifier import PerceiverClassifier
-from perceiver_model.classifier_config import ClassifierConfig
+from perceiver_model.adapters.text_config import BYTE_VOCAB_SIZE
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig
-from perceiver_model.flops import forward_flops, num_parameters
-from perceiver_model.inputs import TextInput, TokenEmbedding
-from perceiver_model.inputs.text import BYTE_VOCAB_SIZE
-from perceiver_model.language import (
+from perceiver_model.families.classifier import PerceiverClassifier
+from perceiver_model.families.classifier_config import ClassifierConfig
+from perceiver_model.families.language import (
     IGNORED,
     MaskedLanguageModel,
     mask_tokens,
     masked_language_loss,
 )
-from perceiver_model.language_config import LanguageConfig
-from perceiver_model.presets import PRESETS
+from perceiver_model.families.language_config import LanguageConfig
+from perceiver_model.families.presets import PRESETS
+from perceiver_model.flops import forward_flops, num_parameters
 
 TEXTS = ["a cat", "çà et là — 猫 🐈", "x" * 20, "\x00\n\t\x7f"]
 ENCODER = EncoderConfig(

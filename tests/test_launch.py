@@ -16,11 +16,11 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from cluster.errors import ClusterError
-from pipeline import launch
-from pipeline.config import Config
-from pipeline.console import Console
+from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.launch import run_training
+from pipeline.runs.console import Console
+from pipeline.training import launch
+from pipeline.training.launch import run_training
 from shards import ShardError
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from malformed import HEADER_BYTES, IMAGES, SOUNDS, png, valid_files, write_corpus
 
 from pipeline.media import AudioFormat, ImageFormat, MediaError, media_to_dict
-from pipeline.media.sandbox import Sandbox
+from pipeline.media.sandbox.sandbox import Sandbox
 
 FORMATS = {
     "image": ImageFormat(height=24, width=32),

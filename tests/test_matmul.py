@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from perceiver_model.attention import SelfAttend
-from perceiver_model.matmul import faster_by_onednn, multiply
+from perceiver_model.attention.matmul import faster_by_onednn, multiply
+from perceiver_model.attention.multi_head import SelfAttend
 
 CHANNELS = 512
 ONEDNN = pytest.mark.skipif(

@@ -24,7 +24,7 @@ from pipeline.media import (
     media_from_dict,
     media_to_dict,
 )
-from pipeline.media.mel import MelFormat
+from pipeline.media.audio.mel import MelFormat
 
 FORMAT = AudioFormat(sample_rate=8000, seconds=1.0)
 KINDS = [

@@ -9,7 +9,7 @@ from small_media import refusal
 from sounds import encoded, tone
 
 from pipeline.media import AudioFormat, decode
-from pipeline.media.mp3 import find_frames
+from pipeline.media.audio.mp3 import find_frames
 
 RATE = 8000
 FORMAT = AudioFormat(sample_rate=RATE, seconds=1.0)

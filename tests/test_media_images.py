@@ -15,7 +15,7 @@ from raster_bytes import MIN_IS_WHITE, REAL, RGB, SIGNED, png, tiff
 from small_media import refusal
 
 from pipeline.media import ImageFormat, MediaError, decode, media_from_dict, media_to_dict
-from pipeline.media.images import encode_jpeg
+from pipeline.media.image.decode import encode_jpeg
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 LOSSLESS = [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("WEBP", {"lossless": True}), ("PPM", {})]

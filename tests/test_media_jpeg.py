@@ -10,9 +10,9 @@ from photos import encoded, mean_difference, photo, photo_jpeg, stored_turned
 from PIL import Image, ImageOps
 
 from pipeline.media import ImageFormat, MediaError, decode
-from pipeline.media.jpeg import draw_part, random_resized_crop, resized_crop
-from pipeline.media.pillow import decode_pixels
-from pipeline.media.turbo import decode_jpeg, read_header
+from pipeline.media.image.jpeg import draw_part, random_resized_crop, resized_crop
+from pipeline.media.image.pillow import decode_pixels
+from pipeline.media.image.turbo import decode_jpeg, read_header
 
 BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 

@@ -15,7 +15,7 @@ from malformed import valid_files
 from modality_samples import FORMATS, raw_media
 from sandbox_kernel import expected_layers, landlock_version, may_unshare
 
-from pipeline.config_data import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.media import (
     AudioFormat,
     ImageFormat,
@@ -27,9 +27,9 @@ from pipeline.media import (
     encode_members,
     media_to_dict,
 )
-from pipeline.media.sandbox import Sandbox, protections
-from pipeline.media.sandbox_process import _memory
-from pipeline.settings import sandbox_settings
+from pipeline.media.sandbox.sandbox import Sandbox, protections
+from pipeline.media.sandbox.process import _memory
+from pipeline.preprocess.identity import sandbox_settings
 
 TESTS = Path(__file__).parent
 
@@ -285,7 +285,7 @@ def test_it_works_from_code_that_travels_with_a_model(tmp_path):
 import sys
 sys.path.insert(0, {str(code)!r})
 from pathlib import Path
-from pipeline.media.sandbox import Sandbox
+from pipeline.media.sandbox.sandbox import Sandbox
 import pipeline
 assert pipeline.__file__.startswith({str(code)!r})
 with Sandbox("pipeline.media.members:MemberMaker", {settings!r}) as sandbox:
@@ -314,7 +314,7 @@ def test_a_module_is_found_where_it_was_before_the_sandbox(tmp_path, first, seco
     program = f"""
 import sys
 from importlib.machinery import PathFinder
-from pipeline.media.lockdown import prepare_imports
+from pipeline.media.sandbox.lockdown import prepare_imports
 
 class Editable:
     def find_spec(self, name, path=None, target=None):

@@ -8,7 +8,7 @@ from raster_bytes import MIN_IS_WHITE, pgm, png, tiff
 from small_media import refusal
 
 from pipeline.media import ImageFormat
-from pipeline.media.masks import decode_mask
+from pipeline.media.image.masks import decode_mask
 
 SQUARE = ImageFormat(height=16, width=16)
 RNG = np.random.default_rng(0)

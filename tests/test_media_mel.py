@@ -8,10 +8,10 @@ import torch
 from sounds import encoded, tone
 
 from perceiver_model.adapters.audio import MelAdapter
+from perceiver_model.adapters.configs import AudioInput, Mel
 from perceiver_model.adapters.mel import log_mel, standardise_frames
-from perceiver_model.inputs import AudioInput, Mel
 from pipeline.media import AudioFormat, check_array, decode, decode_member, encode_member
-from pipeline.media.mel import MelFormat
+from pipeline.media.audio.mel import MelFormat
 
 MELS = [MelFormat(), MelFormat(num_mels=20, window=0.032, hop=0.032)]
 

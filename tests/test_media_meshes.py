@@ -8,7 +8,7 @@ import pytest
 from small_media import refusal
 
 from pipeline.media import PointsFormat, decode
-from pipeline.media.meshes import read_geometry
+from pipeline.media.points.meshes import read_geometry
 
 FORMAT = PointsFormat(num_points=2000, unit_cube=False)
 CORNERS = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\n"

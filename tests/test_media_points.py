@@ -13,14 +13,14 @@ import torch
 import trimesh
 from small_media import refusal
 
+from perceiver_model.adapters.configs import Points, PointsInput
 from perceiver_model.adapters.points import PointAdapter, to_unit_cube
+from perceiver_model.adapters.points_config import default_max_resolution
 from perceiver_model.fourier import fourier_features
-from perceiver_model.inputs import Points, PointsInput
-from perceiver_model.inputs.points import default_max_resolution
+from pipeline.inputs.model_input import model_adapter
 from pipeline.media import PointsFormat, PointsFourier, decode, encode_members
-from pipeline.media.meshes import read_geometry
-from pipeline.media.point_fourier import point_features
-from pipeline.model_input import model_adapter
+from pipeline.media.points.fourier import point_features
+from pipeline.media.points.meshes import read_geometry
 from shards import decode_npy
 
 SURFACE = PointsFormat(num_points=2000)

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from pipeline.media import MediaError
-from pipeline.media.sandbox import Sandbox, SandboxError
-from pipeline.media.sandbox_child import SHARED_BYTES
+from pipeline.media.sandbox.child import SHARED_BYTES
+from pipeline.media.sandbox.sandbox import Sandbox, SandboxError
 
 MISBEHAVE = "sandbox_functions:misbehave"
 
@@ -240,7 +240,7 @@ def test_no_child_outlives_a_killed_parent(at, tmp_path):
     program = f"""
 import time
 from pathlib import Path
-from pipeline.media.sandbox import Sandbox
+from pipeline.media.sandbox.sandbox import Sandbox
 sandbox = Sandbox({MISBEHAVE!r}, {{}})
 list(sandbox.run({{}}, {{"how": "nothing"}}))
 Path({str(told)!r}).write_text(str(sandbox.child_pid))

@@ -9,8 +9,8 @@ from photos import encoded
 from PIL import EpsImagePlugin, Image
 from small_media import refusal
 
+from pipeline.config.load import load_config
 from pipeline.errors import UserError
-from pipeline.load_config import load_config
 from pipeline.media import ImageFormat, MediaError
 from pipeline.media.decode import decode
 from pipeline.media.targets import TargetConfig, target_members

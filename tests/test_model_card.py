@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from test_inference import image_card, random_weights
 
 from perceiver_model import PerceiverClassifier, preset
-from perceiver_model.classifier_config import ClassifierConfig
-from perceiver_model.presets import PRESETS
-from pipeline.inference import Predictor
-from pipeline.model_card import ModelCardError, _shapes
+from perceiver_model.families.classifier_config import ClassifierConfig
+from perceiver_model.families.presets import PRESETS
+from pipeline.registry.served.card import ModelCardError, _shapes
+from pipeline.registry.served.inference import Predictor
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.model_requests import BadInput, as_inputs, within_limits
+from pipeline.registry.served.requests import BadInput, as_inputs, within_limits
 
 PNG = b"\x89PNG\r\n\x1a\n not all base64"
 TEXT = base64.b64encode(PNG).decode()

@@ -21,8 +21,8 @@ from modality_samples import make_config
 from safetensors.torch import save_file
 from test_inference import image_card, png, random_weights
 
-from pipeline.model_package import package
-from pipeline.tracking import client
+from pipeline.registry.package import package
+from pipeline.runs.mlflow_client import client
 
 URI = "models:/owls/1"
 PNGS = [png(seed) for seed in range(3)]

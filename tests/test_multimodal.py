@@ -18,15 +18,15 @@ from multimodal_models import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from perceiver_model.adapters import build_adapter
+from perceiver_model.adapters.build import build_adapter
 from perceiver_model.adapters.classes import OneHotAdapter
+from perceiver_model.adapters.configs import ClassInput
+from perceiver_model.adapters.modality_padding import ModalityPadding
 from perceiver_model.adapters.table import TableRows
-from perceiver_model.attention import set_attention_path
-from perceiver_model.autoencoder import MultimodalAutoencoder
-from perceiver_model.classifier import PerceiverClassifier
+from perceiver_model.attention.multi_head import set_attention_path
+from perceiver_model.families.autoencoder import MultimodalAutoencoder
+from perceiver_model.families.classifier import PerceiverClassifier
 from perceiver_model.flops import forward_flops
-from perceiver_model.inputs import ClassInput
-from perceiver_model.modality_padding import ModalityPadding
 
 
 @pytest.mark.parametrize("padding", ["learned", "zeros"])

@@ -7,11 +7,11 @@ import pydantic
 import pytest
 from multimodal_models import AUDIO, AUTOENCODER, LABEL, TEXT, classifier_config
 
-from perceiver_model.autoencoder_config import AutoencoderConfig, GridOutput, VectorOutput
+from perceiver_model.adapters.configs import OneHot, Patches
+from perceiver_model.adapters.multimodal_config import MultimodalInput, PaddedModalities
 from perceiver_model.config import DecoderConfig, FourierConfig
-from perceiver_model.inputs import OneHot, Patches
-from perceiver_model.kinetics_config import kinetics_autoencoder
-from perceiver_model.multimodal_config import MultimodalInput, PaddedModalities
+from perceiver_model.families.autoencoder_config import AutoencoderConfig, GridOutput, VectorOutput
+from perceiver_model.families.kinetics_config import kinetics_autoencoder
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipeline import outbox
-from pipeline.outbox import DRIVER, Outbox, RunRef, deliver, deliver_folder, deliver_run
-from pipeline.run_logger import RunLogger
-from pipeline.tracking import new_client
+from pipeline.runs import outbox
+from pipeline.runs.mlflow_client import new_client
+from pipeline.runs.outbox import DRIVER, Outbox, RunRef, deliver, deliver_folder, deliver_run
+from pipeline.runs.run_logger import RunLogger
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_without_a_server_all_is_kept_and_delivered_later(store, run, gone) -> N
 def test_a_server_that_is_gone_is_not_asked_for_every_entry(gone, monkeypatch) -> None:
     Outbox(gone, DRIVER).tags({"a": "b"})
     assert "are not delivered" in (deliver_run(gone) or "")
-    monkeypatch.setattr("pipeline.tracking.new_client", lambda uri: pytest.fail("asked again"))
+    monkeypatch.setattr(outbox, "new_client", lambda uri: pytest.fail("asked again"))
     assert deliver_run(gone) == "MLflow did not answer a moment ago"
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from pipeline.config.load import load_config
+from pipeline.config.overrides import read_override, write_override
 from pipeline.errors import UserError
-from pipeline.load_config import load_config
-from pipeline.overrides import read_override, write_override
 
 AWKWARD = (
     "exp #2/runs",

@@ -6,14 +6,14 @@ import math
 import pytest
 import torch
 
-from perceiver_model.adapters import (
+from perceiver_model.adapters.build import (
     ChunkAdapter,
     ConvAdapter,
     MelAdapter,
     PatchAdapter,
     PixelAdapter,
 )
-from perceiver_model.inputs import AudioInput, Chunks, Conv, ImageInput, Mel, Patches
+from perceiver_model.adapters.configs import AudioInput, Chunks, Conv, ImageInput, Mel, Patches
 
 IMAGE = ImageInput(height=6, width=8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 AUDIO = AudioInput(sample_rate=8_000, num_samples=4_001)

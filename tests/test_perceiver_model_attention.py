@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from perceiver_model.attention import MLP, fused_attention, reference_attention
-from perceiver_model.classifier import PerceiverClassifier
+from perceiver_model.attention.multi_head import MLP, fused_attention, reference_attention
+from perceiver_model.attention.tokens import InputArray
 from perceiver_model.config import EncoderConfig
+from perceiver_model.families.classifier import PerceiverClassifier
+from perceiver_model.families.presets import PRESETS
 from perceiver_model.flops import forward_flops, num_parameters
 from perceiver_model.perceiver import PerceiverEncoder
-from perceiver_model.presets import PRESETS
-from perceiver_model.tokens import InputArray
 
 SMALL = EncoderConfig(
     num_latents=5,

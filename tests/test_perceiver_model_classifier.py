@@ -12,12 +12,20 @@ from media_classifiers import (
     restored,
 )
 
-from perceiver_model.classifier import PerceiverClassifier
-from perceiver_model.classifier_config import ClassifierConfig
+from perceiver_model.adapters.configs import (
+    AudioInput,
+    Chunks,
+    Conv,
+    ImageInput,
+    Mel,
+    Patches,
+    Pixels,
+)
+from perceiver_model.attention.tokens import InputArray
 from perceiver_model.config import EncoderConfig, FourierConfig
+from perceiver_model.families.classifier import PerceiverClassifier
+from perceiver_model.families.classifier_config import ClassifierConfig
 from perceiver_model.fourier import position_table
-from perceiver_model.inputs import AudioInput, Chunks, Conv, ImageInput, Mel, Patches, Pixels
-from perceiver_model.tokens import InputArray
 
 IMAGE = ImageInput(height=8, width=6, channels=2)
 AUDIO = AudioInput(sample_rate=8_000, num_samples=1_000)

@@ -10,10 +10,18 @@ import pydantic
 import pytest
 
 import perceiver_model
-from perceiver_model.classifier_config import ClassifierConfig
+from perceiver_model.adapters.configs import (
+    AudioInput,
+    Chunks,
+    Conv,
+    ImageInput,
+    Mel,
+    Patches,
+    Pixels,
+)
 from perceiver_model.config import EncoderConfig, FourierConfig
-from perceiver_model.inputs import AudioInput, Chunks, Conv, ImageInput, Mel, Patches, Pixels
-from perceiver_model.presets import PRESETS, preset
+from perceiver_model.families.classifier_config import ClassifierConfig
+from perceiver_model.families.presets import PRESETS, preset
 
 IMAGE = ImageInput(height=28, width=21, channels=1)
 AUDIO = AudioInput(sample_rate=16_000, num_samples=16_001)
@@ -139,7 +147,8 @@ def test_unknown_preset_names_the_nearest():
 
 def test_configuration_imports_without_torch_or_numpy():
     code = (
-        "import sys, perceiver_model.config, perceiver_model.presets, perceiver_model.flops\n"
+        "import sys, perceiver_model.config, perceiver_model.flops\n"
+        "import perceiver_model.families.presets\n"
         "perceiver_model.preset, perceiver_model.forward_flops, perceiver_model.Mel\n"
         "assert not {'torch', 'numpy', 'pydantic'} & set(sys.modules)"
     )

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from pipeline.plots import plot_study, study_figure
+from pipeline.tuning.plots import plot_study, study_figure
 
 Box = tuple[float, float, float, float]
 

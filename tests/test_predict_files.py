@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.inference import Prediction
-from pipeline.predict import encode_predictions, list_inputs
+from pipeline.registry.predict import encode_predictions, list_inputs
+from pipeline.registry.served.inference import Prediction
 
 # --- predictions as files ---
 

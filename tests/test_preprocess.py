@@ -14,12 +14,12 @@ from PIL import Image
 from sounds import encoded, tone
 
 from perceiver_model.fourier import position_table
-from pipeline.config import Config
-from pipeline.console import Console
+from pipeline.config.load import load_config
+from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.load_config import load_config
-from pipeline.positions import position_spec
-from pipeline.preprocess import preprocess
+from pipeline.inputs.positions import position_spec
+from pipeline.preprocess.preprocess import preprocess
+from pipeline.runs.console import Console
 from shards import ShardError, ShardReader, ShardSet, decode_npy, read_quarantine, verify
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -131,7 +131,7 @@ def test_too_many_bad_files_fail_the_run_and_leave_nothing(
 def test_a_model_with_other_fourier_features_is_refused(
     digit_shards: Path, make_config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    from pipeline.train import open_shards
+    from pipeline.training.train import open_shards
 
     config = make_config(tmp_path, f"shards={digit_shards}", "model.positions.num_bands=4")
     with pytest.raises(ShardError, match=r"num_bands=4.*num_bands=8.*preprocess"):

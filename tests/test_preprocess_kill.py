@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.config import Config
-from pipeline.console import Console
-from pipeline.preprocess import preprocess
+from pipeline.config.tree import Config
+from pipeline.preprocess.preprocess import preprocess
+from pipeline.runs.console import Console
 from shards import ShardSet, verify
 
 MakeConfig = Callable[..., Config]

@@ -7,9 +7,9 @@ import pytest
 from malformed import write_corpus
 from PIL import Image
 
-from pipeline.config import Config
-from pipeline.console import Console
-from pipeline.preprocess import preprocess, retry_quarantine
+from pipeline.config.tree import Config
+from pipeline.preprocess.preprocess import preprocess, retry_quarantine
+from pipeline.runs.console import Console
 from shards import ShardReader, ShardSet, read_quarantine, verify
 
 

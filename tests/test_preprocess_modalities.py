@@ -15,13 +15,13 @@ import trimesh
 from PIL import Image
 from small_media import film, grey_frames, tone
 
-from pipeline.config import Config
-from pipeline.console import Console
+from pipeline.config.load import load_config
+from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.load_config import load_config
-from pipeline.media.point_fourier import point_features
-from pipeline.preprocess import preprocess
-from pipeline.train import train
+from pipeline.media.points.fourier import point_features
+from pipeline.preprocess.preprocess import preprocess
+from pipeline.runs.console import Console
+from pipeline.training.train import train
 from shards import RawSample, ShardReader, ShardSet, decode_npy, verify
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

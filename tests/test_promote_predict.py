@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.cli import main
-from pipeline.config import Config
-from pipeline.console import Console
+from pipeline.cli.main import main
+from pipeline.config.tree import Config
 from pipeline.errors import GateRefusedError, UserError
-from pipeline.predict import predict
-from pipeline.promote import promote
-from pipeline.tracking import client
-from pipeline.train import train
+from pipeline.registry.predict import predict
+from pipeline.registry.promote import promote
+from pipeline.runs.console import Console
+from pipeline.runs.mlflow_client import client
+from pipeline.training.train import train
 
 NAME = "three-digits"
 URI = f"models:/{NAME}@champion"
@@ -94,7 +94,7 @@ def test_a_champion_of_other_input_is_never_overtaken_unseen(
     ray_cluster: None,
     console: Console,
 ) -> None:
-    from pipeline.preprocess import preprocess
+    from pipeline.preprocess.preprocess import preprocess
 
     larger = make_config(
         registry["output"], "name=larger", "data.image.height=32", "cluster.num_workers=0",

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from perceiver_model.attention import SelfAttend
-from perceiver_model.recomputed import activated_linear, add_residual, normed_linear
+from perceiver_model.attention.multi_head import SelfAttend
+from perceiver_model.attention.recomputed import activated_linear, add_residual, normed_linear
 
 
 def modules(dtype):

@@ -6,10 +6,10 @@ import sys
 import pytest
 
 from cluster.errors import ClusterError
-from pipeline.cli import main
-from pipeline.console import logged
+from pipeline.cli.main import main
 from pipeline.errors import GateRefusedError, UserError
-from pipeline.stages import write_json
+from pipeline.runs.console import logged
+from pipeline.runs.records import write_json
 from shards.errors import ShardError
 from shards.redaction import is_redacted, redacted, redacted_tree, shortened, without_secrets
 from shards.retries import Retry
@@ -118,7 +118,7 @@ def test_no_verb_shows_a_secret_in_an_address(args, tmp_path, monkeypatch, capfd
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr("shards.location.Retry", lambda: Retry(attempts=1))
-    monkeypatch.setattr("pipeline.sources.parts.RETRY", Retry(attempts=1))
+    monkeypatch.setattr("pipeline.preprocess.sources.parts.RETRY", Retry(attempts=1))
     with contextlib.suppress(SystemExit):
         main(args)
     shown = capfd.readouterr()

@@ -25,17 +25,18 @@ from gate_runs import (
 )
 from mlflow.tracking import MlflowClient
 
-from pipeline import promote as promotion
-from pipeline import registration
-from pipeline.cli import main
-from pipeline.console import Console
-from pipeline.demo import start_again
+from pipeline.cli.main import main
+from pipeline.demo.demo import start_again
 from pipeline.errors import GateRefusedError, UserError
-from pipeline.predict import load_model
-from pipeline.promote import promote
-from pipeline.registration import champion_of
-from pipeline.rollback import rollback
-from pipeline.tracking import client, open_run, run_config
+from pipeline.registry import promote as promotion
+from pipeline.registry import registration
+from pipeline.registry.predict import load_model
+from pipeline.registry.promote import promote
+from pipeline.registry.registration import champion_of
+from pipeline.registry.rollback import rollback
+from pipeline.runs.console import Console
+from pipeline.runs.mlflow_client import client
+from pipeline.runs.tracking import open_run, run_config
 
 ROWS = some_rows(0, 300)
 MISSING = {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Registered Model not found"}

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import run_lock as module
 from pipeline.errors import UserError
-from pipeline.run_lock import run_lock
+from pipeline.runs import run_lock as module
+from pipeline.runs.run_lock import run_lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from pipeline.run_lock import run_lock
+from pipeline.runs.run_lock import run_lock
 with run_lock(Path(sys.argv[1]), "it", print):
     print("held", flush=True)
     time.sleep(60)

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from pipeline.config_training import ScheduleConfig, TrainingConfig
-from pipeline.schedule import learning_rate
+from pipeline.config.training import ScheduleConfig, TrainingConfig
+from pipeline.training.schedule import learning_rate
 
 STEPS = 50
 

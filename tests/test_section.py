@@ -4,9 +4,9 @@ import json
 
 import yaml
 
-from pipeline.config import Config
-from pipeline.load_config import load_config
-from pipeline.section import differences, flatten
+from pipeline.config.base import differences, flatten
+from pipeline.config.load import load_config
+from pipeline.config.tree import Config
 
 
 def test_differences_name_three_fields_and_count_the_others():

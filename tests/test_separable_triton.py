@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from perceiver_model import separable_attention as module
-from perceiver_model.separable_attention import separable_attention
+from perceiver_model.attention.multi_head import separable as module
+from perceiver_model.attention.separable import separable_attention
 
 triton = pytest.importorskip("triton", reason="triton comes with torch's CUDA builds only")
 
@@ -143,7 +143,7 @@ def interpreted() -> dict[str, list[float]]:
 
 def interpret() -> dict[str, list[float]]:
     """The largest errors of every small case, with the kernels as the operator's of the CPU."""
-    from perceiver_model import separable_triton
+    from perceiver_model.attention import separable_triton
 
     np.seterr(all="ignore")
     module._separable_attention.register_kernel("cpu")(separable_triton.attention)
@@ -186,7 +186,7 @@ def compile_for_h100() -> dict[str, list[dict[str, int]]]:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    from perceiver_model import separable_triton
+    from perceiver_model.attention import separable_triton
 
     class H100:
         def get_current_target(self) -> GPUTarget:
@@ -235,7 +235,7 @@ def test_float32_of_few_channels_is_fused_on_gpus_that_triton_knows(monkeypatch)
     capability = (9, 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     pixels = torch.zeros(2, 4, 3)
-    assert module._fused(pixels).__name__ == "perceiver_model.separable_triton"
+    assert module._fused(pixels).__name__ == "perceiver_model.attention.separable_triton"
     assert module._fused(pixels.double()) is None
     assert module._fused(torch.zeros(2, 4, 768)) is None
     assert module._fused(torch.zeros(2, 4, 0)) is None
@@ -246,11 +246,11 @@ def test_float32_of_few_channels_is_fused_on_gpus_that_triton_knows(monkeypatch)
 def test_a_cpu_needs_no_triton():
     program = """
 import sys, torch
-from perceiver_model.separable_attention import separable_attention
+from perceiver_model.attention.separable import separable_attention
 shapes = (1, 1, 2, 3), (1, 1, 2, 4), (1, 1, 2, 5), (1, 20, 3), (1, 20)
 inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
 sum(part.sum() for part in separable_attention(*inputs)).backward()
-assert "perceiver_model.separable_triton" not in sys.modules
+assert "perceiver_model.attention.separable_triton" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -19,9 +19,9 @@ from modality_samples import FORMATS, ROWS, TABLE, make_config, raw_media
 from safetensors.torch import save_file
 from test_inference import image_card, png, random_weights
 
-from pipeline.inference import ModelCard, Predictor
-from pipeline.model_input import VOCABULARY
-from pipeline.model_package import package
+from pipeline.inputs.model_input import VOCABULARY
+from pipeline.registry.package import package
+from pipeline.registry.served.inference import ModelCard, Predictor
 
 KINDS = ("image", *FORMATS)
 MEDIA = [kind for kind in KINDS if kind not in ("table", "text")]

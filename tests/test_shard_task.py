@@ -19,12 +19,12 @@ from PIL import Image
 from shard_server import ShardServer
 from source_trees import data_config, make_tar
 
-from pipeline import shard_task
-from pipeline.config import Config
-from pipeline.settings import sandbox_settings
-from pipeline.shard_task import READ_AHEAD, READ_AHEAD_BYTES, TOGETHER_BYTES, ShardTask
-from pipeline.sources import Reach, SourceRow, list_sources, write_plan
-from pipeline.sources.parts import Part
+from pipeline.config.tree import Config
+from pipeline.preprocess.identity import sandbox_settings
+from pipeline.preprocess.preprocess import shard_task
+from pipeline.preprocess.shard_task import READ_AHEAD, READ_AHEAD_BYTES, TOGETHER_BYTES, ShardTask
+from pipeline.preprocess.sources import Reach, SourceRow, list_sources, write_plan
+from pipeline.preprocess.sources.parts import Part
 from shards import Quarantined, read_committed, read_quarantine
 from shards.retries import Retry
 from shards.writer import read_index
@@ -32,7 +32,9 @@ from shards.writer import read_index
 
 @pytest.fixture(autouse=True)
 def _quick_and_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("pipeline.sources.parts.RETRY", Retry(attempts=3, first_delay=0.01))
+    monkeypatch.setattr(
+        "pipeline.preprocess.sources.parts.RETRY", Retry(attempts=3, first_delay=0.01)
+    )
     close_sandboxes()
     yield
     close_sandboxes()

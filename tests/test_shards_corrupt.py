@@ -11,7 +11,7 @@ from shard_server import ShardServer
 from shard_sets import SPEC, flip_bit, make_set, make_sized_set, upload
 
 from pipeline.media import ImageFormat
-from pipeline.reading import Reading
+from pipeline.registry.reading import Reading
 from shards import RemoteReading, ShardError, ShardReader, ShardSet
 from shards.loader import ShardLoader
 

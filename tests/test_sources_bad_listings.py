@@ -17,8 +17,8 @@ from source_trees import (
     write_listing,
 )
 
-from pipeline.sources.columns import Column
-from pipeline.sources.rows import BATCH_ROWS, ListingFile
+from pipeline.preprocess.sources.columns import Column
+from pipeline.preprocess.sources.rows import BATCH_ROWS, ListingFile
 
 
 @every_suffix

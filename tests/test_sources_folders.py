@@ -11,7 +11,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from source_trees import classes_of, listed, make_files, paths, refusal, refused, rows, uris
 
-from pipeline.sources import SourceRow, part_file, plan_files, read_plan, write_plan
+from pipeline.preprocess.sources import SourceRow, part_file, plan_files, read_plan, write_plan
 
 # --- splits ---
 

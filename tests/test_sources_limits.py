@@ -24,8 +24,8 @@ from source_trees import (
 )
 from test_shards_parquet import bomb
 
-from pipeline.sources import read_plan, row_groups, row_lines, write_plan
-from pipeline.sources.values import read_values
+from pipeline.preprocess.sources import read_plan, row_groups, row_lines, write_plan
+from pipeline.preprocess.sources.values import read_values
 from shards import ShardError
 
 ROWS = {"columns": {"image": "file"}, "target": {"kind": "none"}}

@@ -26,8 +26,9 @@ from source_trees import (
     write_listing,
 )
 
-from pipeline.sources import iter_values, part_file, plan_files, read_plan, write_plan
-from pipeline.sources.typed import to_role
+from pipeline.preprocess.sources import part_file, plan_files, read_plan, write_plan
+from pipeline.preprocess.sources.typed import to_role
+from pipeline.preprocess.sources.vocabulary import iter_values
 
 
 def planned(listing, folder: Path, samples_per_shard: int = 3) -> list:

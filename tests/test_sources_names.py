@@ -17,8 +17,8 @@ from source_trees import (
     write_listing,
 )
 
-from pipeline.config_data import absolute
-from pipeline.sources import Part, plan_files, read_part, read_plan, write_plan
+from pipeline.config.data import absolute
+from pipeline.preprocess.sources import Part, plan_files, read_part, read_plan, write_plan
 
 NO_CLASS = {"kind": "none"}
 NAMES = [

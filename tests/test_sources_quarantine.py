@@ -3,7 +3,7 @@
 import pytest
 from source_trees import every_suffix, listed, make_tar, make_tree, write_listing
 
-from pipeline.build import refused_rows
+from pipeline.preprocess.build import refused_rows
 
 
 def refusals(listing) -> list[tuple[str, str, str]]:

@@ -21,9 +21,9 @@ from source_trees import (
 
 from pipeline.errors import UserError
 from pipeline.media.errors import MediaError
-from pipeline.sources import Part, list_sources, read_part, read_plan, write_plan
-from pipeline.sources.local_files import OUTSIDE
-from pipeline.sources.reach import Reach
+from pipeline.preprocess.sources import Part, list_sources, read_part, read_plan, write_plan
+from pipeline.preprocess.sources.local_files import OUTSIDE
+from pipeline.preprocess.sources.reach import Reach
 from shards.retries import Retry
 
 ROWS = {"columns": {"image": "file"}, "target": {"kind": "none"}}
@@ -154,7 +154,7 @@ def test_a_file_is_bounded_before_it_is_read_and_while_it_grows(tmp_path, monkey
         found[6] = 10
         return os.stat_result(found)
 
-    monkeypatch.setattr("pipeline.sources.local_files.os.fstat", before_it_grew)
+    monkeypatch.setattr("pipeline.preprocess.sources.local_files.os.fstat", before_it_grew)
     assert reason_of(reach, "grows.png") == f"101 bytes, more than 100 ({told})"
     config = data_config(root, max_file_bytes=7, target={"kind": "none"})
     assert list_sources(config).reaches["train"].max_file_bytes == 7
@@ -274,16 +274,16 @@ def test_a_body_without_an_end_is_read_no_further_than_the_bound(sender):
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.parquet", "rows.jsonl", "a.tar"])
 def test_a_range_without_an_end_is_refused(sender, monkeypatch, name):
-    monkeypatch.setattr("pipeline.web_answers.MAX_ANSWER_BYTES", 4 << 20)
-    monkeypatch.setattr("pipeline.sources.parts.RETRY", Retry(attempts=1))
+    monkeypatch.setattr("pipeline.preprocess.sources.web_answers.MAX_ANSWER_BYTES", 4 << 20)
+    monkeypatch.setattr("pipeline.preprocess.sources.parts.RETRY", Retry(attempts=1))
     _, url = sender
     with pytest.raises(UserError, match="the server sends more than 4194304 bytes at once"):
         listed(f"{url}/range/{name}", **ROWS)
 
 
 def test_a_long_read_is_several_requests(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.sources.parts.REQUEST_BYTES", 1 << 20)
-    monkeypatch.setattr("pipeline.web_answers.MAX_ANSWER_BYTES", 4 << 20)
+    monkeypatch.setattr("pipeline.preprocess.sources.parts.REQUEST_BYTES", 1 << 20)
+    monkeypatch.setattr("pipeline.preprocess.sources.web_answers.MAX_ANSWER_BYTES", 4 << 20)
     words = [f"{number:08d}" * (1 << 17) for number in range(9)]
     table = pa.table({"words": words, "kind": ["x", "y", "z"] * 3})
     pq.write_table(table, tmp_path / "rows.parquet", compression="none", use_dictionary=False)

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 from source_trees import data_config
 
-from pipeline.sources import list_sources, read_plan, write_plan
-from pipeline.sources.walk import walk
+from pipeline.preprocess.sources import list_sources, read_plan, write_plan
+from pipeline.preprocess.sources.walk import walk
 
 NUM_FILES = 20_000
 
@@ -76,7 +76,7 @@ def test_the_order_of_the_file_system_does_not_matter(many_files, tmp_path, monk
         def __exit__(self, *_):
             return None
 
-    monkeypatch.setattr("pipeline.sources.walk.os.scandir", Backwards)
+    monkeypatch.setattr("pipeline.preprocess.sources.walk.os.scandir", Backwards)
     second = list_sources(config)
     assert second.table.equals(first.table)
     assert second.state_digest == first.state_digest

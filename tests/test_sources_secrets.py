@@ -15,14 +15,21 @@ from PIL import Image
 from shard_server import ShardServer
 from source_trees import listed, make_tar, make_tree, paths, refusal, refused, uris, write_listing
 
-from pipeline import build
-from pipeline.config import Config
-from pipeline.console import Console
+from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.preprocess import preprocess, report, retry_quarantine
-from pipeline.promote import promote
-from pipeline.sources import Part, plan_files, read_part, read_plan, shard_addresses, write_plan
-from pipeline.tracking import client, open_run
+from pipeline.preprocess.preprocess import build, preprocess, report, retry_quarantine
+from pipeline.preprocess.sources import (
+    Part,
+    plan_files,
+    read_part,
+    read_plan,
+    shard_addresses,
+    write_plan,
+)
+from pipeline.registry.promote import promote
+from pipeline.runs.console import Console
+from pipeline.runs.mlflow_client import client
+from pipeline.runs.tracking import open_run
 from shards import ShardSet
 from shards.quarantine import read_quarantine
 

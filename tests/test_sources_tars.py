@@ -149,7 +149,9 @@ def test_a_tar_that_a_network_does_not_give_ends_the_run_lest_its_samples_be_los
         return plain(self, path, *args, **options)
 
     monkeypatch.setattr(MemoryFileSystem, "_open", broken)
-    monkeypatch.setattr("pipeline.sources.parts.RETRY", Retry(attempts=2, first_delay=0.0))
+    monkeypatch.setattr(
+        "pipeline.preprocess.sources.parts.RETRY", Retry(attempts=2, first_delay=0.0)
+    )
     assert refusal("memory://half-there/{a,b}.tar") == (
         "data.train=memory://half-there/{a,b}.tar: b.tar: cannot be read (ServerGoneError: "
         "memory://half-there/b.tar); samples are read as ranges of their tar, which the server "

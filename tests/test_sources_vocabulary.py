@@ -9,7 +9,7 @@ from source_trees import listed, make_tar
 
 from pipeline.errors import UserError
 from pipeline.media import TableFormat, TableVocabulary
-from pipeline.sources import Listing, fit_table
+from pipeline.preprocess.sources import Listing, fit_table
 
 TABLE = {"numeric": ["age"], "categorical": ["town"]}
 FORMAT = TableFormat(numeric=("age",), categorical=("town",))
@@ -76,7 +76,7 @@ def test_rows_that_decoding_refuses_tell_nothing(tmp_path):
 
 
 def test_too_many_categories_are_the_users_to_mend(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.media.table.MAX_DISTINCT", 2)
+    monkeypatch.setattr("pipeline.media.table.decode.MAX_DISTINCT", 2)
     with pytest.raises(UserError) as caught:
         fit_table(folder_of(tmp_path, ROWS), FORMAT)
     assert str(caught.value) == (

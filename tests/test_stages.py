@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.stages import StageRecord, read_stage, write_stage
+from pipeline.runs.records import StageRecord, read_stage, write_stage
 
 
 def test_a_record_comes_back_as_it_was(tmp_path):

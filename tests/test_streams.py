@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from perceiver_model.classifier import PerceiverClassifier
-from perceiver_model.classifier_config import ClassifierConfig
+from perceiver_model.adapters.configs import AudioInput, Chunks
 from perceiver_model.config import EncoderConfig
-from perceiver_model.inputs import AudioInput, Chunks
-from perceiver_model.streams import read_stream
+from perceiver_model.families.classifier import PerceiverClassifier
+from perceiver_model.families.classifier_config import ClassifierConfig
+from perceiver_model.families.streams import read_stream
 
 NUM_CLASSES, NUM_TOKENS = 8, 4
 NUM_PARTS = 10

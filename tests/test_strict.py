@@ -6,11 +6,11 @@ from pathlib import Path
 from small_media import refusal
 from sounds import encoded, tone
 
-from pipeline.load_config import load_config
+from pipeline.config.load import load_config
 from pipeline.media import AudioFormat, media_to_dict
 from pipeline.media.members import MemberMaker
 from pipeline.media.targets import TargetConfig
-from pipeline.settings import sample_settings, sandbox_settings
+from pipeline.preprocess.identity import sample_settings, sandbox_settings
 
 CONFIG = "name: x\ndata: {train: raw, audio: {}}\nmodel: {adapter: {kind: chunks}}\n"
 

@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from pipeline.console import Console
-from pipeline.predict import encode_predictions
-from pipeline.stages import write_json
-from pipeline.strict_json import to_json
+from pipeline.registry.predict import encode_predictions
+from pipeline.runs.console import Console
+from pipeline.runs.records import write_json
+from pipeline.runs.strict_json import to_json
 
 UNENDING = {"loss": math.nan, "rows": [{"a": math.inf}, (1.5, -math.inf)], "text": "NaN"}
 AS_JSON = {"loss": None, "rows": [{"a": None}, [1.5, None]], "text": "NaN"}
@@ -36,7 +36,7 @@ def test_the_result_of_a_verb_and_files_are_strict_json(tmp_path) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_predictions_are_strict_json_lines(value: float) -> None:
-    from pipeline.inference import Prediction
+    from pipeline.registry.served.inference import Prediction
 
     content = encode_predictions([Prediction("a", "b", value, {"b": value}, None)], ".jsonl")
     assert strict(content.decode())["probabilities"] == {"b": None}

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config
-from pipeline.console import Console
-from pipeline.outbox import RunRef
-from pipeline.study_journal import Failure, Report, StudyJournal
-from pipeline.study_run import Study, StudyBar
-from pipeline.trials import draw_settings
+from pipeline.config.tree import Config
+from pipeline.runs.console import Console
+from pipeline.runs.outbox import RunRef
+from pipeline.tuning.journal import Failure, Report, StudyJournal
+from pipeline.tuning.study_run import Study, StudyBar
+from pipeline.tuning.trials import draw_settings
 
 STUDY = "study={num_trials: 4, space: {training.learning_rate: {choice: [3e-3, 1e-6]}}}"
 

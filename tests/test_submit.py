@@ -10,11 +10,11 @@ import pytest
 
 from cluster.errors import ClusterError
 from cluster.jobs import run_job
-from pipeline.arguments import spelled
-from pipeline.cli import parse
+from pipeline.cli.arguments import spelled
+from pipeline.cli.parser import parse
+from pipeline.cli.submit import _with_resolved_config
+from pipeline.config.load import load_config
 from pipeline.errors import UserError
-from pipeline.load_config import load_config
-from pipeline.submit import _with_resolved_config
 
 AWKWARD = "exp #2: [v2] ünï %41 ?a"
 

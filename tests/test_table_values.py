@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from source_trees import listed, refused
 
-from pipeline.inference import as_inputs
 from pipeline.media import FittedTableFormat, MediaError, TableFormat, TableVocabulary
-from pipeline.media.table_values import MISSING_TEXTS, name_of, read_name, read_number
-from pipeline.sources import fit_table
-from pipeline.sources.typed import to_role
-from pipeline.table_rows import table_rows
+from pipeline.media.table.values import MISSING_TEXTS, name_of, read_name, read_number
+from pipeline.preprocess.sources import fit_table
+from pipeline.preprocess.sources.typed import to_role
+from pipeline.registry.served.inference import as_inputs
+from pipeline.registry.table_rows import table_rows
 
 UTC_NOON = dt.datetime(2026, 1, 31, 12, tzinfo=dt.UTC)
 LARGE = 2**53 + 1

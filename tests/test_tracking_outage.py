@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipeline import outbox
-from pipeline.checkpoints import TrainState
-from pipeline.config import Config
-from pipeline.console import Console
+from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.train import LEFT, train
-from pipeline.train_loop import TrainLoop
+from pipeline.runs import outbox
+from pipeline.runs.console import Console
+from pipeline.training.checkpoints import TrainState
+from pipeline.training.loop import TrainLoop
+from pipeline.training.train import LEFT, train
 
 
 class Server:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import tracking
-from pipeline.load_config import load_config, with_values
-from pipeline.tracking_uri import tracking_uri
+from pipeline.config.load import load_config, with_values
+from pipeline.config.tracking_uri import tracking_uri
+from pipeline.runs import tracking
 
 
 def read(*overrides: str) -> str:

@@ -21,17 +21,17 @@ from safetensors.torch import load_file, save_file
 
 from cluster import ClusterError
 from perceiver_model import PerceiverClassifier
-from pipeline.batches import inputs_on, media_loader
-from pipeline.checkpoints import TrainState, best_checkpoint, last_checkpoint
-from pipeline.config import Config
-from pipeline.console import Console
+from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.ledger import ledger_path
-from pipeline.schedule import learning_rate
-from pipeline.tracking import run_config
-from pipeline.train import train
-from pipeline.train_loop import TrainLoop
-from pipeline.worker import TrainTask, make_optimizer, open_training
+from pipeline.inputs.batches import inputs_on, media_loader
+from pipeline.preprocess.ledger import ledger_path
+from pipeline.runs.console import Console
+from pipeline.runs.tracking import run_config
+from pipeline.training.checkpoints import TrainState, best_checkpoint, last_checkpoint
+from pipeline.training.loop import TrainLoop
+from pipeline.training.schedule import learning_rate
+from pipeline.training.train import train
+from pipeline.training.worker import TrainTask, make_optimizer, open_training
 from shards import ShardError, ShardReader, ShardSet
 
 MakeConfig = Callable[..., Config]

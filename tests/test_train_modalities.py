@@ -8,14 +8,15 @@ import pytest
 import torch
 from modality_samples import FORMATS, POINTS, make_config, make_shards, raw_media
 
-from perceiver_model.classifier import PerceiverClassifier
-from pipeline.augment_batch import augment_batch
-from pipeline.batches import inputs_on, media_loader
-from pipeline.checkpoints import TrainState, last_checkpoint
-from pipeline.collate import collate
-from pipeline.config import Config
+from perceiver_model.families.classifier import PerceiverClassifier
+from pipeline.training.augmentation.batch import augment_batch
+from pipeline.inputs.batches import inputs_on, media_loader
+from pipeline.training.checkpoints import TrainState, last_checkpoint
+from pipeline.inputs.collate import collate
+from pipeline.config.tree import Config
 from pipeline.media import decode
-from pipeline.worker import TrainTask, open_training
+from pipeline.training.checkpoints import TrainState, last_checkpoint
+from pipeline.training.worker import TrainTask, open_training
 from shards import ShardReader
 
 

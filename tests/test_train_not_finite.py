@@ -7,12 +7,12 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from pipeline.checkpoints import TrainState, list_names
-from pipeline.config import Config
-from pipeline.console import Console
+from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.train import train
-from pipeline.train_loop import TrainLoop
+from pipeline.runs.console import Console
+from pipeline.training.checkpoints import TrainState, list_names
+from pipeline.training.loop import TrainLoop
+from pipeline.training.train import train
 
 MakeConfig = Callable[..., Config]
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config_study import StudyConfig
-from pipeline.trials import draw_settings
+from pipeline.config.study import StudyConfig
+from pipeline.tuning.trials import draw_settings
 
 SPACE = {
     "training.learning_rate": {"loguniform": (3e-4, 3e-3)},

@@ -16,15 +16,15 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from cluster import ClusterError
-from pipeline.checkpoints import read_checkpoint
-from pipeline.config import Config
-from pipeline.console import Console
+from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.preprocess import preprocess
-from pipeline.study_journal import JOURNAL_FILE, Report, StudyJournal
-from pipeline.tracking import begin_run, child_run
-from pipeline.trials import draw_settings, stopped_at
-from pipeline.tune import tune
+from pipeline.preprocess.preprocess import preprocess
+from pipeline.runs.console import Console
+from pipeline.runs.tracking import begin_run, child_run
+from pipeline.training.checkpoints import read_checkpoint
+from pipeline.tuning.journal import JOURNAL_FILE, Report, StudyJournal
+from pipeline.tuning.trials import draw_settings, stopped_at
+from pipeline.tuning.tune import tune
 from shards import ShardSet
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

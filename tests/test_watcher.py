@@ -17,7 +17,7 @@ def command(work: str) -> list[str]:
 import os, signal, sys, time
 from pathlib import Path
 from cluster.interrupts import terminable
-from pipeline.watcher import tell_log, watched
+from pipeline.runs.watcher import tell_log, watched
 def work():
     tell_log(Path("/a/log"))
     {work}

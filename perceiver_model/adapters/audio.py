@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from perceiver_model.adapters.checks import Tokens, check_inputs
+from perceiver_model.adapters.configs import AudioInput, Chunks, Mel
 from perceiver_model.adapters.mel import log_mel, mel_filterbank, standardise_frames
 from perceiver_model.constants import Float32Constant
-from perceiver_model.inputs import AudioInput, Chunks, Mel
 
 
 class ChunkAdapter(nn.Module):

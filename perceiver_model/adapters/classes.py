@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from perceiver_model.adapters.checks import Tokens, check_inputs, check_mask, check_shape
-from perceiver_model.inputs import ClassInput
+from perceiver_model.adapters.configs import ClassInput
 
 
 class OneHotAdapter(nn.Module):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from perceiver_model.adapters.checks import Tokens, check_inputs
-from perceiver_model.inputs import FeatureMapInput
+from perceiver_model.adapters.configs import FeatureMapInput
 
 
 class FeatureMapAdapter(nn.Module):

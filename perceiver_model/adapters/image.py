@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from perceiver_model.adapters.checks import Tokens, check_inputs
+from perceiver_model.adapters.configs import Conv, ImageInput, Patches, VideoInput
 from perceiver_model.constants import Float32Constant
-from perceiver_model.inputs import Conv, ImageInput, Patches, VideoInput
 
 
 class ImageStandardiser(nn.Module):

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from perceiver_model.adapters.checks import Tokens
-from perceiver_model.modality_padding import ModalityPadding
-from perceiver_model.multimodal_config import MultimodalInput, PaddedModalities
+from perceiver_model.adapters.modality_padding import ModalityPadding
+from perceiver_model.adapters.multimodal_config import MultimodalInput, PaddedModalities
+from perceiver_model.attention.tokens import InputArray
 from perceiver_model.positions import build_positions
-from perceiver_model.tokens import InputArray
 
 
 class MultimodalAdapter(nn.Module):

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from perceiver_model.adapters.checks import Tokens, check_inputs
+from perceiver_model.adapters.configs import Points, PointsInput
 from perceiver_model.fourier import fourier_features
-from perceiver_model.inputs import Points, PointsInput
 
 
 class PointAdapter(nn.Module):

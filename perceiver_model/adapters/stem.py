@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from perceiver_model.adapters.checks import Tokens
+from perceiver_model.adapters.configs import ConvStem, ImageInput
 from perceiver_model.adapters.image import ImageStandardiser
-from perceiver_model.attention import linear
-from perceiver_model.inputs import ConvStem, ImageInput
+from perceiver_model.attention.multi_head import linear
 
 CONV_KERNEL, POOL_KERNEL, STRIDE = 7, 3, 2
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from perceiver_model.adapters.checks import Tokens, check_mask, check_shape
+from perceiver_model.adapters.configs import Columns, TableInput
 from perceiver_model.constants import Float32Constant
-from perceiver_model.inputs import Columns, TableInput
 
 
 class TableRows(NamedTuple):

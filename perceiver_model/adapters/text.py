@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from perceiver_model.adapters.checks import Tokens, check_mask
-from perceiver_model.inputs import TextInput, TokenEmbedding
-from perceiver_model.inputs.text import BYTE_VOCAB_SIZE
+from perceiver_model.adapters.configs import TextInput, TokenEmbedding
+from perceiver_model.adapters.text_config import BYTE_VOCAB_SIZE
 
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
 """The special tokens' ids."""

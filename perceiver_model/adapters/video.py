@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from perceiver_model.adapters.checks import Tokens, check_mask
+from perceiver_model.adapters.configs import SpaceTimePatches, VideoInput
 from perceiver_model.adapters.image import ImageStandardiser
-from perceiver_model.inputs import SpaceTimePatches, VideoInput
 
 
 class VideoStandardiser(nn.Module):

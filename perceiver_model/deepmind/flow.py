@@ -2,7 +2,7 @@
 
 DeepMind's model reads pairs of frames in [-1, 1], of 368 × 496 pixels, as patches of 3 × 3 around
 every pixel. The model here takes frames, uint8 or in [0, 1], and cuts the patches itself; larger
-frames go through `perceiver_model.flow.tiled_flow`.
+frames go through `perceiver_model.families.flow.tiled_flow`.
 
 Where transformers departs from DeepMind, `Fidelity` chooses between them:
 
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from perceiver_model.adapters.configs import VideoInput
 from perceiver_model.config import DecoderConfig, FourierConfig
 from perceiver_model.deepmind.architecture import Architecture, explicit_positions
 from perceiver_model.deepmind.layers import (
@@ -37,9 +38,8 @@ from perceiver_model.deepmind.settings import (
     setting,
     write_encoder,
 )
-from perceiver_model.flow import OpticalFlow
-from perceiver_model.flow_config import FlowConfig
-from perceiver_model.inputs import VideoInput
+from perceiver_model.families.flow import OpticalFlow
+from perceiver_model.families.flow_config import FlowConfig
 
 
 class Flow(Architecture[FlowConfig]):

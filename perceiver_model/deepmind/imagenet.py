@@ -23,8 +23,7 @@ from typing import Any, TypeGuard
 
 import torch
 
-from perceiver_model.classifier import PerceiverClassifier
-from perceiver_model.classifier_config import ClassifierConfig
+from perceiver_model.adapters.configs import ConvStem, ImageInput, Pixels
 from perceiver_model.config import DecoderConfig, FourierConfig, LearnedPositions
 from perceiver_model.deepmind.architecture import Architecture, explicit_positions
 from perceiver_model.deepmind.layers import (
@@ -46,7 +45,8 @@ from perceiver_model.deepmind.settings import (
     setting,
     write_encoder,
 )
-from perceiver_model.inputs import ConvStem, ImageInput, Pixels
+from perceiver_model.families.classifier import PerceiverClassifier
+from perceiver_model.families.classifier_config import ClassifierConfig
 
 IMAGE_SIZE = (224, 224)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from perceiver_model.classifier import PerceiverClassifier
-from perceiver_model.classifier_config import ClassifierConfig
+from perceiver_model.adapters.configs import TextInput, TokenEmbedding
 from perceiver_model.config import DecoderConfig
 from perceiver_model.deepmind.architecture import Architecture
 from perceiver_model.deepmind.layers import (
@@ -31,9 +30,10 @@ from perceiver_model.deepmind.settings import (
     setting,
     write_encoder,
 )
-from perceiver_model.inputs import TextInput, TokenEmbedding
-from perceiver_model.language import MaskedLanguageModel
-from perceiver_model.language_config import LanguageConfig
+from perceiver_model.families.classifier import PerceiverClassifier
+from perceiver_model.families.classifier_config import ClassifierConfig
+from perceiver_model.families.language import MaskedLanguageModel
+from perceiver_model.families.language_config import LanguageConfig
 
 
 def embedding_map() -> list[TensorMap]:

@@ -22,8 +22,13 @@ from typing import Any
 
 import torch
 
-from perceiver_model.autoencoder import MultimodalAutoencoder
-from perceiver_model.autoencoder_config import AutoencoderConfig, GridOutput, VectorOutput
+from perceiver_model.adapters.configs import (
+    AudioInput,
+    Chunks,
+    OneHot,
+    SpaceTimePatches,
+    VideoInput,
+)
 from perceiver_model.config import DecoderConfig
 from perceiver_model.deepmind.architecture import Architecture, explicit_positions
 from perceiver_model.deepmind.layers import (
@@ -44,8 +49,9 @@ from perceiver_model.deepmind.settings import (
     setting,
     write_encoder,
 )
-from perceiver_model.inputs import AudioInput, Chunks, OneHot, SpaceTimePatches, VideoInput
-from perceiver_model.kinetics_config import kinetics_autoencoder
+from perceiver_model.families.autoencoder import MultimodalAutoencoder
+from perceiver_model.families.autoencoder_config import AutoencoderConfig, GridOutput, VectorOutput
+from perceiver_model.families.kinetics_config import kinetics_autoencoder
 
 MODALITIES = ("audio", "image", "label")
 FRAMES_PER_SECOND = 25

@@ -4,7 +4,8 @@ Imports numpy and, when a decoder is called, the one library that it needs: this
 with every registered model.
 """
 
-from pipeline.media.audio import AudioFormat
+from pipeline.media.audio.decode import AudioFormat
+from pipeline.media.audio.mel import MelFormat
 from pipeline.media.decode import (
     MediaFormat,
     array_type,
@@ -20,12 +21,16 @@ from pipeline.media.decode import (
     model_member,
 )
 from pipeline.media.errors import MediaError
-from pipeline.media.images import ImageFormat
-from pipeline.media.mel import MelFormat
-from pipeline.media.points import PointsFormat, PointsFourier
-from pipeline.media.table import FittedTableFormat, TableFormat, TableVocabulary, fit_vocabulary
+from pipeline.media.image.decode import ImageFormat
+from pipeline.media.points.decode import PointsFormat, PointsFourier
+from pipeline.media.table.decode import (
+    FittedTableFormat,
+    TableFormat,
+    TableVocabulary,
+    fit_vocabulary,
+)
 from pipeline.media.text import TextFormat
-from pipeline.media.video import VideoFormat
+from pipeline.media.video.decode import VideoFormat
 
 __all__ = [
     "AudioFormat",

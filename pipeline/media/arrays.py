@@ -16,9 +16,9 @@ from pipeline.media.decode import (
     media_to_dict,
 )
 from pipeline.media.errors import MediaError
-from pipeline.media.sandbox import Sandbox
-from pipeline.media.sandbox_child import Part
-from pipeline.media.table import TableFormat
+from pipeline.media.sandbox.child import Part
+from pipeline.media.sandbox.sandbox import Sandbox
+from pipeline.media.table.decode import TableFormat
 
 FUNCTION = f"{__name__}:ArrayMaker"
 _FIELD, _SHAPE, _DATA = "media", "shape", "data"

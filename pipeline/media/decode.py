@@ -7,15 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.media.audio import AudioFormat, decode_audio, decode_flac, encode_flac
-from pipeline.media.images import ImageFormat, decode_image, encode_jpeg
-from pipeline.media.mel import MelFormat
-from pipeline.media.point_fourier import point_features
-from pipeline.media.points import PointsFormat, PointsFourier, decode_points
-from pipeline.media.points_format import NUM_DIMS
-from pipeline.media.table import FittedTableFormat, TableFormat, TableVocabulary, decode_json_row
+from pipeline.media.audio.decode import AudioFormat, decode_audio, decode_flac, encode_flac
+from pipeline.media.audio.mel import MelFormat
+from pipeline.media.image.decode import ImageFormat, decode_image, encode_jpeg
+from pipeline.media.points.decode import PointsFormat, PointsFourier, decode_points
+from pipeline.media.points.format import NUM_DIMS
+from pipeline.media.points.fourier import point_features
+from pipeline.media.table.decode import (
+    FittedTableFormat,
+    TableFormat,
+    TableVocabulary,
+    decode_json_row,
+)
 from pipeline.media.text import TextFormat, decode_text
-from pipeline.media.video import VideoFormat, decode_clips, decode_film
+from pipeline.media.video.decode import VideoFormat, decode_clips, decode_film
 
 MediaFormat = ImageFormat | AudioFormat | VideoFormat | PointsFormat | TextFormat | TableFormat
 
@@ -46,7 +51,7 @@ def decode(data: bytes, fmt: MediaFormat, *, name: str = "", strict: bool = True
     Args:
         data: the file's bytes.
         fmt: what to make of them; its type says which modality they are. Rows of tables are one
-            JSON object, and need a :class:`~pipeline.media.table.FittedTableFormat`.
+            JSON object, and need a :class:`~pipeline.media.table.decode.FittedTableFormat`.
         name: the file's name, for formats that only their extension tells.
         strict: whether a file is refused that is damaged or cut short, and of which a decoder would
             make something all the same: lengths that are declared and not there, checksums that are

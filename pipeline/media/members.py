@@ -6,7 +6,7 @@ Runs in the sandbox's child process, so it imports decoders and nothing else of 
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.media.audio import AudioFormat
+from pipeline.media.audio.decode import AudioFormat
 from pipeline.media.decode import (
     MediaFormat,
     decode,
@@ -16,12 +16,12 @@ from pipeline.media.decode import (
     media_from_dict,
 )
 from pipeline.media.errors import MediaError
-from pipeline.media.images import ImageFormat
-from pipeline.media.sandbox_child import Part
-from pipeline.media.table import FittedTableFormat
+from pipeline.media.image.decode import ImageFormat
+from pipeline.media.sandbox.child import Part
+from pipeline.media.table.decode import FittedTableFormat
 from pipeline.media.targets import TargetConfig, target_members
 from pipeline.media.text import TextFormat
-from pipeline.media.video_format import VideoFormat
+from pipeline.media.video.format import VideoFormat
 
 FUNCTION = f"{__name__}:MemberMaker"
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from pipeline.media.checks import check_one_of, check_whole
 from pipeline.media.errors import MediaError
-from pipeline.media.images import ImageFormat
-from pipeline.media.masks import decode_mask
+from pipeline.media.image.decode import ImageFormat
+from pipeline.media.image.masks import decode_mask
 
 KINDS = ("class", "multi_label", "regression", "mask", "tokens", "none")
 TARGET_MEMBER = "target.npy"

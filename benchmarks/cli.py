@@ -1,0 +1,107 @@
+"""``perceiver bench SUBJECT``: its options, and what runs them."""
+
+import argparse
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.runs.console import Console
+
+OpenConsole = Callable[[argparse.Namespace], AbstractContextManager["Console"]]
+FAILED, OK = 1, 0
+
+
+def add_subjects(bench: argparse.ArgumentParser, open_console: OpenConsole) -> None:
+    """Add model, shards and preprocess to the verb's parser.
+
+    Args:
+        open_console: opens the console that a verb without a configuration writes to.
+    """
+    subjects = bench.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
+
+    def add(name: str, run: Callable[..., int], help_text: str) -> argparse.ArgumentParser:
+        subject = subjects.add_parser(name, help=help_text, description=help_text)
+        subject.set_defaults(run=lambda args: run(args, open_console))
+        for flag in ("--json", "--debug"):  # as of the verb, also behind the subject
+            subject.add_argument(
+                flag, action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+            )
+        return subject
+
+    _add_model(add("model", _model, "training, inference and memory beside other Perceivers"))
+    shards = add("shards", _shards, "reading shards beside webdataset and Ray Data")
+    shards.add_argument("--samples", type=int, default=10_000, help="photographs in the set")
+    shards.add_argument("--decoded", type=int, default=2_000, help="how many a round decodes")
+    shards.add_argument("--rounds", type=int, default=3, help="measure all in turn so often")
+    preprocess = add("preprocess", _preprocess, "JPEG files to shards beside a process pool")
+    preprocess.add_argument("--files", type=int, default=16_000, help="photographs")
+    preprocess.add_argument("--workers", type=int, help="processes (default: one for each CPU)")
+    preprocess.add_argument("--rounds", type=int, default=3, help="measure all in turn so often")
+
+
+def _add_model(subject: argparse.ArgumentParser) -> None:
+    subject.add_argument("--preset", default="io-imagenet-fourier", help="a published model")
+    subject.add_argument(
+        "--vs",
+        metavar="PEERS",
+        help="transformers,lucidrains, or none (default: those that have it)",
+    )
+    subject.add_argument("--device", default="auto", help="cpu or cuda")
+    subject.add_argument("--precision", default="auto", help="float32 or bf16 (on cuda)")
+    subject.add_argument("--batch-sizes", metavar="N,…", help="tried upwards while it gets faster")
+    subject.add_argument(
+        "--work", metavar="WORK", help="train,inference,cross-attend (default) and memory"
+    )
+    subject.add_argument("--rounds", type=int, default=1, help="measure all in turn so often")
+    subject.add_argument("--no-compile", action="store_true", help="only without torch.compile")
+    subject.add_argument(
+        "--paths", action="store_true", help="a row for each path of our attention"
+    )
+    subject.add_argument(
+        "--checkpointed", metavar="SHARE,…", help="a row for each share of activation checkpointing"
+    )
+
+
+def _model(args: argparse.Namespace, open_console: OpenConsole) -> int:
+    with open_console(args) as console:
+        from benchmarks.model import bench_model, read_options
+        from benchmarks.report import report
+
+        options = read_options(
+            preset_name=args.preset, vs=args.vs, device=args.device, precision=args.precision,
+            batch_sizes=args.batch_sizes, work=args.work, rounds=args.rounds,
+            compile=not args.no_compile, paths=args.paths, checkpointed=args.checkpointed,
+        )  # fmt: skip
+        result = bench_model(options, console)
+        _tell(result, report, console)
+    return FAILED if result["failed"] else OK
+
+
+def _shards(args: argparse.Namespace, open_console: OpenConsole) -> int:
+    with open_console(args) as console:
+        from benchmarks.shards import bench_shards, report
+
+        result = bench_shards(
+            console, num_samples=args.samples, num_decoded=args.decoded, rounds=args.rounds
+        )
+        _tell(result, report, console)
+    return OK
+
+
+def _preprocess(args: argparse.Namespace, open_console: OpenConsole) -> int:
+    with open_console(args) as console:
+        from benchmarks.preprocess import bench_preprocess, report
+
+        result = bench_preprocess(
+            console, num_files=args.files, num_workers=args.workers, rounds=args.rounds
+        )
+        _tell(result, report, console)
+    return OK
+
+
+def _tell(
+    result: dict[str, Any], report: Callable[[dict[str, Any], "Console"], None], console: "Console"
+) -> None:
+    report(result, console)
+    console.result(result)

@@ -1,0 +1,258 @@
+"""``perceiver bench model``: our model and its peers, one step after the other, on this machine."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.jobs import Answer, Ask, Job, Task, ask_worker
+from benchmarks.rows import Row, measure_rows, memory_rows
+from benchmarks.variants import (
+    OURS,
+    PATHS,
+    Variant,
+    as_transformers,
+    choose_peers,
+    resized,
+    variants,
+)
+from perceiver_model.adapters.configs import ImageInput, Pixels
+from perceiver_model.config import FourierConfig
+from perceiver_model.families.classifier_config import ClassifierConfig
+from perceiver_model.families.presets import PRESETS, preset
+from pipeline.errors import GateRefusedError, UserError
+from pipeline.runs.console import Console
+
+WORK: tuple[Task, ...] = ("train", "inference", "cross-attend", "memory")
+DEFAULT_WORK: tuple[Task, ...] = ("train", "inference", "cross-attend")
+DEFAULT_BATCH_SIZES = {"cpu": (1,), "cuda": (16, 32, 64, 128, 256)}
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "float32", "bf16")
+TOLERANCE = 1e-4
+SECONDS = 2.0
+MEMORY_SIDES = tuple(round(10 ** (power / 4)) for power in (8, 9, 10, 11, 12))
+"""Sides of the square grids of 10⁴, 10⁴·⁵, … 10⁶ tokens, to the nearest."""
+
+
+class DisagreementError(GateRefusedError):
+    """Ours and a peer compute different things, so there is nothing to compare. Exits 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is compared, checked.
+
+    Attributes:
+        name: of the preset.
+        config: of the model; where transformers has it, ours computes the same as transformers.
+        peers: from `PEERS`.
+        device, precision: as of the command line, ``auto`` included.
+        batch_sizes: ascending; None takes the device's defaults.
+        compile: whether each is measured with ``torch.compile``, too.
+        paths: whether each of our attention paths has a row.
+        checkpointed: shares of activation checkpointing that have a row each in ``train``.
+        work: from `WORK`.
+        rounds: how often all are measured in turn; figures are medians over rounds.
+        seconds: how long a step is repeated at least.
+        memory_sides: sides of the square grids that memory is measured on.
+    """
+
+    name: str
+    config: ClassifierConfig
+    peers: tuple[str, ...]
+    device: str = "auto"
+    precision: str = "auto"
+    batch_sizes: tuple[int, ...] | None = None
+    compile: bool = True
+    paths: bool = False
+    checkpointed: tuple[float, ...] = ()
+    work: tuple[Task, ...] = DEFAULT_WORK
+    rounds: int = 1
+    seconds: float = SECONDS
+    memory_sides: tuple[int, ...] = MEMORY_SIDES
+
+
+def read_options(
+    *,
+    preset_name: str,
+    vs: str | None,
+    device: str,
+    precision: str,
+    batch_sizes: str | None,
+    work: str | None,
+    rounds: int,
+    compile: bool,
+    paths: bool,
+    checkpointed: str | None = None,
+) -> Options:
+    """The command line's words as `Options`.
+
+    Raises:
+        UserError: one of them is unknown, or doesn't go with another.
+    """
+    config = _image_preset(preset_name)
+    peers = choose_peers(None if vs is None else _names(vs), config)
+    if device not in DEVICES:
+        raise UserError(f"--device {device}: must be one of {', '.join(DEVICES)}")
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision {precision}: must be one of {', '.join(PRECISIONS)}")
+    if rounds < 1:
+        raise UserError(f"--rounds {rounds}: must be at least 1")
+    chosen = DEFAULT_WORK if work is None else _work(work)
+    if "memory" in chosen and not _is_of_pixels(config):
+        raise UserError(
+            f"--work memory: needs a preset of pixels with Fourier features, not {preset_name}"
+        )
+    return Options(
+        name=preset_name,
+        config=as_transformers(config) if "transformers" in peers else config,
+        peers=peers,
+        device=device,
+        precision=precision,
+        batch_sizes=None if batch_sizes is None else _sizes(batch_sizes),
+        compile=compile,
+        paths=paths,
+        checkpointed=() if checkpointed is None else _shares(checkpointed),
+        work=chosen,
+        rounds=rounds,
+        seconds=SECONDS,
+    )
+
+
+def bench_model(options: Options, console: Console, ask: Ask = ask_worker) -> dict[str, Any]:
+    """Measure everything; `ask` does one job.
+
+    Returns:
+        ``preset``, ``config``, ``machine``, ``agreement`` (the largest relative difference of each
+        of our paths from transformers), ``rows`` (see :class:`Row`), ``memory`` and ``failed``, how
+        many measurements broke for another reason than memory.
+
+    Raises:
+        UserError: the device isn't there.
+        DisagreementError: the outputs differ where they must not.
+    """
+    console.notice("measuring the machine")
+    base = Job(
+        task="machine",
+        device=options.device,
+        precision=options.precision,
+        config=options.config.to_dict(),
+        seconds=options.seconds,
+    )
+    machine = _ask(ask, base)
+    base = dataclasses.replace(base, device=machine["device"], precision=machine["precision"])
+    agreement = {}
+    if "transformers" in options.peers:
+        console.notice("comparing our logits with transformers'")
+        agreement["transformers"] = _agreement(options, base, ask)
+    sizes = options.batch_sizes or DEFAULT_BATCH_SIZES[base.device]
+    rows: list[Row] = []
+    for work in options.work:
+        if work != "memory":
+            chosen = variants(
+                options.peers,
+                compile=options.compile,
+                paths=options.paths,
+                checkpointed=options.checkpointed if work == "train" else (),
+            )
+            job = dataclasses.replace(base, task=work)
+            rows += measure_rows(job, chosen, sizes, options.rounds, console, ask)
+    memory = _memory(options, base, console, ask) if "memory" in options.work else []
+    return {
+        "preset": options.name,
+        "config": options.config.to_dict(),
+        "machine": machine,
+        "agreement": agreement,
+        "rows": [row.to_dict(rows, machine["matmul_flops_per_second"]) for row in rows],
+        "memory": memory,
+        "failed": sum(row.status == "failed" for row in rows)
+        + sum(row["status"] == "failed" for row in memory),
+    }
+
+
+def _ask(ask: Ask, job: Job) -> Answer:
+    """The answer to a job without which there is no comparison."""
+    answer = ask(job)
+    if answer["status"] == "refused":
+        raise UserError(answer["message"])
+    if answer["status"] != "ok":
+        raise RuntimeError(f"{job.task}: {answer['status']}: {answer.get('error', '')}")
+    return answer
+
+
+def _agreement(options: Options, base: Job, ask: Ask) -> dict[str, float]:
+    paths = ("auto", *PATHS) if options.paths else ("auto",)
+    answer = _ask(ask, dataclasses.replace(base, task="agreement", paths=paths))
+    errors: dict[str, float] = answer["errors"]
+    worst = max(errors, key=lambda path: math.inf if math.isnan(errors[path]) else errors[path])
+    if not errors[worst] <= TOLERANCE:
+        label = Variant(implementation=OURS, path=worst).label
+        raise DisagreementError(
+            f"{label} and transformers disagree on {options.name} with the same weights: logits "
+            f"differ by {errors[worst]:.1e} of the largest, allowed {TOLERANCE:.0e}; "
+            "nothing is compared"
+        )
+    return errors
+
+
+def _memory(options: Options, base: Job, console: Console, ask: Ask) -> list[dict[str, Any]]:
+    chosen = [Variant(implementation=OURS, path=path) for path in reversed(PATHS[1:])]
+    chosen += [Variant(implementation=peer) for peer in options.peers if peer == "transformers"]
+    configs = [resized(options.config, side) for side in options.memory_sides]
+    job = dataclasses.replace(base, task="memory")
+    return memory_rows(job, chosen, configs, console, ask)
+
+
+def _image_preset(name: str) -> ClassifierConfig:
+    try:
+        config = preset(name)
+    except ValueError as error:
+        raise UserError(f"--preset {name}: {error}") from None
+    if not isinstance(config, ClassifierConfig) or not isinstance(config.input, ImageInput):
+        images = ", ".join(
+            known
+            for known, other in PRESETS.items()
+            if isinstance(getattr(other, "input", None), ImageInput)
+        )
+        raise UserError(f"--preset {name}: not a classifier of images; those are {images}")
+    return config
+
+
+def _is_of_pixels(config: ClassifierConfig) -> bool:
+    adapter = config.adapter
+    fourier = isinstance(config.positions, FourierConfig)
+    return fourier and isinstance(adapter, Pixels) and adapter.num_channels is None
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """``a,b`` in order, each once; ``none`` for none."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    return () if names == ("none",) else names
+
+
+def _work(text: str) -> tuple[Task, ...]:
+    for name in _names(text):
+        if name not in WORK:
+            raise UserError(f"--work {name}: must be one of {', '.join(WORK)}")
+    return tuple(work for work in WORK if work in _names(text)) or _no_work()
+
+
+def _no_work() -> tuple[Task, ...]:
+    raise UserError(f"--work: names nothing; it may name {', '.join(WORK)}")
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    sizes = _names(text)
+    if not sizes or not all(size.isdecimal() and int(size) for size in sizes):
+        raise UserError(f"--batch-sizes {text}: must be integers of at least 1, such as 1,2,4")
+    return tuple(sorted({int(size) for size in sizes}))
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        shares = tuple(float(name) for name in _names(text))
+    except ValueError:
+        shares = ()
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise UserError(f"--checkpointed {text}: must be shares above 0 and at most 1: 0.25,1")
+    return tuple(sorted(set(shares)))

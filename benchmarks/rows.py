@@ -1,0 +1,190 @@
+"""The rows of a comparison: batch sizes swept upwards, variants in turn, medians over rounds."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.jobs import Answer, Ask, Job
+from benchmarks.variants import OURS, Variant
+from perceiver_model.families.classifier_config import ClassifierConfig
+from pipeline.runs.console import Console
+
+WORTH_GOING_ON = 0.95
+"""A larger batch is tried as long as the last one's rate was at least this share of the best."""
+FIGURES = (
+    *("images_per_second", "ms_per_step", "vs_ours", "peak_bytes", "bytes_above_model"),
+    *("tflops", "mfu", "flops_per_image", "parameters", "rounds"),
+)
+
+
+@dataclass
+class Row:
+    """One variant at one kind of work.
+
+    Attributes:
+        sweep: the first round's answer at each batch size that was tried.
+        best: the batch size with the most images per second; None if none of them worked.
+        rounds: each round's answer at that size.
+    """
+
+    work: str
+    variant: Variant
+    sweep: dict[int, Answer] = field(default_factory=dict)
+    best: int | None = None
+    rounds: list[Answer] = field(default_factory=list)
+
+    @property
+    def status(self) -> str:
+        """``ok``, or what became of the smallest batch; ``failed`` if any round broke."""
+        if self.best is None:
+            return str(next(iter(self.sweep.values()))["status"])
+        answers = [*self.sweep.values(), *self.rounds]
+        return "failed" if any(answer["status"] == "failed" for answer in answers) else "ok"
+
+    def rates(self) -> list[float | None]:
+        """Images per second of each round."""
+        return [_rate(answer, self.best or 0) for answer in self.rounds]
+
+    def to_dict(self, rows: "Sequence[Row]", matmul_flops_per_second: float) -> dict[str, Any]:
+        """The row as JSON: medians over rounds at the best batch size, and the whole sweep.
+
+        ``vs_ours`` is the median over rounds of the ratio to our row with the same compilation;
+        ``mfu`` the share of the machine's rate of matrix products. The `FIGURES` are None where no
+        batch size worked.
+        """
+        head = {"work": self.work, "label": self.variant.label, **dataclasses.asdict(self.variant)}
+        sweep = [
+            {"batch_size": size, "images_per_second": _rate(answer, size), **answer}
+            for size, answer in self.sweep.items()
+        ]
+        row = {**head, "status": self.status, "batch_size": self.best, "sweep": sweep}
+        good = [answer for answer in self.rounds if answer["status"] == "ok"]
+        if self.best is None:
+            return row | dict.fromkeys(FIGURES)
+        seconds = statistics.median(answer["seconds"] for answer in good)
+        flops_per_second = good[0]["flops"] / seconds
+        figures = (
+            self.best / seconds,
+            1000 * seconds,
+            self._ratio(rows),
+            max(answer["peak_bytes"] for answer in good),
+            max(answer["bytes_above_model"] for answer in good),
+            flops_per_second / 1e12,
+            flops_per_second / matmul_flops_per_second,
+            good[0]["flops"] // self.best,
+            good[0]["parameters"],
+            self.rates(),
+        )
+        return row | dict(zip(FIGURES, figures, strict=True))
+
+    def _ratio(self, rows: "Sequence[Row]") -> float | None:
+        """Images per second over ours', round by round."""
+        reference = Variant(implementation=OURS, compiled=self.variant.compiled)
+        ours = next(row for row in rows if (row.work, row.variant) == (self.work, reference))
+        ratios = [
+            mine / theirs
+            for mine, theirs in zip(self.rates(), ours.rates(), strict=False)
+            if mine is not None and theirs is not None
+        ]
+        return statistics.median(ratios) if ratios else None
+
+
+def measure_rows(
+    job: Job,
+    variants: Sequence[Variant],
+    batch_sizes: Sequence[int],
+    rounds: int,
+    console: Console,
+    ask: Ask,
+) -> list[Row]:
+    """Each variant at its best batch size; the later rounds repeat only that."""
+    rows = [Row(job.task, variant) for variant in variants]
+    for row in rows:
+        for size in batch_sizes:
+            row.sweep[size] = _measure(job, row, size, console, ask)
+            if not _worth_going_on(row):
+                break
+        rates = {size: _rate(answer, size) or 0.0 for size, answer in row.sweep.items()}
+        best = max(rates, key=lambda size: rates[size])
+        if rates[best]:
+            row.best = best
+            row.rounds.append(row.sweep[best])
+    for _ in range(1, rounds):
+        for row in rows:
+            if row.best is not None:
+                row.rounds.append(_measure(job, row, row.best, console, ask))
+    return rows
+
+
+def memory_rows(
+    job: Job,
+    variants: Sequence[Variant],
+    configs: Sequence[ClassifierConfig],
+    console: Console,
+    ask: Ask,
+) -> list[dict[str, Any]]:
+    """The memory of a cross-attend's step on ever more tokens, until it doesn't fit.
+
+    Returns, for each variant, ``sizes`` (``tokens`` and ``bytes`` of each), and of the straight
+    line through them ``bytes_per_token`` and ``r_squared``, the share of variance that it explains.
+    """
+    rows = []
+    for variant in variants:
+        sizes: list[dict[str, int]] = []
+        status, error = "ok", None
+        for config in configs:
+            tokens = math.prod(config.token_grid)
+            answer = ask(dataclasses.replace(_of(job, variant), config=config.to_dict()))
+            told = _gib(answer["bytes"]) if answer["status"] == "ok" else _told(answer)
+            console.notice(f"memory · {variant.label} · {tokens:,} tokens: {told}")
+            if answer["status"] != "ok":
+                status, error = answer["status"], answer.get("error")
+                break
+            sizes.append({"tokens": tokens, "bytes": answer["bytes"]})
+        head = {"label": variant.label, **dataclasses.asdict(variant)}
+        rows.append({**head, "status": status, "error": error, "sizes": sizes, **_line(sizes)})
+    return rows
+
+
+def _line(sizes: Sequence[dict[str, int]]) -> dict[str, float | None]:
+    if len(sizes) < 2:
+        return {"bytes_per_token": None, "r_squared": None}
+    tokens, used = ([size[key] for size in sizes] for key in ("tokens", "bytes"))
+    slope, _ = statistics.linear_regression(tokens, used)
+    explained = statistics.correlation(tokens, used) ** 2 if len(set(used)) > 1 else None
+    return {"bytes_per_token": slope, "r_squared": explained}
+
+
+def _of(job: Job, variant: Variant) -> Job:
+    return dataclasses.replace(job, **dataclasses.asdict(variant))
+
+
+def _measure(job: Job, row: Row, batch_size: int, console: Console, ask: Ask) -> Answer:
+    answer = ask(dataclasses.replace(_of(job, row.variant), batch_size=batch_size))
+    rate = _rate(answer, batch_size)
+    told = _told(answer) if rate is None else f"{rate:.4g} images/s"
+    compiled = " · compiled" if row.variant.compiled else ""
+    console.notice(f"{row.work} · {row.variant.label}{compiled} · batch {batch_size}: {told}")
+    return answer
+
+
+def _rate(answer: Answer, batch_size: int) -> float | None:
+    return batch_size / answer["seconds"] if answer["status"] == "ok" else None
+
+
+def _worth_going_on(row: Row) -> bool:
+    rates = [_rate(answer, size) for size, answer in row.sweep.items()]
+    if rates[-1] is None:
+        return False
+    return rates[-1] >= WORTH_GOING_ON * max(rate for rate in rates if rate is not None)
+
+
+def _told(answer: Answer) -> str:
+    return str(answer.get("error") or answer["status"].replace("_", " "))
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3f} GiB"

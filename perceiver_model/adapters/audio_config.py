@@ -1,0 +1,120 @@
+"""Sound, and the adapters that read it: configuration, free of torch."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from perceiver_model.adapters.config_base import AdapterBase
+from perceiver_model.config_checks import (
+    FORBID_EXTRA,
+    check_number,
+    check_one_of,
+    check_positive_integers,
+    refusal,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioInput:
+    """One-channel sound `[batch, num_samples]`, int16, or floating in [-1, 1].
+
+    `sample_rate` is in Hz.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
+
+    kind: Literal["audio"] = "audio"
+    sample_rate: int
+    num_samples: int
+
+    def __post_init__(self) -> None:
+        check_positive_integers(self, "sample_rate", "num_samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunks(AdapterBase):
+    """One token per `chunk_size` raw samples (paper, section 4.2: 61,440 samples → 480 × 128)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
+    reads = (AudioInput,)
+
+    kind: Literal["chunks"] = "chunks"
+    chunk_size: int = 128
+
+    def __post_init__(self) -> None:
+        check_positive_integers(self, "chunk_size")
+
+    def token_grid(self, audio: AudioInput) -> tuple[int, ...]:
+        """The number of chunks, the last one zero-padded."""
+        return (math.ceil(audio.num_samples / self.chunk_size),)
+
+    def content_channels(self, audio: AudioInput) -> int:
+        """The samples of a chunk."""
+        return self.chunk_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mel(AdapterBase):
+    """A log-mel spectrogram: one token per frame of `num_mels` channels, or one per cell.
+
+    tokens: "frames", or "cells", one token of one channel for each frame and mel band, whose grid
+        has two axes (paper, section 4.2: 4,800 inputs).
+    `window` and `hop` are in seconds. The defaults are those of VGGish, AudioSet's reference
+    front end (Hershey et al., arXiv 1609.09430).
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
+    reads = (AudioInput,)
+
+    kind: Literal["mel"] = "mel"
+    num_mels: int = 64
+    window: float = 0.025
+    hop: float = 0.010
+    tokens: Literal["frames", "cells"] = "frames"
+
+    def __post_init__(self) -> None:
+        check_positive_integers(self, "num_mels")
+        check_one_of(self, "tokens", "frames", "cells")
+        check_number(self, "window", above=0)
+        check_number(self, "hop", above=0)
+        if self.hop > self.window:
+            raise refusal(self, "hop", f"at most window = {self.window}, or it would skip samples")
+
+    def window_length(self, sample_rate: int) -> int:
+        """Samples in a window."""
+        return max(1, round(self.window * sample_rate))
+
+    def hop_length(self, sample_rate: int) -> int:
+        """Samples from the start of one frame to the start of the next."""
+        return max(1, round(self.hop * sample_rate))
+
+    def fft_size(self, sample_rate: int) -> int:
+        """Smallest power of two that holds a window."""
+        return 1 << (self.window_length(sample_rate) - 1).bit_length()
+
+    def num_frames(self, audio: AudioInput) -> int:
+        """Frames that cover every sample, the last one zero-padded."""
+        beyond_first = max(0, audio.num_samples - self.window_length(audio.sample_rate))
+        return 1 + math.ceil(beyond_first / self.hop_length(audio.sample_rate))
+
+    def check(self, audio: AudioInput) -> None:
+        """Raises ValueError if the lowest (so narrowest) mel filter could fall between FFT bins."""
+        nyquist = audio.sample_rate / 2
+        lowest_filter_width = 700 * ((1 + nyquist / 700) ** (2 / (self.num_mels + 1)) - 1)
+        bin_spacing = audio.sample_rate / self.fft_size(audio.sample_rate)
+        if lowest_filter_width <= bin_spacing:
+            raise refusal(
+                self,
+                "num_mels",
+                f"lower, or window longer: at {audio.sample_rate} Hz the lowest filter is "
+                f"{lowest_filter_width:.1f} Hz wide and FFT bins are {bin_spacing:.1f} Hz apart",
+            )
+
+    def token_grid(self, audio: AudioInput) -> tuple[int, ...]:
+        """(frames,) or (frames, mel bands)."""
+        frames = self.num_frames(audio)
+        return (frames, self.num_mels) if self.tokens == "cells" else (frames,)
+
+    def content_channels(self, audio: AudioInput) -> int:
+        """The mel bands of a frame, or the one number of a cell."""
+        return 1 if self.tokens == "cells" else self.num_mels

@@ -1,0 +1,97 @@
+"""Several modalities in one input array: configuration, free of torch."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from perceiver_model.adapters.configs import AdapterBase, MediaAdapter, MediaInput
+from perceiver_model.config_checks import (
+    FORBID_EXTRA,
+    check_one_of,
+    check_positive_integers,
+    check_probability,
+    refusal,
+)
+from perceiver_model.tokens_config import TokensConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modality(TokensConfig):
+    """One of the modalities of an input: what it is, its tokens, and how training hides it.
+
+    dropout: probability that a training sample loses the whole modality (the paper drops video
+        with 0.3, so that it doesn't drown sound). A sample never loses all that it has.
+    mask_probability: probability that a training token is replaced by the modality's learned mask
+        token, as in DeepMind's autoencoder; None is a modality without one.
+    masked_in_evaluation: whether outside of training all of its tokens are replaced, and in
+        training those of samples that lack it. So a model that reads labels in training predicts
+        them afterwards (IO, section 4.3).
+    """
+
+    input: MediaInput
+    adapter: MediaAdapter
+    dropout: float = 0.0
+    mask_probability: float | None = None
+    masked_in_evaluation: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_probability(self, "dropout")
+        probability = self.mask_probability
+        if probability is not None and not (
+            isinstance(probability, int | float) and 0 <= probability <= 1
+        ):
+            raise refusal(self, "mask_probability", "from 0 to 1, or None")
+        check_one_of(self, "masked_in_evaluation", True, False)
+        if self.masked_in_evaluation and self.mask_probability is None:
+            raise refusal(self, "masked_in_evaluation", "False where mask_probability is None")
+        if self.masked_in_evaluation and self.dropout:
+            raise refusal(self, "dropout", "0 where masked_in_evaluation: its tokens are masked")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultimodalInput:
+    """Several modalities by name; a batch is a mapping from the same names to their inputs."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
+
+    kind: Literal["multimodal"] = "multimodal"
+    modalities: Mapping[str, Modality]
+
+    def __post_init__(self) -> None:
+        if not self.modalities or not all(name.isidentifier() for name in self.modalities):
+            raise refusal(self, "modalities", "a mapping from identifiers, with at least one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddedModalities(AdapterBase):
+    """The tokens of all modalities, one after the other, padded to a common width.
+
+    That is the widest modality's [content | positions] and `embedding_channels` more, which hold a
+    vector learned for the modality.
+
+    padding: what fills narrower modalities up to the widest: "learned" is one longer learned vector
+        (IO, section 3.1: DeepMind's `min_padding_size`), "zeros" zeros (paper, section 4.2).
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
+    reads = (MultimodalInput,)
+    holds_positions = True
+
+    kind: Literal["padded_modalities"] = "padded_modalities"
+    embedding_channels: int = 4
+    padding: Literal["learned", "zeros"] = "learned"
+
+    def __post_init__(self) -> None:
+        check_positive_integers(self, "embedding_channels")
+        check_one_of(self, "padding", "learned", "zeros")
+
+    def token_grid(self, media: MultimodalInput) -> tuple[int, ...]:
+        """The tokens of all modalities."""
+        return (sum(math.prod(part.token_grid) for part in media.modalities.values()),)
+
+    def content_channels(self, media: MultimodalInput) -> int:
+        """The common width."""
+        widest = max(part.input_channels for part in media.modalities.values())
+        return widest + self.embedding_channels

@@ -1,0 +1,197 @@
+"""Perceiver AR: long contexts, read by a causal cross-attend into causal latents.
+
+Hawthorne et al. 2022 (arXiv 2202.07765), appendix C: the last positions of the context are the
+latents. Each predicts the token after it, from all tokens up to its own.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from perceiver_model.attention.multi_head import linear
+from perceiver_model.attention.rotary import RotaryTable
+from perceiver_model.families.autoregressive_config import ARConfig
+from perceiver_model.families.causal_attend import (
+    CausalCrossAttend,
+    CausalSelfAttend,
+    KeyValueCache,
+    Tokens,
+)
+
+_INTEGERS = (torch.int64, torch.int32)
+"""The dtypes that embeddings can be looked up with."""
+
+
+class LatentCache(NamedTuple):
+    """The keys and values of a context: the cross-attend's of all tokens, the others' of latents.
+
+    The former do not depend on which tokens are latents; the latter do.
+    """
+
+    cross_attend: KeyValueCache
+    self_attends: tuple[KeyValueCache, ...]
+
+
+class PerceiverAR(nn.Module):
+    """A model of sequences of tokens, such as bytes.
+
+    There is no linear layer between embeddings and latents, as their widths agree.
+    """
+
+    def __init__(self, config: ARConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = _embedding(config.vocab_size, config.channels)
+        self.rotary: RotaryTable | None = None
+        self.position_embedding: nn.Embedding | None = None
+        if config.positions == "rotary":
+            self.rotary = RotaryTable(
+                max_length=config.max_length,
+                rotated_channels=config.rotated_channels,
+                max_wavelength=config.max_wavelength or config.max_length,
+            )
+        else:
+            self.position_embedding = _embedding(config.max_length, config.channels)
+        self.cross_attend = CausalCrossAttend(config)
+        self.self_attends = nn.ModuleList(
+            CausalSelfAttend(config) for _ in range(config.num_self_attends)
+        )
+        self.output_norm = nn.LayerNorm(config.channels)
+        self.output: nn.Linear | None = None
+        if not config.tied_logits:
+            self.output = linear(config.channels, config.vocab_size)
+            nn.init.zeros_(self.output.weight)  # as the released code: every token is as likely
+
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        *,
+        num_latents: int | None = None,
+    ) -> torch.Tensor:
+        """Logits `[batch, latents, vocab_size]`, float32 or, of a float64 model, float64.
+
+        Those of latent i are of the token after column length - latents + i.
+
+        token_ids: integers `[batch, length]`, of at most `max_length` columns.
+        mask: bool `[batch, length]`, True for tokens and False for padding; None for tokens only,
+            which is faster. Positions count tokens, not padding, so logits do not depend on it. Pad
+            on the left: latents are the last columns, and those of padding are wasted. Their logits
+            mean nothing.
+        num_latents: how many of the last columns are latents, at most length; None is the
+            configuration's. It need not be as in training.
+
+        Raises ValueError for token ids or masks of another shape or dtype.
+        """
+        check_tokens(token_ids, mask, max_length=self.config.max_length)
+        if num_latents is not None and num_latents < 1:
+            raise ValueError(f"num_latents = {num_latents}: must be at least 1")
+        num_latents = min(num_latents or self.config.num_latents, token_ids.shape[1])
+        inputs = self.embed(token_ids, token_positions(token_ids, mask))
+        return self.logits(self.latents(inputs.last(num_latents), inputs, mask))
+
+    def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> Tokens:
+        """Tokens `[batch, tokens]` at `positions`, int64 `[batch or 1, tokens]`."""
+        content = self.token_embedding(token_ids)
+        if self.position_embedding is not None:
+            content = content + self.position_embedding(positions)
+        return Tokens(content, None if self.rotary is None else self.rotary(positions))
+
+    def latents(
+        self,
+        queries: Tokens,
+        inputs: Tokens,
+        mask: torch.Tensor | None = None,
+        cache: LatentCache | None = None,
+    ) -> torch.Tensor:
+        """The latents `[batch, queries, channels]` of the last tokens.
+
+        queries: those tokens, which follow the latents in the cache.
+        inputs: the tokens that are not in the cache; all of them without a cache.
+        mask: bool `[batch, length]` of the whole context, or None.
+        cache: takes up keys and values of `queries` and `inputs`; for use without gradients.
+        """
+        cross_cache = None if cache is None else cache.cross_attend
+        latents = self.cross_attend(queries, inputs, self._drop_context(inputs, mask), cross_cache)
+        for index, self_attend in enumerate(self.self_attends):
+            self_cache = None if cache is None else cache.self_attends[index]
+            latents = self_attend(latents, queries.rotation, mask, self_cache)
+        return latents
+
+    def logits(self, latents: torch.Tensor) -> torch.Tensor:
+        """`[batch, latents, channels]` to `[batch, latents, vocab_size]`."""
+        normed = self.output_norm(latents)
+        if self.output is None:
+            logits = F.linear(normed, self.token_embedding.weight) * normed.shape[-1] ** -0.5
+        else:
+            logits = self.output(normed)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _drop_context(self, inputs: Tokens, mask: torch.Tensor | None) -> torch.Tensor | None:
+        if not self.training or self.config.context_dropout == 0:
+            return mask
+        shape, device = inputs.content.shape[:2], inputs.content.device
+        keep = torch.rand(shape, device=device) >= self.config.context_dropout
+        return keep if mask is None else keep & mask
+
+
+def next_token_loss(
+    logits: torch.Tensor, token_ids: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean cross-entropy of the latents' next tokens, in nats: a scalar of the logits' dtype.
+
+    logits: `[batch, latents, vocab_size]`, `model(token_ids[:, :-1], mask[:, :-1])`.
+    token_ids: integers `[batch, length]`: the context and, in the last column, one token more.
+    mask: bool `[batch, length]`, True for tokens and False for padding; None for tokens only. What
+        is counted are tokens after tokens; a batch without any has a loss of 0.
+
+    Raises ValueError for token ids or masks of another shape or dtype, or too short for the logits.
+    """
+    check_tokens(token_ids, mask)
+    num_latents = logits.shape[1]
+    if token_ids.shape[1] <= num_latents:
+        raise ValueError(
+            f"token_ids of {token_ids.shape[1]} columns: expected more than the logits' "
+            f"{num_latents} latents, whose next tokens they hold"
+        )
+    losses = F.cross_entropy(
+        logits.flatten(0, 1), token_ids[:, -num_latents:].flatten().long(), reduction="none"
+    )
+    if mask is None:
+        return losses.mean()
+    counted = (mask[:, -num_latents:] & mask[:, -num_latents - 1 : -1]).flatten()
+    return losses.masked_fill(~counted, 0.0).sum() / counted.sum().clamp(min=1)
+
+
+def token_positions(token_ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Each token's position among its row's tokens, int64 `[batch or 1, length]`; 0 for padding."""
+    if mask is None:
+        return torch.arange(token_ids.shape[1], device=token_ids.device).unsqueeze(0)
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def check_tokens(
+    token_ids: torch.Tensor, mask: torch.Tensor | None, *, max_length: int | None = None
+) -> None:
+    """Raises ValueError unless token_ids are integers `[batch, length]` with a mask that fits."""
+    if token_ids.ndim != 2 or token_ids.shape[1] == 0 or token_ids.dtype not in _INTEGERS:
+        raise ValueError(
+            f"token_ids of {token_ids.dtype} {list(token_ids.shape)}: expected integers "
+            "[batch, length], length at least 1"
+        )
+    if max_length is not None and token_ids.shape[1] > max_length:
+        raise ValueError(f"token_ids of {token_ids.shape[1]} columns: max_length is {max_length}")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != token_ids.shape):
+        raise ValueError(
+            f"mask of {mask.dtype} {list(mask.shape)}: expected bool {list(token_ids.shape)}, "
+            "as token_ids"
+        )
+
+
+def _embedding(num_vectors: int, channels: int) -> nn.Embedding:
+    """Embedding initialised as the released code's: truncated normal of std 1."""
+    embedding = nn.Embedding(num_vectors, channels)
+    nn.init.trunc_normal_(embedding.weight, std=1.0, a=-2.0, b=2.0)
+    return embedding

@@ -1,0 +1,215 @@
+"""Perceiver AR's attends: causal, with rotary positions, and with keys and values to keep.
+
+Queries and keys are columns of one sequence that end at the same column, so query i of q attends
+to keys 0 to i + k - q of k (arXiv 2202.07765, appendix C).
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from perceiver_model.attention.multi_head import (
+    MLP,
+    Attend,
+    attention_weights,
+    fused_attention,
+    linear,
+    merge_heads,
+    reference_attention,
+    split_heads,
+)
+from perceiver_model.attention.recomputed import apply_linear, normed_linear
+from perceiver_model.attention.rotary import Rotation, rotate
+from perceiver_model.families.autoregressive_config import ARConfig
+
+
+class Tokens(NamedTuple):
+    """Embedded tokens: content `[batch, tokens, channels]` and, if rotary, their rotation."""
+
+    content: torch.Tensor
+    rotation: Rotation | None
+
+    def last(self, num_tokens: int) -> "Tokens":
+        """The last tokens only."""
+        rotation = None if self.rotation is None else self.rotation.last(num_tokens)
+        return Tokens(self.content[:, -num_tokens:], rotation)
+
+
+class KeyValueCache:
+    """Keys and values of the columns so far, in buffers of `capacity` columns, allocated once."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def extend(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds `[batch, heads, new, width]` and returns all columns so far, as views."""
+        if self._buffers is None:
+            batch, heads, _, width = keys.shape
+            shape = (batch, heads, self.capacity, width)
+            self._buffers = keys.new_empty(shape), values.new_empty(shape)
+        start, self.length = self.length, self.length + keys.shape[2]
+        for buffer, new in zip(self._buffers, (keys, values), strict=True):
+            buffer[:, :, start : self.length] = new
+        all_keys, all_values = (buffer[:, :, : self.length] for buffer in self._buffers)
+        return all_keys, all_values
+
+    def clear(self) -> None:
+        """Forgets all columns, but keeps the buffers."""
+        self.length = 0
+
+
+def causal_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_mask: torch.Tensor | None = None,
+    *,
+    reference: bool = False,
+) -> torch.Tensor:
+    """Attention of the last columns to all columns up to their own.
+
+    query `[batch, heads, queries, width]`; key and value `[batch, heads, keys, width]`, at least as
+    many; key_mask bool `[batch, keys]`, True where a key may be attended, or None for everywhere.
+    Queries without any key to attend give zeros. reference: by the plain formula.
+    """
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    if key_mask is None and num_queries == num_keys and not reference:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    # `is_causal` aligns the first query with the first key, and torch's bias that aligns the last
+    # ones (`causal_lower_right`) breaks the graphs of torch.compile: hence a mask.
+    attend = _causal_mask(num_queries, num_keys, key_mask, query.device)
+    if attend is None and not reference:
+        return F.scaled_dot_product_attention(query, key, value)
+    return (reference_attention if reference else fused_attention)(query, key, value, attend)
+
+
+def _causal_mask(
+    num_queries: int, num_keys: int, key_mask: torch.Tensor | None, device: torch.device
+) -> torch.Tensor | None:
+    """Bool `[batch or 1, queries or 1, keys]`, True where a key may be attended; None for all."""
+    attend = None if key_mask is None else key_mask.unsqueeze(1)
+    if num_queries > 1:
+        causal = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
+        causal = causal.tril(num_keys - num_queries).unsqueeze(0)
+        attend = causal if attend is None else attend & causal
+    return attend
+
+
+class SquaredReLU(nn.Module):
+    """max(x, 0)² (So et al., arXiv 2109.08668)."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Any shape, to the same shape."""
+        return F.relu(hidden).square()
+
+
+class CausalAttend(Attend):
+    """What the two attends share: attention, residual, MLP, residual."""
+
+    def __init__(self, config: ARConfig) -> None:
+        super().__init__()
+        channels = config.channels
+        self.num_heads = config.num_heads
+        self.output = linear(channels, channels)
+        self.mlp_norm = nn.LayerNorm(channels)
+        gelu: Literal["tanh", "erf"] = "erf" if config.activation == "gelu_erf" else "tanh"
+        self.mlp = MLP(channels=channels, widening=config.widening, gelu=gelu)
+        if config.activation == "squared_relu":
+            self.mlp.activation = SquaredReLU()
+        self.dropout = nn.Dropout(config.dropout)
+
+    def _attend(
+        self,
+        latents: torch.Tensor,
+        projections: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        rotations: tuple[Rotation | None, Rotation | None],
+        mask: torch.Tensor | None,
+        cache: KeyValueCache | None,
+    ) -> torch.Tensor:
+        """Latents that have attended; projections are of queries, keys and values, before heads.
+
+        rotations: of the queries and of the keys. mask: bool `[batch, columns]`, whose last columns
+        are those of all keys, the cache's included.
+        """
+        query, key, value = (split_heads(part, self.num_heads) for part in projections)
+        query, key = rotate(query, rotations[0]), rotate(key, rotations[1])
+        if cache is not None:
+            key, value = cache.extend(key, value)
+        key_mask = None if mask is None else mask[:, -key.shape[2] :]
+        reference = self.attention_path == "reference"
+        attended = causal_attention(query, key, value, key_mask, reference=reference)
+        latents = latents + self.dropout(apply_linear(self.output, merge_heads(attended)))
+        return latents + self.dropout(self.mlp(latents, self.mlp_norm))
+
+
+class CausalCrossAttend(CausalAttend):
+    """The last tokens attend to all tokens up to their own, and become the latents."""
+
+    def __init__(self, config: ARConfig) -> None:
+        super().__init__(config)
+        channels = config.channels
+        self.query_norm = nn.LayerNorm(channels)
+        self.input_norm = nn.LayerNorm(channels)
+        self.query = linear(channels, channels)
+        self.key_value = linear(channels, 2 * channels)
+
+    def forward(
+        self,
+        queries: Tokens,
+        inputs: Tokens,
+        mask: torch.Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> torch.Tensor:
+        """The latents `[batch, queries, channels]`.
+
+        queries: the last tokens. inputs: the tokens that are not in the cache yet; all of them
+        without a cache. mask: bool `[batch, columns]` of the whole context, True where a token may
+        be attended; None for everywhere.
+        """
+        query = normed_linear(self.query_norm, self.query, queries.content)
+        key_value = normed_linear(self.input_norm, self.key_value, inputs.content)
+        key, value = key_value.chunk(2, dim=-1)
+        rotations = queries.rotation, inputs.rotation
+        return self._attend(queries.content, (query, key, value), rotations, mask, cache)
+
+    def attention_map(
+        self, queries: Tokens, inputs: Tokens, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The attention weights `[batch, heads, queries, tokens]`, by the plain formula.
+
+        Arguments as of `forward` without a cache.
+        """
+        query = self.query(self.query_norm(queries.content))
+        key, _ = self.key_value(self.input_norm(inputs.content)).chunk(2, dim=-1)
+        query, key = (split_heads(part, self.num_heads) for part in (query, key))
+        query, key = rotate(query, queries.rotation), rotate(key, inputs.rotation)
+        attend = _causal_mask(query.shape[2], key.shape[2], mask, query.device)
+        return attention_weights(query, key, attend)
+
+
+class CausalSelfAttend(CausalAttend):
+    """The latents attend to the latents up to their own position."""
+
+    def __init__(self, config: ARConfig) -> None:
+        super().__init__(config)
+        self.attention_norm = nn.LayerNorm(config.channels)
+        self.query_key_value = linear(config.channels, 3 * config.channels)
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        rotation: Rotation | None,
+        mask: torch.Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> torch.Tensor:
+        """`[batch, latents, channels]` to the same shape.
+
+        latents: those that are not in the cache yet. mask: as of the cross-attend.
+        """
+        projected = normed_linear(self.attention_norm, self.query_key_value, latents)
+        query, key, value = projected.chunk(3, dim=-1)
+        return self._attend(latents, (query, key, value), (rotation, rotation), mask, cache)

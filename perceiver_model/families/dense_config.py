@@ -1,0 +1,65 @@
+"""Dense prediction: one output for every element of a grid; configuration, free of torch."""
+
+from dataclasses import dataclass
+
+from perceiver_model.adapters.configs import MediaAdapter, MediaInput
+from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, PositionConfig
+from perceiver_model.config_checks import check_numbers, check_positive_integers, refusal
+from perceiver_model.tokens_config import (
+    TokensConfig,
+    check_cross_heads,
+    check_decoder_heads,
+    position_channels,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseConfig(TokensConfig):
+    """Input → tokens → encoder → decoder, asked at every position of an output grid (IO, 3.2).
+
+    output_channels: of every output: classes of a segmentation, 1 for depth, 2 for flow.
+    output_grid: the outputs' shape, such as (height, width); None is the input's own: an image's
+        pixels, whatever the tokens are.
+    query_positions: what tells the outputs apart. With Fourier features the trained model can be
+        asked at other resolutions.
+    query_tokens: whether a query also holds the content of the input token that lies there
+        (DeepMind's `concat_preprocessed_input`), for outputs that follow the input closely.
+    """
+
+    input: MediaInput
+    adapter: MediaAdapter
+    encoder: EncoderConfig = EncoderConfig()
+    decoder: DecoderConfig = DecoderConfig(query_residual=False)
+    output_channels: int
+    output_grid: tuple[int, ...] | None = None
+    query_positions: PositionConfig = FourierConfig()
+    query_tokens: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive_integers(self, "output_channels")
+        if self.output_grid is None:
+            if not hasattr(self.input, "grid"):
+                raise refusal(self, "output_grid", f"given: {self.input.kind} has no grid")
+        elif not all(isinstance(size, int) and size > 0 for size in self.output_grid):
+            raise refusal(self, "output_grid", "a tuple of integers of at least 1")
+        dims = len(self.outputs)
+        if self.query_tokens and dims != len(self.token_grid):
+            allowed = f"False: outputs have {dims} dimensions, tokens {len(self.token_grid)}"
+            raise refusal(self, "query_tokens", allowed)
+        fourier = self.query_positions
+        if isinstance(fourier, FourierConfig) and fourier.max_resolution is not None:
+            check_numbers(fourier, "max_resolution", (dims,), above=0)
+        check_cross_heads(self.encoder, self.input_channels)
+        check_decoder_heads(self.decoder, self.encoder)
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Shape of the output grid."""
+        return self.output_grid or self.input.grid  # type: ignore[union-attr]  # has one, or refused
+
+    @property
+    def query_channels(self) -> int:
+        """Channels of an output query."""
+        tokens = self.content_channels if self.query_tokens else 0
+        return tokens + position_channels(self.query_positions, len(self.outputs))

@@ -1,0 +1,90 @@
+"""Optical flow with Perceiver IO (IO, section 4.2 and appendix H): configuration, free of torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from perceiver_model.adapters.configs import VideoInput
+from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, PositionConfig
+from perceiver_model.config_checks import (
+    FORBID_EXTRA,
+    check_number,
+    check_numbers,
+    check_positive_integers,
+    refusal,
+    write_config,
+)
+from perceiver_model.config_tree import read_tree
+from perceiver_model.tokens_config import check_cross_heads, check_decoder_heads, position_channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """Two frames → one token per pixel → encoder → the same tokens as queries → flow.
+
+    The defaults are DeepMind's model: 368 × 496 pixels, 64 + 258 channels, 2,048 latents of 512, 24
+    self-attends, 41,057,134 parameters.
+
+    input: the pair as a video of two frames.
+    patch_size: a token sees so many pixels square around its own, in both frames; odd.
+    num_channels: width that a linear layer brings those pixels to.
+    rescale_factor: the decoder's output is divided by it.
+    flow_scale: and multiplied by this, to become pixels: DeepMind's network predicts flow in units
+        of 20 pixels, which its released notebook multiplies by afterwards.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
+
+    input: VideoInput = VideoInput(num_frames=2, height=368, width=496)
+    patch_size: int = 3
+    num_channels: int = 64
+    positions: PositionConfig = FourierConfig()
+    encoder: EncoderConfig = EncoderConfig(
+        num_latents=2048,
+        latent_dim=512,
+        num_blocks=1,
+        num_cross_attends=1,
+        num_self_attends=24,
+        num_self_heads=16,
+    )
+    decoder: DecoderConfig = DecoderConfig(query_residual=False)
+    rescale_factor: float = 100.0
+    flow_scale: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.input.num_frames != 2:
+            raise refusal(self.input, "num_frames", "2 for optical flow")
+        check_positive_integers(self, "patch_size", "num_channels")
+        if self.patch_size % 2 == 0:
+            raise refusal(self, "patch_size", "odd, so that a token's pixel is in the middle")
+        if isinstance(self.positions, FourierConfig) and self.positions.max_resolution is not None:
+            check_numbers(self.positions, "max_resolution", (2,), above=0)
+        check_number(self, "rescale_factor", above=0)
+        check_number(self, "flow_scale", above=0)
+        check_cross_heads(self.encoder, self.input_channels)
+        check_decoder_heads(self.decoder, self.encoder)
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """(rows, columns): a token for every pixel."""
+        return self.input.height, self.input.width
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of a token, and of an output query."""
+        return self.num_channels + position_channels(self.positions, 2)
+
+    @property
+    def max_resolution(self) -> tuple[float, ...]:
+        """`positions.max_resolution` of Fourier features, or else the frames' size."""
+        fourier = isinstance(self.positions, FourierConfig) and self.positions.max_resolution
+        return fourier or self.token_grid
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole tree in JSON's types: `from_dict(json.loads(json.dumps(to_dict())))` is it."""
+        return write_config(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Reads what `to_dict` wrote; raises ValueError for unknown or missing keys, bad values."""
+        return read_tree(cls, values)

@@ -1,0 +1,106 @@
+"""DeepMind's autoencoder of Kinetics: video, sound and class label (IO, section 4.3)."""
+
+from typing import Literal
+
+from perceiver_model.adapters.configs import (
+    AudioInput,
+    Chunks,
+    ClassInput,
+    OneHot,
+    SpaceTimePatches,
+    VideoInput,
+)
+from perceiver_model.adapters.multimodal_config import Modality, MultimodalInput, PaddedModalities
+from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig
+from perceiver_model.families.autoencoder_config import AutoencoderConfig, GridOutput, VectorOutput
+
+KINETICS_ENCODER = EncoderConfig(
+    num_latents=784,
+    latent_dim=512,
+    num_blocks=1,
+    num_cross_attends=1,
+    num_self_attends=8,
+    num_self_heads=8,
+)
+
+
+def kinetics_autoencoder(
+    *,
+    num_frames: int = 16,
+    height: int = 224,
+    width: int = 224,
+    num_samples: int = 30_720,
+    sample_rate: int = 48_000,
+    samples_per_token: int = 16,
+    num_classes: int = 700,
+    max_resolution: tuple[float, ...] = (16, 56, 56),
+    encoder: EncoderConfig = KINETICS_ENCODER,
+    decoder: DecoderConfig = DecoderConfig(query_residual=False),
+    label_query_channels: int = 1024,
+    decoded_channels: int = 512,
+    position_precision: Literal["float64", "float32"] = "float64",
+) -> AutoencoderConfig:
+    """The released model, 52,097 tokens of 704 channels in and 804,737 queries out, or a variant.
+
+    The modalities and outputs are "audio", in tokens of `samples_per_token` samples; "image", in
+    tokens of 4 × 4 pixels of one frame, of videos in [0, 1] as they are; and "label", always
+    masked, so that the model classifies. The paper counts 50,657 tokens and 803,297 queries, as
+    with 64 samples a token.
+
+    max_resolution: of the video's positions, in frames, rows and columns of tokens.
+
+    Raises ValueError for sizes that tokens don't tile.
+    """
+    if num_samples % samples_per_token:
+        raise ValueError(
+            f"samples_per_token = {samples_per_token}: must be a divisor of num_samples = "
+            f"{num_samples}"
+        )
+    audio_positions = FourierConfig(
+        num_bands=192, max_resolution=(num_samples,), precision=position_precision
+    )
+    image_positions = FourierConfig(
+        num_bands=32, max_resolution=max_resolution, precision=position_precision
+    )
+    modalities = {
+        "audio": Modality(
+            input=AudioInput(sample_rate=sample_rate, num_samples=num_samples),
+            adapter=Chunks(chunk_size=samples_per_token),
+            positions=audio_positions,
+            mask_probability=0.0,
+        ),
+        "image": Modality(
+            input=VideoInput(
+                num_frames=num_frames, height=height, width=width, mean=(0.0,), std=(1.0,)
+            ),
+            adapter=SpaceTimePatches(num_frames=1, height=4, width=4),
+            positions=image_positions,
+            mask_probability=0.0,
+        ),
+        "label": Modality(
+            input=ClassInput(num_classes=num_classes),
+            adapter=OneHot(),
+            positions=None,
+            mask_probability=1.0,
+            masked_in_evaluation=True,
+        ),
+    }
+    return AutoencoderConfig(
+        input=MultimodalInput(modalities=modalities),
+        adapter=PaddedModalities(embedding_channels=4, padding="learned"),
+        encoder=encoder,
+        decoder=decoder,
+        outputs={
+            "audio": GridOutput(
+                grid=(num_samples // samples_per_token,),
+                num_channels=samples_per_token,
+                positions=audio_positions,
+            ),
+            "image": GridOutput(
+                grid=(num_frames, height, width), num_channels=3, positions=image_positions
+            ),
+            "label": VectorOutput(num_channels=num_classes, query_channels=label_query_channels),
+        },
+        query_embedding_channels=2,
+        decoded_channels=decoded_channels,
+    )

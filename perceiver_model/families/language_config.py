@@ -1,0 +1,60 @@
+"""How a masked language model is built: a frozen dataclass, checked once, free of torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from perceiver_model.adapters.configs import TextInput, TokenEmbedding
+from perceiver_model.config import DecoderConfig, EncoderConfig
+from perceiver_model.config_checks import FORBID_EXTRA, write_config
+from perceiver_model.config_tree import read_tree
+from perceiver_model.tokens_config import check_cross_heads, check_decoder_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """A masked language model: text → embedding → encoder → a query for every place → logits.
+
+    The defaults are Perceiver IO's on UTF-8 bytes (IO, section 4.1 and appendix F): 2,048 tokens of
+    768 channels, 256 latents of 1,280, 26 self-attends, 201,108,230 parameters. The output
+    queries have the embedding's channels, as the logits are products with its weights.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
+
+    input: TextInput = TextInput(max_length=2048)
+    adapter: TokenEmbedding = TokenEmbedding(num_channels=768)
+    encoder: EncoderConfig = EncoderConfig(
+        num_latents=256,
+        latent_dim=1280,
+        num_blocks=1,
+        num_cross_attends=1,
+        num_self_attends=26,
+        num_cross_heads=8,
+        num_self_heads=8,
+        cross_channels=256,
+        cross_value_channels=1280,
+        self_channels=256,
+        self_value_channels=1280,
+    )
+    decoder: DecoderConfig = DecoderConfig(
+        num_heads=8, qk_channels=256, value_channels=768, query_residual=False
+    )
+
+    def __post_init__(self) -> None:
+        check_cross_heads(self.encoder, self.input_channels)
+        check_decoder_heads(self.decoder, self.encoder)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of a token, and of an output query."""
+        return self.adapter.num_channels
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole tree in JSON's types: `from_dict(json.loads(json.dumps(to_dict())))` is it."""
+        return write_config(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Reads what `to_dict` wrote; raises ValueError for unknown or missing keys, bad values."""
+        return read_tree(cls, values)

@@ -1,0 +1,90 @@
+"""The entry point of the command line: one verb, its exit status, and the line of an error.
+
+Imports nothing heavy: each verb's module is imported when the verb runs.
+"""
+
+import argparse
+import contextlib
+import sys
+import traceback
+from collections.abc import Callable
+
+from cluster.interrupts import Terminated, terminable
+from pipeline.cli.parser import parse
+from pipeline.cli.verbs import FAILED
+
+BAD_INPUT, INTERRUPTED = 2, 130
+LIGHT = ("config", "inspect", "verify")
+"""Verbs that start no engine."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns the exit status.
+
+    0: the work is done. 1: it could not be done, or a defect of ours. 2: the input is at fault, in
+    one line saying what and how to mend it. 129, 130, 143: ended by SIGHUP, SIGINT (Ctrl-C),
+    SIGTERM. 128 + n: killed by signal n, or crashed.
+
+    Args:
+        argv: the arguments; None takes the process's own. The verbs that start engines then run in
+            a child process (:mod:`pipeline.runs.watcher`).
+    """
+    args = parse(argv)
+    if argv is None and args.verb not in LIGHT:
+        from pipeline.runs.watcher import watched
+
+        return watched(args.verb, lambda: _run(args))
+    return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    verb: Callable[[argparse.Namespace], int] = args.run
+    try:
+        with terminable():
+            return verb(args)
+    except Terminated as end:
+        with contextlib.suppress(OSError):  # the terminal may be what went away
+            print(f"perceiver {args.verb}: terminated ({end.name})", file=sys.stderr)
+        return 128 + end.number
+    except KeyboardInterrupt:
+        print(f"perceiver {args.verb}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        return _explain(error, args)
+
+
+def _explain(error: Exception, args: argparse.Namespace) -> int:
+    from pipeline.errors import GateRefusedError
+    from pipeline.runs.user_errors import expected_cause
+    from shards.plain import printable
+    from shards.redaction import redacted
+
+    if args.debug:
+        print(redacted("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    expected = expected_cause(error)
+    if expected is None:
+        hint = "" if args.debug else "; --debug shows the traceback"
+        text = printable(redacted(_foreign(error)))
+        print(f"perceiver {args.verb}: {text}{hint}", file=sys.stderr)
+        return FAILED
+    for line in redacted(str(expected)).splitlines():
+        print(f"perceiver {args.verb}: {printable(line)}", file=sys.stderr)
+    return FAILED if isinstance(expected, GateRefusedError) else BAD_INPUT
+
+
+def _foreign(error: Exception) -> str:
+    """One line for an error that is none of ours: what the machine or a server did, or a defect."""
+    from cluster.ray_failures import read_failure, root_error
+    from shards.redaction import shortened
+
+    if failure := read_failure(error):
+        return failure.text
+    root = root_error(error)
+    text = shortened(str(root), 300)
+    if type(root).__module__.startswith("mlflow"):
+        return f"MLflow does not answer, or refuses what it is asked ({text})"
+    return f"unexpected {type(root).__name__}: {text}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

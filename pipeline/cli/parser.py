@@ -1,0 +1,169 @@
+"""The command line's verbs, their arguments and their help."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from pipeline import __version__
+from pipeline.cli import verbs
+from pipeline.cli.arguments import IntermixedParser, RedactedParser, local_path
+
+DEFAULT_OUTPUT = "runs"
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """A command line's arguments; one that cannot be read ends the process with status 2.
+
+    Among them are ``verb``, its name, and ``run``, which does it.
+    """
+    parser = RedactedParser(
+        prog="perceiver",
+        description="Train Perceivers on your own media: raw files in, a registered model out.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    subparsers = parser.add_subparsers(
+        dest="verb", required=True, metavar="VERB", parser_class=IntermixedParser
+    )
+
+    def add(name: str, run: Callable[..., int] | None, help_text: str) -> argparse.ArgumentParser:
+        verb = subparsers.add_parser(name, help=help_text, description=help_text)
+        verb.set_defaults(run=run, verb=name, parser=verb)
+        verb.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
+        verb.add_argument("--debug", action="store_true", help="show tracebacks")
+        return verb
+
+    _add_stages(add)
+    _add_shards(add)
+    _add_registry(add)
+    _add_bench(add("bench", _no_benchmarks, "our figures beside the peers', on this machine"))
+    _add_submit(
+        add(
+            "submit",
+            verbs.run_submit,
+            "run a verb as a Ray job: perceiver submit -- train CONFIG …",
+        )
+    )
+    return parser.parse_args(argv)
+
+
+Add = Callable[[str, Callable[..., int] | None, str], argparse.ArgumentParser]
+"""Adds a verb: its name, what runs it, its help."""
+
+
+def _add_stages(add: Add) -> None:
+    verb = add(
+        "demo", verbs.run_demo, "all of it on handwritten digits, from PNG files to predictions"
+    )
+    verb.add_argument("--fresh", action="store_true", help="start again from nothing")
+    verb.add_argument(
+        "--output", type=local_path, default=DEFAULT_OUTPUT, help="folder that takes everything"
+    )
+    _add_config(add("config", verbs.run_config, "print the resolved configuration"))
+    for name, help_text in (
+        ("preprocess", "raw media to a shard set (Ray Data)"),
+        ("train", "one training run (Ray Train, DeepSpeed)"),
+        ("tune", "a study (Ray Tune)"),
+    ):
+        verb = add(name, verbs.run_stage, help_text)
+        _add_config(verb)
+        verb.add_argument("--fresh", action="store_true", help="replace what is there")
+
+
+def _add_config(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("config", metavar="CONFIG", help="YAML file, or a shipped name")
+    verb.add_argument("overrides", nargs="*", metavar="section.field=value", help="changes to it")
+
+
+def _add_shards(add: Add) -> None:
+    verb = add("inspect", verbs.run_inspect, "what a shard set holds")
+    verb.add_argument("shards", metavar="SHARDS", help="folder or URL of a shard set")
+    verb = add("verify", verbs.run_verify, "every byte of a shard set against its hashes")
+    verb.add_argument("shards", metavar="SHARDS", help="folder or URL of a shard set")
+    verb = add(
+        "retry-quarantine", verbs.run_retry_quarantine, "the sources again that gave no sample"
+    )
+    verb.add_argument("shards", metavar="SHARDS", help="folder of a shard set")
+    verb.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="data.SPLIT=URL",
+        help="where its sources lie, with the password or signature that is not kept",
+    )
+    verb.add_argument("--address", help="Ray cluster to join (default: Ray on this machine)")
+
+
+def _add_registry(add: Add) -> None:
+    verb = add(
+        "promote", verbs.run_promote, "register a run's model if it beats the champion (MLflow)"
+    )
+    verb.add_argument(
+        "run_id", metavar="RUN", nargs="?", help="MLflow run of a training, trial or study"
+    )
+    verb.add_argument("--name", help="registered model (default: the run's registry.model_name)")
+    verb.add_argument("--alias", help="alias to move (default: the run's registry.alias)")
+    verb.add_argument("--split", help="split that decides (default: validation)")
+    verb.add_argument(
+        "--min-gain", type=float, help="least gain in accuracy (default: the run's registry)"
+    )
+    verb.add_argument(
+        "--alpha", type=float, help="chance of a false gain (default: the run's registry)"
+    )
+    verb.add_argument(
+        "--shards", metavar="URL", help="of the run's set, with the password that is not kept"
+    )
+    verb.add_argument(
+        "--rollback",
+        action="store_true",
+        help="move the alias back to the version before; RUN or --name says of which model",
+    )
+    _add_tracking(verb)
+
+    verb = add("predict", verbs.run_predict, "a registered model on raw files")
+    verb.add_argument("model", metavar="MODEL", help="models:/NAME@ALIAS or models:/NAME/VERSION")
+    verb.add_argument(
+        "inputs", nargs="+", type=local_path, metavar="INPUT", help="files and folders"
+    )
+    verb.add_argument("--to", type=Path, metavar="FILE", help="also write .jsonl, .csv or .parquet")
+    verb.add_argument(
+        "--max-bad-fraction", type=float, default=1.0, help="fail above this share of bad files"
+    )
+    _add_tracking(verb)
+
+
+def _add_tracking(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--tracking-uri", help="MLflow's (default: MLFLOW_TRACKING_URI, or OUTPUT/mlflow.db)"
+    )
+    verb.add_argument(
+        "--output", type=local_path, default=DEFAULT_OUTPUT, help="folder that holds mlflow.db"
+    )
+
+
+def _add_bench(verb: argparse.ArgumentParser) -> None:
+    """Add the subjects of the benchmarks, which a checkout has and an installation lacks."""
+    checkout = Path(__file__).resolve().parents[2]
+    if (checkout / "benchmarks" / "cli.py").is_file() and str(checkout) not in sys.path:
+        sys.path.append(str(checkout))
+    if find_spec("benchmarks") is None:
+        verb.add_argument("subject", nargs="*")
+        return
+    from benchmarks.cli import add_subjects
+
+    add_subjects(verb, verbs.open_console)
+
+
+def _no_benchmarks(args: argparse.Namespace) -> int:
+    from pipeline.errors import UserError
+
+    raise UserError("the benchmarks are not installed; run this from a checkout of the repository")
+
+
+def _add_submit(verb: argparse.ArgumentParser) -> None:
+    address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+    verb.add_argument("--address", default=address, help=f"the cluster's dashboard ({address})")
+    verb.add_argument("--no-wait", action="store_true", help="do not follow the log")
+    verb.add_argument("command", nargs="+", metavar="-- VERB …", help="verb and its arguments")
+    verb.set_defaults(parse=parse)

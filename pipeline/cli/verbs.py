@@ -1,0 +1,236 @@
+"""What each verb of the command line does with its arguments; each returns its exit status.
+
+Imports nothing heavy: each verb's module is imported when the verb runs.
+"""
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.config.tree import Config
+    from pipeline.runs.console import Console
+
+OK, FAILED = 0, 1
+
+
+@contextlib.contextmanager
+def open_console(args: argparse.Namespace, config: "Config | None" = None) -> Iterator["Console"]:
+    """The person's console, with everything else in a log file.
+
+    The log lies in the run folder, or, without a configuration, in a temporary file that goes
+    unless there was an unexpected error.
+    """
+    from pipeline.errors import UserError
+    from pipeline.runs.console import logged
+    from pipeline.runs.user_errors import expected_cause
+
+    folder = None
+    if config is not None:
+        folder = config.folder / "logs"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output={config.output}: {folder}: {error.strerror}") from None
+    with logged({"as_json": args.json}, folder, args.verb) as console:
+        try:
+            yield console
+        except Exception as error:
+            if expected_cause(error) is None:
+                console.notice(f"log: {console.log}")
+            elif console.log is not None:
+                if config is None:
+                    console.log.unlink()
+                else:
+                    _remove_if_alone(console.log, config.folder)
+            raise
+        if config is None and console.log is not None:
+            console.log.unlink()
+
+
+def _remove_if_alone(log: Path, folder: Path) -> None:
+    """Leave no folder behind for a run that never began."""
+    others = [path for path in folder.rglob("*") if path.is_file() and path.parent != log.parent]
+    if others:
+        return
+    log.unlink()
+    for path in (log.parent, *(p for p in folder.glob("*") if p.is_dir()), folder, folder.parent):
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
+def run_config(args: argparse.Namespace) -> int:
+    import yaml
+
+    from pipeline.cli.sandbox_report import as_comments, sandbox_here
+    from pipeline.config.load import load_config
+    from pipeline.runs.strict_json import to_json
+    from shards.redaction import redacted_tree
+
+    tree = redacted_tree(load_config(args.config, args.overrides).tree())
+    if args.json:
+        print(to_json({**tree, "sandbox": sandbox_here()}))
+    else:
+        print(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), end="")
+        print(as_comments(sandbox_here()), end="")
+    return OK
+
+
+_STAGES = {
+    "preprocess": "pipeline.preprocess.preprocess",
+    "train": "pipeline.training.train",
+    "tune": "pipeline.tuning.tune",
+}
+"""Modules with a function of the verb's name, and ``report``."""
+
+
+def run_stage(args: argparse.Namespace) -> int:
+    """A verb that takes a configuration and ``--fresh``: preprocess, train, tune."""
+    import importlib
+
+    from pipeline.config.load import load_config
+
+    config = load_config(args.config, args.overrides)
+    with open_console(args, config) as console:
+        module = importlib.import_module(_STAGES[args.verb])
+        result = getattr(module, args.verb)(config, console, fresh=args.fresh)
+        module.report(result, console)
+        console.result(result)
+    return OK
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    from pipeline.demo.demo import demo, demo_config, report
+
+    config = demo_config(args.output)
+    with open_console(args, config) as console:
+        result = demo(config, console, fresh=args.fresh)
+        report(result, console)
+        console.result(result)
+    return OK
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    from pipeline.runs.strict_json import to_json
+    from shards import ShardSet, verify
+    from shards.redaction import redacted
+
+    problems = verify(args.shards)
+    if args.json:
+        found = [{"file": p.file, "what": p.what} for p in problems]
+        print(to_json({"shards": redacted(args.shards), "problems": found}))
+    else:
+        for problem in problems:
+            print(f"{problem.file}: {problem.what}")
+        if not problems:
+            digest = ShardSet.open(args.shards).digest
+            print(f"{redacted(args.shards)}: every byte is as written; {digest}")
+    return FAILED if problems else OK
+
+
+def run_inspect(args: argparse.Namespace) -> int:
+    from pipeline.preprocess.inspect_shards import inspect_shards, report
+    from pipeline.runs.console import Console
+
+    console = Console(as_json=args.json)
+    result = inspect_shards(args.shards)
+    report(result, console)
+    console.result(result)
+    return OK
+
+
+def run_promote(args: argparse.Namespace) -> int:
+    with open_console(args) as console:
+        from pipeline.runs.mlflow_client import registry
+
+        if args.rollback:
+            return _rollback(args, console)
+        from pipeline.errors import UserError
+        from pipeline.registry.promote import promote, report
+
+        if args.run_id is None:
+            raise UserError("RUN is missing: the MLflow run of a training, trial or study")
+        result = promote(
+            registry(args.tracking_uri, args.output),
+            args.run_id,
+            console,
+            name=args.name,
+            alias=args.alias,
+            split=args.split or "validation",
+            min_gain=args.min_gain,
+            alpha=args.alpha,
+            shards=args.shards,
+        )
+        report(result, console)
+        console.result(result)
+    return OK
+
+
+def _rollback(args: argparse.Namespace, console: "Console") -> int:
+    from pipeline.errors import UserError
+    from pipeline.registry.rollback import report, rollback
+    from pipeline.runs.mlflow_client import registry
+    from pipeline.runs.tracking import run_config
+
+    for option in ("split", "min_gain", "alpha"):
+        if getattr(args, option) is not None:
+            raise UserError(f"--{option.replace('_', '-')}: decides nothing with --rollback")
+    if args.run_id is None and args.name is None:
+        raise UserError("--rollback: name the registered model with --name, or give a RUN of it")
+    mlflow_client = registry(args.tracking_uri, args.output)
+    name, alias = args.name, args.alias
+    if args.run_id is not None:
+        rules = run_config(mlflow_client, args.run_id).registry
+        name, alias = name or rules.model_name, alias or rules.alias
+    result = rollback(mlflow_client, name=name, alias=alias or "champion")
+    report(result, console)
+    console.result(result)
+    return OK
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    with open_console(args) as console:
+        from pipeline.registry.predict import predict, report
+        from pipeline.runs.mlflow_client import registry
+
+        mlflow_client = registry(args.tracking_uri, args.output)
+        result = predict(
+            mlflow_client,
+            args.model,
+            args.inputs,
+            console,
+            output=args.to,
+            max_bad_fraction=args.max_bad_fraction,
+        )
+        report(result, console)
+        console.result(result)
+    return OK
+
+
+def run_submit(args: argparse.Namespace) -> int:
+    with open_console(args) as console:
+        from pipeline.cli.submit import submit
+
+        result = submit(
+            args.command,
+            console,
+            parse=args.parse,
+            address=args.address,
+            wait=not args.no_wait,
+        )
+        console.result(result)
+    return OK if result["status"] in ("SUCCEEDED", "PENDING", "RUNNING") else FAILED
+
+
+def run_retry_quarantine(args: argparse.Namespace) -> int:
+    with open_console(args) as console:
+        from pipeline.config.overrides import places_of_overrides
+        from pipeline.preprocess.preprocess import report, retry_quarantine
+
+        places = places_of_overrides(args.overrides)
+        result = retry_quarantine(args.shards, console, address=args.address, places=places)
+        report(result, console)
+        console.result(result)
+    return OK

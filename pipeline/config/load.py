@@ -1,0 +1,216 @@
+"""Reads YAML files and dotted overrides into a :class:`~pipeline.config.tree.Config`."""
+
+import copy
+import difflib
+import json
+import re
+import typing
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline.config.base import flatten
+from pipeline.config.fields import field_names_at, kinds_at, step
+from pipeline.config.overrides import read_override
+from pipeline.config.tracking_uri import named_tracking_uri
+from pipeline.config.tree import Config
+from pipeline.config.yaml_reader import read_yaml
+from pipeline.errors import UserError
+
+# What a study may not search: it would need other shards, or is no property of the model.
+SEARCHABLE = ("model.encoder.", "training.")
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configurations that come with the package."""
+    names = [Path(entry.name) for entry in _shipped().iterdir()]
+    return sorted(name.stem for name in names if name.suffix == ".yaml")
+
+
+def _shipped() -> Traversable:
+    return resources.files("pipeline.config") / "shipped"
+
+
+def load_config(source: str, overrides: typing.Sequence[str] = ()) -> Config:
+    """Read a configuration.
+
+    Args:
+        source: path of a YAML file, or the name of a shipped configuration.
+        overrides: ``section.field=value``, as :func:`~pipeline.config.overrides.read_override`
+            reads them; the last one wins.
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key, a wrong type, or an impossible
+            combination; the text has one line for each, with the key's path.
+    """
+    tree = _read(source)
+    for override in overrides:
+        path, value = read_override(override)
+        _set(tree, path, value)
+    config = validate(tree, source)
+    # Once, at the edge: other machines' workers have environments of their own.
+    uri = named_tracking_uri(config.tracking.uri)
+    tracking = config.tracking.model_copy(update={"uri": uri})
+    return config.model_copy(update={"tracking": tracking})
+
+
+def validate(tree: dict[str, Any], source: str) -> Config:
+    """Validate a tree of plain values; ``source`` names it in errors."""
+    try:
+        text = json.dumps(tree, default=str)
+    except ValueError as error:  # an anchor within itself
+        raise UserError(f"{source}: {error}") from None
+    try:
+        config = Config.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        lines = [f"{source}: {line}" for line in _lines(error)]
+        raise UserError("\n".join(lines)) from None
+    if config.study is not None:
+        _check_space(config, source)
+    return config
+
+
+def with_values(config: Config, values: dict[str, Any]) -> Config:
+    """The same configuration with some dotted fields changed.
+
+    Raises:
+        UserError: a value is not allowed there.
+    """
+    tree = config.tree()
+    for path, value in values.items():
+        _set(tree, path, value)
+    return validate(tree, config.name)
+
+
+def _read(source: str) -> dict[str, Any]:
+    path = Path(source).expanduser()
+    if path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{source}: cannot be read: {error}") from None
+    elif source in shipped_configs():
+        text = (_shipped() / f"{source}.yaml").read_text("utf-8")
+    else:
+        names = shipped_configs()
+        hint = did_you_mean(source, names) or f"shipped ones: {', '.join(names)}"
+        raise UserError(f"{source}: no such configuration file, nor a shipped name; {hint}")
+    try:
+        tree = read_yaml(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{source}: holds {type(tree).__name__}, not sections with fields")
+    return tree
+
+
+def _set(tree: dict[str, Any], path: str, value: Any) -> None:
+    *sections, field = path.split(".")
+    if sections[:2] == ["study", "space"]:  # its keys are dotted paths themselves
+        sections, field = sections[:2], path.removeprefix("study.space.")
+    for section in sections:
+        inner = tree.get(section)
+        if not isinstance(inner, dict):
+            inner = {}
+            tree[section] = inner
+        tree = inner
+    tree[field] = value
+
+
+def did_you_mean(given: str, allowed: typing.Iterable[str]) -> str:
+    """``did you mean 'x'?`` for the nearest allowed word, or an empty text."""
+    near = difflib.get_close_matches(given, list(allowed), n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def _lines(error: ValidationError) -> list[str]:
+    """One line for each field that is wrong: its path, what was given, what is allowed."""
+    wrong: dict[str, list[str]] = {}
+    for item in error.errors(include_url=False):
+        path = ".".join(str(part) for part in _without_tags(item["loc"]))
+        told = wrong.setdefault(path, [])
+        allowed = _allowed(item)
+        if not told:
+            told.append(allowed)
+        elif "; must be " in allowed:  # another alternative of a union
+            told.append(allowed.partition("; must be ")[2])
+    return [f"{path}: {' or '.join(told)}" if path else told[0] for path, told in wrong.items()]
+
+
+def _allowed(error: Any) -> str:
+    location, kind = error["loc"], error["type"]
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        siblings = field_names_at(location[:-1])
+        hint = did_you_mean(str(location[-1]), siblings) or f"allowed: {', '.join(siblings)}"
+        return f"unknown key; {_space_hint(location[-1:]) or hint}"
+    if kind in ("missing", "missing_argument"):
+        return "is missing"
+    message = error["msg"]
+    if kind == "value_error":  # from a validator of ours: drop the class that a dataclass names
+        return re.sub(r"\b[A-Z]\w+(Config|Input)\.", "", message.removeprefix("Value error, "))
+    if kind == "union_tag_invalid":
+        return f"kind is {error['ctx']['tag']!r}; must be {error['ctx']['expected_tags']}"
+    if kind == "union_tag_not_found":
+        told = [f"is {_short(error['input'])}, without a kind", _space_hint(error["input"])]
+        told.append(f"kind must be {', '.join(map(repr, kinds_at(location)))}")
+        return "; ".join(filter(None, told))
+    if kind == "string_pattern_mismatch":
+        message = f"must match {error['ctx']['pattern']}"
+    for theirs in ("Input should be", "Input should", "Tuple should"):
+        message = message.replace(theirs, "must be" if theirs.endswith("be") else "must")
+    return f"is {_short(error.get('input'))}; {message}"
+
+
+def _space_hint(keys: typing.Iterable[Any]) -> str:
+    """How to write the first of the keys that YAML took a value into, or an empty text."""
+    glued = next((key for key in map(str, keys or ()) if ":" in key), None)
+    return f"write {glued.replace(':', ': ', 1)!r}, with a space after the colon" if glued else ""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _without_tags(location: tuple[Any, ...]) -> list[Any]:
+    kept, current = [], Config
+    for part in location:
+        current, is_field = step(current, part)
+        if is_field and not (isinstance(part, str) and ("[" in part or part in _TYPE_TAGS)):
+            kept.append(part)
+    return kept
+
+
+# pydantic names the alternatives of a plain union in its locations.
+_TYPE_TAGS = {"str", "float", "int", "bool", "constrained-float", "ImageFormat", "AudioFormat"}
+
+
+def _check_space(config: Config, source: str) -> None:
+    """Every searched field exists, may be searched, and takes each of its values."""
+    assert config.study is not None
+    known = flatten(config.tree())
+    searchable = [path for path in known if path.startswith(SEARCHABLE)]
+    trial = config.tree()
+    trial["study"] = None
+    trial["cluster"]["num_workers"] = config.study.num_workers
+    trial["training"]["epochs"] = config.study.epochs or config.training.epochs
+    for path, space in config.study.space.items():
+        where = f"{source}: study.space.{path}"
+        if path not in known:
+            allowed = "a study searches model.encoder.* and training.*"
+            hint = did_you_mean(path, searchable) or allowed
+            raise UserError(f"{where}: no such field; {hint}")
+        if path not in searchable:
+            raise UserError(f"{where}: a study searches model.encoder.* and training.* only")
+        for value in space.choice or space.bounds:
+            tree = copy.deepcopy(trial)
+            _set(tree, path, value)
+            try:
+                validate(tree, where)
+            except UserError as error:
+                first = str(error).splitlines()[0]
+                raise UserError(first) from None

@@ -1,0 +1,131 @@
+"""The section ``training``: schedule, augmentation, optimizer, precision, ZeRO stage."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Section
+
+# The optimizer multiplies and divides these; beyond, what it passes to torch is no float32.
+MAX_LEARNING_RATE, MAX_WEIGHT_DECAY = 1e30, 1e6
+
+
+class ScheduleConfig(Section):
+    """Learning rate over training, in epochs.
+
+    ``cosine`` rises linearly for ``warmup_epochs``, then falls to 0 on a cosine. ``flat_cosine``
+    (Perceiver IO, appendix H) holds for ``flat_epochs`` after the warm-up before it falls.
+    """
+
+    kind: Literal["cosine", "flat_cosine"] = "cosine"
+    warmup_epochs: float = Field(default=1.0, ge=0)
+    flat_epochs: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _flat_part_is_meant(self) -> Self:
+        if self.kind == "cosine" and self.flat_epochs:
+            raise ValueError("flat_epochs is for kind flat_cosine; the kind is cosine")
+        return self
+
+
+class AugmentConfig(Section):
+    """Random changes to training inputs, a pure function of (seed, epoch, step).
+
+    A field changes every modality that takes it; one that no modality of the data takes is refused
+    (``pipeline.config.augment``). Text and tables take none. All frames of a film change alike.
+
+    Attributes:
+        shift_pixels: images and films move by up to this many pixels each way.
+        rotate_degrees: images and films turn by up to this many degrees each way; points turn about
+            a random axis.
+        scale: images and films grow or shrink by a factor drawn from this range; points by one for
+            each coordinate.
+        flip: images and films are mirrored left to right with probability 1/2.
+        crop_area: share of the image's area that a random crop keeps, aspect ratio 3/4 to 4/3.
+        jitter: points move by normal noise of this standard deviation, as a share of half of the
+            cloud's size.
+        shift_seconds: sounds, or their log-mel frames, move by up to this many seconds each way.
+        gain_db: sounds grow louder or softer by up to this many decibels.
+        mask_seconds, mask_bands: log-mel frames lose a stretch of up to this many seconds, and up
+            to this many neighbouring bands (SpecAugment, Park et al., arXiv 1904.08779).
+    """
+
+    shift_pixels: float = Field(default=0.0, ge=0)
+    rotate_degrees: float = Field(default=0.0, ge=0, le=180)
+    scale: tuple[float, float] = (1.0, 1.0)
+    flip: bool = False
+    crop_area: tuple[float, float] = (1.0, 1.0)
+    jitter: float = Field(default=0.0, ge=0, le=1)
+    shift_seconds: float = Field(default=0.0, ge=0)
+    gain_db: float = Field(default=0.0, ge=0, le=60)
+    mask_seconds: float = Field(default=0.0, ge=0)
+    mask_bands: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        for name, (low, high) in (("scale", self.scale), ("crop_area", self.crop_area)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name} is [{low}, {high}]; 0 < low <= high is needed")
+        if self.crop_area[1] > 1:
+            raise ValueError(f"crop_area ends at {self.crop_area[1]}; 1 is the whole image")
+        return self
+
+
+class TrainingConfig(Section):
+    """One training.
+
+    Attributes:
+        batch_size: samples in one optimizer step, over all workers and accumulation steps; it is
+            the same training whatever the number of workers.
+        gradient_accumulation_steps: forward and backward passes in one optimizer step.
+        gradient_clipping: greatest norm of the whole gradient, or null.
+        precision: ``bf16`` computes matrix products in bfloat16 (autocast) and keeps weights,
+            gradients and optimizer state in float32.
+        zero_stage: DeepSpeed ZeRO: 1 shares optimizer state among the workers, 2 gradients as
+            well, 3 weights as well.
+        attention_path: how attention is computed; every path is the same function to rounding, and
+            ``auto`` takes the cheapest (``perceiver_model.attention.multi_head``).
+        activation_checkpointing: share of the latents' self-attends, 0 to 1, that keep only their
+            input for the backward pass and compute the rest again there; less memory for more time.
+        compile: compile the model with torch.compile in this mode (``reduce-overhead`` and
+            ``max-autotune`` use CUDA graphs), or null; at ZeRO stages 0 to 2. Kernels are chosen
+            without timing, so that a training repeats, and texts are padded to ``max_length``.
+        checkpoint_steps: also save within an epoch, every so many optimizer steps; or null.
+        loader_workers: processes that read and decode for each training worker, and as many more
+            for its evaluations; 0 reads in the worker itself.
+    """
+
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0, le=MAX_LEARNING_RATE)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0, le=MAX_WEIGHT_DECAY)
+    gradient_clipping: float | None = Field(default=1.0, gt=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    schedule: ScheduleConfig = ScheduleConfig()
+    augment: AugmentConfig = AugmentConfig()
+    precision: Literal["float32", "bf16"] = "float32"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    attention_path: Literal["auto", "reference", "fused", "factored", "separable"] = "auto"
+    activation_checkpointing: float = Field(default=0.0, ge=0, le=1)
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    log_steps: int = Field(default=10, ge=1)
+    loader_workers: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        taken = self.schedule.warmup_epochs + self.schedule.flat_epochs
+        if taken >= self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs + schedule.flat_epochs is {taken:g}, but there are only "
+                f"{self.epochs} epochs and none would be left for the cosine"
+            )
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile is for zero_stage 0 to 2; zero_stage is 3")
+        for beta in self.betas:
+            if not 0 <= beta < 1:
+                raise ValueError(f"betas holds {beta}; each must be at least 0 and below 1")
+        return self

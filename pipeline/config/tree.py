@@ -1,0 +1,243 @@
+"""The configuration tree: typed, frozen, validated once at the edge.
+
+Every section refuses unknown keys and wrong types. :func:`pipeline.config.load.load_config` reads
+it from YAML with dotted overrides.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from cluster.ray_session import in_ray_job
+from perceiver_model.adapters.multimodal_config import Modality as ModalityModel
+from perceiver_model.adapters.multimodal_config import MultimodalInput, PaddedModalities
+from perceiver_model.config import FourierConfig
+from perceiver_model.families.classifier_config import ClassifierConfig
+from pipeline.config.augment import check_augment
+from pipeline.config.base import Section
+from pipeline.config.data import DataConfig, absolute
+from pipeline.config.model import ModalityConfig, ModelConfig
+from pipeline.config.study import StudyConfig
+from pipeline.config.tracking_uri import default_tracking_uri
+from pipeline.config.training import TrainingConfig
+from pipeline.inputs.model_input import fitted_media, model_adapter, model_input
+from pipeline.media import MediaFormat
+
+
+class ClusterConfig(Section):
+    """Where it runs.
+
+    Attributes:
+        address: null starts Ray on this machine for this command alone; ``auto`` joins the cluster
+            that runs here, ``host:port`` or ``ray://host:port`` another.
+        num_workers: training processes; 0 trains in the calling process, without Ray.
+        cpus_per_worker: CPUs that each training process reserves.
+        use_gpu: one GPU for each training process.
+        max_failures: how often a training is restarted from its last checkpoint after a worker or
+            a machine is lost.
+        wait_seconds: how long a training waits for machines, at its start and after one is lost,
+            before it ends with an error; null waits for ever.
+    """
+
+    address: str | None = None
+    num_workers: int = Field(default=1, ge=0)
+    cpus_per_worker: int = Field(default=1, ge=1)
+    use_gpu: bool = False
+    max_failures: int = Field(default=0, ge=0)
+    wait_seconds: float | None = Field(default=600.0, ge=0)
+
+
+class TrackingConfig(Section):
+    """MLflow.
+
+    Attributes:
+        uri: tracking server or database; null is that of MLFLOW_TRACKING_URI where it is set, else
+            SQLite in the output folder.
+        experiment: name of the MLflow experiment; null takes the configuration's ``name``.
+        system_metrics: log CPU, memory and GPU use of every machine.
+        system_metrics_seconds: how often.
+    """
+
+    uri: str | None = None
+    experiment: str | None = None
+    system_metrics: bool = True
+    system_metrics_seconds: float = Field(default=5.0, gt=0)
+
+
+class RegistryConfig(Section):
+    """The name under which the model is registered in MLflow, and when its alias moves.
+
+    Attributes:
+        model_name: of the registered model.
+        alias: names the champion.
+        min_gain: accuracy that a model must have above the champion's, on the same samples.
+        alpha: how likely a gain as large may be by chance, by a one-sided exact sign test (McNemar)
+            on these samples; 1 asks for no more than ``min_gain``, and for any gain at all.
+    """
+
+    model_name: str = "perceiver"
+    alias: str = "champion"
+    min_gain: float = Field(default=0.0, ge=0, lt=1)
+    alpha: float = Field(default=0.05, gt=0, le=1)
+
+
+class Config(Section):
+    """The whole tree.
+
+    Attributes:
+        name: names the run folder ``output/name`` and the MLflow experiment.
+        output: the one folder that everything is written to; made absolute, since Ray's workers
+            have working directories of their own.
+        seed: of splits, order, augmentation and initial weights.
+        shards: folder or URL of the shard set; null is ``output/name/shards``.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    output: str = Field(default="runs", validate_default=True)
+    seed: int = Field(default=0, ge=0)
+    shards: str | None = None
+    data: DataConfig
+    model: ModelConfig
+    training: TrainingConfig = TrainingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    study: StudyConfig | None = None
+    registry: RegistryConfig = RegistryConfig()
+
+    @field_validator("output")
+    @classmethod
+    def _output_is_a_folder(cls, output: str) -> str:
+        if "://" in output:
+            raise ValueError(f"is {output!r}; give a folder (on a cluster, one that all share)")
+        _refuse_relative_in_a_job(output)
+        return absolute(output)
+
+    @field_validator("shards")
+    @classmethod
+    def _shards_are_absolute(cls, shards: str | None) -> str | None:
+        if shards is None:
+            return None
+        _refuse_relative_in_a_job(shards)
+        return absolute(shards)
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        try:
+            self.classifier(num_classes=2)
+        except ValueError as error:
+            raise ValueError(f"model: {error}") from None
+        check_augment(self.training.augment, self.data.formats)
+        parts: dict[str, ModelConfig | ModalityConfig] = {"model": self.model}
+        parts |= {f"model.modalities.{name}": p for name, p in self.model.modalities.items()}
+        for path, part in parts.items():
+            if getattr(part.adapter, "norm", None) == "batch":
+                raise ValueError(
+                    f"{path}.adapter.norm is 'batch', the statistics of one worker's part of a "
+                    "batch; give 'group', which trains the same on any number of workers"
+                )
+            if getattr(part.positions, "precision", "float64") != "float64":
+                raise ValueError(
+                    f"{path}.positions.precision: shard sets hold features of float64 only"
+                )
+        if self.cluster.num_workers:
+            self.micro_batch_size(self.cluster.num_workers)
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Absolute ``output/name``: everything this configuration writes, MLflow's part aside."""
+        return Path(self.output) / self.name
+
+    @property
+    def shards_folder(self) -> str:
+        """Folder or URL of the shard set."""
+        return self.shards or str(self.folder / "shards")
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's tracking URI; `load_config` has looked at ``MLFLOW_TRACKING_URI``."""
+        return self.tracking.uri or default_tracking_uri(self.output)
+
+    def micro_batch_size(self, world_size: int) -> int:
+        """Samples that one worker takes in one forward pass.
+
+        Raises:
+            ValueError: the batch does not divide among the workers and accumulation steps.
+        """
+        parts = world_size * self.training.gradient_accumulation_steps
+        if self.training.batch_size % parts:
+            raise ValueError(
+                f"training.batch_size is {self.training.batch_size}; it must be a multiple of "
+                f"workers x gradient_accumulation_steps = {parts}"
+            )
+        return self.training.batch_size // parts
+
+    def classifier(
+        self, num_classes: int, made_with: Mapping[str, Any] | None = None
+    ) -> ClassifierConfig:
+        """The model's own configuration, its input taken from ``data``.
+
+        Args:
+            made_with: the configuration in the shard set's manifest, for what a table's training
+                rows told; None for a model of the same shape that cannot read a table's values.
+
+        Raises:
+            ValueError: the model cannot read such data.
+        """
+        model, formats = self.model, self.data.formats
+        if made_with is not None:
+            formats = {name: fitted_media(fmt, made_with) for name, fmt in formats.items()}
+        rest: dict[str, Any] = {
+            "encoder": model.encoder,
+            "decoder": model.decoder,
+            "num_classes": num_classes,
+        }
+        if not model.modalities:
+            if model.adapter is None:
+                raise ValueError("adapter is missing; of several modalities, give modalities")
+            return ClassifierConfig(**self._reading(self.data.one_of(formats), model), **rest)
+        if model.adapter is not None:
+            raise ValueError("adapter and modalities are both given; each modality has its own")
+        reading = {str(name): part for name, part in model.modalities.items()}
+        if set(reading) != set(formats):
+            raise ValueError(f"modalities: name those of data, which are {', '.join(formats)}")
+        parts = {
+            name: ModalityModel(**self._reading(fmt, reading[name]), dropout=reading[name].dropout)
+            for name, fmt in formats.items()
+        }
+        return ClassifierConfig(
+            input=MultimodalInput(modalities=parts),
+            adapter=PaddedModalities(),
+            positions=None,
+            **rest,
+        )
+
+    def _reading(self, media: MediaFormat, part: "ModelConfig | ModalityConfig") -> dict[str, Any]:
+        """Input, adapter and positions of one modality."""
+        assert part.adapter is not None
+        # A tree that was written and read again names the default, too.
+        if part.adapter.holds_positions and part.positions != FourierConfig():
+            raise ValueError(
+                f"positions are given, but adapter {part.adapter.kind!r} holds its own; leave "
+                "them out"
+            )
+        mean, std = self.model.pixel_mean, self.model.pixel_std
+        return {
+            "input": model_input(media, pixel_mean=mean, pixel_std=std),
+            "adapter": model_adapter(media, part.adapter),
+            "positions": None if part.adapter.holds_positions else part.positions,
+        }
+
+    def tree(self) -> dict[str, Any]:
+        """The tree in JSON's types."""
+        return self.model_dump(mode="json")
+
+
+def _refuse_relative_in_a_job(path: str) -> None:
+    if in_ray_job() and absolute(path) != path and not path.startswith("~"):
+        raise ValueError(
+            f"is {path!r}, and a Ray job runs in a temporary copy of the working directory; give "
+            "an absolute path that all machines share"
+        )

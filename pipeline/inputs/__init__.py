@@ -1,0 +1,1 @@
+"""Media into what a model reads: batches, collate, positions."""

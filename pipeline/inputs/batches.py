@@ -1,0 +1,89 @@
+"""Batches of a shard set's media as a model takes them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.inputs.collate import BatchInputs, BatchMask, blank, joint_inputs, padded_length
+from pipeline.media import MediaFormat, TextFormat, check_array, decode_member, model_member
+from shards import RawSample, ShardReader
+from shards.loader import ShardBatch, ShardLoader
+
+
+@dataclass(frozen=True)
+class MemberDecoder:
+    """Makes a sample's arrays by modality; a sample may lack some of several.
+
+    Attributes:
+        formats: by modality.
+    """
+
+    formats: Mapping[str, MediaFormat]
+
+    def __call__(self, sample: RawSample) -> dict[str, np.ndarray]:
+        """The arrays.
+
+        Raises:
+            MediaError, ShardError: one is damaged.
+            ValueError: it has none, or one is not what its format says.
+        """
+        members = sample.members
+        arrays = {}
+        for name, fmt in self.formats.items():
+            if (member := model_member(fmt)) in members:
+                arrays[name] = decode_member(members[member], fmt)
+                check_array(arrays[name], fmt)
+        if not arrays:
+            wanted = " or ".join(map(model_member, self.formats.values()))
+            raise ValueError(f"has {', '.join(members)}, and no {wanted}")
+        return arrays
+
+
+def media_loader(
+    reader: ShardReader,
+    formats: Mapping[str, MediaFormat],
+    *,
+    one_length: bool = False,
+    **options: Any,
+) -> ShardLoader:
+    """A loader of a split's media, which names samples that cannot be read and goes on.
+
+    Args:
+        formats: by modality.
+        one_length: fill texts up to their format's length, and not a batch's longest.
+        options: of :class:`~shards.loader.ShardLoader`.
+    """
+    lengths = {name: padded_length(media) for name, media in formats.items()}
+    if one_length:
+        lengths |= {
+            name: media.max_length
+            for name, media in formats.items()
+            if isinstance(media, TextFormat)
+        }
+    return ShardLoader(
+        reader,
+        decode=MemberDecoder(formats),
+        pad_to={name: length for name, length in lengths.items() if length is not None},
+        skip_bad=True,
+        **options,
+    )
+
+
+def inputs_on(
+    batch: ShardBatch, formats: Mapping[str, MediaFormat], device: torch.device
+) -> tuple[BatchInputs, BatchMask]:
+    """The inputs of a `media_loader`'s batch and their mask, on a device.
+
+    They cross to it as they are stored, and become what the model takes there.
+    """
+    size = len(batch.weights)
+    absent = torch.zeros(size, dtype=torch.int64)
+    rows, lengths = {}, {}
+    for name, media in formats.items():
+        stored = batch.fields[name] if name in batch.fields else blank(media, size)
+        rows[name] = stored.to(device, non_blocking=True)
+        lengths[name] = batch.lengths.get(name, absent).to(device, non_blocking=True)
+    return joint_inputs(rows, lengths, formats)

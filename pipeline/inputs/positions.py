@@ -1,0 +1,39 @@
+"""The Fourier position tables between the shard set that holds them and the model that reads."""
+
+import torch
+
+from perceiver_model.adapters.multimodal_config import MultimodalInput
+from perceiver_model.config import FourierConfig
+from perceiver_model.families.classifier_config import ClassifierConfig
+from perceiver_model.tokens_config import TokensConfig
+from shards import PositionSpec, ShardSet
+
+
+def position_spec(config: TokensConfig) -> PositionSpec | None:
+    """What names the Fourier position table of one input; None if it needs none."""
+    if not isinstance(config.positions, FourierConfig):
+        return None
+    return PositionSpec(
+        shape=config.token_grid,
+        num_bands=config.positions.num_bands,
+        max_resolution=config.max_resolution,
+    )
+
+
+def position_specs(config: ClassifierConfig) -> tuple[PositionSpec, ...]:
+    """What names the tables of all of a model's inputs."""
+    parts: list[TokensConfig] = [config]
+    if isinstance(config.input, MultimodalInput):
+        parts += config.input.modalities.values()
+    specs = {spec.digest: spec for part in parts if (spec := position_spec(part)) is not None}
+    return tuple(specs.values())
+
+
+def load_positions(shard_set: ShardSet, config: ClassifierConfig) -> torch.Tensor | None:
+    """The table of a model of one input, float32 ``[tokens, channels]``; None if it needs none.
+
+    Raises:
+        ShardError: the set was made with other Fourier features.
+    """
+    spec = position_spec(config)
+    return None if spec is None else torch.from_numpy(shard_set.position_table(spec).copy())

@@ -1,0 +1,1 @@
+"""Audio: the format, files, resampling, log-mel frames."""

@@ -1,0 +1,1 @@
+"""Images: the format, JPEG, TIFF and other files, masks."""

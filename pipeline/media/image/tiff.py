@@ -1,0 +1,85 @@
+"""What a TIFF's directory declares of its strips or tiles, against what the file has."""
+
+import zlib
+from typing import Any
+
+from pipeline.media.errors import MediaError
+from pipeline.media.image.turbo import check_jpeg
+
+_UNCOMPRESSED, _JPEG, _DEFLATE = 1, 7, (8, 32946)
+_AT_ONCE = 2**20
+"""Bytes that are decompressed at once."""
+_WIDTH, _LENGTH, _COMPRESSION = 256, 257, 259
+_STRIPS, _SAMPLES, _ROWS, _STRIP_BYTES, _PLANES = 273, 277, 278, 279, 284
+_TILE_WIDTH, _TILE_LENGTH, _TILES, _TILE_BYTES, _JPEG_TABLES = 322, 323, 324, 325, 347
+
+
+def check_whole_tiff(image: Any, data: bytes) -> None:
+    """Refuse a TIFF that lacks strips or tiles, or in whose JPEG data libjpeg finds damage.
+
+    Args:
+        image: Pillow's, just opened.
+        data: the file's bytes.
+
+    Raises:
+        MediaError: what is missing or damaged.
+    """
+    tags = image.tag_v2
+    in_tiles = _TILES in tags
+    places = _numbers(tags, _TILES if in_tiles else _STRIPS)
+    sizes = _numbers(tags, _TILE_BYTES if in_tiles else _STRIP_BYTES)
+    what = "tiles" if in_tiles else "strips"
+    wanted = _num_parts(tags, in_tiles)
+    if len(places) < wanted:
+        raise MediaError(f"cut short: {len(places)} of {wanted} {what} are there")
+    if tags.get(_COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED or len(sizes) != len(places):
+        return  # Pillow reads as many bytes as it has pixels, whatever sizes are declared
+    there = sum(place + size <= len(data) for place, size in zip(places, sizes, strict=True))
+    if there < len(places):
+        raise MediaError(f"cut short: {there} of {len(places)} {what} are there")
+    if tags.get(_COMPRESSION) in _DEFLATE:
+        most = 8 * image.width * image.height + _AT_ONCE
+        for number, (place, size) in enumerate(zip(places, sizes, strict=True)):
+            if not _is_sound_deflate(data[place : place + size], most):
+                raise MediaError(f"damaged: its {what[:-1]} {number + 1} of {len(places)}")
+    if tags.get(_COMPRESSION) == _JPEG:
+        tables = bytes(tags.get(_JPEG_TABLES, b"\xff\xd8\xff\xd9"))
+        for place, size in zip(places, sizes, strict=True):
+            # An abbreviated file: its tables first, then the image without its own first mark.
+            check_jpeg(tables[:-2] + data[place + 2 : place + size])
+
+
+def _is_sound_deflate(content: bytes, most: int) -> bool:
+    """Whether zlib's data are right up to their checksum, which libtiff doesn't always reach.
+
+    Args:
+        content: of a strip or tile.
+        most: bytes that are decompressed at most; more than the image has are no matter.
+    """
+    stream, made = zlib.decompressobj(), 0
+    try:
+        while not stream.eof and made < most:
+            piece = stream.decompress(content, _AT_ONCE)
+            content = stream.unconsumed_tail
+            made += len(piece)
+            if not piece and not content:
+                return stream.eof
+    except zlib.error:
+        return False
+    return True
+
+
+def _numbers(tags: Any, tag: int) -> tuple[int, ...]:
+    value = tags.get(tag, ())
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _num_parts(tags: Any, in_tiles: bool) -> int:
+    """How many strips or tiles the image's size asks for."""
+    width, length = tags.get(_WIDTH, 0), tags.get(_LENGTH, 0)
+    planes = tags.get(_SAMPLES, 1) if tags.get(_PLANES, 1) == 2 else 1
+    if in_tiles:
+        across, down = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)
+        return -(-width // across) * -(-length // down) * planes if across and down else 0
+    rows = tags.get(_ROWS) or length
+    return -(-length // min(rows, length)) * planes if length else 0

@@ -1,0 +1,71 @@
+"""The data of a PLY file as text."""
+
+import numpy as np
+
+from pipeline.media.errors import MediaError
+from pipeline.media.points.number_lines import listed, number_lines
+from pipeline.media.points.ply_header import Column, Element, Property, cut_short, short
+
+
+class TextBody:
+    """Lines of numbers, one for each row of an element."""
+
+    def __init__(self, data: bytes) -> None:
+        self.lines = [line for line in data.splitlines() if line and not line.isspace()]
+        self.place = 0
+
+    def read(self, element: Element, wanted: tuple[str, ...]) -> dict[str, Column]:
+        if not element.properties:
+            return {}
+        lines = self.lines[self.place : self.place + element.count]
+        if len(lines) < element.count:
+            raise cut_short(element, len(lines))
+        self.place += element.count
+        if not wanted:
+            return {}
+        numbers, starts = number_lines(lines, f"damaged PLY: {element.name}")
+        return _columns(element, wanted, numbers, starts)
+
+    def check_end(self) -> None:
+        if self.place < len(self.lines):
+            more = len(self.lines) - self.place
+            raise MediaError(f"damaged PLY: it has more lines than its header says, by {more}")
+
+
+def _columns(
+    element: Element, wanted: tuple[str, ...], numbers: np.ndarray, starts: np.ndarray
+) -> dict[str, Column]:
+    columns = {}
+    places, ends = starts[:-1].copy(), starts[1:]
+    for each in element.properties:
+        _check_rows(element, places < ends)
+        counts = np.ones(len(places), np.int64)
+        if each.count_type is not None:
+            said = numbers[places]
+            places += 1
+            _check_rows(element, (said >= 0) & (said == np.floor(said)) & (said <= ends - places))
+            counts = said.astype(np.int64)
+        if each.name in wanted:
+            columns[each.name] = _typed(each, listed(numbers, places, counts)), counts
+        places += counts
+    _check_rows(element, places == ends)
+    return columns
+
+
+def _check_rows(element: Element, right: np.ndarray) -> None:
+    if not right.all():
+        raise MediaError(
+            f"damaged PLY: {element.name} {np.argmin(right) + 1} has not the numbers that the "
+            "header says"
+        )
+
+
+def _typed(each: Property, values: np.ndarray) -> np.ndarray:
+    """Values as the type that the header says has them."""
+    if each.type[0] == "f":
+        with np.errstate(over="ignore"):
+            return values.astype(each.type)
+    bounds = np.iinfo(each.type)
+    if not ((values == np.floor(values)) & (values >= bounds.min) & (values <= bounds.max)).all():
+        raise MediaError(f"damaged PLY: a value of {short(each.name)} is not of its type")
+    return values

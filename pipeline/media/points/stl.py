@@ -1,0 +1,109 @@
+"""STL files, binary and as text: triangles that name their corners' coordinates."""
+
+import re
+
+import numpy as np
+
+from pipeline.media.errors import MediaError
+from pipeline.media.points.format import PointsFormat
+from pipeline.media.points.polygons import check_counts
+
+HEADER_BYTES = 84
+RECORD = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
+
+_SOLID = re.compile(rb"\s*solid(?![^\s])[^\r\n]*", re.IGNORECASE)
+_END = re.compile(rb"\s*end\s*solid(?![^\s])[^\r\n]*", re.IGNORECASE)
+_FACET = re.compile(
+    rb"\s*facet(?:\s+normal(?:\s+\S+){0,3}?)?\s+outer\s*loop"
+    + rb"\s+vertex\s+([^\s_]+)\s+([^\s_]+)\s+([^\s_]+)" * 3
+    + rb"\s+end\s*loop\s+end\s*facet(?![^\s])",
+    re.IGNORECASE,
+)
+_FACETS_AT_ONCE = 2**14
+
+
+def is_binary_stl(data: bytes, *, exact: bool) -> bool:
+    """Whether the length is what the header says; not exact, so many bytes that no triangle fits.
+
+    Exporters append remarks; where whole triangles would fit, the count itself is in doubt.
+    """
+    if len(data) < HEADER_BYTES:
+        return False
+    count = int.from_bytes(data[80:HEADER_BYTES], "little")
+    rest = len(data) - HEADER_BYTES - RECORD.itemsize * count
+    return rest == 0 if exact else count > 0 and 0 <= rest < RECORD.itemsize
+
+
+def lacking_stl(data: bytes, max_faces: int) -> str:
+    """A remark on bytes that would be a binary STL if they were more; empty if they can't be."""
+    count = int.from_bytes(data[80:HEADER_BYTES], "little")
+    found = (len(data) - HEADER_BYTES) // RECORD.itemsize
+    if not 0 < found < count <= max_faces:
+        return ""
+    return f" (as binary STL it would be cut short: {found} of {count} faces are there)"
+
+
+def read_stl(data: bytes, fmt: PointsFormat) -> tuple[np.ndarray, np.ndarray]:
+    """The corners, float64 ``[3 * faces, 3]``, and the triangles, int64 ``[faces, 3]``."""
+    count = int.from_bytes(data[80:HEADER_BYTES], "little")
+    check_counts(count, 3 * count, fmt)
+    records = np.frombuffer(data, RECORD, count, HEADER_BYTES)
+    return _apart(records["corners"].astype(np.float64))
+
+
+def read_stl_ascii(data: bytes, fmt: PointsFormat) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`read_stl`, of all solids.
+
+    Raises:
+        MediaError: anything but facets in solids, or a solid without its end.
+    """
+    solids = [np.empty((0, 3, 3))]
+    place, faces = 0, 0
+    while solid := _SOLID.match(data, place):
+        corners, place = _facets(data, solid.end(), faces, fmt)
+        faces += len(corners)
+        end = _END.match(data, place)
+        if end is None:
+            raise MediaError(_what_is_wrong(data, place, faces))
+        place = end.end()
+        solids.append(corners)
+    if data[place:].strip(b" \t\r\n\v\f\0"):
+        raise MediaError(_what_is_wrong(data, place, faces))
+    return _apart(np.concatenate(solids))
+
+
+def _apart(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return corners.reshape(-1, 3), np.arange(3 * len(corners)).reshape(-1, 3)
+
+
+def _facets(data: bytes, place: int, before: int, fmt: PointsFormat) -> tuple[np.ndarray, int]:
+    """The facets from a place on, float64 ``[faces, 3, 3]``, and where they end."""
+    parts = [np.empty(0)]
+    words: list[bytes] = []
+    count = 0
+    while facet := _FACET.match(data, place):
+        words.extend(facet.groups())
+        place, count = facet.end(), count + 1
+        if len(words) >= 9 * _FACETS_AT_ONCE:
+            check_counts(before + count, 3 * (before + count), fmt)
+            parts.append(_numbers(words))
+            words = []
+    check_counts(before + count, 3 * (before + count), fmt)
+    parts.append(_numbers(words))
+    return np.concatenate(parts).reshape(-1, 3, 3), place
+
+
+def _numbers(words: list[bytes]) -> np.ndarray:
+    try:
+        return np.fromiter(map(float, words), np.float64, len(words))
+    except ValueError:
+        raise MediaError("damaged STL: a vertex is not of three numbers") from None
+
+
+def _what_is_wrong(data: bytes, place: int, faces: int) -> str:
+    rest = data[place:]
+    if not re.search(rb"end\s*solid", rest, re.IGNORECASE):
+        return f"cut short: it ends after {faces} whole faces without endsolid"
+    before = data[: place + len(rest) - len(rest.lstrip())]
+    line = len((before + b".").splitlines())
+    return f"damaged STL: at line {line} begins neither a whole facet nor a solid's end"

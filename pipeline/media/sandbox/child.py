@@ -1,0 +1,210 @@
+"""The sandbox's child process: runs one function on what comes down a pipe.
+
+Messages, both ways: a little-endian uint32, that many bytes of JSON, then the raw bytes of the
+blobs whose sizes the JSON gives. Never pickle: the child has decoded untrusted bytes. Where the
+JSON says ``shared``, the blobs lie in memory that both processes map instead, one after the other:
+those of a request in its first half, those of the first answer to it in the second.
+
+    parent → child   {"function", "settings", "memory_bytes", "parent", "memory"} once, then
+                     {"fields", "names", "values", "sizes"} with a blob for every part of a request
+    child → parent   {"kind": "ready", "layers", "missing"} once, as `lockdown.Lockdown` has them,
+                     and for every request any number of
+                     {"kind": "sample", "names", "sizes"} with a blob for every member, closed by
+                     {"kind": "done"}, {"kind": "refused", "reason", "trace"}, {"kind": "memory"} or
+                     {"kind": "broken", "reason", "trace"}, after which the child ends
+"""
+
+import importlib
+import itertools
+import json
+import mmap
+import os
+import resource
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, Any
+
+from pipeline.media.errors import MediaError, one_line, short_trace
+from pipeline.media.sandbox.allocator import keep_freed_memory
+from pipeline.media.sandbox.lockdown import Lockdown, die_with
+
+HEADER_LENGTH = struct.Struct("<I")
+PIPE_BYTES = 1 << 20
+"""Linux's largest pipe for everyone: a usual message passes without a switch of process."""
+
+SHARED_BYTES = 4 << 20
+"""Of each half of the shared memory; larger messages go through the pipe."""
+
+Part = tuple[bytes, str]
+"""A file's bytes, and its name for formats that only their extension tells."""
+DecodeFunction = Callable[[dict[str, Part], dict[str, Any]], Iterable]
+"""``(parts, values)`` to one dictionary of shard members for every sample."""
+
+
+def message(
+    header: dict[str, Any], blobs: Sequence[bytes] = (), shared: memoryview | None = None
+) -> list[bytes]:
+    """The pieces to write, in order, for a header (JSON) and its blobs; these go to ``shared``."""
+    sizes = [len(blob) for blob in blobs]
+    is_shared = shared is not None and sum(sizes) <= len(shared)
+    text = json.dumps({**header, "sizes": sizes, "shared": is_shared}).encode()
+    prefix = HEADER_LENGTH.pack(len(text)) + text
+    if shared is None or not is_shared:
+        return [prefix, *blobs]
+    end = 0
+    for blob in blobs:
+        shared[end : end + len(blob)] = blob
+        end += len(blob)
+    return [prefix]
+
+
+def shared_blobs(shared: memoryview, sizes: Sequence[int]) -> list[bytes]:
+    """Copies of the blobs that lie in shared memory: the other process may change it."""
+    ends = list(itertools.accumulate(sizes))
+    return [bytes(shared[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+
+
+def halves(descriptor: int) -> tuple[memoryview, memoryview]:
+    """The shared memory that a descriptor is of: for requests, and for answers."""
+    memory = memoryview(mmap.mmap(descriptor, 2 * SHARED_BYTES))
+    return memory[:SHARED_BYTES], memory[SHARED_BYTES:]
+
+
+def main() -> None:
+    """Serve requests until standard input ends."""
+    requests, answers = _take_pipes()
+    first = _read(requests, None)
+    if first is None:
+        return
+    header, _ = first
+    shared = halves(header["memory"])
+    os.close(header["memory"])
+    lockdown = Lockdown()
+    lockdown.before_imports()
+    die_with(header["parent"])
+    try:
+        function = _find(header["function"])(header["settings"])
+    except Exception as error:
+        _send(answers, _broken(error))
+        return
+    limit = header["memory_bytes"]
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    keep_freed_memory()
+    lockdown.after_imports()
+    _send(answers, {"kind": "ready", "layers": lockdown.layers, "missing": lockdown.missing()})
+    while _serve(function, requests, answers, shared):
+        pass
+
+
+def _take_pipes() -> tuple[IO[bytes], IO[bytes]]:
+    """Both pipes under descriptors that no library knows; 0, 1 and 2 become /dev/null."""
+    requests = os.fdopen(os.dup(0), "rb", buffering=PIPE_BYTES)
+    answers = os.fdopen(os.dup(1), "wb", buffering=PIPE_BYTES)
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.close(null)
+    return requests, answers
+
+
+def _find(function: str) -> Callable[[dict[str, Any]], DecodeFunction]:
+    module, _, name = function.partition(":")
+    found: Callable[[dict[str, Any]], DecodeFunction] = getattr(
+        importlib.import_module(module), name
+    )
+    return found
+
+
+def nothing(settings: dict[str, Any]) -> DecodeFunction:
+    """A function that gives no sample: for a look at what the sandbox holds."""
+    return lambda parts, values: ()
+
+
+def _serve(
+    function: DecodeFunction,
+    requests: IO[bytes],
+    answers: IO[bytes],
+    shared: tuple[memoryview, memoryview],
+) -> bool:
+    """Answer one request; False when the child should end."""
+    try:
+        request = _read(requests, shared[0])
+        if request is None:
+            return False
+        header, blobs = request
+        del request
+        parts = {
+            field: (blob, name)
+            for field, blob, name in zip(header["fields"], blobs, header["names"], strict=True)
+        }
+        del blobs
+        for number, members in enumerate(function(parts, header["values"])):
+            sample = {"kind": "sample", "names": list(members)}
+            _send(answers, sample, list(members.values()), None if number else shared[1])
+        verdict: dict[str, Any] = {"kind": "done"}
+    except ImportError as error:
+        verdict = _broken(error)
+    except Exception as error:  # decoders raise almost anything on malformed bytes
+        verdict = {"kind": "memory"} if _lacked_memory(error) else _refused(error)
+    _send(answers, verdict)
+    return verdict["kind"] in ("done", "refused")
+
+
+def _lacked_memory(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _refused(error: Exception) -> dict[str, Any]:
+    known = isinstance(error, MediaError)
+    reason = " ".join(str(error).split()) if known else one_line(error)
+    return {"kind": "refused", "reason": reason, "trace": _trace(error)}
+
+
+def _broken(error: Exception) -> dict[str, Any]:
+    return {"kind": "broken", "reason": one_line(error), "trace": _trace(error)}
+
+
+def _trace(error: BaseException) -> str:
+    lines = short_trace(error).splitlines()
+    return "\n".join(line for line in lines if not line.startswith("sandbox_child.py:"))
+
+
+def _read(
+    requests: IO[bytes], shared: memoryview | None
+) -> tuple[dict[str, Any], list[bytes]] | None:
+    """A header and its blobs, or None at the end."""
+    prefix = requests.read(HEADER_LENGTH.size)
+    if len(prefix) < HEADER_LENGTH.size:
+        return None
+    header = json.loads(requests.read(HEADER_LENGTH.unpack(prefix)[0]))
+    if shared is not None and header["shared"]:
+        return header, shared_blobs(shared, header["sizes"])
+    blobs = list(_exactly(requests, header["sizes"]))
+    return (header, blobs) if len(blobs) == len(header["sizes"]) else None
+
+
+def _exactly(requests: IO[bytes], sizes: list[int]) -> Iterator[bytes]:
+    for size in sizes:
+        blob = requests.read(size)
+        if len(blob) < size:
+            return
+        yield blob
+
+
+def _send(
+    answers: IO[bytes],
+    header: dict[str, Any],
+    blobs: Sequence[bytes] = (),
+    shared: memoryview | None = None,
+) -> None:
+    for piece in message(header, blobs, shared):
+        answers.write(piece)
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()

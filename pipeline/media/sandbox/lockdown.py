@@ -1,0 +1,250 @@
+"""What the sandbox's child gives up before it reads a file, and what that protects.
+
+Every protection is held by at least one layer, or is missing with a reason; nothing is passed over
+in silence.
+"""
+
+import contextlib
+import ctypes
+import importlib.machinery
+import importlib.util
+import os
+import pkgutil
+import resource
+import signal
+import sys
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.media.sandbox import landlock, namespaces, seccomp
+
+PROTECTIONS = {
+    "environment": (),
+    "privileges": ("capabilities",),
+    "reading": ("Landlock", "namespaces", "mount namespace"),
+    "writing": ("seccomp", "Landlock", "namespaces", "mount namespace"),
+    "network": ("seccomp", "namespaces"),
+    "processes": ("seccomp",),
+    "signals": ("seccomp", "Landlock"),
+    "memory": ("Landlock", "namespaces", "capabilities"),
+}
+"""What a decoder that is taken over must not reach, and the layers that may hold it back.
+
+environment: the parent's variables and open files. privileges: capabilities, and programs that
+give some. reading, writing: files beside Python's and its packages'. network: any socket.
+processes: another program, or a process that outlives the sandbox. signals: to other processes.
+memory: of other processes, also through /proc or a debugger.
+"""
+
+_SYSTEM_LIBRARIES = (
+    "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64",
+    "/nix/store", "/gnu/store", "/etc/ld.so.cache",
+)  # fmt: skip
+_SYSTEM_FACTS = ("/dev/urandom", "/etc/localtime", "/usr/share/zoneinfo", "/sys/devices/system/cpu")
+_MAX_OPEN_FILES = 256
+
+
+@dataclass
+class Lockdown:
+    """The layers that hold in this process, and those that do not.
+
+    Attributes:
+        layers: of each protection, the names of the layers that hold it.
+        failed: why a layer could not be put on, by its name.
+    """
+
+    layers: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in PROTECTIONS})
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def before_imports(self) -> None:
+        """Put on what allows imports. The process has one thread, and no open file but its own."""
+        self._add("an emptied environment", "environment")
+        self._limit()
+        if sys.platform != "linux":
+            self.failed |= dict.fromkeys(
+                ("Landlock", "namespaces", "capabilities", "seccomp"), "only Linux has it"
+            )
+            return
+        readable = prepare_imports()
+        if len([*Path("/proc/self/task").iterdir()]) > 1:
+            raise RuntimeError("a thread was started before the sandbox was closed")
+        version = self._landlock_version()
+        is_own_user = self._leave_namespaces(readable, with_mounts=version is None)
+        try:
+            if namespaces.drop_privileges() and not is_own_user:
+                self._add("dropped capabilities", "memory")
+            self._add("no new privileges", "privileges")
+        except OSError as error:
+            self.failed["capabilities"] = _reason(error)
+        if version is not None:
+            self._lock_files(readable)
+
+    def after_imports(self) -> None:
+        """Put on what holds for all threads: the filter of system calls."""
+        if sys.platform != "linux":
+            return
+        try:
+            seccomp.restrict()
+        except OSError as error:
+            self.failed["seccomp"] = _reason(error)
+            return
+        self._add("seccomp", "writing", "network", "processes", "signals")
+
+    def missing(self) -> dict[str, str]:
+        """The protections that no layer holds, and why."""
+        return {name: self._why(name) for name, layers in self.layers.items() if not layers}
+
+    def _why(self, name: str) -> str:
+        failed = (layer for layer in PROTECTIONS[name] if layer in self.failed)
+        return "; ".join(f"{layer}: {self.failed[layer]}" for layer in failed)
+
+    def _add(self, layer: str, *names: str) -> None:
+        for name in names:
+            self.layers[name].append(layer)
+
+    def _limit(self) -> None:
+        for limit, most in (
+            (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_FSIZE, 0),
+            (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
+        ):
+            with contextlib.suppress(ValueError):  # a lower limit holds already
+                resource.setrlimit(limit, (most, most))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def _landlock_version(self) -> int | None:
+        try:
+            return landlock.version()
+        except OSError as error:
+            self.failed["Landlock"] = _reason(error)
+            return None
+
+    def _leave_namespaces(self, readable: Sequence[str], *, with_mounts: bool) -> bool:
+        """Whether this process is in a user namespace of its own."""
+        try:
+            is_own_user = namespaces.leave_network(with_mounts=with_mounts)
+        except OSError as error:
+            self.failed["namespaces"] = _reason(error)
+            return False
+        self._add("network namespace", "network")
+        if is_own_user:
+            self._add("user namespace", "memory")
+        if with_mounts:
+            try:
+                namespaces.leave_files(readable)
+            except OSError as error:
+                self.failed["mount namespace"] = _reason(error)
+                return is_own_user
+            self._add("mount namespace", "reading", "writing")
+        return is_own_user
+
+    def _lock_files(self, readable: Sequence[str]) -> None:
+        try:
+            version = landlock.restrict(readable)
+        except OSError as error:
+            self.failed["Landlock"] = _reason(error)
+            return
+        self._add("Landlock", "reading", "writing", "memory")
+        if version >= landlock.SCOPE_VERSION:
+            self._add("Landlock", "signals")
+
+
+def prepare_imports() -> list[str]:
+    """Let modules be imported from packages alone, and name all files that this takes.
+
+    A folder of ``sys.path`` that is no folder of installed packages may be someone's working
+    folder: of such a one the modules can be imported, and what else lies in it not be read.
+    """
+    readable = [*_SYSTEM_LIBRARIES, *_SYSTEM_FACTS, *_libraries_of_python()]
+    loose: dict[str, str] = {}
+    kept: list[str] = []
+    find = importlib.machinery.PathFinder.find_spec
+    for entry in sys.path:
+        folder = Path(entry)
+        if _is_of_packages(folder):
+            readable.append(entry)
+            kept.append(entry)
+        elif folder.is_dir():
+            for module in pkgutil.iter_modules([entry]):
+                if module.name not in loose and find(module.name, kept) is None:
+                    loose[module.name] = entry
+    sys.path[:] = kept
+    finder = _Modules(loose)
+    # Before the folders of packages, which come later, and before editable installations.
+    sys.meta_path.insert(sys.meta_path.index(importlib.machinery.PathFinder), finder)
+    return [*dict.fromkeys(readable + finder.files())]
+
+
+def _libraries_of_python() -> list[str]:
+    prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
+    found = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
+    found += [str(Path(prefix, "lib")) for prefix in sorted(prefixes)]
+    return found + [path for path in os.getenv("LD_LIBRARY_PATH", "").split(os.pathsep) if path]
+
+
+def _is_of_packages(folder: Path) -> bool:
+    if not folder.is_dir():
+        return folder.is_file()  # a zip file of modules
+    of_python = any(
+        folder.is_relative_to(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")
+    )
+    named = folder.name in ("site-packages", "dist-packages")
+    return of_python or named or any(folder.glob("*.dist-info"))
+
+
+class _Modules:
+    """Finds the top-level modules that lie in some folders, without listing the folders again.
+
+    Args:
+        folders: each module's folder.
+    """
+
+    def __init__(self, folders: dict[str, str]) -> None:
+        self._specs = {}
+        for name, folder in folders.items():
+            spec = importlib.machinery.PathFinder.find_spec(name, [folder])
+            if spec is not None and spec.origin is not None:
+                self._specs[name] = spec
+
+    def find_spec(
+        self, name: str, path: object = None, target: object = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """The module's specification, None if it lies elsewhere."""
+        found = self._specs.get(name)
+        if found is None:
+            return None
+        places = found.submodule_search_locations
+        return importlib.util.spec_from_file_location(
+            name,
+            found.origin,
+            submodule_search_locations=None if places is None else list(places),
+        )
+
+    def files(self) -> list[str]:
+        """The modules' files, and the packages' folders."""
+        found = []
+        for spec in self._specs.values():
+            assert spec.origin is not None
+            found.append(str(Path(spec.origin).parent) if spec.submodule_search_locations
+                         else spec.origin)  # fmt: skip
+        return found
+
+
+def die_with(parent: int) -> None:
+    """No interrupt from the keyboard, and no life after the parent's.
+
+    Linux kills the child, too, when the parent's thread that started it ends: the parent then
+    starts another. A change of privileges takes that back, so this comes after it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__

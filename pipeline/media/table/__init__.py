@@ -1,0 +1,1 @@
+"""Tables: the format, categories, and reading values."""

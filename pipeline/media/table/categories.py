@@ -1,0 +1,65 @@
+"""One categorical column's known names, and which of them a value is."""
+
+import math
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from pipeline.media.table.values import is_number, name_of, numeral
+
+
+class Categories:
+    """The known names of a column, found by value.
+
+    Vocabularies of earlier releases have names such as 1.0 and True: these are found by the names
+    that they have now, too.
+
+    Args:
+        known: names; their places are the indices.
+    """
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self._size = len(known)
+        self._places = {name: place for place, name in enumerate(known)}
+        self._numerals: dict[Decimal, list[str]] = {}
+        for place, name in enumerate(known):
+            self._places.setdefault(name_of(name), place)
+            if (number := numeral(name)) is not None:
+                self._numerals.setdefault(number, []).append(name)
+
+    def index(self, given: Any, name: str | None) -> float:
+        """The index of a value, their number where it is none of the known ones, NaN if missing.
+
+        Args:
+            given: the value itself.
+            name: what :func:`~pipeline.media.table.values.read_name` makes of it.
+        """
+        if isinstance(given, str) and given in self._places:  # in an earlier vocabulary, even NA
+            return self._places[given]
+        if name is None:
+            return math.nan
+        if name not in self._places and is_number(given):
+            name = self._written_longer(name) or name
+        return self._places.get(name, self._size)
+
+    def doubtful(self, value: Any) -> list[str]:
+        """Known texts that a number may have been before it was read as a number.
+
+        pandas reads the text 007 as the number 7, and 3.10 as 3.1.
+        """
+        if not is_number(value) or not math.isfinite(value):
+            return []
+        name = name_of(value)
+        number = numeral(name)
+        names = [] if number is None else self._numerals.get(number, [])
+        if all(name_of(other) == name for other in names) or self._written_longer(name):
+            return []
+        return names
+
+    def _written_longer(self, name: str) -> str | None:
+        """The one known name of a number that is written with zeros at its end: 1.50 of 1.5."""
+        number = numeral(name)
+        names = [] if number is None else self._numerals.get(number, [])
+        if len(names) != 1 or names[0].rstrip("0") != name:
+            return None
+        return names[0]

@@ -1,0 +1,1 @@
+"""Video: the format, films, clips and their sound tracks."""

@@ -1,0 +1,93 @@
+"""A film's sound, read span by span with the memory of one span."""
+
+from collections import deque
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from pipeline.media.errors import MediaError
+from pipeline.media.video.film import Track
+
+MAX_DRIFT = Fraction(1, 10)
+"""Seconds by which a frame's time may differ from where the frames before it end, before it counts:
+containers round times, but what they hold follows without gaps."""
+
+FULL_SCALE = {"u1": 128.0, "i2": 32768.0, "i4": 2147483648.0, "i8": 9223372036854775808.0}
+"""The largest value, by NumPy's name of a sample's type."""
+
+
+class Soundtrack:
+    """Spans of a track as mono float32 at the track's own rate.
+
+    Attributes:
+        rate: hertz; 0 before the first span is read, and of a track without any sound.
+    """
+
+    def __init__(self, track: Track) -> None:
+        self.rate = 0
+        self._frames = self._mono(track)
+        # Pieces of sound and the number of the first sample of each, since time zero.
+        self._pieces: deque[tuple[int, np.ndarray]] = deque()
+        self._next: tuple[int, np.ndarray] | None = None
+        self._advance()
+
+    def read(self, start: Fraction, seconds: float) -> np.ndarray:
+        """The sound from ``start``, in seconds of the film's clock; later than the last span's.
+
+        Returns:
+            float32 ``[samples]`` in [-1, 1]: silence where the track has a gap, and shorter where
+            it ends.
+
+        Raises:
+            MediaError: a packet cannot be decoded.
+        """
+        first, count = round(start * self.rate), round(seconds * self.rate)
+        while self._next is not None and self._next[0] < first + count:
+            self._pieces.append(self._next)
+            self._advance()
+        while self._pieces and self._pieces[0][0] + len(self._pieces[0][1]) <= first:
+            self._pieces.popleft()
+        sound = np.zeros(count, np.float32)
+        end = count if self._next is not None else 0
+        for place, piece in self._pieces:
+            begin, stop = max(first, place), min(first + count, place + len(piece))
+            if begin < stop:
+                sound[begin - first : stop - first] = piece[begin - place : stop - place]
+                end = max(end, stop - first)
+        return sound[:end]
+
+    def _advance(self) -> None:
+        self._next = next(self._frames, None)
+
+    def _mono(self, track: Track) -> Iterator[tuple[int, np.ndarray]]:
+        """Pieces of sound and their places, in order, without overlaps."""
+        place: int | None = None
+        for time, frame in track.frames():
+            if not frame.samples:
+                continue
+            if self.rate not in (0, frame.sample_rate) or not 0 < frame.sample_rate <= 768_000:
+                raise MediaError(f"its sound's rate is {frame.sample_rate} Hz after {self.rate} Hz")
+            self.rate = frame.sample_rate
+            shown = round(time * self.rate)
+            if place is None or shown - place > MAX_DRIFT * self.rate:
+                place = shown
+            yield place, _mix(frame)
+            place += frame.samples
+
+
+def _mix(frame: Any) -> np.ndarray:
+    """A frame's channels, averaged: float32 ``[samples]``."""
+    values = frame.to_ndarray()
+    channels = len(frame.layout.channels)
+    if not frame.format.is_planar:
+        values = values.reshape(-1, channels).T
+    kind = values.dtype.str[1:]
+    if kind in FULL_SCALE:
+        offset = 128.0 if kind == "u1" else 0.0
+        values = (values.astype(np.float32) - offset) / FULL_SCALE[kind]
+    mono = values.mean(axis=0, dtype=np.float64).astype(np.float32)
+    if not np.isfinite(mono).all():
+        raise MediaError("its sound holds values that are not finite")
+    return mono

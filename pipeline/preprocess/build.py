@@ -1,0 +1,417 @@
+"""Building a shard set from its sources, with Ray Data.
+
+The unit of work is a shard: one task reads its sources, decodes them and writes the shard whole.
+The plan fixes which sources make which shard, so the bytes do not depend on how many tasks ran, in
+which order, or how often the work was interrupted; shards that are committed are not made again.
+"""
+
+import math
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cluster.ray_session import ray_session
+from perceiver_model.fourier import position_table
+from pipeline.config.data import DataConfig
+from pipeline.errors import UserError
+from pipeline.inputs.model_input import VOCABULARY
+from pipeline.media.errors import MediaError
+from pipeline.media.table.decode import TableVocabulary
+from pipeline.preprocess.changes import Changes
+from pipeline.preprocess.identity import sandbox_settings
+from pipeline.preprocess.ledger import Ledger
+from pipeline.preprocess.shard_task import ShardTask, read_contents, source_sha256
+from pipeline.preprocess.sources import (
+    Listing,
+    Reach,
+    SourceRow,
+    fit_table,
+    plan_files,
+    read_plan,
+    shard_addresses,
+    write_plan,
+)
+from pipeline.preprocess.sources.tables import table_digest
+from pipeline.runs.console import Console
+from pipeline.runs.user_errors import EXPECTED, expected_errors
+from shards import (
+    Manifest,
+    PositionSpec,
+    ShardError,
+    ShardSet,
+    link_shard,
+    publish,
+    quarantine_table,
+    read_quarantine_table,
+    write_position_table,
+)
+from shards.digests import canonical_json, sha256_hex
+from shards.files import AtomicFile, remove_tree
+from shards.writer import QUARANTINE_PARTS
+
+# Ray Data keeps a few bytes for each block; with more of them, blocks hold more shards.
+MAX_BLOCKS = 10_000
+MAX_JOBS_EACH = 16
+GUIDE = 1.5
+"""Of the jobs that are left, a task takes its CPU's share divided by this."""
+HASHED_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The set that is wanted, by a configuration or by an older set's manifest.
+
+    Attributes:
+        data: section ``data``.
+        seed: of splits and of the order in shards.
+        settings: all that determines the samples.
+        specs: of the position tables.
+        final: the set's folder.
+        address: of the Ray cluster.
+    """
+
+    data: DataConfig
+    seed: int
+    settings: dict[str, Any]
+    specs: tuple[PositionSpec, ...]
+    final: Path
+    address: str | None
+
+    def beside(self, suffix: str) -> Path:
+        """A path beside the set."""
+        return self.final.with_name(f"{self.final.name}.{suffix}")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The set that is there already, of the same settings."""
+
+    manifest: Manifest
+    ledger: Ledger
+    quarantine: pa.Table
+
+
+def sha256s(job: Job, listing: Listing, sources: pa.Table) -> list[str | None]:
+    """Hash some sources of a listing; None for one that cannot be read."""
+    plan = job.beside("doubtful.parquet")
+    try:
+        part = replace(listing, table=sources)
+        shards = write_plan(part, plan, HASHED_AT_ONCE)
+        addresses = shard_addresses(part, HASHED_AT_ONCE)
+        rows = (
+            row
+            for shard in range(shards)
+            for row in read_plan(
+                plan, shard, addresses[shard] if addresses else None, part.value_places
+            )
+        )
+        return [_sha256(row, listing.reaches[row.split]) for row in rows]
+    finally:
+        _remove_plan(plan)
+
+
+def _sha256(row: SourceRow, reach: Reach) -> str | None:
+    try:
+        return source_sha256(row, read_contents(row, reach))
+    except (MediaError, OSError):
+        return None
+
+
+def _remove_plan(plan: Path) -> None:
+    for file in plan_files(plan):
+        file.unlink()
+
+
+def build(
+    job: Job,
+    listing: Listing,
+    base: Base | None,
+    changes: Changes | None,
+    console: Console,
+) -> int:
+    """Make the set of all that is listed, or, of a base, of what has changed and what has not.
+
+    Returns:
+        How many sources were to be decoded.
+
+    Raises:
+        UserError: too many sources cannot be used; nothing is left behind then. After other errors
+            the shards that are finished stay, for the same command to go on from.
+    """
+    staging, made_by, plan, stale = (
+        job.beside(name) for name in ("partial", "partial.made_by", "plan.parquet", "stale.parquet")
+    )
+    _prepare(staging, made_by, _fingerprint(job, listing, base, changes))
+    try:
+        sources = listing.table if changes is None else changes.renewed
+        kept, rewritten = _shards_of(job, base, changes)
+        first_number = int(max(kept + rewritten, default=-1)) + 1
+        num_new, addresses = 0, None
+        if sources.num_rows:
+            new = replace(listing, table=sources)
+            num_new = write_plan(new, plan, job.data.samples_per_shard)
+            addresses = shard_addresses(new, job.data.samples_per_shard)
+        if changes is not None:
+            pq.write_table(changes.stale, stale)
+        vocabulary = _vocabulary(job, listing, base)
+        task = ShardTask(
+            plan=str(plan),
+            staging=str(staging),
+            reaches=listing.reaches,
+            value_places=listing.value_places,
+            media=sandbox_settings(job.data, listing.classes, vocabulary),
+            limits={
+                "seconds": job.data.decode_seconds,
+                "memory_bytes": job.data.decode_memory_mib * 2**20,
+                "required": job.data.sandbox == "require",
+            },
+            num_new=num_new,
+            first_number=first_number,
+            base=None if base is None else str(job.final),
+            stale=None if changes is None else str(stale),
+            rewritten=np.asarray(rewritten, np.int64),
+        )
+        for number in kept:
+            link_shard(job.final, staging, number)
+        if num_new + len(rewritten):
+            with expected_errors(), ray_session(job.address):
+                run_tasks(task, num_new + len(rewritten), sources.num_rows, console, addresses)
+        carried = _carried(base, changes)
+        try:
+            _check_bad(job, listing, staging, carried)
+        except UserError:
+            remove_leftovers(job)
+            raise
+        _write_positions(job, staging)
+        publish(
+            staging,
+            job.final,
+            numbers=[*kept, *rewritten, *range(first_number, first_number + num_new)],
+            config=job.settings | ({VOCABULARY: vocabulary.to_dict()} if vocabulary else {}),
+            input_digest=listing.content_digest,
+            classes=listing.classes,
+            positions=job.specs,
+            quarantine=pa.concat_tables([carried, refused_rows(listing)]),
+            replace=job.final.exists(),
+        )
+        made_by.unlink()
+    except EXPECTED:
+        if not any(staging.glob("*.tar")):
+            remove_leftovers(job)
+        raise
+    finally:
+        _remove_plan(plan)
+        stale.unlink(missing_ok=True)
+    return sources.num_rows
+
+
+def remove_leftovers(job: Job) -> None:
+    """Remove all that an unfinished run left beside the set."""
+    # First what vouches for the shards: some may lack their quarantined sources by then.
+    for name in ("partial.made_by", "stale.parquet"):
+        job.beside(name).unlink(missing_ok=True)
+    remove_tree(job.beside("partial"))
+    for name in ("plan.parquet", "doubtful.parquet"):
+        _remove_plan(job.beside(name))
+
+
+def refused_rows(listing: Listing) -> pa.Table:
+    """The listing's refused sources as rows of the quarantine."""
+    refused = listing.refused
+    return pa.table(
+        {
+            "source_uri": uri_texts(refused["uri"]),
+            "split": refused["split"].cast(pa.string()),
+            "reason": refused["reason"],
+            "traceback": pa.repeat(pa.scalar("", pa.string()), refused.num_rows),
+        },
+        schema=quarantine_table([]).schema,
+    )
+
+
+def uri_texts(uris: pa.ChunkedArray) -> pa.Array:
+    """URIs as the quarantine spells them: bytes that are not UTF-8 as backslash escapes."""
+    try:
+        return uris.cast(pa.string()).combine_chunks()
+    except pa.ArrowInvalid:
+        texts = (
+            uri.decode("utf-8", "surrogateescape").encode(errors="backslashreplace").decode()
+            for uri in uris.to_pylist()
+        )
+        return pa.array(texts, pa.string())
+
+
+def _fingerprint(job: Job, listing: Listing, base: Base | None, changes: Changes | None) -> str:
+    """What the shards in a staging folder depend on."""
+    facts = {
+        "settings": job.settings,
+        "sources": listing.state_digest,
+        "roots": listing.roots,
+        "base": base and base.manifest.digest,
+        "changes": None
+        if changes is None
+        else table_digest([changes.renewed.select(["uri"]), changes.stale]),
+    }
+    return sha256_hex(canonical_json(facts))
+
+
+def _prepare(staging: Path, made_by: Path, fingerprint: str) -> None:
+    """Keep an interrupted run's shards only if the same settings and sources made them.
+
+    The fingerprint lies beside the staging folder, so that it outlives the folder's publishing.
+    """
+    known = made_by.read_text("utf-8") if made_by.is_file() else None
+    if known != fingerprint:
+        made_by.unlink(missing_ok=True)
+        remove_tree(staging)
+        staging.parent.mkdir(parents=True, exist_ok=True)
+        with AtomicFile(made_by) as file:
+            file.write(fingerprint.encode())
+    staging.mkdir(parents=True, exist_ok=True)
+
+
+def _shards_of(job: Job, base: Base | None, changes: Changes | None) -> tuple[list[int], list[int]]:
+    """Numbers of the base's shards that stay as they are, and of those that lose samples."""
+    if base is None or changes is None:
+        return [], []
+    numbers = ShardSet.open(job.final).listing["number"]
+    losing = pc.is_in(numbers, value_set=pc.unique(changes.stale["shard"]))
+    return (
+        numbers.filter(pc.invert(losing)).to_pylist(),
+        numbers.filter(losing).to_pylist(),
+    )
+
+
+def run_tasks(
+    task: ShardTask,
+    num_jobs: int,
+    num_sources: int,
+    console: Console,
+    addresses: list[str] | None = None,
+) -> None:
+    """Run one Ray Data task for each job.
+
+    Args:
+        addresses: of the new shards, from `shard_addresses`; they travel with the jobs, in memory.
+    """
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    _learn_limits_at_once()
+    # A reading operator, such as range's, would hold CPUs of its own.
+    blocks = np.split(np.arange(num_jobs), guided(num_jobs, ray.cluster_resources().get("CPU", 1)))
+    table = {"id": np.arange(num_jobs)}
+    if addresses is not None:
+        table["addresses"] = np.array(addresses + [""] * (num_jobs - len(addresses)), object)
+    jobs = ray.data.from_arrow(
+        [pa.table({name: column[block] for name, column in table.items()}) for block in blocks]
+    )
+    told: set[str | None] = {None}
+    with console.bar("preprocess", num_sources, "files") as bar:
+        for row in jobs.map_batches(task, batch_size=1).iter_rows():
+            if row["error"] is not None:
+                raise ShardError(row["error"])
+            if row["lacking"] not in told:
+                told.add(row["lacking"])
+                console.notice(f"the sandbox of decoders is not whole on {row['lacking']}")
+            bar.skip(row["kept"])
+            bar.advance(row["files"])
+
+
+def guided(num_jobs: int, num_cpus: float) -> list[int]:
+    """Where to cut the jobs into tasks: few, since Ray Data leaves a CPU idle for 0.2 s after each.
+
+    The last ones are single jobs, so that all CPUs end together. (Guided self-scheduling:
+    Polychronopoulos and Kuck, IEEE Transactions on Computers C-36, 1987.)
+    """
+    least = math.ceil(num_jobs / MAX_BLOCKS)
+    most = max(MAX_JOBS_EACH, least)
+    cuts: list[int] = []
+    start = 0
+    while start < num_jobs:
+        share = math.ceil((num_jobs - start) / (GUIDE * max(num_cpus, 1)))
+        start += min(max(share, least), most)
+        cuts.append(start)
+    return cuts[:-1]
+
+
+def _learn_limits_at_once() -> None:
+    """Ray Data takes a cluster for empty until it asks again, and runs one task at a time.
+
+    It asks every second. That is its own affair, so a version that has it elsewhere is left alone.
+    """
+    with suppress(ImportError):
+        from ray.data._internal.execution.resource_manager import ResourceManager
+
+        ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = 0.1
+
+
+def _carried(base: Base | None, changes: Changes | None) -> pa.Table:
+    """The quarantine of the base's listed sources that could not be decoded, and are as before."""
+    if base is None or changes is None:
+        return quarantine_table([])
+    unchanged = pa.chunked_array([changes.unchanged])
+    return base.quarantine.filter(refused_by_decoders(base, unchanged))
+
+
+def refused_by_decoders(base: Base, uris: pa.ChunkedArray) -> pa.Array:
+    """Which rows of the base's quarantine are these sources' own.
+
+    A source that is in a shard may have a namesake there, which the listing refused, without a
+    traceback; or a row of its own for what was damaged behind its first samples.
+    """
+    ledger = base.ledger.table
+    failed = ledger["uri"].filter(pc.is_null(ledger["shard"]))
+    named, rows = uri_texts(uris), base.quarantine["source_uri"]
+    alone = uri_texts(uris.filter(pc.is_in(uris, value_set=failed.combine_chunks())))
+    decoded = pc.not_equal(base.quarantine["traceback"], "")
+    return pc.or_(
+        pc.is_in(rows, value_set=alone), pc.and_(pc.is_in(rows, value_set=named), decoded)
+    )
+
+
+def _check_bad(job: Job, listing: Listing, staging: Path, carried: pa.Table) -> None:
+    parts = sorted((staging / QUARANTINE_PARTS).glob("*.parquet"))
+    rows = pa.concat_tables([carried, *map(read_quarantine_table, parts)])
+    bad, total = rows.num_rows, listing.table.num_rows
+    if bad == 0:
+        return
+    named = "; ".join(
+        f"{row['source_uri']}: {row['reason']}" for row in rows.slice(0, 3).to_pylist()
+    )
+    if bad == total:
+        raise UserError(f"none of the {total} files can be used, for example {named}")
+    if bad / total > job.data.max_bad_fraction:
+        raise UserError(
+            f"{bad} of {total} files ({bad / total:.1%}) cannot be used, more than "
+            f"data.max_bad_fraction={job.data.max_bad_fraction:g}: {named}"
+        )
+    counted = pc.value_counts(rows["split"].combine_chunks()).to_pylist()
+    bad_in = {row["values"]: row["counts"] for row in counted}
+    for split, count in listing.counts().items():
+        if bad_in.get(split, 0) == count:
+            raise UserError(f"none of the {count} files of split {split!r} can be used: {named}")
+
+
+def _write_positions(job: Job, staging: Path) -> None:
+    for spec in job.specs:
+        table = position_table(spec.shape, spec.num_bands, spec.max_resolution)
+        write_position_table(staging, spec, np.asarray(table))
+
+
+def _vocabulary(job: Job, listing: Listing, base: Base | None) -> TableVocabulary | None:
+    """Of the base, since its samples hold its numbers; else of the training rows."""
+    table = job.data.table
+    if table is None:
+        return None
+    if base is not None:
+        return TableVocabulary.from_dict(base.manifest.config[VOCABULARY])
+    return fit_table(listing, table)

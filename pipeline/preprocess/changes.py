@@ -1,0 +1,74 @@
+"""What has changed among the sources since a shard set was made."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.preprocess.ledger import source_states
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What it takes to bring a set up to its sources.
+
+    Attributes:
+        renewed: the rows of the listing to be decoded: added, changed, or tried again.
+        unchanged: URIs of the others.
+        stale: uri and shard of the sources whose samples must go: changed, tried again or gone.
+    """
+
+    renewed: pa.Table
+    unchanged: pa.Array
+    stale: pa.Table
+
+    def __bool__(self) -> bool:
+        return bool(self.renewed.num_rows or self.stale.num_rows)
+
+
+def find_changes(
+    ledger: pa.Table,
+    listing: pa.Table,
+    again: pa.Array,
+    sha256s: Callable[[pa.Table], list[str | None]],
+) -> Changes:
+    """Compare a listing with the ledger: by sizes and times first, by content where these differ.
+
+    Args:
+        ledger: a row for each source that the set was made from.
+        listing: a row for each source that is there now.
+        again: URIs to be tried again whatever their state.
+        sha256s: hashes the content of sources; asked once, for all that may have changed. None
+            where one cannot be read.
+    """
+    known = pc.index_in(listing["uri"], value_set=ledger["uri"].combine_chunks())
+    before = ledger["sha256"].take(known)
+    in_set = _true(pc.is_valid(before))
+    targets = (
+        pc.fill_null(table, -1) for table in (listing["target"], ledger["target"].take(known))
+    )
+    # A target that changed makes another sample, whatever the file's state.
+    open_to_doubt = ~_true(pc.is_in(listing["uri"], value_set=again))
+    open_to_doubt &= ~in_set | _true(pc.equal(*targets))
+    settled = _true(pc.equal(source_states(listing), ledger["state"].take(known))) & open_to_doubt
+    doubtful = ~settled & open_to_doubt & in_set
+    numbers = np.flatnonzero(doubtful)
+    if len(numbers):
+        rows = pa.array(numbers)
+        found = pa.array(sha256s(listing.take(rows)), pa.string())
+        settled[numbers] = _true(pc.equal(found, before.take(rows)))
+    unchanged = listing["uri"].filter(pa.array(settled)).combine_chunks()
+    gone = ~_true(pc.is_in(ledger["uri"], value_set=unchanged))
+    stale = gone & _true(pc.is_valid(ledger["shard"]))
+    return Changes(
+        renewed=listing.filter(pa.array(~settled)),
+        unchanged=unchanged,
+        stale=ledger.select(["uri", "shard"]).filter(pa.array(stale)),
+    )
+
+
+def _true(values: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Where a nullable boolean is true."""
+    return np.array(pc.fill_null(values, False), dtype=bool)

@@ -1,0 +1,81 @@
+"""Finding the shard set of a configuration's data, under whatever name it was made."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.base import differences, flatten
+from pipeline.config.tree import Config
+from pipeline.errors import UserError
+from pipeline.preprocess.identity import comparable, sample_settings, source_places
+from pipeline.preprocess.ledger import ledger_places
+from pipeline.runs.console import Console
+from shards import ShardError, ShardSet
+from shards.redaction import without_secrets
+
+
+def with_shards(config: Config, console: Console) -> Config:
+    """The configuration with the place of its shard set.
+
+    A set belongs to its data, not to a name. Where ``shards`` is null and ``output/name/shards`` is
+    not there, this takes the set in ``output/*/shards`` that was made from the same sources with
+    the same settings. The seed may differ, as it may for a set in the run's own folder, but a set
+    of the same seed comes first.
+
+    Raises:
+        UserError: there is no such set, or there are several different ones.
+    """
+    if config.shards is not None or Path(config.shards_folder).exists():
+        return config
+    settings = sample_settings(config)
+    found: dict[Path, ShardSet] = {}
+    others: list[str] = []
+    for folder in sorted(Path(config.output).glob("*/shards")):
+        digest, places = ledger_places(folder)
+        if _named(places) != _named(source_places(config.data)):
+            continue
+        try:
+            shard_set = ShardSet.open(folder)
+        except ShardError:
+            continue
+        if shard_set.digest != digest:  # the ledger of an older set, after a kill
+            continue
+        if differs := _difference(shard_set.manifest.config, settings):
+            others.append(f"{folder} holds the same data by other settings: {differs}")
+        else:
+            found[folder] = shard_set
+    same_seed = {
+        folder: shard_set
+        for folder, shard_set in found.items()
+        if shard_set.manifest.config.get("seed") == config.seed
+    }
+    found = same_seed or found
+    if not found:
+        hint = f" ({others[0]})" if others else ""
+        raise UserError(
+            f"{config.shards_folder}: no shard set there, and none of this data in "
+            f"{config.output}{hint}; run 'perceiver preprocess' with this configuration first, or "
+            "name a set with shards=…"
+        )
+    if len({shard_set.digest for shard_set in found.values()}) > 1:
+        several = ", ".join(map(str, found))
+        raise UserError(
+            f"{config.output}: several shard sets of this data differ: {several}; name one with "
+            "shards=…"
+        )
+    folder = next(iter(found))
+    console.notice(f"shard set {folder}: made of this data under another name")
+    return config.model_copy(update={"shards": str(folder)})
+
+
+def _named(places: Mapping[str, str]) -> dict[str, str]:
+    """What the places name: a source whose URL is signed anew is the same source."""
+    return {split: without_secrets(place) for split, place in places.items()}
+
+
+def _difference(made: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """In what the settings of two sets differ, the seed aside; None where in nothing."""
+    then, now = (flatten(comparable(tree)) for tree in (made, wanted))
+    then.pop("seed", None)
+    now.pop("seed", None)
+    return differences(then, now)

@@ -1,0 +1,178 @@
+"""The ledger of a shard set: the sources it was made from, and the state that they were in.
+
+It lies beside the set, not in it: places, sizes and times of files differ from machine to machine,
+and the set's bytes must not. Where it is missing or another set's, the set's own indexes stand for
+it; then every source has to be hashed again to know whether it has changed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.preprocess.ledger_check import check_rows, read_places, read_reading, read_seconds
+from pipeline.preprocess.sources.tables import without_addresses
+from shards import ShardSet
+from shards.files import AtomicFile
+from shards.parquet import decode_parquet, encode_parquet
+from shards.parquet_groups import open_parquet
+from shards.set_files import open_file, read_file
+from shards.writer import read_index
+
+_SCHEMA = pa.schema(
+    [
+        ("uri", pa.binary()),
+        ("split", pa.string()),
+        ("state", pa.string()),  # see `source_states`; null where it is not known
+        ("sha256", pa.string()),  # of its bytes; null where it gave no sample
+        ("target", pa.int64()),
+        ("shard", pa.int64()),
+    ]
+)
+_MAX_BYTES = 4 << 30
+_SECONDS, _DIGEST, _PLACES, _READING = b"seconds", b"digest", b"places", b"reading"
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a set was made from.
+
+    Attributes:
+        table: a row for each source, by URI; columns uri, split, state, sha256, target, shard.
+        seconds: what the last run that changed the set took.
+        places: split to folder, listing or URL, without secrets; empty where that is not known.
+        reading: the fields of ``data`` that say what else may be read.
+    """
+
+    table: pa.Table
+    seconds: float = 0.0
+    places: Mapping[str, str] = field(default_factory=dict)
+    reading: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, shards: Path) -> Self:
+        """The ledger of the set in ``shards``, or what the set's indexes tell."""
+        try:
+            table = _read(shards)
+            about = table.schema.metadata or {}
+            shard_set = ShardSet.open(shards)
+            # A run killed between the set and its ledger leaves an older set's.
+            if about.get(_DIGEST) != shard_set.digest.encode():
+                return cls(_sources_in(shards))
+            check_rows(table, shard_set.listing["number"])
+            return cls(
+                table,
+                read_seconds(about[_SECONDS]),
+                read_places(about[_PLACES]),
+                read_reading(about.get(_READING, b"{}")),
+            )
+        except (OSError, KeyError, ValueError):  # missing, damaged or not to be believed
+            return cls(_sources_in(shards))
+
+
+def ledger_path(shards: Path) -> Path:
+    """Where the ledger of the set in folder ``shards`` lies."""
+    return shards.with_name(f"{shards.name}.sources.parquet")
+
+
+def ledger_places(shards: Path) -> tuple[str, Mapping[str, str]]:
+    """The digest of the set that the ledger beside ``shards`` is of, and its sources' places.
+
+    Both are empty where that is not known. The table is not read.
+    """
+    path = ledger_path(shards)
+    try:
+        with os.fdopen(open_file(path.parent, path.name), "rb") as file:
+            about = open_parquet(file, str(path)).schema_arrow.metadata or {}
+        return about[_DIGEST].decode(), read_places(about[_PLACES])
+    except (OSError, KeyError, ValueError, pa.ArrowException):
+        return "", {}
+
+
+def _read(shards: Path) -> pa.Table:
+    """The table in the ledger's file. Raises OSError or ShardError."""
+    path = ledger_path(shards)
+    return decode_parquet(read_file(path.parent, path.name, _MAX_BYTES), _SCHEMA, str(path))
+
+
+def source_states(table: pa.Table) -> pa.Array:
+    """For each source of a listing a digest of its files' paths, sizes and times, and values."""
+    states: list[str] = []
+    columns = ["values_digest", "values_mtime", "parts"]
+    for batch in without_addresses(table.select(columns)).to_batches(max_chunksize=10_000):
+        for row in batch.to_pylist():
+            text = json.dumps(row, default=_plain, sort_keys=True)
+            states.append(hashlib.blake2b(text.encode(), digest_size=16).hexdigest())
+    return pa.array(states, pa.string())
+
+
+def write_ledger(
+    shards: Path,
+    table: pa.Table,
+    *,
+    seconds: float,
+    places: Mapping[str, str],
+    reading: Mapping[str, Any] | None = None,
+) -> None:
+    """Note that the set in ``shards`` was made from the sources of a listing.
+
+    Args:
+        places, reading: as in `Ledger`; they hold no secrets.
+    """
+    made = _sources_in(shards)
+    about = {
+        _SECONDS: str(seconds),
+        _DIGEST: ShardSet.open(shards).digest,
+        _PLACES: json.dumps(dict(places)),
+        _READING: json.dumps(dict(reading or {})),
+    }
+    found = pc.index_in(table["uri"], value_set=made["uri"].combine_chunks())
+    columns = {
+        "uri": table["uri"],
+        "split": table["split"].cast(pa.string()),
+        "state": source_states(table),
+        **{name: made[name].take(found) for name in ("sha256", "target", "shard")},
+    }
+    ledger = pa.table(columns, schema=_SCHEMA.with_metadata(about))
+    with AtomicFile(ledger_path(shards)) as file:
+        file.write(encode_parquet(ledger.sort_by("uri")))
+
+
+def _sources_in(shards: Path) -> pa.Table:
+    """The sources that gave samples; their states are not known."""
+    tables = [_SCHEMA.empty_table()]
+    for shard in ShardSet.open(shards).listing.select(["number", "split"]).to_pylist():
+        index = read_index(shards, shard["number"])
+        if index is None:
+            continue  # `verify` names it
+        samples = pa.table(
+            {
+                "uri": index.source_uris.cast(pa.binary()),
+                "sha256": index.source_sha256s,
+                "target": index.targets,
+            }
+        )
+        rows = samples.group_by(samples.schema.names, use_threads=False).aggregate([])
+        of_shard = {
+            "split": _repeat(shard["split"], pa.string(), len(rows)),
+            "state": pa.nulls(len(rows), pa.string()),
+            "shard": _repeat(shard["number"], pa.int64(), len(rows)),
+        }
+        columns = {**{name: rows[name] for name in samples.schema.names}, **of_shard}
+        tables.append(pa.table(columns).select(_SCHEMA.names).cast(_SCHEMA))
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _repeat(value: Any, kind: pa.DataType, count: int) -> pa.Array:
+    return pa.repeat(pa.scalar(value, kind), count)
+
+
+def _plain(value: Any) -> str:
+    assert isinstance(value, bytes)
+    return value.hex()

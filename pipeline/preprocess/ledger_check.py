@@ -1,0 +1,79 @@
+"""Whether a ledger, which anyone may have written, says what a ledger can."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config.data import SPLITS
+from pipeline.preprocess.identity import READING
+from shards.listing_check import SHA256_PATTERN
+from shards.plain import is_name, is_printable
+
+_MAX_PLACE = 10_000
+
+
+def read_seconds(text: bytes) -> float:
+    """A run's time. Raises ValueError: it is no number, negative or not finite."""
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise ValueError("seconds is no time")
+    return seconds
+
+
+def read_places(text: bytes) -> dict[str, str]:
+    """Split to folder, listing or URL. Raises ValueError: it is something else."""
+    places = _object(text)
+    for split, place in places.items():
+        if split not in SPLITS or not is_printable(place) or not 0 < len(place) <= _MAX_PLACE:
+            raise ValueError("places is not places by splits")
+    return places
+
+
+def read_reading(text: bytes) -> dict[str, Any]:
+    """The fields of what may be read; their values are checked with the section ``data``.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    fields = _object(text)
+    allowed = fields.get("allow", [])
+    if not fields.keys() <= set(READING):
+        raise ValueError("reading has a field that does not say what may be read")
+    if not isinstance(allowed, list) or not all(map(is_printable, allowed)):
+        raise ValueError("reading.allow is not a list of places")
+    return fields
+
+
+def check_rows(table: pa.Table, shards: pa.ChunkedArray) -> None:
+    """Refuses a row that cannot be true of a set with these numbers of shards.
+
+    Raises:
+        ValueError: names the column.
+    """
+    uris = table["uri"]
+    if uris.null_count or pc.count_distinct(uris).as_py() != len(uris):
+        raise ValueError("a URI is missing or twice there")
+    if not all(map(is_name, pc.unique(table["split"]).to_pylist())):
+        raise ValueError("the name of a split is not plain")
+    known = table["sha256"].drop_null()
+    if not pc.all(pc.match_substring_regex(known, SHA256_PATTERN), min_count=0).as_py():
+        raise ValueError("sha256 is not 64 hexadecimal digits")
+    if (pc.min(table["target"]).as_py() or 0) < 0:
+        raise ValueError("a target is negative")
+    numbers = table["shard"].drop_null()
+    if not pc.all(pc.is_in(numbers, value_set=shards.combine_chunks()), min_count=0).as_py():
+        raise ValueError("a shard is not in the set")
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, Mapping):
+        raise ValueError("not an object")
+    return dict(value)

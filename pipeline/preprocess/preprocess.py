@@ -1,0 +1,280 @@
+"""``perceiver preprocess`` and ``retry-quarantine``: raw media to a shard set.
+
+Where there is a set of the same settings, only what has changed among its sources is done: new and
+changed ones become new shards, shards with changed or removed ones are written again without them,
+and all others are taken over as they are.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config.base import differences, flatten
+from pipeline.config.tree import Config
+from pipeline.errors import UserError
+from pipeline.inputs.positions import position_specs
+from pipeline.preprocess.build import (
+    Base,
+    Job,
+    build,
+    refused_by_decoders,
+    refused_rows,
+    remove_leftovers,
+    sha256s,
+)
+from pipeline.preprocess.changes import Changes, find_changes
+from pipeline.preprocess.identity import (
+    OTHERWISE,
+    data_config,
+    refuse_other_settings,
+    sample_settings,
+    stored_places,
+    stored_reading,
+)
+from pipeline.preprocess.ledger import Ledger, ledger_path, write_ledger
+from pipeline.preprocess.sources import Listing, list_sources
+from pipeline.runs.console import Console
+from pipeline.runs.records import StageRecord, write_stage
+from shards import ShardSet, read_quarantine_table, recover, verify
+from shards.files import only_one, remove_temporaries
+from shards.quarantine import QUARANTINE_FILE
+from shards.redaction import is_redacted, without_secrets
+
+STAGE = "preprocess"
+MAX_ROWS_TOLD = 1000
+
+
+def preprocess(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
+    """Make the shard set of a configuration, bring it up to date, or find that it is.
+
+    Args:
+        fresh: replace whatever set is there.
+
+    Returns:
+        ``shards`` (path), ``digest``, ``counts`` by split, ``classes``, ``num_quarantined``,
+        ``quarantined`` (``source`` and ``reason`` of the first 1000), ``decoded`` (how many sources
+        were new, changed or tried again), ``seconds`` and ``skipped``.
+
+    Raises:
+        UserError: bad input, a set made with other settings, or too many bad files.
+    """
+    if "://" in config.shards_folder:
+        raise UserError(f"shards={config.shards_folder}: shards are written to a folder, not a URL")
+    job = Job(
+        data=config.data,
+        seed=config.seed,
+        settings=sample_settings(config),
+        specs=position_specs(config.classifier(2)),
+        final=Path(config.shards_folder),
+        address=config.cluster.address,
+    )
+    with _alone(job.final):
+        result = _bring_up_to_date(job, console, fresh=fresh)
+    record = StageRecord(STAGE, job.settings, {}, result["seconds"], done=True)
+    write_stage(config.folder, record)
+    return result
+
+
+def retry_quarantine(
+    path: str,
+    console: Console,
+    *,
+    address: str | None = None,
+    places: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Try the sources again that are in the quarantine of a set; new and changed ones, too.
+
+    Args:
+        path: folder of the set.
+        address: of the Ray cluster, as ``cluster.address``.
+        places: split to where its sources lie, for what is noted beside the set without its
+            password or signature.
+
+    Returns:
+        As :func:`preprocess`.
+
+    Raises:
+        UserError: no set that ``perceiver preprocess`` made, nothing in quarantine, or it is not
+            known where the sources lie.
+    """
+    final = Path(path).expanduser().absolute()
+    with _alone(final):
+        return _retry(path, final, console, address, places or {})
+
+
+def _retry(
+    path: str, final: Path, console: Console, address: str | None, given: Mapping[str, str]
+) -> dict[str, Any]:
+    manifest = ShardSet.open(final).manifest
+    if not manifest.quarantined:
+        raise UserError(f"{path}: nothing is in quarantine")
+    ledger = Ledger.read(final)
+    places = {**ledger.places, **given}
+    if not ledger.places:
+        raise UserError(
+            f"{ledger_path(final)}: is missing or belongs to another set, so nothing tells where "
+            "the sources lie; run 'perceiver preprocess' with the set's configuration first"
+        )
+    for split, place in places.items():
+        if is_redacted(place):
+            raise UserError(
+                f"{path}: its sources lie at {place}, whose password or signature is not kept; "
+                f"give the whole address: perceiver retry-quarantine {path} data.{split}=URL"
+            )
+    if any(map(is_redacted, ledger.reading.get("allow", ()))):
+        raise UserError(
+            f"{path}: data.allow names addresses whose password or signature is not kept; run "
+            "'perceiver preprocess' with the set's configuration instead"
+        )
+    job = Job(
+        # What was let through when the set was made is let through again.
+        data=data_config(manifest, places, ledger.reading).model_copy(
+            update={"max_bad_fraction": 1.0}
+        ),
+        seed=manifest.config["seed"],
+        settings=manifest.config,
+        specs=tuple(manifest.positions.values()),
+        final=final,
+        address=address,
+    )
+    uris = read_quarantine_table(final / QUARANTINE_FILE)["source_uri"]
+    return _bring_up_to_date(job, console, again=uris.cast(pa.binary()).combine_chunks())
+
+
+def report(result: dict[str, Any], console: Console) -> None:
+    """Show a person what :func:`preprocess` returned."""
+    counts = ", ".join(f"{count} {split}" for split, count in result["counts"].items())
+    state = "is there and verifies: skipped" if result["skipped"] else "written"
+    classes = f" in {len(result['classes'])} classes" if result["classes"] else ""
+    console.say(f"{result['shards']}: {counts}{classes}; {state}")
+    console.say(f"digest {result['digest']}")
+    bad = result["num_quarantined"]
+    if bad:
+        console.say(f"{bad} files could not be used and are in quarantine.parquet:")
+        for row in result["quarantined"][:10]:
+            console.say(f"  {row['source']}: {row['reason']}")
+        if bad > 10:
+            console.say(f"  … and {bad - 10} more")
+
+
+@contextmanager
+def _alone(final: Path) -> Iterator[None]:
+    """No other command works on the set, and what a killed one left beside it is put right."""
+    with only_one(final.with_name(f"{final.name}.lock")):
+        recover(final)
+        remove_temporaries(ledger_path(final))
+        yield
+
+
+def _bring_up_to_date(
+    job: Job, console: Console, *, fresh: bool = False, again: pa.Array | None = None
+) -> dict[str, Any]:
+    base = None if fresh or not job.final.exists() else _open_base(job)
+    known = (
+        {}
+        if base is None
+        else {
+            "known": base.ledger.table.select(["uri", "split"]),
+            "known_classes": base.manifest.classes,
+        }
+    )
+    listing = list_sources(job, **known)
+    if base is None:
+        return _finish(job, listing, None, None, console)
+    again = pa.array([], pa.binary()) if again is None else again
+    changes = find_changes(
+        base.ledger.table, listing.table, again, lambda rows: sha256s(job, listing, rows)
+    )
+    _refuse_other_sources(job, base, changes)
+    if changes or _refused_otherwise(listing, base):
+        console.notice(
+            f"{job.final}: {changes.renewed.num_rows} sources are new or changed, "
+            f"{changes.stale.num_rows} are to be removed"
+        )
+        return _finish(job, listing, base, changes, console)
+    problems = verify(job.final)
+    if problems:
+        raise UserError(
+            f"{job.final}/{problems[0].file}: {problems[0].what} ({len(problems)} problems in "
+            "all); make the set again with --fresh"
+        )
+    remove_leftovers(job)
+    _note_sources(job, listing, base.ledger.seconds)
+    return _result(job, 0, base.ledger.seconds, skipped=True)
+
+
+def _open_base(job: Job) -> Base:
+    manifest = ShardSet.open(job.final).manifest
+    refuse_other_settings(manifest, job.settings, f"{job.final}")
+    return Base(
+        manifest, Ledger.read(job.final), read_quarantine_table(job.final / QUARANTINE_FILE)
+    )
+
+
+def _refuse_other_sources(job: Job, base: Base, changes: Changes) -> None:
+    """Sources may have moved; but where none of them is left, it is a mistake."""
+    before, now = base.ledger.places, stored_places(job.data)
+    # What is signed anew is the same place.
+    same = _named(before) == _named(now)
+    if not before or same or len(changes.unchanged):
+        return
+    moved = differences(*(flatten({"data": dict(places)}) for places in (before, now)))
+    raise UserError(
+        f"{job.final} was made from other sources, none of which is left: {moved}. {OTHERWISE}"
+    )
+
+
+def _note_sources(job: Job, listing: Listing, seconds: float) -> None:
+    write_ledger(
+        job.final,
+        listing.table,
+        seconds=seconds,
+        places=stored_places(job.data),
+        reading=stored_reading(job.data),
+    )
+
+
+def _named(places: Mapping[str, str]) -> dict[str, str]:
+    return {split: without_secrets(place) for split, place in places.items()}
+
+
+def _refused_otherwise(listing: Listing, base: Base) -> bool:
+    """Whether there are other sources than before that can never be samples."""
+    listed = refused_by_decoders(base, listing.table["uri"])
+    before, now = base.quarantine.filter(pc.invert(listed)), refused_rows(listing)
+    order = [(name, "ascending") for name in now.schema.names]
+    return not before.sort_by(order).equals(now.sort_by(order))
+
+
+def _finish(
+    job: Job, listing: Listing, base: Base | None, changes: Changes | None, console: Console
+) -> dict[str, Any]:
+    started = time.time()
+    decoded = build(job, listing, base, changes, console)
+    seconds = time.time() - started
+    _note_sources(job, listing, seconds)
+    return _result(job, decoded, seconds, skipped=False)
+
+
+def _result(job: Job, decoded: int, seconds: float, *, skipped: bool) -> dict[str, Any]:
+    shard_set = ShardSet.open(job.final)
+    manifest = shard_set.manifest
+    told = read_quarantine_table(job.final / QUARANTINE_FILE).slice(0, MAX_ROWS_TOLD)
+    return {
+        "shards": str(job.final),
+        "digest": manifest.digest,
+        "counts": manifest.counts,
+        "classes": list(manifest.classes),
+        "num_quarantined": manifest.quarantined,
+        "quarantined": [
+            {"source": row["source_uri"], "reason": row["reason"]} for row in told.to_pylist()
+        ],
+        "decoded": decoded,
+        "seconds": seconds,
+        "skipped": skipped,
+    }

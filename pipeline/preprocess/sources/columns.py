@@ -1,0 +1,145 @@
+"""Columns of listings: which ones a configuration asks for, and what they are for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.config.data import DataConfig
+from pipeline.errors import UserError
+from pipeline.preprocess.sources.typed import Role, is_binary, is_list, is_text, is_time
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column that is read.
+
+    Attributes:
+        name: in the listing.
+        role: what it is for.
+        use: the field that it gives: a modality, ``table``, ``mask``, ``target``, ``key``,
+            ``split``.
+        setting: of the configuration, for errors.
+        separator: of ``labels`` in one text.
+        required: whether a row without a value is refused.
+    """
+
+    name: str
+    role: Role
+    use: str
+    setting: str
+    separator: str = ";"
+    required: bool = True
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether the value itself travels to the sample, not a file that it names."""
+        return self.role not in ("path", "label")
+
+
+def wanted_columns(data: DataConfig, source: str, field: str) -> list[Column]:
+    """The columns that a configuration asks of a listing; media columns all hold paths yet.
+
+    Raises:
+        UserError: a modality or the target has no column.
+    """
+    columns, wanted = data.columns, []
+    for modality in data.formats:
+        if modality == "table":
+            continue
+        name = getattr(columns, modality)
+        if name is None:
+            if modality == "audio" and data.video is not None:
+                continue  # a film brings its sound
+            raise UserError(
+                f"{field}={source}: data.columns.{modality} is missing; name the column of the "
+                f"listing that holds the {modality}"
+            )
+        required = modality not in data.allow_missing and not (
+            modality == "audio" and data.video is not None
+        )
+        role: Role = "text" if modality == "text" else "path"
+        wanted.append(Column(name, role, modality, f"data.columns.{modality}", required=required))
+    if data.table is not None:
+        for name in data.table.numeric:
+            wanted.append(Column(name, "number", "table", "data.table.numeric", required=False))
+        for name in data.table.categorical:
+            wanted.append(
+                Column(name, "category", "table", "data.table.categorical", required=False)
+            )
+    wanted += _target_columns(data, source, field)
+    for use in ("key", "split"):
+        if getattr(columns, use) is not None:
+            wanted.append(Column(getattr(columns, use), "label", use, f"data.columns.{use}"))
+    return wanted
+
+
+def _target_columns(data: DataConfig, source: str, field: str) -> list[Column]:
+    target = data.target
+    if target.kind == "none":
+        return []
+    if target.columns:
+        return [Column(name, "number", "target", "data.target.columns") for name in target.columns]
+    if target.column is None:
+        raise UserError(
+            f"{field}={source}: data.target.column is missing; name the column of the listing that "
+            "holds the target, or give data.target.kind=none"
+        )
+    roles: dict[str, Role] = {
+        "class": "label",
+        "multi_label": "labels",
+        "regression": "numbers",
+        "mask": "path",
+        "tokens": "tokens",
+    }
+    use = "mask" if target.kind == "mask" else "target"
+    return [Column(target.column, roles[target.kind], use, "data.target.column", target.separator)]
+
+
+def typed_role(column: Column, kind: pa.DataType) -> Role:
+    """The role of a column once its type is known.
+
+    Raises:
+        ValueError: that type cannot serve; the text says which can.
+    """
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    role = column.role
+    if role == "path" and is_binary(kind):
+        return "bytes"
+    if role == "tokens" and is_text(kind):
+        return "text"
+    allowed, needed = _ALLOWED[role]
+    if not (pa.types.is_null(kind) or allowed(kind)):
+        raise ValueError(f"holds {kind}; {needed} is needed")
+    return role
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    types = pa.types
+    whole = types.is_integer(kind) or types.is_boolean(kind)
+    return whole or types.is_floating(kind) or types.is_decimal(kind)
+
+
+def _has_name(kind: pa.DataType) -> bool:
+    return is_text(kind) or _is_number(kind) or is_time(kind)
+
+
+def _list_of(check: Callable[[pa.DataType], bool], kind: pa.DataType) -> bool:
+    return is_list(kind) and check(kind.value_type)
+
+
+_ALLOWED: dict[Role, tuple[Callable[[pa.DataType], bool], str]] = {
+    "path": (is_text, "text (paths) or binary (bytes of files)"),
+    "bytes": (is_binary, "binary"),
+    "text": (is_text, "text"),
+    "label": (_has_name, "text, numbers or dates"),
+    "category": (_has_name, "text, numbers or dates"),
+    "labels": (lambda kind: is_text(kind) or _list_of(is_text, kind), "lists of text, or text"),
+    "number": (_has_name, "numbers"),
+    "numbers": (
+        lambda kind: _has_name(kind) or _list_of(_is_number, kind),
+        "numbers or lists of numbers",
+    ),
+    "tokens": (lambda kind: _list_of(pa.types.is_integer, kind), "lists of integers, or text"),
+}

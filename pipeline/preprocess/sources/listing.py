@@ -1,0 +1,299 @@
+"""All sources of a configuration: their splits, targets and order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config.data import SPLITS, DataConfig, absolute
+from pipeline.errors import UserError
+from pipeline.media.errors import MediaError
+from pipeline.preprocess.sources.addresses import filesystem_of
+from pipeline.preprocess.sources.classes import class_names, label_numbers
+from pipeline.preprocess.sources.folders import find_in_folder
+from pipeline.preprocess.sources.listing_files import find_in_listing
+from pipeline.preprocess.sources.parts import read_errors, redacted_line
+from pipeline.preprocess.sources.reach import Reach
+from pipeline.preprocess.sources.rows import SUFFIXES, suffix_of
+from pipeline.preprocess.sources.split import VALIDATION, hold_out, order_of
+from pipeline.preprocess.sources.tables import (
+    FOUND_SCHEMA,
+    REFUSED_SCHEMA,
+    SOURCE_SCHEMA,
+    Found,
+    concat,
+    first_refused,
+    one_chunk,
+    split_column,
+    table_digest,
+    with_split,
+)
+from pipeline.preprocess.sources.tars import find_in_tars, is_tars
+from pipeline.preprocess.sources.values import InlineValues
+from pipeline.preprocess.sources.walk import is_local
+from shards.redaction import without_secrets
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All sources, in the order in which shards take them.
+
+    Attributes:
+        table: a row for each sample: ``split``; ``uri``, ``SPLIT/NAME``, which names it wherever
+            its root lies; ``target``, its class's number; ``row`` of a listing that holds its
+            values, their ``values_digest`` and, where it does not hash them all, the
+            ``values_mtime`` of their file; ``parts``, its files: ``field``, ``path`` below the
+            split's root (absolute and URLs: as they are), ``offset`` and ``length`` in a tar,
+            ``size`` in bytes (-1 where it is not known) and ``mtime``.
+        classes: names; a target is an index into them.
+        reaches: each split's folder (absolute) or URL, with what gives access to it, and what else
+            may be read.
+        refused: ``uri``, ``split`` and ``reason`` of what can never be a sample.
+        values: for each split whose rows hold values, where they lie.
+    """
+
+    table: pa.Table
+    classes: tuple[str, ...]
+    reaches: dict[str, Reach]
+    refused: pa.Table
+    values: dict[str, InlineValues] = field(default_factory=dict)
+
+    @property
+    def roots(self) -> dict[str, str]:
+        """Each split's folder (absolute) or URL, without secrets."""
+        return {split: without_secrets(reach.root) for split, reach in self.reaches.items()}
+
+    @property
+    def value_places(self) -> dict[str, str]:
+        """Where the listings lie whose rows hold values: by their places without secrets."""
+        return {values.place: absolute(values.listing.source) for values in self.values.values()}
+
+    @cached_property
+    def content_digest(self) -> str:
+        """Names all sources and their sizes; the same wherever and whenever they were copied."""
+        return self._digest(("values_digest",), ("offset", "size"))
+
+    @cached_property
+    def state_digest(self) -> str:
+        """As :attr:`content_digest`, and it changes when a file is written again."""
+        return self._digest(("values_digest", "values_mtime"), ("offset", "size", "mtime"))
+
+    def _digest(self, of_values: tuple[str, ...], of_parts: tuple[str, ...]) -> str:
+        parts = one_chunk(self.table["parts"])
+        flat = parts.flatten()
+        names = ("field", "path", *of_parts)
+        columns = {name: flat.field(flat.type.get_field_index(name)) for name in names}
+        columns["count"] = pc.list_value_length(parts)
+        tables = [
+            self.table.select(["split", "uri", "target", *of_values]),
+            pa.table({"count": columns.pop("count")}),
+            pa.table(columns),
+            self.refused,
+            pa.table({"classes": pa.array([_encoded(name) for name in self.classes], pa.binary())}),
+        ]
+        return table_digest(tables)
+
+    def counts(self) -> dict[str, int]:
+        """Samples of each split."""
+        pairs = pc.value_counts(self.table["split"]).to_pylist()
+        found = {pair["values"]: pair["counts"] for pair in pairs}
+        return {split: found[split] for split in SPLITS if split in found}
+
+    def of_split(self, split: str) -> pa.Table:
+        """The rows of one split."""
+        return self.table.filter(pc.equal(self.table["split"], split))
+
+
+class Sources(Protocol):
+    """What says which sources there are: a `Config`, or what has these two of it."""
+
+    @property
+    def data(self) -> DataConfig: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+def list_sources(
+    config: Sources, known: pa.Table | None = None, known_classes: Sequence[str] = ()
+) -> Listing:
+    """List the samples of every split.
+
+    Args:
+        config: where they lie and what they are.
+        known: columns ``uri`` (binary) and ``split`` of samples listed earlier, which stay in their
+            split where ``data.validation`` is a share; the others are dealt so that each class
+            keeps the share.
+        known_classes: classes of earlier, which keep their numbers; new ones follow.
+
+    Raises:
+        UserError: a place is missing, empty, or not what the configuration says; only one class is
+            there, a split has a class that training lacks, or none is left to train on.
+    """
+    data = config.data
+    found = {"train": _find(data, data.train, "data.train")}
+    for split, source in (("validation", data.validation), ("test", data.test)):
+        if isinstance(source, str):
+            found[split] = _in_split(_find(data, source, f"data.{split}"), split)
+    samples, refused = _without_classless(data, found)
+    splits = samples["split"].to_numpy().astype(np.int8)
+    if not (splits == 0).any():
+        raise UserError(f"data.train={data.train}: no sample can be used{first_refused(refused)}")
+    classes = class_names(data, found, samples, splits, known_classes)
+    targets = label_numbers(data, samples, splits, classes)
+    if isinstance(data.validation, float):
+        by_class = data.target.kind == "class"
+        train = np.flatnonzero(splits == 0)
+        splits[train] = hold_out(
+            samples.take(pa.array(train)),
+            data.validation,
+            config.seed,
+            known,
+            classes if by_class else (),
+            targets[train] if by_class else np.zeros(len(train), np.int64),
+        )
+    if not (splits == 0).any():
+        raise UserError(f"data.train={data.train}: no sample is left to train on")
+    rows = samples["row"].fill_null(-1).to_numpy()
+    order = order_of(splits, samples, rows, config.seed)
+    listed = [split for code, split in enumerate(SPLITS) if (splits == code).any()]
+    owner = {split: split if split in found else "train" for split in listed}
+    return Listing(
+        table=_table(samples, splits, targets if data.target.kind == "class" else None, order),
+        classes=classes,
+        reaches={split: _reach(data, found[owner[split]]) for split in listed},
+        refused=refused,
+        values={s: v for s in listed if (v := found[owner[s]].values) is not None},
+    )
+
+
+def _reach(data: DataConfig, found: Found) -> Reach:
+    root = absolute(found.root)
+    return Reach(root, data.allow, data.max_file_bytes, confined=found.confined)
+
+
+def _find(data: DataConfig, source: str, setting: str) -> Found:
+    try:
+        filesystem, _ = filesystem_of(source)
+    except (ImportError, ValueError) as error:  # it says which package its protocol needs
+        raise UserError(f"{setting}={source}: {' '.join(str(error).split())}") from None
+    local = is_local(filesystem)
+    try:
+        return _find_by_layout(data, source, setting)
+    except UserError:
+        raise
+    except Exception as error:
+        if not isinstance(error, (MediaError, *read_errors(filesystem))):
+            raise
+        told = " ".join(str(error).split()) if local else redacted_line(error)
+        raise UserError(f"{setting}={source}: cannot be read: {told}") from None
+
+
+def _find_by_layout(data: DataConfig, source: str, setting: str) -> Found:
+    layout = data.layout
+    if layout == "auto":
+        layout = "folders"
+        if suffix_of(source) is not None:
+            layout = "listing"
+        elif is_tars(source):
+            layout = "tars"
+    if layout == "tars":
+        return find_in_tars(data, source, setting)
+    if layout == "folders":
+        return find_in_folder(data, source, setting)
+    if suffix_of(source) is None:
+        raise UserError(f"{setting}={source}: a listing's name ends in {', '.join(SUFFIXES)}")
+    return find_in_listing(data, source, setting)
+
+
+def _in_split(found: Found, split: str) -> Found:
+    """All samples put into one split, unless a column of theirs says it."""
+    place = found.samples.schema.get_field_index("split")
+    codes = pa.array(np.full(found.samples.num_rows, SPLITS.index(split), np.int8))
+    names = {split: set().union(*found.label_names.values())}
+    refused_place = found.refused.schema.get_field_index("split")
+    of_refused = pa.repeat(pa.scalar(split, pa.string()), found.refused.num_rows)
+    return replace(
+        found,
+        samples=found.samples.set_column(place, "split", codes),
+        refused=found.refused.set_column(refused_place, "split", of_refused),
+        label_names=names,
+    )
+
+
+def _without_classless(data: DataConfig, found: dict[str, Found]) -> tuple[pa.Table, pa.Table]:
+    """All samples and refusals; a sample that should have a class and has none is refused."""
+    samples, refused = [], []
+    for split, part in found.items():
+        kept = part.samples
+        refusals = [part.refused]
+        if data.target.kind == "class" and kept["label"].null_count:
+            without = kept.filter(pc.is_null(kept["label"]))
+            told = f"it has no class: neither .cls nor {data.target.key!r} in .json"
+            refusals.append(
+                pa.table(
+                    {
+                        "uri": without["name"],
+                        "split": split_column(without["split"].to_numpy()).cast(pa.string()),
+                        "reason": pa.array([told] * without.num_rows),
+                    },
+                    schema=REFUSED_SCHEMA,
+                )
+            )
+            kept = kept.filter(pc.is_valid(kept["label"]))
+        samples.append(kept)
+        table = concat(refusals, REFUSED_SCHEMA)
+        # Where a row does not tell, it is of the split whose place it lies in.
+        splits = pc.fill_null(one_chunk(table["split"]), split)
+        refused.append(
+            pa.table(
+                {
+                    "uri": pc.binary_join_element_wise(
+                        splits.cast(pa.binary()), one_chunk(table["uri"]), b"/"
+                    ),
+                    "split": splits,
+                    "reason": table["reason"],
+                },
+                schema=REFUSED_SCHEMA,
+            )
+        )
+    everything = concat(refused, REFUSED_SCHEMA).sort_by(
+        [("uri", "ascending"), ("reason", "ascending")]
+    )
+    return concat(samples, FOUND_SCHEMA), everything
+
+
+def _table(
+    samples: pa.Table, splits: np.ndarray, targets: np.ndarray | None, order: np.ndarray
+) -> pa.Table:
+    """The samples in their order, named by their split."""
+    rows = pa.array(order)
+    ordered = samples.select(["name", "row", "values_digest", "values_mtime", "parts"]).take(rows)
+    codes = splits[order]
+    names = []
+    for code in VALIDATION - 1, VALIDATION, VALIDATION + 1:
+        first, last = np.searchsorted(codes, [code, code + 1])
+        if first < last:
+            names.append(
+                with_split(one_chunk(ordered["name"].slice(first, last - first)), SPLITS[code])
+            )
+    return pa.table(
+        {
+            "split": split_column(codes),
+            "uri": pa.chunked_array(names, pa.binary()),
+            "target": pa.nulls(len(order), pa.int64()) if targets is None else targets[order],
+            "row": ordered["row"],
+            "values_digest": ordered["values_digest"],
+            "values_mtime": ordered["values_mtime"],
+            "parts": ordered["parts"],
+        },
+        schema=SOURCE_SCHEMA,
+    )
+
+
+def _encoded(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")

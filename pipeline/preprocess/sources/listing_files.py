@@ -1,0 +1,256 @@
+"""Listing files: each row a sample, its media in files that it names or in the row itself."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config.data import SPLITS, DataConfig, absolute
+from pipeline.errors import UserError
+from pipeline.preprocess.sources.addresses import file_name, filesystem_of, folder_of
+from pipeline.preprocess.sources.columns import Column, wanted_columns
+from pipeline.preprocess.sources.parts import opened
+from pipeline.preprocess.sources.reach import Reach
+from pipeline.preprocess.sources.row_files import RowFiles
+from pipeline.preprocess.sources.rows import Batch, ListingFile, open_listing
+from pipeline.preprocess.sources.tables import (
+    FOUND_SCHEMA,
+    REFUSED_SCHEMA,
+    Found,
+    Rows,
+    binary_parts,
+    first_refused,
+    split_column,
+)
+from pipeline.preprocess.sources.values import InlineValues
+from pipeline.preprocess.sources.walk import changed
+
+MAX_NAME_BYTES = 4096
+MAX_SHOWN = 100
+"""Bytes of a wrong value that a reason quotes."""
+SPLIT_NAMES = {b"train": 0, b"validation": 1, b"valid": 1, b"val": 1, b"dev": 1, b"test": 2}
+_PARQUET_END = 8
+"""Bytes after a Parquet file's footer: its length (4, little-endian) and a magic number (4)."""
+
+
+def find_in_listing(data: DataConfig, source: str, setting: str) -> Found:
+    """The samples of a listing, in its order.
+
+    A row's name is its key, or its first file's path, or the listing's name and the row's number,
+    counted from 0.
+
+    Args:
+        data: modalities, columns and target.
+        source: path or URL of a ``.csv``, ``.parquet`` or ``.jsonl`` file.
+        setting: of the configuration that names it, for errors.
+
+    Raises:
+        UserError: no such file, damaged, without a column that is named, or without any good row.
+    """
+    listing = open_listing(source, setting, wanted_columns(data, source, setting))
+    inline = tuple(column for column in listing.columns if column.is_inline)
+    # Files that lie in a Parquet file as bytes are left for the workers to read.
+    heavy = listing.suffix == ".parquet" and any(c.role == "bytes" for c in listing.columns)
+    light = [c for c in listing.columns if not (heavy and c.role == "bytes")]
+    read = listing.only(tuple(light))
+    content, mtime = _parquet_state(source) if heavy else (b"", None)
+    reach = Reach(absolute(folder_of(source)), data.allow, data.max_file_bytes)
+    reader = _RowReader(read, reach, content, mtime, is_inline=bool(inline))
+    for batch in read.batches():
+        reader.take(batch)
+    samples, again = _unique(reader.samples.table())
+    refused = pa.concat_tables([reader.refused.table(), again])
+    if not samples.num_rows:
+        raise UserError(f"{setting}={source}: no row can be used{first_refused(refused)}")
+    values = InlineValues(listing.only(inline)) if inline else None
+    return Found(samples, refused, folder_of(source), values, reader.label_names)
+
+
+def _parquet_state(source: str) -> tuple[bytes, str]:
+    """What names a Parquet file's content, and what the file system tells of its last change.
+
+    The content itself is not read: the footer has the place, sizes and extremes of every column's
+    pieces.
+    """
+    filesystem, path = filesystem_of(source)
+    info = filesystem.info(path)
+    with opened(source) as file:
+        file.seek(-_PARQUET_END, os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-_PARQUET_END - length, os.SEEK_END)
+        hashed = hashlib.blake2b(file.read(length), digest_size=16)
+    hashed.update(b"\0%d" % (info.get("size") or 0))
+    return hashed.digest(), changed(info)
+
+
+class _RowReader:
+    """Turns batches of rows to samples and refusals.
+
+    Args:
+        listing: with the columns that are read.
+        reach: what its rows may name.
+        content: goes into every row's digest: of columns that are not read.
+        mtime: of the file that holds these, or None.
+        is_inline: whether rows hold values that the samples need.
+    """
+
+    def __init__(
+        self,
+        listing: ListingFile,
+        reach: Reach,
+        content: bytes,
+        mtime: str | None,
+        *,
+        is_inline: bool,
+    ) -> None:
+        self._columns = listing.columns
+        self._content, self._mtime = content, mtime
+        self._is_inline = is_inline
+        self._name = os.fsencode(file_name(listing.source))
+        self._files = RowFiles(reach)
+        self.samples, self.refused = Rows(FOUND_SCHEMA), Rows(REFUSED_SCHEMA)
+        self.label_names: dict[str, set[str]] = {}
+
+    def take(self, batch: Batch) -> None:
+        """Add a batch's rows."""
+        for line, told in batch.unread:
+            self.refused.append(self._name + b"#line %d" % line, None, told)
+        count = len(batch.arrays[0])
+        reasons = _reasons(self._columns, batch)
+        by_use = {
+            column.use: array.to_pylist()
+            for column, array in zip(self._columns, batch.arrays, strict=True)
+            if not column.is_inline
+        }
+        paths = {
+            use: by_use[use]
+            for use in (column.use for column in self._columns if column.role == "path")
+        }
+        keys, labels = by_use.get("key"), by_use.get("target")
+        splits = by_use.get("split")
+        label_lists = [
+            array.to_pylist()
+            for column, array in zip(self._columns, batch.arrays, strict=True)
+            if column.role == "labels"
+        ]
+        digests = list(self._digests(batch)) if self._is_inline else [None] * count
+        for place in range(count):
+            row = batch.start + place
+            reason: str | None = reasons.get(place)
+            split = 0 if splits is None else SPLIT_NAMES.get(splits[place])
+            if splits is not None and reason is None and split is None:
+                given = splits[place][:MAX_SHOWN].decode(errors="replace")
+                reason = f"split {given!r} is none of train, validation, test"
+            parts: list[dict[str, Any]] = []
+            if reason is None:
+                parts, reason = self._files.parts({use: paths[use][place] for use in paths})
+            name = self._row_name(keys and keys[place], paths, place, row)
+            if len(name) > MAX_NAME_BYTES:
+                reason = reason or f"its name has {len(name)} bytes, more than {MAX_NAME_BYTES}"
+                name = self._name + b"#%d" % row
+            if reason is not None:
+                self.refused.append(name, None if split is None else SPLITS[split], reason)
+                continue
+            assert split is not None  # the reason said so
+            label = labels and labels[place]
+            number = row if self._is_inline else None
+            self.samples.append(split, name, label, number, digests[place], self._mtime, parts)
+            for names in label_lists:
+                self.label_names.setdefault(SPLITS[split], set()).update(names[place])
+
+    def _row_name(
+        self, key: bytes | None, paths: dict[str, list[bytes | None]], place: int, row: int
+    ) -> bytes:
+        if key is not None:
+            return self._files.named(key)
+        if not self._is_inline:
+            path = next((given[place] for given in paths.values() if given[place]), None)
+            if path is not None:
+                return self._files.named(path)
+        return self._name + b"#%d" % row
+
+    def _digests(self, batch: Batch) -> Iterator[bytes]:
+        """For each row a digest of its values."""
+        inline = [
+            list(_value_bytes(array))
+            for column, array in zip(self._columns, batch.arrays, strict=True)
+            if column.is_inline
+        ]
+        for place in range(len(batch.arrays[0])):
+            hashed = hashlib.blake2b(self._content, digest_size=16)
+            if self._content:  # the row's place tells which bytes are its own
+                hashed.update(b"%d" % (batch.start + place))
+            for values in inline:
+                hashed.update(b"%d\0" % len(values[place]))
+                hashed.update(values[place])
+            yield hashed.digest()
+
+
+def _reasons(columns: tuple[Column, ...], batch: Batch) -> dict[int, str]:
+    """Why rows cannot be used, by their place in the batch: the first reason of each."""
+    reasons = dict(batch.reasons)
+    for column, array, wrong in zip(columns, batch.arrays, batch.wrong, strict=True):
+        for place in np.flatnonzero(wrong).tolist():
+            reasons.setdefault(
+                place, f"column {column.name!r} holds what is no {_SAID[column.role]}"
+            )
+        if column.required and array.null_count:
+            missing = array.is_null().to_numpy(zero_copy_only=False)
+            for place in np.flatnonzero(missing).tolist():
+                reasons.setdefault(place, f"column {column.name!r} has no value")
+    return reasons
+
+
+_SAID = {
+    "path": "path",
+    "bytes": "bytes",
+    "text": "text",
+    "label": "name",
+    "labels": "list of names",
+    "number": "number within float32",
+    "numbers": "list of numbers within float32",
+    "category": "name",
+    "tokens": "list of token numbers",
+}
+
+
+def _value_bytes(array: pa.Array) -> Iterator[bytes | memoryview]:
+    """Each row's value, as bytes; a null unlike any value."""
+    if pa.types.is_binary(array.type):
+        offsets, data = binary_parts(array.fill_null(b""))
+        ends = offsets.tolist()
+        there = array.is_valid().to_pylist()
+        for start, end, is_there in zip(ends, ends[1:], there, strict=False):
+            yield data[start:end] if is_there else b"\0null"
+    else:
+        for value in array.to_pylist():
+            yield json.dumps(value).encode()
+
+
+def _unique(samples: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Samples with names of their own, and refusals of those whose name was there before."""
+    if not samples.num_rows:
+        return samples, REFUSED_SCHEMA.empty_table()
+    codes = samples["name"].combine_chunks().dictionary_encode()
+    codes = codes.combine_chunks() if isinstance(codes, pa.ChunkedArray) else codes
+    _, first = np.unique(codes.indices.to_numpy(), return_index=True)
+    if len(first) == samples.num_rows:
+        return samples, REFUSED_SCHEMA.empty_table()
+    again = np.ones(samples.num_rows, bool)
+    again[first] = False
+    extra = samples.filter(pa.array(again))
+    names, codes = extra["name"], extra["split"].to_numpy()
+    told = "an earlier row has this name; name rows by data.columns.key"
+    refused = pa.table(
+        {
+            "uri": names,
+            "split": split_column(codes).cast(pa.string()),
+            "reason": pa.array([told]).take(pa.array(np.zeros(len(names), np.int64))),
+        },
+        schema=REFUSED_SCHEMA,
+    )
+    return samples.filter(pa.array(~again)), refused

@@ -1,0 +1,145 @@
+"""The plan: which samples make which shard, in a Parquet file that workers read by shard."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.preprocess.sources.listing import Listing
+from pipeline.preprocess.sources.parts import Part
+from pipeline.preprocess.sources.tables import addresses_of, without_addresses
+from pipeline.preprocess.sources.values import InlineValues, read_row_values
+
+_VALUES = b"values"
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One sample to be.
+
+    Attributes:
+        split: its name.
+        uri: ``SPLIT/NAME``.
+        target: class number, or None.
+        row: of the listing that holds its values, or None.
+        parts: its files.
+        values: what the listing holds for it, in JSON's types: ``table`` (column to value, null
+            where missing) and ``target`` (names, numbers or token numbers).
+        inline: bytes of fields that lie in the listing itself.
+    """
+
+    split: str
+    uri: str
+    target: int | None
+    row: int | None
+    parts: tuple[Part, ...]
+    values: dict[str, Any] = field(default_factory=dict)
+    inline: dict[str, bytes] = field(default_factory=dict)
+
+
+def write_plan(listing: Listing, path: Path, samples_per_shard: int) -> int:
+    """Cut the listing into shards of one split each; row group N lists the samples of shard N.
+
+    Values that lie in a CSV or JSON Lines file are copied to Parquet beside the plan. Addresses
+    that hold secrets are left out; see `shard_addresses` and `Listing.value_places`.
+
+    Args:
+        listing: its rows in their order.
+        path: the plan.
+        samples_per_shard: samples of a shard; the last one of a split may have fewer.
+
+    Returns:
+        The number of shards.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prepared: dict[InlineValues, dict[str, Any]] = {}
+    for split, inline in listing.values.items():  # splits may share a listing
+        if inline not in prepared:
+            prepared[inline] = inline.prepare(_copy_of_values(path, split))
+    values = {split: prepared[inline] for split, inline in listing.values.items()}
+    table = without_addresses(listing.table)
+    table = table.replace_schema_metadata({_VALUES: json.dumps(values).encode()})
+    shards = 0
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for start, count in _cuts(table, samples_per_shard):
+            writer.write_table(table.slice(start, count), row_group_size=count)
+            shards += 1
+    return shards
+
+
+def shard_addresses(listing: Listing, samples_per_shard: int) -> list[str] | None:
+    """For each shard of a plan the addresses that it leaves out, since they hold secrets.
+
+    Returns:
+        Texts for `read_plan`, to be kept in memory; None where nothing was left out.
+    """
+    if not any(addresses_of(listing.table)):
+        return None
+    cuts = _cuts(listing.table, samples_per_shard)
+    return [json.dumps(addresses_of(listing.table.slice(*cut))) for cut in cuts]
+
+
+def _cuts(table: pa.Table, samples_per_shard: int) -> Iterator[tuple[int, int]]:
+    """Start and length in rows of each shard."""
+    codes = table["split"].combine_chunks().indices.to_numpy() if table.num_rows else np.array([])
+    borders = np.flatnonzero(np.diff(codes)) + 1
+    for first, last in zip([0, *borders], [*borders, table.num_rows], strict=True):
+        for start in range(int(first), int(last), samples_per_shard):
+            yield start, min(samples_per_shard, int(last) - start)
+
+
+def _copy_of_values(plan: Path, split: str) -> Path:
+    return plan.with_name(f"{plan.name}.{split}.values.parquet")
+
+
+def plan_files(path: Path) -> list[Path]:
+    """The plan and what lies beside it, as far as they are there: remove these together."""
+    beside = sorted(path.parent.glob(f"{_escaped(path.name)}.*.values.parquet"))
+    return [each for each in (path, *beside) if each.exists()]
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{mark}]" if mark in "*?[" else mark for mark in name)
+
+
+def read_plan(
+    path: Path,
+    number: int,
+    addresses: str | None = None,
+    value_places: Mapping[str, str] | None = None,
+) -> list[SourceRow]:
+    """The samples of shard ``number``, with what their listing holds for them.
+
+    Args:
+        addresses: of the shard, from `shard_addresses`.
+        value_places: of the listing, from `Listing.value_places`.
+    """
+    parquet = pq.ParquetFile(path)
+    about = parquet.schema_arrow.metadata
+    rows = parquet.read_row_group(number).to_pylist()
+    if addresses is not None:
+        parts = [part for row in rows for part in row["parts"]]
+        for part, address in zip(parts, json.loads(addresses), strict=True):
+            part["address"] = address and os.fsencode(address)
+    values = json.loads(about[_VALUES]).get(rows[0]["split"]) if rows else None
+    if values and value_places:
+        values["path"] = value_places.get(values["path"], values["path"])
+    held: Any = (
+        read_row_values(values, [row["row"] for row in rows])
+        if values
+        else (({}, {}) for _ in rows)
+    )
+    return [_source_row(row, *one) for row, one in zip(rows, held, strict=True)]
+
+
+def _source_row(row: dict[str, Any], values: dict[str, Any], inline: dict[str, bytes]) -> SourceRow:
+    parts = tuple(map(Part.of, row["parts"]))
+    return SourceRow(
+        row["split"], os.fsdecode(row["uri"]), row["target"], row["row"], parts, values, inline
+    )

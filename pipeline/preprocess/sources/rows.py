@@ -1,0 +1,268 @@
+"""Reading a listing file: CSV, Parquet or JSON Lines, a batch of rows at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import UserError
+from pipeline.media.errors import MediaError
+from pipeline.preprocess.sources.addresses import base_of, filesystem_of
+from pipeline.preprocess.sources.columns import Column, typed_role
+from pipeline.preprocess.sources.parts import exists, opened
+from pipeline.preprocess.sources.row_groups import group_batches
+from pipeline.preprocess.sources.row_lines import csv_names, csv_rows, json_lines
+from pipeline.preprocess.sources.typed import TYPES, read_values, to_role
+from pipeline.preprocess.sources.walk import is_local
+from shards.errors import ShardError
+from shards.parquet_groups import open_parquet
+from shards.parquet_pages import REMEDY
+from shards.redaction import without_secrets
+
+SUFFIXES = (".csv", ".parquet", ".jsonl")
+BATCH_ROWS = 1024
+BATCH_BYTES = 16 << 20
+MAX_NAME_LENGTH = 1000
+MAX_SHOWN_NAME = 100
+
+
+LISTING_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError, ShardError, MediaError)
+"""What a listing as a whole is refused for."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some consecutive rows.
+
+    Attributes:
+        start: number of the first row, from 0.
+        arrays: one for each column asked for, in the type of its role.
+        wrong: for each column which rows hold what cannot be its value, bool ``[rows]``.
+        reasons: why rows as a whole cannot be read, by place in the batch.
+        unread: lines that gave no row at all: their number, from 1, and why.
+    """
+
+    start: int
+    arrays: list[pa.Array]
+    wrong: list[np.ndarray]
+    reasons: dict[int, str] = field(default_factory=dict)
+    unread: list[tuple[int, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ListingFile:
+    """A listing and the columns that are read of it.
+
+    Attributes:
+        source: path or URL.
+        setting: of the configuration that names it, for errors.
+        columns: with the roles that their types allow.
+    """
+
+    source: str
+    setting: str
+    columns: tuple[Column, ...]
+
+    @property
+    def suffix(self) -> str:
+        """``.csv``, ``.parquet`` or ``.jsonl``."""
+        suffix = suffix_of(self.source)
+        assert suffix is not None  # or it would be no listing
+        return suffix
+
+    def batches(self) -> Iterator[Batch]:
+        """All rows in order.
+
+        Raises:
+            UserError: the file as a whole is damaged.
+        """
+        readers = {".csv": _csv_batches, ".parquet": _parquet_batches, ".jsonl": _json_batches}
+        try:
+            yield from readers[self.suffix](self)
+        except LISTING_ERRORS as error:
+            raise self._error(f"cannot be read: {_told(error)}") from None
+
+    def only(self, columns: tuple[Column, ...]) -> "ListingFile":
+        """The same listing, read for fewer columns."""
+        return replace(self, columns=columns)
+
+    def _error(self, text: str) -> UserError:
+        return UserError(f"{self.setting}={self.source}: {text}")
+
+
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split()).removesuffix(REMEDY)
+
+
+def suffix_of(source: str) -> str | None:
+    """The suffix by which a path or URL is a listing, None where it is none."""
+    names = (base_of(source).lower(), without_secrets(source).lower())
+    return next((s for s in SUFFIXES if any(name.endswith(s) for name in names)), None)
+
+
+def open_listing(source: str, setting: str, columns: list[Column]) -> ListingFile:
+    """Look at a listing's columns.
+
+    Raises:
+        UserError: there is no such file, it is damaged, lacks a column, or one has the wrong type.
+    """
+    listing = ListingFile(source, setting, tuple(columns))
+    filesystem, path = filesystem_of(source)
+    if not exists(filesystem, path):
+        raise listing._error("no such file")
+    if is_local(filesystem) and not filesystem.isfile(path):
+        raise listing._error("not a file")
+    try:
+        types = _column_types(listing)
+    except LISTING_ERRORS as error:
+        raise listing._error(f"cannot be read: {_told(error)}") from None
+    resolved = []
+    for column in columns:
+        kinds = [kind for name, kind in types if name == column.name]
+        if not kinds:
+            names = ", ".join(repr(name[:MAX_SHOWN_NAME]) for name, _ in types[:50])
+            raise listing._error(f"no column {column.name!r} ({column.setting}); it has {names}")
+        if len(kinds) > 1:
+            raise listing._error(f"{len(kinds)} columns are named {column.name!r}; rename one")
+        try:
+            resolved.append(replace(column, role=typed_role(column, kinds[0])))
+        except ValueError as error:
+            raise listing._error(f"column {column.name!r} ({column.setting}) {error}") from None
+    return replace(listing, columns=tuple(resolved))
+
+
+def _column_types(listing: ListingFile) -> list[tuple[str, Any]]:
+    """Names and Arrow types of all columns; of texts that may hold anything, that of text."""
+    if listing.suffix == ".parquet":
+        with opened(listing.source) as file:
+            schema = open_parquet(file, "it").schema_arrow
+        return list(zip(schema.names, schema.types, strict=True))
+    if listing.suffix == ".csv":
+        with opened(listing.source) as file:
+            names = csv_names(file)
+        return [(name, pa.string()) for name in names]
+    return _json_types(listing)
+
+
+# --- CSV ---
+
+
+def _csv_batches(listing: ListingFile) -> Iterator[Batch]:
+    with opened(listing.source) as file:
+        names = csv_names(file)
+    places = [names.index(column.name) for column in listing.columns]
+    rows: list[list[bytes]] = []
+    unread: list[tuple[int, str]] = []
+    start, size, header_seen = 0, 0, False
+    with opened(listing.source) as file:
+        for line, values in csv_rows(file):
+            if isinstance(values, str):
+                unread.append((line, values))
+            elif not header_seen:
+                header_seen = True
+            elif len(values) != len(names):
+                unread.append((line, f"{len(values)} values for {len(names)} columns"))
+            else:
+                rows.append([values[place] for place in places])
+                size += sum(map(len, rows[-1]))
+            if max(len(rows), len(unread)) == BATCH_ROWS or size > BATCH_BYTES:
+                yield _from_csv(listing, start, rows, unread)
+                start, rows, unread, size = start + len(rows), [], [], 0
+    if rows or unread:
+        yield _from_csv(listing, start, rows, unread)
+
+
+def _from_csv(
+    listing: ListingFile, start: int, rows: list[list[bytes]], unread: list[tuple[int, str]]
+) -> Batch:
+    """An empty value is none; of ``labels`` it is that there are none."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(listing.columns)
+    pairs = []
+    for column, values in zip(listing.columns, columns, strict=True):
+        given = [value or (b"" if column.role == "labels" else None) for value in values]
+        pairs.append(to_role(pa.array(given, pa.binary()), column.role, column.separator))
+    return Batch(start, [array for array, _ in pairs], [bad for _, bad in pairs], unread=unread)
+
+
+# --- Parquet ---
+
+
+def _typed(listing: ListingFile, start: int, rows: pa.RecordBatch) -> Batch:
+    pairs = [
+        to_role(rows.column(column.name), column.role, column.separator)
+        for column in listing.columns
+    ]
+    return Batch(start, [array for array, _ in pairs], [bad for _, bad in pairs])
+
+
+def _parquet_batches(listing: ListingFile) -> Iterator[Batch]:
+    names = list(dict.fromkeys(column.name for column in listing.columns))
+    start = 0
+    with opened(listing.source) as file:
+        parquet = open_parquet(file, "it")
+        for group in range(parquet.num_row_groups):
+            for rows in group_batches(file, parquet, group, names, BATCH_ROWS):
+                yield _typed(listing, start, rows)
+                start += rows.num_rows
+
+
+# --- JSON Lines ---
+
+
+def _json_types(listing: ListingFile) -> list[tuple[str, Any]]:
+    """Columns of the first rows; only whether a column holds texts or lists matters."""
+    kinds = {column.name: TYPES[column.role] for column in listing.columns}
+    seen: dict[str, pa.DataType | None] = {}
+    for value, _ in json_lines(listing.source):
+        if isinstance(value, str):
+            continue
+        for name, one in value.items():
+            is_wanted = name in kinds
+            if (len(seen) < MAX_JSON_COLUMNS and len(name) <= MAX_NAME_LENGTH) or is_wanted:
+                if one is not None and seen.get(name) is None:
+                    seen[name] = _json_type(kinds.get(name), one)
+                else:
+                    seen.setdefault(name, None)
+        if all(seen.get(name) is not None for name in kinds):
+            break
+    return [(name, kind or _json_type(kinds.get(name), None)) for name, kind in seen.items()]
+
+
+MAX_JSON_COLUMNS = 10_000
+
+
+def _json_type(wanted: pa.DataType | None, value: Any) -> pa.DataType:
+    """The type of the role itself, since each value is looked at; tokens may be a text instead."""
+    if wanted == TYPES["tokens"] and isinstance(value, str):
+        return pa.string()
+    return pa.string() if wanted in (None, pa.binary()) else wanted
+
+
+def _json_batches(listing: ListingFile) -> Iterator[Batch]:
+    rows: list[list[Any]] = []
+    reasons: dict[int, str] = {}
+    start = size = 0
+    for value, length in json_lines(listing.source):
+        if isinstance(value, str):
+            reasons[len(rows)] = value
+            value = {}
+        rows.append([value.get(column.name) for column in listing.columns])
+        size += length
+        if len(rows) == BATCH_ROWS or size > BATCH_BYTES:
+            yield _from_json(listing, start, rows, reasons)
+            start, rows, reasons, size = start + len(rows), [], {}, 0
+    if rows:
+        yield _from_json(listing, start, rows, reasons)
+
+
+def _from_json(
+    listing: ListingFile, start: int, rows: list[list[Any]], reasons: dict[int, str]
+) -> Batch:
+    arrays, wrong = [], []
+    for column, given in zip(listing.columns, zip(*rows, strict=True), strict=True):
+        array, bad = read_values(given, column.role, column.separator)
+        arrays.append(array)
+        wrong.append(bad)
+    return Batch(start, arrays, wrong, reasons)

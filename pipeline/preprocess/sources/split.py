@@ -1,0 +1,111 @@
+"""Which samples are held out, and the order of all: by hashes, so that both stay put."""
+
+import hashlib
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config.data import SPLITS
+from pipeline.errors import UserError
+from pipeline.preprocess.sources.tables import BATCH_ROWS, binary_parts, one_chunk
+
+TRAIN, VALIDATION, TEST = range(len(SPLITS))
+
+
+def ranks(names: pa.Array | pa.ChunkedArray, split: str, seed: int) -> np.ndarray:
+    """For each sample a number that only its name and the seed decide: uint64 ``[samples]``.
+
+    The first 8 bytes of sha256 of ``SEED\\0SPLIT/NAME``.
+    """
+    started = hashlib.sha256(f"{seed}\0{split}/".encode())
+    found = bytearray()
+    for begin in range(0, len(names), BATCH_ROWS):
+        offsets, data = binary_parts(one_chunk(names.slice(begin, BATCH_ROWS)))
+        ends = offsets.tolist()
+        for start, end in pairwise(ends):
+            hashed = started.copy()
+            hashed.update(data[start:end])
+            found += hashed.digest()[:8]
+    return np.frombuffer(found, ">u8").astype(np.uint64)
+
+
+def hold_out(
+    samples: pa.Table,
+    share: float,
+    seed: int,
+    known: pa.Table | None,
+    classes: tuple[str, ...],
+    targets: np.ndarray,
+) -> np.ndarray:
+    """Split off ``share`` of each class, at least one sample of it; by hash, so it stays put.
+
+    Args:
+        samples: with column ``name``.
+        share: of the samples of a class, those in ``known`` among them.
+        seed: of the hash.
+        known: columns ``uri`` and ``split``: samples dealt earlier, which stay where they are.
+        classes: their names; none where samples are not told apart.
+        targets: class numbers, int64 ``[samples]``.
+
+    Returns:
+        Places in `SPLITS`, int8 ``[samples]``.
+
+    Raises:
+        UserError: a class has one sample only.
+    """
+    counts = np.bincount(targets, minlength=max(1, len(classes)))
+    if (counts == 1).any():
+        what = f"class {classes[int(np.argmax(counts == 1))]!r} has" if classes else "there is"
+        raise UserError(
+            f"data.validation={share:g}: {what} one file only, none would be left to train on; add "
+            "files, or give validation a folder of its own"
+        )
+    splits = _known_splits(samples, known)
+    wanted = np.minimum(np.maximum(1, np.rint(share * counts)), np.maximum(counts - 1, 0))
+    held = np.bincount(targets[splits == VALIDATION], minlength=len(counts))
+    missing = np.maximum(wanted - held, 0)
+    new = np.flatnonzero(splits < 0)
+    by_rank = new[np.lexsort((ranks(samples["name"], SPLITS[TRAIN], seed)[new], targets[new]))]
+    firsts = np.searchsorted(targets[by_rank], np.arange(len(counts)))
+    place = np.arange(len(by_rank)) - firsts[targets[by_rank]]
+    splits[by_rank] = np.where(place < missing[targets[by_rank]], VALIDATION, TRAIN)
+    return splits
+
+
+def _known_splits(samples: pa.Table, known: pa.Table | None) -> np.ndarray:
+    """Splits of samples dealt earlier, -1 for new ones."""
+    splits = np.full(samples.num_rows, -1, np.int8)
+    if known is None or not known.num_rows:
+        return splits
+    names = one_chunk(samples["name"])
+    given = known["split"].cast(pa.string())
+    for code in (TRAIN, VALIDATION):
+        uris = one_chunk(known.filter(pc.equal(given, SPLITS[code]))["uri"]).cast(pa.binary())
+        ours = pc.binary_join_element_wise(pa.scalar(SPLITS[code].encode()), names, b"/")
+        there = pc.is_in(ours, value_set=uris).to_numpy(zero_copy_only=False)
+        splits[there] = code
+    return splits
+
+
+def order_of(splits: np.ndarray, names: pa.Table, rows: np.ndarray, seed: int) -> np.ndarray:
+    """The order in which shards take samples: by split, then by row or, without one, by hash.
+
+    Args:
+        splits: places in `SPLITS`, int8 ``[samples]``.
+        names: with column ``name``.
+        rows: numbers of rows, -1 where there is none, int64 ``[samples]``.
+        seed: of the hash.
+
+    Returns:
+        int64 ``[samples]``: which sample comes at each place.
+    """
+    keys = rows.astype(np.uint64)
+    for code, split in enumerate(SPLITS):
+        where = np.flatnonzero((splits == code) & (rows < 0))
+        if len(where) == len(splits):
+            keys = ranks(names["name"], split, seed)
+        elif len(where):
+            keys[where] = ranks(names["name"].take(pa.array(where)), split, seed)
+    return np.lexsort((keys, splits))

@@ -1,0 +1,177 @@
+"""WebDataset tars: members of one key make a sample, read later as ranges of the tar."""
+
+import os
+import re
+from typing import IO, Any
+
+from pipeline.config.data import DataConfig
+from pipeline.errors import UserError
+from pipeline.media.errors import MediaError
+from pipeline.media.targets import MAX_JSON_BYTES, json_label
+from pipeline.preprocess.sources.addresses import base_of
+from pipeline.preprocess.sources.fields import (
+    CLASS_LABEL,
+    JSON_LABEL,
+    OTHER,
+    FieldNames,
+    target_field,
+)
+from pipeline.preprocess.sources.grouping import MEMBER_SCHEMA, Wanted, group
+from pipeline.preprocess.sources.parts import insist, opened_at, read_errors, redacted_line
+from pipeline.preprocess.sources.reach import Reach
+from pipeline.preprocess.sources.tables import REFUSED_SCHEMA, Found, Rows, concat, first_refused
+from pipeline.preprocess.sources.tar_members import (
+    MAX_NAME_BYTES,
+    DamagedTarError,
+    Member,
+    tar_members,
+)
+from pipeline.preprocess.sources.tar_patterns import find_tars
+from pipeline.preprocess.sources.typed import read_value
+from pipeline.preprocess.sources.walk import changed, is_local
+
+_COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$")
+MAX_CLASS_BYTES = 1000
+
+
+def find_in_tars(data: DataConfig, pattern: str, field: str) -> Found:
+    """The samples of tars: keys, members and labels, as WebDataset has them.
+
+    A key is a member's path up to the first dot of its last part; what follows says the field.
+    ``.cls`` is the class, or else ``label`` (``data.target.column``) in ``.json``. Other members
+    are passed over.
+
+    Args:
+        data: modalities, target, and what may be missing.
+        pattern: a tar, a glob or brace range of tars, or their folder; path or URL.
+        field: of the configuration, for errors.
+
+    Raises:
+        UserError: there is none, one is missing or compressed, or labels of a kind that must be
+            named are not.
+    """
+    target = target_field(data.target.kind)
+    names = FieldNames(tuple(data.formats), target)
+    members, refused = Rows(MEMBER_SCHEMA), Rows(REFUSED_SCHEMA)
+    if _COMPRESSED.search(base_of(pattern)):
+        raise UserError(
+            f"{field}={pattern}: is compressed, and samples are read as ranges of a tar; unpack it "
+            "to .tar first"
+        )
+    root, tars = find_tars(pattern, field)
+    label_key = data.target.key if data.target.kind == "class" else None
+    for path in tars:
+        filesystem, full = Reach(root, confined=False).place(path)
+        try:
+            _read_tar(filesystem, full, path, names, label_key, members, refused)
+        except _UnreadableTarError as error:
+            raise UserError(f"{field}={pattern}: {error}") from error.__cause__
+    wanted = Wanted(tuple(data.formats), data.allow_missing, target)
+    samples, more = group(members.table(), wanted)
+    found_refused = concat([refused.table(), more], REFUSED_SCHEMA)
+    if not samples.num_rows:
+        raise UserError(
+            f"{field}={pattern}: no sample is in its tars{first_refused(found_refused)}"
+        )
+    return Found(samples, found_refused, root, confined=False)
+
+
+def is_tars(source: str) -> bool:
+    """Whether a path names tars by itself."""
+    name = base_of(source)
+    return name.endswith((".tar", ".tar}")) or _COMPRESSED.search(name) is not None
+
+
+def _read_tar(
+    filesystem: Any,
+    full: str,
+    path: str,
+    names: FieldNames,
+    label_key: str | None,
+    members: Rows,
+    refused: Rows,
+) -> None:
+    """Add one tar's members; what is damaged or unusable is refused, the rest is taken."""
+    tar = os.fsencode(path)
+    try:
+        info = insist(filesystem, full, lambda: filesystem.info(full))
+        if info["type"] != "file":
+            refused.append(tar, None, "a folder or a device, not a file")
+            return
+        with opened_at(filesystem, full) as file:
+            if info["size"] is None:
+                raise OSError("the server does not tell its size")
+            for member in tar_members(file, int(info["size"])):
+                _add(file, member, tar, changed(info), names, label_key, members, refused)
+    except MediaError as error:
+        refused.append(tar, None, str(error))
+    except DamagedTarError as error:
+        refused.append(tar, None, f"damaged: {error}; what lies before is used")
+    except read_errors(filesystem) as error:
+        if not is_local(filesystem):  # what a network does not give today, it may tomorrow
+            raise _UnreadableTarError(path, error) from error
+        code = error.errno if isinstance(error, OSError) else None
+        told = f"cannot be read: {os.strerror(code)}" if code else redacted_line(error)
+        refused.append(tar, None, told)
+
+
+class _UnreadableTarError(Exception):
+    """A tar that a network does not give: its samples must not be taken for none."""
+
+    def __init__(self, path: str, error: Exception) -> None:
+        super().__init__(
+            f"{path}: cannot be read ({redacted_line(error)}); samples are read as ranges of their "
+            "tar, which the server must give"
+        )
+
+
+def _add(
+    file: IO[bytes],
+    member: Member,
+    tar: bytes,
+    mtime: str,
+    names: FieldNames,
+    label_key: str | None,
+    members: Rows,
+    refused: Rows,
+) -> None:
+    folder, slash, base = member.name.rpartition(b"/")
+    stem, dot, extensions = base.partition(b".")
+    if not dot or not stem or (stem.startswith(b"__") and stem.endswith(b"__")):
+        return  # as WebDataset does: hidden, without extension, or about the tar itself
+    uri = tar + b"/" + member.name[:MAX_NAME_BYTES]
+    if member.reason is not None:
+        refused.append(uri, None, member.reason)
+        return
+    code, label = names.of(extensions)[0], None
+    if label_key is not None:
+        try:
+            code, label = _label(file, member, extensions, code, label_key)
+        except ValueError as error:
+            refused.append(uri, None, str(error))
+            return
+    key = tar + b"/" + folder + slash + stem
+    length = member.length
+    members.append(key, code, label, tar, member.offset, length, length, mtime)
+
+
+def _label(
+    file: IO[bytes], member: Member, extensions: bytes, code: int, key: str
+) -> tuple[int, bytes | None]:
+    """Field and label of a member that may say a class."""
+    kind = extensions.lower()
+    if kind == b"cls":
+        file.seek(member.offset)
+        data = file.read(min(member.length, MAX_CLASS_BYTES + 1)).strip()
+        if not data or len(data) > MAX_CLASS_BYTES:
+            raise ValueError(f"holds {member.length} bytes, and no class")
+        return CLASS_LABEL, read_value(data, "label", "")
+    if kind == b"json":
+        file.seek(member.offset)
+        try:
+            value = json_label(file.read(min(member.length, MAX_JSON_BYTES + 1)), key)
+        except ValueError:
+            return code, None  # it need not be about the class
+        if not isinstance(value, list | dict) and (text := read_value(value, "label", "")):
+            return (JSON_LABEL if code == OTHER else code), text
+    return code, None

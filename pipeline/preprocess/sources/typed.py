@@ -1,0 +1,301 @@
+"""Values of listings brought to one Arrow type for each role that a column may have."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.media.table.values import (
+    FIRST_MARKS,
+    MAX_NUMBER,
+    MISSING_TEXTS,
+    is_missing,
+    name_of,
+    read_name,
+    read_number,
+)
+
+Role = Literal[
+    "path", "bytes", "text", "label", "labels", "number", "numbers", "category", "tokens"
+]
+TYPES: dict[Role, pa.DataType] = {
+    "path": pa.binary(),
+    "bytes": pa.binary(),
+    "text": pa.binary(),
+    "label": pa.binary(),
+    "labels": pa.list_(pa.string()),
+    "number": pa.float64(),
+    "numbers": pa.list_(pa.float64()),
+    "category": pa.string(),
+    "tokens": pa.list_(pa.int64()),
+}
+
+
+_FIRST_BYTES = pa.array(
+    sorted({name[:1].encode() for name in MISSING_TEXTS} | {mark.encode() for mark in FIRST_MARKS})
+)
+_CASTS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary(), pa.float16(): pa.float64()}
+
+
+def is_binary(kind: pa.DataType) -> bool:
+    """Whether values are bytes."""
+    types = pa.types
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values are texts, or bytes that may be."""
+    types = pa.types
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return text or is_binary(kind)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether values are lists."""
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def is_time(kind: pa.DataType) -> bool:
+    """Whether values are dates or times, which count as seconds."""
+    return pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_time(kind)
+
+
+def to_role(array: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.ndarray]:
+    """A column's values in the type of its role.
+
+    Returns:
+        The values, null where one is missing or wrong; and which are wrong, bool ``[rows]``.
+    """
+    target = TYPES[role]
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_null(array.type):
+        return pa.nulls(len(array), target), np.zeros(len(array), bool)
+    if array.type in _CASTS:
+        array = array.cast(_CASTS[array.type])
+    if role in ("label", "category"):
+        return _by_distinct(array, role, separator)
+    missing = None
+    if pa.types.is_floating(array.type):  # how pandas says that there is none
+        missing = pc.is_nan(array)
+    elif role in ("number", "numbers") and is_text(array.type):
+        missing = pc.is_in(array, pa.array(sorted(MISSING_TEXTS), array.type))
+    if missing is not None:
+        array = pc.if_else(missing, pa.scalar(None, array.type), array)
+    there = array.is_valid().to_numpy(zero_copy_only=False)
+    try:
+        converted = _cast(array, role, target, separator)
+    except (pa.ArrowException, ValueError, OverflowError):
+        return _by_distinct(array, role, separator)
+    wrong = there & ~converted.is_valid().to_numpy(zero_copy_only=False)
+    return converted, wrong
+
+
+def _by_distinct(array: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.ndarray]:
+    """As :func:`to_role`, value by value: each different one is looked at once."""
+    is_name = role in ("label", "category")
+    if is_time(array.type):
+        array = _moments(array).cast(pa.string()) if is_name else _seconds(array)
+    if is_list(array.type):
+        return read_values(array.to_pylist(), role, separator)
+    if is_name and is_text(array.type) and (plain := _plain_names(array, role)) is not None:
+        return plain, np.zeros(len(array), bool)
+    encoded = array.dictionary_encode()
+    distinct, places = encoded.dictionary, encoded.indices
+    if is_text(distinct.type):
+        distinct = distinct.cast(pa.binary())  # a text need not be UTF-8
+        values, wrong = (_text_names if is_name else _texts)(distinct, role, separator)
+    else:
+        values, wrong = read_values(distinct.to_pylist(), role, separator)
+    if not wrong.any():
+        return values.take(places), np.zeros(len(array), bool)
+    rows = places.fill_null(0).to_numpy()
+    return values.take(places), array.is_valid().to_numpy(zero_copy_only=False) & wrong[rows]
+
+
+def _texts(texts: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.ndarray]:
+    return read_values(texts.to_pylist(), role, separator)
+
+
+def _plain_names(texts: pa.Array, role: Role) -> pa.Array | None:
+    """Texts that are all names as they stand; None where one may not be."""
+    if pc.any(_may_differ(texts.cast(pa.binary()))).as_py():
+        return None
+    try:
+        return texts.cast(pa.string()).cast(TYPES[role])
+    except pa.ArrowInvalid:  # not UTF-8
+        return None
+
+
+def _may_differ(texts: pa.Array) -> pa.Array:
+    """Which texts begin as numbers, dates, booleans or missing ones do."""
+    return pc.is_in(pc.binary_slice(texts, 0, 1), _FIRST_BYTES)
+
+
+def _text_names(texts: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.ndarray]:
+    """As `read_values`; only texts that may have another name are looked at."""
+    other = _may_differ(texts)
+    try:
+        names = texts.cast(pa.string()).cast(TYPES[role])
+    except pa.ArrowInvalid:
+        return _texts(texts, role, separator)
+    wrong = np.zeros(len(texts), bool)
+    values, of_others = _texts(texts.filter(other), role, separator)
+    wrong[other.to_numpy(zero_copy_only=False)] = of_others
+    return pc.replace_with_mask(names, other, values), wrong
+
+
+def _cast(array: pa.Array, role: Role, target: pa.DataType, separator: str) -> pa.Array:
+    """All values at once, where that gives what :func:`read_value` does; else it raises."""
+    kind = array.type
+    flat_text = is_text(kind)
+    if role in ("path", "bytes", "text"):
+        return (array if flat_text else array.cast(pa.string())).cast(target)
+    if role == "labels" and flat_text:
+        names = pc.utf8_trim_whitespace(
+            pc.list_flatten(parted := pc.split_pattern(array.cast(pa.string()), separator))
+        )
+        if pc.any(pc.equal(names, "")).as_py():
+            raise ValueError("empty names are left out one by one")
+        return pa.ListArray.from_arrays(parted.offsets, names, mask=array.is_null()).cast(target)
+    if role == "number" and is_time(kind):
+        return _seconds(array)
+    if role == "number":
+        values = (array.cast(pa.string()) if flat_text else array).cast(target)
+        # A number that is not finite is as good as none; text may say "inf".
+        fits = pc.less_equal(pc.abs(values), MAX_NUMBER)
+        return pc.if_else(fits, values, pa.scalar(None, target))
+    if role in ("numbers", "tokens") and not is_list(kind):
+        raise ValueError("one by one")
+    if role == "labels" and pc.list_flatten(array).null_count:
+        raise ValueError("a list without a name in it is wrong, one by one")
+    return array.cast(target)
+
+
+def _moments(array: pa.Array) -> pa.Array:
+    """Dates and times without a time zone, those that have one in UTC."""
+    if not pa.types.is_timestamp(array.type) or array.type.tz is None:
+        return array
+    return array.cast(pa.int64()).cast(pa.timestamp(array.type.unit))
+
+
+def _seconds(array: pa.Array) -> pa.Array:
+    """Dates and times as float64 seconds, the same ones whatever unit they are kept in."""
+    kind = array.type
+    ticks = (array.cast(pa.int32()) if kind.bit_width == 32 else array).cast(pa.int64())
+    if pa.types.is_date32(kind):
+        return pc.multiply(ticks.cast(pa.float64()), 86400.0)
+    unit = "ms" if pa.types.is_date64(kind) else kind.unit
+    if unit == "ns":  # which float64 mostly cannot count, other than microseconds
+        micros = pc.divide(ticks, 1000)
+        return pc.if_else(
+            pc.equal(pc.multiply(micros, 1000), ticks),
+            _divided(micros, 1e6),
+            _divided(ticks, 1e9),
+        )
+    return _divided(ticks, {"s": 1.0, "ms": 1e3, "us": 1e6}[unit])
+
+
+def _divided(ticks: pa.Array, by: float) -> pa.Array:
+    return pc.divide(ticks.cast(pa.float64(), safe=False), by)
+
+
+def read_values(values: Sequence[Any], role: Role, separator: str) -> tuple[pa.Array, np.ndarray]:
+    """Values from JSON, text or Arrow, as :func:`to_role` gives them."""
+    typed: list[Any] = []
+    wrong = np.zeros(len(values), bool)
+    for place, value in enumerate(values):
+        try:
+            typed.append(read_value(value, role, separator))
+        except ValueError:
+            wrong[place] = True
+            typed.append(None)
+    return pa.array(typed, TYPES[role]), wrong
+
+
+def read_value(value: Any, role: Role, separator: str) -> Any:
+    """One value from JSON, text or Arrow in the type of its role; None where it is missing.
+
+    Raises:
+        ValueError: it is none that the role allows.
+    """
+    if is_missing(value):
+        return None
+    if role == "number":
+        return read_number(value)
+    if role == "category":
+        return read_name(value)
+    if role == "label":
+        return label_name(value)
+    text = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+    if role in ("path", "text", "bytes"):
+        if not isinstance(text, bytes):
+            raise ValueError("not text")
+        return text
+    if role == "labels":
+        return _label_names(text, separator)
+    if role == "numbers":
+        return _numbers(value)
+    if isinstance(text, bytes):
+        value = _from_json(text)
+    is_tokens = isinstance(value, list) and all(
+        isinstance(each, int) and not isinstance(each, bool) and 0 <= each < 2**31 for each in value
+    )
+    if not is_tokens:
+        raise ValueError("not a list of token numbers")
+    return value
+
+
+def label_name(value: Any) -> bytes | None:
+    """The name of a label or key; of text that is not UTF-8, its bytes. None where it is empty.
+
+    Unlike of a category, NA is a name: a label is never handed over by a data frame.
+
+    Raises:
+        ValueError: it is no scalar.
+    """
+    if isinstance(value, str):
+        value = value.encode("utf-8", "surrogateescape")
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value
+    return name_of(value).encode() or None
+
+
+def _label_names(text: Any, separator: str) -> list[str]:
+    if isinstance(text, bytes):
+        parts = [name.strip() for name in text.decode("utf-8").split(separator)]
+        return [name for name in parts if name]
+    if isinstance(text, list) and all(isinstance(name, str) for name in text):
+        return text
+    raise ValueError("neither a list of names nor a text")
+
+
+def _numbers(value: Any) -> list[float] | None:
+    """One number, or a list of them, which may be a JSON text."""
+    if isinstance(value, str | bytes):
+        try:
+            number = read_number(value)
+        except ValueError:
+            value = _from_json(value)
+        else:
+            return None if number is None else [number]
+    numbers = [read_number(each) for each in (value if isinstance(value, list) else [value])]
+    found = [number for number in numbers if number is not None]
+    if len(found) < len(numbers):
+        raise ValueError("a number in the list is missing")
+    return found
+
+
+def _from_json(text: str | bytes) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("too deep") from None

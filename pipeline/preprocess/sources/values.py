@@ -1,0 +1,162 @@
+"""Values that lie in a listing's rows: where workers find them, and reading them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config.data import absolute
+from pipeline.preprocess.sources.parts import opened
+from pipeline.preprocess.sources.row_groups import group_batches
+from pipeline.preprocess.sources.rows import ListingFile
+from pipeline.preprocess.sources.typed import TYPES, to_role
+from shards.parquet_groups import open_parquet
+from shards.redaction import without_secrets
+
+MAX_ROW_GROUP_BYTES = 256 << 20
+READ_ROWS = 256
+
+
+@dataclass(frozen=True)
+class InlineValues:
+    """The columns of a listing whose values themselves make samples.
+
+    Attributes:
+        listing: read for these columns only.
+    """
+
+    listing: ListingFile
+
+    @property
+    def place(self) -> str:
+        """Where the listing lies, without secrets."""
+        return without_secrets(absolute(self.listing.source))
+
+    def prepare(self, copy: Path) -> dict[str, Any]:
+        """Make the values readable by row.
+
+        A Parquet file serves as it is, unless its row groups are so large that a worker could not
+        read them for a few rows; all else is copied to Parquet, the same bytes every time.
+
+        Args:
+            copy: where a copy goes.
+
+        Returns:
+            JSON: what `read_row_values` needs.
+        """
+        columns = self.listing.columns
+        in_place = self.listing.suffix == ".parquet" and self._has_small_groups()
+        if not in_place:
+            self._write(copy)
+        return {
+            "path": self.place if in_place else str(copy),
+            "columns": [
+                {
+                    "name": column.name if in_place else str(place),
+                    "of": column.name,
+                    "role": column.role,
+                    "use": column.use,
+                    "separator": column.separator,
+                }
+                for place, column in enumerate(columns)
+            ],
+        }
+
+    def _has_small_groups(self) -> bool:
+        with opened(self.listing.source) as file:
+            about = open_parquet(file, self.place).metadata
+            sizes = [about.row_group(n).total_byte_size for n in range(about.num_row_groups)]
+        return max(sizes, default=0) <= MAX_ROW_GROUP_BYTES
+
+    def _write(self, path: Path) -> None:
+        schema = pa.schema(
+            [(str(place), TYPES[column.role]) for place, column in enumerate(self.listing.columns)]
+        )
+        with pq.ParquetWriter(path, schema) as writer:
+            for batch in self.listing.batches():
+                if len(batch.arrays[0]):
+                    writer.write_batch(pa.RecordBatch.from_arrays(batch.arrays, schema=schema))
+
+
+def read_values(listing: str, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
+    """Some rows of a Parquet file, in the order asked for; memory is theirs and one page's.
+
+    Args:
+        listing: path or URL.
+        rows: numbers of rows, increasing.
+        columns: names.
+
+    Raises:
+        IndexError: there is no such row.
+    """
+    wanted = np.asarray(rows, np.int64)
+    with opened(listing) as file:
+        parquet = open_parquet(file, "it")
+        about = parquet.metadata
+        if len(wanted) and (wanted[-1] >= about.num_rows or wanted[0] < 0):
+            raise IndexError(f"{listing}: has {about.num_rows} rows, and no row {wanted[-1]}")
+        sizes = [about.row_group(number).num_rows for number in range(about.num_row_groups)]
+        starts = np.r_[0, np.cumsum(sizes)]
+        groups = np.unique(np.searchsorted(starts, wanted, side="right") - 1)
+        taken = []
+        for number in groups.tolist():
+            place = int(starts[number])
+            for batch in group_batches(file, parquet, number, list(columns), READ_ROWS):
+                first, last = np.searchsorted(wanted, [place, place + batch.num_rows])
+                if first < last:
+                    taken.append(batch.take(pa.array(wanted[first:last] - place)))
+                place += batch.num_rows
+        schema = pa.schema([parquet.schema_arrow.field(name) for name in columns])
+    tables = [pa.Table.from_batches([batch]).select(list(columns)) for batch in taken]
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def read_row_values(
+    about: dict[str, Any], rows: Sequence[int]
+) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
+    """For each row what its listing holds for it.
+
+    Args:
+        about: from `InlineValues.prepare`.
+        rows: numbers of rows, increasing.
+
+    Yields:
+        ``values``, in JSON's types: ``table`` (column to value) and ``target``; and ``inline``: the
+        bytes of fields that lie in the row itself.
+    """
+    columns = about["columns"]
+    names = list(dict.fromkeys(column["name"] for column in columns))
+    table = read_values(about["path"], rows, names)
+    for start in range(0, table.num_rows, READ_ROWS):
+        part = table.slice(start, READ_ROWS).combine_chunks()
+        typed = [
+            to_role(_one_array(part[column["name"]]), column["role"], column["separator"])[0]
+            for column in columns
+        ]
+        for place in range(part.num_rows):
+            yield _row(columns, [array[place].as_py() for array in typed])
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+
+
+def _row(columns: list[dict[str, Any]], row: list[Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    values: dict[str, Any] = {}
+    inline: dict[str, bytes] = {}
+    for column, value in zip(columns, row, strict=True):
+        use, role = column["use"], column["role"]
+        if role in ("text", "bytes"):
+            if value is not None:
+                inline[use] = value
+        elif use == "table":
+            values.setdefault("table", {})[column["of"]] = value
+        elif role == "number":  # one of several columns that make the target
+            values.setdefault(use, []).append(value)
+        else:
+            values[use] = value
+    return values, inline

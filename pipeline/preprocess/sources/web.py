@@ -1,0 +1,89 @@
+"""Files from web servers: no larger than allowed, from no other servers than allowed."""
+
+import functools
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import yarl
+from fsspec.asyn import sync
+from fsspec.implementations.http import HTTPFileSystem
+
+from pipeline.media.errors import MediaError
+from pipeline.preprocess.sources.local_files import check_size
+from pipeline.preprocess.sources.reach import Reach
+
+_CHUNK_BYTES = 1 << 16
+_OK, _PARTIAL = 200, 206
+
+
+def fetch(reach: Reach, url: str, offset: int | None, length: int | None) -> bytes:
+    """What a server gives for an address, in one request; no more of it than asked for is read.
+
+    Args:
+        reach: what may be read, and how much of it.
+        url: may be read.
+        offset, length: of a range in bytes; None for the whole. Where the server gives more than
+            the range, one byte more than it is returned.
+
+    Raises:
+        FileNotFoundError: the server has nothing there.
+        MediaError: it is larger than may be, or lies where nothing may be read.
+        Exception: what aiohttp raises.
+    """
+    filesystem = _filesystem(reach, os.getpid())
+    data: bytes = sync(filesystem.loop, _fetch, filesystem, reach, url, offset, length)
+    return data
+
+
+async def _fetch(
+    filesystem: HTTPFileSystem, reach: Reach, url: str, offset: int | None, length: int | None
+) -> bytes:
+    headers = {}
+    limit = reach.max_file_bytes
+    if offset is not None and length is not None:
+        headers["Range"] = f"bytes={offset}-{offset + length - 1}"
+        limit = length
+        if not length:
+            return b""
+    session = await filesystem.set_session()
+    async with session.get(yarl.URL(url), headers=headers) as response:
+        if response.status == 404:
+            raise FileNotFoundError(url)
+        response.raise_for_status()
+        if response.status not in (_OK, _PARTIAL):
+            raise MediaError(f"the server answers {response.status}")
+        if length is None:
+            check_size(response.content_length or 0, limit)
+        data = bytearray()
+        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+            data += chunk
+            if len(data) > limit:
+                if length is None:
+                    check_size(len(data), limit)
+                return bytes(data[: limit + 1])
+        return bytes(data)
+
+
+@functools.lru_cache(maxsize=8)
+def _filesystem(reach: Reach, process: int) -> HTTPFileSystem:
+    """One with connections of this process, which asks `reach` before it follows a server."""
+    del process
+    return HTTPFileSystem(get_client=functools.partial(_client, reach), skip_instance_cache=True)
+
+
+async def _client(reach: Reach, **options: Any) -> aiohttp.ClientSession:
+    async def sent_on(
+        session: aiohttp.ClientSession,
+        context: SimpleNamespace,
+        about: aiohttp.TraceRequestRedirectParams,
+    ) -> None:
+        del session, context
+        to = about.response.headers.get("Location") or about.response.headers.get("URI") or ""
+        if reach.confined and not reach.holds_url(str(about.url.join(yarl.URL(to)))):
+            raise MediaError("the server sends on to another place, which data.allow does not name")
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(sent_on)
+    return aiohttp.ClientSession(trace_configs=[trace], **options)

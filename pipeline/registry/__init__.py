@@ -1,0 +1,1 @@
+"""The MLflow model registry: judging, promoting and rolling back models, and predicting."""

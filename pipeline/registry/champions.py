@@ -1,0 +1,86 @@
+"""Model versions as they come from the registry: weights, card, and what they were trained on."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.registry.judging import Candidate, Champion
+from pipeline.registry.registration import WEIGHTS_TAG
+from pipeline.registry.run_shards import whole_address
+from pipeline.registry.served.inference import Predictor
+from pipeline.registry.trained_on import RECORD_FILE, read_record, trained_on
+from pipeline.runs.mlflow_errors import mlflow_answers, reason_of
+from shards import ShardError, ShardSet
+from shards.digests import stream_sha256
+
+# Files of a model version, under artifacts/.
+CARD_FILE, WEIGHTS_FILE = "card.json", "model.safetensors"
+
+
+def load_registered(mlflow_client: Any, version: Any) -> Champion:
+    """A model version's weights and card, without running its code, and what it was trained on.
+
+    Raises:
+        UserError: it cannot be fetched, or is no model that this pipeline registered.
+    """
+    told = f"{version.name} version {version.version}"
+    with _artifacts(mlflow_client, version) as path:
+        try:
+            predictor = Predictor.load(path / CARD_FILE, path / WEIGHTS_FILE)
+        except Exception as error:  # a damaged card or file of weights fails in many ways
+            raise UserError(
+                f"{told}: cannot be read ({reason_of(error)}); restore it, or register this one "
+                "under another --name"
+            ) from error
+        record = read_record(path / RECORD_FILE) if (path / RECORD_FILE).is_file() else None
+        return Champion(told, predictor, record)
+
+
+def record_of(
+    mlflow_client: Any, version: Any, candidate: Candidate, champion: Champion
+) -> np.ndarray | None:
+    """What a version without a record was trained on, if its set is still there; else None."""
+    digest = version.tags.get("perceiver.shards_digest")
+    if digest == candidate.shard_set.digest:
+        return candidate.record.digests
+    with mlflow_answers(f"run {version.run_id} of {champion.name}"):
+        place = mlflow_client.get_run(version.run_id).data.tags.get("perceiver.shards")
+    try:
+        address = whole_address(place, str(candidate.shard_set.location)) if place else None
+        shard_set = ShardSet.open(address) if address else None
+        if shard_set is None or shard_set.digest != digest:
+            return None
+        return trained_on(shard_set, champion.predictor.card.media).digests
+    except (ShardError, OSError):
+        return None
+
+
+def weights_of(mlflow_client: Any, version: Any) -> str:
+    """The sha256 of a version's weights, from its tags or, of an older one, its file."""
+    if known := version.tags.get(WEIGHTS_TAG):
+        return known
+    with _artifacts(mlflow_client, version) as path, (path / WEIGHTS_FILE).open("rb") as file:
+        return stream_sha256(file)
+
+
+@contextlib.contextmanager
+def _artifacts(mlflow_client: Any, version: Any) -> Iterator[Path]:
+    """A version's artifacts in a temporary folder."""
+    import mlflow
+
+    told = f"{version.name} version {version.version}"
+    with tempfile.TemporaryDirectory(prefix="perceiver-model-") as folder:
+        with mlflow_answers(f"fetching {told}"):
+            uri = mlflow_client.get_model_version_download_uri(version.name, version.version)
+            path = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder)) / "artifacts"
+        if not all((path / name).is_file() for name in (CARD_FILE, WEIGHTS_FILE)):
+            raise UserError(
+                f"{told}: is no Perceiver that 'perceiver promote' registered; register this one "
+                "under another --name"
+            )
+        yield path

@@ -1,0 +1,294 @@
+"""A run's model against the champion, on the samples of a split that neither was trained on."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from pipeline.config.tree import RegistryConfig
+from pipeline.errors import GateRefusedError, UserError
+from pipeline.registry.gate import Comparison, samples_needed
+from pipeline.registry.outcomes import Outcomes, outcomes, weights_not_finite
+from pipeline.registry.reading import Reading, other_input
+from pipeline.registry.served.inference import Predictor
+from pipeline.registry.trained_on import TRAIN, TrainedOn, sample_digests
+from pipeline.runs.console import Console
+from shards import ShardSet
+
+_COARSE = 0.5
+"""Where more of a table's training rows than this repeat each other, equal is not the same."""
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The model that an alias names.
+
+    Attributes:
+        name: of its registered model and version, for people.
+        predictor: the model.
+        record: digests of what it was trained on (`pipeline.registry.trained_on.TrainedOn`);
+            None where that is not known any more.
+    """
+
+    name: str
+    predictor: Predictor
+    record: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a model may be promoted.
+
+    Attributes:
+        samples: how many it was judged on.
+        left_out: samples of the split that were not used, since a model knows them.
+        accuracy: of the model on these samples; one that cannot be read counts as wrong.
+        champion_accuracy: of the champion on the same, or None if there is none.
+        comparison: None where there was nothing to compare with: no champion, or one that gives
+            nothing finite.
+    """
+
+    samples: int
+    left_out: int
+    accuracy: float
+    champion_accuracy: float | None = None
+    comparison: Comparison | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A run's model and what judges it.
+
+    Attributes:
+        name: the run, for people.
+        predictor: the model.
+        record: what it was trained on.
+        shard_set: the set that it was trained on.
+        split: of the set, that decides.
+        max_bad_fraction: of the split's samples, that may be unreadable.
+        verify_samples, skip_corrupt: as in `Reading`.
+    """
+
+    name: str
+    predictor: Predictor
+    record: TrainedOn
+    shard_set: ShardSet
+    split: str
+    max_bad_fraction: float
+    verify_samples: bool = True
+    skip_corrupt: bool = True
+
+    @cached_property
+    def reading(self) -> Reading:
+        """How it reads its own set."""
+        media = self.predictor.card.media
+        return Reading(media, media, self.verify_samples, self.skip_corrupt)
+
+    @cached_property
+    def outcomes(self) -> Outcomes:
+        """What it makes of the split.
+
+        Raises:
+            UserError: too many samples cannot be read.
+        """
+        found = outcomes(self.predictor, self.shard_set, self.split, self.reading)
+        bad, total = int((~found.readable).sum()), len(found.readable)
+        if bad == total or bad / total > self.max_bad_fraction:
+            raise UserError(
+                f"{bad} of {total} samples of the {self.split} split cannot be read; run "
+                "'perceiver verify', then 'perceiver preprocess' again"
+            )
+        return found
+
+    @cached_property
+    def known(self) -> np.ndarray:
+        """Which samples it was trained on, bool ``[samples]``."""
+        return np.isin(
+            sample_digests(self.shard_set, self.split, self.reading), self.record.digests
+        )
+
+    @cached_property
+    def is_coarse(self) -> bool:
+        """Whether a table has so few different rows that equal ones are mostly not the same."""
+        is_table = self.reading.rows is not None
+        return is_table and self.split != TRAIN and self.record.repeated > _COARSE
+
+
+def judge(
+    candidate: Candidate, champion: Champion | None, rules: RegistryConfig, console: Console
+) -> Verdict:
+    """Judge a run's model.
+
+    Args:
+        candidate: the run's.
+        champion: to beat, if there is one.
+        rules: by how much, and how surely.
+        console: hears what is left out, and of models that give nothing finite.
+
+    Raises:
+        GateRefusedError: it does not beat the champion, or gives values that are not finite.
+        UserError: the two cannot be compared.
+    """
+    _refuse_what_is_not_finite(candidate)
+    known = np.zeros_like(candidate.known) if candidate.is_coarse else candidate.known
+    if candidate.is_coarse:
+        console.notice(
+            f"{candidate.known.sum()} of {len(known)} rows of the {candidate.split} split equal "
+            f"training rows, as {candidate.record.repeated:.0%} of the training rows equal each "
+            "other: equal rows need not be the same one here, so all count"
+        )
+    if champion is None:
+        _say_left_out(candidate, {"this run": known}, console)
+        return _verdict(candidate, ~known)
+    return _against(candidate, known, champion, rules, console)
+
+
+def _against(
+    candidate: Candidate,
+    known: np.ndarray,
+    champion: Champion,
+    rules: RegistryConfig,
+    console: Console,
+) -> Verdict:
+    shard_set, split = candidate.shard_set, candidate.split
+    media = champion.predictor.card.media
+    if other := other_input(candidate.reading.stored, media):
+        raise UserError(
+            f"{champion.name} takes other input than this run ({other}), so the two cannot be "
+            "compared; register this one under another --name"
+        )
+    reading = replace(candidate.reading, media=media)
+    theirs = outcomes(champion.predictor, shard_set, split, reading)
+    reasons = {"this run": known, champion.name: _known_to(champion, candidate, reading, console)}
+    doubtful = _doubtful(reading, shard_set, split)
+    left_out = np.logical_or.reduce([*reasons.values(), doubtful])
+    _say_left_out(candidate, reasons, console)
+    if doubtful.any():
+        console.notice(
+            f"{doubtful.sum()} rows hold a category that the set does not know and {champion.name} "
+            "may: left out"
+        )
+    _say_classes(champion, shard_set, console)
+    broken = weights_not_finite(champion.predictor.model.state_dict())
+    if broken or not theirs.finite[theirs.readable].any():
+        console.notice(f"{champion.name} gives no finite value; it is no obstacle")
+        return _verdict(candidate, ~left_out, champion_accuracy=0.0)
+    if not theirs.finite.all():
+        console.notice(
+            f"{champion.name} gives values that are not finite for {(~theirs.finite).sum()} of "
+            f"{len(known)} samples; these count as wrong"
+        )
+    needed, remaining = samples_needed(rules), int((~left_out).sum())
+    if remaining < needed:
+        raise UserError(
+            f"{remaining} of {len(known)} samples of the {split} split are left that neither this "
+            f"run nor {champion.name} was trained on, and registry.alpha={rules.alpha:g} needs at "
+            f"least {needed}; decide on another --split, or keep sources apart that no model has "
+            "seen"
+        )
+    comparison = Comparison.of(candidate.outcomes, theirs, ~left_out)
+    if not comparison.passes(rules):
+        raise GateRefusedError(_refusal(candidate, champion, comparison, rules))
+    return _verdict(
+        candidate,
+        ~left_out,
+        champion_accuracy=comparison.champion_accuracy,
+        comparison=comparison,
+    )
+
+
+def _refuse_what_is_not_finite(candidate: Candidate) -> None:
+    # Weights that are not finite are refused with their checkpoint.
+    finite = candidate.outcomes.finite
+    if not finite.all():
+        raise GateRefusedError(
+            f"not promoted: {candidate.name} gives values that are not finite for "
+            f"{(~finite).sum()} of {len(finite)} samples of the {candidate.split} split; train "
+            "again with a lower training.learning_rate"
+        )
+
+
+def _known_to(
+    champion: Champion, candidate: Candidate, reading: Reading, console: Console
+) -> np.ndarray:
+    """Which samples the champion was trained on, as far as that is known."""
+    if champion.record is None:
+        console.notice(
+            f"{champion.name} has no record of what it was trained on, and its shard set is gone: "
+            "it may know some of these samples, which can only help it"
+        )
+    if champion.record is None or candidate.is_coarse:
+        return np.zeros_like(candidate.known)
+    digests = sample_digests(candidate.shard_set, candidate.split, reading)
+    return np.isin(digests, champion.record)
+
+
+def _doubtful(reading: Reading, shard_set: ShardSet, split: str) -> np.ndarray:
+    """Rows of which is not known what the champion would make of them, bool ``[samples]``."""
+    doubtful = np.zeros(shard_set.num_samples(split), bool)
+    encoder = reading.rows
+    if encoder is None or not encoder.has_doubts:
+        return doubtful
+    for batch in replace(reading, media=reading.stored).batches(shard_set, split):
+        good = batch.weights.numpy() > 0
+        if good.any():
+            rows = batch.fields[reading.media.modality].numpy()[good]
+            doubtful[batch.numbers.numpy()[good]] = encoder.doubtful(rows)
+    return doubtful
+
+
+def _verdict(
+    candidate: Candidate,
+    used: np.ndarray,
+    *,
+    champion_accuracy: float | None = None,
+    comparison: Comparison | None = None,
+) -> Verdict:
+    samples = int(used.sum())
+    if not samples:
+        raise UserError(
+            f"no sample of the {candidate.split} split is left: models were trained on all "
+            f"{len(used)}; decide on another --split"
+        )
+    accuracy = float(candidate.outcomes.correct[used].mean())
+    return Verdict(samples, len(used) - samples, accuracy, champion_accuracy, comparison)
+
+
+def _say_left_out(candidate: Candidate, reasons: dict[str, np.ndarray], console: Console) -> None:
+    total = len(candidate.known)
+    for who, known in reasons.items():
+        if known.any():
+            console.notice(
+                f"{known.sum()} of {total} samples of the {candidate.split} split are left out: "
+                f"{who} was trained on the same content"
+            )
+
+
+def _say_classes(champion: Champion, shard_set: ShardSet, console: Console) -> None:
+    theirs, ours = champion.predictor.card.classes, shard_set.manifest.classes
+    if unknown := [name for name in ours if name not in theirs]:
+        console.notice(
+            f"{champion.name} does not know the classes {', '.join(unknown[:5])}"
+            f"{' …' * (len(unknown) > 5)}: their samples count as wrong for it"
+        )
+    if lost := [name for name in theirs if name not in ours]:
+        console.notice(
+            f"{champion.name} also knows the classes {', '.join(lost[:5])}"
+            f"{' …' * (len(lost) > 5)}, which this run does not tell"
+        )
+
+
+def _refusal(
+    candidate: Candidate, champion: Champion, comparison: Comparison, rules: RegistryConfig
+) -> str:
+    wins = comparison.wins_needed(rules)
+    asked = f"registry.min_gain={rules.min_gain:g} and registry.alpha={rules.alpha:g}"
+    needed = (
+        f"{asked} need {wins} such wins beside {comparison.losses} losses"
+        if wins is not None
+        else f"so few samples cannot show what {asked} need"
+    )
+    return (
+        f"not promoted: {candidate.name} has {comparison} ({champion.name}); {needed}; "
+        f"{candidate.split} split"
+    )

@@ -1,0 +1,191 @@
+"""``perceiver predict``: a registered model on raw files."""
+
+import contextlib
+import csv
+import io
+import itertools
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import UserError
+from pipeline.media import TableFormat
+from pipeline.media.sandbox.sandbox import SandboxError
+from pipeline.registry.served.card import ModelCardError
+from pipeline.registry.served.inference import Prediction, Predictor
+from pipeline.registry.table_rows import holds_rows, table_rows
+from pipeline.runs.console import Console
+from pipeline.runs.mlflow_errors import mlflow_answers
+from pipeline.runs.strict_json import to_json
+from shards.files import AtomicFile
+from shards.parquet import encode_parquet
+from shards.redaction import shortened
+
+FORMATS = (".jsonl", ".csv", ".parquet")
+ROWS_AT_ONCE = 1024
+
+
+def predict(
+    mlflow_client: Any,
+    model_uri: str,
+    inputs: list[str],
+    console: Console,
+    *,
+    output: Path | None = None,
+    max_bad_fraction: float = 1.0,
+) -> dict[str, Any]:
+    """Classify files, and all files of folders.
+
+    Args:
+        model_uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/RUN/model``.
+        inputs: files and folders. A model of tables reads each row of ``.csv``, ``.parquet`` and
+            ``.jsonl`` files, and other files as one row, a JSON object.
+        output: also write the table there: ``.jsonl``, ``.csv`` or ``.parquet``.
+        max_bad_fraction: fail when more than this share of the files cannot be used.
+
+    Returns:
+        ``model_uri``, ``predictions`` (a list of dictionaries with the fields of
+        :class:`~pipeline.registry.served.inference.Prediction`), ``bad`` (how many have an error).
+
+    Raises:
+        UserError: no such model or file, nothing to predict, too many bad files, or no sandbox to
+            decode them in.
+        ShardError: the table cannot be written.
+    """
+    if output is not None and output.suffix not in FORMATS:
+        raise UserError(f"--to {output}: the extension must be one of {', '.join(FORMATS)}")
+    files = list_inputs(inputs)
+    predictor = load_model(mlflow_client, model_uri)
+    predictions: list[Prediction] = []
+    # Opened first: an hour's predictions must not end at a place that cannot be written.
+    with contextlib.nullcontext() if output is None else AtomicFile(output) as file:
+        with console.bar("predict", len(files), "files") as bar:
+            for start in range(0, len(files), 256):
+                chunk = files[start : start + 256]
+                try:
+                    predictions += predict_files(predictor, chunk)
+                except SandboxError as error:
+                    raise UserError(f"files cannot be decoded here: {error}") from None
+                bar.advance(len(chunk))
+        bad = [prediction for prediction in predictions if prediction.error is not None]
+        if bad and (len(bad) == len(predictions) or len(bad) / len(predictions) > max_bad_fraction):
+            named = "; ".join(f"{prediction.source}: {prediction.error}" for prediction in bad[:3])
+            raise UserError(f"{len(bad)} of {len(predictions)} files cannot be used: {named}")
+        if file is not None:
+            file.write(encode_predictions(predictions, file.path.suffix))
+    return {
+        "model_uri": model_uri,
+        "predictions": [asdict(prediction) for prediction in predictions],
+        "bad": len(bad),
+    }
+
+
+def predict_files(predictor: Predictor, files: list[Path]) -> list[Prediction]:
+    """The predictions for files, in order: one each, or one for each row of a table."""
+    media = predictor.card.media
+    if not isinstance(media, TableFormat):
+        return predictor.predict(files)
+    predictions: list[Prediction] = []
+    for file in files:
+        if not holds_rows(file):
+            predictions += predictor.predict([file])
+            continue
+        rows = table_rows(file, media)
+        while chunk := list(itertools.islice(rows, ROWS_AT_ONCE)):
+            found = iter(predictor.predict([row for _, row in chunk if not isinstance(row, str)]))
+            predictions += [
+                Prediction(name, None, None, None, row)
+                if isinstance(row, str)
+                else replace(next(found), source=name)
+                for name, row in chunk
+            ]
+    return predictions
+
+
+def report(result: dict[str, Any], console: Console) -> None:
+    """Show a person what :func:`predict` returned."""
+    rows = [
+        (p["source"], p["label"] or "", f"{p['probability']:.4f}" if p["label"] else "", p["error"])
+        for p in result["predictions"]
+    ]
+    console.table(
+        f"{result['model_uri']}: {len(rows)} files",
+        ("file", "class", "probability", "error"),
+        [(source, label, probability, error or "") for source, label, probability, error in rows],
+    )
+    if result["bad"]:
+        console.say(f"{result['bad']} of {len(rows)} files could not be used; see the last column")
+
+
+def list_inputs(inputs: list[str]) -> list[Path]:
+    """The files given, and those in the folders given, sorted.
+
+    Raises:
+        UserError: one does not exist, or there is no file at all.
+    """
+    files: list[Path] = []
+    for given in inputs:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            files += sorted(
+                inner
+                for inner in path.rglob("*")
+                if inner.is_file()
+                and not any(part.startswith(".") for part in inner.relative_to(path).parts)
+            )
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise UserError(f"{given}: no such file or folder")
+    if not files:
+        raise UserError(f"{', '.join(inputs)}: no files there")
+    return files
+
+
+def load_model(mlflow_client: Any, model_uri: str) -> Predictor:
+    """Fetch a model from the registry, as anyone would through MLflow.
+
+    Raises:
+        UserError: there is none of that name, alias or version, or it is none of ours.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        loaded = mlflow.pyfunc.load_model(model_uri)
+    except (MlflowException, OSError) as error:
+        with mlflow_answers(model_uri):
+            known = [model.name for model in mlflow_client.search_registered_models()]
+        hint = f"registered models: {', '.join(known)}" if known else "no model is registered there"
+        reason = shortened(str(error), 200).removeprefix("RESOURCE_DOES_NOT_EXIST: ")
+        raise UserError(f"{model_uri}: {reason[:160]}; {hint}") from None
+    except ModelCardError as error:
+        raise UserError(f"{model_uri}: {error}") from None
+    model = loaded.unwrap_python_model()
+    predictor = getattr(model, "predictor", None)
+    if predictor is None:
+        raise UserError(f"{model_uri}: is no Perceiver that 'perceiver promote' registered")
+    return predictor
+
+
+def encode_predictions(predictions: list[Prediction], suffix: str) -> bytes:
+    """A file's content: JSON Lines, CSV or Parquet, as its suffix says."""
+    rows = [asdict(prediction) for prediction in predictions]
+    if suffix == ".jsonl":
+        return "".join(to_json(row) + "\n" for row in rows).encode()
+    if suffix == ".csv":
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(("source", "label", "probability", "error"))
+        writer.writerows((p.source, p.label, p.probability, p.error) for p in predictions)
+        return text.getvalue().encode()
+    for row in rows:
+        row["probabilities"] = list((row["probabilities"] or {}).items())
+    kind = pa.map_(pa.string(), pa.float64())
+    schema = pa.schema(
+        [("source", pa.string()), ("label", pa.string()), ("probability", pa.float64()),
+         ("probabilities", kind), ("error", pa.string())]
+    )  # fmt: skip
+    return encode_parquet(pa.Table.from_pylist(rows, schema=schema))

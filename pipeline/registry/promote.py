@@ -1,0 +1,300 @@
+"""``perceiver promote``: a run's best model into the registry, if it beats the champion."""
+
+import math
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.tree import Config, RegistryConfig
+from pipeline.errors import GateRefusedError, UserError
+from pipeline.inputs.model_input import fitted_media
+from pipeline.registry.champions import CARD_FILE, load_registered, record_of, weights_of
+from pipeline.registry.judging import Candidate, Verdict, judge
+from pipeline.registry.package import package
+from pipeline.registry.registration import (
+    ALIAS_TAG,
+    BEFORE_TAG,
+    RUN_TAG,
+    WEIGHTS_TAG,
+    check_names,
+    discard,
+    mark_promoted,
+    move_alias,
+    new_version,
+    renew_tags,
+    unfinished_version,
+    wait_for_earlier,
+)
+from pipeline.registry.registration import champion_of as _champion
+from pipeline.registry.run_shards import run_shards
+from pipeline.registry.served.inference import ModelCard, Predictor
+from pipeline.registry.trained_on import RECORD_FILE, trained_on, write_record
+from pipeline.runs.console import Console
+from pipeline.runs.mlflow_errors import mlflow_answers
+from pipeline.runs.tracking import run_config
+from pipeline.training.checkpoints import WEIGHTS_FILE as CHECKPOINT_WEIGHTS
+from pipeline.training.checkpoints import Checkpoint, read_checkpoint
+from shards import ShardSet
+
+
+def promote(
+    mlflow_client: Any,
+    run_id: str,
+    console: Console,
+    *,
+    name: str | None = None,
+    alias: str | None = None,
+    split: str = "validation",
+    min_gain: float | None = None,
+    alpha: float | None = None,
+    shards: str | None = None,
+) -> dict[str, Any]:
+    """Register a run's best checkpoint and move the alias to it, if it beats the alias' model.
+
+    Both models are evaluated here and now on the same samples of the run's shard set: those that
+    neither was trained on. A paired test decides (:mod:`pipeline.registry.gate`).
+
+    Args:
+        mlflow_client: of the tracking server; :func:`pipeline.runs.tracking.client`.
+        run_id: an MLflow run of ``perceiver train``, or a trial or study of ``perceiver tune``
+            (a study stands for its best trial).
+        name, alias: where to register; default: the run's configuration.
+        split: decides; the shard set must have it.
+        min_gain, alpha: what the test asks for; default: the run's configuration.
+        shards: the whole address of the run's shard set, where that has a password or a signature,
+            which runs do not keep.
+
+    Returns:
+        ``model_uri``, ``version``, ``accuracy`` on ``samples`` of ``split``, ``left_out`` (samples
+        that a model was trained on), ``champion_accuracy`` (None if there was none), ``wins``,
+        ``losses`` and ``p_value`` (None if nothing was tested), ``run_id``, ``skipped`` (this run
+        is the alias' model already).
+
+    Raises:
+        UserError: no such run, it has no checkpoint, the two cannot be compared, or MLflow fails.
+        GateRefusedError: it does not beat the champion.
+    """
+    config = run_config(mlflow_client, run_id)
+    with mlflow_answers(f"run {run_id}"):
+        run = mlflow_client.get_run(run_id)
+    if (best := run.data.tags.get("perceiver.best_trial")) not in (None, run_id):
+        return promote(
+            mlflow_client, best, console, name=name, alias=alias, split=split,
+            min_gain=min_gain, alpha=alpha, shards=shards,
+        )  # fmt: skip
+    name, alias = name or config.registry.model_name, alias or config.registry.alias
+    check_names(name, alias)
+    rules = _rules(config.registry, min_gain, alpha)
+    checkpoint = _checkpoint_of(run)
+    weights_sha256 = checkpoint.sha256[CHECKPOINT_WEIGHTS]
+    champion = _champion(mlflow_client, name, alias)
+    if champion is not None:
+        mark_promoted(mlflow_client, champion, alias, console)
+        # A run that was continued has other weights by now.
+        is_same = champion.run_id == run_id and (
+            weights_of(mlflow_client, champion) == weights_sha256
+        )
+        if is_same:
+            return _result(name, alias, champion.version, run_id, champion.tags, skipped=True)
+    candidate = _candidate(run, config, checkpoint, split, shards)
+    console.notice(f"evaluating run {run_id} on {split} of {candidate.shard_set.location}")
+    version = unfinished_version(mlflow_client, name, alias, run_id, weights_sha256)
+    begun = False
+    while True:
+        try:
+            verdict = _judged(mlflow_client, candidate, champion, rules, console)
+        except GateRefusedError:
+            if version is not None:
+                discard(mlflow_client, version)
+            raise
+        tags = {
+            RUN_TAG: run_id,
+            WEIGHTS_TAG: weights_sha256,
+            ALIAS_TAG: alias,
+            "perceiver.shards_digest": candidate.shard_set.digest,
+            "perceiver.split": split,
+            **_measured(verdict),
+        }
+        if champion is not None:
+            tags[BEFORE_TAG] = str(champion.version)
+        if version is None:
+            version = _register(run, config, candidate, checkpoint, name, tags)
+        else:
+            renew_tags(mlflow_client, version, tags)
+        if not begun:
+            wait_for_earlier(mlflow_client, version, alias, console)
+            begun = True
+        now = _champion(mlflow_client, name, alias)
+        if _number(now) == _number(champion):
+            break
+        console.notice(f"{name}@{alias} has moved meanwhile")
+        champion = now
+    move_alias(mlflow_client, name, alias, str(version.version))
+    mark_promoted(mlflow_client, version, alias, console)
+    return _result(name, alias, version.version, run_id, tags, skipped=False)
+
+
+def report(result: dict[str, Any], console: Console) -> None:
+    """Show a person what :func:`promote` returned."""
+    if result["skipped"]:
+        console.say(
+            f"{result['model_uri']} is this run's model already (version {result['version']})"
+        )
+        return
+    before = result["champion_accuracy"]
+    against = "there was no champion" if before is None else f"the champion before had {before:.4f}"
+    if result["p_value"] is not None:
+        against += (
+            f" ({result['wins']} samples won, {result['losses']} lost, p = {result['p_value']:.3g})"
+        )
+    console.say(
+        f"{result['model_uri']} is now version {result['version']}: accuracy "
+        f"{result['accuracy']:.4f} on {result['samples']} samples of the {result['split']} split; "
+        f"{against}"
+    )
+
+
+def _rules(registry: RegistryConfig, min_gain: float | None, alpha: float | None) -> RegistryConfig:
+    given = {"min_gain": min_gain, "alpha": alpha}
+    changes = {key: value for key, value in given.items() if value is not None}
+    try:
+        return RegistryConfig.model_validate({**registry.model_dump(), **changes})
+    except ValueError:
+        text = ", ".join(f"{key}={value}" for key, value in changes.items())
+        raise UserError(f"{text}: 0 <= min_gain < 1 and 0 < alpha <= 1 are needed") from None
+
+
+def _checkpoint_of(run: Any) -> Checkpoint:
+    path = run.data.tags.get("perceiver.checkpoint")
+    if path is None:
+        raise UserError(
+            f"{run.info.run_id}: has no checkpoint (its status is {run.info.status}); finish it "
+            "with 'perceiver train'"
+        )
+    return read_checkpoint(Path(path))
+
+
+def _candidate(
+    run: Any, config: Config, checkpoint: Checkpoint, split: str, shards: str | None
+) -> Candidate:
+    """A run's model and the set that it was trained on."""
+    run_id, place = run.info.run_id, run.data.tags.get("perceiver.shards", config.shards_folder)
+    shard_set = ShardSet.open(run_shards(run_id, place, shards))
+    if shard_set.digest != run.data.tags.get("perceiver.shards_digest"):
+        raise UserError(
+            f"{place}: is no longer the shard set that run {run_id} was trained on; train on the "
+            "new one first"
+        )
+    if len(config.data.formats) > 1:
+        raise UserError(
+            f"run {run_id} reads {', '.join(config.data.formats)} at once; models of one modality "
+            "can be registered"
+        )
+    made_with, classes = shard_set.manifest.config, shard_set.manifest.classes
+    media = fitted_media(config.data.media, made_with)
+    card = ModelCard(config.classifier(len(classes), made_with), media, classes)
+    weights, _ = checkpoint.load()
+    return Candidate(
+        name=f"run {run_id}",
+        predictor=Predictor(card, weights),
+        record=trained_on(shard_set, media),
+        shard_set=shard_set,
+        split=split,
+        max_bad_fraction=config.data.max_bad_fraction,
+        verify_samples=config.data.verify_samples,
+        skip_corrupt=config.data.corrupt_samples == "skip",
+    )
+
+
+def _judged(
+    mlflow_client: Any,
+    candidate: Candidate,
+    champion: Any | None,
+    rules: RegistryConfig,
+    console: Console,
+) -> Verdict:
+    if champion is None:
+        return judge(candidate, None, rules, console)
+    loaded = load_registered(mlflow_client, champion)
+    if loaded.record is None:
+        loaded = replace(loaded, record=record_of(mlflow_client, champion, candidate, loaded))
+    console.notice(f"evaluating {loaded.name} on the same samples")
+    return judge(candidate, loaded, rules, console)
+
+
+def _number(version: Any | None) -> str | None:
+    return None if version is None else str(version.version)
+
+
+def _measured(verdict: Verdict) -> dict[str, str]:
+    """A verdict as tags of a version."""
+    values: dict[str, Any] = {
+        "accuracy": verdict.accuracy,
+        "samples": verdict.samples,
+        "left_out": verdict.left_out,
+    }
+    if verdict.champion_accuracy is not None:
+        values["champion_accuracy"] = verdict.champion_accuracy
+    if (comparison := verdict.comparison) is not None:
+        values |= {"wins": comparison.wins, "losses": comparison.losses}
+        values["p_value"] = comparison.p_value
+    return {f"perceiver.{key}": repr(value) for key, value in values.items()}
+
+
+def _register(
+    run: Any,
+    config: Config,
+    candidate: Candidate,
+    checkpoint: Checkpoint,
+    name: str,
+    tags: dict[str, str],
+) -> Any:
+    """Log the model to its run and make it a version; returns the version."""
+    import mlflow
+    from mlflow.models import Model
+
+    with (
+        mlflow_answers(f"logging the model of run {run.info.run_id}"),
+        tempfile.TemporaryDirectory(prefix="perceiver-model-") as folder,
+    ):
+        mlflow.set_experiment(experiment_id=run.info.experiment_id)
+        card_path, record_path = Path(folder) / CARD_FILE, Path(folder) / RECORD_FILE
+        card = candidate.predictor.card
+        made = package(card, card_path, checkpoint.weights_file, config.data)
+        write_record(candidate.record.digests, record_path)
+        made["artifacts"] |= {"trained_on": record_path.as_uri()}
+        info = Model.log(
+            artifact_path=None,
+            name="model",
+            flavor=mlflow.pyfunc,
+            run_id=run.info.run_id,
+            **made,
+        )
+    return new_version(name, info.model_uri, tags)
+
+
+def _result(
+    name: str, alias: str, version: Any, run_id: str, tags: dict[str, str], *, skipped: bool
+) -> dict[str, Any]:
+    def number(key: str, kind: type[int] | type[float] = float) -> float | None:
+        try:
+            value = kind(tags[f"perceiver.{key}"])
+        except (KeyError, ValueError):  # a version that something else has made
+            return None
+        return value if math.isfinite(value) else None
+
+    return {
+        "model_uri": f"models:/{name}@{alias}",
+        "version": str(version),
+        "accuracy": number("accuracy"),
+        "champion_accuracy": number("champion_accuracy"),
+        "samples": number("samples", int),
+        "left_out": number("left_out", int),
+        "wins": number("wins", int),
+        "losses": number("losses", int),
+        "p_value": number("p_value"),
+        "split": tags.get("perceiver.split"),
+        "run_id": run_id,
+        "skipped": skipped,
+    }

@@ -1,0 +1,83 @@
+"""``perceiver promote --rollback``: the alias goes back to the version before."""
+
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.registry.registration import (
+    ALIAS_TAG,
+    BEFORE_TAG,
+    champion_of,
+    check_names,
+    move_alias,
+)
+from pipeline.runs.console import Console
+from pipeline.runs.mlflow_errors import is_missing, mlflow_answers
+
+
+def rollback(mlflow_client: Any, *, name: str, alias: str) -> dict[str, Any]:
+    """Take the last promotion to an alias back.
+
+    Every version says which one the alias named before it, so rolling back again goes further back.
+    The alias moves by one call of the registry, after which nothing is left to do.
+
+    Args:
+        mlflow_client: of the tracking server; :func:`pipeline.runs.tracking.client`.
+        name: of the registered model.
+        alias: to move.
+
+    Returns:
+        ``model_uri``, ``version`` (named now), ``rolled_back`` (the version named until now),
+        ``run_id`` (of ``version``).
+
+    Raises:
+        UserError: the alias names nothing, nothing is known to be before it, or that version is
+            gone. The alias stays.
+    """
+    check_names(name, alias)
+    where = f"{name}@{alias}"
+    current = champion_of(mlflow_client, name, alias)
+    if current is None:
+        raise UserError(f"{where}: there is no such model or alias, so nothing to roll back")
+    told = f"{where} is version {current.version}"
+    if current.tags.get(ALIAS_TAG, alias) != alias:
+        raise UserError(
+            f"{told}, which was promoted to {current.tags[ALIAS_TAG]!r}; what {alias!r} named "
+            "before is not known, so move it in MLflow"
+        )
+    before = current.tags.get(BEFORE_TAG)
+    if before is None:
+        raise UserError(f"{told}; there is no version before it to go back to")
+    version = _version(mlflow_client, name, before, told)
+    again = champion_of(mlflow_client, name, alias)
+    if again is None or again.version != current.version:
+        raise UserError(f"{told} no longer: somebody else has just moved it; run this again")
+    move_alias(mlflow_client, name, alias, str(version.version))
+    return {
+        "model_uri": f"models:/{where}",
+        "version": str(version.version),
+        "rolled_back": str(current.version),
+        "run_id": version.run_id,
+    }
+
+
+def report(result: dict[str, Any], console: Console) -> None:
+    """Show a person what :func:`rollback` returned."""
+    console.say(
+        f"{result['model_uri']} is version {result['version']} again; version "
+        f"{result['rolled_back']} is rolled back"
+    )
+
+
+def _version(mlflow_client: Any, name: str, number: str, told: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    with mlflow_answers(f"{name} version {number}"):
+        try:
+            return mlflow_client.get_model_version(name, number)
+        except MlflowException as error:
+            if not is_missing(error):
+                raise
+    raise UserError(
+        f"{told}; version {number}, which was before it, is no longer registered: move the alias "
+        "in MLflow"
+    )

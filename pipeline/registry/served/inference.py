@@ -1,0 +1,218 @@
+"""Raw media to class names and probabilities.
+
+Travels with every registered model: imports torch, numpy and the decoders, and nothing else of the
+pipeline.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from perceiver_model import PerceiverClassifier
+from pipeline.inputs.collate import collate
+from pipeline.media import (
+    FittedTableFormat,
+    MediaError,
+)
+from pipeline.media.arrays import Decoder
+from pipeline.registry.served.card import ModelCard, read_card, read_weights
+from pipeline.registry.served.requests import BadInput, MediaSource, as_inputs
+
+__all__ = ["MediaSource", "ModelCard", "Prediction", "Predictor", "as_inputs"]
+
+BATCH_SIZE = 64
+DECODE_SECONDS = 60.0
+DECODE_MEMORY_MIB = 2048
+MAX_FILE_BYTES = 2 * 1024**3
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model makes of one input.
+
+    Attributes:
+        source: the path, or ``bytes[N]`` for the N-th input given as bytes, ``row[N]`` as a row.
+        label: name of the likeliest class; None where the input cannot be used.
+        probability: of that class.
+        probabilities: of every class, by name.
+        error: why the input cannot be used, else None.
+    """
+
+    source: str
+    label: str | None
+    probability: float | None
+    probabilities: dict[str, float] | None
+    error: str | None
+
+
+class Predictor:
+    """A model with its weights, ready for raw media.
+
+    Media are decoded in a child process, bounded in time and memory.
+
+    Args:
+        card: what the model is and takes.
+        weights: float32 tensors by parameter name.
+        device: where to compute; the GPU if there is one.
+        decode_seconds: processor time allowed for decoding one input.
+        decode_memory_mib: memory allowed for that.
+        strict: whether media are refused that are damaged or cut short.
+        sandbox: ``best``, or ``require``, as of :class:`~pipeline.media.arrays.Decoder`.
+    """
+
+    def __init__(
+        self,
+        card: ModelCard,
+        weights: dict[str, torch.Tensor],
+        device: torch.device | None = None,
+        *,
+        decode_seconds: float = DECODE_SECONDS,
+        decode_memory_mib: int = DECODE_MEMORY_MIB,
+        strict: bool = True,
+        sandbox: str = "best",
+    ) -> None:
+        self.card = card
+        self.decoder = Decoder(
+            card.media,
+            seconds=decode_seconds,
+            memory_bytes=decode_memory_mib * 1024**2,
+            strict=strict,
+            sandbox=sandbox,
+        )
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = PerceiverClassifier(card.classifier)
+        self.model.load_state_dict(weights)
+        self.model.to(self.device).eval()
+
+    @classmethod
+    def load(
+        cls,
+        card: str | Path,
+        weights: str | Path,
+        *,
+        decode_seconds: float = DECODE_SECONDS,
+        decode_memory_mib: int = DECODE_MEMORY_MIB,
+        strict: bool = True,
+        sandbox: str = "best",
+    ) -> "Predictor":
+        """Read a card and safetensors weights from files; the rest is the constructor's.
+
+        Raises:
+            ModelCardError: a file is damaged, or the two do not belong together.
+        """
+        read = read_card(Path(card))
+        return cls(
+            read,
+            read_weights(Path(weights), read.classifier),
+            decode_seconds=decode_seconds,
+            decode_memory_mib=decode_memory_mib,
+            strict=strict,
+            sandbox=sandbox,
+        )
+
+    def predict(self, inputs: Sequence[MediaSource | str]) -> list[Prediction]:
+        """Classify files or encoded media, in the order given.
+
+        Of a film its first clip is taken, of a text its first context.
+
+        Args:
+            inputs: the bytes of files, or paths of files on this machine; of tables, also rows as
+                dictionaries, and files and bytes are one JSON object each. What cannot be decoded
+                gets an ``error``. A client's inputs go through :func:`as_inputs` first, which
+                leaves no path.
+
+        Raises:
+            SandboxError: no child can be started to decode them.
+        """
+        predictions: list[Prediction] = []
+        for start in range(0, len(inputs), BATCH_SIZE):
+            predictions += self._predict_batch(inputs[start : start + BATCH_SIZE], start)
+        return predictions
+
+    def _predict_batch(self, inputs: Sequence[MediaSource | str], start: int) -> list[Prediction]:
+        sources, arrays, errors = [], [], {}
+        for row, item in enumerate(inputs):
+            sources.append(_source_name(item, start + row))
+            try:
+                arrays.append(self._decode(item))
+            except MediaError as error:
+                errors[row] = str(error)
+            except OSError as error:
+                errors[row] = error.strerror or type(error).__name__
+            except ValueError as error:  # a path that no file can have
+                errors[row] = str(error)
+        probabilities = iter(self.probabilities(arrays)) if arrays else iter(())
+        return [
+            Prediction(source, None, None, None, errors[row])
+            if row in errors
+            else self._prediction(source, next(probabilities))
+            for row, source in enumerate(sources)
+        ]
+
+    def _decode(self, item: MediaSource | str) -> np.ndarray:
+        media = self.card.media
+        if isinstance(item, BadInput):
+            raise MediaError(item.reason)
+        if isinstance(item, Mapping):
+            if not isinstance(media, FittedTableFormat):
+                raise MediaError(f"a row of a table, but the model takes {media.modality}")
+            if doubt := media.misread_number(item):
+                raise MediaError(doubt)
+            return media.encode_row(item)
+        if isinstance(item, str | Path):
+            return self.decoder.decode(_read_file(item), str(item))
+        return self.decoder.decode(bytes(item))
+
+    def _prediction(self, source: str, probabilities: np.ndarray) -> Prediction:
+        best = int(probabilities.argmax())
+        by_class = dict(zip(self.card.classes, map(float, probabilities), strict=True))
+        label = self.card.classes[best]
+        return Prediction(source, label, by_class[label], by_class, None)
+
+    @torch.inference_mode()
+    def probabilities(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Class probabilities of decoded media.
+
+        Args:
+            arrays: at least one, as :func:`pipeline.media.check_array` says.
+
+        Returns:
+            float64 ``[len(arrays), classes]``; rows sum to 1.
+        """
+        inputs, mask = collate(arrays, self.card.media, self.device)
+        logits = self.model(inputs, mask)
+        return logits.double().softmax(dim=1).cpu().numpy()
+
+
+def _read_file(path: str | Path) -> bytes:
+    """A regular file's content; nothing else is opened for longer than it takes to see what it is.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        MediaError: it is too large.
+        ValueError: no file can have that path.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        about = os.fstat(descriptor)
+        if stat.S_ISDIR(about.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(about.st_mode):
+            raise MediaError("not a regular file")
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise MediaError(f"a file of more than {MAX_FILE_BYTES} bytes")
+    return data
+
+
+def _source_name(item: MediaSource | str, number: int) -> str:
+    if isinstance(item, str | Path):
+        # A name that is not UTF-8 could be written to no table.
+        return str(item).encode("utf-8", "backslashreplace").decode()
+    return f"row[{number}]" if isinstance(item, Mapping) else f"bytes[{number}]"

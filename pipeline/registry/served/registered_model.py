@@ -1,0 +1,93 @@
+"""The registered model's code: MLflow runs this file when it loads a model (*model from code*)."""
+
+import dataclasses
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
+
+from pipeline.media.sandbox.sandbox import SandboxError
+from pipeline.registry.served.contract import SETTINGS
+from pipeline.registry.served.inference import Prediction, Predictor
+from pipeline.registry.served.requests import as_inputs, within_limits
+
+COLUMNS = [field.name for field in dataclasses.fields(Prediction)]
+
+
+class RequestError(MlflowException):
+    """What is wrong with a request, in one line.
+
+    MLflow's server puts the whole request before an error's message; this keeps its own.
+    """
+
+    def __init__(self, line: str, code: int = INVALID_PARAMETER_VALUE) -> None:
+        self._line = line
+        super().__init__(line, error_code=code)
+
+    @property
+    def message(self) -> str:
+        """The line."""
+        return self._line
+
+    @message.setter
+    def message(self, _: str) -> None:
+        pass
+
+
+class PerceiverModel(mlflow.pyfunc.PythonModel):
+    """Raw media or rows in; a table of class names and probabilities out."""
+
+    def load_context(self, context: Any) -> None:
+        """Read the weights and the card that lie with the model."""
+        self.settings = SETTINGS | (context.model_config or {})
+        self.predictor = Predictor.load(
+            context.artifacts["card"],
+            context.artifacts["weights"],
+            decode_seconds=self.settings["decode_seconds"],
+            decode_memory_mib=self.settings["decode_memory_mib"],
+            strict=self.settings["strict"],
+            sandbox=self.settings["sandbox"],
+        )
+
+    # MLflow would take type hints for a schema and warn that it cannot use them.
+    def predict(self, context, model_input, params=None):
+        """Classify media or rows.
+
+        Args:
+            model_input: encoded media, or of a model of tables rows, in any form that
+                :func:`~pipeline.registry.served.requests.as_inputs` takes; paths only if the model
+                was loaded with ``model_config={"allow_paths": True}``.
+
+        Returns:
+            A row for each input, in order: ``source``, ``label``, ``probability``,
+            ``probabilities`` (by class name) and ``error`` (why it has no label, or None).
+
+        Raises:
+            RequestError: no such input, or too much of it; nothing was predicted.
+        """
+        modality = self.predictor.card.media.modality
+        try:
+            inputs = as_inputs(
+                model_input,
+                takes_rows=modality == "table",
+                is_text=modality == "text",
+                allow_paths=self.settings["allow_paths"] is True,
+            )
+            within_limits(
+                inputs,
+                most=self.settings["max_rows" if modality == "table" else "max_inputs"],
+                most_bytes=self.settings["max_input_mib"] * 1024**2,
+            )
+        except ValueError as error:
+            raise RequestError(" ".join(str(error).split())) from None
+        try:
+            predictions = self.predictor.predict(inputs)
+        except SandboxError as error:
+            raise RequestError(str(error), INTERNAL_ERROR) from None
+        rows = [[getattr(prediction, name) for name in COLUMNS] for prediction in predictions]
+        return pd.DataFrame(rows, columns=COLUMNS, dtype=object)
+
+
+mlflow.models.set_model(PerceiverModel())

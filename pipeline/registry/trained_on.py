@@ -1,0 +1,121 @@
+"""Which content a model was trained on, exactly, so that it is never judged by what it knows.
+
+The record of a model version is a file of sha256 digests, 32 bytes each, sorted, without repeats:
+of every training source's bytes, as the shard set's index has them. Rows of tables are known by
+what the model reads of them: a set made anew from the same rows, with other columns beside them or
+in another file format, gives the same digests.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import UserError
+from pipeline.media import FittedTableFormat, MediaFormat
+from pipeline.registry.reading import Reading
+from shards import ShardError, ShardInfo, ShardSet
+from shards.index_cache import read_index
+
+RECORD_FILE = "trained_on.sha256s"
+TRAIN = "train"
+_DIGEST = np.dtype("S32")
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """What a model was trained on.
+
+    Attributes:
+        digests: ``S32 [digests]``, sorted, without repeats.
+        repeated: share of the training samples whose digest is also another one's.
+    """
+
+    digests: np.ndarray
+    repeated: float
+
+
+def trained_on(shard_set: ShardSet, media: MediaFormat) -> TrainedOn:
+    """What a model that was trained on a set knows: the set's samples of split ``train``.
+
+    Args:
+        media: the model's format, that of the set.
+
+    Raises:
+        ShardError: an index is missing or damaged.
+    """
+    if TRAIN not in shard_set.manifest.counts:
+        return TrainedOn(np.empty(0, _DIGEST), 0.0)
+    digests = sample_digests(shard_set, TRAIN, Reading(media, media))
+    found, counts = np.unique(digests[digests != b""], return_counts=True)
+    return TrainedOn(found, float(counts[counts > 1].sum() / max(1, counts.sum())))
+
+
+def sample_digests(shard_set: ShardSet, split: str, reading: Reading) -> np.ndarray:
+    """The digest of every sample of a split, in order.
+
+    Args:
+        reading: how the model whose record is to be searched reads the set.
+
+    Returns:
+        ``S32 [samples]``; empty where a row cannot be read.
+
+    Raises:
+        ShardError: the set has no such split, or an index is missing or damaged.
+    """
+    if isinstance(reading.media, FittedTableFormat):
+        return _row_digests(shard_set, split, reading)
+    shards = shard_set.shards(split).to_pylist()
+    found = [digest for shard in shards for digest in _source_digests(shard_set, shard)]
+    return np.array(found, _DIGEST)
+
+
+def _source_digests(shard_set: ShardSet, shard: dict[str, Any]) -> list[bytes]:
+    num_classes = len(shard_set.manifest.classes)
+    index = read_index(shard_set.location, ShardInfo(**shard), num_classes)
+    sha256s: pa.Array = index.source_sha256s
+    try:
+        digests = [bytes.fromhex(text) for text in sha256s.to_pylist()]
+    except (TypeError, ValueError):
+        digests = [b""]
+    if any(len(digest) != _DIGEST.itemsize for digest in digests):
+        raise ShardError(
+            f"{shard_set.location}: index {index.info.number} has a source without a sha256; run "
+            "'perceiver preprocess' again"
+        )
+    return digests
+
+
+def _row_digests(shard_set: ShardSet, split: str, reading: Reading) -> np.ndarray:
+    digests = np.zeros(shard_set.num_samples(split), _DIGEST)
+    for batch in reading.batches(shard_set, split):
+        good = batch.weights.numpy() > 0
+        if not good.any():
+            continue
+        rows = batch.fields[reading.media.modality].numpy()[good]
+        # One NaN and one zero each: values that are equal have equal bytes.
+        plain = np.where(np.isnan(rows), np.nan, rows + 0.0).astype("<f8")
+        digests[batch.numbers.numpy()[good]] = [
+            hashlib.sha256(row.tobytes()).digest() for row in plain
+        ]
+    return digests
+
+
+def write_record(record: np.ndarray, path: Path) -> None:
+    """Write a record, ``S32 [digests]``, to a file."""
+    path.write_bytes(record.tobytes())
+
+
+def read_record(path: Path) -> np.ndarray:
+    """The record in a file.
+
+    Raises:
+        UserError: it is no record.
+    """
+    data = path.read_bytes()
+    if len(data) % _DIGEST.itemsize:
+        raise UserError(f"{path.name}: {len(data)} bytes are no whole number of sha256 digests")
+    return np.frombuffer(data, _DIGEST)

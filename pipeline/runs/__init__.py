@@ -1,0 +1,1 @@
+"""What every verb shares: MLflow runs, records of work done, the console."""

@@ -1,0 +1,275 @@
+"""What a person sees; everything else goes to a log file."""
+
+import contextlib
+import io
+import math
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.runs.strict_json import to_json
+from pipeline.runs.watcher import tell_log
+from shards.plain import printable
+from shards.redaction import redacted, redacted_tree
+
+
+class _RateColumn(ProgressColumn):
+    """``412 images/s``, ``0.083 epochs/s``."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.fields["rate"]
+        if not rate:
+            return Text()
+        number = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        return Text(f"{number} {task.fields['unit']}/s", style="dim")
+
+
+class _RemainingColumn(ProgressColumn):
+    """``0:03:20``: what is left, at the rate that is shown."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.fields["rate"]
+        if not rate or task.remaining is None:
+            return Text()
+        left = timedelta(seconds=math.ceil(max(0.0, task.remaining) / rate))
+        return Text(str(left), style="dim")
+
+
+class Bar:
+    """One progress bar.
+
+    The rate is that of the last `WINDOW` seconds, or since the last step but one where steps take
+    longer than that; work that was done before, or is only taken over, does not count.
+    """
+
+    WINDOW = 30.0
+
+    def __init__(self, progress: Progress, task: Any, completed: float = 0.0) -> None:
+        self._progress, self._task = progress, task
+        self._completed = completed
+        self._steps: deque[tuple[float, float]] = deque([(time.monotonic(), completed)])
+
+    def advance(self, amount: float) -> None:
+        """Move on by ``amount``."""
+        self.update(self._completed + amount)
+
+    def skip(self, amount: float) -> None:
+        """Move on by ``amount`` that was done before."""
+        self._steps = deque((when, done + amount) for when, done in self._steps)
+        self._completed += amount
+        self._progress.update(self._task, completed=self._completed)
+
+    def update(self, completed: float, note: str | None = None, total: float | None = None) -> None:
+        """Move to ``completed``; show ``note`` behind the bar, and change the total, where given.
+
+        A bar does not move back: what is done again does not count again.
+        """
+        if completed > self._completed:
+            self._completed = completed
+            self._steps.append((time.monotonic(), completed))
+            # One step from before the window stays: the rate spans at least two steps.
+            while len(self._steps) > 2 and self._steps[-1][0] - self._steps[1][0] > self.WINDOW:
+                self._steps.popleft()
+        if note is not None:
+            self._progress.update(self._task, note=_shown(note))
+        self._progress.update(self._task, completed=self._completed, total=total, rate=self.rate())
+
+    def rate(self) -> float | None:
+        """Units a second, or None before the first step."""
+        (begun, before), (ended, after) = self._steps[0], self._steps[-1]
+        return (after - before) / (ended - begun) if ended > begun else None
+
+
+class Console:
+    """The person's side of a command. Secrets in addresses are left out of all that it shows.
+
+    Args:
+        out: where results go.
+        progress: where progress and notices go.
+        as_json: print results as one JSON object at the end instead; all else goes to ``progress``.
+    """
+
+    def __init__(
+        self, out: IO[str] | None = None, progress: IO[str] | None = None, as_json: bool = False
+    ) -> None:
+        self.as_json = as_json
+        self._json_file = out or sys.stdout
+        self.log: Path | None = None
+        notices = progress or sys.stderr
+        self._out = _rich(notices if as_json else self._json_file)
+        self._notices = _rich(notices)
+
+    def say(self, text: str) -> None:
+        """One line of result."""
+        self._out.print(_shown(text), markup=False, highlight=False, soft_wrap=True)
+
+    def notice(self, text: str) -> None:
+        """One line of what is going on."""
+        self._notices.print(_shown(text), markup=False, highlight=False, soft_wrap=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table of results; columns of numbers are set right."""
+        table = Table(title=redacted(title), title_justify="left", title_style="bold", expand=False)
+        for number, column in enumerate(columns):
+            numeric = all(isinstance(row[number], int | float) for row in rows) and rows
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(_shown(_cell(value))) for value in row))
+        self._out.print(table)
+
+    @contextlib.contextmanager
+    def bar(
+        self, description: str, total: float, unit: str, *, completed: float = 0.0
+    ) -> Iterator[Bar]:
+        """A progress bar with rate and remaining time.
+
+        Args:
+            completed: where it starts; that much was done before.
+        """
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            _RateColumn(),
+            _RemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=self._notices,
+            refresh_per_second=4,
+        ) as progress:
+            task = progress.add_task(description, total=total, unit=unit, note="", rate=None)
+            progress.update(task, completed=completed)
+            yield Bar(progress, task, completed)
+
+    def result(self, value: dict[str, Any]) -> None:
+        """The command's JSON object, as the last line of standard output, if it was asked for."""
+        if self.as_json:
+            print(to_json(redacted_tree(value)), file=self._json_file, flush=True)
+
+
+def _rich(file: IO[str]) -> RichConsole:
+    # Not on a terminal: no wrapping of tables at a guessed 80 columns.
+    return RichConsole(file=file, width=None if file.isatty() else 200)
+
+
+def _shown(text: str) -> str:
+    """Without secrets, and without what would steer the terminal; it may have several lines."""
+    return "\n".join(map(printable, redacted(text).split("\n")))
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@contextlib.contextmanager
+def logged(console_kwargs: dict[str, Any], folder: Path | None, verb: str) -> Iterator[Console]:
+    """Send this process's and its children's output to a log file; give the person a console.
+
+    File descriptors 1 and 2 themselves are turned, since Ray's and DeepSpeed's native code and
+    child processes write there. What Python's own streams get is written without the secrets in
+    addresses.
+
+    Args:
+        console_kwargs: for :class:`Console`.
+        folder: where the log goes; None keeps it in a temporary file.
+        verb: names the file.
+    """
+    import tempfile
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    out, err = os.dup(1), os.dup(2)
+    if folder is None:
+        handle, name = tempfile.mkstemp(prefix=f"perceiver-{verb}-", suffix=".log")
+        path = Path(name)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    tell_log(path)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    try:
+        with (
+            os.fdopen(out, "w", closefd=False) as o,
+            os.fdopen(err, "w", closefd=False) as e,
+            _redacted_streams(),
+        ):
+            console = Console(o, e, **console_kwargs)
+            console.log = path
+            yield console
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        os.close(out)
+        os.close(err)
+
+
+@contextlib.contextmanager
+def _redacted_streams() -> Iterator[None]:
+    out, err = _RedactedStream(sys.stdout), _RedactedStream(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            yield
+        finally:
+            out.finish()
+            err.finish()
+
+
+class _RedactedStream(io.TextIOBase):
+    """Writes to another stream line by line, without the secrets in addresses.
+
+    Args:
+        to: the stream, which stays open.
+    """
+
+    encoding = "utf-8"
+
+    def __init__(self, to: Any) -> None:
+        self._to = to
+        self._line = ""
+        self._lock = threading.Lock()
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return int(self._to.fileno())
+
+    def isatty(self) -> bool:
+        return bool(self._to.isatty())
+
+    def write(self, text: str, /) -> int:
+        with self._lock:
+            whole, newline, self._line = (self._line + text).rpartition("\n")
+            self._to.write(redacted(whole + newline))
+        return len(text)
+
+    def flush(self) -> None:
+        self._to.flush()
+
+    def finish(self) -> None:
+        """Write the last line, which has no end."""
+        with self._lock:
+            self._to.write(redacted(self._line))
+            self._line = ""

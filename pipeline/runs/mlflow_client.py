@@ -1,0 +1,71 @@
+"""Clients of MLflow's tracking server and registry."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.config.sqlite_uri import sqlite_path
+from pipeline.config.tracking_uri import kept_variable
+from pipeline.config.tracking_uri import tracking_uri as chosen_uri
+from pipeline.errors import UserError
+from pipeline.runs.mlflow_errors import reason_of
+
+
+def client(tracking_uri: str) -> Any:
+    """An MlflowClient, after one call that shows whether the store answers.
+
+    Raises:
+        UserError: it does not.
+    """
+    import mlflow
+
+    if (database := sqlite_path(tracking_uri)) is not None:
+        database.parent.mkdir(parents=True, exist_ok=True)
+    with kept_variable():
+        mlflow.set_tracking_uri(tracking_uri)
+    with answering(tracking_uri):
+        mlflow_client = new_client(tracking_uri)
+        mlflow_client.search_experiments(max_results=1)
+    return mlflow_client
+
+
+def new_client(tracking_uri: str) -> Any:
+    """An MlflowClient that gives up on a request after a minute; nothing is asked yet."""
+    # Without this MLflow tries a dead server again for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri)
+
+
+@contextlib.contextmanager
+def answering(tracking_uri: str) -> Iterator[None]:
+    """What a store raises here is an error that a user can mend."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # stores raise many kinds
+        raise UserError(
+            f"tracking.uri={tracking_uri}: MLflow does not answer there ({reason_of(error)})"
+        ) from error
+
+
+def registry(tracking_uri: str | None, output: str) -> Any:
+    """A client for verbs that take no configuration.
+
+    Its URI is that of :func:`pipeline.config.tracking_uri.tracking_uri`.
+
+    Raises:
+        UserError: there is no database, or it does not answer.
+    """
+    uri = chosen_uri(tracking_uri, output)
+    database = sqlite_path(uri)
+    if database is not None and not database.is_file():
+        raise UserError(
+            f"{uri}: no such database; name MLflow's with --tracking-uri or MLFLOW_TRACKING_URI, "
+            "or the folder that holds mlflow.db with --output"
+        )
+    return client(uri)

@@ -1,0 +1,253 @@
+"""What is to be logged to MLflow: written to disk first, delivered when MLflow answers.
+
+Each process that logs to a run appends to a file of its own, ``RUN.WRITER.jsonl``, one entry a
+line; ``RUN.WRITER.sent`` beside it says how many bytes of it are delivered. A server that is slow
+or gone costs the training nothing, and what it missed is delivered later, in order, by whoever
+comes next: the same process, the driver at the end, or the next command on the same run.
+
+Every metric carries the time at which it was logged. MLflow takes one value of a metric for a time
+and step, so an entry that is delivered twice, after a kill between the delivery and the note of it,
+is there once.
+"""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.runs.mlflow_client import new_client
+from pipeline.runs.mlflow_errors import reason_of
+from pipeline.runs.records import replace_text
+from pipeline.runs.strict_json import finite_items
+from shards.redaction import redacted
+
+DRIVER = "driver"
+# MLflow takes so many in one request.
+MAX_METRICS, MAX_TAGS = 1000, 100
+PAUSE_SECONDS = 30.0
+_ENTRIES, _SENT = ".jsonl", ".sent"
+_refused_at: dict[str, float] = {}
+
+
+@dataclass(frozen=True)
+class RunRef:
+    """What a process needs to write to a run.
+
+    Attributes:
+        tracking_uri: of MLflow.
+        run_id: of the run.
+        outbox: folder of the entries to deliver, on storage that all workers share.
+    """
+
+    tracking_uri: str
+    run_id: str
+    outbox: str
+
+
+class Outbox:
+    """The entries of one process for one run.
+
+    Args:
+        run: the run.
+        writer: names the process among those of the run.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+
+    def __init__(self, run: RunRef, writer: str) -> None:
+        self.path = Path(run.outbox) / f"{run.run_id}.{writer}{_ENTRIES}"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab")
+            # A killed process may have left half a line.
+            whole = self.path.read_bytes().rfind(b"\n") + 1
+            self._file.truncate(whole)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Add metrics of one step, logged now; what is not finite is left out."""
+        now = int(time.time() * 1000)
+        self._put({"metrics": [[name, value, now, step] for name, value in finite_items(values)]})
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Add tags of the run."""
+        self._put({"tags": dict(values)})
+
+    def artifact(self, path: Path) -> None:
+        """Add a file that stays where it is."""
+        self._put({"artifact": str(path.absolute())})
+
+    def end(self, status: str) -> None:
+        """Add the end of the run: FINISHED, FAILED or KILLED."""
+        self._put({"end": status, "time": int(time.time() * 1000)})
+
+    def last_steps(self) -> dict[str, int]:
+        """The last step of each metric that was ever put into this outbox."""
+        last: dict[str, int] = {}
+        for entry in _read(self.path, 0):
+            for name, _, _, step in entry.get("metrics", ()):
+                last[name] = max(step, last.get(name, step))
+        return last
+
+    def close(self) -> None:
+        """Nothing more will be added."""
+        self._file.close()
+
+    def _put(self, entry: dict[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+
+
+def deliver(path: Path, mlflow_client: Any) -> None:
+    """Deliver what one file holds and MLflow has not got.
+
+    Args:
+        path: of the file.
+        mlflow_client: an MlflowClient; whatever it raises is passed on, and what was delivered by
+            then is noted.
+    """
+    from mlflow.entities import Metric, RunTag
+
+    run_id = path.name.partition(".")[0]
+    metrics: list[Any] = []
+    tags: list[Any] = []
+    position = done = _sent(path)
+
+    def send() -> None:
+        nonlocal done
+        if metrics or tags:
+            mlflow_client.log_batch(run_id, metrics=metrics, tags=tags)
+            metrics.clear()
+            tags.clear()
+        if position > done:
+            _note_sent(path, position)
+            done = position
+
+    for entry, end in _read_with_ends(path, done):
+        new_metrics = [Metric(*values) for values in entry.get("metrics", ())]
+        new_tags = [RunTag(*item) for item in entry.get("tags", {}).items()]
+        if len(metrics) + len(new_metrics) > MAX_METRICS or len(tags) + len(new_tags) > MAX_TAGS:
+            send()
+        metrics += new_metrics
+        tags += new_tags
+        if "artifact" in entry and Path(entry["artifact"]).is_file():
+            mlflow_client.log_artifact(run_id, entry["artifact"])
+        if "end" in entry:
+            send()
+            mlflow_client.set_terminated(run_id, entry["end"], entry["time"])
+        position = end
+    send()
+
+
+def deliver_run(run: RunRef) -> str | None:
+    """Deliver all that the processes of a run have put down, the driver's entries last.
+
+    Where MLflow has just refused something, it is not asked again for a moment.
+
+    Returns:
+        None where all is delivered; else why it is not, for a person.
+    """
+    since = time.monotonic() - _refused_at.get(run.tracking_uri, -math.inf)
+    if since < PAUSE_SECONDS:
+        return "MLflow did not answer a moment ago"
+    return deliver_files(run.tracking_uri, _files(Path(run.outbox), run.run_id))
+
+
+def deliver_folder(tracking_uri: str, folder: Path) -> str | None:
+    """Deliver what is left of all runs, which must have ended; returns as :func:`deliver_run`.
+
+    The folder is gone afterwards, where all is delivered.
+    """
+    paths = _files(folder, "*")
+    left = deliver_files(tracking_uri, paths)
+    if left is None and paths:
+        for path in (*paths, *(path.with_suffix(_SENT) for path in paths)):
+            path.unlink(missing_ok=True)
+        for empty in (folder, folder.parent):
+            with contextlib.suppress(OSError):  # the other verb has files there
+                empty.rmdir()
+    return left
+
+
+def deliver_files(tracking_uri: str, paths: list[Path]) -> str | None:
+    """Deliver what these files hold; returns as :func:`deliver_run`."""
+    waiting = [path for path in paths if num_waiting(path)]
+    if not waiting:
+        return None
+    mlflow_client = new_client(tracking_uri)
+    refused: dict[str, str] = {}
+    for path in waiting:
+        run_id = path.name.partition(".")[0]
+        if run_id in refused:
+            continue  # the end of a run comes after its metrics
+        try:
+            deliver(path, mlflow_client)
+        except Exception as error:  # stores raise many kinds
+            refused[run_id] = reason_of(error)
+            _refused_at[tracking_uri] = time.monotonic()
+    count = sum(num_waiting(path) for path in waiting)
+    if not count:
+        return None
+    why = next(iter(refused.values()), "it is being written")
+    return (
+        f"{count} entries for MLflow at {redacted(tracking_uri)} are not delivered ({why}); they "
+        f"are kept in {waiting[0].parent}, and the same command delivers them"
+    )
+
+
+def num_waiting(path: Path) -> int:
+    """How many entries of a file are not delivered."""
+    return sum(1 for _ in _read(path, _sent(path)))
+
+
+def _files(folder: Path, run_id: str) -> list[Path]:
+    paths = folder.glob(f"{run_id}.*{_ENTRIES}")
+    return sorted(paths, key=lambda path: (path.name.endswith(f".{DRIVER}{_ENTRIES}"), path.name))
+
+
+def _read(path: Path, start: int) -> Iterator[dict[str, Any]]:
+    for entry, _ in _read_with_ends(path, start):
+        yield entry
+
+
+def _read_with_ends(path: Path, start: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """Whole entries from a byte on, each with the byte that it ends before."""
+    with path.open("rb") as file:
+        file.seek(start)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return  # still being written
+            start += len(line)
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # what a machine left that went down while it wrote
+            yield entry, start
+
+
+def _sent(path: Path) -> int:
+    try:
+        return min(int(path.with_suffix(_SENT).read_text()), path.stat().st_size)
+    except (OSError, ValueError):
+        return 0
+
+
+def _note_sent(path: Path, position: int) -> None:
+    replace_text(path.with_suffix(_SENT), str(position))
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path}: cannot be written ({os.strerror(error.errno or 0)}); make room there"
+    )

@@ -1,0 +1,1 @@
+"""Random changes to training inputs, each a pure function of (seed, epoch, step)."""

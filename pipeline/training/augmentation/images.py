@@ -1,0 +1,121 @@
+"""Random changes to pictures and sound in training, on the device, the same at any world size.
+
+What happens to a sample depends on the seed and its place in the global batch, never on the rank
+that holds it.
+"""
+
+import hashlib
+import math
+
+import torch
+import torch.nn.functional as F
+
+from pipeline.config.augment import PICTURE_FIELDS, SOUND_FIELDS, asked
+from pipeline.config.training import AugmentConfig
+
+
+def step_seed(*parts: int) -> int:
+    """A seed for a random generator from integers such as (seed, epoch, step)."""
+    text = ",".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
+
+
+def augment_images(
+    images: torch.Tensor, config: AugmentConfig, *, seed: int, rank: int, world_size: int
+) -> torch.Tensor:
+    """Shift, turn, scale, crop and mirror images by one affine map each, bilinearly.
+
+    Args:
+        images: uint8 ``[batch, height, width, channels]``.
+        seed: of this step; equal on all ranks.
+        rank, world_size: which part of the global batch this is.
+
+    Returns:
+        float32 in [0, 1], same shape; or ``images`` itself where the configuration changes nothing.
+    """
+    if not asked(config, PICTURE_FIELDS):
+        return images
+    batch, height, width, _ = images.shape
+    draws = uniform_draws(seed, 7, batch, rank, world_size)
+    angle = (2 * draws[0] - 1) * math.radians(config.rotate_degrees)
+    low, high = config.scale
+    zoom = low + (high - low) * draws[1]
+    # A crop of this area and aspect ratio, as a share of each side.
+    area = config.crop_area[0] + (config.crop_area[1] - config.crop_area[0]) * draws[2]
+    ratio = torch.exp((2 * draws[3] - 1) * math.log(4 / 3))
+    if config.crop_area == (1.0, 1.0):
+        ratio = torch.ones_like(ratio)
+    crop_x = (area * ratio).sqrt().clamp(max=1.0)
+    crop_y = (area / ratio).sqrt().clamp(max=1.0)
+    # Whole pixels; in grid_sample's coordinates the image spans [-1, 1]. A crop lies anywhere.
+    to_side = 2 * draws[4:6] - 1
+    shift_x, shift_y = torch.round(to_side * config.shift_pixels) * 2
+    shift_x = shift_x / width + to_side[0] * (1 - crop_x)
+    shift_y = shift_y / height + to_side[1] * (1 - crop_y)
+    mirror = torch.where(draws[6] < 0.5, -1.0, 1.0) if config.flip else torch.ones(batch)
+    cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
+    aspect = height / width
+    rows = (
+        torch.stack([mirror * crop_x * cos, -crop_y * sin * aspect, shift_x], dim=1),
+        torch.stack([mirror * crop_x * sin / aspect, crop_y * cos, shift_y], dim=1),
+    )
+    maps = torch.stack(rows, dim=1).to(images.device)
+    planes = images.permute(0, 3, 1, 2).float() / 255
+    grid = F.affine_grid(maps, list(planes.shape), align_corners=False)
+    moved = F.grid_sample(planes, grid, mode="bilinear", align_corners=False)
+    return moved.permute(0, 2, 3, 1).contiguous()
+
+
+def augment_films(
+    films: torch.Tensor, config: AugmentConfig, *, seed: int, rank: int, world_size: int
+) -> torch.Tensor:
+    """As `augment_images`, all frames of a film alike.
+
+    Args:
+        films: uint8 ``[batch, frames, height, width, channels]``.
+    """
+    frames = films.shape[1]
+    pictures = films.permute(0, 2, 3, 1, 4).flatten(3)
+    moved = augment_images(pictures, config, seed=seed, rank=rank, world_size=world_size)
+    if moved is pictures:
+        return films
+    return moved.unflatten(3, (frames, -1)).permute(0, 3, 1, 2, 4).contiguous()
+
+
+def augment_audio(
+    sound: torch.Tensor,
+    mask: torch.Tensor,
+    config: AugmentConfig,
+    *,
+    sample_rate: int,
+    seed: int,
+    rank: int,
+    world_size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Shift recordings in time and change their loudness.
+
+    Args:
+        sound: int16 ``[batch, samples]``.
+        mask: bool ``[batch, samples]``, True where there is sound; moves along.
+
+    Returns:
+        float32 in [-1, 1] and the mask, or both as they came where nothing is to change.
+    """
+    if not asked(config, SOUND_FIELDS):
+        return sound, mask
+    batch, length = sound.shape
+    draws = uniform_draws(seed, 2, batch, rank, world_size)
+    shift = torch.round((2 * draws[0] - 1) * config.shift_seconds * sample_rate).long()
+    gain = 10 ** ((2 * draws[1] - 1) * config.gain_db / 20)
+    source = torch.arange(length)[None, :] - shift[:, None]
+    inside = ((source >= 0) & (source < length)).to(sound.device)
+    source = source.clamp(0, length - 1).to(sound.device)
+    moved = sound.gather(1, source).float() / 32768 * gain[:, None].to(sound.device)
+    return (moved * inside).clamp(-1, 1), mask.gather(1, source) & inside
+
+
+def uniform_draws(seed: int, count: int, batch: int, rank: int, world_size: int) -> torch.Tensor:
+    """Uniform numbers ``[count, batch]`` for this rank's part of the global batch."""
+    generator = torch.Generator().manual_seed(seed)
+    everyone = torch.rand(count, world_size * batch, generator=generator)
+    return everyone[:, rank * batch : (rank + 1) * batch]

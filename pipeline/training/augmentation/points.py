@@ -1,0 +1,89 @@
+"""Random changes to point clouds in training, the same at any world size."""
+
+import math
+
+import torch
+
+from perceiver_model.adapters.points import to_unit_cube
+from pipeline.config.augment import POINTS_FIELDS, asked
+from pipeline.config.training import AugmentConfig
+from pipeline.media import PointsFormat
+from pipeline.media.points.format import NUM_DIMS
+from pipeline.training.augmentation.images import uniform_draws
+
+
+def augment_points(
+    points: torch.Tensor,
+    mask: torch.Tensor,
+    config: AugmentConfig,
+    media: PointsFormat,
+    *,
+    seed: int,
+    rank: int,
+    world_size: int,
+) -> torch.Tensor:
+    """Turn each cloud about a random axis, scale it along its axes and shake its points.
+
+    Args:
+        points: float32 ``[batch, num_points, 3]``, or their Fourier features, whose first channels
+            are the coordinates.
+        mask: bool ``[batch, num_points]``, True where there is a point.
+        media: their format; clouds in the unit cube are brought there again.
+        seed: of this step; equal on all ranks.
+        rank, world_size: which part of the global batch this is.
+
+    Returns:
+        The moved coordinates, float32 ``[batch, num_points, 3]``, zero where the mask is False: the
+        model computes their features anew. Or ``points`` where nothing is to change.
+    """
+    if not asked(config, POINTS_FIELDS):
+        return points
+    batch, num_points, _ = points.shape
+    device = points.device
+    cloud = points[..., :NUM_DIMS].double()
+    draws = uniform_draws(seed, 6, batch, rank, world_size).double().to(device)
+    turned = _centred(cloud, mask) @ _rotations(draws[:3], config.rotate_degrees)
+    low, high = config.scale
+    scaled = turned * (low + (high - low) * draws[3:]).T.unsqueeze(1)
+    noise = _normal(seed, batch, num_points, rank, world_size).to(device)
+    half_size = scaled.abs().amax(dim=(1, 2), keepdim=True)
+    moved = scaled + noise * config.jitter * half_size
+    if media.unit_cube:
+        moved = to_unit_cube(moved.masked_fill(~mask.unsqueeze(-1), 0.0), mask)
+    else:
+        moved = moved + (cloud - _centred(cloud, mask))
+    return moved.masked_fill(~mask.unsqueeze(-1), 0.0).float()
+
+
+def _centred(cloud: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The cloud about its mean; zero where there is no point."""
+    valid = mask.unsqueeze(-1)
+    count = valid.sum(dim=1, keepdim=True).clamp(min=1)
+    mean = cloud.masked_fill(~valid, 0.0).sum(dim=1, keepdim=True) / count
+    return (cloud - mean).masked_fill(~valid, 0.0)
+
+
+def _rotations(draws: torch.Tensor, degrees: float) -> torch.Tensor:
+    """Rotations about axes evenly spread over the sphere, float64 ``[batch, 3, 3]``.
+
+    Args:
+        draws: float64 ``[3, batch]`` in [0, 1): of the angle and of the axis.
+        degrees: the largest angle each way.
+    """
+    angle = (2 * draws[0] - 1) * math.radians(degrees)
+    z, longitude = 2 * draws[1] - 1, 2 * math.pi * draws[2]
+    radius = (1 - z * z).clamp(min=0).sqrt()
+    axis = torch.stack([radius * longitude.cos(), radius * longitude.sin(), z], dim=1)
+    x, y, z = axis.unbind(dim=1)
+    none = torch.zeros_like(x)
+    cross = torch.stack([none, -z, y, z, none, -x, -y, x, none], dim=1).unflatten(1, (3, 3))
+    sin, cos = angle.sin()[:, None, None], angle.cos()[:, None, None]
+    same = torch.eye(3, dtype=draws.dtype, device=draws.device)
+    return same + sin * cross + (1 - cos) * (cross @ cross)
+
+
+def _normal(seed: int, batch: int, num_points: int, rank: int, world_size: int) -> torch.Tensor:
+    """Normal numbers, float64 ``[batch, num_points, 3]``, for this rank's part of the batch."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    everyone = torch.randn(world_size * batch, num_points, NUM_DIMS, generator=generator)
+    return everyone[rank * batch : (rank + 1) * batch].double()

@@ -1,0 +1,341 @@
+"""Training checkpoints: whole tensors in safetensors, restorable at any world size and stage.
+
+::
+
+    checkpoints/step-00000640/model.safetensors      float32 weights and buffers by name
+    checkpoints/step-00000640/optimizer.safetensors  exp_avg.NAME and exp_avg_sq.NAME
+    checkpoints/step-00000640/state.json             position in the data, metrics, sha256 of both
+
+A folder appears by a rename, whole. Of all, the last two and the best by metric are kept: where the
+last one is damaged, a training goes on from the one before it. What is not finite is never saved,
+and never loaded.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pipeline.errors import UserError
+from pipeline.runs.records import write_json
+from pipeline.training.checkpoint_state import read_state
+from shards.epoch import Window
+from shards.errors import ShardError
+from shards.set_files import open_file
+
+WEIGHTS_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
+UNFINISHED = ".partial-"
+DAMAGED = "damaged-"
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a training stands.
+
+    Attributes:
+        step: optimizer steps taken.
+        epoch: the epoch to go on with, from 0.
+        samples: samples of that epoch that all ranks together have consumed.
+        metrics: of the last evaluation; empty before the first.
+        score: the metric that ranks checkpoints; None for one within an epoch.
+        sums: running sums of the open epoch's training metrics, so that a resumed epoch reports
+            what an uninterrupted one would.
+        window: shards shuffled together, or None for all; kept from the first epoch on, since a set
+            that lies elsewhere by then would be read in another order. "auto" before.
+        scores: of every epoch so far, the first one first, so that a resumed trial of a study can
+            report what its study has not heard.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    samples: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    score: float | None = None
+    sums: tuple[float, ...] = ()
+    window: Window = "auto"
+    scores: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint on disk."""
+
+    path: Path
+    state: TrainState
+    sha256: dict[str, str]
+
+    @property
+    def weights_file(self) -> Path:
+        """The model's weights."""
+        return self.path / WEIGHTS_FILE
+
+    def load(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Weights and moments, float32 on the CPU, as :func:`cluster.engine_state.gather_state`.
+
+        Raises:
+            UserError: a file is missing, not as it was written, or holds what is not finite.
+        """
+        self.check()
+        weights = read_tensors(self.weights_file)
+        moments = read_tensors(self.path / OPTIMIZER_FILE)
+        if name := _unfit(weights, moments):
+            raise UserError(
+                f"{self.path}: {name} does not belong to these weights; this checkpoint cannot be "
+                "used"
+            )
+        if name := not_finite(weights) or not_finite(moments):
+            raise UserError(f"{self.path}: {name} is not finite; this checkpoint cannot be used")
+        return weights, moments
+
+    def check(self) -> None:
+        """Compare the files with the sha256 noted when they were written.
+
+        Raises:
+            UserError: names the file that differs.
+        """
+        for name, expected in self.sha256.items():
+            try:
+                found = _sha256(self.path / name)
+            except ShardError as error:  # it is no regular file
+                raise UserError(str(error)) from None
+            except OSError as error:
+                raise UserError(f"{self.path / name}: cannot be read ({error.strerror})") from None
+            if found != expected:
+                raise UserError(f"{self.path / name}: sha256 differs from {STATE_FILE}")
+
+
+@dataclass(frozen=True)
+class ChosenCheckpoint:
+    """A checkpoint that is whole, with its tensors (:meth:`Checkpoint.load`)."""
+
+    checkpoint: Checkpoint
+    weights: dict[str, torch.Tensor]
+    moments: dict[str, torch.Tensor]
+
+    @property
+    def state(self) -> TrainState:
+        """Where the training stood."""
+        return self.checkpoint.state
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file by name, on the CPU.
+
+    Raises:
+        UserError: it is no such file, or has numbers that are not float32.
+    """
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: no readable safetensors file ({reason})") from None
+    for name, tensor in tensors.items():
+        if tensor.is_complex() or (tensor.is_floating_point() and tensor.dtype != torch.float32):
+            raise UserError(f"{path}: {name[:200]!r} is {tensor.dtype} and not float32")
+    return tensors
+
+
+def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], where: str) -> None:
+    """Give a model its weights.
+
+    Raises:
+        UserError: names or shapes differ from the model's; ``where`` names the weights.
+    """
+    own = model.state_dict()
+    if odd := sorted(own.keys() ^ weights.keys()):
+        raise UserError(
+            f"{where}: has other tensors than the model: {', '.join(odd)[:200]}; take the weights "
+            "that belong to this model"
+        )
+    for name, tensor in own.items():
+        if weights[name].shape != tensor.shape:
+            raise UserError(
+                f"{where}: {name} has the shape {list(weights[name].shape)}, the model's "
+                f"{list(tensor.shape)}; take the weights that belong to this model"
+            )
+    model.load_state_dict(dict(weights))
+
+
+def _unfit(weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor]) -> str | None:
+    """The first of an optimizer's moments that is not a weight's, or None."""
+    for name, tensor in moments.items():
+        of = name.removeprefix("exp_avg.").removeprefix("exp_avg_sq.")
+        if of == name or of not in weights or tensor.shape != weights[of].shape:
+            return repr(name[:200])
+    return None
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or an infinity, or None."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return name
+    return None
+
+
+def save_checkpoint(
+    folder: Path,
+    state: TrainState,
+    weights: dict[str, torch.Tensor],
+    moments: dict[str, torch.Tensor],
+) -> Checkpoint:
+    """Write a checkpoint, then delete all but the last two and the best.
+
+    Raises:
+        UserError: a tensor is not finite, or the folder cannot be written.
+    """
+    if name := not_finite(weights) or not_finite(moments):
+        raise UserError(not_finite_line(name, state.step))
+    final = folder / f"step-{state.step:08d}"
+    temporary = folder / f"{UNFINISHED}{final.name}"
+    for leftover in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(leftover)
+    try:
+        temporary.mkdir(parents=True)
+        save_file(weights, temporary / WEIGHTS_FILE)
+        save_file(moments, temporary / OPTIMIZER_FILE)
+        sha256 = {name: _sha256(temporary / name) for name in (WEIGHTS_FILE, OPTIMIZER_FILE)}
+        write_json(temporary / STATE_FILE, {**asdict(state), "sha256": sha256})
+        if final.exists():  # written before, by a run that went on from an earlier one
+            final.rename(folder / f"{UNFINISHED}old-{final.name}")
+        temporary.rename(final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"{final}: cannot be written ({error})") from error
+    whole = sorted(list_checkpoints(folder), key=lambda checkpoint: checkpoint.state.step)
+    keep = {checkpoint.path for checkpoint in whole[-2:]}
+    if best := best_checkpoint(folder):
+        keep.add(best.path)
+    for checkpoint in whole:
+        if checkpoint.path not in keep:
+            shutil.rmtree(checkpoint.path)
+    shutil.rmtree(folder / f"{UNFINISHED}old-{final.name}", ignore_errors=True)
+    return Checkpoint(final, state, sha256)
+
+
+def not_finite_line(name: str, step: int) -> str:
+    """What to say of a training whose state is not finite."""
+    return (
+        f"{name} is not finite after step {step}; lower training.learning_rate, or set "
+        "training.gradient_clipping. The checkpoints before it are kept"
+    )
+
+
+def by_step(name: str) -> tuple[int, str]:
+    """The key that sorts names of checkpoints as their steps."""
+    return len(name), name
+
+
+def list_names(folder: Path) -> list[str]:
+    """The names of the checkpoints in a folder, whole or not, by step."""
+    return sorted((path.parent.name for path in folder.glob(f"step-*/{STATE_FILE}")), key=by_step)
+
+
+def list_checkpoints(folder: Path) -> list[Checkpoint]:
+    """Every checkpoint whose state can be read, by name; the tensors are not looked at."""
+    found = []
+    for name in list_names(folder):
+        with contextlib.suppress(UserError):
+            found.append(read_checkpoint(folder / name))
+    return found
+
+
+def load_checkpoint(path: Path) -> ChosenCheckpoint:
+    """The checkpoint in one folder, with its tensors.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    checkpoint = read_checkpoint(path)
+    return ChosenCheckpoint(checkpoint, *checkpoint.load())
+
+
+def choose_checkpoint(
+    folder: Path, names: Iterable[str]
+) -> tuple[ChosenCheckpoint | None, list[str]]:
+    """The last checkpoint that is whole. Later ones that are not are set aside.
+
+    Args:
+        folder: of the checkpoints.
+        names: the folders to look at, from :func:`list_names`; those that are not there are passed
+            over.
+
+    Returns:
+        The checkpoint, or None where there is none at all; and a line for each one set aside.
+
+    Raises:
+        UserError: there are checkpoints, and none is whole.
+    """
+    damaged: list[tuple[Path, str]] = []
+    for name in sorted(names, key=by_step, reverse=True):
+        path = folder / name
+        if not path.is_dir():
+            continue
+        try:
+            chosen = load_checkpoint(path)
+        except UserError as error:
+            damaged.append((path, str(error)))
+            continue
+        notes = []
+        for torn, reason in damaged:
+            _set_aside(torn)
+            notes.append(f"{reason}; set aside, going on from {name}, the one before it")
+        return chosen, notes
+    if damaged:
+        path, reason = damaged[0]
+        raise UserError(
+            f"{reason}; no other checkpoint there is whole. Start this training again with --fresh"
+        )
+    return None, []
+
+
+def _set_aside(path: Path) -> None:
+    """Give a damaged checkpoint a name that no one looks for."""
+    aside = path.with_name(f"{DAMAGED}{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be renamed ({error.strerror}); delete it") from None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in one folder; its tensors are not read.
+
+    Raises:
+        UserError: there is none, or its state is damaged.
+    """
+    try:
+        values, sha256 = read_state(path, STATE_FILE, (WEIGHTS_FILE, OPTIMIZER_FILE))
+        return Checkpoint(path, TrainState(**values), sha256)
+    except OSError as error:
+        raise UserError(f"{path}: no checkpoint there ({error.strerror})") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}/{STATE_FILE}: damaged ({error}); delete that folder") from None
+
+
+def last_checkpoint(folder: Path) -> Checkpoint | None:
+    """The one to resume from."""
+    return max(list_checkpoints(folder), key=lambda c: c.state.step, default=None)
+
+
+def best_checkpoint(folder: Path) -> Checkpoint | None:
+    """The one with the highest score; of equals the latest. Without scores, the last."""
+    scored = [c for c in list_checkpoints(folder) if c.state.score is not None]
+    if not scored:
+        return last_checkpoint(folder)
+    return max(scored, key=lambda c: (c.state.score, c.state.step))
+
+
+def _sha256(path: Path) -> str:
+    with os.fdopen(open_file(path.parent, path.name), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,191 @@
+"""Launching a training's workers with Ray Train, and launching them again after a failure."""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ClusterError
+from cluster.interrupts import kept_handlers
+from cluster.ray_failures import Failure, read_failure, root_error
+from cluster.ray_session import missing_resources
+from pipeline.config.tree import Config
+from pipeline.errors import UserError
+from pipeline.runs.console import Console
+from pipeline.runs.outbox import RunRef
+from pipeline.runs.user_errors import expected_cause
+from pipeline.training.agreement import folder_token
+from pipeline.training.worker import TrainTask, train_worker
+from shards.redaction import shortened
+
+POLL_SECONDS = 2.0
+START_SECONDS = 60.0
+GOES_ON = "the same command goes on from the last checkpoint"
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+
+
+def run_training(
+    config: Config,
+    folder: Path,
+    run: RunRef | None,
+    *,
+    callbacks: list[Any] | None = None,
+    console: Console | None = None,
+) -> None:
+    """Launch the workers with Ray Train and wait for them.
+
+    After a lost worker or machine they are launched again, ``cluster.max_failures`` times, from the
+    last checkpoint. What a user can mend is never tried again.
+
+    Args:
+        folder: takes checkpoints and progress; on storage that all workers share.
+        callbacks: for Ray Train's RunConfig.
+        console: takes a line for each failure that is survived.
+
+    Raises:
+        UserError, ShardError, ClusterError: the training cannot go on; the text says why.
+    """
+    tell = console.notice if console else print
+    # In this process a failure may leave anything behind.
+    allowed = config.cluster.max_failures if config.cluster.num_workers else 0
+    failures = 0
+    room = _Room(config, tell)
+    with folder_token(folder) as token:
+        task = TrainTask(config.model_dump_json(), str(folder), run, token)
+        while True:
+            try:
+                _fit(config, task, callbacks or [])
+                return
+            except SystemExit:  # Ray Train's own way to end on Ctrl-C
+                raise KeyboardInterrupt from None
+            except Exception as error:
+                if cause := expected_cause(error):
+                    raise cause from error
+                failure = read_failure(error)
+                if failure and failure.kind == "no room":
+                    room.wait_for_others()
+                    continue
+                if failure and failure.is_final:
+                    raise UserError(f"{failure.text}; {GOES_ON}") from error
+                if failures >= allowed:
+                    if failure is None:
+                        raise
+                    raise ClusterError(_given_up(failure, failures)) from error
+                failures += 1
+                tell(
+                    f"{failure.text if failure else _first_line(error)}; starting again from the "
+                    f"last checkpoint ({failures} of cluster.max_failures={allowed})"
+                )
+                room.wait_for_machines()
+
+
+def _fit(config: Config, task: TrainTask, callbacks: list[Any]) -> None:
+    """One launch of the workers; Ray Train itself repeats nothing."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    cluster = config.cluster
+    storage = Path(task.folder) / "ray"
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=task,
+        scaling_config=ScalingConfig(
+            num_workers=cluster.num_workers,
+            use_gpu=cluster.use_gpu,
+            resources_per_worker={"CPU": cluster.cpus_per_worker, "GPU": int(cluster.use_gpu)},
+        ),
+        run_config=RunConfig(
+            # A name of its own each time: resuming is our checkpoints' business.
+            name=f"{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns()}",
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            callbacks=callbacks,
+        ),
+    )
+    try:
+        with kept_handlers(), _start_timeout(cluster.wait_seconds):
+            trainer.fit()
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _start_timeout(wait_seconds: float | None) -> Iterator[None]:
+    """Ray Train says after this time that the cluster has no room."""
+    unset = _START_TIMEOUT not in os.environ
+    seconds = START_SECONDS if wait_seconds is None else min(START_SECONDS, max(1.0, wait_seconds))
+    os.environ.setdefault(_START_TIMEOUT, str(seconds))
+    try:
+        yield
+    finally:
+        if unset:
+            os.environ.pop(_START_TIMEOUT, None)
+
+
+class _Room:
+    """Waiting for room on the cluster, for ``cluster.wait_seconds`` at most.
+
+    Args:
+        tell: takes a line when the waiting begins.
+    """
+
+    def __init__(self, config: Config, tell: Callable[[str], None]) -> None:
+        self._cluster, self._tell = config.cluster, tell
+        self._since = time.monotonic()
+        self._told = False
+
+    def wait_for_machines(self) -> None:
+        """Return once the cluster's machines together have what the workers need.
+
+        Raises:
+            ClusterError: they have not, for ``cluster.wait_seconds``.
+        """
+        self._since, self._told = time.monotonic(), False
+        while missing := self._missing():
+            self._check(f"a machine was lost, and the training {missing}")
+            time.sleep(POLL_SECONDS)
+        self._since = time.monotonic()
+
+    def wait_for_others(self) -> None:
+        """Called each time that Ray Train found no room for the workers.
+
+        Raises:
+            ClusterError: it was called for ``cluster.wait_seconds``.
+        """
+        missing = self._missing() or "finds no room, since others use the cluster"
+        self._check(f"the training {missing}")
+
+    def _missing(self) -> str | None:
+        return missing_resources(
+            num_workers=self._cluster.num_workers,
+            cpus_per_worker=self._cluster.cpus_per_worker,
+            use_gpu=self._cluster.use_gpu,
+        )
+
+    def _check(self, what: str) -> None:
+        limit = self._cluster.wait_seconds
+        if limit is not None and time.monotonic() - self._since >= limit:
+            raise ClusterError(
+                f"{what}, for {limit:g} s (cluster.wait_seconds); add machines, or lower "
+                f"cluster.num_workers; {GOES_ON}"
+            )
+        if not self._told:
+            bound = "for ever" if limit is None else f"at most {limit:g} s"
+            self._tell(f"{what}; waiting for room ({bound}: cluster.wait_seconds)")
+            self._told = True
+
+
+def _given_up(failure: Failure, failures: int) -> str:
+    if failures:
+        hint = f"it was started again {failures} times (cluster.max_failures)"
+    else:
+        hint = "with cluster.max_failures=3 it does so by itself"
+    return f"{failure.text}; {GOES_ON}; {hint}"
+
+
+def _first_line(error: Exception) -> str:
+    root = root_error(error)
+    return f"a worker failed ({type(root).__name__}: {shortened(str(root), 160)})"

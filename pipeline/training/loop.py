@@ -1,0 +1,298 @@
+"""The training loop: epochs of optimizer steps, each followed by an evaluation and a checkpoint."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from cluster.engine_state import gather_state
+from perceiver_model.families.classifier_config import ClassifierConfig
+from pipeline.config.tree import Config
+from pipeline.errors import UserError
+from pipeline.inputs.batches import inputs_on, media_loader
+from pipeline.inputs.collate import BatchInputs, BatchMask
+from pipeline.runs.records import write_json
+from pipeline.runs.run_logger import RunLogger
+from pipeline.training.augmentation.batch import augment_batch
+from pipeline.training.augmentation.images import step_seed
+from pipeline.training.checkpoints import TrainState, not_finite, not_finite_line, save_checkpoint
+from pipeline.training.progress import Progress
+from pipeline.training.schedule import learning_rate
+from shards import ShardReader, ShardSet
+from shards.loader import ShardBatch, ShardLoader
+
+Tensors = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
+NO_CLASS = -1
+"""Target of padding and of samples that could not be read, in a `ShardBatch`."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among the others."""
+
+    rank: int
+    local_rank: int
+    node: int
+    world_size: int
+    device: torch.device
+
+
+def steps_per_epoch(config: Config, shard_set: ShardSet) -> int:
+    """Optimizer steps in an epoch; what is left over after whole batches waits for another epoch.
+
+    Raises:
+        UserError: the training split does not fill one batch.
+    """
+    samples, batch_size = shard_set.num_samples("train"), config.training.batch_size
+    if samples < batch_size:
+        raise UserError(
+            f"training.batch_size is {batch_size}, but the shard set has only {samples} training "
+            "samples; lower training.batch_size"
+        )
+    return samples // batch_size
+
+
+@dataclass
+class TrainLoop:
+    """An epoch of training and its evaluation."""
+
+    config: Config
+    classifier: ClassifierConfig
+    shard_set: ShardSet
+    engine: Any
+    place: Place
+    folder: Path
+    logger: RunLogger
+
+    def __post_init__(self) -> None:
+        training = self.config.training
+        # What is left over after whole batches waits for another epoch, and another shuffle.
+        self.train_batches = self._loader("train", shuffle=True, drop_last=True)
+        self.steps_per_epoch = steps_per_epoch(self.config, self.shard_set)
+        self.eval_split = "validation" if "validation" in self.shard_set.manifest.counts else None
+        if self.eval_split:
+            self.eval_batches = self._loader(self.eval_split, shuffle=False, drop_last=False)
+        self.bad: dict[str, str] = {}
+        total = training.epochs * self.steps_per_epoch * training.batch_size
+        self.progress = Progress(total_samples=total, epochs=training.epochs)
+
+    def run_epoch(self, state: TrainState) -> TrainState:
+        """Train from ``state`` to the end of its epoch, evaluate, save; returns the new state."""
+        started, first = time.time(), state.samples
+        state, sums = self._train(state)
+        count = max(1.0, sums[2])
+        metrics = {
+            "train_loss": sums[0] / count,
+            "train_accuracy": sums[1] / count,
+            "bad_samples": sums[3],
+            "samples_per_second": (state.samples - first) / (time.time() - started),
+        }
+        self._check_bad("train", sums[3], sums[2] + sums[3])
+        if self.eval_split:
+            metrics |= self.evaluate()
+        for name, value in metrics.items():
+            self._check_finite(name, value, state.step)
+        score = metrics.get("val_accuracy", metrics["train_accuracy"])
+        state = TrainState(
+            step=state.step,
+            epoch=state.epoch + 1,
+            metrics=metrics,
+            score=score,
+            window=state.window,
+            scores=(*state.scores, score),
+        )
+        weights, moments = self._gather(state.step)
+        self.logger.log({**metrics, "epoch": float(state.epoch)}, state.step)
+        self._save(state, weights, moments)
+        self.progress.evaluations.append((state.epoch, metrics))
+        self._show(state)
+        return state
+
+    def _train(self, state: TrainState) -> tuple[TrainState, tuple[float, ...]]:
+        training, place = self.config.training, self.place
+        sums = torch.zeros(4, dtype=torch.float64)
+        sums[:] = torch.tensor(state.sums or (0.0,) * 4)
+        step_in_epoch = state.samples // training.batch_size
+        self.engine.train()
+        order = self.train_batches.state_dict()
+        order |= {"epoch": state.epoch, "samples": state.samples}
+        if state.window != "auto":
+            order["window"] = state.window
+        self.train_batches.load_state_dict(order)
+        micro_steps = iter(self.train_batches)
+        while step_in_epoch < self.steps_per_epoch:
+            rate = learning_rate(state.step, self.steps_per_epoch, training)
+            for group in self.engine.optimizer.param_groups:
+                group["lr"] = rate
+            step_sums = torch.zeros(4, dtype=torch.float64)
+            for micro in range(training.gradient_accumulation_steps):
+                seed = step_seed(self.config.seed, state.epoch, step_in_epoch, micro)
+                torch.manual_seed(seed + place.rank)
+                step_sums += self._micro_step(next(micro_steps), seed)
+            loss = float(step_sums[0] / step_sums[2].clamp(min=1))
+            self._check_step(loss, state.step + 1)
+            sums += step_sums
+            step_in_epoch += 1
+            state = TrainState(
+                step=state.step + 1,
+                epoch=state.epoch,
+                samples=step_in_epoch * training.batch_size,
+                sums=tuple(sums.tolist()),
+                window=self.train_batches.state_dict()["window"],
+                scores=state.scores,
+            )
+            if state.step % training.log_steps == 0:
+                self.logger.log({"loss": loss, "learning_rate": rate}, state.step)
+                self.progress.loss = loss
+                self._show(state)
+            due = training.checkpoint_steps and state.step % training.checkpoint_steps == 0
+            if due and step_in_epoch < self.steps_per_epoch:
+                self._save(state, *self._gather(state.step))
+        return state, state.sums
+
+    def _loader(self, split: str, *, shuffle: bool, drop_last: bool) -> ShardLoader:
+        return media_loader(
+            ShardReader(self.shard_set, split, verify_samples=self.config.data.verify_samples),
+            self.config.data.formats,
+            one_length=self.config.training.compile is not None,
+            batch_size=self.config.micro_batch_size(self.place.world_size),
+            rank=self.place.rank,
+            world_size=self.place.world_size,
+            seed=self.config.seed,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            num_workers=self.config.training.loader_workers,
+            skip_corrupt=self.config.data.corrupt_samples == "skip",
+            pin_memory=self.place.device.type == "cuda",
+        )
+
+    def _micro_step(self, batch: ShardBatch, seed: int) -> torch.Tensor:
+        """Forward and backward of one micro-batch, and an optimizer step where one is due.
+
+        The loss is the mean over the good samples of all ranks. Returns the global sums of loss,
+        correct answers, good and bad samples, float64 on the CPU.
+        """
+        inputs, mask = self._augment(batch, seed)
+        targets, weights = batch.targets.to(self.place.device), batch.weights.to(self.place.device)
+        counts = self._sum_over_ranks([weights.sum(), torch.tensor(float(len(batch.bad)))])
+        self._note_bad(batch)
+        logits = self.engine(inputs, mask)
+        losses = F.cross_entropy(
+            logits,
+            targets,
+            ignore_index=NO_CLASS,
+            reduction="none",
+            label_smoothing=self.config.training.label_smoothing,
+        )
+        total = (losses * weights).sum()
+        # DeepSpeed averages gradients over the ranks.
+        self.engine.backward(total * self.place.world_size / counts[0].clamp(min=1))
+        self.engine.step()
+        correct = ((logits.argmax(dim=1) == targets) * weights).sum()
+        sums = self._sum_over_ranks([total.detach(), correct])
+        return torch.cat([sums, counts]).double().cpu()
+
+    def _augment(self, batch: ShardBatch, seed: int) -> tuple[BatchInputs, BatchMask]:
+        """The inputs and their mask on the device, changed at random."""
+        place, formats = self.place, self.config.data.formats
+        inputs, mask = inputs_on(batch, formats, place.device)
+        return augment_batch(
+            inputs,
+            mask,
+            formats,
+            self.config.training.augment,
+            seed=seed,
+            rank=place.rank,
+            world_size=place.world_size,
+        )
+
+    def _sum_over_ranks(self, values: list[torch.Tensor]) -> torch.Tensor:
+        summed = torch.stack([value.float().to(self.place.device) for value in values])
+        dist.all_reduce(summed)
+        return summed
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """``val_loss`` and ``val_accuracy`` over every sample of the validation split, once."""
+        assert self.eval_split is not None
+        self.engine.eval()
+        sums = torch.zeros(4, dtype=torch.float64, device=self.place.device)
+        for batch in self.eval_batches:
+            logits = self.engine(*inputs_on(batch, self.config.data.formats, self.place.device))
+            targets = batch.targets.to(self.place.device)
+            weights = batch.weights.to(self.place.device)
+            losses = F.cross_entropy(logits, targets, ignore_index=NO_CLASS, reduction="none")
+            sums[0] += (losses * weights).sum()
+            sums[1] += ((logits.argmax(dim=1) == targets) * weights).sum()
+            sums[2] += weights.sum()
+            sums[3] += len(batch.bad)
+            self._note_bad(batch)
+        dist.all_reduce(sums)
+        loss, correct, count, bad = sums.tolist()
+        self._check_bad(self.eval_split, bad, count + bad)
+        return {"val_loss": loss / max(1.0, count), "val_accuracy": correct / max(1.0, count)}
+
+    def _note_bad(self, batch: ShardBatch) -> None:
+        for source, reason in batch.bad:
+            self.bad.setdefault(source, reason)
+
+    def _check_bad(self, split: str, bad: float, total: float) -> None:
+        """Tell of the samples that could not be read; fail when they are too many."""
+        if bad == 0:
+            return
+        everyone: list[Any] = [None] * self.place.world_size
+        dist.all_gather_object(everyone, list(self.bad.items()))
+        named = sorted({bad for rank in everyone for bad in rank})
+        if self.place.rank == 0:
+            write_json(self.folder / "bad_samples.json", named)
+        if bad / total > self.config.data.max_bad_fraction:
+            some = "; ".join(f"{source}: {reason}" for source, reason in named[:3])
+            raise UserError(
+                f"{bad:g} of {total:g} samples of split {split!r} cannot be read, more than "
+                f"data.max_bad_fraction={self.config.data.max_bad_fraction:g}: {some}"
+            )
+
+    def _check_step(self, loss: float, step: int) -> None:
+        """Refuse a step whose loss or gradients are not finite.
+
+        The loss is the sum over all ranks, so that all see the same. DeepSpeed leaves out a step
+        whose gradients are not finite, without a word.
+        """
+        self._check_finite("the loss", loss, step)
+        if self.engine.skipped_steps:
+            raise UserError(not_finite_line("the gradient", step))
+
+    def _check_finite(self, name: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            raise UserError(not_finite_line(f"{name} ({value})", step))
+
+    def _gather(self, step: int) -> Tensors:
+        """Weights and moments of all ranks, on every rank, finite for certain."""
+        weights, moments = gather_state(self.engine)
+        if name := not_finite(weights) or not_finite(moments):
+            raise UserError(not_finite_line(name, step))
+        return weights, moments
+
+    def _save(
+        self, state: TrainState, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]
+    ) -> None:
+        if self.place.rank == 0:
+            save_checkpoint(self.folder / "checkpoints", state, weights, moments)
+        dist.barrier()
+
+    def tell(self, notes: list[str], state: TrainState) -> None:
+        """Have the driver show lines to the person, and how far the training is."""
+        self.progress.notes = notes
+        self._show(state)
+
+    def _show(self, state: TrainState) -> None:
+        if self.place.rank == 0:
+            done = state.epoch * self.steps_per_epoch * self.config.training.batch_size
+            self.progress.samples = done + state.samples
+            self.progress.notes += self.logger.news()
+            self.progress.write(self.folder)

@@ -1,0 +1,108 @@
+"""How far a training is: written by rank 0, shown by the driver as a bar.
+
+A file on the storage that all machines share needs no further process and outlives the driver.
+"""
+
+import contextlib
+import json
+import secrets
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pipeline.runs.console import Console
+from pipeline.runs.records import write_json
+
+PROGRESS_FILE = "progress.json"
+
+
+@dataclass
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        samples, total_samples: trained on so far, and in all epochs.
+        epochs: in all.
+        loss: of the last logged step.
+        evaluations: ``(epoch, metrics)`` of the epochs that this launch has finished.
+        notes: lines for the person from this launch.
+        launch: names the launch; workers are launched anew after a failure.
+    """
+
+    samples: int = 0
+    total_samples: int = 0
+    epochs: int = 0
+    loss: float | None = None
+    evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    launch: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def write(self, folder: Path) -> None:
+        """Write it to the run folder, atomically."""
+        write_json(folder / PROGRESS_FILE, asdict(self))
+
+
+def describe(metrics: dict[str, float]) -> str:
+    """Metrics in one line for a person, what matters most first."""
+    known = {
+        "val_accuracy": "val_accuracy {:.4f}",
+        "val_loss": "val_loss {:.4f}",
+        "train_accuracy": "train_accuracy {:.4f}",
+        "train_loss": "train_loss {:.4f}",
+        "samples_per_second": "{:.0f} samples/s",
+        "bad_samples": "{:.0f} samples could not be read",
+    }
+    return ", ".join(
+        text.format(metrics[name])
+        for name, text in known.items()
+        if name in metrics and (name != "bad_samples" or metrics[name])
+    )
+
+
+def read_progress(folder: Path) -> Progress | None:
+    """What rank 0 last wrote, or None."""
+    try:
+        return Progress(**json.loads((folder / PROGRESS_FILE).read_text("utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+
+
+@contextlib.contextmanager
+def show_progress(folder: Path, console: Console) -> Iterator[None]:
+    """A bar that follows the run folder's progress file while the body runs."""
+    (folder / PROGRESS_FILE).unlink(missing_ok=True)
+    stop = threading.Event()
+    thread = threading.Thread(target=_follow, args=(folder, console, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _follow(folder: Path, console: Console, stop: threading.Event) -> None:
+    progress = None
+    while progress is None:
+        ended = stop.wait(0.3)
+        progress = read_progress(folder)
+        if ended and progress is None:
+            return
+    launch, shown, noted = "", 0, 0
+    samples = progress.samples
+    with console.bar("train", progress.total_samples, "samples", completed=samples) as bar:
+        last = False
+        while True:
+            progress = read_progress(folder) or progress
+            if progress.launch != launch:
+                launch, shown, noted = progress.launch, 0, 0
+            for note in progress.notes[noted:]:
+                console.notice(note)
+            for epoch, metrics in progress.evaluations[shown:]:
+                console.notice(f"epoch {epoch}/{progress.epochs}: {describe(metrics)}")
+            shown, noted = len(progress.evaluations), len(progress.notes)
+            bar.update(progress.samples, f"loss {progress.loss:.4f}" if progress.loss else "")
+            if last:
+                return
+            last = stop.wait(0.3)

@@ -1,0 +1,22 @@
+"""The learning rate as a pure function of the step."""
+
+import math
+
+from pipeline.config.training import TrainingConfig
+
+
+def learning_rate(step: int, steps_per_epoch: int, config: TrainingConfig) -> float:
+    """Learning rate of optimizer step ``step`` (from 0): warm-up, flat part, cosine to 0.
+
+    Perceiver IO trains ImageNet with a flat part and a cosine, without warm-up (arXiv 2107.14795,
+    appendix H).
+    """
+    warmup = config.schedule.warmup_epochs * steps_per_epoch
+    flat = config.schedule.flat_epochs * steps_per_epoch
+    total = config.epochs * steps_per_epoch
+    if step < warmup:
+        return config.learning_rate * (step + 1) / (warmup + 1)
+    if step < warmup + flat:
+        return config.learning_rate
+    progress = (step - warmup - flat) / max(1.0, total - warmup - flat)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

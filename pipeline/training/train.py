@@ -1,0 +1,258 @@
+"""``perceiver train``: one training with Ray Train and DeepSpeed, resumed where it stopped."""
+
+import contextlib
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cluster.ray_session import ray_session, require_resources
+from perceiver_model.flops import forward_flops
+from pipeline.config.base import flatten
+from pipeline.config.data import MODALITIES
+from pipeline.config.training import AugmentConfig
+from pipeline.config.tree import Config
+from pipeline.errors import UserError
+from pipeline.inputs.positions import load_positions
+from pipeline.preprocess.find_shards import with_shards
+from pipeline.runs.console import Console
+from pipeline.runs.outbox import RunRef
+from pipeline.runs.records import StageRecord, has_grown, read_stage, recorded_folder, write_stage
+from pipeline.runs.run_lock import run_lock
+from pipeline.runs.strict_json import to_json
+from pipeline.runs.tracking import log_to_run, open_run, undelivered
+from pipeline.training.checkpoints import best_checkpoint, last_checkpoint, read_checkpoint
+from pipeline.training.launch import run_training
+from pipeline.training.loop import steps_per_epoch
+from pipeline.training.progress import describe, show_progress
+from shards import ShardSet
+from shards.files import remove_tree
+
+STAGE = "train"
+LEFT = "undelivered"
+SAME_TO_ROUNDING = frozenset(
+    {
+        "training.zero_stage",
+        "training.gradient_accumulation_steps",
+        "training.activation_checkpointing",
+        "training.attention_path",
+        "training.compile",
+    }
+)
+"""Fields that say how a training is computed; the weights agree to rounding whatever they are."""
+EPOCHS = "training.epochs"
+
+
+def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
+    """Train, resume, continue for more epochs, or find that the training is done.
+
+    A training that was made with fewer ``training.epochs`` goes on from its last checkpoint. From
+    there its learning rate is that of the schedule over the new total, at the step where it
+    stands; so the result is not that of a new training with as many epochs.
+
+    Returns:
+        ``run_id``, ``checkpoint`` (folder of the best), ``metrics`` (there), ``epochs``,
+        ``continued`` (for each time that it was continued ``epochs``, the total until then, and
+        ``step``, where it went on), ``parameters``, ``forward_flops``, ``bad_samples``,
+        ``seconds``, ``skipped``, ``undelivered`` (what MLflow has not taken yet, in words, or
+        None).
+
+    Raises:
+        UserError: bad input, or another training has this name, or is at work there.
+        ClusterError: the machines cannot run it.
+    """
+    config = with_shards(config, console)
+    shard_set = open_shards(config)
+    steps_per_epoch(config, shard_set)
+    with run_lock(config.folder / f".{STAGE}.lock", str(config.folder / STAGE), console.notice):
+        return _train(config, console, shard_set, fresh=fresh)
+
+
+def _train(config: Config, console: Console, shard_set: ShardSet, *, fresh: bool) -> dict[str, Any]:
+    fingerprint = training_fingerprint(config, shard_set)
+    folder = config.folder / STAGE
+    record = None if fresh else read_stage(config.folder, STAGE)
+    continued: list[dict[str, int]] = []
+    if record:
+        before: int = record.fingerprint.get(EPOCHS, 0)
+        changed = record.refuse_changes(
+            {**fingerprint, EPOCHS: before}, str(folder), SAME_TO_ROUNDING
+        )
+        more = has_grown(str(folder), EPOCHS, before, config.training.epochs)
+        continued = record.result.get("continued", [])
+        if record.done and not more:
+            _check_best(record, config.folder)
+            return {**record.result, "continued": continued, "seconds": record.seconds,
+                    "skipped": True, LEFT: undelivered(config, "train")}  # fmt: skip
+        if changed:
+            console.notice(_goes_on_with(changed, config))
+        last = last_checkpoint(folder / "checkpoints")
+        if more and last is not None:
+            continued = [*continued, {"epochs": before, "step": last.state.step}]
+            console.notice(_continues(continued[-1], config))
+    spent = record.seconds if record else 0.0
+    started = time.time()
+    run_id = record.result.get("run_id") if record else None
+    with contextlib.ExitStack() as stack:
+        if config.cluster.num_workers:
+            stack.enter_context(ray_session(config.cluster.address))
+            check_resources(config)
+        run = stack.enter_context(
+            open_run(config, kind="train", shard_set=shard_set, run_id=run_id)
+        )
+        if fresh:  # not before all is there that a new training needs
+            remove_tree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if continued:
+            log_to_run(run, tags={"perceiver.continued": to_json(continued)})
+        noted = {"run_id": run.run_id, "continued": continued}
+        begun = StageRecord(STAGE, fingerprint, noted, spent)
+        write_stage(config.folder, begun)
+        try:
+            with show_progress(folder, console):
+                run_training(config, folder, run, console=console)
+        finally:
+            begun = replace(begun, seconds=spent + time.time() - started)
+            write_stage(config.folder, begun)
+        result = {**training_result(config, folder, run, shard_set), "continued": continued}
+        log_best(run, result)
+    seconds = spent + time.time() - started
+    write_stage(config.folder, StageRecord(STAGE, fingerprint, result, seconds, done=True))
+    return {**result, "seconds": seconds, "skipped": False, LEFT: undelivered(config, "train")}
+
+
+def _check_best(record: StageRecord, run_folder: Path) -> None:
+    """Refuse a finished training whose best checkpoint is no longer whole."""
+    try:
+        read_checkpoint(recorded_folder(record, run_folder, "checkpoint")).check()
+    except UserError as error:
+        raise UserError(f"{error}; train again with --fresh") from None
+
+
+def report(result: dict[str, Any], console: Console) -> None:
+    """Show a person what :func:`train` returned."""
+    state = "done before and verifies: skipped" if result["skipped"] else "done"
+    console.say(f"training {state}; best epoch: {describe(result['metrics'])}")
+    console.say(f"best checkpoint {result['checkpoint']}")
+    console.say(
+        f"{result['parameters']:,} parameters, {result['forward_flops']:,} FLOPs forward a sample; "
+        f"MLflow run {result['run_id']}"
+    )
+    if result[LEFT]:
+        console.say(result[LEFT])
+    for source, reason in result["bad_samples"][:10]:
+        console.say(f"could not be read: {source}: {reason}")
+
+
+def open_shards(config: Config) -> ShardSet:
+    """The configuration's shard set, fit for its model.
+
+    Raises:
+        UserError: it holds another modality or size.
+        ShardError: there is none, or its Fourier configuration is not the model's.
+    """
+    if config.data.target.kind != "class":
+        raise UserError(
+            f"data.target.kind={config.data.target.kind}: classifiers are trained, whose targets "
+            "are of kind 'class'; read such shards with shards.loader.ShardLoader"
+        )
+    shard_set = ShardSet.open(config.shards_folder)
+    made = shard_set.manifest.config
+    wanted = {f"data.{key}": config.tree()["data"][key] for key in MODALITIES}
+    for field, value in wanted.items():
+        if made.get(field) != value:
+            raise UserError(
+                f"{config.shards_folder}: was made with {field}={made.get(field)}, the "
+                f"configuration has {value}; run 'perceiver preprocess' again, or mend {field}"
+            )
+    load_positions(shard_set, config.classifier(len(shard_set.manifest.classes), made))
+    return shard_set
+
+
+def training_fingerprint(config: Config, shard_set: ShardSet) -> dict[str, Any]:
+    """All that determines the weights: not where or on how many workers they are trained.
+
+    The fields :data:`SAME_TO_ROUNDING` are in it, too, so that a change can be told.
+    """
+    tree = config.tree()
+    chosen = {key: tree[key] for key in ("seed", "model", "training")}
+    ignored = {"training.log_steps", "training.loader_workers", "training.checkpoint_steps"}
+    flat = {key: value for key, value in flatten(chosen).items() if key not in ignored}
+    return {**flat, "shards.digest": shard_set.digest}
+
+
+def _continues(part: dict[str, int], config: Config) -> str:
+    """What more epochs mean for the learning rate."""
+    return (
+        f"{EPOCHS} was {part['epochs']}, is {config.training.epochs}: the training goes on from "
+        f"step {part['step']}, with the learning rate that the schedule over all "
+        f"{config.training.epochs} epochs has there"
+    )
+
+
+def _goes_on_with(changed: str, config: Config) -> str:
+    """What another way to compute the same training means for its weights."""
+    model = config.model
+    dropout = model.encoder.dropout or (model.decoder and model.decoder.dropout)
+    dropout = dropout or any(part.dropout for part in model.modalities.values())
+    augment = config.training.augment != AugmentConfig()
+    draws = (dropout or augment) and "gradient_accumulation_steps" in changed
+    if draws or (dropout and ("attention_path" in changed or "compile" in changed)):
+        means = "augmentation and dropout draw other numbers from here on"
+    else:
+        means = "its weights will agree to rounding with those of an unchanged one"
+    return f"{changed}: the training goes on; {means}"
+
+
+def check_resources(config: Config) -> None:
+    """Refuse more workers than the cluster can hold."""
+    require_resources(
+        num_workers=config.cluster.num_workers,
+        cpus_per_worker=config.cluster.cpus_per_worker,
+        use_gpu=config.cluster.use_gpu,
+        what="the training",
+        mend="lower cluster.num_workers or cluster.cpus_per_worker, or name a larger cluster in "
+        "cluster.address",
+    )
+
+
+def training_result(
+    config: Config, folder: Path, run: RunRef, shard_set: ShardSet
+) -> dict[str, Any]:
+    """What a finished training amounts to."""
+    from safetensors import safe_open
+
+    best = best_checkpoint(folder / "checkpoints")
+    last = last_checkpoint(folder / "checkpoints")
+    assert best is not None and last is not None
+    with safe_open(best.weights_file, framework="pt") as file:
+        names = file.keys()  # safe_open cannot be iterated itself
+        shapes = [file.get_slice(name).get_shape() for name in names]
+    bad = folder / "bad_samples.json"
+    return {
+        "run_id": run.run_id,
+        "checkpoint": str(best.path),
+        "metrics": best.state.metrics,
+        "score": best.state.score,
+        "epochs": last.state.epoch,
+        "parameters": sum(math.prod(shape) for shape in shapes),
+        "forward_flops": forward_flops(
+            config.classifier(len(shard_set.manifest.classes), shard_set.manifest.config)
+        ),
+        "bad_samples": json.loads(bad.read_text("utf-8")) if bad.is_file() else [],
+    }
+
+
+def log_best(run: RunRef, result: dict[str, Any]) -> None:
+    """Note the best checkpoint in the run, for ``promote`` and for people."""
+    log_to_run(
+        run,
+        metrics={
+            "best_score": result["score"],
+            "forward_flops": result["forward_flops"],
+            "parameters": result["parameters"],
+        },
+        tags={"perceiver.checkpoint": result["checkpoint"]},
+    )

@@ -1,0 +1,178 @@
+"""One training process: what Ray Train runs on every worker."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from cluster.deepspeed_engine import (
+    Strategy,
+    initialize_engine,
+    leave_process_group,
+    read_strategy,
+)
+from cluster.engine_state import restore_state
+from perceiver_model import PerceiverClassifier
+from perceiver_model.attention.cross_attend import CrossAttend
+from perceiver_model.attention.multi_head import set_attention_path
+from pipeline.config.training import TrainingConfig
+from pipeline.config.tree import Config
+from pipeline.inputs.positions import load_positions
+from pipeline.runs.outbox import RunRef
+from pipeline.runs.run_lock import run_lock
+from pipeline.runs.run_logger import RunLogger
+from pipeline.training.agreement import (
+    agreed_checkpoint,
+    check_same_folder,
+    check_same_shards,
+    every_rank,
+)
+from pipeline.training.checkpoints import TrainState, load_weights
+from pipeline.training.compiled import compiled
+from pipeline.training.loop import Place, TrainLoop
+from shards import ShardSet
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """What the driver hands to every worker.
+
+    Attributes:
+        config: the resolved tree, as JSON.
+        folder: of this run or trial, on storage that all workers share.
+        run: the MLflow run.
+        token: of :func:`~pipeline.training.agreement.folder_token`; workers look for it in the
+            folder.
+    """
+
+    config: str
+    folder: str
+    run: RunRef | None
+    token: str = ""
+
+
+def train_worker(task: TrainTask) -> None:
+    """Train to the last epoch, from the last checkpoint if there is one.
+
+    Every rank reports each epoch's metrics to Ray Train; rank 0 writes checkpoints, MLflow metrics
+    and the progress file.
+    """
+    import ray.train
+
+    with open_training(task) as (loop, state):
+        while state.epoch < loop.config.training.epochs:
+            state = loop.run_epoch(state)
+            ray.train.report({"epoch": state.epoch, "score": state.score, **state.metrics})
+
+
+@contextlib.contextmanager
+def open_training(task: TrainTask) -> Iterator[tuple[TrainLoop, TrainState]]:
+    """Agree with the other ranks, build the engine, restore the last checkpoint, open the log.
+
+    Yields:
+        The loop, and the state to go on from.
+
+    Raises:
+        ClusterError: DeepSpeed's engine is not what the configuration asks for.
+        UserError: the ranks see different folders, shards or checkpoints, no checkpoint is whole,
+            or there are too few samples for a batch.
+    """
+    config = Config.model_validate_json(task.config)
+    place = _join()
+    folder = Path(task.folder)
+    check_same_folder(folder, task.token)
+    with contextlib.ExitStack() as stack:
+        # Workers of a launch before this one may still be about to end.
+        every_rank(lambda: _hold(folder, place, stack))
+        yield from _open_training(task, config, place, folder, stack)
+
+
+def _hold(folder: Path, place: Place, stack: contextlib.ExitStack) -> None:
+    """Let no other rank 0 write to the folder."""
+    if place.rank == 0:
+        stack.enter_context(run_lock(folder / ".writer.lock", str(folder), print, patient=True))
+
+
+def _open_training(
+    task: TrainTask, config: Config, place: Place, folder: Path, stack: contextlib.ExitStack
+) -> Iterator[tuple[TrainLoop, TrainState]]:
+    shard_set = ShardSet.open(config.shards_folder)
+    check_same_shards(config.shards_folder, shard_set.digest)
+    classifier = config.classifier(len(shard_set.manifest.classes), shard_set.manifest.config)
+    training = config.training
+    torch.manual_seed(config.seed)
+    model = PerceiverClassifier(classifier, positions=load_positions(shard_set, classifier))
+    model = model.to(place.device)
+    set_attention_path(model, training.attention_path)
+    model.encoder.checkpointed_share = training.activation_checkpointing
+    stack.enter_context(compiled(model, training.compile))
+
+    chosen, notes = agreed_checkpoint(folder / "checkpoints")
+    state = chosen.state if chosen else TrainState()
+    if chosen:
+        load_weights(model, chosen.weights, str(chosen.checkpoint.path))
+        notes.append(
+            f"resuming at epoch {state.epoch + 1}, step {state.step}, from {chosen.checkpoint.path}"
+        )
+    strategy = Strategy(
+        world_size=place.world_size,
+        zero_stage=training.zero_stage,
+        micro_batch_size=config.micro_batch_size(place.world_size),
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        gradient_clipping=training.gradient_clipping or 0.0,
+        precision=training.precision,
+        device=place.device.type,
+    )
+    optimizer = make_optimizer(model, training)
+    engine = initialize_engine(model, optimizer, strategy, gathered_whole=[CrossAttend])
+    if chosen:
+        restore_state(engine, chosen.weights, chosen.moments, step=state.step)
+        del chosen  # its tensors take memory
+
+    watch = config.tracking.system_metrics and place.local_rank == 0
+    logger = RunLogger(
+        task.run,
+        system_metrics_seconds=config.tracking.system_metrics_seconds if watch else None,
+        node=place.node,
+        writes_metrics=place.rank == 0,
+    )
+    found = {f"engine.{name}": str(value) for name, value in asdict(read_strategy(engine)).items()}
+    logger.tag(found)
+    try:
+        loop = TrainLoop(config, classifier, shard_set, engine, place, folder, logger)
+        loop.tell(notes, state)
+        yield loop, state
+    finally:
+        logger.close()
+        if config.cluster.num_workers == 0:
+            leave_process_group()
+
+
+def make_optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW with decay on weights and latents, and none on biases and norms (IO, appendix H)."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
+
+
+def _join() -> Place:
+    """Find this process's place; without Ray Train it is the only one."""
+    import ray.train
+
+    context = ray.train.get_context()
+    rank, local_rank = context.get_world_rank(), context.get_local_rank()
+    world_size = context.get_world_size()
+    if not dist.is_initialized():  # cluster.num_workers=0
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))
+    use_gpu = dist.get_backend() == "nccl"
+    device = ray.train.torch.get_device() if use_gpu else torch.device("cpu")
+    return Place(rank, local_rank, context.get_node_rank(), world_size, device)

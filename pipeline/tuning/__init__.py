@@ -1,0 +1,1 @@
+"""Studies with Ray Tune: trials, successive halving, the journal, plots."""

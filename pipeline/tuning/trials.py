@@ -1,0 +1,257 @@
+"""The trials of a study: what each is started with, does, and leaves behind."""
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.load import with_values
+from pipeline.config.study import SpaceConfig, StudyConfig
+from pipeline.config.tree import Config
+from pipeline.errors import UserError
+from pipeline.runs.mlflow_client import new_client
+from pipeline.runs.outbox import RunRef
+from pipeline.runs.records import write_json
+from pipeline.runs.tracking import begin_run, child_run, end_run, log_to_run, run_ref
+from pipeline.training.checkpoints import best_checkpoint, last_checkpoint
+from pipeline.training.train import log_best, run_training, training_result
+from pipeline.tuning.journal import StudyJournal
+from shards import ShardSet
+
+TRIAL_FILE = "trial.json"
+STOPPED_TAG = "perceiver.stopped_at_epoch"
+NUMBER_TAG = "perceiver.trial"
+RETRY_SECONDS = 5.0
+
+Settings = dict[str, Any]
+"""Dotted field → the value that a trial has there."""
+
+
+def study_base(config: Config, study: StudyConfig) -> Config:
+    """The configuration that every trial starts from: the study's workers and epochs."""
+    values: dict[str, Any] = {"cluster.num_workers": study.num_workers}
+    if study.epochs is not None:
+        values["training.epochs"] = study.epochs
+    return with_values(config, values)
+
+
+def draw_settings(study: StudyConfig, seed: int) -> list[Settings]:
+    """The settings of every trial, by number.
+
+    A function of the space and the seed alone: neither concurrency nor time changes them, and the
+    first ones stay the same when ``num_trials`` grows.
+    """
+    import numpy as np
+
+    fields = sorted(study.space)
+    if study.search == "grid":
+        choices = [study.space[field].choice or () for field in fields]
+        return [dict(zip(fields, values, strict=True)) for values in itertools.product(*choices)]
+    # Of numpy's generators the one whose stream never changes between versions.
+    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
+    return [
+        {field: _draw(study.space[field], random.random_sample()) for field in fields}
+        for _ in range(study.trials)
+    ]
+
+
+def _draw(space: SpaceConfig, share: float) -> Any:
+    """The value of a space at ``share``, which is drawn from [0, 1)."""
+    if space.choice is not None:
+        return space.choice[min(int(share * len(space.choice)), len(space.choice) - 1)]
+    low, high = space.bounds
+    if space.loguniform:
+        value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+    else:
+        value = low + share * (high - low)
+    return min(max(value, low), high)
+
+
+def trial_folder(folder: Path, number: int) -> Path:
+    """The folder of one trial in the study's folder."""
+    return folder / "trials" / f"{number:05d}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What Ray Tune calls for each trial; runs in a process of its own and launches the workers.
+
+    Attributes:
+        base: the configuration that every trial starts from, as JSON.
+        folder: of the study.
+        parent: the study's run.
+        settings: of every trial, by number.
+        reported: epochs that each trial had reported when the study was started.
+        source: tags that name who started the study, and with what.
+    """
+
+    base: str
+    folder: str
+    parent: RunRef
+    settings: list[Settings]
+    reported: list[int]
+    source: dict[str, str]
+
+    def __call__(self, number: int) -> None:
+        from ray import tune as ray_tune
+        from ray.tune.integration.ray_train import TuneReportCallback
+
+        config = with_values(Config.model_validate_json(self.base), self.settings[number])
+        folder = trial_folder(Path(self.folder), number)
+        folder.mkdir(parents=True, exist_ok=True)
+        # The process is killed when the trial is stopped, so the driver ends the run.
+        shard_set = ShardSet.open(config.shards_folder)
+        run = _patiently(
+            lambda: begin_run(
+                config,
+                kind="trial",
+                shard_set=shard_set,
+                run_id=self._earlier_run(folder, number),
+                parent_run_id=self.parent.run_id,
+                tags={**self.source, NUMBER_TAG: str(number)},
+            ),
+            config.cluster.wait_seconds,
+        )
+        write_json(folder / TRIAL_FILE, {"params": self.settings[number], "run_id": run.run_id})
+        last = last_checkpoint(folder / "checkpoints")
+        if last is not None:
+            # A kill can come between a checkpoint and its report, and training is ahead of its
+            # reports.
+            for epoch, score in enumerate(last.state.scores, start=1):
+                if epoch > self.reported[number]:
+                    # JSON holds what is not finite as null.
+                    ray_tune.report({"epoch": epoch, "score": math.nan if score is None else score})
+            if last.state.epoch >= config.training.epochs:
+                return
+        run_training(config, folder, run, callbacks=[TuneReportCallback()])
+
+    def _earlier_run(self, folder: Path, number: int) -> str | None:
+        """The run that this trial had before the study was interrupted."""
+        noted = folder / TRIAL_FILE
+        if noted.is_file():
+            return str(_read_note(noted)["run_id"])
+        # A kill can come between the run and its note.
+        return child_run(self.parent, {NUMBER_TAG: str(number)})
+
+
+def _patiently(begin: Callable[[], RunRef], seconds: float | None) -> RunRef:
+    """Begin a run; where MLflow does not answer, wait for it: a trial needs a run of its own.
+
+    Args:
+        seconds: how long; None for ever.
+    """
+    started = time.monotonic()
+    while True:
+        try:
+            return begin()
+        except UserError:
+            if seconds is not None and time.monotonic() - started > seconds:
+                raise
+        time.sleep(RETRY_SECONDS)
+
+
+def collect_trials(
+    base: Config, folder: Path, shard_set: ShardSet, journal: StudyJournal, numbers: list[int]
+) -> list[dict[str, Any]]:
+    """Those of the trials that have a finite score, best first."""
+    trials = []
+    for number in numbers:
+        noted = trial_folder(folder, number) / TRIAL_FILE
+        best = best_checkpoint(noted.parent / "checkpoints")
+        if best is None or best.state.score is None or not math.isfinite(best.state.score):
+            continue
+        trial = _read_note(noted)
+        config = with_values(base, trial["params"])
+        run = run_ref(base, "trial", trial["run_id"])
+        result = training_result(config, noted.parent, run, shard_set)
+        log_best(run, result)
+        trials.append(
+            {
+                "id": noted.parent.name,
+                "params": trial["params"],
+                "accuracy": result["score"],
+                "forward_flops": result["forward_flops"],
+                "parameters": result["parameters"],
+                "epochs": result["epochs"],
+                "stopped_early": stopped_at(journal, number, config.training.epochs) is not None,
+                "run_id": trial["run_id"],
+                "checkpoint": result["checkpoint"],
+            }
+        )
+    # Of equals, the cheaper.
+    return sorted(trials, key=lambda trial: (-trial["accuracy"], trial["forward_flops"]))
+
+
+def end_trial(
+    folder: Path, parent: RunRef, number: int, status: str, journal: StudyJournal, epochs: int
+) -> None:
+    """Give a trial's run the status that the trial has ended with.
+
+    A trial that was stopped is FINISHED, and a tag says after which epoch.
+    """
+    noted = trial_folder(folder, number) / TRIAL_FILE
+    if not noted.is_file():
+        return  # it failed before it had a run
+    run = replace(parent, run_id=_read_note(noted)["run_id"])
+    stopped = stopped_at(journal, number, epochs)
+    if stopped is not None:
+        log_to_run(run, tags={STOPPED_TAG: str(stopped)})
+    end_run(run, status)
+
+
+def close_trials(
+    folder: Path,
+    parent: RunRef,
+    journal: StudyJournal,
+    epochs: Callable[[int], int],
+    ended: dict[int, bool],
+) -> None:
+    """End every trial's run that is still open, as the trial ended.
+
+    Args:
+        epochs: of each trial, by number, if it is not stopped.
+        ended: number → whether it ended well; a trial that is not in it was cut off with the study.
+    """
+    mlflow_client = new_client(parent.tracking_uri)
+    for noted in folder.glob(f"trials/*/{TRIAL_FILE}"):
+        number = int(noted.parent.name)
+        found = _status(mlflow_client, _read_note(noted)["run_id"])
+        if number in ended:
+            status = "FINISHED" if ended[number] else "FAILED"
+        else:
+            status = "KILLED" if found in ("RUNNING", None) else found
+        if found != status:
+            end_trial(folder, parent, number, status, journal, epochs(number))
+
+
+def _status(mlflow_client: Any, run_id: str) -> str | None:
+    """A run's status; None where MLflow does not answer."""
+    try:
+        return str(mlflow_client.get_run(run_id).info.status)
+    except Exception:  # stores raise many kinds
+        return None
+
+
+def stopped_at(journal: StudyJournal, number: int, epochs: int) -> int | None:
+    """The epoch after which the trial was stopped; None where it had reached its end."""
+    stopped = journal.is_stopped(number) and journal.epochs(number) < epochs
+    return journal.epochs(number) if stopped else None
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """What a trial noted when it began: ``params`` and ``run_id``.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        note = json.loads(path.read_text("utf-8"))
+        return {"params": dict(note["params"]), "run_id": str(note["run_id"])}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(
+            f"{path}: missing or damaged ({error}); run the study again with --fresh"
+        ) from None

@@ -1,0 +1,238 @@
+"""``perceiver tune``: a Ray Tune study, each trial a training with Ray Train and DeepSpeed."""
+
+import contextlib
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ClusterError
+from cluster.ray_session import ray_session, require_resources
+from pipeline.config.study import StudyConfig
+from pipeline.config.tree import Config
+from pipeline.errors import UserError
+from pipeline.preprocess.find_shards import with_shards
+from pipeline.runs.console import Console
+from pipeline.runs.mlflow_client import client
+from pipeline.runs.outbox import RunRef
+from pipeline.runs.records import (
+    StageRecord,
+    has_grown,
+    read_stage,
+    recorded_folder,
+    write_json,
+    write_stage,
+)
+from pipeline.runs.run_lock import run_lock
+from pipeline.runs.tracking import log_to_run, open_run, undelivered
+from pipeline.training.checkpoints import read_checkpoint
+from pipeline.training.train import LEFT, SAME_TO_ROUNDING, open_shards, training_fingerprint
+from pipeline.tuning.journal import JOURNAL_FILE, Failure, StudyJournal
+from pipeline.tuning.plots import plot_study
+from pipeline.tuning.study_run import Study, run_trials
+from pipeline.tuning.trials import close_trials, collect_trials, draw_settings, study_base
+from shards import ShardSet
+from shards.files import remove_tree
+
+STAGE = "tune"
+RESULTS_FILE = "study.json"
+PLOT_FILE = "accuracy_vs_flops.png"
+WITHOUT_EFFECT = frozenset({"study.num_workers", "study.max_concurrent_trials"})
+"""Fields that say where and how many trials run at once."""
+
+
+def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
+    """Run a study, go on with an interrupted one, or find that it is done.
+
+    Trials are ranked by their best accuracy on the validation split, and by nothing else. A study
+    that is done goes on when ``study.num_trials`` grows: with the further trials alone.
+
+    Returns:
+        ``run_id`` (the parent run), ``best`` (the best trial), ``trials`` (by rank; each with
+        ``params``, ``accuracy``, ``forward_flops``, ``parameters``, ``epochs``, ``stopped_early``,
+        ``run_id``, ``checkpoint``), ``failed`` (trials that ended with an error), ``plot``,
+        ``seconds``, ``skipped``, ``undelivered`` (what MLflow has not taken yet, or None).
+
+    Raises:
+        UserError: no study section, no validation split, or no trial succeeded.
+        ClusterError: the machines cannot hold one trial.
+    """
+    study = config.study
+    if study is None:
+        raise UserError(f"{config.name}: has no section 'study'; say there what to search")
+    config = with_shards(config, console)
+    shard_set = open_shards(config)
+    _require_validation(config, shard_set)
+    base = study_base(config, study)
+    fingerprint = {
+        **training_fingerprint(base, shard_set),
+        **{f"study.{key}": value for key, value in study.model_dump(mode="json").items()},
+    }
+    folder = config.folder / STAGE
+    with run_lock(config.folder / f".{STAGE}.lock", str(folder), console.notice):
+        record = None if fresh else read_stage(config.folder, STAGE)
+        if record:
+            more = _has_more_trials(record, fingerprint, study, folder)
+            if record.done and not more:
+                best = recorded_folder(record, config.folder, "best", "checkpoint")
+                read_checkpoint(best).check()
+                left = undelivered(config, "study")
+                return {**record.result, "seconds": record.seconds, "skipped": True, LEFT: left}
+        if fresh:
+            client(config.tracking_uri)  # nothing is removed for a study that cannot begin
+            remove_tree(folder)
+        return _study(config, study, base, shard_set, fingerprint, record, console)
+
+
+def _study(
+    config: Config,
+    study: StudyConfig,
+    base: Config,
+    shard_set: ShardSet,
+    fingerprint: dict[str, Any],
+    record: StageRecord | None,
+    console: Console,
+) -> dict[str, Any]:
+    """Run the trials that have not ended, and rank them all."""
+    folder = config.folder / STAGE
+    spent, started = record.seconds if record else 0.0, time.time()
+    run_id = record.result.get("run_id") if record else None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(ray_session(config.cluster.address))
+        concurrent = _concurrent_trials(base, study)
+        folder.mkdir(parents=True, exist_ok=True)
+        journal = StudyJournal(folder)
+        run = stack.enter_context(
+            open_run(config, kind="study", shard_set=shard_set, run_id=run_id)
+        )
+        begun = StageRecord(STAGE, fingerprint, {"run_id": run.run_id}, spent)
+        write_stage(config.folder, begun)
+        settings = draw_settings(study, config.seed)
+        under_way = Study(base, study, folder, run, settings, journal)
+        if record:
+            what = "going on with more trials in" if record.done else "resuming the study in"
+            console.notice(f"{what} {folder}")
+            close_trials(folder, run, journal, under_way.epochs, under_way.ended())
+        errors: dict[int, str] = {}
+        try:
+            errors = run_trials(under_way, concurrent, console)
+        finally:
+            close_trials(folder, run, journal, under_way.epochs, under_way.ended(errors))
+            begun = replace(begun, seconds=spent + time.time() - started)
+            write_stage(config.folder, begun)
+        succeeded = [number for number, well in under_way.ended(errors).items() if well]
+        trials = collect_trials(base, folder, shard_set, journal, succeeded)
+        if not trials:
+            first = f": {next(iter(errors.values()))}" if errors else ""
+            raise UserError(f"none of the study's trials succeeded{first}")
+        for number, error in errors.items():
+            journal.append(Failure(number, error))
+        plot = folder / PLOT_FILE
+        plot_study(trials, plot, config.name)
+        result = {
+            "run_id": run.run_id,
+            "best": trials[0],
+            "trials": trials,
+            "failed": [error for _, error in sorted(journal.errors.items())],
+            "plot": str(plot),
+        }
+        write_json(folder / RESULTS_FILE, result)
+        _log_study(run, folder, result)
+    seconds = spent + time.time() - started
+    write_stage(config.folder, StageRecord(STAGE, fingerprint, result, seconds, done=True))
+    return {**result, "seconds": seconds, "skipped": False, LEFT: undelivered(config, "study")}
+
+
+def _require_validation(config: Config, shard_set: ShardSet) -> None:
+    """Trials are ranked on a validation split; a listing's split column may name it."""
+    data = config.data
+    if "validation" in shard_set.manifest.counts and (data.validation or data.columns.split):
+        return
+    if data.columns.split:
+        raise UserError(
+            f"data.columns.split={data.columns.split}: a study ranks its trials on a validation "
+            "split and no usable row of the listing is in it; write 'validation' in that column "
+            "of some rows, and preprocess again"
+        )
+    raise UserError(
+        "data.validation: a study ranks its trials on a validation split and there is none; "
+        "set data.validation to a share such as 0.1, or to a folder, and preprocess again"
+    )
+
+
+def _has_more_trials(
+    record: StageRecord, fingerprint: dict[str, Any], study: StudyConfig, folder: Path
+) -> bool:
+    """Whether the study is wanted with more trials than before.
+
+    Raises:
+        UserError: it has other settings, or fewer trials, or has no journal to go on from.
+    """
+    trials = "study.num_trials"
+    record.refuse_changes(fingerprint, str(folder), {*SAME_TO_ROUNDING, *WITHOUT_EFFECT, trials})
+    before = StudyConfig.model_validate(
+        study.model_dump() | {"num_trials": record.fingerprint.get(trials)}
+    ).trials
+    more = has_grown(str(folder), trials, before, study.trials)
+    if not (folder / JOURNAL_FILE).is_file() and (more or not record.done):
+        raise UserError(
+            f"{folder}: an earlier version made this study without {JOURNAL_FILE}, so it cannot go "
+            "on; run it again with --fresh"
+        )
+    return more
+
+
+def report(result: dict[str, Any], console: Console) -> None:
+    """Show a person what :func:`tune` returned."""
+    fields = list(result["trials"][0]["params"])
+    rows = []
+    for rank, trial in enumerate(result["trials"], start=1):
+        values = [trial["params"][field] for field in fields]
+        epochs = f"{trial['epochs']}{' (stopped)' if trial['stopped_early'] else ''}"
+        mflops = trial["forward_flops"] / 1e6
+        rows.append((rank, *values, trial["accuracy"], mflops, trial["parameters"], epochs))
+    columns = ("rank", *(f.rpartition(".")[2] for f in fields))
+    console.table(
+        "study, by accuracy on validation" + (" (done before: skipped)" * result["skipped"]),
+        (*columns, "accuracy", "MFLOPs forward", "parameters", "epochs"),
+        rows,
+    )
+    if result[LEFT]:
+        console.say(result[LEFT])
+    for error in result["failed"]:
+        console.say(f"a trial failed: {error}")
+    console.say(f"plot {result['plot']}; MLflow run {result['run_id']}")
+
+
+def _concurrent_trials(base: Config, study: StudyConfig) -> int:
+    """How many trials the cluster holds at once; more would wait for each other's workers."""
+    import ray
+
+    cluster = base.cluster
+    require_resources(
+        num_workers=study.num_workers,
+        cpus_per_worker=cluster.cpus_per_worker,
+        use_gpu=cluster.use_gpu,
+        what="a trial",
+        mend="lower study.num_workers or cluster.cpus_per_worker",
+    )
+    have = ray.cluster_resources()
+    fit = int(have["CPU"] // (study.num_workers * cluster.cpus_per_worker))
+    if cluster.use_gpu:
+        fit = min(fit, int(have["GPU"] // study.num_workers))
+    wanted = study.max_concurrent_trials
+    if wanted is not None and wanted > fit:
+        raise ClusterError(
+            f"study.max_concurrent_trials={wanted}: the cluster holds {fit} trials of "
+            f"{study.num_workers} workers at once; lower it or leave it out"
+        )
+    return wanted or fit
+
+
+def _log_study(run: RunRef, folder: Path, result: dict[str, Any]) -> None:
+    log_to_run(
+        run,
+        metrics={"best_score": result["best"]["accuracy"]},
+        tags={"perceiver.best_trial": result["best"]["run_id"]},
+        artifacts=[folder / RESULTS_FILE, Path(result["plot"])],
+    )
