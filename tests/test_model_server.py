@@ -39,11 +39,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     experiment = mlflow.create_experiment("owls", artifact_location=(folder / "files").as_uri())
     card = image_card()
     save_file(random_weights(card), folder / "model.safetensors")
-    files = folder / "card.json", folder / "model.safetensors"
+    weights = folder / "model.safetensors"
     data = make_config("text", folder).data
     with warnings.catch_warnings(action="ignore"), mlflow.start_run(experiment_id=experiment):
         mlflow.pyfunc.log_model(
-            name="model", registered_model_name="owls", **package(card, *files, data)
+            name="model", registered_model_name="owls", **package(card, folder, weights, data)
         )
     return uri
 

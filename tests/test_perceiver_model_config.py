@@ -157,7 +157,7 @@ def test_configuration_imports_without_torch_or_numpy():
 
 def test_every_public_name_is_found_in_its_module():
     for name, module in perceiver_model._MODULE_OF.items():
-        found = getattr(import_module(f"perceiver_model.{module}"), name)
+        found = getattr(import_module(module), name)
         assert getattr(perceiver_model, name) is found
     assert sorted(perceiver_model._MODULE_OF) == sorted(perceiver_model.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Perceiver'"):

@@ -187,6 +187,14 @@ def test_the_model_works_where_only_its_requirements_are_installed(
     requirements = mlflow.artifacts.download_artifacts(
         f"models:/{NAME}/{version.version}/requirements.txt", dst_path=str(tmp_path)
     )
+    code = mlflow.artifacts.download_artifacts(
+        f"models:/{NAME}/{version.version}/code", dst_path=str(tmp_path)
+    )
+    rooms = {path.relative_to(code).parts[:2] for path in Path(code).rglob("*.py")}
+    assert {room for package, room in rooms if package == "pipeline"} == {
+        "__init__.py", "inputs", "media", "registry",
+    }  # fmt: skip
+    assert ("perceiver_model", "deepmind") not in rooms
     home = tmp_path / "venv"
     venv.create(home, with_pip=True)
     python = home / "bin" / "python"

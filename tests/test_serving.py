@@ -46,10 +46,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if not (folder / kind).is_dir():
             card = card_of(kind, folder)
             save_file(random_weights(card), folder / f"{kind}.safetensors")
-            files = folder / f"{kind}.json", folder / f"{kind}.safetensors"
+            made = folder / f"{kind}-made"
+            made.mkdir()
             data = make_config("text", folder).data
             with warnings.catch_warnings(action="ignore"):
-                mlflow.pyfunc.save_model(folder / kind, **package(card, *files, data))
+                weights = folder / f"{kind}.safetensors"
+                mlflow.pyfunc.save_model(folder / kind, **package(card, made, weights, data))
         return folder / kind
 
     return save

@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.registry.judging import Candidate, Champion
 from pipeline.registry.registration import WEIGHTS_TAG
 from pipeline.registry.run_shards import whole_address
+from pipeline.registry.served.card import CARD_FILE, WEIGHTS_FILE
 from pipeline.registry.served.inference import Predictor
 from pipeline.registry.trained_on import RECORD_FILE, read_record, trained_on
 from pipeline.runs.mlflow_errors import mlflow_answers, reason_of
@@ -19,7 +20,6 @@ from shards import ShardError, ShardSet
 from shards.digests import stream_sha256
 
 # Files of a model version, under artifacts/.
-CARD_FILE, WEIGHTS_FILE = "card.json", "model.safetensors"
 
 
 def load_registered(mlflow_client: Any, version: Any) -> Champion:

@@ -1,12 +1,12 @@
 """All that a registered model is made of, but for its place in MLflow."""
 
+import shutil
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import perceiver_model
-import pipeline
 from pipeline.config.data import DataConfig
+from pipeline.registry.served.card import CARD_FILE
 from pipeline.registry.served.contract import SETTINGS, column_types, input_example, signature
 from pipeline.registry.served.inference import ModelCard
 
@@ -27,30 +27,40 @@ MODEL_REQUIREMENTS = (
     "trimesh",
 )
 
+MODEL_CODE = (
+    "perceiver_model/*.py*",
+    "perceiver_model/adapters",
+    "perceiver_model/attention",
+    "perceiver_model/families",
+    "pipeline/__init__.py",
+    "pipeline/inputs",
+    "pipeline/media",
+    "pipeline/registry/__init__.py",
+    "pipeline/registry/served",
+)
+"""The files and folders of code that travel with a model; it is loaded without all others."""
+
 DECODING = ("decode_seconds", "decode_memory_mib", "strict", "sandbox")
 """Fields of ``data`` that the model's inputs are decoded by, too."""
 
 
-def package(
-    card: ModelCard, card_file: Path, weights_file: Path, data: DataConfig
-) -> dict[str, Any]:
+def package(card: ModelCard, folder: Path, weights_file: Path, data: DataConfig) -> dict[str, Any]:
     """The arguments of MLflow's ``pyfunc.save_model`` or ``log_model`` that make the model.
 
     Args:
-        card: what the model is; written to ``card_file``.
-        card_file: a file to be, that lives until the model is saved.
+        card: what the model is.
+        folder: takes the card and the code; it must live until the model is saved.
         weights_file: safetensors.
         data: of the configuration: how media are decoded.
     """
+    card_file = folder / CARD_FILE
     card_file.write_text(card.to_json(), "utf-8")
     decoding = {name: getattr(data, name) for name in DECODING}
     return {
-        "python_model": str(Path(__file__).with_name("registered_model.py")),
+        "python_model": str(Path(__file__).with_name("served") / "registered_model.py"),
         # As URIs: MLflow would take a `%` or `?` of a plain path for a URL's.
         "artifacts": {"card": card_file.as_uri(), "weights": weights_file.as_uri()},
-        "code_paths": [
-            str(Path(module.__file__ or "").parent) for module in (pipeline, perceiver_model)
-        ],
+        "code_paths": [str(path) for path in _copied_code(folder / "code")],
         "pip_requirements": model_requirements(),
         "signature": signature(card.media),
         "input_example": input_example(card.media),
@@ -62,3 +72,18 @@ def package(
 def model_requirements() -> list[str]:
     """Pinned requirements of a registered model; a local build's suffix is left out."""
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in MODEL_REQUIREMENTS]
+
+
+def _copied_code(folder: Path) -> list[Path]:
+    """Copies the code that a model needs; returns its packages."""
+    root = Path(__file__).resolve().parents[2]
+    compiled = shutil.ignore_patterns("__pycache__")
+    for pattern in MODEL_CODE:
+        for source in root.glob(pattern):
+            target = folder / source.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=compiled)
+            else:
+                shutil.copy(source, target)
+    return sorted(folder.iterdir())

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.config.tree import Config, RegistryConfig
 from pipeline.errors import GateRefusedError, UserError
 from pipeline.inputs.model_input import fitted_media
-from pipeline.registry.champions import CARD_FILE, load_registered, record_of, weights_of
+from pipeline.registry.champions import load_registered, record_of, weights_of
 from pipeline.registry.judging import Candidate, Verdict, judge
 from pipeline.registry.package import package
 from pipeline.registry.registration import (
@@ -259,9 +259,9 @@ def _register(
         tempfile.TemporaryDirectory(prefix="perceiver-model-") as folder,
     ):
         mlflow.set_experiment(experiment_id=run.info.experiment_id)
-        card_path, record_path = Path(folder) / CARD_FILE, Path(folder) / RECORD_FILE
+        record_path = Path(folder) / RECORD_FILE
         card = candidate.predictor.card
-        made = package(card, card_path, checkpoint.weights_file, config.data)
+        made = package(card, Path(folder), checkpoint.weights_file, config.data)
         write_record(candidate.record.digests, record_path)
         made["artifacts"] |= {"trained_on": record_path.as_uri()}
         info = Model.log(

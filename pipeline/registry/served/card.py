@@ -26,6 +26,7 @@ from perceiver_model.adapters.multimodal_config import MultimodalInput
 from perceiver_model.tokens_config import TokensConfig
 from pipeline.media import MediaFormat, media_from_dict, media_to_dict
 
+CARD_FILE, WEIGHTS_FILE = "card.json", "model.safetensors"
 MAX_CARD_BYTES = 256 * 1024**2
 MAX_LAYERS = 10_000
 MAX_TOKENS = 1 << 24
