@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from modality_samples import FORMATS, make_config, raw_media
 
-from pipeline.training.augmentation.batch import augment_batch
-from pipeline.inputs.collate import collate
-from pipeline.config.tree import Config
 from pipeline.config.training import AugmentConfig
+from pipeline.config.tree import Config
+from pipeline.inputs.collate import collate
 from pipeline.media import ImageFormat, MediaFormat, array_type, decode, media_to_dict
+from pipeline.training.augmentation.batch import augment_batch
 
 IMAGE = ImageFormat(height=12, width=10, channels=1)
 KINDS: dict[str, MediaFormat] = {**FORMATS, "image": IMAGE}

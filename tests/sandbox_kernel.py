@@ -58,7 +58,7 @@ assert not {mounts} or not libc.mount(b"none", b"/", b"", recursive | private, b
 
 
 def expected_layers(user: str, blocked: Collection[str]) -> dict[str, list[str]]:
-    """The layers that must hold, by protection, as `pipeline.media.sandbox.lockdown.Lockdown` names them.
+    """The layers that must hold, by protection, as `Lockdown` names them.
 
     Args:
         user: ``root``, whoever runs the tests, or ``user``, one without capabilities.

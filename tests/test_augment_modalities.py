@@ -9,11 +9,11 @@ import torch
 from augment_samples import ASKED, IMAGE, KINDS, TAKEN, changed, config_of, inputs_of
 from modality_samples import ADAPTERS, COLUMNS, FORMATS, POINTS, make_config, make_shards
 
-from pipeline.training.augmentation.batch import augment_batch
-from pipeline.inputs.batches import inputs_on, media_loader
-from pipeline.config.tree import Config
 from pipeline.config.training import AugmentConfig
+from pipeline.config.tree import Config
+from pipeline.inputs.batches import inputs_on, media_loader
 from pipeline.media import MediaFormat, media_to_dict
+from pipeline.training.augmentation.batch import augment_batch
 from pipeline.training.loop import TrainLoop
 from shards import ShardReader
 

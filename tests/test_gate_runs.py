@@ -28,12 +28,12 @@ from gate_runs import (
 
 from pipeline.cli.main import main
 from pipeline.config.tree import Config, RegistryConfig
-from pipeline.runs.console import Console
 from pipeline.errors import GateRefusedError, UserError
 from pipeline.registry.judging import judge
 from pipeline.registry.outcomes import Outcomes
 from pipeline.registry.predict import load_model
 from pipeline.registry.promote import promote
+from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
 from shards import ShardSet
 

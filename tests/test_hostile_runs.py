@@ -20,10 +20,7 @@ from pipeline.training.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
-from pipeline.runs.console import Console
-from pipeline.errors import UserError
 from pipeline.training.progress import PROGRESS_FILE, read_progress
-from pipeline.runs.records import StageRecord, read_stage, recorded_folder, write_stage
 from pipeline.tuning.journal import JOURNAL_FILE, StudyJournal
 
 WEIGHTS = {"head.weight": torch.ones(2, 3)}

@@ -27,8 +27,8 @@ from pipeline.media import (
     encode_members,
     media_to_dict,
 )
-from pipeline.media.sandbox.sandbox import Sandbox, protections
 from pipeline.media.sandbox.process import _memory
+from pipeline.media.sandbox.sandbox import Sandbox, protections
 from pipeline.preprocess.identity import sandbox_settings
 
 TESTS = Path(__file__).parent
@@ -134,7 +134,7 @@ def test_a_thread_before_the_protections_is_an_error():
     """Landlock, capabilities and namespaces would not hold it."""
     program = """
 import threading
-from pipeline.media.lockdown import Lockdown
+from pipeline.media.sandbox.lockdown import Lockdown
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 Lockdown().before_imports()
 """
@@ -147,7 +147,7 @@ Lockdown().before_imports()
 def test_the_network_the_shared_memory_and_the_mounts_are_its_own(mounts):
     program = f"""
 import os
-from pipeline.media.namespaces import leave_network
+from pipeline.media.sandbox.namespaces import leave_network
 kinds = ("net", "ipc", "mnt")
 before = [os.readlink(f"/proc/self/ns/{{kind}}") for kind in kinds]
 leave_network(with_mounts={mounts})

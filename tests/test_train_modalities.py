@@ -9,12 +9,11 @@ import torch
 from modality_samples import FORMATS, POINTS, make_config, make_shards, raw_media
 
 from perceiver_model.families.classifier import PerceiverClassifier
-from pipeline.training.augmentation.batch import augment_batch
-from pipeline.inputs.batches import inputs_on, media_loader
-from pipeline.training.checkpoints import TrainState, last_checkpoint
-from pipeline.inputs.collate import collate
 from pipeline.config.tree import Config
+from pipeline.inputs.batches import inputs_on, media_loader
+from pipeline.inputs.collate import collate
 from pipeline.media import decode
+from pipeline.training.augmentation.batch import augment_batch
 from pipeline.training.checkpoints import TrainState, last_checkpoint
 from pipeline.training.worker import TrainTask, open_training
 from shards import ShardReader
@@ -136,7 +135,7 @@ def test_every_step_draws_anew_and_evaluation_takes_the_data_as_they_are(tmp_pat
             seen.append(inputs.shape[-1])
         return forward(model, inputs, mask)
 
-    monkeypatch.setattr("pipeline.train_loop.augment_batch", noted)
+    monkeypatch.setattr("pipeline.training.loop.augment_batch", noted)
     monkeypatch.setattr(PerceiverClassifier, "forward", watched)
     trained(config, tmp_path / "train")
     # Two epochs of three steps, each in two parts.

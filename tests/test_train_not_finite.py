@@ -139,7 +139,7 @@ def test_every_rank_sees_what_is_not_finite_before_one_of_them_saves(
     state = {name: {"a": torch.ones(3)} for name in ("weights", "moments")}
     loop = object.__new__(TrainLoop)
     loop.engine = None
-    monkeypatch.setattr("pipeline.train_loop.gather_state", lambda _: (*state.values(),))
+    monkeypatch.setattr("pipeline.training.loop.gather_state", lambda _: (*state.values(),))
     assert loop._gather(4) == (*state.values(),)
     state[which]["a"][1] = float("-inf")
     with pytest.raises(UserError, match=r"^a is not finite after step 4; lower"):

@@ -12,10 +12,16 @@ from mlflow.tracking import MlflowClient
 from pipeline.config.tree import Config
 from pipeline.runs.console import Console
 from pipeline.runs.records import write_json
+from pipeline.runs.tracking import begin_run
 from pipeline.tuning.journal import Report, StudyJournal
 from pipeline.tuning.study_run import NUMBER, Study, StudyBar, _callback
-from pipeline.runs.tracking import begin_run
-from pipeline.tuning.trials import STOPPED_TAG, TRIAL_FILE, close_trials, draw_settings, trial_folder
+from pipeline.tuning.trials import (
+    STOPPED_TAG,
+    TRIAL_FILE,
+    close_trials,
+    draw_settings,
+    trial_folder,
+)
 from shards import ShardSet
 
 STUDY = "study={num_trials: 5, space: {training.learning_rate: {choice: [3e-3, 1e-6]}}}"

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from perceiver_model import PerceiverClassifier
-from perceiver_model.families.classifier_config import ClassifierConfig
-from perceiver_model.config import FourierConfig
 from perceiver_model.adapters.multimodal_config import MultimodalInput
+from perceiver_model.config import FourierConfig
+from perceiver_model.families.classifier_config import ClassifierConfig
 from perceiver_model.tokens_config import TokensConfig
 from pipeline.media import MediaFormat, media_from_dict, media_to_dict
 
