@@ -23,7 +23,7 @@ from pipeline.media import (
     decode_film,
 )
 from pipeline.media.sandbox.child import _lacked_memory
-from pipeline.media.video.decode import film as film_module
+from pipeline.media.video import film as film_module
 
 SMALL = {"height": 24, "width": 32}
 LEVELS = range(20, 220, 4)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from perceiver_model.attention.multi_head import separable as module
+from perceiver_model.attention import separable as module
 from perceiver_model.attention.separable import separable_attention
 
 BATCH, HEADS, QUERIES, ROWS, COLUMNS, CHANNELS = 3, 2, 4, 5, 6, 3

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from perceiver_model.attention.multi_head import separable as module
+from perceiver_model.attention import separable as module
 from perceiver_model.attention.separable import separable_attention
 
 triton = pytest.importorskip("triton", reason="triton comes with torch's CUDA builds only")

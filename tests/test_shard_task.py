@@ -20,8 +20,8 @@ from shard_server import ShardServer
 from source_trees import data_config, make_tar
 
 from pipeline.config.tree import Config
+from pipeline.preprocess import shard_task
 from pipeline.preprocess.identity import sandbox_settings
-from pipeline.preprocess.preprocess import shard_task
 from pipeline.preprocess.shard_task import READ_AHEAD, READ_AHEAD_BYTES, TOGETHER_BYTES, ShardTask
 from pipeline.preprocess.sources import Reach, SourceRow, list_sources, write_plan
 from pipeline.preprocess.sources.parts import Part
