@@ -1,4 +1,4 @@
-"""``perceiver bench SUBJECT``: its options, and what runs them."""
+"""`perceiver bench SUBJECT`: its options, and what runs them."""
 
 import argparse
 from collections.abc import Callable

@@ -23,14 +23,14 @@ class Job:
     """What a worker is asked.
 
     Attributes:
-        task: ``machine`` describes it; ``agreement`` compares our logits with transformers';
-            ``train``, ``inference`` and ``cross-attend`` time steps; ``memory`` is the memory of a
+        task: `machine` describes it; `agreement` compares our logits with transformers';
+            `train`, `inference` and `cross-attend` time steps; `memory` is the memory of a
             cross-attend's step.
-        device: ``cpu``, ``cuda``, or for ``machine`` also ``auto``.
-        precision: ``float32`` or ``bf16``, or for ``machine`` also ``auto``.
+        device: `cpu`, `cuda`, or for `machine` also `auto`.
+        precision: `float32` or `bf16`, or for `machine` also `auto`.
         config: a `ClassifierConfig` as a dictionary.
         implementation, path, compiled, checkpointed: those of a `Variant`.
-        paths: of ``agreement``, those of ours that must agree.
+        paths: of `agreement`, those of ours that must agree.
         seconds: how long to repeat a step at least.
     """
 
@@ -48,8 +48,8 @@ class Job:
 
 
 Answer = dict[str, Any]
-"""``status``: ``ok`` with the task's results, ``out_of_memory``, ``refused`` with a ``message`` for
-the user, or ``failed`` with ``error``, one line, and ``traceback``."""
+"""`status`: `ok` with the task's results, `out_of_memory`, `refused` with a `message` for
+the user, or `failed` with `error`, one line, and `traceback`."""
 
 Ask = Callable[[Job], Answer]
 

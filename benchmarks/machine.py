@@ -29,13 +29,13 @@ def describe(device: str, precision: str, seconds: float) -> dict[str, Any]:
     """What figures of this machine must be read with.
 
     Args:
-        device: ``cpu``, ``cuda``, or ``auto``: CUDA where there is a device.
-        precision: ``float32``, ``bf16``, or ``auto``: bf16 with CUDA.
+        device: `cpu`, `cuda`, or `auto`: CUDA where there is a device.
+        precision: `float32`, `bf16`, or `auto`: bf16 with CUDA.
         seconds: how long to multiply matrices.
 
     Returns:
-        The choices made, the names and versions, and ``matmul_flops_per_second``, measured on
-        square matrices of ``matmul_size`` in the precision chosen.
+        The choices made, the names and versions, and `matmul_flops_per_second`, measured on
+        square matrices of `matmul_size` in the precision chosen.
 
     Raises:
         UserError: CUDA is asked for, and there is none.

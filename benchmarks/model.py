@@ -1,4 +1,4 @@
-"""``perceiver bench model``: our model and its peers, one step after the other, on this machine."""
+"""`perceiver bench model`: our model and its peers, one step after the other, on this machine."""
 
 import dataclasses
 import math
@@ -46,11 +46,11 @@ class Options:
         name: of the preset.
         config: of the model; where transformers has it, ours computes the same as transformers.
         peers: from `PEERS`.
-        device, precision: as of the command line, ``auto`` included.
+        device, precision: as of the command line, `auto` included.
         batch_sizes: ascending; None takes the device's defaults.
-        compile: whether each is measured with ``torch.compile``, too.
+        compile: whether each is measured with `torch.compile`, too.
         paths: whether each of our attention paths has a row.
-        checkpointed: shares of activation checkpointing that have a row each in ``train``.
+        checkpointed: shares of activation checkpointing that have a row each in `train`.
         work: from `WORK`.
         rounds: how often all are measured in turn; figures are medians over rounds.
         seconds: how long a step is repeated at least.
@@ -123,8 +123,8 @@ def bench_model(options: Options, console: Console, ask: Ask = ask_worker) -> di
     """Measure everything; `ask` does one job.
 
     Returns:
-        ``preset``, ``config``, ``machine``, ``agreement`` (the largest relative difference of each
-        of our paths from transformers), ``rows`` (see :class:`Row`), ``memory`` and ``failed``, how
+        `preset`, `config`, `machine`, `agreement` (the largest relative difference of each
+        of our paths from transformers), `rows` (see `Row`), `memory` and `failed`, how
         many measurements broke for another reason than memory.
 
     Raises:
@@ -225,7 +225,7 @@ def _is_of_pixels(config: ClassifierConfig) -> bool:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """``a,b`` in order, each once; ``none`` for none."""
+    """`a,b` in order, each once; `none` for none."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     return () if names == ("none",) else names
 

@@ -37,7 +37,7 @@ def photographs(count: int, seed: int = 0) -> Iterator[bytes]:
 
 
 def write_folder(folder: Path, count: int, seed: int = 0) -> int:
-    """Write ``folder/CLASS/NUMBER.jpg`` in two classes, of 500 distinct; returns the bytes."""
+    """Write `folder/CLASS/NUMBER.jpg` in two classes, of 500 distinct; returns the bytes."""
     total = 0
     distinct = list(photographs(min(count, DISTINCT), seed))
     for number in range(count):

@@ -1,4 +1,4 @@
-"""``perceiver bench preprocess``: ours beside a bare process pool and Ray Data's own writer."""
+"""`perceiver bench preprocess`: ours beside a bare process pool and Ray Data's own writer."""
 
 import multiprocessing
 import os
@@ -55,8 +55,8 @@ def bench_preprocess(
         rounds: how often; rates are medians.
 
     Returns:
-        ``files``, ``bytes_per_file``, ``workers`` and ``rows``: label, rates of the rounds, median
-        rate, rate per worker, and ``vs_pool``: its ratio to the process pool's, by round.
+        `files`, `bytes_per_file`, `workers` and `rows`: label, rates of the rounds, median
+        rate, rate per worker, and `vs_pool`: its ratio to the process pool's, by round.
     """
     workers = num_workers or os.cpu_count() or 1
     if num_files < 2 * workers or rounds < 1 or workers < 1:
@@ -106,7 +106,7 @@ def bench_preprocess(
 
 
 def report(result: dict[str, Any], console: Console) -> None:
-    """Show a person what :func:`bench_preprocess` returned."""
+    """Show a person what `bench_preprocess` returned."""
     rows = [
         (row["label"], round(row["images_per_second"]), round(row["per_worker"]), row["vs_pool"],
          ", ".join(f"{rate:,.0f}" for rate in row["rates"]))

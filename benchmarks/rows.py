@@ -38,7 +38,7 @@ class Row:
 
     @property
     def status(self) -> str:
-        """``ok``, or what became of the smallest batch; ``failed`` if any round broke."""
+        """`ok`, or what became of the smallest batch; `failed` if any round broke."""
         if self.best is None:
             return str(next(iter(self.sweep.values()))["status"])
         answers = [*self.sweep.values(), *self.rounds]
@@ -51,8 +51,8 @@ class Row:
     def to_dict(self, rows: "Sequence[Row]", matmul_flops_per_second: float) -> dict[str, Any]:
         """The row as JSON: medians over rounds at the best batch size, and the whole sweep.
 
-        ``vs_ours`` is the median over rounds of the ratio to our row with the same compilation;
-        ``mfu`` the share of the machine's rate of matrix products. The `FIGURES` are None where no
+        `vs_ours` is the median over rounds of the ratio to our row with the same compilation;
+        `mfu` the share of the machine's rate of matrix products. The `FIGURES` are None where no
         batch size worked.
         """
         head = {"work": self.work, "label": self.variant.label, **dataclasses.asdict(self.variant)}
@@ -128,8 +128,8 @@ def memory_rows(
 ) -> list[dict[str, Any]]:
     """The memory of a cross-attend's step on ever more tokens, until it doesn't fit.
 
-    Returns, for each variant, ``sizes`` (``tokens`` and ``bytes`` of each), and of the straight
-    line through them ``bytes_per_token`` and ``r_squared``, the share of variance that it explains.
+    Returns, for each variant, `sizes` (`tokens` and `bytes` of each), and of the straight
+    line through them `bytes_per_token` and `r_squared`, the share of variance that it explains.
     """
     rows = []
     for variant in variants:

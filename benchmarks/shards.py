@@ -1,4 +1,4 @@
-"""``perceiver bench shards``: our shard reader beside webdataset and Ray Data, on this machine."""
+"""`perceiver bench shards`: our shard reader beside webdataset and Ray Data, on this machine."""
 
 import contextlib
 import io
@@ -52,7 +52,7 @@ class Contestant:
     open: Callable[[Path, int], contextlib.AbstractContextManager[Iterator[int]]]
 
     def rate(self, folder: Path, limit: int) -> float:
-        """Samples per second over ``limit`` samples."""
+        """Samples per second over `limit` samples."""
         with self.open(folder, limit) as counts:
             started = time.perf_counter()
             read = sum(counts)
@@ -70,7 +70,7 @@ def bench_shards(
         rounds: how often; rates are medians.
 
     Returns:
-        ``samples``, ``bytes_per_sample`` and ``rows``: work, label, rates of the
+        `samples`, `bytes_per_sample` and `rows`: work, label, rates of the
         rounds, the median rate and its ratio to webdataset's of the same work, by round.
     """
     if min(num_samples, num_decoded, rounds) < 1 or num_decoded > num_samples:
@@ -109,7 +109,7 @@ def bench_shards(
 
 
 def report(result: dict[str, Any], console: Console) -> None:
-    """Show a person what :func:`bench_shards` returned."""
+    """Show a person what `bench_shards` returned."""
     console.say(
         f"{result['samples']} JPEG photographs of {result['bytes_per_sample']:,} bytes, 500 x 375, "
         f"in local shards of {SAMPLES_PER_SHARD}; one process"

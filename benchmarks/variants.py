@@ -1,4 +1,4 @@
-"""What ``perceiver bench model`` compares: our model and its peers, and who has which model."""
+"""What `perceiver bench model` compares: our model and its peers, and who has which model."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -34,9 +34,9 @@ class Variant:
     """One row of a comparison.
 
     Attributes:
-        implementation: ``ours`` or one of `PEERS`.
+        implementation: `ours` or one of `PEERS`.
         path: the attention path, of ours only.
-        compiled: whether ``torch.compile`` is applied.
+        compiled: whether `torch.compile` is applied.
         checkpointed: share of the latents' self-attends whose activations are computed again in the
             backward pass, of ours only.
     """
@@ -48,7 +48,7 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """``ours``, ``ours, fused``, ``ours, checkpointed 0.25``, ``transformers``."""
+        """`ours`, `ours, fused`, `ours, checkpointed 0.25`, `transformers`."""
         path = "" if self.path == "auto" else f", {self.path}"
         return (
             self.implementation

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.worker``: one job as JSON on standard input, its answer on output."""
+"""`python -m benchmarks.worker`: one job as JSON on standard input, its answer on output."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def _machine(job: Job) -> dict[str, Any]:
 
 
 def _agreement(job: Job) -> dict[str, Any]:
-    """``errors``: for each of our paths, the largest difference from transformers' logits.
+    """`errors`: for each of our paths, the largest difference from transformers' logits.
 
     It is relative to their largest logit; of one image, in float32, with every weight drawn so that
     it matters.
@@ -134,7 +134,7 @@ def _cross_attend(job: Job) -> dict[str, Any]:
 
 
 def _memory(job: Job) -> dict[str, Any]:
-    """``bytes``: what a step of the first cross-attend, from images on, needs above the model."""
+    """`bytes`: what a step of the first cross-attend, from images on, needs above the model."""
     config, implementation = (
         ClassifierConfig.from_dict(job.config),
         peers.IMPLEMENTATIONS[job.implementation],
@@ -208,7 +208,7 @@ def _tokens(module: peers.CrossAttend, images: torch.Tensor) -> Any:
 
 
 def _timed(step: Step, job: Job, forward_flops: int) -> dict[str, Any]:
-    """``seconds`` of a step, ``flops`` of its images, and memory; the model is built."""
+    """`seconds` of a step, `flops` of its images, and memory; the model is built."""
     before = machine.memory(job.device)
     estimate = machine.warm_up(step, job.device)
     machine.reset_peak(job.device)

@@ -1,7 +1,7 @@
 """Which code Ray's workers import: this installation's, whatever a working directory holds.
 
 Ray puts the driver's working directory before everything else on its workers' import path, and the
-names of these packages are everyday words: a ``pipeline.py`` or a folder ``shards`` there would be
+names of these packages are everyday words: a `pipeline.py` or a folder `shards` there would be
 imported in their place.
 """
 
@@ -34,7 +34,7 @@ def root_to_add() -> Path | None:
 
 
 def hidden_by(folder: Path) -> list[str]:
-    """The packages that would be imported from ``folder`` if it came first on the import path."""
+    """The packages that would be imported from `folder` if it came first on the import path."""
     if folder.resolve() == install_root():
         return []
     return [
@@ -50,7 +50,7 @@ def refuse_hidden(folder: Path, where: str) -> None:
     """Refuse a folder that would come first on the workers' import path and hide a package.
 
     Raises:
-        ClusterError: names what lies there, and ``where`` it is as the user knows it.
+        ClusterError: names what lies there, and `where` it is as the user knows it.
     """
     if hidden := hidden_by(folder):
         names = " and ".join(repr(name) for name in hidden)

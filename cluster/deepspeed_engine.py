@@ -1,7 +1,7 @@
 """DeepSpeed engines: their configuration, and what they turned out to be.
 
 On CPUs and GPUs alike the optimizer is torch's AdamW, weights and optimizer state are float32, and
-bf16 is autocast. DeepSpeed's own ``bf16`` mode is not used: at ZeRO stage 0 it takes one hidden
+bf16 is autocast. DeepSpeed's own `bf16` mode is not used: at ZeRO stage 0 it takes one hidden
 step before the first (Adam's counter starts at 1), and a resumed run would lose its master weights.
 """
 
@@ -35,7 +35,7 @@ class Strategy:
     optimizer: str = "AdamW"
 
     def to_deepspeed(self, num_parameters: int) -> dict[str, Any]:
-        """DeepSpeed's configuration; ``num_parameters`` sizes its communication buckets."""
+        """DeepSpeed's configuration; `num_parameters` sizes its communication buckets."""
         # DeepSpeed wants buckets aligned; any multiple of 1,024 is.
         bucket = min(math.ceil(num_parameters / 1024) * 1024, MAX_BUCKET_ELEMENTS)
         zero: dict[str, Any] = {"stage": self.zero_stage}
@@ -69,7 +69,7 @@ def initialize_engine(
     strategy: Strategy,
     gathered_whole: Sequence[type[torch.nn.Module]] = (),
 ) -> Any:
-    """A DeepSpeed engine around ``model``, checked against the strategy that was asked for.
+    """A DeepSpeed engine around `model`, checked against the strategy that was asked for.
 
     torch.distributed must be initialized.
 
@@ -78,7 +78,7 @@ def initialize_engine(
             these; stage 3 gathers all weights of such a module before its forward and backward.
 
     Raises:
-        ClusterError: the engine does not do what ``strategy`` says.
+        ClusterError: the engine does not do what `strategy` says.
     """
     import deepspeed
 

@@ -28,7 +28,7 @@ WEIGHT = "weight"
 
 @dataclass(frozen=True)
 class _Fragment:
-    """A rank's part of one parameter: ``flat[offset : offset + numel]`` is ``start`` onwards."""
+    """A rank's part of one parameter: `flat[offset : offset + numel]` is `start` onwards."""
 
     flat: torch.Tensor
     offset: int
@@ -40,8 +40,8 @@ def gather_state(engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.
     """The whole state, on every rank (a collective: all ranks must call it).
 
     Returns:
-        ``(weights, moments)``, float32 on the CPU: weights by parameter name (buffers included),
-        moments as ``exp_avg.NAME`` and ``exp_avg_sq.NAME`` (none before the first step).
+        `(weights, moments)`, float32 on the CPU: weights by parameter name (buffers included),
+        moments as `exp_avg.NAME` and `exp_avg_sq.NAME` (none before the first step).
     """
     base = _base_optimizer(engine)
     weights: dict[str, torch.Tensor] = {}
@@ -69,12 +69,12 @@ def restore_state(
 ) -> None:
     """Put a gathered state back, whatever the world size and stage that it came from.
 
-    The module must have been given ``weights`` before the engine was made; here they reach the
+    The module must have been given `weights` before the engine was made; here they reach the
     engine's own float32 copies.
 
     Args:
         engine: a new engine of the same model.
-        weights, moments: as :func:`gather_state` returned them.
+        weights, moments: as `gather_state` returned them.
         step: optimizer steps taken so far (Adam's bias correction depends on it).
     """
     base = _base_optimizer(engine)
@@ -114,7 +114,7 @@ def _flat_tensors(engine: Any) -> Iterator[torch.Tensor]:
 
 
 def _fragment(engine: Any, parameter: Any) -> _Fragment | None:
-    """This rank's part of ``parameter``, or None where it has none."""
+    """This rank's part of `parameter`, or None where it has none."""
     stage = engine.zero_optimization_stage()
     if stage == 0:
         return _Fragment(parameter, 0, 0, parameter.numel())

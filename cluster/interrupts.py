@@ -1,4 +1,4 @@
-"""Ending on request: SIGINT (Ctrl-C), SIGTERM (job managers, ``kill``), SIGHUP as exceptions."""
+"""Ending on request: SIGINT (Ctrl-C), SIGTERM (job managers, `kill`), SIGHUP as exceptions."""
 
 import contextlib
 import signal
@@ -21,17 +21,17 @@ class Terminated(KeyboardInterrupt):
 
     @property
     def name(self) -> str:
-        """Of the signal, such as ``SIGTERM``."""
+        """Of the signal, such as `SIGTERM`."""
         return signal.Signals(self.number).name
 
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise :class:`Terminated` in the main thread.
+    """SIGTERM and SIGHUP raise `Terminated` in the main thread.
 
-    So does SIGINT `KeyboardInterrupt`. A SIGHUP that the caller ignores (``nohup``) is ignored.
+    So does SIGINT `KeyboardInterrupt`. A SIGHUP that the caller ignores (`nohup`) is ignored.
     Ray's native code makes a plain `KeyboardInterrupt` of what a handler raises inside it; such a
-    one leaves the block as the :class:`Terminated` that it was.
+    one leaves the block as the `Terminated` that it was.
     """
     came: list[int] = []
 

@@ -26,23 +26,23 @@ def run_job(
     wait: bool,
     follow: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Submit ``python ARGUMENTS`` to a cluster.
+    """Submit `python ARGUMENTS` to a cluster.
 
     Args:
         arguments: for this environment's Python, which the cluster's machines must have at the same
             path.
-        address: of the cluster's dashboard, ``http://host:port``.
+        address: of the cluster's dashboard, `http://host:port`.
         working_dir: folder to upload, in which the job then runs; Ray takes at most 100 MiB.
         environment: variables for the job's processes.
         wait: follow the log to the end.
         follow: takes each line of the log.
 
     Returns:
-        ``job_id`` and ``status``: "SUCCEEDED", "FAILED", "STOPPED", or without ``wait`` what it is
+        `job_id` and `status`: "SUCCEEDED", "FAILED", "STOPPED", or without `wait` what it is
         now.
 
     Raises:
-        ClusterError: no cluster answers at ``address``, or it refuses the job.
+        ClusterError: no cluster answers at `address`, or it refuses the job.
     """
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient

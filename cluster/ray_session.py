@@ -29,7 +29,7 @@ _TOKEN = secrets.token_hex(32)
 
 
 def in_ray_job() -> bool:
-    """Whether this process is the entry point of ``ray job submit``."""
+    """Whether this process is the entry point of `ray job submit`."""
     return JOB_VARIABLE in os.environ
 
 
@@ -43,7 +43,7 @@ def ray_session(address: str | None) -> Iterator[None]:
             Where this process is connected already, that connection serves.
 
     Raises:
-        ClusterError: no cluster answers at ``address`` for 40 s.
+        ClusterError: no cluster answers at `address` for 40 s.
     """
     if _is_connected():
         yield

@@ -1,4 +1,4 @@
-"""``python -m pipeline VERB …``: the entry point of ``ray job submit``."""
+"""`python -m pipeline VERB …`: the entry point of `ray job submit`."""
 
 import sys
 from pathlib import Path

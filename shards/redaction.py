@@ -1,6 +1,6 @@
 """Secrets in addresses: kept out of whatever is written or shown, and out of what a source is.
 
-An address may hold a user name and a password (``http://user:pass@host``), a token, or the
+An address may hold a user name and a password (`http://user:pass@host`), a token, or the
 signature of an address that was signed for a while (AWS, Google, Azure, CloudFront and others). A
 signature changes each time, what it gives access to does not: `without_secrets` is the part that
 names the content.
@@ -21,7 +21,7 @@ _USERINFO = re.compile(
 )
 _ENCODED_USERINFO = re.compile(r"(?P<start>%3A%2F%2F)(?:(?!%2F|%3F)[^\s&?#/])*%40", re.IGNORECASE)
 _CONTAINERS = frozenset({"abfs", "abfss", "wasb", "wasbs", "github", "git"})
-"""Schemes with a name of the content, and no secret, before the ``@``."""
+"""Schemes with a name of the content, and no secret, before the `@`."""
 
 _PARAMETER = re.compile(
     r"(?P<start>(?P<mark>[?&;#]|%3[Ff]|%26)(?P<name>[A-Za-z_][\w.\-\[\]]{0,60})(?:=|%3[Dd]))"
@@ -61,7 +61,7 @@ def redacted(text: str) -> str:
 
 
 def shortened(text: str, length: int) -> str:
-    """A text in one line of at most ``length`` characters, redacted before it is cut.
+    """A text in one line of at most `length` characters, redacted before it is cut.
 
     Of half an address nothing tells that a part of it is a password.
     """
@@ -71,7 +71,7 @@ def shortened(text: str, length: int) -> str:
 def redacted_tree(tree: Any) -> Any:
     """Nested mappings and lists with all their texts redacted, names of fields included.
 
-    A text that is one word and no URL stays as it is: a path may be called ``exp?token=1``.
+    A text that is one word and no URL stays as it is: a path may be called `exp?token=1`.
     """
     if isinstance(tree, str):
         return redacted(tree) if "://" in tree or " " in tree else tree
@@ -98,7 +98,7 @@ def without_secrets(address: str) -> str:
 
 
 def secrets_of(address: str) -> tuple[str, str]:
-    """An address without the secrets in its query, and these: ``a=1&b=2``, or an empty text."""
+    """An address without the secrets in its query, and these: `a=1&b=2`, or an empty text."""
     base, mark, query = _cut_query(address)
     parts = query.split("&")
     signed = any(map(_is_secret, parts))

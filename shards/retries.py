@@ -35,7 +35,7 @@ class Retry:
 
 
 def try_again(request: Callable[[], _Result], retry: Retry) -> _Result:
-    """What ``request`` returns, asked again while it raises what is not final (see `is_final`).
+    """What `request` returns, asked again while it raises what is not final (see `is_final`).
 
     Raises:
         Exception: what the last attempt raised.

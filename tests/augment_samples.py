@@ -1,4 +1,4 @@
-"""Batches of every modality, and what ``training.augment`` makes of them."""
+"""Batches of every modality, and what `training.augment` makes of them."""
 
 from pathlib import Path
 

@@ -55,7 +55,7 @@ def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
 def table_config(
     output: Path, name: str, *, numeric: Sequence[str] = ("x",), **registry: Any
 ) -> Config:
-    """A tiny model of a table's columns; everything in ``output``."""
+    """A tiny model of a table's columns; everything in `output`."""
     encoder = {
         "num_latents": 4, "latent_dim": 16, "num_blocks": 1, "num_cross_attends": 1,
         "num_self_attends": 1, "num_self_heads": 2, "latent_init_std": 1.0, "cross_channels": 16,

@@ -299,7 +299,7 @@ def _webp_claiming() -> bytes:
 
 
 def _tiff_of(tags: list[tuple[int, int]], following: int = 0) -> bytes:
-    """One directory at byte 8 of 32-bit values; ``following`` is where the next one is."""
+    """One directory at byte 8 of 32-bit values; `following` is where the next one is."""
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value % 2**32) for tag, value in tags)
     directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", following)
     return b"II*\0" + struct.pack("<I", 8) + directory

@@ -61,7 +61,7 @@ def wav(samples: np.ndarray) -> bytes:
 
 
 def raw_media(kind: str, number: int) -> bytes:
-    """A file of class ``number % 2``."""
+    """A file of class `number % 2`."""
     other = number % 2
     if kind == "video":
         return film(grey_frames([30 + 150 * other + number] * 8), fps=4)

@@ -59,7 +59,7 @@ def repeated(count: int) -> list[WrittenPage]:
 
 
 def parquet(groups: Sequence[Sequence[WrittenPage]], rows: Sequence[int] | None = None) -> bytes:
-    """A file of one required column of texts, ``name``.
+    """A file of one required column of texts, `name`.
 
     Args:
         groups: the pages of each row group.

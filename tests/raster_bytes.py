@@ -10,7 +10,7 @@ UNSIGNED, SIGNED, REAL = 1, 2, 3
 
 
 def png(pixels: np.ndarray, bits: int, color_type: int = 0, transparent: tuple = ()) -> bytes:
-    """A PNG of integers `[height, width]` (grey) or `[height, width, 3]` (``color_type`` 2)."""
+    """A PNG of integers `[height, width]` (grey) or `[height, width, 3]` (`color_type` 2)."""
     height, width = pixels.shape[:2]
     header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
     rows = b"".join(b"\0" + _packed(row, bits, ">") for row in pixels)
@@ -65,7 +65,7 @@ def tiff(
 
 
 def pgm(pixels: np.ndarray, most: int, *, text: bool = False) -> bytes:
-    """A PGM of integers `[height, width]` from 0 to ``most``."""
+    """A PGM of integers `[height, width]` from 0 to `most`."""
     height, width = pixels.shape
     head = f"P{2 if text else 5}\n{width} {height}\n{most}\n".encode()
     if text:

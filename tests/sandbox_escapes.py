@@ -173,7 +173,7 @@ def escapes(port: int, folder: str) -> dict[str, dict[str, Callable[[], object]]
 
     Args:
         port: of this machine, where a TCP server listens.
-        folder: that everyone may write to; it has ``victim``, a file, and ``socket``, where a
+        folder: that everyone may write to; it has `victim`, a file, and `socket`, where a
             server listens.
     """
     parent = _parent()
@@ -258,9 +258,9 @@ def escapes(port: int, folder: str) -> dict[str, dict[str, Callable[[], object]]
 
 
 def attempt(settings: dict[str, Any]) -> Callable:
-    """For the sandbox: tries what ``values`` asks for, and gives the outcome.
+    """For the sandbox: tries what `values` asks for, and gives the outcome.
 
-    ``escaped``, or the name of the error.
+    `escaped`, or the name of the error.
     """
     return functools.partial(_attempt, settings)
 
@@ -346,7 +346,7 @@ def early_thread(settings: dict[str, Any]) -> Callable:
 
 
 def forge(settings: dict[str, Any]) -> Callable:
-    """For the sandbox: answers by itself, around the protocol, with what ``values`` asks for."""
+    """For the sandbox: answers by itself, around the protocol, with what `values` asks for."""
     return _forge
 
 

@@ -23,7 +23,7 @@ def with_settings(function: Callable) -> Callable:
 
 @with_settings
 def echo(settings: dict[str, Any], parts: dict, values: dict[str, Any]) -> Iterator[dict]:
-    """Every part comes back, with its name and what else was said, ``values["copies"]`` times."""
+    """Every part comes back, with its name and what else was said, `values["copies"]` times."""
     for copy in range(values.get("copies", 1)):
         members = {field: data for field, (data, _) in parts.items()}
         names = {field: name for field, (_, name) in parts.items()}
@@ -45,7 +45,7 @@ def count(settings: dict[str, Any], parts: dict, values: dict[str, Any]) -> Iter
 
 @with_settings
 def decode_media(settings: dict[str, Any], parts: dict, values: dict[str, Any]) -> Iterator[dict]:
-    """Every array that the format in ``settings`` makes of the part, proven to be what it says."""
+    """Every array that the format in `settings` makes of the part, proven to be what it says."""
     fmt = media_from_dict(settings)
     (data, name) = parts["file"]
     for array in decode_all(data, fmt, name=name):
@@ -66,7 +66,7 @@ def limits(settings: dict[str, Any], parts: dict, values: dict[str, Any]) -> Ite
 
 @with_settings
 def busy(settings: dict[str, Any], parts: dict, values: dict[str, Any]) -> Iterator[dict]:
-    """Every sample takes ``settings["seconds"]`` of the processor."""
+    """Every sample takes `settings["seconds"]` of the processor."""
     for _ in range(values["samples"]):
         until = time.process_time() + settings["seconds"]
         while time.process_time() < until:
@@ -76,7 +76,7 @@ def busy(settings: dict[str, Any], parts: dict, values: dict[str, Any]) -> Itera
 
 @with_settings
 def misbehave(settings: dict[str, Any], parts: dict, values: dict[str, Any]) -> Iterator[dict]:
-    """``values["samples"]`` good samples, then what ``values["how"]`` says."""
+    """`values["samples"]` good samples, then what `values["how"]` says."""
     for number in range(values.get("samples", 0)):
         yield {"number": str(number).encode()}
     _FAULTS[values["how"]](**values.get("arguments", {}))

@@ -61,7 +61,7 @@ def expected_layers(user: str, blocked: Collection[str]) -> dict[str, list[str]]
     """The layers that must hold, by protection, as `Lockdown` names them.
 
     Args:
-        user: ``root``, whoever runs the tests, or ``user``, one without capabilities.
+        user: `root`, whoever runs the tests, or `user`, one without capabilities.
         blocked: layers that the kernel is not to have, as `sandbox_parent` takes them.
     """
     held = capabilities() if user == "root" else 0

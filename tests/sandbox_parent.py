@@ -1,7 +1,7 @@
 """A process that lacks what its arguments say, and tries all escapes from a sandbox of its own.
 
-``python sandbox_parent.py FOLDER USER BLOCKED…``: USER is ``root`` or ``user``; BLOCKED are layers
-that its kernel is not to have: ``landlock``, ``seccomp``, ``namespaces``. Prints JSON.
+`python sandbox_parent.py FOLDER USER BLOCKED…`: USER is `root` or `user`; BLOCKED are layers
+that its kernel is not to have: `landlock`, `seccomp`, `namespaces`. Prints JSON.
 """
 
 import ctypes

@@ -13,7 +13,7 @@ from pipeline.media import MediaError
 
 
 def grey_frames(levels: Iterable[int], height: int = 48, width: int = 64) -> list[np.ndarray]:
-    """One frame of each grey level, uint8 ``[height, width, 3]``."""
+    """One frame of each grey level, uint8 `[height, width, 3]`."""
     return [np.full((height, width, 3), level, np.uint8) for level in levels]
 
 
@@ -30,11 +30,11 @@ def film(
     aspect: Fraction | None = None,
     tracks_apart: bool = False,
 ) -> bytes:
-    """An encoded film of frames ``[height, width, 3]``; its colours are near what was given.
+    """An encoded film of frames `[height, width, 3]`; its colours are near what was given.
 
     Args:
-        times: of the frames, in milliseconds; evenly by ``fps`` where None.
-        sound: float ``[samples]`` in [-1, 1], stored as PCM or, in MP4, as AAC in stereo.
+        times: of the frames, in milliseconds; evenly by `fps` where None.
+        sound: float `[samples]` in [-1, 1], stored as PCM or, in MP4, as AAC in stereo.
         tracks_apart: all frames first and then all sound, as a careless muxer might.
     """
     buffer = io.BytesIO()

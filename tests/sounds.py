@@ -8,7 +8,7 @@ import soundfile
 
 
 def tone(hertz: float, rate: int, seconds: float = 1.0, loudness: float = 0.5) -> np.ndarray:
-    """Mono float32 ``[samples]``; loudness 1 is full scale."""
+    """Mono float32 `[samples]`; loudness 1 is full scale."""
     time = np.arange(round(rate * seconds)) / rate
     return (loudness * np.sin(2 * np.pi * hertz * time)).astype(np.float32)
 

@@ -62,7 +62,7 @@ def make_tar(path: Path, members: dict[str, bytes], **options: Any) -> Path:
 
 
 def data_config(train: Path | str, modalities: tuple[str, ...] = ("image",), **data: Any) -> Config:
-    """A configuration with these settings of ``data`` by keyword, and ``seed``."""
+    """A configuration with these settings of `data` by keyword, and `seed`."""
     seed = data.pop("seed", 0)
     settings = {"train": str(train), **{name: FORMATS[name] for name in modalities}, **data}
     try:
@@ -80,7 +80,7 @@ def listed(
     known_classes: tuple[str, ...] = (),
     **data: Any,
 ) -> Listing:
-    """The listing of ``data.train``, with other settings as `data_config` takes them."""
+    """The listing of `data.train`, with other settings as `data_config` takes them."""
     return list_sources(data_config(train, modalities, **data), known, known_classes)
 
 

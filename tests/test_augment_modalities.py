@@ -1,4 +1,4 @@
-"""What ``training.augment`` asks for is done to every modality that takes it, or refused."""
+"""What `training.augment` asks for is done to every modality that takes it, or refused."""
 
 from dataclasses import replace
 from pathlib import Path

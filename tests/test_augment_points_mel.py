@@ -1,4 +1,4 @@
-"""Clouds of points and log-mel frames as ``training.augment`` changes them."""
+"""Clouds of points and log-mel frames as `training.augment` changes them."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -69,7 +69,7 @@ KILLS = ("none", "before the report", "amid the report", "after the report", "an
 def interrupted(
     scores: list[list[float]], order: list[int], factor: int, kills: list[str], folder: Path
 ) -> Decisions:
-    """The same study, killed at the report ``number`` as ``kills[number]`` says, and resumed."""
+    """The same study, killed at the report `number` as `kills[number]` says, and resumed."""
     trials, halving = Trials(scores), start(folder, factor)
     for number, trial in enumerate(order):
         if not trials.can_report(trial):

@@ -15,7 +15,7 @@ RNG = np.random.default_rng(0)
 
 
 def numbers(most: int) -> np.ndarray:
-    """16 x 16 numbers, all from 0 to ``most`` as often as they fit, in disorder."""
+    """16 x 16 numbers, all from 0 to `most` as often as they fit, in disorder."""
     return RNG.permutation(np.resize(np.arange(most, -1, -1), 256)).reshape(16, 16)
 
 

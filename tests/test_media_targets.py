@@ -20,7 +20,7 @@ SQUARE = ImageFormat(height=8, width=8)
 
 
 def made(kind: str, target: Any = None, parts: dict | None = None, classes=(), **fields) -> Any:
-    """The target's array, or the text of its ``cls``."""
+    """The target's array, or the text of its `cls`."""
     config = TargetConfig(kind=kind, **fields)
     members = target_members(config, tuple(classes), {"target": target}, parts or {}, SQUARE)
     if kind == "class":

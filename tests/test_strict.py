@@ -1,4 +1,4 @@
-"""``data.strict``: what reaches the decoders, and that older sets keep their digests."""
+"""`data.strict`: what reaches the decoders, and that older sets keep their digests."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -278,7 +278,7 @@ def test_another_way_to_compute_the_same_training_goes_on_with_it(
 
 
 def only_epochs(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
-    """Trainings are interrupted after epoch ``last``."""
+    """Trainings are interrupted after epoch `last`."""
     run_epoch = TrainLoop.run_epoch
 
     def run(loop: TrainLoop, state: TrainState) -> TrainState:

@@ -41,7 +41,7 @@ def test_batches_come_from_shards_as_from_raw_media(kind, tmp_path):
 def trained(
     config: Config, folder: Path, start: TrainState | None = None, until: int | None = None
 ) -> TrainState:
-    """The state after the last epoch, or after epoch ``until``, trained in this process."""
+    """The state after the last epoch, or after epoch `until`, trained in this process."""
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 

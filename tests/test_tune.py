@@ -86,7 +86,7 @@ def reports(config: Config) -> list[Report]:
 
 @contextlib.contextmanager
 def study_process(path: Path, config: Config, *, trial: int) -> Iterator[subprocess.Popen[str]]:
-    """``perceiver tune`` in a process that has reported an epoch of a trial, and is then killed."""
+    """`perceiver tune` in a process that has reported an epoch of a trial, and is then killed."""
     command = [sys.executable, "-m", "pipeline", "tune", str(path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -21,10 +21,10 @@ class RedactedParser(argparse.ArgumentParser):
 
 
 class IntermixedParser(RedactedParser):
-    """A parser that reads ``CONFIG --json a.b=1`` as ``--json CONFIG a.b=1``.
+    """A parser that reads `CONFIG --json a.b=1` as `--json CONFIG a.b=1`.
 
     argparse alone takes a list of arguments only where it stands in one piece. What comes after
-    ``--`` is no option, whatever it begins with.
+    `--` is no option, whatever it begins with.
     """
 
     _inside = False
@@ -57,10 +57,10 @@ def spelled(found: argparse.Namespace) -> list[str]:
     """A verb's command line that means the same in every working directory.
 
     Args:
-        found: what the verb's parser, in its attribute ``parser``, made of a command line.
+        found: what the verb's parser, in its attribute `parser`, made of a command line.
 
     Returns:
-        The verb and all its arguments: local paths absolute, options before ``--``.
+        The verb and all its arguments: local paths absolute, options before `--`.
     """
     options: list[str] = []
     positionals: list[str] = []
@@ -84,7 +84,7 @@ def spelled(found: argparse.Namespace) -> list[str]:
 
 
 def _marked(given: Sequence[str]) -> list[str]:
-    """The arguments with a mark before each that comes after ``--``, in place of the ``--``."""
+    """The arguments with a mark before each that comes after `--`, in place of the `--`."""
     if "--" not in given:
         return list(given)
     end = given.index("--")

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Args:
         argv: the arguments; None takes the process's own. The verbs that start engines then run in
-            a child process (:mod:`pipeline.runs.watcher`).
+            a child process (`pipeline.runs.watcher`).
     """
     args = parse(argv)
     if argv is None and args.verb not in LIGHT:

@@ -17,7 +17,7 @@ DEFAULT_OUTPUT = "runs"
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """A command line's arguments; one that cannot be read ends the process with status 2.
 
-    Among them are ``verb``, its name, and ``run``, which does it.
+    Among them are `verb`, its name, and `run`, which does it.
     """
     parser = RedactedParser(
         prog="perceiver",

@@ -1,4 +1,4 @@
-"""What the decoders' sandbox holds on this machine, for ``perceiver config``."""
+"""What the decoders' sandbox holds on this machine, for `perceiver config`."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ def sandbox_here() -> dict[str, Any]:
     """What holds on this machine, as JSON.
 
     Returns:
-        ``held``, the layers of each protection that has some; ``missing``, the reason for each that
-        has none; or ``error``, why no child starts.
+        `held`, the layers of each protection that has some; `missing`, the reason for each that
+        has none; or `error`, why no child starts.
     """
     try:
         found = protections()

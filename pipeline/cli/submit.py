@@ -1,4 +1,4 @@
-"""``perceiver submit``: a verb as a Ray job."""
+"""`perceiver submit`: a verb as a Ray job."""
 
 import argparse
 import tempfile
@@ -27,7 +27,7 @@ def submit(
     address: str,
     wait: bool,
 ) -> dict[str, Any]:
-    """Submit ``python -m pipeline VERB …`` to a running cluster and follow its log.
+    """Submit `python -m pipeline VERB …` to a running cluster and follow its log.
 
     The job is sent the resolved configuration and nothing else. Relative paths are made absolute on
     this machine; every machine of the cluster must see these folders, and have this environment's
@@ -35,12 +35,12 @@ def submit(
 
     Args:
         command: the verb and its arguments.
-        parse: reads a command line of ``perceiver``.
-        address: of the cluster's dashboard, ``http://host:port``.
+        parse: reads a command line of `perceiver`.
+        address: of the cluster's dashboard, `http://host:port`.
         wait: follow the log to the end.
 
     Returns:
-        ``job_id`` and ``status``.
+        `job_id` and `status`.
 
     Raises:
         UserError: no such verb, or its configuration is wrong; found before anything is sent.
@@ -65,7 +65,7 @@ def submit(
 
 
 def _with_resolved_config(args: argparse.Namespace, folder: Path) -> argparse.Namespace:
-    """The same command line with its configuration resolved and written into ``folder``.
+    """The same command line with its configuration resolved and written into `folder`.
 
     The file keeps its name, which errors begin with.
     """

@@ -83,11 +83,11 @@ _STAGES = {
     "train": "pipeline.training.train",
     "tune": "pipeline.tuning.tune",
 }
-"""Modules with a function of the verb's name, and ``report``."""
+"""Modules with a function of the verb's name, and `report`."""
 
 
 def run_stage(args: argparse.Namespace) -> int:
-    """A verb that takes a configuration and ``--fresh``: preprocess, train, tune."""
+    """A verb that takes a configuration and `--fresh`: preprocess, train, tune."""
     import importlib
 
     from pipeline.config.load import load_config

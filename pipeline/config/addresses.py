@@ -1,6 +1,6 @@
 """Addresses: local paths with any characters, and URLs.
 
-A local path is never read as anything else: ``#``, ``::``, ``%`` and brackets are parts of names.
+A local path is never read as anything else: `#`, `::`, `%` and brackets are parts of names.
 """
 
 import os
@@ -25,6 +25,6 @@ def is_web(source: str) -> bool:
 
 
 def absolute_path(path: str) -> str:
-    """A local path made absolute; ``~`` is the home folder, ``~name`` a user's if there is one."""
+    """A local path made absolute; `~` is the home folder, `~name` a user's if there is one."""
     expanded = os.path.expanduser(path)  # noqa: PTH111 - pathlib fails on a name that is no user's
     return str(Path(expanded).absolute())

@@ -1,4 +1,4 @@
-"""Which fields of ``training.augment`` each modality takes, and the refusal of all others."""
+"""Which fields of `training.augment` each modality takes, and the refusal of all others."""
 
 from collections.abc import Mapping
 

@@ -14,7 +14,7 @@ class Section(BaseModel):
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections to dotted paths: ``{"training.epochs": 10, …}``."""
+    """Nested sections to dotted paths: `{"training.epochs": 10, …}`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):

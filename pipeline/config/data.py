@@ -1,4 +1,4 @@
-"""Section ``data``: where raw media lie, what they are, and how they are decoded."""
+"""Section `data`: where raw media lie, what they are, and how they are decoded."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self, get_args
@@ -24,11 +24,11 @@ class ColumnsConfig(Section):
 
     Attributes:
         image, audio, video, points: columns of paths (relative to the listing's folder, absolute,
-            or URLs; see ``data.allow``), or of the files' bytes where their type is binary.
+            or URLs; see `data.allow`), or of the files' bytes where their type is binary.
         text: column of texts themselves.
         key: column that names the samples; where null, their files name them.
-        split: column that says ``train``, ``validation`` or ``test``; ``data.validation`` and
-            ``data.test`` are then null.
+        split: column that says `train`, `validation` or `test`; `data.validation` and
+            `data.test` are then null.
     """
 
     image: str | None = None
@@ -44,16 +44,16 @@ class DataConfig(Section):
     """Raw media and how they are decoded: at least one of the sections for modalities is given.
 
     Attributes:
-        train: a folder, a listing file (``.csv``, ``.parquet``, ``.jsonl``), or WebDataset tars (a
-            ``.tar`` file, a glob or brace range of them, or, by ``layout: tars``, their folder);
+        train: a folder, a listing file (`.csv`, `.parquet`, `.jsonl`), or WebDataset tars (a
+            `.tar` file, a glob or brace range of them, or, by `layout: tars`, their folder);
             any fsspec URL.
         validation: the same, or the share of the training samples to hold out (stratified by class,
-            chosen by ``seed``), or null for none.
-        test: as ``train``, or null.
+            chosen by `seed`), or null for none.
+        test: as `train`, or null.
         allow: folders and URLs that rows of a listing may name besides what lies in the listing's
             own folder; relative paths are of the working directory.
         max_file_bytes: a larger file is refused, before it is read or while it grows.
-        layout: what the sources are; ``auto`` tells by their names.
+        layout: what the sources are; `auto` tells by their names.
         columns: what a listing's columns hold.
         target: what a sample is to be mapped to.
         allow_missing: modalities that a sample may lack.
@@ -63,12 +63,12 @@ class DataConfig(Section):
         samples_per_shard: samples planned for a shard.
         decode_seconds: processor time that decoding may take for one sample.
         decode_memory_mib: memory that decoding may take.
-        sandbox: ``require`` ends the run where the decoders' sandbox lacks one of its protections;
-            ``best`` takes those that a machine has, and says which are missing.
+        sandbox: `require` ends the run where the decoders' sandbox lacks one of its protections;
+            `best` takes those that a machine has, and says which are missing.
         verify_samples: whether training and evaluation compare each sample that they read from the
             shards with the sha256 that it was written with.
         corrupt_samples: what they do with one that is not as it was written, or cannot be read:
-            ``skip`` leaves it out and names it, as one that cannot be decoded; ``fail`` ends the
+            `skip` leaves it out and names it, as one that cannot be decoded; `fail` ends the
             run.
     """
 

@@ -53,7 +53,7 @@ def types_of_field(path: Sequence[str]) -> list[Any]:
         path: the parts of the dotted path, from the root of the tree.
 
     Returns:
-        The alternatives, ``None`` left out; empty where no section has such a field.
+        The alternatives, `None` left out; empty where no section has such a field.
     """
     current: list[Any] = [Config]
     for part in path:

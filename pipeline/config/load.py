@@ -1,4 +1,4 @@
-"""Reads YAML files and dotted overrides into a :class:`~pipeline.config.tree.Config`."""
+"""Reads YAML files and dotted overrides into a `Config`."""
 
 import copy
 import difflib
@@ -40,7 +40,7 @@ def load_config(source: str, overrides: typing.Sequence[str] = ()) -> Config:
 
     Args:
         source: path of a YAML file, or the name of a shipped configuration.
-        overrides: ``section.field=value``, as :func:`~pipeline.config.overrides.read_override`
+        overrides: `section.field=value`, as `read_override`
             reads them; the last one wins.
 
     Raises:
@@ -59,7 +59,7 @@ def load_config(source: str, overrides: typing.Sequence[str] = ()) -> Config:
 
 
 def validate(tree: dict[str, Any], source: str) -> Config:
-    """Validate a tree of plain values; ``source`` names it in errors."""
+    """Validate a tree of plain values; `source` names it in errors."""
     try:
         text = json.dumps(tree, default=str)
     except ValueError as error:  # an anchor within itself
@@ -122,7 +122,7 @@ def _set(tree: dict[str, Any], path: str, value: Any) -> None:
 
 
 def did_you_mean(given: str, allowed: typing.Iterable[str]) -> str:
-    """``did you mean 'x'?`` for the nearest allowed word, or an empty text."""
+    """`did you mean 'x'?` for the nearest allowed word, or an empty text."""
     near = difflib.get_close_matches(given, list(allowed), n=1)
     return f"did you mean {near[0]!r}?" if near else ""
 

@@ -1,4 +1,4 @@
-"""Section ``model``: the Perceiver that reads the data."""
+"""Section `model`: the Perceiver that reads the data."""
 
 from typing import Annotated, Any
 
@@ -36,7 +36,7 @@ class ModalityConfig(Section):
 
 
 class ModelConfig(Section):
-    """The Perceiver; its input's shape follows from ``data``, its classes from the shards.
+    """The Perceiver; its input's shape follows from `data`, its classes from the shards.
 
     Attributes:
         adapter: of the one modality; null where there are several.

@@ -1,4 +1,4 @@
-"""Overrides on the command line: ``section.field=value``."""
+"""Overrides on the command line: `section.field=value`."""
 
 import json
 import typing
@@ -16,18 +16,18 @@ def read_override(override: str) -> tuple[str, Any]:
     """The dotted path and the value of one override.
 
     A value is YAML. A field that takes text takes the value as it stands, so that paths keep their
-    ``#`` and ``: ``, with three exceptions: ``null`` unsets the field, text in quotation marks is
-    without them, and what another type of the field takes (``data.validation=0.2``) is of that
+    `#` and `: `, with three exceptions: `null` unsets the field, text in quotation marks is
+    without them, and what another type of the field takes (`data.validation=0.2`) is of that
     type.
 
     Args:
-        override: ``section.field=value``.
+        override: `section.field=value`.
 
     Returns:
         The path as given, and the value in the types of YAML.
 
     Raises:
-        UserError: there is no ``=``, or the value is not YAML.
+        UserError: there is no `=`, or the value is not YAML.
     """
     path, equals, text = override.partition("=")
     if not equals or not path:
@@ -45,7 +45,7 @@ def read_override(override: str) -> tuple[str, Any]:
 
 
 def places_of_overrides(overrides: typing.Sequence[str]) -> dict[str, str]:
-    """Split to place, of overrides of ``data.train``, ``data.validation`` and ``data.test``.
+    """Split to place, of overrides of `data.train`, `data.validation` and `data.test`.
 
     Raises:
         UserError: it is another field, or no text.

@@ -1,4 +1,4 @@
-"""The section ``study``: what Ray Tune searches, and how."""
+"""The section `study`: what Ray Tune searches, and how."""
 
 import math
 from typing import Literal, Self
@@ -37,28 +37,28 @@ class SpaceConfig(Section):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Low and high of ``uniform`` or ``loguniform``."""
+        """Low and high of `uniform` or `loguniform`."""
         bounds = self.uniform or self.loguniform
         assert bounds is not None
         return bounds
 
 
 class StudyConfig(Section):
-    """A Ray Tune study over the fields named in ``space``.
+    """A Ray Tune study over the fields named in `space`.
 
     Attributes:
-        space: dotted field of this configuration → ``{choice: […]}``, ``{uniform: [low, high]}``
-            or ``{loguniform: [low, high]}``.
-        search: ``grid`` runs every combination of the choices; ``random`` draws ``num_trials``,
-            which depend on ``seed`` alone.
-        num_trials: trials of a ``random`` search, by default 8. A study that is done goes on when
+        space: dotted field of this configuration → `{choice: […]}`, `{uniform: [low, high]}`
+            or `{loguniform: [low, high]}`.
+        search: `grid` runs every combination of the choices; `random` draws `num_trials`,
+            which depend on `seed` alone.
+        num_trials: trials of a `random` search, by default 8. A study that is done goes on when
             this grows.
-        epochs: epochs of a trial; null takes ``training.epochs``.
+        epochs: epochs of a trial; null takes `training.epochs`.
         num_workers: training processes of each trial.
         max_concurrent_trials: trials at once; null takes as many as the CPUs or GPUs hold.
-        grace_epochs, reduction_factor: ASHA compares trials after ``grace_epochs`` epochs, and
-            again at each multiple by ``reduction_factor``, and stops all but the best
-            ``1 / reduction_factor``.
+        grace_epochs, reduction_factor: ASHA compares trials after `grace_epochs` epochs, and
+            again at each multiple by `reduction_factor`, and stops all but the best
+            `1 / reduction_factor`.
     """
 
     space: dict[str, SpaceConfig] = Field(min_length=1)

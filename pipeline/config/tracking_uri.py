@@ -1,7 +1,7 @@
 """Which MLflow is meant: one rule for every verb.
 
-What the configuration (``tracking.uri``) or the command line (``--tracking-uri``) names comes
-first, then the environment variable ``MLFLOW_TRACKING_URI``, then the database in the output
+What the configuration (`tracking.uri`) or the command line (`--tracking-uri`) names comes
+first, then the environment variable `MLFLOW_TRACKING_URI`, then the database in the output
 folder.
 """
 
@@ -17,7 +17,7 @@ VARIABLE = "MLFLOW_TRACKING_URI"
 
 
 def named_tracking_uri(explicit: str | None) -> str | None:
-    """The URI that was given, or that of ``MLFLOW_TRACKING_URI``; None where there is neither.
+    """The URI that was given, or that of `MLFLOW_TRACKING_URI`; None where there is neither.
 
     The path of a relative SQLite database is made absolute, since Ray's workers have working
     directories of their own.
@@ -31,7 +31,7 @@ def named_tracking_uri(explicit: str | None) -> str | None:
 
 @contextlib.contextmanager
 def kept_variable() -> Iterator[None]:
-    """``MLFLOW_TRACKING_URI`` is afterwards what it was: MLflow sets it to what it is told.
+    """`MLFLOW_TRACKING_URI` is afterwards what it was: MLflow sets it to what it is told.
 
     The next configuration that this process reads would take that for the user's wish.
     """

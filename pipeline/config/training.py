@@ -1,4 +1,4 @@
-"""The section ``training``: schedule, augmentation, optimizer, precision, ZeRO stage."""
+"""The section `training`: schedule, augmentation, optimizer, precision, ZeRO stage."""
 
 from typing import Literal, Self
 
@@ -13,8 +13,8 @@ MAX_LEARNING_RATE, MAX_WEIGHT_DECAY = 1e30, 1e6
 class ScheduleConfig(Section):
     """Learning rate over training, in epochs.
 
-    ``cosine`` rises linearly for ``warmup_epochs``, then falls to 0 on a cosine. ``flat_cosine``
-    (Perceiver IO, appendix H) holds for ``flat_epochs`` after the warm-up before it falls.
+    `cosine` rises linearly for `warmup_epochs`, then falls to 0 on a cosine. `flat_cosine`
+    (Perceiver IO, appendix H) holds for `flat_epochs` after the warm-up before it falls.
     """
 
     kind: Literal["cosine", "flat_cosine"] = "cosine"
@@ -32,7 +32,7 @@ class AugmentConfig(Section):
     """Random changes to training inputs, a pure function of (seed, epoch, step).
 
     A field changes every modality that takes it; one that no modality of the data takes is refused
-    (``pipeline.config.augment``). Text and tables take none. All frames of a film change alike.
+    (`pipeline.config.augment`). Text and tables take none. All frames of a film change alike.
 
     Attributes:
         shift_pixels: images and films move by up to this many pixels each way.
@@ -79,17 +79,17 @@ class TrainingConfig(Section):
             the same training whatever the number of workers.
         gradient_accumulation_steps: forward and backward passes in one optimizer step.
         gradient_clipping: greatest norm of the whole gradient, or null.
-        precision: ``bf16`` computes matrix products in bfloat16 (autocast) and keeps weights,
+        precision: `bf16` computes matrix products in bfloat16 (autocast) and keeps weights,
             gradients and optimizer state in float32.
         zero_stage: DeepSpeed ZeRO: 1 shares optimizer state among the workers, 2 gradients as
             well, 3 weights as well.
         attention_path: how attention is computed; every path is the same function to rounding, and
-            ``auto`` takes the cheapest (``perceiver_model.attention.multi_head``).
+            `auto` takes the cheapest (`perceiver_model.attention.multi_head`).
         activation_checkpointing: share of the latents' self-attends, 0 to 1, that keep only their
             input for the backward pass and compute the rest again there; less memory for more time.
-        compile: compile the model with torch.compile in this mode (``reduce-overhead`` and
-            ``max-autotune`` use CUDA graphs), or null; at ZeRO stages 0 to 2. Kernels are chosen
-            without timing, so that a training repeats, and texts are padded to ``max_length``.
+        compile: compile the model with torch.compile in this mode (`reduce-overhead` and
+            `max-autotune` use CUDA graphs), or null; at ZeRO stages 0 to 2. Kernels are chosen
+            without timing, so that a training repeats, and texts are padded to `max_length`.
         checkpoint_steps: also save within an epoch, every so many optimizer steps; or null.
         loader_workers: processes that read and decode for each training worker, and as many more
             for its evaluations; 0 reads in the worker itself.

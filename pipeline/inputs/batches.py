@@ -54,7 +54,7 @@ def media_loader(
     Args:
         formats: by modality.
         one_length: fill texts up to their format's length, and not a batch's longest.
-        options: of :class:`~shards.loader.ShardLoader`.
+        options: of `ShardLoader`.
     """
     lengths = {name: padded_length(media) for name, media in formats.items()}
     if one_length:

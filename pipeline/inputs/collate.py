@@ -52,23 +52,23 @@ def model_inputs(
     """Stacked media as a model takes them, on the device where they are.
 
     Args:
-        rows: arrays as :func:`pipeline.media.check_array` says, one in each row, the rest zero.
-        lengths: int64 ``[batch]``, the length of each array's first axis; 0 where there is none.
+        rows: arrays as `pipeline.media.check_array` says, one in each row, the rest zero.
+        lengths: int64 `[batch]`, the length of each array's first axis; 0 where there is none.
         media: their format.
 
     Returns:
         The inputs and their bool mask, by modality:
 
-        - images, uint8 ``[batch, height, width, channels]``, and None
-        - films, uint8 ``[batch, frames, height, width, channels]``, and None
-        - sound, int16 ``[batch, samples]``, and ``[batch, samples]``; log-mel frames, float32
-          ``[batch, frames, 1, num_mels]``, each sample's standardised as the model's own front end
-          does, and ``[batch, frames, 1]``
-        - points, float32 ``[batch, num_points, 3]``, or their Fourier features where the format
-          has them stored, ``[batch, num_points, channels]``; and ``[batch, num_points]``
-        - text, int64 ``[batch, longest]``: bytes plus 6 (DeepMind's byte vocabulary), padded with
-          its PAD, and ``[batch, longest]``
-        - tables, :class:`~perceiver_model.adapters.table.TableRows`: numbers, float64 with NaN
+        - images, uint8 `[batch, height, width, channels]`, and None
+        - films, uint8 `[batch, frames, height, width, channels]`, and None
+        - sound, int16 `[batch, samples]`, and `[batch, samples]`; log-mel frames, float32
+          `[batch, frames, 1, num_mels]`, each sample's standardised as the model's own front end
+          does, and `[batch, frames, 1]`
+        - points, float32 `[batch, num_points, 3]`, or their Fourier features where the format
+          has them stored, `[batch, num_points, channels]`; and `[batch, num_points]`
+        - text, int64 `[batch, longest]`: bytes plus 6 (DeepMind's byte vocabulary), padded with
+          its PAD, and `[batch, longest]`
+        - tables, `TableRows`: numbers, float64 with NaN
           where missing, and categories, int64 with -1 where missing; and None
     """
     match media:
@@ -135,10 +135,10 @@ def collate(
     """Decoded media as a batch on a device; None leaves a row that is masked throughout.
 
     Returns:
-        As :func:`model_inputs`.
+        As `model_inputs`.
 
     Raises:
-        ValueError: an array has another shape than ``media`` says.
+        ValueError: an array has another shape than `media` says.
     """
     read = [None if array is None else _read(array, media) for array in arrays]
     lengths = torch.tensor([0 if array is None else len(array) for array in read])

@@ -46,7 +46,7 @@ def model_input(
     coordinates.
 
     Args:
-        media: of a :class:`~pipeline.media.FittedTableFormat`, the input has the statistics; of any
+        media: of a `FittedTableFormat`, the input has the statistics; of any
             other table, ones of the right shape.
         pixel_mean, pixel_std: standardisation of images and films.
 
@@ -85,7 +85,7 @@ def model_input(
 
 
 def model_adapter(media: MediaFormat, adapter: AdapterConfig) -> AdapterConfig:
-    """The adapter that reads the stored media as ``adapter`` would read them raw.
+    """The adapter that reads the stored media as `adapter` would read them raw.
 
     Raises:
         ValueError: shards hold other features than the adapter's.

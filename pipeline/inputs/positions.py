@@ -30,7 +30,7 @@ def position_specs(config: ClassifierConfig) -> tuple[PositionSpec, ...]:
 
 
 def load_positions(shard_set: ShardSet, config: ClassifierConfig) -> torch.Tensor | None:
-    """The table of a model of one input, float32 ``[tokens, channels]``; None if it needs none.
+    """The table of a model of one input, float32 `[tokens, channels]`; None if it needs none.
 
     Raises:
         ShardError: the set was made with other Fourier features.

@@ -28,7 +28,7 @@ class ArrayMaker:
     """Decodes one file to an array; runs in the sandbox's child.
 
     Args:
-        settings: ``format``, from `media_to_dict`, and ``strict``, as of `decode`.
+        settings: `format`, from `media_to_dict`, and `strict`, as of `decode`.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -59,8 +59,8 @@ class Decoder:
         seconds: processor time allowed for one file.
         memory_bytes: what the child may allocate, its libraries included.
         strict: whether files are refused that are damaged or cut short.
-        sandbox: ``require`` refuses to decode where a protection of the sandbox is missing;
-            ``best`` makes do with those that the machine has.
+        sandbox: `require` refuses to decode where a protection of the sandbox is missing;
+            `best` makes do with those that the machine has.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Decoder:
             self._sandbox.close()
 
     def decode(self, data: bytes, name: str = "") -> np.ndarray:
-        """An array as :func:`~pipeline.media.check_array` says.
+        """An array as `check_array` says.
 
         Args:
             data: the file's bytes.

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def check_whole(fmt: Any, *names: str, least: int) -> None:
-    """Raises ValueError unless the fields hold integers of at least ``least``."""
+    """Raises ValueError unless the fields hold integers of at least `least`."""
     for name in names:
         value = getattr(fmt, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:

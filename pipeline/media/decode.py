@@ -51,14 +51,14 @@ def decode(data: bytes, fmt: MediaFormat, *, name: str = "", strict: bool = True
     Args:
         data: the file's bytes.
         fmt: what to make of them; its type says which modality they are. Rows of tables are one
-            JSON object, and need a :class:`~pipeline.media.table.decode.FittedTableFormat`.
+            JSON object, and need a `FittedTableFormat`.
         name: the file's name, for formats that only their extension tells.
         strict: whether a file is refused that is damaged or cut short, and of which a decoder would
             make something all the same: lengths that are declared and not there, checksums that are
             wrong, and what decoders warn of.
 
     Returns:
-        As :func:`check_array` says.
+        As `check_array` says.
 
     Raises:
         MediaError: the file cannot be used; the text is the reason.
@@ -71,7 +71,7 @@ def decode_all(
 ) -> Iterator[np.ndarray]:
     """Every clip of a film and every context of a text, in order; of others the one array.
 
-    Arguments and errors are those of :func:`decode`. A film that is damaged further on raises after
+    Arguments and errors are those of `decode`. A film that is damaged further on raises after
     its first clips.
     """
     data = bytes(data)
@@ -93,7 +93,7 @@ def decode_all(
 
 
 def array_type(fmt: MediaFormat) -> tuple[np.dtype, tuple[int, ...]]:
-    """Dtype of the arrays that :func:`decode` makes, and the shape of the longest."""
+    """Dtype of the arrays that `decode` makes, and the shape of the longest."""
     match fmt:
         case ImageFormat():
             return np.dtype(np.uint8), (fmt.height, fmt.width, fmt.channels)
@@ -110,13 +110,13 @@ def array_type(fmt: MediaFormat) -> tuple[np.dtype, tuple[int, ...]]:
 
 
 def check_array(array: np.ndarray, fmt: MediaFormat) -> None:
-    """Refuse an array that is not what :func:`decode` makes.
+    """Refuse an array that is not what `decode` makes.
 
-    These are: image, uint8 ``[height, width, channels]``; audio, int16 ``[samples]`` or float16
-    ``[frames, num_mels]``; video, uint8 ``[num_frames, height, width, channels]``; points, float16
-    ``[points, 3]``; text, uint8 ``[bytes]``; table, float64 ``[columns]``. Sound, points and text
+    These are: image, uint8 `[height, width, channels]`; audio, int16 `[samples]` or float16
+    `[frames, num_mels]`; video, uint8 `[num_frames, height, width, channels]`; points, float16
+    `[points, 3]`; text, uint8 `[bytes]`; table, float64 `[columns]`. Sound, points and text
     may be shorter than the format says, but points and text not empty. Points' Fourier features,
-    float16 ``[points, channels]``, fit a format that has them stored.
+    float16 `[points, channels]`, fit a format that has them stored.
 
     Raises:
         ValueError: another dtype or shape.
@@ -135,7 +135,7 @@ def check_array(array: np.ndarray, fmt: MediaFormat) -> None:
 
 
 def encode_member(array: np.ndarray, fmt: MediaFormat) -> bytes:
-    """The content of the shard member ``fmt.member``, of an array that :func:`decode` made."""
+    """The content of the shard member `fmt.member`, of an array that `decode` made."""
     from shards.npy import encode_npy
 
     if isinstance(fmt, ImageFormat) and fmt.encoding == "jpeg":
@@ -163,7 +163,7 @@ def model_member(fmt: MediaFormat) -> str:
 
 
 def decode_member(content: bytes | memoryview, fmt: MediaFormat) -> np.ndarray:
-    """The array of a member of :func:`encode_members`, as near as the encoding keeps it.
+    """The array of a member of `encode_members`, as near as the encoding keeps it.
 
     Raises:
         MediaError: the content is damaged.
@@ -179,12 +179,12 @@ def decode_member(content: bytes | memoryview, fmt: MediaFormat) -> np.ndarray:
 
 
 def media_to_dict(fmt: MediaFormat) -> dict[str, Any]:
-    """JSON-safe form, with the modality under ``modality``."""
+    """JSON-safe form, with the modality under `modality`."""
     return {"modality": fmt.modality, **asdict(fmt)}
 
 
 def media_from_dict(values: dict[str, Any]) -> MediaFormat:
-    """The inverse of :func:`media_to_dict`."""
+    """The inverse of `media_to_dict`."""
     fields = dict(values)
     modality = fields.pop("modality")
     if modality == "audio" and fields.get("mel") is not None:

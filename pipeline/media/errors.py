@@ -9,7 +9,7 @@ class MediaError(ValueError):
     """A file that cannot be used, with the reason in one line.
 
     Attributes:
-        trace: where a decoder failed, from :func:`short_trace`; set on errors that come out of a
+        trace: where a decoder failed, from `short_trace`; set on errors that come out of a
             sandbox, whose own tracebacks end at the pipe.
     """
 
@@ -22,7 +22,7 @@ def short_trace(error: BaseException) -> str:
     """Where a decoder failed, without this machine's paths: a shard set's bytes must not have them.
 
     Returns:
-        One line for each call, outermost first: ``FILE:LINE in FUNCTION``.
+        One line for each call, outermost first: `FILE:LINE in FUNCTION`.
     """
     if isinstance(error, MediaError) and error.trace:
         return error.trace

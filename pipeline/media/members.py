@@ -32,8 +32,8 @@ class MemberMaker:
     At most one field is cut into several samples; all of them have the other fields and the target.
 
     Args:
-        settings: ``formats`` (field → `media_to_dict`), ``allow_missing`` (fields), ``target``
-            (the fields of a `TargetConfig`), ``classes`` and ``strict``, as of `decode`.
+        settings: `formats` (field → `media_to_dict`), `allow_missing` (fields), `target`
+            (the fields of a `TargetConfig`), `classes` and `strict`, as of `decode`.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ class MemberMaker:
 
         Args:
             parts: the files, by field.
-            values: what the listing has for the source: ``table``, by column, and ``target``, a
+            values: what the listing has for the source: `table`, by column, and `target`, a
                 class number or what `target_members` takes.
 
         Raises:

@@ -28,17 +28,17 @@ class TargetConfig:
     """What every sample is to be mapped to.
 
     Attributes:
-        kind: ``class`` (one of several; by folder, by ``.cls`` in tars, by ``column`` in listings),
-            ``multi_label`` (any number of several), ``regression`` (numbers), ``mask`` (a class for
-            every pixel, from an image whose values are class numbers), ``tokens`` (a sequence of
-            token numbers, or a text as bytes), ``none``.
-        column: the listing's column, or the key in a ``.json`` file (default ``label``).
-        columns: of ``regression``, instead of ``column``: one column for each number.
+        kind: `class` (one of several; by folder, by `.cls` in tars, by `column` in listings),
+            `multi_label` (any number of several), `regression` (numbers), `mask` (a class for
+            every pixel, from an image whose values are class numbers), `tokens` (a sequence of
+            token numbers, or a text as bytes), `none`.
+        column: the listing's column, or the key in a `.json` file (default `label`).
+        columns: of `regression`, instead of `column`: one column for each number.
         classes: names, in the order of their numbers; where empty, the sorted names found in
             training rows. Of a mask: how its values are named, and so how many there may be.
-        separator: what parts the names where ``multi_label`` is a text.
-        num_values: of ``regression`` with ``column``: how many numbers a row has.
-        max_length: of ``tokens``: longer sequences are refused; null for no bound.
+        separator: what parts the names where `multi_label` is a text.
+        num_values: of `regression` with `column`: how many numbers a row has.
+        max_length: of `tokens`: longer sequences are refused; null for no bound.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
@@ -72,12 +72,12 @@ class TargetConfig:
 
     @property
     def length(self) -> int:
-        """Numbers of one row of ``regression``."""
+        """Numbers of one row of `regression`."""
         return len(self.columns) or self.num_values
 
     @property
     def key(self) -> str:
-        """The key of a ``.json`` file under which the target lies."""
+        """The key of a `.json` file under which the target lies."""
         return self.column or "label"
 
 
@@ -94,19 +94,19 @@ def target_members(
 
     Args:
         config: kind of the target.
-        classes: all names; of ``multi_label`` and ``mask``.
-        row: ``target`` holds the class number, or the value that a listing gave: names, numbers,
+        classes: all names; of `multi_label` and `mask`.
+        row: `target` holds the class number, or the value that a listing gave: names, numbers,
             token numbers or a text.
-        parts: bytes and name of the sample's files: ``mask`` the mask image, ``target`` a ``.json``
-            file, or a ``.txt`` file of names, numbers parted by white space or a text, that stands
+        parts: bytes and name of the sample's files: `mask` the mask image, `target` a `.json`
+            file, or a `.txt` file of names, numbers parted by white space or a text, that stands
             for the listing's value.
         image_format: the size of masks, and how they are brought to it.
-        strict: as of :func:`pipeline.media.decode`; of masks.
+        strict: as of `pipeline.media.decode`; of masks.
 
     Returns:
-        ``class``: ``cls``, the number in ASCII. ``none``: nothing. Else ``target.npy``:
-        ``multi_label`` uint8 ``[classes]`` of 0 and 1, ``regression`` float32 ``[numbers]``,
-        ``mask`` uint8 ``[height, width]``, ``tokens`` int32 ``[tokens]``.
+        `class`: `cls`, the number in ASCII. `none`: nothing. Else `target.npy`:
+        `multi_label` uint8 `[classes]` of 0 and 1, `regression` float32 `[numbers]`,
+        `mask` uint8 `[height, width]`, `tokens` int32 `[tokens]`.
 
     Raises:
         MediaError: the target is missing or is not what the kind asks for.
@@ -138,7 +138,7 @@ def target_members(
 
 
 def _from_file(config: TargetConfig, data: bytes, name: str) -> Any:
-    """What a ``.json`` or ``.txt`` file says."""
+    """What a `.json` or `.txt` file says."""
     if not name.lower().endswith(".json"):
         return _text_numbers(data) if config.kind == "regression" else data
     try:
@@ -162,7 +162,7 @@ def _text_numbers(data: bytes) -> list[float]:
 
 
 def json_label(data: bytes, key: str) -> Any:
-    """The value under ``key`` of a JSON object, or the whole value where it is no object.
+    """The value under `key` of a JSON object, or the whole value where it is no object.
 
     Raises:
         ValueError: not JSON, too long, too deep, or without the key.
@@ -192,7 +192,7 @@ def _labels(value: Any, classes: tuple[str, ...], separator: str) -> np.ndarray:
 
 
 def label_names(value: Any, separator: str) -> list[str]:
-    """The names of ``multi_label``: a list of texts, or one text of parted names.
+    """The names of `multi_label`: a list of texts, or one text of parted names.
 
     Raises:
         MediaError: it is neither.

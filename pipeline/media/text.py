@@ -15,16 +15,16 @@ LONGEST_CHARACTER = 4
 
 @dataclass(frozen=True, kw_only=True)
 class TextFormat:
-    """Contexts of up to ``max_length`` bytes.
+    """Contexts of up to `max_length` bytes.
 
     A text is cut at the borders of UTF-8's characters, so that a context may be up to 3 bytes
-    shorter than ``max_length``, and an overlap up to 3 bytes longer than ``overlap``.
+    shorter than `max_length`, and an overlap up to 3 bytes longer than `overlap`.
 
     Attributes:
         max_length: bytes of a context; shorter texts are stored as they are and masked.
-        overlap: bytes that a context repeats of the one before. Of ``all`` only.
-        cut: ``first`` takes a text's first context alone, ``all`` cuts the whole text.
-        errors: what becomes of bytes that are not UTF-8: ``strict`` refuses the text, ``replace``
+        overlap: bytes that a context repeats of the one before. Of `all` only.
+        cut: `first` takes a text's first context alone, `all` cuts the whole text.
+        errors: what becomes of bytes that are not UTF-8: `strict` refuses the text, `replace`
             puts U+FFFD in their place.
     """
 
@@ -68,7 +68,7 @@ def decode_text(data: bytes, fmt: TextFormat, *, strict: bool = True) -> Iterato
             a disk lost.
 
     Yields:
-        uint8 ``[length]``: UTF-8 bytes, at least one and at most ``fmt.max_length``.
+        uint8 `[length]`: UTF-8 bytes, at least one and at most `fmt.max_length`.
 
     Raises:
         MediaError: the text is empty or not UTF-8, or has NUL bytes.
@@ -97,7 +97,7 @@ def decode_text(data: bytes, fmt: TextFormat, *, strict: bool = True) -> Iterato
 
 
 def _checked(data: bytes, start: int) -> bytes:
-    """The bytes from ``start``, which are UTF-8."""
+    """The bytes from `start`, which are UTF-8."""
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -112,7 +112,7 @@ def _replaced(data: bytes) -> bytes:
 
 
 def _border(data: bytes, place: int) -> int:
-    """The last border between characters at or before ``place``."""
+    """The last border between characters at or before `place`."""
     while data[place] & 0xC0 == 0x80:
         place -= 1
     return place

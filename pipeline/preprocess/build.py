@@ -68,7 +68,7 @@ class Job:
     """The set that is wanted, by a configuration or by an older set's manifest.
 
     Attributes:
-        data: section ``data``.
+        data: section `data`.
         seed: of splits and of the order in shards.
         settings: all that determines the samples.
         specs: of the position tables.

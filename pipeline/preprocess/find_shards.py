@@ -17,8 +17,8 @@ from shards.redaction import without_secrets
 def with_shards(config: Config, console: Console) -> Config:
     """The configuration with the place of its shard set.
 
-    A set belongs to its data, not to a name. Where ``shards`` is null and ``output/name/shards`` is
-    not there, this takes the set in ``output/*/shards`` that was made from the same sources with
+    A set belongs to its data, not to a name. Where `shards` is null and `output/name/shards` is
+    not there, this takes the set in `output/*/shards` that was made from the same sources with
     the same settings. The seed may differ, as it may for a set in the run's own folder, but a set
     of the same seed comes first.
 

@@ -49,7 +49,7 @@ def source_places(data: DataConfig) -> dict[str, str]:
 
 
 def stored_places(data: DataConfig) -> dict[str, str]:
-    """As :func:`source_places`, without secrets."""
+    """As `source_places`, without secrets."""
     return {split: redacted(place) for split, place in source_places(data).items()}
 
 
@@ -77,10 +77,10 @@ def comparable(settings: dict[str, Any]) -> dict[str, Any]:
 def data_config(
     manifest: Manifest, places: Mapping[str, str], reading: Mapping[str, Any]
 ) -> DataConfig:
-    """The section ``data`` that a set was made with.
+    """The section `data` that a set was made with.
 
     Args:
-        places: of the set's sources, as :func:`source_places` gives them.
+        places: of the set's sources, as `source_places` gives them.
         reading: the fields of what may be read.
 
     Raises:
@@ -104,7 +104,7 @@ def data_config(
 def sandbox_settings(
     data: DataConfig, classes: tuple[str, ...], vocabulary: TableVocabulary | None
 ) -> dict[str, Any]:
-    """The settings of :func:`pipeline.media.members.MemberMaker`."""
+    """The settings of `pipeline.media.members.MemberMaker`."""
     formats: dict[str, MediaFormat] = dict(data.formats)
     if vocabulary is not None:
         table = formats["table"]

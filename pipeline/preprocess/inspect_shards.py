@@ -1,4 +1,4 @@
-"""``perceiver inspect``: what a shard set holds."""
+"""`perceiver inspect`: what a shard set holds."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ def inspect_shards(path: str) -> dict[str, Any]:
     """Counts and sizes of a shard set, read from its manifest and list of shards.
 
     Returns:
-        ``digest``, ``classes``, ``splits`` (samples, shards and bytes of each), ``class_counts``,
-        ``members``, ``quarantined``, and ``positions``: for each Fourier table its shape, its
+        `digest`, `classes`, `splits` (samples, shards and bytes of each), `class_counts`,
+        `members`, `quarantined`, and `positions`: for each Fourier table its shape, its
         bytes, and the bytes that it would take in every sample.
     """
     shard_set = ShardSet.open(path)
@@ -49,7 +49,7 @@ def inspect_shards(path: str) -> dict[str, Any]:
 
 
 def report(result: dict[str, Any], console: Console) -> None:
-    """Show a person what :func:`inspect_shards` returned."""
+    """Show a person what `inspect_shards` returned."""
     console.say(f"digest {result['digest']}")
     console.table(
         "splits",

@@ -47,7 +47,7 @@ class Ledger:
         table: a row for each source, by URI; columns uri, split, state, sha256, target, shard.
         seconds: what the last run that changed the set took.
         places: split to folder, listing or URL, without secrets; empty where that is not known.
-        reading: the fields of ``data`` that say what else may be read.
+        reading: the fields of `data` that say what else may be read.
     """
 
     table: pa.Table
@@ -57,7 +57,7 @@ class Ledger:
 
     @classmethod
     def read(cls, shards: Path) -> Self:
-        """The ledger of the set in ``shards``, or what the set's indexes tell."""
+        """The ledger of the set in `shards`, or what the set's indexes tell."""
         try:
             table = _read(shards)
             about = table.schema.metadata or {}
@@ -77,12 +77,12 @@ class Ledger:
 
 
 def ledger_path(shards: Path) -> Path:
-    """Where the ledger of the set in folder ``shards`` lies."""
+    """Where the ledger of the set in folder `shards` lies."""
     return shards.with_name(f"{shards.name}.sources.parquet")
 
 
 def ledger_places(shards: Path) -> tuple[str, Mapping[str, str]]:
-    """The digest of the set that the ledger beside ``shards`` is of, and its sources' places.
+    """The digest of the set that the ledger beside `shards` is of, and its sources' places.
 
     Both are empty where that is not known. The table is not read.
     """
@@ -120,7 +120,7 @@ def write_ledger(
     places: Mapping[str, str],
     reading: Mapping[str, Any] | None = None,
 ) -> None:
-    """Note that the set in ``shards`` was made from the sources of a listing.
+    """Note that the set in `shards` was made from the sources of a listing.
 
     Args:
         places, reading: as in `Ledger`; they hold no secrets.

@@ -34,7 +34,7 @@ def read_places(text: bytes) -> dict[str, str]:
 
 
 def read_reading(text: bytes) -> dict[str, Any]:
-    """The fields of what may be read; their values are checked with the section ``data``.
+    """The fields of what may be read; their values are checked with the section `data`.
 
     Raises:
         ValueError: it is something else.

@@ -1,4 +1,4 @@
-"""``perceiver preprocess`` and ``retry-quarantine``: raw media to a shard set.
+"""`perceiver preprocess` and `retry-quarantine`: raw media to a shard set.
 
 Where there is a set of the same settings, only what has changed among its sources is done: new and
 changed ones become new shards, shards with changed or removed ones are written again without them,
@@ -56,9 +56,9 @@ def preprocess(config: Config, console: Console, *, fresh: bool = False) -> dict
         fresh: replace whatever set is there.
 
     Returns:
-        ``shards`` (path), ``digest``, ``counts`` by split, ``classes``, ``num_quarantined``,
-        ``quarantined`` (``source`` and ``reason`` of the first 1000), ``decoded`` (how many sources
-        were new, changed or tried again), ``seconds`` and ``skipped``.
+        `shards` (path), `digest`, `counts` by split, `classes`, `num_quarantined`,
+        `quarantined` (`source` and `reason` of the first 1000), `decoded` (how many sources
+        were new, changed or tried again), `seconds` and `skipped`.
 
     Raises:
         UserError: bad input, a set made with other settings, or too many bad files.
@@ -91,15 +91,15 @@ def retry_quarantine(
 
     Args:
         path: folder of the set.
-        address: of the Ray cluster, as ``cluster.address``.
+        address: of the Ray cluster, as `cluster.address`.
         places: split to where its sources lie, for what is noted beside the set without its
             password or signature.
 
     Returns:
-        As :func:`preprocess`.
+        As `preprocess`.
 
     Raises:
-        UserError: no set that ``perceiver preprocess`` made, nothing in quarantine, or it is not
+        UserError: no set that `perceiver preprocess` made, nothing in quarantine, or it is not
             known where the sources lie.
     """
     final = Path(path).expanduser().absolute()
@@ -147,7 +147,7 @@ def _retry(
 
 
 def report(result: dict[str, Any], console: Console) -> None:
-    """Show a person what :func:`preprocess` returned."""
+    """Show a person what `preprocess` returned."""
     counts = ", ".join(f"{count} {split}" for split, count in result["counts"].items())
     state = "is there and verifies: skipped" if result["skipped"] else "written"
     classes = f" in {len(result['classes'])} classes" if result["classes"] else ""

@@ -48,18 +48,18 @@ _sandboxes: dict[str, Sandbox] = {}
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Makes the shards whose jobs come in a batch; for ``Dataset.map_batches``.
+    """Makes the shards whose jobs come in a batch; for `Dataset.map_batches`.
 
-    Job N below ``num_new`` writes the shard of the plan's row group N; those above take shards over
-    from ``base`` without their stale sources.
+    Job N below `num_new` writes the shard of the plan's row group N; those above take shards over
+    from `base` without their stale sources.
 
     Attributes:
         plan: Parquet file whose row group N lists the sources of one shard.
         staging: folder that takes the shards.
         reaches: each split's folder or URL, and what else may be read there.
-        media: settings of :func:`pipeline.media.members.MemberMaker`.
-        limits: ``seconds`` for each sample and ``memory_bytes`` of the decoder, and whether its
-            protections are ``required``.
+        media: settings of `pipeline.media.members.MemberMaker`.
+        limits: `seconds` for each sample and `memory_bytes` of the decoder, and whether its
+            protections are `required`.
         num_new: row groups of the plan.
         first_number: of the plan's first shard.
         base: folder of the set whose shards are taken over, or None.
@@ -81,11 +81,11 @@ class ShardTask:
     value_places: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """For each job the ``files`` read, those ``kept`` of an interrupted run, and an ``error``.
+        """For each job the `files` read, those `kept` of an interrupted run, and an `error`.
 
         The error is one that a user can mend, or None.
 
-        Ray would lose the exception itself among those that it wraps around it. ``lacking`` says
+        Ray would lose the exception itself among those that it wraps around it. `lacking` says
         which of the sandbox's protections are missing here, or None.
         """
         files: list[int] = []

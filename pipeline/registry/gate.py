@@ -37,7 +37,7 @@ class Comparison:
 
         Args:
             ours, theirs: of the candidate and of the champion, on the same split.
-            compared: bool ``[samples]``, the samples that count.
+            compared: bool `[samples]`, the samples that count.
         """
         mine, its = ours.correct[compared], theirs.correct[compared]
         return cls(

@@ -102,7 +102,7 @@ class Candidate:
 
     @cached_property
     def known(self) -> np.ndarray:
-        """Which samples it was trained on, bool ``[samples]``."""
+        """Which samples it was trained on, bool `[samples]`."""
         return np.isin(
             sample_digests(self.shard_set, self.split, self.reading), self.record.digests
         )
@@ -224,7 +224,7 @@ def _known_to(
 
 
 def _doubtful(reading: Reading, shard_set: ShardSet, split: str) -> np.ndarray:
-    """Rows of which is not known what the champion would make of them, bool ``[samples]``."""
+    """Rows of which is not known what the champion would make of them, bool `[samples]`."""
     doubtful = np.zeros(shard_set.num_samples(split), bool)
     encoder = reading.rows
     if encoder is None or not encoder.has_doubts:

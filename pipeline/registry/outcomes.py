@@ -16,10 +16,10 @@ class Outcomes:
     """A model on a split, sample by sample in the order of the shards.
 
     Attributes:
-        readable: bool ``[samples]``; a sample that cannot be read counts as wrong.
-        finite: bool ``[samples]``; whether all of the model's outputs are finite numbers. Others
+        readable: bool `[samples]`; a sample that cannot be read counts as wrong.
+        finite: bool `[samples]`; whether all of the model's outputs are finite numbers. Others
             count as wrong.
-        correct: bool ``[samples]``.
+        correct: bool `[samples]`.
     """
 
     readable: np.ndarray

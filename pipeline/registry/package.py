@@ -41,11 +41,11 @@ MODEL_CODE = (
 """The files and folders of code that travel with a model; it is loaded without all others."""
 
 DECODING = ("decode_seconds", "decode_memory_mib", "strict", "sandbox")
-"""Fields of ``data`` that the model's inputs are decoded by, too."""
+"""Fields of `data` that the model's inputs are decoded by, too."""
 
 
 def package(card: ModelCard, folder: Path, weights_file: Path, data: DataConfig) -> dict[str, Any]:
-    """The arguments of MLflow's ``pyfunc.save_model`` or ``log_model`` that make the model.
+    """The arguments of MLflow's `pyfunc.save_model` or `log_model` that make the model.
 
     Args:
         card: what the model is.

@@ -1,4 +1,4 @@
-"""``perceiver predict``: a registered model on raw files."""
+"""`perceiver predict`: a registered model on raw files."""
 
 import contextlib
 import csv
@@ -39,15 +39,15 @@ def predict(
     """Classify files, and all files of folders.
 
     Args:
-        model_uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/RUN/model``.
-        inputs: files and folders. A model of tables reads each row of ``.csv``, ``.parquet`` and
-            ``.jsonl`` files, and other files as one row, a JSON object.
-        output: also write the table there: ``.jsonl``, ``.csv`` or ``.parquet``.
+        model_uri: `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/RUN/model`.
+        inputs: files and folders. A model of tables reads each row of `.csv`, `.parquet` and
+            `.jsonl` files, and other files as one row, a JSON object.
+        output: also write the table there: `.jsonl`, `.csv` or `.parquet`.
         max_bad_fraction: fail when more than this share of the files cannot be used.
 
     Returns:
-        ``model_uri``, ``predictions`` (a list of dictionaries with the fields of
-        :class:`~pipeline.registry.served.inference.Prediction`), ``bad`` (how many have an error).
+        `model_uri`, `predictions` (a list of dictionaries with the fields of
+        `Prediction`), `bad` (how many have an error).
 
     Raises:
         UserError: no such model or file, nothing to predict, too many bad files, or no sandbox to
@@ -105,7 +105,7 @@ def predict_files(predictor: Predictor, files: list[Path]) -> list[Prediction]:
 
 
 def report(result: dict[str, Any], console: Console) -> None:
-    """Show a person what :func:`predict` returned."""
+    """Show a person what `predict` returned."""
     rows = [
         (p["source"], p["label"] or "", f"{p['probability']:.4f}" if p["label"] else "", p["error"])
         for p in result["predictions"]

@@ -1,4 +1,4 @@
-"""``perceiver promote``: a run's best model into the registry, if it beats the champion."""
+"""`perceiver promote`: a run's best model into the registry, if it beats the champion."""
 
 import math
 import tempfile
@@ -53,11 +53,11 @@ def promote(
     """Register a run's best checkpoint and move the alias to it, if it beats the alias' model.
 
     Both models are evaluated here and now on the same samples of the run's shard set: those that
-    neither was trained on. A paired test decides (:mod:`pipeline.registry.gate`).
+    neither was trained on. A paired test decides (`pipeline.registry.gate`).
 
     Args:
-        mlflow_client: of the tracking server; :func:`pipeline.runs.tracking.client`.
-        run_id: an MLflow run of ``perceiver train``, or a trial or study of ``perceiver tune``
+        mlflow_client: of the tracking server; `pipeline.runs.tracking.client`.
+        run_id: an MLflow run of `perceiver train`, or a trial or study of `perceiver tune`
             (a study stands for its best trial).
         name, alias: where to register; default: the run's configuration.
         split: decides; the shard set must have it.
@@ -66,9 +66,9 @@ def promote(
             which runs do not keep.
 
     Returns:
-        ``model_uri``, ``version``, ``accuracy`` on ``samples`` of ``split``, ``left_out`` (samples
-        that a model was trained on), ``champion_accuracy`` (None if there was none), ``wins``,
-        ``losses`` and ``p_value`` (None if nothing was tested), ``run_id``, ``skipped`` (this run
+        `model_uri`, `version`, `accuracy` on `samples` of `split`, `left_out` (samples
+        that a model was trained on), `champion_accuracy` (None if there was none), `wins`,
+        `losses` and `p_value` (None if nothing was tested), `run_id`, `skipped` (this run
         is the alias' model already).
 
     Raises:
@@ -136,7 +136,7 @@ def promote(
 
 
 def report(result: dict[str, Any], console: Console) -> None:
-    """Show a person what :func:`promote` returned."""
+    """Show a person what `promote` returned."""
     if result["skipped"]:
         console.say(
             f"{result['model_uri']} is this run's model already (version {result['version']})"

@@ -100,10 +100,10 @@ class RowEncoder:
         """The rows in the format wanted.
 
         Args:
-            rows: float64 ``[rows, stored columns]``.
+            rows: float64 `[rows, stored columns]`.
 
         Returns:
-            float64 ``[rows, columns wanted]``.
+            float64 `[rows, columns wanted]`.
 
         Raises:
             ValueError: a row holds an index of no category.
@@ -124,10 +124,10 @@ class RowEncoder:
         The set keeps no name of such a value, so what the model would make of it is not known.
 
         Args:
-            rows: float64 ``[rows, stored columns]``.
+            rows: float64 `[rows, stored columns]`.
 
         Returns:
-            bool ``[rows]``.
+            bool `[rows]`.
         """
         found = np.zeros(len(rows), bool)
         for place, unknown in self._doubtful:
@@ -141,7 +141,7 @@ class Reading:
 
     Attributes:
         stored: format of the set's samples; of tables, with the set's vocabulary.
-        media: format that the model takes; :func:`other_input` has nothing against it.
+        media: format that the model takes; `other_input` has nothing against it.
         verify_samples: whether samples are compared with their sha256.
         skip_corrupt: whether those that differ, or cannot be read, are skipped, or end the work.
     """

@@ -3,7 +3,7 @@
 A promotion makes a version with all its tags in one call, then moves the alias, then marks the
 version as promoted. Cut off anywhere, the alias names a whole version, and the same command goes on
 from what is there. MLflow has no way to move an alias only if nobody else has moved it, so versions
-in the making stand in line by their numbers: see :func:`wait_for_earlier`.
+in the making stand in line by their numbers: see `wait_for_earlier`.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""``perceiver promote --rollback``: the alias goes back to the version before."""
+"""`perceiver promote --rollback`: the alias goes back to the version before."""
 
 from typing import Any
 
@@ -21,13 +21,13 @@ def rollback(mlflow_client: Any, *, name: str, alias: str) -> dict[str, Any]:
     The alias moves by one call of the registry, after which nothing is left to do.
 
     Args:
-        mlflow_client: of the tracking server; :func:`pipeline.runs.tracking.client`.
+        mlflow_client: of the tracking server; `pipeline.runs.tracking.client`.
         name: of the registered model.
         alias: to move.
 
     Returns:
-        ``model_uri``, ``version`` (named now), ``rolled_back`` (the version named until now),
-        ``run_id`` (of ``version``).
+        `model_uri`, `version` (named now), `rolled_back` (the version named until now),
+        `run_id` (of `version`).
 
     Raises:
         UserError: the alias names nothing, nothing is known to be before it, or that version is
@@ -61,7 +61,7 @@ def rollback(mlflow_client: Any, *, name: str, alias: str) -> dict[str, Any]:
 
 
 def report(result: dict[str, Any], console: Console) -> None:
-    """Show a person what :func:`rollback` returned."""
+    """Show a person what `rollback` returned."""
     console.say(
         f"{result['model_uri']} is version {result['version']} again; version "
         f"{result['rolled_back']} is rolled back"

@@ -12,7 +12,7 @@ def whole_address(place: str, given: str | None) -> str | None:
         given: the address of a set, with its secrets, or None.
 
     Returns:
-        ``given`` where it names the same place; None where a secret is missing.
+        `given` where it names the same place; None where a secret is missing.
     """
     if given is not None and without_secrets(given) == without_secrets(place):
         return given

@@ -18,7 +18,7 @@ def table_rows(path: Path, fmt: TableFormat) -> Iterator[tuple[str, dict[str, An
     """Every row of a file, a batch of them in memory at a time.
 
     Yields:
-        Where it lies, ``FILE:row N`` counted from 1, and its values by column, or why it has none.
+        Where it lies, `FILE:row N` counted from 1, and its values by column, or why it has none.
 
     Raises:
         UserError: the file is damaged, lacks a column, or has one of another type.

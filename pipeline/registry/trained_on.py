@@ -30,7 +30,7 @@ class TrainedOn:
     """What a model was trained on.
 
     Attributes:
-        digests: ``S32 [digests]``, sorted, without repeats.
+        digests: `S32 [digests]`, sorted, without repeats.
         repeated: share of the training samples whose digest is also another one's.
     """
 
@@ -39,7 +39,7 @@ class TrainedOn:
 
 
 def trained_on(shard_set: ShardSet, media: MediaFormat) -> TrainedOn:
-    """What a model that was trained on a set knows: the set's samples of split ``train``.
+    """What a model that was trained on a set knows: the set's samples of split `train`.
 
     Args:
         media: the model's format, that of the set.
@@ -61,7 +61,7 @@ def sample_digests(shard_set: ShardSet, split: str, reading: Reading) -> np.ndar
         reading: how the model whose record is to be searched reads the set.
 
     Returns:
-        ``S32 [samples]``; empty where a row cannot be read.
+        `S32 [samples]`; empty where a row cannot be read.
 
     Raises:
         ShardError: the set has no such split, or an index is missing or damaged.
@@ -105,7 +105,7 @@ def _row_digests(shard_set: ShardSet, split: str, reading: Reading) -> np.ndarra
 
 
 def write_record(record: np.ndarray, path: Path) -> None:
-    """Write a record, ``S32 [digests]``, to a file."""
+    """Write a record, `S32 [digests]`, to a file."""
     path.write_bytes(record.tobytes())
 
 

@@ -32,7 +32,7 @@ from shards.redaction import redacted, redacted_tree
 
 
 class _RateColumn(ProgressColumn):
-    """``412 images/s``, ``0.083 epochs/s``."""
+    """`412 images/s`, `0.083 epochs/s`."""
 
     def render(self, task: Task) -> Text:
         rate = task.fields["rate"]
@@ -43,7 +43,7 @@ class _RateColumn(ProgressColumn):
 
 
 class _RemainingColumn(ProgressColumn):
-    """``0:03:20``: what is left, at the rate that is shown."""
+    """`0:03:20`: what is left, at the rate that is shown."""
 
     def render(self, task: Task) -> Text:
         rate = task.fields["rate"]
@@ -68,17 +68,17 @@ class Bar:
         self._steps: deque[tuple[float, float]] = deque([(time.monotonic(), completed)])
 
     def advance(self, amount: float) -> None:
-        """Move on by ``amount``."""
+        """Move on by `amount`."""
         self.update(self._completed + amount)
 
     def skip(self, amount: float) -> None:
-        """Move on by ``amount`` that was done before."""
+        """Move on by `amount` that was done before."""
         self._steps = deque((when, done + amount) for when, done in self._steps)
         self._completed += amount
         self._progress.update(self._task, completed=self._completed)
 
     def update(self, completed: float, note: str | None = None, total: float | None = None) -> None:
-        """Move to ``completed``; show ``note`` behind the bar, and change the total, where given.
+        """Move to `completed`; show `note` behind the bar, and change the total, where given.
 
         A bar does not move back: what is done again does not count again.
         """
@@ -104,7 +104,7 @@ class Console:
     Args:
         out: where results go.
         progress: where progress and notices go.
-        as_json: print results as one JSON object at the end instead; all else goes to ``progress``.
+        as_json: print results as one JSON object at the end instead; all else goes to `progress`.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ def logged(console_kwargs: dict[str, Any], folder: Path | None, verb: str) -> It
     addresses.
 
     Args:
-        console_kwargs: for :class:`Console`.
+        console_kwargs: for `Console`.
         folder: where the log goes; None keeps it in a temporary file.
         verb: names the file.
     """

@@ -56,7 +56,7 @@ def answering(tracking_uri: str) -> Iterator[None]:
 def registry(tracking_uri: str | None, output: str) -> Any:
     """A client for verbs that take no configuration.
 
-    Its URI is that of :func:`pipeline.config.tracking_uri.tracking_uri`.
+    Its URI is that of `pipeline.config.tracking_uri.tracking_uri`.
 
     Raises:
         UserError: there is no database, or it does not answer.

@@ -1,7 +1,7 @@
 """What is to be logged to MLflow: written to disk first, delivered when MLflow answers.
 
-Each process that logs to a run appends to a file of its own, ``RUN.WRITER.jsonl``, one entry a
-line; ``RUN.WRITER.sent`` beside it says how many bytes of it are delivered. A server that is slow
+Each process that logs to a run appends to a file of its own, `RUN.WRITER.jsonl`, one entry a
+line; `RUN.WRITER.sent` beside it says how many bytes of it are delivered. A server that is slow
 or gone costs the training nothing, and what it missed is delivered later, in order, by whoever
 comes next: the same process, the driver at the end, or the next command on the same run.
 
@@ -165,7 +165,7 @@ def deliver_run(run: RunRef) -> str | None:
 
 
 def deliver_folder(tracking_uri: str, folder: Path) -> str | None:
-    """Deliver what is left of all runs, which must have ended; returns as :func:`deliver_run`.
+    """Deliver what is left of all runs, which must have ended; returns as `deliver_run`.
 
     The folder is gone afterwards, where all is delivered.
     """
@@ -181,7 +181,7 @@ def deliver_folder(tracking_uri: str, folder: Path) -> str | None:
 
 
 def deliver_files(tracking_uri: str, paths: list[Path]) -> str | None:
-    """Deliver what these files hold; returns as :func:`deliver_run`."""
+    """Deliver what these files hold; returns as `deliver_run`."""
     waiting = [path for path in paths if num_waiting(path)]
     if not waiting:
         return None

@@ -104,7 +104,7 @@ def has_grown(what: str, field: str, before: int, now: int) -> bool:
 
 
 def read_stage(folder: Path, name: str) -> StageRecord | None:
-    """The record of verb ``name`` in a run folder, or None."""
+    """The record of verb `name` in a run folder, or None."""
     path = _path(folder, name)
     try:
         record = StageRecord(**json.loads(read_file(path.parent, path.name, _MAX_BYTES)))

@@ -1,4 +1,4 @@
-"""JSON as RFC 8259 has it: no ``NaN``, no ``Infinity``."""
+"""JSON as RFC 8259 has it: no `NaN`, no `Infinity`."""
 
 import json
 import math
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """The JSON text of plain values; a number that is not finite becomes ``null``.
+    """The JSON text of plain values; a number that is not finite becomes `null`.
 
     Args:
         value: dictionaries, lists, tuples, texts, numbers, booleans and None.
-        options: of :func:`json.dumps`.
+        options: of `json.dumps`.
     """
     return json.dumps(without_nan(value), allow_nan=False, **options)
 

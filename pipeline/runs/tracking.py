@@ -1,6 +1,6 @@
 """MLflow runs: opened by the driver, written to by the workers, closed with the status they had.
 
-Only opening a run waits for MLflow; all that follows goes through :mod:`pipeline.runs.outbox`.
+Only opening a run waits for MLflow; all that follows goes through `pipeline.runs.outbox`.
 """
 
 import contextlib
@@ -110,7 +110,7 @@ def log_to_run(
     tags: Mapping[str, str] | None = None,
     artifacts: Iterable[Path] = (),
 ) -> None:
-    """Log from the driver; what MLflow does not take now is kept for :func:`undelivered`."""
+    """Log from the driver; what MLflow does not take now is kept for `undelivered`."""
     with contextlib.closing(Outbox(run, DRIVER)) as outbox:
         if metrics:
             outbox.metrics(metrics, step=0)
@@ -122,7 +122,7 @@ def log_to_run(
 
 
 def end_run(run: RunRef, status: str) -> None:
-    """End a run FINISHED, FAILED or KILLED; kept like :func:`log_to_run` where that must wait."""
+    """End a run FINISHED, FAILED or KILLED; kept like `log_to_run` where that must wait."""
     with contextlib.closing(Outbox(run, DRIVER)) as outbox:
         outbox.end(status)
     deliver_run(run)

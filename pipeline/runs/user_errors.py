@@ -11,7 +11,7 @@ EXPECTED = (UserError, GateRefusedError, ShardError, ClusterError)
 
 
 def expected_cause(error: BaseException) -> Exception | None:
-    """The innermost error that a user can mend, or None if there is none beneath ``error``."""
+    """The innermost error that a user can mend, or None if there is none beneath `error`."""
     seen: set[int] = set()
     queue: list[BaseException | None] = [error]
     found: Exception | None = None

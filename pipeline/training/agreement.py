@@ -78,7 +78,7 @@ def check_same_folder(folder: Path, token: str) -> None:
 
     Args:
         folder: of the run.
-        token: what :func:`folder_token` gave; an empty one is not looked for.
+        token: what `folder_token` gave; an empty one is not looked for.
 
     Raises:
         UserError: on every rank, naming the first machine that sees another folder.

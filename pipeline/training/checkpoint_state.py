@@ -1,4 +1,4 @@
-"""A checkpoint's ``state.json``, which anyone may have written: read field by field."""
+"""A checkpoint's `state.json`, which anyone may have written: read field by field."""
 
 import json
 import sys

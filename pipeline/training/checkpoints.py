@@ -1,7 +1,5 @@
 """Training checkpoints: whole tensors in safetensors, restorable at any world size and stage.
 
-::
-
     checkpoints/step-00000640/model.safetensors      float32 weights and buffers by name
     checkpoints/step-00000640/optimizer.safetensors  exp_avg.NAME and exp_avg_sq.NAME
     checkpoints/step-00000640/state.json             position in the data, metrics, sha256 of both
@@ -79,7 +77,7 @@ class Checkpoint:
         return self.path / WEIGHTS_FILE
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Weights and moments, float32 on the CPU, as :func:`cluster.engine_state.gather_state`.
+        """Weights and moments, float32 on the CPU, as `cluster.engine_state.gather_state`.
 
         Raises:
             UserError: a file is missing, not as it was written, or holds what is not finite.
@@ -115,7 +113,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class ChosenCheckpoint:
-    """A checkpoint that is whole, with its tensors (:meth:`Checkpoint.load`)."""
+    """A checkpoint that is whole, with its tensors (`Checkpoint.load`)."""
 
     checkpoint: Checkpoint
     weights: dict[str, torch.Tensor]
@@ -148,7 +146,7 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], wh
     """Give a model its weights.
 
     Raises:
-        UserError: names or shapes differ from the model's; ``where`` names the weights.
+        UserError: names or shapes differ from the model's; `where` names the weights.
     """
     own = model.state_dict()
     if odd := sorted(own.keys() ^ weights.keys()):
@@ -266,7 +264,7 @@ def choose_checkpoint(
 
     Args:
         folder: of the checkpoints.
-        names: the folders to look at, from :func:`list_names`; those that are not there are passed
+        names: the folders to look at, from `list_names`; those that are not there are passed
             over.
 
     Returns:

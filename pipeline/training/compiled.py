@@ -19,7 +19,7 @@ def compiled(model: torch.nn.Module, mode: str | None) -> Iterator[None]:
 
     Args:
         model: compiled when it is first called.
-        mode: of ``torch.compile``; None compiles nothing.
+        mode: of `torch.compile`; None compiles nothing.
     """
     if mode is None:
         yield

@@ -37,7 +37,7 @@ def run_training(
 ) -> None:
     """Launch the workers with Ray Train and wait for them.
 
-    After a lost worker or machine they are launched again, ``cluster.max_failures`` times, from the
+    After a lost worker or machine they are launched again, `cluster.max_failures` times, from the
     last checkpoint. What a user can mend is never tried again.
 
     Args:
@@ -126,7 +126,7 @@ def _start_timeout(wait_seconds: float | None) -> Iterator[None]:
 
 
 class _Room:
-    """Waiting for room on the cluster, for ``cluster.wait_seconds`` at most.
+    """Waiting for room on the cluster, for `cluster.wait_seconds` at most.
 
     Args:
         tell: takes a line when the waiting begins.
@@ -141,7 +141,7 @@ class _Room:
         """Return once the cluster's machines together have what the workers need.
 
         Raises:
-            ClusterError: they have not, for ``cluster.wait_seconds``.
+            ClusterError: they have not, for `cluster.wait_seconds`.
         """
         self._since, self._told = time.monotonic(), False
         while missing := self._missing():
@@ -153,7 +153,7 @@ class _Room:
         """Called each time that Ray Train found no room for the workers.
 
         Raises:
-            ClusterError: it was called for ``cluster.wait_seconds``.
+            ClusterError: it was called for `cluster.wait_seconds`.
         """
         missing = self._missing() or "finds no room, since others use the cluster"
         self._check(f"the training {missing}")

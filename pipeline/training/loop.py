@@ -82,7 +82,7 @@ class TrainLoop:
         self.progress = Progress(total_samples=total, epochs=training.epochs)
 
     def run_epoch(self, state: TrainState) -> TrainState:
-        """Train from ``state`` to the end of its epoch, evaluate, save; returns the new state."""
+        """Train from `state` to the end of its epoch, evaluate, save; returns the new state."""
         started, first = time.time(), state.samples
         state, sums = self._train(state)
         count = max(1.0, sums[2])
@@ -218,7 +218,7 @@ class TrainLoop:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """``val_loss`` and ``val_accuracy`` over every sample of the validation split, once."""
+        """`val_loss` and `val_accuracy` over every sample of the validation split, once."""
         assert self.eval_split is not None
         self.engine.eval()
         sums = torch.zeros(4, dtype=torch.float64, device=self.place.device)

@@ -25,7 +25,7 @@ class Progress:
         samples, total_samples: trained on so far, and in all epochs.
         epochs: in all.
         loss: of the last logged step.
-        evaluations: ``(epoch, metrics)`` of the epochs that this launch has finished.
+        evaluations: `(epoch, metrics)` of the epochs that this launch has finished.
         notes: lines for the person from this launch.
         launch: names the launch; workers are launched anew after a failure.
     """

@@ -6,7 +6,7 @@ from pipeline.config.training import TrainingConfig
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: TrainingConfig) -> float:
-    """Learning rate of optimizer step ``step`` (from 0): warm-up, flat part, cosine to 0.
+    """Learning rate of optimizer step `step` (from 0): warm-up, flat part, cosine to 0.
 
     Perceiver IO trains ImageNet with a flat part and a cosine, without warm-up (arXiv 2107.14795,
     appendix H).

@@ -1,4 +1,4 @@
-"""``perceiver train``: one training with Ray Train and DeepSpeed, resumed where it stopped."""
+"""`perceiver train`: one training with Ray Train and DeepSpeed, resumed where it stopped."""
 
 import contextlib
 import json
@@ -48,15 +48,15 @@ EPOCHS = "training.epochs"
 def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
     """Train, resume, continue for more epochs, or find that the training is done.
 
-    A training that was made with fewer ``training.epochs`` goes on from its last checkpoint. From
+    A training that was made with fewer `training.epochs` goes on from its last checkpoint. From
     there its learning rate is that of the schedule over the new total, at the step where it
     stands; so the result is not that of a new training with as many epochs.
 
     Returns:
-        ``run_id``, ``checkpoint`` (folder of the best), ``metrics`` (there), ``epochs``,
-        ``continued`` (for each time that it was continued ``epochs``, the total until then, and
-        ``step``, where it went on), ``parameters``, ``forward_flops``, ``bad_samples``,
-        ``seconds``, ``skipped``, ``undelivered`` (what MLflow has not taken yet, in words, or
+        `run_id`, `checkpoint` (folder of the best), `metrics` (there), `epochs`,
+        `continued` (for each time that it was continued `epochs`, the total until then, and
+        `step`, where it went on), `parameters`, `forward_flops`, `bad_samples`,
+        `seconds`, `skipped`, `undelivered` (what MLflow has not taken yet, in words, or
         None).
 
     Raises:
@@ -132,7 +132,7 @@ def _check_best(record: StageRecord, run_folder: Path) -> None:
 
 
 def report(result: dict[str, Any], console: Console) -> None:
-    """Show a person what :func:`train` returned."""
+    """Show a person what `train` returned."""
     state = "done before and verifies: skipped" if result["skipped"] else "done"
     console.say(f"training {state}; best epoch: {describe(result['metrics'])}")
     console.say(f"best checkpoint {result['checkpoint']}")
@@ -174,7 +174,7 @@ def open_shards(config: Config) -> ShardSet:
 def training_fingerprint(config: Config, shard_set: ShardSet) -> dict[str, Any]:
     """All that determines the weights: not where or on how many workers they are trained.
 
-    The fields :data:`SAME_TO_ROUNDING` are in it, too, so that a change can be told.
+    The fields `SAME_TO_ROUNDING` are in it, too, so that a change can be told.
     """
     tree = config.tree()
     chosen = {key: tree[key] for key in ("seed", "model", "training")}
@@ -246,7 +246,7 @@ def training_result(
 
 
 def log_best(run: RunRef, result: dict[str, Any]) -> None:
-    """Note the best checkpoint in the run, for ``promote`` and for people."""
+    """Note the best checkpoint in the run, for `promote` and for people."""
     log_to_run(
         run,
         metrics={

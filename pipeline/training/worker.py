@@ -45,7 +45,7 @@ class TrainTask:
         config: the resolved tree, as JSON.
         folder: of this run or trial, on storage that all workers share.
         run: the MLflow run.
-        token: of :func:`~pipeline.training.agreement.folder_token`; workers look for it in the
+        token: of `folder_token`; workers look for it in the
             folder.
     """
 

@@ -17,7 +17,7 @@ class Halving:
     Args:
         journal: gets every report that counts, with its decision, before the decision is returned.
         epochs: of a trial that is not stopped.
-        grace_epochs, reduction_factor: as in :class:`~pipeline.config.study.StudyConfig`.
+        grace_epochs, reduction_factor: as in `StudyConfig`.
     """
 
     def __init__(

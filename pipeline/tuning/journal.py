@@ -1,11 +1,9 @@
 """The journal of a study: every report of its trials, in the order in which they came.
 
-::
-
     {"trial": 3, "epoch": 1, "score": 0.448, "stop": false}      a report, and its decision
     {"trial": 5, "error": "training.batch_size is 512, …"}       a trial that ended with an error
 
-One line each, in ``reports.jsonl``. A line is on disk before its decision takes effect, so a study
+One line each, in `reports.jsonl`. A line is on disk before its decision takes effect, so a study
 that is killed at any moment goes on from exactly the decisions that it made.
 """
 

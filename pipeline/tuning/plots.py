@@ -19,7 +19,7 @@ def plot_study(trials: list[dict[str, Any]], path: Path, title: str) -> None:
     The numbers are the ranks; a list under the plot says which settings each one has.
 
     Args:
-        trials: with ``accuracy``, ``forward_flops``, ``stopped_early`` and ``params``; the best
+        trials: with `accuracy`, `forward_flops`, `stopped_early` and `params`; the best
             first.
         path: of the PNG.
     """
@@ -27,7 +27,7 @@ def plot_study(trials: list[dict[str, Any]], path: Path, title: str) -> None:
 
 
 def study_figure(trials: list[dict[str, Any]], title: str) -> Any:
-    """The matplotlib figure that :func:`plot_study` saves."""
+    """The matplotlib figure that `plot_study` saves."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

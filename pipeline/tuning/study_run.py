@@ -29,7 +29,7 @@ class Study:
 
     Attributes:
         base: what every trial starts from.
-        section: the configuration's section ``study``.
+        section: the configuration's section `study`.
         folder: of the study.
         run: the parent MLflow run.
         settings: of every trial, by number.
@@ -216,7 +216,7 @@ class StudyBar:
 
 
 def _scheduler(halving: Halving) -> Any:
-    """Ray Tune's side of :class:`~pipeline.tuning.halving.Halving`."""
+    """Ray Tune's side of `Halving`."""
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
     class Scheduler(FIFOScheduler):

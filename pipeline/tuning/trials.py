@@ -43,7 +43,7 @@ def draw_settings(study: StudyConfig, seed: int) -> list[Settings]:
     """The settings of every trial, by number.
 
     A function of the space and the seed alone: neither concurrency nor time changes them, and the
-    first ones stay the same when ``num_trials`` grows.
+    first ones stay the same when `num_trials` grows.
     """
     import numpy as np
 
@@ -60,7 +60,7 @@ def draw_settings(study: StudyConfig, seed: int) -> list[Settings]:
 
 
 def _draw(space: SpaceConfig, share: float) -> Any:
-    """The value of a space at ``share``, which is drawn from [0, 1)."""
+    """The value of a space at `share`, which is drawn from [0, 1)."""
     if space.choice is not None:
         return space.choice[min(int(share * len(space.choice)), len(space.choice) - 1)]
     low, high = space.bounds
@@ -243,7 +243,7 @@ def stopped_at(journal: StudyJournal, number: int, epochs: int) -> int | None:
 
 
 def _read_note(path: Path) -> dict[str, Any]:
-    """What a trial noted when it began: ``params`` and ``run_id``.
+    """What a trial noted when it began: `params` and `run_id`.
 
     Raises:
         UserError: it is missing or damaged.

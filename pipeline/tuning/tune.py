@@ -1,4 +1,4 @@
-"""``perceiver tune``: a Ray Tune study, each trial a training with Ray Train and DeepSpeed."""
+"""`perceiver tune`: a Ray Tune study, each trial a training with Ray Train and DeepSpeed."""
 
 import contextlib
 import time
@@ -45,13 +45,13 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
     """Run a study, go on with an interrupted one, or find that it is done.
 
     Trials are ranked by their best accuracy on the validation split, and by nothing else. A study
-    that is done goes on when ``study.num_trials`` grows: with the further trials alone.
+    that is done goes on when `study.num_trials` grows: with the further trials alone.
 
     Returns:
-        ``run_id`` (the parent run), ``best`` (the best trial), ``trials`` (by rank; each with
-        ``params``, ``accuracy``, ``forward_flops``, ``parameters``, ``epochs``, ``stopped_early``,
-        ``run_id``, ``checkpoint``), ``failed`` (trials that ended with an error), ``plot``,
-        ``seconds``, ``skipped``, ``undelivered`` (what MLflow has not taken yet, or None).
+        `run_id` (the parent run), `best` (the best trial), `trials` (by rank; each with
+        `params`, `accuracy`, `forward_flops`, `parameters`, `epochs`, `stopped_early`,
+        `run_id`, `checkpoint`), `failed` (trials that ended with an error), `plot`,
+        `seconds`, `skipped`, `undelivered` (what MLflow has not taken yet, or None).
 
     Raises:
         UserError: no study section, no validation split, or no trial succeeded.
@@ -183,7 +183,7 @@ def _has_more_trials(
 
 
 def report(result: dict[str, Any], console: Console) -> None:
-    """Show a person what :func:`tune` returned."""
+    """Show a person what `tune` returned."""
     fields = list(result["trials"][0]["params"])
     rows = []
     for rank, trial in enumerate(result["trials"], start=1):

@@ -31,7 +31,7 @@ _NO_LENGTH = 2**62
 _UNKNOWN = "no sound format that libsndfile knows"
 _SD2_REASONS = re.compile(r"bad (data|map) (offset|length)|bad resource fork|bad sample size")
 """Bytes of no known format are one half of a Sound Designer II file to libsndfile, if the working
-directory holds ``._``, which it takes for the other half; nothing may depend on that."""
+directory holds `._`, which it takes for the other half; nothing may depend on that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,10 @@ class AudioFormat:
 
     Attributes:
         sample_rate: hertz.
-        seconds: length; longer recordings are cut to their first ``seconds``, shorter ones are
+        seconds: length; longer recordings are cut to their first `seconds`, shorter ones are
             stored as they are and masked.
         min_seconds: recordings shorter than this are refused.
-        encoding: how shards hold the samples, ``raw`` (int16 ``.npy``) or ``flac``, which loses
+        encoding: how shards hold the samples, `raw` (int16 `.npy`) or `flac`, which loses
             nothing and takes about half.
         mel: a log-mel spectrogram in place of the samples; None keeps the samples.
     """
@@ -82,7 +82,7 @@ class AudioFormat:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a recording of full length: ``[samples]`` or ``[frames, num_mels]``."""
+        """Of a recording of full length: `[samples]` or `[frames, num_mels]`."""
         if self.mel is None:
             return (self.num_samples,)
         return (self.mel.num_frames(self.sample_rate, self.num_samples), self.mel.num_mels)
@@ -105,19 +105,19 @@ def decode_audio(
 ) -> np.ndarray:
     """Decode one recording: mixed to mono, resampled, cut to length.
 
-    The samples are the first of the whole recording's, resampled. Little more than ``fmt.seconds``
+    The samples are the first of the whole recording's, resampled. Little more than `fmt.seconds`
     are ever decoded, whatever length the header claims. A file whose header doesn't know its
     length, as streams write it, is read to its end.
 
     Args:
         data: the file's bytes.
         fmt: rate and length wanted, and whether as log-mel frames.
-        suffix: the file's extension; only ``.gsm`` (bare GSM 06.10 frames) needs it.
+        suffix: the file's extension; only `.gsm` (bare GSM 06.10 frames) needs it.
         strict: whether a recording that is cut short or damaged is refused, too, where libsndfile
             would read the rest of it.
 
     Returns:
-        int16 ``[samples]`` or float16 ``[frames, num_mels]``, at most ``fmt.shape`` long.
+        int16 `[samples]` or float16 `[frames, num_mels]`, at most `fmt.shape` long.
 
     Raises:
         MediaError: the bytes are no sound libsndfile reads, too short, or not finite; or cut short
@@ -180,12 +180,12 @@ def to_format(sound: np.ndarray, fmt: AudioFormat) -> np.ndarray:
     """Mono sound in the format: as int16, and made log-mel frames where asked.
 
     Args:
-        sound: float32 ``[samples]``, 1 is full scale, at ``fmt.sample_rate`` and not longer than
-            ``fmt.num_samples``.
+        sound: float32 `[samples]`, 1 is full scale, at `fmt.sample_rate` and not longer than
+            `fmt.num_samples`.
         fmt: what is wanted.
 
     Returns:
-        As :func:`decode_audio`.
+        As `decode_audio`.
     """
     if not len(sound) or not np.isfinite(sound).all():
         raise MediaError(f"it is too short or too loud to resample to {fmt.sample_rate} Hz")
@@ -196,7 +196,7 @@ def to_format(sound: np.ndarray, fmt: AudioFormat) -> np.ndarray:
 
 
 def encode_flac(samples: np.ndarray, sample_rate: int) -> bytes:
-    """FLAC bytes of int16 ``[samples]``, without loss."""
+    """FLAC bytes of int16 `[samples]`, without loss."""
     import soundfile
 
     buffer = io.BytesIO()
@@ -205,7 +205,7 @@ def encode_flac(samples: np.ndarray, sample_rate: int) -> bytes:
 
 
 def decode_flac(content: bytes | memoryview) -> np.ndarray:
-    """The int16 ``[samples]`` that :func:`encode_flac` was given.
+    """The int16 `[samples]` that `encode_flac` was given.
 
     Raises:
         MediaError: the content is damaged.
@@ -249,7 +249,7 @@ class _Mono:
         self.has_ended = False
 
     def pieces(self, sample_rate: int, count: int) -> Iterator[np.ndarray]:
-        """All there is: first what lasts as long as ``count`` samples at ``sample_rate``.
+        """All there is: first what lasts as long as `count` samples at `sample_rate`.
 
         Raises:
             MediaError: a value that is not finite.

@@ -27,7 +27,7 @@ class Samples:
     Attributes:
         start: the first byte of the samples.
         declared: their number of bytes, as the header says; None where it doesn't know.
-        found: bytes from ``start`` to the end of the file.
+        found: bytes from `start` to the end of the file.
         frame_bytes: of one sample of every channel; 0 where samples are coded in blocks.
         sizes: places in the header and the bytes to write there, so that a file of unknown length
             says how long it is.

@@ -75,13 +75,13 @@ def log_mel(sound: np.ndarray, sample_rate: int, mel: MelFormat, *, num_samples:
     """Log mel energies of sound, computed in float64.
 
     Args:
-        sound: int16 ``[samples]``, at least one.
+        sound: int16 `[samples]`, at least one.
         sample_rate: hertz.
         mel: bands and frames.
         num_samples: of a sound of full length, at least as long as this one.
 
     Returns:
-        float16 ``[frames, num_mels]``: of the frames that cover the full length those that hold any
+        float16 `[frames, num_mels]`: of the frames that cover the full length those that hold any
         of this sound, zero-padded. Frame t starts at sample t * hop length.
     """
     window_length, hop_length = mel.window_length(sample_rate), mel.hop_length(sample_rate)
@@ -103,7 +103,7 @@ def log_mel(sound: np.ndarray, sample_rate: int, mel: MelFormat, *, num_samples:
 
 @cache
 def _filterbank(num_mels: int, fft_size: int, sample_rate: int) -> np.ndarray:
-    """Triangles that peak at 1, even on mel = 2595 log10(1 + Hz / 700): ``[bins, num_mels]``."""
+    """Triangles that peak at 1, even on mel = 2595 log10(1 + Hz / 700): `[bins, num_mels]`."""
     bins = np.linspace(0, sample_rate / 2, fft_size // 2 + 1)
     highest = 2595 * np.log10(1 + sample_rate / 2 / 700)
     mels = np.arange(num_mels + 2) / (num_mels + 1) * highest

@@ -115,7 +115,7 @@ def _first_frame(data: bytes, place: int, end: int) -> int | None:
 
 
 def _next_frame(data: bytes, place: int, end: int, kind: tuple[int, int] | None) -> int:
-    """Where frames of the kind go on: ``end``, if nowhere."""
+    """Where frames of the kind go on: `end`, if nowhere."""
     while True:
         found = _first_frame(data, place + 1, end)
         if found is None:

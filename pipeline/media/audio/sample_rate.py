@@ -16,13 +16,13 @@ def resample_start(
     """The first samples of a sound at another rate, to the bit as in the whole one.
 
     Args:
-        pieces: float32 ``[samples]`` each, in order; no more are taken than are needed.
+        pieces: float32 `[samples]` each, in order; no more are taken than are needed.
         rate: theirs, hertz.
         sample_rate: the one wanted, hertz.
         count: samples wanted.
 
     Returns:
-        float32 ``[samples]``, ``count`` or as many as there are.
+        float32 `[samples]`, `count` or as many as there are.
     """
     import soxr
 
@@ -48,14 +48,14 @@ def resample_within(
     """A part of a sound at another rate, as it is in the whole but for float32's rounding.
 
     Args:
-        sound: float32 ``[samples]``: ``lead`` samples before the part, the part, and what follows.
+        sound: float32 `[samples]`: `lead` samples before the part, the part, and what follows.
         rate: its own, hertz.
         sample_rate: the one wanted, hertz.
-        lead: samples before the part, at its own rate: 0, or those of :func:`margins`.
+        lead: samples before the part, at its own rate: 0, or those of `margins`.
         count: samples wanted, at the other rate.
 
     Returns:
-        float32 ``[samples]``, ``count`` or as many as there are.
+        float32 `[samples]`, `count` or as many as there are.
     """
     import soxr
 
@@ -78,5 +78,5 @@ def margins(rate: int, sample_rate: int) -> tuple[int, int]:
 
 
 def num_source_samples(count: int, rate: int, sample_rate: int) -> int:
-    """Samples at ``rate`` that last as long as ``count`` at ``sample_rate``, at least."""
+    """Samples at `rate` that last as long as `count` at `sample_rate`, at least."""
     return -(-count * rate // sample_rate)

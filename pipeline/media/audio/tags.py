@@ -30,7 +30,7 @@ def without_tags(data: bytes) -> bytes:
 
 
 def after_tag(data: bytes, place: int) -> int:
-    """Where the tag, or the run of zeros, that begins here ends; ``place`` if none begins here."""
+    """Where the tag, or the run of zeros, that begins here ends; `place` if none begins here."""
     if data[place : place + 3] == b"ID3":
         return after_id3(data, place)
     if data[place : place + 3] == b"TAG":

@@ -24,10 +24,10 @@ class ImageFormat:
     Attributes:
         height, width: size in pixels.
         channels: 1 (grey) or 3 (RGB).
-        resize: ``crop`` scales the shorter side and cuts the centre; ``pad`` scales the longer side
-            and fills with black; ``stretch`` ignores the aspect ratio.
-        encoding: how shards hold the pixels, ``raw`` (uint8 ``.npy``) or ``jpeg``.
-        jpeg_quality: 1 to 100, used by ``jpeg``.
+        resize: `crop` scales the shorter side and cuts the centre; `pad` scales the longer side
+            and fills with black; `stretch` ignores the aspect ratio.
+        encoding: how shards hold the pixels, `raw` (uint8 `.npy`) or `jpeg`.
+        jpeg_quality: 1 to 100, used by `jpeg`.
         max_pixels: images with more pixels than this are refused before they are decoded.
     """
 
@@ -73,10 +73,10 @@ def decode_image(data: bytes, fmt: ImageFormat, *, strict: bool = True) -> np.nd
             a wrong checksum or lacks its end.
 
     Returns:
-        uint8 ``[height, width, channels]``.
+        uint8 `[height, width, channels]`.
 
     Raises:
-        MediaError: the bytes are no image, are cut short or damaged, or exceed ``max_pixels``.
+        MediaError: the bytes are no image, are cut short or damaged, or exceed `max_pixels`.
     """
     header = read_header(data)
     pixels = None
@@ -94,7 +94,7 @@ def decode_image(data: bytes, fmt: ImageFormat, *, strict: bool = True) -> np.nd
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
-    """JPEG bytes of uint8 ``[height, width, channels]``."""
+    """JPEG bytes of uint8 `[height, width, channels]`."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -124,15 +124,15 @@ def _scale(height: float, width: float, fmt: PictureFormat) -> float:
 
 
 def fit_pixels(pixels: np.ndarray, fmt: PictureFormat, height: float, width: float) -> np.ndarray:
-    """An image in the format's size, brought there as its ``resize`` says.
+    """An image in the format's size, brought there as its `resize` says.
 
     Args:
-        pixels: uint8 ``[rows, columns, channels]``.
+        pixels: uint8 `[rows, columns, channels]`.
         fmt: the size wanted.
         height, width: of the image as it is to be seen, of which fewer or other pixels may be here.
 
     Returns:
-        uint8 ``[fmt.height, fmt.width, channels]``.
+        uint8 `[fmt.height, fmt.width, channels]`.
     """
     rows, columns, channels = pixels.shape
     if (rows, columns) == (fmt.height, fmt.width) == (height, width):

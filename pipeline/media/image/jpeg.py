@@ -24,7 +24,7 @@ def random_resized_crop(
 ) -> np.ndarray:
     """A random part of an image, scaled to a square: the augmentation of ImageNet training.
 
-    The part is drawn as torchvision's ``RandomResizedCrop`` draws it, and scaled bilinearly with
+    The part is drawn as torchvision's `RandomResizedCrop` draws it, and scaled bilinearly with
     antialiasing. A JPEG is decoded at the least scale that holds the part at full detail, and
     without Python's global lock, so that threads help.
 
@@ -37,7 +37,7 @@ def random_resized_crop(
         max_pixels: larger images are refused.
 
     Returns:
-        uint8 ``[size, size, 3]``, read-only.
+        uint8 `[size, size, 3]`, read-only.
 
     Raises:
         MediaError: the file cannot be used; the text is the reason.
@@ -58,7 +58,7 @@ def resized_crop(
 ) -> np.ndarray:
     """A part of an image, given or chosen from its height and width, scaled to a square.
 
-    Returns, and raises, as :func:`random_resized_crop`.
+    Returns, and raises, as `random_resized_crop`.
     """
     header = read_header(data)
     if header is None or header.height * header.width > max_pixels:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 UNLABELLED = 255
-"""Value of a mask's pixels that belong to no class, such as those of the border of ``pad``."""
+"""Value of a mask's pixels that belong to no class, such as those of the border of `pad`."""
 
 _LOSSLESS = frozenset(
     ["bmp_rle", "gif", "libtiff", "packbits", "pcx", "ppm", "ppm_plain", "raw", "tga_rle", "zip"]
@@ -39,17 +39,17 @@ def decode_mask(
     *,
     strict: bool = True,
 ) -> np.ndarray:
-    """A mask image at the size of ``fmt``, by nearest neighbour; values are kept as they are.
+    """A mask image at the size of `fmt`, by nearest neighbour; values are kept as they are.
 
     Args:
         data: an image with one channel of at most 8 bits, or a palette (whose indices count).
         fmt: size, and whether to crop, pad (with `UNLABELLED`) or stretch, as images are.
         num_classes: values must lie below it or be `UNLABELLED`; 0 allows all.
         image: that it lies over. Unless both are stretched, they must have the same shape.
-        strict: as of :func:`pipeline.media.decode`.
+        strict: as of `pipeline.media.decode`.
 
     Returns:
-        uint8 ``[height, width]``.
+        uint8 `[height, width]`.
 
     Raises:
         MediaError: no such image, too many pixels, a format that does not keep values, a value that

@@ -28,10 +28,10 @@ def decode_pixels(
     """Decode one encoded image at its own size, by Pillow.
 
     Returns:
-        uint8 ``[height, width, channels]``.
+        uint8 `[height, width, channels]`.
 
     Raises:
-        MediaError: as :func:`decode_image`.
+        MediaError: as `decode_image`.
     """
     from PIL import Image, ImageOps
 
@@ -75,7 +75,7 @@ def formats() -> list[str]:
 
 
 def check_size(height: int, width: int, max_pixels: int) -> None:
-    """Raises MediaError where there are more pixels than ``max_pixels``."""
+    """Raises MediaError where there are more pixels than `max_pixels`."""
     if height * width > max_pixels:
         raise MediaError(f"{width}x{height} pixels, more than max_pixels={max_pixels}")
 
@@ -100,7 +100,7 @@ def upright_size(data: bytes) -> tuple[int, int]:
 
 @contextmanager
 def pillow_errors(data: bytes, max_pixels: int) -> Iterator[None]:
-    """Errors of Pillow's while it reads ``data`` as MediaErrors; its warnings are not shown."""
+    """Errors of Pillow's while it reads `data` as MediaErrors; its warnings are not shown."""
     from PIL import Image
 
     if not data:

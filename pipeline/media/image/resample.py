@@ -33,13 +33,13 @@ def resize(
     """Scale an image, or a part of it; each output pixel averages all that it covers.
 
     Args:
-        pixels: uint8 ``[height, width, channels]``, 1 or 3 channels.
+        pixels: uint8 `[height, width, channels]`, 1 or 3 channels.
         height, width: of the result.
         box: the part to scale, None for the whole; pixels just beyond it count at its edges.
         filter: Pillow's bicubic (Catmull-Rom) or bilinear (triangle).
 
     Returns:
-        uint8 ``[height, width, channels]``, read-only.
+        uint8 `[height, width, channels]`, read-only.
     """
     from cykooz_resizer import (
         CropBox,

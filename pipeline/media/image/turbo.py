@@ -59,12 +59,12 @@ def decode_jpeg(
     channels: int = 3,
     strict: bool = True,
 ) -> np.ndarray | None:
-    """Decode at 1/8, 1/4, 1/2 or the whole of the size, the least that is no less than ``share``.
+    """Decode at 1/8, 1/4, 1/2 or the whole of the size, the least that is no less than `share`.
 
     Only these scales have SIMD; at those between, a full decode is faster.
 
     Returns:
-        uint8 ``[height, width, channels]``, upright; None where libjpeg-turbo doesn't decode it.
+        uint8 `[height, width, channels]`, upright; None where libjpeg-turbo doesn't decode it.
 
     Raises:
         MediaError: strict, and the data are damaged or cut short.
@@ -130,7 +130,7 @@ def _orientation(data: bytes | memoryview) -> int:
 
 
 def _orientation_by_pillow(data: bytes | memoryview) -> int:
-    """From EXIF or XMP, as ``ImageOps.exif_transpose`` finds it."""
+    """From EXIF or XMP, as `ImageOps.exif_transpose` finds it."""
     from PIL import Image
 
     try:

@@ -96,7 +96,7 @@ def _check_names(names: list[str] | None, comments: list[str], num_columns: int)
 
 
 def read_npy(data: bytes, max_points: int) -> np.ndarray:
-    """An array ``[points, 3 or more]`` of real numbers; the first three columns."""
+    """An array `[points, 3 or more]` of real numbers; the first three columns."""
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):

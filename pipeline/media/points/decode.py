@@ -15,22 +15,22 @@ MAX_ROUNDING = 1e-3
 
 
 def decode_points(data: bytes, fmt: PointsFormat, *, strict: bool = True) -> np.ndarray:
-    """Points of a mesh's surface, or of a cloud; which of them, ``fmt.sample`` says.
+    """Points of a mesh's surface, or of a cloud; which of them, `fmt.sample` says.
 
-    What is drawn depends on ``fmt.seed`` and the file's bytes alone.
+    What is drawn depends on `fmt.seed` and the file's bytes alone.
 
     Args:
         data: the file's bytes: OBJ, PLY, OFF, STL or GLB; a cloud as PLY, XYZ text, NPY
-            ``[points, 3 or more]`` or LAS. Their content tells which.
+            `[points, 3 or more]` or LAS. Their content tells which.
         fmt: how many points and of what.
         strict: whether a file is refused, too, that is cut short or damaged where that only shows.
 
     Returns:
-        float16 ``[points, 3]``: ``fmt.num_points``, or fewer of a cloud that has fewer.
+        float16 `[points, 3]`: `fmt.num_points`, or fewer of a cloud that has fewer.
 
     Raises:
         MediaError: none of these formats, without faces or points, with coordinates that are not
-            finite or that float16 cannot hold, or beyond ``max_faces`` or ``max_points``.
+            finite or that float16 cannot hold, or beyond `max_faces` or `max_points`.
     """
     if not data:
         raise MediaError("the file is empty")
@@ -47,7 +47,7 @@ def to_unit_cube(points: np.ndarray) -> np.ndarray:
     """A cloud moved to zero mean and scaled alike in all dimensions into [-1, 1].
 
     Args:
-        points: float64 ``[points, 3]``. A cloud whose points all coincide becomes zero.
+        points: float64 `[points, 3]`. A cloud whose points all coincide becomes zero.
     """
     if (points == points[0]).all():
         return np.zeros_like(points)
@@ -64,7 +64,7 @@ def _generator(data: bytes, seed: int) -> np.random.Generator:
 def _on_surface(
     geometry: Geometry, fmt: PointsFormat, generator: np.random.Generator
 ) -> np.ndarray:
-    """Points drawn uniformly from the faces by area, float64 ``[num_points, 3]``."""
+    """Points drawn uniformly from the faces by area, float64 `[num_points, 3]`."""
     if geometry.num_faces == 0:
         raise MediaError(
             "it has points, but no faces to sample (set sample: auto or points to take the points)"
@@ -91,7 +91,7 @@ def _on_surface(
 
 
 def _areas(corners: np.ndarray) -> np.ndarray:
-    """Twice the areas of triangles ``[faces, 3, 3]``."""
+    """Twice the areas of triangles `[faces, 3, 3]`."""
     with np.errstate(over="ignore", invalid="ignore"):
         normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         return np.sqrt((normals * normals).sum(axis=1))

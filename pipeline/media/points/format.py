@@ -16,7 +16,7 @@ class PointsFourier:
     Attributes:
         num_bands: frequencies for each coordinate.
         max_resolution: the highest frequency is half of it. None takes the default of the adapter
-            ``points``: ``sqrt(num_points / π)``, as fine as the points lie.
+            `points`: `sqrt(num_points / π)`, as fine as the points lie.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
@@ -35,7 +35,7 @@ class PointsFourier:
         return NUM_DIMS * (2 * self.num_bands + 1)
 
     def resolution(self, num_points: int) -> float:
-        """``max_resolution``, or its default for clouds of so many points.
+        """`max_resolution`, or its default for clouds of so many points.
 
         The same as `default_max_resolution` of `perceiver_model.adapters.points_config`.
         """
@@ -46,12 +46,12 @@ class PointsFourier:
 
 @dataclass(frozen=True, kw_only=True)
 class PointsFormat:
-    """Point clouds of up to ``num_points`` points, stored as float16.
+    """Point clouds of up to `num_points` points, stored as float16.
 
     Attributes:
         num_points: of every mesh; clouds that have fewer points are stored as they are and masked.
-        sample: ``surface`` draws points from meshes' faces, uniformly by area; ``points`` takes a
-            random part of the points of a cloud, or of a mesh's vertices; ``auto`` does the one
+        sample: `surface` draws points from meshes' faces, uniformly by area; `points` takes a
+            random part of the points of a cloud, or of a mesh's vertices; `auto` does the one
             for files that have faces, and the other for files that have none.
         seed: of the draw, together with the file's content.
         unit_cube: bring every cloud to zero mean and into the unit cube before it is stored, with

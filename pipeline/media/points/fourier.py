@@ -14,12 +14,12 @@ def point_features(points: np.ndarray, fmt: PointsFormat) -> np.ndarray:
     """Features of stored coordinates, computed in float64.
 
     Args:
-        points: floating ``[points, dims]`` in [-1, 1]; features are of these very numbers, rounded
+        points: floating `[points, dims]` in [-1, 1]; features are of these very numbers, rounded
             to float16 as they are in a shard.
-        fmt: the format of the points, which has ``fourier``.
+        fmt: the format of the points, which has `fourier`.
 
     Returns:
-        float16 ``[points, dims * (2 * num_bands + 1)]``: the coordinates, then for each coordinate
+        float16 `[points, dims * (2 * num_bands + 1)]`: the coordinates, then for each coordinate
         the sines of all bands, then the cosines likewise.
     """
     positions = points.astype(np.float64)
@@ -32,7 +32,7 @@ def point_features(points: np.ndarray, fmt: PointsFormat) -> np.ndarray:
 
 
 def _evenly(first: float, last: float, count: int) -> np.ndarray:
-    """``count`` numbers from first to last, each reckoned from the nearer end, as torch does."""
+    """`count` numbers from first to last, each reckoned from the nearer end, as torch does."""
     if count == 1:
         return np.array([first])
     step = (last - first) / (count - 1)

@@ -25,7 +25,7 @@ def readable_glb(data: bytes, fmt: PointsFormat) -> bytes:
     """The file with its triangle fans written as triangles, which trimesh reads.
 
     Raises:
-        MediaError: it declares more bytes than are there or larger arrays than ``fmt`` allows, or
+        MediaError: it declares more bytes than are there or larger arrays than `fmt` allows, or
             holds what trimesh passes over.
     """
     declared = int.from_bytes(data[8:12], "little")

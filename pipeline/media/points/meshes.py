@@ -27,9 +27,9 @@ TEXT_HEAD = 4096
 class Part:
     """One mesh or cloud, once for each place where it stands.
 
-    vertices: float64 ``[points, 3]``, finite.
-    faces: int64 ``[faces, 3]``: numbers of vertices; empty for a cloud.
-    transform: float64 ``[4, 4]``; None for none.
+    vertices: float64 `[points, 3]`, finite.
+    faces: int64 `[faces, 3]`: numbers of vertices; empty for a cloud.
+    transform: float64 `[4, 4]`; None for none.
     """
 
     vertices: np.ndarray
@@ -57,13 +57,13 @@ class Geometry:
         return sum(len(part.faces) for part in self.parts)
 
     def triangles(self) -> Iterator[np.ndarray]:
-        """Each part's corners, float64 ``[faces, 3, 3]``."""
+        """Each part's corners, float64 `[faces, 3, 3]`."""
         for part in self.parts:
             if len(part.faces):
                 yield part.placed()[part.faces]
 
     def points(self) -> np.ndarray:
-        """All vertices, float64 ``[points, 3]``."""
+        """All vertices, float64 `[points, 3]`."""
         return np.concatenate([part.placed() for part in self.parts])
 
 
@@ -72,7 +72,7 @@ def read_geometry(data: bytes, fmt: PointsFormat, *, strict: bool = True) -> Geo
 
     Raises:
         MediaError: none of the formats, damaged, cut short, not finite, or more faces or points
-            than ``fmt`` allows.
+            than `fmt` allows.
     """
     data = data.removeprefix(codecs.BOM_UTF8)
     kind = _kind(data, fmt.max_faces)

@@ -21,7 +21,7 @@ def number_lines(lines: list[bytes], name: str) -> tuple[np.ndarray, np.ndarray]
         name: what one of them is called in errors.
 
     Returns:
-        float64 ``[numbers]`` and int64 ``[lines + 1]``, whose last is the number of numbers.
+        float64 `[numbers]` and int64 `[lines + 1]`, whose last is the number of numbers.
 
     Raises:
         MediaError: a word is no number, or a line is too long.

@@ -99,7 +99,7 @@ def _statements(data: bytes) -> list[list[bytes]]:
 
 
 def _from_start(corner: bytes, counts: list[int]) -> bytes:
-    """A face's corner, ``v/vt/vn``; negative numbers count back from what was read so far."""
+    """A face's corner, `v/vt/vn`; negative numbers count back from what was read so far."""
     numbers = corner.split(b"/")
     for place, (number, count) in enumerate(zip(numbers, counts, strict=False)):
         if number.startswith(b"-"):

@@ -14,7 +14,7 @@ OFF_START = re.compile(rb"(?:\s|#[^\r\n]*[\r\n])*((?:ST|C|N|4|n){0,5})OFF(?=[\s\
 
 
 def read_off(data: bytes, fmt: PointsFormat) -> tuple[np.ndarray, np.ndarray]:
-    """The points, float64 ``[points, 3]``, and the triangles, int64 ``[faces, 3]``.
+    """The points, float64 `[points, 3]`, and the triangles, int64 `[faces, 3]`.
 
     Colours, normals and texture coordinates are passed over.
 

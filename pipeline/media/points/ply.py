@@ -15,7 +15,7 @@ CORNERS = ("vertex_index", "vertex_indices")
 
 
 def read_ply(data: bytes, fmt: PointsFormat) -> tuple[np.ndarray, np.ndarray]:
-    """The points, float64 ``[points, 3]``, and the triangles, int64 ``[faces, 3]``.
+    """The points, float64 `[points, 3]`, and the triangles, int64 `[faces, 3]`.
 
     Raises:
         MediaError: damaged, cut short, longer than the header says, or with strips of triangles.

@@ -61,7 +61,7 @@ class Property:
 
 @dataclass(frozen=True)
 class Element:
-    """``count`` rows of these properties."""
+    """`count` rows of these properties."""
 
     name: str
     count: int

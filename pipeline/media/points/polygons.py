@@ -7,7 +7,7 @@ from pipeline.media.points.format import PointsFormat
 
 
 def check_counts(faces: int, points: int, fmt: PointsFormat) -> None:
-    """Refuse more faces or points than ``fmt`` allows.
+    """Refuse more faces or points than `fmt` allows.
 
     Raises:
         MediaError: there are more.
@@ -22,16 +22,16 @@ def triangles(corners: np.ndarray, counts: np.ndarray, fmt: PointsFormat) -> np.
     """Polygons cut into fans about their first corners; those of one or two corners left out.
 
     Args:
-        corners: numbers of vertices, int64 ``[sum(counts)]``, polygon after polygon.
-        counts: corners of each polygon, int64 ``[polygons]``.
+        corners: numbers of vertices, int64 `[sum(counts)]`, polygon after polygon.
+        counts: corners of each polygon, int64 `[polygons]`.
         fmt: how many triangles there may be.
 
     Returns:
-        int64 ``[faces, 3]``, in trimesh's order, on which what a seed draws depends: triangles, the
+        int64 `[faces, 3]`, in trimesh's order, on which what a seed draws depends: triangles, the
         first halves of quadrangles, their second halves, and the fans of larger polygons.
 
     Raises:
-        MediaError: more triangles than ``max_faces``.
+        MediaError: more triangles than `max_faces`.
     """
     check_counts(int(np.maximum(counts - 2, 0).sum()), 0, fmt)
     starts = np.cumsum(counts) - counts

@@ -44,7 +44,7 @@ def lacking_stl(data: bytes, max_faces: int) -> str:
 
 
 def read_stl(data: bytes, fmt: PointsFormat) -> tuple[np.ndarray, np.ndarray]:
-    """The corners, float64 ``[3 * faces, 3]``, and the triangles, int64 ``[faces, 3]``."""
+    """The corners, float64 `[3 * faces, 3]`, and the triangles, int64 `[faces, 3]`."""
     count = int.from_bytes(data[80:HEADER_BYTES], "little")
     check_counts(count, 3 * count, fmt)
     records = np.frombuffer(data, RECORD, count, HEADER_BYTES)
@@ -52,7 +52,7 @@ def read_stl(data: bytes, fmt: PointsFormat) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_stl_ascii(data: bytes, fmt: PointsFormat) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`read_stl`, of all solids.
+    """As `read_stl`, of all solids.
 
     Raises:
         MediaError: anything but facets in solids, or a solid without its end.
@@ -77,7 +77,7 @@ def _apart(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _facets(data: bytes, place: int, before: int, fmt: PointsFormat) -> tuple[np.ndarray, int]:
-    """The facets from a place on, float64 ``[faces, 3, 3]``, and where they end."""
+    """The facets from a place on, float64 `[faces, 3, 3]`, and where they end."""
     parts = [np.empty(0)]
     words: list[bytes] = []
     count = 0

@@ -2,7 +2,7 @@
 
 Messages, both ways: a little-endian uint32, that many bytes of JSON, then the raw bytes of the
 blobs whose sizes the JSON gives. Never pickle: the child has decoded untrusted bytes. Where the
-JSON says ``shared``, the blobs lie in memory that both processes map instead, one after the other:
+JSON says `shared`, the blobs lie in memory that both processes map instead, one after the other:
 those of a request in its first half, those of the first answer to it in the second.
 
     parent → child   {"function", "settings", "memory_bytes", "parent", "memory"} once, then
@@ -38,13 +38,13 @@ SHARED_BYTES = 4 << 20
 Part = tuple[bytes, str]
 """A file's bytes, and its name for formats that only their extension tells."""
 DecodeFunction = Callable[[dict[str, Part], dict[str, Any]], Iterable]
-"""``(parts, values)`` to one dictionary of shard members for every sample."""
+"""`(parts, values)` to one dictionary of shard members for every sample."""
 
 
 def message(
     header: dict[str, Any], blobs: Sequence[bytes] = (), shared: memoryview | None = None
 ) -> list[bytes]:
-    """The pieces to write, in order, for a header (JSON) and its blobs; these go to ``shared``."""
+    """The pieces to write, in order, for a header (JSON) and its blobs; these go to `shared`."""
     sizes = [len(blob) for blob in blobs]
     is_shared = shared is not None and sum(sizes) <= len(shared)
     text = json.dumps({**header, "sizes": sizes, "shared": is_shared}).encode()

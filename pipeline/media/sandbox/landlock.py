@@ -49,7 +49,7 @@ def restrict(readable: Iterable[str]) -> int:
     """Leave this thread, and those that it starts, nothing but reading these files.
 
     It can then write, create or execute no file, use no TCP port, and trace no process outside;
-    from version 6 on it cannot signal one either. ``no_new_privs`` must be set.
+    from version 6 on it cannot signal one either. `no_new_privs` must be set.
 
     Args:
         readable: files, and folders with all that is below them. What does not exist is left out.

@@ -154,7 +154,7 @@ class Lockdown:
 def prepare_imports() -> list[str]:
     """Let modules be imported from packages alone, and name all files that this takes.
 
-    A folder of ``sys.path`` that is no folder of installed packages may be someone's working
+    A folder of `sys.path` that is no folder of installed packages may be someone's working
     folder: of such a one the modules can be imported, and what else lies in it not be read.
     """
     readable = [*_SYSTEM_LIBRARIES, *_SYSTEM_FACTS, *_libraries_of_python()]

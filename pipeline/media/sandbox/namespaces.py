@@ -29,7 +29,7 @@ def leave_network(*, with_mounts: bool) -> bool:
     namespace first: from there no other process's memory can be reached.
 
     Args:
-        with_mounts: a table of mounts of its own, for :func:`leave_files`.
+        with_mounts: a table of mounts of its own, for `leave_files`.
 
     Returns:
         Whether there is a new user namespace.
@@ -55,7 +55,7 @@ def leave_network(*, with_mounts: bool) -> bool:
 def leave_files(readable: Iterable[str]) -> None:
     """Give this process a root that holds these files and folders, read-only, and nothing else.
 
-    It needs the mounts of :func:`leave_network`, and holds once the privileges are dropped.
+    It needs the mounts of `leave_network`, and holds once the privileges are dropped.
 
     Raises:
         OSError: it is not allowed.

@@ -46,7 +46,7 @@ class SandboxError(RuntimeError):
 
 
 class ChildDiedError(Exception):
-    """The child is gone, or ran out of memory: ``reason`` for the file that it was at."""
+    """The child is gone, or ran out of memory: `reason` for the file that it was at."""
 
 
 class Child:

@@ -41,13 +41,13 @@ class Protections:
 class Sandbox:
     """Runs a function in a long-lived child process and streams what it yields.
 
-    The child calls ``function(settings)`` once. What that returns it calls for every file, with
-    ``(parts, values)``: it yields a dictionary of shard members, name to bytes, for every sample. A
+    The child calls `function(settings)` once. What that returns it calls for every file, with
+    `(parts, values)`: it yields a dictionary of shard members, name to bytes, for every sample. A
     child that died is replaced before the next file; a file is blamed only if it also kills a child
     that has seen no other. One file at a time, from one thread at a time.
 
     Args:
-        function: ``module:name``, imported in the child.
+        function: `module:name`, imported in the child.
         settings: JSON, the same for every file.
         seconds: processor time allowed for one result.
         memory_bytes: what the child may allocate, its libraries included.
@@ -88,7 +88,7 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
-        """End the child; the next :meth:`run` starts another."""
+        """End the child; the next `run` starts another."""
         if self._child is not None:
             self._child.kill()
             self._child = None
@@ -125,8 +125,8 @@ class Sandbox:
             One dictionary of shard members for every sample made of the files.
 
         Raises:
-            MediaError: what the function raised, with its ``trace``; or the child crashed, took
-                more than ``seconds`` for one result, or more than ``memory_bytes``.
+            MediaError: what the function raised, with its `trace`; or the child crashed, took
+                more than `seconds` for one result, or more than `memory_bytes`.
             SandboxError: the child cannot start or lacks a package, or a protection is missing and
                 required.
         """

@@ -32,7 +32,7 @@ class Categories:
 
         Args:
             given: the value itself.
-            name: what :func:`~pipeline.media.table.values.read_name` makes of it.
+            name: what `read_name` makes of it.
         """
         if isinstance(given, str) and given in self._places:  # in an earlier vocabulary, even NA
             return self._places[given]

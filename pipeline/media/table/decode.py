@@ -26,7 +26,7 @@ MAX_DISTINCT = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class TableVocabulary:
-    """What training rows tell of the columns of a :class:`TableFormat`.
+    """What training rows tell of the columns of a `TableFormat`.
 
     Attributes:
         categories: each categorical column's known values, sorted; their places are the indices.
@@ -48,7 +48,7 @@ class TableVocabulary:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TableVocabulary":
-        """The inverse of :meth:`to_dict`."""
+        """The inverse of `to_dict`."""
         return cls(
             categories={name: tuple(known) for name, known in values["categories"].items()},
             mean=tuple(map(float, values["mean"])),
@@ -79,7 +79,7 @@ class FittedTableFormat(TableFormat):
 
     @classmethod
     def of(cls, fmt: TableFormat, vocabulary: TableVocabulary) -> "FittedTableFormat":
-        """``fmt`` with a vocabulary."""
+        """`fmt` with a vocabulary."""
         return cls(
             numeric=fmt.numeric,
             categorical=fmt.categorical,
@@ -91,11 +91,11 @@ class FittedTableFormat(TableFormat):
         """A row as a vector.
 
         Args:
-            values: by column, of the types that :mod:`pipeline.media.table.values` reads. Other
+            values: by column, of the types that `pipeline.media.table.values` reads. Other
                 columns are left alone.
 
         Returns:
-            float64 ``[num_numeric + num_categorical]``: numbers as they are, then categories'
+            float64 `[num_numeric + num_categorical]`: numbers as they are, then categories'
             indices, the number of known ones for a value that is none of them; NaN where missing.
 
         Raises:
@@ -117,7 +117,7 @@ class FittedTableFormat(TableFormat):
         categories only if there is no doubt which.
 
         Args:
-            values: by column, as :meth:`encode_row` takes them.
+            values: by column, as `encode_row` takes them.
         """
         for column, categories in self._categories.items():
             value = values.get(column)
@@ -178,7 +178,7 @@ def decode_json_row(data: bytes, fmt: FittedTableFormat) -> np.ndarray:
     """A row that a file holds as one JSON object, encoded.
 
     Raises:
-        MediaError: no JSON object, or as of :meth:`FittedTableFormat.encode_row`.
+        MediaError: no JSON object, or as of `FittedTableFormat.encode_row`.
     """
     return fmt.encode_row(json_row(data))
 
@@ -190,7 +190,7 @@ def fit_vocabulary(batches: Iterable["pa.RecordBatch"], fmt: TableFormat) -> Tab
     equally frequent categories the first by name are kept.
 
     Args:
-        batches: training rows; at least the columns of ``fmt``.
+        batches: training rows; at least the columns of `fmt`.
         fmt: the columns.
 
     Raises:
@@ -227,7 +227,7 @@ class _Moments:
         self.count, self.mean, self._squares = 0, 0.0, 0.0
 
     def add(self, values: np.ndarray) -> None:
-        """Take in float64 ``[n]``; NaN is missing."""
+        """Take in float64 `[n]`; NaN is missing."""
         values = values[~np.isnan(values)]
         if not len(values):
             return

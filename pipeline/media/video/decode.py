@@ -29,10 +29,10 @@ CUT_SHORT_SECONDS = 1
 
 
 def decode_clips(data: bytes, fmt: VideoFormat, *, strict: bool = True) -> Iterator[np.ndarray]:
-    """A film's clips, in order: :func:`decode_film` without the sound.
+    """A film's clips, in order: `decode_film` without the sound.
 
     Yields:
-        uint8 ``[num_frames, height, width, channels]``.
+        uint8 `[num_frames, height, width, channels]`.
     """
     for clip, _ in decode_film(data, fmt, None, strict=strict):
         yield clip
@@ -48,29 +48,29 @@ def decode_film(
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """A film's clips and the sound that goes with them, with the memory of one clip.
 
-    The film is sampled ``video.frames_per_second`` times a second from its first frame on; a sample
+    The film is sampled `video.frames_per_second` times a second from its first frame on; a sample
     is the frame shown at that time, whatever the rate at which frames change. Rotation and the
     shape of pixels are applied, transparency is laid over white. Clips start every
-    ``video.stride_frames`` samples. The last frame is shown for its duration, or as long as the
+    `video.stride_frames` samples. The last frame is shown for its duration, or as long as the
     frame before it.
 
     Args:
         data: the file's bytes: MP4, QuickTime, Matroska, WebM, AVI, MPEG, Ogg, FLV, ASF, or an
-            animated GIF, and the other containers in :data:`~pipeline.media.video.film.CONTAINERS`.
+            animated GIF, and the other containers in `CONTAINERS`.
         video: the clips wanted.
-        audio: the sound wanted, from a clip's start on and ``audio.seconds`` long; None for none.
+        audio: the sound wanted, from a clip's start on and `audio.seconds` long; None for none.
             It is cut from the sound track resampled as a whole, but for float32's rounding.
         needs_sound: whether a clip without sound is refused.
         strict: whether a film is refused, too, that is cut short or whose damage FFmpeg conceals.
 
     Yields:
-        uint8 ``[num_frames, height, width, channels]``, and int16 ``[samples]``, at most
-        ``audio.num_samples``; None where the film has no sound, or it ends before
-        ``audio.min_seconds`` of that span.
+        uint8 `[num_frames, height, width, channels]`, and int16 `[samples]`, at most
+        `audio.num_samples`; None where the film has no sound, or it ends before
+        `audio.min_seconds` of that span.
 
     Raises:
-        MediaError: no film, shorter than a clip, damaged, or beyond ``max_pixels`` or
-            ``max_seconds``. A film that is damaged further on raises after its first clips.
+        MediaError: no film, shorter than a clip, damaged, or beyond `max_pixels` or
+            `max_seconds`. A film that is damaged further on raises after its first clips.
     """
     if not data:
         raise MediaError("the file is empty")
@@ -220,7 +220,7 @@ class _Picture:
         self._pixels: np.ndarray | None = None
 
     def pixels(self) -> np.ndarray:
-        """uint8 ``[height, width, channels]``."""
+        """uint8 `[height, width, channels]`."""
         if self._pixels is None:
             self._pixels = _pixels(self._frame, self._aspect, self._fmt)
             self._frame = None
@@ -268,7 +268,7 @@ def _orientation(frame: Any) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _rgb(frame: Any, share: float) -> np.ndarray:
-    """uint8 ``[rows, columns, 3]`` of a frame in whatever pixel format, by FFmpeg's exact code.
+    """uint8 `[rows, columns, 3]` of a frame in whatever pixel format, by FFmpeg's exact code.
 
     Args:
         share: of the frame's height and width.

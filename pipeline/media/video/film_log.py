@@ -50,7 +50,7 @@ class FilmLog:
 
 
 def listening(log: FilmLog | None) -> AbstractContextManager[None]:
-    """As :meth:`FilmLog.listening`; None takes down nothing."""
+    """As `FilmLog.listening`; None takes down nothing."""
     return nullcontext() if log is None else log.listening()
 
 

@@ -9,21 +9,21 @@ from pipeline.media.checks import check_finite, check_one_of, check_whole
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFormat:
-    """Clips of a film: ``num_frames`` frames, ``frames_per_second`` apart, of one size.
+    """Clips of a film: `num_frames` frames, `frames_per_second` apart, of one size.
 
     Attributes:
         num_frames: frames of a clip.
         height, width: size in pixels.
         channels: 1 (grey) or 3 (RGB).
         frames_per_second: at which films are sampled, whatever their own rate.
-        resize: ``crop``, ``pad`` or ``stretch``, as of images.
-        clips: ``first`` takes a film's first clip alone, ``all`` cuts the whole film into clips.
+        resize: `crop`, `pad` or `stretch`, as of images.
+        clips: `first` takes a film's first clip alone, `all` cuts the whole film into clips.
         stride_seconds: from the start of a clip to the start of the next, rounded to whole sampled
-            frames; null for clips that follow each other without overlap. Of ``all`` only.
+            frames; null for clips that follow each other without overlap. Of `all` only.
         pad_short: what a film shorter than one clip becomes: a clip that ends with its last frame
             repeated, or, if false, a refusal. What remains after a film's last whole clip is
             dropped in both cases.
-        max_seconds: films that last longer are refused by ``all``; ``first`` decodes one clip
+        max_seconds: films that last longer are refused by `all`; `first` decodes one clip
             alone.
         max_pixels: films with more pixels in a frame are refused.
     """

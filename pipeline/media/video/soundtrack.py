@@ -34,10 +34,10 @@ class Soundtrack:
         self._advance()
 
     def read(self, start: Fraction, seconds: float) -> np.ndarray:
-        """The sound from ``start``, in seconds of the film's clock; later than the last span's.
+        """The sound from `start`, in seconds of the film's clock; later than the last span's.
 
         Returns:
-            float32 ``[samples]`` in [-1, 1]: silence where the track has a gap, and shorter where
+            float32 `[samples]` in [-1, 1]: silence where the track has a gap, and shorter where
             it ends.
 
         Raises:
@@ -78,7 +78,7 @@ class Soundtrack:
 
 
 def _mix(frame: Any) -> np.ndarray:
-    """A frame's channels, averaged: float32 ``[samples]``."""
+    """A frame's channels, averaged: float32 `[samples]`."""
     values = frame.to_ndarray()
     channels = len(frame.layout.channels)
     if not frame.format.is_planar:

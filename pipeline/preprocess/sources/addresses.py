@@ -67,8 +67,8 @@ def with_query(address: str, query: str) -> str:
 def joined(root: str, path: str) -> str:
     """The address of what lies below a root: a folder's path or URL.
 
-    Below a web address, the path is a reference: ``name=value`` after a question mark is its query,
-    and ``%41`` an escape. All other characters are parts of names.
+    Below a web address, the path is a reference: `name=value` after a question mark is its query,
+    and `%41` an escape. All other characters are parts of names.
     """
     if not is_web(root):
         return f"{root.rstrip('/')}/{path}"

@@ -75,7 +75,7 @@ def class_names(
 def label_numbers(
     data: DataConfig, samples: pa.Table, splits: np.ndarray, classes: tuple[str, ...]
 ) -> np.ndarray:
-    """The class number of each sample, int64 ``[samples]``; all -1 where no class is the target.
+    """The class number of each sample, int64 `[samples]`; all -1 where no class is the target.
 
     Raises:
         UserError: a number is given that is none of the configured classes'.

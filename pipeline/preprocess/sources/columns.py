@@ -17,10 +17,10 @@ class Column:
     Attributes:
         name: in the listing.
         role: what it is for.
-        use: the field that it gives: a modality, ``table``, ``mask``, ``target``, ``key``,
-            ``split``.
+        use: the field that it gives: a modality, `table`, `mask`, `target`, `key`,
+            `split`.
         setting: of the configuration, for errors.
-        separator: of ``labels`` in one text.
+        separator: of `labels` in one text.
         required: whether a row without a value is refused.
     """
 

@@ -37,9 +37,9 @@ def target_field(kind: str) -> str | None:
 class FieldNames:
     """Tells a file's field and the name that its sample's files share.
 
-    ``NAME.FIELD.EXT`` (``0001.mask.png``) says the field; otherwise the extension does, and belongs
-    to the first of the modalities that knows it. A target's own ``.json`` and, where ``text`` is
-    no modality, ``.txt`` need no field in their names.
+    `NAME.FIELD.EXT` (`0001.mask.png`) says the field; otherwise the extension does, and belongs
+    to the first of the modalities that knows it. A target's own `.json` and, where `text` is
+    no modality, `.txt` need no field in their names.
 
     Args:
         modalities: in order.

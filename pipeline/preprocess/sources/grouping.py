@@ -38,7 +38,7 @@ class Wanted:
     target: str | None = None
 
     def lacks(self, present: np.ndarray) -> np.ndarray:
-        """Bits of the fields that are missing, for bits of those present: int64 ``[samples]``."""
+        """Bits of the fields that are missing, for bits of those present: int64 `[samples]`."""
         required = bits_of(set(self.modalities) - set(self.missing))
         lacks = required & ~present
         if "video" in self.modalities:  # a film brings its sound
@@ -71,7 +71,7 @@ def group(members: pa.Table, wanted: Wanted) -> tuple[pa.Table, pa.Table]:
     """Samples of the members that share a key.
 
     Args:
-        members: of `MEMBER_SCHEMA`; ``field`` holds codes of :mod:`.fields`.
+        members: of `MEMBER_SCHEMA`; `field` holds codes of `.fields`.
         wanted: what makes a sample whole.
 
     Returns:
@@ -112,7 +112,7 @@ def group(members: pa.Table, wanted: Wanted) -> tuple[pa.Table, pa.Table]:
 
 
 def parts_of(offsets: np.ndarray, fields: np.ndarray, flat: pa.Table) -> pa.Array:
-    """The column ``parts``: rows of ``flat`` (path, offset, …, mtime), cut at ``offsets``."""
+    """The column `parts`: rows of `flat` (path, offset, …, mtime), cut at `offsets`."""
     field_names = pa.DictionaryArray.from_arrays(
         pa.array(fields.astype(np.int8)), pa.array(PART_FIELDS)
     ).cast(pa.string())
@@ -127,7 +127,7 @@ def parts_of(offsets: np.ndarray, fields: np.ndarray, flat: pa.Table) -> pa.Arra
 def _labels(
     members: pa.Table, order: np.ndarray, fields: np.ndarray, starts: np.ndarray
 ) -> pa.Array:
-    """Each sample's label: that of its ``.cls``, else of the last member that has one."""
+    """Each sample's label: that of its `.cls`, else of the last member that has one."""
     labels = one_chunk(members["label"])
     if labels.null_count == len(labels):
         return pa.nulls(len(starts), pa.binary())
@@ -162,7 +162,7 @@ def _ambiguous(twice: int) -> str:
 
 
 def join_labels(codes: Sequence[int] | np.ndarray, names: Sequence[bytes]) -> pa.Array:
-    """Labels by their places in ``names``; -1 is none."""
+    """Labels by their places in `names`; -1 is none."""
     places = np.asarray(codes, np.int32)
     return pa.DictionaryArray.from_arrays(
         pa.array(places, mask=places < 0), pa.array(names, pa.binary())

@@ -43,16 +43,16 @@ class Listing:
     """All sources, in the order in which shards take them.
 
     Attributes:
-        table: a row for each sample: ``split``; ``uri``, ``SPLIT/NAME``, which names it wherever
-            its root lies; ``target``, its class's number; ``row`` of a listing that holds its
-            values, their ``values_digest`` and, where it does not hash them all, the
-            ``values_mtime`` of their file; ``parts``, its files: ``field``, ``path`` below the
-            split's root (absolute and URLs: as they are), ``offset`` and ``length`` in a tar,
-            ``size`` in bytes (-1 where it is not known) and ``mtime``.
+        table: a row for each sample: `split`; `uri`, `SPLIT/NAME`, which names it wherever
+            its root lies; `target`, its class's number; `row` of a listing that holds its
+            values, their `values_digest` and, where it does not hash them all, the
+            `values_mtime` of their file; `parts`, its files: `field`, `path` below the
+            split's root (absolute and URLs: as they are), `offset` and `length` in a tar,
+            `size` in bytes (-1 where it is not known) and `mtime`.
         classes: names; a target is an index into them.
         reaches: each split's folder (absolute) or URL, with what gives access to it, and what else
             may be read.
-        refused: ``uri``, ``split`` and ``reason`` of what can never be a sample.
+        refused: `uri`, `split` and `reason` of what can never be a sample.
         values: for each split whose rows hold values, where they lie.
     """
 
@@ -79,7 +79,7 @@ class Listing:
 
     @cached_property
     def state_digest(self) -> str:
-        """As :attr:`content_digest`, and it changes when a file is written again."""
+        """As `content_digest`, and it changes when a file is written again."""
         return self._digest(("values_digest", "values_mtime"), ("offset", "size", "mtime"))
 
     def _digest(self, of_values: tuple[str, ...], of_parts: tuple[str, ...]) -> str:
@@ -125,8 +125,8 @@ def list_sources(
 
     Args:
         config: where they lie and what they are.
-        known: columns ``uri`` (binary) and ``split`` of samples listed earlier, which stay in their
-            split where ``data.validation`` is a share; the others are dealt so that each class
+        known: columns `uri` (binary) and `split` of samples listed earlier, which stay in their
+            split where `data.validation` is a share; the others are dealt so that each class
             keeps the share.
         known_classes: classes of earlier, which keep their numbers; new ones follow.
 

@@ -45,7 +45,7 @@ def find_in_listing(data: DataConfig, source: str, setting: str) -> Found:
 
     Args:
         data: modalities, columns and target.
-        source: path or URL of a ``.csv``, ``.parquet`` or ``.jsonl`` file.
+        source: path or URL of a `.csv`, `.parquet` or `.jsonl` file.
         setting: of the configuration that names it, for errors.
 
     Raises:

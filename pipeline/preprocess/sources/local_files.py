@@ -58,7 +58,7 @@ def read_regular(file: BinaryIO, max_bytes: int) -> bytes:
     """All of an open file; one that is larger, or grows beyond it, is not read to its end.
 
     Raises:
-        MediaError: it has more than ``max_bytes``.
+        MediaError: it has more than `max_bytes`.
     """
     descriptor = file.fileno()
     size = os.fstat(descriptor).st_size
@@ -73,7 +73,7 @@ def read_regular(file: BinaryIO, max_bytes: int) -> bytes:
 
 
 def read_range(file: BinaryIO, offset: int, length: int) -> bytes:
-    """Bytes ``[offset, offset + length)`` of an open file; fewer where it ends before."""
+    """Bytes `[offset, offset + length)` of an open file; fewer where it ends before."""
     descriptor = file.fileno()
     left = min(length, max(os.fstat(descriptor).st_size - offset, 0))
     chunks = []

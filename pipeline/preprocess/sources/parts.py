@@ -33,7 +33,7 @@ class Part:
     """One file of a sample, or a range of a tar.
 
     Attributes:
-        field: modality, ``mask`` or ``target``.
+        field: modality, `mask` or `target`.
         path: below the split's root; or absolute, or a URL. It holds no secret.
         offset, length: of a tar's member, in bytes; None for a whole file.
         size: bytes; -1 where only reading it will tell.
@@ -51,7 +51,7 @@ class Part:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Part":
-        """A part of a listing's column ``parts``, where paths are bytes."""
+        """A part of a listing's column `parts`, where paths are bytes."""
         address = values.get("address")
         paths = {
             "path": os.fsdecode(values["path"]),
@@ -171,7 +171,7 @@ def is_folder(filesystem: Any, path: str) -> bool:
 
 
 def insist(filesystem: Any, path: str, request: Callable[[], Any]) -> Any:
-    """What ``request`` gives of a file that is there; what may pass is tried again."""
+    """What `request` gives of a file that is there; what may pass is tried again."""
 
     def asked() -> Any:
         try:

@@ -25,12 +25,12 @@ class SourceRow:
 
     Attributes:
         split: its name.
-        uri: ``SPLIT/NAME``.
+        uri: `SPLIT/NAME`.
         target: class number, or None.
         row: of the listing that holds its values, or None.
         parts: its files.
-        values: what the listing holds for it, in JSON's types: ``table`` (column to value, null
-            where missing) and ``target`` (names, numbers or token numbers).
+        values: what the listing holds for it, in JSON's types: `table` (column to value, null
+            where missing) and `target` (names, numbers or token numbers).
         inline: bytes of fields that lie in the listing itself.
     """
 
@@ -114,7 +114,7 @@ def read_plan(
     addresses: str | None = None,
     value_places: Mapping[str, str] | None = None,
 ) -> list[SourceRow]:
-    """The samples of shard ``number``, with what their listing holds for them.
+    """The samples of shard `number`, with what their listing holds for them.
 
     Args:
         addresses: of the shard, from `shard_addresses`.

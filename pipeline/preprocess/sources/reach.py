@@ -33,8 +33,8 @@ class Reach:
 
     Attributes:
         root: folder or URL, with what gives access to it.
-        allow: more folders and URLs; ``data.allow``.
-        max_file_bytes: of one file; ``data.max_file_bytes``.
+        allow: more folders and URLs; `data.allow`.
+        max_file_bytes: of one file; `data.max_file_bytes`.
         confined: false where no path comes from the sources themselves: tars that the configuration
             names.
     """
@@ -120,7 +120,7 @@ class _Place:
     Attributes:
         url: as given.
         server: scheme, host and port; of object stores scheme and bucket.
-        names: of folders and file, unescaped, without ``.`` and ``..``.
+        names: of folders and file, unescaped, without `.` and `..`.
         userinfo: user name and password, or an empty text.
     """
 

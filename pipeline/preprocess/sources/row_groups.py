@@ -16,7 +16,7 @@ MAX_ROWS_BYTES = 1 << 30
 def group_batches(
     file: BinaryIO, parquet: pq.ParquetFile, group: int, names: list[str], most: int
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of one row group, as many at a time as fit into memory, and no more than ``most``.
+    """The rows of one row group, as many at a time as fit into memory, and no more than `most`.
 
     Raises:
         ShardError: a page of it would unpack into too much.

@@ -39,7 +39,7 @@ class Batch:
     Attributes:
         start: number of the first row, from 0.
         arrays: one for each column asked for, in the type of its role.
-        wrong: for each column which rows hold what cannot be its value, bool ``[rows]``.
+        wrong: for each column which rows hold what cannot be its value, bool `[rows]`.
         reasons: why rows as a whole cannot be read, by place in the batch.
         unread: lines that gave no row at all: their number, from 1, and why.
     """
@@ -67,7 +67,7 @@ class ListingFile:
 
     @property
     def suffix(self) -> str:
-        """``.csv``, ``.parquet`` or ``.jsonl``."""
+        """`.csv`, `.parquet` or `.jsonl`."""
         suffix = suffix_of(self.source)
         assert suffix is not None  # or it would be no listing
         return suffix
@@ -177,7 +177,7 @@ def _csv_batches(listing: ListingFile) -> Iterator[Batch]:
 def _from_csv(
     listing: ListingFile, start: int, rows: list[list[bytes]], unread: list[tuple[int, str]]
 ) -> Batch:
-    """An empty value is none; of ``labels`` it is that there are none."""
+    """An empty value is none; of `labels` it is that there are none."""
     columns = list(zip(*rows, strict=True)) or [()] * len(listing.columns)
     pairs = []
     for column, values in zip(listing.columns, columns, strict=True):

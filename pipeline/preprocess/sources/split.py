@@ -15,9 +15,9 @@ TRAIN, VALIDATION, TEST = range(len(SPLITS))
 
 
 def ranks(names: pa.Array | pa.ChunkedArray, split: str, seed: int) -> np.ndarray:
-    """For each sample a number that only its name and the seed decide: uint64 ``[samples]``.
+    """For each sample a number that only its name and the seed decide: uint64 `[samples]`.
 
-    The first 8 bytes of sha256 of ``SEED\\0SPLIT/NAME``.
+    The first 8 bytes of sha256 of `SEED\\0SPLIT/NAME`.
     """
     started = hashlib.sha256(f"{seed}\0{split}/".encode())
     found = bytearray()
@@ -39,18 +39,18 @@ def hold_out(
     classes: tuple[str, ...],
     targets: np.ndarray,
 ) -> np.ndarray:
-    """Split off ``share`` of each class, at least one sample of it; by hash, so it stays put.
+    """Split off `share` of each class, at least one sample of it; by hash, so it stays put.
 
     Args:
-        samples: with column ``name``.
-        share: of the samples of a class, those in ``known`` among them.
+        samples: with column `name`.
+        share: of the samples of a class, those in `known` among them.
         seed: of the hash.
-        known: columns ``uri`` and ``split``: samples dealt earlier, which stay where they are.
+        known: columns `uri` and `split`: samples dealt earlier, which stay where they are.
         classes: their names; none where samples are not told apart.
-        targets: class numbers, int64 ``[samples]``.
+        targets: class numbers, int64 `[samples]`.
 
     Returns:
-        Places in `SPLITS`, int8 ``[samples]``.
+        Places in `SPLITS`, int8 `[samples]`.
 
     Raises:
         UserError: a class has one sample only.
@@ -93,13 +93,13 @@ def order_of(splits: np.ndarray, names: pa.Table, rows: np.ndarray, seed: int) -
     """The order in which shards take samples: by split, then by row or, without one, by hash.
 
     Args:
-        splits: places in `SPLITS`, int8 ``[samples]``.
-        names: with column ``name``.
-        rows: numbers of rows, -1 where there is none, int64 ``[samples]``.
+        splits: places in `SPLITS`, int8 `[samples]`.
+        names: with column `name`.
+        rows: numbers of rows, -1 where there is none, int64 `[samples]`.
         seed: of the hash.
 
     Returns:
-        int64 ``[samples]``: which sample comes at each place.
+        int64 `[samples]`: which sample comes at each place.
     """
     keys = rows.astype(np.uint64)
     for code, split in enumerate(SPLITS):

@@ -25,7 +25,7 @@ PART_TYPE = pa.struct(
     ]
 )
 PARTS_TYPE = pa.list_(PART_TYPE)
-"""A sample's files. Their ``address`` is where one lies, if its path alone does not tell since that
+"""A sample's files. Their `address` is where one lies, if its path alone does not tell since that
 holds a secret; it is kept in memory only."""
 SOURCE_SCHEMA = pa.schema(
     [
@@ -95,12 +95,12 @@ class Found:
 
     Attributes:
         samples: of `FOUND_SCHEMA`.
-        refused: of `REFUSED_SCHEMA`, ``uri`` still without its split in front.
+        refused: of `REFUSED_SCHEMA`, `uri` still without its split in front.
         root: folder or URL that the parts' paths lie below, with what gives access to it.
         confined: whether nothing but what lies below may be read, since paths come from the
             sources themselves.
         values: the listing that holds values in line, or None.
-        label_names: of ``multi_label``, the names seen in each split.
+        label_names: of `multi_label`, the names seen in each split.
         numbered: whether labels that are all numbers are sorted as such; folders' names are text.
     """
 
@@ -167,12 +167,12 @@ def split_column(codes: np.ndarray) -> pa.Array:
 
 
 def with_split(names: pa.Array, split: str) -> pa.Array:
-    """``SPLIT/NAME`` for each name."""
+    """`SPLIT/NAME` for each name."""
     return pc.binary_join_element_wise(pa.scalar(split.encode(), pa.binary()), names, b"/")
 
 
 def binary_parts(column: pa.Array) -> tuple[np.ndarray, memoryview]:
-    """Offsets int32 ``[rows + 1]`` and the bytes of a binary or string array without nulls."""
+    """Offsets int32 `[rows + 1]` and the bytes of a binary or string array without nulls."""
     _, offsets, data = column.buffers()
     ends = np.frombuffer(offsets, np.int32, len(column) + 1, column.offset * 4)
     return ends, memoryview(data if data is not None else b"")

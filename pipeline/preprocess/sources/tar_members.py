@@ -159,7 +159,7 @@ def _name(header: bytes) -> bytes:
 
 
 def _records(data: bytes, place: int) -> dict[bytes, bytes]:
-    """The ``LENGTH KEY=VALUE`` lines of an extended header."""
+    """The `LENGTH KEY=VALUE` lines of an extended header."""
     records: dict[bytes, bytes] = {}
     position = 0
     while position < len(data):

@@ -24,7 +24,7 @@ def find_tars(pattern: str, field: str) -> tuple[str, list[str]]:
     """The tars that a pattern names.
 
     What is there under the very name is meant by it, whatever characters it has; so a folder may be
-    called ``set [v2]``, also where a glob follows.
+    called `set [v2]`, also where a glob follows.
 
     Args:
         pattern: a tar, a glob or brace range of tars, or their folder; path or URL.
@@ -94,7 +94,7 @@ def _magic(path: str) -> re.Pattern[str]:
 
 
 def _globbed(filesystem: Any, prefix: str, pattern: str) -> list[str]:
-    """The ``.tar`` files that a glob names; brackets that match nothing are taken as they stand."""
+    """The `.tar` files that a glob names; brackets that match nothing are taken as they stand."""
     for each in dict.fromkeys((pattern, pattern.replace("[", "[[]"))):
         whole = f"{glob.escape(prefix).rstrip('/')}/{each}"
         if is_local(filesystem):
@@ -126,7 +126,7 @@ def _common_folder(paths: list[str]) -> str:
 
 
 def _expanded(rest: str, pattern: str, field: str) -> Iterator[str]:
-    """Braces written out: ``{00..10}`` counts, ``{a,b}`` lists."""
+    """Braces written out: `{00..10}` counts, `{a,b}` lists."""
     pieces = _BRACES.split(rest)
     choices: list[list[str]] = []
     total = 1

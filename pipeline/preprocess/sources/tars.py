@@ -38,7 +38,7 @@ def find_in_tars(data: DataConfig, pattern: str, field: str) -> Found:
     """The samples of tars: keys, members and labels, as WebDataset has them.
 
     A key is a member's path up to the first dot of its last part; what follows says the field.
-    ``.cls`` is the class, or else ``label`` (``data.target.column``) in ``.json``. Other members
+    `.cls` is the class, or else `label` (`data.target.column`) in `.json`. Other members
     are passed over.
 
     Args:

@@ -69,7 +69,7 @@ def to_role(array: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.n
     """A column's values in the type of its role.
 
     Returns:
-        The values, null where one is missing or wrong; and which are wrong, bool ``[rows]``.
+        The values, null where one is missing or wrong; and which are wrong, bool `[rows]`.
     """
     target = TYPES[role]
     if pa.types.is_dictionary(array.type):
@@ -97,7 +97,7 @@ def to_role(array: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.n
 
 
 def _by_distinct(array: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.ndarray]:
-    """As :func:`to_role`, value by value: each different one is looked at once."""
+    """As `to_role`, value by value: each different one is looked at once."""
     is_name = role in ("label", "category")
     if is_time(array.type):
         array = _moments(array).cast(pa.string()) if is_name else _seconds(array)
@@ -151,7 +151,7 @@ def _text_names(texts: pa.Array, role: Role, separator: str) -> tuple[pa.Array, 
 
 
 def _cast(array: pa.Array, role: Role, target: pa.DataType, separator: str) -> pa.Array:
-    """All values at once, where that gives what :func:`read_value` does; else it raises."""
+    """All values at once, where that gives what `read_value` does; else it raises."""
     kind = array.type
     flat_text = is_text(kind)
     if role in ("path", "bytes", "text"):
@@ -206,7 +206,7 @@ def _divided(ticks: pa.Array, by: float) -> pa.Array:
 
 
 def read_values(values: Sequence[Any], role: Role, separator: str) -> tuple[pa.Array, np.ndarray]:
-    """Values from JSON, text or Arrow, as :func:`to_role` gives them."""
+    """Values from JSON, text or Arrow, as `to_role` gives them."""
     typed: list[Any] = []
     wrong = np.zeros(len(values), bool)
     for place, value in enumerate(values):

@@ -125,7 +125,7 @@ def read_row_values(
         rows: numbers of rows, increasing.
 
     Yields:
-        ``values``, in JSON's types: ``table`` (column to value) and ``target``; and ``inline``: the
+        `values`, in JSON's types: `table` (column to value) and `target`; and `inline`: the
         bytes of fields that lie in the row itself.
     """
     columns = about["columns"]

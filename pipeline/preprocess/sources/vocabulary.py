@@ -21,7 +21,7 @@ from pipeline.preprocess.sources.rows import BATCH_ROWS
 def fit_table(listing: Listing, fmt: TableFormat) -> TableVocabulary:
     """Statistics and vocabularies of the training rows, wherever they lie.
 
-    Rows in ``.json`` files are read here, one by one; those that decoding will refuse tell nothing.
+    Rows in `.json` files are read here, one by one; those that decoding will refuse tell nothing.
 
     Raises:
         UserError: a column is of no fitting type, or has too many different values.
@@ -75,7 +75,7 @@ def iter_values(listing: Listing, split: str, columns: Sequence[str]) -> Iterato
     Args:
         listing: whose samples are rows.
         split: its name.
-        columns: names of columns of ``data.table``.
+        columns: names of columns of `data.table`.
 
     Raises:
         KeyError: no row of the split has values, or there is no such column.

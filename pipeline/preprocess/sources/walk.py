@@ -16,7 +16,7 @@ class File(NamedTuple):
     """A file below a root, or what can never be one.
 
     Attributes:
-        path: below the root, parted by ``/``.
+        path: below the root, parted by `/`.
         size: bytes; -1 where the file system does not tell.
         mtime: changes when the file is written again; its form is the file system's.
         reason: why it cannot be used, or None.
@@ -29,9 +29,9 @@ class File(NamedTuple):
 
 
 def walk(filesystem: Any, base: str) -> Iterator[File]:
-    """The files below ``base`` in no order, hidden ones and systems' own left out.
+    """The files below `base` in no order, hidden ones and systems' own left out.
 
-    Links are followed to files below ``base`` only; what is neither file nor folder is never
+    Links are followed to files below `base` only; what is neither file nor folder is never
     opened. Memory is one directory's names at most, and the folders yet to visit.
     """
     if is_local(filesystem):

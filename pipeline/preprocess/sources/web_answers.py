@@ -28,5 +28,5 @@ class BoundedResponse(aiohttp.ClientResponse):
 
 
 async def bounded_client(**options: Any) -> aiohttp.ClientSession:
-    """A session all of whose answers are bounded; for fsspec's ``get_client``."""
+    """A session all of whose answers are bounded; for fsspec's `get_client`."""
     return aiohttp.ClientSession(response_class=BoundedResponse, **options)

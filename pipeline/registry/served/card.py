@@ -50,7 +50,7 @@ class ModelCard:
     """All that a set of weights needs beside itself to take raw media.
 
     Attributes:
-        media: of tables, a :class:`~pipeline.media.FittedTableFormat`.
+        media: of tables, a `FittedTableFormat`.
         classes: their names, one for each output of the classifier.
     """
 
@@ -69,7 +69,7 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, text: str) -> "ModelCard":
-        """The inverse of :meth:`to_json`.
+        """The inverse of `to_json`.
 
         Raises:
             ValueError: it is no card, or one whose parts contradict each other.

@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {
     "strict": True,
     "sandbox": "best",
 }
-"""The keys of ``mlflow.pyfunc.load_model(…, model_config=…)`` and their defaults."""
+"""The keys of `mlflow.pyfunc.load_model(…, model_config=…)` and their defaults."""
 
 
 def signature(media: MediaFormat) -> Any:
@@ -39,7 +39,7 @@ def signature(media: MediaFormat) -> Any:
     1.0 in a column of categories; and optional, which MLflow's type *any* is.
 
     Args:
-        media: of a table, a :class:`~pipeline.media.FittedTableFormat`.
+        media: of a table, a `FittedTableFormat`.
     """
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, DataType, Map, Schema
@@ -60,7 +60,7 @@ def signature(media: MediaFormat) -> Any:
 
 
 def column_types(media: MediaFormat) -> dict[str, str]:
-    """What each of a table's columns holds: ``number`` or ``category``."""
+    """What each of a table's columns holds: `number` or `category`."""
     if not isinstance(media, FittedTableFormat):
         return {}
     kinds = ["number"] * len(media.numeric) + ["category"] * len(media.categorical)

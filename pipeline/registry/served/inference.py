@@ -37,7 +37,7 @@ class Prediction:
     """What the model makes of one input.
 
     Attributes:
-        source: the path, or ``bytes[N]`` for the N-th input given as bytes, ``row[N]`` as a row.
+        source: the path, or `bytes[N]` for the N-th input given as bytes, `row[N]` as a row.
         label: name of the likeliest class; None where the input cannot be used.
         probability: of that class.
         probabilities: of every class, by name.
@@ -63,7 +63,7 @@ class Predictor:
         decode_seconds: processor time allowed for decoding one input.
         decode_memory_mib: memory allowed for that.
         strict: whether media are refused that are damaged or cut short.
-        sandbox: ``best``, or ``require``, as of :class:`~pipeline.media.arrays.Decoder`.
+        sandbox: `best`, or `require`, as of `Decoder`.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Predictor:
         Args:
             inputs: the bytes of files, or paths of files on this machine; of tables, also rows as
                 dictionaries, and files and bytes are one JSON object each. What cannot be decoded
-                gets an ``error``. A client's inputs go through :func:`as_inputs` first, which
+                gets an `error`. A client's inputs go through `as_inputs` first, which
                 leaves no path.
 
         Raises:
@@ -180,10 +180,10 @@ class Predictor:
         """Class probabilities of decoded media.
 
         Args:
-            arrays: at least one, as :func:`pipeline.media.check_array` says.
+            arrays: at least one, as `pipeline.media.check_array` says.
 
         Returns:
-            float64 ``[len(arrays), classes]``; rows sum to 1.
+            float64 `[len(arrays), classes]`; rows sum to 1.
         """
         inputs, mask = collate(arrays, self.card.media, self.device)
         logits = self.model(inputs, mask)

@@ -57,12 +57,12 @@ class PerceiverModel(mlflow.pyfunc.PythonModel):
 
         Args:
             model_input: encoded media, or of a model of tables rows, in any form that
-                :func:`~pipeline.registry.served.requests.as_inputs` takes; paths only if the model
-                was loaded with ``model_config={"allow_paths": True}``.
+                `as_inputs` takes; paths only if the model
+                was loaded with `model_config={"allow_paths": True}`.
 
         Returns:
-            A row for each input, in order: ``source``, ``label``, ``probability``,
-            ``probabilities`` (by class name) and ``error`` (why it has no label, or None).
+            A row for each input, in order: `source`, `label`, `probability`,
+            `probabilities` (by class name) and `error` (why it has no label, or None).
 
         Raises:
             RequestError: no such input, or too much of it; nothing was predicted.

@@ -15,7 +15,7 @@ import numpy as np
 
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
 BASE64_KEY = "b64"
-"""``{"b64": TEXT}`` stands for bytes, as in TensorFlow Serving's requests."""
+"""`{"b64": TEXT}` stands for bytes, as in TensorFlow Serving's requests."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def as_inputs(
     """The inputs in whatever MLflow hands over: a value, a list, an array, or a table.
 
     Args:
-        values: media as bytes, as base64 in text or in bytes, or as ``{"b64": TEXT}``. A data frame
+        values: media as bytes, as base64 in text or in bytes, or as `{"b64": TEXT}`. A data frame
             is one column of them.
         takes_rows: whether the model reads tables. Inputs are then rows: a data frame, a dictionary
             of a row or of columns, or a list of rows; text and bytes are JSON objects.
@@ -61,7 +61,7 @@ def within_limits(inputs: Sequence[MediaSource], *, most: int, most_bytes: int) 
     """Refuse what is too much for one request.
 
     Raises:
-        ValueError: more inputs than ``most``, or one of more than ``most_bytes`` bytes.
+        ValueError: more inputs than `most`, or one of more than `most_bytes` bytes.
     """
     if len(inputs) > most:
         raise ValueError(f"{len(inputs)} inputs in one request; at most {most} are taken")
@@ -119,7 +119,7 @@ def _media_input(item: Any, wanted: str, is_text: bool, allow_paths: bool) -> Me
         return _from_base64(inner) if isinstance(inner, bytes | str) else BadInput(_NOT_BASE64)
     if isinstance(item, bytes | bytearray | memoryview):
         data = bytes(item)
-        # MLflow hands base64 in ``inputs`` and ``instances`` over as bytes, undecoded.
+        # MLflow hands base64 in `inputs` and `instances` over as bytes, undecoded.
         return data if is_text or _encoded(data) is None else _from_base64(data)
     if isinstance(item, Path | str) and allow_paths:
         return Path(item)

@@ -26,12 +26,12 @@ def augment_images(
     """Shift, turn, scale, crop and mirror images by one affine map each, bilinearly.
 
     Args:
-        images: uint8 ``[batch, height, width, channels]``.
+        images: uint8 `[batch, height, width, channels]`.
         seed: of this step; equal on all ranks.
         rank, world_size: which part of the global batch this is.
 
     Returns:
-        float32 in [0, 1], same shape; or ``images`` itself where the configuration changes nothing.
+        float32 in [0, 1], same shape; or `images` itself where the configuration changes nothing.
     """
     if not asked(config, PICTURE_FIELDS):
         return images
@@ -72,7 +72,7 @@ def augment_films(
     """As `augment_images`, all frames of a film alike.
 
     Args:
-        films: uint8 ``[batch, frames, height, width, channels]``.
+        films: uint8 `[batch, frames, height, width, channels]`.
     """
     frames = films.shape[1]
     pictures = films.permute(0, 2, 3, 1, 4).flatten(3)
@@ -95,8 +95,8 @@ def augment_audio(
     """Shift recordings in time and change their loudness.
 
     Args:
-        sound: int16 ``[batch, samples]``.
-        mask: bool ``[batch, samples]``, True where there is sound; moves along.
+        sound: int16 `[batch, samples]`.
+        mask: bool `[batch, samples]`, True where there is sound; moves along.
 
     Returns:
         float32 in [-1, 1] and the mask, or both as they came where nothing is to change.
@@ -115,7 +115,7 @@ def augment_audio(
 
 
 def uniform_draws(seed: int, count: int, batch: int, rank: int, world_size: int) -> torch.Tensor:
-    """Uniform numbers ``[count, batch]`` for this rank's part of the global batch."""
+    """Uniform numbers `[count, batch]` for this rank's part of the global batch."""
     generator = torch.Generator().manual_seed(seed)
     everyone = torch.rand(count, world_size * batch, generator=generator)
     return everyone[:, rank * batch : (rank + 1) * batch]

@@ -24,9 +24,9 @@ def augment_mel(
     frames are.
 
     Args:
-        frames: float32 ``[batch, frames, 1, num_mels]``, standardised.
-        mask: bool ``[batch, frames, 1]``, True where there is sound; moves along.
-        media: their format, with ``mel``.
+        frames: float32 `[batch, frames, 1, num_mels]`, standardised.
+        mask: bool `[batch, frames, 1]`, True where there is sound; moves along.
+        media: their format, with `mel`.
         seed: of this step; equal on all ranks.
         rank, world_size: which part of the global batch this is.
 
@@ -65,13 +65,13 @@ def _within(
     longest: torch.Tensor,
     draws: torch.Tensor,
 ) -> torch.Tensor:
-    """Whether each place lies in a random span, bool ``[batch, places]``.
+    """Whether each place lies in a random span, bool `[batch, places]`.
 
     Args:
-        place: int64 ``[places]``.
-        first, count: int64 ``[batch]``: the span lies in those ``count`` places.
-        longest: int64 ``[batch]``: of the span; its length is 0 to that.
-        draws: ``[2, batch]`` in [0, 1): of its length and of its start.
+        place: int64 `[places]`.
+        first, count: int64 `[batch]`: the span lies in those `count` places.
+        longest: int64 `[batch]`: of the span; its length is 0 to that.
+        draws: `[2, batch]` in [0, 1): of its length and of its start.
     """
     length = (draws[0] * (longest + 1)).long()
     start = first + (draws[1] * (count - length + 1)).long()

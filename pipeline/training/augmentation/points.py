@@ -25,16 +25,16 @@ def augment_points(
     """Turn each cloud about a random axis, scale it along its axes and shake its points.
 
     Args:
-        points: float32 ``[batch, num_points, 3]``, or their Fourier features, whose first channels
+        points: float32 `[batch, num_points, 3]`, or their Fourier features, whose first channels
             are the coordinates.
-        mask: bool ``[batch, num_points]``, True where there is a point.
+        mask: bool `[batch, num_points]`, True where there is a point.
         media: their format; clouds in the unit cube are brought there again.
         seed: of this step; equal on all ranks.
         rank, world_size: which part of the global batch this is.
 
     Returns:
-        The moved coordinates, float32 ``[batch, num_points, 3]``, zero where the mask is False: the
-        model computes their features anew. Or ``points`` where nothing is to change.
+        The moved coordinates, float32 `[batch, num_points, 3]`, zero where the mask is False: the
+        model computes their features anew. Or `points` where nothing is to change.
     """
     if not asked(config, POINTS_FIELDS):
         return points
@@ -64,10 +64,10 @@ def _centred(cloud: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _rotations(draws: torch.Tensor, degrees: float) -> torch.Tensor:
-    """Rotations about axes evenly spread over the sphere, float64 ``[batch, 3, 3]``.
+    """Rotations about axes evenly spread over the sphere, float64 `[batch, 3, 3]`.
 
     Args:
-        draws: float64 ``[3, batch]`` in [0, 1): of the angle and of the axis.
+        draws: float64 `[3, batch]` in [0, 1): of the angle and of the axis.
         degrees: the largest angle each way.
     """
     angle = (2 * draws[0] - 1) * math.radians(degrees)
@@ -83,7 +83,7 @@ def _rotations(draws: torch.Tensor, degrees: float) -> torch.Tensor:
 
 
 def _normal(seed: int, batch: int, num_points: int, rank: int, world_size: int) -> torch.Tensor:
-    """Normal numbers, float64 ``[batch, num_points, 3]``, for this rank's part of the batch."""
+    """Normal numbers, float64 `[batch, num_points, 3]`, for this rank's part of the batch."""
     generator = torch.Generator().manual_seed(seed + 1)
     everyone = torch.randn(world_size * batch, num_points, NUM_DIMS, generator=generator)
     return everyone[rank * batch : (rank + 1) * batch].double()
