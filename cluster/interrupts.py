@@ -26,7 +26,7 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def terminable() -> Iterator[None]:
+def sigterm_raises() -> Iterator[None]:
     """SIGTERM and SIGHUP raise `Terminated` in the main thread.
 
     So does SIGINT `KeyboardInterrupt`. A SIGHUP that the caller ignores (`nohup`) is ignored.
@@ -52,7 +52,7 @@ def terminable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def kept_handlers() -> Iterator[None]:
+def restore_signal_handlers() -> Iterator[None]:
     """The handlers of SIGINT and SIGTERM are afterwards what they were: Ray sets its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -66,7 +66,7 @@ def kept_handlers() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def interrupt_after() -> Iterator[None]:
+def defer_sigint() -> Iterator[None]:
     """SIGINT waits for the end of the block."""
     came: list[int] = []
     with _handler(signal.SIGINT, lambda number, _: came.append(number)):

@@ -14,7 +14,7 @@ import psutil
 
 from cluster.code_paths import refuse_hidden, root_to_add, working_directory_for_workers
 from cluster.errors import ClusterError
-from cluster.interrupts import Terminated, interrupt_after, kept_handlers
+from cluster.interrupts import Terminated, defer_sigint, restore_signal_handlers
 from shards.redaction import redacted
 
 # Ray sets this for the entry point of a job, whose cluster is then the one to use.
@@ -58,7 +58,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     import ray
 
     try:
-        with _one_attempt(), kept_handlers(), working_directory_for_workers():
+        with _one_attempt(), restore_signal_handlers(), working_directory_for_workers():
             ray.init(address=address, log_to_driver=True)
     except Exception as error:  # Ray's kinds differ by address scheme and stage
         reason = redacted(" ".join(str(error).split()))[:200]
@@ -125,7 +125,7 @@ def _start(folder: Path, dashboard_port: int) -> None:
     try:
         # An interrupt in the midst of Ray's start can leave it waiting for ever.
         # The workers start in this folder, and import from it.
-        with interrupt_after(), kept_handlers(), contextlib.chdir(folder):
+        with defer_sigint(), restore_signal_handlers(), contextlib.chdir(folder):
             ray.init(
                 address="local",
                 log_to_driver=True,

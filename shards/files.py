@@ -94,7 +94,7 @@ def remove_tree(folder: Path) -> None:
 
 
 @contextmanager
-def only_one(path: Path) -> Iterator[None]:
+def exclusive_lock(path: Path) -> Iterator[None]:
     """Holds the lock file `path` against all other processes; it is gone afterwards.
 
     So are folders that had to be made for it and are still empty. A killed process holds no lock.

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
-from shards.ahead import Ahead
 from shards.digests import sha256_hex
 from shards.errors import ShardError
 from shards.index import ShardIndex, ShardInfo, index_name, max_index_bytes
 from shards.location import Location
+from shards.prefetch import Prefetcher
 
 REMEDY = "run 'perceiver verify', then 'perceiver preprocess' again"
 
@@ -43,7 +43,7 @@ class IndexCache:
         self._keep_sample_hashes = keep_sample_hashes
         self._bytes = 0
         self._recent: OrderedDict[int, ShardIndex] = OrderedDict()
-        self._ahead: Ahead[int, ShardIndex] = Ahead(num_threads)
+        self._ahead: Prefetcher[int, ShardIndex] = Prefetcher(num_threads)
 
     def __getitem__(self, shard: int) -> ShardIndex:
         """Raises ShardError: missing, unreadable, or not the one that was published."""

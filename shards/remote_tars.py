@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from shards.ahead import Ahead
 from shards.cache import NoRoomError, ShardCache
 from shards.errors import ShardError
 from shards.local_tars import Extent
 from shards.location import Location
+from shards.prefetch import Prefetcher
 from shards.raw_sample import Block
 
 _MAX_GAP_BYTES = 1 << 20
@@ -88,8 +88,8 @@ class RemoteTars:
         self._cache = ShardCache(reading.cache_folder, reading.cache_bytes)
         self._held: OrderedDict[int, memoryview] = OrderedDict()
         self._spent: OrderedDict[int, int] = OrderedDict()  # on ranges of a shard, in bytes
-        self._tars: Ahead[int, memoryview] = Ahead(reading.num_threads)
-        self._ranges: Ahead[tuple[int, int, int], memoryview] = Ahead(reading.num_threads)
+        self._tars: Prefetcher[int, memoryview] = Prefetcher(reading.num_threads)
+        self._ranges: Prefetcher[tuple[int, int, int], memoryview] = Prefetcher(reading.num_threads)
 
     def read_ahead(self, now: Sequence[int], later: Sequence[int]) -> None:
         """Fetches whole the shards `now`, which are needed at once, and as many of `later` as fit.

@@ -73,7 +73,7 @@ def test_rows_whose_bytes_changed_are_decoded_again_and_no_others(tmp_path):
     changed = [*images[:4], b"\x04" * 49 + b"\x05", *images[5:]]
     now = rows_listing(path, changed, mtime=2_000)
     changes = find_changes(ledger, now.table, NONE, lambda sources: sha256s(now, sources, tmp_path))
-    assert changes.renewed["uri"].to_pylist() == [b"train/rows.parquet#4"]
+    assert changes.to_decode["uri"].to_pylist() == [b"train/rows.parquet#4"]
     assert changes.stale["uri"].to_pylist() == [b"train/rows.parquet#4"]
     assert len(changes.unchanged) == 7
 

@@ -18,7 +18,7 @@ from pipeline.cli.parser import parse
 from pipeline.config.load import load_config
 from pipeline.errors import GateRefusedError, UserError
 from pipeline.media.sandbox.sandbox import protections
-from pipeline.runs.user_errors import expected_cause, expected_errors
+from pipeline.runs.user_errors import find_user_error, raise_user_errors
 from shards import Sample, ShardError, publish, write_shard
 
 HEAVY = {"ray", "torch", "mlflow", "deepspeed", "pydantic", "numpy", "pandas", "pyarrow", "rich"}
@@ -387,7 +387,7 @@ SESSION = """
 import os, signal, threading, time
 from pathlib import Path
 import ray
-from cluster.interrupts import Terminated, terminable
+from cluster.interrupts import Terminated, sigterm_raises
 from cluster.ray_session import ray_session
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
@@ -403,7 +403,7 @@ def at_start():
 if os.environ["SIGNAL"] == "SIGINT":
     threading.Thread(target=at_start).start()
 try:
-    with terminable(), ray_session(None):
+    with sigterm_raises(), ray_session(None):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
 except KeyboardInterrupt as error:
@@ -455,17 +455,17 @@ def wrapped(inner: Exception, how: str) -> Exception:
 @pytest.mark.parametrize("kind", [UserError, ShardError, ClusterError, GateRefusedError])
 def test_the_cause_that_a_user_can_mend_is_found(kind, how):
     inner = kind("mend this")
-    assert expected_cause(inner) is inner
-    assert expected_cause(wrapped(wrapped(inner, how), "from")) is inner
-    with pytest.raises(kind, match="mend this"), expected_errors():
+    assert find_user_error(inner) is inner
+    assert find_user_error(wrapped(wrapped(inner, how), "from")) is inner
+    with pytest.raises(kind, match="mend this"), raise_user_errors():
         raise wrapped(inner, how)
 
 
 def test_without_such_a_cause_the_error_stays():
     circle = RuntimeError("itself")
     circle.__cause__ = circle
-    assert expected_cause(circle) is None
-    with pytest.raises(ZeroDivisionError), expected_errors():
+    assert find_user_error(circle) is None
+    with pytest.raises(ZeroDivisionError), raise_user_errors():
         raise ZeroDivisionError
 
 
@@ -514,4 +514,4 @@ def test_an_error_of_a_process_that_reads_samples_is_told_without_its_traceback(
     with pytest.raises(ShardError) as caught:
         wrapper.reraise()
     assert "Traceback" in str(caught.value)
-    assert str(expected_cause(caught.value)) == "shard-00000.tar: gone; run verify"
+    assert str(find_user_error(caught.value)) == "shard-00000.tar: gone; run verify"

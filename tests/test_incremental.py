@@ -17,7 +17,7 @@ from pipeline.preprocess.ledger import ledger_path
 from pipeline.preprocess.preprocess import preprocess, retry_quarantine
 from pipeline.runs.console import Console
 from shards import ShardError, ShardReader, ShardSet, verify
-from shards.files import only_one
+from shards.files import exclusive_lock
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeConfig = Callable[..., Config]
@@ -339,7 +339,7 @@ def test_what_is_no_set_is_refused_before_any_work(
 
 def test_one_command_at_a_time_makes_a_set(config: Config, console: Console) -> None:
     shards = Path(config.shards_folder)
-    lock = only_one(shards.with_name("shards.lock"))
+    lock = exclusive_lock(shards.with_name("shards.lock"))
     with lock, pytest.raises(ShardError, match=r"shards\.lock: another process is at work"):
         preprocess(config, console)
     assert not preprocess(config, console)["skipped"]

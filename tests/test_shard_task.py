@@ -24,7 +24,7 @@ from pipeline.preprocess import shard_task
 from pipeline.preprocess.identity import sandbox_settings
 from pipeline.preprocess.shard_task import READ_AHEAD, READ_AHEAD_BYTES, TOGETHER_BYTES, ShardTask
 from pipeline.preprocess.sources import Reach, SourceRow, list_sources, write_plan
-from pipeline.preprocess.sources.parts import Part
+from pipeline.preprocess.sources.parts import SourceFile
 from shards import Quarantined, read_committed, read_quarantine
 from shards.retries import Retry
 from shards.writer import read_index
@@ -185,7 +185,9 @@ def test_a_machine_that_starts_no_decoder_ends_the_run_and_blames_no_file(tmp_pa
 )
 def test_sources_are_read_ahead_in_order_and_within_bounds(root, size, at_once, monkeypatch):
     rows = [
-        SourceRow("train", f"train/{n}", None, None, (Part("image", f"{n}", None, None, size, ""),))
+        SourceRow(
+            "train", f"train/{n}", None, None, (SourceFile("image", f"{n}", None, None, size, ""),)
+        )
         for n in range(40)
     ]
     reading: set[str] = set()

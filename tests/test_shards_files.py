@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from shards import ShardError
-from shards.files import only_one, remove_tree
+from shards.files import exclusive_lock, remove_tree
 
 HOLD = """
 import sys
 from pathlib import Path
-from shards.files import only_one
-with only_one(Path(sys.argv[1])):
+from shards.files import exclusive_lock
+with exclusive_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -34,11 +34,14 @@ def holder(lock: Path) -> "subprocess.Popen[str]":
 def test_a_lock_is_one_processes_and_gone_afterwards(tmp_path: Path) -> None:
     lock = tmp_path / "deep" / "er" / "set.lock"
     other = holder(lock)
-    with pytest.raises(ShardError, match=r"set\.lock: another process is at work"), only_one(lock):
+    with (
+        pytest.raises(ShardError, match=r"set\.lock: another process is at work"),
+        exclusive_lock(lock),
+    ):
         pytest.fail("two hold one lock")
     other.communicate()
     assert list(tmp_path.iterdir()) == [], "folders that were made for it and are empty go, too"
-    with only_one(lock):
+    with exclusive_lock(lock):
         (lock.parent / "set").mkdir()
     assert [path.name for path in lock.parent.iterdir()] == ["set"]
 
@@ -49,7 +52,7 @@ def test_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
     other.kill()
     other.communicate()
     assert lock.exists()
-    with only_one(lock):
+    with exclusive_lock(lock):
         assert lock.exists()
     assert not lock.exists()
 
@@ -57,7 +60,7 @@ def test_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     lock = tmp_path / "file" / "set.lock"
-    with pytest.raises(ShardError, match=r"cannot be locked \(.*\); choose"), only_one(lock):
+    with pytest.raises(ShardError, match=r"cannot be locked \(.*\); choose"), exclusive_lock(lock):
         pytest.fail("there is no such folder")
 
 

@@ -18,7 +18,7 @@ from source_trees import (
 )
 
 from pipeline.config.data import absolute
-from pipeline.preprocess.sources import Part, plan_files, read_part, read_plan, write_plan
+from pipeline.preprocess.sources import SourceFile, plan_files, read_part, read_plan, write_plan
 
 NO_CLASS = {"kind": "none"}
 NAMES = [
@@ -34,7 +34,7 @@ every_name = pytest.mark.parametrize("name", NAMES)
 def contents(listing) -> set[bytes]:
     """What the listed files hold."""
     table = listing.table.to_pylist()
-    parts = [Part.of(part) for row in table for part in row["parts"]]
+    parts = [SourceFile.of(part) for row in table for part in row["parts"]]
     return {read_part(listing.reaches["train"], part) for part in parts}
 
 

@@ -21,7 +21,7 @@ from source_trees import (
 
 from pipeline.errors import UserError
 from pipeline.media.errors import MediaError
-from pipeline.preprocess.sources import Part, list_sources, read_part, read_plan, write_plan
+from pipeline.preprocess.sources import SourceFile, list_sources, read_part, read_plan, write_plan
 from pipeline.preprocess.sources.local_files import OUTSIDE
 from pipeline.preprocess.sources.reach import Reach
 from shards.retries import Retry
@@ -30,8 +30,8 @@ ROWS = {"columns": {"image": "file"}, "target": {"kind": "none"}}
 GOOD = "good.png"
 
 
-def part(path: str) -> Part:
-    return Part("image", path, None, None, -1, "")
+def part(path: str) -> SourceFile:
+    return SourceFile("image", path, None, None, -1, "")
 
 
 def reason_of(reach: Reach, path: str) -> str:
@@ -267,7 +267,7 @@ def test_a_body_without_an_end_is_read_no_further_than_the_bound(sender):
     reach = Reach(f"{url}/data", max_file_bytes=1_000_000)
     size, _, told = reason_of(reach, "endless.png").partition(" ")
     assert told == "bytes, more than 1000000 (data.max_file_bytes)" and int(size) < 2_000_000
-    member = Part("image", "a.tar", 512, 100, 100, "")
+    member = SourceFile("image", "a.tar", 512, 100, 100, "")
     with pytest.raises(MediaError, match="more than the 100 bytes of a tar"):
         read_part(Reach(url, confined=False), member)
 

@@ -19,7 +19,7 @@ from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.preprocess.preprocess import build, preprocess, report, retry_quarantine
 from pipeline.preprocess.sources import (
-    Part,
+    SourceFile,
     plan_files,
     read_part,
     read_plan,
@@ -84,7 +84,7 @@ def test_what_gives_access_to_a_listing_goes_with_its_rows(guarded):
     assert set(uris(listing)) == {f"train/{name}" for name in files}
     assert listing.roots == {"train": server.url}
     for path in paths(listing).values():
-        assert read_part(listing.reaches["train"], Part("image", path, None, None, -1, ""))
+        assert read_part(listing.reaches["train"], SourceFile("image", path, None, None, -1, ""))
 
 
 def test_tars_and_parquet_may_be_guarded_too(guarded, tmp_path):

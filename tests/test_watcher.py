@@ -16,7 +16,7 @@ def command(work: str) -> list[str]:
     code = f"""
 import os, signal, sys, time
 from pathlib import Path
-from cluster.interrupts import terminable
+from cluster.interrupts import sigterm_raises
 from pipeline.runs.watcher import tell_log, watched
 def work():
     tell_log(Path("/a/log"))
@@ -63,7 +63,7 @@ def test_a_crash_after_the_end_changes_nothing() -> None:
 
 WAITS = """
     try:
-        with terminable():
+        with sigterm_raises():
             print("ready", os.getpid(), flush=True); time.sleep(30)
     except KeyboardInterrupt as end:
         print(type(end).__name__, getattr(end, "number", 2), flush=True)

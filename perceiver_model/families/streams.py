@@ -10,13 +10,13 @@ import torch
 
 from perceiver_model.families.classifier import PerceiverClassifier
 
-Part = torch.Tensor | tuple[torch.Tensor, torch.Tensor | None]
+StreamChunk = torch.Tensor | tuple[torch.Tensor, torch.Tensor | None]
 """A part of a stream: inputs, or inputs and their mask."""
 
 
 def read_stream(
     model: PerceiverClassifier,
-    parts: Iterable[Part],
+    parts: Iterable[StreamChunk],
     *,
     state: torch.Tensor | None = None,
     detach_every: int | None = None,

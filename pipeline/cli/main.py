@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from cluster.interrupts import Terminated, terminable
+from cluster.interrupts import Terminated, sigterm_raises
 from pipeline.cli.parser import parse
 from pipeline.cli.verbs import FAILED
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     verb: Callable[[argparse.Namespace], int] = args.run
     try:
-        with terminable():
+        with sigterm_raises():
             return verb(args)
     except Terminated as end:
         with contextlib.suppress(OSError):  # the terminal may be what went away
@@ -55,13 +55,13 @@ def _run(args: argparse.Namespace) -> int:
 
 def _explain(error: Exception, args: argparse.Namespace) -> int:
     from pipeline.errors import GateRefusedError
-    from pipeline.runs.user_errors import expected_cause
+    from pipeline.runs.user_errors import find_user_error
     from shards.plain import printable
     from shards.redaction import redacted
 
     if args.debug:
         print(redacted("".join(traceback.format_exception(error))), end="", file=sys.stderr)
-    expected = expected_cause(error)
+    expected = find_user_error(error)
     if expected is None:
         hint = "" if args.debug else "; --debug shows the traceback"
         text = printable(redacted(_foreign(error)))

@@ -25,7 +25,7 @@ def open_console(args: argparse.Namespace, config: "Config | None" = None) -> It
     """
     from pipeline.errors import UserError
     from pipeline.runs.console import logged
-    from pipeline.runs.user_errors import expected_cause
+    from pipeline.runs.user_errors import find_user_error
 
     folder = None
     if config is not None:
@@ -38,7 +38,7 @@ def open_console(args: argparse.Namespace, config: "Config | None" = None) -> It
         try:
             yield console
         except Exception as error:
-            if expected_cause(error) is None:
+            if find_user_error(error) is None:
                 console.notice(f"log: {console.log}")
             elif console.log is not None:
                 if config is None:

@@ -16,7 +16,7 @@ from pipeline.media.decode import (
     media_to_dict,
 )
 from pipeline.media.errors import MediaError
-from pipeline.media.sandbox.child import Part
+from pipeline.media.sandbox.child import NamedBlob
 from pipeline.media.sandbox.sandbox import Sandbox
 from pipeline.media.table.decode import TableFormat
 
@@ -36,7 +36,7 @@ class ArrayMaker:
         self._strict: bool = settings["strict"]
 
     def __call__(
-        self, parts: dict[str, Part], values: dict[str, Any]
+        self, parts: dict[str, NamedBlob], values: dict[str, Any]
     ) -> Iterator[dict[str, bytes]]:
         """The array's shape, in JSON, and its bytes in C order.
 

@@ -17,7 +17,7 @@ from pipeline.media.decode import (
 )
 from pipeline.media.errors import MediaError
 from pipeline.media.image.decode import ImageFormat
-from pipeline.media.sandbox.child import Part
+from pipeline.media.sandbox.child import NamedBlob
 from pipeline.media.table.decode import FittedTableFormat
 from pipeline.media.targets import TargetConfig, target_members
 from pipeline.media.text import TextFormat
@@ -47,7 +47,7 @@ class MemberMaker:
         self._image = image
 
     def __call__(
-        self, parts: dict[str, Part], values: dict[str, Any]
+        self, parts: dict[str, NamedBlob], values: dict[str, Any]
     ) -> Iterator[dict[str, bytes]]:
         """The members of each of a source's samples, name to bytes.
 
@@ -82,7 +82,7 @@ class MemberMaker:
         for pieces in self._pieces(cut, parts):
             yield fixed | pieces
 
-    def _pieces(self, name: str, parts: dict[str, Part]) -> Iterator[dict[str, bytes]]:
+    def _pieces(self, name: str, parts: dict[str, NamedBlob]) -> Iterator[dict[str, bytes]]:
         """The members of each clip, with its sound where the film has it, or of each context."""
         (data, file), fmt = parts[name], self._formats[name]
         if not (isinstance(fmt, VideoFormat) and _reads_sound_track(self._formats, parts)):
@@ -98,17 +98,17 @@ class MemberMaker:
             yield encode_members(frames, fmt) | heard
 
 
-def _check_missing(name: str, parts: dict[str, Part], allowed: list[str]) -> None:
+def _check_missing(name: str, parts: dict[str, NamedBlob], allowed: list[str]) -> None:
     of_film = name == "audio" and "video" in parts
     if not of_film and name not in allowed:
         raise MediaError(f"it has no {name}, and data.allow_missing does not name that")
 
 
-def _is_cut(fmt: MediaFormat, formats: dict[str, MediaFormat], parts: dict[str, Part]) -> bool:
+def _is_cut(fmt: MediaFormat, formats: dict[str, MediaFormat], parts: dict[str, NamedBlob]) -> bool:
     if isinstance(fmt, VideoFormat):
         return fmt.clips == "all" or _reads_sound_track(formats, parts)
     return isinstance(fmt, TextFormat) and fmt.cut == "all"
 
 
-def _reads_sound_track(formats: dict[str, MediaFormat], parts: dict[str, Part]) -> bool:
+def _reads_sound_track(formats: dict[str, MediaFormat], parts: dict[str, NamedBlob]) -> bool:
     return "video" in formats and "audio" in formats and "audio" not in parts

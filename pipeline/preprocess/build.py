@@ -39,7 +39,7 @@ from pipeline.preprocess.sources import (
 )
 from pipeline.preprocess.sources.tables import table_digest
 from pipeline.runs.console import Console
-from pipeline.runs.user_errors import EXPECTED, expected_errors
+from pipeline.runs.user_errors import EXPECTED, raise_user_errors
 from shards import (
     Manifest,
     PositionSpec,
@@ -64,7 +64,7 @@ HASHED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class ShardSetSpec:
     """The set that is wanted, by a configuration or by an older set's manifest.
 
     Attributes:
@@ -89,7 +89,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Base:
+class ExistingSet:
     """The set that is there already, of the same settings."""
 
     manifest: Manifest
@@ -97,9 +97,9 @@ class Base:
     quarantine: pa.Table
 
 
-def sha256s(job: Job, listing: Listing, sources: pa.Table) -> list[str | None]:
+def sha256s(spec: ShardSetSpec, listing: Listing, sources: pa.Table) -> list[str | None]:
     """Hash some sources of a listing; None for one that cannot be read."""
-    plan = job.beside("doubtful.parquet")
+    plan = spec.beside("doubtful.parquet")
     try:
         part = replace(listing, table=sources)
         shards = write_plan(part, plan, HASHED_AT_ONCE)
@@ -129,9 +129,9 @@ def _remove_plan(plan: Path) -> None:
 
 
 def build(
-    job: Job,
+    spec: ShardSetSpec,
     listing: Listing,
-    base: Base | None,
+    base: ExistingSet | None,
     changes: Changes | None,
     console: Console,
 ) -> int:
@@ -145,65 +145,66 @@ def build(
             the shards that are finished stay, for the same command to go on from.
     """
     staging, made_by, plan, stale = (
-        job.beside(name) for name in ("partial", "partial.made_by", "plan.parquet", "stale.parquet")
+        spec.beside(name)
+        for name in ("partial", "partial.made_by", "plan.parquet", "stale.parquet")
     )
-    _prepare(staging, made_by, _fingerprint(job, listing, base, changes))
+    _prepare(staging, made_by, _fingerprint(spec, listing, base, changes))
     try:
-        sources = listing.table if changes is None else changes.renewed
-        kept, rewritten = _shards_of(job, base, changes)
+        sources = listing.table if changes is None else changes.to_decode
+        kept, rewritten = _shards_of(spec, base, changes)
         first_number = int(max(kept + rewritten, default=-1)) + 1
         num_new, addresses = 0, None
         if sources.num_rows:
             new = replace(listing, table=sources)
-            num_new = write_plan(new, plan, job.data.samples_per_shard)
-            addresses = shard_addresses(new, job.data.samples_per_shard)
+            num_new = write_plan(new, plan, spec.data.samples_per_shard)
+            addresses = shard_addresses(new, spec.data.samples_per_shard)
         if changes is not None:
             pq.write_table(changes.stale, stale)
-        vocabulary = _vocabulary(job, listing, base)
+        vocabulary = _vocabulary(spec, listing, base)
         task = ShardTask(
             plan=str(plan),
             staging=str(staging),
             reaches=listing.reaches,
             value_places=listing.value_places,
-            media=sandbox_settings(job.data, listing.classes, vocabulary),
+            media=sandbox_settings(spec.data, listing.classes, vocabulary),
             limits={
-                "seconds": job.data.decode_seconds,
-                "memory_bytes": job.data.decode_memory_mib * 2**20,
-                "required": job.data.sandbox == "require",
+                "seconds": spec.data.decode_seconds,
+                "memory_bytes": spec.data.decode_memory_mib * 2**20,
+                "required": spec.data.sandbox == "require",
             },
             num_new=num_new,
             first_number=first_number,
-            base=None if base is None else str(job.final),
+            base=None if base is None else str(spec.final),
             stale=None if changes is None else str(stale),
             rewritten=np.asarray(rewritten, np.int64),
         )
         for number in kept:
-            link_shard(job.final, staging, number)
+            link_shard(spec.final, staging, number)
         if num_new + len(rewritten):
-            with expected_errors(), ray_session(job.address):
+            with raise_user_errors(), ray_session(spec.address):
                 run_tasks(task, num_new + len(rewritten), sources.num_rows, console, addresses)
         carried = _carried(base, changes)
         try:
-            _check_bad(job, listing, staging, carried)
+            _check_bad(spec, listing, staging, carried)
         except UserError:
-            remove_leftovers(job)
+            remove_leftovers(spec)
             raise
-        _write_positions(job, staging)
+        _write_positions(spec, staging)
         publish(
             staging,
-            job.final,
+            spec.final,
             numbers=[*kept, *rewritten, *range(first_number, first_number + num_new)],
-            config=job.settings | ({VOCABULARY: vocabulary.to_dict()} if vocabulary else {}),
+            config=spec.settings | ({VOCABULARY: vocabulary.to_dict()} if vocabulary else {}),
             input_digest=listing.content_digest,
             classes=listing.classes,
-            positions=job.specs,
+            positions=spec.specs,
             quarantine=pa.concat_tables([carried, refused_rows(listing)]),
-            replace=job.final.exists(),
+            replace=spec.final.exists(),
         )
         made_by.unlink()
     except EXPECTED:
         if not any(staging.glob("*.tar")):
-            remove_leftovers(job)
+            remove_leftovers(spec)
         raise
     finally:
         _remove_plan(plan)
@@ -211,14 +212,14 @@ def build(
     return sources.num_rows
 
 
-def remove_leftovers(job: Job) -> None:
+def remove_leftovers(spec: ShardSetSpec) -> None:
     """Remove all that an unfinished run left beside the set."""
     # First what vouches for the shards: some may lack their quarantined sources by then.
     for name in ("partial.made_by", "stale.parquet"):
-        job.beside(name).unlink(missing_ok=True)
-    remove_tree(job.beside("partial"))
+        spec.beside(name).unlink(missing_ok=True)
+    remove_tree(spec.beside("partial"))
     for name in ("plan.parquet", "doubtful.parquet"):
-        _remove_plan(job.beside(name))
+        _remove_plan(spec.beside(name))
 
 
 def refused_rows(listing: Listing) -> pa.Table:
@@ -247,16 +248,18 @@ def uri_texts(uris: pa.ChunkedArray) -> pa.Array:
         return pa.array(texts, pa.string())
 
 
-def _fingerprint(job: Job, listing: Listing, base: Base | None, changes: Changes | None) -> str:
+def _fingerprint(
+    spec: ShardSetSpec, listing: Listing, base: ExistingSet | None, changes: Changes | None
+) -> str:
     """What the shards in a staging folder depend on."""
     facts = {
-        "settings": job.settings,
+        "settings": spec.settings,
         "sources": listing.state_digest,
         "roots": listing.roots,
         "base": base and base.manifest.digest,
         "changes": None
         if changes is None
-        else table_digest([changes.renewed.select(["uri"]), changes.stale]),
+        else table_digest([changes.to_decode.select(["uri"]), changes.stale]),
     }
     return sha256_hex(canonical_json(facts))
 
@@ -276,11 +279,13 @@ def _prepare(staging: Path, made_by: Path, fingerprint: str) -> None:
     staging.mkdir(parents=True, exist_ok=True)
 
 
-def _shards_of(job: Job, base: Base | None, changes: Changes | None) -> tuple[list[int], list[int]]:
+def _shards_of(
+    spec: ShardSetSpec, base: ExistingSet | None, changes: Changes | None
+) -> tuple[list[int], list[int]]:
     """Numbers of the base's shards that stay as they are, and of those that lose samples."""
     if base is None or changes is None:
         return [], []
-    numbers = ShardSet.open(job.final).listing["number"]
+    numbers = ShardSet.open(spec.final).listing["number"]
     losing = pc.is_in(numbers, value_set=pc.unique(changes.stale["shard"]))
     return (
         numbers.filter(pc.invert(losing)).to_pylist(),
@@ -295,7 +300,7 @@ def run_tasks(
     console: Console,
     addresses: list[str] | None = None,
 ) -> None:
-    """Run one Ray Data task for each job.
+    """Run one Ray Data task for each spec.
 
     Args:
         addresses: of the new shards, from `shard_addresses`; they travel with the jobs, in memory.
@@ -307,7 +312,9 @@ def run_tasks(
     context.print_on_execution_start = False
     _learn_limits_at_once()
     # A reading operator, such as range's, would hold CPUs of its own.
-    blocks = np.split(np.arange(num_jobs), guided(num_jobs, ray.cluster_resources().get("CPU", 1)))
+    blocks = np.split(
+        np.arange(num_jobs), guided_self_scheduling(num_jobs, ray.cluster_resources().get("CPU", 1))
+    )
     table = {"id": np.arange(num_jobs)}
     if addresses is not None:
         table["addresses"] = np.array(addresses + [""] * (num_jobs - len(addresses)), object)
@@ -326,7 +333,7 @@ def run_tasks(
             bar.advance(row["files"])
 
 
-def guided(num_jobs: int, num_cpus: float) -> list[int]:
+def guided_self_scheduling(num_jobs: int, num_cpus: float) -> list[int]:
     """Where to cut the jobs into tasks: few, since Ray Data leaves a CPU idle for 0.2 s after each.
 
     The last ones are single jobs, so that all CPUs end together. (Guided self-scheduling:
@@ -354,7 +361,7 @@ def _learn_limits_at_once() -> None:
         ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = 0.1
 
 
-def _carried(base: Base | None, changes: Changes | None) -> pa.Table:
+def _carried(base: ExistingSet | None, changes: Changes | None) -> pa.Table:
     """The quarantine of the base's listed sources that could not be decoded, and are as before."""
     if base is None or changes is None:
         return quarantine_table([])
@@ -362,7 +369,7 @@ def _carried(base: Base | None, changes: Changes | None) -> pa.Table:
     return base.quarantine.filter(refused_by_decoders(base, unchanged))
 
 
-def refused_by_decoders(base: Base, uris: pa.ChunkedArray) -> pa.Array:
+def refused_by_decoders(base: ExistingSet, uris: pa.ChunkedArray) -> pa.Array:
     """Which rows of the base's quarantine are these sources' own.
 
     A source that is in a shard may have a namesake there, which the listing refused, without a
@@ -378,7 +385,7 @@ def refused_by_decoders(base: Base, uris: pa.ChunkedArray) -> pa.Array:
     )
 
 
-def _check_bad(job: Job, listing: Listing, staging: Path, carried: pa.Table) -> None:
+def _check_bad(spec: ShardSetSpec, listing: Listing, staging: Path, carried: pa.Table) -> None:
     parts = sorted((staging / QUARANTINE_PARTS).glob("*.parquet"))
     rows = pa.concat_tables([carried, *map(read_quarantine_table, parts)])
     bad, total = rows.num_rows, listing.table.num_rows
@@ -389,10 +396,10 @@ def _check_bad(job: Job, listing: Listing, staging: Path, carried: pa.Table) -> 
     )
     if bad == total:
         raise UserError(f"none of the {total} files can be used, for example {named}")
-    if bad / total > job.data.max_bad_fraction:
+    if bad / total > spec.data.max_bad_fraction:
         raise UserError(
             f"{bad} of {total} files ({bad / total:.1%}) cannot be used, more than "
-            f"data.max_bad_fraction={job.data.max_bad_fraction:g}: {named}"
+            f"data.max_bad_fraction={spec.data.max_bad_fraction:g}: {named}"
         )
     counted = pc.value_counts(rows["split"].combine_chunks()).to_pylist()
     bad_in = {row["values"]: row["counts"] for row in counted}
@@ -401,15 +408,17 @@ def _check_bad(job: Job, listing: Listing, staging: Path, carried: pa.Table) -> 
             raise UserError(f"none of the {count} files of split {split!r} can be used: {named}")
 
 
-def _write_positions(job: Job, staging: Path) -> None:
-    for spec in job.specs:
+def _write_positions(spec: ShardSetSpec, staging: Path) -> None:
+    for spec in spec.specs:
         table = position_table(spec.shape, spec.num_bands, spec.max_resolution)
         write_position_table(staging, spec, np.asarray(table))
 
 
-def _vocabulary(job: Job, listing: Listing, base: Base | None) -> TableVocabulary | None:
+def _vocabulary(
+    spec: ShardSetSpec, listing: Listing, base: ExistingSet | None
+) -> TableVocabulary | None:
     """Of the base, since its samples hold its numbers; else of the training rows."""
-    table = job.data.table
+    table = spec.data.table
     if table is None:
         return None
     if base is not None:

@@ -15,17 +15,17 @@ class Changes:
     """What it takes to bring a set up to its sources.
 
     Attributes:
-        renewed: the rows of the listing to be decoded: added, changed, or tried again.
+        to_decode: the rows of the listing to be decoded: added, changed, or tried again.
         unchanged: URIs of the others.
         stale: uri and shard of the sources whose samples must go: changed, tried again or gone.
     """
 
-    renewed: pa.Table
+    to_decode: pa.Table
     unchanged: pa.Array
     stale: pa.Table
 
     def __bool__(self) -> bool:
-        return bool(self.renewed.num_rows or self.stale.num_rows)
+        return bool(self.to_decode.num_rows or self.stale.num_rows)
 
 
 def find_changes(
@@ -50,20 +50,22 @@ def find_changes(
         pc.fill_null(table, -1) for table in (listing["target"], ledger["target"].take(known))
     )
     # A target that changed makes another sample, whatever the file's state.
-    open_to_doubt = ~_true(pc.is_in(listing["uri"], value_set=again))
-    open_to_doubt &= ~in_set | _true(pc.equal(*targets))
-    settled = _true(pc.equal(source_states(listing), ledger["state"].take(known))) & open_to_doubt
-    doubtful = ~settled & open_to_doubt & in_set
-    numbers = np.flatnonzero(doubtful)
+    may_skip_hash = ~_true(pc.is_in(listing["uri"], value_set=again))
+    may_skip_hash &= ~in_set | _true(pc.equal(*targets))
+    unchanged_rows = (
+        _true(pc.equal(source_states(listing), ledger["state"].take(known))) & may_skip_hash
+    )
+    must_hash = ~unchanged_rows & may_skip_hash & in_set
+    numbers = np.flatnonzero(must_hash)
     if len(numbers):
         rows = pa.array(numbers)
         found = pa.array(sha256s(listing.take(rows)), pa.string())
-        settled[numbers] = _true(pc.equal(found, before.take(rows)))
-    unchanged = listing["uri"].filter(pa.array(settled)).combine_chunks()
+        unchanged_rows[numbers] = _true(pc.equal(found, before.take(rows)))
+    unchanged = listing["uri"].filter(pa.array(unchanged_rows)).combine_chunks()
     gone = ~_true(pc.is_in(ledger["uri"], value_set=unchanged))
     stale = gone & _true(pc.is_valid(ledger["shard"]))
     return Changes(
-        renewed=listing.filter(pa.array(~settled)),
+        to_decode=listing.filter(pa.array(~unchanged_rows)),
         unchanged=unchanged,
         stale=ledger.select(["uri", "shard"]).filter(pa.array(stale)),
     )

@@ -19,8 +19,8 @@ from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.inputs.positions import position_specs
 from pipeline.preprocess.build import (
-    Base,
-    Job,
+    ExistingSet,
+    ShardSetSpec,
     build,
     refused_by_decoders,
     refused_rows,
@@ -41,7 +41,7 @@ from pipeline.preprocess.sources import Listing, list_sources
 from pipeline.runs.console import Console
 from pipeline.runs.records import StageRecord, write_stage
 from shards import ShardSet, read_quarantine_table, recover, verify
-from shards.files import only_one, remove_temporaries
+from shards.files import exclusive_lock, remove_temporaries
 from shards.quarantine import QUARANTINE_FILE
 from shards.redaction import is_redacted, without_secrets
 
@@ -65,7 +65,7 @@ def preprocess(config: Config, console: Console, *, fresh: bool = False) -> dict
     """
     if "://" in config.shards_folder:
         raise UserError(f"shards={config.shards_folder}: shards are written to a folder, not a URL")
-    job = Job(
+    spec = ShardSetSpec(
         data=config.data,
         seed=config.seed,
         settings=sample_settings(config),
@@ -73,9 +73,9 @@ def preprocess(config: Config, console: Console, *, fresh: bool = False) -> dict
         final=Path(config.shards_folder),
         address=config.cluster.address,
     )
-    with _alone(job.final):
-        result = _bring_up_to_date(job, console, fresh=fresh)
-    record = StageRecord(STAGE, job.settings, {}, result["seconds"], done=True)
+    with _alone(spec.final):
+        result = _bring_up_to_date(spec, console, fresh=fresh)
+    record = StageRecord(STAGE, spec.settings, {}, result["seconds"], done=True)
     write_stage(config.folder, record)
     return result
 
@@ -131,7 +131,7 @@ def _retry(
             f"{path}: data.allow names addresses whose password or signature is not kept; run "
             "'perceiver preprocess' with the set's configuration instead"
         )
-    job = Job(
+    spec = ShardSetSpec(
         # What was let through when the set was made is let through again.
         data=data_config(manifest, places, ledger.reading).model_copy(
             update={"max_bad_fraction": 1.0}
@@ -143,7 +143,7 @@ def _retry(
         address=address,
     )
     uris = read_quarantine_table(final / QUARANTINE_FILE)["source_uri"]
-    return _bring_up_to_date(job, console, again=uris.cast(pa.binary()).combine_chunks())
+    return _bring_up_to_date(spec, console, again=uris.cast(pa.binary()).combine_chunks())
 
 
 def report(result: dict[str, Any], console: Console) -> None:
@@ -165,16 +165,16 @@ def report(result: dict[str, Any], console: Console) -> None:
 @contextmanager
 def _alone(final: Path) -> Iterator[None]:
     """No other command works on the set, and what a killed one left beside it is put right."""
-    with only_one(final.with_name(f"{final.name}.lock")):
+    with exclusive_lock(final.with_name(f"{final.name}.lock")):
         recover(final)
         remove_temporaries(ledger_path(final))
         yield
 
 
 def _bring_up_to_date(
-    job: Job, console: Console, *, fresh: bool = False, again: pa.Array | None = None
+    spec: ShardSetSpec, console: Console, *, fresh: bool = False, again: pa.Array | None = None
 ) -> dict[str, Any]:
-    base = None if fresh or not job.final.exists() else _open_base(job)
+    base = None if fresh or not spec.final.exists() else _open_base(spec)
     known = (
         {}
         if base is None
@@ -183,59 +183,59 @@ def _bring_up_to_date(
             "known_classes": base.manifest.classes,
         }
     )
-    listing = list_sources(job, **known)
+    listing = list_sources(spec, **known)
     if base is None:
-        return _finish(job, listing, None, None, console)
+        return _finish(spec, listing, None, None, console)
     again = pa.array([], pa.binary()) if again is None else again
     changes = find_changes(
-        base.ledger.table, listing.table, again, lambda rows: sha256s(job, listing, rows)
+        base.ledger.table, listing.table, again, lambda rows: sha256s(spec, listing, rows)
     )
-    _refuse_other_sources(job, base, changes)
+    _refuse_other_sources(spec, base, changes)
     if changes or _refused_otherwise(listing, base):
         console.notice(
-            f"{job.final}: {changes.renewed.num_rows} sources are new or changed, "
+            f"{spec.final}: {changes.to_decode.num_rows} sources are new or changed, "
             f"{changes.stale.num_rows} are to be removed"
         )
-        return _finish(job, listing, base, changes, console)
-    problems = verify(job.final)
+        return _finish(spec, listing, base, changes, console)
+    problems = verify(spec.final)
     if problems:
         raise UserError(
-            f"{job.final}/{problems[0].file}: {problems[0].what} ({len(problems)} problems in "
+            f"{spec.final}/{problems[0].file}: {problems[0].what} ({len(problems)} problems in "
             "all); make the set again with --fresh"
         )
-    remove_leftovers(job)
-    _note_sources(job, listing, base.ledger.seconds)
-    return _result(job, 0, base.ledger.seconds, skipped=True)
+    remove_leftovers(spec)
+    _note_sources(spec, listing, base.ledger.seconds)
+    return _result(spec, 0, base.ledger.seconds, skipped=True)
 
 
-def _open_base(job: Job) -> Base:
-    manifest = ShardSet.open(job.final).manifest
-    refuse_other_settings(manifest, job.settings, f"{job.final}")
-    return Base(
-        manifest, Ledger.read(job.final), read_quarantine_table(job.final / QUARANTINE_FILE)
+def _open_base(spec: ShardSetSpec) -> ExistingSet:
+    manifest = ShardSet.open(spec.final).manifest
+    refuse_other_settings(manifest, spec.settings, f"{spec.final}")
+    return ExistingSet(
+        manifest, Ledger.read(spec.final), read_quarantine_table(spec.final / QUARANTINE_FILE)
     )
 
 
-def _refuse_other_sources(job: Job, base: Base, changes: Changes) -> None:
+def _refuse_other_sources(spec: ShardSetSpec, base: ExistingSet, changes: Changes) -> None:
     """Sources may have moved; but where none of them is left, it is a mistake."""
-    before, now = base.ledger.places, stored_places(job.data)
+    before, now = base.ledger.places, stored_places(spec.data)
     # What is signed anew is the same place.
     same = _named(before) == _named(now)
     if not before or same or len(changes.unchanged):
         return
     moved = differences(*(flatten({"data": dict(places)}) for places in (before, now)))
     raise UserError(
-        f"{job.final} was made from other sources, none of which is left: {moved}. {OTHERWISE}"
+        f"{spec.final} was made from other sources, none of which is left: {moved}. {OTHERWISE}"
     )
 
 
-def _note_sources(job: Job, listing: Listing, seconds: float) -> None:
+def _note_sources(spec: ShardSetSpec, listing: Listing, seconds: float) -> None:
     write_ledger(
-        job.final,
+        spec.final,
         listing.table,
         seconds=seconds,
-        places=stored_places(job.data),
-        reading=stored_reading(job.data),
+        places=stored_places(spec.data),
+        reading=stored_reading(spec.data),
     )
 
 
@@ -243,7 +243,7 @@ def _named(places: Mapping[str, str]) -> dict[str, str]:
     return {split: without_secrets(place) for split, place in places.items()}
 
 
-def _refused_otherwise(listing: Listing, base: Base) -> bool:
+def _refused_otherwise(listing: Listing, base: ExistingSet) -> bool:
     """Whether there are other sources than before that can never be samples."""
     listed = refused_by_decoders(base, listing.table["uri"])
     before, now = base.quarantine.filter(pc.invert(listed)), refused_rows(listing)
@@ -252,21 +252,25 @@ def _refused_otherwise(listing: Listing, base: Base) -> bool:
 
 
 def _finish(
-    job: Job, listing: Listing, base: Base | None, changes: Changes | None, console: Console
+    spec: ShardSetSpec,
+    listing: Listing,
+    base: ExistingSet | None,
+    changes: Changes | None,
+    console: Console,
 ) -> dict[str, Any]:
     started = time.time()
-    decoded = build(job, listing, base, changes, console)
+    decoded = build(spec, listing, base, changes, console)
     seconds = time.time() - started
-    _note_sources(job, listing, seconds)
-    return _result(job, decoded, seconds, skipped=False)
+    _note_sources(spec, listing, seconds)
+    return _result(spec, decoded, seconds, skipped=False)
 
 
-def _result(job: Job, decoded: int, seconds: float, *, skipped: bool) -> dict[str, Any]:
-    shard_set = ShardSet.open(job.final)
+def _result(spec: ShardSetSpec, decoded: int, seconds: float, *, skipped: bool) -> dict[str, Any]:
+    shard_set = ShardSet.open(spec.final)
     manifest = shard_set.manifest
-    told = read_quarantine_table(job.final / QUARANTINE_FILE).slice(0, MAX_ROWS_TOLD)
+    told = read_quarantine_table(spec.final / QUARANTINE_FILE).slice(0, MAX_ROWS_TOLD)
     return {
-        "shards": str(job.final),
+        "shards": str(spec.final),
         "digest": manifest.digest,
         "counts": manifest.counts,
         "classes": list(manifest.classes),

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.media.errors import MediaError, short_trace
 from pipeline.media.members import FUNCTION
-from pipeline.media.sandbox.child import Part as Content
+from pipeline.media.sandbox.child import NamedBlob
 from pipeline.media.sandbox.sandbox import Sandbox, SandboxError
 from pipeline.preprocess.sources import Reach, SourceRow, read_part, read_plan
 from pipeline.preprocess.sources.parts import why_unreadable
@@ -39,7 +39,7 @@ READ_AHEAD_BYTES = 64 << 20
 TOGETHER_BYTES = 1 << 20
 """Of small files on this machine's disks, read in one go."""
 
-Source: TypeAlias = tuple[dict[str, Content], str]
+Source: TypeAlias = tuple[dict[str, NamedBlob], str]
 """A source's contents and their sha256."""
 
 _sandboxes: dict[str, Sandbox] = {}
@@ -245,7 +245,7 @@ def _expected_bytes(row: SourceRow) -> int:
     return sum(READ_AHEAD_BYTES // 4 if size < 0 else size for size in sizes)
 
 
-def read_contents(row: SourceRow, reach: Reach) -> dict[str, Content]:
+def read_contents(row: SourceRow, reach: Reach) -> dict[str, NamedBlob]:
     """The content and name of each of a source's files and inline fields, by field.
 
     Raises:
@@ -256,7 +256,7 @@ def read_contents(row: SourceRow, reach: Reach) -> dict[str, Content]:
     return contents | {part.field: (read_part(reach, part), part.path) for part in row.parts}
 
 
-def source_sha256(row: SourceRow, contents: dict[str, Content]) -> str:
+def source_sha256(row: SourceRow, contents: dict[str, NamedBlob]) -> str:
     """The sha256 of a source's one file; of several files and values, of their sha256s."""
     sha256s = {name: hashlib.sha256(data).hexdigest() for name, (data, _) in contents.items()}
     if len(sha256s) == 1 and not row.values:

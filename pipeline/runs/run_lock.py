@@ -13,7 +13,7 @@ import psutil
 
 from pipeline.errors import UserError
 from shards.errors import ShardError
-from shards.files import only_one
+from shards.files import exclusive_lock
 
 # Processes that a killed command had started hold its lock until they notice; the command itself
 # takes a moment to end.
@@ -43,7 +43,7 @@ def run_lock(
         started = time.monotonic()
         while True:
             try:
-                stack.enter_context(only_one(path))
+                stack.enter_context(exclusive_lock(path))
                 _sign(path)
                 break
             except ShardError as error:

@@ -10,7 +10,7 @@ from shards.errors import ShardError
 EXPECTED = (UserError, GateRefusedError, ShardError, ClusterError)
 
 
-def expected_cause(error: BaseException) -> Exception | None:
+def find_user_error(error: BaseException) -> Exception | None:
     """The innermost error that a user can mend, or None if there is none beneath `error`."""
     seen: set[int] = set()
     queue: list[BaseException | None] = [error]
@@ -41,14 +41,14 @@ def _of_a_reader(error: Exception) -> Exception:
 
 
 @contextlib.contextmanager
-def expected_errors() -> Iterator[None]:
+def raise_user_errors() -> Iterator[None]:
     """Raise the error a user can mend in place of what Ray made of it."""
     try:
         yield
     except EXPECTED:
         raise
     except Exception as error:
-        cause = expected_cause(error)
+        cause = find_user_error(error)
         if cause is None:
             raise
         raise cause from error

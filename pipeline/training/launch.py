@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError
-from cluster.interrupts import kept_handlers
+from cluster.interrupts import restore_signal_handlers
 from cluster.ray_failures import Failure, read_failure, root_error
 from cluster.ray_session import missing_resources
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.runs.console import Console
 from pipeline.runs.outbox import RunRef
-from pipeline.runs.user_errors import expected_cause
+from pipeline.runs.user_errors import find_user_error
 from pipeline.training.agreement import folder_token
 from pipeline.training.worker import TrainTask, train_worker
 from shards.redaction import shortened
@@ -62,7 +62,7 @@ def run_training(
             except SystemExit:  # Ray Train's own way to end on Ctrl-C
                 raise KeyboardInterrupt from None
             except Exception as error:
-                if cause := expected_cause(error):
+                if cause := find_user_error(error):
                     raise cause from error
                 failure = read_failure(error)
                 if failure and failure.kind == "no room":
@@ -106,7 +106,7 @@ def _fit(config: Config, task: TrainTask, callbacks: list[Any]) -> None:
         ),
     )
     try:
-        with kept_handlers(), _start_timeout(cluster.wait_seconds):
+        with restore_signal_handlers(), _start_timeout(cluster.wait_seconds):
             trainer.fit()
     finally:
         shutil.rmtree(storage, ignore_errors=True)

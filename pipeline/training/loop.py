@@ -32,7 +32,7 @@ NO_CLASS = -1
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """This process among the others."""
 
     rank: int
@@ -65,7 +65,7 @@ class TrainLoop:
     classifier: ClassifierConfig
     shard_set: ShardSet
     engine: Any
-    place: Place
+    place: RankInfo
     folder: Path
     logger: RunLogger
 

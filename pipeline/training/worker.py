@@ -33,7 +33,7 @@ from pipeline.training.agreement import (
 )
 from pipeline.training.checkpoints import TrainState, load_weights
 from pipeline.training.compiled import compiled
-from pipeline.training.loop import Place, TrainLoop
+from pipeline.training.loop import RankInfo, TrainLoop
 from shards import ShardSet
 
 
@@ -91,14 +91,14 @@ def open_training(task: TrainTask) -> Iterator[tuple[TrainLoop, TrainState]]:
         yield from _open_training(task, config, place, folder, stack)
 
 
-def _hold(folder: Path, place: Place, stack: contextlib.ExitStack) -> None:
+def _hold(folder: Path, place: RankInfo, stack: contextlib.ExitStack) -> None:
     """Let no other rank 0 write to the folder."""
     if place.rank == 0:
         stack.enter_context(run_lock(folder / ".writer.lock", str(folder), print, patient=True))
 
 
 def _open_training(
-    task: TrainTask, config: Config, place: Place, folder: Path, stack: contextlib.ExitStack
+    task: TrainTask, config: Config, place: RankInfo, folder: Path, stack: contextlib.ExitStack
 ) -> Iterator[tuple[TrainLoop, TrainState]]:
     shard_set = ShardSet.open(config.shards_folder)
     check_same_shards(config.shards_folder, shard_set.digest)
@@ -162,7 +162,7 @@ def make_optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.opti
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
 
 
-def _join() -> Place:
+def _join() -> RankInfo:
     """Find this process's place; without Ray Train it is the only one."""
     import ray.train
 
@@ -175,4 +175,4 @@ def _join() -> Place:
     os.environ.setdefault("LOCAL_RANK", str(local_rank))
     use_gpu = dist.get_backend() == "nccl"
     device = ray.train.torch.get_device() if use_gpu else torch.device("cpu")
-    return Place(rank, local_rank, context.get_node_rank(), world_size, device)
+    return RankInfo(rank, local_rank, context.get_node_rank(), world_size, device)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.interrupts import kept_handlers
+from cluster.interrupts import restore_signal_handlers
 from pipeline.config.study import StudyConfig
 from pipeline.config.tree import Config
 from pipeline.runs.console import Bar, Console
 from pipeline.runs.outbox import RunRef
 from pipeline.runs.tracking import source_tags
-from pipeline.runs.user_errors import expected_errors
+from pipeline.runs.user_errors import raise_user_errors
 from pipeline.training.train import EPOCHS
 from pipeline.tuning.halving import Halving
 from pipeline.tuning.journal import StudyJournal
@@ -145,7 +145,7 @@ def _run(
         ),
     )
     try:
-        with expected_errors(), kept_handlers():
+        with raise_user_errors(), restore_signal_handlers():
             results = tuner.fit()
         return {
             int(Path(result.path).name): _reason(result.error)

@@ -9,7 +9,7 @@ from pipeline.media.image.pillow import MAX_PIXELS, decode_pixels
 from pipeline.media.image.resample import resize
 from pipeline.media.image.turbo import decode_jpeg, read_header
 
-Part = tuple[int, int, int, int]
+CropBox = tuple[int, int, int, int]
 """Left, top, width and height in pixels of the upright image."""
 
 
@@ -43,7 +43,7 @@ def random_resized_crop(
         MediaError: the file cannot be used; the text is the reason.
     """
 
-    def draw(height: int, width: int) -> Part:
+    def draw(height: int, width: int) -> CropBox:
         return draw_part(height, width, rng, scale=scale, ratio=ratio)
 
     return resized_crop(data, draw, size=size, max_pixels=max_pixels)
@@ -51,7 +51,7 @@ def random_resized_crop(
 
 def resized_crop(
     data: bytes | memoryview,
-    part: Part | Callable[[int, int], Part],
+    part: CropBox | Callable[[int, int], CropBox],
     *,
     size: int,
     max_pixels: int = MAX_PIXELS,
@@ -81,7 +81,7 @@ def draw_part(
     *,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Part:
+) -> CropBox:
     """Draw a part of an image as torchvision does: ten tries, else the largest central one."""
     draws = rng.random((10, 4)).tolist()
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -99,7 +99,7 @@ def draw_part(
     return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
 
 
-def _scaled(pixels: np.ndarray, part: Part, height: int, width: int, size: int) -> np.ndarray:
+def _scaled(pixels: np.ndarray, part: CropBox, height: int, width: int, size: int) -> np.ndarray:
     """The part, given in an image of this height and width, from pixels that may be fewer."""
     rows, columns, _ = pixels.shape
     left, top, part_width, part_height = part

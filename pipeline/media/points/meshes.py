@@ -24,7 +24,7 @@ TEXT_HEAD = 4096
 
 
 @dataclass(frozen=True)
-class Part:
+class MeshInstance:
     """One mesh or cloud, once for each place where it stands.
 
     vertices: float64 `[points, 3]`, finite.
@@ -49,7 +49,7 @@ class Part:
 class Geometry:
     """All that a file holds."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[MeshInstance, ...]
 
     @property
     def num_faces(self) -> int:
@@ -80,7 +80,7 @@ def read_geometry(data: bytes, fmt: PointsFormat, *, strict: bool = True) -> Geo
         if kind in ("xyz", "npy", "las"):
             reader = {"xyz": read_xyz, "npy": read_npy, "las": read_las}[kind]
             points = _finite(reader(data, fmt.max_points))
-            return Geometry((Part(points, np.empty((0, 3), np.int64)),))
+            return Geometry((MeshInstance(points, np.empty((0, 3), np.int64)),))
         if kind in _MESHES:
             return _whole([_part(*_MESHES[kind](data, fmt))])
         return _read_scene(data, kind, fmt, strict)
@@ -173,13 +173,15 @@ def _read_scene(data: bytes, kind: str, fmt: PointsFormat, strict: bool) -> Geom
     return _whole(parts)
 
 
-def _part(vertices: np.ndarray, faces: np.ndarray, transform: np.ndarray | None = None) -> Part:
+def _part(
+    vertices: np.ndarray, faces: np.ndarray, transform: np.ndarray | None = None
+) -> MeshInstance:
     if faces.size and not 0 <= faces.min() <= faces.max() < len(vertices):
         raise MediaError("a face names a point that is not there")
-    return Part(_finite(vertices), faces, transform)
+    return MeshInstance(_finite(vertices), faces, transform)
 
 
-def _whole(parts: list[Part]) -> Geometry:
+def _whole(parts: list[MeshInstance]) -> Geometry:
     if not any(len(part.vertices) for part in parts):
         raise MediaError("it has neither faces nor points")
     return Geometry(tuple(parts))

@@ -35,9 +35,9 @@ PIPE_BYTES = 1 << 20
 SHARED_BYTES = 4 << 20
 """Of each half of the shared memory; larger messages go through the pipe."""
 
-Part = tuple[bytes, str]
+NamedBlob = tuple[bytes, str]
 """A file's bytes, and its name for formats that only their extension tells."""
-DecodeFunction = Callable[[dict[str, Part], dict[str, Any]], Iterable]
+DecodeFunction = Callable[[dict[str, NamedBlob], dict[str, Any]], Iterable]
 """`(parts, values)` to one dictionary of shard members for every sample."""
 
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.media.errors import MediaError
-from pipeline.media.sandbox.child import Part
+from pipeline.media.sandbox.child import NamedBlob
 from pipeline.media.sandbox.process import Child, ChildDiedError, SandboxError, broken
 
 __all__ = ["Protections", "Sandbox", "SandboxError", "protections"]
@@ -114,7 +114,9 @@ class Sandbox:
         assert self._protections is not None
         return self._protections
 
-    def run(self, parts: dict[str, Part], values: dict[str, Any]) -> Iterator[dict[str, bytes]]:
+    def run(
+        self, parts: dict[str, NamedBlob], values: dict[str, Any]
+    ) -> Iterator[dict[str, bytes]]:
         """Decode one sample's files.
 
         Args:
@@ -175,7 +177,7 @@ class Sandbox:
         return self._child, True
 
     def _results(
-        self, child: Child, parts: dict[str, Part], values: dict[str, Any]
+        self, child: Child, parts: dict[str, NamedBlob], values: dict[str, Any]
     ) -> Iterator[dict[str, bytes]]:
         in_step = False
         try:

@@ -20,7 +20,7 @@ each of a million files.
 """
 
 from pipeline.preprocess.sources.listing import Listing, list_sources
-from pipeline.preprocess.sources.parts import Part, part_file, read_part
+from pipeline.preprocess.sources.parts import SourceFile, part_file, read_part
 from pipeline.preprocess.sources.plan import (
     SourceRow,
     plan_files,
@@ -33,8 +33,8 @@ from pipeline.preprocess.sources.vocabulary import fit_table
 
 __all__ = [
     "Listing",
-    "Part",
     "Reach",
+    "SourceFile",
     "SourceRow",
     "fit_table",
     "list_sources",

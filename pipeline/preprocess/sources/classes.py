@@ -10,14 +10,14 @@ import pyarrow.compute as pc
 from pipeline.config.data import SPLITS, DataConfig
 from pipeline.errors import UserError
 from pipeline.media.table.values import name_of
-from pipeline.preprocess.sources.tables import Found, one_chunk
+from pipeline.preprocess.sources.tables import SourceScan, one_chunk
 from shards.manifest_check import MAX_CLASS_NAME
 from shards.plain import printable
 
 
 def class_names(
     data: DataConfig,
-    found: dict[str, Found],
+    found: dict[str, SourceScan],
     samples: pa.Table,
     splits: np.ndarray,
     known: Sequence[str],
@@ -132,7 +132,7 @@ def _are_numbers(labels: set[str], classes: tuple[str, ...]) -> bool:
     return bool(labels) and not labels & _spellings(classes) and all(map(_is_number, labels))
 
 
-def _label_sets(data: DataConfig, found: dict[str, Found]) -> dict[str, set[str]]:
+def _label_sets(data: DataConfig, found: dict[str, SourceScan]) -> dict[str, set[str]]:
     by_split: dict[str, set[str]] = {}
     for part in found.values():
         if part.values is None and not data.target.classes:

@@ -10,13 +10,19 @@ from pipeline.config.data import DataConfig
 from pipeline.errors import UserError
 from pipeline.preprocess.sources.addresses import filesystem_of
 from pipeline.preprocess.sources.fields import FIELD_CODES, FieldNames, target_field
-from pipeline.preprocess.sources.grouping import Wanted, as_members, group, join_labels, parts_of
+from pipeline.preprocess.sources.grouping import (
+    SampleRequirement,
+    as_members,
+    group,
+    join_labels,
+    parts_of,
+)
 from pipeline.preprocess.sources.parts import exists, is_folder
 from pipeline.preprocess.sources.tables import (
     FOUND_SCHEMA,
     REFUSED_SCHEMA,
-    Found,
     Rows,
+    SourceScan,
     concat,
     first_refused,
     one_chunk,
@@ -36,7 +42,7 @@ _FILE_SCHEMA = pa.schema(
 LOOSE = "lies beside the class folders"
 
 
-def find_in_folder(data: DataConfig, root: str, field: str) -> Found:
+def find_in_folder(data: DataConfig, root: str, field: str) -> SourceScan:
     """The samples of a folder, labelled by the first folder on their way if that is their class.
 
     With one modality, and no target in a file of its own, every file is a sample whatever its name:
@@ -76,10 +82,10 @@ def find_in_folder(data: DataConfig, root: str, field: str) -> Found:
     else:
         if labels is not None:
             files = files.append_column("label", labels)
-        wanted = Wanted(modalities, data.allow_missing, target)
+        wanted = SampleRequirement(modalities, data.allow_missing, target)
         samples, more = group(as_members(files), wanted)
         refused = concat([refused, more], REFUSED_SCHEMA)
-    return Found(samples, refused, root, numbered=False)
+    return SourceScan(samples, refused, root, numbered=False)
 
 
 def _list(

@@ -24,7 +24,7 @@ MEMBER_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SampleRequirement:
     """What a sample must have.
 
     Attributes:
@@ -67,7 +67,7 @@ def _names(bits: int) -> list[str]:
     return [field for field in PART_FIELDS if bits & bits_of({field})]
 
 
-def group(members: pa.Table, wanted: Wanted) -> tuple[pa.Table, pa.Table]:
+def group(members: pa.Table, wanted: SampleRequirement) -> tuple[pa.Table, pa.Table]:
     """Samples of the members that share a key.
 
     Args:
@@ -139,7 +139,11 @@ def _labels(
 
 
 def _refused(
-    names: pa.Array, lacks: np.ndarray, twice: np.ndarray, bad: np.ndarray, wanted: Wanted
+    names: pa.Array,
+    lacks: np.ndarray,
+    twice: np.ndarray,
+    bad: np.ndarray,
+    wanted: SampleRequirement,
 ) -> pa.Table:
     where = np.flatnonzero(bad)
     pairs, kinds = np.unique(np.stack([lacks[where], twice[where]]), axis=1, return_inverse=True)

@@ -24,7 +24,7 @@ from pipeline.preprocess.sources.tables import (
     FOUND_SCHEMA,
     REFUSED_SCHEMA,
     SOURCE_SCHEMA,
-    Found,
+    SourceScan,
     concat,
     first_refused,
     one_chunk,
@@ -171,12 +171,12 @@ def list_sources(
     )
 
 
-def _reach(data: DataConfig, found: Found) -> Reach:
+def _reach(data: DataConfig, found: SourceScan) -> Reach:
     root = absolute(found.root)
     return Reach(root, data.allow, data.max_file_bytes, confined=found.confined)
 
 
-def _find(data: DataConfig, source: str, setting: str) -> Found:
+def _find(data: DataConfig, source: str, setting: str) -> SourceScan:
     try:
         filesystem, _ = filesystem_of(source)
     except (ImportError, ValueError) as error:  # it says which package its protocol needs
@@ -193,7 +193,7 @@ def _find(data: DataConfig, source: str, setting: str) -> Found:
         raise UserError(f"{setting}={source}: cannot be read: {told}") from None
 
 
-def _find_by_layout(data: DataConfig, source: str, setting: str) -> Found:
+def _find_by_layout(data: DataConfig, source: str, setting: str) -> SourceScan:
     layout = data.layout
     if layout == "auto":
         layout = "folders"
@@ -210,7 +210,7 @@ def _find_by_layout(data: DataConfig, source: str, setting: str) -> Found:
     return find_in_listing(data, source, setting)
 
 
-def _in_split(found: Found, split: str) -> Found:
+def _in_split(found: SourceScan, split: str) -> SourceScan:
     """All samples put into one split, unless a column of theirs says it."""
     place = found.samples.schema.get_field_index("split")
     codes = pa.array(np.full(found.samples.num_rows, SPLITS.index(split), np.int8))
@@ -225,7 +225,7 @@ def _in_split(found: Found, split: str) -> Found:
     )
 
 
-def _without_classless(data: DataConfig, found: dict[str, Found]) -> tuple[pa.Table, pa.Table]:
+def _without_classless(data: DataConfig, found: dict[str, SourceScan]) -> tuple[pa.Table, pa.Table]:
     """All samples and refusals; a sample that should have a class and has none is refused."""
     samples, refused = [], []
     for split, part in found.items():

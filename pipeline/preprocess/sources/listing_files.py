@@ -20,8 +20,8 @@ from pipeline.preprocess.sources.rows import Batch, ListingFile, open_listing
 from pipeline.preprocess.sources.tables import (
     FOUND_SCHEMA,
     REFUSED_SCHEMA,
-    Found,
     Rows,
+    SourceScan,
     binary_parts,
     first_refused,
     split_column,
@@ -37,7 +37,7 @@ _PARQUET_END = 8
 """Bytes after a Parquet file's footer: its length (4, little-endian) and a magic number (4)."""
 
 
-def find_in_listing(data: DataConfig, source: str, setting: str) -> Found:
+def find_in_listing(data: DataConfig, source: str, setting: str) -> SourceScan:
     """The samples of a listing, in its order.
 
     A row's name is its key, or its first file's path, or the listing's name and the row's number,
@@ -67,7 +67,7 @@ def find_in_listing(data: DataConfig, source: str, setting: str) -> Found:
     if not samples.num_rows:
         raise UserError(f"{setting}={source}: no row can be used{first_refused(refused)}")
     values = InlineValues(listing.only(inline)) if inline else None
-    return Found(samples, refused, folder_of(source), values, reader.label_names)
+    return SourceScan(samples, refused, folder_of(source), values, reader.label_names)
 
 
 def _parquet_state(source: str) -> tuple[bytes, str]:

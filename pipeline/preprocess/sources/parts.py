@@ -29,7 +29,7 @@ RETRY = Retry(attempts=4, first_delay=0.5)
 
 
 @dataclass(frozen=True)
-class Part:
+class SourceFile:
     """One file of a sample, or a range of a tar.
 
     Attributes:
@@ -50,7 +50,7 @@ class Part:
     address: str | None = None
 
     @classmethod
-    def of(cls, values: dict[str, Any]) -> "Part":
+    def of(cls, values: dict[str, Any]) -> "SourceFile":
         """A part of a listing's column `parts`, where paths are bytes."""
         address = values.get("address")
         paths = {
@@ -60,7 +60,7 @@ class Part:
         return cls(**{**values, **paths})
 
 
-def part_file(reach: Reach, part: Part) -> tuple[Any, str]:
+def part_file(reach: Reach, part: SourceFile) -> tuple[Any, str]:
     """The file system that holds a part, and its path there, with what gives access to it.
 
     Args:
@@ -74,7 +74,7 @@ def part_file(reach: Reach, part: Part) -> tuple[Any, str]:
     return reach.place(part.address or part.path)
 
 
-def read_part(reach: Reach, part: Part) -> bytes:
+def read_part(reach: Reach, part: SourceFile) -> bytes:
     """A part's bytes; what fails otherwise than by not being there is tried again.
 
     Args:
@@ -103,14 +103,14 @@ def read_part(reach: Reach, part: Part) -> bytes:
         raise MediaError(why_unreadable(error)) from error
 
 
-def _read_local(path: str, reach: Reach, part: Part) -> bytes:
+def _read_local(path: str, reach: Reach, part: SourceFile) -> bytes:
     with open_regular(path, reach.holds if reach.confined else None) as file:
         if part.offset is None or part.length is None:
             return read_regular(file, reach.max_file_bytes)
         return _checked_range(read_range(file, part.offset, part.length), part.length)
 
 
-def _read_far(filesystem: Any, path: str, reach: Reach, part: Part) -> bytes:
+def _read_far(filesystem: Any, path: str, reach: Reach, part: SourceFile) -> bytes:
     limit = reach.max_file_bytes
     if part.offset is not None and part.length is not None:
         if is_web(path):
@@ -170,7 +170,7 @@ def is_folder(filesystem: Any, path: str) -> bool:
     return bool(try_again(lambda: filesystem.isdir(path), RETRY))
 
 
-def insist(filesystem: Any, path: str, request: Callable[[], Any]) -> Any:
+def retry_if_exists(filesystem: Any, path: str, request: Callable[[], Any]) -> Any:
     """What `request` gives of a file that is there; what may pass is tried again."""
 
     def asked() -> Any:
@@ -204,13 +204,13 @@ def opened_at(filesystem: Any, path: str) -> Iterator[BinaryIO]:
         return
     options = {"block_size": BUFFER_BYTES, "cache_type": "readahead"}
     with (
-        insist(filesystem, path, lambda: filesystem.open(path, "rb", **options)) as file,
-        io.BufferedReader(_Patient(file), BUFFER_BYTES) as patient,
+        retry_if_exists(filesystem, path, lambda: filesystem.open(path, "rb", **options)) as file,
+        io.BufferedReader(_RetryingFile(file), BUFFER_BYTES) as patient,
     ):
         yield patient
 
 
-class _Patient(io.RawIOBase):
+class _RetryingFile(io.RawIOBase):
     """A file of a network whose reads are tried again."""
 
     def __init__(self, file: Any) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.preprocess.sources.listing import Listing
-from pipeline.preprocess.sources.parts import Part
+from pipeline.preprocess.sources.parts import SourceFile
 from pipeline.preprocess.sources.tables import addresses_of, without_addresses
 from pipeline.preprocess.sources.values import InlineValues, read_row_values
 
@@ -38,7 +38,7 @@ class SourceRow:
     uri: str
     target: int | None
     row: int | None
-    parts: tuple[Part, ...]
+    parts: tuple[SourceFile, ...]
     values: dict[str, Any] = field(default_factory=dict)
     inline: dict[str, bytes] = field(default_factory=dict)
 
@@ -139,7 +139,7 @@ def read_plan(
 
 
 def _source_row(row: dict[str, Any], values: dict[str, Any], inline: dict[str, bytes]) -> SourceRow:
-    parts = tuple(map(Part.of, row["parts"]))
+    parts = tuple(map(SourceFile.of, row["parts"]))
     return SourceRow(
         row["split"], os.fsdecode(row["uri"]), row["target"], row["row"], parts, values, inline
     )

@@ -90,7 +90,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceScan:
     """What one place holds.
 
     Attributes:

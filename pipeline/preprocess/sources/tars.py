@@ -16,10 +16,16 @@ from pipeline.preprocess.sources.fields import (
     FieldNames,
     target_field,
 )
-from pipeline.preprocess.sources.grouping import MEMBER_SCHEMA, Wanted, group
-from pipeline.preprocess.sources.parts import insist, opened_at, read_errors, redacted_line
+from pipeline.preprocess.sources.grouping import MEMBER_SCHEMA, SampleRequirement, group
+from pipeline.preprocess.sources.parts import opened_at, read_errors, redacted_line, retry_if_exists
 from pipeline.preprocess.sources.reach import Reach
-from pipeline.preprocess.sources.tables import REFUSED_SCHEMA, Found, Rows, concat, first_refused
+from pipeline.preprocess.sources.tables import (
+    REFUSED_SCHEMA,
+    Rows,
+    SourceScan,
+    concat,
+    first_refused,
+)
 from pipeline.preprocess.sources.tar_members import (
     MAX_NAME_BYTES,
     DamagedTarError,
@@ -34,7 +40,7 @@ _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$")
 MAX_CLASS_BYTES = 1000
 
 
-def find_in_tars(data: DataConfig, pattern: str, field: str) -> Found:
+def find_in_tars(data: DataConfig, pattern: str, field: str) -> SourceScan:
     """The samples of tars: keys, members and labels, as WebDataset has them.
 
     A key is a member's path up to the first dot of its last part; what follows says the field.
@@ -66,14 +72,14 @@ def find_in_tars(data: DataConfig, pattern: str, field: str) -> Found:
             _read_tar(filesystem, full, path, names, label_key, members, refused)
         except _UnreadableTarError as error:
             raise UserError(f"{field}={pattern}: {error}") from error.__cause__
-    wanted = Wanted(tuple(data.formats), data.allow_missing, target)
+    wanted = SampleRequirement(tuple(data.formats), data.allow_missing, target)
     samples, more = group(members.table(), wanted)
     found_refused = concat([refused.table(), more], REFUSED_SCHEMA)
     if not samples.num_rows:
         raise UserError(
             f"{field}={pattern}: no sample is in its tars{first_refused(found_refused)}"
         )
-    return Found(samples, found_refused, root, confined=False)
+    return SourceScan(samples, found_refused, root, confined=False)
 
 
 def is_tars(source: str) -> bool:
@@ -94,7 +100,7 @@ def _read_tar(
     """Add one tar's members; what is damaged or unusable is refused, the rest is taken."""
     tar = os.fsencode(path)
     try:
-        info = insist(filesystem, full, lambda: filesystem.info(full))
+        info = retry_if_exists(filesystem, full, lambda: filesystem.info(full))
         if info["type"] != "file":
             refused.append(tar, None, "a folder or a device, not a file")
             return

@@ -12,7 +12,7 @@ from pipeline.media.table.decode import TableVocabulary, fit_vocabulary, json_ro
 from pipeline.media.table.format import TableFormat
 from pipeline.preprocess.sources.columns import Column
 from pipeline.preprocess.sources.listing import Listing
-from pipeline.preprocess.sources.parts import Part, read_part
+from pipeline.preprocess.sources.parts import SourceFile, read_part
 from pipeline.preprocess.sources.reach import Reach
 from pipeline.preprocess.sources.row_lines import MAX_LINE_BYTES
 from pipeline.preprocess.sources.rows import BATCH_ROWS
@@ -59,7 +59,7 @@ def _row(reach: Reach, part: dict[str, Any], fmt: TableFormat) -> dict[str, Any]
     if part["size"] > MAX_LINE_BYTES:
         return None
     try:
-        data = read_part(reach, Part.of(part))
+        data = read_part(reach, SourceFile.of(part))
         row = plain_row(json_row(data), fmt) if len(data) <= MAX_LINE_BYTES else None
         for value in (row or {}).values():
             if isinstance(value, str):

@@ -9,7 +9,7 @@ Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
 
 
-class Ahead(Generic[Key, Result]):
+class Prefetcher(Generic[Key, Result]):
     """Results by key of work on threads, which start when first needed, anew in a forked process.
 
     Not for several threads at once.
