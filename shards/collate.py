@@ -81,10 +81,10 @@ def _stack(
             "raise it or decode samples to fewer"
         )
     field = allocate(name, (len(rows), length, *rest) if ndim else (len(rows),), dtype)
-    for place, (row, own) in enumerate(zip(rows, lengths.tolist(), strict=True)):
+    for index, (row, own) in enumerate(zip(rows, lengths.tolist(), strict=True)):
         if row is None or ndim == 0:
-            field[place] = 0 if row is None else row
+            field[index] = 0 if row is None else row
         else:
-            field[place, :own] = row
-            field[place, own:] = 0
+            field[index, :own] = row
+            field[index, own:] = 0
     return lengths

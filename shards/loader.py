@@ -96,7 +96,7 @@ class ShardLoader:
         self._num_workers = num_workers
         self._pin_memory = pin_memory
         self._prefetch = prefetch
-        self._place = LoaderState(
+        self._state = LoaderState(
             digest=reader.shard_set.digest,
             split=reader.split,
             seed=seed,
@@ -120,11 +120,11 @@ class ShardLoader:
     @property
     def epoch(self) -> int:
         """The current epoch, from 0."""
-        return self._place.epoch
+        return self._state.epoch
 
     def __len__(self) -> int:
         """Batches left of the current epoch, as many on every rank."""
-        left = len(self.reader) - self._place.samples
+        left = len(self.reader) - self._state.samples
         global_batch_size = self._ranks["world_size"] * self._ranks["batch_size"]
         return num_steps(left, global_batch_size, drop_last=self._drop_last)
 
@@ -138,10 +138,10 @@ class ShardLoader:
         plan, epoch = self._plan(), self.epoch
         for batch in self._made(plan):
             self._check(mine)
-            self._place = replace(self._place, samples=batch.samples)
+            self._state = replace(self._state, samples=batch.samples)
             yield batch
         self._check(mine)
-        self._place = replace(self._place, epoch=epoch + 1, samples=0)
+        self._state = replace(self._state, epoch=epoch + 1, samples=0)
 
     def set_epoch(self, epoch: int) -> None:
         """Goes to the start of `epoch`; within that epoch already, it stays where it is."""
@@ -158,8 +158,8 @@ class ShardLoader:
         Args:
             after: a batch of the current epoch, for where a plain DataLoader hands them out.
         """
-        place = self._place if after is None else replace(self._place, samples=after.samples)
-        return place.to_dict()
+        state = self._state if after is None else replace(self._state, samples=after.samples)
+        return state.to_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes where a loader of any world size was. The window "auto" becomes the state's.
@@ -167,15 +167,15 @@ class ShardLoader:
         Raises:
             ShardError: the state is of another shard set, split or order, or is none.
         """
-        place = LoaderState.from_dict(state)
-        own = replace(self._place, window=place.window) if self._window == "auto" else self._place
-        place.check_same_order(own)
-        if place.samples > len(self.reader):
+        loaded = LoaderState.from_dict(state)
+        own = replace(self._state, window=loaded.window) if self._window == "auto" else self._state
+        loaded.check_same_order(own)
+        if loaded.samples > len(self.reader):
             raise ShardError(
-                f"loader state: {place.samples} samples of split {place.split!r}, which has "
+                f"loader state: {loaded.samples} samples of split {loaded.split!r}, which has "
                 f"{len(self.reader)}; take another state"
             )
-        self._place = place
+        self._state = loaded
         self._iteration = object()
 
     def stream(self) -> "BatchStream":
@@ -212,15 +212,15 @@ class ShardLoader:
         return self._tables[spec.digest]
 
     def _plan(self) -> EpochPlan:
-        place = self._place
+        state = self._state
         order = epoch_order(
             self.reader,
-            seed=place.seed,
-            epoch=place.epoch,
-            shuffle=place.shuffle,
-            window=place.window,
+            seed=state.seed,
+            epoch=state.epoch,
+            shuffle=state.shuffle,
+            window=state.window,
         )
-        return EpochPlan(order, **self._ranks, start=place.samples, drop_last=self._drop_last)
+        return EpochPlan(order, **self._ranks, start=state.samples, drop_last=self._drop_last)
 
     def _made(self, plan: EpochPlan) -> Iterator[ShardBatch]:
         if not self._num_workers:

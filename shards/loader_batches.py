@@ -114,11 +114,11 @@ class BatchMaker(Dataset[ShardBatch]):
         arrays: list[Fields | None] = [None] * len(numbers)
         targets = np.full(len(numbers), -1, np.int64)
         weights = np.zeros(len(numbers), np.float32)
-        for place, sample in zip(real.tolist(), self._read(numbers[real], bad), strict=True):
-            arrays[place] = None if sample is None else self._decoded(sample, bad)
-            if sample is not None and arrays[place] is not None:
-                targets[place] = -1 if sample.target is None else sample.target
-                weights[place] = 1.0
+        for row, sample in zip(real.tolist(), self._read(numbers[real], bad), strict=True):
+            arrays[row] = None if sample is None else self._decoded(sample, bad)
+            if sample is not None and arrays[row] is not None:
+                targets[row] = -1 if sample.target is None else sample.target
+                weights[row] = 1.0
         is_blank = not weights.any()
         if is_blank:
             arrays[0] = self._blank_fields()

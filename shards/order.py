@@ -82,7 +82,7 @@ class EpochOrder:
         sizes = shard_sizes[self._shards]
         self._ends = np.cumsum(sizes, dtype=np.int64)  # in the order of this epoch
         ends_in_set = np.cumsum(shard_sizes, dtype=np.int64)
-        # What to add to a place in the permuted shards, to have the sample's number in the split.
+        # Added to an index into the permuted shards, it gives the sample's number in the split.
         self._shift = ends_in_set[self._shards] - self._ends
         last = np.minimum(np.arange(window, self.num_shards + window, window), self.num_shards) - 1
         self._window_ends = self._ends[last]

@@ -60,7 +60,7 @@ def largest_page(
     Every header is read, nothing is unpacked.
 
     Args:
-        file: the file, whose place is moved.
+        file: the file, whose position is moved.
         metadata: of the file.
         group: number of the row group.
         columns: names of columns.

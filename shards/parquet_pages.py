@@ -162,10 +162,10 @@ def _check_schema(elements: Any) -> None:
     if not isinstance(elements, list) or not elements:
         raise ValueError("it has no columns")
     open_nodes: list[int] = []
-    for place, element in enumerate(elements):
-        if place and not open_nodes:
+    for number, element in enumerate(elements):
+        if number and not open_nodes:
             raise ValueError("columns without a parent")
-        if place and element.get((3, INT32)) not in (0, 1, 2):
+        if number and element.get((3, INT32)) not in (0, 1, 2):
             raise ValueError("a column is neither required nor optional nor repeated")
         if open_nodes:
             open_nodes[-1] -= 1
@@ -264,7 +264,7 @@ def _page_at(file: BinaryIO, start: int, stop: int, where: str) -> tuple[Page, i
             continue
         except ValueError as error:
             raise refused(where, f"damaged page ({error})") from error
-        return page, header.place
+        return page, header.offset
     raise refused(where, "a page's header is cut short or too long")
 
 

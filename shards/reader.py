@@ -24,12 +24,12 @@ class _Options(TypedDict):
     verify_samples: bool
 
 
-class _Part(NamedTuple):
-    """What a request wants of one shard: for each sample its place, row and extent."""
+class _ShardRequest(NamedTuple):
+    """What a request wants of one shard: of each sample its position in it, row and extent."""
 
     shard: int
     shard_index: ShardIndex
-    places: list[int]
+    positions: list[int]
     rows: list[int]
     extents: list[Extent]
 
@@ -144,27 +144,27 @@ class ShardReader:
         shards = self.shards_of(numbers)
         rows = (numbers - (self._ends - self.shard_sizes)[shards]).tolist()
         groups: dict[int, list[int]] = {}
-        for place, shard in enumerate(shards.tolist()):
-            groups.setdefault(shard, []).append(place)
+        for position, shard in enumerate(shards.tolist()):
+            groups.setdefault(shard, []).append(position)
         samples: dict[int, RawSample] = {}
         try:
-            for part in self._begun(groups, rows):
-                blocks = self._blocks(part)
-                for place, block in zip(part.places, blocks, strict=True):
-                    samples[place] = RawSample(
-                        int(numbers[place]), part.shard_index, rows[place], block
+            for request in self._begun(groups, rows):
+                blocks = self._blocks(request)
+                for position, block in zip(request.positions, blocks, strict=True):
+                    samples[position] = RawSample(
+                        int(numbers[position]), request.shard_index, rows[position], block
                     )
         except BaseException:
             self._forget()
             raise
-        return [samples[place] for place in range(len(numbers))]
+        return [samples[position] for position in range(len(numbers))]
 
     def shards_of(self, numbers: np.ndarray) -> np.ndarray:
-        """The shards that samples lie in, as places in `shard_sizes`: int64 [n] to int64 [n]."""
+        """The shards that samples lie in, as indices into `shard_sizes`: int64 [n] to int64 [n]."""
         return np.searchsorted(self._ends, numbers, side="right")
 
     def read_ahead(self, now: Sequence[int], later: Sequence[int]) -> None:
-        """Says which shards are read from here on, as places in `shard_sizes`.
+        """Says which shards are read from here on, as indices into `shard_sizes`.
 
         Where the set is not local, the shards `now` are fetched whole on threads, then as many of
         `later` as fit in the cache beside them; others are let go. Where it is local, the operating
@@ -177,50 +177,61 @@ class ShardReader:
             self._tars.read_ahead(now, later)
             self._indexes.read_ahead([*now, *later])
 
-    def _begun(self, groups: dict[int, list[int]], rows: list[int]) -> list[_Part]:
-        """A part for each shard of `groups`; reading from afar starts on all of them at once."""
-        parts = []
+    def _begun(self, groups: dict[int, list[int]], rows: list[int]) -> list[_ShardRequest]:
+        """A request for each shard of `groups`; reading from afar starts on all of them at once."""
+        requests = []
         if not self.is_local:
             self._indexes.begin(groups)
-        for shard, places in groups.items():
+        for shard, positions in groups.items():
             index = self._indexes[shard]
             if self._verify_samples or not self.is_local:
-                extents = [index.extent(rows[place]) for place in places]
+                extents = [index.extent(rows[position]) for position in positions]
             else:
-                extents = [index.payloads(rows[place]) for place in places]
+                extents = [index.payloads(rows[position]) for position in positions]
             if isinstance(self._tars, RemoteTars):
                 self._tars.begin(shard, extents)
-            parts.append(_Part(shard, index, places, [rows[place] for place in places], extents))
-        return parts
+            requests.append(
+                _ShardRequest(
+                    shard, index, positions, [rows[position] for position in positions], extents
+                )
+            )
+        return requests
 
-    def _blocks(self, part: _Part) -> list[Block]:
-        """For each sample of `part` a block that holds it."""
+    def _blocks(self, request: _ShardRequest) -> list[Block]:
+        """For each sample of `request` a block that holds it."""
         try:
-            blocks = self._tars.blocks(part.shard, part.extents)
+            blocks = self._tars.blocks(request.shard, request.extents)
         except FileNotFoundError as error:
             raise ShardError(
-                f"{self._where(part)}: missing, with sample {part.key(0)!r}; {REMEDY}"
+                f"{self._where(request)}: missing, with sample {request.key(0)!r}; {REMEDY}"
             ) from error
         except ShardError as error:
-            raise ShardError(f"sample {part.key(0)!r} of {self._where(part)}: {error}") from error
-        for place, (block, (start, stop)) in enumerate(zip(blocks, part.extents, strict=True)):
+            raise ShardError(
+                f"sample {request.key(0)!r} of {self._where(request)}: {error}"
+            ) from error
+        for position, (block, (start, stop)) in enumerate(
+            zip(blocks, request.extents, strict=True)
+        ):
             if block.base + len(block.data) < stop:
                 raise ShardError(
-                    f"{self._where(part)}: cut short, sample {part.key(place)!r} should end at "
+                    f"{self._where(request)}: cut short, sample {request.key(position)!r} should end at "
                     f"byte {stop}; {REMEDY}"
                 )
             if self._verify_samples or not block.checked:
                 content = block.data[start - block.base : stop - block.base]
-                if sha256_hex(content) != part.shard_index.sha256s[part.rows[place]].as_py():
+                if (
+                    sha256_hex(content)
+                    != request.shard_index.sha256s[request.rows[position]].as_py()
+                ):
                     raise CorruptSampleError(
-                        f"{self._where(part)}: sample {part.key(place)!r} has another sha256 than "
-                        f"its index says; {REMEDY}",
-                        part.shard_index.source_uris[part.rows[place]].as_py(),
+                        f"{self._where(request)}: sample {request.key(position)!r} has another sha256 "
+                        f"than its index says; {REMEDY}",
+                        request.shard_index.source_uris[request.rows[position]].as_py(),
                     )
         return blocks
 
-    def _where(self, part: _Part) -> str:
-        return f"{self.shard_set.location}/{self._names[part.shard].as_py()}"
+    def _where(self, request: _ShardRequest) -> str:
+        return f"{self.shard_set.location}/{self._names[request.shard].as_py()}"
 
     def _forget(self) -> None:
         self._indexes.read_ahead(())

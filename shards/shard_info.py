@@ -8,7 +8,7 @@ class ShardInfo:
     """One shard's row in `shards.parquet`.
 
     Attributes:
-        number: its place in the plan.
+        number: its index in the plan.
         name: the tar's path within the set.
         split: the one split that all its samples belong to.
         samples: how many; a shard with none has an index and no tar, until the set is published.

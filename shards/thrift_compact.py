@@ -24,15 +24,15 @@ class CompactReader:
     says they are. `Lists` names what is expected, and a list that says another thing is refused.
 
     Attributes:
-        place: of the next byte.
+        offset: of the next byte.
     """
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self.place = 0
+        self.offset = 0
 
     def struct(self, lists: Lists, depth: int = 0) -> Struct:
-        """The struct that begins at `place`; of a field that comes twice, the later one.
+        """The struct that begins at `offset`; of a field that comes twice, the later one.
 
         Raises:
             IndexError: the bytes end before it does.
@@ -116,14 +116,14 @@ class CompactReader:
                 raise ValueError(f"a field of the unknown kind {kind}")
 
     def _byte(self) -> int:
-        byte = self._data[self.place]
-        self.place += 1
+        byte = self._data[self.offset]
+        self.offset += 1
         return byte
 
     def _skip(self, count: int) -> None:
-        if count > len(self._data) - self.place:
+        if count > len(self._data) - self.offset:
             raise IndexError("the bytes end too soon")
-        self.place += count
+        self.offset += count
 
     def _varint(self) -> int:
         value = 0

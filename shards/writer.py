@@ -41,7 +41,7 @@ def write_shard(
 
     Args:
         root: the staging folder; made where missing.
-        number: the shard's place in the plan.
+        number: the shard's index in the plan.
         split: the split of all `samples`.
         samples: consumed one at a time, written in this order; sources that gave no sample may come
             among them.

@@ -49,7 +49,7 @@ def pad_tokens(sequences: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.T
 
 
 class TokenAdapter(nn.Module):
-    """One token per id: its embedding plus its place's, both learned (IO, section 4.1)."""
+    """One token per id: its embedding plus its position's, both learned (IO, section 4.1)."""
 
     def __init__(self, text: TextInput, embedding: TokenEmbedding) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ class TextInput:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenEmbedding(AdapterBase):
-    """One token per id: its learned embedding plus the learned vector of its place in the text."""
+    """One token per id: its learned embedding plus the learned vector of its position."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
     reads = (TextInput,)

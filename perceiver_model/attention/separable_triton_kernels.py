@@ -277,6 +277,6 @@ def token_grads_kernel(
             scale_sum = tl.fma(score_grads, products, scale_sum)
             content_sum = add_grads(content_sum, weights, content_grads, channels)
             content_sum = add_grads(content_sum, score_grads, content_queries, channels)
-    place = sample * rows * columns + row * columns + column
-    tl.store(scale_out + place, tl.sum(scale_sum, axis=0))
-    store_grads(content_out + place * channels, content_sum, scale, channels, block_channels)
+    offset = sample * rows * columns + row * columns + column
+    tl.store(scale_out + offset, tl.sum(scale_sum, axis=0))
+    store_grads(content_out + offset * channels, content_sum, scale, channels, block_channels)

@@ -1,6 +1,6 @@
 """Perceiver IO on text: masked language modelling, and classification.
 
-transformers' decoder in `PerceiverForMaskedLM` always answers for every place up to the longest
+transformers' decoder in `PerceiverForMaskedLM` always answers for every position up to the longest
 text; the model here answers for as many places as it is given, with the same logits.
 """
 

@@ -11,11 +11,11 @@ from perceiver_model.families.language_config import LanguageConfig
 from perceiver_model.perceiver import PerceiverEncoder
 
 IGNORED = -100
-"""The target of a place that the loss leaves out."""
+"""The target of a position that the loss leaves out."""
 
 
 class MaskedLanguageModel(nn.Module):
-    """Logits for every token of a text, read from the latents by one learned query for each place.
+    """Logits for every token of a text, read from the latents by a learned query for each position.
 
     The logits are products with the token embeddings, which so are weights of both ends, plus a
     learned bias.

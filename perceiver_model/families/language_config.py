@@ -13,7 +13,7 @@ from perceiver_model.tokens_config import check_cross_heads, check_decoder_heads
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
-    """A masked language model: text → embedding → encoder → a query for every place → logits.
+    """A masked language model: text → embedding → encoder → a query for every position → logits.
 
     The defaults are Perceiver IO's on UTF-8 bytes (IO, section 4.1 and appendix F): 2,048 tokens of
     768 channels, 256 latents of 1,280, 26 self-attends, 201,108,230 parameters. The output

@@ -409,9 +409,9 @@ def _check_bad(spec: ShardSetSpec, listing: Listing, staging: Path, carried: pa.
 
 
 def _write_positions(spec: ShardSetSpec, staging: Path) -> None:
-    for spec in spec.specs:
-        table = position_table(spec.shape, spec.num_bands, spec.max_resolution)
-        write_position_table(staging, spec, np.asarray(table))
+    for table_spec in spec.specs:
+        table = position_table(table_spec.shape, table_spec.num_bands, table_spec.max_resolution)
+        write_position_table(staging, table_spec, np.asarray(table))
 
 
 def _vocabulary(
