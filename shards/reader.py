@@ -209,24 +209,20 @@ class ShardReader:
             raise ShardError(
                 f"sample {request.key(0)!r} of {self._where(request)}: {error}"
             ) from error
-        for position, (block, (start, stop)) in enumerate(
-            zip(blocks, request.extents, strict=True)
-        ):
+        for number, (block, (start, stop)) in enumerate(zip(blocks, request.extents, strict=True)):
             if block.base + len(block.data) < stop:
                 raise ShardError(
-                    f"{self._where(request)}: cut short, sample {request.key(position)!r} should end at "
-                    f"byte {stop}; {REMEDY}"
+                    f"{self._where(request)}: cut short, sample {request.key(number)!r} should "
+                    f"end at byte {stop}; {REMEDY}"
                 )
             if self._verify_samples or not block.checked:
                 content = block.data[start - block.base : stop - block.base]
-                if (
-                    sha256_hex(content)
-                    != request.shard_index.sha256s[request.rows[position]].as_py()
-                ):
+                index, row = request.shard_index, request.rows[number]
+                if sha256_hex(content) != index.sha256s[row].as_py():
                     raise CorruptSampleError(
-                        f"{self._where(request)}: sample {request.key(position)!r} has another sha256 "
-                        f"than its index says; {REMEDY}",
-                        request.shard_index.source_uris[request.rows[position]].as_py(),
+                        f"{self._where(request)}: sample {request.key(number)!r} has another "
+                        f"sha256 than its index says; {REMEDY}",
+                        index.source_uris[row].as_py(),
                     )
         return blocks
 
