@@ -33,9 +33,10 @@ def cross_attention_maps(
     the CPU, sums to 1 over the tokens that may be attended, and is 0 at the others. The model runs
     as in evaluation and without gradients; its modes are restored.
 
-    index: the cross-attends whose maps are wanted, counted from 0 in order of application; None
-        for all. Maps are large: 512 × 50,176 numbers for one of the paper's on one image.
-    latents: the queries whose maps are wanted, in that order; None for all.
+    Args:
+        index: the cross-attends whose maps are wanted, counted from 0 in order of application; None
+            for all. Maps are large: 512 × 50,176 numbers for one of the paper's on one image.
+        latents: the queries whose maps are wanted, in that order; None for all.
 
     Maps are computed sample by sample, by the plain formula whatever the model's attention path.
 
@@ -139,12 +140,14 @@ def overlay(
 ) -> np.ndarray:
     """A heat map over an image: uint8 `[height, width, 3]`.
 
-    image: `[height, width]` or `[height, width, channels]` with 1 or 3 channels, uint8 or floating
-        in [0, 1].
-    attention_map: `[rows, columns]` of any non-negative numbers, such as one latent's of `on_grid`,
-        or a mean over latents. It is enlarged to the image bilinearly; 0 is black, its own largest
-        number is the brightest yellow, and colours between are perceptually even.
-    opacity: of the heat map, from 0 to 1.
+    Args:
+        image: `[height, width]` or `[height, width, channels]` with 1 or 3 channels, uint8 or
+            floating in [0, 1].
+        attention_map: `[rows, columns]` of any non-negative numbers, such as one latent's of
+            `on_grid`, or a mean over latents. It is enlarged to the image bilinearly; 0 is black,
+            its own largest number is the brightest yellow, and colours between are perceptually
+            even.
+        opacity: of the heat map, from 0 to 1.
 
     Raises ValueError for arrays of another shape or dtype, and for numbers out of range.
     """
@@ -191,10 +194,12 @@ def map_divergence(maps: torch.Tensor, mask: torch.Tensor | None = None) -> floa
 
         JS(P, Q) = ½ Σ_i P_i log₂(P_i / M_i) + ½ Σ_i Q_i log₂(Q_i / M_i),   M = (P + Q) / 2.
 
-    maps: `[batch, heads, queries, tokens]`, such as one of `cross_attention_maps`.
-    mask: bool `[batch, tokens]`, True where a token could be attended. Each pair is then compared
-        on the tokens that both could attend, on which P and Q are made to sum to 1 again: maps
-        that differ by their masks alone have divergence 0. None compares all tokens.
+    Args:
+        maps: `[batch, heads, queries, tokens]`, such as one of `cross_attention_maps`.
+        mask: bool `[batch, tokens]`, True where a token could be attended. Each pair is then
+            compared on the tokens that both could attend, on which P and Q are made to sum to 1
+            again: maps that differ by their masks alone have divergence 0. None compares all
+            tokens.
 
     Queries without weight on the compared tokens, such as those of a sample whose tokens are all
     masked, are left out of the mean. Layer normalisation divides a token's positions and content by

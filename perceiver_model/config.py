@@ -23,9 +23,13 @@ from perceiver_model.config_checks import (
 class FourierConfig:
     """Fourier position features (paper, section 3.2).
 
-    `max_resolution` holds, for every dimension of the token grid, the resolution whose Nyquist
-    frequency is the highest band; None takes the grid's own shape. `precision` is that of the
-    arithmetic; transformers' is float32.
+    Attributes:
+        kind: must be `fourier`, or be left out.
+        num_bands: frequencies for each dimension of the token grid, at least 1. Each gives a sine
+            and a cosine.
+        max_resolution: for every dimension of the token grid, the resolution whose Nyquist
+            frequency is the highest band; above 0. None takes the grid's own shape.
+        precision: the precision of the arithmetic. The port in transformers computes in float32.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -44,9 +48,13 @@ class FourierConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedPositions:
-    """One learned vector for every token, of `num_channels` channels, then a linear layer.
+    """One learned vector for every token, then a linear layer.
 
-    `projected_channels` is the width that the linear layer gives them; None leaves it out.
+    Attributes:
+        kind: must be `learned`.
+        num_channels: channels of each learned vector, at least 1.
+        projected_channels: channels that the linear layer makes of them, at least 1. None leaves
+            the layer out.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -68,24 +76,39 @@ PositionConfig = FourierConfig | LearnedPositions
 class EncoderConfig:
     """The Perceiver's latents, cross-attends and latent blocks; defaults are the paper's ImageNet.
 
-    num_latents, latent_dim: shape of the learned latent array.
-    num_blocks: latent blocks, each of `num_self_attends` self-attends.
-    num_cross_attends: how often the latents read the input.
-    cross_channels: width of queries and keys in a cross-attend; None is the input's channels,
-        DeepMind's choice.
-    cross_value_channels: width of its values; None is that of its queries and keys.
-    self_channels, self_value_channels: the same for self-attends; None is `latent_dim`, and the
-        width of queries and keys.
-    cross_widening, self_widening: hidden width of the MLPs, in multiples of `latent_dim`.
-    share_cross_attends: "after_first" is the paper's (the first has its own weights, the others
-        share theirs); "all" is one set of weights; "none" is a set for each.
-    share_self_attends: whether all blocks share weights, as in the paper.
-    cross_attend_layout: "interleaved" spreads the cross-attends evenly over the blocks, the first
-        before the first block; "first" puts them all before the first block.
-    gelu: the MLPs' GELU, by its tanh approximation (DeepMind's) or exact.
-    dropout: probability after every attention and MLP.
-    latent_init_std: of the truncated normal that the initial latents are drawn from. The paper's
-        0.02 suits its scale; small models break the latents' symmetry sooner with more.
+    Attributes:
+        num_latents: rows of the learned latent array, at least 1.
+        latent_dim: channels of each latent, at least 1 and a multiple of `num_self_heads`.
+        num_blocks: latent blocks, at least 1.
+        num_cross_attends: how often the latents read the input, at least 1. With the layout
+            `interleaved`, at most `num_blocks`.
+        num_self_attends: self-attends in each block, at least 1.
+        num_cross_heads: attention heads of each cross-attend, at least 1.
+        num_self_heads: attention heads of each self-attend, at least 1.
+        cross_channels: width of the queries and keys in a cross-attend, a multiple of
+            `num_cross_heads`. None is the input's channels, DeepMind's choice.
+        cross_value_channels: width of the values in a cross-attend, a multiple of
+            `num_cross_heads`. None is the width of its queries and keys.
+        self_channels: width of the queries and keys in a self-attend, a multiple of
+            `num_self_heads`. None is `latent_dim`.
+        self_value_channels: width of the values in a self-attend, a multiple of `num_self_heads`.
+            None is the width of its queries and keys.
+        cross_widening: hidden width of the MLP after a cross-attend, in multiples of `latent_dim`,
+            at least 1.
+        self_widening: hidden width of the MLP after a self-attend, in multiples of `latent_dim`,
+            at least 1.
+        gelu: the GELU in the MLPs. `tanh` is its approximation by tanh, DeepMind's choice; `erf`
+            is exact.
+        share_cross_attends: which cross-attends share weights. `after_first` is the paper's
+            choice: the first has its own weights, and all others share one set. `all` is one set
+            of weights, `none` is a set for each.
+        share_self_attends: whether all blocks share weights, as in the paper.
+        cross_attend_layout: `interleaved` spreads the cross-attends evenly over the blocks, with
+            the first one before the first block. `first` puts them all before the first block.
+        dropout: probability of dropout after every attention and MLP, at least 0 and below 1.
+        latent_init_std: standard deviation of the truncated normal distribution from which the
+            initial latents are drawn, above 0. The paper's 0.02 suits its scale. A small model
+            breaks the symmetry of its latents sooner with a larger value.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -146,11 +169,16 @@ class EncoderConfig:
 class DecoderConfig:
     """Perceiver IO's decoder: one cross-attend from output queries to the latents (IO, 3.2).
 
-    qk_channels: width of its queries and keys; None is the latents' channels, DeepMind's choice.
-    value_channels: width of its values; None is `qk_channels`.
-    widening: hidden width of its MLP, in multiples of the queries' channels.
-    query_residual: whether the queries are added to what they read.
-    gelu, dropout: as of the encoder.
+    Attributes:
+        num_heads: attention heads, at least 1.
+        qk_channels: width of the queries and keys, a multiple of `num_heads`. None is the latents'
+            channels, DeepMind's choice.
+        value_channels: width of the values, a multiple of `num_heads`. None is the width of the
+            queries and keys.
+        widening: hidden width of the MLP, in multiples of the queries' channels, at least 1.
+        query_residual: whether the queries are added to what they read.
+        gelu: the GELU in the MLP. `tanh` is its approximation by tanh, `erf` is exact.
+        dropout: probability of dropout after the attention and the MLP, at least 0 and below 1.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA

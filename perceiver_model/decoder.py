@@ -14,10 +14,11 @@ from perceiver_model.config import DecoderConfig
 class PerceiverDecoder(nn.Module):
     """One cross-attend from output queries to the latents, then a linear layer.
 
-    query_channels: channels of the output queries.
-    latent_dim: channels of the latents.
-    output_channels: channels of the result; None leaves the linear layer out, so that they are
-        `query_channels`.
+    Args:
+        query_channels: channels of the output queries.
+        latent_dim: channels of the latents.
+        output_channels: channels of the result; None leaves the linear layer out, so that they are
+            `query_channels`.
     """
 
     def __init__(
@@ -49,10 +50,12 @@ class PerceiverDecoder(nn.Module):
     ) -> torch.Tensor:
         """One result for every query, `[batch, queries, output_channels]`.
 
-        queries: `[batch, queries, query_channels]`, or with a batch of 1 if all samples share them.
-        latents: `[batch, num_latents, latent_dim]`.
-        chunk_size: decode that many queries at a time. Queries do not see each other, so the result
-            is the same, and only the result's size limits their number.
+        Args:
+            queries: `[batch, queries, query_channels]`, or with a batch of 1 if all samples share
+                them.
+            latents: `[batch, num_latents, latent_dim]`.
+            chunk_size: decode that many queries at a time. Queries do not see each other, so the
+                result is the same, and only the result's size limits their number.
         """
         parts = queries.split(chunk_size or queries.shape[1], dim=1)
         return torch.cat(list(self.decode_parts(parts, latents)), dim=1)
@@ -62,7 +65,8 @@ class PerceiverDecoder(nn.Module):
     ) -> Iterator[torch.Tensor]:
         """The results of each part of the queries, in turn.
 
-        parts: queries as of `forward`, some at a time; a generator need never hold all of them.
+        Args:
+            parts: queries as of `forward`, some at a time; a generator need never hold all of them.
         """
         inputs = InputArray(latents)
         memory = None

@@ -44,11 +44,12 @@ def export_program(
     `torch.export.save` writes it, and `torch.export.load` needs nothing of this package, but for
     `TableRows` this module.
 
-    attention_path: how the program computes attention, whatever the model's own path.
-    dynamic_batch: whether the program takes batches of any size. The first dimension of every
-        tensor among the examples has to be the batch then.
-    tolerance: how far the program's results may be from the model's by its own path, relative to
-        the largest of them or to 1.
+    Args:
+        attention_path: how the program computes attention, whatever the model's own path.
+        dynamic_batch: whether the program takes batches of any size. The first dimension of every
+            tensor among the examples has to be the batch then.
+        tolerance: how far the program's results may be from the model's by its own path, relative
+            to the largest of them or to 1.
 
     Raises ValueError for another attention path, for examples that differ in their batch's size,
     and for results beyond the tolerance.

@@ -47,8 +47,9 @@ def fourier_features(
 ) -> torch.Tensor:
     """Features of any positions, float32 `[..., dims * (2 * num_bands + 1)]`.
 
-    positions: floating `[..., dims]` in [-1, 1], with or without batch dimensions.
-    max_resolution: one resolution per dimension.
+    Args:
+        positions: floating `[..., dims]` in [-1, 1], with or without batch dimensions.
+        max_resolution: one resolution per dimension.
 
     Raises ValueError unless `positions` has as many coordinates as there are resolutions.
     """

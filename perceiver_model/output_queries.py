@@ -90,7 +90,9 @@ class LearnedQueries(nn.Module):
 def positions_at(tables: Sequence[torch.Tensor], indices: torch.Tensor) -> torch.Tensor:
     """The position features of some elements of a grid, `[batch or 1, elements, channels]`.
 
-    tables: axis tables of the grid; indices: int64 `[elements]` or `[batch, elements]`.
+    Args:
+        tables: axis tables of the grid.
+            indices: int64 `[elements]` or `[batch, elements]`.
     """
     along = coordinates(indices, [table.shape[0] for table in tables])
     features = tables[0][along[0]]
@@ -102,7 +104,9 @@ def positions_at(tables: Sequence[torch.Tensor], indices: torch.Tensor) -> torch
 def tokens_at(inputs: InputArray, indices: torch.Tensor) -> torch.Tensor:
     """Some of an input array's own tokens as queries, `[batch, elements, channels]`.
 
-    indices: int64 `[elements]` or `[batch, elements]`. Flow is queried this way (IO, section 4.2).
+    Args:
+        indices: int64 `[elements]` or `[batch, elements]`. Flow is queried this way (IO, section
+            4.2).
     """
     content = content_at(inputs.content, indices)
     if not inputs.axis_tables:

@@ -60,9 +60,10 @@ class PerceiverEncoder(nn.Module):
     def forward(self, inputs: InputArray, state: torch.Tensor | None = None) -> torch.Tensor:
         """Latents `[batch, num_latents, latent_dim]` that have read the input.
 
-        inputs: tokens of `input_channels` channels, in the parameters' dtype.
-        state: latents to start from, `[batch, num_latents, latent_dim]`, as an earlier call
-            returned them; None for the learned ones. So a stream is read part by part.
+        Args:
+            inputs: tokens of `input_channels` channels, in the parameters' dtype.
+            state: latents to start from, `[batch, num_latents, latent_dim]`, as an earlier call
+                returned them; None for the learned ones. So a stream is read part by part.
         """
         # Learned latents keep a batch of 1 until they have read a sample.
         latents = self.latents.unsqueeze(0) if state is None else state

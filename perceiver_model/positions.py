@@ -42,8 +42,10 @@ class NoPositions(nn.Module):
 class FourierPositions(nn.Module):
     """Fourier features (paper, section 3.2), one table for each axis, constant.
 
-    table: the features of every token, floating `[tokens, position_channels]`, as `position_table`
-        gives and shard sets hold; computed if None. They are not part of the state dict.
+    Args:
+        table: the features of every token, floating `[tokens, position_channels]`, as
+            `position_table` gives and shard sets hold; computed if None. They are not part of the
+            state dict.
 
     Raises ValueError for a table that is not of this grid.
     """

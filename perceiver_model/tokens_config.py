@@ -20,7 +20,8 @@ from perceiver_model.config_tree import read_tree
 class TokensConfig:
     """Input → adapter → [content | positions]: the base of what reads one input.
 
-    positions: of the token grid; None if the adapter's content holds them.
+    Attributes:
+        positions: of the token grid; None if the adapter's content holds them.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA

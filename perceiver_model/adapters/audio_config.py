@@ -18,7 +18,10 @@ from perceiver_model.config_checks import (
 class AudioInput:
     """One-channel sound `[batch, num_samples]`, int16, or floating in [-1, 1].
 
-    `sample_rate` is in Hz.
+    Attributes:
+        kind: must be `audio`.
+        sample_rate: in Hz, at least 1.
+        num_samples: samples of a sound of full length, at least 1.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -33,7 +36,12 @@ class AudioInput:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunks(AdapterBase):
-    """One token per `chunk_size` raw samples (paper, section 4.2: 61,440 samples → 480 × 128)."""
+    """One token per `chunk_size` raw samples (paper, section 4.2: 61,440 samples → 480 × 128).
+
+    Attributes:
+        kind: must be `chunks`.
+        chunk_size: samples of a token, at least 1. The last token is padded with zeros.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
     reads = (AudioInput,)
@@ -57,10 +65,17 @@ class Chunks(AdapterBase):
 class Mel(AdapterBase):
     """A log-mel spectrogram: one token per frame of `num_mels` channels, or one per cell.
 
-    tokens: "frames", or "cells", one token of one channel for each frame and mel band, whose grid
-        has two axes (paper, section 4.2: 4,800 inputs).
-    `window` and `hop` are in seconds. The defaults are those of VGGish, AudioSet's reference
-    front end (Hershey et al., arXiv 1609.09430).
+    The defaults are those of VGGish, AudioSet's reference front end (Hershey et al., arXiv
+    1609.09430).
+
+    Attributes:
+        kind: must be `mel`.
+        num_mels: mel bands, from 0 Hz to half the sample rate, at least 1.
+        window: length of a frame in seconds, above 0.
+        hop: seconds from the start of one frame to the start of the next, above 0 and at most
+            `window`.
+        tokens: `frames` makes one token of each frame. `cells` makes one token of one channel for
+            each frame and mel band, on a grid of two axes (paper, section 4.2: 4,800 inputs).
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA

@@ -14,8 +14,9 @@ def check_inputs(
 ) -> None:
     """Raises ValueError for inputs of another shape (after the batch) or dtype, or such masks.
 
-    inputs: `[batch, *shape]`, floating or of the dtype `integer`. Those of three or more dimensions
-        have channels last, which the mask has not.
+    Args:
+        inputs: `[batch, *shape]`, floating or of the dtype `integer`. Those of three or more
+            dimensions have channels last, which the mask has not.
     """
     check_shape("inputs", inputs, shape)
     if inputs.dtype != integer and not inputs.is_floating_point():

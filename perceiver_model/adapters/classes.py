@@ -18,9 +18,10 @@ class OneHotAdapter(nn.Module):
     def forward(self, classes: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
         """Content `[batch, 1, num_classes]`, float32.
 
-        classes: int64 `[batch]`, where torch refuses classes that there aren't; or floating
-            `[batch, num_classes]`.
-        mask: bool `[batch]`, False where a sample's class is unknown.
+        Args:
+            classes: int64 `[batch]`, where torch refuses classes that there aren't; or floating
+                `[batch, num_classes]`.
+            mask: bool `[batch]`, False where a sample's class is unknown.
         """
         check_mask(mask, classes.shape[:1])
         if classes.dtype == torch.int64:

@@ -9,7 +9,12 @@ from perceiver_model.config_checks import FORBID_EXTRA, check_positive_integers
 
 @dataclass(frozen=True, kw_only=True)
 class ClassInput:
-    """Classes `[batch]`, int64 from 0, or their probabilities `[batch, num_classes]`, floating."""
+    """Classes `[batch]`, int64 from 0, or their probabilities `[batch, num_classes]`, floating.
+
+    Attributes:
+        kind: must be `class`.
+        num_classes: at least 1.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
 
@@ -22,7 +27,11 @@ class ClassInput:
 
 @dataclass(frozen=True, kw_only=True)
 class OneHot(AdapterBase):
-    """One token, with a channel for every class."""
+    """One token, with a channel for every class.
+
+    Attributes:
+        kind: must be `one_hot`.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
     reads = (ClassInput,)

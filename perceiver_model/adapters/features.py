@@ -20,9 +20,10 @@ class FeatureMapAdapter(nn.Module):
     def forward(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
         """Content `[batch, height * width, channels]`.
 
-        features: floating `[batch, height, width, channels]`; a backbone's `[batch, channels,
-            height, width]` is brought into that order by `permute(0, 2, 3, 1)`.
-        mask: bool `[batch, height, width]`.
+        Args:
+            features: floating `[batch, height, width, channels]`; a backbone's `[batch, channels,
+                height, width]` is brought into that order by `permute(0, 2, 3, 1)`.
+            mask: bool `[batch, height, width]`.
         """
         check_inputs(features, mask, self.shape)
         if mask is None:

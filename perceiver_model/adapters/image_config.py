@@ -19,8 +19,15 @@ from perceiver_model.config_checks import (
 class ImageInput:
     """Images `[batch, height, width, channels]`, uint8, or floating in [0, 1].
 
-    They are standardised as (image - mean) / std; `mean` and `std` hold one number for every
-    channel, or one for all channels, on the scale of [0, 1].
+    They are standardised as (image - mean) / std, on the scale of [0, 1].
+
+    Attributes:
+        kind: must be `image`.
+        height: rows, at least 1.
+        width: columns, at least 1.
+        channels: channels of a pixel, at least 1.
+        mean: one number for every channel, or one for all channels.
+        std: one number above 0 for every channel, or one for all channels.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -47,8 +54,10 @@ class ImageInput:
 class Pixels(AdapterBase):
     """One token per pixel of an image (paper, section 4.1), a feature map, or every video frame.
 
-    num_channels: width that a learned linear layer gives each pixel's channels (IO, appendix: the
-        1 × 1 convolution beside learned positions); None leaves it out.
+    Attributes:
+        kind: must be `pixels`.
+        num_channels: channels that a learned linear layer makes of each pixel, at least 1 (IO,
+            appendix: the 1 × 1 convolution beside learned positions). None leaves the layer out.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -72,7 +81,12 @@ class Pixels(AdapterBase):
 
 @dataclass(frozen=True, kw_only=True)
 class Patches(AdapterBase):
-    """One token per square of `patch_size` × `patch_size` pixels, which must tile the image."""
+    """One token per square of `patch_size` × `patch_size` pixels, which must tile the image.
+
+    Attributes:
+        kind: must be `patches`.
+        patch_size: side of a square, in pixels; a divisor of the image's height and width.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
     reads = (ImageInput,)
@@ -103,6 +117,10 @@ class Conv(AdapterBase):
     """Small convolutional front end: one token per 2 × 2 pixels, of `num_channels` channels.
 
     Perceiver IO's "conv + maxpool" preprocessing (arXiv 2107.14795, section 4.5), made smaller.
+
+    Attributes:
+        kind: must be `conv`.
+        num_channels: channels of the convolutions and so of a token, at least 1.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -127,11 +145,16 @@ class Conv(AdapterBase):
 class ConvStem(AdapterBase):
     """Perceiver IO's "2D conv + maxpool" (IO, section 4.5): one token per 4 × 4 pixels.
 
-    padding: "same" is DeepMind's: TensorFlow's SAME, one token per 4 × 4 pixels, rounded up (3,136
-        at 224²). "valid" is how transformers pads: 3 pixels on each side before the convolution,
-        none before the pooling (3,025 at 224²), which puts every token's window elsewhere.
-    norm: "batch" is DeepMind's batch normalisation, over the batch of one process; "group"
-        normalises each sample by itself, the same however a batch is spread over processes.
+    Attributes:
+        kind: must be `conv_stem`.
+        num_channels: channels of the convolution and so of a token, at least 1.
+        padding: `same` is DeepMind's choice, TensorFlow's SAME: one token per 4 × 4 pixels, rounded
+            up (3,136 tokens at 224²). `valid` is how transformers pads: 3 pixels on each side
+            before the convolution and none before the pooling (3,025 tokens at 224²), which puts
+            the window of every token elsewhere.
+        norm: `batch` is DeepMind's batch normalisation, over the batch of one process; the verbs
+            refuse it. `group` normalises each sample by itself, so the result does not depend on
+            how a batch is spread over processes.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA

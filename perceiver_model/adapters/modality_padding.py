@@ -14,10 +14,11 @@ from torch import nn
 class ModalityPadding(nn.Module):
     """Appends to a modality's vectors what they lack to the widest one's, and an embedding.
 
-    channels: of each modality.
-    embedding_channels: by how much the common width exceeds the widest modality.
-    padding: "learned" fills all that is appended with one vector learned for the modality;
-        "zeros" learns only its last `embedding_channels`.
+    Args:
+        channels: of each modality.
+        embedding_channels: by how much the common width exceeds the widest modality.
+        padding: "learned" fills all that is appended with one vector learned for the modality;
+            "zeros" learns only its last `embedding_channels`.
     """
 
     def __init__(

@@ -17,7 +17,8 @@ from perceiver_model.positions import build_positions
 class MultimodalAdapter(nn.Module):
     """Every modality's [content | positions], padded to one width, one after the other.
 
-    adapters: of the modalities, by name.
+    Args:
+        adapters: of the modalities, by name.
 
     In training, modalities are dropped and tokens masked as `Modality` says.
     """
@@ -52,10 +53,11 @@ class MultimodalAdapter(nn.Module):
     ) -> Tokens:
         """Content `[batch, tokens, width]`, in the dtype of the learned vectors.
 
-        inputs: each modality's, as its own adapter reads them. None is a modality that no sample
-            of the batch has; it then has no tokens.
-        masks: some modalities' masks, as their own adapters read them; a sample whose mask is
-            False throughout lacks the modality.
+        Args:
+            inputs: each modality's, as its own adapter reads them. None is a modality that no
+                sample of the batch has; it then has no tokens.
+            masks: some modalities' masks, as their own adapters read them; a sample whose mask is
+                False throughout lacks the modality.
 
         What samples lack of a modality that is masked in evaluation is its mask tokens, instead.
 

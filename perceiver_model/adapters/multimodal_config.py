@@ -20,13 +20,14 @@ from perceiver_model.tokens_config import TokensConfig
 class Modality(TokensConfig):
     """One of the modalities of an input: what it is, its tokens, and how training hides it.
 
-    dropout: probability that a training sample loses the whole modality (the paper drops video
-        with 0.3, so that it doesn't drown sound). A sample never loses all that it has.
-    mask_probability: probability that a training token is replaced by the modality's learned mask
-        token, as in DeepMind's autoencoder; None is a modality without one.
-    masked_in_evaluation: whether outside of training all of its tokens are replaced, and in
-        training those of samples that lack it. So a model that reads labels in training predicts
-        them afterwards (IO, section 4.3).
+    Attributes:
+        dropout: probability that a training sample loses the whole modality (the paper drops video
+            with 0.3, so that it doesn't drown sound). A sample never loses all that it has.
+        mask_probability: probability that a training token is replaced by the modality's learned
+            mask token, as in DeepMind's autoencoder; None is a modality without one.
+        masked_in_evaluation: whether outside of training all of its tokens are replaced, and in
+            training those of samples that lack it. So a model that reads labels in training
+            predicts them afterwards (IO, section 4.3).
     """
 
     input: MediaInput
@@ -52,7 +53,12 @@ class Modality(TokensConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MultimodalInput:
-    """Several modalities by name; a batch is a mapping from the same names to their inputs."""
+    """Several modalities by name; a batch is a mapping from the same names to their inputs.
+
+    Attributes:
+        kind: must be `multimodal`.
+        modalities: each modality by its name, at least one.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
 
@@ -71,8 +77,12 @@ class PaddedModalities(AdapterBase):
     That is the widest modality's [content | positions] and `embedding_channels` more, which hold a
     vector learned for the modality.
 
-    padding: what fills narrower modalities up to the widest: "learned" is one longer learned vector
-        (IO, section 3.1: DeepMind's `min_padding_size`), "zeros" zeros (paper, section 4.2).
+    Attributes:
+        kind: must be `padded_modalities`.
+        embedding_channels: channels of the vector that is learned for each modality, at least 1.
+        padding: what fills narrower modalities up to the widest. `learned` is one longer learned
+            vector (IO, section 3.1: DeepMind's `min_padding_size`), `zeros` is zeros (paper,
+            section 4.2).
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA

@@ -23,9 +23,10 @@ class PointAdapter(nn.Module):
     def forward(self, points: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
         """Content `[batch, num_points, num_features + num_dims * (2 * num_bands + 1)]`.
 
-        points: floating `[batch, num_points, num_dims + num_features]`; or the content itself,
-            computed beforehand.
-        mask: bool `[batch, num_points]`; the content of invalid points is zero.
+        Args:
+            points: floating `[batch, num_points, num_dims + num_features]`; or the content itself,
+                computed beforehand.
+            mask: bool `[batch, num_points]`; the content of invalid points is zero.
         """
         is_content = points.shape[1:] == self.content_shape
         check_inputs(points, mask, self.content_shape if is_content else self.shape)
@@ -47,8 +48,9 @@ class PointAdapter(nn.Module):
 def to_unit_cube(coordinates: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Point clouds moved to zero mean and scaled alike in all dimensions into [-1, 1].
 
-    coordinates: floating `[batch, points, dims]`; zero where mask `[batch, points]` is False, and
-        zero there again in the result. A cloud whose points all coincide becomes zero.
+    Args:
+        coordinates: floating `[batch, points, dims]`; zero where mask `[batch, points]` is False,
+            and zero there again in the result. A cloud whose points all coincide becomes zero.
     """
     if mask is None:
         centred = coordinates - coordinates.mean(dim=1, keepdim=True)

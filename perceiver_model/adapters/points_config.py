@@ -21,9 +21,14 @@ class PointsInput:
     The first `num_dims` channels are a point's coordinates, x, y and z; the others are read as
     they are. Samples of fewer points are padded and masked.
 
-    unit_cube: bring every sample's valid points to zero mean and into the unit cube, with the
-        largest coordinate at ±1, as the paper does (section 4.3). If False, coordinates should
-        lie in [-1, 1] already.
+    Attributes:
+        kind: must be `points`.
+        num_points: the largest number of points in a sample, at least 1.
+        num_dims: coordinates of a point, at least 1.
+        num_features: further channels of a point, at least 0.
+        unit_cube: whether every sample's valid points are brought to zero mean and into the unit
+            cube, with the largest coordinate at ±1, as the paper does (section 4.3). If False,
+            coordinates should lie in [-1, 1] already.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -49,10 +54,13 @@ class PointsInput:
 class Points(AdapterBase):
     """One token per point: its features, and the Fourier features of its coordinates.
 
-    max_resolution: as of `FourierConfig`, for every coordinate; the highest frequency is half of
-        it. None takes `default_max_resolution`, which follows from the number of points. The paper
-        has 2240 for ModelNet40, far above what the distances between points can tell apart; it
-        needs as much data as the paper's.
+    Attributes:
+        kind: must be `points`.
+        num_bands: frequencies for each coordinate, at least 1.
+        max_resolution: as in `FourierConfig`, one number above 0 for all coordinates; the highest
+            frequency is half of it. None takes `default_max_resolution`, which follows from the
+            number of points. The paper has 2240 for ModelNet40, far above what the distances
+            between points can tell apart; such a value needs as much data as the paper's.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA

@@ -14,9 +14,10 @@ from perceiver_model.constants import Float32Constant
 class TableRows(NamedTuple):
     """Rows of a table.
 
-    numeric: floating `[batch, num_numeric]`; NaN where a value is missing.
-    categorical: int64 `[batch, len(num_categories)]`, indices from 0; negative where a value is
-        missing, and `num_categories` or above where it is none of the known ones.
+    Attributes:
+        numeric: floating `[batch, num_numeric]`; NaN where a value is missing.
+        categorical: int64 `[batch, len(num_categories)]`, indices from 0; negative where a value is
+            missing, and `num_categories` or above where it is none of the known ones.
     """
 
     numeric: torch.Tensor
@@ -47,8 +48,9 @@ class ColumnAdapter(nn.Module):
     def forward(self, rows: TableRows, mask: torch.Tensor | None = None) -> Tokens:
         """Content `[batch, columns, num_channels]`.
 
-        mask: bool `[batch, columns]`, the numeric ones first: False leaves a column out, whatever
-            it holds; None for nowhere. What is missing in `rows` needs no mask.
+        Args:
+            mask: bool `[batch, columns]`, the numeric ones first: False leaves a column out,
+                whatever it holds; None for nowhere. What is missing in `rows` needs no mask.
         """
         numeric, categorical = self._check(rows, mask)
         present = torch.cat([~numeric.isnan(), categorical >= 0], dim=1)

@@ -18,10 +18,14 @@ from perceiver_model.config_checks import (
 class TableInput:
     """Rows of a table with numeric and categorical columns, as `adapters.table.TableRows`.
 
-    num_numeric: numeric columns.
-    mean, std: a numeric value is standardised as (value - mean) / std; one number for every
-        numeric column, or one for all.
-    num_categories: for each categorical column the number of its known values.
+    A numeric value is standardised as (value - mean) / std.
+
+    Attributes:
+        kind: must be `table`.
+        num_numeric: numeric columns, at least 0.
+        mean: one number for every numeric column, or one for all.
+        std: one number above 0 for every numeric column, or one for all.
+        num_categories: for each categorical column the number of its known values, at least 1.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -57,8 +61,12 @@ class Columns(AdapterBase):
     A numeric token is its standardised value times a learned vector, plus the column's embedding;
     a categorical one is its value's embedding plus the column's.
 
-    missing: "masked" leaves the tokens of missing values out; "learned" puts the column's own
-        learned vector in the value's place, so that a model may learn from what is missing.
+    Attributes:
+        kind: must be `columns`.
+        num_channels: channels of the learned vectors and so of a token, at least 1.
+        missing: `masked` leaves the tokens of missing values out. `learned` puts the column's own
+            learned vector in the place of the value, so that a model may learn from what is
+            missing.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA

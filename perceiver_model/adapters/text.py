@@ -62,8 +62,9 @@ class TokenAdapter(nn.Module):
     def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
         """Content `[batch, length, num_channels]`.
 
-        ids: int64 or int32 `[batch, length]`, at most `max_length` long; torch refuses ids outside
-            the vocabulary.
+        Args:
+            ids: int64 or int32 `[batch, length]`, at most `max_length` long; torch refuses ids
+                outside the vocabulary.
         """
         self._check(ids, mask)
         if mask is not None:

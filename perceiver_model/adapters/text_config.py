@@ -14,7 +14,10 @@ BYTE_VOCAB_SIZE = 262
 class TextInput:
     """Token ids `[batch, length]`, int64 or int32, of any length up to `max_length`.
 
-    vocab_size: ids are at least 0 and below it. The default is that of `encode_bytes`.
+    Attributes:
+        kind: must be `text`.
+        max_length: the longest text, in tokens, at least 1.
+        vocab_size: ids are at least 0 and below this number. The default is that of `encode_bytes`.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -29,7 +32,12 @@ class TextInput:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenEmbedding(AdapterBase):
-    """One token per id: its learned embedding plus the learned vector of its position."""
+    """One token per id: its learned embedding plus the learned vector of its position.
+
+    Attributes:
+        kind: must be `token_embedding`.
+        num_channels: channels of both learned vectors and so of a token, at least 1.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
     reads = (TextInput,)

@@ -20,8 +20,9 @@ class VideoStandardiser(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Standardised videos, invalid pixels zero, and bool `[batch, frames, height, width]`.
 
-        videos: `[batch, frames, height, width, channels]`, uint8 or floating.
-        mask: bool `[batch, frames]`, or `[batch, frames, height, width]`.
+        Args:
+            videos: `[batch, frames, height, width, channels]`, uint8 or floating.
+            mask: bool `[batch, frames]`, or `[batch, frames, height, width]`.
         """
         check_mask(mask, videos.shape[:2], videos.shape[:-1])
         if mask is not None and mask.ndim == 2:

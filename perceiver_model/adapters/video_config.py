@@ -16,8 +16,16 @@ from perceiver_model.config_checks import (
 class VideoInput:
     """Videos `[batch, num_frames, height, width, channels]`, uint8, or floating in [0, 1].
 
-    They are standardised as (video - mean) / std; `mean` and `std` hold one number for every
-    channel, or one for all channels, on the scale of [0, 1].
+    They are standardised as (video - mean) / std, on the scale of [0, 1].
+
+    Attributes:
+        kind: must be `video`.
+        num_frames: frames, at least 1.
+        height: rows of a frame, at least 1.
+        width: columns of a frame, at least 1.
+        channels: channels of a pixel, at least 1.
+        mean: one number for every channel, or one for all channels.
+        std: one number above 0 for every channel, or one for all channels.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -46,6 +54,12 @@ class FeatureMapInput:
     """Feature maps of images, `[batch, height, width, channels]`, floating, as a backbone gives.
 
     They are read as they are, without standardisation.
+
+    Attributes:
+        kind: must be `feature_map`.
+        height: rows, at least 1.
+        width: columns, at least 1.
+        channels: channels of each place of the map, at least 1.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -69,6 +83,12 @@ class SpaceTimePatches(AdapterBase):
     """One token per box of `num_frames` × `height` × `width` pixels, which must tile the video.
 
     The defaults are the paper's (section 4.2): 32 frames of 224 × 224 pixels in 12,544 tokens.
+
+    Attributes:
+        kind: must be `space_time_patches`.
+        num_frames: frames of a box, a divisor of the video's frames.
+        height: rows of a box in pixels, a divisor of the video's height.
+        width: columns of a box in pixels, a divisor of the video's width.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA

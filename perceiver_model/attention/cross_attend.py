@@ -36,8 +36,9 @@ class KeysValues(NamedTuple):
 class NormedGrid(NamedTuple):
     """A grid of tokens and what layer normalisation divides each of them by.
 
-    content: `[batch, tokens, content_channels]`; scale: reciprocal standard deviations
-    `[batch, tokens]`; both float32, or float64 if the content is.
+    Attributes:
+        content: `[batch, tokens, content_channels]`, float32, or float64 if the input array is.
+        scale: reciprocal standard deviations `[batch, tokens]`, of the same dtype.
     """
 
     content: torch.Tensor
@@ -57,13 +58,14 @@ Memory = KeysValues | NormedGrid
 class CrossAttend(Attend):
     """Queries read an input array, then pass an MLP.
 
-    query_channels: channels of the queries and of the result.
-    input_channels: channels of the input array.
-    qk_channels: width of queries and keys over all heads; None is `input_channels`, DeepMind's
-        choice.
-    value_channels: width of values over all heads; None is `qk_channels`.
-    query_residual: whether the queries are added to what they read (IO leaves it out where
-        queries are positions and results are pixels).
+    Args:
+        query_channels: channels of the queries and of the result.
+        input_channels: channels of the input array.
+        qk_channels: width of queries and keys over all heads; None is `input_channels`, DeepMind's
+            choice.
+        value_channels: width of values over all heads; None is `qk_channels`.
+        query_residual: whether the queries are added to what they read (IO leaves it out where
+            queries are positions and results are pixels).
     """
 
     def __init__(
@@ -99,11 +101,12 @@ class CrossAttend(Attend):
     ) -> tuple[torch.Tensor, Memory]:
         """Queries `[batch, queries, query_channels]` that have read the inputs, and the memory.
 
-        queries: `[batch, queries, query_channels]`, or with a batch of 1 if they are the same for
-            all samples; then what doesn't depend on the sample is computed once.
-        inputs: tokens of `input_channels` channels.
-        memory: what an earlier call with the same inputs returned, so that cross-attends that
-            share weights project the inputs once.
+        Args:
+            queries: `[batch, queries, query_channels]`, or with a batch of 1 if they are the same
+                for all samples; then what doesn't depend on the sample is computed once.
+            inputs: tokens of `input_channels` channels.
+            memory: what an earlier call with the same inputs returned, so that cross-attends that
+                share weights project the inputs once.
         """
         projected = split_heads(self.query(self.query_norm(queries)), self.num_heads)
         if memory is None:

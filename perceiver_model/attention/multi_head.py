@@ -147,8 +147,9 @@ class MLP(nn.Module):
 class SelfAttend(Attend):
     """The latents attend to each other, then pass an MLP.
 
-    qk_channels: width of queries and keys over all heads; None is `channels`.
-    value_channels: width of values over all heads; None is `qk_channels`.
+    Args:
+        qk_channels: width of queries and keys over all heads; None is `channels`.
+        value_channels: width of values over all heads; None is `qk_channels`.
     """
 
     def __init__(

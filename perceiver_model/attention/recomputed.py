@@ -52,7 +52,8 @@ def activated_linear(activation: nn.Module, layer: nn.Linear, hidden: torch.Tens
 def add_residual(tokens: torch.Tensor, update: torch.Tensor, *modules: nn.Module) -> torch.Tensor:
     """tokens + update, in update's memory where nobody else reads that.
 
-    modules: whose output `update` is, the last ones that it passed.
+    Args:
+        *modules: those whose output `update` is, the last ones that it passed.
     """
     if (
         torch.is_grad_enabled()

@@ -27,9 +27,10 @@ class Rotation(NamedTuple):
 class RotaryTable(nn.Module):
     """The angles of every position, constant; not part of the state dict.
 
-    max_length: number of positions.
-    rotated_channels: channels of a head that are turned, two for each angle.
-    max_wavelength: pair i of n turns by max_wavelength^(-i / (n - 1)) radians a token.
+    Args:
+        max_length: number of positions.
+        rotated_channels: channels of a head that are turned, two for each angle.
+        max_wavelength: pair i of n turns by max_wavelength^(-i / (n - 1)) radians a token.
     """
 
     def __init__(self, *, max_length: int, rotated_channels: int, max_wavelength: float) -> None:

@@ -122,8 +122,10 @@ def _eager_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of content_queries, row_scores, column_scores, content and scale.
 
-    delta: Σ_i P_i ∂L/∂P_i, `[batch, heads, queries]`. Gradients of content and scale are empty
-    unless `tokens_need_grad`.
+    Gradients of content and scale are empty unless `tokens_need_grad`.
+
+    Args:
+        delta: Σ_i P_i ∂L/∂P_i, `[batch, heads, queries]`.
     """
     arguments = [tensor.flatten(1, 2) for tensor in (content_queries, row_scores, column_scores)]
     gradients = [tensor.flatten(1, 2) for tensor in (content_grad, row_grad, column_grad)]

@@ -16,10 +16,11 @@ import torch
 class InputArray(NamedTuple):
     """Tokens `[batch, tokens, channels]` as content and position tables.
 
-    content: `[batch, tokens, content_channels]`, tokens in row-major order of the grid.
-    axis_tables: floating `[size, position_channels]` for each axis of the grid, shared by the
-        batch. No channel is non-zero in two of them. Empty if the content holds the positions.
-    mask: bool `[batch, tokens]`, True where a token may be attended; None for everywhere.
+    Attributes:
+        content: `[batch, tokens, content_channels]`, tokens in row-major order of the grid.
+        axis_tables: floating `[size, position_channels]` for each axis of the grid, shared by the
+            batch. No channel is non-zero in two of them. Empty if the content holds the positions.
+        mask: bool `[batch, tokens]`, True where a token may be attended; None for everywhere.
     """
 
     content: torch.Tensor
@@ -51,8 +52,9 @@ def split_axes(
 ) -> tuple[torch.Tensor, ...]:
     """The axis tables of a table of Fourier features, exactly: `InputArray.positions` undoes it.
 
-    table: `[prod(grid), channels]` in the layout of `fourier.fourier_features`. One whose features
-        depend on more than one axis, such as that of permuted pixels, stays whole.
+    Args:
+        table: `[prod(grid), channels]` in the layout of `fourier.fourier_features`. One whose
+            features depend on more than one axis, such as that of permuted pixels, stays whole.
 
     Raises ValueError for a table of another shape.
     """

@@ -51,11 +51,12 @@ def load_pretrained(
 ) -> nn.Module:
     """The model of a checkpoint folder, in float32 on the CPU, in evaluation mode.
 
-    folder: holds config.json and model.safetensors or pytorch_model.bin, as transformers'
-        `save_pretrained` writes them.
-    fidelity: whose function the weights are put into; see `Fidelity`.
-    image_size: (height, width) of the images that the model shall read, where the weights allow
-        any; None is what they were trained on.
+    Args:
+        folder: holds config.json and model.safetensors or pytorch_model.bin, as transformers'
+            `save_pretrained` writes them.
+        fidelity: whose function the weights are put into; see `Fidelity`.
+        image_size: (height, width) of the images that the model shall read, where the weights allow
+            any; None is what they were trained on.
 
     Raises ValueError for what is no such checkpoint, naming all missing and unexpected tensors.
     """
@@ -93,8 +94,9 @@ def save_pretrained(
 ) -> None:
     """Writes a checkpoint folder that transformers' `from_pretrained` reads as the same model.
 
-    allow_differences: write it, too, if transformers would read another function into the same
-        tensors, such as its own padding in the convolutional stem.
+    Args:
+        allow_differences: write it, too, if transformers would read another function into the same
+            tensors, such as its own padding in the convolutional stem.
 
     Raises ValueError for a model that isn't of one of transformers' classes, naming the fields of
     its configuration that transformers doesn't have, and for those differences.

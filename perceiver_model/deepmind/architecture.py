@@ -49,8 +49,9 @@ class Architecture(ABC, Generic[Config]):
     ) -> Config:
         """Our configuration of a checkpoint; raises ValueError for settings that we don't have.
 
-        state_dict: the checkpoint's tensors; empty if there are only settings.
-        image_size: (height, width) to read, or None for what the weights were trained on.
+        Args:
+            state_dict: the checkpoint's tensors; empty if there are only settings.
+            image_size: (height, width) to read, or None for what the weights were trained on.
         """
 
     @abstractmethod
@@ -70,7 +71,8 @@ class Architecture(ABC, Generic[Config]):
     ) -> None:
         """Raises ValueError unless the settings, read back, are this configuration again.
 
-        allow_differences: in all but the tolerable fields.
+        Args:
+            allow_differences: in all but the tolerable fields.
         """
         read = self.read_config(
             settings, {}, fidelity="transformers", image_size=self.image_size(config)

@@ -18,10 +18,11 @@ PREPROCESSOR, DECODER = "perceiver.input_preprocessor", "perceiver.decoder.decod
 class TensorMap(NamedTuple):
     """One tensor of ours, and the tensors of transformers that it holds.
 
-    ours: its name in our model's state dict.
-    theirs: names in transformers' state dict; ours is these, joined along the first dimension.
-    rows: how many rows each of theirs has; empty for a single one.
-    shape: theirs, where the same numbers have another shape there.
+    Attributes:
+        ours: its name in our model's state dict.
+        theirs: names in transformers' state dict; ours is these, joined along the first dimension.
+        rows: how many rows each of theirs has; empty for a single one.
+        shape: theirs, where the same numbers have another shape there.
     """
 
     ours: str

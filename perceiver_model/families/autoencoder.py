@@ -87,11 +87,12 @@ class MultimodalAutoencoder(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Outputs by name, float32 or, of a float64 model, float64.
 
-        indices: which outputs to decode: by name either None for all of it, `[batch, *grid,
-            num_channels]` or `[batch, num_channels]`; or row-major numbers in its grid, int64
-            `[outputs]`, or `[batch, outputs]` for each sample's own: `[batch, outputs,
-            num_channels]`. Names left out aren't decoded; None decodes all of every output.
-        chunk_size: decode so many queries at a time, for less memory.
+        Args:
+            indices: which outputs to decode: by name either None for all of it, `[batch, *grid,
+                num_channels]` or `[batch, num_channels]`; or row-major numbers in its grid, int64
+                `[outputs]`, or `[batch, outputs]` for each sample's own: `[batch, outputs,
+                num_channels]`. Names left out aren't decoded; None decodes all of every output.
+            chunk_size: decode so many queries at a time, for less memory.
 
         Raises ValueError for unknown names, and numbers that a grid hasn't.
         """

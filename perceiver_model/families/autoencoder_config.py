@@ -25,8 +25,9 @@ class GridOutput:
 
     A video's grid is (frames, height, width), a sound's (chunks,) of `num_channels` samples.
 
-    spacing: where the positions lie, see `fourier.Spacing`. DeepMind's released code asks for
-        outputs by number and so uses "steps".
+    Attributes:
+        spacing: where the positions lie, see `fourier.Spacing`. DeepMind's released code asks for
+            outputs by number and so uses "steps".
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -60,7 +61,8 @@ class GridOutput:
 class VectorOutput:
     """A single output `[batch, num_channels]`, such as the logits of classes.
 
-    query_channels: of its learned query, before it is padded to the common width.
+    Attributes:
+        query_channels: of its learned query, before it is padded to the common width.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -82,10 +84,11 @@ class VectorOutput:
 class AutoencoderConfig:
     """Modalities → one input array → encoder → one decoder, asked for every modality or task.
 
-    outputs: by name; they need not be the inputs' names.
-    query_embedding_channels: by how much output queries are wider than the widest output's own;
-        what is left over holds a vector learned for the output.
-    decoded_channels: of every output before its own linear layer.
+    Attributes:
+        outputs: by name; they need not be the inputs' names.
+        query_embedding_channels: by how much output queries are wider than the widest output's own;
+            what is left over holds a vector learned for the output.
+        decoded_channels: of every output before its own linear layer.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA

@@ -75,13 +75,14 @@ class PerceiverAR(nn.Module):
 
         Those of latent i are of the token after column length - latents + i.
 
-        token_ids: integers `[batch, length]`, of at most `max_length` columns.
-        mask: bool `[batch, length]`, True for tokens and False for padding; None for tokens only,
-            which is faster. Positions count tokens, not padding, so logits do not depend on it. Pad
-            on the left: latents are the last columns, and those of padding are wasted. Their logits
-            mean nothing.
-        num_latents: how many of the last columns are latents, at most length; None is the
-            configuration's. It need not be as in training.
+        Args:
+            token_ids: integers `[batch, length]`, of at most `max_length` columns.
+            mask: bool `[batch, length]`, True for tokens and False for padding; None for tokens
+                only, which is faster. Positions count tokens, not padding, so logits do not depend
+                on it. Pad on the left: latents are the last columns, and those of padding are
+                wasted. Their logits mean nothing.
+            num_latents: how many of the last columns are latents, at most length; None is the
+                configuration's. It need not be as in training.
 
         Raises ValueError for token ids or masks of another shape or dtype.
         """
@@ -108,10 +109,11 @@ class PerceiverAR(nn.Module):
     ) -> torch.Tensor:
         """The latents `[batch, queries, channels]` of the last tokens.
 
-        queries: those tokens, which follow the latents in the cache.
-        inputs: the tokens that are not in the cache; all of them without a cache.
-        mask: bool `[batch, length]` of the whole context, or None.
-        cache: takes up keys and values of `queries` and `inputs`; for use without gradients.
+        Args:
+            queries: those tokens, which follow the latents in the cache.
+            inputs: the tokens that are not in the cache; all of them without a cache.
+            mask: bool `[batch, length]` of the whole context, or None.
+            cache: takes up keys and values of `queries` and `inputs`; for use without gradients.
         """
         cross_cache = None if cache is None else cache.cross_attend
         latents = self.cross_attend(queries, inputs, self._drop_context(inputs, mask), cross_cache)
@@ -142,10 +144,11 @@ def next_token_loss(
 ) -> torch.Tensor:
     """Mean cross-entropy of the latents' next tokens, in nats: a scalar of the logits' dtype.
 
-    logits: `[batch, latents, vocab_size]`, `model(token_ids[:, :-1], mask[:, :-1])`.
-    token_ids: integers `[batch, length]`: the context and, in the last column, one token more.
-    mask: bool `[batch, length]`, True for tokens and False for padding; None for tokens only. What
-        is counted are tokens after tokens; a batch without any has a loss of 0.
+    Args:
+        logits: `[batch, latents, vocab_size]`, `model(token_ids[:, :-1], mask[:, :-1])`.
+        token_ids: integers `[batch, length]`: the context and, in the last column, one token more.
+        mask: bool `[batch, length]`, True for tokens and False for padding; None for tokens only.
+            What is counted are tokens after tokens; a batch without any has a loss of 0.
 
     Raises ValueError for token ids or masks of another shape or dtype, or too short for the logits.
     """

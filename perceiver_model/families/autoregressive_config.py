@@ -25,23 +25,24 @@ class ARConfig:
 
     The defaults are those of its released code, but for bytes and contexts of 8,192 tokens.
 
-    vocab_size: number of token ids; the default is that of `encode_bytes`.
-    max_length: most tokens that a context may have.
-    num_latents: latents, which are the last positions of the context.
-    channels: width of tokens and latents, and of queries, keys and values over all heads.
-    num_self_attends: causal self-attends after the cross-attend.
-    num_heads: of the cross-attend and of every self-attend.
-    widening: hidden width of the MLPs, in multiples of `channels`.
-    activation: of the MLPs; GELU by its tanh approximation or exact.
-    positions: "rotary" turns queries and keys by their position; "learned" adds a learned vector
-        for each position to the token's embedding.
-    rotary_fraction: how much of each head's channels are turned, the first ones, rounded down to
-        an even number. The rest compare content wherever it is.
-    max_wavelength: the slowest pair of channels turns by 1 / max_wavelength radians a token, the
-        fastest by 1 radian; None is `max_length`.
-    tied_logits: whether the logits are products with the token embeddings, over √channels.
-    dropout: probability after every attention and MLP.
-    context_dropout: probability, in training, that the cross-attend does not see a token.
+    Attributes:
+        vocab_size: number of token ids; the default is that of `encode_bytes`.
+        max_length: most tokens that a context may have.
+        num_latents: latents, which are the last positions of the context.
+        channels: width of tokens and latents, and of queries, keys and values over all heads.
+        num_self_attends: causal self-attends after the cross-attend.
+        num_heads: of the cross-attend and of every self-attend.
+        widening: hidden width of the MLPs, in multiples of `channels`.
+        activation: of the MLPs; GELU by its tanh approximation or exact.
+        positions: "rotary" turns queries and keys by their position; "learned" adds a learned
+            vector for each position to the token's embedding.
+        rotary_fraction: how much of each head's channels are turned, the first ones, rounded down
+            to an even number. The rest compare content wherever it is.
+        max_wavelength: the slowest pair of channels turns by 1 / max_wavelength radians a token,
+            the fastest by 1 radian; None is `max_length`.
+        tied_logits: whether the logits are products with the token embeddings, over √channels.
+        dropout: probability after every attention and MLP.
+        context_dropout: probability, in training, that the cross-attend does not see a token.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -111,8 +112,11 @@ def autoregressive_flops(
 ) -> int:
     """FLOPs of one forward pass of one sequence, counted as `layer_flops` explains.
 
-    length: tokens in the context; None is `max_length`. num_latents: as of `PerceiverAR.forward`.
     Causal attention is counted whole, though what is masked could be left out.
+
+    Args:
+        length: tokens in the context; None is `max_length`.
+        num_latents: as in `PerceiverAR.forward`.
     """
     length = config.max_length if length is None else length
     latents = min(num_latents or config.num_latents, length)

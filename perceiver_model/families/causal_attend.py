@@ -132,8 +132,10 @@ class CausalAttend(Attend):
     ) -> torch.Tensor:
         """Latents that have attended; projections are of queries, keys and values, before heads.
 
-        rotations: of the queries and of the keys. mask: bool `[batch, columns]`, whose last columns
-        are those of all keys, the cache's included.
+        Args:
+            rotations: of the queries and of the keys.
+            mask: bool `[batch, columns]`, whose last columns are those of all keys, the cache's
+                included.
         """
         query, key, value = (split_heads(part, self.num_heads) for part in projections)
         query, key = rotate(query, rotations[0]), rotate(key, rotations[1])
@@ -166,9 +168,11 @@ class CausalCrossAttend(CausalAttend):
     ) -> torch.Tensor:
         """The latents `[batch, queries, channels]`.
 
-        queries: the last tokens. inputs: the tokens that are not in the cache yet; all of them
-        without a cache. mask: bool `[batch, columns]` of the whole context, True where a token may
-        be attended; None for everywhere.
+        Args:
+            queries: the last tokens.
+            inputs: the tokens that are not in the cache yet; all of them without a cache.
+            mask: bool `[batch, columns]` of the whole context, True where a token may be attended;
+                None for everywhere.
         """
         query = normed_linear(self.query_norm, self.query, queries.content)
         key_value = normed_linear(self.input_norm, self.key_value, inputs.content)
@@ -208,7 +212,9 @@ class CausalSelfAttend(CausalAttend):
     ) -> torch.Tensor:
         """`[batch, latents, channels]` to the same shape.
 
-        latents: those that are not in the cache yet. mask: as of the cross-attend.
+        Args:
+            latents: those that are not in the cache yet.
+            mask: as of the cross-attend.
         """
         projected = normed_linear(self.attention_norm, self.query_key_value, latents)
         query, key, value = projected.chunk(3, dim=-1)

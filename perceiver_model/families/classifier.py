@@ -16,8 +16,10 @@ from perceiver_model.positions import build_positions
 class PerceiverClassifier(nn.Module):
     """Logits for images or sound (paper, section 3 and 4.1; IO, section 4.5).
 
-    positions: the table of the tokens' Fourier features, floating `[tokens, position_channels]`,
-        as `position_table` gives; computed if None. It is not part of the state dict.
+    Args:
+        positions: the table of the tokens' Fourier features, floating `[tokens,
+            position_channels]`, as `position_table` gives; computed if None. It is not part of the
+            state dict.
 
     Raises ValueError for a table that is not of the configuration's token grid.
     """
@@ -49,15 +51,16 @@ class PerceiverClassifier(nn.Module):
     ) -> torch.Tensor:
         """Logits `[batch, num_classes]`, float32 or, of a float64 model, float64.
 
-        inputs: as the configuration's input describes them, such as images `[batch, height, width,
-            channels]`, uint8 or floating in [0, 1], sound `[batch, num_samples]`, int16 or floating
-            in [-1, 1], or the rows of a table as `TableRows`; of several modalities, a mapping from
-            their names.
-        mask: bool, the inputs' shape without channels (`[batch, columns]` of tables, and `[batch,
-            frames]` of videos, too), True where they are valid; None for everywhere, which is
-            faster. A sample without any valid input gets its logits from the latents alone. Of
-            several modalities, a mapping from some of their names.
-        state: latents to start from, as `forward_state` returned them for what came before.
+        Args:
+            inputs: as the configuration's input describes them, such as images `[batch, height,
+                width, channels]`, uint8 or floating in [0, 1], sound `[batch, num_samples]`, int16
+                or floating in [-1, 1], or the rows of a table as `TableRows`; of several
+                modalities, a mapping from their names.
+            mask: bool, the inputs' shape without channels (`[batch, columns]` of tables, and
+                `[batch, frames]` of videos, too), True where they are valid; None for everywhere,
+                which is faster. A sample without any valid input gets its logits from the latents
+                alone. Of several modalities, a mapping from some of their names.
+            state: latents to start from, as `forward_state` returned them for what came before.
 
         Raises ValueError for inputs or masks of another shape or dtype.
         """

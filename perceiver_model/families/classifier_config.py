@@ -20,9 +20,10 @@ AdapterConfig = MediaAdapter | PaddedModalities
 class ClassifierConfig(TokensConfig):
     """A whole classifier: input → adapter → [content | positions] → encoder → logits.
 
-    positions: of the token grid; None if the adapter's content holds them.
-    decoder: None takes the mean over the latents and a linear layer (paper); a decoder reads the
-        latents with one learned query of `latent_dim` channels (IO).
+    Attributes:
+        positions: of the token grid; None if the adapter's content holds them.
+        decoder: None takes the mean over the latents and a linear layer (paper); a decoder reads
+            the latents with one learned query of `latent_dim` channels (IO).
     """
 
     input: InputConfig

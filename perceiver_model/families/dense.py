@@ -26,7 +26,8 @@ class DensePredictor(nn.Module):
 
     What the outputs mean is the loss's: logits of classes for cross-entropy, or regressed values.
 
-    positions: as of `PerceiverClassifier`.
+    Args:
+        positions: as of `PerceiverClassifier`.
     """
 
     def __init__(self, config: DenseConfig, positions: torch.Tensor | None = None) -> None:
@@ -61,13 +62,14 @@ class DensePredictor(nn.Module):
     ) -> torch.Tensor:
         """`[batch, *output_grid, output_channels]`, float32 or, of a float64 model, float64.
 
-        inputs, mask: as of `PerceiverClassifier.forward`. Nothing invalid is read; outputs there
-            are predicted all the same.
-        output_grid: another resolution than the configured one, over the same extent.
-        indices: only these outputs, as row-major numbers in the output grid, int64 `[outputs]`, or
-            `[batch, outputs]` for each sample's own; the result is then `[batch, outputs,
-            output_channels]`. A training step needs only the outputs that its loss looks at.
-        chunk_size: decode so many outputs at a time, for less memory.
+        Args:
+            inputs, mask: as of `PerceiverClassifier.forward`. Nothing invalid is read; outputs
+                there are predicted all the same.
+            output_grid: another resolution than the configured one, over the same extent.
+            indices: only these outputs, as row-major numbers in the output grid, int64 `[outputs]`,
+                or `[batch, outputs]` for each sample's own; the result is then `[batch, outputs,
+                output_channels]`. A training step needs only the outputs that its loss looks at.
+            chunk_size: decode so many outputs at a time, for less memory.
 
         Raises ValueError for arguments that don't fit the configuration.
         """

@@ -17,13 +17,14 @@ from perceiver_model.tokens_config import (
 class DenseConfig(TokensConfig):
     """Input → tokens → encoder → decoder, asked at every position of an output grid (IO, 3.2).
 
-    output_channels: of every output: classes of a segmentation, 1 for depth, 2 for flow.
-    output_grid: the outputs' shape, such as (height, width); None is the input's own: an image's
-        pixels, whatever the tokens are.
-    query_positions: what tells the outputs apart. With Fourier features the trained model can be
-        asked at other resolutions.
-    query_tokens: whether a query also holds the content of the input token that lies there
-        (DeepMind's `concat_preprocessed_input`), for outputs that follow the input closely.
+    Attributes:
+        output_channels: of every output: classes of a segmentation, 1 for depth, 2 for flow.
+        output_grid: the outputs' shape, such as (height, width); None is the input's own: an
+            image's pixels, whatever the tokens are.
+        query_positions: what tells the outputs apart. With Fourier features the trained model can
+            be asked at other resolutions.
+        query_tokens: whether a query also holds the content of the input token that lies there
+            (DeepMind's `concat_preprocessed_input`), for outputs that follow the input closely.
     """
 
     input: MediaInput

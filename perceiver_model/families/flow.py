@@ -79,12 +79,13 @@ class OpticalFlow(nn.Module):
     ) -> torch.Tensor:
         """Flow in pixels `[batch, height, width, 2]`, (along x, along y).
 
-        frames: `[batch, 2, height, width, channels]`, uint8 or floating in [0, 1].
-        mask: bool `[batch, 2, height, width]`, or `[batch, 2]` for whole frames, True where a pixel
-            is valid; None for everywhere. A token is read if its own pixel is valid in either
-            frame. Smaller frames are padded and masked; flow at invalid pixels is of no meaning.
-            Larger ones: `tiled_flow`.
-        chunk_size: decode so many pixels at a time, for less memory.
+        Args:
+            frames: `[batch, 2, height, width, channels]`, uint8 or floating in [0, 1].
+            mask: bool `[batch, 2, height, width]`, or `[batch, 2]` for whole frames, True where a
+                pixel is valid; None for everywhere. A token is read if its own pixel is valid in
+                either frame. Smaller frames are padded and masked; flow at invalid pixels is of no
+                meaning. Larger ones: `tiled_flow`.
+            chunk_size: decode so many pixels at a time, for less memory.
 
         The result is float32 or, of a float64 model, float64. Raises ValueError for frames or
         masks of another shape or dtype.
@@ -111,7 +112,8 @@ def tiled_flow(
     Tiles are of the model's size, the last ones flush with the border, and overlap by at least
     `min_overlap` pixels; where they do, each counts by its pixel's distance to its own border.
 
-    frames: `[batch, 2, height, width, channels]`, at least of the model's size.
+    Args:
+        frames: `[batch, 2, height, width, channels]`, at least of the model's size.
 
     Raises ValueError for smaller frames, and for an overlap that isn't smaller than a tile.
     """

@@ -25,12 +25,13 @@ class FlowConfig:
     The defaults are DeepMind's model: 368 × 496 pixels, 64 + 258 channels, 2,048 latents of 512, 24
     self-attends, 41,057,134 parameters.
 
-    input: the pair as a video of two frames.
-    patch_size: a token sees so many pixels square around its own, in both frames; odd.
-    num_channels: width that a linear layer brings those pixels to.
-    rescale_factor: the decoder's output is divided by it.
-    flow_scale: and multiplied by this, to become pixels: DeepMind's network predicts flow in units
-        of 20 pixels, which its released notebook multiplies by afterwards.
+    Attributes:
+        input: the pair as a video of two frames.
+        patch_size: a token sees so many pixels square around its own, in both frames; odd.
+        num_channels: width that a linear layer brings those pixels to.
+        rescale_factor: the decoder's output is divided by it.
+        flow_scale: and multiplied by this, to become pixels: DeepMind's network predicts flow in
+            units of 20 pixels, which its released notebook multiplies by afterwards.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA

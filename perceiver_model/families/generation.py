@@ -26,16 +26,18 @@ class CachedDecoder:
     `model(token_ids, mask, num_latents=num_latents)[:, -1]` of the decoder's own `token_ids`,
     `mask` and `num_latents`.
 
-    model: in evaluation mode.
-    token_ids: integers `[batch, length]`, length from 1 to `max_length`.
-    mask: bool `[batch, length]`, True for tokens and False for padding on the left; None for tokens
-        only.
-    refill_latents: with how many latents a context starts, and continues when they have grown to
-        the configuration's `num_latents`; None is half of them. Many see more of the past and
-        are dear: `num_latents` computes all of them for each token, `model(token_ids)` exactly.
-    sliding: whether a context of more than `max_length` columns forgets the oldest, as few as let
-        the latents grow to `num_latents`, and is then read anew; otherwise it is refused.
-    capacity: columns to make room for; None is `max_length`.
+    Args:
+        model: in evaluation mode.
+        token_ids: integers `[batch, length]`, length from 1 to `max_length`.
+        mask: bool `[batch, length]`, True for tokens and False for padding on the left; None for
+            tokens only.
+        refill_latents: with how many latents a context starts, and continues when they have grown
+            to the configuration's `num_latents`; None is half of them. Many see more of the past
+            and are dear: `num_latents` computes all of them for each token, `model(token_ids)`
+            exactly.
+        sliding: whether a context of more than `max_length` columns forgets the oldest, as few as
+            let the latents grow to `num_latents`, and is then read anew; otherwise it is refused.
+        capacity: columns to make room for; None is `max_length`.
 
     Raises ValueError for a model in training mode, and for tokens, masks or numbers that don't fit.
     """
@@ -136,10 +138,11 @@ def sample_tokens(
 ) -> torch.Tensor:
     """One token id for each row of logits `[batch, vocab_size]`: int64 `[batch]`.
 
-    temperature: divides the logits; 0 takes the most probable token.
-    top_k: keeps the k most probable tokens.
-    top_p: keeps the fewest most probable tokens that together have at least this probability, after
-        temperature and top_k.
+    Args:
+        temperature: divides the logits; 0 takes the most probable token.
+        top_k: keeps the k most probable tokens.
+        top_p: keeps the fewest most probable tokens that together have at least this probability,
+            after temperature and top_k.
 
     Raises ValueError for numbers out of range.
     """
@@ -183,13 +186,14 @@ def generate(
 ) -> torch.Tensor:
     """The prompts and their continuations, `[batch, length + new]` of the prompts' dtype.
 
-    prompt_ids: integers `[batch, length]`, length from 1 to `max_length`.
-    mask: bool `[batch, length]`, True for tokens and False for padding on the left.
-    temperature, top_k, top_p, generator: as of `sample_tokens`; on one device, with one torch
-        version, the same generator state gives the same tokens.
-    eos_id: ends its row, which is filled with `pad_id` (None is `eos_id`) from then on; when all
-        rows have ended, so does generation, after fewer than `max_new_tokens`.
-    refill_latents, sliding: as of `CachedDecoder`.
+    Args:
+        prompt_ids: integers `[batch, length]`, length from 1 to `max_length`.
+        mask: bool `[batch, length]`, True for tokens and False for padding on the left.
+        temperature, top_k, top_p, generator: as of `sample_tokens`; on one device, with one torch
+            version, the same generator state gives the same tokens.
+        eos_id: ends its row, which is filled with `pad_id` (None is `eos_id`) from then on; when
+            all rows have ended, so does generation, after fewer than `max_new_tokens`.
+        refill_latents, sliding: as of `CachedDecoder`.
 
     Raises ValueError for a model in training mode, for arguments that don't fit, and unless
     `sliding`, for more tokens than the model's `max_length`.

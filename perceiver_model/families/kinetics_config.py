@@ -47,7 +47,8 @@ def kinetics_autoencoder(
     masked, so that the model classifies. The paper counts 50,657 tokens and 803,297 queries, as
     with 64 samples a token.
 
-    max_resolution: of the video's positions, in frames, rows and columns of tokens.
+    Args:
+        max_resolution: of the video's positions, in frames, rows and columns of tokens.
 
     Raises ValueError for sizes that tokens don't tile.
     """

@@ -44,9 +44,10 @@ class MaskedLanguageModel(nn.Module):
     def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Logits `[batch, length, vocab_size]`, float32 or, of a float64 model, float64.
 
-        ids: int64 or int32 `[batch, length]`, of any length up to `max_length`.
-        mask: bool `[batch, length]`, True where a text has tokens; None for everywhere. Logits at
-            other places are of no meaning.
+        Args:
+            ids: int64 or int32 `[batch, length]`, of any length up to `max_length`.
+            mask: bool `[batch, length]`, True where a text has tokens; None for everywhere. Logits
+                at other places are of no meaning.
 
         Raises ValueError for ids or masks of another shape or dtype.
         """
@@ -81,9 +82,10 @@ def mask_tokens(
     Tokens are chosen with `probability`; of the chosen, 80 % become MASK, 10 % a random token, 10 %
     stay as they are. Special tokens, and those where `mask` is False, are never chosen.
 
-    whole_words: choose the bytes of a word, with the space before it, together: a byte is easy to
-        guess from the rest of its word. A word's bytes share their fate.
-    generator: on the ids' device.
+    Args:
+        whole_words: choose the bytes of a word, with the space before it, together: a byte is easy
+            to guess from the rest of its word. A word's bytes share their fate.
+        generator: on the ids' device.
 
     Returns the ids, and targets int64 `[batch, length]` that are IGNORED where none were chosen.
     """

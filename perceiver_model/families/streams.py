@@ -23,12 +23,13 @@ def read_stream(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The logits `[batch, num_classes]` and the state after each part, as the parts come.
 
-    parts: of a batch of streams, each as of the model's `forward`.
-    state: latents `[batch, num_latents, latent_dim]` that an earlier reading ended with; None for
-        the learned ones.
-    detach_every: cut the graph after that many parts, so that gradients reach no further back and
-        memory doesn't grow with the stream (truncated backpropagation: call `backward` before the
-        next part). None never cuts it: then memory grows unless gradients are off.
+    Args:
+        parts: of a batch of streams, each as of the model's `forward`.
+        state: latents `[batch, num_latents, latent_dim]` that an earlier reading ended with; None
+            for the learned ones.
+        detach_every: cut the graph after that many parts, so that gradients reach no further back
+            and memory doesn't grow with the stream (truncated backpropagation: call `backward`
+            before the next part). None never cuts it: then memory grows unless gradients are off.
 
     Raises ValueError for a `detach_every` that is not positive, and as the model does.
     """

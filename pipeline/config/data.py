@@ -54,6 +54,12 @@ class DataConfig(Section):
             own folder; relative paths are of the working directory.
         max_file_bytes: a larger file is refused, before it is read or while it grows.
         layout: what the sources are; `auto` tells by their names.
+        image: what images become; null where the data has none.
+        audio: what recordings become; null where the data has none.
+        video: what films become; null where the data has none.
+        points: what meshes and point clouds become; null where the data has none.
+        text: what texts become; null where the data has none.
+        table: what rows of a table become; null where the data has none.
         columns: what a listing's columns hold.
         target: what a sample is to be mapped to.
         allow_missing: modalities that a sample may lack.

@@ -26,7 +26,9 @@ class ModalityConfig(Section):
     """How one of several modalities is read.
 
     Attributes:
-        positions: of adapters that do not hold their own, as those of points, text and tables do.
+        adapter: what turns the modality into tokens.
+        positions: the positions of tokens, for adapters that do not hold their own. The adapters of
+            points, text and tables hold theirs.
         dropout: probability that a training sample loses the whole modality.
     """
 
@@ -39,12 +41,16 @@ class ModelConfig(Section):
     """The Perceiver; its input's shape follows from `data`, its classes from the shards.
 
     Attributes:
-        adapter: of the one modality; null where there are several.
-        modalities: of several modalities, each one's own adapter and positions.
-        decoder: Perceiver IO's, with one learned query; null takes the mean over the latents.
-        positions: of adapters that do not hold their own, as those of points, text and tables do.
-        pixel_mean, pixel_std: standardisation of pixels scaled to [0, 1]: one value, or one for
-            each channel; images and films only.
+        adapter: what turns the data's one modality into tokens; null where there are several.
+        modalities: for data of several modalities, the adapter and positions of each one.
+        positions: the positions of tokens, for adapters that do not hold their own. The adapters of
+            points, text and tables hold theirs.
+        encoder: the latents, the cross-attends and the latent blocks.
+        decoder: the decoder of Perceiver IO, with one learned query; null takes the mean over the
+            latents.
+        pixel_mean: subtracted from pixels that are scaled to [0, 1]: one value, or one for each
+            channel. For images and films only.
+        pixel_std: then divides them: one value, or one for each channel. For images and films only.
     """
 
     adapter: Annotated[MediaAdapter, Field(discriminator="kind")] | None = None

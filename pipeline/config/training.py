@@ -13,8 +13,12 @@ MAX_LEARNING_RATE, MAX_WEIGHT_DECAY = 1e30, 1e6
 class ScheduleConfig(Section):
     """Learning rate over training, in epochs.
 
-    `cosine` rises linearly for `warmup_epochs`, then falls to 0 on a cosine. `flat_cosine`
-    (Perceiver IO, appendix H) holds for `flat_epochs` after the warm-up before it falls.
+    Attributes:
+        kind: `cosine` rises linearly for `warmup_epochs`, then falls to 0 on a cosine.
+            `flat_cosine` (Perceiver IO, appendix H) holds for `flat_epochs` after the warm-up
+            before it falls.
+        warmup_epochs: epochs in which the learning rate rises from 0.
+        flat_epochs: epochs in which it stays at its highest; for `flat_cosine` only.
     """
 
     kind: Literal["cosine", "flat_cosine"] = "cosine"
@@ -75,10 +79,19 @@ class TrainingConfig(Section):
     """One training.
 
     Attributes:
+        epochs: passes over the training samples. A training goes on when this grows.
         batch_size: samples in one optimizer step, over all workers and accumulation steps; it is
             the same training whatever the number of workers.
         gradient_accumulation_steps: forward and backward passes in one optimizer step.
+        learning_rate: the highest that the schedule reaches.
+        betas: decay rates of the optimizer's running means of the gradient and of its square, each
+            at least 0 and below 1.
+        eps: added to the denominator of the optimizer's step.
+        weight_decay: decoupled weight decay of weights and latents; biases and norms have none.
         gradient_clipping: greatest norm of the whole gradient, or null.
+        label_smoothing: share of the target's probability that is spread evenly over all classes.
+        schedule: the learning rate over training.
+        augment: random changes to training inputs.
         precision: `bf16` computes matrix products in bfloat16 (autocast) and keeps weights,
             gradients and optimizer state in float32.
         zero_stage: DeepSpeed ZeRO: 1 shares optimizer state among the workers, 2 gradients as
@@ -91,6 +104,7 @@ class TrainingConfig(Section):
             `max-autotune` use CUDA graphs), or null; at ZeRO stages 0 to 2. Kernels are chosen
             without timing, so that a training repeats, and texts are padded to `max_length`.
         checkpoint_steps: also save within an epoch, every so many optimizer steps; or null.
+        log_steps: metrics of training are logged once in this many optimizer steps.
         loader_workers: processes that read and decode for each training worker, and as many more
             for its evaluations; 0 reads in the worker itself.
     """

@@ -57,7 +57,7 @@ class TrackingConfig(Section):
             SQLite in the output folder.
         experiment: name of the MLflow experiment; null takes the configuration's `name`.
         system_metrics: log CPU, memory and GPU use of every machine.
-        system_metrics_seconds: how often.
+        system_metrics_seconds: seconds from one measurement to the next.
     """
 
     uri: str | None = None
@@ -70,8 +70,8 @@ class RegistryConfig(Section):
     """The name under which the model is registered in MLflow, and when its alias moves.
 
     Attributes:
-        model_name: of the registered model.
-        alias: names the champion.
+        model_name: name of the registered model in MLflow.
+        alias: alias of the version that is the champion.
         min_gain: accuracy that a model must have above the champion's, on the same samples.
         alpha: how likely a gain as large may be by chance, by a one-sided exact sign test (McNemar)
             on these samples; 1 asks for no more than `min_gain`, and for any gain at all.
@@ -90,8 +90,15 @@ class Config(Section):
         name: names the run folder `output/name` and the MLflow experiment.
         output: the one folder that everything is written to; made absolute, since Ray's workers
             have working directories of their own.
-        seed: of splits, order, augmentation and initial weights.
+        seed: decides splits, order, augmentation and initial weights.
         shards: folder or URL of the shard set; null is `output/name/shards`.
+        data: where the raw media lie, and how they are decoded.
+        model: the Perceiver that reads the data.
+        training: how the model is trained.
+        cluster: on which machines, and by how many processes.
+        tracking: where MLflow keeps runs and models.
+        study: what `perceiver tune` searches; null where there is no study.
+        registry: how a model is registered and promoted.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

@@ -27,9 +27,10 @@ TEXT_HEAD = 4096
 class MeshInstance:
     """One mesh or cloud, once for each place where it stands.
 
-    vertices: float64 `[points, 3]`, finite.
-    faces: int64 `[faces, 3]`: numbers of vertices; empty for a cloud.
-    transform: float64 `[4, 4]`; None for none.
+    Attributes:
+        vertices: float64 `[points, 3]`, finite.
+        faces: int64 `[faces, 3]`: numbers of vertices; empty for a cloud.
+        transform: float64 `[4, 4]`; None for none.
     """
 
     vertices: np.ndarray

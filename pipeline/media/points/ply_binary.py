@@ -131,7 +131,8 @@ class BinaryBody:
 class _Stretch:
     """Scalars that follow one another in a row, and the list, if any, behind them.
 
-    num_bytes: the scalars', and the list's count's.
+    Attributes:
+        num_bytes: the scalars', and the list's count's.
     """
 
     scalars: tuple[Property, ...]

@@ -46,7 +46,9 @@ Column = tuple[np.ndarray, np.ndarray]
 class Property:
     """One number, or a list of numbers behind their count.
 
-    type: NumPy's name of its numbers' type; count_type: of a list's count, None for one number.
+    Attributes:
+        type: NumPy's name of the type of its numbers.
+        count_type: the same of a list's count, None for one number.
     """
 
     name: str
@@ -72,7 +74,9 @@ class Element:
 class Header:
     """What a file holds.
 
-    order: of binary numbers' bytes; None for text. num_bytes: where the data begin.
+    Attributes:
+        order: of binary numbers' bytes; None for text.
+        num_bytes: where the data begin.
     """
 
     order: Literal["little", "big"] | None
