@@ -17,7 +17,7 @@ from pipeline.config.data import DataConfig
 from pipeline.config.load import load_config
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.preprocess.sources import Listing, list_sources
+from pipeline.preprocess.sources import SourceTable, list_sources
 
 IMAGE = {"height": 8, "width": 8}
 # What the rows of `write_listing` hold.
@@ -69,7 +69,7 @@ def data_config(train: Path | str, modalities: tuple[str, ...] = ("image",), **d
         section = DataConfig.model_validate_json(json.dumps(settings), strict=True)
     except ValidationError as error:
         raise UserError(error.errors()[0]["msg"]) from None
-    # Listing needs the data alone: no model must fit them.
+    # SourceTable needs the data alone: no model must fit them.
     return load_config("digits").model_copy(update={"seed": seed, "data": section})
 
 
@@ -79,7 +79,7 @@ def listed(
     known: Any = None,
     known_classes: tuple[str, ...] = (),
     **data: Any,
-) -> Listing:
+) -> SourceTable:
     """The listing of `data.train`, with other settings as `data_config` takes them."""
     return list_sources(data_config(train, modalities, **data), known, known_classes)
 
@@ -92,7 +92,7 @@ def refusal(*args: Any, **data: Any) -> str:
     return str(caught.value)
 
 
-def rows(listing: Listing, split: str | None = None) -> list[dict[str, Any]]:
+def rows(listing: SourceTable, split: str | None = None) -> list[dict[str, Any]]:
     """The samples in their order: uri, target, row, and parts by field."""
     table = listing.table if split is None else listing.of_split(split)
     found = []
@@ -103,17 +103,17 @@ def rows(listing: Listing, split: str | None = None) -> list[dict[str, Any]]:
     return found
 
 
-def uris(listing: Listing, split: str | None = None) -> list[str]:
+def uris(listing: SourceTable, split: str | None = None) -> list[str]:
     """The samples' names, in their order."""
     return [row["uri"] for row in rows(listing, split)]
 
 
-def classes_of(listing: Listing, split: str | None = None) -> dict[str, str]:
+def classes_of(listing: SourceTable, split: str | None = None) -> dict[str, str]:
     """The class of every sample, by its name."""
     return {row["uri"]: listing.classes[row["target"]] for row in rows(listing, split)}
 
 
-def paths(listing: Listing, field: str = "image") -> dict[str, str]:
+def paths(listing: SourceTable, field: str = "image") -> dict[str, str]:
     """The path of every sample's file for a field, by the sample's name."""
     return {
         row["uri"]: os.fsdecode(row["parts"][field]["path"])
@@ -122,7 +122,7 @@ def paths(listing: Listing, field: str = "image") -> dict[str, str]:
     }
 
 
-def refused(listing: Listing) -> dict[str, str]:
+def refused(listing: SourceTable) -> dict[str, str]:
     """Why things were refused, by their name."""
     return {os.fsdecode(row["uri"]): row["reason"] for row in listing.refused.to_pylist()}
 

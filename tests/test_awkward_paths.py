@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.cli.main import main
 from pipeline.config.sqlite_uri import absolute_uri, sqlite_path, sqlite_uri
-from pipeline.runs.records import read_stage
+from pipeline.runs.records import read_run_record
 
 NAME = "exp #2: [v2] ünï 100% ?a&b=c {x,y} 'q'"
 CONFIG = """
@@ -48,7 +48,7 @@ def test_every_verb_works_in_a_folder_of_any_name(
     overrides = ["data.train=rows.csv", f"output={folder}/out #1"]
     assert main(["preprocess", "t.yaml", *overrides]) == 0
     assert main(["train", "t.yaml", *overrides]) == 0
-    record = read_stage(folder / "out #1" / "t", "train")
+    record = read_run_record(folder / "out #1" / "t", "train")
     assert record is not None
     registry = ["--output", "out #1"]
     assert main(["promote", record.result["run_id"], *registry]) == 0

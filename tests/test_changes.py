@@ -11,12 +11,12 @@ from source_trees import listed
 from pipeline.preprocess.changes import find_changes
 from pipeline.preprocess.ledger import source_states
 from pipeline.preprocess.shard_task import read_contents, source_sha256
-from pipeline.preprocess.sources import Listing, read_plan, write_plan
+from pipeline.preprocess.sources import SourceTable, read_plan, write_plan
 
 NONE = pa.array([], pa.binary())
 
 
-def rows_listing(path: Path, images: list[bytes], mtime: int) -> Listing:
+def rows_listing(path: Path, images: list[bytes], mtime: int) -> SourceTable:
     """A Parquet listing that holds these images, written at a time."""
     kinds = ["x", "y"] * (len(images) // 2)
     pq.write_table(pa.table({"file": images, "kind": kinds}), path, compression="none")
@@ -24,7 +24,7 @@ def rows_listing(path: Path, images: list[bytes], mtime: int) -> Listing:
     return listed(path, columns={"image": "file"}, target={"column": "kind"})
 
 
-def sha256s(listing: Listing, sources: pa.Table, folder: Path) -> list[str | None]:
+def sha256s(listing: SourceTable, sources: pa.Table, folder: Path) -> list[str | None]:
     """The sha256 of each source's content."""
     plan = folder / "plan.parquet"
     count = write_plan(replace(listing, table=sources), plan, 1000)
@@ -32,7 +32,7 @@ def sha256s(listing: Listing, sources: pa.Table, folder: Path) -> list[str | Non
     return [source_sha256(row, read_contents(row, listing.roots[row.split])) for row in planned]
 
 
-def ledger_of(listing: Listing, hashes: list[str | None]) -> pa.Table:
+def ledger_of(listing: SourceTable, hashes: list[str | None]) -> pa.Table:
     """As if a set had been made of the listing."""
     table = listing.table
     return pa.table(

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from pipeline.errors import UserError
 from pipeline.runs.console import Console
-from pipeline.runs.records import StageRecord, read_stage, recorded_folder, write_stage
+from pipeline.runs.records import RunRecord, read_run_record, recorded_folder, write_run_record
 from pipeline.training.checkpoints import (
     TrainState,
     list_checkpoints,
@@ -162,12 +162,12 @@ def test_weights_of_another_model_are_named(weights: dict[str, torch.Tensor], to
     ],
 )
 def test_a_record_is_checked_field_by_field(tmp_path: Path, change: dict[str, Any]) -> None:
-    write_stage(tmp_path, StageRecord("train", {}, {"checkpoint": "x"}, 1.0, True))
-    assert read_stage(tmp_path, "train") is not None
+    write_run_record(tmp_path, RunRecord("train", {}, {"checkpoint": "x"}, 1.0, True))
+    assert read_run_record(tmp_path, "train") is not None
     path = tmp_path / "stages" / "train.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match="damaged"):
-        read_stage(tmp_path, "train")
+        read_run_record(tmp_path, "train")
 
 
 def test_json_without_end_is_one_line_in_every_file_of_a_run(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_json_without_end_is_one_line_in_every_file_of_a_run(tmp_path: Path) -> 
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / "train.json").write_bytes(deep)
     with pytest.raises(UserError, match="damaged"):
-        read_stage(tmp_path, "train")
+        read_run_record(tmp_path, "train")
     (tmp_path / JOURNAL_FILE).write_bytes(deep * 2)
     with pytest.raises(UserError, match="line 1 is damaged"):
         StudyJournal(tmp_path)
@@ -188,28 +188,26 @@ def test_a_record_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "stages").mkdir()
     os.mkfifo(tmp_path / "stages" / "train.json")
     with pytest.raises(UserError, match="regular files"):
-        read_stage(tmp_path, "train")
+        read_run_record(tmp_path, "train")
 
 
 def test_a_record_names_no_folder_beside_its_run(tmp_path: Path) -> None:
     run, beside = tmp_path / "run", tmp_path / "run-2"
     for value in (str(beside), str(run), str(run / ".." / "run-2"), str(tmp_path)):
         with pytest.raises(UserError, match="is no folder in"):
-            recorded_folder(StageRecord("train", {}, {"checkpoint": value}), run, "checkpoint")
+            recorded_folder(RunRecord("train", {}, {"checkpoint": value}), run, "checkpoint")
     run.mkdir()
     (run / "out").symlink_to("/etc")
     with pytest.raises(UserError, match="is no folder in"):
-        recorded_folder(
-            StageRecord("train", {}, {"checkpoint": str(run / "out")}), run, "checkpoint"
-        )
+        recorded_folder(RunRecord("train", {}, {"checkpoint": str(run / "out")}), run, "checkpoint")
 
 
 @pytest.mark.parametrize("value", ["/etc", "../x", "", None, 5, ["x"], "a\0b"])
 def test_a_record_names_only_a_folder_of_its_run(tmp_path: Path, value: Any) -> None:
-    record = StageRecord("train", {}, {"best": {"checkpoint": value}})
+    record = RunRecord("train", {}, {"best": {"checkpoint": value}})
     with pytest.raises(UserError, match=r"best\.checkpoint is no folder in"):
         recorded_folder(record, tmp_path, "best", "checkpoint")
-    inside = StageRecord("train", {}, {"checkpoint": str(tmp_path / "train" / "step-1")})
+    inside = RunRecord("train", {}, {"checkpoint": str(tmp_path / "train" / "step-1")})
     assert recorded_folder(inside, tmp_path, "checkpoint") == tmp_path / "train" / "step-1"
 
 

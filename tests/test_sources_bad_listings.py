@@ -1,4 +1,4 @@
-"""Listing files that are wrong: as a whole, or in single rows."""
+"""SourceTable files that are wrong: as a whole, or in single rows."""
 
 import os
 
@@ -18,7 +18,7 @@ from source_trees import (
 )
 
 from pipeline.preprocess.sources.columns import Column
-from pipeline.preprocess.sources.rows import BATCH_ROWS, ListingFile
+from pipeline.preprocess.sources.rows import BATCH_ROWS, TableFile
 
 
 @every_suffix
@@ -78,7 +78,7 @@ def test_lines_that_give_no_row_come_in_batches_too(tmp_path):
     bad = 3 * BATCH_ROWS + 7
     (tmp_path / "r.csv").write_text("file,kind\n" + "1.jpg,x\n" + "x\n" * bad + "2.jpg,y\n")
     column = Column("file", "path", "image", "data.columns.image")
-    batches = list(ListingFile(str(tmp_path / "r.csv"), "data.train", (column,)).batches())
+    batches = list(TableFile(str(tmp_path / "r.csv"), "data.train", (column,)).batches())
     assert max(len(batch.unread) for batch in batches) == BATCH_ROWS
     lines = [line for batch in batches for line, _ in batch.unread]
     assert lines == list(range(3, 3 + bad))

@@ -9,7 +9,7 @@ from source_trees import listed, make_tar
 
 from pipeline.errors import UserError
 from pipeline.media import TableFormat, TableVocabulary
-from pipeline.preprocess.sources import Listing, fit_table
+from pipeline.preprocess.sources import SourceTable, fit_table
 
 TABLE = {"numeric": ["age"], "categorical": ["town"]}
 FORMAT = TableFormat(numeric=("age",), categorical=("town",))
@@ -24,7 +24,7 @@ WANTED = TableVocabulary(
 )
 
 
-def folder_of(root: Path, rows: list[Any], more: dict[str, bytes] | None = None) -> Listing:
+def folder_of(root: Path, rows: list[Any], more: dict[str, bytes] | None = None) -> SourceTable:
     """A listing of one file for each row, in two class folders, and of others in the first."""
     for number, row in enumerate(rows):
         path = root / "xy"[number % 2] / f"{number}.json"

@@ -5,20 +5,20 @@ import json
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.runs.records import StageRecord, read_stage, write_stage
+from pipeline.runs.records import RunRecord, read_run_record, write_run_record
 
 
 def test_a_record_comes_back_as_it_was(tmp_path):
-    assert read_stage(tmp_path, "train") is None
-    record = StageRecord("train", {"seed": 1, "shards": "ab"}, {"score": 0.5}, 1.5, done=True)
-    write_stage(tmp_path, record)
-    assert read_stage(tmp_path, "train") == record
-    assert read_stage(tmp_path, "tune") is None
+    assert read_run_record(tmp_path, "train") is None
+    record = RunRecord("train", {"seed": 1, "shards": "ab"}, {"score": 0.5}, 1.5, done=True)
+    write_run_record(tmp_path, record)
+    assert read_run_record(tmp_path, "train") == record
+    assert read_run_record(tmp_path, "tune") is None
     assert [path.name for path in (tmp_path / "stages").iterdir()] == ["train.json"]
 
 
 def test_changed_settings_are_named():
-    record = StageRecord("train", {"seed": 1, "epochs": 2}, {})
+    record = RunRecord("train", {"seed": 1, "epochs": 2}, {})
     record.refuse_changes({"epochs": 2, "seed": 1}, "runs/x")
     with pytest.raises(UserError) as caught:
         record.refuse_changes({"epochs": 3, "precision": "bf16"}, "runs/x")
@@ -32,7 +32,7 @@ def test_changed_settings_are_named():
 
 @pytest.mark.parametrize("text", ["", "[1]", json.dumps({"name": "train", "unknown": 1})])
 def test_a_damaged_record_is_refused_by_name(tmp_path, text):
-    write_stage(tmp_path, StageRecord("train", {}, {}))
+    write_run_record(tmp_path, RunRecord("train", {}, {}))
     (tmp_path / "stages" / "train.json").write_text(text)
     with pytest.raises(UserError, match=r"stages/train\.json: damaged .*--fresh"):
-        read_stage(tmp_path, "train")
+        read_run_record(tmp_path, "train")

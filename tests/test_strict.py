@@ -10,7 +10,7 @@ from pipeline.config.load import load_config
 from pipeline.media import AudioFormat, media_to_dict
 from pipeline.media.members import MemberMaker
 from pipeline.media.targets import TargetConfig
-from pipeline.preprocess.identity import sample_settings, sandbox_settings
+from pipeline.preprocess.identity import sandbox_settings, set_identity
 
 CONFIG = "name: x\ndata: {train: raw, audio: {}}\nmodel: {adapter: {kind: chunks}}\n"
 
@@ -37,7 +37,7 @@ def test_the_decoders_are_strict_unless_the_configuration_says_otherwise():
 
 def test_strict_is_part_of_a_sets_settings_only_where_it_is_off(tmp_path):
     on, off = loaded(tmp_path), loaded(tmp_path, "data.strict=false")
-    assert on.data.strict and "data.strict" not in sample_settings(on)
-    assert sample_settings(off)["data.strict"] is False
+    assert on.data.strict and "data.strict" not in set_identity(on)
+    assert set_identity(off)["data.strict"] is False
     assert sandbox_settings(on.data, (), None)["strict"] is True
     assert sandbox_settings(off.data, (), None)["strict"] is False

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 
-class Section(BaseModel):
+class ConfigBase(BaseModel):
     """Base of every section: frozen, strictly typed, closed to unknown keys."""
 
     model_config = ConfigDict(

@@ -1,4 +1,4 @@
-"""Section `data`: where raw media lie, what they are, and how they are decoded."""
+"""ConfigBase `data`: where raw media lie, what they are, and how they are decoded."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self, get_args
@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.addresses import absolute_path, local_path
-from pipeline.config.base import Section
+from pipeline.config.base import ConfigBase
 from pipeline.media import AudioFormat, ImageFormat, MediaFormat
 from pipeline.media.points.format import PointsFormat
 from pipeline.media.table.format import TableFormat
@@ -19,7 +19,7 @@ MODALITIES: tuple[Modality, ...] = get_args(Modality)
 SPLITS = ("train", "validation", "test")
 
 
-class ColumnsConfig(Section):
+class ColumnsConfig(ConfigBase):
     """Columns of a listing, by what they hold.
 
     Attributes:
@@ -40,7 +40,7 @@ class ColumnsConfig(Section):
     split: str | None = None
 
 
-class DataConfig(Section):
+class DataConfig(ConfigBase):
     """Raw media and how they are decoded: at least one of the sections for modalities is given.
 
     Attributes:

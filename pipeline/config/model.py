@@ -1,4 +1,4 @@
-"""Section `model`: the Perceiver that reads the data."""
+"""ConfigBase `model`: the Perceiver that reads the data."""
 
 from typing import Annotated, Any
 
@@ -6,7 +6,7 @@ from pydantic import Discriminator, Field, Tag
 
 from perceiver_model.adapters.configs import MediaAdapter
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, LearnedPositions
-from pipeline.config.base import Section
+from pipeline.config.base import ConfigBase
 from pipeline.config.data import Modality
 
 
@@ -22,7 +22,7 @@ Positions = Annotated[
 ]
 
 
-class ModalityConfig(Section):
+class ModalityConfig(ConfigBase):
     """How one of several modalities is read.
 
     Attributes:
@@ -37,7 +37,7 @@ class ModalityConfig(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
-class ModelConfig(Section):
+class ModelConfig(ConfigBase):
     """The Perceiver; its input's shape follows from `data`, its classes from the shards.
 
     Attributes:

@@ -5,12 +5,12 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Section
+from pipeline.config.base import ConfigBase
 
 DEFAULT_TRIALS = 8
 
 
-class SpaceConfig(Section):
+class SpaceConfig(ConfigBase):
     """The values a searched field may take: exactly one of the three.
 
     Attributes:
@@ -43,7 +43,7 @@ class SpaceConfig(Section):
         return bounds
 
 
-class StudyConfig(Section):
+class StudyConfig(ConfigBase):
     """A Ray Tune study over the fields named in `space`.
 
     Attributes:

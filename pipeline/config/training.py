@@ -4,13 +4,13 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Section
+from pipeline.config.base import ConfigBase
 
 # The optimizer multiplies and divides these; beyond, what it passes to torch is no float32.
 MAX_LEARNING_RATE, MAX_WEIGHT_DECAY = 1e30, 1e6
 
 
-class ScheduleConfig(Section):
+class ScheduleConfig(ConfigBase):
     """Learning rate over training, in epochs.
 
     Attributes:
@@ -32,7 +32,7 @@ class ScheduleConfig(Section):
         return self
 
 
-class AugmentConfig(Section):
+class AugmentConfig(ConfigBase):
     """Random changes to training inputs, a pure function of (seed, epoch, step).
 
     A field changes every modality that takes it; one that no modality of the data takes is refused
@@ -75,7 +75,7 @@ class AugmentConfig(Section):
         return self
 
 
-class TrainingConfig(Section):
+class TrainingConfig(ConfigBase):
     """One training.
 
     Attributes:

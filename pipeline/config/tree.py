@@ -16,7 +16,7 @@ from perceiver_model.adapters.multimodal_config import MultimodalInput, PaddedMo
 from perceiver_model.config import FourierConfig
 from perceiver_model.families.classifier_config import ClassifierConfig
 from pipeline.config.augment import check_augment
-from pipeline.config.base import Section
+from pipeline.config.base import ConfigBase
 from pipeline.config.data import DataConfig, absolute
 from pipeline.config.model import ModalityConfig, ModelConfig
 from pipeline.config.study import StudyConfig
@@ -26,7 +26,7 @@ from pipeline.inputs.model_input import fitted_media, model_adapter, model_input
 from pipeline.media import MediaFormat
 
 
-class ClusterConfig(Section):
+class ClusterConfig(ConfigBase):
     """Where it runs.
 
     Attributes:
@@ -49,7 +49,7 @@ class ClusterConfig(Section):
     wait_seconds: float | None = Field(default=600.0, ge=0)
 
 
-class TrackingConfig(Section):
+class TrackingConfig(ConfigBase):
     """MLflow.
 
     Attributes:
@@ -66,7 +66,7 @@ class TrackingConfig(Section):
     system_metrics_seconds: float = Field(default=5.0, gt=0)
 
 
-class RegistryConfig(Section):
+class RegistryConfig(ConfigBase):
     """The name under which the model is registered in MLflow, and when its alias moves.
 
     Attributes:
@@ -83,7 +83,7 @@ class RegistryConfig(Section):
     alpha: float = Field(default=0.05, gt=0, le=1)
 
 
-class Config(Section):
+class Config(ConfigBase):
     """The whole tree.
 
     Attributes:

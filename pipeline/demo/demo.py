@@ -21,7 +21,7 @@ from pipeline.registry.registration import champion_of
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
 from pipeline.runs.mlflow_errors import mlflow_answers
-from pipeline.runs.records import StageRecord, read_stage, write_stage
+from pipeline.runs.records import RunRecord, read_run_record, write_run_record
 from pipeline.training.train import report as report_train
 from pipeline.training.train import train
 from pipeline.tuning.tune import report as report_tune
@@ -63,7 +63,7 @@ def demo(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
     stage("images", lambda: _recorded(config, "images", {}, lambda: write_digits(raw),
                                       lambda made: digits_state(raw) == made))  # fmt: skip
     with contextlib.ExitStack() as stack:
-        records = [read_stage(config.folder, name) for name in CLUSTER_STAGES]
+        records = [read_run_record(config.folder, name) for name in CLUSTER_STAGES]
         if not all(record and record.done for record in records):
             stack.enter_context(ray_session(config.cluster.address))
         shards = stage("preprocess", lambda: preprocess(config, console))
@@ -147,13 +147,13 @@ def _recorded(
     verifies: Callable[[dict[str, Any]], bool],
 ) -> dict[str, Any]:
     """Do `work` unless its record has this fingerprint and its output verifies."""
-    record = read_stage(config.folder, name)
+    record = read_run_record(config.folder, name)
     if record and record.done and record.fingerprint == fingerprint and verifies(record.result):
         return {**record.result, "seconds": record.seconds, "skipped": True}
     started = time.time()
     result = work()
     seconds = time.time() - started
-    write_stage(config.folder, StageRecord(name, fingerprint, result, seconds, done=True))
+    write_run_record(config.folder, RunRecord(name, fingerprint, result, seconds, done=True))
     return {**result, "seconds": seconds, "skipped": False}
 
 

@@ -28,9 +28,9 @@ from pipeline.preprocess.identity import sandbox_settings
 from pipeline.preprocess.ledger import Ledger
 from pipeline.preprocess.shard_task import ShardTask, read_contents, source_sha256
 from pipeline.preprocess.sources import (
-    Listing,
     Reach,
     SourceRow,
+    SourceTable,
     fit_table,
     plan_files,
     read_plan,
@@ -70,7 +70,7 @@ class ShardSetSpec:
     Attributes:
         data: section `data`.
         seed: of splits and of the order in shards.
-        settings: all that determines the samples.
+        identity: all that determines the samples.
         specs: of the position tables.
         final: the set's folder.
         address: of the Ray cluster.
@@ -78,7 +78,7 @@ class ShardSetSpec:
 
     data: DataConfig
     seed: int
-    settings: dict[str, Any]
+    identity: dict[str, Any]
     specs: tuple[PositionSpec, ...]
     final: Path
     address: str | None
@@ -97,7 +97,7 @@ class ExistingSet:
     quarantine: pa.Table
 
 
-def sha256s(spec: ShardSetSpec, listing: Listing, sources: pa.Table) -> list[str | None]:
+def sha256s(spec: ShardSetSpec, listing: SourceTable, sources: pa.Table) -> list[str | None]:
     """Hash some sources of a listing; None for one that cannot be read."""
     plan = spec.beside("doubtful.parquet")
     try:
@@ -130,7 +130,7 @@ def _remove_plan(plan: Path) -> None:
 
 def build(
     spec: ShardSetSpec,
-    listing: Listing,
+    listing: SourceTable,
     base: ExistingSet | None,
     changes: Changes | None,
     console: Console,
@@ -194,7 +194,7 @@ def build(
             staging,
             spec.final,
             numbers=[*kept, *rewritten, *range(first_number, first_number + num_new)],
-            config=spec.settings | ({VOCABULARY: vocabulary.to_dict()} if vocabulary else {}),
+            config=spec.identity | ({VOCABULARY: vocabulary.to_dict()} if vocabulary else {}),
             input_digest=listing.content_digest,
             classes=listing.classes,
             positions=spec.specs,
@@ -222,7 +222,7 @@ def remove_leftovers(spec: ShardSetSpec) -> None:
         _remove_plan(spec.beside(name))
 
 
-def refused_rows(listing: Listing) -> pa.Table:
+def refused_rows(listing: SourceTable) -> pa.Table:
     """The listing's refused sources as rows of the quarantine."""
     refused = listing.refused
     return pa.table(
@@ -249,11 +249,11 @@ def uri_texts(uris: pa.ChunkedArray) -> pa.Array:
 
 
 def _fingerprint(
-    spec: ShardSetSpec, listing: Listing, base: ExistingSet | None, changes: Changes | None
+    spec: ShardSetSpec, listing: SourceTable, base: ExistingSet | None, changes: Changes | None
 ) -> str:
     """What the shards in a staging folder depend on."""
     facts = {
-        "settings": spec.settings,
+        "settings": spec.identity,
         "sources": listing.state_digest,
         "roots": listing.roots,
         "base": base and base.manifest.digest,
@@ -385,7 +385,7 @@ def refused_by_decoders(base: ExistingSet, uris: pa.ChunkedArray) -> pa.Array:
     )
 
 
-def _check_bad(spec: ShardSetSpec, listing: Listing, staging: Path, carried: pa.Table) -> None:
+def _check_bad(spec: ShardSetSpec, listing: SourceTable, staging: Path, carried: pa.Table) -> None:
     parts = sorted((staging / QUARANTINE_PARTS).glob("*.parquet"))
     rows = pa.concat_tables([carried, *map(read_quarantine_table, parts)])
     bad, total = rows.num_rows, listing.table.num_rows
@@ -415,7 +415,7 @@ def _write_positions(spec: ShardSetSpec, staging: Path) -> None:
 
 
 def _vocabulary(
-    spec: ShardSetSpec, listing: Listing, base: ExistingSet | None
+    spec: ShardSetSpec, listing: SourceTable, base: ExistingSet | None
 ) -> TableVocabulary | None:
     """Of the base, since its samples hold its numbers; else of the training rows."""
     table = spec.data.table

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.config.base import differences, flatten
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.preprocess.identity import comparable, sample_settings, source_places
+from pipeline.preprocess.identity import comparable, set_identity, source_places
 from pipeline.preprocess.ledger import ledger_places
 from pipeline.runs.console import Console
 from shards import ShardError, ShardSet
@@ -27,7 +27,7 @@ def with_shards(config: Config, console: Console) -> Config:
     """
     if config.shards is not None or Path(config.shards_folder).exists():
         return config
-    settings = sample_settings(config)
+    identity = set_identity(config)
     found: dict[Path, ShardSet] = {}
     others: list[str] = []
     for folder in sorted(Path(config.output).glob("*/shards")):
@@ -40,7 +40,7 @@ def with_shards(config: Config, console: Console) -> Config:
             continue
         if shard_set.digest != digest:  # the ledger of an older set, after a kill
             continue
-        if differs := _difference(shard_set.manifest.config, settings):
+        if differs := _difference(shard_set.manifest.config, identity):
             others.append(f"{folder} holds the same data by other settings: {differs}")
         else:
             found[folder] = shard_set

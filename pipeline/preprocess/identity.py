@@ -26,7 +26,7 @@ _WITHOUT_EFFECT = frozenset(
 )
 
 
-def sample_settings(config: Config) -> dict[str, Any]:
+def set_identity(config: Config) -> dict[str, Any]:
     """All that determines the samples beside the sources, as JSON holds it.
 
     It is part of the set's digest, so the places of the sources are not in it: the same files give
@@ -34,12 +34,12 @@ def sample_settings(config: Config) -> dict[str, Any]:
     """
     data = config.tree()["data"]
     kept = data.keys() - _WITHOUT_EFFECT - source_places(config.data).keys()
-    settings = {f"{_PREFIX}{key}": data[key] for key in kept}
+    identity = {f"{_PREFIX}{key}": data[key] for key in kept}
     if config.data.strict:
         # As in the manifests of sets that are older than the field: their digests stay.
-        del settings[f"{_PREFIX}strict"]
+        del identity[f"{_PREFIX}strict"]
     specs = [spec.to_dict() for spec in position_specs(config.classifier(2))]
-    return {**settings, "seed": config.seed, "positions": specs}
+    return {**identity, "seed": config.seed, "positions": specs}
 
 
 def source_places(data: DataConfig) -> dict[str, str]:
@@ -58,20 +58,20 @@ def stored_reading(data: DataConfig) -> dict[str, Any]:
     return {name: redacted_tree(getattr(data, name)) for name in READING}
 
 
-def refuse_other_settings(manifest: Manifest, settings: dict[str, Any], what: str) -> None:
+def refuse_other_identity(manifest: Manifest, identity: dict[str, Any], what: str) -> None:
     """Refuse to add to, or to pass off as done, what other settings made.
 
     Raises:
         UserError: names the fields that differ.
     """
-    then, now = (flatten(comparable(tree)) for tree in (manifest.config, settings))
+    then, now = (flatten(comparable(tree)) for tree in (manifest.config, identity))
     if changed := differences(then, now):
         raise UserError(f"{what} was made with other settings: {changed}. {OTHERWISE}")
 
 
-def comparable(settings: dict[str, Any]) -> dict[str, Any]:
+def comparable(identity: dict[str, Any]) -> dict[str, Any]:
     """Settings without what the training rows told, which only a set that is made has."""
-    return {key: value for key, value in settings.items() if key != VOCABULARY}
+    return {key: value for key, value in identity.items() if key != VOCABULARY}
 
 
 def data_config(

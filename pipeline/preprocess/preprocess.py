@@ -31,15 +31,15 @@ from pipeline.preprocess.changes import Changes, find_changes
 from pipeline.preprocess.identity import (
     OTHERWISE,
     data_config,
-    refuse_other_settings,
-    sample_settings,
+    refuse_other_identity,
+    set_identity,
     stored_places,
     stored_reading,
 )
 from pipeline.preprocess.ledger import Ledger, ledger_path, write_ledger
-from pipeline.preprocess.sources import Listing, list_sources
+from pipeline.preprocess.sources import SourceTable, list_sources
 from pipeline.runs.console import Console
-from pipeline.runs.records import StageRecord, write_stage
+from pipeline.runs.records import RunRecord, write_run_record
 from shards import ShardSet, read_quarantine_table, recover, verify
 from shards.files import exclusive_lock, remove_temporaries
 from shards.quarantine import QUARANTINE_FILE
@@ -68,15 +68,15 @@ def preprocess(config: Config, console: Console, *, fresh: bool = False) -> dict
     spec = ShardSetSpec(
         data=config.data,
         seed=config.seed,
-        settings=sample_settings(config),
+        identity=set_identity(config),
         specs=position_specs(config.classifier(2)),
         final=Path(config.shards_folder),
         address=config.cluster.address,
     )
     with _alone(spec.final):
         result = _bring_up_to_date(spec, console, fresh=fresh)
-    record = StageRecord(STAGE, spec.settings, {}, result["seconds"], done=True)
-    write_stage(config.folder, record)
+    record = RunRecord(STAGE, spec.identity, {}, result["seconds"], done=True)
+    write_run_record(config.folder, record)
     return result
 
 
@@ -137,7 +137,7 @@ def _retry(
             update={"max_bad_fraction": 1.0}
         ),
         seed=manifest.config["seed"],
-        settings=manifest.config,
+        identity=manifest.config,
         specs=tuple(manifest.positions.values()),
         final=final,
         address=address,
@@ -210,7 +210,7 @@ def _bring_up_to_date(
 
 def _open_base(spec: ShardSetSpec) -> ExistingSet:
     manifest = ShardSet.open(spec.final).manifest
-    refuse_other_settings(manifest, spec.settings, f"{spec.final}")
+    refuse_other_identity(manifest, spec.identity, f"{spec.final}")
     return ExistingSet(
         manifest, Ledger.read(spec.final), read_quarantine_table(spec.final / QUARANTINE_FILE)
     )
@@ -229,7 +229,7 @@ def _refuse_other_sources(spec: ShardSetSpec, base: ExistingSet, changes: Change
     )
 
 
-def _note_sources(spec: ShardSetSpec, listing: Listing, seconds: float) -> None:
+def _note_sources(spec: ShardSetSpec, listing: SourceTable, seconds: float) -> None:
     write_ledger(
         spec.final,
         listing.table,
@@ -243,7 +243,7 @@ def _named(places: Mapping[str, str]) -> dict[str, str]:
     return {split: without_secrets(place) for split, place in places.items()}
 
 
-def _refused_otherwise(listing: Listing, base: ExistingSet) -> bool:
+def _refused_otherwise(listing: SourceTable, base: ExistingSet) -> bool:
     """Whether there are other sources than before that can never be samples."""
     listed = refused_by_decoders(base, listing.table["uri"])
     before, now = base.quarantine.filter(pc.invert(listed)), refused_rows(listing)
@@ -253,7 +253,7 @@ def _refused_otherwise(listing: Listing, base: ExistingSet) -> bool:
 
 def _finish(
     spec: ShardSetSpec,
-    listing: Listing,
+    listing: SourceTable,
     base: ExistingSet | None,
     changes: Changes | None,
     console: Console,

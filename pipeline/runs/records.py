@@ -18,7 +18,7 @@ _MAX_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
-class StageRecord:
+class RunRecord:
     """One verb's last completed (or begun) work in a run folder.
 
     Attributes:
@@ -62,7 +62,7 @@ class StageRecord:
         return differences({f: then[f] for f in known}, {f: now[f] for f in known})
 
 
-def recorded_folder(record: StageRecord, folder: Path, *keys: str) -> Path:
+def recorded_folder(record: RunRecord, folder: Path, *keys: str) -> Path:
     """The folder that a record's result names, which lies in the run's own.
 
     Args:
@@ -103,11 +103,11 @@ def has_grown(what: str, field: str, before: int, now: int) -> bool:
     return now > before
 
 
-def read_stage(folder: Path, name: str) -> StageRecord | None:
+def read_run_record(folder: Path, name: str) -> RunRecord | None:
     """The record of verb `name` in a run folder, or None."""
     path = _path(folder, name)
     try:
-        record = StageRecord(**json.loads(read_file(path.parent, path.name, _MAX_BYTES)))
+        record = RunRecord(**json.loads(read_file(path.parent, path.name, _MAX_BYTES)))
         if fault := _fault(record, name):
             raise ValueError(fault)
         return record
@@ -135,7 +135,7 @@ def _fault(record: Any, name: str) -> str | None:
     return None
 
 
-def write_stage(folder: Path, record: StageRecord) -> None:
+def write_run_record(folder: Path, record: RunRecord) -> None:
     """Store a record, atomically."""
     path = _path(folder, record.name)
     path.parent.mkdir(parents=True, exist_ok=True)

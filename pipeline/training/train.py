@@ -19,7 +19,13 @@ from pipeline.inputs.positions import load_positions
 from pipeline.preprocess.find_shards import with_shards
 from pipeline.runs.console import Console
 from pipeline.runs.outbox import RunRef
-from pipeline.runs.records import StageRecord, has_grown, read_stage, recorded_folder, write_stage
+from pipeline.runs.records import (
+    RunRecord,
+    has_grown,
+    read_run_record,
+    recorded_folder,
+    write_run_record,
+)
 from pipeline.runs.run_lock import run_lock
 from pipeline.runs.strict_json import to_json
 from pipeline.runs.tracking import log_to_run, open_run, undelivered
@@ -73,7 +79,7 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
 def _train(config: Config, console: Console, shard_set: ShardSet, *, fresh: bool) -> dict[str, Any]:
     fingerprint = training_fingerprint(config, shard_set)
     folder = config.folder / STAGE
-    record = None if fresh else read_stage(config.folder, STAGE)
+    record = None if fresh else read_run_record(config.folder, STAGE)
     continued: list[dict[str, int]] = []
     if record:
         before: int = record.fingerprint.get(EPOCHS, 0)
@@ -108,22 +114,22 @@ def _train(config: Config, console: Console, shard_set: ShardSet, *, fresh: bool
         if continued:
             log_to_run(run, tags={"perceiver.continued": to_json(continued)})
         noted = {"run_id": run.run_id, "continued": continued}
-        begun = StageRecord(STAGE, fingerprint, noted, spent)
-        write_stage(config.folder, begun)
+        begun = RunRecord(STAGE, fingerprint, noted, spent)
+        write_run_record(config.folder, begun)
         try:
             with show_progress(folder, console):
                 run_training(config, folder, run, console=console)
         finally:
             begun = replace(begun, seconds=spent + time.time() - started)
-            write_stage(config.folder, begun)
+            write_run_record(config.folder, begun)
         result = {**training_result(config, folder, run, shard_set), "continued": continued}
         log_best(run, result)
     seconds = spent + time.time() - started
-    write_stage(config.folder, StageRecord(STAGE, fingerprint, result, seconds, done=True))
+    write_run_record(config.folder, RunRecord(STAGE, fingerprint, result, seconds, done=True))
     return {**result, "seconds": seconds, "skipped": False, LEFT: undelivered(config, "train")}
 
 
-def _check_best(record: StageRecord, run_folder: Path) -> None:
+def _check_best(record: RunRecord, run_folder: Path) -> None:
     """Refuse a finished training whose best checkpoint is no longer whole."""
     try:
         read_checkpoint(recorded_folder(record, run_folder, "checkpoint")).check()

@@ -16,12 +16,12 @@ from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
 from pipeline.runs.outbox import RunRef
 from pipeline.runs.records import (
-    StageRecord,
+    RunRecord,
     has_grown,
-    read_stage,
+    read_run_record,
     recorded_folder,
     write_json,
-    write_stage,
+    write_run_record,
 )
 from pipeline.runs.run_lock import run_lock
 from pipeline.runs.tracking import log_to_run, open_run, undelivered
@@ -70,7 +70,7 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
     }
     folder = config.folder / STAGE
     with run_lock(config.folder / f".{STAGE}.lock", str(folder), console.notice):
-        record = None if fresh else read_stage(config.folder, STAGE)
+        record = None if fresh else read_run_record(config.folder, STAGE)
         if record:
             more = _has_more_trials(record, fingerprint, study, folder)
             if record.done and not more:
@@ -90,7 +90,7 @@ def _study(
     base: Config,
     shard_set: ShardSet,
     fingerprint: dict[str, Any],
-    record: StageRecord | None,
+    record: RunRecord | None,
     console: Console,
 ) -> dict[str, Any]:
     """Run the trials that have not ended, and rank them all."""
@@ -105,8 +105,8 @@ def _study(
         run = stack.enter_context(
             open_run(config, kind="study", shard_set=shard_set, run_id=run_id)
         )
-        begun = StageRecord(STAGE, fingerprint, {"run_id": run.run_id}, spent)
-        write_stage(config.folder, begun)
+        begun = RunRecord(STAGE, fingerprint, {"run_id": run.run_id}, spent)
+        write_run_record(config.folder, begun)
         settings = draw_settings(study, config.seed)
         under_way = Study(base, study, folder, run, settings, journal)
         if record:
@@ -119,7 +119,7 @@ def _study(
         finally:
             close_trials(folder, run, journal, under_way.epochs, under_way.ended(errors))
             begun = replace(begun, seconds=spent + time.time() - started)
-            write_stage(config.folder, begun)
+            write_run_record(config.folder, begun)
         succeeded = [number for number, well in under_way.ended(errors).items() if well]
         trials = collect_trials(base, folder, shard_set, journal, succeeded)
         if not trials:
@@ -139,7 +139,7 @@ def _study(
         write_json(folder / RESULTS_FILE, result)
         _log_study(run, folder, result)
     seconds = spent + time.time() - started
-    write_stage(config.folder, StageRecord(STAGE, fingerprint, result, seconds, done=True))
+    write_run_record(config.folder, RunRecord(STAGE, fingerprint, result, seconds, done=True))
     return {**result, "seconds": seconds, "skipped": False, LEFT: undelivered(config, "study")}
 
 
@@ -161,7 +161,7 @@ def _require_validation(config: Config, shard_set: ShardSet) -> None:
 
 
 def _has_more_trials(
-    record: StageRecord, fingerprint: dict[str, Any], study: StudyConfig, folder: Path
+    record: RunRecord, fingerprint: dict[str, Any], study: StudyConfig, folder: Path
 ) -> bool:
     """Whether the study is wanted with more trials than before.
 

@@ -19,7 +19,7 @@ each of a million files.
     vocabulary     what the training rows of a table tell
 """
 
-from pipeline.preprocess.sources.listing import Listing, list_sources
+from pipeline.preprocess.sources.listing import SourceTable, list_sources
 from pipeline.preprocess.sources.parts import SourceFile, part_file, read_part
 from pipeline.preprocess.sources.plan import (
     SourceRow,
@@ -32,10 +32,10 @@ from pipeline.preprocess.sources.reach import Reach
 from pipeline.preprocess.sources.vocabulary import fit_table
 
 __all__ = [
-    "Listing",
     "Reach",
     "SourceFile",
     "SourceRow",
+    "SourceTable",
     "fit_table",
     "list_sources",
     "part_file",

@@ -39,7 +39,7 @@ from shards.redaction import without_secrets
 
 
 @dataclass(frozen=True)
-class Listing:
+class SourceTable:
     """All sources, in the order in which shards take them.
 
     Attributes:
@@ -120,7 +120,7 @@ class Sources(Protocol):
 
 def list_sources(
     config: Sources, known: pa.Table | None = None, known_classes: Sequence[str] = ()
-) -> Listing:
+) -> SourceTable:
     """List the samples of every split.
 
     Args:
@@ -162,7 +162,7 @@ def list_sources(
     order = order_of(splits, samples, rows, config.seed)
     listed = [split for code, split in enumerate(SPLITS) if (splits == code).any()]
     owner = {split: split if split in found else "train" for split in listed}
-    return Listing(
+    return SourceTable(
         table=_table(samples, splits, targets if data.target.kind == "class" else None, order),
         classes=classes,
         reaches={split: _reach(data, found[owner[split]]) for split in listed},

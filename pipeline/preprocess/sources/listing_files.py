@@ -1,4 +1,4 @@
-"""Listing files: each row a sample, its media in files that it names or in the row itself."""
+"""SourceTable files: each row a sample, its media in files that it names or in the row itself."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from pipeline.preprocess.sources.columns import Column, wanted_columns
 from pipeline.preprocess.sources.parts import opened
 from pipeline.preprocess.sources.reach import Reach
 from pipeline.preprocess.sources.row_files import RowFiles
-from pipeline.preprocess.sources.rows import Batch, ListingFile, open_listing
+from pipeline.preprocess.sources.rows import Batch, TableFile, open_listing
 from pipeline.preprocess.sources.tables import (
     FOUND_SCHEMA,
     REFUSED_SCHEMA,
@@ -100,7 +100,7 @@ class _RowReader:
 
     def __init__(
         self,
-        listing: ListingFile,
+        listing: TableFile,
         reach: Reach,
         content: bytes,
         mtime: str | None,

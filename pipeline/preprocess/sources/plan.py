@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.preprocess.sources.listing import Listing
+from pipeline.preprocess.sources.listing import SourceTable
 from pipeline.preprocess.sources.parts import SourceFile
 from pipeline.preprocess.sources.tables import addresses_of, without_addresses
 from pipeline.preprocess.sources.values import InlineValues, read_row_values
@@ -43,11 +43,11 @@ class SourceRow:
     inline: dict[str, bytes] = field(default_factory=dict)
 
 
-def write_plan(listing: Listing, path: Path, samples_per_shard: int) -> int:
+def write_plan(listing: SourceTable, path: Path, samples_per_shard: int) -> int:
     """Cut the listing into shards of one split each; row group N lists the samples of shard N.
 
     Values that lie in a CSV or JSON Lines file are copied to Parquet beside the plan. Addresses
-    that hold secrets are left out; see `shard_addresses` and `Listing.value_places`.
+    that hold secrets are left out; see `shard_addresses` and `SourceTable.value_places`.
 
     Args:
         listing: its rows in their order.
@@ -73,7 +73,7 @@ def write_plan(listing: Listing, path: Path, samples_per_shard: int) -> int:
     return shards
 
 
-def shard_addresses(listing: Listing, samples_per_shard: int) -> list[str] | None:
+def shard_addresses(listing: SourceTable, samples_per_shard: int) -> list[str] | None:
     """For each shard of a plan the addresses that it leaves out, since they hold secrets.
 
     Returns:
@@ -118,7 +118,7 @@ def read_plan(
 
     Args:
         addresses: of the shard, from `shard_addresses`.
-        value_places: of the listing, from `Listing.value_places`.
+        value_places: of the listing, from `SourceTable.value_places`.
     """
     parquet = pq.ParquetFile(path)
     about = parquet.schema_arrow.metadata

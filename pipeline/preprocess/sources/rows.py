@@ -52,7 +52,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class ListingFile:
+class TableFile:
     """A listing and the columns that are read of it.
 
     Attributes:
@@ -84,7 +84,7 @@ class ListingFile:
         except LISTING_ERRORS as error:
             raise self._error(f"cannot be read: {_told(error)}") from None
 
-    def only(self, columns: tuple[Column, ...]) -> "ListingFile":
+    def only(self, columns: tuple[Column, ...]) -> "TableFile":
         """The same listing, read for fewer columns."""
         return replace(self, columns=columns)
 
@@ -102,13 +102,13 @@ def suffix_of(source: str) -> str | None:
     return next((s for s in SUFFIXES if any(name.endswith(s) for name in names)), None)
 
 
-def open_listing(source: str, setting: str, columns: list[Column]) -> ListingFile:
+def open_listing(source: str, setting: str, columns: list[Column]) -> TableFile:
     """Look at a listing's columns.
 
     Raises:
         UserError: there is no such file, it is damaged, lacks a column, or one has the wrong type.
     """
-    listing = ListingFile(source, setting, tuple(columns))
+    listing = TableFile(source, setting, tuple(columns))
     filesystem, path = filesystem_of(source)
     if not exists(filesystem, path):
         raise listing._error("no such file")
@@ -133,7 +133,7 @@ def open_listing(source: str, setting: str, columns: list[Column]) -> ListingFil
     return replace(listing, columns=tuple(resolved))
 
 
-def _column_types(listing: ListingFile) -> list[tuple[str, Any]]:
+def _column_types(listing: TableFile) -> list[tuple[str, Any]]:
     """Names and Arrow types of all columns; of texts that may hold anything, that of text."""
     if listing.suffix == ".parquet":
         with opened(listing.source) as file:
@@ -149,7 +149,7 @@ def _column_types(listing: ListingFile) -> list[tuple[str, Any]]:
 # --- CSV ---
 
 
-def _csv_batches(listing: ListingFile) -> Iterator[Batch]:
+def _csv_batches(listing: TableFile) -> Iterator[Batch]:
     with opened(listing.source) as file:
         names = csv_names(file)
     places = [names.index(column.name) for column in listing.columns]
@@ -175,7 +175,7 @@ def _csv_batches(listing: ListingFile) -> Iterator[Batch]:
 
 
 def _from_csv(
-    listing: ListingFile, start: int, rows: list[list[bytes]], unread: list[tuple[int, str]]
+    listing: TableFile, start: int, rows: list[list[bytes]], unread: list[tuple[int, str]]
 ) -> Batch:
     """An empty value is none; of `labels` it is that there are none."""
     columns = list(zip(*rows, strict=True)) or [()] * len(listing.columns)
@@ -189,7 +189,7 @@ def _from_csv(
 # --- Parquet ---
 
 
-def _typed(listing: ListingFile, start: int, rows: pa.RecordBatch) -> Batch:
+def _typed(listing: TableFile, start: int, rows: pa.RecordBatch) -> Batch:
     pairs = [
         to_role(rows.column(column.name), column.role, column.separator)
         for column in listing.columns
@@ -197,7 +197,7 @@ def _typed(listing: ListingFile, start: int, rows: pa.RecordBatch) -> Batch:
     return Batch(start, [array for array, _ in pairs], [bad for _, bad in pairs])
 
 
-def _parquet_batches(listing: ListingFile) -> Iterator[Batch]:
+def _parquet_batches(listing: TableFile) -> Iterator[Batch]:
     names = list(dict.fromkeys(column.name for column in listing.columns))
     start = 0
     with opened(listing.source) as file:
@@ -211,7 +211,7 @@ def _parquet_batches(listing: ListingFile) -> Iterator[Batch]:
 # --- JSON Lines ---
 
 
-def _json_types(listing: ListingFile) -> list[tuple[str, Any]]:
+def _json_types(listing: TableFile) -> list[tuple[str, Any]]:
     """Columns of the first rows; only whether a column holds texts or lists matters."""
     kinds = {column.name: TYPES[column.role] for column in listing.columns}
     seen: dict[str, pa.DataType | None] = {}
@@ -240,7 +240,7 @@ def _json_type(wanted: pa.DataType | None, value: Any) -> pa.DataType:
     return pa.string() if wanted in (None, pa.binary()) else wanted
 
 
-def _json_batches(listing: ListingFile) -> Iterator[Batch]:
+def _json_batches(listing: TableFile) -> Iterator[Batch]:
     rows: list[list[Any]] = []
     reasons: dict[int, str] = {}
     start = size = 0
@@ -258,7 +258,7 @@ def _json_batches(listing: ListingFile) -> Iterator[Batch]:
 
 
 def _from_json(
-    listing: ListingFile, start: int, rows: list[list[Any]], reasons: dict[int, str]
+    listing: TableFile, start: int, rows: list[list[Any]], reasons: dict[int, str]
 ) -> Batch:
     arrays, wrong = [], []
     for column, given in zip(listing.columns, zip(*rows, strict=True), strict=True):

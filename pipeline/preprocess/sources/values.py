@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.config.data import absolute
 from pipeline.preprocess.sources.parts import opened
 from pipeline.preprocess.sources.row_groups import group_batches
-from pipeline.preprocess.sources.rows import ListingFile
+from pipeline.preprocess.sources.rows import TableFile
 from pipeline.preprocess.sources.typed import TYPES, to_role
 from shards.parquet_groups import open_parquet
 from shards.redaction import without_secrets
@@ -29,7 +29,7 @@ class InlineValues:
         listing: read for these columns only.
     """
 
-    listing: ListingFile
+    listing: TableFile
 
     @property
     def place(self) -> str:

@@ -11,14 +11,14 @@ from pipeline.media.errors import MediaError
 from pipeline.media.table.decode import TableVocabulary, fit_vocabulary, json_row, plain_row
 from pipeline.media.table.format import TableFormat
 from pipeline.preprocess.sources.columns import Column
-from pipeline.preprocess.sources.listing import Listing
+from pipeline.preprocess.sources.listing import SourceTable
 from pipeline.preprocess.sources.parts import SourceFile, read_part
 from pipeline.preprocess.sources.reach import Reach
 from pipeline.preprocess.sources.row_lines import MAX_LINE_BYTES
 from pipeline.preprocess.sources.rows import BATCH_ROWS
 
 
-def fit_table(listing: Listing, fmt: TableFormat) -> TableVocabulary:
+def fit_table(listing: SourceTable, fmt: TableFormat) -> TableVocabulary:
     """Statistics and vocabularies of the training rows, wherever they lie.
 
     Rows in `.json` files are read here, one by one; those that decoding will refuse tell nothing.
@@ -34,7 +34,7 @@ def fit_table(listing: Listing, fmt: TableFormat) -> TableVocabulary:
         raise UserError(f"data.table: {error}") from None
 
 
-def _rows(listing: Listing, fmt: TableFormat) -> Iterator[pa.RecordBatch]:
+def _rows(listing: SourceTable, fmt: TableFormat) -> Iterator[pa.RecordBatch]:
     """The training rows that lie in files: float64 numbers and text, null where missing."""
     schema = pa.schema(
         [
@@ -69,7 +69,9 @@ def _row(reach: Reach, part: dict[str, Any], fmt: TableFormat) -> dict[str, Any]
     return row
 
 
-def iter_values(listing: Listing, split: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def iter_values(
+    listing: SourceTable, split: str, columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
     """The values of a split's rows, for statistics: float64 numbers and text, null where missing.
 
     Args:
