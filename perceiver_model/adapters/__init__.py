@@ -1,1 +1,1 @@
-"""Adapters: raw inputs to tokens; for each modality its input (`*_config`) and its modules."""
+"""Adapters turn raw inputs into tokens. Each modality has its configuration in `*_config`."""

@@ -1,4 +1,4 @@
-"""Sound as tokens: chunks of raw samples, or log-mel frames."""
+"""Sound as tokens: chunks of raw samples, or log-mel features."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from perceiver_model.constants import Float32Constant
 
 
 class ChunkAdapter(nn.Module):
-    """One token per run of raw samples, the last one zero-padded (paper, section 4.2)."""
+    """One token per chunk of raw samples; the last is padded with zeros (paper, section 4.2)."""
 
     def __init__(self, audio: AudioInput, chunks: Chunks) -> None:
         super().__init__()
@@ -19,7 +19,12 @@ class ChunkAdapter(nn.Module):
         self.chunk_size = chunks.chunk_size
 
     def forward(self, samples: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
-        """Content `[batch, ceil(num_samples / chunk_size), chunk_size]`."""
+        """Return the content `[batch, ceil(num_samples / chunk_size), chunk_size]` and its mask.
+
+        Args:
+            samples: The sound `[batch, num_samples]`, int16 or floating point.
+            mask: The valid samples, bool `[batch, num_samples]`, or None if all are valid.
+        """
         content = self._chunks(_waveform(samples, mask, self.num_samples))
         return content, None if mask is None else self._chunks(mask).any(dim=-1)
 
@@ -29,7 +34,7 @@ class ChunkAdapter(nn.Module):
 
 
 class MelAdapter(nn.Module):
-    """A log-mel spectrogram, standardised over the sample's valid frames; all in float32."""
+    """A log-mel spectrogram, standardised over the valid frames of each sample, all in float32."""
 
     def __init__(self, audio: AudioInput, mel: Mel) -> None:
         super().__init__()
@@ -47,9 +52,14 @@ class MelAdapter(nn.Module):
         )
 
     def forward(self, samples: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
-        """Content `[batch, frames, num_mels]` or `[batch, frames * num_mels, 1]`.
+        """Return the content and the token mask.
 
-        Frame t starts at sample t * hop length.
+        The content is `[batch, frames, num_mels]`, or `[batch, frames * num_mels, 1]` if every cell
+        is a token. Frame t starts at sample t * hop length.
+
+        Args:
+            samples: The sound `[batch, num_samples]`, int16 or floating point.
+            mask: The valid samples, bool `[batch, num_samples]`, or None if all are valid.
         """
         frames = self._frames(_waveform(samples, mask, self.num_samples))
         valid = None if mask is None else self._frames(mask).any(dim=-1)
@@ -62,12 +72,18 @@ class MelAdapter(nn.Module):
         return content.flatten(1).unsqueeze(-1), cells
 
     def _frames(self, samples: torch.Tensor) -> torch.Tensor:
-        """`[batch, num_samples]` to `[batch, frames, window_length]`, zero-padded at the end."""
+        """Cut `[batch, num_samples]` into `[batch, frames, window_length]`.
+
+        The last frame is padded with zeros.
+        """
         return F.pad(samples, self.padding).unfold(-1, self.window_length, self.hop_length)
 
 
 def _waveform(samples: torch.Tensor, mask: torch.Tensor | None, num_samples: int) -> torch.Tensor:
-    """Sound `[batch, num_samples]` as float32, int16 scaled to [-1, 1), invalid samples zero."""
+    """Return sound `[batch, num_samples]` as float32; int16 is scaled to [-1, 1).
+
+    Invalid samples become zero.
+    """
     check_inputs(samples, mask, (num_samples,), torch.int16)
     scale = 1.0 if samples.is_floating_point() else 1 / 32768
     waveform = samples.float() * scale

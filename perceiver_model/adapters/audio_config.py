@@ -1,4 +1,4 @@
-"""Sound, and the adapters that read it: configuration, free of torch."""
+"""The configuration of sound and of the adapters that read it. It does not import torch."""
 
 import math
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from perceiver_model.config_checks import (
 
 @dataclass(frozen=True, kw_only=True)
 class AudioInput:
-    """One-channel sound `[batch, num_samples]`, int16, or floating in [-1, 1].
+    """Sound of one channel, `[batch, num_samples]`, int16, or floating point in [-1, 1].
 
     Attributes:
-        kind: must be `audio`.
-        sample_rate: in Hz, at least 1.
-        num_samples: samples of a sound of full length, at least 1.
+        kind: Must be `audio`.
+        sample_rate: The number of samples per second (Hz), at least 1.
+        num_samples: The number of samples in a sound of full length, at least 1.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -36,11 +36,14 @@ class AudioInput:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunks(AdapterBase):
-    """One token per `chunk_size` raw samples (paper, section 4.2: 61,440 samples → 480 × 128).
+    """One token per `chunk_size` raw samples.
+
+    The paper's 61,440 samples become 480 tokens of 128 channels (paper, section 4.2).
 
     Attributes:
-        kind: must be `chunks`.
-        chunk_size: samples of a token, at least 1. The last token is padded with zeros.
+        kind: Must be `chunks`.
+        chunk_size: The number of samples in a token, at least 1. The last token is padded with
+            zeros.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -53,29 +56,30 @@ class Chunks(AdapterBase):
         check_positive_integers(self, "chunk_size")
 
     def token_grid(self, audio: AudioInput) -> tuple[int, ...]:
-        """The number of chunks, the last one zero-padded."""
+        """Return the number of chunks, `(chunks,)`; the last chunk is padded with zeros."""
         return (math.ceil(audio.num_samples / self.chunk_size),)
 
     def content_channels(self, audio: AudioInput) -> int:
-        """The samples of a chunk."""
+        """Return the number of samples in a chunk."""
         return self.chunk_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mel(AdapterBase):
-    """A log-mel spectrogram: one token per frame of `num_mels` channels, or one per cell.
+    """A log-mel spectrogram, with one token per frame or one per cell.
 
-    The defaults are those of VGGish, AudioSet's reference front end (Hershey et al., arXiv
-    1609.09430).
+    The default window and hop are those of VGGish, AudioSet's reference front end (Hershey et al.,
+    arXiv 1609.09430).
 
     Attributes:
-        kind: must be `mel`.
-        num_mels: mel bands, from 0 Hz to half the sample rate, at least 1.
-        window: length of a frame in seconds, above 0.
-        hop: seconds from the start of one frame to the start of the next, above 0 and at most
-            `window`.
-        tokens: `frames` makes one token of each frame. `cells` makes one token of one channel for
-            each frame and mel band, on a grid of two axes (paper, section 4.2: 4,800 inputs).
+        kind: Must be `mel`.
+        num_mels: The number of mel bands from 0 Hz to half the sample rate, at least 1.
+        window: The length of a frame in seconds, above 0.
+        hop: The time from the start of one frame to the start of the next, in seconds. It is above
+            0 and at most `window`.
+        tokens: `frames` makes one token of `num_mels` channels from each frame. `cells` makes one
+            token of one channel from each mel band of each frame, so the token grid has two axes
+            (paper, section 4.2: 4,800 inputs).
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -96,24 +100,28 @@ class Mel(AdapterBase):
             raise refusal(self, "hop", f"at most window = {self.window}, or it would skip samples")
 
     def window_length(self, sample_rate: int) -> int:
-        """Samples in a window."""
+        """Return the number of samples in a window at a sample rate in Hz."""
         return max(1, round(self.window * sample_rate))
 
     def hop_length(self, sample_rate: int) -> int:
-        """Samples from the start of one frame to the start of the next."""
+        """Return the number of samples between the starts of two frames at a sample rate in Hz."""
         return max(1, round(self.hop * sample_rate))
 
     def fft_size(self, sample_rate: int) -> int:
-        """Smallest power of two that holds a window."""
+        """Return the smallest power of two that holds a window at a sample rate in Hz."""
         return 1 << (self.window_length(sample_rate) - 1).bit_length()
 
     def num_frames(self, audio: AudioInput) -> int:
-        """Frames that cover every sample, the last one zero-padded."""
+        """Return the number of frames that cover every sample; the last is padded with zeros."""
         beyond_first = max(0, audio.num_samples - self.window_length(audio.sample_rate))
         return 1 + math.ceil(beyond_first / self.hop_length(audio.sample_rate))
 
     def check(self, audio: AudioInput) -> None:
-        """Raises ValueError if the lowest (so narrowest) mel filter could fall between FFT bins."""
+        """Check that the lowest mel filter, the narrowest one, cannot fall between two FFT bins.
+
+        Raises:
+            ValueError: If the filter is not wider than the distance between bins.
+        """
         nyquist = audio.sample_rate / 2
         lowest_filter_width = 700 * ((1 + nyquist / 700) ** (2 / (self.num_mels + 1)) - 1)
         bin_spacing = audio.sample_rate / self.fft_size(audio.sample_rate)
@@ -126,10 +134,10 @@ class Mel(AdapterBase):
             )
 
     def token_grid(self, audio: AudioInput) -> tuple[int, ...]:
-        """(frames,) or (frames, mel bands)."""
+        """Return `(frames,)`, or `(frames, num_mels)` if every cell is a token."""
         frames = self.num_frames(audio)
         return (frames, self.num_mels) if self.tokens == "cells" else (frames,)
 
     def content_channels(self, audio: AudioInput) -> int:
-        """The mel bands of a frame, or the one number of a cell."""
+        """Return the number of mel bands, or 1 if every cell is a token."""
         return 1 if self.tokens == "cells" else self.num_mels

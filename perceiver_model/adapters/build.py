@@ -1,12 +1,13 @@
-"""Adapters: raw inputs, standardised on the device and cut into tokens.
+"""Adapters: standardise the raw inputs on the device and cut them into tokens.
 
-`forward(inputs, mask)` of each returns the tokens' content `[batch, tokens, channels]`, and a bool
-mask `[batch, tokens]` of valid tokens, or None if all are. Content is float32, but in the dtype of
-the adapter's weights if it has any, and of feature maps in their own. The input's mask is True
-where a pixel, sample, point or column is valid; a token is valid if any part of it is. Invalid
-parts are set to zero first, so what they hold is without influence.
+The `forward(inputs, mask)` of each adapter returns the content of the tokens,
+`[batch, tokens, channels]`, and a bool mask `[batch, tokens]` of the valid tokens, or None if all
+tokens are valid. The content is float32. An adapter with weights returns the dtype of its weights,
+and feature maps keep their own dtype. The input's mask is True where a pixel, sample, point or
+column is valid. A token is valid if any part of it is valid. Invalid parts are set to zero first,
+so their values have no influence.
 
-Tokens come in row-major order of `TokensConfig.token_grid`. Wrong shapes and dtypes raise
+The tokens are in the row-major order of `TokensConfig.token_grid`. A wrong shape or dtype raises
 ValueError.
 """
 
@@ -51,14 +52,14 @@ from perceiver_model.adapters.video import SpaceTimePatchAdapter, VideoPixelAdap
 from perceiver_model.tokens_config import TokensConfig
 
 Inputs = torch.Tensor | TableRows | Mapping[str, Any]
-"""What adapters read: a tensor, but for the rows of a table, and a mapping of modalities."""
+"""The inputs of adapters: a tensor, the rows of a table, or a mapping of modalities."""
 
 Masks = torch.Tensor | Mapping[str, torch.Tensor | None]
-"""Where inputs are valid: bool, or a mapping of modalities."""
+"""The masks of inputs: bool, True where an input is valid; or a mapping of modalities."""
 
 
 def build_adapter(config: TokensConfig) -> nn.Module:
-    """The adapter of a configuration."""
+    """Build the adapter that a configuration describes."""
     adapter = _token_adapter(config)
     match config.input, config.adapter:
         case (ImageInput() | VideoInput() | FeatureMapInput()) as media, Pixels(
@@ -69,6 +70,7 @@ def build_adapter(config: TokensConfig) -> nn.Module:
 
 
 def _token_adapter(config: TokensConfig) -> nn.Module:
+    """Build the adapter without the projection of its pixels (`Pixels.num_channels`)."""
     match config.input, config.adapter:
         case ImageInput() as image, Pixels():
             return PixelAdapter(image)

@@ -1,9 +1,9 @@
-"""What every adapter checks of its inputs."""
+"""The checks that all adapters share."""
 
 import torch
 
 Tokens = tuple[torch.Tensor, torch.Tensor | None]
-"""A token array's content `[batch, tokens, channels]`, and its mask `[batch, tokens]` or None."""
+"""The content of tokens `[batch, tokens, channels]`, and their mask `[batch, tokens]` or None."""
 
 
 def check_inputs(
@@ -12,11 +12,17 @@ def check_inputs(
     shape: tuple[int, ...],
     integer: torch.dtype | None = None,
 ) -> None:
-    """Raises ValueError for inputs of another shape (after the batch) or dtype, or such masks.
+    """Check the shape and the dtype of an adapter's inputs and of their mask.
 
     Args:
-        inputs: `[batch, *shape]`, floating or of the dtype `integer`. Those of three or more
-            dimensions have channels last, which the mask has not.
+        inputs: The inputs `[batch, *shape]`, floating point or of the dtype `integer`. Inputs of
+            three or more dimensions have the channels last, and their mask has no channels.
+        mask: The mask, bool, or None.
+        shape: The expected shape without the batch.
+        integer: The integer dtype that is allowed, or None.
+
+    Raises:
+        ValueError: If a shape or a dtype is wrong.
     """
     check_shape("inputs", inputs, shape)
     if inputs.dtype != integer and not inputs.is_floating_point():
@@ -26,14 +32,22 @@ def check_inputs(
 
 
 def check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
-    """Raises ValueError for a tensor of another shape after the batch."""
+    """Check the shape of a tensor without its batch dimension.
+
+    Raises:
+        ValueError: If the shape is wrong.
+    """
     if tensor.shape[1:] != shape:
         expected = ", ".join(str(size) for size in ("batch", *shape))
         raise ValueError(f"{name} of shape {list(tensor.shape)}: expected [{expected}]")
 
 
 def check_mask(mask: torch.Tensor | None, *shapes: torch.Size) -> None:
-    """Raises ValueError for a mask that isn't bool or has none of the shapes."""
+    """Check that a mask is None, or bool with one of the shapes.
+
+    Raises:
+        ValueError: If it is not.
+    """
     if mask is not None and (mask.shape not in shapes or mask.dtype != torch.bool):
         expected = " or ".join(str(list(shape)) for shape in shapes)
         raise ValueError(

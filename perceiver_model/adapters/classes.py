@@ -1,4 +1,4 @@
-"""Class labels as a token."""
+"""Class labels as tokens."""
 
 import torch
 import torch.nn.functional as F
@@ -9,19 +9,19 @@ from perceiver_model.adapters.configs import ClassInput
 
 
 class OneHotAdapter(nn.Module):
-    """One token: the probability of every class."""
+    """One token, which holds the probability of every class."""
 
     def __init__(self, classes: ClassInput) -> None:
         super().__init__()
         self.num_classes = classes.num_classes
 
     def forward(self, classes: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
-        """Content `[batch, 1, num_classes]`, float32.
+        """Return the content `[batch, 1, num_classes]`, float32, and the token mask.
 
         Args:
-            classes: int64 `[batch]`, where torch refuses classes that there aren't; or floating
-                `[batch, num_classes]`.
-            mask: bool `[batch]`, False where a sample's class is unknown.
+            classes: The class indices, int64 `[batch]`, or probabilities, floating point
+                `[batch, num_classes]`. torch raises an error for an index outside the classes.
+            mask: The samples whose class is known, bool `[batch]`, or None if all are known.
         """
         check_mask(mask, classes.shape[:1])
         if classes.dtype == torch.int64:

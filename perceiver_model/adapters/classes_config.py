@@ -1,4 +1,7 @@
-"""Class labels as an input, as in autoencoding with the label (IO, section 4.3): free of torch."""
+"""The configuration of class labels as an input. It does not import torch.
+
+The multimodal autoencoder reads the label as an input (IO, section 4.3).
+"""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -9,11 +12,11 @@ from perceiver_model.config_checks import FORBID_EXTRA, check_positive_integers
 
 @dataclass(frozen=True, kw_only=True)
 class ClassInput:
-    """Classes `[batch]`, int64 from 0, or their probabilities `[batch, num_classes]`, floating.
+    """Class indices `[batch]`, int64, or probabilities `[batch, num_classes]`, floating point.
 
     Attributes:
-        kind: must be `class`.
-        num_classes: at least 1.
+        kind: Must be `class`.
+        num_classes: The number of classes, at least 1. Class indices are at least 0 and below it.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -27,10 +30,10 @@ class ClassInput:
 
 @dataclass(frozen=True, kw_only=True)
 class OneHot(AdapterBase):
-    """One token, with a channel for every class.
+    """One token with one channel per class.
 
     Attributes:
-        kind: must be `one_hot`.
+        kind: Must be `one_hot`.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -40,9 +43,9 @@ class OneHot(AdapterBase):
     kind: Literal["one_hot"] = "one_hot"
 
     def token_grid(self, classes: ClassInput) -> tuple[int, ...]:
-        """A single token."""
+        """Return `(1,)`, because there is a single token."""
         return (1,)
 
     def content_channels(self, classes: ClassInput) -> int:
-        """The number of classes."""
+        """Return the number of classes."""
         return classes.num_classes

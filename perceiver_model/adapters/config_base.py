@@ -1,30 +1,34 @@
-"""What every adapter's configuration tells of the tokens that it makes of an input."""
+"""The base of the adapter configurations: the geometry of the tokens."""
 
 from typing import Any, ClassVar
 
 
 class AdapterBase:
-    """Base of the adapters' configurations: the geometry of the tokens, free of torch.
+    """The base of the adapter configurations. It does not import torch.
 
-    The methods take an input's configuration, one of the classes in `reads`; a subclass annotates
-    which. `check` is asked first, so that the others may trust it.
+    Each method takes the configuration of an input, an instance of one of the classes in `reads`. A
+    subclass annotates which. `check` is called first, so the other methods can rely on it.
 
     Attributes:
-        reads: the classes of inputs that the adapter can read.
-        holds_positions: whether its tokens' content tells them apart by itself (points hold their
-            own coordinates), so that there are no positions to add.
+        reads: The classes of the inputs that the adapter can read.
+        holds_positions: Whether the content of a token already identifies it, so that no position
+            features are added. Points, for example, contain their coordinates.
     """
 
     reads: ClassVar[tuple[type, ...]]
     holds_positions: ClassVar[bool] = False
 
     def check(self, media: Any) -> None:
-        """Raises ValueError if the adapter's fields don't fit the input's."""
+        """Check that the adapter can read the input.
+
+        Raises:
+            ValueError: If a field of the adapter does not fit the input.
+        """
 
     def token_grid(self, media: Any) -> tuple[int, ...]:
-        """Shape of the tokens' positions, whose product is the number of tokens."""
+        """Return the shape of the token grid; its product is the number of tokens."""
         raise NotImplementedError
 
     def content_channels(self, media: Any) -> int:
-        """Channels of a token before its position features."""
+        """Return the number of channels of a token without its position features."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What a Perceiver reads, and which adapter turns it into tokens: configuration, free of torch."""
+"""The inputs of a Perceiver and the adapters that turn them into tokens, without torch."""
 
 from perceiver_model.adapters.audio_config import AudioInput, Chunks, Mel
 from perceiver_model.adapters.classes_config import ClassInput, OneHot
@@ -44,7 +44,7 @@ MediaInput = (
     | TableInput
     | ClassInput
 )
-"""An input of one modality."""
+"""The input of a single modality."""
 
 MediaAdapter = (
     Pixels
@@ -59,4 +59,4 @@ MediaAdapter = (
     | Columns
     | OneHot
 )
-"""An adapter of one modality."""
+"""The adapter of a single modality."""

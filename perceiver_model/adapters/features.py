@@ -1,4 +1,4 @@
-"""Feature maps of a user's backbone as tokens."""
+"""The feature maps of a user's backbone as tokens."""
 
 import torch
 from torch import nn
@@ -8,9 +8,9 @@ from perceiver_model.adapters.configs import FeatureMapInput
 
 
 class FeatureMapAdapter(nn.Module):
-    """One token per cell of the map: its channels, in their own dtype and without normalisation.
+    """One token per cell of the map: its channels in their own dtype, without normalisation.
 
-    Gradients pass through to the backbone, except at masked cells.
+    Gradients flow through to the backbone, except at masked cells.
     """
 
     def __init__(self, features: FeatureMapInput) -> None:
@@ -18,12 +18,12 @@ class FeatureMapAdapter(nn.Module):
         self.shape = (*features.grid, features.channels)
 
     def forward(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
-        """Content `[batch, height * width, channels]`.
+        """Return the content `[batch, height * width, channels]` and the token mask.
 
         Args:
-            features: floating `[batch, height, width, channels]`; a backbone's `[batch, channels,
-                height, width]` is brought into that order by `permute(0, 2, 3, 1)`.
-            mask: bool `[batch, height, width]`.
+            features: The maps, floating point `[batch, height, width, channels]`. If a backbone
+                returns `[batch, channels, height, width]`, use `permute(0, 2, 3, 1)`.
+            mask: The valid cells, bool `[batch, height, width]`, or None if all are valid.
         """
         check_inputs(features, mask, self.shape)
         if mask is None:

@@ -1,4 +1,4 @@
-"""Images as tokens: pixels, patches, or the map of a small convolutional front end."""
+"""Images as tokens: pixels, patches, or the output of a small convolutional front end."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from perceiver_model.constants import Float32Constant
 
 
 class ImageStandardiser(nn.Module):
-    """Images or videos to float32 (image - mean) / std, invalid pixels to zero."""
+    """Standardise images or videos to float32 as `(image - mean) / std`."""
 
     def __init__(self, image: ImageInput | VideoInput) -> None:
         super().__init__()
@@ -18,7 +18,15 @@ class ImageStandardiser(nn.Module):
         self.std = Float32Constant(torch.tensor(image.std))
 
     def forward(self, images: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """images `[batch, *grid, channels]`, uint8 or floating; mask without channels."""
+        """Return the standardised images, float32, with invalid pixels set to zero.
+
+        Args:
+            images: The images `[batch, *grid, channels]`, uint8 or floating point.
+            mask: The valid pixels, bool `[batch, *grid]`, or None if all are valid.
+
+        Raises:
+            ValueError: If a shape or a dtype is wrong.
+        """
         check_inputs(images, mask, self.shape, torch.uint8)
         scale = 1.0 if images.is_floating_point() else 1 / 255
         standardised = (images.float() * scale - self.mean()) / self.std()
@@ -28,14 +36,19 @@ class ImageStandardiser(nn.Module):
 
 
 class PixelAdapter(nn.Module):
-    """One token per pixel: its channels."""
+    """One token per pixel, which holds the channels of the pixel."""
 
     def __init__(self, image: ImageInput) -> None:
         super().__init__()
         self.standardise = ImageStandardiser(image)
 
     def forward(self, images: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
-        """Content `[batch, height * width, channels]`."""
+        """Return the content `[batch, height * width, channels]` and the token mask.
+
+        Args:
+            images: The images `[batch, height, width, channels]`, uint8 or floating point.
+            mask: The valid pixels, bool `[batch, height, width]`, or None if all are valid.
+        """
         content = self.standardise(images, mask).flatten(1, 2)
         return content, None if mask is None else mask.flatten(1)
 
@@ -49,12 +62,17 @@ class PatchAdapter(nn.Module):
         self.patch_size = patches.patch_size
 
     def forward(self, images: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
-        """Content `[batch, patches, patch_size * patch_size * channels]`."""
+        """Return the content `[batch, patches, patch_size * patch_size * channels]` and its mask.
+
+        Args:
+            images: The images `[batch, height, width, channels]`, uint8 or floating point.
+            mask: The valid pixels, bool `[batch, height, width]`, or None if all are valid.
+        """
         content = self._patches(self.standardise(images, mask))
         return content, None if mask is None else self._patches(mask.unsqueeze(-1)).any(dim=-1)
 
     def _patches(self, images: torch.Tensor) -> torch.Tensor:
-        """`[batch, height, width, channels]` to `[batch, patches, pixels * channels]`."""
+        """Reshape `[batch, height, width, channels]` to `[batch, patches, pixels * channels]`."""
         batch, height, width, channels = images.shape
         size = self.patch_size
         grid = images.view(batch, height // size, size, width // size, size, channels)
@@ -62,10 +80,10 @@ class PatchAdapter(nn.Module):
 
 
 class ConvAdapter(nn.Module):
-    """5×5 convolution, normalisation, GELU, 2×2 max-pool, 3×3 convolution.
+    """A 5×5 convolution, normalisation, GELU, a 2×2 max-pool and a 3×3 convolution.
 
-    Normalises each sample by itself (GroupNorm with one group) and never over the batch, so that
-    a data-parallel step equals the same step on the whole batch.
+    Each sample is normalised alone (GroupNorm with one group), never over the batch. A
+    data-parallel step therefore equals the same step on the whole batch.
     """
 
     def __init__(self, image: ImageInput, conv: Conv) -> None:
@@ -78,7 +96,14 @@ class ConvAdapter(nn.Module):
         self.mix = nn.Conv2d(conv.num_channels, conv.num_channels, kernel_size=3, padding=1)
 
     def forward(self, images: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
-        """Content `[batch, ceil(height / 2) * ceil(width / 2), num_channels]`."""
+        """Return the content `[batch, tokens, num_channels]` and the token mask.
+
+        There are `ceil(height / 2) * ceil(width / 2)` tokens.
+
+        Args:
+            images: The images `[batch, height, width, channels]`, uint8 or floating point.
+            mask: The valid pixels, bool `[batch, height, width]`, or None if all are valid.
+        """
         standardised = self.standardise(images, mask).permute(0, 3, 1, 2)
         features = self.stem(standardised.to(self.stem.weight.dtype))
         features = self.mix(self.pool(self.activation(self.norm(features))))

@@ -1,4 +1,4 @@
-"""Images, and the adapters that read them: configuration, free of torch."""
+"""The configuration of images and of the adapters that read them. It does not import torch."""
 
 import math
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ from perceiver_model.config_checks import (
 
 @dataclass(frozen=True, kw_only=True)
 class ImageInput:
-    """Images `[batch, height, width, channels]`, uint8, or floating in [0, 1].
+    """Images `[batch, height, width, channels]`, uint8, or floating point in [0, 1].
 
-    They are standardised as (image - mean) / std, on the scale of [0, 1].
+    The images are standardised as `(image - mean) / std`, on the scale of [0, 1].
 
     Attributes:
-        kind: must be `image`.
-        height: rows, at least 1.
-        width: columns, at least 1.
-        channels: channels of a pixel, at least 1.
-        mean: one number for every channel, or one for all channels.
-        std: one number above 0 for every channel, or one for all channels.
+        kind: Must be `image`.
+        height: The number of pixel rows, at least 1.
+        width: The number of pixel columns, at least 1.
+        channels: The number of channels of a pixel, at least 1.
+        mean: One number for each channel, or one for all channels.
+        std: One number above 0 for each channel, or one for all channels.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -46,18 +46,19 @@ class ImageInput:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Rows and columns."""
+        """The numbers of rows and columns."""
         return self.height, self.width
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels(AdapterBase):
-    """One token per pixel of an image (paper, section 4.1), a feature map, or every video frame.
+    """One token per pixel of an image, a feature map or a video frame (paper, section 4.1).
 
     Attributes:
-        kind: must be `pixels`.
-        num_channels: channels that a learned linear layer makes of each pixel, at least 1 (IO,
-            appendix: the 1 × 1 convolution beside learned positions). None leaves the layer out.
+        kind: Must be `pixels`.
+        num_channels: The number of channels that a learned linear layer gives to each pixel, at
+            least 1. Perceiver IO uses this 1 × 1 convolution together with learned positions (IO,
+            appendix). None means no linear layer.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -71,21 +72,21 @@ class Pixels(AdapterBase):
             check_positive_integers(self, "num_channels")
 
     def token_grid(self, pixels: ImageInput | FeatureMapInput | VideoInput) -> tuple[int, ...]:
-        """The input's own grid."""
+        """Return the grid of the input."""
         return pixels.grid
 
     def content_channels(self, pixels: ImageInput | FeatureMapInput | VideoInput) -> int:
-        """The channels of a pixel, or those that they are projected to."""
+        """Return `num_channels`, or the channels of a pixel if there is no linear layer."""
         return self.num_channels or pixels.channels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patches(AdapterBase):
-    """One token per square of `patch_size` × `patch_size` pixels, which must tile the image.
+    """One token per square patch of pixels. The patches must tile the image.
 
     Attributes:
-        kind: must be `patches`.
-        patch_size: side of a square, in pixels; a divisor of the image's height and width.
+        kind: Must be `patches`.
+        patch_size: The side of a patch in pixels, a divisor of the image's height and width.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -98,29 +99,34 @@ class Patches(AdapterBase):
         check_positive_integers(self, "patch_size")
 
     def check(self, image: ImageInput) -> None:
-        """Raises ValueError unless patches tile the image."""
+        """Check that the patches tile the image.
+
+        Raises:
+            ValueError: If `patch_size` does not divide the height and the width.
+        """
         if image.height % self.patch_size or image.width % self.patch_size:
             size = f"{image.height} × {image.width}"
             raise refusal(self, "patch_size", f"a divisor of the image's height and width, {size}")
 
     def token_grid(self, image: ImageInput) -> tuple[int, ...]:
-        """Rows and columns of patches."""
+        """Return the numbers of patches along the height and the width."""
         return image.height // self.patch_size, image.width // self.patch_size
 
     def content_channels(self, image: ImageInput) -> int:
-        """The pixels of a patch times their channels."""
+        """Return the number of pixels in a patch times the channels of a pixel."""
         return self.patch_size * self.patch_size * image.channels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conv(AdapterBase):
-    """Small convolutional front end: one token per 2 × 2 pixels, of `num_channels` channels.
+    """A small convolutional front end: one token per 2 × 2 pixels.
 
-    Perceiver IO's "conv + maxpool" preprocessing (arXiv 2107.14795, section 4.5), made smaller.
+    It is a smaller version of Perceiver IO's "conv + maxpool" preprocessing (arXiv 2107.14795,
+    section 4.5).
 
     Attributes:
-        kind: must be `conv`.
-        num_channels: channels of the convolutions and so of a token, at least 1.
+        kind: Must be `conv`.
+        num_channels: The number of channels of both convolutions and of a token, at least 1.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -133,11 +139,11 @@ class Conv(AdapterBase):
         check_positive_integers(self, "num_channels")
 
     def token_grid(self, image: ImageInput) -> tuple[int, ...]:
-        """Half the image's rows and columns, rounded up."""
+        """Return half the image's rows and columns, rounded up."""
         return math.ceil(image.height / 2), math.ceil(image.width / 2)
 
     def content_channels(self, image: ImageInput) -> int:
-        """The convolutions' channels."""
+        """Return the number of channels of the convolutions."""
         return self.num_channels
 
 
@@ -146,15 +152,15 @@ class ConvStem(AdapterBase):
     """Perceiver IO's "2D conv + maxpool" (IO, section 4.5): one token per 4 × 4 pixels.
 
     Attributes:
-        kind: must be `conv_stem`.
-        num_channels: channels of the convolution and so of a token, at least 1.
-        padding: `same` is DeepMind's choice, TensorFlow's SAME: one token per 4 × 4 pixels, rounded
-            up (3,136 tokens at 224²). `valid` is how transformers pads: 3 pixels on each side
-            before the convolution and none before the pooling (3,025 tokens at 224²), which puts
-            the window of every token elsewhere.
-        norm: `batch` is DeepMind's batch normalisation, over the batch of one process; the verbs
-            refuse it. `group` normalises each sample by itself, so the result does not depend on
-            how a batch is spread over processes.
+        kind: Must be `conv_stem`.
+        num_channels: The number of channels of the convolution and of a token, at least 1.
+        padding: `same` is DeepMind's choice, TensorFlow's SAME padding. It makes one token per 4 ×
+            4 pixels, rounded up (3,136 tokens at 224 × 224). `valid` is the choice of transformers:
+            3 pixels on each side before the convolution, and none before the pooling (3,025 tokens
+            at 224 × 224). The windows of the tokens then lie at other pixels.
+        norm: `batch` is DeepMind's choice: batch normalisation over the batch of one process. The
+            command line refuses it. `group` normalises each sample alone, so the result does not
+            depend on how a batch is split between processes.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -171,18 +177,22 @@ class ConvStem(AdapterBase):
         check_one_of(self, "norm", "batch", "group")
 
     def check(self, image: ImageInput) -> None:
-        """Raises ValueError if there is nothing to pool without padding."""
+        """Check that the image is large enough for the pooling without padding.
+
+        Raises:
+            ValueError: If `padding` is "valid" and a side of the image is below 5 pixels.
+        """
         if self.padding == "valid" and min(image.height, image.width) < 5:
             size = f"{image.height} × {image.width}"
             raise refusal(self, "padding", f"same for an image below 5 × 5, such as {size}")
 
     def token_grid(self, image: ImageInput) -> tuple[int, ...]:
-        """Rows and columns after the convolution and the pooling."""
+        """Return the numbers of rows and columns after the convolution and the pooling."""
         convolved = math.ceil(image.height / 2), math.ceil(image.width / 2)
         if self.padding == "same":
             return math.ceil(convolved[0] / 2), math.ceil(convolved[1] / 2)
         return (convolved[0] - 1) // 2, (convolved[1] - 1) // 2
 
     def content_channels(self, image: ImageInput) -> int:
-        """The convolution's channels."""
+        """Return the number of channels of the convolution."""
         return self.num_channels

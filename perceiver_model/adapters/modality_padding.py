@@ -1,6 +1,6 @@
-"""Vectors of several modalities or tasks brought to one width, and told apart by a learned vector.
+"""Pad the vectors of several modalities or tasks to one width, and add a learned vector to each.
 
-(Paper, section 4.2; IO, section 3.1, and section 3.2 for output queries.)
+See the paper, section 4.2, and Perceiver IO, section 3.1; for output queries, see IO, section 3.2.
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,14 @@ from torch import nn
 
 
 class ModalityPadding(nn.Module):
-    """Appends to a modality's vectors what they lack to the widest one's, and an embedding.
+    """Append padding and a learned embedding to the vectors of a modality.
 
     Args:
-        channels: of each modality.
-        embedding_channels: by how much the common width exceeds the widest modality.
-        padding: "learned" fills all that is appended with one vector learned for the modality;
-            "zeros" learns only its last `embedding_channels`.
+        channels: The number of channels of each modality.
+        embedding_channels: The number of channels by which the common width exceeds the widest
+            modality.
+        padding: "learned" fills all appended channels with one vector that is learned for the
+            modality. "zeros" learns only the last `embedding_channels`.
     """
 
     def __init__(
@@ -37,7 +38,15 @@ class ModalityPadding(nn.Module):
             self.vectors[name] = nn.init.trunc_normal_(vector, std=0.02, a=-2.0, b=2.0)
 
     def forward(self, name: str, tokens: torch.Tensor) -> torch.Tensor:
-        """`[batch, tokens, channels]` of a modality to `[batch, tokens, width]`."""
+        """Pad the tokens of one modality to the common width.
+
+        Args:
+            name: The name of the modality.
+            tokens: The tokens `[batch, tokens, channels]`.
+
+        Returns:
+            The padded tokens `[batch, tokens, width]`, in the dtype of `tokens`.
+        """
         vector = self.vectors[name].to(tokens.dtype)
         vector = F.pad(vector, (self.width - tokens.shape[-1] - vector.shape[-1], 0))
         return torch.cat([tokens, vector.expand(*tokens.shape[:2], -1)], dim=-1)

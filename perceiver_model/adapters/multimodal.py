@@ -15,12 +15,14 @@ from perceiver_model.positions import build_positions
 
 
 class MultimodalAdapter(nn.Module):
-    """Every modality's [content | positions], padded to one width, one after the other.
+    """The [content | positions] of every modality, padded to one width, one after the other.
+
+    In training, modalities are dropped and tokens are masked as `Modality` describes.
 
     Args:
-        adapters: of the modalities, by name.
-
-    In training, modalities are dropped and tokens masked as `Modality` says.
+        media: The configuration of the modalities.
+        padded: The configuration of the common width.
+        adapters: The adapter of each modality, by name.
     """
 
     def __init__(
@@ -51,17 +53,20 @@ class MultimodalAdapter(nn.Module):
         inputs: Mapping[str, Any],
         masks: Mapping[str, torch.Tensor | None] | None = None,
     ) -> Tokens:
-        """Content `[batch, tokens, width]`, in the dtype of the learned vectors.
+        """Return the content `[batch, tokens, width]` and the token mask.
+
+        The content has the dtype of the learned vectors. If a modality is masked in evaluation,
+        samples without it get its mask tokens.
 
         Args:
-            inputs: each modality's, as its own adapter reads them. None is a modality that no
-                sample of the batch has; it then has no tokens.
-            masks: some modalities' masks, as their own adapters read them; a sample whose mask is
-                False throughout lacks the modality.
+            inputs: The input of each modality, as its own adapter reads it. None means that no
+                sample of the batch has the modality; it then has no tokens.
+            masks: The masks of some modalities, as their own adapters read them. A sample lacks a
+                modality if its mask is False everywhere.
 
-        What samples lack of a modality that is masked in evaluation is its mask tokens, instead.
-
-        Raises ValueError for names that aren't the configuration's, and batches of several sizes.
+        Raises:
+            ValueError: If the names differ from those of the configuration, or the inputs have
+                different batch sizes.
         """
         masks = masks or {}
         self._check_names(inputs, masks)
@@ -70,7 +75,7 @@ class MultimodalAdapter(nn.Module):
             for name, media in inputs.items()
             if media is not None
         }
-        # Neither len nor a set: they would make the batch a constant of exported programs.
+        # len or a set would make the batch size a constant of an exported program.
         sizes = {name: tokens.shape[0] for name, (tokens, _) in given.items()}
         batch, *others = sizes.values() or [None]
         if batch is None or any(size != batch for size in others):
@@ -100,7 +105,7 @@ class MultimodalAdapter(nn.Module):
     def _tokens(
         self, name: str, media: Any, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A modality's tokens `[batch, tokens, width]`, partly masked, and which are valid."""
+        """Return the tokens `[batch, tokens, width]` of a modality, some masked, and their mask."""
         part = self.modalities[name]
         content, valid = self.adapters[name](media, mask)
         content = content.to(self.padding.vectors[name].dtype)
@@ -114,12 +119,15 @@ class MultimodalAdapter(nn.Module):
         return torch.where(hidden.unsqueeze(-1), self.mask_tokens[name], tokens), valid
 
     def _drop(self, valid: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Masks `[batch, tokens]` without dropped modalities; samples keep all rather than none."""
+        """Return the masks `[batch, tokens]` without dropped modalities.
+
+        A sample that would lose all of its modalities keeps them all.
+        """
         parts = [self.modalities[name] for name in valid]
         had = torch.stack([mask.any(dim=1) for mask in valid.values()], dim=1)
         dropout = torch.tensor([part.dropout for part in parts], device=had.device)
         kept = had & (torch.rand(had.shape, device=had.device) >= dropout)
-        # Mask tokens alone tell nothing.
+        # A sample of mask tokens only would carry no information.
         read = torch.tensor([not part.masked_in_evaluation for part in parts], device=had.device)
         kept = torch.where((kept & read).any(dim=1, keepdim=True), kept, had)
         return {

@@ -1,4 +1,4 @@
-"""Several modalities in one input array: configuration, free of torch."""
+"""The configuration of several modalities in one input array. It does not import torch."""
 
 import math
 from collections.abc import Mapping
@@ -18,16 +18,19 @@ from perceiver_model.tokens_config import TokensConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Modality(TokensConfig):
-    """One of the modalities of an input: what it is, its tokens, and how training hides it.
+    """One modality of an input: its input, its tokens, and how training hides it.
 
     Attributes:
-        dropout: probability that a training sample loses the whole modality (the paper drops video
-            with 0.3, so that it doesn't drown sound). A sample never loses all that it has.
-        mask_probability: probability that a training token is replaced by the modality's learned
-            mask token, as in DeepMind's autoencoder; None is a modality without one.
-        masked_in_evaluation: whether outside of training all of its tokens are replaced, and in
-            training those of samples that lack it. So a model that reads labels in training
-            predicts them afterwards (IO, section 4.3).
+        dropout: The probability that a training sample loses the whole modality. The paper drops
+            video with a probability of 0.3, so that video does not dominate sound. A sample never
+            loses all of its modalities.
+        mask_probability: The probability that a training token is replaced by the modality's
+            learned mask token, as in DeepMind's autoencoder. None means that the modality has no
+            mask token.
+        masked_in_evaluation: Whether mask tokens replace all of the modality's tokens outside of
+            training. In training, they then also replace the tokens of samples without the
+            modality. Such a model reads labels in training and predicts them in evaluation (IO,
+            section 4.3).
     """
 
     input: MediaInput
@@ -53,11 +56,11 @@ class Modality(TokensConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MultimodalInput:
-    """Several modalities by name; a batch is a mapping from the same names to their inputs.
+    """Several modalities by name. A batch is a mapping from the same names to their inputs.
 
     Attributes:
-        kind: must be `multimodal`.
-        modalities: each modality by its name, at least one.
+        kind: Must be `multimodal`.
+        modalities: Each modality by its name, at least one. A name is a Python identifier.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -72,16 +75,17 @@ class MultimodalInput:
 
 @dataclass(frozen=True, kw_only=True)
 class PaddedModalities(AdapterBase):
-    """The tokens of all modalities, one after the other, padded to a common width.
+    """The tokens of all modalities, one modality after the other, padded to a common width.
 
-    That is the widest modality's [content | positions] and `embedding_channels` more, which hold a
-    vector learned for the modality.
+    The common width is that of the widest modality's [content | positions] plus
+    `embedding_channels`.
 
     Attributes:
-        kind: must be `padded_modalities`.
-        embedding_channels: channels of the vector that is learned for each modality, at least 1.
-        padding: what fills narrower modalities up to the widest. `learned` is one longer learned
-            vector (IO, section 3.1: DeepMind's `min_padding_size`), `zeros` is zeros (paper,
+        kind: Must be `padded_modalities`.
+        embedding_channels: The number of channels of the vector that is learned for each modality,
+            at least 1.
+        padding: What fills a narrower modality up to the widest. `learned` makes the learned vector
+            longer (IO, section 3.1: DeepMind's `min_padding_size`). `zeros` uses zeros (paper,
             section 4.2).
     """
 
@@ -98,10 +102,10 @@ class PaddedModalities(AdapterBase):
         check_one_of(self, "padding", "learned", "zeros")
 
     def token_grid(self, media: MultimodalInput) -> tuple[int, ...]:
-        """The tokens of all modalities."""
+        """Return the total number of tokens of all modalities, `(tokens,)`."""
         return (sum(math.prod(part.token_grid) for part in media.modalities.values()),)
 
     def content_channels(self, media: MultimodalInput) -> int:
-        """The common width."""
+        """Return the common width of the modalities."""
         widest = max(part.input_channels for part in media.modalities.values())
         return widest + self.embedding_channels

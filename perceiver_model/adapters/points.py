@@ -1,4 +1,4 @@
-"""Point clouds as tokens: every point with Fourier features of its own position."""
+"""Point clouds as tokens: every point with the Fourier features of its coordinates."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from perceiver_model.fourier import fourier_features
 
 
 class PointAdapter(nn.Module):
-    """One token per point: [its features | the Fourier features of its coordinates]."""
+    """One token per point: [features | Fourier features of the coordinates]."""
 
     def __init__(self, points: PointsInput, adapter: Points) -> None:
         super().__init__()
@@ -21,12 +21,15 @@ class PointAdapter(nn.Module):
         self.max_resolution = (adapter.resolution(points),) * points.num_dims
 
     def forward(self, points: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
-        """Content `[batch, num_points, num_features + num_dims * (2 * num_bands + 1)]`.
+        """Return the content and the token mask.
+
+        The content is `[batch, num_points, num_features + num_dims * (2 * num_bands + 1)]`, with
+        zeros for invalid points.
 
         Args:
-            points: floating `[batch, num_points, num_dims + num_features]`; or the content itself,
-                computed beforehand.
-            mask: bool `[batch, num_points]`; the content of invalid points is zero.
+            points: The points, floating point `[batch, num_points, num_dims + num_features]`, or
+                the content itself if it was computed before.
+            mask: The valid points, bool `[batch, num_points]`, or None if all are valid.
         """
         is_content = points.shape[1:] == self.content_shape
         check_inputs(points, mask, self.content_shape if is_content else self.shape)
@@ -38,7 +41,7 @@ class PointAdapter(nn.Module):
             points = points.masked_fill(invalid, 0.0)
         coordinates, features = points.tensor_split([self.num_dims], dim=-1)
         if self.unit_cube:
-            # Frequencies of 10³ radians would make a rounding error in float32 one of 10⁻⁴.
+            # A frequency of 10³ radians turns float32's rounding error into one of 10⁻⁴.
             coordinates = to_unit_cube(coordinates.double(), mask)
         positions = fourier_features(coordinates, self.num_bands, self.max_resolution)
         content = torch.cat([features, positions], dim=-1)
@@ -46,11 +49,16 @@ class PointAdapter(nn.Module):
 
 
 def to_unit_cube(coordinates: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Point clouds moved to zero mean and scaled alike in all dimensions into [-1, 1].
+    """Move point clouds to zero mean and scale all dimensions alike into [-1, 1].
 
     Args:
-        coordinates: floating `[batch, points, dims]`; zero where mask `[batch, points]` is False,
-            and zero there again in the result. A cloud whose points all coincide becomes zero.
+        coordinates: The points, floating point `[batch, points, dims]`, with zeros where `mask` is
+            False.
+        mask: The valid points, bool `[batch, points]`, or None if all are valid.
+
+    Returns:
+        The points in the same shape, with zeros where `mask` is False. A cloud whose points all
+        coincide becomes zero.
     """
     if mask is None:
         centred = coordinates - coordinates.mean(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Point clouds as input, and the Fourier features of their own positions: free of torch."""
+"""The configuration of point clouds and of their Fourier features. It does not import torch."""
 
 import math
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ from perceiver_model.config_checks import (
 
 @dataclass(frozen=True, kw_only=True)
 class PointsInput:
-    """Point clouds `[batch, num_points, num_dims + num_features]`, floating.
+    """Point clouds `[batch, num_points, num_dims + num_features]`, floating point.
 
-    The first `num_dims` channels are a point's coordinates, x, y and z; the others are read as
-    they are. Samples of fewer points are padded and masked.
+    The first `num_dims` channels are the coordinates of a point: x, y and z. The other channels are
+    read unchanged. Samples with fewer points are padded and masked.
 
     Attributes:
-        kind: must be `points`.
-        num_points: the largest number of points in a sample, at least 1.
-        num_dims: coordinates of a point, at least 1.
-        num_features: further channels of a point, at least 0.
-        unit_cube: whether every sample's valid points are brought to zero mean and into the unit
-            cube, with the largest coordinate at ±1, as the paper does (section 4.3). If False,
-            coordinates should lie in [-1, 1] already.
+        kind: Must be `points`.
+        num_points: The largest number of points in a sample, at least 1.
+        num_dims: The number of coordinates of a point, at least 1.
+        num_features: The number of other channels of a point, at least 0.
+        unit_cube: Whether to move the valid points of every sample to zero mean and to scale them
+            into the unit cube, so that the largest coordinate is 1 or -1 (paper, section 4.3). If
+            it is False, the coordinates should already lie in [-1, 1].
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -46,21 +46,21 @@ class PointsInput:
 
     @property
     def channels(self) -> int:
-        """Channels of a point: its coordinates and features."""
+        """The number of channels of a point: its coordinates and features."""
         return self.num_dims + self.num_features
 
 
 @dataclass(frozen=True, kw_only=True)
 class Points(AdapterBase):
-    """One token per point: its features, and the Fourier features of its coordinates.
+    """One token per point: its features and the Fourier features of its coordinates.
 
     Attributes:
-        kind: must be `points`.
-        num_bands: frequencies for each coordinate, at least 1.
-        max_resolution: as in `FourierConfig`, one number above 0 for all coordinates; the highest
-            frequency is half of it. None takes `default_max_resolution`, which follows from the
-            number of points. The paper has 2240 for ModelNet40, far above what the distances
-            between points can tell apart; such a value needs as much data as the paper's.
+        kind: Must be `points`.
+        num_bands: The number of frequencies per coordinate, at least 1.
+        max_resolution: The resolution of all coordinates, above 0, as in `FourierConfig`. The
+            highest frequency is half of it. None means `default_max_resolution`, which follows from
+            the number of points. The paper uses 2240 for ModelNet40. That is far above what the
+            distances between points can distinguish, so it needs as much data as the paper has.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -77,27 +77,31 @@ class Points(AdapterBase):
             check_number(self, "max_resolution", above=0)
 
     def token_grid(self, points: PointsInput) -> tuple[int, ...]:
-        """The number of points."""
+        """Return the number of points, `(num_points,)`."""
         return (points.num_points,)
 
     def content_channels(self, points: PointsInput) -> int:
-        """A point's features, and its coordinates with 2 channels per band for each."""
+        """Return the number of features plus `2 * num_bands + 1` channels per coordinate."""
         return points.num_features + points.num_dims * (2 * self.num_bands + 1)
 
     def resolution(self, points: PointsInput) -> float:
-        """`max_resolution`, or its default for these points."""
+        """Return `max_resolution`, or its default for these points if it is None."""
         if self.max_resolution is not None:
             return self.max_resolution
         return default_max_resolution(points.num_points, points.num_dims)
 
 
 def default_max_resolution(num_points: int, num_dims: int = 3) -> float:
-    """The resolution whose Nyquist frequency is that of the points' mean distance.
+    """Return the resolution whose Nyquist frequency matches the mean distance between points.
 
-    In the unit cube, points of a surface are about `sqrt(4 π / num_points)` apart, as on the unit
-    sphere, and a resolution of r has samples 2 / r apart: so r is `sqrt(num_points / π)`. In a
-    plane, with an area of 4, it is `sqrt(num_points)`; on a line, `num_points`. At least 2, whose
-    highest frequency is the lowest, 1.
+    Points of a surface in the unit cube are about `sqrt(4 π / num_points)` apart, as on the unit
+    sphere. The samples of a resolution r are 2 / r apart, so r is `sqrt(num_points / π)`. In a
+    plane of area 4, r is `sqrt(num_points)`; on a line, r is `num_points`. The result is at least
+    2, where the highest frequency equals the lowest, 1.
+
+    Args:
+        num_points: The number of points in a cloud.
+        num_dims: The number of coordinates of a point.
     """
     if num_dims == 1:
         return float(max(2, num_points))

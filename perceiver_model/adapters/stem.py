@@ -1,4 +1,4 @@
-"""The convolutional stem of Perceiver IO's image classifier, and a projection of any tokens."""
+"""The convolutional stem of Perceiver IO's image classifier, and a projection of tokens."""
 
 import math
 
@@ -15,12 +15,12 @@ CONV_KERNEL, POOL_KERNEL, STRIDE = 7, 3, 2
 
 
 class ConvStemAdapter(nn.Module):
-    """7×7 convolution, normalisation, ReLU, 3×3 max-pool, each with stride 2 (IO, section 4.5).
+    """A 7×7 convolution, normalisation, ReLU and a 3×3 max-pool (IO, section 4.5).
 
-    Batch normalisation takes its statistics from the batch that this process sees, so that a
-    data-parallel step on parts of a batch isn't the step on the whole batch; the running
-    statistics of evaluation are buffers in the state dict. `norm="group"` normalises each sample by
-    itself and does neither.
+    The convolution and the pooling each have stride 2. Batch normalisation computes its statistics
+    from the batch of this process, so a data-parallel step differs from a step on the whole batch.
+    It keeps its running statistics for evaluation as buffers in the state dict. With
+    `norm="group"`, each sample is normalised alone and there are no such buffers.
     """
 
     def __init__(self, image: ImageInput, stem: ConvStem) -> None:
@@ -38,7 +38,7 @@ class ConvStemAdapter(nn.Module):
         )
         same = stem.padding == "same"
         halved = math.ceil(image.height / 2), math.ceil(image.width / 2)
-        # F.pad's order: left, right, top, bottom.
+        # F.pad takes left, right, top, bottom.
         self.conv_padding = (
             same_padding(image.width, CONV_KERNEL) + same_padding(image.height, CONV_KERNEL)
             if same
@@ -51,7 +51,14 @@ class ConvStemAdapter(nn.Module):
         )
 
     def forward(self, images: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
-        """Content `[batch, tokens, num_channels]`; a token is valid if it sees any valid pixel."""
+        """Return the content `[batch, tokens, num_channels]` and the token mask.
+
+        A token is valid if any pixel in its window is valid.
+
+        Args:
+            images: The images `[batch, height, width, channels]`, uint8 or floating point.
+            mask: The valid pixels, bool `[batch, height, width]`, or None if all are valid.
+        """
         standardised = self.standardise(images, mask).permute(0, 3, 1, 2)
         standardised = standardised.to(self.conv.weight.dtype)
         features = self.conv(F.pad(standardised, self.conv_padding))
@@ -64,22 +71,29 @@ class ConvStemAdapter(nn.Module):
         return content, seen.flatten(1) > 0
 
     def _pool(self, features: torch.Tensor) -> torch.Tensor:
-        """Max-pools features that are nowhere negative, so that padding with zeros adds none."""
+        """Max-pool features that are never negative, so padding with zeros is safe."""
         return F.max_pool2d(F.pad(features, self.pool_padding), POOL_KERNEL, STRIDE)
 
 
 def same_padding(size: int, kernel: int, stride: int = STRIDE) -> tuple[int, int]:
-    """TensorFlow's and Haiku's SAME: what to pad before and after for ceil(size / stride) outputs.
+    """Return the padding before and after for `ceil(size / stride)` outputs, as SAME does.
 
-    An odd total is one more after than before, unlike symmetric padding, which moves the outputs by
-    a pixel: 224 pixels under a 7-wide kernel get 2 before and 3 after.
+    This is the SAME padding of TensorFlow and Haiku. If the total is odd, it adds one more after
+    than before. Symmetric padding would move the outputs by a pixel: 224 pixels with a kernel of 7
+    get 2 before and 3 after.
     """
     total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
 
 class ProjectedAdapter(nn.Module):
-    """An adapter whose tokens' content passes a linear layer."""
+    """An adapter followed by a linear layer on the content of its tokens.
+
+    Args:
+        adapter: The adapter.
+        in_channels: The channels of its tokens.
+        out_channels: The channels of the result.
+    """
 
     def __init__(self, adapter: nn.Module, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -87,6 +101,11 @@ class ProjectedAdapter(nn.Module):
         self.project = linear(in_channels, out_channels)
 
     def forward(self, inputs: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
-        """Content `[batch, tokens, out_channels]`, in the layer's dtype."""
+        """Return the content `[batch, tokens, out_channels]`, in the layer's dtype, and the mask.
+
+        Args:
+            inputs: The inputs of the adapter.
+            mask: The mask of the inputs.
+        """
         content, token_mask = self.adapter(inputs, mask)
         return self.project(content.to(self.project.weight.dtype)), token_mask

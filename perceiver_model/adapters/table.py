@@ -1,4 +1,4 @@
-"""Rows of a table as tokens: one for each column."""
+"""The rows of a table as tokens: one token per column."""
 
 from typing import NamedTuple
 
@@ -15,9 +15,9 @@ class TableRows(NamedTuple):
     """Rows of a table.
 
     Attributes:
-        numeric: floating `[batch, num_numeric]`; NaN where a value is missing.
-        categorical: int64 `[batch, len(num_categories)]`, indices from 0; negative where a value is
-            missing, and `num_categories` or above where it is none of the known ones.
+        numeric: The numeric values, floating point `[batch, num_numeric]`. NaN means missing.
+        categorical: The category indices, int64 `[batch, len(num_categories)]`, from 0. A negative
+            index means missing. An index of `num_categories` or above means an unknown value.
     """
 
     numeric: torch.Tensor
@@ -25,7 +25,7 @@ class TableRows(NamedTuple):
 
 
 class ColumnAdapter(nn.Module):
-    """One token per column, the numeric ones first; see `Columns`."""
+    """One token per column, as `Columns` describes. The numeric columns come first."""
 
     category_starts: torch.Tensor
     num_categories: torch.Tensor
@@ -36,7 +36,7 @@ class ColumnAdapter(nn.Module):
         self.mean = Float32Constant(torch.tensor(table.mean))
         self.std = Float32Constant(torch.tensor(table.std))
         counts = torch.tensor(table.num_categories, dtype=torch.int64)
-        # Each column's embeddings: its categories, then one for all unknown values.
+        # Each column has one embedding per category, then one for all unknown values.
         self.register_buffer("num_categories", counts, persistent=False)
         self.register_buffer("category_starts", (counts + 1).cumsum(0) - (counts + 1), False)
         channels = columns.num_channels
@@ -46,11 +46,15 @@ class ColumnAdapter(nn.Module):
         self.columns = nn.Parameter(_vectors(table.num_columns, channels))
 
     def forward(self, rows: TableRows, mask: torch.Tensor | None = None) -> Tokens:
-        """Content `[batch, columns, num_channels]`.
+        """Return the content `[batch, columns, num_channels]` and the token mask.
 
         Args:
-            mask: bool `[batch, columns]`, the numeric ones first: False leaves a column out,
-                whatever it holds; None for nowhere. What is missing in `rows` needs no mask.
+            rows: The rows. Values that are missing in them need no mask.
+            mask: The columns to read, bool `[batch, columns]`, with the numeric columns first.
+                False leaves a column out, whatever its value. None reads all columns.
+
+        Raises:
+            ValueError: If a type, a shape or a dtype is wrong.
         """
         numeric, categorical = self._check(rows, mask)
         present = torch.cat([~numeric.isnan(), categorical >= 0], dim=1)
@@ -68,7 +72,7 @@ class ColumnAdapter(nn.Module):
     def _values(
         self, numeric: torch.Tensor, categorical: torch.Tensor, valid: torch.Tensor
     ) -> torch.Tensor:
-        """The values `[batch, columns, num_channels]` without their columns' embeddings."""
+        """Return the values `[batch, columns, num_channels]` without their columns' embeddings."""
         numeric_valid, categorical_valid = valid.tensor_split([self.num_numeric], dim=1)
         values = []
         if self.numeric is not None:
@@ -84,7 +88,11 @@ class ColumnAdapter(nn.Module):
     def _check(
         self, rows: TableRows, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows' parts; raises ValueError for other types, shapes or dtypes."""
+        """Return the numeric and the categorical values.
+
+        Raises:
+            ValueError: If a type, a shape or a dtype is wrong.
+        """
         if not isinstance(rows, TableRows):
             raise ValueError(
                 f"inputs of type {type(rows).__name__}: expected TableRows(numeric, categorical)"
@@ -107,10 +115,13 @@ class ColumnAdapter(nn.Module):
 
 
 def _learned(rows: int, channels: int) -> nn.Parameter | None:
-    """Learned vectors, or None for no rows: optimizers' engines trip over empty parameters."""
+    """Return learned vectors, or None for zero rows.
+
+    DeepSpeed fails on empty parameters.
+    """
     return nn.Parameter(_vectors(rows, channels)) if rows else None
 
 
 def _vectors(rows: int, channels: int) -> torch.Tensor:
-    """`[rows, channels]`, drawn from a truncated normal of std 0.02."""
+    """Draw vectors `[rows, channels]` from a truncated normal distribution with std 0.02."""
     return nn.init.trunc_normal_(torch.empty(rows, channels), std=0.02, a=-2.0, b=2.0)

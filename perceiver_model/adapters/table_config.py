@@ -1,4 +1,4 @@
-"""Rows of a table as input, one token per column: configuration, free of torch."""
+"""The configuration of table rows, with one token per column. It does not import torch."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -16,16 +16,16 @@ from perceiver_model.config_checks import (
 
 @dataclass(frozen=True, kw_only=True)
 class TableInput:
-    """Rows of a table with numeric and categorical columns, as `adapters.table.TableRows`.
+    """Rows of a table with numeric and categorical columns, given as `adapters.table.TableRows`.
 
-    A numeric value is standardised as (value - mean) / std.
+    A numeric value is standardised as `(value - mean) / std`.
 
     Attributes:
-        kind: must be `table`.
-        num_numeric: numeric columns, at least 0.
-        mean: one number for every numeric column, or one for all.
-        std: one number above 0 for every numeric column, or one for all.
-        num_categories: for each categorical column the number of its known values, at least 1.
+        kind: Must be `table`.
+        num_numeric: The number of numeric columns, at least 0.
+        mean: One number for each numeric column, or one for all of them.
+        std: One number above 0 for each numeric column, or one for all of them.
+        num_categories: The number of known values of each categorical column, at least 1.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -50,23 +50,22 @@ class TableInput:
 
     @property
     def num_columns(self) -> int:
-        """Numeric and categorical columns."""
+        """The number of numeric and categorical columns."""
         return self.num_numeric + len(self.num_categories)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns(AdapterBase):
-    """One token per column, the numeric ones first, of `num_channels` channels.
+    """One token per column. The numeric columns come first.
 
-    A numeric token is its standardised value times a learned vector, plus the column's embedding;
-    a categorical one is its value's embedding plus the column's.
+    A numeric token is the standardised value times a learned vector, plus the embedding of the
+    column. A categorical token is the embedding of the value plus the embedding of the column.
 
     Attributes:
-        kind: must be `columns`.
-        num_channels: channels of the learned vectors and so of a token, at least 1.
-        missing: `masked` leaves the tokens of missing values out. `learned` puts the column's own
-            learned vector in the place of the value, so that a model may learn from what is
-            missing.
+        kind: Must be `columns`.
+        num_channels: The number of channels of the learned vectors and of a token, at least 1.
+        missing: `masked` masks the tokens of missing values. `learned` replaces a missing value by
+            a vector that is learned for the column, so that a model can learn from the absence.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -82,9 +81,9 @@ class Columns(AdapterBase):
         check_one_of(self, "missing", "masked", "learned")
 
     def token_grid(self, table: TableInput) -> tuple[int, ...]:
-        """The number of columns."""
+        """Return the number of columns, `(columns,)`."""
         return (table.num_columns,)
 
     def content_channels(self, table: TableInput) -> int:
-        """The channels of the learned vectors."""
+        """Return the number of channels of the learned vectors."""
         return self.num_channels

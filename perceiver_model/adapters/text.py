@@ -1,4 +1,4 @@
-"""Text as tokens: ids of UTF-8 bytes, and their learned embeddings.
+"""Text as tokens: the ids of UTF-8 bytes and their learned embeddings.
 
 The ids are those of DeepMind's byte tokenizer: six special tokens, then byte b as b + 6.
 """
@@ -14,22 +14,28 @@ from perceiver_model.adapters.configs import TextInput, TokenEmbedding
 from perceiver_model.adapters.text_config import BYTE_VOCAB_SIZE
 
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
-"""The special tokens' ids."""
+"""The ids of the special tokens."""
 
 NUM_SPECIAL = 6
-"""Ids below it are special tokens; byte b has the id b + NUM_SPECIAL."""
+"""The number of special tokens. They have the ids below it; byte b has the id b + NUM_SPECIAL."""
 
 
 def encode_bytes(text: str | bytes) -> torch.Tensor:
-    """The ids of a text's UTF-8 bytes, int64 `[length]`, without special tokens."""
+    """Return the ids of a text's UTF-8 bytes, int64 `[length]`, without special tokens."""
     data = text.encode() if isinstance(text, str) else text
     return torch.tensor(list(data), dtype=torch.long) + NUM_SPECIAL
 
 
 def decode_bytes(ids: torch.Tensor | Sequence[int]) -> str:
-    """The text of ids `[length]`; special tokens are left out, bytes that aren't UTF-8 replaced.
+    """Return the text of token ids.
 
-    Raises ValueError for ids that are no byte's and no special token's.
+    Special tokens are left out, and bytes that are not UTF-8 are replaced.
+
+    Args:
+        ids: The token ids `[length]`.
+
+    Raises:
+        ValueError: If an id is neither a byte nor a special token.
     """
     values = ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
     if wrong := [value for value in values if not 0 <= value < BYTE_VOCAB_SIZE]:
@@ -39,9 +45,14 @@ def decode_bytes(ids: torch.Tensor | Sequence[int]) -> str:
 
 
 def pad_tokens(sequences: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids of several lengths as a batch: ids `[batch, length]`, padded with PAD, and their mask.
+    """Pad sequences of different lengths with PAD to one batch.
 
-    The mask, bool `[batch, length]`, is True where a sequence has tokens.
+    Args:
+        sequences: The token ids of each text, `[length]`.
+
+    Returns:
+        The ids `[batch, length]`, and a bool mask `[batch, length]`, True where a sequence has
+        tokens.
     """
     ids = pad_sequence(list(sequences), batch_first=True, padding_value=PAD)
     lengths = torch.tensor([len(sequence) for sequence in sequences], device=ids.device)
@@ -49,7 +60,7 @@ def pad_tokens(sequences: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.T
 
 
 class TokenAdapter(nn.Module):
-    """One token per id: its embedding plus its position's, both learned (IO, section 4.1)."""
+    """One token per id: the embedding of the id plus that of its position (IO, section 4.1)."""
 
     def __init__(self, text: TextInput, embedding: TokenEmbedding) -> None:
         super().__init__()
@@ -60,11 +71,15 @@ class TokenAdapter(nn.Module):
             nn.init.trunc_normal_(parameter, std=0.02, a=-2.0, b=2.0)
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
-        """Content `[batch, length, num_channels]`.
+        """Return the content `[batch, length, num_channels]` and the token mask.
 
         Args:
-            ids: int64 or int32 `[batch, length]`, at most `max_length` long; torch refuses ids
-                outside the vocabulary.
+            ids: The token ids, int64 or int32 `[batch, length]`, at most `max_length` long. torch
+                raises an error for an id outside the vocabulary.
+            mask: The valid tokens, bool `[batch, length]`, or None if all are valid.
+
+        Raises:
+            ValueError: If a shape or a dtype is wrong.
         """
         self._check(ids, mask)
         if mask is not None:

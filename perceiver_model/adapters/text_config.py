@@ -1,4 +1,4 @@
-"""Text as an input, as token ids: configuration, free of torch."""
+"""The configuration of text as token ids. It does not import torch."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -7,7 +7,7 @@ from perceiver_model.adapters.config_base import AdapterBase
 from perceiver_model.config_checks import FORBID_EXTRA, check_positive_integers
 
 BYTE_VOCAB_SIZE = 262
-"""Six special tokens and 256 bytes (IO, section 4.1; DeepMind's byte tokenizer)."""
+"""The 6 special tokens and 256 bytes of DeepMind's byte tokenizer (IO, section 4.1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +15,10 @@ class TextInput:
     """Token ids `[batch, length]`, int64 or int32, of any length up to `max_length`.
 
     Attributes:
-        kind: must be `text`.
-        max_length: the longest text, in tokens, at least 1.
-        vocab_size: ids are at least 0 and below this number. The default is that of `encode_bytes`.
+        kind: Must be `text`.
+        max_length: The number of tokens in the longest text, at least 1.
+        vocab_size: The number of token ids, at least 1. Ids are at least 0 and below it. The
+            default is the vocabulary of `encode_bytes`.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -32,11 +33,11 @@ class TextInput:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenEmbedding(AdapterBase):
-    """One token per id: its learned embedding plus the learned vector of its position.
+    """One token per id: the learned embedding of the id plus the learned vector of its position.
 
     Attributes:
-        kind: must be `token_embedding`.
-        num_channels: channels of both learned vectors and so of a token, at least 1.
+        kind: Must be `token_embedding`.
+        num_channels: The number of channels of both learned vectors and of a token, at least 1.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -50,9 +51,9 @@ class TokenEmbedding(AdapterBase):
         check_positive_integers(self, "num_channels")
 
     def token_grid(self, text: TextInput) -> tuple[int, ...]:
-        """The tokens of the longest text."""
+        """Return the number of tokens of the longest text, `(max_length,)`."""
         return (text.max_length,)
 
     def content_channels(self, text: TextInput) -> int:
-        """The embedding's channels."""
+        """Return the number of channels of the embedding."""
         return self.num_channels

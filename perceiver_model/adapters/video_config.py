@@ -1,4 +1,4 @@
-"""Video and the feature maps of a user's backbone as inputs: configuration, free of torch."""
+"""The configuration of videos and of a user's feature maps. It does not import torch."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -14,18 +14,18 @@ from perceiver_model.config_checks import (
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInput:
-    """Videos `[batch, num_frames, height, width, channels]`, uint8, or floating in [0, 1].
+    """Videos `[batch, num_frames, height, width, channels]`, uint8, or floating point in [0, 1].
 
-    They are standardised as (video - mean) / std, on the scale of [0, 1].
+    The videos are standardised as `(video - mean) / std`, on the scale of [0, 1].
 
     Attributes:
-        kind: must be `video`.
-        num_frames: frames, at least 1.
-        height: rows of a frame, at least 1.
-        width: columns of a frame, at least 1.
-        channels: channels of a pixel, at least 1.
-        mean: one number for every channel, or one for all channels.
-        std: one number above 0 for every channel, or one for all channels.
+        kind: Must be `video`.
+        num_frames: The number of frames of a video, at least 1.
+        height: The number of pixel rows of a frame, at least 1.
+        width: The number of pixel columns of a frame, at least 1.
+        channels: The number of channels of a pixel, at least 1.
+        mean: One number for each channel, or one for all channels.
+        std: One number above 0 for each channel, or one for all channels.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -45,21 +45,21 @@ class VideoInput:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Frames, rows and columns."""
+        """The numbers of frames, rows and columns."""
         return self.num_frames, self.height, self.width
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureMapInput:
-    """Feature maps of images, `[batch, height, width, channels]`, floating, as a backbone gives.
+    """Feature maps of a user's backbone, `[batch, height, width, channels]`, floating point.
 
-    They are read as they are, without standardisation.
+    They are read unchanged, without standardisation.
 
     Attributes:
-        kind: must be `feature_map`.
-        height: rows, at least 1.
-        width: columns, at least 1.
-        channels: channels of each place of the map, at least 1.
+        kind: Must be `feature_map`.
+        height: The number of rows of the map, at least 1.
+        width: The number of columns of the map, at least 1.
+        channels: The number of channels of a cell of the map, at least 1.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -74,21 +74,21 @@ class FeatureMapInput:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Rows and columns."""
+        """The numbers of rows and columns."""
         return self.height, self.width
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceTimePatches(AdapterBase):
-    """One token per box of `num_frames` × `height` × `width` pixels, which must tile the video.
+    """One token per box of pixels. The boxes must tile the video.
 
-    The defaults are the paper's (section 4.2): 32 frames of 224 × 224 pixels in 12,544 tokens.
+    The defaults are the paper's: 32 frames of 224 × 224 pixels become 12,544 tokens (section 4.2).
 
     Attributes:
-        kind: must be `space_time_patches`.
-        num_frames: frames of a box, a divisor of the video's frames.
-        height: rows of a box in pixels, a divisor of the video's height.
-        width: columns of a box in pixels, a divisor of the video's width.
+        kind: Must be `space_time_patches`.
+        num_frames: The number of frames in a box, a divisor of the video's frames.
+        height: The number of pixel rows in a box, a divisor of the video's height.
+        width: The number of pixel columns in a box, a divisor of the video's width.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -103,14 +103,18 @@ class SpaceTimePatches(AdapterBase):
         check_positive_integers(self, "num_frames", "height", "width")
 
     def check(self, video: VideoInput) -> None:
-        """Raises ValueError unless patches tile the video."""
+        """Check that the boxes tile the video.
+
+        Raises:
+            ValueError: If a side of a box does not divide the video's.
+        """
         for field in ("num_frames", "height", "width"):
             if getattr(video, field) % getattr(self, field):
                 allowed = f"a divisor of the video's {field}, {getattr(video, field)}"
                 raise refusal(self, field, allowed)
 
     def token_grid(self, video: VideoInput) -> tuple[int, ...]:
-        """Patches along time, rows and columns."""
+        """Return the numbers of boxes along time, rows and columns."""
         return (
             video.num_frames // self.num_frames,
             video.height // self.height,
@@ -118,5 +122,5 @@ class SpaceTimePatches(AdapterBase):
         )
 
     def content_channels(self, video: VideoInput) -> int:
-        """The pixels of a patch times their channels."""
+        """Return the number of pixels in a box times the channels of a pixel."""
         return self.num_frames * self.height * self.width * video.channels
