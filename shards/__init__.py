@@ -1,16 +1,16 @@
-"""Shard sets: samples of any modality on disk, exact to the byte.
+"""Shard sets: samples of any modality on disk, reproducible to the byte.
 
     shard-00000.tar ...     plain WebDataset: KEY.image.npy, KEY.cls, ...
-    index/00000.parquet     for each sample: key, target, where its members lie in the tar
-    positions/DIGEST.npy    position tables, one for each geometry
-    quarantine.parquet      sources that gave no sample, and why
-    shards.parquet          for each shard: samples, bytes, sha256 of tar and index
-    manifest.json           what the set is; its sha256 names the set, its presence makes it one
+    index/00000.parquet     one row per sample: key, target, offsets of its members in the tar
+    positions/DIGEST.npy    position tables, one for each grid
+    quarantine.parquet      the sources that gave no sample, and the reasons
+    shards.parquet          one row per shard: samples, bytes, sha256 of the tar and of the index
+    manifest.json           describes the set; it is written last, and its sha256 names the set
 
-Writing: `write_shard` for each shard of a plan into a staging folder, then `publish`.
-Reading: `ShardSet.open`, `ShardReader`, `epoch_positions`; as tensors, `shards.loader.ShardLoader`.
-Only that imports torch. This package knows nothing of images or audio: a member of a sample is
-bytes.
+To write a set, call `write_shard` for each shard of a plan in a staging folder, then `publish`.
+To read a set, use `ShardSet.open`, `ShardReader` and `epoch_positions`. To read it as tensors, use
+`shards.loader.ShardLoader`; of these, only the loader imports torch. This package knows nothing
+about images or audio: a member of a sample is bytes.
 """
 
 from shards.epoch import PADDING, epoch_positions, num_steps

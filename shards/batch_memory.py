@@ -1,4 +1,4 @@
-"""Memory for the tensors of batches: pinned, shared with another process, or used again."""
+"""Memory for the tensors of batches: pinned, shared with another process, or reused."""
 
 import math
 import weakref
@@ -11,14 +11,14 @@ from torch.utils.data import get_worker_info
 from shards.errors import ShardError
 
 _MAX_BUFFERS = 8
-"""For each field; further ones are made and not kept."""
+"""The buffers kept for each field. Further buffers are used once and then freed."""
 
 
 class BatchMemory:
-    """Makes tensors of arbitrary content. Not for several threads at once.
+    """Allocate tensors with uninitialised content. Not safe for several threads.
 
-    Plain memory is kept for each field and used again once no tensor is left that shares it: fresh
-    memory costs more than the copy into it. Pinned memory is torch's to use again.
+    Ordinary memory is kept for each field and is reused when no tensor refers to it any more,
+    because fresh memory costs more than the copy into it. torch itself reuses pinned memory.
     """
 
     def __init__(self) -> None:
@@ -30,10 +30,19 @@ class BatchMemory:
     def tensor(
         self, name: str, shape: tuple[int, ...], dtype: np.dtype, pinned: bool
     ) -> tuple[torch.Tensor, np.ndarray]:
-        """A tensor for field `name`, and an array over its memory.
+        """Allocate a tensor for a field.
+
+        Args:
+            name: The name of the field.
+            shape: The shape of the tensor.
+            dtype: The numpy dtype of the tensor.
+            pinned: Whether the memory is page-locked.
+
+        Returns:
+            The tensor and a numpy array over the same memory.
 
         Raises:
-            ShardError: torch has no such dtype.
+            ShardError: torch has no dtype like `dtype`.
         """
         try:
             torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
@@ -45,7 +54,7 @@ class BatchMemory:
         if pinned or not num_bytes:
             tensor = torch.empty(shape, dtype=torch_dtype, pin_memory=pinned)
         elif get_worker_info() is not None:
-            # Written where the other process reads it, as torch's own collate function does.
+            # The main process maps this memory too, as with torch's own collate function.
             storage = torch.UntypedStorage._new_shared(num_bytes)
             tensor = torch.empty(0, dtype=torch_dtype).set_(storage).view(shape)
         else:
@@ -59,7 +68,7 @@ class BatchMemory:
         if buffer is None or buffer.nbytes < num_bytes:
             buffer = np.empty(num_bytes, np.uint8)
         lease = buffer[:num_bytes].view(dtype).reshape(shape)
-        # Every tensor over this memory holds the lease.
+        # Every tensor over this memory holds a reference to `lease`.
         weakref.finalize(lease, _give_back, free, buffer).atexit = False
         return lease
 

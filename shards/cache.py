@@ -1,4 +1,4 @@
-"""Shards of distant sets in a local folder: named by content, bounded, shared by processes."""
+"""A local cache for shards of remote sets: named by content, bounded, shared by processes."""
 
 import errno
 import fcntl
@@ -22,19 +22,20 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class NoRoomError(ShardError):
-    """Everything in the cache is in use."""
+    """All files in the cache are in use, so none can be evicted."""
 
 
 class ShardCache:
-    """Files named by their sha256, of at most `max_bytes` in all; the longest unused go first.
+    """Files named by their sha256. The least recently used files are evicted first.
 
-    A file appears whole and checked or not at all. One that is read, here or in another process, is
-    locked (flock) by its map and stays; what a killed process left half-written is removed. So any
-    number of processes may share a folder on a local disk. Safe for several threads.
+    A file appears only when it is complete and its sha256 is checked. A file that any process reads
+    is locked (flock) through its memory map and is not evicted. Files that a killed process left
+    unfinished are removed. So any number of processes may share a folder on a local disk. Safe for
+    several threads.
 
     Args:
-        folder: made when first needed.
-        max_bytes: of all files together, those being written included.
+        folder: The folder of the cache. It is created at the first write.
+        max_bytes: The most bytes that all files may take, including unfinished ones.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -42,13 +43,17 @@ class ShardCache:
         self.max_bytes = max_bytes
 
     def open(self, sha256: str, size: int, *, wait: bool = False) -> memoryview | None:
-        """The file of this content, memory-mapped, or None where it is not there.
+        """Return the memory-mapped file with this content, or None if the cache lacks it.
 
-        It is not evicted while anything holds a part of it. With `wait`, a process that is writing
-        it is waited for.
+        The file is not evicted while anything refers to a part of the map.
+
+        Args:
+            sha256: The sha256 of the file, 64 hexadecimal digits.
+            size: The size of the file in bytes.
+            wait: Whether to wait for another process that is writing the file.
 
         Raises:
-            ShardError: the folder cannot be read.
+            ShardError: The folder cannot be read.
         """
         _check_digest(sha256)
         if (view := self._open(sha256, size)) is not None or not wait:
@@ -59,12 +64,19 @@ class ShardCache:
             return self._open(sha256, size)
 
     def add(self, sha256: str, size: int, chunks: Iterator[bytes]) -> memoryview:
-        """Stores `chunks`, if no one has done so by now; the file as `open` gives it.
+        """Store a file, unless another process has stored it in the meantime.
+
+        Args:
+            sha256: The expected sha256, 64 hexadecimal digits.
+            size: The expected size in bytes.
+            chunks: The content. An exception that this iterator raises passes through.
+
+        Returns:
+            The memory-mapped file, as `open` returns it.
 
         Raises:
-            NoRoomError: what is in use leaves no room for `size` bytes.
-            ShardError: the content's size or sha256 is another, or the file system refuses.
-                What `chunks` raises passes through.
+            NoRoomError: The files in use leave fewer than `size` bytes free.
+            ShardError: The content has another size or sha256, or the file system fails.
         """
         _check_digest(sha256)
         with self._refusing():
@@ -75,7 +87,7 @@ class ShardCache:
             return self._write(sha256, size, chunks)
 
     def total_bytes(self) -> int:
-        """Bytes of all files, those being written included."""
+        """Return the bytes of all files, including unfinished ones."""
         return sum(size for _, size, _ in self._files())
 
     @property
@@ -92,18 +104,18 @@ class ShardCache:
         try:
             with self._refusing():
                 if not _try_lock(descriptor, fcntl.LOCK_SH):
-                    return None  # it is being evicted
+                    return None  # another process is evicting it
                 facts = os.fstat(descriptor)
                 if not stat.S_ISREG(facts.st_mode):
                     raise ShardError(f"{path}: is no file of this cache; remove it")
                 if not facts.st_nlink:
                     return None
                 if facts.st_size != size:
-                    # Either the file is damaged, and `add` writes another over it, or the set is
-                    # wrong about the size, and then it must not cost another set its file.
+                    # Either the file is damaged, and `add` replaces it. Or the set states a wrong
+                    # size, and another set must not lose its file because of that.
                     return None
                 os.utime(path)
-                # The map keeps the descriptor, and with it the lock.
+                # The map keeps a duplicate of the descriptor, and so the lock.
                 return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
         finally:
             os.close(descriptor)
@@ -133,7 +145,7 @@ class ShardCache:
             os.close(descriptor)
 
     def _reserve(self, sha256: str, size: int) -> tuple[int, Path]:
-        """A locked file of `size` bytes under a temporary name, after room was made for it."""
+        """Make room, then create a locked file of `size` bytes under a temporary name."""
         path = self.folder / f"{sha256}.{os.getpid()}-{secrets.token_hex(4)}{_TEMPORARY}"
         with self._lock("evict"):
             self._make_room(size)
@@ -160,7 +172,7 @@ class ShardCache:
             )
 
     def _files(self) -> Iterator[tuple[int, int, Path]]:
-        """(last use, bytes, path) of each file that this class has written."""
+        """Yield (time of last use in ns, bytes, path) for each file that this class wrote."""
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
@@ -170,7 +182,7 @@ class ShardCache:
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
-        """Holds one of the folder's locks against all other threads and processes."""
+        """Hold one of the folder's locks against all other threads and processes."""
         with self._refusing():
             descriptor = os.open(self._locks / name, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -192,13 +204,13 @@ class ShardCache:
 
 
 def _check_digest(sha256: str) -> None:
-    """A file's name in the cache comes from a set, which may be hostile."""
+    """Reject anything but a sha256: the name comes from a set, which may be hostile."""
     if not is_sha256(sha256):
         raise ShardError(f"{sha256!r} is no sha256 of a shard; do not use this set")
 
 
 def _stripe(sha256: str) -> str:
-    """The lock under which a file is written; a few files share one."""
+    """Return the name of the lock for writing a file. A few files share each lock."""
     return sha256[:3]
 
 
@@ -213,7 +225,7 @@ def _try_lock(descriptor: int, kind: int) -> bool:
 
 
 def _remove_unused(path: Path) -> bool:
-    """Removes a file that no one has locked; whether it is gone."""
+    """Remove a file unless it is locked. Return whether the file is gone."""
     try:
         descriptor = os.open(path, _READ)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Arrays of several samples, each copied once into its row of one array for each field."""
+"""Stack the arrays of several samples into one array per field. Each array is copied once."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
@@ -10,17 +10,20 @@ from shards.npy import decode_npy
 from shards.raw_sample import RawSample
 
 Fields: TypeAlias = dict[str, np.ndarray]
-"""A sample's arrays by name."""
+"""The arrays of a sample, by field name."""
 
 Allocate: TypeAlias = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
-"""A field's array: name, shape and dtype to an array of arbitrary content."""
+"""Takes a field's name, shape and dtype, and returns an array with uninitialised content."""
 
 
 def decode_arrays(sample: RawSample) -> Fields:
-    """The members of `sample` that are .npy files: views of the shard, named as the members are.
+    """Decode the members of a sample that are .npy files.
+
+    Returns:
+        The arrays by member name. They are views of the shard.
 
     Raises:
-        ShardError: there are none, or one is damaged.
+        ShardError: The sample has no such member, or one is damaged.
     """
     members = sample.members
     arrays = {
@@ -39,22 +42,24 @@ def decode_arrays(sample: RawSample) -> Fields:
 def collate(
     samples: Sequence[Fields | None], pad_to: Mapping[str, int], allocate: Allocate
 ) -> Fields:
-    """Fills one array for each field, [batch, ...], with a sample in each row.
+    """Stack samples into one array [batch, ...] for each field.
 
-    Where samples differ in the length of their first axis, or `pad_to` has the field, shorter ones
-    are filled up with zeros. None, and a field that a sample lacks, gives a row of zeros.
+    If the first axis differs in length between samples, or if `pad_to` names the field, shorter
+    arrays are padded with zeros. A sample that is None, or that lacks the field, gives a row of
+    zeros.
 
     Args:
-        samples: of the batch, in order.
-        pad_to: field to the length of its first axis.
-        allocate: makes the fields' arrays.
+        samples: The samples of the batch, in order.
+        pad_to: Maps a field to the length of its first axis.
+        allocate: Allocates the array of each field, which this function fills.
 
     Returns:
-        For each field the lengths, int64 [batch]: the first axis of each sample's array, 0 where
-        there is none and 1 for a scalar.
+        The lengths, int64 [batch], for each field: the length of the first axis of each sample's
+        array. The length of a missing array is 0, that of a scalar is 1.
 
     Raises:
-        ShardError: shapes or dtypes of a field differ, or an array is longer than `pad_to`.
+        ShardError: The samples have different shapes or dtypes in a field, or an array is longer
+            than `pad_to` allows.
     """
     names = sorted({name for arrays in samples if arrays is not None for name in arrays})
     lengths = {}

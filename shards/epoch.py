@@ -12,20 +12,20 @@ from shards.order import EpochOrder, epoch_key
 from shards.reader import ShardReader
 
 PADDING = -1
-"""Stands in a batch where there is no sample."""
+"""The sample number of an empty row in a batch."""
 
 REMOTE_WINDOW = 16
-"""Shards that are shuffled together where the set is not local."""
+"""The default window, in shards, for a set that is not local."""
 
 Window: TypeAlias = int | Literal["auto"] | None
-"""Shards shuffled together: a number, None for all, "auto" for what suits where the set lies."""
+"""The shards shuffled together: a number, None for all, or "auto" (see `resolve_window`)."""
 
 
 def resolve_window(window: Window, reader: ShardReader) -> int | None:
-    """What "auto" means for `reader`: all shards where they are local, else `REMOTE_WINDOW`.
+    """Resolve "auto": all shards (None) if the set is local, else `REMOTE_WINDOW`.
 
     Raises:
-        ShardError: fewer than one shard.
+        ShardError: The window is not at least one shard.
     """
     if window == "auto":
         return None if reader.is_local else REMOTE_WINDOW
@@ -37,10 +37,10 @@ def resolve_window(window: Window, reader: ShardReader) -> int | None:
 def epoch_order(
     reader: ShardReader, *, seed: int, epoch: int, shuffle: bool, window: Window
 ) -> EpochOrder:
-    """The order of `reader`'s split in `epoch`.
+    """Return the order of `reader`'s split in `epoch`.
 
     Raises:
-        ShardError: as `resolve_window`.
+        ShardError: See `resolve_window`.
     """
     resolved = resolve_window(window, reader)
     key = epoch_key(reader.shard_set.digest, reader.split, seed, epoch, resolved)
@@ -48,14 +48,14 @@ def epoch_order(
 
 
 def num_steps(num_samples: int, global_batch_size: int, *, drop_last: bool) -> int:
-    """Global batches in `num_samples`: an incomplete last one is dropped or counts as one."""
+    """Count the global batches in `num_samples`. `drop_last` excludes an incomplete last one."""
     full, rest = divmod(num_samples, global_batch_size)
     return full if drop_last else full + bool(rest)
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """What one rank reads at each step of the rest of an epoch; see `epoch_positions`."""
+    """What one rank reads at each remaining step of an epoch; see `epoch_positions`."""
 
     order: EpochOrder
     rank: int
@@ -73,12 +73,12 @@ class EpochPlan:
             )
 
     def __len__(self) -> int:
-        """Steps, as many on every rank."""
+        """Return the number of steps, which is the same on every rank."""
         left = max(self.order.num_samples - self.start, 0)
         return num_steps(left, self.world_size * self.batch_size, drop_last=self.drop_last)
 
     def __getitem__(self, step: int) -> np.ndarray:
-        """Sample numbers, int64 [batch_size], `PADDING` where there are no more."""
+        """Return sample numbers, int64 [batch_size], with `PADDING` after the last sample."""
         begin, end = self._bounds(step)
         batch = np.full(self.batch_size, PADDING, dtype=np.int64)
         if begin < end:
@@ -86,12 +86,12 @@ class EpochPlan:
         return batch
 
     def samples_after(self, step: int) -> int:
-        """Samples of the epoch that all ranks together have had once `step` is done."""
+        """Return how many samples of the epoch all ranks together have read after `step`."""
         samples = self.start + (step + 1) * self.world_size * self.batch_size
         return min(samples, self.order.num_samples)
 
     def read_ahead(self, reader: ShardReader, step: int) -> None:
-        """Lets a reader from afar fetch the shards of the window at `step`, and of the next."""
+        """Let a remote reader fetch the shards of the window at `step` and of the next window."""
         if reader.is_local or self.order.window is None or not self.order.num_samples:
             return
         begin, end = self._bounds(step)
@@ -100,7 +100,7 @@ class EpochPlan:
         reader.read_ahead(self.order.shards_in(first), [*itertools.chain(*later)])
 
     def _bounds(self, step: int) -> tuple[int, int]:
-        """(first, one past last) position of this rank; equal or crossed where there is none."""
+        """Return this rank's range [begin, end) of positions; begin >= end means it is empty."""
         begin = self.start + (step * self.world_size + self.rank) * self.batch_size
         return begin, min(begin + self.batch_size, self.order.num_samples)
 
@@ -118,31 +118,33 @@ def epoch_positions(
     drop_last: bool = False,
     window: Window = "auto",
 ) -> Iterator[np.ndarray]:
-    """The sample numbers that `rank` reads, one batch for each global step.
+    """Return the sample numbers that `rank` reads, one batch for each global step.
 
-    The epoch's order is a pure function of (set digest, split, seed, epoch, window); a global batch
-    is the next `world_size * batch_size` samples of it, and rank r has the r-th `batch_size` of
-    these. So what is read at a step depends on the global batch size only, and a run resumes at
-    another world size by keeping that and giving `start`. Every rank has the same number of steps.
-    Where the set is not local and is read by windows, asking for a batch lets the reader fetch the
-    shards of its window and the next.
+    The order of an epoch is a pure function of (set digest, split, seed, epoch, window). A global
+    batch is the next `world_size * batch_size` samples of this order, and rank r reads the r-th
+    `batch_size` samples of it. So the samples of a step depend only on the global batch size. To
+    resume at another world size, keep the global batch size and give `start`. Every rank has the
+    same number of steps. If the set is remote and has a window, each request for a batch lets the
+    reader fetch the shards of the current and the next window.
 
     Args:
-        reader: of the split.
-        seed, epoch: choose the order.
-        rank: of `world_size`.
-        batch_size: samples a rank and step.
-        start: samples of this epoch that all ranks together have consumed already.
-        shuffle: false gives the order of the shards.
-        drop_last: drop an incomplete last global batch, or fill it up with `PADDING`.
-        window: shards that are shuffled together; None for all of them, as is the default where
-            the set is local; else the default is `REMOTE_WINDOW`.
+        reader: The reader of the split.
+        seed: The seed of the order.
+        epoch: The epoch, which also selects the order.
+        rank: The rank of this process, below `world_size`.
+        world_size: The number of ranks.
+        batch_size: The samples per rank and step.
+        start: The samples of this epoch that all ranks together have consumed already.
+        shuffle: If false, the order is that of the shards.
+        drop_last: If true, an incomplete last global batch is dropped; else `PADDING` fills it.
+        window: The number of shards shuffled together, None for all of them. "auto" means all if
+            the set is local, else `REMOTE_WINDOW`.
 
     Returns:
-        Iterator over int64 [batch_size].
+        An iterator over int64 [batch_size].
 
     Raises:
-        ShardError: rank, batch size, start or window out of range.
+        ShardError: The rank, batch size, start or window is out of range.
     """
     order = epoch_order(reader, seed=seed, epoch=epoch, shuffle=shuffle, window=window)
     plan = EpochPlan(order, rank, world_size, batch_size, start, drop_last)

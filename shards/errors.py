@@ -5,10 +5,10 @@ from shards.redaction import redacted
 
 
 class ShardError(ValueError):
-    """Something is wrong with a shard set; the message is one line: what, where, how to mend.
+    """A shard set has a problem. The message is one line: what, where, and how to mend it.
 
-    What a message quotes of a set may be hostile: control characters are written as escapes, so
-    that none reaches a terminal. Secrets in addresses are left out.
+    A message may quote hostile text from a set. So control characters become escapes, and secrets
+    in addresses are removed.
     """
 
     def __init__(self, message: str) -> None:
@@ -16,10 +16,10 @@ class ShardError(ValueError):
 
 
 class CorruptSampleError(ShardError):
-    """A sample is not as it was written.
+    """The content of a sample differs from what was written.
 
     Attributes:
-        source_uri: what it was made from, as its index says; empty where that is not known.
+        source_uri: The source of the sample according to its index; empty if unknown.
     """
 
     def __init__(self, message: str, source_uri: str = "") -> None:

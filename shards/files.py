@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and survive a power cut once they have appeared."""
+"""Files that appear complete or not at all, and that survive a power cut once they appear."""
 
 import fcntl
 import os
@@ -16,14 +16,14 @@ _BUFFER_BYTES = 1 << 20
 
 
 class AtomicFile:
-    """Writes `path` under a temporary name beside it; leaving the `with` block renames it.
+    """Write `path` under a temporary name in the same folder; the end of `with` renames it.
 
-    An exception inside the block removes the temporary file and leaves `path` as it was. A process
-    killed inside it leaves a temporary file, which `is_temporary` recognises.
+    An exception inside the block removes the temporary file and leaves `path` unchanged. A process
+    killed inside the block leaves a temporary file, which `is_temporary` recognises.
 
     Raises:
-        ShardError: the file system refuses: disk full, no permission. Exceptions that the caller's
-            own code raises inside the block pass through unchanged.
+        ShardError: The file system fails, for example because the disk is full. Other exceptions
+            from inside the block pass through unchanged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,7 +40,7 @@ class AtomicFile:
         return self
 
     def write(self, data: bytes) -> int:
-        """Appends `data`; the number of bytes written."""
+        """Append `data`. Return the number of bytes written."""
         try:
             return self._file.write(data)
         except OSError as error:
@@ -66,7 +66,7 @@ class AtomicFile:
             raise self._refused(failure) from failure
 
     def _discard(self) -> None:
-        with suppress(OSError):  # close() flushes again, and a full disk refuses again
+        with suppress(OSError):  # close() flushes again, and on a full disk it fails again
             self._file.close()
         self._temporary.unlink(missing_ok=True)
 
@@ -78,10 +78,10 @@ class AtomicFile:
 
 
 def remove_tree(folder: Path) -> None:
-    """Removes a folder with all that is in it; does nothing where there is none.
+    """Remove a folder with everything in it. Does nothing if the folder does not exist.
 
     Raises:
-        ShardError: the file system refuses.
+        ShardError: The file system fails.
     """
     try:
         if folder.exists():
@@ -95,12 +95,13 @@ def remove_tree(folder: Path) -> None:
 
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Holds the lock file `path` against all other processes; it is gone afterwards.
+    """Hold the lock file `path` against all other processes, then remove it.
 
-    So are folders that had to be made for it and are still empty. A killed process holds no lock.
+    Folders that were created for the lock file are removed too if they are empty. The lock of a
+    killed process is released.
 
     Raises:
-        ShardError: another process holds it, or the file system refuses.
+        ShardError: Another process holds the lock, or the file system fails.
     """
     made = [folder for folder in path.parents if not folder.exists()]
     try:
@@ -123,12 +124,12 @@ def exclusive_lock(path: Path) -> Iterator[None]:
 
 
 def _locked(path: Path) -> int | None:
-    """A descriptor of the file `path` that is locked, or None where another has it."""
+    """Return a locked descriptor of the file `path`, or None if another process holds the lock."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The one who had it may have removed the file after it was opened here.
+            # The previous holder may have removed the file after it was opened here.
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
         except FileNotFoundError:
@@ -143,15 +144,15 @@ def _locked(path: Path) -> int | None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file of this name is what a killed `AtomicFile` leaves behind."""
+    """Return whether this is the name of a temporary file that a killed `AtomicFile` left."""
     return name.startswith(".") and name.endswith(".tmp")
 
 
 def remove_temporaries(path: Path) -> None:
-    """Removes what killed `AtomicFile`s of `path` left; none of them may be at work.
+    """Remove the temporary files that killed processes left for `path`. No writer may be running.
 
     Raises:
-        ShardError: the file system refuses.
+        ShardError: The file system fails.
     """
     start = _temporary_start(path)
     try:
@@ -172,7 +173,7 @@ def _temporary_start(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames within `folder` survive a power cut."""
+    """Make renames within `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
