@@ -1,4 +1,4 @@
-"""A shard's index: one row for each sample, and the shard's own facts in the file's metadata."""
+"""A shard's index: one row for each sample, and facts about the shard in the file's metadata."""
 
 import json
 from dataclasses import asdict
@@ -26,27 +26,27 @@ _SCHEMA = pa.schema(
         ("split", pa.string()),
         ("source_uri", pa.string()),
         ("source_sha256", pa.string()),
-        ("sha256", pa.string()),  # of the sample's extent in the tar
-        ("members", pa.list_(pa.field("element", _SPAN))),  # offset and length of each payload
+        ("sha256", pa.string()),  # of the sample's extent in the tar, see `sample_extent`
+        ("members", pa.list_(pa.field("element", _SPAN))),  # offset and length of the payloads
     ]
 )
 
 _INFO_KEY = b"shard"
 
 MAX_LISTING_BYTES = MAX_INDEX_BYTES = 1 << 30
-"""Of the files; each is read whole."""
+"""The largest file that is read. Each of these files is read whole."""
 
 
 def max_index_bytes(num_samples: int) -> int:
-    """More than an index of so many samples can need: 16 KiB for each; a URI may be long."""
+    """Return more bytes than an index needs: 16 KiB per sample, because a URI may be long."""
     return min((1 << 20) + num_samples * (1 << 14), MAX_INDEX_BYTES)
 
 
 class IndexBuilder:
-    """Collects a shard's rows while its tar is written.
+    """Collect the rows of a shard's index while its tar is written.
 
     Attributes:
-        keys: of the samples added so far.
+        keys: The keys of the samples added so far.
     """
 
     def __init__(self, number: int, split: str) -> None:
@@ -56,7 +56,7 @@ class IndexBuilder:
         self._rows: list[dict[str, object]] = []
 
     def add(self, sample: Sample, span: SampleSpan) -> None:
-        """Notes where `sample` was written."""
+        """Add the row of `sample`, which was written at `span`."""
         self.keys.add(sample.key)
         self._rows.append(
             {
@@ -71,7 +71,7 @@ class IndexBuilder:
         )
 
     def encode(self, tar_bytes: int, tar_sha256: str) -> tuple[ShardInfo, bytes]:
-        """The shard's facts and its index file."""
+        """Return the shard's facts and the bytes of its index file."""
         facts = {
             "number": self._number,
             "name": shard_name(self._number),
@@ -86,13 +86,16 @@ class IndexBuilder:
 
 
 class ShardIndex:
-    """A shard's index in memory: Arrow columns and numpy arrays, about 200 bytes a sample.
+    """A shard's index in memory: Arrow columns and numpy arrays, about 200 bytes per sample.
 
     Attributes:
-        info: the shard's facts.
-        keys, source_uris, source_sha256s, sha256s: Arrow string arrays [samples].
-        targets: Arrow int64 array [samples], null where the sample has no class.
-        member_names: the distinct names of members, in order of appearance.
+        info: The facts about the shard.
+        keys: The keys of the samples, Arrow strings [samples].
+        source_uris: The sources of the samples, Arrow strings [samples].
+        source_sha256s: The sha256 of each source, Arrow strings [samples].
+        sha256s: The sha256 of each sample's extent in the tar, Arrow strings [samples].
+        targets: The class numbers, Arrow int64 [samples], null for a sample without a class.
+        member_names: The distinct names of members, in order of appearance.
     """
 
     def __init__(self, table: pa.Table, info: ShardInfo) -> None:
@@ -106,7 +109,7 @@ class ShardIndex:
         spans = members.values
         names = spans.field("name").dictionary_encode()
         self.member_names: list[str] = names.dictionary.to_pylist()
-        # A memoryview gives Python's own integers, several times faster than an array does.
+        # Items of a memoryview are Python integers, several times faster than items of an array.
         self._name_codes = memoryview(names.indices.to_numpy())
         self._offsets = memoryview(spans.field("offset").to_numpy())
         self._lengths = memoryview(spans.field("length").to_numpy())
@@ -115,11 +118,15 @@ class ShardIndex:
 
     @classmethod
     def decode(cls, data: bytes, where: str) -> Self:
-        """Reads an index file's bytes; `where` names it in errors.
+        """Decode the bytes of an index file.
+
+        Args:
+            data: The whole file.
+            where: The name of the file in errors.
 
         Raises:
-            ShardError: the bytes are damaged, or are not an index whose samples lie in its tar one
-                after the other, as the format says.
+            ShardError: The bytes are damaged, are not an index, or the samples do not follow each
+                other in the tar as the format requires.
         """
         table = decode_parquet(data, _SCHEMA, where)
         try:
@@ -134,15 +141,15 @@ class ShardIndex:
         return cls(table, info)
 
     def check_listed(self, listed: ShardInfo, num_classes: int, where: str) -> None:
-        """Refuses an index that is not the one that `shards.parquet` and the manifest tell of.
+        """Compare the index with `shards.parquet` and the manifest.
 
         Args:
-            listed: the shard's row.
-            num_classes: that targets index; 0 where there are none.
-            where: names the index in errors.
+            listed: The shard's row in `shards.parquet`.
+            num_classes: The number of classes; 0 if the set has none.
+            where: The name of the index in errors.
 
         Raises:
-            ShardError: its facts or targets differ.
+            ShardError: The facts differ, or a target is not a class.
         """
         if self.info != listed:
             raise ShardError(
@@ -160,7 +167,7 @@ class ShardIndex:
         return len(self.keys)
 
     def members(self, row: int) -> list[MemberSpan]:
-        """Where the members of sample `row` lie in the tar."""
+        """Return the offset and length of each member of sample `row` in the tar."""
         names, codes = self.member_names, self._name_codes
         return [
             MemberSpan(names[codes[span]], self._offsets[span], self._lengths[span])
@@ -168,7 +175,7 @@ class ShardIndex:
         ]
 
     def bounds(self, row: int) -> list[tuple[str, int, int]]:
-        """(name, first byte, one past last) of each member of sample `row`: `members`, sooner."""
+        """Return (name, start, stop) of each member of sample `row`. Faster than `members`."""
         names, codes, offsets, lengths = self._columns
         first, stop = self._first_span[row : row + 2]
         return [
@@ -178,24 +185,24 @@ class ShardIndex:
 
     @property
     def nbytes(self) -> int:
-        """Memory that this index takes."""
+        """The memory that this index takes, in bytes."""
         arrays = (self.keys, self.source_uris, self.source_sha256s, self.sha256s, self.targets)
         views = (self._name_codes, self._offsets, self._lengths, self._first_span)
         return sum(array.nbytes for array in arrays) + sum(view.nbytes for view in views)
 
     def drop_hashes(self, *, of_samples: bool) -> None:
-        """Lets go the hashes of sources, and of samples if so asked: half of the memory."""
+        """Release the hashes of sources, and also of samples on request: half of the memory."""
         self.source_sha256s = pa.nulls(len(self))
         if of_samples:
             self.sha256s = pa.nulls(len(self))
 
     def extent(self, row: int) -> tuple[int, int]:
-        """(first, one past last) byte of sample `row` in its tar, as `sample_extent`, sooner."""
+        """Return the range [start, stop) of sample `row` in its tar; see `sample_extent`."""
         start, stop = self.payloads(row)
         return start - BLOCK_BYTES, round_up(stop)
 
     def payloads(self, row: int) -> tuple[int, int]:
-        """(first, one past last) byte of the members of sample `row`, without the first header."""
+        """Return the range [start, stop) of sample `row` without its first header."""
         first, last = self._first_span[row], self._first_span[row + 1] - 1
         return self._offsets[first], self._offsets[last] + self._lengths[last]
 
@@ -214,15 +221,22 @@ _LISTING_SCHEMA = pa.schema(
 
 
 def encode_listing(infos: list[ShardInfo]) -> bytes:
-    """`shards.parquet`: one row for each shard, in the order given."""
+    """Encode `shards.parquet`: one row for each shard, in the given order."""
     return encode_parquet(pa.Table.from_pylist(list(map(asdict, infos)), schema=_LISTING_SCHEMA))
 
 
 def decode_listing(data: bytes, where: str) -> pa.Table:
-    """The table in a `shards.parquet`: columns as in `ShardInfo`, a row for each shard.
+    """Decode a `shards.parquet`.
+
+    Args:
+        data: The whole file.
+        where: The name of the file in errors.
+
+    Returns:
+        A table with one row for each shard and the columns of `ShardInfo`.
 
     Raises:
-        ShardError: the bytes are damaged, or a field is not what it may be.
+        ShardError: The bytes are damaged, or a field has an invalid value.
     """
     table = decode_parquet(data, _LISTING_SCHEMA, where)
     check_listing(table, where)

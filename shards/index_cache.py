@@ -1,4 +1,4 @@
-"""The indexes of a split's shards, read when first needed."""
+"""The indexes of a split's shards. Each index is read when it is first needed."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -15,15 +15,15 @@ REMEDY = "run 'perceiver verify', then 'perceiver preprocess' again"
 
 
 class IndexCache:
-    """Holds the most recently used indexes, each checked against `shards.parquet`.
+    """The most recently used indexes, each checked against `shards.parquet`.
 
     Args:
-        location: of the set.
-        shards: rows of the set's listing, as `ShardInfo`.
-        num_classes: that targets index; 0 where there are none.
-        max_bytes: of the indexes held; the one read last is held in any case.
-        num_threads: that read indexes ahead.
-        keep_sample_hashes: or let them go, a third of the memory.
+        location: The location of the set.
+        shards: The split's rows of `shards.parquet`, with the columns of `ShardInfo`.
+        num_classes: The number of classes; 0 if the set has none.
+        max_bytes: The most memory that the indexes take. The last one read is kept in any case.
+        num_threads: The number of threads that read indexes ahead.
+        keep_sample_hashes: Whether to keep the samples' hashes, a third of the memory.
     """
 
     def __init__(
@@ -46,7 +46,11 @@ class IndexCache:
         self._ahead: Prefetcher[int, ShardIndex] = Prefetcher(num_threads)
 
     def __getitem__(self, shard: int) -> ShardIndex:
-        """Raises ShardError: missing, unreadable, or not the one that was published."""
+        """Return the index of a shard.
+
+        Raises:
+            ShardError: The index is missing, unreadable, or not the published one.
+        """
         index = self._recent.get(shard)
         if index is not None:
             self._recent.move_to_end(shard)
@@ -60,13 +64,13 @@ class IndexCache:
         return index
 
     def begin(self, shards: Iterable[int]) -> None:
-        """Starts reading the indexes of `shards` on threads."""
+        """Start to read the indexes of `shards` on threads."""
         for shard in shards:
             if shard not in self._recent:
                 self._ahead.begin(shard, self._load)
 
     def read_ahead(self, shards: Sequence[int]) -> None:
-        """As `begin`, and lets go what was begun of others and not asked for."""
+        """Do the same as `begin`, and drop other indexes that were begun but not requested."""
         self._ahead.forget_all_but(shards)
         self.begin(shards)
 
@@ -78,15 +82,15 @@ class IndexCache:
 
 
 def read_index(location: Location, listed: ShardInfo, num_classes: int) -> ShardIndex:
-    """The whole index of one shard.
+    """Read the index of one shard, with all its hashes.
 
     Args:
-        location: of the set.
-        listed: the shard's row in `shards.parquet`.
-        num_classes: of the set.
+        location: The location of the set.
+        listed: The shard's row in `shards.parquet`.
+        num_classes: The number of classes of the set; 0 if it has none.
 
     Raises:
-        ShardError: missing, unreadable, or not the one that was published.
+        ShardError: The index is missing, unreadable, or not the published one.
     """
     name = index_name(listed.number)
     where = f"{location}/{name}"

@@ -1,4 +1,4 @@
-"""Whether an index says of its tar what can be true of a tar of this format."""
+"""Check that an index describes a tar that is valid in this format."""
 
 import numpy as np
 import pyarrow as pa
@@ -13,19 +13,18 @@ from shards.tar import BLOCK_BYTES, END_OF_ARCHIVE
 
 
 def check_index(table: pa.Table, info: ShardInfo, where: str) -> None:
-    """Refuses an index whose members do not lie one after the other in a tar of `info.bytes`.
+    """Reject an index whose members do not follow each other in a tar of `info.bytes` bytes.
 
-    The lengths alone say where everything lies: a header of 512 bytes, a payload, and zeros up to
-    the next multiple of 512, for each member in turn. So every range lies inside the tar, and none
-    overlaps another.
+    The lengths alone determine all offsets. Each member has a header of 512 bytes, a payload, and
+    zeros up to the next multiple of 512. So every range lies inside the tar, and no two overlap.
 
     Args:
-        table: the index, a row for each sample.
-        info: the shard's facts.
-        where: names the index in errors.
+        table: The index, one row for each sample.
+        info: The facts about the shard.
+        where: The name of the index in errors.
 
     Raises:
-        ShardError: names the column.
+        ShardError: A column is invalid; the message names it.
     """
     columns = {name: table[name].combine_chunks() for name in table.schema.names}
     if len(table) != info.samples:
@@ -58,21 +57,21 @@ def _check_spans(members: pa.ListArray, keys: pa.Array, info: ShardInfo, where: 
     words = coded.dictionary.to_pylist()
     if not all(map(is_member, words)):
         raise _refused(where, "the name of a member is not plain")
-    # A code that follows the order of the names: it rises within each sample.
+    # Ranks follow the alphabetical order of the names, so they must rise within each sample.
     order = np.argsort(np.argsort(np.array(words, dtype=object))) if words else np.zeros(0, int)
     ranks = order[coded.indices.to_numpy()]
     rises = np.diff(ranks) > 0
-    rises[first[1:-1] - 1] = True  # from one sample to the next
+    rises[first[1:-1] - 1] = True  # the step from one sample to the next may fall
     if not rises.all():
         raise _refused(where, "the members of a sample are twice there or out of order")
     longest = np.array([len(word) for word in words], np.int64)[coded.indices.to_numpy()]
     key_bytes = np.repeat(pc.binary_length(keys).to_numpy(), sizes)
     if len(longest) and (key_bytes + 1 + longest).max() > MAX_NAME_BYTES:
         raise _refused(where, f"a name of a member in the tar has over {MAX_NAME_BYTES} bytes")
-    _check_places(offsets.to_numpy(), lengths.to_numpy(), info.bytes, where)
+    _check_offsets(offsets.to_numpy(), lengths.to_numpy(), info.bytes, where)
 
 
-def _check_places(offsets: np.ndarray, lengths: np.ndarray, size: int, where: str) -> None:
+def _check_offsets(offsets: np.ndarray, lengths: np.ndarray, size: int, where: str) -> None:
     if not len(lengths):
         if size:
             raise _refused(where, "a shard without samples has no tar")
@@ -80,7 +79,7 @@ def _check_places(offsets: np.ndarray, lengths: np.ndarray, size: int, where: st
     if lengths.min() < 0 or lengths.max() > min(size, MAX_MEMBER_BYTES):
         raise _refused(where, "a member's length is negative or more than its tar has")
     steps = -(-lengths // BLOCK_BYTES) * BLOCK_BYTES + BLOCK_BYTES
-    ends = np.cumsum(steps)  # below 2**63: lengths are below 2**33, and a list below 2**31 long
+    ends = np.cumsum(steps)  # fits in int64: a length is below 2**33, and a list has < 2**31 items
     if not np.array_equal(offsets, ends - steps + BLOCK_BYTES):
         raise _refused(where, "a member does not lie behind the one before it")
     if ends[-1] + len(END_OF_ARCHIVE) != size:

@@ -1,4 +1,4 @@
-"""Whether the rows of `shards.parquet` are what they may be, and fit the manifest."""
+"""Check that the rows of `shards.parquet` are valid and agree with the manifest."""
 
 from collections.abc import Mapping
 
@@ -14,19 +14,23 @@ from shards.tar import BLOCK_BYTES, END_OF_ARCHIVE
 SHA256_PATTERN = r"\A[0-9a-f]{64}\z"
 
 MAX_BYTES = 1 << 50
-"""Of a tar."""
+"""The largest tar, in bytes."""
 
 _MAX_NUMBER = 10**9
-"""Of a shard."""
+"""The largest shard number."""
 
 
 def check_listing(table: pa.Table, where: str) -> None:
-    """Refuses a listing with a field out of its range; `where` names its file.
+    """Reject a listing with a field out of its range.
 
-    A tar's name follows from its number, so no row can name another file.
+    The name of a tar follows from its number, so no row can name another file.
+
+    Args:
+        table: The rows of `shards.parquet`.
+        where: The name of the file in errors.
 
     Raises:
-        ShardError: names the column.
+        ShardError: A column is invalid; the message names it.
     """
     if any(column.null_count for column in table.columns):
         raise _refused(where, "a field is missing")
@@ -48,16 +52,21 @@ def check_listing(table: pa.Table, where: str) -> None:
             raise _refused(where, f"{name} is not 64 hexadecimal digits")
     if len(sizes) and (sizes.min() < 0 or sizes.max() > MAX_BYTES or (sizes % BLOCK_BYTES).any()):
         raise _refused(where, "the bytes of a tar are negative, huge or no whole blocks")
-    most = (sizes - len(END_OF_ARCHIVE)) // BLOCK_BYTES  # a header each
+    most = (sizes - len(END_OF_ARCHIVE)) // BLOCK_BYTES  # each sample needs at least a header
     if len(samples) and (samples.min() < 1 or (samples > most).any()):
         raise _refused(where, "a tar has no samples, or more than its bytes can hold")
 
 
 def check_counts(table: pa.Table, counts: Mapping[str, int], where: str) -> None:
-    """Refuses a listing whose splits have other numbers of samples than the manifest's `counts`.
+    """Reject a listing whose sample counts differ from the manifest's `counts`.
+
+    Args:
+        table: The rows of `shards.parquet`.
+        counts: The samples of each split.
+        where: The name of the file in errors.
 
     Raises:
-        ShardError: names the split.
+        ShardError: A split has another count; the message names it.
     """
     sums = table.group_by("split", use_threads=False).aggregate([("samples", "sum")])
     found = dict(zip(sums["split"].to_pylist(), sums["samples_sum"].to_pylist(), strict=True))
@@ -71,10 +80,10 @@ def check_counts(table: pa.Table, counts: Mapping[str, int], where: str) -> None
 
 
 def check_facts(info: ShardInfo, where: str) -> None:
-    """Refuses the facts in an index's metadata where one is out of its range.
+    """Reject the shard's facts in the metadata of an index if one is out of its range.
 
     Raises:
-        ShardError: names the fact.
+        ShardError: A fact is invalid; the message names it and the file, `where`.
     """
     if not is_count(info.number, _MAX_NUMBER) or info.name != shard_name(info.number):
         raise _refused(where, "its tar is not named by its number")

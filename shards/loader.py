@@ -1,4 +1,4 @@
-"""Batches of a shard set as tensors: in an order that resumes exactly, at any world size."""
+"""Batches of a shard set as tensors, in an order that resumes exactly at any world size."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -27,43 +27,45 @@ __all__ = ["BatchList", "BatchStream", "ShardBatch", "ShardLoader"]
 
 
 class ShardLoader:
-    """Batches of one split, epoch after epoch, for one of `world_size` ranks.
+    """Batches of one split for one of `world_size` ranks, epoch after epoch.
 
-    Iterating gives the rest of the current epoch and then moves on to the next one. Every rank has
-    the same number of steps, so that none waits for another at the end: the samples that do not
-    fill a global batch are dropped, or it is filled up with `PADDING`, which weighs nothing.
+    Iterating yields the rest of the current epoch, then the loader moves to the next epoch. Every
+    rank has the same number of steps, so none waits for another at the end. An incomplete last
+    global batch is either dropped or filled with `PADDING`, which has weight 0.
 
-    `state_dict` counts the batches handed out, not those that workers have made ahead. A loader of
-    any world size, rank, batch size and number of workers goes on from it at the same sample of the
-    same order; with the same global batch size it gives the same global batches.
+    `state_dict` counts the batches yielded, not those that workers have made ahead. A loader with
+    another world size, rank, batch size or number of workers can resume from it: it continues at
+    the same sample of the same order. If the global batch size is the same, so are the global
+    batches.
 
-    A sample is copied once, from the shard into its row of the batch; that row is in pinned memory
-    where that is asked for, and in shared memory where a worker fills it (pinning is then a second
-    copy).
+    A sample is copied once, from the shard into its row of the batch. The batch is in pinned memory
+    if `pin_memory` is set. A worker fills a batch in shared memory; pinning it is a second copy.
 
-    Works on its own, and in a plain DataLoader by `stream` or `batches`.
+    The loader works alone, or inside a plain DataLoader through `stream` or `batches`.
 
     Args:
-        reader: of the split.
-        batch_size: samples a rank and step.
-        rank, world_size: this process among all.
-        seed: of the shuffle.
-        shuffle: false gives the order of the shards.
-        window: shards that are shuffled together; see `epoch_positions`.
-        drop_last: drop an incomplete last global batch, else fill it up.
-        num_workers: processes that make batches; 0 makes them here. They are spawned, so `decode`
-            must be importable.
-        pin_memory: put batches into page-locked memory, for fast copies to a GPU.
-        decode: makes a sample's arrays; default its .npy members, by name.
-        pad_to: field to the length that its first axis is filled up to; default the longest sample
-            of the batch.
-        skip_bad: give samples that cannot be decoded weight 0 and name them in `bad`, else raise.
-        skip_corrupt: the same for samples that cannot be read, or are not as they were written;
-            default as `skip_bad`.
-        prefetch: batches that each worker makes ahead.
+        reader: The reader of the split.
+        batch_size: The samples per rank and step.
+        rank: The rank of this process.
+        world_size: The number of ranks.
+        seed: The seed of the shuffle.
+        shuffle: If false, the order is that of the shards.
+        window: The number of shards that are shuffled together; see `epoch_positions`.
+        drop_last: If true, an incomplete last global batch is dropped, else it is filled.
+        num_workers: The number of processes that make batches; with 0, this process does. They are
+            spawned, so `decode` must be importable.
+        pin_memory: Whether to put batches into page-locked memory, for fast copies to a GPU.
+        decode: Turns a sample into arrays. The default returns its .npy members by name.
+        pad_to: Maps a field to the length to which its first axis is padded. The default is the
+            longest sample of the batch.
+        skip_bad: If true, a sample that cannot be decoded gets weight 0 and is named in `bad`; else
+            it raises an error.
+        skip_corrupt: The same for a sample that cannot be read or has changed since it was written.
+            The default is `skip_bad`.
+        prefetch: The batches that each worker makes ahead.
 
     Raises:
-        ShardError: an argument out of range, or `pin_memory` without a GPU.
+        ShardError: An argument is out of range, or `pin_memory` is set without a GPU.
     """
 
     def __init__(
@@ -123,16 +125,16 @@ class ShardLoader:
         return self._state.epoch
 
     def __len__(self) -> int:
-        """Batches left of the current epoch, as many on every rank."""
+        """Return the remaining batches of the current epoch, the same number on every rank."""
         left = len(self.reader) - self._state.samples
         global_batch_size = self._ranks["world_size"] * self._ranks["batch_size"]
         return num_steps(left, global_batch_size, drop_last=self._drop_last)
 
     def __iter__(self) -> Iterator[ShardBatch]:
-        """The rest of the current epoch.
+        """Yield the rest of the current epoch.
 
         Raises:
-            ShardError: a sample cannot be read, or the loader was moved while this goes on.
+            ShardError: A sample cannot be read, or the loader was moved during the iteration.
         """
         mine = self._iteration = object()
         plan, epoch = self._plan(), self.epoch
@@ -144,28 +146,32 @@ class ShardLoader:
         self._state = replace(self._state, epoch=epoch + 1, samples=0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Goes to the start of `epoch`; within that epoch already, it stays where it is."""
+        """Go to the start of `epoch`. If that is the current epoch, keep the position in it."""
         if epoch != self.epoch:
             self.seek(epoch, 0)
 
     def seek(self, epoch: int, samples: int = 0) -> None:
-        """Goes to `epoch` after its first `samples` samples of all ranks together."""
+        """Go to `epoch`, after its first `samples` samples, counted over all ranks."""
         self.load_state_dict(self.state_dict() | {"epoch": epoch, "samples": samples})
 
     def state_dict(self, after: ShardBatch | None = None) -> dict[str, Any]:
-        """Where the loader is, as JSON holds it: after the batch that it handed out last.
+        """Return the position after the last batch that was yielded, ready for JSON.
 
         Args:
-            after: a batch of the current epoch, for where a plain DataLoader hands them out.
+            after: A batch of the current epoch. If given, the position is after this batch. Use it
+                if a plain DataLoader yields the batches.
         """
         state = self._state if after is None else replace(self._state, samples=after.samples)
         return state.to_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes where a loader of any world size was. The window "auto" becomes the state's.
+        """Resume at a saved position. A window of "auto" becomes the window of the state.
+
+        Args:
+            state: What `state_dict` returned, at any world size.
 
         Raises:
-            ShardError: the state is of another shard set, split or order, or is none.
+            ShardError: The state is invalid, or belongs to another shard set, split or order.
         """
         loaded = LoaderState.from_dict(state)
         own = replace(self._state, window=loaded.window) if self._window == "auto" else self._state
@@ -179,23 +185,25 @@ class ShardLoader:
         self._iteration = object()
 
     def stream(self) -> "BatchStream":
-        """The rest of the current epoch for `DataLoader(..., batch_size=None)`."""
+        """Return the rest of the current epoch for `DataLoader(..., batch_size=None)`."""
         return BatchStream(self._maker, self._plan())
 
     def batches(self) -> "BatchList":
-        """The same, map-style: item k is the k-th batch."""
+        """Return the rest of the current epoch as a map-style data set: item k is batch k."""
         return BatchList(self._maker, self._plan())
 
     def position_table(self, spec: PositionSpec | None = None) -> torch.Tensor:
-        """Fourier features of a grid, float32 [tokens, channels], shared by all samples.
+        """Return the Fourier features of a grid, float32 [tokens, channels].
 
-        Read once, and pinned where batches are: hand it to the model once and not with each batch.
+        All samples share the table: give it to the model once, not with each batch. It is read
+        once, and is pinned if batches are.
 
         Args:
-            spec: the table; default the set's only one.
+            spec: The table to return. The default is the only table of the set.
 
         Raises:
-            ShardError: the set has another table, or none or several and no `spec` was given.
+            ShardError: The set does not have the table, or `spec` is None and the set does not have
+                exactly one table.
         """
         shard_set = self.reader.shard_set
         if spec is None:
@@ -237,12 +245,12 @@ class ShardLoader:
                 pin_memory=self._pin_memory,
                 prefetch_factor=self._prefetch,
                 persistent_workers=True,
-                # Threads and sockets of this process must not be inherited by forked children.
+                # Forked children would inherit the threads and sockets of this process.
                 multiprocessing_context="spawn",
             )
         try:
             yield from self._workers
-        except RuntimeError:  # torch's, of workers that ended; they do where the set is another
+        except RuntimeError:  # a worker ended; it does so if the set was replaced
             self._workers = None
             self.reader.shard_set.require_unchanged()
             raise

@@ -1,4 +1,4 @@
-"""A batch of samples as tensors, and the data sets that make them."""
+"""A batch of samples as tensors, and the data sets that make batches."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,21 +18,22 @@ from shards.reader import ShardReader
 _MAX_TRIED = 100
 
 Decode: TypeAlias = Callable[[RawSample], np.ndarray | Fields]
-"""Makes arrays of a sample; one array without a name is the field "inputs"."""
+"""Turns a sample into arrays. A single array without a name becomes the field "inputs"."""
 
 
 @dataclass(frozen=True)
 class ShardBatch:
-    """One rank's part of a step.
+    """One rank's part of a global batch.
 
     Attributes:
-        fields: name to tensor [batch, ...]; zeros where there is no sample and behind shorter ones.
-        lengths: name to int64 [batch], the first axis of each sample's own array.
-        targets: int64 [batch], -1 where there is no class.
-        weights: float32 [batch], 0 for padding and for samples that could not be read, else 1.
-        numbers: int64 [batch], of the samples within the split; `PADDING` where there is none.
-        bad: (source, reason) of the samples that could not be read.
-        samples: of the epoch that all ranks together have had with this batch.
+        fields: Maps a name to a tensor [batch, ...]. Missing samples and the rest of shorter
+            samples are zeros.
+        lengths: Maps a name to int64 [batch], the length of the first axis of each sample's array.
+        targets: The class numbers, int64 [batch], -1 for a sample without a class.
+        weights: float32 [batch]. Padding and samples that could not be read have 0, others 1.
+        numbers: The samples' numbers within the split, int64 [batch]; `PADDING` for empty rows.
+        bad: (source, reason) of each sample that could not be read.
+        samples: The samples of the epoch that all ranks together have read, with this batch.
     """
 
     fields: dict[str, torch.Tensor]
@@ -44,7 +45,7 @@ class ShardBatch:
     samples: int
 
     def pin_memory(self) -> "ShardBatch":
-        """This batch in page-locked memory; torch's DataLoader asks for it."""
+        """Copy this batch into page-locked memory. torch's DataLoader calls this."""
         return replace(
             self,
             fields={name: field.pin_memory() for name, field in self.fields.items()},
@@ -57,7 +58,7 @@ class ShardBatch:
 
 @dataclass(frozen=True)
 class Step:
-    """What a worker is told: sample numbers int64 [batch], and `ShardBatch.samples` with them."""
+    """A worker's task: sample numbers, int64 [batch], and the value of `ShardBatch.samples`."""
 
     numbers: np.ndarray
     samples: int
@@ -65,14 +66,14 @@ class Step:
 
 
 class BatchMaker(Dataset[ShardBatch]):
-    """Makes batches; as a data set, in the workers of a DataLoader.
+    """Make batches. As a data set, it does so in the workers of a DataLoader.
 
     Args:
-        reader: of the split.
-        decode: makes a sample's arrays.
-        pad_to: as `collate` takes it.
-        skip_bad: name samples that cannot be decoded in the batch, else raise.
-        skip_corrupt: the same for samples that cannot be read.
+        reader: The reader of the split.
+        decode: Turns a sample into arrays.
+        pad_to: The lengths to pad to, as for `collate`.
+        skip_bad: If true, samples that cannot be decoded are listed in the batch; else they raise.
+        skip_corrupt: The same for samples that cannot be read.
     """
 
     def __init__(
@@ -98,16 +99,21 @@ class BatchMaker(Dataset[ShardBatch]):
         return self.make(step.numbers, step.samples)
 
     def step(self, plan: EpochPlan, step: int, *, pinned: bool = False) -> ShardBatch:
-        """The batch of a step of `plan`; shards far away are read ahead."""
+        """Make the batch of one step of `plan`. Remote shards are read ahead."""
         plan.read_ahead(self.reader, step)
         return self.make(plan[step], plan.samples_after(step), pinned=pinned)
 
     def make(self, numbers: np.ndarray, samples: int, *, pinned: bool = False) -> ShardBatch:
-        """The batch of sample `numbers`, int64 [batch], with which `samples` were had.
+        """Make a batch.
+
+        Args:
+            numbers: The sample numbers, int64 [batch], with `PADDING` for empty rows.
+            samples: The value of `ShardBatch.samples`.
+            pinned: Whether the fields are in page-locked memory.
 
         Raises:
-            ShardError: a sample cannot be read and is not to be skipped, or its arrays do not fit
-                those of the others.
+            ShardError: A sample cannot be read and must not be skipped, or the shapes or dtypes of
+                samples differ.
         """
         real = np.flatnonzero(numbers != PADDING)
         bad: list[tuple[str, str]] = []
@@ -159,7 +165,7 @@ class BatchMaker(Dataset[ShardBatch]):
     def _decoded(self, sample: RawSample, bad: list[tuple[str, str]]) -> Fields | None:
         try:
             decoded = self._decode(sample)
-        except Exception as error:  # a caller's decoder fails in ways of its own
+        except Exception as error:  # a user's decoder may raise anything
             reason = " ".join(f"{error}".split()) or type(error).__name__
             if not self._skip_bad:
                 raise ShardError(f"{sample.source_uri}: cannot be decoded ({reason})") from error
@@ -168,9 +174,9 @@ class BatchMaker(Dataset[ShardBatch]):
         return {"inputs": decoded} if isinstance(decoded, np.ndarray) else decoded
 
     def _blank_fields(self) -> Fields:
-        """Zeros of the shapes that samples have, so that a batch without any has every field.
+        """Return zeros with the shapes of a sample, so that an empty batch has every field.
 
-        None, where none of the first `_MAX_TRIED` can be decoded.
+        The result is empty if none of the first `_MAX_TRIED` samples can be decoded.
         """
         if self._blank is None:
             self._blank = {}
@@ -184,10 +190,10 @@ class BatchMaker(Dataset[ShardBatch]):
 
 
 class PlanSampler:
-    """Steps of a plan for workers, which this process reads ahead for.
+    """Yield the steps of a plan for workers. This process reads ahead for them.
 
     Attributes:
-        plan: of the next iteration.
+        plan: The plan of the next iteration.
     """
 
     def __init__(self, reader: ShardReader, plan: EpochPlan) -> None:
@@ -203,7 +209,7 @@ class PlanSampler:
 
 
 class BatchStream(IterableDataset[ShardBatch]):
-    """A rank's batches, dealt out to the workers so that a DataLoader gives them in order."""
+    """A rank's batches as a stream. A DataLoader with any number of workers keeps their order."""
 
     def __init__(self, maker: BatchMaker, plan: EpochPlan) -> None:
         self._maker = maker
@@ -217,7 +223,7 @@ class BatchStream(IterableDataset[ShardBatch]):
 
 
 class BatchList(Dataset[ShardBatch]):
-    """A rank's batches by their place in the plan."""
+    """A rank's batches by their step in the plan."""
 
     def __init__(self, maker: BatchMaker, plan: EpochPlan) -> None:
         self._maker = maker

@@ -1,4 +1,4 @@
-"""Where a loader is: small enough for any checkpoint, and it says which order it belongs to."""
+"""The position of a loader: small enough for any checkpoint, and tied to one order of samples."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
@@ -11,14 +11,16 @@ _MAX = 1 << 62
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderState:
-    """A position in an epoch; the same whatever the world size and the number of workers.
+    """A position in an epoch. It is independent of the world size and the number of workers.
 
     Attributes:
-        digest: of the shard set.
-        split: of the set.
-        seed, shuffle, window: choose the order; see `epoch_positions`.
-        epoch: from 0.
-        samples: of this epoch, handed out to all ranks together so far.
+        digest: The digest of the shard set.
+        split: The split of the set.
+        seed: The seed of the order; see `epoch_positions`.
+        shuffle: Whether the order is shuffled.
+        window: The number of shards shuffled together, None for all.
+        epoch: The epoch, from 0.
+        samples: The samples of this epoch that all ranks together have received so far.
     """
 
     digest: str
@@ -30,15 +32,15 @@ class LoaderState:
     samples: int
 
     def to_dict(self) -> dict[str, Any]:
-        """This state as JSON holds it."""
+        """Return this state as a dictionary for JSON."""
         return {"format": STATE_FORMAT, **asdict(self)}
 
     @classmethod
     def from_dict(cls, content: Any) -> Self:
-        """The state that `to_dict` gave.
+        """Read a state that `to_dict` returned.
 
         Raises:
-            ShardError: of another format, or fields are missing, unknown or of other types.
+            ShardError: The format is another, or fields are missing, unknown or of other types.
         """
         if not isinstance(content, dict) or content.get("format") != STATE_FORMAT:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
@@ -60,7 +62,7 @@ class LoaderState:
         return cls(**values)
 
     def check_same_order(self, other: Self) -> None:
-        """Raises ShardError unless `other`, the loader's own, belongs to the same order."""
+        """Raise ShardError unless `other`, the loader's own state, has the same order."""
         for name in ("digest", "split", "seed", "shuffle", "window"):
             saved, own = getattr(self, name), getattr(other, name)
             if saved != own:

@@ -1,4 +1,4 @@
-"""Tars in a local folder: memory-mapped, with a bound on what is open."""
+"""Tars in a local folder: memory-mapped, with a limit on the number of open files."""
 
 import mmap
 import os
@@ -16,11 +16,11 @@ from shards.set_files import open_file
 _MAX_OPEN = 8192
 
 Extent = tuple[int, int]
-"""(first, one past last) byte of a sample in its tar."""
+"""The range [start, stop) of a sample's bytes in its tar."""
 
 
 def default_max_open() -> int:
-    """A quarter of the files that this process may open, at most 8,192."""
+    """Return a quarter of the files that this process may open, at most 8,192."""
     soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft_limit == resource.RLIM_INFINITY:
         return _MAX_OPEN
@@ -28,15 +28,15 @@ def default_max_open() -> int:
 
 
 class LocalTars:
-    """Maps tars when they are first read and lets the least recently used go.
+    """Memory maps of tars. A tar is mapped at its first read; the least recently used is closed.
 
-    A map takes a file descriptor for as long as something holds a part of it. Where as many as
-    allowed are held elsewhere, bytes are copied out of the tar instead, which takes none.
+    A map keeps a file descriptor while anything refers to a part of it. If the caller holds as many
+    maps as allowed, bytes are copied out of the tar instead, which needs no descriptor.
 
     Args:
-        folder: of the set.
-        names: of the tars, Arrow strings [shards].
-        max_open: maps at a time, at least 1.
+        folder: The folder of the set.
+        names: The names of the tars, Arrow strings [shards].
+        max_open: The most maps at a time, at least 1.
     """
 
     def __init__(self, folder: Path, names: pa.ChunkedArray, max_open: int) -> None:
@@ -48,11 +48,15 @@ class LocalTars:
         self._alive: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
     def blocks(self, shard: int, extents: list[Extent]) -> list[Block]:
-        """For each of `extents` bytes that hold it, or fewer where the tar ends before.
+        """Return a block for each extent. A block ends earlier if the tar does.
+
+        Args:
+            shard: The index of the shard in `names`.
+            extents: Ranges of bytes in the tar.
 
         Raises:
-            FileNotFoundError: there is no such tar.
-            ShardError: the file system refuses, or another set lies in the folder by now.
+            FileNotFoundError: The tar does not exist.
+            ShardError: The file system fails, or another set has replaced this one.
         """
         tar = self._recent.get(shard)
         if tar is not None:
@@ -65,7 +69,7 @@ class LocalTars:
         try:
             descriptor = open_file(self._folder, name)
             try:
-                # Publishing moves a new folder into place; its tars have the same names.
+                # `publish` replaces the whole folder; the new tars have the same names.
                 if not os.path.samestat(self._folder.stat(), self._opened):
                     raise ShardError(
                         f"{self._folder}: replaced by another set while it was in use; start again"

@@ -1,4 +1,4 @@
-"""Where a shard set lies: a local folder, or a folder behind any fsspec URL."""
+"""The location of a shard set: a local folder, or a folder at any fsspec URL."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -18,14 +18,21 @@ _NOT_THERE = (FileNotFoundError, NotADirectoryError)
 
 
 class Location:
-    """Reads the files of one folder by their paths within it.
+    """Read the files of one folder by their paths within it.
 
-    Requests to a folder that is not local are tried again where the failure may pass: no
-    connection, a time-out, HTTP 408, 425, 429 and 5xx. All methods raise ShardError, naming the
-    file, where it stays unreadable; safe for several threads.
+    A request to a remote folder is repeated if its failure may be temporary: no connection, a
+    time-out, HTTP 408, 425, 429 and 5xx. If a file stays unreadable, every method raises a
+    ShardError that names the file. Safe for several threads.
+
+    Args:
+        path: A local folder or an fsspec URL.
+        retry: How often to try a remote request.
 
     Attributes:
-        folder: the folder where it is local, else None.
+        folder: The folder if it is local, else None.
+
+    Raises:
+        ShardError: The URL is invalid, or the package that reads it is not installed.
     """
 
     def __init__(self, path: str | Path, retry: Retry | None = None) -> None:
@@ -46,15 +53,15 @@ class Location:
         return self._given
 
     def exists(self, name: str = "") -> bool:
-        """Whether there is a file or folder `name`; without a name, the folder itself."""
+        """Return whether the file or folder `name` exists; by default, the folder itself."""
         return self._try(name, lambda path: bool(self._fs.exists(path)))
 
     def read(self, name: str, max_bytes: int) -> bytes:
-        """A whole file.
+        """Read a whole file.
 
         Raises:
-            FileNotFoundError: there is none.
-            ShardError: it has more than `max_bytes`.
+            FileNotFoundError: The file does not exist.
+            ShardError: The file has more than `max_bytes` bytes.
         """
         if (folder := self.folder) is not None:
             return self._try(name, lambda _: read_file(folder, name, max_bytes))
@@ -64,17 +71,21 @@ class Location:
         return data
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a file, fewer where it ends before. Raises FileNotFoundError."""
+        """Read bytes [start, stop) of a file, fewer if it ends earlier.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+        """
         if (folder := self.folder) is not None:
             return self._try(name, lambda _: read_file_range(folder, name, start, stop))
         return self._try(name, lambda path: self._fs.cat_file(path, start=start, end=stop))
 
     def read_exactly(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a file in one request; an answer cut short is asked for again.
+        """Read bytes [start, stop) of a file in one request. A short answer is requested again.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ShardError: the file ends before `stop`, or the server knows no ranges.
+            FileNotFoundError: The file does not exist.
+            ShardError: The file ends before `stop`, or the server does not support ranges.
         """
 
         def read(path: str) -> bytes:
@@ -92,13 +103,17 @@ class Location:
         return data
 
     def open(self, name: str) -> BinaryIO:
-        """A file to be read in order. Raises FileNotFoundError."""
+        """Open a file for reading from start to end.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+        """
         if (folder := self.folder) is not None:
             return self._try(name, lambda _: os.fdopen(open_file(folder, name), "rb"))
         return self._try(name, lambda path: self._fs.open(path, "rb"))
 
     def names(self) -> set[str]:
-        """The paths of all files in the folder and below; where local, of empty folders, too."""
+        """Return the paths of all files below the folder. A local one includes empty folders."""
         if self.folder is not None:
             return self._try("", lambda root: set(_names_below(Path(root))))
         paths = self._try("", self._fs.find)
@@ -106,7 +121,7 @@ class Location:
 
     @property
     def _fs(self) -> fsspec.AbstractFileSystem:
-        """The file system; opened again in a forked process, where its connections are no good."""
+        """The file system. A forked process opens its own, since connections cannot be shared."""
         if self._process != os.getpid():
             self._opened, _ = filesystem_of(self._given)
             self._process = os.getpid()
@@ -119,7 +134,7 @@ class Location:
             return try_again(lambda: request(path), retry)
         except (*_NOT_THERE, ShardError):
             raise
-        except Exception as error:  # each file system and network library has kinds of its own
+        except Exception as error:  # each file system and network library has its own errors
             attempts = 1 if is_final(error) else retry.attempts
             raise self._unreadable(name, error, attempts) from error
 
@@ -133,10 +148,10 @@ class Location:
 
 
 def filesystem_of(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system that holds a folder, and the folder's path there."""
+    """Return the file system that holds a folder, and the folder's path in it."""
     if "://" in path:
         return fsspec.core.url_to_fs(path)
-    # fsspec would take what stands before a `::` in a local name for a protocol.
+    # In a local name, fsspec would take the part before `::` as a protocol.
     return LocalFileSystem(), str(Path(path).expanduser().absolute())
 
 
@@ -154,7 +169,7 @@ def _raise(error: OSError) -> Never:
 
 
 class _ShortError(OSError):
-    """An answer with fewer bytes than asked for."""
+    """An answer has fewer bytes than requested."""
 
 
 def _one_line(error: Exception) -> str:
