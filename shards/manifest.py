@@ -1,4 +1,4 @@
-"""The manifest: small whatever the set's size, and written last, so that it makes the set."""
+"""The manifest: small for a set of any size, and written last. A set without one is unfinished."""
 
 import json
 from dataclasses import dataclass, fields
@@ -14,29 +14,29 @@ MANIFEST_FILE = "manifest.json"
 LISTING_FILE = "shards.parquet"
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 256 << 20
-"""A table's vocabulary may be large, and a manifest is read whole."""
+"""The largest manifest. It is read whole, and the vocabulary of a table may be large."""
 
 _MAX_QUOTED = 200
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a shard set is and the sha256 of the files that say the rest.
+    """The description of a shard set, with the sha256 of the files that describe the rest.
 
     Attributes:
-        config: what the caller made the set with, as JSON holds it.
-        config_digest: sha256 of its canonical JSON.
-        input_digest: names the listing of raw inputs; the caller's.
-        classes: their names; a sample's target indexes them.
-        counts: samples of each split.
-        class_counts: samples of each class that occurs, by split and class name.
-        members: the distinct names of members, sorted.
-        quarantined: rows of `quarantine.parquet`.
-        positions: the position tables, by digest.
-        position_sha256: of their files, by digest.
-        shards_sha256: of `shards.parquet`, which has those of all tars and indexes.
-        quarantine_sha256: of `quarantine.parquet`.
-        format_version: of the files' layout.
+        config: The configuration that the caller made the set with, as a JSON object.
+        config_digest: The sha256 of the canonical JSON of `config`.
+        input_digest: The caller's name for the list of raw inputs.
+        classes: The names of the classes; a sample's target is an index into them.
+        counts: The samples of each split.
+        class_counts: Maps a split and a class name to the samples of this class, if there are any.
+        members: The distinct names of members, sorted.
+        quarantined: The rows of `quarantine.parquet`.
+        positions: The position tables by digest.
+        position_sha256: The sha256 of each position table's file, by digest.
+        shards_sha256: The sha256 of `shards.parquet`, which holds the sha256 of tars and indexes.
+        quarantine_sha256: The sha256 of `quarantine.parquet`.
+        format_version: The version of the files' layout.
     """
 
     config: dict[str, Any]
@@ -55,22 +55,26 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """The set's name: sha256 of the bytes of its `manifest.json`, 64 hexadecimal digits."""
+        """The name of the set: the sha256 of its `manifest.json`, 64 hexadecimal digits."""
         return sha256_hex(self.encode())
 
     def encode(self) -> bytes:
-        """The bytes of `manifest.json`: canonical JSON with a checksum of the other fields."""
+        """Encode `manifest.json`: canonical JSON with a checksum over the other fields."""
         content = {field.name: getattr(self, field.name) for field in fields(self)}
         content["positions"] = {digest: spec.to_dict() for digest, spec in self.positions.items()}
         return canonical_json(content | {"checksum": sha256_hex(canonical_json(content))})
 
     @classmethod
     def decode(cls, data: bytes, where: str) -> Self:
-        """Reads the bytes of a `manifest.json`; `where` names it in errors.
+        """Decode a `manifest.json`.
+
+        Args:
+            data: The whole file.
+            where: The name of the file in errors.
 
         Raises:
-            ShardError: not JSON, of another format version, without a field, or changed since it
-                was written.
+            ShardError: The bytes are not JSON, have another format version or other fields, or were
+                changed after they were written.
         """
         try:
             content = json.loads(data)

@@ -1,4 +1,4 @@
-"""Whether a manifest's fields are what they may be, and fit each other."""
+"""Check that a manifest's fields are valid and agree with each other."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,16 +8,20 @@ from shards.errors import ShardError
 from shards.plain import is_count, is_member, is_name, is_printable, is_sha256
 
 MAX_CLASS_NAME = 10_000
-"""Characters."""
+"""The longest name of a class, in characters."""
 
 _MAX_INPUT_DIGEST = 128
 
 
 def check_manifest(manifest: Any, where: str) -> None:
-    """Refuses a manifest with a field that is not of its type and range, or contradicts another.
+    """Reject a manifest with a field of a wrong type or range, or fields that contradict.
+
+    Args:
+        manifest: The `Manifest`.
+        where: The name of its file in errors.
 
     Raises:
-        ShardError: names the first such field; `where` names the file.
+        ShardError: A field is invalid; the message names the first one.
     """
     for what in _faults(manifest):
         raise ShardError(f"{where}: {what}; do not use this set, or make it again")

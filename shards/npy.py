@@ -1,4 +1,4 @@
-"""Arrays as .npy bytes and back: no pickle, and no copy on the way back."""
+"""Arrays to and from .npy bytes, without pickle. Decoding does not copy the array."""
 
 import io
 import math
@@ -13,14 +13,17 @@ _PREFIX_BYTES = 10
 """Magic string (6), version (2) and header length (2, little-endian) of .npy version 1.0."""
 
 _MAX_SIZE = 1 << 62
-"""Of an axis."""
+"""The largest size of an axis."""
 
 
 def encode_npy(array: np.ndarray) -> bytes:
-    """`array` (any shape, any dtype but object) as a .npy file of version 1.0, in C order.
+    """Encode an array as a .npy file of version 1.0 in C order.
+
+    Args:
+        array: An array of any shape and any dtype but object.
 
     Raises:
-        ShardError: an object array, which only pickle could store.
+        ShardError: The array has dtype object, which needs pickle.
     """
     if array.dtype.hasobject:
         raise ShardError(f"an array of dtype {array.dtype} needs pickle; convert it to numbers")
@@ -36,10 +39,14 @@ def _header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
 
 
 def decode_npy(data: bytes | memoryview) -> np.ndarray:
-    """The array in a .npy file of version 1.0: a view of `data`, read-only where `data` is.
+    """Decode a .npy file of version 1.0.
+
+    Returns:
+        A view of `data`, which is read-only if `data` is.
 
     Raises:
-        ShardError: not .npy, an object array, or a payload shorter or longer than its header says.
+        ShardError: The data is not a .npy file, the array has dtype object, or the payload is
+            shorter or longer than the header declares.
     """
     header_end = _PREFIX_BYTES + int.from_bytes(data[8:_PREFIX_BYTES], "little")
     dtype, fortran_order, shape = _parse_header(bytes(data[:header_end]))
@@ -52,13 +59,13 @@ def decode_npy(data: bytes | memoryview) -> np.ndarray:
     try:
         flat: np.ndarray = np.ndarray((count,), dtype, buffer=data, offset=header_end)
         return flat.reshape(shape, order="F" if fortran_order else "C")
-    except (ValueError, OverflowError, MemoryError) as error:  # of sizes that no array has
+    except (ValueError, OverflowError, MemoryError) as error:  # numpy's limits on sizes
         raise ShardError(
             f"damaged .npy: no array has the shape {str(shape)[:100]}; write the sample again"
         ) from error
 
 
-@lru_cache(maxsize=256)  # a set has few distinct headers, and parsing one costs more than a read
+@lru_cache(maxsize=256)  # a set has few distinct headers, and to parse one is slower than a read
 def _parse_header(header: bytes) -> tuple[np.dtype, bool, tuple[int, ...]]:
     file = io.BytesIO(header)
     try:
@@ -66,7 +73,7 @@ def _parse_header(header: bytes) -> tuple[np.dtype, bool, tuple[int, ...]]:
         if version != (1, 0):
             raise ValueError(f"version {version}")
         shape, fortran_order, dtype = npy_format.read_array_header_1_0(file)
-    except Exception as error:  # numpy's header parser lets several kinds escape
+    except Exception as error:  # numpy's header parser raises several kinds of errors
         reason = " ".join(str(error).split())[:200]
         raise ShardError(
             f"not a .npy file of version 1.0 ({reason}); write the sample again"

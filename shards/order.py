@@ -1,4 +1,4 @@
-"""The order of an epoch: a permutation evaluated at any position, never listed."""
+"""The order of an epoch: a permutation that is computed at any position and never stored."""
 
 import hashlib
 import json
@@ -10,21 +10,21 @@ _MAX_WINDOWS_IN_USE = 8
 
 
 def epoch_key(digest: str, split: str, seed: int, epoch: int, window: int | None = None) -> bytes:
-    """The key of an epoch's order: a pure function of the arguments and of nothing else."""
+    """Return the key of an epoch's order, a pure function of the arguments."""
     parts = [digest, split, seed, epoch] + ([] if window is None else [window])
     return hashlib.blake2b(json.dumps(parts).encode()).digest()
 
 
 class Permutation:
-    """A permutation of 0 ... n - 1 chosen by `key`, in O(1) memory.
+    """A permutation of 0 ... n - 1, selected by `key`, in O(1) memory.
 
-    A Feistel network permutes 0 ... 4^k - 1, the smallest such range that holds n; positions that
-    land at n or beyond are sent through it again until they do not ("cycle walking"), which takes
-    fewer than four passes on average and keeps the map one-to-one.
+    A Feistel network permutes 0 ... 4^k - 1, the smallest such range that contains 0 ... n - 1. A
+    result of n or more is sent through the network again until it is below n ("cycle walking").
+    This takes fewer than four passes on average and keeps the map one-to-one.
 
     Args:
-        n: 0 <= n <= 2^62.
-        key: any bytes.
+        n: The number of positions, from 0 to 2^62.
+        key: Any bytes.
     """
 
     def __init__(self, n: int, key: bytes) -> None:
@@ -37,10 +37,16 @@ class Permutation:
         self._round_keys = np.frombuffer(round_keys, dtype="<u8").astype(np.uint64)
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """Where `positions` go: integers [...] in [0, n) to int64 of the same shape.
+        """Permute positions.
+
+        Args:
+            positions: Integers [...] in [0, n).
+
+        Returns:
+            int64 of the same shape.
 
         Raises:
-            ValueError: a position outside [0, n).
+            ValueError: A position is outside [0, n).
         """
         _check_within(positions, self.n)
         values = self._feistel(positions.astype(np.uint64))
@@ -56,17 +62,17 @@ class Permutation:
 
 
 class EpochOrder:
-    """Which sample stands at each position of an epoch.
+    """The sample at each position of an epoch.
 
-    Shuffled without a window, one permutation goes over all samples. Shuffled with a window of W
-    shards, the shards are permuted and cut into windows of W, and the samples of each window are
-    permuted among themselves: so only W shards are read at a time. Not shuffled, the order is the
-    shards' own. Memory is O(shards) with a window, else O(1).
+    A shuffle without a window is one permutation of all samples. A shuffle with a window of W
+    shards permutes the shards, cuts them into windows of W, and permutes the samples within each
+    window. So only W shards are read at a time. Without a shuffle, the order is that of the shards.
+    Memory is O(shards) with a window, else O(1).
 
     Args:
-        shard_sizes: samples of each shard, int64 [shards].
-        key: of the epoch and window, from `epoch_key`; None keeps the shards' own order.
-        window: shards that are read together, at least 1; None for all.
+        shard_sizes: The samples of each shard, int64 [shards].
+        key: The key from `epoch_key`; None keeps the order of the shards.
+        window: The number of shards that are read together, at least 1; None for all.
     """
 
     def __init__(self, shard_sizes: np.ndarray, key: bytes | None, window: int | None) -> None:
@@ -80,19 +86,25 @@ class EpochOrder:
         if key is not None:
             self._shards = Permutation(self.num_shards, _subkey(key, b"shards"))(self._shards)
         sizes = shard_sizes[self._shards]
-        self._ends = np.cumsum(sizes, dtype=np.int64)  # in the order of this epoch
+        self._ends = np.cumsum(sizes, dtype=np.int64)  # of shards, in the order of this epoch
         ends_in_set = np.cumsum(shard_sizes, dtype=np.int64)
-        # Added to an index into the permuted shards, it gives the sample's number in the split.
+        # An index into the permuted shards plus the shift is the sample's number in the split.
         self._shift = ends_in_set[self._shards] - self._ends
         last = np.minimum(np.arange(window, self.num_shards + window, window), self.num_shards) - 1
         self._window_ends = self._ends[last]
-        self._permuted: dict[int, tuple[int, Permutation]] = {}  # the windows in use
+        self._permuted: dict[int, tuple[int, Permutation]] = {}  # the windows now in use
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """Numbers within the split of the samples at `positions`: int64 [n] to int64 [n].
+        """Return the sample numbers at some positions.
+
+        Args:
+            positions: Positions in the epoch, int64 [n].
+
+        Returns:
+            Numbers within the split, int64 [n].
 
         Raises:
-            ValueError: a position outside the epoch.
+            ValueError: A position is outside the epoch.
         """
         if self._key is None or self.window is None:
             if self._key is not None:
@@ -101,25 +113,25 @@ class EpochOrder:
             return positions.astype(np.int64)
         _check_within(positions, self.num_samples)
         windows = np.searchsorted(self._window_ends, positions, side="right")
-        places = np.empty(len(positions), dtype=np.int64)
+        indices = np.empty(len(positions), dtype=np.int64)  # into the samples of permuted shards
         for window in np.unique(windows).tolist():
             inside = windows == window
             first, permutation = self._permuted.get(window) or self._permute(window)
-            places[inside] = first + permutation(positions[inside] - first)
-        return places + self._shift[np.searchsorted(self._ends, places, side="right")]
+            indices[inside] = first + permutation(positions[inside] - first)
+        return indices + self._shift[np.searchsorted(self._ends, indices, side="right")]
 
     def window_at(self, position: int) -> int:
-        """The window that the sample at `position` is in; meaningless where there are none."""
+        """Return the window of the sample at `position`. Requires an order with a window."""
         assert self.window is not None
         return int(np.searchsorted(self._window_ends, position, side="right"))
 
     def shards_in(self, window: int) -> list[int]:
-        """Places in `shard_sizes` of the shards of a window, none beyond the last one."""
+        """Return the shards of a window as indices into `shard_sizes`; empty after the last."""
         assert self.window is not None
         return self._shards[window * self.window : (window + 1) * self.window].tolist()
 
     def _permute(self, window: int) -> tuple[int, Permutation]:
-        """A window's first position and the permutation within it."""
+        """Return the first position of a window and the permutation within it."""
         assert self._key is not None
         first = int(self._window_ends[window - 1]) if window else 0
         key = _subkey(self._key, window.to_bytes(8, "little"))
@@ -140,7 +152,7 @@ def _check_within(positions: np.ndarray, n: int) -> None:
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser: every input bit moves every output bit."""
+    """Apply the finaliser of splitmix64: every input bit affects every output bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

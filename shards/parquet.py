@@ -1,7 +1,7 @@
-"""Parquet to and from bytes, with every setting that shows in the bytes fixed.
+"""Parquet to and from bytes, with fixed values for all settings that affect the bytes.
 
-The same table gives the same bytes wherever the same pyarrow writes it; the file names its writer's
-version, so another pyarrow gives other bytes.
+The same table gives the same bytes with the same version of pyarrow on any machine. The file
+contains the version of pyarrow, so another version gives other bytes.
 """
 
 import pyarrow as pa
@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 from shards.parquet_pages import check_parquet, dictionary_columns, refused, unpacked_bytes
 
 _SLACK_BYTES, _MAX_RATIO = 16 << 20, 256
-"""A file may unpack into so many bytes, and so many times its own size."""
+"""A file may unpack to at most `_SLACK_BYTES` plus `_MAX_RATIO` times its own size."""
 
 
 def encode_parquet(table: pa.Table) -> bytes:
-    """`table` as one Parquet file; its schema's metadata is kept."""
+    """Encode `table` as one Parquet file. The metadata of its schema is kept."""
     sink = pa.BufferOutputStream()
     pq.write_table(
         table.combine_chunks(),
@@ -29,20 +29,23 @@ def encode_parquet(table: pa.Table) -> bytes:
 def decode_parquet(
     data: bytes, schema: pa.Schema, where: str, *, max_rows: int | None = None
 ) -> pa.Table:
-    """The table in a Parquet file, with the file's own metadata on its schema.
+    """Decode a Parquet file whose schema is known.
 
-    Nothing is unpacked before the file has proven to be of this schema and to unpack into no more
-    than a small multiple of its own size.
+    The schema and the unpacked size are checked before anything is unpacked. The unpacked size must
+    be at most a fixed multiple of the file's size.
 
     Args:
-        data: the whole file.
-        schema: the columns and types expected; its metadata is not compared.
-        where: names the file in errors.
-        max_rows: that it may have; default as many as it has bytes.
+        data: The whole file.
+        schema: The expected columns and types; its metadata is not compared.
+        where: The name of the file in errors.
+        max_rows: The most rows that the file may have. The default is its size in bytes.
+
+    Returns:
+        The table, with the file's own metadata in its schema.
 
     Raises:
-        ShardError: not Parquet, damaged, of other columns, of more rows, or it would unpack into
-            far more than it is.
+        ShardError: The file is not Parquet, is damaged, has other columns or too many rows, or
+            would unpack to too many bytes.
     """
     limit = _SLACK_BYTES + _MAX_RATIO * len(data)
     rows = len(data) if max_rows is None else max_rows
@@ -55,7 +58,7 @@ def decode_parquet(
                 f"has the columns {', '.join(found.names)} instead of {', '.join(schema.names)}, "
                 "or other types",
             )
-        # No threads: this runs in forked loader workers, where pyarrow's pools do not exist.
+        # No threads: this also runs in forked loader workers, which lack pyarrow's thread pools.
         table = pq.ParquetFile(
             pa.BufferReader(data),
             metadata=metadata,

@@ -1,7 +1,7 @@
-"""Large Parquet files read group by group: how much one of their pages unpacks into.
+"""Large Parquet files that are read by row group: check how many bytes one page unpacks to.
 
-Of a file that is read a batch of rows at a time, all of it may well be larger than memory. What
-must fit is one page, and a batch of its values.
+A file that is read in batches of rows may be larger than memory. Only one page and one batch of
+its values must fit.
 """
 
 import io
@@ -16,19 +16,24 @@ from shards.parquet_pages import pages, read_footer, refused
 MAX_RATIO = 16
 
 _SLACK_BYTES, _MOST_PACKED = 16 << 20, 1 << 15
-"""A page may unpack into so many bytes, and so many times its own size: zstd's blocks of 128 KiB
-take 4 bytes at least. One that declares more lies, or is not worth the memory."""
+"""A page may unpack to at most `_SLACK_BYTES` plus `_MOST_PACKED` times its own size: a zstd block
+of 128 KiB takes at least 4 bytes. A page that declares more is false or not worth the memory."""
 
 _FREE_ROWS, _ROWS_PER_BYTE = 1 << 20, 1 << 10
-"""A file may have so many rows, and so many for each of its bytes: a row that has nothing of its
-own takes no bytes, and yet memory once it is read."""
+"""A file may have at most `_FREE_ROWS` plus `_ROWS_PER_BYTE` rows for each of its bytes. An empty
+row takes no bytes in the file, but it takes memory once it is read."""
 
 
 def open_parquet(file: BinaryIO, where: str) -> pq.ParquetFile:
-    """A Parquet file whose footer pyarrow can take.
+    """Open a Parquet file after a check of its footer.
+
+    Args:
+        file: The file, opened for reading and seekable.
+        where: The name of the file in errors.
 
     Raises:
-        ShardError: it is none, its footer is damaged, or it has far more rows than bytes.
+        ShardError: The file is not Parquet, its footer is damaged, or it has far more rows than
+            bytes.
     """
     try:
         rows, groups = read_footer(file)
@@ -55,22 +60,22 @@ def largest_page(
     *,
     max_bytes: int,
 ) -> int:
-    """What the largest page of some columns of a row group unpacks into, in bytes.
+    """Return the unpacked size of the largest page of some columns in a row group, in bytes.
 
-    Every header is read, nothing is unpacked.
+    Every page header is read, and nothing is unpacked.
 
     Args:
-        file: the file, whose position is moved.
-        metadata: of the file.
-        group: number of the row group.
-        columns: names of columns.
-        where: names the file in errors.
-        max_bytes: that a page may take; one that is large in the file may take `MAX_RATIO` times
-            its size there, since pages of large values have no bound in themselves, and one that
-            is small there no more than any compression could have made so small.
+        file: The file. Its position changes.
+        metadata: The metadata of the file.
+        group: The index of the row group.
+        columns: The names of the columns.
+        where: The name of the file in errors.
+        max_bytes: The most bytes that a page may take. A page that is large in the file may take
+            `MAX_RATIO` times its size there, because a large value needs a large page. A page that
+            is small in the file may take no more than compression can achieve.
 
     Raises:
-        ShardError: a page would take more, or the file is damaged.
+        ShardError: A page would take more, or the file is damaged.
     """
     about = metadata.row_group(group)
     size, largest = file.seek(0, io.SEEK_END), 0

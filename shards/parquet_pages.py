@@ -1,8 +1,8 @@
-"""What a Parquet file would unpack into, read from its page headers before anything is unpacked.
+"""Compute from its page headers how much memory a Parquet file needs, before unpacking anything.
 
-A page says in its header how many bytes it has once it is decompressed, and a reader allocates
-them. A file of 1 KB can so ask for gigabytes. The footer's sums prove nothing: they may differ from
-what the pages say, so the pages themselves are asked.
+The header of a page declares the page's decompressed size, and a reader allocates that much. So a
+file of 1 KB can request gigabytes. The sums in the footer may differ from what the pages declare,
+so the page headers themselves are read.
 """
 
 import io
@@ -19,10 +19,10 @@ from shards.thrift_compact import BINARY, INT32, INT64, LIST, STRUCT, CompactRea
 
 REMEDY = "; restore it or run 'perceiver preprocess' again"
 _VALUE_BYTES = 16
-"""What a value takes in memory beside its page: levels, and what its repetitions expand to."""
+"""The memory of a value in addition to its page: its levels, and its expanded repetitions."""
 
 _HEADER_BYTES = (1 << 12, 1 << 20)
-"""A page header is looked for in so many bytes, then in so many more."""
+"""The bytes in which a page header is searched: first the smaller number, then the larger."""
 
 _MAX_FOOTER_BYTES = 64 << 20
 _MAX_DEPTH = 16
@@ -39,29 +39,29 @@ _COLUMN: Lists = {
 }
 _CHUNK: Lists = {3: _COLUMN, 8: {2: {1: BINARY}}}
 _FOOTER: Lists = {2: ({},), 4: ({1: (_CHUNK,), 4: ({},)},), 5: ({},), 7: ({},)}
-"""The lists in a footer, by the numbers that parquet.thrift gives to fields."""
+"""The lists in a footer, by the field numbers of parquet.thrift."""
 
 
 def check_parquet(
     file: BinaryIO | bytes, where: str, *, max_bytes: int, max_rows: int
 ) -> pq.FileMetaData:
-    """Refuses a Parquet file that would unpack into too much, without unpacking any of it.
+    """Reject a Parquet file that would unpack to too many bytes. Nothing is unpacked.
 
-    Not counted is how often the entries of a dictionary of strings are repeated: read such columns
-    as dictionaries (`dictionary_columns`), and ask `unpacked_bytes` before they are cast.
+    Repeated entries in a dictionary of strings are not counted. So read such columns as
+    dictionaries (`dictionary_columns`), and call `unpacked_bytes` before they are cast.
 
     Args:
-        file: the whole file, or one that can be sought in.
-        where: names it in errors.
-        max_bytes: that all pages together may take in memory.
-        max_rows: that it may have.
+        file: The whole file as bytes, or a seekable file.
+        where: The name of the file in errors.
+        max_bytes: The most memory that all pages together may take.
+        max_rows: The most rows that the file may have.
 
     Returns:
-        Its metadata.
+        The metadata of the file.
 
     Raises:
-        ShardError: not Parquet, cut short, of more rows or bytes, or its parts contradict each
-            other.
+        ShardError: The file is not Parquet, is cut short, has too many rows or bytes, or
+            contradicts itself.
     """
     file = io.BytesIO(file) if isinstance(file, bytes) else file
     try:
@@ -91,18 +91,18 @@ def check_parquet(
 
 
 def dictionary_columns(metadata: pq.FileMetaData) -> list[str]:
-    """The columns whose strings a reader is to keep as dictionaries, for `read_dictionary`."""
+    """Return the string columns that a reader must keep as dictionaries (`read_dictionary`)."""
     columns = map(metadata.schema.column, range(metadata.num_columns))
     return [column.path for column in columns if _is_text(column)]
 
 
 def unpacked_bytes(table: pa.Table) -> int:
-    """What a table takes once its dictionaries of strings are cast to plain columns."""
+    """Return the bytes of a table after its dictionaries of strings are cast to plain columns."""
     return sum(_expanded(chunk) for column in table.columns for chunk in column.chunks)
 
 
 def refused(where: str, what: str) -> ShardError:
-    """The error for a Parquet file that is not to be read."""
+    """Return the error for a Parquet file that must not be read."""
     return ShardError(f"{where}: {what}{REMEDY}")
 
 
@@ -135,12 +135,13 @@ def _is_text(column: pq.ColumnSchema) -> bool:
 
 
 def read_footer(file: BinaryIO) -> tuple[int, list[Struct]]:
-    """The rows and row groups that the footer tells of.
+    """Read the number of rows and the row groups from the footer.
 
-    It is read here and not by pyarrow, which ends the process over some that are damaged.
+    pyarrow is not used here, because some damaged footers make it abort the process.
 
     Raises:
-        ValueError, IndexError: it is damaged, or pyarrow could not take it.
+        ValueError: The footer is damaged, or pyarrow could not read it.
+        IndexError: The footer ends too early.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(max(size - 8, 0))
@@ -158,7 +159,7 @@ def read_footer(file: BinaryIO) -> tuple[int, list[Struct]]:
 
 
 def _check_schema(elements: Any) -> None:
-    """Raises ValueError unless these are the elements of a tree, which is not deep."""
+    """Raise ValueError unless the elements form a tree that is not too deep."""
     if not isinstance(elements, list) or not elements:
         raise ValueError("it has no columns")
     open_nodes: list[int] = []
@@ -181,7 +182,7 @@ def _check_schema(elements: Any) -> None:
 
 @dataclass(frozen=True)
 class Page:
-    """A page as its header has it: bytes unpacked and packed, and its values."""
+    """The header of a page: its kind, unpacked and packed bytes, values and encoding."""
 
     kind: int
     unpacked: int
@@ -214,7 +215,7 @@ def _chunk(fields: Struct) -> _Chunk:
 def _chunk_bytes(
     file: BinaryIO, size: int, chunk: _Chunk, rows: int, column: pq.ColumnSchema, named: str
 ) -> int:
-    """What one column of one row group would take, at most, its strings' repetitions aside."""
+    """Return the most bytes of a column chunk in memory, without repetitions of its strings."""
     if chunk.values < 0 or (column.max_repetition_level == 0 and chunk.values != rows):
         raise refused(named, "it has not one value for each row")
     if chunk.values == 0:
@@ -232,7 +233,7 @@ def _chunk_bytes(
         if page.kind == _DICTIONARY_PAGE:
             dictionary = page.unpacked
         elif column.physical_type == "BYTE_ARRAY" and page.encoding == _DELTA_BYTE_ARRAY:
-            # Each value may repeat all of the one before it, so its size says nothing.
+            # Each value may repeat all of the previous value, so the page's size bounds nothing.
             raise refused(named, "it is encoded as DELTA_BYTE_ARRAY")
     if column.physical_type == "BYTE_ARRAY" and not _is_text(column):
         total += dictionary * chunk.values
@@ -240,7 +241,7 @@ def _chunk_bytes(
 
 
 def pages(file: BinaryIO, start: int, stop: int, num_values: int, where: str) -> Iterator[Page]:
-    """The pages of a column chunk, until they have had `num_values` values."""
+    """Yield the pages of a column chunk until they contain `num_values` values."""
     while num_values > 0:
         page, length = _page_at(file, start, stop, where)
         start += length + page.packed
@@ -251,7 +252,7 @@ def pages(file: BinaryIO, start: int, stop: int, num_values: int, where: str) ->
 
 
 def _page_at(file: BinaryIO, start: int, stop: int, where: str) -> tuple[Page, int]:
-    """The page whose header is at `start`, and the header's length in bytes."""
+    """Return the page whose header is at `start`, and the header's length in bytes."""
     for limit in _HEADER_BYTES:
         file.seek(start)
         data = file.read(min(limit, stop - start))
@@ -269,7 +270,7 @@ def _page_at(file: BinaryIO, start: int, stop: int, where: str) -> tuple[Page, i
 
 
 def _page(fields: Struct) -> Page:
-    """Raises ValueError: a field is missing or negative."""
+    """Return the page of a header. Raises ValueError if a field is missing or negative."""
     kind, unpacked, packed = (fields.get((number, INT32), -1) for number in (1, 2, 3))
     details, encoding = {
         _DATA_PAGE: (fields.get((5, STRUCT), {}), 2),

@@ -1,14 +1,13 @@
-"""What names, digests and numbers of a shard set must look like before they are used.
+"""Checks of names, digests and numbers in a shard set, before they are used.
 
-All that is read from a set was written by someone else, and its own checksums prove nothing: they
-are part of it.
+Someone else may have written a set. Its own checksums prove nothing, because they are part of it.
 """
 
 import re
 from typing import Any
 
 MAX_COUNT = 1 << 62
-"""More samples than this no order permutes."""
+"""No order can permute more samples than this."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[^\W_](?:[\w-]|\.(?!\.)){0,99}")
@@ -19,30 +18,30 @@ _UNPRINTABLE = re.compile(
 
 
 def printable(text: str) -> str:
-    """`text` with escapes for what would steer a terminal, break a line or not be encoded."""
+    """Escape characters that control a terminal, break a line or cannot be encoded."""
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def is_printable(value: Any) -> bool:
-    """Whether this is a string that `printable` leaves as it is."""
+    """Return whether `value` is a string that `printable` does not change."""
     return isinstance(value, str) and not _UNPRINTABLE.search(value)
 
 
 def is_sha256(value: Any) -> bool:
-    """Whether this is a string of 64 lower-case hexadecimal digits."""
+    """Return whether `value` is a string of 64 lower-case hexadecimal digits."""
     return isinstance(value, str) and bool(_SHA256.fullmatch(value))
 
 
 def is_name(value: Any) -> bool:
-    """Whether this can name a split: letters, digits, '_', '-' and single '.'; no path."""
+    """Return whether `value` can name a split: letters, digits, '_', '-', single '.'; no path."""
     return isinstance(value, str) and bool(_NAME.fullmatch(value))
 
 
 def is_member(value: Any) -> bool:
-    """Whether this can name a member: lower-case words with single '.', '_' or '-' between."""
+    """Return whether `value` can name a member: lower-case words joined by one '.', '_' or '-'."""
     return isinstance(value, str) and bool(_MEMBER.fullmatch(value))
 
 
 def is_count(value: Any, most: int = MAX_COUNT) -> bool:
-    """Whether this is a whole number from 0 to `most`."""
+    """Return whether `value` is an integer from 0 to `most`."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most

@@ -1,6 +1,7 @@
-"""Position tables: Fourier features of a grid, computed once and shared by every sample on it.
+"""Position tables: Fourier features of a grid, computed once and shared by all samples on it.
 
-The numbers are computed elsewhere; here they are named by what they were computed from, and stored.
+Another package computes the numbers. This module stores them, under a name that depends only on
+the parameters of the computation.
 """
 
 import math
@@ -23,16 +24,16 @@ REMEDY = "run 'perceiver preprocess' again with the model's Fourier configuratio
 
 @dataclass(frozen=True)
 class PositionSpec:
-    """What determines a position table (Perceiver, section 3.2).
+    """The parameters that determine a position table (Perceiver, section 3.2).
 
     Attributes:
-        shape: the grid, in tokens: (height, width), (samples,), (frames, height, width).
-        num_bands: frequency bands for each axis.
-        max_resolution: for each axis, twice the highest frequency, in cycles over [-1, 1].
-        layout: order of the channels: the position itself, then sines, then cosines.
+        shape: The grid in tokens: (height, width), (samples,), (frames, height, width).
+        num_bands: The frequency bands for each axis.
+        max_resolution: For each axis, twice the highest frequency, in cycles over [-1, 1].
+        layout: The order of the channels: the position itself, then sines, then cosines.
 
     Raises:
-        ShardError: axes that do not match, or sizes that are not positive.
+        ShardError: The axes do not match, or a size is not positive.
     """
 
     shape: tuple[int, ...]
@@ -41,7 +42,7 @@ class PositionSpec:
     layout: str = "pos-sin-cos"
 
     def __post_init__(self) -> None:
-        # Lists and whole-number resolutions name the same table as tuples and floats.
+        # Lists and integer resolutions give the same digest as tuples and floats.
         object.__setattr__(self, "shape", tuple(map(int, self.shape)))
         object.__setattr__(self, "max_resolution", tuple(map(float, self.max_resolution)))
         if not self.shape or len(self.shape) != len(self.max_resolution):
@@ -55,26 +56,26 @@ class PositionSpec:
 
     @property
     def num_tokens(self) -> int:
-        """Rows of the table."""
+        """The number of rows of the table."""
         return math.prod(self.shape)
 
     @property
     def num_channels(self) -> int:
-        """Columns of the table: for each axis a position, `num_bands` sines and cosines."""
+        """The number of columns: for each axis one position, `num_bands` sines and cosines."""
         return len(self.shape) * (2 * self.num_bands + 1)
 
     @property
     def max_file_bytes(self) -> int:
-        """More than its file has."""
+        """An upper bound for the size of the table's file."""
         return self.num_tokens * self.num_channels * np.dtype(np.float32).itemsize + (1 << 16)
 
     @property
     def digest(self) -> str:
-        """The table's name: sha256 of the canonical JSON of this spec, 64 hexadecimal digits."""
+        """The table's name: the sha256 of this spec's canonical JSON, 64 hexadecimal digits."""
         return sha256_hex(canonical_json(self.to_dict()))
 
     def to_dict(self) -> dict[str, Any]:
-        """This spec as JSON holds it."""
+        """Return this spec as a dictionary for JSON."""
         return asdict(self) | {
             "shape": list(self.shape),
             "max_resolution": list(self.max_resolution),
@@ -82,10 +83,10 @@ class PositionSpec:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """The spec that `to_dict` gave.
+        """Read a spec that `to_dict` returned.
 
         Raises:
-            ShardError: fields are missing, unknown or of other types.
+            ShardError: Fields are missing, unknown or of other types.
         """
         try:
             _check_fields(fields)
@@ -94,7 +95,7 @@ class PositionSpec:
             raise ShardError(f"positions: not a description of a table ({error})") from error
 
     def check_table(self, table: np.ndarray, where: str) -> None:
-        """Raises ShardError unless `table` is float32 [tokens, channels]; `where` names it."""
+        """Raise ShardError, naming `where`, unless `table` is float32 [tokens, channels]."""
         expected = (self.num_tokens, self.num_channels)
         if table.shape != expected or table.dtype != np.float32:
             raise ShardError(
@@ -104,11 +105,11 @@ class PositionSpec:
 
 
 _MAX_AXES, _MAX_NUMBERS, _MAX_RESOLUTION = 16, 1 << 40, 1e30
-"""Of a table: its axes, its numbers, and the resolution along an axis."""
+"""The limits of a table: its axes, its numbers, and the resolution along an axis."""
 
 
 def _check_fields(fields: Any) -> None:
-    """Raises ValueError unless the JSON of a spec has fields of the right types, none huge."""
+    """Raise ValueError unless the fields of a spec have the right types and are not huge."""
     shape, bands = fields.get("shape"), fields.get("num_bands")
     resolution = fields.get("max_resolution")
     if not isinstance(shape, list) or not all(is_count(size, 1 << 31) for size in shape):
@@ -129,15 +130,23 @@ def _is_finite(value: Any) -> bool:
 
 
 def position_name(digest: str) -> str:
-    """The table's path within a shard set."""
+    """Return the path of a table within a shard set."""
     return f"positions/{digest}.npy"
 
 
 def write_position_table(root: Path, spec: PositionSpec, table: np.ndarray) -> Path:
-    """Stores `table`, float32 [tokens, channels], atomically in `root`; the path of its file.
+    """Store a position table atomically.
+
+    Args:
+        root: The folder of the set.
+        spec: The parameters of the table.
+        table: float32 [tokens, channels].
+
+    Returns:
+        The path of the table's file.
 
     Raises:
-        ShardError: another shape or dtype than `spec` says, or the file system refuses.
+        ShardError: The shape or dtype is not that of `spec`, or the file system fails.
     """
     path = root / position_name(spec.digest)
     spec.check_table(table, str(path))
@@ -151,15 +160,15 @@ def write_position_table(root: Path, spec: PositionSpec, table: np.ndarray) -> P
 def read_position_table(
     root: Path, spec: PositionSpec | str, sha256: str | None = None
 ) -> np.ndarray:
-    """The table of `spec` or digest: float32 [tokens, channels], read-only, memory-mapped.
+    """Read a position table: float32 [tokens, channels], read-only and memory-mapped.
 
     Args:
-        root: folder of the set.
-        spec: the table, or its digest.
-        sha256: of its file, where that is known.
+        root: The folder of the set.
+        spec: The parameters of the table, or its digest.
+        sha256: The sha256 of the table's file, if known.
 
     Raises:
-        ShardError: missing, damaged, of another sha256, or of another shape than `spec` says.
+        ShardError: The table is missing or damaged, or has another sha256 or another shape.
     """
     digest = spec if isinstance(spec, str) else spec.digest
     if not is_sha256(digest):
@@ -177,7 +186,7 @@ def read_position_table(
 def decode_position_table(
     data: bytes | memoryview, spec: PositionSpec | str, where: str, sha256: str | None = None
 ) -> np.ndarray:
-    """The table in the bytes of its file. Raises as `read_position_table`; `where` names it."""
+    """Decode the file of a table, named `where` in errors. Raises like `read_position_table`."""
     if sha256 is not None and sha256_hex(data) != sha256:
         raise ShardError(f"{where}: sha256 differs from the manifest's; {REMEDY}")
     try:

@@ -1,4 +1,4 @@
-"""Work begun on threads before its result is asked for."""
+"""Work that threads begin before its result is requested."""
 
 import os
 from collections.abc import Callable, Collection, Hashable
@@ -10,12 +10,13 @@ Result = TypeVar("Result")
 
 
 class Prefetcher(Generic[Key, Result]):
-    """Results by key of work on threads, which start when first needed, anew in a forked process.
+    """Results of work on threads, by key.
 
-    Not for several threads at once.
+    The threads start when they are first needed. A forked process starts its own. Not safe for
+    several threads.
 
     Args:
-        num_threads: of the pool.
+        num_threads: The number of threads in the pool.
     """
 
     def __init__(self, num_threads: int) -> None:
@@ -29,7 +30,7 @@ class Prefetcher(Generic[Key, Result]):
         return key in self._begun
 
     def begin(self, key: Key, work: Callable[[Key], Result]) -> None:
-        """Starts `work` on `key`, unless that was done already."""
+        """Start `work` on `key`, unless it was started already."""
         self._notice_fork()
         if key in self._begun:
             return
@@ -38,11 +39,11 @@ class Prefetcher(Generic[Key, Result]):
         self._begun[key] = self._pool.submit(work, key)
 
     def take(self, key: Key) -> Result:
-        """Waits for the result of a key that was begun, and forgets it. Raises what `work` did."""
+        """Wait for the result of a key that was begun, and forget it. Raises what `work` raised."""
         return self._begun.pop(key).result()
 
     def forget_all_but(self, keys: Collection[Key]) -> None:
-        """Drops the results of other keys, and does not start on them where that is still ahead."""
+        """Drop the results of all other keys, and cancel their work if it has not started."""
         self._notice_fork()
         for key in self._begun.keys() - set(keys):
             self._begun.pop(key).cancel()
@@ -50,5 +51,5 @@ class Prefetcher(Generic[Key, Result]):
     def _notice_fork(self) -> None:
         if self._process != os.getpid():
             self._process = os.getpid()
-            self._pool = None  # its threads stayed behind
+            self._pool = None  # a fork does not copy threads
             self._begun = {}

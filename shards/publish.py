@@ -1,4 +1,4 @@
-"""From a staging folder to a shard set: its manifest seals it, a rename puts it in place."""
+"""Turn a staging folder into a shard set: write the manifest, then rename the folder."""
 
 import shutil
 from collections import Counter
@@ -39,26 +39,31 @@ def publish(
     quarantine: pa.Table | None = None,
     replace: bool = False,
 ) -> Manifest:
-    """Makes the shards in `staging` a shard set at `final`.
+    """Publish the shards in `staging` as a shard set at `final`.
 
-    Killed at any moment, it leaves `final` as it was or whole, and the same call finishes the work.
-    Only while an older set is replaced is there an instant with neither in place; the older one is
-    then beside, whole, and the next call puts it back first.
+    If the process is killed, `final` is either unchanged or complete, and the same call finishes
+    the work. Only while an older set is replaced is there an instant without a set at `final`. Then
+    the older set is complete in a folder next to it, and the next call restores it first.
 
     Args:
-        staging: a folder of its own on the file system of `final`; gone afterwards.
-        final: must not exist, unless `replace` is true and it is a shard set.
-        numbers: all shards of the plan; each must be committed. Those without samples are left out.
-        config: as JSON holds it; only what determines the samples, since it is part of the digest.
-        input_digest: names the listing of raw inputs.
-        classes: names of the classes that targets index; none where there are no classes.
-        positions: the position tables of the set, written before by `write_position_table`.
-        quarantine: sources set aside beside those that `write_shard` was given, a
-            `quarantine_table`.
+        staging: The folder with the shards, on the file system of `final`. It becomes `final`.
+        final: The path of the set. It must not exist, unless `replace` is true and it is a set.
+        numbers: All shards of the plan. Each must be committed. Empty shards are left out.
+        config: The configuration as a JSON object. It is part of the digest, so it must contain
+            only what determines the samples.
+        input_digest: The name of the list of raw inputs.
+        classes: The names of the classes, which targets index; empty if there are no classes.
+        positions: The position tables of the set, already written by `write_position_table`.
+        quarantine: A `quarantine_table` of further sources, in addition to those that `write_shard`
+            set aside.
+        replace: Whether to replace an existing set.
+
+    Returns:
+        The manifest of the set.
 
     Raises:
-        ShardError: a shard or position table is missing, a target has no class, `final` is in the
-            way, or the file system refuses.
+        ShardError: A shard or position table is missing, a target has no class, `final` exists, or
+            the file system fails.
     """
     recover(final)
     if final.exists() and not replace:
@@ -79,10 +84,10 @@ def publish(
 
 
 def recover(final: Path) -> None:
-    """Undoes or ends what a `publish` that was killed while it replaced `final` left beside it.
+    """Finish or undo a replacement of `final` by a `publish` that was killed.
 
     Raises:
-        ShardError: `final` exists and is not a shard set, or the file system refuses.
+        ShardError: `final` exists and is not a shard set, or the file system fails.
     """
     aside = _aside(final)
     if aside.exists():
@@ -95,7 +100,7 @@ def recover(final: Path) -> None:
 
 
 def _sealed(staging: Path, config: bytes, input_digest: str) -> Manifest | None:
-    """The manifest of a staging folder that was sealed, of this configuration and input."""
+    """Return the manifest in `staging` if it is for this configuration and input, else None."""
     path = staging / MANIFEST_FILE
     if not path.is_file():
         return None
@@ -151,7 +156,7 @@ def _seal(
 
 
 class _Census:
-    """Counts samples, classes and members over the shards that have any."""
+    """Counts of samples, classes and members over the shards that are not empty."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self._classes = classes
@@ -194,11 +199,11 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _tidy(staging: Path, numbers: list[int]) -> None:
-    """Removes what a published set does not have: it is all in the manifest's files by now."""
+    """Remove the files that only a staging folder has; the set's files contain all of it now."""
     shutil.rmtree(staging / QUARANTINE_PARTS, ignore_errors=True)
     listing = decode_listing(read_file(staging, LISTING_FILE, MAX_LISTING_BYTES), LISTING_FILE)
     for number in set(numbers).difference(listing["number"].to_pylist()):
-        (staging / index_name(number)).unlink(missing_ok=True)  # of a shard without samples
+        (staging / index_name(number)).unlink(missing_ok=True)  # the index of an empty shard
     for path in staging.rglob(".*"):
         if is_temporary(path.name):
             path.unlink()

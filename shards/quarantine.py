@@ -1,4 +1,4 @@
-"""Bad media set aside with a reason, so that nothing is lost and all of it can be tried again."""
+"""Sources set aside with a reason, so that none is lost and each can be tried again."""
 
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
@@ -25,10 +25,10 @@ class Quarantined:
     """A source that gave no sample.
 
     Attributes:
-        source_uri: the file or row it is.
-        split: the split it would have belonged to.
-        reason: one line for a person.
-        traceback: where the decoder failed; empty where none ran.
+        source_uri: The file or row.
+        split: The split that the sample would have belonged to.
+        reason: One line for a person.
+        traceback: The traceback of the decoder; empty if no decoder ran.
     """
 
     source_uri: str
@@ -38,30 +38,35 @@ class Quarantined:
 
 
 def write_quarantine(path: Path, rows: Iterable[Quarantined]) -> None:
-    """Writes `rows`, sorted by source URI, atomically to the Parquet file `path`.
+    """Write `rows`, sorted by source URI, atomically to the Parquet file `path`.
 
-    What UTF-8 cannot spell (lone surrogates in a file's name) is written as a backslash escape.
+    Characters that UTF-8 cannot encode (lone surrogates in a file's name) become backslash escapes.
 
     Raises:
-        ShardError: the file cannot be written.
+        ShardError: The file cannot be written.
     """
     _write(path, [quarantine_table(rows)])
 
 
 def merge_quarantine(path: Path, parts: Iterable[Path], more: pa.Table) -> int:
-    """Writes the rows of quarantine files and of a `quarantine_table` into one file.
+    """Write the rows of quarantine files and of a `quarantine_table` into one file.
+
+    Args:
+        path: The file to write.
+        parts: The quarantine files to read.
+        more: A `quarantine_table` with further rows.
 
     Returns:
-        How many rows it has.
+        The number of rows in the file.
 
     Raises:
-        ShardError: a part is damaged, or the file cannot be written.
+        ShardError: A part is damaged, or the file cannot be written.
     """
     return _write(path, [*map(read_quarantine_table, parts), more])
 
 
 def quarantine_table(rows: Iterable[Quarantined]) -> pa.Table:
-    """The rows as an Arrow table, one column for each field."""
+    """Return the rows as an Arrow table, one column for each field of `Quarantined`."""
     columns = zip(*(map(_spellable, astuple(row)) for row in rows), strict=True)
     arrays = [list(column) for column in columns] or [[] for _ in _SCHEMA]
     return pa.table(dict(zip(_SCHEMA.names, arrays, strict=True)), schema=_SCHEMA)
@@ -75,7 +80,7 @@ def _write(path: Path, tables: list[pa.Table]) -> int:
 
 
 def read_quarantine_table(path: Path) -> pa.Table:
-    """The rows of a quarantine file as a `quarantine_table`. Raises as `read_quarantine`."""
+    """Read a quarantine file as a `quarantine_table`. Raises like `read_quarantine`."""
     table = decode_parquet(read_file(path.parent, path.name, _MAX_BYTES), _SCHEMA, str(path))
     if any(column.null_count for column in table.columns):
         raise ShardError(f"{path}: a field is missing; do not use this set, or make it again")
@@ -83,11 +88,11 @@ def read_quarantine_table(path: Path) -> pa.Table:
 
 
 def read_quarantine(path: Path) -> list[Quarantined]:
-    """The rows of `path`, in the file's order.
+    """Read the rows of a quarantine file, in the file's order.
 
     Raises:
-        ShardError: the file is damaged.
-        FileNotFoundError: there is none.
+        ShardError: The file is damaged.
+        FileNotFoundError: The file does not exist.
     """
     return [Quarantined(**row) for row in read_quarantine_table(path).to_pylist()]
 

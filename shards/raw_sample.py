@@ -1,4 +1,4 @@
-"""A sample as it lies in its shard: views of the tar, its texts decoded when they are asked for."""
+"""A sample as a view of its shard. Its key and source are decoded only on request."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from shards.index import ShardIndex
 
 
 class Block(NamedTuple):
-    """Bytes of a tar, the offset in it of the first one, and whether they may be taken as whole."""
+    """Bytes of a tar: the data, its offset in the tar, and whether its sha256 was checked."""
 
     data: memoryview
     base: int
@@ -14,10 +14,10 @@ class Block(NamedTuple):
 
 
 class RawSample:
-    """A sample as it was written. Its content stays valid for as long as the sample is held.
+    """A sample as it was written. Its content stays valid while the sample is referenced.
 
     Attributes:
-        index: its number within the split.
+        index: The number of the sample within the split.
     """
 
     __slots__ = ("_block", "_row", "_shard", "index")
@@ -30,12 +30,12 @@ class RawSample:
 
     @property
     def key(self) -> str:
-        """Its key."""
+        """The key of the sample."""
         return self._shard.keys[self._row].as_py()
 
     @property
     def members(self) -> dict[str, memoryview]:
-        """Member name ("image.npy") to its content, read-only."""
+        """Maps a member's name ("image.npy") to its content, read-only."""
         data, base, _ = self._block
         return {
             name: data[start - base : stop - base]
@@ -44,12 +44,12 @@ class RawSample:
 
     @property
     def target(self) -> int | None:
-        """Class number, or None."""
+        """The class number, or None."""
         return self._shard.targets[self._row].as_py()
 
     @property
     def source_uri(self) -> str:
-        """What it was made from."""
+        """The file or row that the sample was made from."""
         return self._shard.source_uris[self._row].as_py()
 
     def __repr__(self) -> str:

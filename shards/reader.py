@@ -1,4 +1,4 @@
-"""Samples of a shard set by number: memory-mapped where local, fetched ahead elsewhere."""
+"""Samples of a shard set by number. Local sets are memory-mapped, remote ones fetched ahead."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, TypedDict
@@ -25,7 +25,7 @@ class _Options(TypedDict):
 
 
 class _ShardRequest(NamedTuple):
-    """What a request wants of one shard: of each sample its position in it, row and extent."""
+    """The samples to read from one shard: positions in the whole request, rows and extents."""
 
     shard: int
     shard_index: ShardIndex
@@ -38,33 +38,34 @@ class _ShardRequest(NamedTuple):
 
 
 class ShardReader:
-    """The samples of one split, numbered in the order of shards and within them.
+    """The samples of one split, numbered in the order of the shards and within them.
 
-    Indexes and tars are opened when first needed and the least recently used let go; a sample's
-    members stay valid for as long as they are held. Where the set is local, members are views of
-    memory-mapped tars. Elsewhere whole shards lie in a local cache once `read_ahead` has named
-    them or ranged reads of them have cost as much. Each sample is compared with its sha256 in the
-    index, which was compared with the listing's. Pickles as its arguments, so that each loader
-    worker opens its own files. Not for several threads at once.
+    Indexes and tars are opened at first use, and the least recently used are closed. Members of a
+    sample stay valid while they are referenced. In a local set, members are views of memory-mapped
+    tars. A shard of a remote set is fetched whole into a local cache once `read_ahead` has named
+    it, or once ranged reads of it have cost as much. Each sample is compared with its sha256 in the
+    index, and each index with its sha256 in the listing.
+
+    A reader is pickled as its arguments, so each loader worker opens its own files. Not safe for
+    several threads.
 
     Args:
-        shard_set: an open set.
-        split: one of its splits.
-        max_open_tars: memory maps held, each with a file descriptor, those of members that are held
-            included; default a quarter of the files that the process may open.
-        max_index_bytes: indexes held, about 200 bytes a sample. A shuffle over more shards than it
-            holds reads indexes again and again: give a window then.
-        remote: how to read where the set is not local.
-        verify_samples: compare each sample that is read with its sha256 in the index, wherever it
-            comes from, so that a changed bit is never taken for data. Without, only what is read
-            by ranges from afar is compared.
+        shard_set: An open set.
+        split: One of its splits.
+        max_open_tars: The most memory maps, each with a file descriptor. Maps of members that the
+            caller still holds count too. The default is a quarter of the process's limit of files.
+        max_index_bytes: The most memory for indexes, about 200 bytes per sample. If a shuffle
+            covers more shards than fit, indexes are read again and again; then use a window.
+        remote: How to read a set that is not local.
+        verify_samples: Whether to compare each sample with its sha256 in the index, so that a
+            changed bit is never used as data. If false, only ranged remote reads are compared.
 
     Attributes:
-        is_local: whether the set lies in a local folder.
-        shard_sizes: samples of each of the split's shards, int64 [shards].
+        is_local: Whether the set is in a local folder.
+        shard_sizes: The samples in each of the split's shards, int64 [shards].
 
     Raises:
-        ShardError: the set has no such split, or a limit is not positive.
+        ShardError: The set has no such split, or a limit is not positive.
     """
 
     def __init__(
@@ -122,20 +123,23 @@ class ShardReader:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, i: int) -> RawSample:
-        """Sample `i` of the split; as `read_many`."""
+        """Read sample `i` of the split. Raises like `read_many`."""
         return self.read_many(np.array([i]))[0]
 
     def read_many(self, numbers: np.ndarray) -> Sequence[RawSample]:
-        """The samples of these numbers of the split, in the order given.
+        """Read samples by number.
 
         Args:
-            numbers: integers [n] in [0, len(self)), in any order, also repeated.
+            numbers: Integers [n] in [0, len(self)), in any order, repeated or not.
+
+        Returns:
+            The n samples in the given order.
 
         Raises:
-            IndexError: no such number.
-            ShardError: a tar or index is missing or cut short, or a sample is not as it was
-                written; names shard and sample, so that a caller can count it, and read the others
-                one by one.
+            IndexError: A number is out of range.
+            ShardError: A tar or index is missing or cut short, or a sample has changed since it was
+                written. The message names the shard and the sample, so that a caller can count it
+                and read the others one by one.
         """
         numbers = np.asarray(numbers, dtype=np.int64)
         outside = (numbers < 0) | (numbers >= len(self))
@@ -160,25 +164,29 @@ class ShardReader:
         return [samples[position] for position in range(len(numbers))]
 
     def shards_of(self, numbers: np.ndarray) -> np.ndarray:
-        """The shards that samples lie in, as indices into `shard_sizes`: int64 [n] to int64 [n]."""
+        """Map sample numbers, int64 [n], to shards, int64 [n], as indices into `shard_sizes`."""
         return np.searchsorted(self._ends, numbers, side="right")
 
     def read_ahead(self, now: Sequence[int], later: Sequence[int]) -> None:
-        """Says which shards are read from here on, as indices into `shard_sizes`.
+        """Announce which shards are read next.
 
-        Where the set is not local, the shards `now` are fetched whole on threads, then as many of
-        `later` as fit in the cache beside them; others are let go. Where it is local, the operating
-        system reads ahead.
+        For a remote set, threads fetch the shards `now` whole, then as many of `later` as the cache
+        can hold in addition. Other shards are released. For a local set this does nothing, because
+        the operating system reads ahead.
+
+        Args:
+            now: The shards needed first, as indices into `shard_sizes`.
+            later: The shards needed afterwards.
 
         Raises:
-            ShardError: those of `now` do not fit in the cache together.
+            ShardError: The shards `now` do not fit in the cache together.
         """
         if isinstance(self._tars, RemoteTars):
             self._tars.read_ahead(now, later)
             self._indexes.read_ahead([*now, *later])
 
     def _begun(self, groups: dict[int, list[int]], rows: list[int]) -> list[_ShardRequest]:
-        """A request for each shard of `groups`; reading from afar starts on all of them at once."""
+        """Return a request for each shard of `groups`. Remote reads of all shards begin at once."""
         requests = []
         if not self.is_local:
             self._indexes.begin(groups)
@@ -198,7 +206,7 @@ class ShardReader:
         return requests
 
     def _blocks(self, request: _ShardRequest) -> list[Block]:
-        """For each sample of `request` a block that holds it."""
+        """Return for each sample of `request` a block that contains it."""
         try:
             blocks = self._tars.blocks(request.shard, request.extents)
         except FileNotFoundError as error:

@@ -1,9 +1,9 @@
-"""Secrets in addresses: kept out of whatever is written or shown, and out of what a source is.
+"""Remove secrets from addresses before they are written, shown or used to name a source.
 
-An address may hold a user name and a password (`http://user:pass@host`), a token, or the
-signature of an address that was signed for a while (AWS, Google, Azure, CloudFront and others). A
-signature changes each time, what it gives access to does not: `without_secrets` is the part that
-names the content.
+An address may contain a user name and a password (`http://user:pass@host`), a token, or a
+signature that is valid for a limited time (AWS, Google, Azure, CloudFront and others). The
+signature changes each time, but the content does not. So `without_secrets` returns the part of an
+address that names the content.
 """
 
 import re
@@ -11,17 +11,17 @@ from collections.abc import Mapping
 from typing import Any
 
 MARK = "***"
-"""Stands where a secret was."""
+"""Replaces a secret."""
 
 _USERINFO = re.compile(
     r"(?P<start>(?P<scheme>[a-zA-Z][a-zA-Z0-9+.\-]{0,30})://)"
     r"(?P<userinfo>[^\s/?#]*"
-    # A password with an unescaped slash, as databases' addresses may have; no port number.
+    # A password with an unescaped slash, as in addresses of databases. A port is not a password.
     r"|[^\s/?#@:\[\]]*:(?!\d*(?:[/?#,;'\")\s]|$))[^\s@]*)@"
 )
 _ENCODED_USERINFO = re.compile(r"(?P<start>%3A%2F%2F)(?:(?!%2F|%3F)[^\s&?#/])*%40", re.IGNORECASE)
 _CONTAINERS = frozenset({"abfs", "abfss", "wasb", "wasbs", "github", "git"})
-"""Schemes with a name of the content, and no secret, before the `@`."""
+"""Schemes in which the part before the `@` names the content and is not a secret."""
 
 _PARAMETER = re.compile(
     r"(?P<start>(?P<mark>[?&;#]|%3[Ff]|%26)(?P<name>[A-Za-z_][\w.\-\[\]]{0,60})(?:=|%3[Dd]))"
@@ -37,7 +37,7 @@ _ENDS = ("accesskey", "accesskeyid", "accessid", "apikey", "authkey", "odbcconne
 _PAIRS = ("access key", "account key", "api key", "auth key", "private key", "session id",
           "session key", "shared key", "subscription key")  # fmt: skip
 _OPAQUE = frozenset({"ak", "code", "key", "sid", "session"})
-"""Parameters that hold a secret or name the content: their value tells."""
+"""Parameters that hold either a secret or the name of the content; their value decides."""
 
 _OPAQUE_VALUE = re.compile(r"[\w\-+=%~]{16,}(?![\w./])")
 _TELLING_VALUE = re.compile(
@@ -48,11 +48,11 @@ _WITH_A_SIGNATURE = re.compile(
     r"algorithm|date|timestamp|ts|nonce|"
     r"s[tepvrsi]|srt|spr|sip|sdd|skoid|sktid|skt|ske|sks|skv|saoid|suoid|scid"
 )
-"""Parameters that belong to a signature, where there is one: when it was made, for how long."""
+"""Other parameters of a signature, such as its date and duration; only secret with a signature."""
 
 
 def redacted(text: str) -> str:
-    """A text with `MARK` in place of the secrets in the addresses that it holds."""
+    """Return a text with `MARK` in place of the secrets in its addresses."""
     if "://" in text:
         text = _USERINFO.sub(_without_userinfo(f"{MARK}@"), text)
     if "%40" in text:
@@ -61,17 +61,17 @@ def redacted(text: str) -> str:
 
 
 def shortened(text: str, length: int) -> str:
-    """A text in one line of at most `length` characters, redacted before it is cut.
+    """Return a text as one line of at most `length` characters, redacted before it is cut.
 
-    Of half an address nothing tells that a part of it is a password.
+    A password could not be recognised in an address that was cut.
     """
     return redacted(" ".join(text.split()))[:length]
 
 
 def redacted_tree(tree: Any) -> Any:
-    """Nested mappings and lists with all their texts redacted, names of fields included.
+    """Redact all texts in nested mappings and lists, including the names of fields.
 
-    A text that is one word and no URL stays as it is: a path may be called `exp?token=1`.
+    A single word that is not a URL stays unchanged, because a path may be called `exp?token=1`.
     """
     if isinstance(tree, str):
         return redacted(tree) if "://" in tree or " " in tree else tree
@@ -83,14 +83,14 @@ def redacted_tree(tree: Any) -> Any:
 
 
 def is_redacted(address: str) -> bool:
-    """Whether an address had a secret, which has been taken out."""
+    """Return whether a secret was removed from an address."""
     return "://" in address and MARK in address and redacted(address) == address
 
 
 def without_secrets(address: str) -> str:
-    """What an address names: without user name, password, token and signature.
+    """Return an address without its user name, password, token and signature.
 
-    Whatever else a query holds stays. A local path stays as it is.
+    The rest of its query stays. A local path is unchanged.
     """
     if "://" not in address:
         return address
@@ -98,7 +98,7 @@ def without_secrets(address: str) -> str:
 
 
 def secrets_of(address: str) -> tuple[str, str]:
-    """An address without the secrets in its query, and these: `a=1&b=2`, or an empty text."""
+    """Split an address into itself without secrets in its query, and the secrets (`a=1&b=2`)."""
     base, mark, query = _cut_query(address)
     parts = query.split("&")
     signed = any(map(_is_secret, parts))
@@ -108,7 +108,7 @@ def secrets_of(address: str) -> tuple[str, str]:
 
 
 def _cut_query(address: str) -> tuple[str, str, str]:
-    """What is before the last link's query, the question mark, and the query."""
+    """Split an address before the query of its last URL: the base, the question mark, the query."""
     last = address.rfind("://") + 1
     base, mark, query = address[last:].partition("?")
     return address[:last] + base, mark, query
@@ -127,7 +127,7 @@ def _redacted_parameter(match: re.Match[str]) -> str:
     name, value = match["name"], match["value"]
     if _holds_secret(name, value):
         return match["start"] + MARK
-    return match["start"] + _PARAMETER.sub(_redacted_parameter, value)  # an address in its query
+    return match["start"] + _PARAMETER.sub(_redacted_parameter, value)  # the value may be a URL
 
 
 def _is_secret(part: str) -> bool:

@@ -1,4 +1,4 @@
-"""Tars behind a URL: whole shards fetched ahead into a local cache, or ranges of them."""
+"""Tars behind a URL: fetched whole into a local cache ahead of use, or read in ranges."""
 
 import os
 from collections import OrderedDict
@@ -17,13 +17,13 @@ from shards.prefetch import Prefetcher
 from shards.raw_sample import Block
 
 _MAX_GAP_BYTES = 1 << 20
-"""Extents no further apart than this are asked for together."""
+"""Extents with at most this gap between them are read in one request."""
 
 _MAX_REMEMBERED = 1 << 16
 
 
 def default_cache_folder() -> Path:
-    """`$PERCEIVER_CACHE`, else `perceiver/shards` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    """Return `$PERCEIVER_CACHE`, or `perceiver/shards` in `$XDG_CACHE_HOME` or `~/.cache`."""
     if given := os.environ.get("PERCEIVER_CACHE"):
         return Path(given)
     caches = os.environ.get("XDG_CACHE_HOME")
@@ -32,15 +32,16 @@ def default_cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class RemoteReading:
-    """How a set that is not local is read.
+    """How to read a set that is not local.
 
     Attributes:
-        cache_folder: for whole shards, on a local disk; processes may share it.
-        cache_bytes: they take at most; two windows of shards should fit.
-        request_bytes: asked for at a time.
-        num_threads: requests at a time.
-        request_cost: what a request costs beside its bytes, in bytes: 100 ms at 80 MB/s. Once
-            ranged reads of a shard have cost as much as the whole of it, it is fetched whole.
+        cache_folder: The folder for whole shards, on a local disk. Processes may share it.
+        cache_bytes: The most bytes in the cache. Two windows of shards should fit.
+        request_bytes: The most bytes in one request for a whole shard.
+        num_threads: The most requests at a time.
+        request_cost: The cost of a request in addition to its bytes, in bytes; the default is about
+            100 ms at 80 MB/s. Once the ranged reads of a shard have cost as much as its size, it is
+            fetched whole.
     """
 
     cache_folder: Path = field(default_factory=default_cache_folder)
@@ -56,18 +57,19 @@ class RemoteReading:
 
 
 class RemoteTars:
-    """Whole shards from the cache, and ranges of those that are not worth fetching whole.
+    """Whole shards from a cache, and ranges of shards that are not worth fetching whole.
 
-    A shard is fetched whole where `read_ahead` named it, and where ranged reads of it have cost as
-    much as the whole would. Ranges of it are read where the cache has no room for it. Memory is
-    `num_threads * request_bytes`, and the maps.
+    A shard is fetched whole if `read_ahead` named it, or if ranged reads of it have cost as much as
+    the whole shard. If the cache has no room for it, ranges are read. Memory is
+    `num_threads * request_bytes`, and the memory maps.
 
     Args:
-        location: of the set.
-        names, sha256s: of the tars, Arrow strings [shards].
-        sizes: of the tars in bytes, int64 [shards].
-        reading: limits.
-        max_open: maps held at a time.
+        location: The location of the set.
+        names: The names of the tars, Arrow strings [shards].
+        sha256s: The sha256 of each tar, Arrow strings [shards].
+        sizes: The sizes of the tars in bytes, int64 [shards].
+        reading: The limits.
+        max_open: The most memory maps that are held at a time.
     """
 
     def __init__(
@@ -87,15 +89,15 @@ class RemoteTars:
         self._max_open = max_open
         self._cache = ShardCache(reading.cache_folder, reading.cache_bytes)
         self._held: OrderedDict[int, memoryview] = OrderedDict()
-        self._spent: OrderedDict[int, int] = OrderedDict()  # on ranges of a shard, in bytes
+        self._spent: OrderedDict[int, int] = OrderedDict()  # shard to cost of its ranges, in bytes
         self._tars: Prefetcher[int, memoryview] = Prefetcher(reading.num_threads)
         self._ranges: Prefetcher[tuple[int, int, int], memoryview] = Prefetcher(reading.num_threads)
 
     def read_ahead(self, now: Sequence[int], later: Sequence[int]) -> None:
-        """Fetches whole the shards `now`, which are needed at once, and as many of `later` as fit.
+        """Fetch whole the shards `now`, which are needed first, and as many of `later` as fit.
 
         Raises:
-            ShardError: those of `now` do not fit in the cache together.
+            ShardError: The shards `now` do not fit in the cache together.
         """
         room = self._reading.cache_bytes - int(self._sizes[list(now)].sum())
         if room < 0:
@@ -118,7 +120,7 @@ class RemoteTars:
                 self._tars.begin(shard, self._fetch)
 
     def begin(self, shard: int, extents: list[Extent]) -> None:
-        """Starts on what `blocks` will be asked for."""
+        """Start to fetch what a later call of `blocks` with these arguments needs."""
         if shard not in self._tars and self._find(shard) is None:
             parts = _merged(extents)
             cost = len(parts) * self._reading.request_cost + sum(
@@ -134,11 +136,12 @@ class RemoteTars:
                 self._ranges.begin((shard, *part), self._read_range)
 
     def blocks(self, shard: int, extents: list[Extent]) -> list[Block]:
-        """For each of `extents` a block that holds it; `begin` was called with the same.
+        """Return for each extent a block that contains it. `begin` had the same arguments.
 
         Raises:
-            FileNotFoundError: there is no such tar.
-            ShardError: it cannot be read, is cut short or damaged, or the cache cannot be written.
+            FileNotFoundError: The tar does not exist.
+            ShardError: The tar cannot be read, is cut short or damaged, or the cache cannot be
+                written.
         """
         if (tar := self._find(shard)) is not None:
             return [Block(tar, 0)] * len(extents)
@@ -156,11 +159,11 @@ class RemoteTars:
         ]
 
     def forget_ranges(self) -> None:
-        """Lets go what was begun and not asked for, since another part of the request failed."""
+        """Drop the ranges that were begun and not requested; another part of the request failed."""
         self._ranges.forget_all_but(())
 
     def _find(self, shard: int) -> memoryview | None:
-        """The whole shard where it is here, or is being fetched, or by another process."""
+        """Return the whole shard if it is cached or is being fetched by any process, else None."""
         if (tar := self._held.get(shard)) is not None:
             self._held.move_to_end(shard)
             return tar
@@ -177,11 +180,11 @@ class RemoteTars:
         return tar
 
     def _taken(self, shard: int) -> memoryview | None:
-        """A shard that was begun; None where what is in use, also by the caller, leaves no room."""
+        """Wait for a shard that was begun. Return None if maps in use leave it no room."""
         try:
             return self._tars.take(shard)
         except NoRoomError:
-            self._held.clear()  # perhaps it is we who hold too much
+            self._held.clear()  # our own maps may fill the cache
         try:
             return self._fetch(shard)
         except NoRoomError:
@@ -204,7 +207,7 @@ class RemoteTars:
 
 
 def _merged(extents: list[Extent]) -> list[Extent]:
-    """The ranges to ask for, in order, none near another, that cover `extents`."""
+    """Return sorted ranges that cover `extents`. Ranges with a small gap are merged."""
     merged: list[Extent] = []
     for start, stop in sorted(extents):
         if merged and start - merged[-1][1] <= _MAX_GAP_BYTES:

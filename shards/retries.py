@@ -1,4 +1,4 @@
-"""Requests over a network, asked again where their failure may pass."""
+"""Requests over a network, repeated if their failure may be temporary."""
 
 import random
 import time
@@ -26,8 +26,8 @@ class Retry:
     """How often a request over the network is tried.
 
     Attributes:
-        attempts: in all, at least 1.
-        first_delay: seconds before the second; doubled for each one after, with jitter.
+        attempts: The number of attempts, at least 1.
+        first_delay: The seconds before the second attempt. Each further delay doubles, with jitter.
     """
 
     attempts: int = 6
@@ -35,16 +35,16 @@ class Retry:
 
 
 def try_again(request: Callable[[], _Result], retry: Retry) -> _Result:
-    """What `request` returns, asked again while it raises what is not final (see `is_final`).
+    """Call `request`, and repeat it while it raises an error that is not final (see `is_final`).
 
     Raises:
-        Exception: what the last attempt raised.
+        Exception: The error of the last attempt.
     """
     delay = retry.first_delay
     for _ in range(1, retry.attempts):
         try:
             return request()
-        except Exception as error:  # each file system and network library has kinds of its own
+        except Exception as error:  # each file system and network library has its own errors
             if is_final(error):
                 raise
         time.sleep(delay * random.uniform(0.5, 1.0))
@@ -53,9 +53,9 @@ def try_again(request: Callable[[], _Result], retry: Retry) -> _Result:
 
 
 def is_final(error: Exception) -> bool:
-    """Whether a request would fail again: nothing is there, it is refused, or it is none.
+    """Return whether a request would fail again: not found, refused, or invalid.
 
-    No connection, a time-out, HTTP 408, 425, 429 and 5xx may pass.
+    No connection, a time-out, HTTP 408, 425, 429 and 5xx may be temporary.
     """
     status = getattr(error, "status", None)
     refused = isinstance(status, int) and 400 <= status < 500 and status not in _TRANSIENT_STATUS

@@ -1,4 +1,4 @@
-"""Taking a shard over from an older set, whole or without some of its sources."""
+"""Reuse a shard of an older set, whole or without some of its sources."""
 
 import os
 import shutil
@@ -16,13 +16,13 @@ from shards.writer import read_index, write_shard
 
 
 def link_shard(source: Path, staging: Path, number: int) -> None:
-    """Gives `staging` the shard `number` of the set in `source`, as it is.
+    """Copy shard `number` of the set in `source` unchanged into `staging`.
 
-    The files are hard links where the file system has them, else copies; the index comes last, as
-    in `write_shard`, so a shard is there whole or not at all.
+    The files are hard links if the file system supports them, else copies. The index is written
+    last, as in `write_shard`, so the shard is complete or not there.
 
     Raises:
-        ShardError: `source` has no such shard, or the file system refuses.
+        ShardError: `source` has no such shard, or the file system fails.
     """
     for name in (shard_name(number), index_name(number)):
         if not (staging / name).exists():
@@ -31,15 +31,21 @@ def link_shard(source: Path, staging: Path, number: int) -> None:
 
 
 def rewrite_shard(source: Path, staging: Path, number: int, without: Collection[str]) -> ShardInfo:
-    """Writes the shard `number` of the set in `source` into `staging` without some sources.
+    """Write shard `number` of the set in `source` into `staging` without some sources.
 
-    The other samples keep their bytes and their order; none is decoded.
+    The other samples keep their bytes and their order. No sample is decoded.
 
     Args:
-        without: source URIs.
+        source: The folder of the older set.
+        staging: The folder of the new set.
+        number: The number of the shard in both sets.
+        without: The URIs of the sources to leave out.
+
+    Returns:
+        The facts about the new shard.
 
     Raises:
-        ShardError: `source` has no such shard, it is damaged, or the file system refuses.
+        ShardError: `source` has no such shard, the shard is damaged, or the file system fails.
     """
     index = read_index(source, number)
     if index is None:
@@ -75,7 +81,7 @@ def _samples(source: Path, index: ShardIndex, without: frozenset[str]) -> Iterat
 
 
 def _check_regular(folder: Path, name: str) -> None:
-    """Refuses what is no file of the set's own, which a link to it would carry over."""
+    """Reject anything but a regular file, since a hard link would bring it into the new set."""
     try:
         os.close(open_file(folder, name))
     except FileNotFoundError as error:

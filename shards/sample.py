@@ -1,4 +1,4 @@
-"""One sample on its way into a shard."""
+"""A sample to be written into a shard."""
 
 import re
 from dataclasses import dataclass
@@ -7,35 +7,35 @@ from shards.errors import ShardError
 from shards.plain import is_member, is_sha256
 
 MAX_NAME_BYTES = 100
-"""What the name field of a ustar header holds."""
+"""The length of the name field in a ustar header."""
 
 MAX_MEMBER_BYTES = 8**11 - 1
-"""What its size field holds: eleven octal digits."""
+"""The largest value of the size field in a ustar header: eleven octal digits."""
 
 KEY_PATTERN = r"\A[^./\x00-\x1f\x7f-\x{9f}]+\z"
-"""A key, as Arrow's regular expressions say it: neither empty nor with one of these."""
+"""A valid key, as a regular expression for Arrow: not empty, and without these characters."""
 
 _FORBIDDEN_IN_KEY = re.compile(r"[./\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-"""Python's stand-in for a byte that is not UTF-8."""
+"""Python's replacement for a byte that is not UTF-8."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A key and its members, as bytes; in a tar each member is the file KEY.MEMBER.
+    """A key and its members as bytes. In a tar, each member is the file KEY.MEMBER.
 
     Attributes:
-        key: unique within its shard; without '.', '/' and control characters, since WebDataset
-            takes all before a file name's first dot as the key.
-        members: file extension ("image.npy", "audio.npy", "cls", "json") to content; lower case, as
-            WebDataset lowers them. At least one; KEY.MEMBER has at most 100 bytes of UTF-8
-            and a member's content less than 8 GiB.
-        target: class number (int64), or None where the sample has no class.
-        source_uri: the file or row that the sample came from, as UTF-8 can spell it.
-        source_sha256: of that source's bytes, 64 hexadecimal digits.
+        key: The key, unique within its shard. It has no '.', '/' or control characters, because
+            WebDataset takes the part of a file's name before the first dot as the key.
+        members: Maps a file extension ("image.npy", "audio.npy", "cls", "json") to content. There
+            is at least one. Extensions are in lower case, because WebDataset converts them. A name
+            KEY.MEMBER has at most 100 bytes of UTF-8, and a content has less than 8 GiB.
+        target: The class number (int64), or None for a sample without a class.
+        source_uri: The file or row that the sample was made from. UTF-8 can encode it.
+        source_sha256: The sha256 of the source's bytes, 64 hexadecimal digits.
 
     Raises:
-        ShardError: a key, member name or sha256 that does not fit the rules above.
+        ShardError: A key, member name or sha256 breaks the rules above.
     """
 
     key: str

@@ -1,4 +1,4 @@
-"""Files of a local shard set: regular ones, in the set's own folder, and of bounded size."""
+"""Files of a local shard set: regular files in the set's own folder, of limited size."""
 
 import errno
 import mmap
@@ -12,19 +12,19 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def open_file(folder: Path, name: str) -> int:
-    """A descriptor of the regular file `name` in `folder`, for reading.
+    """Open the regular file `name` in `folder` for reading. Return its descriptor.
 
-    Neither it nor a folder between may be a symbolic link, which could lead anywhere; `folder`
-    itself may be one. A pipe or device is refused without waiting for it.
+    Neither the file nor a folder in `name` may be a symbolic link, which could lead anywhere; but
+    `folder` may be one. A pipe or a device is rejected without waiting for it.
 
     Args:
-        folder: of the set.
-        name: path within it, of names with '/' between.
+        folder: The folder of the set.
+        name: The path of the file within the set, with '/' between names.
 
     Raises:
-        FileNotFoundError: there is none.
-        ShardError: it is a link, a pipe, a device or a folder, or `name` leads out of the folder.
-        OSError: the file system refuses.
+        FileNotFoundError: The file does not exist.
+        ShardError: It is a link, a pipe, a device or a folder, or `name` leads out of the folder.
+        OSError: The file system fails.
     """
     *folders, last = parts = name.split("/")
     if not all(parts) or not {".", ".."}.isdisjoint(parts) or "\0" in name:
@@ -34,7 +34,7 @@ def open_file(folder: Path, name: str) -> int:
         for part in folders:
             descriptor = _within(descriptor, part, _READ | os.O_DIRECTORY)
         facts = os.stat(last, dir_fd=descriptor, follow_symlinks=False)
-        if not stat.S_ISREG(facts.st_mode):  # opening a device may already do something
+        if not stat.S_ISREG(facts.st_mode):  # to open a device may already have an effect
             raise _not_regular(folder / name)
         descriptor = _within(descriptor, last, _READ)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -51,7 +51,7 @@ def open_file(folder: Path, name: str) -> int:
 
 
 def read_file(folder: Path, name: str, max_bytes: int) -> bytes:
-    """All of a file. Raises as `open_file`, and ShardError where it has more than `max_bytes`."""
+    """Read a whole file. Raises like `open_file`, and ShardError above `max_bytes` bytes."""
     with os.fdopen(open_file(folder, name), "rb") as file:
         if os.fstat(file.fileno()).st_size > max_bytes:
             raise too_large(f"{folder / name}", max_bytes)
@@ -59,14 +59,14 @@ def read_file(folder: Path, name: str, max_bytes: int) -> bytes:
 
 
 def read_file_range(folder: Path, name: str, start: int, stop: int) -> bytes:
-    """Bytes [start, stop) of a file, fewer where it ends before. Raises as `open_file`."""
+    """Read bytes [start, stop) of a file, fewer if it ends earlier. Raises like `open_file`."""
     with os.fdopen(open_file(folder, name), "rb") as file:
         file.seek(start)
         return file.read(stop - start)
 
 
 def map_file(folder: Path, name: str) -> memoryview:
-    """All of a file, memory-mapped and read-only. Raises as `open_file`."""
+    """Map a whole file into memory, read-only. Raises like `open_file`."""
     descriptor = open_file(folder, name)
     try:
         if not os.fstat(descriptor).st_size:
@@ -77,7 +77,7 @@ def map_file(folder: Path, name: str) -> memoryview:
 
 
 def too_large(where: str, max_bytes: int) -> ShardError:
-    """The error for a file that has more bytes than it can need."""
+    """Return the error for a file with more bytes than such a file can need."""
     return ShardError(
         f"{where}: has more than {max_bytes} bytes, which no such file needs; restore it or run "
         "'perceiver preprocess' again"
@@ -85,7 +85,7 @@ def too_large(where: str, max_bytes: int) -> ShardError:
 
 
 def _within(folder: int, name: str, flags: int) -> int:
-    """Opens a file in the folder with this descriptor, which is closed."""
+    """Open a file in the folder with this descriptor. Close the folder's descriptor."""
     opened = os.open(name, flags, dir_fd=folder)
     os.close(folder)
     return opened

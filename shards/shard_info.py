@@ -1,4 +1,4 @@
-"""What is known of a shard without reading it, and where its files lie."""
+"""Facts about a shard that are known without reading it, and the paths of its files."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,14 @@ class ShardInfo:
     """One shard's row in `shards.parquet`.
 
     Attributes:
-        number: its index in the plan.
-        name: the tar's path within the set.
-        split: the one split that all its samples belong to.
-        samples: how many; a shard with none has an index and no tar, until the set is published.
-        bytes: size of the tar.
-        sha256: of the tar.
-        index_sha256: of the index.
+        number: The index of the shard in the plan.
+        name: The path of the tar within the set.
+        split: The split of all its samples.
+        samples: The number of samples. An empty shard has an index and no tar. It is left out when
+            the set is published.
+        bytes: The size of the tar.
+        sha256: The sha256 of the tar.
+        index_sha256: The sha256 of the index.
     """
 
     number: int
@@ -27,10 +28,10 @@ class ShardInfo:
 
 
 def shard_name(number: int) -> str:
-    """The tar's path within a shard set."""
+    """Return the path of a shard's tar within the set."""
     return f"shard-{number:05d}.tar"
 
 
 def index_name(number: int) -> str:
-    """The index's path within a shard set."""
+    """Return the path of a shard's index within the set."""
     return f"index/{number:05d}.parquet"

@@ -1,4 +1,4 @@
-"""A published shard set, opened: its manifest and its list of shards, and nothing more."""
+"""An open shard set: its manifest and its list of shards."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +25,13 @@ from shards.positions import (
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A shard set. Opening it costs its manifest and `shards.parquet`, whatever its size.
+    """A published shard set. To open one of any size, two files are read.
 
     Attributes:
-        location: where it lies.
-        manifest: what it is.
-        listing: one row for each shard, columns as in `ShardInfo`, by shard number.
+        location: The location of the set.
+        manifest: The manifest of the set.
+        listing: `shards.parquet`: one row for each shard, by number, with the columns of
+            `ShardInfo`.
     """
 
     location: Location
@@ -39,11 +40,11 @@ class ShardSet:
 
     @classmethod
     def open(cls, path: str | Path | Location) -> Self:
-        """Opens the set in a local folder or at any fsspec URL.
+        """Open the set in a local folder or at any fsspec URL.
 
         Raises:
-            ShardError: there is no set, it is of another format version, or one of the two files
-                read is damaged.
+            ShardError: There is no set, it has another format version, or its manifest or
+                `shards.parquet` is damaged.
         """
         location = path if isinstance(path, Location) else Location(path)
         try:
@@ -66,11 +67,11 @@ class ShardSet:
 
     @property
     def digest(self) -> str:
-        """The set's name: sha256 of its `manifest.json`, 64 hexadecimal digits."""
+        """The name of the set: the sha256 of its `manifest.json`, 64 hexadecimal digits."""
         return self.manifest.digest
 
     def require_unchanged(self) -> None:
-        """Raises ShardError if another set, or none, lies there by now."""
+        """Raise ShardError if the set was replaced or removed."""
         try:
             data = self.location.read(MANIFEST_FILE, MAX_MANIFEST_BYTES)
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -80,7 +81,7 @@ class ShardSet:
             raise _replaced(self.location, found, self.digest)
 
     def num_samples(self, split: str) -> int:
-        """Samples of `split`. Raises ShardError if the set has no such split."""
+        """Return the samples in `split`. Raises ShardError if the set has no such split."""
         try:
             return self.manifest.counts[split]
         except KeyError as error:
@@ -90,23 +91,26 @@ class ShardSet:
             ) from error
 
     def __reduce__(self) -> tuple:
-        # Another process reads two files rather than take the listing of a million shards by pipe.
+        # Another process reads two small files; a listing may have a million rows to pickle.
         return _reopen, (self.location, self.digest)
 
     def shards(self, split: str) -> pa.Table:
-        """The rows of `listing` that belong to `split`. Raises ShardError as `num_samples`."""
+        """Return the rows of `listing` for `split`. Raises ShardError like `num_samples`."""
         self.num_samples(split)
         rows = pc.indices_nonzero(pc.equal(self.listing["split"], split))
         first, num_rows = (rows[0].as_py(), len(rows)) if len(rows) else (0, 0)
         if num_rows and rows[-1].as_py() == first + num_rows - 1:
-            return self.listing.slice(first, num_rows)  # adjacent, as they mostly are: no copy
+            return self.listing.slice(first, num_rows)  # without a copy; rows are mostly adjacent
         return self.listing.take(rows)
 
     def position_table(self, spec: PositionSpec) -> np.ndarray:
-        """The position table of `spec`: float32 [tokens, channels], memory-mapped where local.
+        """Return a position table: float32 [tokens, channels], memory-mapped in a local set.
+
+        Args:
+            spec: The parameters of the table.
 
         Raises:
-            ShardError: the set was made with other Fourier features, or the file is damaged.
+            ShardError: The set was made with other Fourier features, or the file is damaged.
         """
         if spec.digest not in self.manifest.positions:
             there = (

@@ -1,8 +1,9 @@
-"""Tar files whose bytes depend on nothing but their content.
+"""Tar files whose bytes depend only on their content.
 
-POSIX ustar: every member is one 512-byte header (mtime, uid and gid 0, mode 0644, no owner names),
-its payload, and zeros up to the next multiple of 512; two zero blocks end the archive. There are no
-extended headers, so a member's header is always the block before its payload.
+The format is POSIX ustar. Every member is a header of 512 bytes, its payload, and zeros up to the
+next multiple of 512. In a header, mtime, uid and gid are 0, the mode is 0644, and there are no
+owner names. Two zero blocks end the archive. There are no extended headers, so the header of a
+member is always the block before its payload.
 """
 
 import hashlib
@@ -14,17 +15,17 @@ from typing import NamedTuple, Protocol
 BLOCK_BYTES = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK_BYTES)
 _NAME, _CHECKSUM = slice(0, 100), slice(148, 156)
-"""Fields of a ustar header."""
+"""The fields of a ustar header that differ between members of the same length."""
 
 
 class Writable(Protocol):
-    """What a tar is written to."""
+    """A file that a tar can be written to."""
 
     def write(self, data: bytes, /) -> int: ...
 
 
 class MemberSpan(NamedTuple):
-    """Where a member's payload lies in its tar, in bytes."""
+    """The name, offset and length of a member's payload in its tar, in bytes."""
 
     name: str
     offset: int
@@ -32,24 +33,24 @@ class MemberSpan(NamedTuple):
 
 
 class SampleSpan(NamedTuple):
-    """Where a sample lies in its tar, and the sha256 of its bytes there (see `sample_extent`)."""
+    """The members of a sample in its tar, and the sha256 of its extent (see `sample_extent`)."""
 
     members: list[MemberSpan]
     sha256: str
 
 
 def sample_extent(members: list[MemberSpan]) -> tuple[int, int]:
-    """(first, one past last) byte of a sample in its tar: headers, payloads and padding.
+    """Return the range [start, stop) of a sample in its tar: headers, payloads and padding.
 
-    The extents of a shard's samples adjoin, so each byte before the end of the archive is one
-    sample's own.
+    The extents of a shard's samples are adjacent. So each byte before the end of the archive
+    belongs to exactly one sample.
     """
     last = members[-1]
     return members[0].offset - BLOCK_BYTES, round_up(last.offset + last.length)
 
 
 class TarWriter:
-    """Streams samples into a tar, hashing on the way; memory is one member's."""
+    """Write samples into a tar and compute hashes on the way. Memory is that of one member."""
 
     def __init__(self, file: Writable) -> None:
         self._file = file
@@ -57,7 +58,7 @@ class TarWriter:
         self._size = 0
 
     def add(self, key: str, members: Mapping[str, bytes]) -> SampleSpan:
-        """Appends the files KEY.MEMBER, sorted by member."""
+        """Append the files KEY.MEMBER, sorted by member."""
         spans = []
         extent = hashlib.sha256()
         for member in sorted(members):
@@ -71,7 +72,7 @@ class TarWriter:
         return SampleSpan(spans, extent.hexdigest())
 
     def finish(self) -> tuple[int, str]:
-        """Ends the archive: its size in bytes and its sha256, 64 hexadecimal digits."""
+        """End the archive. Return its size in bytes and its sha256, 64 hexadecimal digits."""
         self._write(END_OF_ARCHIVE)
         return self._size, self._sha256.hexdigest()
 
@@ -82,7 +83,7 @@ class TarWriter:
 
 
 def _header(name: str, length: int) -> bytes:
-    """What tarfile writes; of one length, only the name and the checksum differ."""
+    """Return the same header as tarfile. For one length, only name and checksum differ."""
     nameless, checksum = _nameless_header(length)
     encoded = name.encode()
     assert len(encoded) <= _NAME.stop
@@ -99,7 +100,7 @@ def _header(name: str, length: int) -> bytes:
 
 @lru_cache(maxsize=256)
 def _nameless_header(length: int) -> tuple[bytes, int]:
-    """A header without a name, and the sum of its bytes, those of the checksum taken as spaces."""
+    """Return a header without a name, and the sum of its bytes with a checksum of spaces."""
     info = tarfile.TarInfo("")
     info.size = length
     header = info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
@@ -107,5 +108,5 @@ def _nameless_header(length: int) -> tuple[bytes, int]:
 
 
 def round_up(num_bytes: int) -> int:
-    """The next multiple of a tar's block, or the number itself."""
+    """Round up to a multiple of 512, the size of a tar's block."""
     return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES

@@ -1,30 +1,31 @@
-"""Structs of Thrift's compact protocol, in which Parquet writes its footer and page headers."""
+"""Read Thrift's compact protocol, which Parquet uses for its footer and page headers."""
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 INT32, INT64, BINARY, LIST, STRUCT = 5, 6, 8, 9, 12
-"""Kinds of fields; binary and all others are passed over."""
+"""The kinds of fields that matter here. The content of binary and other kinds is skipped."""
 
 _BOOLEANS = (1, 2)
 _MAX_DEPTH = 16
 
 Struct: TypeAlias = dict[tuple[int, int], Any]
-"""Fields by number and kind: integers, structs, and lists of structs."""
+"""The fields of a struct by number and kind: integers, structs, and lists of structs."""
 
 Lists: TypeAlias = Mapping[int, Any]
-"""For each field that is a list the kind of its elements, or (what a struct in it has,); for one
-that is a struct, what it has."""
+"""The lists expected in a struct, by field number. A value is one of three things: for a list, the
+kind of its elements, or `(lists,)` if they are structs with these lists; for a struct, `lists`."""
 
 
 class CompactReader:
-    """Reads structs from bytes as Thrift's own code does, or not at all.
+    """Read structs from bytes exactly as Thrift's own code does, or raise an error.
 
-    Thrift's generated code takes a list's elements for what it expects and not for what the list
-    says they are. `Lists` names what is expected, and a list that says another thing is refused.
+    Thrift's generated code assumes the expected kind of a list's elements and ignores the kind that
+    the list declares. `Lists` states the expected kinds, and a list that declares another kind is
+    rejected.
 
     Attributes:
-        offset: of the next byte.
+        offset: The offset of the next byte.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -32,11 +33,15 @@ class CompactReader:
         self.offset = 0
 
     def struct(self, lists: Lists, depth: int = 0) -> Struct:
-        """The struct that begins at `offset`; of a field that comes twice, the later one.
+        """Read the struct that begins at `offset`. If a field occurs twice, the later one counts.
+
+        Args:
+            lists: The lists that the struct may contain.
+            depth: The number of structs and lists around this struct.
 
         Raises:
-            IndexError: the bytes end before it does.
-            ValueError: the bytes mean nothing.
+            IndexError: The bytes end before the struct does.
+            ValueError: The bytes are not a valid struct.
         """
         if depth > _MAX_DEPTH:
             raise ValueError("nested too deeply")
@@ -90,7 +95,7 @@ class CompactReader:
 
     def _pass_over(self, kind: int, depth: int) -> None:
         match kind:
-            case 1 | 2:  # a boolean, which is all in its head
+            case 1 | 2:  # the kind of a boolean field is its value
                 pass
             case 3:
                 self._skip(1)

@@ -1,4 +1,4 @@
-"""Every byte of a shard set against the hashes it was published with."""
+"""Compare every byte of a shard set with the hashes from when it was published."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,24 +20,26 @@ _MAX_KEYS_NAMED = 20
 
 @dataclass(frozen=True)
 class Problem:
-    """One file of a set and what is wrong with it, in one line."""
+    """A file of a set and a one-line description of its problem."""
 
     file: str
     what: str
 
 
 def verify(path: str | Path, progress: Callable[[str], None] | None = None) -> list[Problem]:
-    """Reads every file of the set at `path`: any changed bit, missing or extra file is a problem.
+    """Read every file of the set at `path` and report changed, missing and extra files.
 
     Args:
-        path: local folder or fsspec URL.
-        progress: called with each file's name once it has been checked.
+        path: A local folder or an fsspec URL.
+        progress: Called with the name of each file after it is checked.
 
     Returns:
-        The problems found, none for a whole set. A damaged tar's names the samples it hits.
+        The problems, an empty list for an intact set. For a damaged tar, the problem names the
+        damaged samples.
 
     Raises:
-        ShardError: without its manifest or `shards.parquet` nothing else can be checked.
+        ShardError: The manifest or `shards.parquet` is missing or damaged, so nothing else can be
+            checked.
     """
     shard_set = ShardSet.open(path)
     location, manifest = shard_set.location, shard_set.manifest
@@ -53,7 +55,7 @@ def verify(path: str | Path, progress: Callable[[str], None] | None = None) -> l
         try:
             with location.open(name) as file:
                 found = stream_sha256(file)
-        except ShardError as error:  # it is no regular file
+        except ShardError as error:  # it is not a regular file
             problems.append(Problem(name, printable(str(error))))
             return False
         if progress:
@@ -91,14 +93,14 @@ def _rows(shard_set: ShardSet) -> Iterator[ShardInfo]:
 
 
 def _index_fault(shard_set: ShardSet, shard: ShardInfo) -> str | None:
-    """What an index says that cannot be true, or None; also where it cannot be read."""
+    """Return what is wrong with the content of an index, or None if it is fine or missing."""
     name = index_name(shard.number)
     try:
         data = shard_set.location.read(name, max_index_bytes(shard.samples))
         index = ShardIndex.decode(data, name)
         index.check_listed(shard, len(shard_set.manifest.classes), name)
     except FileNotFoundError:
-        return None  # named as missing
+        return None  # it is already reported as missing
     except ShardError as error:
         return str(error)
     return None

@@ -1,4 +1,4 @@
-"""Writing one shard, so that it is there whole or not at all, and knowing afterwards that it is."""
+"""Write one shard so that it appears complete or not at all, and recognise a complete shard."""
 
 import stat
 from collections.abc import Iterable
@@ -22,36 +22,37 @@ from shards.set_files import read_file
 from shards.tar import TarWriter
 
 QUARANTINE_PARTS = "quarantine"
-"""Folder of a staging area: what each shard set aside, until the set is published."""
+"""The folder in a staging folder for the quarantined sources of each shard, until `publish`."""
 
 
 def quarantine_part(root: Path, number: int) -> Path:
-    """Where shard `number` keeps what it set aside."""
+    """Return the path of the file for the quarantined sources of shard `number`."""
     return root / QUARANTINE_PARTS / f"{number:05d}.parquet"
 
 
 def write_shard(
     root: Path, number: int, split: str, samples: Iterable[Sample | Quarantined]
 ) -> ShardInfo:
-    """Writes shard `number` of the set being made in `root`.
+    """Write shard `number` of the set in the staging folder `root`.
 
-    The tar comes first, then what was set aside, then the index, each under a temporary name and
-    renamed: the index's presence commits the shard. The bytes depend on the arguments only. Memory
-    is one sample and the index. Without samples there is an index and no tar.
+    The tar is written first, then the quarantined sources, then the index. Each is written under a
+    temporary name and renamed, so the presence of the index commits the shard. The bytes depend
+    only on the arguments. Memory is one sample and the index. A shard without samples has an index
+    and no tar.
 
     Args:
-        root: the staging folder; made where missing.
-        number: the shard's index in the plan.
-        split: the split of all `samples`.
-        samples: consumed one at a time, written in this order; sources that gave no sample may come
-            among them.
+        root: The staging folder. It is created if it does not exist.
+        number: The index of the shard in the plan.
+        split: The split of all `samples`.
+        samples: The samples, consumed one at a time and written in this order. Sources that gave no
+            sample may be among them.
 
     Returns:
-        The shard's facts, as `read_committed` gives them from now on.
+        The facts about the shard, as `read_committed` returns them from now on.
 
     Raises:
-        ShardError: the split's name is not plain, a key comes twice, or the file system refuses; no
-            temporary file stays behind.
+        ShardError: The split's name is invalid, a key occurs twice, or the file system fails. No
+            temporary file is left.
     """
     if not is_name(split):
         raise ShardError(
@@ -85,21 +86,21 @@ def write_shard(
 
 
 def read_committed(root: Path, number: int) -> ShardInfo | None:
-    """The facts of shard `number` if it lies whole in `root`, else None: it is to be written.
+    """Return the facts about shard `number` if it is complete in `root`, else None.
 
-    Looks at the index and the tar's size; `verify` reads the tar itself.
+    This checks the index and the size of the tar. `verify` reads the tar itself.
     """
     index = read_index(root, number)
     return None if index is None else index.info
 
 
 def read_index(root: Path, number: int) -> ShardIndex | None:
-    """The index of shard `number` under the conditions of `read_committed`, else None."""
+    """Return the index of shard `number` if it is complete (see `read_committed`), else None."""
     name = index_name(number)
     try:
         data = read_file(root, name, MAX_INDEX_BYTES)
         index = ShardIndex.decode(data, f"{root / name}")
-        # A link is none of this set's files, wherever it leads.
+        # A link is rejected even if it leads to a valid tar.
         facts = (root / index.info.name).lstat() if index.info.samples else None
     except (FileNotFoundError, NotADirectoryError, ShardError):
         return None
