@@ -1,1 +1,1 @@
-"""Raw media to a shard set with Ray Data: the verb, its tasks, the ledger and the quarantine."""
+"""Turns raw media into a shard set with Ray Data: verb, tasks, ledger and quarantine."""

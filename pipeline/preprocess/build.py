@@ -1,8 +1,8 @@
-"""Building a shard set from its sources, with Ray Data.
+"""Builds a shard set from its sources with Ray Data.
 
-The unit of work is a shard: one task reads its sources, decodes them and writes the shard whole.
-The plan fixes which sources make which shard, so the bytes do not depend on how many tasks ran, in
-which order, or how often the work was interrupted; shards that are committed are not made again.
+The unit of work is a shard. One task reads the sources of a shard, decodes them and writes the
+whole shard. The plan fixes which sources make which shard. So the bytes do not depend on the number
+of tasks, on their order, or on interruptions. A shard that was committed is not made again.
 """
 
 import math
@@ -55,25 +55,25 @@ from shards.digests import canonical_json, sha256_hex
 from shards.files import AtomicFile, remove_tree
 from shards.writer import QUARANTINE_PARTS
 
-# Ray Data keeps a few bytes for each block; with more of them, blocks hold more shards.
+# Ray Data keeps a few bytes for each block. Larger sets get more shards in a block instead.
 MAX_BLOCKS = 10_000
 MAX_JOBS_EACH = 16
 GUIDE = 1.5
-"""Of the jobs that are left, a task takes its CPU's share divided by this."""
+"""A task takes `1 / (GUIDE * number of CPUs)` of the jobs that are left."""
 HASHED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSetSpec:
-    """The set that is wanted, by a configuration or by an older set's manifest.
+    """The shard set to make, described by a configuration or by the manifest of an older set.
 
     Attributes:
-        data: section `data`.
-        seed: of splits and of the order in shards.
-        identity: all that determines the samples.
-        specs: of the position tables.
-        final: the set's folder.
-        address: of the Ray cluster.
+        data: The section `data` of the configuration.
+        seed: The seed of the splits and of the order in the shards.
+        identity: The set identity: everything that determines the samples besides the sources.
+        specs: The specifications of the position tables.
+        final: The folder of the finished set.
+        address: The address of the Ray cluster, or None for a cluster on this machine.
     """
 
     data: DataConfig
@@ -84,13 +84,19 @@ class ShardSetSpec:
     address: str | None
 
     def beside(self, suffix: str) -> Path:
-        """A path beside the set."""
+        """Return the path beside the set that has its name and this suffix."""
         return self.final.with_name(f"{self.final.name}.{suffix}")
 
 
 @dataclass(frozen=True)
 class ExistingSet:
-    """The set that is there already, of the same settings."""
+    """The set that exists already and was made with the same settings.
+
+    Attributes:
+        manifest: The manifest of the set.
+        ledger: The sources that the set was made from.
+        quarantine: The rows of its `quarantine.parquet`.
+    """
 
     manifest: Manifest
     ledger: Ledger
@@ -98,7 +104,16 @@ class ExistingSet:
 
 
 def sha256s(spec: ShardSetSpec, listing: SourceTable, sources: pa.Table) -> list[str | None]:
-    """Hash some sources of a listing; None for one that cannot be read."""
+    """Hash the content of some sources of a listing.
+
+    Args:
+        spec: The set to make; the plan for the hashing is written beside it for the moment.
+        listing: The listing that the sources belong to.
+        sources: The rows of the listing to hash.
+
+    Returns:
+        For each row 64 hexadecimal digits, or None if the source cannot be read.
+    """
     plan = spec.beside("doubtful.parquet")
     try:
         part = replace(listing, table=sources)
@@ -135,14 +150,21 @@ def build(
     changes: Changes | None,
     console: Console,
 ) -> int:
-    """Make the set of all that is listed, or, of a base, of what has changed and what has not.
+    """Make the whole set, or only what has changed since the existing set was made.
+
+    Args:
+        spec: The set to make.
+        listing: All sources.
+        base: The existing set, or None to make every shard.
+        changes: What has changed since the existing set was made, or None to decode every source.
+        console: The console that shows the progress.
 
     Returns:
-        How many sources were to be decoded.
+        The number of sources that had to be decoded.
 
     Raises:
-        UserError: too many sources cannot be used; nothing is left behind then. After other errors
-            the shards that are finished stay, for the same command to go on from.
+        UserError: Too many sources cannot be used. Then no files of this build are left. After
+            other errors the finished shards stay, and the same command continues from them.
     """
     staging, made_by, plan, stale = (
         spec.beside(name)
@@ -213,8 +235,8 @@ def build(
 
 
 def remove_leftovers(spec: ShardSetSpec) -> None:
-    """Remove all that an unfinished run left beside the set."""
-    # First what vouches for the shards: some may lack their quarantined sources by then.
+    """Remove everything that an unfinished run left beside the set."""
+    # The fingerprint goes first. It must not vouch for shards that are partly removed.
     for name in ("partial.made_by", "stale.parquet"):
         spec.beside(name).unlink(missing_ok=True)
     remove_tree(spec.beside("partial"))
@@ -223,7 +245,7 @@ def remove_leftovers(spec: ShardSetSpec) -> None:
 
 
 def refused_rows(listing: SourceTable) -> pa.Table:
-    """The listing's refused sources as rows of the quarantine."""
+    """Return the refused sources of a listing as rows of the quarantine."""
     refused = listing.refused
     return pa.table(
         {
@@ -237,7 +259,7 @@ def refused_rows(listing: SourceTable) -> pa.Table:
 
 
 def uri_texts(uris: pa.ChunkedArray) -> pa.Array:
-    """URIs as the quarantine spells them: bytes that are not UTF-8 as backslash escapes."""
+    """Return URIs as the quarantine's text: bytes that are not UTF-8 become backslash escapes."""
     try:
         return uris.cast(pa.string()).combine_chunks()
     except pa.ArrowInvalid:
@@ -251,7 +273,7 @@ def uri_texts(uris: pa.ChunkedArray) -> pa.Array:
 def _fingerprint(
     spec: ShardSetSpec, listing: SourceTable, base: ExistingSet | None, changes: Changes | None
 ) -> str:
-    """What the shards in a staging folder depend on."""
+    """Return a sha256 of everything that the shards in the staging folder depend on."""
     facts = {
         "settings": spec.identity,
         "sources": listing.state_digest,
@@ -265,9 +287,9 @@ def _fingerprint(
 
 
 def _prepare(staging: Path, made_by: Path, fingerprint: str) -> None:
-    """Keep an interrupted run's shards only if the same settings and sources made them.
+    """Keep the shards of an interrupted run only if the settings and sources are still the same.
 
-    The fingerprint lies beside the staging folder, so that it outlives the folder's publishing.
+    The fingerprint lies beside the staging folder, because publishing renames that folder.
     """
     known = made_by.read_text("utf-8") if made_by.is_file() else None
     if known != fingerprint:
@@ -282,7 +304,7 @@ def _prepare(staging: Path, made_by: Path, fingerprint: str) -> None:
 def _shards_of(
     spec: ShardSetSpec, base: ExistingSet | None, changes: Changes | None
 ) -> tuple[list[int], list[int]]:
-    """Numbers of the base's shards that stay as they are, and of those that lose samples."""
+    """Return the numbers of the existing shards to keep, and of those that lose samples."""
     if base is None or changes is None:
         return [], []
     numbers = ShardSet.open(spec.final).listing["number"]
@@ -300,10 +322,18 @@ def run_tasks(
     console: Console,
     addresses: list[str] | None = None,
 ) -> None:
-    """Run one Ray Data task for each spec.
+    """Run one Ray Data task for each block of jobs, and show the progress.
 
     Args:
-        addresses: of the new shards, from `shard_addresses`; they travel with the jobs, in memory.
+        task: The function that makes the shards of a batch of jobs.
+        num_jobs: The number of shards to write.
+        num_sources: The number of sources to decode, for the progress bar.
+        console: The console that shows the progress and notices.
+        addresses: The addresses of the new shards, from `shard_addresses`. They hold secrets, so
+            they travel in memory with the jobs and are not written to disk.
+
+    Raises:
+        ShardError: A task failed with an error that a user can mend.
     """
     import ray
 
@@ -311,7 +341,7 @@ def run_tasks(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     _learn_limits_at_once()
-    # A reading operator, such as range's, would hold CPUs of its own.
+    # An operator that reads, such as `range`, would reserve CPUs for itself.
     blocks = np.split(
         np.arange(num_jobs), guided_self_scheduling(num_jobs, ray.cluster_resources().get("CPU", 1))
     )
@@ -334,10 +364,11 @@ def run_tasks(
 
 
 def guided_self_scheduling(num_jobs: int, num_cpus: float) -> list[int]:
-    """Where to cut the jobs into tasks: few, since Ray Data leaves a CPU idle for 0.2 s after each.
+    """Return the offsets at which the jobs are cut into tasks.
 
-    The last ones are single jobs, so that all CPUs end together. (Guided self-scheduling:
-    Polychronopoulos and Kuck, IEEE Transactions on Computers C-36, 1987.)
+    Tasks are few, since Ray Data leaves a CPU idle for 0.2 s after each. The last tasks are single
+    jobs, so that all CPUs end together. The method is guided self-scheduling (Polychronopoulos and
+    Kuck, IEEE Transactions on Computers C-36, 1987).
     """
     least = math.ceil(num_jobs / MAX_BLOCKS)
     most = max(MAX_JOBS_EACH, least)
@@ -351,9 +382,10 @@ def guided_self_scheduling(num_jobs: int, num_cpus: float) -> list[int]:
 
 
 def _learn_limits_at_once() -> None:
-    """Ray Data takes a cluster for empty until it asks again, and runs one task at a time.
+    """Let Ray Data ask more often how many CPUs the cluster has.
 
-    It asks every second. That is its own affair, so a version that has it elsewhere is left alone.
+    Until it asks again, after a second, it takes the cluster for empty and runs one task at a time.
+    The interval is internal to Ray: a version without it is left as it is.
     """
     with suppress(ImportError):
         from ray.data._internal.execution.resource_manager import ResourceManager
@@ -362,7 +394,7 @@ def _learn_limits_at_once() -> None:
 
 
 def _carried(base: ExistingSet | None, changes: Changes | None) -> pa.Table:
-    """The quarantine of the base's listed sources that could not be decoded, and are as before."""
+    """Return the rows of the existing quarantine that hold for unchanged sources."""
     if base is None or changes is None:
         return quarantine_table([])
     unchanged = pa.chunked_array([changes.unchanged])
@@ -370,10 +402,17 @@ def _carried(base: ExistingSet | None, changes: Changes | None) -> pa.Table:
 
 
 def refused_by_decoders(base: ExistingSet, uris: pa.ChunkedArray) -> pa.Array:
-    """Which rows of the base's quarantine are these sources' own.
+    """Find the rows of the existing set's quarantine that decoding has written for these sources.
 
-    A source that is in a shard may have a namesake there, which the listing refused, without a
-    traceback; or a row of its own for what was damaged behind its first samples.
+    The listing may also have refused another source with the same URI. Such a row has no traceback.
+    A source that is in a shard can have a row too, if it was damaged after its first samples.
+
+    Args:
+        base: The existing set.
+        uris: The URIs of the sources, as bytes.
+
+    Returns:
+        A boolean for each row of the quarantine.
     """
     ledger = base.ledger.table
     failed = ledger["uri"].filter(pc.is_null(ledger["shard"]))
@@ -386,6 +425,7 @@ def refused_by_decoders(base: ExistingSet, uris: pa.ChunkedArray) -> pa.Array:
 
 
 def _check_bad(spec: ShardSetSpec, listing: SourceTable, staging: Path, carried: pa.Table) -> None:
+    """Refuse the set if too many sources of it, or all sources of a split, cannot be used."""
     parts = sorted((staging / QUARANTINE_PARTS).glob("*.parquet"))
     rows = pa.concat_tables([carried, *map(read_quarantine_table, parts)])
     bad, total = rows.num_rows, listing.table.num_rows
@@ -417,7 +457,10 @@ def _write_positions(spec: ShardSetSpec, staging: Path) -> None:
 def _vocabulary(
     spec: ShardSetSpec, listing: SourceTable, base: ExistingSet | None
 ) -> TableVocabulary | None:
-    """Of the base, since its samples hold its numbers; else of the training rows."""
+    """Return the vocabulary of the existing set, or else fit one to the training rows.
+
+    The existing samples hold the numbers of their own vocabulary, so it must stay.
+    """
     table = spec.data.table
     if table is None:
         return None

@@ -1,4 +1,4 @@
-"""What has changed among the sources since a shard set was made."""
+"""Finds what has changed among the sources since a shard set was made."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,13 @@ from pipeline.preprocess.ledger import source_states
 
 @dataclass(frozen=True)
 class Changes:
-    """What it takes to bring a set up to its sources.
+    """The work that brings a set up to date with its sources.
 
     Attributes:
-        to_decode: the rows of the listing to be decoded: added, changed, or tried again.
-        unchanged: URIs of the others.
-        stale: uri and shard of the sources whose samples must go: changed, tried again or gone.
+        to_decode: The rows of the listing to decode: added, changed, or tried again.
+        unchanged: The URIs of the other rows.
+        stale: The URI and shard of each source whose samples must be removed, because the source
+            was changed, tried again or deleted.
     """
 
     to_decode: pa.Table
@@ -25,6 +26,7 @@ class Changes:
     stale: pa.Table
 
     def __bool__(self) -> bool:
+        """Return whether there is anything to do."""
         return bool(self.to_decode.num_rows or self.stale.num_rows)
 
 
@@ -34,14 +36,19 @@ def find_changes(
     again: pa.Array,
     sha256s: Callable[[pa.Table], list[str | None]],
 ) -> Changes:
-    """Compare a listing with the ledger: by sizes and times first, by content where these differ.
+    """Compare a listing with the ledger.
+
+    Sizes and times are compared first. The content is hashed only where these differ.
 
     Args:
-        ledger: a row for each source that the set was made from.
-        listing: a row for each source that is there now.
-        again: URIs to be tried again whatever their state.
-        sha256s: hashes the content of sources; asked once, for all that may have changed. None
-            where one cannot be read.
+        ledger: A row for each source that the set was made from.
+        listing: A row for each source that exists now.
+        again: The URIs to try again, whatever their state.
+        sha256s: The function that hashes the content of sources. It is called at most once, with
+            all sources that may have changed. It returns None for a source that cannot be read.
+
+    Returns:
+        The changes.
     """
     known = pc.index_in(listing["uri"], value_set=ledger["uri"].combine_chunks())
     before = ledger["sha256"].take(known)
@@ -49,7 +56,7 @@ def find_changes(
     targets = (
         pc.fill_null(table, -1) for table in (listing["target"], ledger["target"].take(known))
     )
-    # A target that changed makes another sample, whatever the file's state.
+    # A new target makes a new sample, even if the file is unchanged.
     may_skip_hash = ~_true(pc.is_in(listing["uri"], value_set=again))
     may_skip_hash &= ~in_set | _true(pc.equal(*targets))
     unchanged_rows = (
@@ -72,5 +79,5 @@ def find_changes(
 
 
 def _true(values: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Where a nullable boolean is true."""
+    """Return where a nullable boolean is true."""
     return np.array(pc.fill_null(values, False), dtype=bool)

@@ -1,4 +1,4 @@
-"""Finding the shard set of a configuration's data, under whatever name it was made."""
+"""Finds the shard set that was made from a configuration's data, under any name."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,15 +15,19 @@ from shards.redaction import without_secrets
 
 
 def with_shards(config: Config, console: Console) -> Config:
-    """The configuration with the place of its shard set.
+    """Return the configuration with the path of its shard set filled in.
 
-    A set belongs to its data, not to a name. Where `shards` is null and `output/name/shards` is
-    not there, this takes the set in `output/*/shards` that was made from the same sources with
-    the same settings. The seed may differ, as it may for a set in the run's own folder, but a set
-    of the same seed comes first.
+    A set belongs to its data, not to a name. If `shards` is null and `output/name/shards` does not
+    exist, this function looks in `output/*/shards` for a set from the same sources with the same
+    settings. The seed may differ, as it may for a set in the run's own folder. A set with the same
+    seed is preferred.
+
+    Args:
+        config: The configuration.
+        console: The console that reports a set found under another name.
 
     Raises:
-        UserError: there is no such set, or there are several different ones.
+        UserError: There is no such set, or there are several different ones.
     """
     if config.shards is not None or Path(config.shards_folder).exists():
         return config
@@ -38,7 +42,7 @@ def with_shards(config: Config, console: Console) -> Config:
             shard_set = ShardSet.open(folder)
         except ShardError:
             continue
-        if shard_set.digest != digest:  # the ledger of an older set, after a kill
+        if shard_set.digest != digest:  # the ledger of an older set, left by a killed run
             continue
         if differs := _difference(shard_set.manifest.config, identity):
             others.append(f"{folder} holds the same data by other settings: {differs}")
@@ -69,12 +73,12 @@ def with_shards(config: Config, console: Console) -> Config:
 
 
 def _named(places: Mapping[str, str]) -> dict[str, str]:
-    """What the places name: a source whose URL is signed anew is the same source."""
+    """Return the places without secrets: a source whose URL is signed anew is the same source."""
     return {split: without_secrets(place) for split, place in places.items()}
 
 
 def _difference(made: dict[str, Any], wanted: dict[str, Any]) -> str | None:
-    """In what the settings of two sets differ, the seed aside; None where in nothing."""
+    """Return how the settings of two sets differ, apart from the seed; None if they are equal."""
     then, now = (flatten(comparable(tree)) for tree in (made, wanted))
     then.pop("seed", None)
     now.pop("seed", None)

@@ -1,8 +1,8 @@
-"""The ledger of a shard set: the sources it was made from, and the state that they were in.
+"""The ledger of a shard set lists the sources that the set was made from, with their states.
 
-It lies beside the set, not in it: places, sizes and times of files differ from machine to machine,
-and the set's bytes must not. Where it is missing or another set's, the set's own indexes stand for
-it; then every source has to be hashed again to know whether it has changed.
+It lies beside the set, not in it. Paths, sizes and times of files differ from machine to machine,
+and the set's bytes must not. If the ledger is missing or belongs to another set, the set's own
+indexes replace it. Then every source must be hashed again to find out whether it has changed.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ _SCHEMA = pa.schema(
     [
         ("uri", pa.binary()),
         ("split", pa.string()),
-        ("state", pa.string()),  # see `source_states`; null where it is not known
-        ("sha256", pa.string()),  # of its bytes; null where it gave no sample
+        ("state", pa.string()),  # see `source_states`; null if unknown
+        ("sha256", pa.string()),  # sha256 of the source's bytes; null if it gave no sample
         ("target", pa.int64()),
         ("shard", pa.int64()),
     ]
@@ -41,13 +41,14 @@ _SECONDS, _DIGEST, _PLACES, _READING = b"seconds", b"digest", b"places", b"readi
 
 @dataclass(frozen=True)
 class Ledger:
-    """What a set was made from.
+    """The sources that a set was made from.
 
     Attributes:
-        table: a row for each source, by URI; columns uri, split, state, sha256, target, shard.
-        seconds: what the last run that changed the set took.
-        places: split to folder, listing or URL, without secrets; empty where that is not known.
-        reading: the fields of `data` that say what else may be read.
+        table: One row for each source, with unique URIs. The columns are uri, split, state, sha256,
+            target and shard.
+        seconds: The duration of the last run that changed the set.
+        places: The folder, listing or URL of each split, without secrets. Empty if unknown.
+        reading: The fields of `data` that say what else may be read.
     """
 
     table: pa.Table
@@ -57,12 +58,12 @@ class Ledger:
 
     @classmethod
     def read(cls, shards: Path) -> Self:
-        """The ledger of the set in `shards`, or what the set's indexes tell."""
+        """Read the ledger of the set in `shards`, or rebuild it from the set's indexes."""
         try:
             table = _read(shards)
             about = table.schema.metadata or {}
             shard_set = ShardSet.open(shards)
-            # A run killed between the set and its ledger leaves an older set's.
+            # A run that was killed before it wrote the ledger leaves the ledger of an older set.
             if about.get(_DIGEST) != shard_set.digest.encode():
                 return cls(_sources_in(shards))
             check_rows(table, shard_set.listing["number"])
@@ -72,19 +73,19 @@ class Ledger:
                 read_places(about[_PLACES]),
                 read_reading(about.get(_READING, b"{}")),
             )
-        except (OSError, KeyError, ValueError):  # missing, damaged or not to be believed
+        except (OSError, KeyError, ValueError):  # missing, damaged or not plausible
             return cls(_sources_in(shards))
 
 
 def ledger_path(shards: Path) -> Path:
-    """Where the ledger of the set in folder `shards` lies."""
+    """Return the path of the ledger of the set in folder `shards`."""
     return shards.with_name(f"{shards.name}.sources.parquet")
 
 
 def ledger_places(shards: Path) -> tuple[str, Mapping[str, str]]:
-    """The digest of the set that the ledger beside `shards` is of, and its sources' places.
+    """Read the set's digest and the places of its sources from the ledger beside `shards`.
 
-    Both are empty where that is not known. The table is not read.
+    Both are empty if they are unknown. The table of sources is not read.
     """
     path = ledger_path(shards)
     try:
@@ -96,13 +97,25 @@ def ledger_places(shards: Path) -> tuple[str, Mapping[str, str]]:
 
 
 def _read(shards: Path) -> pa.Table:
-    """The table in the ledger's file. Raises OSError or ShardError."""
+    """Read the table from the ledger's file.
+
+    Raises:
+        OSError: The file cannot be read.
+        ShardError: The file is damaged.
+    """
     path = ledger_path(shards)
     return decode_parquet(read_file(path.parent, path.name, _MAX_BYTES), _SCHEMA, str(path))
 
 
 def source_states(table: pa.Table) -> pa.Array:
-    """For each source of a listing a digest of its files' paths, sizes and times, and values."""
+    """Return a digest of each source's state: its values, and its files' paths, sizes and times.
+
+    Args:
+        table: A table of sources, as in `Listing.table`.
+
+    Returns:
+        For each row 32 hexadecimal digits.
+    """
     states: list[str] = []
     columns = ["values_digest", "values_mtime", "parts"]
     for batch in without_addresses(table.select(columns)).to_batches(max_chunksize=10_000):
@@ -120,10 +133,14 @@ def write_ledger(
     places: Mapping[str, str],
     reading: Mapping[str, Any] | None = None,
 ) -> None:
-    """Note that the set in `shards` was made from the sources of a listing.
+    """Write down that the set in `shards` was made from the sources of a listing.
 
     Args:
-        places, reading: as in `Ledger`; they hold no secrets.
+        shards: The folder of the set.
+        table: The table of the listing.
+        seconds: The duration of the run.
+        places: The folder, listing or URL of each split, without secrets.
+        reading: The fields of `data` that say what else may be read, without secrets.
     """
     made = _sources_in(shards)
     about = {
@@ -145,12 +162,12 @@ def write_ledger(
 
 
 def _sources_in(shards: Path) -> pa.Table:
-    """The sources that gave samples; their states are not known."""
+    """Return the sources that gave samples, from the set's indexes. Their states are unknown."""
     tables = [_SCHEMA.empty_table()]
     for shard in ShardSet.open(shards).listing.select(["number", "split"]).to_pylist():
         index = read_index(shards, shard["number"])
         if index is None:
-            continue  # `verify` names it
+            continue  # `verify` reports it
         samples = pa.table(
             {
                 "uri": index.source_uris.cast(pa.binary()),

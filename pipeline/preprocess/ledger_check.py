@@ -1,4 +1,4 @@
-"""Whether a ledger, which anyone may have written, says what a ledger can."""
+"""Checks a ledger's content. Anyone may have written the file, so it is not trusted."""
 
 import json
 import math
@@ -17,7 +17,11 @@ _MAX_PLACE = 10_000
 
 
 def read_seconds(text: bytes) -> float:
-    """A run's time. Raises ValueError: it is no number, negative or not finite."""
+    """Read the duration of a run.
+
+    Raises:
+        ValueError: It is not a number, negative or not finite.
+    """
     seconds = float(text)
     if not 0 <= seconds < math.inf:
         raise ValueError("seconds is no time")
@@ -25,7 +29,11 @@ def read_seconds(text: bytes) -> float:
 
 
 def read_places(text: bytes) -> dict[str, str]:
-    """Split to folder, listing or URL. Raises ValueError: it is something else."""
+    """Read the folder, listing or URL of each split.
+
+    Raises:
+        ValueError: The text is something else.
+    """
     places = _object(text)
     for split, place in places.items():
         if split not in SPLITS or not is_printable(place) or not 0 < len(place) <= _MAX_PLACE:
@@ -34,10 +42,10 @@ def read_places(text: bytes) -> dict[str, str]:
 
 
 def read_reading(text: bytes) -> dict[str, Any]:
-    """The fields of what may be read; their values are checked with the section `data`.
+    """Read the fields that say what may be read. Their values are checked with the section `data`.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: The text is something else.
     """
     fields = _object(text)
     allowed = fields.get("allow", [])
@@ -49,10 +57,14 @@ def read_reading(text: bytes) -> dict[str, Any]:
 
 
 def check_rows(table: pa.Table, shards: pa.ChunkedArray) -> None:
-    """Refuses a row that cannot be true of a set with these numbers of shards.
+    """Refuse a table with a row that cannot be true of this set.
+
+    Args:
+        table: The table of the ledger.
+        shards: The numbers of the set's shards.
 
     Raises:
-        ValueError: names the column.
+        ValueError: A row is wrong; the text names its column.
     """
     uris = table["uri"]
     if uris.null_count or pc.count_distinct(uris).as_py() != len(uris):

@@ -1,8 +1,8 @@
-"""`perceiver preprocess` and `retry-quarantine`: raw media to a shard set.
+"""`perceiver preprocess` and `retry-quarantine` turn raw media into a shard set.
 
-Where there is a set of the same settings, only what has changed among its sources is done: new and
-changed ones become new shards, shards with changed or removed ones are written again without them,
-and all others are taken over as they are.
+If a set with the same settings exists, only the changes among its sources are processed. New and
+changed sources become new shards. Shards with changed or removed sources are written again without
+them. All other shards are kept as they are.
 """
 
 import time
@@ -50,18 +50,22 @@ MAX_ROWS_TOLD = 1000
 
 
 def preprocess(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
-    """Make the shard set of a configuration, bring it up to date, or find that it is.
+    """Make the shard set of a configuration, or bring it up to date.
 
     Args:
-        fresh: replace whatever set is there.
+        config: The configuration.
+        console: The console that shows the progress.
+        fresh: Whether to replace an existing set.
 
     Returns:
-        `shards` (path), `digest`, `counts` by split, `classes`, `num_quarantined`,
-        `quarantined` (`source` and `reason` of the first 1000), `decoded` (how many sources
-        were new, changed or tried again), `seconds` and `skipped`.
+        `shards` (the path), `digest`, `counts` by split, `classes`, `num_quarantined`,
+        `quarantined` (`source` and `reason` of the first 1000), `decoded` (the number of sources
+        that were new, changed or tried again), `seconds`, and `skipped` (whether the set was up to
+        date).
 
     Raises:
-        UserError: bad input, a set made with other settings, or too many bad files.
+        UserError: The input is bad, the set was made with other settings, or too many files are
+            bad.
     """
     if "://" in config.shards_folder:
         raise UserError(f"shards={config.shards_folder}: shards are written to a folder, not a URL")
@@ -87,20 +91,21 @@ def retry_quarantine(
     address: str | None = None,
     places: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Try the sources again that are in the quarantine of a set; new and changed ones, too.
+    """Try the quarantined sources of a set again. New and changed sources are processed too.
 
     Args:
-        path: folder of the set.
-        address: of the Ray cluster, as `cluster.address`.
-        places: split to where its sources lie, for what is noted beside the set without its
-            password or signature.
+        path: The folder of the set.
+        console: The console that shows the progress.
+        address: The address of the Ray cluster, as in `cluster.address`.
+        places: The folder, listing or URL of each split whose stored address lacks its password or
+            signature.
 
     Returns:
-        As `preprocess`.
+        The same as `preprocess`.
 
     Raises:
-        UserError: no set that `perceiver preprocess` made, nothing in quarantine, or it is not
-            known where the sources lie.
+        UserError: `perceiver preprocess` did not make the set, its quarantine is empty, or it is
+            unknown where the sources lie.
     """
     final = Path(path).expanduser().absolute()
     with _alone(final):
@@ -132,7 +137,7 @@ def _retry(
             "'perceiver preprocess' with the set's configuration instead"
         )
     spec = ShardSetSpec(
-        # What was let through when the set was made is let through again.
+        # The bad files were accepted when the set was made, so they are accepted again.
         data=data_config(manifest, places, ledger.reading).model_copy(
             update={"max_bad_fraction": 1.0}
         ),
@@ -164,7 +169,7 @@ def report(result: dict[str, Any], console: Console) -> None:
 
 @contextmanager
 def _alone(final: Path) -> Iterator[None]:
-    """No other command works on the set, and what a killed one left beside it is put right."""
+    """Keep other commands away from the set, and repair what a killed one left beside it."""
     with exclusive_lock(final.with_name(f"{final.name}.lock")):
         recover(final)
         remove_temporaries(ledger_path(final))
@@ -217,9 +222,9 @@ def _open_base(spec: ShardSetSpec) -> ExistingSet:
 
 
 def _refuse_other_sources(spec: ShardSetSpec, base: ExistingSet, changes: Changes) -> None:
-    """Sources may have moved; but where none of them is left, it is a mistake."""
+    """Refuse sources of which none was there before. Sources may move, but this is a mistake."""
     before, now = base.ledger.places, stored_places(spec.data)
-    # What is signed anew is the same place.
+    # A place that is signed anew is the same place.
     same = _named(before) == _named(now)
     if not before or same or len(changes.unchanged):
         return
@@ -244,7 +249,7 @@ def _named(places: Mapping[str, str]) -> dict[str, str]:
 
 
 def _refused_otherwise(listing: SourceTable, base: ExistingSet) -> bool:
-    """Whether there are other sources than before that can never be samples."""
+    """Return whether the list of refused sources has changed since the last build."""
     listed = refused_by_decoders(base, listing.table["uri"])
     before, now = base.quarantine.filter(pc.invert(listed)), refused_rows(listing)
     order = [(name, "ascending") for name in now.schema.names]

@@ -1,6 +1,6 @@
-"""One task of preprocessing: read a shard's sources, decode them, write the shard whole.
+"""One task of preprocessing: it reads the sources of a shard, decodes them and writes the shard.
 
-Runs in Ray's workers, so it imports neither torch nor Ray.
+It runs in Ray's workers, so it imports neither torch nor Ray.
 """
 
 import hashlib
@@ -34,38 +34,39 @@ from shards import (
 
 READ_AHEAD = 16
 READ_AHEAD_LOCALLY = 2
-"""Reads that go on while a source is decoded: networks have a latency to hide, disks little."""
+"""The number of reads that go on while a source is decoded. Networks need more, to hide latency."""
 READ_AHEAD_BYTES = 64 << 20
 TOGETHER_BYTES = 1 << 20
-"""Of small files on this machine's disks, read in one go."""
+"""Small files on local disks are read in groups of at most so many bytes."""
 
 Source: TypeAlias = tuple[dict[str, NamedBlob], str]
-"""A source's contents and their sha256."""
+"""The contents of a source by field, and their sha256."""
 
 _sandboxes: dict[str, Sandbox] = {}
-"""One for each worker process and configuration; its child outlives a task."""
+"""The sandbox of this worker process, by configuration. Its child outlives a task."""
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Makes the shards whose jobs come in a batch; for `Dataset.map_batches`.
+    """Makes the shards of the jobs in a batch; for `Dataset.map_batches`.
 
-    Job N below `num_new` writes the shard of the plan's row group N; those above take shards over
+    Job N below `num_new` writes the shard of the plan's row group N. The other jobs copy shards
     from `base` without their stale sources.
 
     Attributes:
-        plan: Parquet file whose row group N lists the sources of one shard.
-        staging: folder that takes the shards.
-        reaches: each split's folder or URL, and what else may be read there.
-        media: settings of `pipeline.media.members.MemberMaker`.
-        limits: `seconds` for each sample and `memory_bytes` of the decoder, and whether its
-            protections are `required`.
-        num_new: row groups of the plan.
-        first_number: of the plan's first shard.
-        base: folder of the set whose shards are taken over, or None.
-        stale: Parquet file of uri and shard of its sources that are dropped.
-        rewritten: int64 numbers of the shards that have such sources.
-        value_places: where the listings lie whose rows hold values, by what the plan has of them.
+        plan: The Parquet file whose row group N lists the sources of one shard.
+        staging: The folder that the shards are written to.
+        reaches: The folder or URL of each split, and what else may be read there.
+        media: The settings of `pipeline.media.members.MemberMaker`.
+        limits: The limits of the decoder: `seconds` for each sample, `memory_bytes`, and whether
+            its protections are `required`.
+        num_new: The number of row groups of the plan.
+        first_number: The number of the plan's first shard.
+        base: The folder of the existing set, or None.
+        stale: A Parquet file with the URI and shard of each source to drop, or None.
+        rewritten: The numbers of the shards that have such sources, int64.
+        value_places: The real addresses of listings whose rows hold values, by the addresses
+            without secrets that the plan has.
     """
 
     plan: str
@@ -81,12 +82,17 @@ class ShardTask:
     value_places: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """For each job the `files` read, those `kept` of an interrupted run, and an `error`.
+        """Make the shards of a batch of jobs.
 
-        The error is one that a user can mend, or None.
+        Errors are returned as text, because Ray would wrap the exception in several others.
 
-        Ray would lose the exception itself among those that it wraps around it. `lacking` says
-        which of the sandbox's protections are missing here, or None.
+        Args:
+            batch: The column `id` with the numbers of the jobs, and optionally `addresses`.
+
+        Returns:
+            For each job four columns. `files` is the number of sources read, and `kept` the number
+            that an interrupted run had finished. `error` is an error that a user can mend, or None.
+            `lacking` names the sandbox's protections that are missing on this machine, or None.
         """
         files: list[int] = []
         kept: list[int] = []
@@ -107,13 +113,13 @@ class ShardTask:
         return {"files": files, "kept": kept, "error": errors, "lacking": lacking}
 
     def _lacking(self) -> str | None:
-        """What the sandbox of the last job lacked, and where."""
+        """Return which protections the last job's sandbox lacked, and on which machine."""
         sandbox = _sandboxes.get(_sandbox_name(self.media, self.limits))
         missing = sandbox and sandbox.known_protections and sandbox.known_protections.lacking()
         return f"{socket.gethostname()}: {missing}" if missing else None
 
     def _do(self, job: int, addresses: str | None) -> tuple[int, int]:
-        """Returns how many files it read, and how many an interrupted run had read."""
+        """Do one job. Return how many sources it read, and how many an interrupted run had read."""
         if job >= self.num_new:
             self._rewrite(int(self.rewritten[job - self.num_new]))
             return 0, 0
@@ -151,7 +157,7 @@ class ShardTask:
         if isinstance(source, Exception):
             raise source
         contents, sha256 = source
-        # Keys must be unique and plain; paths are neither short nor free of dots.
+        # Keys must be unique and plain. A path can be long and contain dots, so it is hashed.
         key = hashlib.sha256(row.uri.encode(errors="surrogateescape")).hexdigest()[:24]
         about = {"source": row.uri}
         if row.target is not None:
@@ -165,7 +171,7 @@ class ShardTask:
 
 
 def _reason(error: Exception) -> str:
-    """One line without the place, which the set's bytes must not name."""
+    """Return the reason in one line, without a path: the set's bytes must not depend on paths."""
     if isinstance(error, OSError):
         return error.strerror or why_unreadable(error)
     return " ".join(str(error).split()) or type(error).__name__
@@ -174,9 +180,16 @@ def _reason(error: Exception) -> str:
 def read_ahead(
     rows: list[SourceRow], reaches: dict[str, Reach]
 ) -> Iterator[tuple[SourceRow, Source | Exception]]:
-    """Each source, or why it cannot be read; the next ones are read meanwhile.
+    """Yield each source or the error of reading it, and read the next ones in the meantime.
 
-    What is held ahead is bounded by `READ_AHEAD_BYTES`, beside the sources that are waited for.
+    At most `READ_AHEAD_BYTES` are read ahead, plus the sources that the caller waits for.
+
+    Args:
+        rows: The sources in order.
+        reaches: What the sources of each split may read.
+
+    Yields:
+        A row, with its contents and their sha256, or with an exception.
     """
     waiting: deque[tuple[list[SourceRow], int, Future[list[Source | Exception]]]] = deque()
     held = 0
@@ -200,9 +213,12 @@ def read_ahead(
 def _read_together(
     rows: list[SourceRow], reaches: dict[str, Reach]
 ) -> Iterator[tuple[list[SourceRow], int, bool]]:
-    """Sources that one thread reads one after the other, the bytes expected, and whether from afar.
+    """Group the sources so that one thread reads each group, one source after the other.
 
-    Handing a file to a thread costs as much as reading a small one from a disk of this machine.
+    Handing a file to a thread costs as much as reading a small one from a local disk.
+
+    Yields:
+        The sources, their expected bytes, and whether they are read over a network.
     """
     together: list[SourceRow] = []
     total = 0
@@ -221,6 +237,7 @@ def _read_together(
 
 
 def _is_far(row: SourceRow, reaches: dict[str, Reach]) -> bool:
+    """Return whether a source is read over a network."""
     return any(
         "://" in place for place in (reaches[row.split].root, *(part.path for part in row.parts))
     )
@@ -231,7 +248,11 @@ def _read_all(rows: list[SourceRow], reaches: dict[str, Reach]) -> list[Source |
 
 
 def _read(row: SourceRow, reach: Reach) -> Source | Exception:
-    """An exception is an answer: raised by a future, its trace would tell of threads' timing."""
+    """Read a source, and return errors instead of raising them.
+
+    The traceback of an exception from a future depends on thread timing, and the bytes of
+    `quarantine.parquet` must not.
+    """
     try:
         contents = read_contents(row, reach)
         return contents, source_sha256(row, contents)
@@ -240,24 +261,40 @@ def _read(row: SourceRow, reach: Reach) -> Source | Exception:
 
 
 def _expected_bytes(row: SourceRow) -> int:
-    """What a source will take; where that is not known, no more than four are read ahead."""
+    """Return the expected bytes of a source. If unknown, at most four sources are read ahead."""
     sizes = [part.size if part.length is None else part.length for part in row.parts]
     return sum(READ_AHEAD_BYTES // 4 if size < 0 else size for size in sizes)
 
 
 def read_contents(row: SourceRow, reach: Reach) -> dict[str, NamedBlob]:
-    """The content and name of each of a source's files and inline fields, by field.
+    """Read all files and inline fields of a source.
+
+    Args:
+        row: The source.
+        reach: What the sources of its split may read.
+
+    Returns:
+        The content and the name of each field's file, by field. The name of an inline field is
+        empty.
 
     Raises:
-        MediaError: a file is too large, or a network does not give it.
-        OSError: it cannot be read from this machine's own disks.
+        MediaError: A file is too large, or cannot be read over the network.
+        OSError: A file cannot be read from a local disk.
     """
     contents = {name: (data, "") for name, data in row.inline.items()}
     return contents | {part.field: (read_part(reach, part), part.path) for part in row.parts}
 
 
 def source_sha256(row: SourceRow, contents: dict[str, NamedBlob]) -> str:
-    """The sha256 of a source's one file; of several files and values, of their sha256s."""
+    """Return the sha256 of a source's only file, or of the sha256s of all its files and its values.
+
+    Args:
+        row: The source.
+        contents: The contents of its fields, from `read_contents`.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     sha256s = {name: hashlib.sha256(data).hexdigest() for name, (data, _) in contents.items()}
     if len(sha256s) == 1 and not row.values:
         return next(iter(sha256s.values()))
