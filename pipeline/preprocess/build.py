@@ -104,12 +104,12 @@ class ExistingSet:
 
 
 def sha256s(spec: ShardSetSpec, listing: SourceTable, sources: pa.Table) -> list[str | None]:
-    """Hash the content of some sources of a listing.
+    """Hash the content of some sources.
 
     Args:
         spec: The set to make; the plan for the hashing is written beside it for the moment.
-        listing: The listing that the sources belong to.
-        sources: The rows of the listing to hash.
+        listing: All sources.
+        sources: The rows of its table to hash.
 
     Returns:
         For each row 64 hexadecimal digits, or None if the source cannot be read.
@@ -245,7 +245,7 @@ def remove_leftovers(spec: ShardSetSpec) -> None:
 
 
 def refused_rows(listing: SourceTable) -> pa.Table:
-    """Return the refused sources of a listing as rows of the quarantine."""
+    """Return the refused sources as rows of the quarantine."""
     refused = listing.refused
     return pa.table(
         {

@@ -15,8 +15,8 @@ class Changes:
     """The work that brings a set up to date with its sources.
 
     Attributes:
-        to_decode: The rows of the listing to decode: added, changed, or tried again.
-        unchanged: The URIs of the other rows.
+        to_decode: The sources to decode: added, changed, or tried again.
+        unchanged: The URIs of the other sources.
         stale: The URI and shard of each source whose samples must be removed, because the source
             was changed, tried again or deleted.
     """
@@ -36,7 +36,7 @@ def find_changes(
     again: pa.Array,
     sha256s: Callable[[pa.Table], list[str | None]],
 ) -> Changes:
-    """Compare a listing with the ledger.
+    """Compare the sources with the ledger.
 
     Sizes and times are compared first. The content is hashed only where these differ.
 

@@ -111,7 +111,7 @@ def source_states(table: pa.Table) -> pa.Array:
     """Return a digest of each source's state: its values, and its files' paths, sizes and times.
 
     Args:
-        table: A table of sources, as in `Listing.table`.
+        table: A row for each source, as in `SourceTable.table`.
 
     Returns:
         For each row 32 hexadecimal digits.
@@ -133,11 +133,11 @@ def write_ledger(
     places: Mapping[str, str],
     reading: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write down that the set in `shards` was made from the sources of a listing.
+    """Write down that the set in `shards` was made from these sources.
 
     Args:
         shards: The folder of the set.
-        table: The table of the listing.
+        table: A row for each source, as in `SourceTable.table`.
         seconds: The duration of the run.
         places: The folder, listing or URL of each split, without secrets.
         reading: The fields of `data` that say what else may be read, without secrets.

@@ -1,22 +1,22 @@
-"""Which sources there are, and the split, target and shard of each.
+"""Lists the sources, and gives each its split, target and shard.
 
 A source is what one sample is made of: a file, several files of one name, members of a tar, or a
-row of a listing. Sources live in Arrow tables throughout: the driver holds no Python object for
-each of a million files.
+row of a listing. Sources always live in Arrow tables, so the driver does not hold a Python object
+for each of a million files.
 
-    walk           files below a folder or URL
-    folders        files to samples: each by itself, or those of one name together
-    tar_members    what a tar holds, and where
-    tars           members of one key to samples
+    walk           the files below a folder or URL
+    folders        turns files into samples: one each, or one for all files of a name
+    tar_members    the members of a tar and their offsets
+    tars           turns members of one key into samples
     columns, typed, rows  a listing's rows, as typed columns
-    listing_files  rows to samples
-    split          held-out samples, and the order of all
-    listing        all of it, by configuration
+    listing_files  turns rows into samples
+    split          holds samples out, and orders all
+    listing        all of this, by configuration: the source table
     reach          what a source may name
     parts, local_files, web  the files of a sample, and reading them
     plan           which samples make which shard
     values         values that lie in rows
-    vocabulary     what the training rows of a table tell
+    vocabulary     statistics of a table's training rows
 """
 
 from pipeline.preprocess.sources.listing import SourceTable, list_sources

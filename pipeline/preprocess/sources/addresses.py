@@ -1,7 +1,7 @@
 """Addresses of sources: their file systems, and web addresses with their queries.
 
-Of a web address, what gives access (user name, password, token, signature) goes with the files
-below it, and is no part of their names.
+The part of a web address that gives access (user name, password, token, signature) goes with the
+files below it. It is not part of their names.
 """
 
 import re
@@ -18,17 +18,20 @@ _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def filesystem_of(source: str) -> tuple[Any, str]:
-    """The file system of a source, and its path there.
+    """Return the file system of a source, and its path there.
+
+    Args:
+        source: A path or URL.
 
     Raises:
-        ValueError: no such protocol.
-        ImportError: the protocol's package is missing.
+        ValueError: There is no such protocol.
+        ImportError: The protocol's package is missing.
     """
     path = local_path(source)
     if path is not None:
         return LocalFileSystem(), absolute_path(path)
     if is_web(source):
-        # Imported only now: the configuration is read without a client of the web.
+        # Imported only now, so that the configuration can be read without a web client.
         from pipeline.preprocess.sources.web_answers import bounded_client
 
         filesystem = fsspec.filesystem("http", get_client=bounded_client)
@@ -37,14 +40,14 @@ def filesystem_of(source: str) -> tuple[Any, str]:
 
 
 def base_of(source: str) -> str:
-    """A source without its query, where it can have one: what its name's end tells by."""
+    """Return a source without its query, so that its ending tells its format."""
     return source.partition("?")[0] if is_web(source) else source
 
 
 def folder_of(source: str) -> str:
-    """The folder that a path or URL lies in, with what gives access to the files there.
+    """Return the folder of a path or URL, with what gives access to the files there.
 
-    A token goes with the other files; the signature of one file does not.
+    A token is kept for the other files. The signature of one file is not.
     """
     path = base_of(source)
     folder = path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
@@ -53,22 +56,26 @@ def folder_of(source: str) -> str:
 
 
 def file_name(source: str) -> str:
-    """The last part of a path or URL, without query."""
+    """Return the last part of a path or URL, without its query."""
     return base_of(source).rpartition("/")[2]
 
 
 def with_query(address: str, query: str) -> str:
-    """A web address with more parameters."""
+    """Return a web address with more parameters."""
     if not query:
         return address
     return f"{address}{'&' if '?' in address else '?'}{query}"
 
 
 def joined(root: str, path: str) -> str:
-    """The address of what lies below a root: a folder's path or URL.
+    """Return the address of a path below a root.
 
     Below a web address, the path is a reference: `name=value` after a question mark is its query,
-    and `%41` an escape. All other characters are parts of names.
+    and `%41` is an escape. All other characters are parts of names.
+
+    Args:
+        root: A folder's path or URL.
+        path: The path below it.
     """
     if not is_web(root):
         return f"{root.rstrip('/')}/{path}"
@@ -79,11 +86,11 @@ def joined(root: str, path: str) -> str:
 
 
 def named(path: str, root: str) -> str:
-    """A path as it may be written: without secrets.
+    """Return a path without secrets, as it may be written.
 
     Args:
-        path: below the root, or an address of its own.
-        root: says whether a path below it may have a query.
+        path: A path below the root, or an address of its own.
+        root: The root, which decides whether a path below it may have a query.
     """
     if "://" in path:
         return without_secrets(path)
@@ -91,6 +98,7 @@ def named(path: str, root: str) -> str:
 
 
 def _is_of_one_file(query: str) -> bool:
+    """Return whether a query holds the signature of a single file."""
     names = {
         name.lower(): value for name, _, value in (part.partition("=") for part in query.split("&"))
     }

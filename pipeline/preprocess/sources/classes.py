@@ -22,14 +22,21 @@ def class_names(
     splits: np.ndarray,
     known: Sequence[str],
 ) -> tuple[str, ...]:
-    """All classes: those configured, or those of training samples, sorted.
+    """Return all classes: the configured ones, or the sorted ones of the training samples.
 
-    Labels (not folders) that are all whole numbers are sorted as numbers. Classes known from
-    earlier keep their places.
+    If all labels of a listing or of tars are whole numbers, they are sorted as numbers. Names of
+    folders are always sorted as text. Known classes keep their numbers, and new ones follow.
+
+    Args:
+        data: The section `data` of the configuration.
+        found: The sources of each split that has a place of its own.
+        samples: All samples, of `FOUND_SCHEMA`.
+        splits: The index in `SPLITS` of each sample, int8 `[samples]`.
+        known: The classes of an existing set, in the order of their numbers.
 
     Raises:
-        UserError: there is one only, a split has a class that is not among them, or a name is not
-            UTF-8, in which manifests are written.
+        UserError: There is only one class, a split has an unknown class, or a name is not UTF-8,
+            which manifests need.
     """
     target = data.target
     if target.kind == "multi_label":
@@ -46,7 +53,7 @@ def class_names(
         new = by_split.get("train", set()) - _spellings(known)
         classes = (*known, *_sorted(new, found["train"].numbered))
     elif target.kind == "class" and _are_numbers(by_split.get("train", set()), classes):
-        # `label_numbers` takes numbers as they are; what is none must be a name here, too.
+        # `label_numbers` takes numbers as class indices. All other labels must be names.
         by_split = {
             split: {name for name in names if not _is_number(name)}
             for split, names in by_split.items()
@@ -75,10 +82,16 @@ def class_names(
 def label_numbers(
     data: DataConfig, samples: pa.Table, splits: np.ndarray, classes: tuple[str, ...]
 ) -> np.ndarray:
-    """The class number of each sample, int64 `[samples]`; all -1 where no class is the target.
+    """Return the class number of each sample, int64 `[samples]`; -1 if the target is not a class.
+
+    Args:
+        data: The section `data` of the configuration.
+        samples: All samples, of `FOUND_SCHEMA`.
+        splits: The index in `SPLITS` of each sample, int8 `[samples]`.
+        classes: The names from `class_names`.
 
     Raises:
-        UserError: a number is given that is none of the configured classes'.
+        UserError: A label is a number, and there are not so many classes.
     """
     if data.target.kind != "class":
         return np.full(samples.num_rows, -1)
@@ -87,7 +100,7 @@ def label_numbers(
     places |= {name: place for place, name in enumerate(classes)}
     names = pa.array([os.fsencode(name) for name in places], pa.binary())
     found = pa.array([*places.values()], pa.int64()).take(pc.index_in(labels, value_set=names))
-    if found.null_count:  # by number, of classes that the configuration names
+    if found.null_count:  # labels that are numbers of configured classes
         distinct = labels.dictionary_encode()
         given = map(os.fsdecode, distinct.dictionary.to_pylist())
         numbers = np.array([int(name) if _is_number(name) else places[name] for name in given])
@@ -102,14 +115,14 @@ def label_numbers(
 
 
 def _spellings(classes: Sequence[str]) -> set[str]:
-    """The classes' names, and those that a listing's values 1.0 or True have: 1 and true."""
+    """Return the classes' names and their spellings in a listing: 1 for 1.0, true for True."""
     return {*classes, *map(_as_value, classes)}
 
 
 def _as_value(name: str) -> str:
     try:
         return name_of(name)
-    except ValueError:  # not UTF-8, which is refused elsewhere
+    except ValueError:  # not UTF-8, which `class_names` refuses
         return name
 
 
@@ -128,7 +141,7 @@ def _is_number(name: str) -> bool:
 
 
 def _are_numbers(labels: set[str], classes: tuple[str, ...]) -> bool:
-    """Whether labels are numbers of classes rather than their names."""
+    """Return whether the labels are numbers of classes, not their names."""
     return bool(labels) and not labels & _spellings(classes) and all(map(_is_number, labels))
 
 

@@ -1,4 +1,4 @@
-"""Columns of listings: which ones a configuration asks for, and what they are for."""
+"""Columns of listings: which ones a configuration needs, and what for."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from pipeline.preprocess.sources.typed import Role, is_binary, is_list, is_text,
 
 @dataclass(frozen=True)
 class Column:
-    """One column that is read.
+    """One column to read.
 
     Attributes:
-        name: in the listing.
-        role: what it is for.
-        use: the field that it gives: a modality, `table`, `mask`, `target`, `key`,
+        name: The name of the column in the listing.
+        role: What its values are.
+        use: The field that the values go to: a modality, `table`, `mask`, `target`, `key` or
             `split`.
-        setting: of the configuration, for errors.
-        separator: of `labels` in one text.
-        required: whether a row without a value is refused.
+        setting: The field of the configuration that names the column, for errors.
+        separator: The separator of several `labels` in one text.
+        required: Whether a row without a value is refused.
     """
 
     name: str
@@ -33,15 +33,20 @@ class Column:
 
     @property
     def is_inline(self) -> bool:
-        """Whether the value itself travels to the sample, not a file that it names."""
+        """Whether the value itself goes into the sample, and not a file that it names."""
         return self.role not in ("path", "label")
 
 
 def wanted_columns(data: DataConfig, source: str, field: str) -> list[Column]:
-    """The columns that a configuration asks of a listing; media columns all hold paths yet.
+    """Return the columns that a configuration needs. At this point all media columns hold paths.
+
+    Args:
+        data: The section `data` of the configuration.
+        source: The listing's path or URL, for errors.
+        field: The field of the configuration that names the listing, for errors.
 
     Raises:
-        UserError: a modality or the target has no column.
+        UserError: No column is configured for a modality or for the target.
     """
     columns, wanted = data.columns, []
     for modality in data.formats:
@@ -50,7 +55,7 @@ def wanted_columns(data: DataConfig, source: str, field: str) -> list[Column]:
         name = getattr(columns, modality)
         if name is None:
             if modality == "audio" and data.video is not None:
-                continue  # a film brings its sound
+                continue  # a video brings its own sound
             raise UserError(
                 f"{field}={source}: data.columns.{modality} is missing; name the column of the "
                 f"listing that holds the {modality}"
@@ -97,10 +102,13 @@ def _target_columns(data: DataConfig, source: str, field: str) -> list[Column]:
 
 
 def typed_role(column: Column, kind: pa.DataType) -> Role:
-    """The role of a column once its type is known.
+    """Return the role of a column once its type is known.
+
+    A `path` column of binary values holds the files' bytes, and a `tokens` column of text holds
+    text.
 
     Raises:
-        ValueError: that type cannot serve; the text says which can.
+        ValueError: The type does not fit the role; the text says which types do.
     """
     if pa.types.is_dictionary(kind):
         kind = kind.value_type

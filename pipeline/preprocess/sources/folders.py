@@ -1,4 +1,4 @@
-"""Folders: each file a sample, or files of one name together."""
+"""Folders: each file is a sample, or the files of one name are one together."""
 
 from collections.abc import Iterator
 
@@ -43,18 +43,19 @@ LOOSE = "lies beside the class folders"
 
 
 def find_in_folder(data: DataConfig, root: str, field: str) -> SourceScan:
-    """The samples of a folder, labelled by the first folder on their way if that is their class.
+    """Find the samples of a folder.
 
-    With one modality, and no target in a file of its own, every file is a sample whatever its name:
-    what is no media will be refused by the decoder. Otherwise files of one name make a sample.
+    If the target is a class, the label is the first folder on a file's path. With one modality and
+    without targets in files of their own, every file is a sample, whatever its name. The decoder
+    refuses what is not media. Otherwise the files of one name make a sample.
 
     Args:
-        data: modalities, target, and what may be missing.
-        root: folder or URL.
-        field: of the configuration, for errors.
+        data: The modalities, the target, and what may be missing.
+        root: A folder or URL.
+        field: The field of the configuration, for errors.
 
     Raises:
-        UserError: it is missing, no folder, or empty; or no class folders are in it.
+        UserError: The folder is missing, not a folder, empty, or has no class folders.
     """
     filesystem, base = filesystem_of(root)
     by_class = data.target.kind == "class"
@@ -91,7 +92,7 @@ def find_in_folder(data: DataConfig, root: str, field: str) -> SourceScan:
 def _list(
     files: Iterator[File], names: FieldNames | None, by_class: bool
 ) -> tuple[pa.Table, pa.Table, list[bytes]]:
-    """Files, what cannot be one, and the names of the folders that lie in the root."""
+    """Return the files, the refused ones, and the names of the folders in the root."""
     rows, refused = Rows(_FILE_SCHEMA), Rows(REFUSED_SCHEMA)
     folders: dict[bytes, int] = {}
     for file in files:
@@ -111,7 +112,7 @@ def _list(
 
 
 def _each(files: pa.Table, code: int, labels: pa.Array | None) -> pa.Table:
-    """Every file a sample of its own."""
+    """Make every file a sample of its own."""
     count = files.num_rows
     paths = one_chunk(files["path"])
     fields = np.full(count, code)

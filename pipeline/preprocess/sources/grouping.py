@@ -1,4 +1,4 @@
-"""Files or tar members of one name, brought together as samples; vectorised."""
+"""Groups files or tar members of one name into samples, with vectorised operations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ class SampleRequirement:
     """What a sample must have.
 
     Attributes:
-        modalities: that it may have; at least one.
-        missing: those of them that it may lack.
-        target: the field of the target's file, or None.
+        modalities: The modalities that a sample may have. It needs at least one.
+        missing: Those of the modalities that a sample may lack.
+        target: The field of the target's file, or None.
     """
 
     modalities: tuple[str, ...]
@@ -38,10 +38,17 @@ class SampleRequirement:
     target: str | None = None
 
     def lacks(self, present: np.ndarray) -> np.ndarray:
-        """Bits of the fields that are missing, for bits of those present: int64 `[samples]`."""
+        """Return the missing fields of each sample as bits.
+
+        Args:
+            present: The fields that each sample has, as bits, int64 `[samples]`.
+
+        Returns:
+            int64 `[samples]`; 0 if nothing is missing.
+        """
         required = bits_of(set(self.modalities) - set(self.missing))
         lacks = required & ~present
-        if "video" in self.modalities:  # a film brings its sound
+        if "video" in self.modalities:  # a video brings its own sound
             lacks[present & bits_of({"video"}) != 0] &= ~bits_of({"audio"})
         if self.target:
             lacks |= bits_of({self.target}) & ~present
@@ -49,7 +56,7 @@ class SampleRequirement:
         return lacks
 
     def reason(self, lacks: int) -> str:
-        """What a sample lacks, in words."""
+        """Say in words what a sample lacks."""
         if lacks & _NOTHING:
             return f"none of its files is {' or '.join(self.modalities)}"
         return f"it has no {' and no '.join(_names(lacks))}"
@@ -59,7 +66,7 @@ _NOTHING = 1 << 60
 
 
 def bits_of(fields: set[str]) -> int:
-    """Fields as bits, by their codes."""
+    """Return fields as bits, by their codes."""
     return sum(1 << FIELD_CODES[field] for field in fields)
 
 
@@ -68,14 +75,15 @@ def _names(bits: int) -> list[str]:
 
 
 def group(members: pa.Table, wanted: SampleRequirement) -> tuple[pa.Table, pa.Table]:
-    """Samples of the members that share a key.
+    """Make a sample of the members that share a key.
 
     Args:
-        members: of `MEMBER_SCHEMA`; `field` holds codes of `.fields`.
-        wanted: what makes a sample whole.
+        members: The members, of `MEMBER_SCHEMA`. The column `field` holds codes of `FIELD_CODES`.
+        wanted: What a sample must have.
 
     Returns:
-        Samples of `FOUND_SCHEMA` (all in the first split), and those refused, of `REFUSED_SCHEMA`.
+        The samples of `FOUND_SCHEMA`, all in the first split, and the refused ones of
+        `REFUSED_SCHEMA`.
     """
     if not members.num_rows:
         return FOUND_SCHEMA.empty_table(), REFUSED_SCHEMA.empty_table()
@@ -112,7 +120,13 @@ def group(members: pa.Table, wanted: SampleRequirement) -> tuple[pa.Table, pa.Ta
 
 
 def parts_of(offsets: np.ndarray, fields: np.ndarray, flat: pa.Table) -> pa.Array:
-    """The column `parts`: rows of `flat` (path, offset, …, mtime), cut at `offsets`."""
+    """Make the column `parts`.
+
+    Args:
+        offsets: The rows of `flat` at which each sample's files begin and end, `[samples + 1]`.
+        fields: The codes of the files' fields, `[files]`.
+        flat: A row for each file, with path, offset, length, size and mtime.
+    """
     field_names = pa.DictionaryArray.from_arrays(
         pa.array(fields.astype(np.int8)), pa.array(PART_FIELDS)
     ).cast(pa.string())
@@ -127,7 +141,7 @@ def parts_of(offsets: np.ndarray, fields: np.ndarray, flat: pa.Table) -> pa.Arra
 def _labels(
     members: pa.Table, order: np.ndarray, fields: np.ndarray, starts: np.ndarray
 ) -> pa.Array:
-    """Each sample's label: that of its `.cls`, else of the last member that has one."""
+    """Return each sample's label: from its `.cls`, or else from its last member that has one."""
     labels = one_chunk(members["label"])
     if labels.null_count == len(labels):
         return pa.nulls(len(starts), pa.binary())
@@ -166,7 +180,7 @@ def _ambiguous(twice: int) -> str:
 
 
 def join_labels(codes: Sequence[int] | np.ndarray, names: Sequence[bytes]) -> pa.Array:
-    """Labels by their places in `names`; -1 is none."""
+    """Return labels from their indices in `names`; -1 means no label."""
     places = np.asarray(codes, np.int32)
     return pa.DictionaryArray.from_arrays(
         pa.array(places, mask=places < 0), pa.array(names, pa.binary())
@@ -174,7 +188,7 @@ def join_labels(codes: Sequence[int] | np.ndarray, names: Sequence[bytes]) -> pa
 
 
 def as_members(files: pa.Table) -> pa.Table:
-    """Whole files as members: without offset and length, and without label where they have none."""
+    """Turn whole files into members, without offsets, lengths and (if they have none) labels."""
     count = files.num_rows
     for name in ("offset", "length"):
         files = files.append_column(name, pa.nulls(count, pa.int64()))

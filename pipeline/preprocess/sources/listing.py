@@ -1,4 +1,4 @@
-"""All sources of a configuration: their splits, targets and order."""
+"""Lists all sources of a configuration, with their splits, targets and order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -43,17 +43,17 @@ class SourceTable:
     """All sources, in the order in which shards take them.
 
     Attributes:
-        table: a row for each sample: `split`; `uri`, `SPLIT/NAME`, which names it wherever
-            its root lies; `target`, its class's number; `row` of a listing that holds its
-            values, their `values_digest` and, where it does not hash them all, the
-            `values_mtime` of their file; `parts`, its files: `field`, `path` below the
-            split's root (absolute and URLs: as they are), `offset` and `length` in a tar,
-            `size` in bytes (-1 where it is not known) and `mtime`.
-        classes: names; a target is an index into them.
-        reaches: each split's folder (absolute) or URL, with what gives access to it, and what else
-            may be read.
-        refused: `uri`, `split` and `reason` of what can never be a sample.
-        values: for each split whose rows hold values, where they lie.
+        table: One row for each sample. `split` is its split. `uri` is `SPLIT/NAME`, which stays the
+            same if the root moves. `target` is the number of its class. `row` is its row in a
+            listing that holds values. `values_digest` is their digest, and `values_mtime` the time
+            of their file if the digest does not cover all of them. `parts` are its files: `field`;
+            `path` below the split's root, or an absolute path or URL; `offset` and `length` in a
+            tar; `size` in bytes, -1 if unknown; and `mtime`.
+        classes: The names of the classes. A target is an index into them.
+        reaches: For each split its absolute folder or URL, with what gives access to it, and what
+            else may be read.
+        refused: The `uri`, `split` and `reason` of each source that can never be a sample.
+        values: For each split whose rows hold values, where these lie.
     """
 
     table: pa.Table
@@ -64,22 +64,22 @@ class SourceTable:
 
     @property
     def roots(self) -> dict[str, str]:
-        """Each split's folder (absolute) or URL, without secrets."""
+        """The absolute folder or URL of each split, without secrets."""
         return {split: without_secrets(reach.root) for split, reach in self.reaches.items()}
 
     @property
     def value_places(self) -> dict[str, str]:
-        """Where the listings lie whose rows hold values: by their places without secrets."""
+        """The addresses of the listings whose rows hold values, by the same without secrets."""
         return {values.place: absolute(values.listing.source) for values in self.values.values()}
 
     @cached_property
     def content_digest(self) -> str:
-        """Names all sources and their sizes; the same wherever and whenever they were copied."""
+        """A digest of all sources and their sizes, the same for every copy of them."""
         return self._digest(("values_digest",), ("offset", "size"))
 
     @cached_property
     def state_digest(self) -> str:
-        """As `content_digest`, and it changes when a file is written again."""
+        """A digest like `content_digest` that also changes when a file is written again."""
         return self._digest(("values_digest", "values_mtime"), ("offset", "size", "mtime"))
 
     def _digest(self, of_values: tuple[str, ...], of_parts: tuple[str, ...]) -> str:
@@ -98,18 +98,18 @@ class SourceTable:
         return table_digest(tables)
 
     def counts(self) -> dict[str, int]:
-        """Samples of each split."""
+        """Return the number of samples of each split."""
         pairs = pc.value_counts(self.table["split"]).to_pylist()
         found = {pair["values"]: pair["counts"] for pair in pairs}
         return {split: found[split] for split in SPLITS if split in found}
 
     def of_split(self, split: str) -> pa.Table:
-        """The rows of one split."""
+        """Return the rows of one split."""
         return self.table.filter(pc.equal(self.table["split"], split))
 
 
 class Sources(Protocol):
-    """What says which sources there are: a `Config`, or what has these two of it."""
+    """What names the sources: a `Config`, or another object with these two attributes."""
 
     @property
     def data(self) -> DataConfig: ...
@@ -124,15 +124,19 @@ def list_sources(
     """List the samples of every split.
 
     Args:
-        config: where they lie and what they are.
-        known: columns `uri` (binary) and `split` of samples listed earlier, which stay in their
-            split where `data.validation` is a share; the others are dealt so that each class
-            keeps the share.
-        known_classes: classes of earlier, which keep their numbers; new ones follow.
+        config: The configuration, which says where the sources lie and what they are.
+        known: The columns `uri` (binary) and `split` of samples that were listed earlier. If
+            `data.validation` is a share, they stay in their split. The others are distributed so
+            that each class keeps the share.
+        known_classes: The classes of the existing set. They keep their numbers, and new ones
+            follow.
+
+    Returns:
+        All sources.
 
     Raises:
-        UserError: a place is missing, empty, or not what the configuration says; only one class is
-            there, a split has a class that training lacks, or none is left to train on.
+        UserError: A source is missing, empty, or not what the configuration says; there is only one
+            class; a split has a class that training lacks; or no sample is left to train on.
     """
     data = config.data
     found = {"train": _find(data, data.train, "data.train")}
@@ -179,7 +183,7 @@ def _reach(data: DataConfig, found: SourceScan) -> Reach:
 def _find(data: DataConfig, source: str, setting: str) -> SourceScan:
     try:
         filesystem, _ = filesystem_of(source)
-    except (ImportError, ValueError) as error:  # it says which package its protocol needs
+    except (ImportError, ValueError) as error:  # the text says which package its protocol needs
         raise UserError(f"{setting}={source}: {' '.join(str(error).split())}") from None
     local = is_local(filesystem)
     try:
@@ -211,7 +215,7 @@ def _find_by_layout(data: DataConfig, source: str, setting: str) -> SourceScan:
 
 
 def _in_split(found: SourceScan, split: str) -> SourceScan:
-    """All samples put into one split, unless a column of theirs says it."""
+    """Put all samples into one split."""
     place = found.samples.schema.get_field_index("split")
     codes = pa.array(np.full(found.samples.num_rows, SPLITS.index(split), np.int8))
     names = {split: set().union(*found.label_names.values())}
@@ -226,7 +230,7 @@ def _in_split(found: SourceScan, split: str) -> SourceScan:
 
 
 def _without_classless(data: DataConfig, found: dict[str, SourceScan]) -> tuple[pa.Table, pa.Table]:
-    """All samples and refusals; a sample that should have a class and has none is refused."""
+    """Return all samples and all refusals; refuse samples that lack a class they need."""
     samples, refused = [], []
     for split, part in found.items():
         kept = part.samples
@@ -247,7 +251,7 @@ def _without_classless(data: DataConfig, found: dict[str, SourceScan]) -> tuple[
             kept = kept.filter(pc.is_valid(kept["label"]))
         samples.append(kept)
         table = concat(refusals, REFUSED_SCHEMA)
-        # Where a row does not tell, it is of the split whose place it lies in.
+        # A row without a split belongs to the split whose source it lies in.
         splits = pc.fill_null(one_chunk(table["split"]), split)
         refused.append(
             pa.table(
@@ -270,7 +274,7 @@ def _without_classless(data: DataConfig, found: dict[str, SourceScan]) -> tuple[
 def _table(
     samples: pa.Table, splits: np.ndarray, targets: np.ndarray | None, order: np.ndarray
 ) -> pa.Table:
-    """The samples in their order, named by their split."""
+    """Return the samples in their order, with `SPLIT/NAME` as URIs."""
     rows = pa.array(order)
     ordered = samples.select(["name", "row", "values_digest", "values_mtime", "parts"]).take(rows)
     codes = splits[order]

@@ -1,4 +1,4 @@
-"""Files of this machine's disks, opened without waiting and read without surprise."""
+"""Opens files on this machine's disks without waiting, and reads them with limits."""
 
 import os
 import stat
@@ -14,19 +14,23 @@ _AT_ONCE = 64 << 20
 
 
 def open_regular(path: str, within: Callable[[str], bool] | None = None) -> BinaryIO:
-    """Open a regular file; a pipe, a device or a folder of that name is never waited for.
+    """Open a regular file. A pipe, a device or a folder is refused, without waiting for it.
 
     Args:
-        path: absolute.
-        within: told the path without links of the file that was opened; whether it may be read.
+        path: An absolute path.
+        within: Decides whether the file may be read. It gets the path of the opened file without
+            links.
+
+    Returns:
+        The file, open for reading bytes.
 
     Raises:
-        MediaError: it is no regular file, or may not be read.
-        OSError: it cannot be opened.
+        MediaError: It is not a regular file, or may not be read.
+        OSError: It cannot be opened.
     """
     try:
         descriptor = os.open(path, _FLAGS)
-    except ValueError as error:  # a NUL in the name
+    except ValueError as error:  # the name has a NUL
         raise MediaError("no such name") from error
     try:
         found = os.fstat(descriptor)
@@ -41,7 +45,7 @@ def open_regular(path: str, within: Callable[[str], bool] | None = None) -> Bina
 
 
 def _is_within(descriptor: int, path: str, within: Callable[[str], bool]) -> bool:
-    """Ask for the file that is open, whatever its name means by now."""
+    """Ask about the file that is open, even if its name now means another file."""
     try:
         if within(os.readlink(f"/proc/self/fd/{descriptor}")):  # noqa: PTH115 - bytes of any name
             return True
@@ -55,10 +59,10 @@ def _is_within(descriptor: int, path: str, within: Callable[[str], bool]) -> boo
 
 
 def read_regular(file: BinaryIO, max_bytes: int) -> bytes:
-    """All of an open file; one that is larger, or grows beyond it, is not read to its end.
+    """Read all of an open file. Stop if it is too large or grows beyond the limit.
 
     Raises:
-        MediaError: it has more than `max_bytes`.
+        MediaError: It has more than `max_bytes`.
     """
     descriptor = file.fileno()
     size = os.fstat(descriptor).st_size
@@ -73,7 +77,7 @@ def read_regular(file: BinaryIO, max_bytes: int) -> bytes:
 
 
 def read_range(file: BinaryIO, offset: int, length: int) -> bytes:
-    """Bytes `[offset, offset + length)` of an open file; fewer where it ends before."""
+    """Read the bytes `[offset, offset + length)` of an open file; fewer if it ends before."""
     descriptor = file.fileno()
     left = min(length, max(os.fstat(descriptor).st_size - offset, 0))
     chunks = []
@@ -85,6 +89,10 @@ def read_range(file: BinaryIO, offset: int, length: int) -> bytes:
 
 
 def check_size(size: int, max_bytes: int) -> None:
-    """Raises MediaError: it is more than is read."""
+    """Refuse a file that is too large.
+
+    Raises:
+        MediaError: `size` is more than `max_bytes`.
+    """
     if size > max_bytes:
         raise MediaError(f"{size} bytes, more than {max_bytes} (data.max_file_bytes)")

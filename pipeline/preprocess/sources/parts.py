@@ -1,4 +1,4 @@
-"""A sample's files: where they lie, and reading them."""
+"""The files of a sample: where they lie, and reading them."""
 
 import io
 import os
@@ -24,7 +24,7 @@ from shards.retries import Retry, try_again
 
 BUFFER_BYTES = 1 << 20
 REQUEST_BYTES = 16 << 20
-"""Asked of a network at once: less than `web_answers.MAX_ANSWER_BYTES`."""
+"""The most bytes of one request over a network; less than `web_answers.MAX_ANSWER_BYTES`."""
 RETRY = Retry(attempts=4, first_delay=0.5)
 
 
@@ -33,12 +33,13 @@ class SourceFile:
     """One file of a sample, or a range of a tar.
 
     Attributes:
-        field: modality, `mask` or `target`.
-        path: below the split's root; or absolute, or a URL. It holds no secret.
-        offset, length: of a tar's member, in bytes; None for a whole file.
-        size: bytes; -1 where only reading it will tell.
-        mtime: what the file system told of its last change.
-        address: what stands for the path where that holds a secret; never written.
+        field: A modality, `mask` or `target`.
+        path: A path below the split's root, an absolute path, or a URL. It holds no secret.
+        offset: The offset of a tar's member in bytes; None for a whole file.
+        length: The length of a tar's member in bytes; None for a whole file.
+        size: The size in bytes; -1 if unknown until it is read.
+        mtime: The time of the last change, as the file system reports it.
+        address: The address to read instead of the path, if it holds a secret. It is never written.
     """
 
     field: str
@@ -51,7 +52,7 @@ class SourceFile:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "SourceFile":
-        """A part of a listing's column `parts`, where paths are bytes."""
+        """Make a file from a value of the source table's column `parts`, where paths are bytes."""
         address = values.get("address")
         paths = {
             "path": os.fsdecode(values["path"]),
@@ -61,29 +62,34 @@ class SourceFile:
 
 
 def part_file(reach: Reach, part: SourceFile) -> tuple[Any, str]:
-    """The file system that holds a part, and its path there, with what gives access to it.
+    """Return the file system that holds a file, and its path there, with what gives access to it.
 
     Args:
-        reach: of the part's split.
+        reach: What the file's split may read.
+        part: The file.
 
     Raises:
-        MediaError: it lies where nothing may be read.
-        ValueError: no such protocol.
-        ImportError: the protocol's package is missing.
+        MediaError: The file may not be read.
+        ValueError: There is no such protocol.
+        ImportError: The protocol's package is missing.
     """
     return reach.place(part.address or part.path)
 
 
 def read_part(reach: Reach, part: SourceFile) -> bytes:
-    """A part's bytes; what fails otherwise than by not being there is tried again.
+    """Read a file. Errors of a network are retried, unless the file may not be read.
 
     Args:
-        reach: of the part's split.
+        reach: What the file's split may read.
+        part: The file.
+
+    Returns:
+        All bytes of the file, or of its range of a tar.
 
     Raises:
-        MediaError: it may not be read, it is too large or no regular file, or a network does not
-            give it.
-        OSError: it cannot be read from this machine's own disks.
+        MediaError: The file may not be read, is too large, is not a regular file, or cannot be read
+            over the network.
+        OSError: The file cannot be read from a local disk.
     """
     if part.length is not None:
         check_size(part.length, reach.max_file_bytes)
@@ -91,7 +97,7 @@ def read_part(reach: Reach, part: SourceFile) -> bytes:
         filesystem, path = part_file(reach, part)
     except MediaError:
         raise
-    except (ValueError, ImportError) as error:  # no such protocol, or its package is missing
+    except (ValueError, ImportError) as error:  # no such protocol, or no package for it
         raise MediaError(why_unreadable(error)) from error
     if is_local(filesystem):
         return _read_local(path, reach, part)
@@ -99,7 +105,7 @@ def read_part(reach: Reach, part: SourceFile) -> bytes:
         return try_again(lambda: _read_far(filesystem, path, reach, part), RETRY)
     except MediaError:
         raise
-    except Exception as error:  # networks' libraries have kinds of their own
+    except Exception as error:  # each network library has its own exceptions
         raise MediaError(why_unreadable(error)) from error
 
 
@@ -133,7 +139,7 @@ def _read_far(filesystem: Any, path: str, reach: Reach, part: SourceFile) -> byt
 
 
 def _checked_range(data: bytes, length: int, *, far: bool = False) -> bytes:
-    """A member of a tar; over a network an answer cut short may be whole the next time."""
+    """Check the length of a tar's member. Over a network a short answer is retried."""
     if len(data) == length:
         return data
     if len(data) > length:
@@ -143,10 +149,10 @@ def _checked_range(data: bytes, length: int, *, far: bool = False) -> bytes:
 
 
 def exists(filesystem: Any, path: str) -> bool:
-    """Whether there is a file or folder; where a server only fails to answer, that is no "no".
+    """Return whether a file or folder exists. A server that does not answer does not mean "no".
 
     Raises:
-        Exception: what the network's library says, after several attempts.
+        Exception: The network's library fails, even after several attempts.
     """
     if filesystem.exists(path):
         return True
@@ -162,21 +168,27 @@ def exists(filesystem: Any, path: str) -> bool:
 
 
 def is_folder(filesystem: Any, path: str) -> bool:
-    """Whether there is a folder; a server that fails is asked again.
+    """Return whether a folder exists. A server that fails is asked again.
 
     Raises:
-        Exception: what the network's library says, after several attempts.
+        Exception: The network's library fails, even after several attempts.
     """
     return bool(try_again(lambda: filesystem.isdir(path), RETRY))
 
 
 def retry_if_exists(filesystem: Any, path: str, request: Callable[[], Any]) -> Any:
-    """What `request` gives of a file that is there; what may pass is tried again."""
+    """Return the result of `request`, and retry it after errors if the file exists.
+
+    Args:
+        filesystem: The file system of the file.
+        path: The path of the file there.
+        request: The request, which takes no arguments.
+    """
 
     def asked() -> Any:
         try:
             return request()
-        except FileNotFoundError:  # over HTTP whatever happened
+        except FileNotFoundError:  # over HTTP any failure may look like this
             if is_local(filesystem) or not exists(filesystem, path):
                 raise
         return request()
@@ -186,17 +198,17 @@ def retry_if_exists(filesystem: Any, path: str, request: Callable[[], Any]) -> A
 
 @contextmanager
 def opened(source: str) -> Iterator[BinaryIO]:
-    """A file, by path or URL; as `opened_at`."""
+    """Open a file by its path or URL, as `opened_at` does."""
     with opened_at(*filesystem_of(source)) as file:
         yield file
 
 
 @contextmanager
 def opened_at(filesystem: Any, path: str) -> Iterator[BinaryIO]:
-    """A file to be read in order or by ranges; what fails otherwise than finally is tried again.
+    """Open a file, to be read in order or by ranges. Errors of a network that may pass are retried.
 
     Raises:
-        MediaError: it is a pipe, a device or a folder of this machine.
+        MediaError: It is a pipe, a device or a folder on this machine.
     """
     if is_local(filesystem):
         with open_regular(path) as file:
@@ -211,7 +223,7 @@ def opened_at(filesystem: Any, path: str) -> Iterator[BinaryIO]:
 
 
 class _RetryingFile(io.RawIOBase):
-    """A file of a network whose reads are tried again."""
+    """A file on a network whose reads are retried."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -242,12 +254,12 @@ class _RetryingFile(io.RawIOBase):
 
 
 def read_errors(filesystem: Any) -> tuple[type[Exception], ...]:
-    """What reading may raise: the libraries of networks have exceptions that are no OSErrors."""
+    """Return what reading may raise. Network libraries have exceptions that are not `OSError`s."""
     return (OSError,) if is_local(filesystem) else (Exception,)
 
 
 def why_unreadable(error: Exception) -> str:
-    """A reason in one line that names no place, for what a network's library says."""
+    """Return why a network's library failed, in one line without paths."""
     if isinstance(error, _ShortError):
         return str(error)
     if isinstance(error, FileNotFoundError):
@@ -258,11 +270,12 @@ def why_unreadable(error: Exception) -> str:
 
 
 def redacted_line(error: Exception) -> str:
-    """What a network's library says, in one line and without secrets."""
-    text = redacted(" ".join(str(error).split()))  # before it is cut: of half a password none knows
+    """Return a network library's error in one line without secrets."""
+    # It is redacted before it is cut, because half a password would not be recognised.
+    text = redacted(" ".join(str(error).split()))
     text = text if len(text) <= 200 else f"{text[:199]}…"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class _ShortError(OSError):
-    """An answer with fewer bytes than asked for."""
+    """An answer with fewer bytes than requested."""

@@ -1,4 +1,4 @@
-"""The plan: which samples make which shard, in a Parquet file that workers read by shard."""
+"""The plan says which samples make which shard. It is a Parquet file that workers read by shard."""
 
 import json
 import os
@@ -21,17 +21,17 @@ _VALUES = b"values"
 
 @dataclass(frozen=True)
 class SourceRow:
-    """One sample to be.
+    """A source that will become a sample.
 
     Attributes:
-        split: its name.
+        split: The name of its split.
         uri: `SPLIT/NAME`.
-        target: class number, or None.
-        row: of the listing that holds its values, or None.
-        parts: its files.
-        values: what the listing holds for it, in JSON's types: `table` (column to value, null
-            where missing) and `target` (names, numbers or token numbers).
-        inline: bytes of fields that lie in the listing itself.
+        target: The number of its class, or None.
+        row: Its row in the listing that holds its values, or None.
+        parts: Its files.
+        values: Its values in the listing, in the types of JSON: `table` (column to value, null if
+            missing) and `target` (names, numbers or token numbers).
+        inline: The bytes of fields that lie in the listing itself.
     """
 
     split: str
@@ -44,15 +44,16 @@ class SourceRow:
 
 
 def write_plan(listing: SourceTable, path: Path, samples_per_shard: int) -> int:
-    """Cut the listing into shards of one split each; row group N lists the samples of shard N.
+    """Cut the sources into shards of one split each. Row group N lists the samples of shard N.
 
-    Values that lie in a CSV or JSON Lines file are copied to Parquet beside the plan. Addresses
-    that hold secrets are left out; see `shard_addresses` and `SourceTable.value_places`.
+    Values in a CSV or JSON Lines file are copied to Parquet beside the plan. Addresses that hold
+    secrets are left out; see `shard_addresses` and `SourceTable.value_places`.
 
     Args:
-        listing: its rows in their order.
-        path: the plan.
-        samples_per_shard: samples of a shard; the last one of a split may have fewer.
+        listing: All sources, in their order.
+        path: The path of the plan.
+        samples_per_shard: The number of samples in a shard. The last shard of a split may have
+            fewer.
 
     Returns:
         The number of shards.
@@ -74,10 +75,15 @@ def write_plan(listing: SourceTable, path: Path, samples_per_shard: int) -> int:
 
 
 def shard_addresses(listing: SourceTable, samples_per_shard: int) -> list[str] | None:
-    """For each shard of a plan the addresses that it leaves out, since they hold secrets.
+    """Return for each shard the addresses that its plan leaves out because they hold secrets.
+
+    Args:
+        listing: All sources of the plan.
+        samples_per_shard: The same number as in `write_plan`.
 
     Returns:
-        Texts for `read_plan`, to be kept in memory; None where nothing was left out.
+        A text for each shard, for `read_plan`, to be kept in memory only. None if nothing was left
+        out.
     """
     if not any(addresses_of(listing.table)):
         return None
@@ -86,7 +92,7 @@ def shard_addresses(listing: SourceTable, samples_per_shard: int) -> list[str] |
 
 
 def _cuts(table: pa.Table, samples_per_shard: int) -> Iterator[tuple[int, int]]:
-    """Start and length in rows of each shard."""
+    """Yield the first row and the number of rows of each shard."""
     codes = table["split"].combine_chunks().indices.to_numpy() if table.num_rows else np.array([])
     borders = np.flatnonzero(np.diff(codes)) + 1
     for first, last in zip([0, *borders], [*borders, table.num_rows], strict=True):
@@ -99,7 +105,7 @@ def _copy_of_values(plan: Path, split: str) -> Path:
 
 
 def plan_files(path: Path) -> list[Path]:
-    """The plan and what lies beside it, as far as they are there: remove these together."""
+    """Return the plan and the files beside it, if they exist. They are removed together."""
     beside = sorted(path.parent.glob(f"{_escaped(path.name)}.*.values.parquet"))
     return [each for each in (path, *beside) if each.exists()]
 
@@ -114,11 +120,13 @@ def read_plan(
     addresses: str | None = None,
     value_places: Mapping[str, str] | None = None,
 ) -> list[SourceRow]:
-    """The samples of shard `number`, with what their listing holds for them.
+    """Read the samples of one shard, with their values from the listing.
 
     Args:
-        addresses: of the shard, from `shard_addresses`.
-        value_places: of the listing, from `SourceTable.value_places`.
+        path: The path of the plan.
+        number: The number of the shard in the plan.
+        addresses: The shard's text from `shard_addresses`.
+        value_places: The addresses from `SourceTable.value_places`.
     """
     parquet = pq.ParquetFile(path)
     about = parquet.schema_arrow.metadata

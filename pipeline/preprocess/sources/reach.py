@@ -1,7 +1,8 @@
-"""What a source may name: what lies below its own root, and what the configuration allows besides.
+"""What a source may name: files below its own root, and what the configuration allows besides.
 
-A listing's rows are not trusted. A row that could name any path or address would copy private files
-into shards, or have this machine ask servers that its writer cannot reach.
+The rows of a listing are not trusted. If a row could name any path or address, it could copy
+private files into shards, or send requests from this machine to servers that its author cannot
+reach.
 """
 
 import os
@@ -24,19 +25,19 @@ MAX_FILE_BYTES = 2 * 1024**3
 _PORTS = {"http": 80, "https": 443}
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://(?![\\/])[^\s\\\x00-\x1f\x7f]*")
 _UNESCAPED = 8
-"""How often a path may be escaped: servers and proxies undo escapes more than once."""
+"""A path may be escaped so often. Servers and proxies undo escapes more than once."""
 
 
 @dataclass(frozen=True)
 class Reach:
-    """What the files of one split may be.
+    """The files that one split may read.
 
     Attributes:
-        root: folder or URL, with what gives access to it.
-        allow: more folders and URLs; `data.allow`.
-        max_file_bytes: of one file; `data.max_file_bytes`.
-        confined: false where no path comes from the sources themselves: tars that the configuration
-            names.
+        root: The folder or URL of the split, with what gives access to it.
+        allow: More folders and URLs, from `data.allow`.
+        max_file_bytes: The largest size of one file, from `data.max_file_bytes`.
+        confined: Whether only files below the root and `allow` may be read. False for tars, whose
+            paths all come from the configuration.
     """
 
     root: str
@@ -45,17 +46,18 @@ class Reach:
     confined: bool = True
 
     def place(self, path: str) -> tuple[Any, str]:
-        """The file system that holds a file, and its path there; with what gives access to it.
+        """Return the file system of a file, and its path there, with what gives access to it.
 
-        What a local path leads to by links is to be asked of `holds` once the file is open.
+        A local path may lead elsewhere by links. So once the file is open, ask `holds` about its
+        real path.
 
         Args:
-            path: below the root, absolute, or a URL.
+            path: A path below the root, an absolute path, or a URL.
 
         Raises:
-            MediaError: it may not be read; the text says why.
-            ValueError: no such protocol.
-            ImportError: the protocol's package is missing.
+            MediaError: The file may not be read; the text says why.
+            ValueError: There is no such protocol.
+            ImportError: The protocol's package is missing.
         """
         if "://" in path:
             local = local_path(path)
@@ -66,21 +68,21 @@ class Reach:
             url = joined(self.root, path)
             return filesystem_of(self._url(url) if self.confined else url)
         filesystem, base = filesystem_of(self.root)
-        # A disk says itself where a path leads to. Other file systems take a step upwards as they
-        # like.
+        # A local disk reports where a path leads. Other file systems interpret `..` in their own
+        # ways.
         if local_path(self.root) is None and ".." in re.split(r"[/\\]", path):
             raise MediaError(OUTSIDE)
         return filesystem, f"{base.rstrip('/')}/{path}"
 
     def holds(self, real_path: str) -> bool:
-        """Whether a local path, absolute and without links, may be read."""
+        """Return whether a local path may be read. It must be absolute and without links."""
         return not self.confined or any(
             real_path == prefix or real_path.startswith(prefix.rstrip("/") + "/")
             for prefix in self._folders
         )
 
     def holds_url(self, url: str) -> bool:
-        """Whether a URL may be asked for: that of a file, or where a server sends on to."""
+        """Return whether a URL may be requested, such as a file's or the target of a redirect."""
         try:
             self._url(url)
         except MediaError:
@@ -88,8 +90,8 @@ class Reach:
         return True
 
     def _local(self, path: str) -> tuple[Any, str]:
-        """An absolute path, unless nothing there may be read in any case."""
-        # Links may yet lead below a root; without any local one, nothing does.
+        """Return an absolute path, unless no local file may be read at all."""
+        # A link may lead below an allowed folder. Without any such folder, none can.
         if not path.startswith("/") or (self.confined and not self._folders):
             raise MediaError(OUTSIDE)
         return LocalFileSystem(), path
@@ -108,20 +110,20 @@ class Reach:
 
     @cached_property
     def _prefixes(self) -> tuple["_Place", ...]:
-        # What is read through a chain of file systems has no addresses of its own.
+        # A chain of file systems has no addresses of its own.
         urls = (url for url in (self.root, *self.allow) if local_path(url) is None)
         return tuple(_Place.of(url) for url in urls if is_web(url) or "::" not in url)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A URL taken apart, so that two can be compared.
+    """A URL split into its parts, so that two can be compared.
 
     Attributes:
-        url: as given.
-        server: scheme, host and port; of object stores scheme and bucket.
-        names: of folders and file, unescaped, without `.` and `..`.
-        userinfo: user name and password, or an empty text.
+        url: The URL as given.
+        server: The scheme, host and port; for object stores the scheme and bucket.
+        names: The names of folders and file, unescaped, without `.` and `..`.
+        userinfo: The user name and password, or an empty text.
     """
 
     url: str
@@ -131,7 +133,11 @@ class _Place:
 
     @classmethod
     def of(cls, url: str) -> "_Place":
-        """Raises MediaError: it is not one plain URL."""
+        """Split a URL.
+
+        Raises:
+            MediaError: It is not one plain URL.
+        """
         if _PLAIN.match(url) is None or ("::" in url and not is_web(url)):
             raise MediaError("its address is not plain: one URL, not several in a chain")
         if is_web(url):
@@ -148,7 +154,11 @@ class _Place:
         return cls(url, server, _names(path), userinfo if is_web(url) else "")
 
     def holds(self, other: "_Place") -> bool:
-        """Whether the other lies at or below this; by whole names."""
+        """Return whether the other URL lies at or below this one. Only whole names count.
+
+        Raises:
+            MediaError: The other URL has a user name that this one lacks.
+        """
         same = self.server == other.server and other.names[: len(self.names)] == self.names
         if same and other.userinfo not in ("", self.userinfo):
             raise MediaError(
@@ -157,7 +167,7 @@ class _Place:
         return same
 
     def opening(self, other: "_Place") -> str:
-        """The other's URL with what gives access to this one, unless it has some of its own."""
+        """Return the other URL with what gives access to this one, unless it has its own."""
         url = other.url
         if not is_web(url):
             return url
@@ -178,10 +188,10 @@ def _server(parts: SplitResult) -> tuple[str, str, int | None]:
 
 
 def _names(path: str) -> tuple[str, ...]:
-    """The parts of a path as any server may read it.
+    """Return the names in a path, as any server may read it.
 
     Raises:
-        MediaError: it is escaped too often to tell, or hides a step upwards.
+        MediaError: It is escaped too often, or hides a step upwards.
     """
     for _ in range(_UNESCAPED):
         plain = unquote(path, errors="surrogateescape")

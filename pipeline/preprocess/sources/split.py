@@ -1,4 +1,4 @@
-"""Which samples are held out, and the order of all: by hashes, so that both stay put."""
+"""Holds samples out and orders all of them, by hashes, so that neither changes later."""
 
 import hashlib
 from itertools import pairwise
@@ -15,9 +15,17 @@ TRAIN, VALIDATION, TEST = range(len(SPLITS))
 
 
 def ranks(names: pa.Array | pa.ChunkedArray, split: str, seed: int) -> np.ndarray:
-    """For each sample a number that only its name and the seed decide: uint64 `[samples]`.
+    r"""Return a number for each sample that depends only on its name and the seed.
 
-    The first 8 bytes of sha256 of `SEED\\0SPLIT/NAME`.
+    The number is the first 8 bytes of the sha256 of `SEED\0SPLIT/NAME`.
+
+    Args:
+        names: The names of the samples, binary.
+        split: The name of the split that is hashed.
+        seed: The seed.
+
+    Returns:
+        uint64 `[samples]`.
     """
     started = hashlib.sha256(f"{seed}\0{split}/".encode())
     found = bytearray()
@@ -39,21 +47,23 @@ def hold_out(
     classes: tuple[str, ...],
     targets: np.ndarray,
 ) -> np.ndarray:
-    """Split off `share` of each class, at least one sample of it; by hash, so it stays put.
+    """Hold out `share` of each class for validation, and at least one of its samples.
+
+    The choice is by hash, so that it stays the same.
 
     Args:
-        samples: with column `name`.
-        share: of the samples of a class, those in `known` among them.
-        seed: of the hash.
-        known: columns `uri` and `split`: samples dealt earlier, which stay where they are.
-        classes: their names; none where samples are not told apart.
-        targets: class numbers, int64 `[samples]`.
+        samples: A table with the column `name`.
+        share: The share of each class. The samples in `known` count.
+        seed: The seed of the hash.
+        known: The columns `uri` and `split` of earlier samples, which stay in their split.
+        classes: The names of the classes; empty if all samples count as one class.
+        targets: The class numbers, int64 `[samples]`.
 
     Returns:
-        Places in `SPLITS`, int8 `[samples]`.
+        The index in `SPLITS` of each sample, int8 `[samples]`.
 
     Raises:
-        UserError: a class has one sample only.
+        UserError: A class has only one sample.
     """
     counts = np.bincount(targets, minlength=max(1, len(classes)))
     if (counts == 1).any():
@@ -75,7 +85,7 @@ def hold_out(
 
 
 def _known_splits(samples: pa.Table, known: pa.Table | None) -> np.ndarray:
-    """Splits of samples dealt earlier, -1 for new ones."""
+    """Return the splits of earlier samples, and -1 for new ones."""
     splits = np.full(samples.num_rows, -1, np.int8)
     if known is None or not known.num_rows:
         return splits
@@ -90,16 +100,16 @@ def _known_splits(samples: pa.Table, known: pa.Table | None) -> np.ndarray:
 
 
 def order_of(splits: np.ndarray, names: pa.Table, rows: np.ndarray, seed: int) -> np.ndarray:
-    """The order in which shards take samples: by split, then by row or, without one, by hash.
+    """Return the order of samples in shards: by split, then by row, or by hash without a row.
 
     Args:
-        splits: places in `SPLITS`, int8 `[samples]`.
-        names: with column `name`.
-        rows: numbers of rows, -1 where there is none, int64 `[samples]`.
-        seed: of the hash.
+        splits: The index in `SPLITS` of each sample, int8 `[samples]`.
+        names: A table with the column `name`.
+        rows: The row of each sample in a listing, -1 if it has none, int64 `[samples]`.
+        seed: The seed of the hash.
 
     Returns:
-        int64 `[samples]`: which sample comes at each place.
+        The indices of the samples in their order, int64 `[samples]`.
     """
     keys = rows.astype(np.uint64)
     for code, split in enumerate(SPLITS):

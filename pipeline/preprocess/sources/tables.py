@@ -1,4 +1,4 @@
-"""The tables that sources are kept in, and digests of them."""
+"""The tables that hold sources, and their digests."""
 
 import hashlib
 import os
@@ -25,8 +25,9 @@ PART_TYPE = pa.struct(
     ]
 )
 PARTS_TYPE = pa.list_(PART_TYPE)
-"""A sample's files. Their `address` is where one lies, if its path alone does not tell since that
-holds a secret; it is kept in memory only."""
+"""The files of a sample. `address` is set if a file's address holds a secret, which `path` must not
+hold. It is kept in memory only.
+"""
 SOURCE_SCHEMA = pa.schema(
     [
         ("split", SPLIT_TYPE),
@@ -39,10 +40,10 @@ SOURCE_SCHEMA = pa.schema(
     ]
 )
 REFUSED_SCHEMA = pa.schema([("uri", pa.binary()), ("split", pa.string()), ("reason", pa.string())])
-# A sample before it has its split's name in front and its label's number.
+# A sample before it gets its URI and the number of its label.
 FOUND_SCHEMA = pa.schema(
     [
-        ("split", pa.int8()),  # place in SPLITS
+        ("split", pa.int8()),  # index in SPLITS
         ("name", pa.binary()),
         ("label", pa.binary()),
         ("row", pa.int64()),
@@ -55,10 +56,10 @@ BATCH_ROWS = 1 << 15
 
 
 class Rows:
-    """Rows that come one at a time, kept as Arrow.
+    """Collects rows that come one at a time, as Arrow batches.
 
     Args:
-        schema: of the table.
+        schema: The schema of the table.
     """
 
     def __init__(self, schema: pa.Schema) -> None:
@@ -68,7 +69,7 @@ class Rows:
         self.num_rows = 0
 
     def append(self, *values: Any) -> None:
-        """Add one row, its values in the schema's order."""
+        """Add one row. The values are in the order of the schema."""
         self._pending.append(values)
         self.num_rows += 1
         if len(self._pending) == BATCH_ROWS:
@@ -83,7 +84,7 @@ class Rows:
         self._pending.clear()
 
     def table(self) -> pa.Table:
-        """All rows so far."""
+        """Return all rows so far."""
         if self._pending:
             self._flush()
         return pa.Table.from_batches(self._batches, self.schema)
@@ -91,17 +92,18 @@ class Rows:
 
 @dataclass(frozen=True)
 class SourceScan:
-    """What one place holds.
+    """The samples that were found in one source.
 
     Attributes:
-        samples: of `FOUND_SCHEMA`.
-        refused: of `REFUSED_SCHEMA`, `uri` still without its split in front.
-        root: folder or URL that the parts' paths lie below, with what gives access to it.
-        confined: whether nothing but what lies below may be read, since paths come from the
-            sources themselves.
-        values: the listing that holds values in line, or None.
-        label_names: of `multi_label`, the names seen in each split.
-        numbered: whether labels that are all numbers are sorted as such; folders' names are text.
+        samples: The samples, of `FOUND_SCHEMA`.
+        refused: The refused sources, of `REFUSED_SCHEMA`; their `uri` does not begin with the
+            split.
+        root: The folder or URL that the parts' paths lie below, with what gives access to it.
+        values: The listing whose rows hold values, or None.
+        label_names: For `multi_label`, the labels that occur in each split.
+        numbered: Whether labels that are all numbers are sorted as numbers. False for folder names.
+        confined: Whether only files below the root may be read, because the sources themselves name
+            the paths.
     """
 
     samples: pa.Table
@@ -114,7 +116,7 @@ class SourceScan:
 
 
 def without_addresses(table: pa.Table) -> pa.Table:
-    """The table of samples as it may be written: without the addresses that hold secrets."""
+    """Return the table of samples without the addresses that hold secrets, for writing."""
     column = one_chunk(table["parts"])
     flat = column.flatten()
     fields = [field for field in PART_TYPE if field.name != "address"]
@@ -128,14 +130,14 @@ def without_addresses(table: pa.Table) -> pa.Table:
 
 
 def addresses_of(table: pa.Table) -> list[str | None]:
-    """The addresses that hold secrets, of all files of a table's samples in their order."""
+    """Return the addresses that hold secrets, for all files of a table's samples in their order."""
     flat = one_chunk(table["parts"]).flatten()
     column = flat.field(PART_TYPE.get_field_index("address"))
     return [None if value is None else os.fsdecode(value) for value in column.to_pylist()]
 
 
 def first_refused(refused: pa.Table) -> str:
-    """The first things refused, and why, as the end of an error's text."""
+    """Return the first three refused sources and their reasons, as the end of an error's text."""
     told = [
         f"{row['uri'].decode(errors='replace')!r}: {row['reason']}"
         for row in refused.slice(0, 3).to_pylist()
@@ -144,11 +146,11 @@ def first_refused(refused: pa.Table) -> str:
 
 
 def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """A column as one array."""
+    """Return a column as one array."""
     if isinstance(column, pa.Array):
         return column
     combined = column.combine_chunks()
-    if isinstance(combined, pa.ChunkedArray):  # of no chunks, or too large for one
+    if isinstance(combined, pa.ChunkedArray):  # it has no chunks, or is too large for one
         return (
             pa.concat_arrays(combined.chunks) if combined.num_chunks else pa.array([], column.type)
         )
@@ -156,30 +158,33 @@ def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def concat(tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
-    """One table of all, of one schema; none gives an empty one."""
+    """Concatenate tables of one schema. The result is empty if there are none."""
     tables = [table.cast(schema) if table.schema != schema else table for table in tables]
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
 def split_column(codes: np.ndarray) -> pa.Array:
-    """Places in `SPLITS` as the column of their names."""
+    """Turn indices in `SPLITS` into a column of names."""
     return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int8)), pa.array(SPLITS))
 
 
 def with_split(names: pa.Array, split: str) -> pa.Array:
-    """`SPLIT/NAME` for each name."""
+    """Return `SPLIT/NAME` for each name."""
     return pc.binary_join_element_wise(pa.scalar(split.encode(), pa.binary()), names, b"/")
 
 
 def binary_parts(column: pa.Array) -> tuple[np.ndarray, memoryview]:
-    """Offsets int32 `[rows + 1]` and the bytes of a binary or string array without nulls."""
+    """Return the offsets (int32 `[rows + 1]`) and bytes of a binary or text array without nulls."""
     _, offsets, data = column.buffers()
     ends = np.frombuffer(offsets, np.int32, len(column) + 1, column.offset * 4)
     return ends, memoryview(data if data is not None else b"")
 
 
 def table_digest(tables: Sequence[pa.Table]) -> str:
-    """sha256 (hex) of the rows in their order, the same however they are cut into chunks."""
+    """Return the sha256 of all rows in their order, as hexadecimal digits.
+
+    It does not depend on how the tables are cut into chunks.
+    """
     hashed = hashlib.sha256()
     for table in tables:
         for name in table.column_names:
@@ -191,13 +196,13 @@ def table_digest(tables: Sequence[pa.Table]) -> str:
 
 
 def _even_chunks(column: pa.ChunkedArray) -> Iterator[pa.Array]:
-    """Pieces of a fixed number of rows, so that the digest doesn't see how Arrow cut them."""
+    """Yield pieces of a fixed number of rows: the digest must not depend on Arrow's chunks."""
     for start in range(0, len(column), BATCH_ROWS):
         yield one_chunk(column.slice(start, BATCH_ROWS))
 
 
 def _bytes_of(array: pa.Array) -> Iterator[bytes | memoryview]:
-    """Nulls, lengths and values of an array, as bytes."""
+    """Yield the nulls, lengths and values of an array, as bytes."""
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     yield np.packbits(array.is_valid().to_numpy(zero_copy_only=False)).tobytes()

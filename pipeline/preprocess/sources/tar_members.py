@@ -1,7 +1,7 @@
-"""What a tar holds, and where: a reader of headers that trusts none of them.
+"""Reads the headers of a tar without trusting them.
 
-Names are never used as paths, nothing is unpacked, and no header makes it read more than
-`MAX_EXTENSION_BYTES` at once.
+Names are never used as paths, and nothing is unpacked. A header cannot make the reader read more
+than `MAX_EXTENSION_BYTES` at once.
 """
 
 from collections.abc import Iterator
@@ -30,9 +30,10 @@ class Member(NamedTuple):
     """A member of a tar.
 
     Attributes:
-        name: as the tar has it.
-        offset, length: of its bytes in the tar.
-        reason: why it cannot be used, or None.
+        name: The name as the tar has it.
+        offset: The offset of its bytes in the tar.
+        length: The number of its bytes.
+        reason: Why it cannot be used, or None.
     """
 
     name: bytes
@@ -42,20 +43,20 @@ class Member(NamedTuple):
 
 
 class DamagedTarError(ValueError):
-    """The tar cannot be read on from here; the text says where and why."""
+    """The tar cannot be read beyond this byte; the text says where and why."""
 
 
 def tar_members(file: IO[bytes], size: int) -> Iterator[Member]:
-    """The files, links and devices in a tar, in order; folders are left out.
+    """Yield the files, links and devices in a tar, in order. Folders are left out.
 
-    Between two members the file may be read and moved at will.
+    The caller may read and seek the file between two members.
 
     Args:
-        file: open at any place.
-        size: its length in bytes.
+        file: The tar, open at any position.
+        size: The length of the tar in bytes.
 
     Raises:
-        DamagedTarError: after all members before the damage were given.
+        DamagedTarError: The tar is damaged. All members before the damage were yielded.
     """
     place = 0
     long_name: bytes | None = None
@@ -92,7 +93,7 @@ def tar_members(file: IO[bytes], size: int) -> Iterator[Member]:
             else:
                 defaults |= _records(data, start)
             continue
-        if kind == b"K":  # a long link's target
+        if kind == b"K":  # the target of a long link
             continue
         records = defaults | extended
         name = records.get(b"path") or long_name or _name(header)
@@ -117,7 +118,7 @@ def _read(file: IO[bytes], place: int, length: int) -> bytes:
 
 
 def _check(header: bytes, place: int) -> tuple[bytes, int]:
-    """Kind and length of a header whose checksum is right."""
+    """Check a header's checksum; return the member's kind and length."""
     stored = header[148:156].strip(b" \0")
     try:
         wanted = int(stored, 8)
@@ -129,7 +130,7 @@ def _check(header: bytes, place: int) -> tuple[bytes, int]:
 
 
 def _number(field: bytes, place: int) -> int:
-    """Octal digits, or GNU's and star's binary form for large numbers."""
+    """Read octal digits, or the binary form that GNU tar and star use for large numbers."""
     if field[0] & 0x80:
         value = int.from_bytes(field, "big", signed=True) & ((1 << 95) - 1)
         if field[0] == 0xFF:
@@ -154,12 +155,12 @@ def _decimal(digits: bytes, place: int) -> int:
 def _name(header: bytes) -> bytes:
     name = header[:100].partition(b"\0")[0]
     prefix = header[345:500].partition(b"\0")[0]
-    # GNU keeps times where ustar has the start of the path.
+    # GNU tar stores times where ustar stores the start of the path.
     return prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
 
 
 def _records(data: bytes, place: int) -> dict[bytes, bytes]:
-    """The `LENGTH KEY=VALUE` lines of an extended header."""
+    """Read the `LENGTH KEY=VALUE` lines of an extended header."""
     records: dict[bytes, bytes] = {}
     position = 0
     while position < len(data):
@@ -171,7 +172,7 @@ def _records(data: bytes, place: int) -> dict[bytes, bytes]:
         key, equals, value = line.partition(b"=")
         if end <= position or end > len(data) or not equals or not value.endswith(b"\n"):
             raise DamagedTarError(f"the extended header at byte {place} is damaged")
-        # A tar may have any number of others, which would all be kept.
+        # Only the keys that are used are kept: a tar may have any number of others.
         if key in (b"path", b"size"):
             records[key] = value[:-1]
         elif key.startswith(_SPARSE):

@@ -1,4 +1,4 @@
-"""The tars that a path, a glob, a brace range or a folder names."""
+"""Finds the tars that a path, a glob, a brace range or a folder names."""
 
 import glob
 import os
@@ -21,20 +21,21 @@ _MAGIC_OF_WEB = re.compile(r"[*{]")
 
 
 def find_tars(pattern: str, field: str) -> tuple[str, list[str]]:
-    """The tars that a pattern names.
+    """Find the tars that a pattern names.
 
-    What is there under the very name is meant by it, whatever characters it has; so a folder may be
-    called `set [v2]`, also where a glob follows.
+    If a file or folder has exactly the name of the pattern, the pattern means that one. So a folder
+    may be called `set [v2]`, even if a glob follows it.
 
     Args:
-        pattern: a tar, a glob or brace range of tars, or their folder; path or URL.
-        field: of the configuration, for errors.
+        pattern: A tar, a glob or brace range of tars, or their folder; a path or URL.
+        field: The field of the configuration, for errors.
 
     Returns:
-        The folder that all lie in, with what gives access to it; and their sorted paths below it.
+        The folder that all tars lie in, with what gives access to it, and their sorted paths below
+        it.
 
     Raises:
-        UserError: there is none, or one of a range is missing.
+        UserError: There is no tar, or one of a range is missing.
     """
     base, secret = secrets_of(pattern) if is_web(pattern) else (pattern, "")
     found = sorted(set(_matching(base, secret, pattern, field)))
@@ -45,7 +46,7 @@ def find_tars(pattern: str, field: str) -> tuple[str, list[str]]:
 
 
 def _matching(base: str, secret: str, pattern: str, field: str) -> Iterator[str]:
-    """The paths or URLs, without secrets in their queries."""
+    """Yield the paths or URLs, without secrets in their queries."""
     filesystem, whole = filesystem_of(with_query(base, secret))
     whole = base if is_web(base) else whole
     prefix, rest = _literal_start(filesystem, whole, secret)
@@ -62,7 +63,7 @@ def _matching(base: str, secret: str, pattern: str, field: str) -> Iterator[str]
 
 
 def _tars_at(filesystem: Any, path: str, secret: str, pattern: str, field: str) -> Iterator[str]:
-    """A tar itself, or those in a folder."""
+    """Yield the tar itself, or the tars in the folder."""
     asked = with_query(path, secret)
     if is_folder(filesystem, asked):
         for file in walk(filesystem, asked):
@@ -75,7 +76,7 @@ def _tars_at(filesystem: Any, path: str, secret: str, pattern: str, field: str) 
 
 
 def _literal_start(filesystem: Any, path: str, secret: str) -> tuple[str, str]:
-    """What of a pattern is there as it stands, up to a slash, and the rest."""
+    """Split a pattern at a slash into a start that exists literally, and the rest."""
     parts = path.split("/")
     for place, part in enumerate(parts):
         if _magic(path).search(part):
@@ -94,7 +95,7 @@ def _magic(path: str) -> re.Pattern[str]:
 
 
 def _globbed(filesystem: Any, prefix: str, pattern: str) -> list[str]:
-    """The `.tar` files that a glob names; brackets that match nothing are taken as they stand."""
+    """Return the `.tar` files that a glob matches, or else with its brackets taken literally."""
     for each in dict.fromkeys((pattern, pattern.replace("[", "[[]"))):
         whole = f"{glob.escape(prefix).rstrip('/')}/{each}"
         if is_local(filesystem):
@@ -107,14 +108,14 @@ def _globbed(filesystem: Any, prefix: str, pattern: str) -> list[str]:
 
 
 def _address(pattern: str, filesystem: Any, path: str) -> str:
-    """A path of a file system in the form in which the configuration names places."""
+    """Return a path of a file system in the form of the configuration's addresses."""
     if local_path(pattern) is not None or is_web(path):
         return path
     return str(filesystem.unstrip_protocol(path))
 
 
 def _common_folder(paths: list[str]) -> str:
-    """The deepest folder that all paths, sorted, lie in; slashes stay as they are in URLs."""
+    """Return the deepest folder that all sorted paths lie in. Slashes in URLs stay as they are."""
     first, last = (
         path.partition("?")[0] if is_web(path) else path for path in (paths[0], paths[-1])
     )
@@ -126,7 +127,7 @@ def _common_folder(paths: list[str]) -> str:
 
 
 def _expanded(rest: str, pattern: str, field: str) -> Iterator[str]:
-    """Braces written out: `{00..10}` counts, `{a,b}` lists."""
+    """Write out braces: `{00..10}` counts, and `{a,b}` lists."""
     pieces = _BRACES.split(rest)
     choices: list[list[str]] = []
     total = 1

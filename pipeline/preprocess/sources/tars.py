@@ -1,4 +1,4 @@
-"""WebDataset tars: members of one key make a sample, read later as ranges of the tar."""
+"""WebDataset tars: the members of one key make a sample, read later as ranges of the tar."""
 
 import os
 import re
@@ -41,20 +41,19 @@ MAX_CLASS_BYTES = 1000
 
 
 def find_in_tars(data: DataConfig, pattern: str, field: str) -> SourceScan:
-    """The samples of tars: keys, members and labels, as WebDataset has them.
+    """Find the samples of tars by WebDataset's rules.
 
-    A key is a member's path up to the first dot of its last part; what follows says the field.
-    `.cls` is the class, or else `label` (`data.target.column`) in `.json`. Other members
-    are passed over.
+    A key is a member's path up to the first dot of its file name. The rest of the name says the
+    field. The class comes from `.cls`, or else from the key `label` of `.json`
+    (`data.target.column` names another key). Other members are ignored.
 
     Args:
-        data: modalities, target, and what may be missing.
-        pattern: a tar, a glob or brace range of tars, or their folder; path or URL.
-        field: of the configuration, for errors.
+        data: The modalities, the target, and what may be missing.
+        pattern: A tar, a glob or brace range of tars, or their folder; a path or URL.
+        field: The field of the configuration, for errors.
 
     Raises:
-        UserError: there is none, one is missing or compressed, or labels of a kind that must be
-            named are not.
+        UserError: There is no tar, one is missing or compressed, or no sample is in them.
     """
     target = target_field(data.target.kind)
     names = FieldNames(tuple(data.formats), target)
@@ -83,7 +82,7 @@ def find_in_tars(data: DataConfig, pattern: str, field: str) -> SourceScan:
 
 
 def is_tars(source: str) -> bool:
-    """Whether a path names tars by itself."""
+    """Return whether a path names tars by its ending."""
     name = base_of(source)
     return name.endswith((".tar", ".tar}")) or _COMPRESSED.search(name) is not None
 
@@ -97,7 +96,7 @@ def _read_tar(
     members: Rows,
     refused: Rows,
 ) -> None:
-    """Add one tar's members; what is damaged or unusable is refused, the rest is taken."""
+    """Add the members of one tar. What is damaged or unusable is refused, and the rest is used."""
     tar = os.fsencode(path)
     try:
         info = retry_if_exists(filesystem, full, lambda: filesystem.info(full))
@@ -114,7 +113,7 @@ def _read_tar(
     except DamagedTarError as error:
         refused.append(tar, None, f"damaged: {error}; what lies before is used")
     except read_errors(filesystem) as error:
-        if not is_local(filesystem):  # what a network does not give today, it may tomorrow
+        if not is_local(filesystem):  # a network that fails today may work tomorrow
             raise _UnreadableTarError(path, error) from error
         code = error.errno if isinstance(error, OSError) else None
         told = f"cannot be read: {os.strerror(code)}" if code else redacted_line(error)
@@ -122,7 +121,7 @@ def _read_tar(
 
 
 class _UnreadableTarError(Exception):
-    """A tar that a network does not give: its samples must not be taken for none."""
+    """A tar could not be read over the network. Its samples must not be counted as missing."""
 
     def __init__(self, path: str, error: Exception) -> None:
         super().__init__(
@@ -144,7 +143,7 @@ def _add(
     folder, slash, base = member.name.rpartition(b"/")
     stem, dot, extensions = base.partition(b".")
     if not dot or not stem or (stem.startswith(b"__") and stem.endswith(b"__")):
-        return  # as WebDataset does: hidden, without extension, or about the tar itself
+        return  # WebDataset skips these too: hidden, without an extension, or about the tar itself
     uri = tar + b"/" + member.name[:MAX_NAME_BYTES]
     if member.reason is not None:
         refused.append(uri, None, member.reason)
@@ -164,7 +163,7 @@ def _add(
 def _label(
     file: IO[bytes], member: Member, extensions: bytes, code: int, key: str
 ) -> tuple[int, bytes | None]:
-    """Field and label of a member that may say a class."""
+    """Return the field and label of a member that may hold a class."""
     kind = extensions.lower()
     if kind == b"cls":
         file.seek(member.offset)
@@ -177,7 +176,7 @@ def _label(
         try:
             value = json_label(file.read(min(member.length, MAX_JSON_BYTES + 1)), key)
         except ValueError:
-            return code, None  # it need not be about the class
+            return code, None  # the file may be about something else
         if not isinstance(value, list | dict) and (text := read_value(value, "label", "")):
             return (JSON_LABEL if code == OTHER else code), text
     return code, None

@@ -1,4 +1,4 @@
-"""Values that lie in a listing's rows: where workers find them, and reading them."""
+"""Values that lie in a listing's rows: where workers find them, and how they read them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,30 +23,30 @@ READ_ROWS = 256
 
 @dataclass(frozen=True)
 class InlineValues:
-    """The columns of a listing whose values themselves make samples.
+    """The columns of a listing whose values go into the samples.
 
     Attributes:
-        listing: read for these columns only.
+        listing: The listing, reduced to these columns.
     """
 
     listing: TableFile
 
     @property
     def place(self) -> str:
-        """Where the listing lies, without secrets."""
+        """The path or URL of the listing, without secrets."""
         return without_secrets(absolute(self.listing.source))
 
     def prepare(self, copy: Path) -> dict[str, Any]:
         """Make the values readable by row.
 
-        A Parquet file serves as it is, unless its row groups are so large that a worker could not
-        read them for a few rows; all else is copied to Parquet, the same bytes every time.
+        A Parquet file is used in place, unless its row groups are too large to read for a few rows.
+        Any other file is copied to Parquet, with the same bytes every time.
 
         Args:
-            copy: where a copy goes.
+            copy: The path of a copy.
 
         Returns:
-            JSON: what `read_row_values` needs.
+            JSON that `read_row_values` needs.
         """
         columns = self.listing.columns
         in_place = self.listing.suffix == ".parquet" and self._has_small_groups()
@@ -83,15 +83,18 @@ class InlineValues:
 
 
 def read_values(listing: str, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
-    """Some rows of a Parquet file, in the order asked for; memory is theirs and one page's.
+    """Read some rows of a Parquet file. Memory holds these rows and one page.
 
     Args:
-        listing: path or URL.
-        rows: numbers of rows, increasing.
-        columns: names.
+        listing: A path or URL.
+        rows: The indices of the rows, increasing.
+        columns: The names of the columns.
+
+    Returns:
+        The rows in the order of `rows`.
 
     Raises:
-        IndexError: there is no such row.
+        IndexError: There is no such row.
     """
     wanted = np.asarray(rows, np.int64)
     with opened(listing) as file:
@@ -118,15 +121,15 @@ def read_values(listing: str, rows: Sequence[int], columns: Sequence[str]) -> pa
 def read_row_values(
     about: dict[str, Any], rows: Sequence[int]
 ) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
-    """For each row what its listing holds for it.
+    """Yield what the listing holds for each row.
 
     Args:
-        about: from `InlineValues.prepare`.
-        rows: numbers of rows, increasing.
+        about: The description from `InlineValues.prepare`.
+        rows: The indices of the rows, increasing.
 
     Yields:
-        `values`, in JSON's types: `table` (column to value) and `target`; and `inline`: the
-        bytes of fields that lie in the row itself.
+        The values in the types of JSON: `table` (column to value) and `target`; and the bytes of
+        fields that lie in the row itself.
     """
     columns = about["columns"]
     names = list(dict.fromkeys(column["name"] for column in columns))

@@ -1,4 +1,4 @@
-"""What the training rows of a table tell: rows of a listing, or of files of their own."""
+"""Fits the statistics of a table to its training rows, in a listing or in files of their own."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,12 +19,16 @@ from pipeline.preprocess.sources.rows import BATCH_ROWS
 
 
 def fit_table(listing: SourceTable, fmt: TableFormat) -> TableVocabulary:
-    """Statistics and vocabularies of the training rows, wherever they lie.
+    """Fit the statistics and vocabularies of the training rows.
 
-    Rows in `.json` files are read here, one by one; those that decoding will refuse tell nothing.
+    Rows in `.json` files are read here, one by one. Rows that decoding will refuse are ignored.
+
+    Args:
+        listing: All sources.
+        fmt: The columns of the table.
 
     Raises:
-        UserError: a column is of no fitting type, or has too many different values.
+        UserError: A column has a type that does not fit, or too many different values.
     """
     in_listing = "train" in listing.values
     batches = iter_values(listing, "train", fmt.columns) if in_listing else _rows(listing, fmt)
@@ -35,7 +39,7 @@ def fit_table(listing: SourceTable, fmt: TableFormat) -> TableVocabulary:
 
 
 def _rows(listing: SourceTable, fmt: TableFormat) -> Iterator[pa.RecordBatch]:
-    """The training rows that lie in files: float64 numbers and text, null where missing."""
+    """Yield the training rows that lie in files: float64 numbers and text, null if missing."""
     schema = pa.schema(
         [
             *((column, pa.float64()) for column in fmt.numeric),
@@ -55,7 +59,7 @@ def _rows(listing: SourceTable, fmt: TableFormat) -> Iterator[pa.RecordBatch]:
 
 
 def _row(reach: Reach, part: dict[str, Any], fmt: TableFormat) -> dict[str, Any] | None:
-    """A row, or None where it cannot be used."""
+    """Return a row, or None if it cannot be used."""
     if part["size"] > MAX_LINE_BYTES:
         return None
     try:
@@ -63,7 +67,7 @@ def _row(reach: Reach, part: dict[str, Any], fmt: TableFormat) -> dict[str, Any]
         row = plain_row(json_row(data), fmt) if len(data) <= MAX_LINE_BYTES else None
         for value in (row or {}).values():
             if isinstance(value, str):
-                value.encode()  # JSON can spell what is no text
+                value.encode()  # JSON can hold surrogates, which are not text
     except (MediaError, UnicodeEncodeError, OSError):
         return None
     return row
@@ -72,15 +76,15 @@ def _row(reach: Reach, part: dict[str, Any], fmt: TableFormat) -> dict[str, Any]
 def iter_values(
     listing: SourceTable, split: str, columns: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
-    """The values of a split's rows, for statistics: float64 numbers and text, null where missing.
+    """Yield the values of a split's rows for statistics: float64 and text, null if missing.
 
     Args:
-        listing: whose samples are rows.
-        split: its name.
-        columns: names of columns of `data.table`.
+        listing: All sources; the split's samples are rows of a listing.
+        split: The name of the split.
+        columns: The names of columns of `data.table`.
 
     Raises:
-        KeyError: no row of the split has values, or there is no such column.
+        KeyError: No row of the split has values, or there is no such column.
     """
     file = listing.values[split].listing
     chosen: list[Column] = []

@@ -1,4 +1,4 @@
-"""Files below a folder, local or by any fsspec URL, one directory at a time."""
+"""Finds the files below a folder, local or by any fsspec URL, one directory at a time."""
 
 import errno
 import os
@@ -8,18 +8,19 @@ from typing import Any, NamedTuple
 
 import fsspec
 
-# Files that systems leave in folders; nobody means them as samples.
+# Files that operating systems leave in folders. They are not samples.
 IGNORED_NAMES = frozenset({b"Thumbs.db", b"desktop.ini"})
 
 
 class File(NamedTuple):
-    """A file below a root, or what can never be one.
+    """A file below a root, or an entry that can never be a sample.
 
     Attributes:
-        path: below the root, parted by `/`.
-        size: bytes; -1 where the file system does not tell.
-        mtime: changes when the file is written again; its form is the file system's.
-        reason: why it cannot be used, or None.
+        path: The path below the root, separated by `/`.
+        size: The size in bytes; -1 if the file system does not report it.
+        mtime: A text that changes when the file is written again. Its form depends on the file
+            system.
+        reason: Why the file cannot be used, or None.
     """
 
     path: bytes
@@ -29,10 +30,15 @@ class File(NamedTuple):
 
 
 def walk(filesystem: Any, base: str) -> Iterator[File]:
-    """The files below `base` in no order, hidden ones and systems' own left out.
+    """Yield the files below `base` in no particular order.
 
-    Links are followed to files below `base` only; what is neither file nor folder is never
-    opened. Memory is one directory's names at most, and the folders yet to visit.
+    Hidden files and those in `IGNORED_NAMES` are left out. Links are followed only to files below
+    `base`. What is neither a file nor a folder is never opened. Memory holds the names of one
+    directory at most, and the folders that are still to be visited.
+
+    Args:
+        filesystem: An fsspec file system.
+        base: The path of the folder there.
     """
     if is_local(filesystem):
         yield from _walk_local(os.fsencode(base))
@@ -41,7 +47,7 @@ def walk(filesystem: Any, base: str) -> Iterator[File]:
 
 
 def is_local(filesystem: Any) -> bool:
-    """Whether paths are this machine's own."""
+    """Return whether the file system is this machine's own."""
     return isinstance(filesystem, fsspec.implementations.local.LocalFileSystem)
 
 
@@ -81,7 +87,7 @@ def _local_file(path: bytes, entry: os.DirEntry[bytes]) -> File:
 
 
 def _linked(path: bytes, link: bytes, real_root: bytes) -> File:
-    """What a symbolic link leads to, if that lies in the tree."""
+    """Return the file that a symbolic link leads to, if it lies below the root."""
     target = os.path.realpath(link)
     if not target.startswith(real_root.rstrip(b"/") + b"/"):
         return File(path, 0, "", "a link that leads out of the folder")
@@ -98,7 +104,7 @@ def _linked(path: bytes, link: bytes, real_root: bytes) -> File:
 
 
 def special_reason(mode: int) -> str:
-    """What a file is that is none."""
+    """Return why something that is not a regular file is refused, by its mode."""
     kinds = ((stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"), (stat.S_ISDIR, "folder"))
     kind = next((name for check, name in kinds if check(mode)), "device")
     return f"a {kind}, not a file"
@@ -112,7 +118,7 @@ def _walk_remote(filesystem: Any, base: str) -> Iterator[File]:
         for info in filesystem.ls(folder, detail=True):
             full = info["name"].rstrip("/")
             name = os.fsencode(full[len(folder) + 1 :])
-            # Object stores list a folder's own marker among what lies in it.
+            # Object stores list a folder's own marker among its files.
             if full == folder or not name or _passed_over(name):
                 continue
             path = os.fsencode(full[len(base) + 1 :])
@@ -127,6 +133,6 @@ def _walk_remote(filesystem: Any, base: str) -> Iterator[File]:
 
 
 def changed(info: dict[str, Any]) -> str:
-    """What a file system tells of a file's last change."""
+    """Return what the file system reports about a file's last change."""
     keys = ("mtime", "LastModified", "last_modified", "updated", "created", "ETag")
     return str(next((info[key] for key in keys if info.get(key)), ""))

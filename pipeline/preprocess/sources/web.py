@@ -1,4 +1,4 @@
-"""Files from web servers: no larger than allowed, from no other servers than allowed."""
+"""Reads files from web servers, within the allowed size and only from the allowed servers."""
 
 import functools
 import os
@@ -19,18 +19,22 @@ _OK, _PARTIAL = 200, 206
 
 
 def fetch(reach: Reach, url: str, offset: int | None, length: int | None) -> bytes:
-    """What a server gives for an address, in one request; no more of it than asked for is read.
+    """Request an address once, and read no more than was asked for.
 
     Args:
-        reach: what may be read, and how much of it.
-        url: may be read.
-        offset, length: of a range in bytes; None for the whole. Where the server gives more than
-            the range, one byte more than it is returned.
+        reach: What may be read, and how much of it.
+        url: An address that may be read.
+        offset: The offset of a range in bytes; None for the whole file.
+        length: The length of a range in bytes; None for the whole file.
+
+    Returns:
+        The bytes. If the server sends more than the range, one byte more than the range is
+        returned.
 
     Raises:
-        FileNotFoundError: the server has nothing there.
-        MediaError: it is larger than may be, or lies where nothing may be read.
-        Exception: what aiohttp raises.
+        FileNotFoundError: The server has no such file.
+        MediaError: The file is too large, or the server redirects to a place that may not be read.
+        Exception: aiohttp failed.
     """
     filesystem = _filesystem(reach, os.getpid())
     data: bytes = sync(filesystem.loop, _fetch, filesystem, reach, url, offset, length)
@@ -68,7 +72,7 @@ async def _fetch(
 
 @functools.lru_cache(maxsize=8)
 def _filesystem(reach: Reach, process: int) -> HTTPFileSystem:
-    """One with connections of this process, which asks `reach` before it follows a server."""
+    """Return a file system of this process that asks `reach` about each redirect."""
     del process
     return HTTPFileSystem(get_client=functools.partial(_client, reach), skip_instance_cache=True)
 

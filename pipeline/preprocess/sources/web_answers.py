@@ -1,20 +1,26 @@
-"""Answers of web servers, none of which is read without a bound."""
+"""Answers of web servers, read with a limit."""
 
 from typing import Any
 
 import aiohttp
 
 MAX_ANSWER_BYTES = 64 << 20
-"""Of a range of a listing or tar, or of a folder's page: more than is ever asked for at once."""
+"""The most bytes of an answer. Every request for a range of a file or for a folder's page asks for
+less.
+"""
 
 _CHUNK_BYTES = 1 << 16
 
 
 class BoundedResponse(aiohttp.ClientResponse):
-    """An answer that is read as a whole only while it is of a bounded size."""
+    """An answer that can be read as a whole only up to a limit."""
 
     async def read(self) -> bytes:
-        """The body. Raises OSError: it has more than `MAX_ANSWER_BYTES`."""
+        """Return the body.
+
+        Raises:
+            OSError: It has more than `MAX_ANSWER_BYTES`.
+        """
         if self._body is not None:
             return bytes(self._body)
         data = bytearray()
@@ -28,5 +34,5 @@ class BoundedResponse(aiohttp.ClientResponse):
 
 
 async def bounded_client(**options: Any) -> aiohttp.ClientSession:
-    """A session all of whose answers are bounded; for fsspec's `get_client`."""
+    """Return a session that limits all its answers; for fsspec's `get_client`."""
     return aiohttp.ClientSession(response_class=BoundedResponse, **options)
