@@ -9,10 +9,10 @@ import pyarrow as pa
 from shards.digests import sha256_hex
 from shards.errors import ShardError
 from shards.index_check import check_index
-from shards.listing_check import check_facts, check_listing
 from shards.parquet import decode_parquet, encode_parquet
 from shards.sample import Sample
 from shards.shard_info import ShardInfo, index_name, shard_name
+from shards.shard_table_check import check_facts, check_shard_table
 from shards.tar import BLOCK_BYTES, MemberSpan, SampleSpan, round_up
 
 __all__ = ["IndexBuilder", "ShardIndex", "ShardInfo", "index_name", "shard_name"]
@@ -33,7 +33,7 @@ _SCHEMA = pa.schema(
 
 _INFO_KEY = b"shard"
 
-MAX_LISTING_BYTES = MAX_INDEX_BYTES = 1 << 30
+MAX_SHARD_TABLE_BYTES = MAX_INDEX_BYTES = 1 << 30
 """The largest file that is read. Each of these files is read whole."""
 
 
@@ -207,7 +207,7 @@ class ShardIndex:
         return self._offsets[first], self._offsets[last] + self._lengths[last]
 
 
-_LISTING_SCHEMA = pa.schema(
+_SHARD_TABLE_SCHEMA = pa.schema(
     [
         ("number", pa.int64()),
         ("name", pa.string()),
@@ -220,12 +220,14 @@ _LISTING_SCHEMA = pa.schema(
 )
 
 
-def encode_listing(infos: list[ShardInfo]) -> bytes:
+def encode_shard_table(infos: list[ShardInfo]) -> bytes:
     """Encode `shards.parquet`: one row for each shard, in the given order."""
-    return encode_parquet(pa.Table.from_pylist(list(map(asdict, infos)), schema=_LISTING_SCHEMA))
+    return encode_parquet(
+        pa.Table.from_pylist(list(map(asdict, infos)), schema=_SHARD_TABLE_SCHEMA)
+    )
 
 
-def decode_listing(data: bytes, where: str) -> pa.Table:
+def decode_shard_table(data: bytes, where: str) -> pa.Table:
     """Decode a `shards.parquet`.
 
     Args:
@@ -238,6 +240,6 @@ def decode_listing(data: bytes, where: str) -> pa.Table:
     Raises:
         ShardError: The bytes are damaged, or a field has an invalid value.
     """
-    table = decode_parquet(data, _LISTING_SCHEMA, where)
-    check_listing(table, where)
+    table = decode_parquet(data, _SHARD_TABLE_SCHEMA, where)
+    check_shard_table(table, where)
     return table

@@ -5,10 +5,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards.errors import ShardError
-from shards.listing_check import SHA256_PATTERN
 from shards.plain import is_member
 from shards.sample import KEY_PATTERN, MAX_MEMBER_BYTES, MAX_NAME_BYTES
 from shards.shard_info import ShardInfo
+from shards.shard_table_check import SHA256_PATTERN
 from shards.tar import BLOCK_BYTES, END_OF_ARCHIVE
 
 

@@ -11,7 +11,7 @@ from shards.manifest_check import check_manifest
 from shards.positions import PositionSpec
 
 MANIFEST_FILE = "manifest.json"
-LISTING_FILE = "shards.parquet"
+SHARD_TABLE_FILE = "shards.parquet"
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 256 << 20
 """The largest manifest. It is read whole, and the vocabulary of a table may be large."""

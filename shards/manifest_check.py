@@ -49,8 +49,8 @@ def _digest_faults(manifest: Any) -> Iterator[str]:
         yield "config is no object"
     elif sha256_hex(canonical_json(manifest.config)) != manifest.config_digest:
         yield "config_digest is not that of config"
-    listing = manifest.input_digest
-    if not is_printable(listing) or len(listing) > _MAX_INPUT_DIGEST:
+    digest = manifest.input_digest
+    if not is_printable(digest) or len(digest) > _MAX_INPUT_DIGEST:
         yield "input_digest is no digest"
     if not _has_items(manifest.position_sha256, is_sha256, is_sha256):
         yield "position_sha256 is not digests by digests"

@@ -13,14 +13,14 @@ from shards.digests import canonical_json, sha256_hex, stream_sha256
 from shards.errors import ShardError
 from shards.files import AtomicFile, is_temporary, remove_tree, sync_folder
 from shards.index import (
-    MAX_LISTING_BYTES,
+    MAX_SHARD_TABLE_BYTES,
     ShardIndex,
     ShardInfo,
-    decode_listing,
-    encode_listing,
+    decode_shard_table,
+    encode_shard_table,
     index_name,
 )
-from shards.manifest import LISTING_FILE, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest
+from shards.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, SHARD_TABLE_FILE, Manifest
 from shards.positions import PositionSpec, position_name
 from shards.quarantine import QUARANTINE_FILE, merge_quarantine, quarantine_table
 from shards.set_files import read_file
@@ -134,8 +134,8 @@ def _seal(
 
     more = quarantine_table([]) if quarantine is None else quarantine
     quarantined = merge_quarantine(staging / QUARANTINE_FILE, parts, more)
-    listing = encode_listing(census.infos)
-    _write(staging / LISTING_FILE, listing)
+    shard_table = encode_shard_table(census.infos)
+    _write(staging / SHARD_TABLE_FILE, shard_table)
     specs = {spec.digest: spec for spec in positions}
     manifest = Manifest(
         config=config,
@@ -148,7 +148,7 @@ def _seal(
         quarantined=quarantined,
         positions=specs,
         position_sha256={digest: _position_sha256(staging, digest) for digest in specs},
-        shards_sha256=sha256_hex(listing),
+        shards_sha256=sha256_hex(shard_table),
         quarantine_sha256=sha256_hex((staging / QUARANTINE_FILE).read_bytes()),
     )
     _write(staging / MANIFEST_FILE, manifest.encode())
@@ -201,8 +201,10 @@ def _write(path: Path, data: bytes) -> None:
 def _tidy(staging: Path, numbers: list[int]) -> None:
     """Remove the files that only a staging folder has; the set's files contain all of it now."""
     shutil.rmtree(staging / QUARANTINE_PARTS, ignore_errors=True)
-    listing = decode_listing(read_file(staging, LISTING_FILE, MAX_LISTING_BYTES), LISTING_FILE)
-    for number in set(numbers).difference(listing["number"].to_pylist()):
+    shard_table = decode_shard_table(
+        read_file(staging, SHARD_TABLE_FILE, MAX_SHARD_TABLE_BYTES), SHARD_TABLE_FILE
+    )
+    for number in set(numbers).difference(shard_table["number"].to_pylist()):
         (staging / index_name(number)).unlink(missing_ok=True)  # the index of an empty shard
     for path in staging.rglob(".*"):
         if is_temporary(path.name):

@@ -10,10 +10,9 @@ import pyarrow.compute as pc
 
 from shards.digests import sha256_hex
 from shards.errors import ShardError
-from shards.index import MAX_LISTING_BYTES, decode_listing
-from shards.listing_check import check_counts
+from shards.index import MAX_SHARD_TABLE_BYTES, decode_shard_table
 from shards.location import Location
-from shards.manifest import LISTING_FILE, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest
+from shards.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, SHARD_TABLE_FILE, Manifest
 from shards.positions import (
     REMEDY,
     PositionSpec,
@@ -21,6 +20,7 @@ from shards.positions import (
     position_name,
     read_position_table,
 )
+from shards.shard_table_check import check_counts
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ShardSet:
 
     location: Location
     manifest: Manifest
-    listing: pa.Table
+    shard_table: pa.Table
 
     @classmethod
     def open(cls, path: str | Path | Location) -> Self:
@@ -52,18 +52,18 @@ class ShardSet:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise _no_set(location) from error
         manifest = Manifest.decode(data, f"{location}/{MANIFEST_FILE}")
-        where = f"{location}/{LISTING_FILE}"
+        where = f"{location}/{SHARD_TABLE_FILE}"
         try:
-            data = location.read(LISTING_FILE, MAX_LISTING_BYTES)
+            data = location.read(SHARD_TABLE_FILE, MAX_SHARD_TABLE_BYTES)
         except FileNotFoundError as error:
             raise ShardError(f"{where}: missing; run 'perceiver preprocess' again") from error
         if sha256_hex(data) != manifest.shards_sha256:
             raise ShardError(
                 f"{where}: sha256 differs from {MANIFEST_FILE}; run 'perceiver preprocess' again"
             )
-        listing = decode_listing(data, where)
-        check_counts(listing, manifest.counts, where)
-        return cls(location, manifest, listing)
+        shard_table = decode_shard_table(data, where)
+        check_counts(shard_table, manifest.counts, where)
+        return cls(location, manifest, shard_table)
 
     @property
     def digest(self) -> str:
@@ -97,11 +97,13 @@ class ShardSet:
     def shards(self, split: str) -> pa.Table:
         """Return the rows of `listing` for `split`. Raises ShardError like `num_samples`."""
         self.num_samples(split)
-        rows = pc.indices_nonzero(pc.equal(self.listing["split"], split))
+        rows = pc.indices_nonzero(pc.equal(self.shard_table["split"], split))
         first, num_rows = (rows[0].as_py(), len(rows)) if len(rows) else (0, 0)
         if num_rows and rows[-1].as_py() == first + num_rows - 1:
-            return self.listing.slice(first, num_rows)  # without a copy; rows are mostly adjacent
-        return self.listing.take(rows)
+            return self.shard_table.slice(
+                first, num_rows
+            )  # without a copy; rows are mostly adjacent
+        return self.shard_table.take(rows)
 
     def position_table(self, spec: PositionSpec) -> np.ndarray:
         """Return a position table: float32 [tokens, channels], memory-mapped in a local set.

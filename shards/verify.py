@@ -8,7 +8,7 @@ from shards.digests import sha256_hex, stream_sha256
 from shards.errors import ShardError
 from shards.index import ShardIndex, ShardInfo, index_name, max_index_bytes
 from shards.location import Location
-from shards.manifest import LISTING_FILE, MANIFEST_FILE, Manifest
+from shards.manifest import MANIFEST_FILE, SHARD_TABLE_FILE, Manifest
 from shards.plain import printable
 from shards.positions import position_name
 from shards.quarantine import QUARANTINE_FILE
@@ -44,7 +44,7 @@ def verify(path: str | Path, progress: Callable[[str], None] | None = None) -> l
     shard_set = ShardSet.open(path)
     location, manifest = shard_set.location, shard_set.manifest
     present = location.names()
-    expected = {MANIFEST_FILE, LISTING_FILE}
+    expected = {MANIFEST_FILE, SHARD_TABLE_FILE}
     problems = []
 
     def differs(name: str, sha256: str) -> bool:
@@ -69,12 +69,14 @@ def verify(path: str | Path, progress: Callable[[str], None] | None = None) -> l
         tar, index = shard.name, index_name(shard.number)
         index_differs = differs(index, shard.index_sha256)
         if index_differs:
-            problems.append(Problem(index, f"sha256 differs from {LISTING_FILE}"))
+            problems.append(Problem(index, f"sha256 differs from {SHARD_TABLE_FILE}"))
         elif what := _index_fault(shard_set, shard):
             problems.append(Problem(index, what))
         if differs(tar, shard.sha256):
             hit = _samples_hit(location, shard) if not index_differs else "not known"
-            problems.append(Problem(tar, f"sha256 differs from {LISTING_FILE}; samples hit: {hit}"))
+            problems.append(
+                Problem(tar, f"sha256 differs from {SHARD_TABLE_FILE}; samples hit: {hit}")
+            )
     problems += [
         Problem(printable(name), "not part of the set") for name in sorted(present - expected)
     ]
@@ -88,7 +90,7 @@ def _files_of_manifest(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _rows(shard_set: ShardSet) -> Iterator[ShardInfo]:
-    for batch in shard_set.listing.to_batches(max_chunksize=1000):
+    for batch in shard_set.shard_table.to_batches(max_chunksize=1000):
         yield from (ShardInfo(**row) for row in batch.to_pylist())
 
 

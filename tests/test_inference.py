@@ -281,7 +281,7 @@ def test_a_batch_of_padding_is_all_zero(images):
 
 def test_a_lost_tar_is_named_for_each_of_its_samples(images):
     folder = images.shard_set.location.folder
-    (folder / images.shard_set.listing["name"][1].as_py()).unlink()
+    (folder / images.shard_set.shard_table["name"][1].as_py()).unlink()
     batch = one_batch(images, IMAGES, batch_size=9)
     assert batch.weights.tolist() == [1, 1, 0, 1, 0, 0, 0, 0, 1]
     lost = {source: reason for source, reason in batch.bad if source.startswith("sample")}

@@ -235,7 +235,7 @@ def test_the_cache_stays_within_its_bytes_and_the_longest_unused_go_first(
         ):
             reader.read_many(numbers)
             assert cache.total_bytes() <= 4 * size
-    sha256s = reader.shard_set.listing["sha256"].to_pylist()
+    sha256s = reader.shard_set.shard_table["sha256"].to_pylist()
     del reader
     kept = [n for n in range(NUM_SHARDS) if (tmp_path / sha256s[n]).exists()]
     assert len(kept) == 4

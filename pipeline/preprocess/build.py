@@ -307,7 +307,7 @@ def _shards_of(
     """Return the numbers of the existing shards to keep, and of those that lose samples."""
     if base is None or changes is None:
         return [], []
-    numbers = ShardSet.open(spec.final).listing["number"]
+    numbers = ShardSet.open(spec.final).shard_table["number"]
     losing = pc.is_in(numbers, value_set=pc.unique(changes.stale["shard"]))
     return (
         numbers.filter(pc.invert(losing)).to_pylist(),

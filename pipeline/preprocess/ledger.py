@@ -66,7 +66,7 @@ class Ledger:
             # A run that was killed before it wrote the ledger leaves the ledger of an older set.
             if about.get(_DIGEST) != shard_set.digest.encode():
                 return cls(_sources_in(shards))
-            check_rows(table, shard_set.listing["number"])
+            check_rows(table, shard_set.shard_table["number"])
             return cls(
                 table,
                 read_seconds(about[_SECONDS]),
@@ -164,7 +164,7 @@ def write_ledger(
 def _sources_in(shards: Path) -> pa.Table:
     """Return the sources that gave samples, from the set's indexes. Their states are unknown."""
     tables = [_SCHEMA.empty_table()]
-    for shard in ShardSet.open(shards).listing.select(["number", "split"]).to_pylist():
+    for shard in ShardSet.open(shards).shard_table.select(["number", "split"]).to_pylist():
         index = read_index(shards, shard["number"])
         if index is None:
             continue  # `verify` reports it

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from pipeline.config.data import SPLITS
 from pipeline.preprocess.identity import READING
-from shards.listing_check import SHA256_PATTERN
 from shards.plain import is_name, is_printable
+from shards.shard_table_check import SHA256_PATTERN
 
 _MAX_PLACE = 10_000
 

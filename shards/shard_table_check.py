@@ -20,7 +20,7 @@ _MAX_NUMBER = 10**9
 """The largest shard number."""
 
 
-def check_listing(table: pa.Table, where: str) -> None:
+def check_shard_table(table: pa.Table, where: str) -> None:
     """Reject a listing with a field out of its range.
 
     The name of a tar follows from its number, so no row can name another file.
