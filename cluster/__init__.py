@@ -1,6 +1,6 @@
-"""The machines: Ray sessions, Ray jobs, and DeepSpeed engines read and checked.
+"""Machines: Ray sessions, Ray jobs, and DeepSpeed engines that are inspected and checked.
 
-Knows nothing of Perceivers. Importing this package imports neither Ray nor DeepSpeed.
+This package knows nothing about Perceivers. Importing it imports neither Ray nor DeepSpeed.
 """
 
 from cluster.errors import ClusterError

@@ -1,8 +1,8 @@
-"""Which code Ray's workers import: this installation's, whatever a working directory holds.
+"""Make Ray's workers import this installation's code, whatever their working directory contains.
 
-Ray puts the driver's working directory before everything else on its workers' import path, and the
-names of these packages are everyday words: a `pipeline.py` or a folder `shards` there would be
-imported in their place.
+Ray puts the driver's working directory first on its workers' import path. The names of these
+packages are common words: Ray's workers would import a `pipeline.py` or a folder `shards` in that
+directory instead.
 """
 
 import contextlib
@@ -18,15 +18,15 @@ PACKAGES = ("cluster", "perceiver_model", "pipeline", "shards")
 
 
 def install_root() -> Path:
-    """The folder that holds these packages."""
+    """Return the folder that contains these packages."""
     return Path(__file__).resolve().parents[1]
 
 
 def root_to_add() -> Path | None:
-    """The folder that an interpreter must be told of to import these packages.
+    """Return the folder that an interpreter needs on its path to import these packages.
 
     Returns:
-        The root of a checkout; None where the packages lie among the installed ones.
+        The root of a checkout, or None if the packages are installed.
     """
     root = install_root()
     known = [*site.getsitepackages(), site.getusersitepackages(), sysconfig.get_path("purelib")]
@@ -34,7 +34,7 @@ def root_to_add() -> Path | None:
 
 
 def hidden_by(folder: Path) -> list[str]:
-    """The packages that would be imported from `folder` if it came first on the import path."""
+    """Return the packages that would be imported from `folder` if it were first on the path."""
     if folder.resolve() == install_root():
         return []
     return [
@@ -47,10 +47,14 @@ def hidden_by(folder: Path) -> list[str]:
 
 
 def refuse_hidden(folder: Path, where: str) -> None:
-    """Refuse a folder that would come first on the workers' import path and hide a package.
+    """Reject a folder that hides a package when it comes first on the workers' import path.
+
+    Args:
+        folder: The folder to check.
+        where: What the user calls this folder, for the error.
 
     Raises:
-        ClusterError: names what lies there, and `where` it is as the user knows it.
+        ClusterError: The folder hides a package; the message names it.
     """
     if hidden := hidden_by(folder):
         names = " and ".join(repr(name) for name in hidden)
@@ -63,9 +67,9 @@ def refuse_hidden(folder: Path, where: str) -> None:
 
 @contextlib.contextmanager
 def working_directory_for_workers() -> Iterator[None]:
-    """While this process connects to a cluster, it works where nothing hides a package.
+    """Work in a folder that hides no package while this process connects to a cluster.
 
-    That is the root of a checkout, so that the workers import it, or else an empty folder.
+    The folder is the root of a checkout, so that workers import it, or else an empty folder.
     """
     root = root_to_add()
     with contextlib.ExitStack() as stack:

@@ -1,8 +1,8 @@
-"""DeepSpeed engines: their configuration, and what they turned out to be.
+"""DeepSpeed engines: configure them, and check the result.
 
-On CPUs and GPUs alike the optimizer is torch's AdamW, weights and optimizer state are float32, and
-bf16 is autocast. DeepSpeed's own `bf16` mode is not used: at ZeRO stage 0 it takes one hidden
-step before the first (Adam's counter starts at 1), and a resumed run would lose its master weights.
+On CPUs and GPUs, the optimizer is torch's AdamW, weights and optimizer state are float32, and bf16
+is autocast. DeepSpeed's own `bf16` mode is not used. At ZeRO stage 0 it takes one hidden step
+before the first (Adam's counter starts at 1), and a resumed run would lose its master weights.
 """
 
 import dataclasses
@@ -16,14 +16,14 @@ import torch
 from cluster.errors import ClusterError
 
 Precision = Literal["float32", "bf16"]
-# One bucket holds every gradient of a small model; a large model's pass through it in turn.
+# One bucket fits all gradients of a small model. A large model uses it several times per step.
 MAX_BUCKET_ELEMENTS = 200_000 * 1024
 TORCH_LINEAR = torch.nn.functional.linear
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """How a model is trained in parallel: asked for, or read back from an engine."""
+    """How a model is trained in parallel, as requested or as read from an engine."""
 
     world_size: int
     zero_stage: int
@@ -35,13 +35,13 @@ class Strategy:
     optimizer: str = "AdamW"
 
     def to_deepspeed(self, num_parameters: int) -> dict[str, Any]:
-        """DeepSpeed's configuration; `num_parameters` sizes its communication buckets."""
-        # DeepSpeed wants buckets aligned; any multiple of 1,024 is.
+        """Return DeepSpeed's configuration. `num_parameters` sets the communication buckets."""
+        # Buckets must be aligned; every multiple of 1,024 elements is.
         bucket = min(math.ceil(num_parameters / 1024) * 1024, MAX_BUCKET_ELEMENTS)
         zero: dict[str, Any] = {"stage": self.zero_stage}
         if self.zero_stage:
-            # Weights shared by several layers get their gradient in several parts, which
-            # overlapping communication would send too early (DeepSpeed issue 684).
+            # A weight shared by several layers gets its gradient in several parts. Overlapping
+            # communication would send the gradient before the last part (DeepSpeed issue 684).
             zero |= {
                 "overlap_comm": False,
                 "reduce_bucket_size": bucket,
@@ -55,8 +55,8 @@ class Strategy:
             "torch_autocast": {
                 "enabled": self.precision == "bf16",
                 "dtype": "bfloat16",
-                # Weights and gradients travel in float32. With DeepSpeed's choice, bfloat16 for the
-                # linear layers, a run resumed at stage 3 drifts from an uninterrupted one.
+                # Communicate weights and gradients in float32. DeepSpeed's default is bfloat16 for
+                # linear layers; then a run resumed at stage 3 differs from an uninterrupted one.
                 "lower_precision_safe_modules": [],
             },
             "steps_per_print": 2**31,
@@ -69,16 +69,19 @@ def initialize_engine(
     strategy: Strategy,
     gathered_whole: Sequence[type[torch.nn.Module]] = (),
 ) -> Any:
-    """A DeepSpeed engine around `model`, checked against the strategy that was asked for.
+    """Create a DeepSpeed engine around `model` and check it against the requested strategy.
 
     torch.distributed must be initialized.
 
     Args:
-        gathered_whole: classes whose forward uses weights of their submodules without calling
-            these; stage 3 gathers all weights of such a module before its forward and backward.
+        model: The model.
+        optimizer: The optimizer of the model's parameters.
+        strategy: The requested strategy.
+        gathered_whole: Classes whose forward uses weights of their submodules without calling
+            them. Stage 3 gathers all weights of such a module before its forward and backward.
 
     Raises:
-        ClusterError: the engine does not do what `strategy` says.
+        ClusterError: The engine does not follow `strategy`.
     """
     import deepspeed
 
@@ -99,16 +102,16 @@ def initialize_engine(
 
 
 def leave_process_group() -> None:
-    """End torch.distributed and what DeepSpeed keeps of it, so that this process can begin anew."""
+    """End torch.distributed and DeepSpeed's copy of it, so that this process can start again."""
     import deepspeed.comm
 
     deepspeed.comm.destroy_process_group()
-    # Stage 3 puts its own in torch's place and leaves it there; it rounds otherwise.
+    # Stage 3 replaces this function and does not restore it. Its version rounds differently.
     torch.nn.functional.linear = TORCH_LINEAR
 
 
 def read_strategy(engine: Any) -> Strategy:
-    """What the engine says of itself."""
+    """Read the strategy that an engine reports."""
     autocast = engine.torch_autocast_enabled()
     low_precision = autocast and engine.torch_autocast_dtype() is torch.bfloat16
     zero_optimizer = engine.optimizer
@@ -126,10 +129,10 @@ def read_strategy(engine: Any) -> Strategy:
 
 
 def check_strategy(engine: Any, asked: Strategy) -> None:
-    """Stop a run whose engine is not what its configuration asked for.
+    """Stop a run whose engine differs from the requested strategy.
 
     Raises:
-        ClusterError: names every difference.
+        ClusterError: The engine differs; the message names every difference.
     """
     found = dataclasses.asdict(read_strategy(engine))
     differences = [

@@ -1,10 +1,10 @@
-"""An engine's weights and optimizer state, whole and by parameter name, at any ZeRO stage.
+"""An engine's weights and optimizer state, complete and by parameter name, at any ZeRO stage.
 
-DeepSpeed's own checkpoints are pickles that only load at the world size and stage that wrote them.
-Here every parameter's float32 weight and Adam moments are gathered to their full shape, so that a
-run can go on with another number of workers or another stage, bit for bit.
+DeepSpeed's own checkpoints are pickles that load only at the world size and stage that wrote them.
+Here, the float32 weight and the Adam moments of every parameter are gathered to their full shape.
+So a run can continue with another number of workers or at another stage, bit for bit.
 
-ZeRO keeps each parameter group as flat float32 tensors of which a rank owns a part:
+ZeRO stores each parameter group as flat float32 tensors, and a rank owns a part of each:
 
 ====== ==============================================================================
 stage  a rank's part of a parameter
@@ -28,7 +28,7 @@ WEIGHT = "weight"
 
 @dataclass(frozen=True)
 class _Fragment:
-    """A rank's part of one parameter: `flat[offset : offset + numel]` is `start` onwards."""
+    """A rank's part of a parameter: `flat[offset:][:numel]` is `parameter[start:][:numel]`."""
 
     flat: torch.Tensor
     offset: int
@@ -37,11 +37,12 @@ class _Fragment:
 
 
 def gather_state(engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The whole state, on every rank (a collective: all ranks must call it).
+    """Gather the complete state on every rank. All ranks must call this (a collective).
 
     Returns:
-        `(weights, moments)`, float32 on the CPU: weights by parameter name (buffers included),
-        moments as `exp_avg.NAME` and `exp_avg_sq.NAME` (none before the first step).
+        `(weights, moments)`, float32 on the CPU. Weights have the names of parameters and buffers.
+        Moments are named `exp_avg.NAME` and `exp_avg_sq.NAME`; there are none before the first
+        step.
     """
     base = _base_optimizer(engine)
     weights: dict[str, torch.Tensor] = {}
@@ -67,15 +68,16 @@ def restore_state(
     *,
     step: int,
 ) -> None:
-    """Put a gathered state back, whatever the world size and stage that it came from.
+    """Restore a gathered state, whatever world size and stage it came from.
 
-    The module must have been given `weights` before the engine was made; here they reach the
-    engine's own float32 copies.
+    The module must have loaded `weights` before the engine was made. This copies them into the
+    engine's own float32 tensors.
 
     Args:
-        engine: a new engine of the same model.
-        weights, moments: as `gather_state` returned them.
-        step: optimizer steps taken so far (Adam's bias correction depends on it).
+        engine: A new engine of the same model.
+        weights: The weights from `gather_state`.
+        moments: The moments from `gather_state`.
+        step: The optimizer steps so far, which Adam's bias correction needs.
     """
     base = _base_optimizer(engine)
     if moments:
@@ -103,7 +105,7 @@ def _full_shape(parameter: Any) -> torch.Size:
 
 
 def _flat_tensors(engine: Any) -> Iterator[torch.Tensor]:
-    """The float32 tensors that the base optimizer steps, on this rank."""
+    """Yield the float32 tensors that the base optimizer updates on this rank."""
     match engine.zero_optimization_stage():
         case 0:
             yield from engine.module.parameters()
@@ -114,7 +116,7 @@ def _flat_tensors(engine: Any) -> Iterator[torch.Tensor]:
 
 
 def _fragment(engine: Any, parameter: Any) -> _Fragment | None:
-    """This rank's part of `parameter`, or None where it has none."""
+    """Return this rank's part of `parameter`, or None if it has no part."""
     stage = engine.zero_optimization_stage()
     if stage == 0:
         return _Fragment(parameter, 0, 0, parameter.numel())
@@ -154,7 +156,7 @@ def _gather(
         source = fragment.flat if key == WEIGHT else base.state[fragment.flat][key]
         part = source.detach().narrow(0, fragment.offset, fragment.numel)
         whole.narrow(0, fragment.start, fragment.numel).copy_(part)
-    dist.all_reduce(whole)  # every element has one owner; the other ranks add zero
+    dist.all_reduce(whole)  # one rank owns each element; the other ranks add zero
     return whole.reshape(shape).cpu()
 
 

@@ -1,10 +1,10 @@
-"""The one exception of this package that a user can mend."""
+"""The exception of this package. A user can resolve its cause."""
 
 
 class ClusterError(RuntimeError):
-    """The machines cannot do what was asked; the text says why and how to mend it, in one line.
+    """The machines cannot do what was requested. One line says why, and how to mend it.
 
-    Secrets in addresses that it quotes are left out.
+    Secrets in the addresses that it quotes are removed.
     """
 
     def __init__(self, message: str) -> None:
@@ -12,7 +12,7 @@ class ClusterError(RuntimeError):
 
 
 def _redacted(message: str) -> str:
-    # Imported only now: the package brings pyarrow, and the command line starts without it.
+    # Imported here because it imports pyarrow, which the command line must start without.
     from shards.redaction import redacted
 
     return redacted(message)

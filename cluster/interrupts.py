@@ -1,4 +1,4 @@
-"""Ending on request: SIGINT (Ctrl-C), SIGTERM (job managers, `kill`), SIGHUP as exceptions."""
+"""Turn SIGINT (Ctrl-C), SIGTERM (job managers, `kill`) and SIGHUP into exceptions."""
 
 import contextlib
 import signal
@@ -9,10 +9,10 @@ from typing import Any, Never
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP came; whatever ends well on Ctrl-C ends as well on this.
+    """SIGTERM or SIGHUP arrived. Code that ends cleanly on Ctrl-C also ends cleanly on this.
 
     Attributes:
-        number: of the signal.
+        number: The number of the signal.
     """
 
     def __init__(self, number: int = signal.SIGTERM) -> None:
@@ -21,17 +21,17 @@ class Terminated(KeyboardInterrupt):
 
     @property
     def name(self) -> str:
-        """Of the signal, such as `SIGTERM`."""
+        """The name of the signal, such as `SIGTERM`."""
         return signal.Signals(self.number).name
 
 
 @contextlib.contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise `Terminated` in the main thread.
+    """Make SIGTERM and SIGHUP raise `Terminated` in the main thread.
 
-    So does SIGINT `KeyboardInterrupt`. A SIGHUP that the caller ignores (`nohup`) is ignored.
-    Ray's native code makes a plain `KeyboardInterrupt` of what a handler raises inside it; such a
-    one leaves the block as the `Terminated` that it was.
+    SIGINT raises `KeyboardInterrupt`, as usual. SIGHUP stays ignored if the caller ignores it
+    (`nohup`). Ray's native code replaces an exception from a signal handler with a plain
+    `KeyboardInterrupt`; it leaves the block as the original `Terminated`.
     """
     came: list[int] = []
 
@@ -53,7 +53,7 @@ def sigterm_raises() -> Iterator[None]:
 
 @contextlib.contextmanager
 def restore_signal_handlers() -> Iterator[None]:
-    """The handlers of SIGINT and SIGTERM are afterwards what they were: Ray sets its own."""
+    """Restore the handlers of SIGINT and SIGTERM after the block, because Ray sets its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -67,7 +67,7 @@ def restore_signal_handlers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def defer_sigint() -> Iterator[None]:
-    """SIGINT waits for the end of the block."""
+    """Delay SIGINT until the end of the block."""
     came: list[int] = []
     with _handler(signal.SIGINT, lambda number, _: came.append(number)):
         yield

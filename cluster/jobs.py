@@ -1,4 +1,4 @@
-"""Ray jobs: submitted with this environment's Python, their log followed."""
+"""Ray jobs: submit them with this environment's Python and follow their log."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from typing import Any
 from cluster.errors import ClusterError
 from shards.redaction import redacted
 
-# A cluster that was just started answers before it can run jobs, and says so.
+# A cluster that has just started reports this before it can run jobs.
 NOT_YET = "No available agent"
 START_SECONDS = 60.0
 
@@ -29,25 +29,25 @@ def run_job(
     """Submit `python ARGUMENTS` to a cluster.
 
     Args:
-        arguments: for this environment's Python, which the cluster's machines must have at the same
-            path.
-        address: of the cluster's dashboard, `http://host:port`.
-        working_dir: folder to upload, in which the job then runs; Ray takes at most 100 MiB.
-        environment: variables for the job's processes.
-        wait: follow the log to the end.
-        follow: takes each line of the log.
+        arguments: The arguments for this environment's Python. The cluster's machines must have it
+            at the same path.
+        address: The address of the cluster's dashboard, `http://host:port`.
+        working_dir: The folder to upload. The job runs in it. Ray accepts at most 100 MiB.
+        environment: Environment variables for the job's processes.
+        wait: Whether to follow the log until the job ends.
+        follow: Called with each line of the log.
 
     Returns:
-        `job_id` and `status`: "SUCCEEDED", "FAILED", "STOPPED", or without `wait` what it is
-        now.
+        `job_id` and `status`: "SUCCEEDED", "FAILED" or "STOPPED"; without `wait`, the current
+        status.
 
     Raises:
-        ClusterError: no cluster answers at `address`, or it refuses the job.
+        ClusterError: No cluster answers at `address`, or it refuses the job.
     """
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    # These would go before the address that was asked for.
+    # These variables would override `address`.
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         os.environ.pop(name, None)
     try:
@@ -75,7 +75,7 @@ def run_job(
 def _submitted(
     client: Any, arguments: list[str], working_dir: Path, environment: dict[str, str]
 ) -> str:
-    """The id of the job, once the cluster takes it."""
+    """Submit the job and return its id. Wait if the cluster has only just started."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:

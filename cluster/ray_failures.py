@@ -1,4 +1,4 @@
-"""What ended a training under the layers that Ray wraps around it, in one line for a person."""
+"""Find what ended a training below the exceptions that Ray wraps around it, in one line."""
 
 import errno
 import re
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from shards.redaction import redacted
 
 Kind = Literal["lost", "no room", "no memory", "no storage", "no GPU"]
-# Of these, another try of the same command ends in the same way.
+# With these failures, another attempt of the same command ends in the same way.
 FINAL: frozenset[Kind] = frozenset({"no memory", "no storage", "no GPU"})
 
 _NO_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -38,12 +38,12 @@ _DIED = (
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a training ended.
+    """The reason why a training ended.
 
     Attributes:
-        kind: "lost": a worker, its machine or its connection; "no room": the cluster holds no
-            such workers at the moment; the others name what was missing.
-        text: one line, without an end mark.
+        kind: "lost" means a worker, its machine or its connection was lost. "no room" means the
+            cluster has no room for the workers at the moment. The others name what was missing.
+        text: One line, without a full stop.
     """
 
     kind: Kind
@@ -51,21 +51,21 @@ class Failure:
 
     @property
     def is_final(self) -> bool:
-        """Whether another try would end in the same way."""
+        """Whether another attempt would end in the same way."""
         return self.kind in FINAL
 
 
 def read_failure(error: BaseException) -> Failure | None:
-    """What the machines did, or None where the cause lies in the program itself."""
+    """Return the machines' failure, or None if the cause is in the program itself."""
     found = [failure for rank, inner in causes(error) if (failure := _read(rank, inner))]
-    # What was missing says more than that a worker was lost, and that more than that the others
-    # lost their connection to it.
+    # A missing resource says more than a lost worker. A lost worker says more than the connections
+    # that the other workers lost to it.
     order = {"no storage": 0, "no memory": 1, "no GPU": 2, "no room": 3, "lost": 4}
     return min(found, key=lambda f: (order[f.kind], "connection" in f.text), default=None)
 
 
 def causes(error: BaseException) -> Iterator[tuple[int | None, BaseException]]:
-    """All that lies under an error, with the rank of the worker that raised it."""
+    """Yield all errors below an error, each with the rank of the worker that raised it."""
     seen: set[int] = set()
     queue: list[tuple[int | None, Any]] = [(None, error)]
     while queue:
@@ -74,7 +74,7 @@ def causes(error: BaseException) -> Iterator[tuple[int | None, BaseException]]:
             continue
         seen.add(id(current))
         yield rank, current
-        # Ray Train keeps the failures of its workers by rank.
+        # Ray Train stores the failures of its workers by rank.
         failures = getattr(current, "worker_failures", None)
         if isinstance(failures, dict):
             queue += list(failures.items())
@@ -83,7 +83,7 @@ def causes(error: BaseException) -> Iterator[tuple[int | None, BaseException]]:
 
 
 def root_error(error: BaseException) -> BaseException:
-    """The error of the program under those that Ray made of it; the error itself where none is."""
+    """Return the program's own error below Ray's errors, or the error itself if there is none."""
     while type(error).__module__.startswith("ray"):
         failures = getattr(error, "worker_failures", None)
         below = [*failures.values()] if isinstance(failures, dict) else []
@@ -135,7 +135,7 @@ def _read(rank: int | None, error: BaseException) -> Failure | None:
 
 
 def _death(who: str, text: str) -> str:
-    """A line for a process or machine that went away, from what Ray says of it."""
+    """Describe the loss of a process or machine in one line, from Ray's text."""
     if re.search(r"node .{0,80}(died|dead|terminated|failed)|node_death|its node", text, re.I):
         return f"the machine of {who} was lost"
     pid = re.search(r"pid[:=] ?(\d+)", text)

@@ -1,4 +1,4 @@
-"""Starting a Ray session of our own, or joining the one that was named."""
+"""Start our own Ray session, or join a running cluster."""
 
 import contextlib
 import os
@@ -17,33 +17,34 @@ from cluster.errors import ClusterError
 from cluster.interrupts import Terminated, defer_sigint, restore_signal_handlers
 from shards.redaction import redacted
 
-# Ray sets this for the entry point of a job, whose cluster is then the one to use.
+# Ray sets this variable for the entry point of a job. The job then uses the job's cluster.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-# Named for seconds, but counted in attempts.
+# Ray names this variable for seconds, but it counts attempts.
 _CONNECTION_ATTEMPTS = "RAY_gcs_server_port_wait_time_s"
 _FOLDER_PREFIX = "perceiver-ray-"
 _LONGEST_TEMPORARY = 8
 _OF_OTHER_CLUSTERS = ("RAY_ADDRESS", "RAY_AUTH_MODE")
-# One for the whole process, since Ray caches the first that it sees.
+# One token for the whole process, because Ray caches the first one that it sees.
 _TOKEN = secrets.token_hex(32)
 
 
 def in_ray_job() -> bool:
-    """Whether this process is the entry point of `ray job submit`."""
+    """Return whether this process is the entry point of `ray job submit`."""
     return JOB_VARIABLE in os.environ
 
 
 @contextlib.contextmanager
 def ray_session(address: str | None) -> Iterator[None]:
-    """Connect this process to Ray; leave it as it was found.
+    """Connect this process to Ray, and restore its previous state at the end.
+
+    An existing connection of this process is used and stays open.
 
     Args:
-        address: None starts Ray on this machine, on loopback, for this process alone (within a Ray
-            job: joins the job's cluster). Anything else is the address of a running cluster.
-            Where this process is connected already, that connection serves.
+        address: The address of a running cluster. None starts Ray on this machine, on loopback,
+            for this process only; within a Ray job, it joins the job's cluster.
 
     Raises:
-        ClusterError: no cluster answers at `address` for 40 s.
+        ClusterError: No cluster answers at `address` for 40 s.
     """
     if _is_connected():
         yield
@@ -74,7 +75,7 @@ def ray_session(address: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_attempt() -> Iterator[None]:
-    """Ray tries for 40 s to connect, and by itself 20 times, which takes 13 minutes."""
+    """Let Ray try to connect once, for 40 s. By default it tries 20 times, for 13 minutes."""
     unset = _CONNECTION_ATTEMPTS not in os.environ
     os.environ.setdefault(_CONNECTION_ATTEMPTS, "1")
     try:
@@ -97,12 +98,12 @@ def _own_session() -> Iterator[None]:
     paths = [str(root) if (root := root_to_add()) else "", os.environ.get("PYTHONPATH", "")]
     ours = {
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        # The node's address is then 127.0.0.1, and Ray's servers listen on nothing else.
+        # The node's address is then 127.0.0.1, and Ray's servers listen only there.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # Without a token of ours Ray would leave one in the home folder.
+        # Without our own token, Ray would write one into the home folder.
         "RAY_AUTH_TOKEN": _TOKEN,
-        # Ray Train asks there whether a stopped trial's CPUs are free again. Without it Ray looks
-        # for its servers among all processes, and gives up where another cluster runs as well.
+        # Ray Train asks at this address whether a stopped trial's CPUs are free again. Without it,
+        # Ray searches all processes for its servers, and fails if another cluster also runs.
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard_port}",
     }
     outer = {name: os.environ.pop(name, None) for name in (*ours, *_OF_OTHER_CLUSTERS)}
@@ -120,11 +121,11 @@ def _own_session() -> Iterator[None]:
 
 
 def _start(folder: Path, dashboard_port: int) -> None:
-    import ray  # reads RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER as it is imported
+    import ray  # importing it reads RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER
 
     try:
-        # An interrupt in the midst of Ray's start can leave it waiting for ever.
-        # The workers start in this folder, and import from it.
+        # An interrupt during Ray's start can make it wait forever.
+        # The workers start in this folder and import from it.
         with defer_sigint(), restore_signal_handlers(), contextlib.chdir(folder):
             ray.init(
                 address="local",
@@ -134,21 +135,21 @@ def _start(folder: Path, dashboard_port: int) -> None:
                 dashboard_port=dashboard_port,
                 _temp_dir=str(folder),
             )
-    except SystemExit:  # Ray's own way to end on SIGTERM
+    except SystemExit:  # Ray raises this on SIGTERM
         raise Terminated() from None
 
 
 def _temporary() -> str:
-    """The system's folder for temporary files, or /tmp where its path is too long.
+    """Return the system's folder for temporary files, or /tmp if its path is too long.
 
-    A socket's path has at most 107 bytes, of which Ray's own names take up to 99.
+    A socket's path has at most 107 bytes, and Ray's own names take up to 99 of them.
     """
     system = tempfile.gettempdir()
     return system if len(system) <= _LONGEST_TEMPORARY else "/tmp"
 
 
 def _remove_leftovers() -> None:
-    """Remove the folders of sessions whose process was killed before it could."""
+    """Remove the folders of sessions whose process was killed before it could remove them."""
     for folder in Path(_temporary()).glob(f"{_FOLDER_PREFIX}*"):
         owner = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
@@ -164,10 +165,17 @@ def _free_port() -> int:
 def require_resources(
     *, num_workers: int, cpus_per_worker: int, use_gpu: bool, what: str, mend: str
 ) -> None:
-    """Refuse what the connected cluster can never schedule, instead of waiting for ever.
+    """Reject workers that the connected cluster can never schedule, instead of waiting forever.
+
+    Args:
+        num_workers: The number of workers.
+        cpus_per_worker: The CPUs of each worker.
+        use_gpu: Whether each worker needs a GPU.
+        what: The subject of the error, such as the command.
+        mend: How to mend the problem, the end of the error.
 
     Raises:
-        ClusterError: more CPUs or GPUs are needed than the cluster has.
+        ClusterError: The cluster has too few CPUs or GPUs.
     """
     missing = missing_resources(
         num_workers=num_workers, cpus_per_worker=cpus_per_worker, use_gpu=use_gpu
@@ -177,7 +185,7 @@ def require_resources(
 
 
 def missing_resources(*, num_workers: int, cpus_per_worker: int, use_gpu: bool) -> str | None:
-    """What the connected cluster lacks for these workers, in words; None where it has all."""
+    """Describe what the connected cluster lacks for these workers; None if it lacks nothing."""
     import ray
 
     have = ray.cluster_resources()

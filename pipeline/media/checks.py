@@ -1,11 +1,11 @@
-"""Checks of the formats' fields: each names the field, its value and what is allowed."""
+"""Checks of the formats' fields. An error names the field, its value and the allowed values."""
 
 import math
 from typing import Any
 
 
 def check_whole(fmt: Any, *names: str, least: int) -> None:
-    """Raises ValueError unless the fields hold integers of at least `least`."""
+    """Raise ValueError unless the fields `names` hold integers of at least `least`."""
     for name in names:
         value = getattr(fmt, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -19,7 +19,7 @@ def check_finite(
     above: float | None = None,
     most: float | None = None,
 ) -> None:
-    """Raises ValueError unless the fields hold finite numbers within the bounds."""
+    """Raise ValueError unless the fields `names` hold finite numbers within the bounds."""
     bounds = [
         f"{text} {bound:g}"
         for text, bound in (("at least", least), ("above", above), ("at most", most))
@@ -39,7 +39,7 @@ def check_finite(
 
 
 def check_one_of(fmt: Any, name: str, *allowed: object) -> None:
-    """Raises ValueError unless the field holds one of the values."""
+    """Raise ValueError unless the field `name` holds one of the `allowed` values."""
     value = getattr(fmt, name)
     if not any(value is one or (value == one and type(value) is type(one)) for one in allowed):
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")

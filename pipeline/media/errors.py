@@ -1,4 +1,4 @@
-"""The one exception of the decoders, and how they tell where they failed."""
+"""The exception of the decoders, and short descriptions of where and why they failed."""
 
 import re
 import traceback
@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 class MediaError(ValueError):
-    """A file that cannot be used, with the reason in one line.
+    """A file cannot be used. The message is the reason, in one line.
 
     Attributes:
-        trace: where a decoder failed, from `short_trace`; set on errors that come out of a
-            sandbox, whose own tracebacks end at the pipe.
+        trace: Where a decoder failed, as `short_trace` returns it. It is set on an error that comes
+            from a sandbox, because the traceback of such an error ends at the pipe.
     """
 
     def __init__(self, reason: str, *, trace: str = "") -> None:
@@ -19,10 +19,12 @@ class MediaError(ValueError):
 
 
 def short_trace(error: BaseException) -> str:
-    """Where a decoder failed, without this machine's paths: a shard set's bytes must not have them.
+    """Return where a decoder failed, without this machine's paths.
+
+    The bytes of a shard set contain the result, and they must be the same on every machine.
 
     Returns:
-        One line for each call, outermost first: `FILE:LINE in FUNCTION`.
+        One line for each call, the outermost first: `FILE:LINE in FUNCTION`.
     """
     if isinstance(error, MediaError) and error.trace:
         return error.trace
@@ -31,7 +33,7 @@ def short_trace(error: BaseException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """A library's error as a reason: one line, short, without the addresses of objects."""
+    """Return a library's error as a short reason in one line, without the addresses of objects."""
     text = re.sub(r"\b0x[0-9a-fA-F]+", "0x…", " ".join(str(error).split()))
     text = text if len(text) <= 200 else f"{text[:199]}…"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

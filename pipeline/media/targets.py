@@ -1,4 +1,4 @@
-"""Targets: what a sample is to be mapped to, from a listing's value or a file beside the sample."""
+"""Targets: what a model must predict for a sample, from a listing or from a file next to it."""
 
 import json
 import math
@@ -17,28 +17,28 @@ KINDS = ("class", "multi_label", "regression", "mask", "tokens", "none")
 TARGET_MEMBER = "target.npy"
 CLASS_MEMBER = "cls"
 BYTE_OFFSET = 6
-"""DeepMind's byte vocabulary: a byte's token is its value plus 6."""
+"""The token of byte 0 in DeepMind's byte vocabulary: a byte's token is its value plus 6."""
 MAX_JSON_BYTES = 2**20
 MAX_TEXT_BYTES = 2**20
-"""Of a text that holds numbers."""
+"""The largest text file of numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetConfig:
-    """What every sample is to be mapped to.
+    """The target of every sample.
 
     Attributes:
-        kind: `class` (one of several; by folder, by `.cls` in tars, by `column` in listings),
-            `multi_label` (any number of several), `regression` (numbers), `mask` (a class for
-            every pixel, from an image whose values are class numbers), `tokens` (a sequence of
-            token numbers, or a text as bytes), `none`.
-        column: the listing's column, or the key in a `.json` file (default `label`).
-        columns: of `regression`, instead of `column`: one column for each number.
-        classes: names, in the order of their numbers; where empty, the sorted names found in
-            training rows. Of a mask: how its values are named, and so how many there may be.
-        separator: what parts the names where `multi_label` is a text.
-        num_values: of `regression` with `column`: how many numbers a row has.
-        max_length: of `tokens`: longer sequences are refused; null for no bound.
+        kind: `class`: one of several classes, from the folder, from `.cls` in tars, or from
+            `column` in listings. `multi_label`: any number of several labels. `regression`:
+            numbers. `mask`: a class for every pixel, from an image whose values are class numbers.
+            `tokens`: a sequence of token numbers, or a text as bytes. `none`: no target.
+        column: The column of the listing, or the key in a `.json` file (default `label`).
+        columns: For `regression`, one column for each number; replaces `column`.
+        classes: The names in the order of their numbers. If empty, they are the sorted names in the
+            training rows. For a mask, the names of its values; so this sets how many there may be.
+        separator: The separator between names if the value of `multi_label` is a text.
+        num_values: For `regression` with `column`, the count of numbers in a row.
+        max_length: For `tokens`, the longest sequence; longer ones are rejected. None for no limit.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
@@ -72,12 +72,12 @@ class TargetConfig:
 
     @property
     def length(self) -> int:
-        """Numbers of one row of `regression`."""
+        """The count of numbers in a target of `regression`."""
         return len(self.columns) or self.num_values
 
     @property
     def key(self) -> str:
-        """The key of a `.json` file under which the target lies."""
+        """The key of the target in a `.json` file."""
         return self.column or "label"
 
 
@@ -90,26 +90,27 @@ def target_members(
     *,
     strict: bool = True,
 ) -> dict[str, bytes]:
-    """The members of a shard that hold one sample's target.
+    """Return the shard members that hold the target of one sample.
 
     Args:
-        config: kind of the target.
-        classes: all names; of `multi_label` and `mask`.
-        row: `target` holds the class number, or the value that a listing gave: names, numbers,
-            token numbers or a text.
-        parts: bytes and name of the sample's files: `mask` the mask image, `target` a `.json`
-            file, or a `.txt` file of names, numbers parted by white space or a text, that stands
-            for the listing's value.
-        image_format: the size of masks, and how they are brought to it.
-        strict: as of `pipeline.media.decode`; of masks.
+        config: The kind of the target.
+        classes: All names, for `multi_label` and `mask`.
+        row: `target` holds the class number, or the value from a listing: names, numbers, token
+            numbers or a text.
+        parts: The bytes and name of each of the sample's files. `mask` is the mask image. `target`
+            replaces the value from a listing. It is a `.json` file, or a `.txt` file with names,
+            numbers separated by white space, or a text.
+        image_format: The size of masks, and how masks are brought to it.
+        strict: For masks, the same as in `pipeline.media.decode`.
 
     Returns:
-        `class`: `cls`, the number in ASCII. `none`: nothing. Else `target.npy`:
-        `multi_label` uint8 `[classes]` of 0 and 1, `regression` float32 `[numbers]`,
-        `mask` uint8 `[height, width]`, `tokens` int32 `[tokens]`.
+        `class`: `cls`, the number in ASCII. `none`: nothing. All others: `target.npy`, which is
+        uint8 `[classes]` of 0 and 1 for `multi_label`, float32 `[numbers]` for `regression`,
+        uint8 `[height, width]` for `mask`, and int32 `[tokens]` for `tokens`.
 
     Raises:
-        MediaError: the target is missing or is not what the kind asks for.
+        MediaError: The target is missing or is not what the kind requires.
+    """
     """
     from shards.npy import encode_npy
 
@@ -138,7 +139,7 @@ def target_members(
 
 
 def _from_file(config: TargetConfig, data: bytes, name: str) -> Any:
-    """What a `.json` or `.txt` file says."""
+    """Read a target from a `.json` or `.txt` file."""
     if not name.lower().endswith(".json"):
         return _text_numbers(data) if config.kind == "regression" else data
     try:
@@ -148,13 +149,13 @@ def _from_file(config: TargetConfig, data: bytes, name: str) -> Any:
 
 
 def _text_numbers(data: bytes) -> list[float]:
-    """Numbers that white space parts."""
+    """Parse numbers that are separated by white space."""
     if len(data) > MAX_TEXT_BYTES:
         raise MediaError(f"target: {len(data)} bytes of text, more than {MAX_TEXT_BYTES}")
     numbers = []
     for word in data.removeprefix(b"\xef\xbb\xbf").split():
         try:
-            numbers.append(float(word.replace(b"_", b"?")))  # Python alone allows 1_000
+            numbers.append(float(word.replace(b"_", b"?")))  # reject 1_000, which float() accepts
         except ValueError:
             shown = word[:40].decode(errors="replace")
             raise MediaError(f"target: {shown!r} is no number") from None
@@ -162,10 +163,10 @@ def _text_numbers(data: bytes) -> list[float]:
 
 
 def json_label(data: bytes, key: str) -> Any:
-    """The value under `key` of a JSON object, or the whole value where it is no object.
+    """Return the value of `key` in a JSON object, or the whole value if it is not an object.
 
     Raises:
-        ValueError: not JSON, too long, too deep, or without the key.
+        ValueError: The data is not JSON, is too long or too deep, or lacks the key.
     """
     if len(data) > MAX_JSON_BYTES:
         raise ValueError(f"{len(data)} bytes of JSON, more than {MAX_JSON_BYTES}")
@@ -183,19 +184,19 @@ def json_label(data: bytes, key: str) -> Any:
 def _labels(value: Any, classes: tuple[str, ...], separator: str) -> np.ndarray:
     names = label_names(value, separator)
     marks = np.zeros(len(classes), np.uint8)
-    places = {name: number for number, name in enumerate(classes)}
+    indices = {name: index for index, name in enumerate(classes)}
     for name in names:
-        if name not in places:
+        if name not in indices:
             raise MediaError(f"label {name!r} is none of the {len(classes)} classes")
-        marks[places[name]] = 1
+        marks[indices[name]] = 1
     return marks
 
 
 def label_names(value: Any, separator: str) -> list[str]:
-    """The names of `multi_label`: a list of texts, or one text of parted names.
+    """Return the names of a `multi_label` target: a list of texts, or one text with separators.
 
     Raises:
-        MediaError: it is neither.
+        MediaError: The value is neither.
     """
     if isinstance(value, bytes):
         value = value.decode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""Text: UTF-8 bytes, cut to the length of a context."""
+"""Text: UTF-8 bytes, cut into contexts of limited length."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,15 +17,16 @@ LONGEST_CHARACTER = 4
 class TextFormat:
     """Contexts of up to `max_length` bytes.
 
-    A text is cut at the borders of UTF-8's characters, so that a context may be up to 3 bytes
-    shorter than `max_length`, and an overlap up to 3 bytes longer than `overlap`.
+    A text is cut between UTF-8 characters. So a context may be up to 3 bytes shorter than
+    `max_length`, and an overlap may be up to 3 bytes longer than `overlap`.
 
     Attributes:
-        max_length: bytes of a context; shorter texts are stored as they are and masked.
-        overlap: bytes that a context repeats of the one before. Of `all` only.
-        cut: `first` takes a text's first context alone, `all` cuts the whole text.
-        errors: what becomes of bytes that are not UTF-8: `strict` refuses the text, `replace`
-            puts U+FFFD in their place.
+        max_length: The most bytes in a context. Shorter texts are stored as they are, and masked in
+            batches.
+        overlap: The bytes that a context repeats from the previous one. Only for `cut` = `all`.
+        cut: `first` takes only the first context of a text, `all` takes the whole text.
+        errors: What to do with bytes that are not UTF-8. `strict` rejects the text, `replace`
+            replaces them by U+FFFD.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
@@ -45,33 +46,34 @@ class TextFormat:
             raise ValueError(
                 f"overlap is {self.overlap}, but cut is 'first'; give cut: all, or leave it out"
             )
-        # A context advances by a whole character at least, whatever the borders take.
+        # Each context must advance by at least one character, even when both ends move back.
         most = self.max_length - 2 * LONGEST_CHARACTER
         if self.overlap > max(0, most):
             raise ValueError(f"overlap is {self.overlap}; it must be at most {max(0, most)}")
 
     @property
     def member(self) -> str:
-        """Name of the shard member that holds a context."""
+        """The name of the shard member that holds a context."""
         return "text.npy"
 
 
 def decode_text(data: bytes, fmt: TextFormat, *, strict: bool = True) -> Iterator[np.ndarray]:
-    """The contexts of a text, in order.
+    """Decode a text into its contexts, in order.
 
-    A byte order mark at the start is left out.
+    A byte order mark at the start is removed.
 
     Args:
-        data: the file's bytes.
-        fmt: length and overlap of contexts.
-        strict: whether a text with NUL bytes is refused: UTF-16 without its mark has them, and what
-            a disk lost.
+        data: The bytes of the file.
+        fmt: The length and overlap of contexts.
+        strict: Whether to reject a text with NUL bytes. UTF-16 without a byte order mark contains
+            them, and so do files that a disk damaged.
 
     Yields:
         uint8 `[length]`: UTF-8 bytes, at least one and at most `fmt.max_length`.
 
     Raises:
-        MediaError: the text is empty or not UTF-8, or has NUL bytes.
+        MediaError: The text is empty, is not UTF-8, or has NUL bytes.
+    """
     """
     start = len(BYTE_ORDER_MARK) if data.startswith(BYTE_ORDER_MARK) else 0
     try:
@@ -97,7 +99,7 @@ def decode_text(data: bytes, fmt: TextFormat, *, strict: bool = True) -> Iterato
 
 
 def _checked(data: bytes, start: int) -> bytes:
-    """The bytes from `start`, which are UTF-8."""
+    """Return the bytes from `start` on if they are UTF-8, else raise MediaError."""
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -111,8 +113,8 @@ def _replaced(data: bytes) -> bytes:
     return data.decode("utf-8", errors="replace").encode()
 
 
-def _border(data: bytes, place: int) -> int:
-    """The last border between characters at or before `place`."""
-    while data[place] & 0xC0 == 0x80:
-        place -= 1
-    return place
+def _border(data: bytes, offset: int) -> int:
+    """Return the offset of the last border between characters at or before `offset`."""
+    while data[offset] & 0xC0 == 0x80:
+        offset -= 1
+    return offset
