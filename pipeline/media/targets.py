@@ -98,7 +98,7 @@ def target_members(
         row: `target` holds the class number, or the value from a listing: names, numbers, token
             numbers or a text.
         parts: The bytes and name of each of the sample's files. `mask` is the mask image. `target`
-            replaces the value from a listing. It is a `.json` file, or a `.txt` file with names,
+            is used if `row` has no value. It is a `.json` file, or a `.txt` file with names,
             numbers separated by white space, or a text.
         image_format: The size of masks, and how masks are brought to it.
         strict: For masks, the same as in `pipeline.media.decode`.
@@ -110,7 +110,6 @@ def target_members(
 
     Raises:
         MediaError: The target is missing or is not what the kind requires.
-    """
     """
     from shards.npy import encode_npy
 

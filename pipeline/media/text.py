@@ -74,7 +74,6 @@ def decode_text(data: bytes, fmt: TextFormat, *, strict: bool = True) -> Iterato
     Raises:
         MediaError: The text is empty, is not UTF-8, or has NUL bytes.
     """
-    """
     start = len(BYTE_ORDER_MARK) if data.startswith(BYTE_ORDER_MARK) else 0
     try:
         data = _replaced(data[start:]) if fmt.errors == "replace" else _checked(data, start)
