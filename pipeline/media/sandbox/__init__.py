@@ -1,1 +1,1 @@
-"""Decoding in a child process without network, files or secrets."""
+"""Decode in a child process that has no network, no files and no secrets."""

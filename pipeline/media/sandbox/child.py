@@ -1,17 +1,18 @@
-"""The sandbox's child process: runs one function on what comes down a pipe.
+"""The child process of the sandbox. It runs one function on the requests that a pipe brings.
 
-Messages, both ways: a little-endian uint32, that many bytes of JSON, then the raw bytes of the
-blobs whose sizes the JSON gives. Never pickle: the child has decoded untrusted bytes. Where the
-JSON says `shared`, the blobs lie in memory that both processes map instead, one after the other:
-those of a request in its first half, those of the first answer to it in the second.
+In both directions, a message is a little-endian uint32, that many bytes of JSON, and then the raw
+bytes of the blobs whose sizes the JSON states. Pickle is never used, because the child has decoded
+untrusted bytes. If the JSON says `shared`, the blobs are instead in memory that both processes map,
+one after the other: the blobs of a request in its first half, those of the first answer in the
+second half.
 
     parent → child   {"function", "settings", "memory_bytes", "parent", "memory"} once, then
-                     {"fields", "names", "values", "sizes"} with a blob for every part of a request
-    child → parent   {"kind": "ready", "layers", "missing"} once, as `lockdown.Lockdown` has them,
-                     and for every request any number of
-                     {"kind": "sample", "names", "sizes"} with a blob for every member, closed by
+                     {"fields", "names", "values", "sizes"} with one blob for each file of a request
+    child → parent   {"kind": "ready", "layers", "missing"} once, from `lockdown.Lockdown`,
+                     and for each request any number of
+                     {"kind": "sample", "names", "sizes"} with one blob for each member, then one of
                      {"kind": "done"}, {"kind": "refused", "reason", "trace"}, {"kind": "memory"} or
-                     {"kind": "broken", "reason", "trace"}, after which the child ends
+                     {"kind": "broken", "reason", "trace"}; the child ends after the last two
 """
 
 import importlib
@@ -30,21 +31,21 @@ from pipeline.media.sandbox.lockdown import Lockdown, die_with
 
 HEADER_LENGTH = struct.Struct("<I")
 PIPE_BYTES = 1 << 20
-"""Linux's largest pipe for everyone: a usual message passes without a switch of process."""
+"""Linux's largest pipe for ordinary users. A typical message passes without a process switch."""
 
 SHARED_BYTES = 4 << 20
-"""Of each half of the shared memory; larger messages go through the pipe."""
+"""The bytes in each half of the shared memory. Larger messages go through the pipe."""
 
 NamedBlob = tuple[bytes, str]
-"""A file's bytes, and its name for formats that only their extension tells."""
+"""The bytes of a file, and its name. Some formats are recognised only by their extension."""
 DecodeFunction = Callable[[dict[str, NamedBlob], dict[str, Any]], Iterable]
-"""`(parts, values)` to one dictionary of shard members for every sample."""
+"""Takes `(parts, values)` and yields one dictionary of shard members for each sample."""
 
 
 def message(
     header: dict[str, Any], blobs: Sequence[bytes] = (), shared: memoryview | None = None
 ) -> list[bytes]:
-    """The pieces to write, in order, for a header (JSON) and its blobs; these go to `shared`."""
+    """Return the pieces to write for a header (JSON) and blobs. Copy the blobs to `shared`."""
     sizes = [len(blob) for blob in blobs]
     is_shared = shared is not None and sum(sizes) <= len(shared)
     text = json.dumps({**header, "sizes": sizes, "shared": is_shared}).encode()
@@ -59,13 +60,13 @@ def message(
 
 
 def shared_blobs(shared: memoryview, sizes: Sequence[int]) -> list[bytes]:
-    """Copies of the blobs that lie in shared memory: the other process may change it."""
+    """Copy the blobs from shared memory, because the other process may change it."""
     ends = list(itertools.accumulate(sizes))
     return [bytes(shared[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
 
 def halves(descriptor: int) -> tuple[memoryview, memoryview]:
-    """The shared memory that a descriptor is of: for requests, and for answers."""
+    """Map the shared memory of a descriptor. Return the halves for requests and for answers."""
     memory = memoryview(mmap.mmap(descriptor, 2 * SHARED_BYTES))
     return memory[:SHARED_BYTES], memory[SHARED_BYTES:]
 
@@ -97,7 +98,7 @@ def main() -> None:
 
 
 def _take_pipes() -> tuple[IO[bytes], IO[bytes]]:
-    """Both pipes under descriptors that no library knows; 0, 1 and 2 become /dev/null."""
+    """Move both pipes to descriptors that no library knows. 0, 1 and 2 become /dev/null."""
     requests = os.fdopen(os.dup(0), "rb", buffering=PIPE_BYTES)
     answers = os.fdopen(os.dup(1), "wb", buffering=PIPE_BYTES)
     null = os.open(os.devnull, os.O_RDWR)
@@ -116,7 +117,7 @@ def _find(function: str) -> Callable[[dict[str, Any]], DecodeFunction]:
 
 
 def nothing(settings: dict[str, Any]) -> DecodeFunction:
-    """A function that gives no sample: for a look at what the sandbox holds."""
+    """Return a function that yields no sample. It is used to inspect the sandbox."""
     return lambda parts, values: ()
 
 
@@ -126,7 +127,7 @@ def _serve(
     answers: IO[bytes],
     shared: tuple[memoryview, memoryview],
 ) -> bool:
-    """Answer one request; False when the child should end."""
+    """Answer one request. Return False if the child must end."""
     try:
         request = _read(requests, shared[0])
         if request is None:
@@ -176,7 +177,7 @@ def _trace(error: BaseException) -> str:
 def _read(
     requests: IO[bytes], shared: memoryview | None
 ) -> tuple[dict[str, Any], list[bytes]] | None:
-    """A header and its blobs, or None at the end."""
+    """Read a header and its blobs; None at the end of the input."""
     prefix = requests.read(HEADER_LENGTH.size)
     if len(prefix) < HEADER_LENGTH.size:
         return None

@@ -1,7 +1,7 @@
-"""Landlock: a process gives up files, TCP ports and others' processes, for good (Linux 5.13).
+"""Landlock: permanently give up files, TCP ports and other processes (Linux 5.13 or later).
 
-Called through ctypes: the interface is three system calls that the kernel keeps stable, and the
-bindings on PyPI are alpha releases of one author each.
+It is called through ctypes, because the interface is three system calls that the kernel keeps
+stable. The bindings on PyPI are alpha releases, each by a single author.
 """
 
 import ctypes
@@ -10,16 +10,16 @@ import stat
 from collections.abc import Iterable
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
-"""Numbers of the system calls, the same on all of Linux's architectures that Python runs on."""
+"""The numbers of the system calls, the same on all of Linux's architectures that run Python."""
 _GET_VERSION = 1
 _RULE_PATH_BENEATH = 1
 
 _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
 _FILE_RIGHTS = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
-"""The rights over files that each version of the interface brings."""
+"""The rights over files that each version of the interface added."""
 _NETWORK_VERSION, _TCP_RIGHTS = 4, 0b11
 SCOPE_VERSION, _SCOPES = 6, 0b11
-"""From this version on: no abstract Unix socket of, and no signal to, a process outside."""
+"""Since this version, a process can be denied abstract Unix sockets and signals to outside."""
 
 
 class _Ruleset(ctypes.Structure):
@@ -37,28 +37,28 @@ class _PathBeneath(ctypes.Structure):
 
 
 def version() -> int:
-    """The version of the kernel's interface.
+    """Return the version of the kernel's interface.
 
     Raises:
-        OSError: the kernel has no Landlock, or does not allow it.
+        OSError: The kernel does not have Landlock, or does not allow it.
     """
     return _call(_CREATE_RULESET, None, ctypes.c_size_t(0), _GET_VERSION)
 
 
 def restrict(readable: Iterable[str]) -> int:
-    """Leave this thread, and those that it starts, nothing but reading these files.
+    """Let this thread, and threads that it starts, only read these files.
 
-    It can then write, create or execute no file, use no TCP port, and trace no process outside;
-    from version 6 on it cannot signal one either. `no_new_privs` must be set.
+    The process then cannot write, create or execute files, use TCP ports, or trace outside
+    processes. Since version 6 it cannot send signals to them either. `no_new_privs` must be set.
 
     Args:
-        readable: files, and folders with all that is below them. What does not exist is left out.
+        readable: Files, and folders with everything below them. Missing ones are skipped.
 
     Returns:
         The version of the kernel's interface.
 
     Raises:
-        OSError: the kernel has no Landlock, or does not allow it.
+        OSError: The kernel does not have Landlock, or does not allow it.
     """
     known = version()
     files = 0
@@ -69,7 +69,7 @@ def restrict(readable: Iterable[str]) -> int:
         _TCP_RIGHTS if known >= _NETWORK_VERSION else 0,
         _SCOPES if known >= SCOPE_VERSION else 0,
     )
-    # A kernel refuses a structure that is longer than its own.
+    # A kernel rejects a structure that is longer than its own version of it.
     size = 24 if known >= SCOPE_VERSION else 16 if known >= _NETWORK_VERSION else 8
     ruleset = _call(_CREATE_RULESET, ctypes.byref(attributes), ctypes.c_size_t(size), 0)
     try:

@@ -1,7 +1,6 @@
-"""What the sandbox's child gives up before it reads a file, and what that protects.
+"""The access that the child of the sandbox gives up before it reads a file.
 
-Every protection is held by at least one layer, or is missing with a reason; nothing is passed over
-in silence.
+Each protection has at least one layer that enforces it, or is reported as missing with a reason.
 """
 
 import contextlib
@@ -30,11 +29,11 @@ PROTECTIONS = {
     "signals": ("seccomp", "Landlock"),
     "memory": ("Landlock", "namespaces", "capabilities"),
 }
-"""What a decoder that is taken over must not reach, and the layers that may hold it back.
+"""What a hijacked decoder must not reach, and the layers that may prevent it.
 
 environment: the parent's variables and open files. privileges: capabilities, and programs that
-give some. reading, writing: files beside Python's and its packages'. network: any socket.
-processes: another program, or a process that outlives the sandbox. signals: to other processes.
+grant them. reading, writing: files other than Python's and its packages'. network: any socket.
+processes: other programs, and processes that outlive the sandbox. signals: to other processes.
 memory: of other processes, also through /proc or a debugger.
 """
 
@@ -48,18 +47,18 @@ _MAX_OPEN_FILES = 256
 
 @dataclass
 class Lockdown:
-    """The layers that hold in this process, and those that do not.
+    """The layers that are active in this process, and those that are not.
 
     Attributes:
-        layers: of each protection, the names of the layers that hold it.
-        failed: why a layer could not be put on, by its name.
+        layers: For each protection, the names of the layers that enforce it.
+        failed: For each layer that could not be activated, the reason.
     """
 
     layers: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in PROTECTIONS})
     failed: dict[str, str] = field(default_factory=dict)
 
     def before_imports(self) -> None:
-        """Put on what allows imports. The process has one thread, and no open file but its own."""
+        """Activate the layers that still allow imports. The process must have only one thread."""
         self._add("an emptied environment", "environment")
         self._limit()
         if sys.platform != "linux":
@@ -82,7 +81,7 @@ class Lockdown:
             self._lock_files(readable)
 
     def after_imports(self) -> None:
-        """Put on what holds for all threads: the filter of system calls."""
+        """Activate the filter of system calls, which applies to all threads."""
         if sys.platform != "linux":
             return
         try:
@@ -93,7 +92,7 @@ class Lockdown:
         self._add("seccomp", "writing", "network", "processes", "signals")
 
     def missing(self) -> dict[str, str]:
-        """The protections that no layer holds, and why."""
+        """Return the protections that no layer enforces, and the reasons."""
         return {name: self._why(name) for name, layers in self.layers.items() if not layers}
 
     def _why(self, name: str) -> str:
@@ -110,7 +109,7 @@ class Lockdown:
             (resource.RLIMIT_FSIZE, 0),
             (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
         ):
-            with contextlib.suppress(ValueError):  # a lower limit holds already
+            with contextlib.suppress(ValueError):  # the limit is already lower
                 resource.setrlimit(limit, (most, most))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
@@ -122,7 +121,7 @@ class Lockdown:
             return None
 
     def _leave_namespaces(self, readable: Sequence[str], *, with_mounts: bool) -> bool:
-        """Whether this process is in a user namespace of its own."""
+        """Move to new namespaces. Return whether this process is in a new user namespace."""
         try:
             is_own_user = namespaces.leave_network(with_mounts=with_mounts)
         except OSError as error:
@@ -152,10 +151,10 @@ class Lockdown:
 
 
 def prepare_imports() -> list[str]:
-    """Let modules be imported from packages alone, and name all files that this takes.
+    """Restrict imports to installed packages, and return all files that imports need.
 
-    A folder of `sys.path` that is no folder of installed packages may be someone's working
-    folder: of such a one the modules can be imported, and what else lies in it not be read.
+    A folder of `sys.path` that does not contain installed packages may be someone's working folder.
+    Its modules can be imported, but its other files must stay unreadable.
     """
     readable = [*_SYSTEM_LIBRARIES, *_SYSTEM_FACTS, *_libraries_of_python()]
     loose: dict[str, str] = {}
@@ -172,7 +171,7 @@ def prepare_imports() -> list[str]:
                     loose[module.name] = entry
     sys.path[:] = kept
     finder = _Modules(loose)
-    # Before the folders of packages, which come later, and before editable installations.
+    # Place it before the folders of packages and before editable installations.
     sys.meta_path.insert(sys.meta_path.index(importlib.machinery.PathFinder), finder)
     return [*dict.fromkeys(readable + finder.files())]
 
@@ -195,10 +194,10 @@ def _is_of_packages(folder: Path) -> bool:
 
 
 class _Modules:
-    """Finds the top-level modules that lie in some folders, without listing the folders again.
+    """Find the top-level modules of some folders without listing the folders again.
 
     Args:
-        folders: each module's folder.
+        folders: Maps each module to its folder.
     """
 
     def __init__(self, folders: dict[str, str]) -> None:
@@ -211,7 +210,7 @@ class _Modules:
     def find_spec(
         self, name: str, path: object = None, target: object = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """The module's specification, None if it lies elsewhere."""
+        """Return the module's specification, or None if it is not in these folders."""
         found = self._specs.get(name)
         if found is None:
             return None
@@ -223,7 +222,7 @@ class _Modules:
         )
 
     def files(self) -> list[str]:
-        """The modules' files, and the packages' folders."""
+        """Return the modules' files and the packages' folders."""
         found = []
         for spec in self._specs.values():
             assert spec.origin is not None
@@ -233,10 +232,10 @@ class _Modules:
 
 
 def die_with(parent: int) -> None:
-    """No interrupt from the keyboard, and no life after the parent's.
+    """Ignore keyboard interrupts, and end when the parent ends.
 
-    Linux kills the child, too, when the parent's thread that started it ends: the parent then
-    starts another. A change of privileges takes that back, so this comes after it.
+    Linux also kills the child when the parent's thread that started it ends; then the parent starts
+    another child. A change of privileges clears this setting, so it must be made afterwards.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":

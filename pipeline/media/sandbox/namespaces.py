@@ -1,4 +1,4 @@
-"""Namespaces and privileges: what a process leaves by system calls that Linux has long had."""
+"""Namespaces and privileges that a process leaves, by system calls of every common Linux."""
 
 import ctypes
 import os
@@ -11,31 +11,32 @@ _NEW_MOUNTS, _NEW_IPC, _NEW_USER, _NEW_NETWORK = 0x20000, 0x8000000, 0x10000000,
 _SET_DUMPABLE, _SET_NO_NEW_PRIVILEGES = 4, 38
 _CAPABILITIES_VERSION = 0x20080522
 _READ_ANY_FILE = 1 << 2
-"""CAP_DAC_READ_SEARCH: root's packages may lie in another user's folder."""
+"""CAP_DAC_READ_SEARCH: packages that root uses may be in another user's folder."""
 
 _READ_ONLY, _REMOUNT, _BIND, _RECURSIVE, _PRIVATE = 1, 32, 4096, 16384, 1 << 18
 _KEPT_FLAGS = {os.ST_NOSUID: 2, os.ST_NODEV: 4, os.ST_NOEXEC: 8, os.ST_NOATIME: 1024,
                os.ST_NODIRATIME: 2048, os.ST_RELATIME: 1 << 21}  # fmt: skip
-"""A mount's flags, from statvfs(3) to mount(2): a namespace may not take them off."""
+"""Flags of a mount, from statvfs(3) to mount(2). A namespace may not remove them."""
 
 _EMPTY = "/tmp"
-"""A folder that is there everywhere: the new root lies on it, for this process alone."""
+"""A folder that exists on every system. The new root is mounted on it, for this process only."""
 
 
 def leave_network(*, with_mounts: bool) -> bool:
-    """Move this process, which has one thread, into a network of its own, without interfaces.
+    """Move this process into its own network, which has no interfaces.
 
-    System V's shared memory and queues are its own, too. A user who may not do that gets a user
-    namespace first: from there no other process's memory can be reached.
+    The process must have only one thread. System V's shared memory and queues become its own too. A
+    user without the permission first gets a user namespace, which has no access to the memory of
+    other processes.
 
     Args:
-        with_mounts: a table of mounts of its own, for `leave_files`.
+        with_mounts: Whether to create a separate table of mounts, which `leave_files` needs.
 
     Returns:
         Whether there is a new user namespace.
 
     Raises:
-        OSError: it is not allowed.
+        OSError: The system does not allow it.
     """
     flags = _NEW_NETWORK | _NEW_IPC | (_NEW_MOUNTS if with_mounts else 0)
     user, group = os.geteuid(), os.getegid()
@@ -45,7 +46,7 @@ def leave_network(*, with_mounts: bool) -> bool:
         _call("unshare", flags | _NEW_USER)
     else:
         return False
-    # Without numbers of its own it could mount nothing.
+    # Without a mapping of its user and group, the process could not mount anything.
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
     Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
@@ -53,15 +54,19 @@ def leave_network(*, with_mounts: bool) -> bool:
 
 
 def leave_files(readable: Iterable[str]) -> None:
-    """Give this process a root that holds these files and folders, read-only, and nothing else.
+    """Give this process a root that contains only these files and folders, read-only.
 
-    It needs the mounts of `leave_network`, and holds once the privileges are dropped.
+    This needs `leave_network` with `with_mounts`. The process could undo it until its privileges
+    are dropped.
+
+    Args:
+        readable: The files and folders. Missing ones are skipped.
 
     Raises:
-        OSError: it is not allowed.
+        OSError: The system does not allow it.
     """
     _mount("none", "/", flags=_RECURSIVE | _PRIVATE)
-    # Opened first: what is mounted on _EMPTY hides those that lie below it.
+    # Open them first, because the mount on _EMPTY hides those that are below it.
     opened = [(path, os.open(path, os.O_PATH)) for path in _outermost(readable)]
     _mount("none", _EMPTY, "tmpfs", options="size=1m,mode=755")
     for path, descriptor in opened:
@@ -73,7 +78,7 @@ def leave_files(readable: Iterable[str]) -> None:
 
 
 def _outermost(paths: Iterable[str]) -> list[str]:
-    """The paths that exist, without those below another one."""
+    """Return the paths that exist, without those that are below another one."""
     found: list[str] = []
     for path in sorted(path for path in paths if Path(path).exists()):
         if not found or not Path(path).is_relative_to(found[-1]):
@@ -81,29 +86,29 @@ def _outermost(paths: Iterable[str]) -> list[str]:
     return found
 
 
-def _bind(descriptor: int, place: Path) -> None:
+def _bind(descriptor: int, target: Path) -> None:
     if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-        place.mkdir(parents=True)
+        target.mkdir(parents=True)
     else:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.touch()
-    _mount(f"/proc/self/fd/{descriptor}", str(place), flags=_BIND | _RECURSIVE)
-    has = os.statvfs(place).f_flag
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.touch()
+    _mount(f"/proc/self/fd/{descriptor}", str(target), flags=_BIND | _RECURSIVE)
+    has = os.statvfs(target).f_flag
     kept = sum(flag for told, flag in _KEPT_FLAGS.items() if has & told)
-    _mount("none", str(place), flags=_BIND | _REMOUNT | _READ_ONLY | kept)
+    _mount("none", str(target), flags=_BIND | _REMOUNT | _READ_ONLY | kept)
 
 
 def drop_privileges() -> bool:
-    """Give up all capabilities, and ever gaining any; other processes cannot look into this one.
+    """Give up all capabilities permanently, and hide this process from other processes.
 
-    As root it keeps reading what root may read.
+    As root it can still read what root may read.
 
     Returns:
-        Whether it had others: it then cannot look into processes of this user that still have
-        them, such as the one that started it.
+        Whether it had other capabilities. If so, it can no longer inspect this user's processes
+        that still have them, such as its parent.
 
     Raises:
-        OSError: it is not allowed.
+        OSError: The system does not allow it.
     """
     _call("prctl", _SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     kept = _READ_ANY_FILE if os.geteuid() == 0 else 0

@@ -1,6 +1,6 @@
-"""The sandbox's child as its parent sees it: a process, two pipes and the memory that they share.
+"""The parent's side of the sandbox: the child process, its two pipes and the shared memory.
 
-What the child says is not trusted: it may have been taken over.
+Messages from the child are not trusted, because an attacker may control it.
 """
 
 import fcntl
@@ -29,7 +29,7 @@ from pipeline.media.sandbox.child import (
 
 START_SECONDS = 120.0
 WALL_PER_CPU = 4.0
-"""A child is given up, too, after this many times its seconds by the clock on the wall."""
+"""A child may take this many times its processor seconds in wall-clock time."""
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_REASON_LENGTH, MAX_TRACE_LINES = 2000, 200
@@ -39,18 +39,18 @@ _NEEDED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "PYTHONUSERBASE
 
 
 class SandboxError(RuntimeError):
-    """The child cannot do its work, whatever the file: a defect, a missing package or no memory.
+    """The child cannot work on any file: a defect, a missing package or too little memory.
 
     The text is one line.
     """
 
 
 class ChildDiedError(Exception):
-    """The child is gone, or ran out of memory: `reason` for the file that it was at."""
+    """The child ended or ran out of memory. The text is the reason for the current file."""
 
 
 class Child:
-    """The process, its two pipes and the memory that it shares."""
+    """The child process, its two pipes and the memory that it shares."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._most_bytes = settings["memory_bytes"]
@@ -68,7 +68,7 @@ class Child:
                     pass_fds=[memory],
                     env=_environment(),
                 )
-        except OSError as error:  # no memory, too many processes or files: no fault of the sample
+        except OSError as error:  # out of memory, processes or files: not the sample's fault
             raise SandboxError(
                 f"{settings['function']}: no child started: {error.strerror or error}"
             ) from error
@@ -92,12 +92,12 @@ class Child:
         if header["kind"] != "ready":
             self.kill()
             raise broken(settings["function"], header)
-        # Said before it has read a file: this can be believed.
+        # The child sent this before it read any file, so it can be trusted.
         self.layers: dict[str, list[str]] = header["layers"]
         self.missing: dict[str, str] = header["missing"]
 
     def send(self, header: dict[str, Any], blobs: list[bytes], seconds: float) -> None:
-        """Send one request. Raises TimeoutError; a child that is gone is noticed on receiving."""
+        """Send one request. Raises TimeoutError. If the child ended, `receive` reports it."""
         self._write(message(header, blobs, self._shared_requests), seconds)
 
     def _write(self, pieces: list[bytes], seconds: float) -> None:
@@ -109,10 +109,10 @@ class Child:
                     allowance.wait(self._writable)
                     left = left[os.write(self._to, left) :]
         except BrokenPipeError:
-            pass  # it may have said why
+            pass  # the child may have sent the reason
 
     def receive(self, seconds: float) -> tuple[dict[str, Any], list[bytes]]:
-        """One message: header and blobs. Raises TimeoutError and ChildDiedError."""
+        """Receive one message: header and blobs. Raises TimeoutError and ChildDiedError."""
         allowance = _Allowance(self.pid, seconds)
         (length,) = HEADER_LENGTH.unpack(self._take(HEADER_LENGTH.size, allowance))
         if length > MAX_HEADER_BYTES:
@@ -146,9 +146,9 @@ class Child:
         return f"the decoder crashed ({how})"
 
     def kill(self) -> None:
-        """End the process and what it may have started, whatever they do, and wait for it."""
+        """Kill the process and all processes that it started, and wait for it."""
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)  # it leads a group of its own
+            os.killpg(self.pid, signal.SIGKILL)  # the child leads its own process group
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -158,7 +158,7 @@ class Child:
 
 @contextmanager
 def _memory() -> Iterator[int]:
-    """An unnamed file, in memory where the system has such, for both processes to map."""
+    """Create an unnamed file that both processes can map, in memory if the system supports it."""
     if sys.platform == "linux":
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         file: IO[bytes] = os.fdopen(os.memfd_create("perceiver-sandbox", flags), "r+b")
@@ -166,14 +166,14 @@ def _memory() -> Iterator[int]:
         file = tempfile.TemporaryFile()  # noqa: SIM115  # the with below closes it
     with file:
         file.truncate(2 * SHARED_BYTES)
-        if sys.platform == "linux":  # cut short by the child, it would kill the parent
+        if sys.platform == "linux":  # if the child truncated the file, the parent would crash
             seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
             fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals)
         yield file.fileno()
 
 
 def _environment() -> dict[str, str]:
-    """What an interpreter needs to start and to find the packages of this one, and no more."""
+    """Return the variables that an interpreter needs to start and to find these packages."""
     root = str(Path(__file__).resolve().parents[3])
     paths = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     return {
@@ -186,10 +186,13 @@ def _environment() -> dict[str, str]:
 
 
 def _parsed(text: bytes) -> tuple[dict[str, Any], list[int], bool]:
-    """An answer's header, whether or not the child means well, its blobs' sizes, and their place.
+    """Parse the header of an answer, which may be hostile.
+
+    Returns:
+        The header, the sizes of the blobs, and whether the blobs are in shared memory.
 
     Raises:
-        ChildDiedError: it is none.
+        ChildDiedError: The header is malformed.
     """
     try:
         header = json.loads(text)
@@ -215,20 +218,20 @@ def _parsed(text: bytes) -> tuple[dict[str, Any], list[int], bool]:
 
 
 def _printable(text: str) -> str:
-    """One line that does nothing to a terminal."""
+    """Return a line without characters that control a terminal."""
     return "".join(c if c.isprintable() else "�" for c in text[:MAX_REASON_LENGTH])
 
 
 def broken(function: str, header: dict[str, Any]) -> SandboxError:
-    """What the child said of itself, and where."""
+    """Return the error for a child that reports a defect, with the calls that led to it."""
     where = ", ".join(header["trace"].splitlines())
     return SandboxError(f"{function}: {header['reason']}" + (f" ({where})" if where else ""))
 
 
 class _Allowance:
-    """Time for one message, counted in the child's processor seconds.
+    """The time for one message, counted in the child's processor seconds.
 
-    On a busy machine a file takes longer by the clock on the wall, and must not be refused for it.
+    On a busy machine, a file takes longer in wall-clock time and must not be rejected for that.
     """
 
     def __init__(self, pid: int, seconds: float) -> None:
@@ -238,8 +241,8 @@ class _Allowance:
         self._cpu_at_first_look: float | None = None
 
     def wait(self, pipe: select.poll) -> None:
-        """Return when the pipe is ready; raises TimeoutError when time is up."""
-        while not pipe.poll(100 * self._seconds):  # ms: looks ten times
+        """Wait until the pipe is ready. Raises TimeoutError when the time is over."""
+        while not pipe.poll(100 * self._seconds):  # in ms: wakes up ten times
             cpu = self._cpu_seconds()
             if self._cpu_at_first_look is None:
                 self._cpu_at_first_look = cpu
@@ -261,9 +264,9 @@ class _Allowance:
 
 
 def _widen(pipe: int) -> None:
-    """Let a whole sample lie in a pipe, where the system allows it."""
+    """Enlarge a pipe so that it can hold a whole sample, if the system allows it."""
     if sys.platform == "linux":
         try:
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         except PermissionError:
-            return  # a user's pipes are full; a small pipe is slower, no more
+            return  # the user has reached the limit for pipes; a small pipe is only slower

@@ -1,8 +1,8 @@
-"""Decoding of untrusted media in a child process, bounded in memory, time and reach.
+"""Decode untrusted media in a child process with limits on memory, time and access.
 
-A decoder that crashes, hangs or eats memory costs one child, and gives the file a reason that is
-the same on every machine. One that is taken over finds no network, no file but Python's packages,
-no other process and no secret; what of that holds on a machine, `Protections` says.
+If a decoder crashes, hangs or uses too much memory, only a child is lost, and the file gets the
+same reason on every machine. A hijacked decoder has no network, no other process, no secret, and no
+files but Python's packages. `Protections` says which of these hold on a machine.
 """
 
 import os
@@ -21,38 +21,38 @@ __all__ = ["Protections", "Sandbox", "SandboxError", "protections"]
 
 @dataclass(frozen=True)
 class Protections:
-    """What holds back a decoder that is taken over; the names are `lockdown.PROTECTIONS`.
+    """What restrains a hijacked decoder. The names are those of `lockdown.PROTECTIONS`.
 
     Attributes:
-        layers: the layers that hold each protection.
-        missing: the protections that nothing holds on this machine, and why.
+        layers: For each protection, the layers that enforce it.
+        missing: The protections that nothing enforces on this machine, and the reasons.
     """
 
     layers: dict[str, list[str]]
     missing: dict[str, str]
 
     def lacking(self) -> str | None:
-        """What is missing and why, on one line; None if nothing is."""
+        """Return the missing protections and the reasons in one line, or None."""
         if not self.missing:
             return None
         return ", ".join(f"{name} ({why})" for name, why in self.missing.items())
 
 
 class Sandbox:
-    """Runs a function in a long-lived child process and streams what it yields.
+    """Run a function in a long-lived child process and stream what it yields.
 
-    The child calls `function(settings)` once. What that returns it calls for every file, with
-    `(parts, values)`: it yields a dictionary of shard members, name to bytes, for every sample. A
-    child that died is replaced before the next file; a file is blamed only if it also kills a child
-    that has seen no other. One file at a time, from one thread at a time.
+    The child calls `function(settings)` once. For every file, it calls the returned function with
+    `(parts, values)`, which yields a dictionary of shard members, name to bytes, for each sample.
+    A child that died is replaced before the next file. A file is blamed only if it also kills a
+    child that has read no other file. One file at a time, from one thread at a time.
 
     Args:
         function: `module:name`, imported in the child.
         settings: JSON, the same for every file.
-        seconds: processor time allowed for one result.
-        memory_bytes: what the child may allocate, its libraries included.
-        max_requests: files after which the child is replaced, against slow leaks.
-        required: refuse to decode where one of the protections is missing.
+        seconds: The processor time allowed for one result.
+        memory_bytes: The memory that the child may allocate, including its libraries.
+        max_requests: The number of files after which the child is replaced, against slow leaks.
+        required: Whether to raise an error if a protection is missing.
     """
 
     def __init__(
@@ -88,26 +88,26 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
-        """End the child; the next `run` starts another."""
+        """End the child. The next `run` starts another one."""
         if self._child is not None:
             self._child.kill()
             self._child = None
 
     @property
     def child_pid(self) -> int | None:
-        """The child's process id, None before the first file."""
+        """The process id of the child, or None before the first file."""
         return None if self._child is None else self._child.pid
 
     @property
     def known_protections(self) -> Protections | None:
-        """What holds in the children, None before the first."""
+        """The protections of the children, or None before the first child."""
         return self._protections
 
     def protections(self) -> Protections:
-        """What holds in the children; one is started if there has been none.
+        """Return the protections of the children. Starts a child if there was none.
 
         Raises:
-            SandboxError: the child cannot start.
+            SandboxError: The child cannot start.
         """
         if self._protections is None:
             self._ready_child()
@@ -120,17 +120,17 @@ class Sandbox:
         """Decode one sample's files.
 
         Args:
-            parts: for every field the file's bytes and its name.
-            values: JSON that comes with them.
+            parts: For each field, the bytes of the file and its name.
+            values: JSON that belongs to the files.
 
         Yields:
-            One dictionary of shard members for every sample made of the files.
+            One dictionary of shard members for each sample made of the files.
 
         Raises:
-            MediaError: what the function raised, with its `trace`; or the child crashed, took
-                more than `seconds` for one result, or more than `memory_bytes`.
-            SandboxError: the child cannot start or lacks a package, or a protection is missing and
-                required.
+            MediaError: The function raised an error (with its `trace`), or the child crashed, took
+                more than `seconds` for one result, or used more than `memory_bytes`.
+            SandboxError: The child cannot start or lacks a package, or a required protection is
+                missing.
         """
         if self._busy:
             raise RuntimeError("the sandbox is still at another file; finish or close that first")
@@ -152,7 +152,7 @@ class Sandbox:
             self._busy = False
 
     def _ready_child(self) -> tuple[Child, bool]:
-        """The child, and whether it is new."""
+        """Return the child, and whether it is new."""
         if self._served >= self._max_requests:
             self.close()
         if self._child is not None:
@@ -202,15 +202,15 @@ class Sandbox:
         except TimeoutError:
             raise MediaError(f"decoding took more than {self._seconds:g} s") from None
         finally:
-            if not in_step:  # crashed, gave up, or the caller wants no more
+            if not in_step:  # the child crashed or gave up, or the caller stopped early
                 self.close()
 
 
 def protections() -> Protections:
-    """What the sandbox holds on this machine.
+    """Return the protections of the sandbox on this machine.
 
     Raises:
-        SandboxError: no child can be started.
+        SandboxError: No child can be started.
     """
     with Sandbox("pipeline.media.sandbox.child:nothing", {}) as sandbox:
         return sandbox.protections()

@@ -1,7 +1,7 @@
-"""seccomp: a process gives up all system calls but those that decoding takes, for good.
+"""seccomp: permanently give up all system calls except those that decoding needs.
 
-The filter is libseccomp's, called through ctypes, which knows every architecture's numbers; its
-binding on PyPI, pyseccomp, has had no release since 2021.
+The filter comes from libseccomp, which knows the numbers of every architecture. It is called
+through ctypes, because its binding on PyPI, pyseccomp, has had no release since 2021.
 """
 
 import ctypes
@@ -13,12 +13,12 @@ import sys
 _LIBRARY = "libseccomp.so.2"
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _THREADS, _NO_MITIGATION, _OPTIMIZE = 4, 7, 8
-"""Attributes: for all threads; without the slow-down that old kernels add; as a binary tree."""
+"""Attributes: apply to all threads; no slow mitigation in old kernels; search a binary tree."""
 _EQUAL, _MASKED_EQUAL = 4, 7
 
 _CLONE_VM, _CLONE_THREAD = 0x100, 0x10000
 _CLONE_NEW = 0x7E020080
-"""Every flag that makes a new namespace."""
+"""All flags that create a new namespace."""
 _MAP_SHARED = 1
 _WRITING = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC
 _CLOSE_ON_EXEC, _NOT_ON_EXEC, _IS_TERMINAL = 0x5451, 0x5450, 0x5401
@@ -34,7 +34,7 @@ _ALLOWED = (
     "times getrusage getpid getppid gettid getuid geteuid getgid getegid getsid getpgrp "
     "uname sysinfo getrlimit getcpu getrandom exit exit_group"
 )
-"""Names of the calls that are allowed with any arguments."""
+"""The names of the calls that are allowed with any arguments."""
 
 
 class _Condition(ctypes.Structure):
@@ -55,18 +55,18 @@ def _masked(argument: int, mask: int, value: int) -> _Condition:
 
 
 def _conditional() -> list[tuple[str, _Condition]]:
-    """System calls that are allowed with certain arguments."""
+    """Return the system calls that are allowed only with certain arguments."""
     itself = os.getpid()
     new_thread = _CLONE_VM | _CLONE_THREAD
     duplicates = (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL)
     return [
-        # Files are opened for reading, and mapped as this process's own.
+        # Files may be opened for reading only, and mapped privately.
         ("open", _masked(1, _WRITING, os.O_RDONLY)),
         ("openat", _masked(2, _WRITING, os.O_RDONLY)),
         ("mmap", _masked(3, _MAP_SHARED, 0)),
-        # Threads, not processes.
+        # New threads are allowed, new processes are not.
         ("clone", _masked(0, new_thread | _CLONE_NEW, new_thread)),
-        # Signals to itself: abort(3), raise(3).
+        # Signals to this process itself, for abort(3) and raise(3).
         ("kill", _equal(0, itself)),
         ("tgkill", _equal(0, itself)),
         ("prlimit64", _equal(0, 0)),
@@ -80,14 +80,14 @@ def _conditional() -> list[tuple[str, _Condition]]:
 
 
 def restrict() -> None:
-    """Leave all threads of this process the system calls above; others fail with ENOSYS.
+    """Allow all threads of this process only the system calls above. Others fail with ENOSYS.
 
-    That error, and not EPERM, lets C libraries that are newer than this list fall back on older
-    calls. No process can be started or outlive this one, no socket, shared memory or writable file
-    be opened, no other process be signalled or traced.
+    With ENOSYS instead of EPERM, C libraries that are newer than this list fall back to older
+    calls. This process can then not start a process, open a socket, shared memory or a writable
+    file, or signal or trace another process.
 
     Raises:
-        OSError: the library is not installed, or the kernel does not allow it.
+        OSError: The library is not installed, or the kernel does not allow it.
     """
     if sys.platform != "linux":
         raise OSError(errno.ENOSYS, "only Linux has it")
@@ -105,7 +105,7 @@ def restrict() -> None:
     try:
         _check(library.seccomp_attr_set(context, _THREADS, 1))
         for attribute, value in ((_NO_MITIGATION, 1), (_OPTIMIZE, 2)):
-            library.seccomp_attr_set(context, attribute, value)  # from version 2.5 on
+            library.seccomp_attr_set(context, attribute, value)  # since version 2.5
         for name in _ALLOWED.split():
             _allow(library, context, name)
         for name, condition in _conditional():
@@ -118,7 +118,7 @@ def restrict() -> None:
 def _allow(library: ctypes.CDLL, context: int, name: str, *conditions: _Condition) -> None:
     number = library.seccomp_syscall_resolve_name(name.encode())
     if number < 0:
-        return  # this architecture, or this old a library, has no such call
+        return  # the architecture or an old library does not have this call
     array = (_Condition * len(conditions))(*conditions)
     _check(
         library.seccomp_rule_add_array(
