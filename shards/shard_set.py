@@ -30,7 +30,7 @@ class ShardSet:
     Attributes:
         location: The location of the set.
         manifest: The manifest of the set.
-        listing: `shards.parquet`: one row for each shard, by number, with the columns of
+        shard_table: `shards.parquet`: one row for each shard, by number, with the columns of
             `ShardInfo`.
     """
 
@@ -91,11 +91,11 @@ class ShardSet:
             ) from error
 
     def __reduce__(self) -> tuple:
-        # Another process reads two small files; a listing may have a million rows to pickle.
+        # Another process reads two small files; a shard table may have a million rows to pickle.
         return _reopen, (self.location, self.digest)
 
     def shards(self, split: str) -> pa.Table:
-        """Return the rows of `listing` for `split`. Raises ShardError like `num_samples`."""
+        """Return the rows of `shard_table` for `split`. Raises ShardError like `num_samples`."""
         self.num_samples(split)
         rows = pc.indices_nonzero(pc.equal(self.shard_table["split"], split))
         first, num_rows = (rows[0].as_py(), len(rows)) if len(rows) else (0, 0)
