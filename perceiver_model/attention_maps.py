@@ -145,12 +145,14 @@ def overlay(
             floating in [0, 1].
         attention_map: `[rows, columns]` of any non-negative numbers, such as one latent's of
             `on_grid`, or a mean over latents. It is enlarged to the image bilinearly; 0 is black,
-            its own largest number is the brightest yellow, and colours between are perceptually
-            even.
+            its own largest number is the brightest yellow, and the colours between are those of
+            matplotlib's inferno.
         opacity: of the heat map, from 0 to 1.
 
     Raises ValueError for arrays of another shape or dtype, and for numbers out of range.
     """
+    from matplotlib import colormaps
+
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity {opacity}: must be from 0 to 1")
     picture = _as_rgb(np.asarray(image))
@@ -163,7 +165,7 @@ def overlay(
     enlarged = F.interpolate(heat[None, None], size=size, mode="bilinear", antialias=True)[0, 0]
     largest = enlarged.max()
     share = (enlarged / largest if largest > 0 else enlarged).numpy()
-    colours = _HEAT_TABLE[np.round(share * (len(_HEAT_TABLE) - 1)).astype(int)]
+    colours = colormaps["inferno"](np.clip(share, 0, 1))[..., :3] * 255
     return np.round(opacity * colours + (1 - opacity) * picture).astype(np.uint8)
 
 
@@ -234,44 +236,3 @@ def map_divergence(maps: torch.Tensor, mask: torch.Tensor | None = None) -> floa
     if count == 0:
         raise ValueError("maps: no two inputs have attended the same tokens")
     return min(1.0, total / count / math.log(2))
-
-
-def _heat_table(num_colours: int = 256) -> np.ndarray:
-    """Colours from black over purple and orange to pale yellow, float64 `[colours, 3]` in [0, 255].
-
-    Neighbours are equally far apart in OKLab, a perceptually uniform space.
-    """
-    corners = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]]
-    linear = _to_linear(np.array(corners) / 255)
-    lab = np.cbrt(linear @ _RGB_TO_LMS.T) @ _LMS_TO_LAB.T
-    along = np.concatenate([[0.0], np.linalg.norm(np.diff(lab, axis=0), axis=-1).cumsum()])
-    even = np.linspace(0, along[-1], num_colours)
-    lab = np.stack([np.interp(even, along, channel) for channel in lab.T], axis=-1)
-    linear = (lab @ np.linalg.inv(_LMS_TO_LAB).T) ** 3 @ np.linalg.inv(_RGB_TO_LMS).T
-    return _from_linear(linear.clip(0, 1)) * 255
-
-
-def _to_linear(srgb: np.ndarray) -> np.ndarray:
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-
-
-def _from_linear(linear: np.ndarray) -> np.ndarray:
-    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
-
-
-# B. Ottosson, "A perceptual color space for image processing" (2020).
-_RGB_TO_LMS = np.array(
-    [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ]
-)
-_LMS_TO_LAB = np.array(
-    [
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ]
-)
-_HEAT_TABLE = _heat_table()

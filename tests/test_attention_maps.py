@@ -69,7 +69,7 @@ def test_every_applied_cross_attend_gives_the_map_that_its_result_needs(path):
         )
         attended = maps[len(seen)] @ values.transpose(1, 2)
         latents = queries + module.output(attended.transpose(1, 2).flatten(2))
-        expected = latents + module.mlp(latents, module.mlp_norm)
+        expected = latents + module.mlp(module.mlp_norm(latents))
         torch.testing.assert_close(result[0], expected, rtol=1e-4, atol=1e-5)
         seen.append(module)
 
@@ -120,7 +120,7 @@ def test_maps_of_a_causal_cross_attend():
         _, values = attend.key_value(attend.input_norm(inputs.content)).chunk(2, dim=-1)
         attended = weights @ values.unflatten(-1, (2, 8)).transpose(1, 2)
         latents = queries.content + attend.output(attended.transpose(1, 2).flatten(2))
-        expected = latents + attend.mlp(latents, attend.mlp_norm)
+        expected = latents + attend.mlp(attend.mlp_norm(latents))
         torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
     model.cross_attend.register_forward_hook(check)

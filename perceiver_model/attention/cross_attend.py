@@ -121,7 +121,7 @@ class CrossAttend(Attend):
         result = self.dropout(self.output(merge_heads(attended)))
         if self.query_residual:
             result = queries + result
-        return result + self.dropout(self.mlp(result, self.mlp_norm)), memory
+        return result + self.dropout(self.mlp(self.mlp_norm(result))), memory
 
     def attention_map(self, queries: torch.Tensor, inputs: InputArray) -> torch.Tensor:
         """The attention weights `[batch, heads, queries, tokens]`, by the plain formula."""

@@ -11,13 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from perceiver_model.attention.recomputed import (
-    activated_linear,
-    add_residual,
-    apply_linear,
-    normed_linear,
-)
-
 AttentionPath = Literal["auto", "reference", "fused", "factored", "separable"]
 """How attention is computed; every path is the same function of the same weights.
 
@@ -138,10 +131,9 @@ class MLP(nn.Module):
         self.activation: nn.Module = nn.GELU(approximate="tanh" if gelu == "tanh" else "none")
         self.contract = linear(widening * channels, channels)
 
-    def forward(self, tokens: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
-        """`[batch, tokens, channels]`, normalised first, to the same shape."""
-        hidden = normed_linear(norm, self.expand, tokens)
-        return activated_linear(self.activation, self.contract, hidden)
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`[batch, tokens, channels]` to the same shape."""
+        return self.contract(self.activation(self.expand(tokens)))
 
 
 class SelfAttend(Attend):
@@ -177,12 +169,10 @@ class SelfAttend(Attend):
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """`[batch, num_latents, channels]` to the same shape."""
-        projected = normed_linear(self.attention_norm, self.query_key_value, latents)
+        projected = self.query_key_value(self.attention_norm(latents))
         parts = projected.split(self.widths, dim=-1)
         query, key, value = (split_heads(part, self.num_heads) for part in parts)
         attention = reference_attention if self.attention_path == "reference" else fused_attention
         attended = merge_heads(attention(query, key, value))
-        update = self.dropout(apply_linear(self.output, attended))
-        latents = add_residual(latents, update, self.output, self.dropout)
-        update = self.dropout(self.mlp(latents, self.mlp_norm))
-        return add_residual(latents, update, self.mlp.contract, self.dropout)
+        latents = latents + self.dropout(self.output(attended))
+        return latents + self.dropout(self.mlp(self.mlp_norm(latents)))

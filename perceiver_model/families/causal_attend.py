@@ -20,7 +20,6 @@ from perceiver_model.attention.multi_head import (
     reference_attention,
     split_heads,
 )
-from perceiver_model.attention.recomputed import apply_linear, normed_linear
 from perceiver_model.attention.rotary import Rotation, rotate
 from perceiver_model.families.autoregressive_config import ARConfig
 
@@ -144,8 +143,8 @@ class CausalAttend(Attend):
         key_mask = None if mask is None else mask[:, -key.shape[2] :]
         reference = self.attention_path == "reference"
         attended = causal_attention(query, key, value, key_mask, reference=reference)
-        latents = latents + self.dropout(apply_linear(self.output, merge_heads(attended)))
-        return latents + self.dropout(self.mlp(latents, self.mlp_norm))
+        latents = latents + self.dropout(self.output(merge_heads(attended)))
+        return latents + self.dropout(self.mlp(self.mlp_norm(latents)))
 
 
 class CausalCrossAttend(CausalAttend):
@@ -174,8 +173,8 @@ class CausalCrossAttend(CausalAttend):
             mask: bool `[batch, columns]` of the whole context, True where a token may be attended;
                 None for everywhere.
         """
-        query = normed_linear(self.query_norm, self.query, queries.content)
-        key_value = normed_linear(self.input_norm, self.key_value, inputs.content)
+        query = self.query(self.query_norm(queries.content))
+        key_value = self.key_value(self.input_norm(inputs.content))
         key, value = key_value.chunk(2, dim=-1)
         rotations = queries.rotation, inputs.rotation
         return self._attend(queries.content, (query, key, value), rotations, mask, cache)
@@ -216,6 +215,6 @@ class CausalSelfAttend(CausalAttend):
             latents: those that are not in the cache yet.
             mask: as of the cross-attend.
         """
-        projected = normed_linear(self.attention_norm, self.query_key_value, latents)
+        projected = self.query_key_value(self.attention_norm(latents))
         query, key, value = projected.chunk(3, dim=-1)
         return self._attend(latents, (query, key, value), (rotation, rotation), mask, cache)
