@@ -113,3 +113,22 @@ def read_kind(config_types: tuple[Any, ...], values: Any) -> Any:
     if kind not in by_kind:
         raise ValueError(f"expected a mapping whose kind is one of {list(by_kind)}, got {values!r}")
     return read_config(by_kind[kind], values)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Makes one mapping of nested ones.
+
+    Args:
+        tree: the mappings, whose keys are strings.
+        prefix: goes before every key.
+
+    Returns:
+        Each value under its keys joined with dots: ``{"training.epochs": 10, …}``.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -10,6 +10,7 @@ from pipeline.registry.predict import encode_predictions
 from pipeline.runs.console import Console
 from pipeline.runs.records import write_json
 from pipeline.runs.strict_json import to_json
+from shards.errors import ShardError
 
 UNENDING = {"loss": math.nan, "rows": [{"a": math.inf}, (1.5, -math.inf)], "text": "NaN"}
 AS_JSON = {"loss": None, "rows": [{"a": None}, [1.5, None]], "text": "NaN"}
@@ -40,3 +41,11 @@ def test_predictions_are_strict_json_lines(value: float) -> None:
 
     content = encode_predictions([Prediction("a", "b", value, {"b": value}, None)], ".jsonl")
     assert strict(content.decode())["probabilities"] == {"b": None}
+
+
+def test_what_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.json").mkdir()
+    with pytest.raises(ShardError, match="cannot be written"):
+        write_json(tmp_path / "a" / "b.json", {"score": 1})
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.json"]

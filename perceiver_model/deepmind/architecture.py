@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig
-from perceiver_model.config_checks import write_config
+from perceiver_model.config_checks import flatten, write_config
 from perceiver_model.deepmind.layers import TensorMap
 from perceiver_model.deepmind.settings import Fidelity, explicit_widths
 
@@ -77,7 +77,7 @@ class Architecture(ABC, Generic[Config]):
         read = self.read_config(
             settings, {}, fidelity="transformers", image_size=self.image_size(config)
         )
-        ours, theirs = (_flat(write_config(self.explicit(tree))) for tree in (config, read))
+        ours, theirs = (flatten(write_config(self.explicit(tree))) for tree in (config, read))
         fields = {
             field
             for field in {*ours, *theirs} - self.irrelevant
@@ -136,14 +136,3 @@ def _explicit_decoder(decoder: DecoderConfig, latent_dim: int) -> DecoderConfig:
         value_channels=decoder.value_channels or qk_channels,
         dropout=0.0,
     )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined with dots."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -1,4 +1,4 @@
-"""What every section of the configuration has in common, and trees of plain values."""
+"""What every section of the configuration has in common, and how two trees of values differ."""
 
 from typing import Any
 
@@ -11,17 +11,6 @@ class ConfigBase(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
     )
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections to dotted paths: `{"training.epochs": 10, …}`."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> str | None:

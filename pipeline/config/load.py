@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from pipeline.config.base import flatten
+from perceiver_model.config_checks import flatten
 from pipeline.config.fields import field_names_at, kinds_at, step
 from pipeline.config.overrides import read_override
 from pipeline.config.tracking_uri import named_tracking_uri

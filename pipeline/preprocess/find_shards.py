@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.base import differences, flatten
+from perceiver_model.config_checks import flatten
+from pipeline.config.base import differences
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.preprocess.identity import comparable, set_identity, source_places

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.config.base import differences, flatten
+from perceiver_model.config_checks import flatten
+from pipeline.config.base import differences
 from pipeline.config.data import SPLITS, DataConfig, absolute
 from pipeline.config.tree import Config
 from pipeline.errors import UserError

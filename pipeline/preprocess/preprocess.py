@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config.base import differences, flatten
+from perceiver_model.config_checks import flatten
+from pipeline.config.base import differences
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.inputs.positions import position_specs

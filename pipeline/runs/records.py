@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.config.base import differences
 from pipeline.errors import UserError
 from pipeline.runs.strict_json import to_json
+from shards.files import AtomicFile
 from shards.redaction import redacted_tree
 from shards.set_files import read_file
 
@@ -143,18 +144,24 @@ def write_run_record(folder: Path, record: RunRecord) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name, then rename.
+    """Write a JSON file, which appears whole or not at all.
 
-    What is not finite is null, and addresses are without secrets.
+    Numbers that are not finite become null, and addresses lose their secrets.
+
+    Raises:
+        ShardError: the file system refuses.
     """
     replace_text(path, to_json(redacted_tree(value), indent=2, sort_keys=True) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)
+    """Write a text file, which appears whole or not at all.
+
+    Raises:
+        ShardError: the file system refuses.
+    """
+    with AtomicFile(path) as file:
+        file.write(text.encode())
 
 
 def _without(tree: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:

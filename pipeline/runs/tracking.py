@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from pipeline.config.base import flatten
+from perceiver_model.config_checks import flatten
 from pipeline.config.sqlite_uri import sqlite_path
 from pipeline.config.tree import Config
 from pipeline.errors import UserError

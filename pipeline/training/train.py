@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.ray_session import ray_session, require_resources
+from perceiver_model.config_checks import flatten
 from perceiver_model.flops import forward_flops
-from pipeline.config.base import flatten
 from pipeline.config.data import MODALITIES
 from pipeline.config.training import AugmentConfig
 from pipeline.config.tree import Config
