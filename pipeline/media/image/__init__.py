@@ -1,1 +1,1 @@
-"""Images: the format, JPEG, TIFF and other files, masks."""
+"""Images: the format, JPEG, TIFF and other files, and masks."""

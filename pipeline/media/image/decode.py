@@ -1,4 +1,4 @@
-"""Images: any format Pillow reads by itself, to a uint8 array of one fixed size."""
+"""Images: any format that Pillow itself reads, to a uint8 array of one fixed size."""
 
 import io
 from dataclasses import dataclass
@@ -11,24 +11,26 @@ from pipeline.media.image.resample import resize
 from pipeline.media.image.turbo import decode_jpeg, read_header
 
 FIELD = "image"
-# Twice Image.MAX_IMAGE_PIXELS: from there on Pillow takes an image for a decompression bomb.
+# Twice Image.MAX_IMAGE_PIXELS. Pillow rejects larger images as decompression bombs.
 PILLOW_MAX_PIXELS = 178_956_970
 _DETAIL = 2.0
-"""JPEGs keep this many times the pixels wanted, along each side, for the resizing's own filter."""
+"""A JPEG is decoded to at least this many times the target size along each side. The rest is left
+to the resizing filter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFormat:
-    """What every image becomes.
+    """The format that every image is brought to.
 
     Attributes:
-        height, width: size in pixels.
+        height: The height in pixels.
+        width: The width in pixels.
         channels: 1 (grey) or 3 (RGB).
-        resize: `crop` scales the shorter side and cuts the centre; `pad` scales the longer side
-            and fills with black; `stretch` ignores the aspect ratio.
-        encoding: how shards hold the pixels, `raw` (uint8 `.npy`) or `jpeg`.
-        jpeg_quality: 1 to 100, used by `jpeg`.
-        max_pixels: images with more pixels than this are refused before they are decoded.
+        resize: `crop` scales the shorter side and cuts the centre. `pad` scales the longer side and
+            fills the rest with black. `stretch` ignores the aspect ratio.
+        encoding: How shards store the pixels: `raw` (uint8 `.npy`) or `jpeg`.
+        jpeg_quality: The quality for `jpeg`, 1 to 100.
+        max_pixels: The most pixels in an image. Larger images are rejected before decoding.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
@@ -55,28 +57,28 @@ class ImageFormat:
 
     @property
     def member(self) -> str:
-        """Name of the shard member that holds the pixels."""
+        """The name of the shard member that holds the pixels."""
         return f"{FIELD}.npy" if self.encoding == "raw" else f"{FIELD}.jpg"
 
 
 def decode_image(data: bytes, fmt: ImageFormat, *, strict: bool = True) -> np.ndarray:
     """Decode one encoded image.
 
-    EXIF orientation is applied, alpha is laid over white, 16-bit grey is scaled to 8, CMYK and
-    palettes become RGB, and of an animation the first frame is taken. JPEGs are decoded by
-    libjpeg-turbo, at a fraction of their size where that is still twice what is wanted.
+    The EXIF orientation is applied. Alpha is blended with white, 16-bit grey is scaled to 8 bits,
+    and CMYK and palettes become RGB. Only the first frame of an animation is used. libjpeg-turbo
+    decodes JPEGs, at a reduced size if that is still at least twice the target size.
 
     Args:
-        data: the file's bytes.
-        fmt: the size and channels wanted.
-        strict: whether an image is refused, too, that its decoder takes with a warning, or that has
-            a wrong checksum or lacks its end.
+        data: The bytes of the file.
+        fmt: The size and channels of the result.
+        strict: Whether to also reject an image that its decoder accepts with a warning, that has a
+            wrong checksum, or that lacks its end.
 
     Returns:
         uint8 `[height, width, channels]`.
 
     Raises:
-        MediaError: the bytes are no image, are cut short or damaged, or exceed `max_pixels`.
+        MediaError: The bytes are not an image, are cut short or damaged, or exceed `max_pixels`.
     """
     header = read_header(data)
     pixels = None
@@ -94,7 +96,7 @@ def decode_image(data: bytes, fmt: ImageFormat, *, strict: bool = True) -> np.nd
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
-    """JPEG bytes of uint8 `[height, width, channels]`."""
+    """Encode uint8 `[height, width, channels]` as JPEG. `quality` is 1 to 100."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -105,7 +107,7 @@ def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
 
 
 class PictureFormat(Protocol):
-    """What images and the frames of films are brought to: a size in pixels, and how."""
+    """The target size of images and film frames in pixels, and how they are brought to it."""
 
     @property
     def height(self) -> int: ...
@@ -118,18 +120,19 @@ class PictureFormat(Protocol):
 
 
 def _scale(height: float, width: float, fmt: PictureFormat) -> float:
-    """Result's pixels for each of the image's, along the side that keeps the most."""
+    """Return the target pixels per source pixel, along the side that `resize` scales to fit."""
     down, across = fmt.height / height, fmt.width / width
     return min(down, across) if fmt.resize == "pad" else max(down, across)
 
 
 def fit_pixels(pixels: np.ndarray, fmt: PictureFormat, height: float, width: float) -> np.ndarray:
-    """An image in the format's size, brought there as its `resize` says.
+    """Bring an image to the format's size, as its `resize` says.
 
     Args:
         pixels: uint8 `[rows, columns, channels]`.
-        fmt: the size wanted.
-        height, width: of the image as it is to be seen, of which fewer or other pixels may be here.
+        fmt: The target size.
+        height: The height at which the image is to be seen; `pixels` may have fewer rows.
+        width: The width at which the image is to be seen; `pixels` may have fewer columns.
 
     Returns:
         uint8 `[fmt.height, fmt.width, channels]`.

@@ -1,4 +1,4 @@
-"""Images that decoders take for whole without their end, or without a look at checksums."""
+"""Check images that decoders accept although their end is missing or a checksum is wrong."""
 
 import struct
 import zlib
@@ -14,10 +14,10 @@ _PCX_PALETTE_BYTES = 769
 
 
 def check_whole_image(data: bytes) -> None:
-    """Refuse a PNG, GIF, QOI or PCX that is cut short, and a PNG whose checksums are wrong.
+    """Reject a PNG, GIF, QOI or PCX that is cut short, and a PNG with a wrong checksum.
 
     Raises:
-        MediaError: what is missing or damaged.
+        MediaError: The image is cut short or damaged; the message says how.
     """
     checks: tuple[tuple[bool, Callable[[bytes], str | None]], ...] = (
         (data.startswith(_PNG), _png_damage),
@@ -31,7 +31,7 @@ def check_whole_image(data: bytes) -> None:
 
 
 def _png_damage(data: bytes) -> str | None:
-    """PNG's chunks: a length, a name, the content and its CRC-32; the last is called IEND."""
+    """PNG: a chunk is a length, a name, the content and its CRC-32. The last one is IEND."""
     place, number = len(_PNG), 0
     while place + 12 <= len(data):
         (size,) = struct.unpack_from(">I", data, place)
@@ -50,12 +50,12 @@ def _png_damage(data: bytes) -> str | None:
 
 
 def gif_damage(data: bytes, *, is_film: bool = False) -> str | None:
-    """What is missing of a GIF's blocks: extensions and images of sub-blocks, then a trailer.
+    """Return what is missing in a GIF, or None. Its blocks are extensions and images, then an end.
 
     Args:
-        data: the file's bytes.
-        is_film: whether all images count, so that the trailer must be there, which some writers of
-            single images leave out.
+        data: The bytes of the file.
+        is_film: Whether all images are needed. If so, the end mark must be present; some programs
+            that write single images omit it.
     """
     if len(data) < 13:
         return "cut short: its header is not whole"
@@ -65,7 +65,7 @@ def gif_damage(data: bytes, *, is_film: bool = False) -> str | None:
         kind = data[place]
         if kind == _GIF_TRAILER:
             return None
-        if kind == 0:  # some writers leave zeros between blocks
+        if kind == 0:  # some programs write zeros between blocks
             place += 1
             continue
         if kind == _GIF_EXTENSION:
@@ -84,7 +84,7 @@ def gif_damage(data: bytes, *, is_film: bool = False) -> str | None:
 
 
 def _gif_colours(flags: int) -> int:
-    """Bytes of the colour table that the flags announce."""
+    """Return the bytes of the colour table that the flags announce."""
     return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
 
 
@@ -93,7 +93,7 @@ def _qoi_damage(data: bytes) -> str | None:
 
 
 def _pcx_damage(data: bytes) -> str | None:
-    """256 colours stand at the end of a PCX of version 5, after the byte 12."""
+    """PCX version 5: a palette of 256 colours at the end, after the byte 12."""
     version, coding, bits, planes = data[1], data[2], data[3], data[65]
     if (version, bits, planes) != (5, 8, 1) or coding != 1:
         return None

@@ -1,4 +1,4 @@
-"""Random parts of JPEGs, and of other images, for training."""
+"""Random crops of JPEGs, and of other images, for training."""
 
 import math
 from collections.abc import Callable
@@ -22,25 +22,25 @@ def random_resized_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
-    """A random part of an image, scaled to a square: the augmentation of ImageNet training.
+    """Scale a random part of an image to a square: the augmentation of ImageNet training.
 
-    The part is drawn as torchvision's `RandomResizedCrop` draws it, and scaled bilinearly with
-    antialiasing. A JPEG is decoded at the least scale that holds the part at full detail, and
-    without Python's global lock, so that threads help.
+    The part is drawn as in torchvision's `RandomResizedCrop`, and is scaled bilinearly with
+    antialiasing. A JPEG is decoded at the smallest scale that keeps the full detail of the part.
+    Decoding releases Python's global lock, so threads run in parallel.
 
     Args:
-        data: an image file.
-        size: side of the result in pixels.
-        rng: its state alone decides the part.
-        scale: least and greatest area of the part, as a share of the image's.
-        ratio: least and greatest width / height of the part.
-        max_pixels: larger images are refused.
+        data: The bytes of an image file.
+        size: The side of the result in pixels.
+        rng: The random generator. Its state alone determines the part.
+        scale: The smallest and largest area of the part, as a share of the image's area.
+        ratio: The smallest and largest width / height of the part.
+        max_pixels: The most pixels in the image. Larger images are rejected.
 
     Returns:
         uint8 `[size, size, 3]`, read-only.
 
     Raises:
-        MediaError: the file cannot be used; the text is the reason.
+        MediaError: The file cannot be used; the message is the reason.
     """
 
     def draw(height: int, width: int) -> CropBox:
@@ -56,9 +56,19 @@ def resized_crop(
     size: int,
     max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
-    """A part of an image, given or chosen from its height and width, scaled to a square.
+    """Scale a part of an image to a square.
 
-    Returns, and raises, as `random_resized_crop`.
+    Args:
+        data: The bytes of an image file.
+        part: The part, or a function that chooses it from the image's height and width.
+        size: The side of the result in pixels.
+        max_pixels: The most pixels in the image. Larger images are rejected.
+
+    Returns:
+        uint8 `[size, size, 3]`, read-only.
+
+    Raises:
+        MediaError: The file cannot be used; the message is the reason.
     """
     header = read_header(data)
     if header is None or header.height * header.width > max_pixels:
@@ -82,7 +92,7 @@ def draw_part(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> CropBox:
-    """Draw a part of an image as torchvision does: ten tries, else the largest central one."""
+    """Draw a part of an image as torchvision does: ten tries, then the largest central part."""
     draws = rng.random((10, 4)).tolist()
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for area_draw, ratio_draw, left_draw, top_draw in draws:
@@ -100,7 +110,7 @@ def draw_part(
 
 
 def _scaled(pixels: np.ndarray, part: CropBox, height: int, width: int, size: int) -> np.ndarray:
-    """The part, given in an image of this height and width, from pixels that may be fewer."""
+    """Scale a part. It is in pixels of the full image; `pixels` may be a smaller version of it."""
     rows, columns, _ = pixels.shape
     left, top, part_width, part_height = part
     if (rows, columns) == (height, width):

@@ -1,22 +1,22 @@
-"""The scans of a JPEG (ITU T.81, B.2.3): whether they hold every coefficient to its last bit."""
+"""Check that the scans of a JPEG (ITU T.81, B.2.3) contain every coefficient to its last bit."""
 
 import re
 
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
-"""Markers of frames: baseline, extended and progressive, by Huffman's and by arithmetic codes."""
+"""Frame markers: baseline, extended and progressive, with Huffman or arithmetic coding."""
 _SCAN, _END = 0xDA, 0xD9
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
-"""Within coded data, 0xFF is followed by 0 or the number of a restart."""
+"""In coded data, 0xFF is followed by 0 or by the number of a restart marker."""
 _NUM_COEFFICIENTS = 64
 
 
 def missing_scans(data: bytes | memoryview) -> str | None:
-    """What is missing of an image that comes in several scans, as a reason; None for nothing.
+    """Return what is missing in an image with several scans, as a reason, or None.
 
-    libjpeg makes a blurred or grey picture of a file without its last scans, and doesn't warn.
+    If the last scans are missing, libjpeg returns a blurred or grey image without a warning.
     """
     data = bytes(data)
-    # The lowest bit sent so far, by component and coefficient.
+    # The lowest bit so far, by component and coefficient.
     bits: dict[int, list[int | None]] = {}
     place = 2
     while (marker := _MARKER.search(data, place)) is not None:
@@ -32,7 +32,7 @@ def missing_scans(data: bytes | memoryview) -> str | None:
             count = content[0]
             components = content[1 : 1 + 2 * count : 2]
             if count == len(bits) and kind == _SCAN and content[-3:] == b"\0\x3f\0":
-                return None  # all of it in one scan
+                return None  # one scan contains the whole image
             first, last, low = content[-3], content[-2], content[-1] & 15
             for component in components:
                 for coefficient in range(first, min(last, _NUM_COEFFICIENTS - 1) + 1):

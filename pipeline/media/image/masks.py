@@ -1,4 +1,4 @@
-"""Mask images: a class number for every pixel, as the file has it."""
+"""Mask images: a class number for every pixel, with the values of the file."""
 
 import io
 import re
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 UNLABELLED = 255
-"""Value of a mask's pixels that belong to no class, such as those of the border of `pad`."""
+"""The value of pixels in a mask that belong to no class, such as the border of `pad`."""
 
 _LOSSLESS = frozenset(
     ["bmp_rle", "gif", "libtiff", "packbits", "pcx", "ppm", "ppm_plain", "raw", "tga_rle", "zip"]
 )
 _LOSSY_TIFF = frozenset(["jpeg", "tiff_jpeg", "webp"])
 _RAW_MODE = re.compile(r"(1|L|P)(?:;([124])?(I)?R?)?")
-"""Pillow's name of how a file's numbers become pixels: bits other than 8, and I if inverted."""
+"""Pillow's name for the conversion of a file's values: bits if not 8, and I if inverted."""
 
 
 def decode_mask(
@@ -39,21 +39,23 @@ def decode_mask(
     *,
     strict: bool = True,
 ) -> np.ndarray:
-    """A mask image at the size of `fmt`, by nearest neighbour; values are kept as they are.
+    """Decode a mask image at the size of `fmt`, by nearest neighbour. The values do not change.
 
     Args:
-        data: an image with one channel of at most 8 bits, or a palette (whose indices count).
-        fmt: size, and whether to crop, pad (with `UNLABELLED`) or stretch, as images are.
-        num_classes: values must lie below it or be `UNLABELLED`; 0 allows all.
-        image: that it lies over. Unless both are stretched, they must have the same shape.
-        strict: as of `pipeline.media.decode`.
+        data: An image with one channel of at most 8 bits, or with a palette. For a palette, the
+            indices are the values.
+        fmt: The size, and whether to crop, pad (with `UNLABELLED`) or stretch, as for images.
+        num_classes: Every value must be below this or `UNLABELLED`. 0 allows all values.
+        image: The image that the mask belongs to. Unless both are stretched, they must have the
+            same aspect ratio.
+        strict: The same as in `pipeline.media.decode`.
 
     Returns:
         uint8 `[height, width]`.
 
     Raises:
-        MediaError: no such image, too many pixels, a format that does not keep values, a value that
-            is no class, or another shape than the image's.
+        MediaError: The mask is not such an image, has too many pixels, has a format that changes
+            values, has a value that is not a class, or has another aspect ratio than the image.
     """
     try:
         upright = _upright(data, fmt.max_pixels, strict)
@@ -69,7 +71,7 @@ def decode_mask(
 
 
 def _upright(data: bytes, max_pixels: int, strict: bool) -> "Image":
-    """A mask at its own size, its values those of the file."""
+    """Return a mask at its own size, upright, with the values of the file."""
     from PIL import Image, ImageOps
 
     with pillow_errors(data, max_pixels), Image.open(io.BytesIO(data), formats=formats()) as image:
@@ -86,7 +88,7 @@ def _upright(data: bytes, max_pixels: int, strict: bool) -> "Image":
 
 
 def _restored_from(image: "ImageFile") -> np.ndarray:
-    """For each value of Pillow's the file's own, uint8 [256]: Pillow scales and inverts some."""
+    """Return the file's value for each of Pillow's, uint8 [256]. Pillow scales or inverts some."""
     tile = image.tile[0] if image.tile else None
     lossy = tile is None or tile.codec_name not in _LOSSLESS
     if tile is None or lossy or image.info.get("compression") in _LOSSY_TIFF:
@@ -111,7 +113,7 @@ def _restored_from(image: "ImageFile") -> np.ndarray:
 
 
 def _check_shape(height: int, width: int, image_height: int, image_width: int) -> None:
-    """Refuse another shape than the image's, but for what rounding a scaled one's sides does."""
+    """Reject an aspect ratio that differs from the image's by more than rounding explains."""
     rounding = max(height + width, image_height + image_width)
     if abs(width * image_height - height * image_width) >= rounding:
         raise MediaError(

@@ -1,4 +1,4 @@
-"""Pillow, bounded: its errors in one line, and what it would read otherwise than the file says."""
+"""Pillow with limits and short errors. Images that Pillow would misread are rejected."""
 
 import io
 import re
@@ -25,13 +25,19 @@ MAX_PIXELS = 100_000_000
 def decode_pixels(
     data: bytes, *, channels: int = 3, max_pixels: int = MAX_PIXELS, strict: bool = True
 ) -> np.ndarray:
-    """Decode one encoded image at its own size, by Pillow.
+    """Decode one encoded image at its own size with Pillow.
+
+    Args:
+        data: The bytes of the file.
+        channels: 1 (grey) or 3 (RGB).
+        max_pixels: The most pixels in the image.
+        strict: The same as in `decode_image`.
 
     Returns:
         uint8 `[height, width, channels]`.
 
     Raises:
-        MediaError: as `decode_image`.
+        MediaError: See `decode_image`.
     """
     from PIL import Image, ImageOps
 
@@ -48,14 +54,14 @@ def decode_pixels(
 
 
 def check_whole(image: "ImageFile", data: bytes) -> None:
-    """Refuse an image that is damaged or cut short, and that Pillow would take for whole.
+    """Reject an image that is damaged or cut short but that Pillow would accept.
 
     Args:
-        image: just opened, and of no more pixels than are allowed.
-        data: the file's bytes.
+        image: The image, just opened, with an allowed number of pixels.
+        data: The bytes of the file.
 
     Raises:
-        MediaError: what is missing or damaged.
+        MediaError: The image is damaged or cut short; the message says how.
     """
     if image.format in ("JPEG", "MPO"):
         check_jpeg(data)
@@ -67,7 +73,7 @@ def check_whole(image: "ImageFile", data: bytes) -> None:
 
 @cache
 def formats() -> list[str]:
-    """All that Pillow reads by itself: for PostScript it starts Ghostscript, which runs it."""
+    """Return all formats that Pillow itself reads. For PostScript it would run Ghostscript."""
     from PIL import Image
 
     Image.init()
@@ -75,16 +81,16 @@ def formats() -> list[str]:
 
 
 def check_size(height: int, width: int, max_pixels: int) -> None:
-    """Raises MediaError where there are more pixels than `max_pixels`."""
+    """Raise MediaError if there are more pixels than `max_pixels`."""
     if height * width > max_pixels:
         raise MediaError(f"{width}x{height} pixels, more than max_pixels={max_pixels}")
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
-    """Height and width of an image once EXIF's orientation is applied.
+    """Return the height and width of an image after its EXIF orientation is applied.
 
     Raises:
-        MediaError: the bytes are no image.
+        MediaError: The bytes are not an image.
     """
     from PIL import ExifTags, Image
 
@@ -92,7 +98,7 @@ def upright_size(data: bytes) -> tuple[int, int]:
     if header is not None:
         return header.upright_size
     with pillow_errors(data, MAX_PIXELS), Image.open(io.BytesIO(data), formats=formats()) as image:
-        # Pillow turns TIFF by itself, and says the size that will come of it.
+        # Pillow itself turns a TIFF, and reports the size after that.
         turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         width, height = image.size
     return (width, height) if turned else (height, width)
@@ -100,7 +106,7 @@ def upright_size(data: bytes) -> tuple[int, int]:
 
 @contextmanager
 def pillow_errors(data: bytes, max_pixels: int) -> Iterator[None]:
-    """Errors of Pillow's while it reads `data` as MediaErrors; its warnings are not shown."""
+    """Turn Pillow's errors while it reads `data` into MediaErrors, and hide its warnings."""
     from PIL import Image
 
     if not data:
@@ -113,7 +119,7 @@ def pillow_errors(data: bytes, max_pixels: int) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise MediaError("not enough memory to decode it") from error
-    except Image.DecompressionBombError as error:  # before the size could be asked for
+    except Image.DecompressionBombError as error:  # raised before the size is known here
         count = re.findall(r"\d+", str(error))[0]
         raise MediaError(f"{count} pixels, more than max_pixels={max_pixels}") from error
     except Exception as error:  # Pillow's plugins raise almost anything on malformed bytes
@@ -121,7 +127,7 @@ def pillow_errors(data: bytes, max_pixels: int) -> Iterator[None]:
 
 
 def _tag(image: "ImageFile", name: str) -> Any:
-    """A TIFF's tag, None where there is none."""
+    """Return a tag of a TIFF, or None if it is missing."""
     from PIL import ExifTags
 
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
@@ -129,7 +135,7 @@ def _tag(image: "ImageFile", name: str) -> Any:
 
 
 def _refuse_misread(image: "ImageFile") -> None:
-    """Pixels that Pillow gives other values than the file has, or whose range nothing tells."""
+    """Reject pixels whose values Pillow would change, or whose range is unknown."""
     planes = _tag(image, "PlanarConfiguration") == 2 and len(_tag(image, "BitsPerSample") or ()) > 1
     if planes and max(_tag(image, "BitsPerSample")) > 8:
         raise MediaError(
@@ -150,12 +156,12 @@ def _refuse_misread(image: "ImageFile") -> None:
 
 
 def _raw_mode(image: "ImageFile") -> str:
-    """Pillow's name of how a PNG's numbers become pixels."""
+    """Return Pillow's name for the conversion of a PNG's values."""
     return str(image.tile[0].args) if image.format == "PNG" and image.tile else ""
 
 
 def _scale_transparency(image: "ImageFile") -> None:
-    """Pillow scales grey PNGs of few bits to 8, but not the one value that is transparent."""
+    """Scale the transparent value of a grey PNG to 8 bits. Pillow only scales the pixels."""
     few = re.fullmatch("L;([24])", _raw_mode(image))
     if few and "transparency" in image.info:
         most = 2 ** int(few[1]) - 1
@@ -163,7 +169,7 @@ def _scale_transparency(image: "ImageFile") -> None:
 
 
 def _flattened(image: "Image", channels: int, white_is_zero: bool) -> "Image":
-    """To mode L or RGB, whatever the file's mode."""
+    """Convert any mode to L or RGB."""
     from PIL import Image
 
     if image.mode.startswith("I"):

@@ -1,6 +1,6 @@
-"""Antialiased resizing of uint8 pixels: Pillow's filters, with SIMD.
+"""Antialiased resizing of uint8 pixels with Pillow's filters and SIMD.
 
-All arithmetic is on integers, so that every processor gives the same bytes.
+All arithmetic uses integers, so every processor gives the same bytes.
 """
 
 import threading
@@ -16,7 +16,7 @@ Box = tuple[float, float, float, float]
 Filter = Literal["bicubic", "bilinear"]
 
 HAIR = 1e-6
-"""Pixels. Of noise, the worst case, 3 of 10,000 values differ by 1 from what no hair would give."""
+"""A shift in pixels. In noise, the worst case, it changes 3 of 10,000 values by 1."""
 
 _thread = threading.local()
 _FILTERS = {"bicubic": "catmull_rom", "bilinear": "bilinear"}
@@ -30,12 +30,13 @@ def resize(
     box: Box | None = None,
     filter: Filter = "bicubic",
 ) -> np.ndarray:
-    """Scale an image, or a part of it; each output pixel averages all that it covers.
+    """Scale an image, or a part of it. Each output pixel averages the pixels that it covers.
 
     Args:
-        pixels: uint8 `[height, width, channels]`, 1 or 3 channels.
-        height, width: of the result.
-        box: the part to scale, None for the whole; pixels just beyond it count at its edges.
+        pixels: uint8 `[height, width, channels]` with 1 or 3 channels.
+        height: The height of the result.
+        width: The width of the result.
+        box: The part to scale, None for the whole image. Pixels just outside it affect its edges.
         filter: Pillow's bicubic (Catmull-Rom) or bilinear (triangle).
 
     Returns:
@@ -55,7 +56,7 @@ def resize(
     options = ResizeOptions(ResizeAlg.convolution(FilterType[_FILTERS[filter]]))
     if box is not None:
         left, top, box_width, box_height = box
-        # Rounding must not push the box over an edge.
+        # Rounding must not move the box over an edge.
         left, box_width = _between_pixels(left, min(box_width, columns - left))
         top, box_height = _between_pixels(top, min(box_height, rows - top))
         options.crop_box = CropBox(left, top, box_width, box_height)
@@ -65,17 +66,17 @@ def resize(
 
 
 def _between_pixels(start: float, length: float) -> tuple[float, float]:
-    """A box's start and length, moved by a hair off all pixels' centres.
+    """Shift the start and length of a box slightly, so that no pixel's centre is met exactly.
 
-    Where a centre is met exactly, the filter may be 0 at the first pixel that the outermost row or
-    column covers. The resizer leaves that pixel out, takes the next for the first of the whole
-    box, and reads outside. By a start and an end that move unevenly no size can meet one again.
+    If a centre is met exactly, the filter may be 0 at the first pixel of the outermost row or
+    column. The resizer then skips that pixel, takes the next one as the first pixel of the box, and
+    reads outside the image. Start and end move by different amounts, so no size meets a centre.
     """
     return start + HAIR, length - 3 * HAIR
 
 
 def _resizer() -> "Resizer":
-    """The thread's own: it keeps its buffers from call to call."""
+    """Return the resizer of this thread, which keeps its buffers between calls."""
     if not hasattr(_thread, "resizer"):
         from cykooz_resizer import Resizer
 

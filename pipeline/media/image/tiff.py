@@ -1,4 +1,4 @@
-"""What a TIFF's directory declares of its strips or tiles, against what the file has."""
+"""Compare the strips or tiles that a TIFF's directory declares with those in the file."""
 
 import zlib
 from typing import Any
@@ -8,21 +8,21 @@ from pipeline.media.image.turbo import check_jpeg
 
 _UNCOMPRESSED, _JPEG, _DEFLATE = 1, 7, (8, 32946)
 _AT_ONCE = 2**20
-"""Bytes that are decompressed at once."""
+"""The bytes that are decompressed in one step."""
 _WIDTH, _LENGTH, _COMPRESSION = 256, 257, 259
 _STRIPS, _SAMPLES, _ROWS, _STRIP_BYTES, _PLANES = 273, 277, 278, 279, 284
 _TILE_WIDTH, _TILE_LENGTH, _TILES, _TILE_BYTES, _JPEG_TABLES = 322, 323, 324, 325, 347
 
 
 def check_whole_tiff(image: Any, data: bytes) -> None:
-    """Refuse a TIFF that lacks strips or tiles, or in whose JPEG data libjpeg finds damage.
+    """Reject a TIFF that lacks strips or tiles, or that has damaged Deflate or JPEG data.
 
     Args:
-        image: Pillow's, just opened.
-        data: the file's bytes.
+        image: Pillow's image, just opened.
+        data: The bytes of the file.
 
     Raises:
-        MediaError: what is missing or damaged.
+        MediaError: The image is cut short or damaged; the message says how.
     """
     tags = image.tag_v2
     in_tiles = _TILES in tags
@@ -33,7 +33,7 @@ def check_whole_tiff(image: Any, data: bytes) -> None:
     if len(places) < wanted:
         raise MediaError(f"cut short: {len(places)} of {wanted} {what} are there")
     if tags.get(_COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED or len(sizes) != len(places):
-        return  # Pillow reads as many bytes as it has pixels, whatever sizes are declared
+        return  # Pillow computes the sizes from the pixels and ignores declared ones
     there = sum(place + size <= len(data) for place, size in zip(places, sizes, strict=True))
     if there < len(places):
         raise MediaError(f"cut short: {there} of {len(places)} {what} are there")
@@ -45,16 +45,16 @@ def check_whole_tiff(image: Any, data: bytes) -> None:
     if tags.get(_COMPRESSION) == _JPEG:
         tables = bytes(tags.get(_JPEG_TABLES, b"\xff\xd8\xff\xd9"))
         for place, size in zip(places, sizes, strict=True):
-            # An abbreviated file: its tables first, then the image without its own first mark.
+            # An abbreviated file: the tables, then the image without its own start marker.
             check_jpeg(tables[:-2] + data[place + 2 : place + size])
 
 
 def _is_sound_deflate(content: bytes, most: int) -> bool:
-    """Whether zlib's data are right up to their checksum, which libtiff doesn't always reach.
+    """Return whether zlib's data are valid up to their checksum, which libtiff may not reach.
 
     Args:
-        content: of a strip or tile.
-        most: bytes that are decompressed at most; more than the image has are no matter.
+        content: The data of a strip or tile.
+        most: The most bytes to decompress. Bytes beyond the image's size do not matter.
     """
     stream, made = zlib.decompressobj(), 0
     try:
@@ -75,7 +75,7 @@ def _numbers(tags: Any, tag: int) -> tuple[int, ...]:
 
 
 def _num_parts(tags: Any, in_tiles: bool) -> int:
-    """How many strips or tiles the image's size asks for."""
+    """Return the number of strips or tiles that the image's size requires."""
     width, length = tags.get(_WIDTH, 0), tags.get(_LENGTH, 0)
     planes = tags.get(_SAMPLES, 1) if tags.get(_PLANES, 1) == 2 else 1
     if in_tiles:

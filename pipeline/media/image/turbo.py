@@ -1,6 +1,6 @@
-"""JPEG by libjpeg-turbo: decoded at a fraction of its size where less is wanted.
+"""JPEG by libjpeg-turbo, decoded at a reduced size if less is needed.
 
-Full-size pixels are the very ones that Pillow gives.
+At full size, the pixels are exactly those of Pillow.
 """
 
 import io
@@ -17,13 +17,13 @@ _START = b"\xff\xd8\xff"
 _FILL, _APP1, _START_OF_SCAN = 0xFF, 0xE1, 0xDA
 _EXIF_ORIENTATION = 0x0112
 _DAMAGE = re.compile(r"Corrupt JPEG data|Premature end of JPEG|Inconsistent progression")
-"""Warnings of libjpeg's that tell of damage; others are of markers that say nothing of pixels."""
+"""Warnings of libjpeg that mean damage. The others are about markers that do not affect pixels."""
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _END = b"\xff\xd9"
 
 
 class JpegHeader(NamedTuple):
-    """Size in pixels, as stored, and the EXIF orientation, 1 to 8."""
+    """The stored size in pixels, and the EXIF orientation, 1 to 8."""
 
     height: int
     width: int
@@ -31,13 +31,13 @@ class JpegHeader(NamedTuple):
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """Height and width once EXIF's orientation is applied."""
+        """The height and width after the EXIF orientation is applied."""
         turned = self.orientation >= 5
         return (self.width, self.height) if turned else (self.height, self.width)
 
 
 def read_header(data: bytes | memoryview) -> JpegHeader | None:
-    """What a JPEG says of itself; None for what libjpeg-turbo does not turn into RGB or grey."""
+    """Read a JPEG's header, or return None if libjpeg-turbo cannot turn it into RGB or grey."""
     import simplejpeg
 
     if data[:3] != _START:
@@ -59,15 +59,22 @@ def decode_jpeg(
     channels: int = 3,
     strict: bool = True,
 ) -> np.ndarray | None:
-    """Decode at 1/8, 1/4, 1/2 or the whole of the size, the least that is no less than `share`.
+    """Decode at the smallest of 1/8, 1/4, 1/2 and 1 of the size that is at least `share`.
 
-    Only these scales have SIMD; at those between, a full decode is faster.
+    Only these scales have SIMD; a full decode is faster than the scales between them.
+
+    Args:
+        data: The bytes of the file.
+        header: The result of `read_header`.
+        share: The share of the height and width that is needed.
+        channels: 1 (grey) or 3 (RGB).
+        strict: Whether to reject data that are damaged or cut short.
 
     Returns:
-        uint8 `[height, width, channels]`, upright; None where libjpeg-turbo doesn't decode it.
+        uint8 `[height, width, channels]`, upright, or None if libjpeg-turbo cannot decode it.
 
     Raises:
-        MediaError: strict, and the data are damaged or cut short.
+        MediaError: `strict` is set, and the data are damaged or cut short.
     """
     import simplejpeg
 
@@ -89,7 +96,7 @@ def decode_jpeg(
 
 
 def check_jpeg(data: bytes) -> None:
-    """Raises MediaError where libjpeg-turbo finds damage in a JPEG of any colours."""
+    """Raise MediaError if libjpeg-turbo finds damage in a JPEG of any colour space."""
     import simplejpeg
 
     try:
@@ -104,7 +111,7 @@ def check_jpeg(data: bytes) -> None:
 
 
 def _refuse_damage(said: str, data: bytes | memoryview) -> None:
-    """Raises MediaError for what libjpeg said, unless it is of zeros that pad a file."""
+    """Raise MediaError for libjpeg's message, unless it is about zeros that pad the file."""
     extraneous = _EXTRANEOUS.search(said)
     if extraneous and bytes(int(extraneous[1])) + _END in bytes(data):
         return
@@ -114,7 +121,7 @@ def _refuse_damage(said: str, data: bytes | memoryview) -> None:
 
 
 def _orientation(data: bytes | memoryview) -> int:
-    """EXIF's orientation, 1 where none is said."""
+    """Return the EXIF orientation, or 1 if there is none."""
     place = 2
     while place + 4 <= len(data) and data[place] == _FILL:
         marker = data[place + 1]
@@ -130,7 +137,7 @@ def _orientation(data: bytes | memoryview) -> int:
 
 
 def _orientation_by_pillow(data: bytes | memoryview) -> int:
-    """From EXIF or XMP, as `ImageOps.exif_transpose` finds it."""
+    """Read the orientation from EXIF or XMP, as `ImageOps.exif_transpose` does."""
     from PIL import Image
 
     try:
@@ -138,7 +145,7 @@ def _orientation_by_pillow(data: bytes | memoryview) -> int:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=["JPEG", "MPO"]) as image:
                 orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # malformed EXIF raises almost anything, and says nothing of the pixels
+    except Exception:  # malformed EXIF raises almost anything, and does not affect the pixels
         return 1
     return orientation if orientation in range(1, 9) else 1
 

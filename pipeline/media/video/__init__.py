@@ -1,1 +1,1 @@
-"""Video: the format, films, clips and their sound tracks."""
+"""Video: the format, films, clips and sound tracks."""

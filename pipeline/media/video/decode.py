@@ -1,4 +1,4 @@
-"""Films, by PyAV: clips of frames at one rate and of one size, and the sound of their spans."""
+"""Decode films with PyAV: clips of frames at one rate and size, and the sound of each clip."""
 
 import math
 from collections.abc import Iterator
@@ -21,15 +21,15 @@ from pipeline.media.video.soundtrack import Soundtrack
 __all__ = ["VideoFormat", "decode_clips", "decode_film"]
 
 DETAIL = 2.0
-"""Large frames keep this many times the pixels wanted, along each side, for the resizing's own
-filter, as large JPEGs do."""
+"""A large frame is first reduced to this many times the target size along each side. The rest is
+left to the resizing filter, as for large JPEGs."""
 
 CUT_SHORT_SECONDS = 1
-"""By how much a track may end before its container says: muxers round, and drop last frames."""
+"""How much earlier than declared a track may end, because muxers round and drop last frames."""
 
 
 def decode_clips(data: bytes, fmt: VideoFormat, *, strict: bool = True) -> Iterator[np.ndarray]:
-    """A film's clips, in order: `decode_film` without the sound.
+    """Decode a film's clips, in order: `decode_film` without the sound.
 
     Yields:
         uint8 `[num_frames, height, width, channels]`.
@@ -46,31 +46,33 @@ def decode_film(
     needs_sound: bool = False,
     strict: bool = True,
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """A film's clips and the sound that goes with them, with the memory of one clip.
+    """Decode a film's clips and their sound, with the memory of one clip.
 
-    The film is sampled `video.frames_per_second` times a second from its first frame on; a sample
-    is the frame shown at that time, whatever the rate at which frames change. Rotation and the
-    shape of pixels are applied, transparency is laid over white. Clips start every
-    `video.stride_frames` samples. The last frame is shown for its duration, or as long as the
-    frame before it.
+    The film is sampled `video.frames_per_second` times a second, starting at its first frame. A
+    sample is the frame that is shown at that time, also if the frame rate varies. Rotation and the
+    pixel aspect ratio are applied, and transparent pixels are blended with white. A clip starts
+    every `video.stride_frames` samples. The last frame is shown for its own duration, or for as
+    long as the previous frame.
 
     Args:
-        data: the file's bytes: MP4, QuickTime, Matroska, WebM, AVI, MPEG, Ogg, FLV, ASF, or an
-            animated GIF, and the other containers in `CONTAINERS`.
-        video: the clips wanted.
-        audio: the sound wanted, from a clip's start on and `audio.seconds` long; None for none.
-            It is cut from the sound track resampled as a whole, but for float32's rounding.
-        needs_sound: whether a clip without sound is refused.
-        strict: whether a film is refused, too, that is cut short or whose damage FFmpeg conceals.
+        data: The bytes of the file: MP4, QuickTime, Matroska, WebM, AVI, MPEG, Ogg, FLV, ASF, an
+            animated GIF, or another container in `CONTAINERS`.
+        video: The format of the clips.
+        audio: The format of the sound, which begins with a clip and is `audio.seconds` long; None
+            for no sound. Apart from float32 rounding, the result is the same as if the whole sound
+            track was resampled and then cut.
+        needs_sound: Whether to reject a clip without sound.
+        strict: Whether to also reject a film that is cut short, or whose damage FFmpeg conceals.
 
     Yields:
-        uint8 `[num_frames, height, width, channels]`, and int16 `[samples]`, at most
-        `audio.num_samples`; None where the film has no sound, or it ends before
-        `audio.min_seconds` of that span.
+        The clip, uint8 `[num_frames, height, width, channels]`, and its sound, int16 `[samples]`,
+        at most `audio.num_samples`. The sound is None if the film has none, or if it ends before
+        `audio.min_seconds` of the clip's span.
 
     Raises:
-        MediaError: no film, shorter than a clip, damaged, or beyond `max_pixels` or
-            `max_seconds`. A film that is damaged further on raises after its first clips.
+        MediaError: The file is not a film, is shorter than a clip, is damaged, or exceeds
+            `max_pixels` or `max_seconds`. If only a later part is damaged, the first clips are
+            yielded before the error.
     """
     if not data:
         raise MediaError("the file is empty")
@@ -85,7 +87,7 @@ def decode_film(
             raise MediaError("it has no video track")
         sound = None
         if audio is not None:
-            # A reader of its own: one that served both would hold what lies between the tracks.
+            # A separate reader: a shared one would buffer the data between the two tracks.
             heard = stack.enter_context(
                 open_track(data, "audio", max_pixels=video.max_pixels, strict=strict)
             )
@@ -106,7 +108,7 @@ def decode_film(
 def _spoken(
     sound: Soundtrack, start: Fraction, fmt: AudioFormat, *, has_begun: bool
 ) -> np.ndarray | None:
-    """The sound from a time on, as its format says; None where too little is left of it."""
+    """Return the sound from a time on in its format, or None if too little of it is left."""
     rate = sound.rate
     before, behind = margins(rate, fmt.sample_rate)
     lead = before if has_begun else 0
@@ -121,7 +123,7 @@ def _spoken(
 
 
 def _without_sound(start: Fraction, end: Fraction | None, fmt: AudioFormat) -> str:
-    """Why a clip has none; its start and the sound's end are counted from the first frame."""
+    """Explain why a clip has no sound. Both times are relative to the first frame."""
     allow = "list audio in data.allow_missing to keep clips without it"
     if end is None:
         return f"the film has no sound track ({allow})"
@@ -133,7 +135,7 @@ def _without_sound(start: Fraction, end: Fraction | None, fmt: AudioFormat) -> s
 
 
 def _clips(track: Track, fmt: VideoFormat) -> Iterator[tuple[Fraction, np.ndarray]]:
-    """Clips and their start in seconds of the film's clock."""
+    """Yield clips with their start, in seconds of the film's clock."""
     clip = np.empty(fmt.shape, np.uint8)
     first, filled, made = 0, 0, 0
     begin = Fraction(0)
@@ -171,7 +173,7 @@ def _clips(track: Track, fmt: VideoFormat) -> Iterator[tuple[Fraction, np.ndarra
 
 
 def _check_whole(track: Track, begin: Fraction, fmt: VideoFormat) -> None:
-    """Refuse a film that ended long before its container says it should."""
+    """Reject a film that ends long before the end that its container declares."""
     declared = track.declared_seconds
     if declared is not None and track.end - begin < declared - CUT_SHORT_SECONDS:
         raise MediaError(
@@ -180,7 +182,7 @@ def _check_whole(track: Track, begin: Fraction, fmt: VideoFormat) -> None:
 
 
 def _samples(track: Track, fmt: VideoFormat) -> Iterator[tuple[int, Fraction, Any]]:
-    """Numbers of samples, the film's first time, and a function that gives the sample's pixels."""
+    """Yield the number of each sample, the film's first time, and a function for its pixels."""
     declared = track.declared_seconds
     if fmt.clips == "all" and declared is not None:
         _check_length(declared, fmt)
@@ -190,7 +192,7 @@ def _samples(track: Track, fmt: VideoFormat) -> Iterator[tuple[int, Fraction, An
     for time, frame in track.frames():
         if frame.is_corrupt:
             if begin is None:
-                continue  # a recording that begins between two key frames
+                continue  # a recording may begin between two key frames
             raise MediaError(f"damaged {float(time - begin):.3f} s after its start")
         if begin is None:
             begin = time
@@ -213,14 +215,14 @@ def _check_length(seconds: Fraction, fmt: VideoFormat) -> None:
 
 
 class _Picture:
-    """A frame whose pixels are made when they are first asked for."""
+    """A frame whose pixels are converted when they are first requested."""
 
     def __init__(self, frame: Any, aspect: Fraction | None, fmt: VideoFormat) -> None:
         self._frame, self._aspect, self._fmt = frame, aspect, fmt
         self._pixels: np.ndarray | None = None
 
     def pixels(self) -> np.ndarray:
-        """uint8 `[height, width, channels]`."""
+        """Return the pixels, uint8 `[height, width, channels]`."""
         if self._pixels is None:
             self._pixels = _pixels(self._frame, self._aspect, self._fmt)
             self._frame = None
@@ -251,10 +253,10 @@ def _pixels(frame: Any, aspect: Fraction | None, fmt: VideoFormat) -> np.ndarray
 
 
 def _orientation(frame: Any) -> tuple[tuple[int, int], tuple[int, int]]:
-    """How the stored x and y make the x and the y shown: by a turn of quarters, mirrored or not.
+    """Return how the shown x and y follow from the stored x and y: quarter turns and mirroring.
 
-    FFmpeg's display matrix, rounded to the next quarter (libavutil/display.h): the first column
-    makes x, the second y.
+    This is FFmpeg's display matrix, rounded to quarter turns (libavutil/display.h). Its first
+    column makes x, its second y.
     """
     from av.sidedata.sidedata import Type
 
@@ -268,10 +270,14 @@ def _orientation(frame: Any) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _rgb(frame: Any, share: float) -> np.ndarray:
-    """uint8 `[rows, columns, 3]` of a frame in whatever pixel format, by FFmpeg's exact code.
+    """Convert a frame of any pixel format to RGB with FFmpeg's exact code.
 
     Args:
-        share: of the frame's height and width.
+        frame: PyAV's frame.
+        share: The size of the result as a share of the frame's height and width.
+
+    Returns:
+        uint8 `[rows, columns, 3]`.
     """
     from av.video.reformatter import Interpolation
 

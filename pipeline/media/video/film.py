@@ -1,4 +1,4 @@
-"""A film's tracks, decoded one frame after the other with PyAV (FFmpeg)."""
+"""A film's tracks, decoded frame by frame with PyAV (FFmpeg)."""
 
 import io
 from collections.abc import Iterator
@@ -14,33 +14,33 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 CONTAINERS = "avi,asf,dv,flv,gif,ivf,matroska,mov,mpeg,mpegts,mxf,nut,ogg,rm,yuv4mpegpipe"
-"""FFmpeg's names of the containers that are read. Others are playlists, which name further files,
-still images, and streams of bytes that anything could be."""
+"""FFmpeg's names of the containers that are read. The others are playlists, which name other files,
+still images, and raw streams, which any bytes could be."""
 
 ATTACHED_PICTURE = 0x400
-"""FFmpeg's disposition of a sound file's cover."""
+"""FFmpeg's flag for a stream that is the cover picture of a sound file."""
 
 LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-"""Decoders that read alpha, by the names of those that don't."""
+"""Decoders that read alpha, by the names of the decoders that do not."""
 
 BROADCAST = frozenset(["mpegts", "mpeg", "dv", "rm"])
-"""FFmpeg's names of containers that may begin between two key frames: what it complains of before
-the first whole frame is no damage."""
+"""FFmpeg's names of containers that may begin between two key frames. Messages before the first
+complete frame are then no sign of damage."""
 
 OPEN_GROUPS = frozenset(["h264", "hevc"])
-"""Codecs in which frames behind the first key frame may refer to some before it."""
+"""Codecs in which frames after the first key frame may refer to frames before it."""
 
 MAX_STEP_BACK_SECONDS = 1
-"""Frames a little out of order are shown at once; further back, two films were joined."""
+"""A frame that is late by at most this is shown at once. If it is later, two films were joined."""
 
 
 class Track:
-    """The frames of one track, in the order and with the times at which they are shown.
+    """The frames of one track, in the order and at the times at which they are shown.
 
     Attributes:
-        stream: PyAV's.
-        begin: when the first frame is shown, in seconds of the film's own clock; 0 before it.
-        end: when the last frame seen so far ends, in seconds of the film's own clock.
+        stream: PyAV's stream.
+        begin: The time of the first frame in seconds of the film's clock; 0 before that frame.
+        end: The end of the last frame so far, in seconds of the film's clock.
     """
 
     def __init__(
@@ -61,12 +61,13 @@ class Track:
         self._log = log
 
     def frames(self) -> Iterator[tuple[Fraction, Any]]:
-        """Every frame and its time, in seconds; times never fall.
+        """Yield each frame with its time in seconds. The times never decrease.
 
-        What cannot be decoded before the first frame is left out: recordings begin anywhere.
+        Packets that cannot be decoded before the first frame are skipped, because recordings may
+        begin anywhere.
 
         Raises:
-            MediaError: a packet cannot be decoded, or the clock starts anew.
+            MediaError: A packet cannot be decoded, or the clock jumps back.
         """
         time: Fraction | None = None
         guessed = self.guessed_duration
@@ -125,13 +126,13 @@ class Track:
         return is_broadcast and self._decoder.codec.name in OPEN_GROUPS
 
     def _check_whole(self, packet: Any, frames: list[Any]) -> None:
-        """Refuse what FFmpeg conceals."""
+        """Reject damage that FFmpeg conceals."""
         refuse_complaints(self._log, self._damaged())
         if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
             raise MediaError(self._damaged())
 
     def _packets(self) -> Iterator[Any]:
-        """The track's packets. FFmpeg calls a false size of one a lack of memory, too."""
+        """Yield the track's packets. For a wrong packet size, FFmpeg also reports too little memory."""
         packets = self._container.demux(self.stream)
         while True:
             try:
@@ -145,7 +146,7 @@ class Track:
                     return
                 yield packet
                 continue
-            # Outside the handler: what a MemoryError leads to counts as a lack of memory.
+            # Outside the handler, because a MemoryError as the context would count as its cause.
             raise MediaError(f"{self._damaged()}: a packet claims more bytes than the film has")
 
     def _damaged(self) -> str:
@@ -153,23 +154,23 @@ class Track:
 
     @property
     def guessed_duration(self) -> Fraction:
-        """Of a frame that does not tell: from the track's average rate, else 1/25 s."""
+        """The duration of a frame that does not state it: from the average rate, else 1/25 s."""
         rate = getattr(self.stream, "average_rate", None)
         return 1 / Fraction(rate) if rate and rate > 0 else Fraction(1, 25)
 
     @property
     def pixel_aspect(self) -> Fraction | None:
-        """Width of a pixel over its height: the container's word before the codec's."""
+        """The width of a pixel divided by its height, from the container, else from the codec."""
         return self.stream.sample_aspect_ratio or self.stream.codec_context.sample_aspect_ratio
 
     @property
     def declared_seconds(self) -> Fraction | None:
-        """Length that the container claims for this track; None where it doesn't."""
+        """The length that the container declares for this track, or None if it declares none."""
         if self._is_open_ended:
             return None
         if self.stream.duration is not None and self.stream.time_base is not None:
             return self.stream.duration * Fraction(self.stream.time_base)
-        # Matroska's, written by every common muxer: HOURS:MINUTES:SECONDS at which it ends.
+        # Every common muxer writes the end of a Matroska track as HOURS:MINUTES:SECONDS.
         hours, *rest = (self.stream.metadata.get("DURATION") or "").split(":")
         try:
             minutes, seconds = rest
@@ -188,18 +189,19 @@ def open_track(
     max_pixels: int,
     strict: bool = True,
 ) -> Iterator[Track | None]:
-    """A film's first track of a kind; None where it has none.
+    """Open a film's first track of a kind. The result is None if the film has no such track.
 
-    One thread decodes, exactly as FFmpeg's reference code would.
+    One thread decodes, with the same results as FFmpeg's reference code.
 
     Args:
-        data: the film.
-        kind: of the track.
-        max_pixels: of a frame; more are refused.
-        strict: whether damage is refused, too, that FFmpeg conceals; inside `ffmpeg_messages`.
+        data: The bytes of the film.
+        kind: The kind of the track.
+        max_pixels: The most pixels in a frame. More are rejected.
+        strict: Whether to also reject damage that FFmpeg conceals. Requires `ffmpeg_messages`.
 
     Raises:
-        MediaError: no film, or a codec that FFmpeg lacks; inside the block, whatever PyAV raises.
+        MediaError: The file is not a film, or FFmpeg lacks its codec. Inside the block, all errors
+            of PyAV are turned into a MediaError.
     """
     import av
 
@@ -227,7 +229,7 @@ def open_track(
             decoder.thread_count = 1
             if log is not None:
                 decoder.options = {**decoder.options, "err_detect": "+crccheck+explode"}
-                # To tell what there is, FFmpeg has decoded the first packets already.
+                # FFmpeg has already decoded the first packets to find out what the film contains.
                 name = container.format.name
                 log.forget(keep_of="" if name in BROADCAST else name)
             yield Track(container, stream, decoder, data, log)
@@ -237,12 +239,12 @@ def open_track(
         raise MediaError("not enough memory to decode it") from error
     except av.FFmpegError as error:
         raise MediaError(f"{unreadable}: {error.strerror}") from error
-    except Exception as error:  # PyAV's own checks of what malformed files hold
+    except Exception as error:  # PyAV's own checks of malformed files
         raise MediaError(f"{unreadable}: {one_line(error)}") from error
 
 
 def _is_free(num_bytes: int) -> bool:
-    """Whether so much memory is to be had; none of it is touched."""
+    """Return whether this much memory can be allocated. The memory is not touched."""
     try:
         bytearray(num_bytes)
     except MemoryError:
@@ -251,10 +253,10 @@ def _is_free(num_bytes: int) -> bool:
 
 
 def _decoder_of_alpha(stream: Any, options: dict[str, str]) -> Any:
-    """WebM's VP8 and VP9 hold alpha beside the frames, where FFmpeg's own decoders don't look.
+    """Return a decoder for VP8 or VP9 with alpha in WebM, which FFmpeg's own decoders ignore.
 
     Raises:
-        MediaError: FFmpeg was built without the decoder that does.
+        MediaError: FFmpeg was built without libvpx, which reads alpha.
     """
     import av
 

@@ -1,4 +1,4 @@
-"""Containers of films that declare their length, or have an end: what is missing of a file."""
+"""Find out whether a film's file is cut short, from lengths or end marks of its container."""
 
 import re
 import struct
@@ -14,20 +14,20 @@ _ASF_HEADER_BYTES, _ASF_BROADCAST = 30, 1
 _BOX = re.compile(rb"[ -~\xa9]{4}")
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"moof")
 _TS_BYTES = (188, 192, 204)
-"""Of packets of a transport stream: plain, with a time in front, with a checksum behind."""
+"""Packet sizes of a transport stream: plain, with a time before, with a checksum after."""
 _PS_START = b"\0\0\1\xba"
 _PS_MOST_BYTES = 6 + 2**16
-"""Of a packet of a program stream that says how long it is."""
+"""The largest packet of a program stream that states its length."""
 _RIFF_UNKNOWN = (0, 2**32 - 1)
 _RIFF_ROUNDING = 1
-"""Bytes by which the length of a RIFF file may be too large: some count the padding twice."""
+"""By how many bytes the length of a RIFF file may be too large: some count padding twice."""
 
 
 def check_whole_film(data: bytes) -> None:
-    """Refuse a film whose container ends before it says, or has damaged pages.
+    """Reject a film whose container declares more data than the file has, or has damaged pages.
 
     Raises:
-        MediaError: what is missing.
+        MediaError: The film is cut short or damaged; the message says how.
     """
     reason: str | None = None
     if data.startswith(b"OggS"):
@@ -54,7 +54,7 @@ def check_whole_film(data: bytes) -> None:
 
 
 def is_open_ended(data: bytes) -> bool:
-    """Whether a film's lengths are unknown, as in an AVI that was written to a pipe."""
+    """Return whether a film's lengths are unknown, as in an AVI that was written to a pipe."""
     size = int.from_bytes(data[4:8], "little")
     return data.startswith(b"RIFF") and data[8:12] == b"AVI " and size in _RIFF_UNKNOWN
 
@@ -64,7 +64,7 @@ def _bytes_short(found: int, declared: int) -> str:
 
 
 def _matroska_shortage(data: bytes) -> str | None:
-    """Matroska and WebM: a segment of a declared size, or of an unknown one, as streams have it."""
+    """Matroska and WebM: a segment states its size, or that it is unknown, as in streams."""
     header_size, start = _vint(data, len(_EBML))
     place = start + (header_size or 0)
     if data[place : place + 4] != _SEGMENT:
@@ -76,7 +76,10 @@ def _matroska_shortage(data: bytes) -> str | None:
 
 
 def _vint(data: bytes, place: int) -> tuple[int | None, int]:
-    """A number of EBML, None for unknown, and where it ends: zeros, a one, then its bits."""
+    """Read a number of EBML and the offset of its end. The number is None if it is unknown.
+
+    The number starts with zero bits and a one, which give its length, followed by its value.
+    """
     if place >= len(data) or not data[place]:
         return None, place
     length = 9 - data[place].bit_length()
@@ -85,7 +88,7 @@ def _vint(data: bytes, place: int) -> tuple[int | None, int]:
 
 
 def _boxes_shortage(data: bytes) -> str | None:
-    """MP4 and QuickTime: boxes with their sizes; one of size 0 goes on to the end."""
+    """MP4 and QuickTime: boxes state their sizes. A box of size 0 continues to the end."""
     place = 0
     while place + 8 <= len(data) and _BOX.fullmatch(data, place + 4, place + 8):
         (size,) = struct.unpack_from(">I", data, place)
@@ -102,7 +105,7 @@ def _boxes_shortage(data: bytes) -> str | None:
 
 
 def _avi_shortage(data: bytes) -> str | None:
-    """AVI: a RIFF file, or, where it is long, several one after the other."""
+    """AVI: a RIFF file, or several RIFF files in sequence if it is long."""
     place = 0
     while data[place : place + 4] == b"RIFF":
         size = int.from_bytes(data[place + 4 : place + 8], "little")
@@ -116,7 +119,7 @@ def _avi_shortage(data: bytes) -> str | None:
 
 
 def _asf_shortage(data: bytes) -> str | None:
-    """ASF and WMV: the properties hold the file's size, which a broadcast doesn't know."""
+    """ASF and WMV: the properties contain the file's size, unless it is a broadcast."""
     place = data.find(_ASF_PROPERTIES, 0, 2**16)
     if place < 0 or place + 92 > len(data):
         return None
@@ -128,10 +131,10 @@ def _asf_shortage(data: bytes) -> str | None:
 
 
 def _program_shortage(data: bytes) -> str | None:
-    """MPEG program streams: the last packet says how long it is; 0 says that it doesn't know."""
+    """MPEG program streams: the last packet states its length, or 0 if it is unknown."""
     place, least = len(data), max(0, len(data) - _PS_MOST_BYTES)
     while (place := data.rfind(b"\0\0\1", least, place)) >= 0:
-        # Codes from 0xBC on are packets' alone; lower ones stand within pictures, too.
+        # Codes from 0xBC on occur only in packet headers; lower codes also occur in pictures.
         if place + 6 <= len(data) and data[place + 3] >= 0xBC:
             size = int.from_bytes(data[place + 4 : place + 6], "big")
             lacking = place + 6 + size - len(data) if size else 0
@@ -140,12 +143,12 @@ def _program_shortage(data: bytes) -> str | None:
 
 
 def _yuv_shortage(data: bytes) -> str | None:
-    """YUV4MPEG: frames of one size, each behind the word FRAME."""
+    """YUV4MPEG: frames of one size, each after the word FRAME."""
     first = data.find(b"\nFRAME") + 1
     second = data.find(b"FRAME", first + 5)
     if not first or data[first + 5 : first + 6] != b"\n" or second < 0:
         return None
-    # Pixels may spell FRAME, too: then the size is wrong, and the next frame is not where it says.
+        # Pixels may also spell FRAME. Then the size is wrong, and no frame follows there.
     size = second - first
     if data[second + size : second + size + 5] not in (b"FRAME", b""):
         return None
@@ -154,7 +157,7 @@ def _yuv_shortage(data: bytes) -> str | None:
 
 
 def _transport_packet_bytes(data: bytes) -> int | None:
-    """Bytes of a transport stream's packets, each of which begins with 0x47; None for others."""
+    """Return the packet size of a transport stream, whose packets begin with 0x47, else None."""
     for size in _TS_BYTES:
         first = size - 188 if size == 192 else 0
         if len(data) >= 5 * size and data[first : first + 5 * size : size] == b"G" * 5:

@@ -1,4 +1,4 @@
-"""What FFmpeg complains of while it reads a film: it conceals much damage and only logs it."""
+"""FFmpeg's messages while it reads a film. It conceals much damage and only logs it."""
 
 import re
 import threading
@@ -8,25 +8,25 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pipeline.media.errors import MediaError
 
 _HARMLESS = re.compile(
-    r"unable to decode APP fields"  # of Motion JPEG, that many cameras write
-    r"|AC EOB marker is absent"  # of DV, on most tapes
-    r"|SEI type|illegal aspect ratio|exceeds max \("  # of H.264, by several encoders
+    r"unable to decode APP fields"  # Motion JPEG from many cameras
+    r"|AC EOB marker is absent"  # DV from most tapes
+    r"|SEI type|illegal aspect ratio|exceeds max \("  # H.264 from several encoders
 )
 _WARNED = re.compile(r"Packet corrupt|concealing \d")
-"""Of lower levels than errors, what tells of damage all the same."""
+"""Messages below the level of errors that are nevertheless a sign of damage."""
 _lock = threading.Lock()
 _users = 0
 
 
 class FilmLog:
-    """FFmpeg's messages on one track of a film, of this thread."""
+    """FFmpeg's messages about one track of a film, from this thread."""
 
     def __init__(self) -> None:
         self._records: list[tuple[int, str, str]] = []
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take down what FFmpeg says inside the block, which must not yield to other films."""
+        """Record FFmpeg's messages inside the block. The block must not read another film."""
         import av
 
         with av.logging.Capture(local=True) as records:
@@ -36,11 +36,11 @@ class FilmLog:
                 self._records += records
 
     def forget(self, keep_of: str = "") -> None:
-        """Drop all messages but those of the container with this name."""
+        """Drop all messages except those from the container with this name."""
         self._records[:] = [record for record in self._records if keep_of and record[1] in keep_of]
 
     def complaint(self) -> str | None:
-        """The first message that tells of damage, as one line; None where there is none."""
+        """Return the first message that is a sign of damage, as one line, or None."""
         import av
 
         for level, _, text in self._records:
@@ -50,14 +50,14 @@ class FilmLog:
 
 
 def listening(log: FilmLog | None) -> AbstractContextManager[None]:
-    """As `FilmLog.listening`; None takes down nothing."""
+    """Record FFmpeg's messages in `log` inside the block, or nothing if `log` is None."""
     return nullcontext() if log is None else log.listening()
 
 
 @contextmanager
 def ffmpeg_messages(strict: bool) -> Iterator[None]:
-    """Inside the block, FFmpeg's messages go to PyAV, which drops them otherwise; repeated, too."""
-    global _users  # the level is FFmpeg's, and one for all threads
+    """Send FFmpeg's messages, also repeated ones, to PyAV inside the block if `strict`."""
+    global _users  # FFmpeg has one level for all threads
     import av
 
     if not strict:
@@ -78,6 +78,6 @@ def ffmpeg_messages(strict: bool) -> Iterator[None]:
 
 
 def refuse_complaints(log: FilmLog | None, when: str) -> None:
-    """Raises MediaError where the log tells of damage."""
+    """Raise MediaError if the log contains a sign of damage. `when` begins the message."""
     if log is not None and (complaint := log.complaint()):
         raise MediaError(f"{when}: FFmpeg says: {complaint}")

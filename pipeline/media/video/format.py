@@ -1,4 +1,4 @@
-"""What every film becomes: configuration, free of PyAV."""
+"""The format that every film is brought to. This configuration does not import PyAV."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,23 +9,25 @@ from pipeline.media.checks import check_finite, check_one_of, check_whole
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFormat:
-    """Clips of a film: `num_frames` frames, `frames_per_second` apart, of one size.
+    """Clips of a film: `num_frames` frames of one size, `frames_per_second` in a second.
 
     Attributes:
-        num_frames: frames of a clip.
-        height, width: size in pixels.
+        num_frames: The frames in a clip.
+        height: The height in pixels.
+        width: The width in pixels.
         channels: 1 (grey) or 3 (RGB).
-        frames_per_second: at which films are sampled, whatever their own rate.
-        resize: `crop`, `pad` or `stretch`, as of images.
-        clips: `first` takes a film's first clip alone, `all` cuts the whole film into clips.
-        stride_seconds: from the start of a clip to the start of the next, rounded to whole sampled
-            frames; null for clips that follow each other without overlap. Of `all` only.
-        pad_short: what a film shorter than one clip becomes: a clip that ends with its last frame
-            repeated, or, if false, a refusal. What remains after a film's last whole clip is
-            dropped in both cases.
-        max_seconds: films that last longer are refused by `all`; `first` decodes one clip
-            alone.
-        max_pixels: films with more pixels in a frame are refused.
+        frames_per_second: The rate at which films are sampled, whatever their own rate.
+        resize: `crop`, `pad` or `stretch`, as for images.
+        clips: `first` takes only the first clip of a film, `all` cuts the whole film into clips.
+        stride_seconds: The time from the start of a clip to the start of the next, rounded to whole
+            sampled frames. None means that clips follow each other without overlap. Only for
+            `clips` = `all`.
+        pad_short: What to do with a film that is shorter than one clip. If true, its last frame is
+            repeated to fill the clip; if false, the film is rejected. The rest after the last whole
+            clip of a film is dropped in both cases.
+        max_seconds: The longest film for `all`; longer ones are rejected. `first` decodes only one
+            clip and ignores this.
+        max_pixels: The most pixels in a frame; films with more are rejected.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
@@ -70,27 +72,27 @@ class VideoFormat:
 
     @property
     def rate(self) -> Fraction:
-        """Sampled frames in a second, exactly."""
+        """The number of sampled frames per second, exactly."""
         return Fraction(str(self.frames_per_second))
 
     @property
     def seconds(self) -> Fraction:
-        """Length of a clip: from its first frame to where the next after its last would lie."""
+        """The length of a clip in seconds, with the duration of its last frame."""
         return self.num_frames / self.rate
 
     @property
     def stride_frames(self) -> int:
-        """Sampled frames from the start of a clip to the start of the next."""
+        """The number of sampled frames from the start of a clip to the start of the next."""
         if self.stride_seconds is None:
             return self.num_frames
         return round(Fraction(str(self.stride_seconds)) * self.rate)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of a clip: frames, rows, columns and channels."""
+        """The shape of a clip: frames, rows, columns and channels."""
         return self.num_frames, self.height, self.width, self.channels
 
     @property
     def member(self) -> str:
-        """Name of the shard member that holds a clip."""
+        """The name of the shard member that holds a clip."""
         return "video.npy"

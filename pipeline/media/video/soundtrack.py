@@ -11,37 +11,41 @@ from pipeline.media.errors import MediaError
 from pipeline.media.video.film import Track
 
 MAX_DRIFT = Fraction(1, 10)
-"""Seconds by which a frame's time may differ from where the frames before it end, before it counts:
-containers round times, but what they hold follows without gaps."""
+"""The largest difference in seconds between a frame's time and the end of the previous frame that
+is ignored. Containers round times, but their content has no gaps."""
 
 FULL_SCALE = {"u1": 128.0, "i2": 32768.0, "i4": 2147483648.0, "i8": 9223372036854775808.0}
-"""The largest value, by NumPy's name of a sample's type."""
+"""The value of full scale for each sample type, by its NumPy name."""
 
 
 class Soundtrack:
-    """Spans of a track as mono float32 at the track's own rate.
+    """Spans of a track as mono float32 at the track's own sample rate.
 
     Attributes:
-        rate: hertz; 0 before the first span is read, and of a track without any sound.
+        rate: The sample rate in hertz; 0 if the track has no sound.
     """
 
     def __init__(self, track: Track) -> None:
         self.rate = 0
         self._frames = self._mono(track)
-        # Pieces of sound and the number of the first sample of each, since time zero.
+        # Pieces of sound, each with the number of its first sample, counted from time zero.
         self._pieces: deque[tuple[int, np.ndarray]] = deque()
         self._next: tuple[int, np.ndarray] | None = None
         self._advance()
 
     def read(self, start: Fraction, seconds: float) -> np.ndarray:
-        """The sound from `start`, in seconds of the film's clock; later than the last span's.
+        """Read a span of sound. Spans must be read in order of time.
+
+        Args:
+            start: The start of the span in seconds of the film's clock.
+            seconds: The length of the span.
 
         Returns:
-            float32 `[samples]` in [-1, 1]: silence where the track has a gap, and shorter where
-            it ends.
+            float32 `[samples]` in [-1, 1]. Gaps in the track are silent. The result is shorter if
+            the track ends within the span.
 
         Raises:
-            MediaError: a packet cannot be decoded.
+            MediaError: A packet cannot be decoded.
         """
         first, count = round(start * self.rate), round(seconds * self.rate)
         while self._next is not None and self._next[0] < first + count:
@@ -62,7 +66,7 @@ class Soundtrack:
         self._next = next(self._frames, None)
 
     def _mono(self, track: Track) -> Iterator[tuple[int, np.ndarray]]:
-        """Pieces of sound and their places, in order, without overlaps."""
+        """Yield pieces of sound with the number of their first sample, in order, without overlaps."""
         place: int | None = None
         for time, frame in track.frames():
             if not frame.samples:
@@ -78,7 +82,7 @@ class Soundtrack:
 
 
 def _mix(frame: Any) -> np.ndarray:
-    """A frame's channels, averaged: float32 `[samples]`."""
+    """Average a frame's channels to float32 `[samples]`."""
     values = frame.to_ndarray()
     channels = len(frame.layout.channels)
     if not frame.format.is_planar:
