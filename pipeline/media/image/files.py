@@ -32,20 +32,20 @@ def check_whole_image(data: bytes) -> None:
 
 def _png_damage(data: bytes) -> str | None:
     """PNG: a chunk is a length, a name, the content and its CRC-32. The last one is IEND."""
-    place, number = len(_PNG), 0
-    while place + 12 <= len(data):
-        (size,) = struct.unpack_from(">I", data, place)
-        end = place + 12 + size
-        name = ascii(data[place + 4 : place + 8].decode("latin-1"))
+    offset, number = len(_PNG), 0
+    while offset + 12 <= len(data):
+        (size,) = struct.unpack_from(">I", data, offset)
+        end = offset + 12 + size
+        name = ascii(data[offset + 4 : offset + 8].decode("latin-1"))
         number += 1
         if end > len(data):
             return f"cut short: its chunk {number}, {name}, lacks {end - len(data)} bytes"
         (checksum,) = struct.unpack_from(">I", data, end - 4)
-        if zlib.crc32(data[place + 4 : end - 4]) != checksum:
+        if zlib.crc32(data[offset + 4 : end - 4]) != checksum:
             return f"damaged: the checksum of its chunk {number}, {name}, is wrong"
-        if data[place + 4 : place + 8] == b"IEND":
+        if data[offset + 4 : offset + 8] == b"IEND":
             return None
-        place = end
+        offset = end
     return f"cut short: it ends after {number} chunks without IEND"
 
 
@@ -59,26 +59,26 @@ def gif_damage(data: bytes, *, is_film: bool = False) -> str | None:
     """
     if len(data) < 13:
         return "cut short: its header is not whole"
-    place = 13 + _gif_colours(data[10])
+    offset = 13 + _gif_colours(data[10])
     images = 0
-    while place < len(data):
-        kind = data[place]
+    while offset < len(data):
+        kind = data[offset]
         if kind == _GIF_TRAILER:
             return None
         if kind == 0:  # some programs write zeros between blocks
-            place += 1
+            offset += 1
             continue
         if kind == _GIF_EXTENSION:
-            place += 2
-        elif kind == _GIF_IMAGE and place + 10 <= len(data):
-            place += 11 + _gif_colours(data[place + 9])
+            offset += 2
+        elif kind == _GIF_IMAGE and offset + 10 <= len(data):
+            offset += 11 + _gif_colours(data[offset + 9])
             images += 1
         elif kind != _GIF_IMAGE:
             return f"damaged: after its {images} first images there is no block of a GIF"
-        while place < len(data) and data[place]:
-            place += 1 + data[place]
-        place += 1
-    if images and place == len(data) and not is_film:
+        while offset < len(data) and data[offset]:
+            offset += 1 + data[offset]
+        offset += 1
+    if images and offset == len(data) and not is_film:
         return None
     return f"cut short: it ends in or after its image {images} without a GIF's trailer"
 

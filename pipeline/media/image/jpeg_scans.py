@@ -18,14 +18,14 @@ def missing_scans(data: bytes | memoryview) -> str | None:
     data = bytes(data)
     # The lowest bit so far, by component and coefficient.
     bits: dict[int, list[int | None]] = {}
-    place = 2
-    while (marker := _MARKER.search(data, place)) is not None:
+    offset = 2
+    while (marker := _MARKER.search(data, offset)) is not None:
         kind, start = data[marker.start(1)], marker.end()
         if kind == _END:
             break
         length = int.from_bytes(data[start : start + 2], "big")
         content = data[start + 2 : start + length]
-        place = start + length
+        offset = start + length
         if kind in _FRAMES and len(content) >= 6:
             bits = {component: [None] * _NUM_COEFFICIENTS for component in content[6::3]}
         elif kind == _SCAN and content:

@@ -26,27 +26,27 @@ def check_whole_tiff(image: Any, data: bytes) -> None:
     """
     tags = image.tag_v2
     in_tiles = _TILES in tags
-    places = _numbers(tags, _TILES if in_tiles else _STRIPS)
+    offsets = _numbers(tags, _TILES if in_tiles else _STRIPS)
     sizes = _numbers(tags, _TILE_BYTES if in_tiles else _STRIP_BYTES)
     what = "tiles" if in_tiles else "strips"
     wanted = _num_parts(tags, in_tiles)
-    if len(places) < wanted:
-        raise MediaError(f"cut short: {len(places)} of {wanted} {what} are there")
-    if tags.get(_COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED or len(sizes) != len(places):
+    if len(offsets) < wanted:
+        raise MediaError(f"cut short: {len(offsets)} of {wanted} {what} are there")
+    if tags.get(_COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED or len(sizes) != len(offsets):
         return  # Pillow computes the sizes from the pixels and ignores declared ones
-    there = sum(place + size <= len(data) for place, size in zip(places, sizes, strict=True))
-    if there < len(places):
-        raise MediaError(f"cut short: {there} of {len(places)} {what} are there")
+    there = sum(offset + size <= len(data) for offset, size in zip(offsets, sizes, strict=True))
+    if there < len(offsets):
+        raise MediaError(f"cut short: {there} of {len(offsets)} {what} are there")
     if tags.get(_COMPRESSION) in _DEFLATE:
         most = 8 * image.width * image.height + _AT_ONCE
-        for number, (place, size) in enumerate(zip(places, sizes, strict=True)):
-            if not _is_sound_deflate(data[place : place + size], most):
-                raise MediaError(f"damaged: its {what[:-1]} {number + 1} of {len(places)}")
+        for number, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
+            if not _is_sound_deflate(data[offset : offset + size], most):
+                raise MediaError(f"damaged: its {what[:-1]} {number + 1} of {len(offsets)}")
     if tags.get(_COMPRESSION) == _JPEG:
         tables = bytes(tags.get(_JPEG_TABLES, b"\xff\xd8\xff\xd9"))
-        for place, size in zip(places, sizes, strict=True):
+        for offset, size in zip(offsets, sizes, strict=True):
             # An abbreviated file: the tables, then the image without its own start marker.
-            check_jpeg(tables[:-2] + data[place + 2 : place + size])
+            check_jpeg(tables[:-2] + data[offset + 2 : offset + size])
 
 
 def _is_sound_deflate(content: bytes, most: int) -> bool:

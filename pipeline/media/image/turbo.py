@@ -122,17 +122,17 @@ def _refuse_damage(said: str, data: bytes | memoryview) -> None:
 
 def _orientation(data: bytes | memoryview) -> int:
     """Return the EXIF orientation, or 1 if there is none."""
-    place = 2
-    while place + 4 <= len(data) and data[place] == _FILL:
-        marker = data[place + 1]
+    offset = 2
+    while offset + 4 <= len(data) and data[offset] == _FILL:
+        marker = data[offset + 1]
         if marker == _FILL:
-            place += 1
+            offset += 1
             continue
         if marker == _START_OF_SCAN:
             return 1
         if marker == _APP1:
             return _orientation_by_pillow(data)
-        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        offset += 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
     return 1
 
 

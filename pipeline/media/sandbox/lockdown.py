@@ -214,11 +214,11 @@ class _Modules:
         found = self._specs.get(name)
         if found is None:
             return None
-        places = found.submodule_search_locations
+        locations = found.submodule_search_locations
         return importlib.util.spec_from_file_location(
             name,
             found.origin,
-            submodule_search_locations=None if places is None else list(places),
+            submodule_search_locations=None if locations is None else list(locations),
         )
 
     def files(self) -> list[str]:

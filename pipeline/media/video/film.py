@@ -132,7 +132,7 @@ class Track:
             raise MediaError(self._damaged())
 
     def _packets(self) -> Iterator[Any]:
-        """Yield the track's packets. For a wrong packet size, FFmpeg also reports too little memory."""
+        """Yield the track's packets. FFmpeg reports a wrong packet size as a lack of memory."""
         packets = self._container.demux(self.stream)
         while True:
             try:

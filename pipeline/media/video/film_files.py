@@ -66,65 +66,65 @@ def _bytes_short(found: int, declared: int) -> str:
 def _matroska_shortage(data: bytes) -> str | None:
     """Matroska and WebM: a segment states its size, or that it is unknown, as in streams."""
     header_size, start = _vint(data, len(_EBML))
-    place = start + (header_size or 0)
-    if data[place : place + 4] != _SEGMENT:
+    offset = start + (header_size or 0)
+    if data[offset : offset + 4] != _SEGMENT:
         return None
-    size, start = _vint(data, place + 4)
+    size, start = _vint(data, offset + 4)
     if size is None or start + size <= len(data):
         return None
     return _bytes_short(len(data), start + size)
 
 
-def _vint(data: bytes, place: int) -> tuple[int | None, int]:
+def _vint(data: bytes, offset: int) -> tuple[int | None, int]:
     """Read a number of EBML and the offset of its end. The number is None if it is unknown.
 
     The number starts with zero bits and a one, which give its length, followed by its value.
     """
-    if place >= len(data) or not data[place]:
-        return None, place
-    length = 9 - data[place].bit_length()
-    value = int.from_bytes(data[place : place + length], "big") & (1 << 7 * length) - 1
-    return (None if value == (1 << 7 * length) - 1 else value), place + length
+    if offset >= len(data) or not data[offset]:
+        return None, offset
+    length = 9 - data[offset].bit_length()
+    value = int.from_bytes(data[offset : offset + length], "big") & (1 << 7 * length) - 1
+    return (None if value == (1 << 7 * length) - 1 else value), offset + length
 
 
 def _boxes_shortage(data: bytes) -> str | None:
     """MP4 and QuickTime: boxes state their sizes. A box of size 0 continues to the end."""
-    place = 0
-    while place + 8 <= len(data) and _BOX.fullmatch(data, place + 4, place + 8):
-        (size,) = struct.unpack_from(">I", data, place)
-        if size == 1 and place + 16 <= len(data):
-            (size,) = struct.unpack_from(">Q", data, place + 8)
+    offset = 0
+    while offset + 8 <= len(data) and _BOX.fullmatch(data, offset + 4, offset + 8):
+        (size,) = struct.unpack_from(">I", data, offset)
+        if size == 1 and offset + 16 <= len(data):
+            (size,) = struct.unpack_from(">Q", data, offset + 8)
         elif size == 0:
             return None
         if size < 8:
             return None
-        if place + size > len(data):
-            return _bytes_short(len(data), place + size)
-        place += size
+        if offset + size > len(data):
+            return _bytes_short(len(data), offset + size)
+        offset += size
     return None
 
 
 def _avi_shortage(data: bytes) -> str | None:
     """AVI: a RIFF file, or several RIFF files in sequence if it is long."""
-    place = 0
-    while data[place : place + 4] == b"RIFF":
-        size = int.from_bytes(data[place + 4 : place + 8], "little")
-        end = place + 8 + size
+    offset = 0
+    while data[offset : offset + 4] == b"RIFF":
+        size = int.from_bytes(data[offset + 4 : offset + 8], "little")
+        end = offset + 8 + size
         if size in _RIFF_UNKNOWN:
             return None
         if end > len(data) + _RIFF_ROUNDING:
             return _bytes_short(len(data), end)
-        place = end + size % 2
+        offset = end + size % 2
     return None
 
 
 def _asf_shortage(data: bytes) -> str | None:
     """ASF and WMV: the properties contain the file's size, unless it is a broadcast."""
-    place = data.find(_ASF_PROPERTIES, 0, 2**16)
-    if place < 0 or place + 92 > len(data):
+    offset = data.find(_ASF_PROPERTIES, 0, 2**16)
+    if offset < 0 or offset + 92 > len(data):
         return None
-    (size,) = struct.unpack_from("<Q", data, place + 40)
-    (flags,) = struct.unpack_from("<I", data, place + 88)
+    (size,) = struct.unpack_from("<Q", data, offset + 40)
+    (flags,) = struct.unpack_from("<I", data, offset + 88)
     if flags & _ASF_BROADCAST or size <= len(data):
         return None
     return _bytes_short(len(data), size)
@@ -132,12 +132,12 @@ def _asf_shortage(data: bytes) -> str | None:
 
 def _program_shortage(data: bytes) -> str | None:
     """MPEG program streams: the last packet states its length, or 0 if it is unknown."""
-    place, least = len(data), max(0, len(data) - _PS_MOST_BYTES)
-    while (place := data.rfind(b"\0\0\1", least, place)) >= 0:
+    offset, least = len(data), max(0, len(data) - _PS_MOST_BYTES)
+    while (offset := data.rfind(b"\0\0\1", least, offset)) >= 0:
         # Codes from 0xBC on occur only in packet headers; lower codes also occur in pictures.
-        if place + 6 <= len(data) and data[place + 3] >= 0xBC:
-            size = int.from_bytes(data[place + 4 : place + 6], "big")
-            lacking = place + 6 + size - len(data) if size else 0
+        if offset + 6 <= len(data) and data[offset + 3] >= 0xBC:
+            size = int.from_bytes(data[offset + 4 : offset + 6], "big")
+            lacking = offset + 6 + size - len(data) if size else 0
             return f"cut short: its last packet lacks {lacking} bytes" if lacking > 0 else None
     return None
 

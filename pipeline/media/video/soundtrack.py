@@ -28,7 +28,7 @@ class Soundtrack:
     def __init__(self, track: Track) -> None:
         self.rate = 0
         self._frames = self._mono(track)
-        # Pieces of sound, each with the number of its first sample, counted from time zero.
+        # Pieces of sound, each with the index of its first sample, counted from time zero.
         self._pieces: deque[tuple[int, np.ndarray]] = deque()
         self._next: tuple[int, np.ndarray] | None = None
         self._advance()
@@ -55,10 +55,10 @@ class Soundtrack:
             self._pieces.popleft()
         sound = np.zeros(count, np.float32)
         end = count if self._next is not None else 0
-        for place, piece in self._pieces:
-            begin, stop = max(first, place), min(first + count, place + len(piece))
+        for index, piece in self._pieces:
+            begin, stop = max(first, index), min(first + count, index + len(piece))
             if begin < stop:
-                sound[begin - first : stop - first] = piece[begin - place : stop - place]
+                sound[begin - first : stop - first] = piece[begin - index : stop - index]
                 end = max(end, stop - first)
         return sound[:end]
 
@@ -66,8 +66,8 @@ class Soundtrack:
         self._next = next(self._frames, None)
 
     def _mono(self, track: Track) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield pieces of sound with the number of their first sample, in order, without overlaps."""
-        place: int | None = None
+        """Yield pieces of sound with the index of their first sample, in order, without overlap."""
+        index: int | None = None
         for time, frame in track.frames():
             if not frame.samples:
                 continue
@@ -75,10 +75,10 @@ class Soundtrack:
                 raise MediaError(f"its sound's rate is {frame.sample_rate} Hz after {self.rate} Hz")
             self.rate = frame.sample_rate
             shown = round(time * self.rate)
-            if place is None or shown - place > MAX_DRIFT * self.rate:
-                place = shown
-            yield place, _mix(frame)
-            place += frame.samples
+            if index is None or shown - index > MAX_DRIFT * self.rate:
+                index = shown
+            yield index, _mix(frame)
+            index += frame.samples
 
 
 def _mix(frame: Any) -> np.ndarray:
