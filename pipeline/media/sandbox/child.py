@@ -171,7 +171,7 @@ def _broken(error: Exception) -> dict[str, Any]:
 
 def _trace(error: BaseException) -> str:
     lines = short_trace(error).splitlines()
-    return "\n".join(line for line in lines if not line.startswith("sandbox_child.py:"))
+    return "\n".join(line for line in lines if not line.startswith("child.py:"))
 
 
 def _read(
