@@ -11,10 +11,10 @@ _MARK = "\0"
 
 
 class RedactedParser(argparse.ArgumentParser):
-    """A parser whose errors leave secrets in addresses out."""
+    """A parser whose errors show no secrets of addresses."""
 
     def error(self, message: str) -> NoReturn:
-        """As argparse's: says what is wrong, and exits 2."""
+        """Print what is wrong and exit with status 2, as argparse does."""
         from shards.redaction import redacted
 
         super().error(redacted(message))
@@ -23,18 +23,18 @@ class RedactedParser(argparse.ArgumentParser):
 class IntermixedParser(RedactedParser):
     """A parser that reads `CONFIG --json a.b=1` as `--json CONFIG a.b=1`.
 
-    argparse alone takes a list of arguments only where it stands in one piece. What comes after
-    `--` is no option, whatever it begins with.
+    By default argparse accepts a list of arguments only in one piece. What follows `--` is never an
+    option.
     """
 
     _inside = False
 
     def arguments(self) -> list[argparse.Action]:
-        """The arguments that were added, options and positional ones."""
+        """Return the arguments that were added, both options and positional ones."""
         return [action for action in self._actions if action.dest != "help"]
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's, for verbs with options and arguments in any order."""
+        """Parse like argparse, with options and arguments in any order."""
         if self._inside or self._subparsers is not None:
             return super().parse_known_args(args, namespace)
         given = list(sys.argv[1:] if args is None else args)
@@ -49,18 +49,18 @@ class IntermixedParser(RedactedParser):
 
 
 def local_path(text: str) -> str:
-    """The type of an argument that is a path on this machine; the text as it is."""
+    """Return the text unchanged. This type marks an argument as a path on this machine."""
     return text
 
 
 def spelled(found: argparse.Namespace) -> list[str]:
-    """A verb's command line that means the same in every working directory.
+    """Return a verb's command line that means the same in every working directory.
 
     Args:
-        found: what the verb's parser, in its attribute `parser`, made of a command line.
+        found: The parsed arguments, with the verb's parser in the attribute `parser`.
 
     Returns:
-        The verb and all its arguments: local paths absolute, options before `--`.
+        The verb and all its arguments. Local paths are absolute, and options come before `--`.
     """
     options: list[str] = []
     positionals: list[str] = []
@@ -84,7 +84,7 @@ def spelled(found: argparse.Namespace) -> list[str]:
 
 
 def _marked(given: Sequence[str]) -> list[str]:
-    """The arguments with a mark before each that comes after `--`, in place of the `--`."""
+    """Remove the first `--`, and mark each argument after it."""
     if "--" not in given:
         return list(given)
     end = given.index("--")

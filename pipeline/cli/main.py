@@ -1,6 +1,6 @@
-"""The entry point of the command line: one verb, its exit status, and the line of an error.
+"""The entry point of the command line: runs one verb, reports errors, returns the exit status.
 
-Imports nothing heavy: each verb's module is imported when the verb runs.
+It imports nothing heavy: each verb's module is imported when the verb runs.
 """
 
 import argparse
@@ -15,19 +15,21 @@ from pipeline.cli.verbs import FAILED
 
 BAD_INPUT, INTERRUPTED = 2, 130
 LIGHT = ("config", "inspect", "verify")
-"""Verbs that start no engine."""
+"""The verbs that start no engine."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; returns the exit status.
-
-    0: the work is done. 1: it could not be done, or a defect of ours. 2: the input is at fault, in
-    one line saying what and how to mend it. 129, 130, 143: ended by SIGHUP, SIGINT (Ctrl-C),
-    SIGTERM. 128 + n: killed by signal n, or crashed.
+    """Run one verb.
 
     Args:
-        argv: the arguments; None takes the process's own. The verbs that start engines then run in
-            a child process (`pipeline.runs.watcher`).
+        argv: The arguments. None takes the arguments of the process. Then the verbs that start
+            engines run in a child process (`pipeline.runs.watcher`).
+
+    Returns:
+        The exit status. 0: the work is done. 1: it could not be done, or this program has a defect.
+        2: the input is wrong; one line says what is wrong and how to mend it. 129, 130 and 143: the
+        verb was ended by SIGHUP, SIGINT (Ctrl-C) or SIGTERM. 128 + n: it was killed by signal n, or
+        crashed.
     """
     args = parse(argv)
     if argv is None and args.verb not in LIGHT:
@@ -43,7 +45,7 @@ def _run(args: argparse.Namespace) -> int:
         with sigterm_raises():
             return verb(args)
     except Terminated as end:
-        with contextlib.suppress(OSError):  # the terminal may be what went away
+        with contextlib.suppress(OSError):  # the terminal itself may be gone
             print(f"perceiver {args.verb}: terminated ({end.name})", file=sys.stderr)
         return 128 + end.number
     except KeyboardInterrupt:
@@ -73,7 +75,7 @@ def _explain(error: Exception, args: argparse.Namespace) -> int:
 
 
 def _foreign(error: Exception) -> str:
-    """One line for an error that is none of ours: what the machine or a server did, or a defect."""
+    """Describe in one line an error that is not ours: of the machine or a server, or a defect."""
     from cluster.ray_failures import read_failure, root_error
     from shards.redaction import shortened
 

@@ -15,9 +15,10 @@ DEFAULT_OUTPUT = "runs"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """A command line's arguments; one that cannot be read ends the process with status 2.
+    """Parse a command line. If it is wrong, the process ends with status 2.
 
-    Among them are `verb`, its name, and `run`, which does it.
+    Returns:
+        The arguments. `verb` is the name of the verb, and `run` the function that runs it.
     """
     parser = RedactedParser(
         prog="perceiver",
@@ -50,7 +51,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 Add = Callable[[str, Callable[..., int] | None, str], argparse.ArgumentParser]
-"""Adds a verb: its name, what runs it, its help."""
+"""Adds a verb with its name, the function that runs it, and its help."""
 
 
 def _add_stages(add: Add) -> None:
@@ -143,7 +144,7 @@ def _add_tracking(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_bench(verb: argparse.ArgumentParser) -> None:
-    """Add the subjects of the benchmarks, which a checkout has and an installation lacks."""
+    """Add the subjects of the benchmarks. A checkout has them, and an installation does not."""
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "benchmarks" / "cli.py").is_file() and str(checkout) not in sys.path:
         sys.path.append(str(checkout))

@@ -1,4 +1,4 @@
-"""What the decoders' sandbox holds on this machine, for `perceiver config`."""
+"""Reports the protections of the decoders' sandbox on this machine, for `perceiver config`."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from pipeline.media.sandbox.sandbox import SandboxError, protections
 
 
 def sandbox_here() -> dict[str, Any]:
-    """What holds on this machine, as JSON.
+    """Return the state of the sandbox on this machine, as JSON.
 
     Returns:
-        `held`, the layers of each protection that has some; `missing`, the reason for each that
-        has none; or `error`, why no child starts.
+        `held`, the layers of each protection that has some, and `missing`, the reason for each that
+        has none; or `error`, the reason why the sandbox does not start.
     """
     try:
         found = protections()
@@ -21,7 +21,7 @@ def sandbox_here() -> dict[str, Any]:
 
 
 def as_comments(here: dict[str, Any]) -> str:
-    """The same as comments of YAML, so that what is printed stays a configuration."""
+    """Return the same as YAML comments, so that the printed text is still a configuration."""
     lines = ["the sandbox of decoders on this machine:"]
     lines += [f"  {name}: {', '.join(layers)}" for name, layers in here.get("held", {}).items()]
     lines += [f"  {name}: NOT HELD ({why})" for name, why in here.get("missing", {}).items()]

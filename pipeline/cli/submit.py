@@ -1,4 +1,4 @@
-"""`perceiver submit`: a verb as a Ray job."""
+"""`perceiver submit` runs a verb as a Ray job."""
 
 import argparse
 import tempfile
@@ -27,24 +27,25 @@ def submit(
     address: str,
     wait: bool,
 ) -> dict[str, Any]:
-    """Submit `python -m pipeline VERB …` to a running cluster and follow its log.
+    """Submit `python -m pipeline VERB …` to a running cluster, and follow its log.
 
-    The job is sent the resolved configuration and nothing else. Relative paths are made absolute on
-    this machine; every machine of the cluster must see these folders, and have this environment's
+    Only the resolved configuration is sent with the job. Relative paths become absolute on this
+    machine. Every machine of the cluster must see these folders, and must have this environment's
     Python at the same path.
 
     Args:
-        command: the verb and its arguments.
-        parse: reads a command line of `perceiver`.
-        address: of the cluster's dashboard, `http://host:port`.
-        wait: follow the log to the end.
+        command: The verb and its arguments.
+        console: The console that shows the log.
+        parse: The function that parses a command line of `perceiver`.
+        address: The address of the cluster's dashboard, `http://host:port`.
+        wait: Whether to follow the log to the end.
 
     Returns:
         `job_id` and `status`.
 
     Raises:
-        UserError: no such verb, or its configuration is wrong; found before anything is sent.
-        ClusterError: no cluster answers, or it refuses the job.
+        UserError: There is no such verb, or its configuration is wrong. Nothing was sent.
+        ClusterError: No cluster answers, or it refuses the job.
     """
     if command[0] not in VERBS:
         raise UserError(f"{command[0]}: not a verb for a job; one of {', '.join(VERBS)}")
@@ -54,7 +55,7 @@ def submit(
         if "overrides" in args:
             args = _with_resolved_config(args, Path(folder))
         return run_job(
-            # -P: where the job starts, a folder may have the name of a package.
+            # -P: the job's working directory may hold a folder with the name of a package.
             ["-P", "-m", "pipeline", *spelled(args)],
             address=address,
             working_dir=Path(folder),
@@ -65,9 +66,9 @@ def submit(
 
 
 def _with_resolved_config(args: argparse.Namespace, folder: Path) -> argparse.Namespace:
-    """The same command line with its configuration resolved and written into `folder`.
+    """Return the same command line with its configuration resolved and written into `folder`.
 
-    The file keeps its name, which errors begin with.
+    The file keeps its name, because errors begin with it.
     """
     config = load_config(args.config, args.overrides)
     tree = config.tree()

@@ -1,6 +1,6 @@
-"""What each verb of the command line does with its arguments; each returns its exit status.
+"""The functions that run the verbs of the command line. Each returns its exit status.
 
-Imports nothing heavy: each verb's module is imported when the verb runs.
+This module imports nothing heavy: each verb's module is imported when the verb runs.
 """
 
 import argparse
@@ -18,10 +18,17 @@ OK, FAILED = 0, 1
 
 @contextlib.contextmanager
 def open_console(args: argparse.Namespace, config: "Config | None" = None) -> Iterator["Console"]:
-    """The person's console, with everything else in a log file.
+    """Open the person's console. All other output goes to a log file.
 
-    The log lies in the run folder, or, without a configuration, in a temporary file that goes
-    unless there was an unexpected error.
+    The log file lies in the run folder. Without a configuration it is a temporary file, which is
+    removed unless an unexpected error occurs.
+
+    Args:
+        args: The arguments of the verb.
+        config: The configuration, if the verb has one.
+
+    Raises:
+        UserError: The folder of the log cannot be made.
     """
     from pipeline.errors import UserError
     from pipeline.runs.console import logged
@@ -51,7 +58,7 @@ def open_console(args: argparse.Namespace, config: "Config | None" = None) -> It
 
 
 def _remove_if_alone(log: Path, folder: Path) -> None:
-    """Leave no folder behind for a run that never began."""
+    """Remove the log and its empty folders, if the run never began."""
     others = [path for path in folder.rglob("*") if path.is_file() and path.parent != log.parent]
     if others:
         return
@@ -62,6 +69,7 @@ def _remove_if_alone(log: Path, folder: Path) -> None:
 
 
 def run_config(args: argparse.Namespace) -> int:
+    """Print the resolved configuration and the state of the sandbox."""
     import yaml
 
     from pipeline.cli.sandbox_report import as_comments, sandbox_here
@@ -83,11 +91,11 @@ _STAGES = {
     "train": "pipeline.training.train",
     "tune": "pipeline.tuning.tune",
 }
-"""Modules with a function of the verb's name, and `report`."""
+"""The module of each verb. It has a function of the verb's name, and `report`."""
 
 
 def run_stage(args: argparse.Namespace) -> int:
-    """A verb that takes a configuration and `--fresh`: preprocess, train, tune."""
+    """Run a verb that takes a configuration and `--fresh`: preprocess, train or tune."""
     import importlib
 
     from pipeline.config.load import load_config
@@ -102,6 +110,7 @@ def run_stage(args: argparse.Namespace) -> int:
 
 
 def run_demo(args: argparse.Namespace) -> int:
+    """Run the whole demo."""
     from pipeline.demo.demo import demo, demo_config, report
 
     config = demo_config(args.output)
@@ -113,6 +122,7 @@ def run_demo(args: argparse.Namespace) -> int:
 
 
 def run_verify(args: argparse.Namespace) -> int:
+    """Check every byte of a shard set against its hashes. Return 1 if there are problems."""
     from pipeline.runs.strict_json import to_json
     from shards import ShardSet, verify
     from shards.redaction import redacted
@@ -131,6 +141,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 
 def run_inspect(args: argparse.Namespace) -> int:
+    """Show what a shard set holds."""
     from pipeline.preprocess.inspect_shards import inspect_shards, report
     from pipeline.runs.console import Console
 
@@ -142,6 +153,7 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 
 def run_promote(args: argparse.Namespace) -> int:
+    """Register a run's model if it beats the champion, or roll the alias back."""
     with open_console(args) as console:
         from pipeline.runs.mlflow_client import registry
 
@@ -191,6 +203,7 @@ def _rollback(args: argparse.Namespace, console: "Console") -> int:
 
 
 def run_predict(args: argparse.Namespace) -> int:
+    """Predict raw files with a registered model."""
     with open_console(args) as console:
         from pipeline.registry.predict import predict, report
         from pipeline.runs.mlflow_client import registry
@@ -210,6 +223,7 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 def run_submit(args: argparse.Namespace) -> int:
+    """Submit a verb as a Ray job. Return 1 if it failed or was stopped."""
     with open_console(args) as console:
         from pipeline.cli.submit import submit
 
@@ -225,6 +239,7 @@ def run_submit(args: argparse.Namespace) -> int:
 
 
 def run_retry_quarantine(args: argparse.Namespace) -> int:
+    """Try the quarantined sources of a shard set again."""
     with open_console(args) as console:
         from pipeline.config.overrides import places_of_overrides
         from pipeline.preprocess.preprocess import report, retry_quarantine

@@ -1,1 +1,1 @@
-"""The configuration: its sections, reading it, and the shipped YAML."""
+"""The configuration: its sections, its reader, and the shipped YAML files."""

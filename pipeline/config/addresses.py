@@ -1,6 +1,6 @@
 """Addresses: local paths with any characters, and URLs.
 
-A local path is never read as anything else: `#`, `::`, `%` and brackets are parts of names.
+In a local path `#`, `::`, `%` and brackets are ordinary characters.
 """
 
 import os
@@ -12,7 +12,7 @@ _WEB = re.compile(r"https?://", re.IGNORECASE)
 
 
 def local_path(source: str) -> str | None:
-    """The path on this machine, or None for a URL elsewhere."""
+    """Return the path on this machine, or None for a URL elsewhere."""
     for scheme in _LOCAL_SCHEMES:
         if source.lower().startswith(scheme):
             return source[len(scheme) :]
@@ -20,11 +20,11 @@ def local_path(source: str) -> str | None:
 
 
 def is_web(source: str) -> bool:
-    """Whether it is an HTTP address, which may have a query."""
+    """Return whether this is an HTTP address, which may have a query."""
     return _WEB.match(source) is not None
 
 
 def absolute_path(path: str) -> str:
-    """A local path made absolute; `~` is the home folder, `~name` a user's if there is one."""
+    """Make a local path absolute; `~` is the home folder, and `~name` an existing user's."""
     expanded = os.path.expanduser(path)  # noqa: PTH111 - pathlib fails on a name that is no user's
     return str(Path(expanded).absolute())

@@ -1,4 +1,5 @@
-"""What every section of the configuration has in common, and how two trees of values differ."""
+"""The base of all sections of the configuration, and the differences between two trees of values.
+"""
 
 from typing import Any
 
@@ -6,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class ConfigBase(BaseModel):
-    """Base of every section: frozen, strictly typed, closed to unknown keys."""
+    """The base of every section. It is frozen and strictly typed, and refuses unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
@@ -14,7 +15,7 @@ class ConfigBase(BaseModel):
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """The first three fields in which two flat trees differ, in words; None where in none."""
+    """Name the first three fields that differ between two flat trees; None if none does."""
     changed = [
         f"{field} was {then.get(field)!r}, is {now.get(field)!r}"
         for field in sorted(then.keys() | now.keys())

@@ -1,4 +1,4 @@
-"""The fields of the configuration tree and their types, found by their paths."""
+"""Finds the fields of the configuration and their types by their paths."""
 
 import dataclasses
 import types
@@ -12,7 +12,7 @@ from pipeline.config.tree import Config
 
 
 def alternatives(annotation: Any) -> list[Any]:
-    """A type's alternatives, with Annotated and None taken off."""
+    """Return the alternatives of a type, without Annotated and None."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         return alternatives(typing.get_args(annotation)[0])
@@ -22,7 +22,7 @@ def alternatives(annotation: Any) -> list[Any]:
 
 
 def fields_of(section: Any) -> dict[str, Any]:
-    """The types of a section's fields by name; empty for what is no section."""
+    """Return the types of a section's fields by name; empty if it is not a section."""
     if isinstance(section, type) and issubclass(section, BaseModel):
         return {name: field.annotation for name, field in section.model_fields.items()}
     if dataclasses.is_dataclass(section):
@@ -32,7 +32,16 @@ def fields_of(section: Any) -> dict[str, Any]:
 
 
 def step(current: Any, part: Any) -> tuple[Any, bool]:
-    """Follow one part of pydantic's location; True when the part is a field, not a union's tag."""
+    """Follow one part of a location from pydantic.
+
+    Args:
+        current: The type at the location so far.
+        part: The next part of the location.
+
+    Returns:
+        The type there, or None if unknown, and whether the part is a field. Otherwise it is the tag
+        of a union.
+    """
     for member in alternatives(current):
         fields = fields_of(member)
         if part in fields:
@@ -47,13 +56,13 @@ def step(current: Any, part: Any) -> tuple[Any, bool]:
 
 
 def types_of_field(path: Sequence[str]) -> list[Any]:
-    """The types that the field at a dotted path takes, in every kind of section that has it.
+    """Return the types that a field accepts, in every kind of section that has it.
 
     Args:
-        path: the parts of the dotted path, from the root of the tree.
+        path: The parts of the field's dotted path, from the root of the tree.
 
     Returns:
-        The alternatives, `None` left out; empty where no section has such a field.
+        The alternatives without `None`; empty if no section has such a field.
     """
     current: list[Any] = [Config]
     for part in path:
@@ -75,11 +84,11 @@ def _types_at(location: tuple[Any, ...]) -> list[Any]:
 
 
 def field_names_at(location: tuple[Any, ...]) -> list[str]:
-    """The names of the fields of the section at a location of pydantic's."""
+    """Return the names of the fields of the section at a location from pydantic."""
     return [name for member in _types_at(location) for name in fields_of(member)]
 
 
 def kinds_at(location: tuple[Any, ...]) -> list[str]:
-    """The kinds of section that a location of pydantic's may hold."""
+    """Return the kinds of section that are allowed at a location from pydantic."""
     kinds = (fields_of(member).get("kind") for member in _types_at(location))
     return [name for kind in kinds for name in typing.get_args(kind)]

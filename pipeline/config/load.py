@@ -21,12 +21,12 @@ from pipeline.config.tree import Config
 from pipeline.config.yaml_reader import read_yaml
 from pipeline.errors import UserError
 
-# What a study may not search: it would need other shards, or is no property of the model.
+# A study may search only these. Other fields need other shards, or do not describe the model.
 SEARCHABLE = ("model.encoder.", "training.")
 
 
 def shipped_configs() -> list[str]:
-    """Names of the configurations that come with the package."""
+    """Return the names of the configurations that come with the package."""
     names = [Path(entry.name) for entry in _shipped().iterdir()]
     return sorted(name.stem for name in names if name.suffix == ".yaml")
 
@@ -39,30 +39,38 @@ def load_config(source: str, overrides: typing.Sequence[str] = ()) -> Config:
     """Read a configuration.
 
     Args:
-        source: path of a YAML file, or the name of a shipped configuration.
-        overrides: `section.field=value`, as `read_override`
-            reads them; the last one wins.
+        source: The path of a YAML file, or the name of a shipped configuration.
+        overrides: Texts such as `section.field=value`, as `read_override` reads them. The last one
+            of a field wins.
 
     Raises:
-        UserError: no such file, not YAML, an unknown key, a wrong type, or an impossible
-            combination; the text has one line for each, with the key's path.
+        UserError: There is no such file, it is not YAML, a key is unknown, a type is wrong, or
+            fields do not fit together. The text has one line for each fault, with the key's path.
     """
     tree = _read(source)
     for override in overrides:
         path, value = read_override(override)
         _set(tree, path, value)
     config = validate(tree, source)
-    # Once, at the edge: other machines' workers have environments of their own.
+    # The URI is resolved here, because workers on other machines have other environments.
     uri = named_tracking_uri(config.tracking.uri)
     tracking = config.tracking.model_copy(update={"uri": uri})
     return config.model_copy(update={"tracking": tracking})
 
 
 def validate(tree: dict[str, Any], source: str) -> Config:
-    """Validate a tree of plain values; `source` names it in errors."""
+    """Validate a tree of plain values.
+
+    Args:
+        tree: The sections of the configuration.
+        source: The name of the configuration, for errors.
+
+    Raises:
+        UserError: The tree is not a configuration. The text has one line for each fault.
+    """
     try:
         text = json.dumps(tree, default=str)
-    except ValueError as error:  # an anchor within itself
+    except ValueError as error:  # a YAML anchor that contains itself
         raise UserError(f"{source}: {error}") from None
     try:
         config = Config.model_validate_json(text, strict=True)
@@ -75,10 +83,10 @@ def validate(tree: dict[str, Any], source: str) -> Config:
 
 
 def with_values(config: Config, values: dict[str, Any]) -> Config:
-    """The same configuration with some dotted fields changed.
+    """Return the same configuration with some dotted fields changed.
 
     Raises:
-        UserError: a value is not allowed there.
+        UserError: A value is not allowed.
     """
     tree = config.tree()
     for path, value in values.items():
@@ -110,7 +118,7 @@ def _read(source: str) -> dict[str, Any]:
 
 def _set(tree: dict[str, Any], path: str, value: Any) -> None:
     *sections, field = path.split(".")
-    if sections[:2] == ["study", "space"]:  # its keys are dotted paths themselves
+    if sections[:2] == ["study", "space"]:  # the keys of this section are dotted paths
         sections, field = sections[:2], path.removeprefix("study.space.")
     for section in sections:
         inner = tree.get(section)
@@ -122,13 +130,13 @@ def _set(tree: dict[str, Any], path: str, value: Any) -> None:
 
 
 def did_you_mean(given: str, allowed: typing.Iterable[str]) -> str:
-    """`did you mean 'x'?` for the nearest allowed word, or an empty text."""
+    """Return `did you mean 'x'?` for the nearest allowed word, or an empty text."""
     near = difflib.get_close_matches(given, list(allowed), n=1)
     return f"did you mean {near[0]!r}?" if near else ""
 
 
 def _lines(error: ValidationError) -> list[str]:
-    """One line for each field that is wrong: its path, what was given, what is allowed."""
+    """Return one line for each wrong field: its path, the given value, and what is allowed."""
     wrong: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
         path = ".".join(str(part) for part in _without_tags(item["loc"]))
@@ -150,7 +158,7 @@ def _allowed(error: Any) -> str:
     if kind in ("missing", "missing_argument"):
         return "is missing"
     message = error["msg"]
-    if kind == "value_error":  # from a validator of ours: drop the class that a dataclass names
+    if kind == "value_error":  # from our own validator: drop the class that a dataclass names
         return re.sub(r"\b[A-Z]\w+(Config|Input)\.", "", message.removeprefix("Value error, "))
     if kind == "union_tag_invalid":
         return f"kind is {error['ctx']['tag']!r}; must be {error['ctx']['expected_tags']}"
@@ -166,7 +174,7 @@ def _allowed(error: Any) -> str:
 
 
 def _space_hint(keys: typing.Iterable[Any]) -> str:
-    """How to write the first of the keys that YAML took a value into, or an empty text."""
+    """Say how to write the first key that YAML merged with its value, or return an empty text."""
     glued = next((key for key in map(str, keys or ()) if ":" in key), None)
     return f"write {glued.replace(':', ': ', 1)!r}, with a space after the colon" if glued else ""
 
@@ -185,12 +193,12 @@ def _without_tags(location: tuple[Any, ...]) -> list[Any]:
     return kept
 
 
-# pydantic names the alternatives of a plain union in its locations.
+# pydantic adds the alternatives of a plain union to its locations.
 _TYPE_TAGS = {"str", "float", "int", "bool", "constrained-float", "ImageFormat", "AudioFormat"}
 
 
 def _check_space(config: Config, source: str) -> None:
-    """Every searched field exists, may be searched, and takes each of its values."""
+    """Check that every searched field exists, may be searched, and accepts each of its values."""
     assert config.study is not None
     known = flatten(config.tree())
     searchable = [path for path in known if path.startswith(SEARCHABLE)]

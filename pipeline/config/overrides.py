@@ -1,4 +1,4 @@
-"""Overrides on the command line: `section.field=value`."""
+"""Overrides on the command line, such as `section.field=value`."""
 
 import json
 import typing
@@ -13,21 +13,20 @@ from pipeline.errors import UserError
 
 
 def read_override(override: str) -> tuple[str, Any]:
-    """The dotted path and the value of one override.
+    """Read the dotted path and the value of one override.
 
-    A value is YAML. A field that takes text takes the value as it stands, so that paths keep their
-    `#` and `: `, with three exceptions: `null` unsets the field, text in quotation marks is
-    without them, and what another type of the field takes (`data.validation=0.2`) is of that
-    type.
+    A value is YAML. A text field takes the value literally, so that paths keep their `#` and `: `.
+    There are three exceptions. `null` unsets the field. Quotation marks around a text are removed.
+    A value that fits another type of the field has that type, as in `data.validation=0.2`.
 
     Args:
-        override: `section.field=value`.
+        override: A text such as `section.field=value`.
 
     Returns:
         The path as given, and the value in the types of YAML.
 
     Raises:
-        UserError: there is no `=`, or the value is not YAML.
+        UserError: There is no `=`, or the value is not YAML.
     """
     path, equals, text = override.partition("=")
     if not equals or not path:
@@ -45,10 +44,10 @@ def read_override(override: str) -> tuple[str, Any]:
 
 
 def places_of_overrides(overrides: typing.Sequence[str]) -> dict[str, str]:
-    """Split to place, of overrides of `data.train`, `data.validation` and `data.test`.
+    """Return the new place of each split, from overrides of `data.train`, `validation` and `test`.
 
     Raises:
-        UserError: it is another field, or no text.
+        UserError: An override is of another field, or its value is not text.
     """
     places = {}
     for path, value in map(read_override, overrides):
@@ -61,12 +60,12 @@ def places_of_overrides(overrides: typing.Sequence[str]) -> dict[str, str]:
 
 
 def write_override(path: str, text: str) -> str:
-    """The override that gives a text field exactly this text, whatever characters it has."""
+    """Return the override that gives a text field exactly this text, whatever characters it has."""
     return f"{path}={json.dumps(text)}"
 
 
 def _takes(types: list[Any], value: Any) -> bool:
-    """Whether one of the field's types other than text is that of a value from YAML."""
+    """Return whether a value from YAML has one of the field's types other than text."""
     if isinstance(value, str):
         return False
     if isinstance(value, dict):

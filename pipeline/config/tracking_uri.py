@@ -1,8 +1,7 @@
-"""Which MLflow is meant: one rule for every verb.
+"""Decides which MLflow is used, by one rule for every verb.
 
-What the configuration (`tracking.uri`) or the command line (`--tracking-uri`) names comes
-first, then the environment variable `MLFLOW_TRACKING_URI`, then the database in the output
-folder.
+The configuration (`tracking.uri`) or the command line (`--tracking-uri`) comes first, then the
+environment variable `MLFLOW_TRACKING_URI`, then the database in the output folder.
 """
 
 import contextlib
@@ -17,13 +16,13 @@ VARIABLE = "MLFLOW_TRACKING_URI"
 
 
 def named_tracking_uri(explicit: str | None) -> str | None:
-    """The URI that was given, or that of `MLFLOW_TRACKING_URI`; None where there is neither.
+    """Return the given URI, or else `MLFLOW_TRACKING_URI`; None if neither is set.
 
-    The path of a relative SQLite database is made absolute, since Ray's workers have working
-    directories of their own.
+    The path of a relative SQLite database becomes absolute, because Ray's workers have their own
+    working directories.
 
     Args:
-        explicit: of the configuration or the command line.
+        explicit: The URI from the configuration or the command line, or None.
     """
     uri = explicit or os.environ.get(VARIABLE) or None
     return None if uri is None else absolute_uri(uri)
@@ -31,9 +30,9 @@ def named_tracking_uri(explicit: str | None) -> str | None:
 
 @contextlib.contextmanager
 def kept_variable() -> Iterator[None]:
-    """`MLFLOW_TRACKING_URI` is afterwards what it was: MLflow sets it to what it is told.
+    """Restore `MLFLOW_TRACKING_URI` afterwards, because MLflow sets it to the URI that it is given.
 
-    The next configuration that this process reads would take that for the user's wish.
+    Otherwise the next configuration that this process reads would take that for the user's choice.
     """
     before = os.environ.get(VARIABLE)
     try:
@@ -45,15 +44,15 @@ def kept_variable() -> Iterator[None]:
 
 
 def default_tracking_uri(output: str) -> str:
-    """SQLite in the output folder."""
+    """Return the URI of the SQLite database in the output folder."""
     return sqlite_uri(Path(absolute(output)) / "mlflow.db")
 
 
 def tracking_uri(explicit: str | None, output: str) -> str:
-    """The URI by the rule of this module.
+    """Return the URI by the rule of this module.
 
     Args:
-        explicit: of the configuration or the command line.
-        output: the output folder.
+        explicit: The URI from the configuration or the command line, or None.
+        output: The output folder.
     """
     return named_tracking_uri(explicit) or default_tracking_uri(output)

@@ -1,4 +1,4 @@
-"""The YAML of configurations: safe, strict about keys, with numbers as YAML 1.2 writes them."""
+"""Reads the YAML of configurations safely, with strict keys and the numbers of YAML 1.2."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads `1e-3` as a number (YAML 1.2) and refuses a key given twice."""
+    """A safe loader that reads `1e-3` as a number (YAML 1.2) and refuses duplicate keys."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -33,11 +33,19 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(text: str) -> Any:
-    """The value of one YAML document. Raises yaml.YAMLError."""
+    """Return the value of one YAML document.
+
+    Raises:
+        yaml.YAMLError: The text is not YAML.
+    """
     return yaml.load(text, Loader=_Loader)
 
 
 def is_quoted(text: str) -> bool:
-    """Whether a YAML document is one scalar in quotation marks. Raises yaml.YAMLError."""
+    """Return whether a YAML document is one scalar in quotation marks.
+
+    Raises:
+        yaml.YAMLError: The text is not YAML.
+    """
     node = yaml.compose(text, Loader=_Loader)
     return isinstance(node, yaml.ScalarNode) and node.style in ("'", '"')

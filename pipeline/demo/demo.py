@@ -1,4 +1,4 @@
-"""`perceiver demo`: every verb, one after the other, on real digits."""
+"""`perceiver demo` runs every verb, one after the other, on real digits."""
 
 import contextlib
 import shutil
@@ -32,20 +32,25 @@ SHOWN = 10
 
 
 def demo_config(output: str) -> Config:
-    """The shipped configuration `digits`, all of it in `output`."""
+    """Return the shipped configuration `digits`, with all of its paths in `output`."""
     raw = Path(output) / "digits" / "raw"
     return load_config("digits", [f"output={output}", f"data.train={raw / 'train'}"])
 
 
 def demo(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
-    """PNG files → shards → a training → a study → the registry → predictions on unseen files.
+    """Turn PNG files into shards, train, search, register the best model, and predict unseen files.
 
-    Stages whose output is there and verifies are skipped.
+    Stages are skipped if their output exists and verifies.
+
+    Args:
+        config: The configuration from `demo_config`.
+        console: The console that shows the progress.
+        fresh: Whether to start again from nothing.
 
     Returns:
-        `test_accuracy`, `test_files`, `model_uri`, `shards`, `stages` (`name`,
-        `seconds` when it last ran, `skipped`), `trials` (`params`, `accuracy`,
-        `forward_flops` …), `predictions` (the first few).
+        `test_accuracy`, `test_files`, `model_uri`, `shards`, `stages` (`name`, `seconds` of its
+        last run, `skipped`), `trials` (`params`, `accuracy`, `forward_flops` …), and `predictions`
+        (the first few).
     """
     raw = config.folder / "raw"
     if fresh:
@@ -128,7 +133,7 @@ def report(result: dict[str, Any], console: Console) -> None:
 
 
 def start_again(config: Config) -> None:
-    """Remove the demo's run folder and its alias, so that nothing is left to skip or to beat."""
+    """Remove the demo's run folder and its alias, so that nothing is left to skip or beat."""
     database = sqlite_path(config.tracking_uri)
     if database is None or database.is_file():
         mlflow_client = client(config.tracking_uri)  # before anything is removed
@@ -146,7 +151,7 @@ def _recorded(
     work: Callable[[], dict[str, Any]],
     verifies: Callable[[dict[str, Any]], bool],
 ) -> dict[str, Any]:
-    """Do `work` unless its record has this fingerprint and its output verifies."""
+    """Do `work`, unless its record has this fingerprint and its output verifies."""
     record = read_run_record(config.folder, name)
     if record and record.done and record.fingerprint == fingerprint and verifies(record.result):
         return {**record.result, "seconds": record.seconds, "skipped": True}
@@ -158,13 +163,13 @@ def _recorded(
 
 
 def _is_registered(mlflow_client: Any, config: Config, made: dict[str, Any]) -> bool:
-    """Whether the alias is still this version."""
+    """Return whether the alias still points to this version."""
     version = champion_of(mlflow_client, config.registry.model_name, config.registry.alias)
     return version is not None and str(version.version) == made["version"]
 
 
 def _test(mlflow_client: Any, model_uri: str, folder: Path, console: Console) -> dict[str, Any]:
-    """Fetch the model by its alias and classify every test file; the one use of the test part."""
+    """Load the model by its alias and classify every test file, which only this stage uses."""
     answers = predict(mlflow_client, model_uri, [str(folder)], console)["predictions"]
     right = sum(answer["label"] == Path(answer["source"]).parent.name for answer in answers)
     step = max(1, len(answers) // SHOWN)

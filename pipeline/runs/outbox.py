@@ -1,13 +1,13 @@
-"""What is to be logged to MLflow: written to disk first, delivered when MLflow answers.
+"""Entries for MLflow are first written to disk, and delivered when MLflow answers.
 
-Each process that logs to a run appends to a file of its own, `RUN.WRITER.jsonl`, one entry a
-line; `RUN.WRITER.sent` beside it says how many bytes of it are delivered. A server that is slow
-or gone costs the training nothing, and what it missed is delivered later, in order, by whoever
-comes next: the same process, the driver at the end, or the next command on the same run.
+Each process that logs to a run appends to its own file, `RUN.WRITER.jsonl`, with one entry per
+line. `RUN.WRITER.sent` beside it holds the number of bytes that were delivered. So a slow or dead
+server does not delay the training. The missing entries are delivered later and in order: by the
+same process, by the driver at the end, or by the next command for the same run.
 
-Every metric carries the time at which it was logged. MLflow takes one value of a metric for a time
-and step, so an entry that is delivered twice, after a kill between the delivery and the note of it,
-is there once.
+Every metric carries the time at which it was logged. MLflow stores one value of a metric for each
+time and step. So an entry that is delivered twice, because a process was killed before it wrote
+that down, is stored once.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from pipeline.runs.strict_json import finite_items
 from shards.redaction import redacted
 
 DRIVER = "driver"
-# MLflow takes so many in one request.
+# The largest numbers that MLflow accepts in one request.
 MAX_METRICS, MAX_TAGS = 1000, 100
 PAUSE_SECONDS = 30.0
 _ENTRIES, _SENT = ".jsonl", ".sent"
@@ -40,9 +40,9 @@ class RunRef:
     """What a process needs to write to a run.
 
     Attributes:
-        tracking_uri: of MLflow.
-        run_id: of the run.
-        outbox: folder of the entries to deliver, on storage that all workers share.
+        tracking_uri: The URI of MLflow.
+        run_id: The ID of the run.
+        outbox: The folder of the entries to deliver, on storage that all workers share.
     """
 
     tracking_uri: str
@@ -54,11 +54,11 @@ class Outbox:
     """The entries of one process for one run.
 
     Args:
-        run: the run.
-        writer: names the process among those of the run.
+        run: The run.
+        writer: The name of the process, unique in the run.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: The folder cannot be written.
     """
 
     def __init__(self, run: RunRef, writer: str) -> None:
@@ -73,7 +73,7 @@ class Outbox:
             raise _unwritable(self.path, error) from None
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Add metrics of one step, logged now; what is not finite is left out."""
+        """Add the finite ones of the metrics of one step, with the current time."""
         now = int(time.time() * 1000)
         self._put({"metrics": [[name, value, now, step] for name, value in finite_items(values)]})
 
@@ -82,15 +82,15 @@ class Outbox:
         self._put({"tags": dict(values)})
 
     def artifact(self, path: Path) -> None:
-        """Add a file that stays where it is."""
+        """Add a file as an artifact. It is read when it is delivered, so it must stay."""
         self._put({"artifact": str(path.absolute())})
 
     def end(self, status: str) -> None:
-        """Add the end of the run: FINISHED, FAILED or KILLED."""
+        """Add the end of the run with its status: FINISHED, FAILED or KILLED."""
         self._put({"end": status, "time": int(time.time() * 1000)})
 
     def last_steps(self) -> dict[str, int]:
-        """The last step of each metric that was ever put into this outbox."""
+        """Return the last step of each metric that was ever added to this outbox."""
         last: dict[str, int] = {}
         for entry in _read(self.path, 0):
             for name, _, _, step in entry.get("metrics", ()):
@@ -98,7 +98,7 @@ class Outbox:
         return last
 
     def close(self) -> None:
-        """Nothing more will be added."""
+        """Close the file. Nothing may be added afterwards."""
         self._file.close()
 
     def _put(self, entry: dict[str, Any]) -> None:
@@ -110,12 +110,14 @@ class Outbox:
 
 
 def deliver(path: Path, mlflow_client: Any) -> None:
-    """Deliver what one file holds and MLflow has not got.
+    """Deliver the entries of one file that MLflow does not have yet.
 
     Args:
-        path: of the file.
-        mlflow_client: an MlflowClient; whatever it raises is passed on, and what was delivered by
-            then is noted.
+        path: The path of the file.
+        mlflow_client: An `MlflowClient`.
+
+    Raises:
+        Exception: The client failed. What was delivered before is written down.
     """
     from mlflow.entities import Metric, RunTag
 
@@ -151,12 +153,12 @@ def deliver(path: Path, mlflow_client: Any) -> None:
 
 
 def deliver_run(run: RunRef) -> str | None:
-    """Deliver all that the processes of a run have put down, the driver's entries last.
+    """Deliver all entries of a run. The driver's entries come last.
 
-    Where MLflow has just refused something, it is not asked again for a moment.
+    If MLflow has just failed, nothing is requested for `PAUSE_SECONDS`.
 
     Returns:
-        None where all is delivered; else why it is not, for a person.
+        None if everything was delivered; otherwise a sentence that says why not.
     """
     since = time.monotonic() - _refused_at.get(run.tracking_uri, -math.inf)
     if since < PAUSE_SECONDS:
@@ -165,9 +167,12 @@ def deliver_run(run: RunRef) -> str | None:
 
 
 def deliver_folder(tracking_uri: str, folder: Path) -> str | None:
-    """Deliver what is left of all runs, which must have ended; returns as `deliver_run`.
+    """Deliver the remaining entries of all runs in a folder. The runs must have ended.
 
-    The folder is gone afterwards, where all is delivered.
+    If everything was delivered, the folder is removed.
+
+    Returns:
+        The same as `deliver_run`.
     """
     paths = _files(folder, "*")
     left = deliver_files(tracking_uri, paths)
@@ -175,13 +180,17 @@ def deliver_folder(tracking_uri: str, folder: Path) -> str | None:
         for path in (*paths, *(path.with_suffix(_SENT) for path in paths)):
             path.unlink(missing_ok=True)
         for empty in (folder, folder.parent):
-            with contextlib.suppress(OSError):  # the other verb has files there
+            with contextlib.suppress(OSError):  # the other verb may have files there
                 empty.rmdir()
     return left
 
 
 def deliver_files(tracking_uri: str, paths: list[Path]) -> str | None:
-    """Deliver what these files hold; returns as `deliver_run`."""
+    """Deliver the entries of these files.
+
+    Returns:
+        The same as `deliver_run`.
+    """
     waiting = [path for path in paths if num_waiting(path)]
     if not waiting:
         return None
@@ -190,7 +199,7 @@ def deliver_files(tracking_uri: str, paths: list[Path]) -> str | None:
     for path in waiting:
         run_id = path.name.partition(".")[0]
         if run_id in refused:
-            continue  # the end of a run comes after its metrics
+            continue  # the end of a run must come after its metrics
         try:
             deliver(path, mlflow_client)
         except Exception as error:  # stores raise many kinds
@@ -207,7 +216,7 @@ def deliver_files(tracking_uri: str, paths: list[Path]) -> str | None:
 
 
 def num_waiting(path: Path) -> int:
-    """How many entries of a file are not delivered."""
+    """Return the number of entries in a file that are not delivered."""
     return sum(1 for _ in _read(path, _sent(path)))
 
 
@@ -222,7 +231,7 @@ def _read(path: Path, start: int) -> Iterator[dict[str, Any]]:
 
 
 def _read_with_ends(path: Path, start: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """Whole entries from a byte on, each with the byte that it ends before."""
+    """Yield the complete entries from byte `start` on, each with the offset of its end."""
     with path.open("rb") as file:
         file.seek(start)
         for line in file:
@@ -232,7 +241,7 @@ def _read_with_ends(path: Path, start: int) -> Iterator[tuple[dict[str, Any], in
             try:
                 entry = json.loads(line)
             except (ValueError, RecursionError):
-                continue  # what a machine left that went down while it wrote
+                continue  # a machine that crashed while it wrote may leave such a line
             yield entry, start
 
 

@@ -1,4 +1,4 @@
-"""What each verb did last, so that work done and proven is skipped and a change is noticed."""
+"""Records of what each verb did last, to skip finished work and to notice changed settings."""
 
 import json
 import os
@@ -20,14 +20,14 @@ _MAX_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One verb's last completed (or begun) work in a run folder.
+    """The last work of one verb in a run folder, finished or only begun.
 
     Attributes:
-        name: the verb.
-        fingerprint: dotted field → value of all that determines the result.
-        result: what the verb returned, or has to find again when it goes on.
-        seconds: what it took when it last ran.
-        done: whether it finished.
+        name: The verb.
+        fingerprint: Everything that determines the result, by dotted field.
+        result: What the verb returned, or what it needs to continue.
+        seconds: The duration of its last run.
+        done: Whether it finished.
     """
 
     name: str
@@ -39,18 +39,18 @@ class RunRecord:
     def refuse_changes(
         self, fingerprint: dict[str, Any], what: str, allowed: Collection[str] = ()
     ) -> str | None:
-        """Refuse to go on with, or pass off as done, what other settings made.
+        """Refuse to continue, or to accept as done, work that was made with other settings.
 
         Args:
-            fingerprint: of what is wanted now.
-            what: names the old work in the error.
-            allowed: fields that may differ.
+            fingerprint: The fingerprint of the work that is wanted now.
+            what: The name of the old work, for the error.
+            allowed: The fields that may differ.
 
         Returns:
-            The allowed fields that differ, in words; None where none does.
+            The allowed fields that differ, in words; None if none differs.
 
         Raises:
-            UserError: names the fields that differ.
+            UserError: Other fields differ; the text names them.
         """
         then, now = self.fingerprint, fingerprint
         if changed := differences(_without(then, allowed), _without(now, allowed)):
@@ -58,21 +58,21 @@ class RunRecord:
                 f"{what} was made with other settings: {changed}. Give this one another name "
                 "(name=…), or replace the old one with --fresh"
             )
-        # An older record may lack such a field.
+        # An older record may lack an allowed field.
         known = [field for field in allowed if field in then and field in now]
         return differences({f: then[f] for f in known}, {f: now[f] for f in known})
 
 
 def recorded_folder(record: RunRecord, folder: Path, *keys: str) -> Path:
-    """The folder that a record's result names, which lies in the run's own.
+    """Return the folder that a record's result names. It must lie in the run's own folder.
 
     Args:
-        record: of a verb that is done.
-        folder: of the run.
-        keys: lead to it in the result.
+        record: The record of a verb that is done.
+        folder: The folder of the run.
+        keys: The keys that lead to the folder in the result.
 
     Raises:
-        UserError: it is not there, or names a place outside the run's folder.
+        UserError: The result names no folder, or one outside the run's folder.
     """
     value: Any = record.result
     for key in keys:
@@ -90,10 +90,16 @@ def recorded_folder(record: RunRecord, folder: Path, *keys: str) -> Path:
 
 
 def has_grown(what: str, field: str, before: int, now: int) -> bool:
-    """Whether old work is wanted with more of something than it was made with.
+    """Return whether old work is to continue with more of something than before.
+
+    Args:
+        what: The name of the old work, for the error.
+        field: The field of the configuration.
+        before: The value that the old work was made with.
+        now: The value that is wanted now.
 
     Raises:
-        UserError: it is wanted with less.
+        UserError: `now` is less than `before`.
     """
     if now < before:
         raise UserError(
@@ -105,7 +111,11 @@ def has_grown(what: str, field: str, before: int, now: int) -> bool:
 
 
 def read_run_record(folder: Path, name: str) -> RunRecord | None:
-    """The record of verb `name` in a run folder, or None."""
+    """Return the record of verb `name` in a run folder, or None if there is none.
+
+    Raises:
+        UserError: The record is damaged.
+    """
     path = _path(folder, name)
     try:
         record = RunRecord(**json.loads(read_file(path.parent, path.name, _MAX_BYTES)))
@@ -121,7 +131,7 @@ def read_run_record(folder: Path, name: str) -> RunRecord | None:
 
 
 def _fault(record: Any, name: str) -> str | None:
-    """What a record says that no verb can have written, or None."""
+    """Return what is wrong with a record that no verb can have written, or None."""
     if record.name != name:
         return "of another verb"
     if not isinstance(record.fingerprint, dict) or not isinstance(record.result, dict):
@@ -137,28 +147,28 @@ def _fault(record: Any, name: str) -> str | None:
 
 
 def write_run_record(folder: Path, record: RunRecord) -> None:
-    """Store a record, atomically."""
+    """Write a record atomically."""
     path = _path(folder, record.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(record))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, which appears whole or not at all.
+    """Write a JSON file completely or not at all.
 
     Numbers that are not finite become null, and addresses lose their secrets.
 
     Raises:
-        ShardError: the file system refuses.
+        ShardError: The file cannot be written.
     """
     replace_text(path, to_json(redacted_tree(value), indent=2, sort_keys=True) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file, which appears whole or not at all.
+    """Write a text file completely or not at all.
 
     Raises:
-        ShardError: the file system refuses.
+        ShardError: The file cannot be written.
     """
     with AtomicFile(path) as file:
         file.write(text.encode())

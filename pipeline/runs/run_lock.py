@@ -1,4 +1,4 @@
-"""One command at a time in a run's folder, on this machine and on those that share the folder."""
+"""Allows one command at a time in a run's folder, also on other machines that share the folder."""
 
 import contextlib
 import errno
@@ -15,8 +15,8 @@ from pipeline.errors import UserError
 from shards.errors import ShardError
 from shards.files import exclusive_lock
 
-# Processes that a killed command had started hold its lock until they notice; the command itself
-# takes a moment to end.
+# The child processes of a killed command hold its lock until they notice. The command itself
+# ends in a moment.
 PATIENCE_SECONDS, MOMENT_SECONDS = 30.0, 3.0
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -25,19 +25,20 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 def run_lock(
     path: Path, what: str, tell: Callable[[str], None], *, patient: bool = False
 ) -> Iterator[None]:
-    """Hold a lock file of a run against all other commands; it is gone afterwards.
+    """Hold a run's lock file against all other commands.
 
-    The lock is the kernel's (flock), so a killed process holds none; a network file system passes
-    it on to its server. Where a file system has no locks, a line says so and the work goes on.
+    The lock is the kernel's (flock), so a killed process does not hold it. A network file system
+    passes it on to its server. If a file system has no locks, a notice says so and the work
+    continues.
 
     Args:
-        path: of the lock file.
-        what: what is locked, for errors.
-        tell: takes that line.
-        patient: wait for a moment even where the holder is still there.
+        path: The path of the lock file, which is removed afterwards.
+        what: What is locked, for errors.
+        tell: The function that shows the notice.
+        patient: Whether to wait up to `PATIENCE_SECONDS` for another command that is still alive.
 
     Raises:
-        UserError: another command holds it; the text names its process and machine.
+        UserError: Another command holds the lock; the text names its process and machine.
     """
     with contextlib.ExitStack() as stack:
         started = time.monotonic()
@@ -81,7 +82,7 @@ def _holder(path: Path) -> tuple[int, str] | None:
 
 
 def _is_gone(holder: tuple[int, str] | None) -> bool:
-    """Whether the process that took the lock has ended, so that the lock is soon free."""
+    """Return whether the process that took the lock has ended; then the lock is soon free."""
     if holder is None or holder[1] != socket.gethostname():
         return False
     try:

@@ -1,4 +1,4 @@
-"""Logging from a training's processes to MLflow, without waiting for it."""
+"""Logs from the processes of a training to MLflow, without waiting for it."""
 
 import threading
 from typing import Any
@@ -8,21 +8,22 @@ from pipeline.runs.outbox import Outbox, RunRef, deliver
 from shards.redaction import redacted
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
-# A request takes at most three tries of 20 s (pipeline.runs.mlflow_client.new_client).
+# A request takes at most three attempts of 20 s each (pipeline.runs.mlflow_client.new_client).
 CLOSE_SECONDS = 75.0
 
 
 class RunLogger:
-    """Writes metrics to a run; for one process of a training.
+    """Writes the metrics of one process of a training to a run.
 
-    What is logged goes to an outbox on disk; a thread delivers it. Where MLflow does not answer,
-    the thread tries again, and what is left at the end is the driver's to deliver.
+    Metrics go to an outbox on disk, and a thread delivers them. If MLflow does not answer, the
+    thread tries again. The driver delivers what is left at the end.
 
     Args:
-        run: the run, or None to write nothing.
-        system_metrics_seconds: log this machine's CPU, memory and GPU use so often; None: not.
-        node: names the machine in those.
-        writes_metrics: whether this process writes training metrics.
+        run: The run, or None to write nothing.
+        system_metrics_seconds: The interval at which the CPU, memory and GPU use of this machine is
+            logged; None turns this off.
+        node: The number of the machine, in the names of those metrics.
+        writes_metrics: Whether this process writes training metrics.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class RunLogger:
             )
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Log metrics of one step; of a step that was logged before a restart, nothing."""
+        """Log the metrics of one step. Steps that were logged before a restart are skipped."""
         if self._outbox is None:
             return
         new = {name: v for name, v in metrics.items() if step > self._last_steps.get(name, -1)}
@@ -66,11 +67,11 @@ class RunLogger:
             self._couriers[0].wake()
 
     def news(self) -> list[str]:
-        """Lines for the person about MLflow that were not given before."""
+        """Return new notices about MLflow for the person."""
         return self._couriers[0].news() if self._couriers else []
 
     def close(self) -> None:
-        """Stop watching the machine, and deliver what can be delivered at once."""
+        """Stop measuring the machine, and deliver what can be delivered at once."""
         if self._machine is not None:
             self._machine.close()
         for courier in self._couriers:
@@ -84,7 +85,7 @@ class _Courier:
         self._run, self._outbox = run, outbox
         self._news: list[str] = []
         self._refused = False
-        # Imported here: the thread would do so while this process forks its loader's workers.
+        # Imported here: the thread would import it while this process forks its loader's workers.
         import mlflow.tracking  # noqa: F401
 
         self._wake, self._stop = threading.Event(), threading.Event()
@@ -92,16 +93,16 @@ class _Courier:
         self._thread.start()
 
     def wake(self) -> None:
-        """There is something to deliver."""
+        """Report that there is something to deliver."""
         self._wake.set()
 
     def news(self) -> list[str]:
-        """What happened since the last call."""
+        """Return what has happened since the last call."""
         news, self._news = self._news, []
         return news
 
     def close(self) -> None:
-        """End the thread; it delivers what is left, unless MLflow did not answer before."""
+        """End the thread. It delivers what is left, unless MLflow did not answer before."""
         self._stop.set()
         self._wake.set()
         self._thread.join(CLOSE_SECONDS)
@@ -148,9 +149,9 @@ class _Courier:
 
 
 class _MachineMetrics:
-    """MLflow's own measurements of this machine, put into an outbox at intervals.
+    """Adds MLflow's own measurements of this machine to an outbox at intervals.
 
-    MLflow's monitor would end for good at the first request that its server does not answer.
+    MLflow's own monitor would end at the first request that its server does not answer.
     """
 
     def __init__(
@@ -171,7 +172,7 @@ class _MachineMetrics:
         self._thread.start()
 
     def close(self) -> None:
-        """End, with what was measured since the last interval."""
+        """End, and add what was measured since the last interval."""
         self._stop.set()
         self._thread.join()
         self._monitor.collect_metrics()

@@ -1,4 +1,4 @@
-"""JSON as RFC 8259 has it: no `NaN`, no `Infinity`."""
+"""JSON as RFC 8259 defines it: without `NaN` and `Infinity`."""
 
 import json
 import math
@@ -7,22 +7,22 @@ from typing import Any
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """The JSON text of plain values; a number that is not finite becomes `null`.
+    """Return the JSON text of plain values. A number that is not finite becomes `null`.
 
     Args:
-        value: dictionaries, lists, tuples, texts, numbers, booleans and None.
-        options: of `json.dumps`.
+        value: Dictionaries, lists, tuples, texts, numbers, booleans and None.
+        options: The options of `json.dumps`.
     """
     return json.dumps(without_nan(value), allow_nan=False, **options)
 
 
 def finite_items(values: Mapping[str, float]) -> list[tuple[str, float]]:
-    """The items whose value is finite."""
+    """Return the items whose value is finite."""
     return [(name, float(value)) for name, value in values.items() if math.isfinite(value)]
 
 
 def without_nan(value: Any) -> Any:
-    """The same value with None in place of every NaN and infinity."""
+    """Return the same value with None instead of every NaN and infinity."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

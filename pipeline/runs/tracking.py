@@ -1,6 +1,6 @@
-"""MLflow runs: opened by the driver, written to by the workers, closed with the status they had.
+"""MLflow runs. The driver opens and closes them, and the workers write to them.
 
-Only opening a run waits for MLflow; all that follows goes through `pipeline.runs.outbox`.
+Only opening a run waits for MLflow. Everything else goes through `pipeline.runs.outbox`.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ def _experiment(mlflow_client: Any, config: Config) -> str:
         if found.lifecycle_stage == "deleted":
             mlflow_client.restore_experiment(found.experiment_id)
         return found.experiment_id
-    # A database says nothing of where artifacts go; MLflow would take the working directory.
+    # Without a location MLflow would put a database's artifacts into the working directory.
     location = None
     if (database := sqlite_path(config.tracking_uri)) is not None:
         location = (database.parent / "mlartifacts" / name).as_uri()
@@ -50,20 +50,27 @@ def open_run(
     run_id: str | None = None,
     params: dict[str, Any] | None = None,
 ) -> Iterator[RunRef]:
-    """One MLflow run around a piece of work, FINISHED, FAILED or KILLED as the work ended.
+    """Open an MLflow run for some work, and close it FINISHED, FAILED or KILLED, as the work ended.
 
     Args:
-        kind: "train" or "study"; a tag, and part of the run's name.
-        shard_set: logged as the run's dataset.
-        run_id: an earlier run of the same work, to go on with.
-        params: logged instead of the whole configuration.
+        config: The configuration of the run.
+        kind: "train" or "study". It becomes a tag and part of the run's name.
+        shard_set: The shard set, logged as the run's dataset.
+        run_id: The ID of an earlier run of the same work, to continue it.
+        params: The parameters to log instead of the whole configuration.
+
+    Yields:
+        The run.
+
+    Raises:
+        UserError: MLflow does not answer.
     """
     run = begin_run(config, kind=kind, shard_set=shard_set, run_id=run_id, params=params)
     try:
         yield run
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        with contextlib.suppress(UserError):  # what ended the work says more than a full disk
+        with contextlib.suppress(UserError):  # the work's own error says more than a full disk
             end_run(run, status)
         raise
     end_run(run, "FINISHED")
@@ -79,15 +86,19 @@ def begin_run(
     tags: dict[str, str] | None = None,
     params: dict[str, Any] | None = None,
 ) -> RunRef:
-    """Begin an MLflow run, or go on with an earlier one; it is RUNNING until it is terminated.
+    """Begin an MLflow run, or continue an earlier one. It is RUNNING until `end_run`.
 
     Args:
-        kind: "train", "study" or "trial"; a tag, and part of the run's name.
-        shard_set: logged as the run's dataset.
-        run_id: an earlier run of the same work, to go on with.
-        parent_run_id: makes it a nested child.
-        tags: for a new run; None names the source and the user of this process.
-        params: logged instead of the whole configuration.
+        config: The configuration of the run.
+        kind: "train", "study" or "trial". It becomes a tag and part of the run's name.
+        shard_set: The shard set, logged as the run's dataset.
+        run_id: The ID of an earlier run of the same work, to continue it.
+        parent_run_id: The ID of a parent run, to make this one its nested child.
+        tags: The tags of a new run; None names the source and the user of this process.
+        params: The parameters to log instead of the whole configuration.
+
+    Raises:
+        UserError: MLflow does not answer.
     """
     mlflow_client = client(config.tracking_uri)
     with answering(config.tracking_uri):
@@ -95,10 +106,10 @@ def begin_run(
             tags = source_tags() if tags is None else tags
             run_id = _create(mlflow_client, config, kind, shard_set, parent_run_id, params, tags)
         else:
-            # The end of an earlier launch may be among it.
+            # The outbox may hold the end of an earlier launch, so it is delivered first.
             deliver_run(run_ref(config, kind, run_id))
             mlflow_client.update_run(run_id, status="RUNNING")
-            # What may have changed, such as more epochs; parameters of MLflow cannot.
+            # Fields such as the epochs may have changed. MLflow's parameters cannot, but files can.
             _log_config(mlflow_client, run_id, config)
     return run_ref(config, kind, run_id)
 
@@ -110,7 +121,7 @@ def log_to_run(
     tags: Mapping[str, str] | None = None,
     artifacts: Iterable[Path] = (),
 ) -> None:
-    """Log from the driver; what MLflow does not take now is kept for `undelivered`."""
+    """Log from the driver. What MLflow does not accept now is kept for `undelivered`."""
     with contextlib.closing(Outbox(run, DRIVER)) as outbox:
         if metrics:
             outbox.metrics(metrics, step=0)
@@ -122,22 +133,24 @@ def log_to_run(
 
 
 def end_run(run: RunRef, status: str) -> None:
-    """End a run FINISHED, FAILED or KILLED; kept like `log_to_run` where that must wait."""
+    """End a run FINISHED, FAILED or KILLED, now or when `undelivered` can deliver this."""
     with contextlib.closing(Outbox(run, DRIVER)) as outbox:
         outbox.end(status)
     deliver_run(run)
 
 
 def undelivered(config: Config, kind: Kind) -> str | None:
-    """Deliver what is left of all runs of a verb; None where nothing is left after that.
+    """Deliver the remaining entries of all runs of a verb.
 
-    Otherwise a line for the person: how much is left, why, and where it is kept.
+    Returns:
+        None if everything was delivered; otherwise a line for the person that says how many entries
+        are left, why, and where they are kept.
     """
     return deliver_folder(config.tracking_uri, _outbox(config, kind))
 
 
 def run_ref(config: Config, kind: Kind, run_id: str) -> RunRef:
-    """What a process needs to write to a run of this configuration."""
+    """Return what a process needs to write to a run of this configuration."""
     return RunRef(config.tracking_uri, run_id, str(_outbox(config, kind)))
 
 
@@ -146,14 +159,14 @@ def _outbox(config: Config, kind: Kind) -> Path:
 
 
 def source_tags() -> dict[str, str]:
-    """The tags by which MLflow's fluent API names what started a run, and who."""
+    """Return the tags that say what started a run and who, as MLflow's fluent API sets them."""
     from mlflow.tracking.context.registry import resolve_tags
 
     return dict(resolve_tags())
 
 
 def child_run(parent: RunRef, tags: dict[str, str]) -> str | None:
-    """The newest nested run of a parent that has these tags, or None."""
+    """Return the ID of the newest nested run of a parent with these tags, or None."""
     mlflow_client = client(parent.tracking_uri)
     wanted = {"mlflow.parentRunId": parent.run_id, **tags}
     wish = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items())
@@ -199,7 +212,7 @@ def _create(
         tags=tags,
     )
     run_id = run.info.run_id
-    # No secret of an address is stored: who needs one again gives it again.
+    # No secret of an address is stored. Whoever needs one again must provide it again.
     tree = redacted_tree(config.tree())
     values = flatten(tree) if params is None else redacted_tree(params)
     entries = [Param(key, str(value)[:MAX_PARAM_LENGTH]) for key, value in values.items()]
@@ -207,7 +220,7 @@ def _create(
         mlflow_client.log_batch(run_id, params=entries[start : start + 100])
     dataset = Dataset(
         name=f"{config.name}-shards",
-        digest=shard_set.digest[:36],  # MLflow's limit; the whole digest is in the source
+        digest=shard_set.digest[:36],  # MLflow's limit; the source holds the whole digest
         source_type="perceiver-shards",
         source=json.dumps({"uri": redacted_tree(config.shards_folder), "digest": shard_set.digest}),
         profile=str(shard_set.manifest.counts),
@@ -224,10 +237,10 @@ def _log_config(mlflow_client: Any, run_id: str, config: Config) -> None:
 
 
 def run_config(mlflow_client: Any, run_id: str) -> Config:
-    """The configuration that a run was made with.
+    """Return the configuration that a run was made with.
 
     Raises:
-        UserError: the run does not exist or is none of ours.
+        UserError: The run does not exist, or this pipeline did not make it.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -238,7 +251,7 @@ def run_config(mlflow_client: Any, run_id: str) -> Config:
         try:
             run = mlflow_client.get_run(run_id)
         except MlflowException as error:
-            # The second: what is asked for can be no run's name.
+            # INVALID_PARAMETER_VALUE means that the text cannot be a run's ID.
             if not is_missing(error) and error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
             raise UserError(f"{run_id}: MLflow has no such run") from None

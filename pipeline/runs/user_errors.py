@@ -1,4 +1,4 @@
-"""Finding what really happened under the layers that Ray wraps around an exception."""
+"""Finds the real error under the layers that Ray wraps around an exception."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ EXPECTED = (UserError, GateRefusedError, ShardError, ClusterError)
 
 
 def find_user_error(error: BaseException) -> Exception | None:
-    """The innermost error that a user can mend, or None if there is none beneath `error`."""
+    """Return the innermost error that a user can mend, or None if `error` contains none."""
     seen: set[int] = set()
     queue: list[BaseException | None] = [error]
     found: Exception | None = None
@@ -31,8 +31,8 @@ def find_user_error(error: BaseException) -> Exception | None:
 
 
 def _of_a_reader(error: Exception) -> Exception:
-    """The error itself, or that of a loader's process without the traceback that torch adds."""
-    # A ShardError has its line breaks as escapes.
+    """Return the error without the traceback that torch adds in a loader's process."""
+    # A ShardError holds line breaks as escapes.
     text = str(error).replace("\\n", "\n")
     name = f"{type(error).__module__}.{type(error).__qualname__}: "
     if not text.startswith("Caught ") or f"\n{name}" not in text:
@@ -42,7 +42,7 @@ def _of_a_reader(error: Exception) -> Exception:
 
 @contextlib.contextmanager
 def raise_user_errors() -> Iterator[None]:
-    """Raise the error a user can mend in place of what Ray made of it."""
+    """Raise the error that a user can mend instead of the exception that Ray wrapped around it."""
     try:
         yield
     except EXPECTED:

@@ -1,12 +1,12 @@
-"""A parent process that sees how a command ends, so that every end has a line.
+"""A parent process watches a command, so that every end of the command is reported in one line.
 
-Ray's native code ends its driver, without a word, when the agent or the raylet of the machine dies;
-the system kills a process that takes too much memory; native code can crash. So a verb that starts
-engines runs in a child process, which says through a pipe how it ended. Where it could not, its
-parent prints the line.
+Ray's native code ends its driver silently when the agent or raylet of the machine dies. The system
+kills a process that takes too much memory. Native code can crash. So a verb that starts engines
+runs in a child process, which reports through a pipe how it ended. If it could not, the parent
+prints the line.
 
-The child is in a process group of its own and gets each signal from its parent, once. It dies with
-its parent (Linux).
+The child has its own process group, and gets each signal once, from its parent. It dies with its
+parent (Linux only).
 """
 
 import contextlib
@@ -29,13 +29,14 @@ _pipe: int | None = None
 
 
 def watched(verb: str, work: Callable[[], int]) -> int:
-    """Run a verb in a child process; returns its exit status, in the child and in the parent.
+    """Run a verb in a child process, and return its exit status, in the child and in the parent.
 
-    Where this process has threads already, or the system cannot fork, it runs here.
+    If this process already has threads, or the system cannot fork, the verb runs here.
 
     Args:
-        verb: names it in the line.
-        work: does it, has a line of its own for every end that it sees, and returns the status.
+        verb: The name of the verb, for the line.
+        work: The function that does the work, reports every end that it sees, and returns the
+            status.
     """
     global _pipe
     if not hasattr(os, "fork") or threading.active_count() > 1:
@@ -54,7 +55,7 @@ def watched(verb: str, work: Callable[[], int]) -> int:
         _tell(f"end {status}")
         return status
     os.close(writer)
-    with contextlib.suppress(OSError):  # the child does the same; whoever comes first
+    with contextlib.suppress(OSError):  # the child does the same; either may come first
         os.setpgid(child, child)
     with _signals_passed_on(child):
         _, code = os.waitpid(child, 0)
@@ -62,7 +63,7 @@ def watched(verb: str, work: Callable[[], int]) -> int:
 
 
 def tell_log(path: Path) -> None:
-    """Name the log file to the parent, if there is one."""
+    """Report the path of the log file to the parent, if there is one."""
     _tell(f"log {path}")
 
 
@@ -75,7 +76,7 @@ def _tell(line: str) -> None:
 def _die_with(parent: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it has died in the meantime
+        if os.getppid() != parent:  # the parent has died in the meantime
             os._exit(_FAILED)
 
 
@@ -86,7 +87,7 @@ def _signals_passed_on(child: int) -> Iterator[None]:
             os.kill(child, number)
 
     def pause(number: int, _: FrameType | None) -> None:
-        """Ctrl-Z: the child's group pauses, then this process, until the shell goes on."""
+        """Handle Ctrl-Z: stop the child's group and this process until the shell continues them."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -95,7 +96,7 @@ def _signals_passed_on(child: int) -> Iterator[None]:
 
     handlers: dict[int, Any] = dict.fromkeys(_PASSED_ON, pass_on)
     handlers[signal.SIGTSTP] = pause
-    # What the caller has set to be ignored (nohup, a script's background) stays so, here as there.
+    # Signals that the caller ignores (nohup, a background script) stay ignored, also in the child.
     kept = {n: signal.getsignal(n) for n in handlers}
     set_here = [n for n, handler in kept.items() if handler is not signal.SIG_IGN]
     for number in set_here:
@@ -108,7 +109,7 @@ def _signals_passed_on(child: int) -> Iterator[None]:
 
 
 def _read(reader: int) -> list[str]:
-    """What the child has told; processes that it started may hold the pipe open for longer."""
+    """Read the child's lines without waiting: its own children may keep the pipe open longer."""
     os.set_blocking(reader, False)
     told = b""
     with contextlib.suppress(BlockingIOError):
@@ -119,12 +120,12 @@ def _read(reader: int) -> list[str]:
 
 
 def _read_end(verb: str, told: list[str], code: int) -> int:
-    """The exit status from what the child told and the system says; prints the missing line."""
+    """Return the exit status by the child's lines and the system; print a missing line."""
     ends = [int(line.removeprefix("end ")) for line in told if line.startswith("end ")]
     logs = [line.removeprefix("log ") for line in told if line.startswith("log ")]
     status = os.waitstatus_to_exitcode(code)
     if ends:
-        # A crash while the interpreter ends changes nothing: the work was done, or not, before.
+        # A crash while the interpreter shuts down does not change the result of the work.
         return ends[-1] if status < 0 else status
     if sys.stderr.isatty():
         sys.stderr.write(_SHOW_CURSOR)
