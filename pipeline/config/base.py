@@ -1,5 +1,4 @@
-"""The base of all sections of the configuration, and the differences between two trees of values.
-"""
+"""The base of all sections of the configuration, and how two trees of values differ."""
 
 from typing import Any
 
