@@ -1,7 +1,7 @@
 """The Perceiver (Jaegle et al. 2021, arXiv 2103.03206) and its descendants.
 
-Names are imported on first use, so that the configuration can be read without torch. Which names
-there are, and of which module, `__init__.pyi` says.
+Each name is imported when it is first used, so that the configuration can be read without torch.
+`__init__.pyi` lists the names and their modules.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""The public names; `perceiver_model.__getattr__` imports each on its first use."""
+"""The public names. `perceiver_model.__getattr__` imports each name when it is first used."""
 
 from perceiver_model.adapters.configs import AudioInput as AudioInput
 from perceiver_model.adapters.configs import Chunks as Chunks

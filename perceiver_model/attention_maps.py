@@ -1,6 +1,6 @@
-"""Attention maps of cross-attends: as arrays, as pictures, and how far the input decides them.
+"""The attention maps of cross-attends, their pictures, and how much they depend on the input.
 
-(Paper, section 4.1 and figure 3: maps of the latents over the pixels.)
+See the paper, section 4.1 and figure 3: maps of the latents over the pixels.
 """
 
 import math
@@ -26,21 +26,28 @@ def cross_attention_maps(
     latents: Sequence[int] | None = None,
     **keywords: Any,
 ) -> list[torch.Tensor]:
-    """The attention weights of every cross-attend that `model(*inputs, **keywords)` applies.
+    """Return the attention weights of every cross-attend that `model(*inputs, **keywords)` applies.
 
-    In the order of application, so that weights which are applied often give a map each time; a
-    decoder's, over the latents, come last. Each is `[batch, heads, queries, tokens]`, float32 on
-    the CPU, sums to 1 over the tokens that may be attended, and is 0 at the others. The model runs
-    as in evaluation and without gradients; its modes are restored.
+    The maps are in the order of application. Shared weights that are applied several times give a
+    map each time. The maps of a decoder, which are over the latents, come last. The model runs in
+    evaluation mode and without gradients; its modes are restored. Each map is computed sample by
+    sample, with the plain formula, whatever the model's attention path.
 
     Args:
-        index: the cross-attends whose maps are wanted, counted from 0 in order of application; None
-            for all. Maps are large: 512 × 50,176 numbers for one of the paper's on one image.
-        latents: the queries whose maps are wanted, in that order; None for all.
+        model: The model.
+        *inputs: The model's positional arguments.
+        index: The cross-attends whose maps are returned, counted from 0 in the order of
+            application. None means all. Maps are large: one of the paper's has 512 × 50,176 numbers
+            per image.
+        latents: The queries whose maps are returned, in this order. None means all.
+        **keywords: The model's keyword arguments.
 
-    Maps are computed sample by sample, by the plain formula whatever the model's attention path.
+    Returns:
+        One map per cross-attend, float32 `[batch, heads, queries, tokens]` on the CPU. It sums to 1
+        over the tokens that may be attended, and is 0 at the others.
 
-    Raises ValueError for a model without cross-attends, and for an index or latent out of range.
+    Raises:
+        ValueError: If the model has no cross-attends, or an index or a latent is out of range.
     """
     numbers = [index] if isinstance(index, int) else index
     maps: list[torch.Tensor] = []
@@ -74,7 +81,7 @@ def cross_attention_maps(
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and each module's own mode again afterwards."""
+    """Switch to evaluation mode, and restore the mode of each module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -91,7 +98,10 @@ def _attention_map(
     mask: torch.Tensor | None,
     latents: Sequence[int] | None,
 ) -> torch.Tensor:
-    """`[batch, heads, queries, tokens]`, of one sample after the other; mask: a causal attend's."""
+    """Return the map `[batch, heads, queries, tokens]`, computed sample by sample.
+
+    `mask` is the mask of a causal cross-attend.
+    """
     contents = queries if isinstance(queries, torch.Tensor) else queries.content
     for latent in latents or ():
         if not 0 <= latent < contents.shape[1]:
@@ -103,7 +113,7 @@ def _attention_map(
         if isinstance(attend, CrossAttend):
             weights = attend.attention_map(one_queries[:, chosen], one_inputs)
         else:
-            # Which tokens a latent sees depends on its place among all of them.
+            # The tokens that a latent sees depend on its index among all latents.
             weights = attend.attention_map(one_queries, one_inputs, _of_sample(mask, sample))
             weights = weights[:, :, chosen]
         maps.append(weights.float().cpu())
@@ -111,7 +121,7 @@ def _attention_map(
 
 
 def _of_sample(batched: Any, sample: int) -> Any:
-    """A sample of tensors `[batch or 1, …]`, or of the tuples of them that cross-attends read."""
+    """Select one sample of tensors `[batch or 1, …]`, or of the tuples that cross-attends read."""
     if batched is None:
         return None
     if isinstance(batched, torch.Tensor):
@@ -123,9 +133,10 @@ def _of_sample(batched: Any, sample: int) -> Any:
 
 
 def on_grid(maps: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
-    """`[..., tokens]` as `[..., *grid]`, the grid such as a configuration's `token_grid`.
+    """Reshape `[..., tokens]` to `[..., *grid]`, such as a configuration's `token_grid`.
 
-    Raises ValueError for a grid of another number of tokens.
+    Raises:
+        ValueError: If the grid has another number of tokens.
     """
     if maps.shape[-1] != torch.Size(grid).numel():
         raise ValueError(f"a map of {maps.shape[-1]} tokens: not of the grid {tuple(grid)}")
@@ -138,18 +149,23 @@ def overlay(
     *,
     opacity: float = 0.6,
 ) -> np.ndarray:
-    """A heat map over an image: uint8 `[height, width, 3]`.
+    """Draw an attention map as a heat map over an image.
+
+    The map is enlarged to the image bilinearly. Zero is black, the largest number of the map is the
+    brightest yellow, and the colours between them are perceptually even.
 
     Args:
-        image: `[height, width]` or `[height, width, channels]` with 1 or 3 channels, uint8 or
-            floating in [0, 1].
-        attention_map: `[rows, columns]` of any non-negative numbers, such as one latent's of
-            `on_grid`, or a mean over latents. It is enlarged to the image bilinearly; 0 is black,
-            its own largest number is the brightest yellow, and the colours between are those of
-            matplotlib's inferno.
-        opacity: of the heat map, from 0 to 1.
+        image: The image `[height, width]`, or `[height, width, channels]` with 1 or 3 channels,
+            uint8 or floating point in [0, 1].
+        attention_map: Non-negative numbers `[rows, columns]`, such as one latent's map from
+            `on_grid`, or a mean over latents.
+        opacity: The opacity of the heat map, from 0 to 1.
 
-    Raises ValueError for arrays of another shape or dtype, and for numbers out of range.
+    Returns:
+        The picture, uint8 `[height, width, 3]`.
+
+    Raises:
+        ValueError: If a shape or a dtype is wrong, or a number is out of range.
     """
     from matplotlib import colormaps
 
@@ -170,7 +186,7 @@ def overlay(
 
 
 def _as_rgb(image: np.ndarray) -> np.ndarray:
-    """Float64 `[height, width, 3]` in [0, 255]."""
+    """Return the image as float64 `[height, width, 3]` in [0, 255]."""
     by_channel = image[..., None] if image.ndim == 2 else image
     if by_channel.ndim != 3 or by_channel.shape[-1] not in (1, 3):
         raise ValueError(
@@ -189,26 +205,29 @@ def _as_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def map_divergence(maps: torch.Tensor, mask: torch.Tensor | None = None) -> float:
-    """How far attention maps depend on the input: from 0, not at all, to 1, nothing in common.
+    """Return how much attention maps depend on the input, from 0 (not at all) to 1.
 
-    The mean over heads, queries and pairs of different inputs of the batch of the Jensen-Shannon
-    divergence of the pair's maps P and Q, in bits:
+    At 1, the maps of two inputs have nothing in common. The result is the Jensen-Shannon divergence
+    between the maps P and Q of two inputs of the batch, in bits. It is averaged over heads, queries
+    and pairs of inputs:
 
         JS(P, Q) = ½ Σ_i P_i log₂(P_i / M_i) + ½ Σ_i Q_i log₂(Q_i / M_i),   M = (P + Q) / 2.
 
+    Queries without weight on the compared tokens are left out of the mean, such as those of a
+    sample whose tokens are all masked. Layer normalisation divides the positions and the content of
+    a token by one standard deviation. Even queries that look only at positions may therefore
+    diverge a little.
+
     Args:
-        maps: `[batch, heads, queries, tokens]`, such as one of `cross_attention_maps`.
-        mask: bool `[batch, tokens]`, True where a token could be attended. Each pair is then
-            compared on the tokens that both could attend, on which P and Q are made to sum to 1
-            again: maps that differ by their masks alone have divergence 0. None compares all
+        maps: The maps `[batch, heads, queries, tokens]`, such as one of `cross_attention_maps`.
+        mask: The tokens that could be attended, bool `[batch, tokens]`. Each pair is compared on
+            the tokens that both inputs could attend, and P and Q are normalised to sum to 1 there.
+            Maps that differ only by their masks therefore have divergence 0. None compares all
             tokens.
 
-    Queries without weight on the compared tokens, such as those of a sample whose tokens are all
-    masked, are left out of the mean. Layer normalisation divides a token's positions and content by
-    one standard deviation, so even queries that look at positions alone may diverge a little.
-
-    Raises ValueError for maps or a mask of another shape, fewer than two inputs, and where there is
-    nothing to compare.
+    Raises:
+        ValueError: If a shape is wrong, there are fewer than two inputs, or there is nothing to
+            compare.
     """
     if maps.ndim != 4 or maps.shape[0] < 2:
         raise ValueError(
@@ -230,7 +249,7 @@ def map_divergence(maps: torch.Tensor, mask: torch.Tensor | None = None) -> floa
         distributions = (pair / sums)[:, compared]
         mean = distributions.mean(dim=0).clamp(min=torch.finfo(pair.dtype).tiny)
         divergences = torch.special.xlogy(distributions, distributions / mean).sum(dim=-1)
-        # Rounding may leave the least negative number.
+        # Rounding may give a tiny negative number.
         total += divergences.mean(dim=0).clamp(min=0).sum(dtype=torch.float64).item()
         count += int(compared.sum())
     if count == 0:

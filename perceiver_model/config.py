@@ -1,7 +1,8 @@
-"""The parts of a Perceiver: frozen dataclasses, checked once, free of torch.
+"""The configurations of a Perceiver's parts: frozen dataclasses without torch.
 
-Every check raises a `ValueError` that names the field, its value and what is allowed. The classes
-carry `__pydantic_config__`, so that a pydantic model may nest them and refuse unknown keys.
+Each configuration is checked when it is built. A failed check raises a `ValueError` that names the
+field, its value and the allowed values. The classes carry `__pydantic_config__`, so that a pydantic
+model can contain them and still refuse unknown keys.
 """
 
 from dataclasses import dataclass
@@ -24,12 +25,12 @@ class FourierConfig:
     """Fourier position features (paper, section 3.2).
 
     Attributes:
-        kind: must be `fourier`, or be left out.
-        num_bands: frequencies for each dimension of the token grid, at least 1. Each gives a sine
-            and a cosine.
-        max_resolution: for every dimension of the token grid, the resolution whose Nyquist
-            frequency is the highest band; above 0. None takes the grid's own shape.
-        precision: the precision of the arithmetic. The port in transformers computes in float32.
+        kind: Must be `fourier`, or be left out.
+        num_bands: The number of frequencies per dimension of the token grid, at least 1. Each gives
+            a sine and a cosine.
+        max_resolution: The resolution of each dimension of the token grid, above 0. Its Nyquist
+            frequency is the highest band. None means the grid's own shape.
+        precision: The precision of the arithmetic. The port in transformers computes in float32.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -48,13 +49,13 @@ class FourierConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedPositions:
-    """One learned vector for every token, then a linear layer.
+    """One learned vector per token, followed by a linear layer.
 
     Attributes:
-        kind: must be `learned`.
-        num_channels: channels of each learned vector, at least 1.
-        projected_channels: channels that the linear layer makes of them, at least 1. None leaves
-            the layer out.
+        kind: Must be `learned`.
+        num_channels: The number of channels of each learned vector, at least 1.
+        projected_channels: The number of channels after the linear layer, at least 1. None means no
+            linear layer.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -70,43 +71,45 @@ class LearnedPositions:
 
 
 PositionConfig = FourierConfig | LearnedPositions
+"""The configuration of position features."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """The Perceiver's latents, cross-attends and latent blocks; defaults are the paper's ImageNet.
+    """The latents, cross-attends and latent blocks. The defaults are the paper's for ImageNet.
 
     Attributes:
-        num_latents: rows of the learned latent array, at least 1.
-        latent_dim: channels of each latent, at least 1 and a multiple of `num_self_heads`.
-        num_blocks: latent blocks, at least 1.
-        num_cross_attends: how often the latents read the input, at least 1. With the layout
-            `interleaved`, at most `num_blocks`.
-        num_self_attends: self-attends in each block, at least 1.
-        num_cross_heads: attention heads of each cross-attend, at least 1.
-        num_self_heads: attention heads of each self-attend, at least 1.
-        cross_channels: width of the queries and keys in a cross-attend, a multiple of
-            `num_cross_heads`. None is the input's channels, DeepMind's choice.
-        cross_value_channels: width of the values in a cross-attend, a multiple of
-            `num_cross_heads`. None is the width of its queries and keys.
-        self_channels: width of the queries and keys in a self-attend, a multiple of
-            `num_self_heads`. None is `latent_dim`.
-        self_value_channels: width of the values in a self-attend, a multiple of `num_self_heads`.
-            None is the width of its queries and keys.
-        cross_widening: hidden width of the MLP after a cross-attend, in multiples of `latent_dim`,
-            at least 1.
-        self_widening: hidden width of the MLP after a self-attend, in multiples of `latent_dim`,
-            at least 1.
-        gelu: the GELU in the MLPs. `tanh` is its approximation by tanh, DeepMind's choice; `erf`
-            is exact.
-        share_cross_attends: which cross-attends share weights. `after_first` is the paper's
-            choice: the first has its own weights, and all others share one set. `all` is one set
-            of weights, `none` is a set for each.
-        share_self_attends: whether all blocks share weights, as in the paper.
+        num_latents: The number of learned latents, at least 1.
+        latent_dim: The number of channels of each latent, at least 1 and a multiple of
+            `num_self_heads`.
+        num_blocks: The number of latent blocks, at least 1.
+        num_cross_attends: How often the latents read the input, at least 1. It is at most
+            `num_blocks` with the layout `interleaved`.
+        num_self_attends: The number of self-attends in each block, at least 1.
+        num_cross_heads: The number of attention heads of each cross-attend, at least 1.
+        num_self_heads: The number of attention heads of each self-attend, at least 1.
+        cross_channels: The width of the queries and keys of a cross-attend, a multiple of
+            `num_cross_heads`. None means the input's channels, which is DeepMind's choice.
+        cross_value_channels: The width of the values of a cross-attend, a multiple of
+            `num_cross_heads`. None means the width of its queries and keys.
+        self_channels: The width of the queries and keys of a self-attend, a multiple of
+            `num_self_heads`. None means `latent_dim`.
+        self_value_channels: The width of the values of a self-attend, a multiple of
+            `num_self_heads`. None means the width of its queries and keys.
+        cross_widening: The hidden width of the MLP after a cross-attend, in multiples of
+            `latent_dim`, at least 1.
+        self_widening: The hidden width of the MLP after a self-attend, in multiples of
+            `latent_dim`, at least 1.
+        gelu: The GELU of the MLPs. `tanh` is the approximation by tanh, which is DeepMind's choice.
+            `erf` is exact.
+        share_cross_attends: Which cross-attends share weights. `after_first` is the paper's choice:
+            the first cross-attend has its own weights, and all others share one set. `all` means
+            one set of weights. `none` means a set for each.
+        share_self_attends: Whether all blocks share weights, as in the paper.
         cross_attend_layout: `interleaved` spreads the cross-attends evenly over the blocks, with
             the first one before the first block. `first` puts them all before the first block.
-        dropout: probability of dropout after every attention and MLP, at least 0 and below 1.
-        latent_init_std: standard deviation of the truncated normal distribution from which the
+        dropout: The probability of dropout after every attention and MLP, at least 0 and below 1.
+        latent_init_std: The standard deviation of the truncated normal distribution from which the
             initial latents are drawn, above 0. The paper's 0.02 suits its scale. A small model
             breaks the symmetry of its latents sooner with a larger value.
     """
@@ -156,7 +159,7 @@ class EncoderConfig:
 
     @property
     def cross_attends_before_block(self) -> tuple[int, ...]:
-        """How many cross-attends come right before each block; sums to `num_cross_attends`."""
+        """The number of cross-attends right before each block; the sum is `num_cross_attends`."""
         if self.cross_attend_layout == "first":
             return (self.num_cross_attends,) + (0,) * (self.num_blocks - 1)
         counts = [0] * self.num_blocks
@@ -167,18 +170,18 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Perceiver IO's decoder: one cross-attend from output queries to the latents (IO, 3.2).
+    """Perceiver IO's decoder: a cross-attend from output queries to the latents (IO, section 3.2).
 
     Attributes:
-        num_heads: attention heads, at least 1.
-        qk_channels: width of the queries and keys, a multiple of `num_heads`. None is the latents'
-            channels, DeepMind's choice.
-        value_channels: width of the values, a multiple of `num_heads`. None is the width of the
-            queries and keys.
-        widening: hidden width of the MLP, in multiples of the queries' channels, at least 1.
-        query_residual: whether the queries are added to what they read.
-        gelu: the GELU in the MLP. `tanh` is its approximation by tanh, `erf` is exact.
-        dropout: probability of dropout after the attention and the MLP, at least 0 and below 1.
+        num_heads: The number of attention heads, at least 1.
+        qk_channels: The width of the queries and keys, a multiple of `num_heads`. None means the
+            latents' channels, which is DeepMind's choice.
+        value_channels: The width of the values, a multiple of `num_heads`. None means the width of
+            the queries and keys.
+        widening: The hidden width of the MLP, in multiples of the queries' channels, at least 1.
+        query_residual: Whether the output queries are added to the result of the attention.
+        gelu: The GELU of the MLP. `tanh` is the approximation by tanh. `erf` is exact.
+        dropout: The probability of dropout after the attention and the MLP, at least 0 and below 1.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA

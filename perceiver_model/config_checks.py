@@ -1,4 +1,4 @@
-"""Checks and reading shared by the configuration dataclasses."""
+"""The checks and readers that the configuration dataclasses share."""
 
 import dataclasses
 import math
@@ -8,18 +8,24 @@ from typing import Any, TypeVar
 Config = TypeVar("Config")
 
 FORBID_EXTRA: dict[str, Any] = {"extra": "forbid", "allow_inf_nan": False}
-"""`__pydantic_config__` of every configuration class: pydantic then refuses unknown keys
-and numbers that are not finite."""
+"""The `__pydantic_config__` of every configuration class.
+
+With it, pydantic refuses unknown keys and numbers that are not finite.
+"""
 
 
 def refusal(config: object, field: str, allowed: str) -> ValueError:
-    """The error for a bad field: its class, name and value, and what is allowed."""
+    """Build the error for a bad field: its class, name and value, and the allowed values."""
     value = getattr(config, field)
     return ValueError(f"{type(config).__name__}.{field} = {value!r}: must be {allowed}")
 
 
 def check_positive_integers(config: object, *fields: str) -> None:
-    """Raises ValueError unless each field is an integer of at least 1."""
+    """Check that each field is an integer of at least 1.
+
+    Raises:
+        ValueError: If one is not.
+    """
     for field in fields:
         value = getattr(config, field)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -27,7 +33,11 @@ def check_positive_integers(config: object, *fields: str) -> None:
 
 
 def check_counts(config: object, *fields: str) -> None:
-    """Raises ValueError unless each field is an integer of at least 0."""
+    """Check that each field is an integer of at least 0.
+
+    Raises:
+        ValueError: If one is not.
+    """
     for field in fields:
         value = getattr(config, field)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
@@ -35,7 +45,11 @@ def check_counts(config: object, *fields: str) -> None:
 
 
 def check_multiple(config: object, field: str, of: str) -> None:
-    """Raises ValueError unless the field is None or a positive multiple of the field `of`."""
+    """Check that a field is None or a positive multiple of the field named `of`.
+
+    Raises:
+        ValueError: If it is not.
+    """
     if getattr(config, field) is None:
         return
     check_positive_integers(config, field)
@@ -44,20 +58,32 @@ def check_multiple(config: object, field: str, of: str) -> None:
 
 
 def check_probability(config: object, field: str) -> None:
-    """Raises ValueError unless the field is a number of at least 0 and below 1."""
+    """Check that a field is a number of at least 0 and below 1.
+
+    Raises:
+        ValueError: If it is not.
+    """
     value = getattr(config, field)
     if not isinstance(value, int | float) or not 0 <= value < 1:
         raise refusal(config, field, "at least 0 and below 1")
 
 
 def check_one_of(config: object, field: str, *allowed: object) -> None:
-    """Raises ValueError unless the field is one of the allowed values."""
+    """Check that a field is one of the allowed values.
+
+    Raises:
+        ValueError: If it is not.
+    """
     if getattr(config, field) not in allowed:
         raise refusal(config, field, "one of " + ", ".join(repr(value) for value in allowed))
 
 
 def check_number(config: object, field: str, *, above: float, below: float = math.inf) -> None:
-    """Raises ValueError unless the field is a number strictly between the bounds."""
+    """Check that a field is a number strictly between the bounds.
+
+    Raises:
+        ValueError: If it is not.
+    """
     value = getattr(config, field)
     if not isinstance(value, int | float) or not above < value < below:
         raise refusal(config, field, f"a number above {above:g} and below {below:g}")
@@ -66,7 +92,11 @@ def check_number(config: object, field: str, *, above: float, below: float = mat
 def check_numbers(
     config: object, field: str, lengths: tuple[int, ...], *, above: float = -math.inf
 ) -> None:
-    """Raises ValueError unless the field is a tuple of finite numbers of one of the lengths."""
+    """Check that a field is a tuple of finite numbers above a bound, with one of the lengths.
+
+    Raises:
+        ValueError: If it is not.
+    """
     values = getattr(config, field)
     numbers = isinstance(values, tuple) and all(
         isinstance(value, int | float) and above < value < math.inf for value in values
@@ -77,7 +107,10 @@ def check_numbers(
 
 
 def write_config(config: Any) -> dict[str, Any]:
-    """A configuration dataclass and those in it as JSON's types; `read_config` undoes each."""
+    """Return a configuration dataclass, with those inside it, in JSON's types.
+
+    `read_config` reads the result of one dataclass.
+    """
     return dataclasses.asdict(
         config,
         dict_factory=lambda items: {
@@ -87,9 +120,11 @@ def write_config(config: Any) -> dict[str, Any]:
 
 
 def read_config(config_type: type[Config], values: Mapping[str, Any]) -> Config:
-    """Builds a configuration dataclass from a mapping; JSON's lists become tuples.
+    """Build a configuration dataclass from a mapping. Lists become tuples.
 
-    Raises ValueError for anything but a mapping, and for unknown or missing keys.
+    Raises:
+        ValueError: If `values` is not a mapping, a key is unknown or missing, or a value is not
+            allowed.
     """
     name = config_type.__name__
     if not isinstance(values, Mapping):
@@ -107,7 +142,11 @@ def read_config(config_type: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 def read_kind(config_types: tuple[Any, ...], values: Any) -> Any:
-    """Like `read_config`, for the one of several classes whose `kind` the mapping names."""
+    """Build the configuration whose `kind` the mapping names, as `read_config` does.
+
+    Raises:
+        ValueError: If no class has this kind, or `read_config` refuses the values.
+    """
     by_kind = {config_type.kind: config_type for config_type in config_types}
     kind = values.get("kind") if isinstance(values, Mapping) else None
     if kind not in by_kind:

@@ -1,4 +1,4 @@
-"""Reading nested configuration dataclasses from JSON, by their fields' types."""
+"""Read nested configuration dataclasses from JSON, guided by the types of their fields."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,9 +10,10 @@ Config = TypeVar("Config")
 
 
 def read_tree(config_type: type[Config], values: Mapping[str, Any]) -> Config:
-    """Builds a configuration from what `config_checks.write_config` wrote.
+    """Build a configuration from the result of `config_checks.write_config`.
 
-    Raises ValueError for unknown or missing keys and bad values, anywhere in the tree.
+    Raises:
+        ValueError: If a key is unknown or missing, or a value is not allowed, anywhere in the tree.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{config_type.__name__}: expected a mapping, got {values!r}")
@@ -27,7 +28,10 @@ def read_tree(config_type: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 def _read_part(name: str, hint: Any, value: Any) -> Any:
-    """A field's value, as the dataclass, or mapping of dataclasses, that its type asks for."""
+    """Return the value of a field as the type of the field requires.
+
+    The type is a dataclass, a mapping of dataclasses, or neither.
+    """
     if get_origin(hint) is Mapping:
         if not isinstance(value, Mapping):
             raise ValueError(f"{name}: expected a mapping, got {value!r}")

@@ -1,14 +1,14 @@
-"""Buffers that stay float32 when the module around them is cast."""
+"""Constants that stay float32 when their module is cast."""
 
 import torch
 from torch import nn
 
 
 class Float32Constant(nn.Module):
-    """A float32 constant that follows its module's device but not its dtype.
+    """A float32 constant that follows the device of its module, but not its dtype.
 
-    `module.bfloat16()`, which DeepSpeed calls, rounds every floating buffer; so the constant is
-    kept as its bits, in an integer buffer. It is not part of the state dict.
+    `module.bfloat16()`, which DeepSpeed calls, rounds every floating-point buffer. The constant is
+    therefore stored as its bits in an integer buffer. It is not part of the state dict.
     """
 
     bits: torch.Tensor
@@ -18,5 +18,5 @@ class Float32Constant(nn.Module):
         self.register_buffer("bits", values.float().view(torch.int32), persistent=False)
 
     def forward(self) -> torch.Tensor:
-        """The constant: float32, in the shape it was given."""
+        """Return the constant in float32, with its original shape."""
         return self.bits.view(torch.float32)

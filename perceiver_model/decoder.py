@@ -12,13 +12,14 @@ from perceiver_model.config import DecoderConfig
 
 
 class PerceiverDecoder(nn.Module):
-    """One cross-attend from output queries to the latents, then a linear layer.
+    """One cross-attend from output queries to the latents, followed by a linear layer.
 
     Args:
-        query_channels: channels of the output queries.
-        latent_dim: channels of the latents.
-        output_channels: channels of the result; None leaves the linear layer out, so that they are
-            `query_channels`.
+        config: The configuration of the cross-attend.
+        query_channels: The number of channels of the output queries.
+        latent_dim: The number of channels of the latents.
+        output_channels: The number of channels of the result. None means no linear layer; the
+            result then has `query_channels`.
     """
 
     def __init__(
@@ -48,14 +49,15 @@ class PerceiverDecoder(nn.Module):
     def forward(
         self, queries: torch.Tensor, latents: torch.Tensor, *, chunk_size: int | None = None
     ) -> torch.Tensor:
-        """One result for every query, `[batch, queries, output_channels]`.
+        """Return one result per query, `[batch, queries, output_channels]`.
 
         Args:
-            queries: `[batch, queries, query_channels]`, or with a batch of 1 if all samples share
-                them.
-            latents: `[batch, num_latents, latent_dim]`.
-            chunk_size: decode that many queries at a time. Queries do not see each other, so the
-                result is the same, and only the result's size limits their number.
+            queries: The output queries `[batch, queries, query_channels]`. The batch is 1 if all
+                samples share them.
+            latents: The latents `[batch, num_latents, latent_dim]`.
+            chunk_size: The number of queries to decode at a time, or None for all. Queries do not
+                see each other, so the result is the same. Only the size of the result then limits
+                the number of queries.
         """
         parts = queries.split(chunk_size or queries.shape[1], dim=1)
         return torch.cat(list(self.decode_parts(parts, latents)), dim=1)
@@ -63,10 +65,12 @@ class PerceiverDecoder(nn.Module):
     def decode_parts(
         self, parts: Iterable[torch.Tensor], latents: torch.Tensor
     ) -> Iterator[torch.Tensor]:
-        """The results of each part of the queries, in turn.
+        """Yield the result of each part of the queries, in order.
 
         Args:
-            parts: queries as of `forward`, some at a time; a generator need never hold all of them.
+            parts: Some of the queries at a time, in the form that `forward` takes. A generator
+                never needs to hold all queries.
+            latents: The latents `[batch, num_latents, latent_dim]`.
         """
         inputs = InputArray(latents)
         memory = None

@@ -1,6 +1,6 @@
-"""Export: a model's inference as a graph of torch's own operators, or as an ONNX file.
+"""Export a model's inference as a graph of torch's own operators, or as an ONNX file.
 
-Both are run and compared with the model before they are handed out.
+Each export is run and compared with the model before it is returned or saved.
 """
 
 import copy
@@ -13,16 +13,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
-from torch.utils import _pytree as pytree  # It is how torch.export takes arguments apart.
+from torch.utils import _pytree as pytree  # torch.export flattens arguments with it.
 
 from perceiver_model.adapters.table import TableRows
 from perceiver_model.attention.multi_head import set_attention_path
 from perceiver_model.constants import Float32Constant
 
 ExportPath = Literal["reference", "fused", "factored"]
-"""The attention paths that are made of torch's own operators alone."""
+"""The attention paths that use only torch's own operators."""
 
-# So that a program that takes rows of a table can be saved.
+# Without this, a program that takes rows of a table cannot be saved.
 pytree._register_namedtuple(TableRows, serialized_type_name="perceiver_model.TableRows")
 
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -37,22 +37,26 @@ def export_program(
     dynamic_batch: bool = True,
     tolerance: float = 1e-5,
 ) -> ExportedProgram:
-    """`model(*example_inputs, **example_keywords)` in evaluation mode, by `torch.export`.
+    """Export `model(*example_inputs, **example_keywords)` in evaluation mode with `torch.export`.
 
-    The program has its own copy of the weights, and the model is left as it is. What it takes is
-    fixed by the examples but for the batch: a mask if there is one among them, and only then.
-    `torch.export.save` writes it, and `torch.export.load` needs nothing of this package, but for
-    `TableRows` this module.
+    The program has its own copy of the weights, and the model is not changed. The examples fix the
+    inputs of the program, except for the batch size: it takes a mask if and only if the examples
+    have one. `torch.export.save` writes the program. `torch.export.load` does not need this
+    package, except this module if the program takes `TableRows`.
 
     Args:
-        attention_path: how the program computes attention, whatever the model's own path.
-        dynamic_batch: whether the program takes batches of any size. The first dimension of every
-            tensor among the examples has to be the batch then.
-        tolerance: how far the program's results may be from the model's by its own path, relative
-            to the largest of them or to 1.
+        model: The model.
+        example_inputs: Examples of the positional arguments.
+        example_keywords: Examples of the keyword arguments.
+        attention_path: How the program computes attention, whatever the model's own path.
+        dynamic_batch: Whether the program takes batches of any size. If so, the first dimension of
+            every tensor in the examples must be the batch.
+        tolerance: The largest allowed difference between the program's results and the model's,
+            relative to the larger of 1 and the largest result.
 
-    Raises ValueError for another attention path, for examples that differ in their batch's size,
-    and for results beyond the tolerance.
+    Raises:
+        ValueError: If the attention path is not allowed, the examples differ in their batch size,
+            or the results differ by more than the tolerance.
     """
     options = (attention_path, dynamic_batch, tolerance)
     return _checked_program(model, tuple(example_inputs), dict(example_keywords or {}), *options)[0]
@@ -68,13 +72,18 @@ def export_onnx(
     dynamic_batch: bool = True,
     tolerance: float = 1e-5,
 ) -> None:
-    """Writes what `export_program` gives as an ONNX file, once ONNX Runtime has run it.
+    """Export the program of `export_program` as an ONNX file, after ONNX Runtime has run it.
 
-    The file's inputs have the names of the parameters of the model's `forward`. Weights of more
-    than 1.5 GiB go to a file of their own beside it. Arguments are those of `export_program`.
+    The inputs of the file have the names of the parameters of the model's `forward`. Weights of
+    more than 1.5 GiB go to a separate file beside it. The arguments are those of `export_program`.
 
-    Raises ImportError without the packages of the extra `export`, and ValueError as
-    `export_program` does, of ONNX Runtime's results too; then nothing is written.
+    Args:
+        path: The path of the ONNX file.
+
+    Raises:
+        ImportError: If the packages of the extra `export` are missing.
+        ValueError: As `export_program` does, and if ONNX Runtime's results differ. Nothing is
+            written then.
     """
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -85,7 +94,7 @@ def export_onnx(
     options = (attention_path, dynamic_batch, tolerance)
     program, expected = _checked_program(model, inputs, keywords, *options)
     onnx_program = torch.onnx.export(program, dynamo=True, verbose=False)
-    assert onnx_program is not None  # It is None of a TorchScript model only.
+    assert onnx_program is not None  # Only a TorchScript model gives None.
     try:
         _check_equal(onnx_program(*inputs, **keywords), expected, tolerance, "the ONNX file")
         onnx_program.save(path)
@@ -101,13 +110,14 @@ def _checked_program(
     dynamic_batch: bool,
     tolerance: float,
 ) -> tuple[ExportedProgram, Any]:
-    """The program and the model's own results for the examples."""
+    """Return the program, and the model's own results for the examples."""
     if attention_path not in ("reference", "fused", "factored"):
         raise ValueError(
             f"attention path {attention_path!r}: must be reference, fused or factored, "
             "which need no operators but torch's"
         )
-    copied = copy.deepcopy(getattr(model, "_orig_mod", model)).eval()  # Not the compiled wrapper.
+    # A compiled model keeps the original in `_orig_mod`.
+    copied = copy.deepcopy(getattr(model, "_orig_mod", model)).eval()
     with torch.no_grad():
         expected = copied(*inputs, **keywords)
         set_attention_path(copied, attention_path)
@@ -115,12 +125,15 @@ def _checked_program(
         program = _export(copied, inputs, keywords, dynamic_batch)
         result = program.module()(*inputs, **keywords)
     _check_equal(pytree.tree_leaves(result), expected, tolerance, "the exported program")
-    program.example_inputs = None  # Nobody's data, in a saved program.
+    program.example_inputs = None  # A saved program must not contain a user's data.
     return program, expected
 
 
 class _Buffer(nn.Module):
-    """A constant as floats: a program isn't cast, and ONNX can't view an integer as its bits."""
+    """A constant stored as floats.
+
+    A program is not cast, and ONNX cannot view an integer as the bits of a float.
+    """
 
     values: torch.Tensor
 
@@ -133,6 +146,7 @@ class _Buffer(nn.Module):
 
 
 def _unpack_constants(model: nn.Module) -> None:
+    """Replace each `Float32Constant` in a model by a buffer of floats."""
     for name, module in list(model.named_modules()):
         if isinstance(module, Float32Constant):
             model.set_submodule(name, _Buffer(module()))
@@ -152,7 +166,7 @@ def _export(
             f"examples of shapes {[list(tensor.shape) for tensor in tensors]}: the first dimension "
             "of each must be the batch, or dynamic_batch False"
         )
-    # A batch of one would be taken for a constant.
+    # torch.export treats a batch of one as a constant.
     inputs, keywords = pytree.tree_map_only(
         torch.Tensor, lambda tensor: torch.cat([tensor, tensor]), (inputs, keywords)
     )
@@ -165,14 +179,25 @@ def _export(
 
 
 def _check_equal(result: Any, expected: Any, tolerance: float, what: str) -> None:
-    """Raises ValueError unless tensors are equal to the tolerance; result: a flat sequence."""
+    """Check that two results are equal within the tolerance.
+
+    Args:
+        result: The tensors to check, as a flat sequence.
+        expected: The expected tensors, in any nesting.
+        tolerance: The largest allowed difference, relative to the larger of 1 and the largest
+            value.
+        what: The name of the result in the error.
+
+    Raises:
+        ValueError: If they differ by more than the tolerance.
+    """
     for got, wanted in zip(result, pytree.tree_leaves(expected), strict=True):
         if not isinstance(wanted, torch.Tensor) or wanted.numel() == 0:
             continue
         scale = max(1.0, wanted.abs().max().item())
         apart = got.to(wanted.device, torch.float64) - wanted.double()
         difference = apart.abs().max().item() / scale
-        # Written so that nan is refused, too.
+        # This form also refuses NaN.
         if not difference <= tolerance:
             raise ValueError(
                 f"{what}: its results differ from the model's by up to {difference:.1e} of the "

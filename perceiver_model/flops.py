@@ -1,4 +1,4 @@
-"""What a model costs: forward FLOPs from its configuration alone, and its parameters."""
+"""The cost of a model: its forward FLOPs, from the configuration alone, and its parameters."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 
 def forward_flops(config: ModelConfig) -> int:
-    """FLOPs of one forward pass of one sample, counted as `layer_flops` explains.
+    """Return the FLOPs of one forward pass of one sample, counted as `layer_flops` explains.
 
-    The paper publishes 707.2 G for ImageNet with 8 cross-attends and 404.3 G with one; Perceiver IO
-    407 G with Fourier features and 369 G with the convolutional stem.
+    The paper reports 707.2 G for ImageNet with 8 cross-attends and 404.3 G with one. Perceiver IO
+    reports 407 G with Fourier features and 369 G with the convolutional stem.
     """
     if isinstance(config, ARConfig):
         return autoregressive_flops(config)
@@ -54,7 +54,10 @@ def forward_flops(config: ModelConfig) -> int:
 
 
 def num_parameters(module: nn.Module) -> int:
-    """Number of parameters, shared ones once. Under ZeRO stage 3, ask before the engine wraps."""
+    """Return the number of parameters; shared parameters count once.
+
+    Under ZeRO stage 3, call this before DeepSpeed wraps the module.
+    """
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -139,13 +142,13 @@ def _autoencoder_flops(config: AutoencoderConfig) -> int:
 
 
 def _token_flops(config: TokensConfig) -> int:
-    """Of what comes before the encoder."""
+    """Return the FLOPs of everything before the encoder."""
     tokens = math.prod(config.token_grid)
     return _adapter_flops(config, tokens) + _position_flops(config.positions, tokens)
 
 
 def _position_flops(positions: PositionConfig | None, tokens: int) -> int:
-    """Of projecting learned positions; Fourier features are constants."""
+    """Return the FLOPs of projecting learned positions. Fourier features are constants."""
     if not isinstance(positions, LearnedPositions):
         return 0
     return matmul_flops(tokens, positions.num_channels, positions.projected_channels or 0)

@@ -1,9 +1,11 @@
 """Fourier features of positions, in DeepMind's layout (paper, section 3.2 and appendix D).
 
 The features of a position x in [-1, 1]^d are
+
     [x_1 .. x_d | sin(π f_1k x_1) over bands k, .., sin(π f_dk x_d) | the same with cos]
-with the frequencies f_i1 .. f_iK of dimension i spaced evenly from 1 to half its maximum
-resolution, its Nyquist frequency: d · (2K + 1) channels.
+
+The frequencies f_i1 .. f_iK of dimension i are evenly spaced from 1 to half of its maximum
+resolution, which is its Nyquist frequency. There are d · (2K + 1) channels.
 """
 
 import math
@@ -14,12 +16,18 @@ import torch
 import torch.nn.functional as F
 
 Precision = Literal["float64", "float32"]
-"""Of the arithmetic. Angles reach hundreds of radians, so float32, as transformers computes, leaves
-features off by about 1e-5 for images and 1e-3 for long sounds."""
+"""The precision of the arithmetic.
+
+Angles reach hundreds of radians. In float32, which transformers uses, the features have errors of
+about 1e-5 for images and 1e-3 for long sounds.
+"""
 
 Spacing = Literal["ends", "steps"]
-"""Where the n positions of a dimension lie: "ends" is evenly from -1 to 1, both included; "steps"
-is -1 + 2 i / n, as DeepMind's decoders place outputs that are asked for by number."""
+"""The spacing of the n positions of a dimension.
+
+"ends" spaces them evenly from -1 to 1, with both included. "steps" puts them at -1 + 2 i / n, as
+DeepMind's decoders do for outputs that are selected by index.
+"""
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -27,7 +35,7 @@ _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 def grid_positions(
     shape: Sequence[int], spacing: Spacing = "ends", precision: Precision = "float64"
 ) -> torch.Tensor:
-    """Positions of a regular grid: `[*shape, len(shape)]`, in [-1, 1] in each dimension.
+    """Return the positions of a regular grid, `[*shape, len(shape)]`, in [-1, 1] in each dimension.
 
     The last dimension holds the coordinates in the order of `shape` ('ij' indexing).
     """
@@ -45,13 +53,17 @@ def fourier_features(
     max_resolution: Sequence[float],
     precision: Precision = "float64",
 ) -> torch.Tensor:
-    """Features of any positions, float32 `[..., dims * (2 * num_bands + 1)]`.
+    """Return the features of positions, float32 `[..., dims * (2 * num_bands + 1)]`.
 
     Args:
-        positions: floating `[..., dims]` in [-1, 1], with or without batch dimensions.
-        max_resolution: one resolution per dimension.
+        positions: The positions, floating point `[..., dims]` in [-1, 1], with or without batch
+            dimensions.
+        num_bands: The number of frequencies per dimension.
+        max_resolution: One resolution per dimension.
+        precision: The precision of the arithmetic.
 
-    Raises ValueError unless `positions` has as many coordinates as there are resolutions.
+    Raises:
+        ValueError: If the number of coordinates differs from the number of resolutions.
     """
     if positions.shape[-1] != len(max_resolution):
         raise ValueError(
@@ -67,7 +79,7 @@ def fourier_features(
             for resolution in max_resolution
         ]
     )
-    # A number would be rounded to float32 in ONNX files.
+    # ONNX would round a Python number to float32.
     pi = torch.tensor(math.pi, dtype=positions.dtype, device=positions.device)
     angles = pi * (positions.unsqueeze(-1) * frequencies).flatten(-2)
     return torch.cat([positions, angles.sin(), angles.cos()], dim=-1).float()
@@ -76,7 +88,7 @@ def fourier_features(
 def position_table(
     shape: Sequence[int], num_bands: int, max_resolution: Sequence[float]
 ) -> torch.Tensor:
-    """Features of every token of a grid in row-major order, float32 `[prod(shape), channels]`."""
+    """Return the features of a grid's tokens, row-major, float32 `[prod(shape), channels]`."""
     positions = grid_positions(shape).flatten(end_dim=-2)
     return fourier_features(positions, num_bands, max_resolution)
 
@@ -88,10 +100,11 @@ def axis_position_tables(
     spacing: Spacing = "ends",
     precision: Precision = "float64",
 ) -> tuple[torch.Tensor, ...]:
-    """Each axis's part of `position_table`, float32 `[size, channels]`, zero in the others' part.
+    """Return the part of `position_table` that belongs to each axis, float32 `[size, channels]`.
 
-    The features of the token at (i, j, ..) are the sum of the rows i, j, .. of the axes' tables. So
-    a video's 1.6 million pixels need no table of their own.
+    The channels of the other axes are zero. The features of the token at (i, j, ..) are the sum of
+    row i of the first table, row j of the second, and so on. A video of 1.6 million pixels
+    therefore needs no table of its own.
     """
     tables = []
     for axis, (size, resolution) in enumerate(zip(shape, max_resolution, strict=True)):

@@ -1,24 +1,24 @@
-"""Forward FLOPs of a Perceiver's parts, free of torch; models add theirs up in `flops.py`.
+"""The forward FLOPs of a Perceiver's parts, without torch. `flops.py` adds them up for each model.
 
-FLOPs are of matrix products only, at 2 per multiply-add, for the plain algorithm and one sample:
-what the papers publish. Faster paths to the same result spend fewer.
+Only matrix products count, at 2 FLOPs per multiply-add, for the plain algorithm and one sample. The
+papers report the same count. Faster paths to the same result use fewer FLOPs.
 """
 
 from perceiver_model.config import DecoderConfig, EncoderConfig
 
 
 def matmul_flops(rows: int, inner: int, columns: int) -> int:
-    """`[rows, inner]` times `[inner, columns]`; also a linear layer on `rows` tokens."""
+    """Return the FLOPs of `[rows, inner]` times `[inner, columns]`, such as a linear layer."""
     return 2 * rows * inner * columns
 
 
 def mlp_flops(tokens: int, channels: int, widening: int) -> int:
-    """Linear to `widening` times the channels, and back."""
+    """Return the FLOPs of an MLP with a hidden width of `widening` times the channels."""
     return 2 * matmul_flops(tokens, channels, widening * channels)
 
 
 def attention_flops(queries: int, keys: int, qk_channels: int, value_channels: int) -> int:
-    """Scores and weighted sum; channels are over all heads."""
+    """Return the FLOPs of the scores and the weighted sum. The channels are those of all heads."""
     scores = matmul_flops(queries, qk_channels, keys)
     return scores + matmul_flops(queries, keys, value_channels)
 
@@ -33,7 +33,7 @@ def cross_attend_flops(
     value_channels: int | None = None,
     widening: int = 1,
 ) -> int:
-    """A cross-attend with its MLP; None is what `CrossAttend` takes it for."""
+    """Return the FLOPs of a cross-attend and its MLP. None means the default of `CrossAttend`."""
     qk_channels = qk_channels or input_channels
     value_channels = value_channels or qk_channels
     return (
@@ -53,7 +53,7 @@ def self_attend_flops(
     value_channels: int | None = None,
     widening: int = 1,
 ) -> int:
-    """A self-attend with its MLP; None is what `SelfAttend` takes it for."""
+    """Return the FLOPs of a self-attend and its MLP. None means the default of `SelfAttend`."""
     return cross_attend_flops(
         queries=tokens,
         query_channels=channels,
@@ -66,7 +66,7 @@ def self_attend_flops(
 
 
 def encoder_flops(config: EncoderConfig, *, tokens: int, input_channels: int) -> int:
-    """All cross-attends and self-attends, however they share weights."""
+    """Return the FLOPs of all cross-attends and self-attends, whether or not they share weights."""
     cross_attend = cross_attend_flops(
         queries=config.num_latents,
         query_channels=config.latent_dim,
@@ -96,7 +96,7 @@ def decoder_flops(
     latent_dim: int,
     output_channels: int | None,
 ) -> int:
-    """A `PerceiverDecoder`; without its linear layer if `output_channels` is None."""
+    """Return the FLOPs of a `PerceiverDecoder` with or without its linear layer."""
     cross_attend = cross_attend_flops(
         queries=queries,
         query_channels=query_channels,

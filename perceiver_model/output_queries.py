@@ -1,11 +1,12 @@
-"""Output queries: what a decoder is asked for, one vector for every output (IO, section 3.2).
+"""Output queries: one vector for each output that the decoder returns (IO, section 3.2).
 
-A query is made of what tells its output apart: the position features of an output grid, the
-input's own tokens there, a learned vector, or, where several modalities or tasks are decoded
-together, one of these padded with a vector learned for the modality (`ModalityPadding`).
+A query identifies its output. It is made from the position features of an output grid, from the
+input's own tokens at the same positions, or from a learned vector. If several modalities or tasks
+are decoded together, each query is padded with a vector that is learned for the modality
+(`ModalityPadding`).
 
-Outputs are numbered in row-major order of their grid, and queries are built only for the numbers
-that are asked for: a huge output is decoded part by part, or at some of its points.
+Outputs are numbered in the row-major order of their grid. Queries are built only for the requested
+indices. A huge output can therefore be decoded in parts, or at some of its points.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,15 +21,23 @@ from perceiver_model.fourier import Spacing, axis_position_tables
 from perceiver_model.positions import LearnedGridPositions
 
 QueriesAt = Callable[[torch.Tensor], torch.Tensor]
-"""From outputs' numbers, int64 `[outputs]` or `[batch, outputs]`, to their queries
-`[batch or 1, outputs, query_channels]`."""
+"""A function from output indices to queries.
+
+The indices are int64 `[outputs]` or `[batch, outputs]`. The queries are
+`[batch or 1, outputs, query_channels]`.
+"""
 
 
 class OutputPositions(nn.Module):
-    """Position features of an output grid, as axis tables (see `tokens.InputArray`).
+    """The position features of an output grid, as axis tables (see `tokens.InputArray`).
 
-    They are those of `FourierPositions` and `LearnedGridPositions`, but no table of the whole grid
-    is ever built, and Fourier features can be had for a grid of any shape.
+    They equal those of `FourierPositions` and `LearnedGridPositions`, but the table of the whole
+    grid is never built. Fourier features can be computed for a grid of any shape.
+
+    Args:
+        config: The configuration of the positions.
+        grid: The shape of the output grid.
+        spacing: The spacing of Fourier positions.
     """
 
     def __init__(
@@ -44,10 +53,15 @@ class OutputPositions(nn.Module):
             self.learned = LearnedGridPositions(config, grid)
 
     def forward(self, grid: tuple[int, ...] | None = None) -> tuple[torch.Tensor, ...]:
-        """Axis tables `[size, channels]` of a grid of as many axes; None is the configured one.
+        """Return the axis tables `[size, channels]` of a grid.
 
-        Raises ValueError for another grid than the configured one if positions are learned, and
-        for one with another number of axes.
+        Args:
+            grid: A grid with the same number of axes as the configured one. None means the
+                configured grid.
+
+        Raises:
+            ValueError: If the grid has another number of axes, or if it differs from the configured
+                grid and the positions are learned.
         """
         same = grid is None or tuple(grid) == self.grid
         if isinstance(self.config, LearnedPositions):
@@ -66,7 +80,7 @@ class OutputPositions(nn.Module):
 
     def _tables(self, grid: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
         assert isinstance(self.config, FourierConfig)
-        # The resolution sets the frequencies, so it is the configured grid's for every other one.
+        # The frequencies follow from the resolution, so every grid uses the configured grid's.
         max_resolution = self.config.max_resolution or self.grid
         return axis_position_tables(
             grid, self.config.num_bands, max_resolution, self.spacing, self.config.precision
@@ -74,7 +88,7 @@ class OutputPositions(nn.Module):
 
 
 class LearnedQueries(nn.Module):
-    """One learned vector for every output, drawn from a truncated normal of std 0.02."""
+    """One learned vector per output, drawn from a truncated normal distribution with std 0.02."""
 
     def __init__(self, num_queries: int, num_channels: int) -> None:
         super().__init__()
@@ -82,17 +96,21 @@ class LearnedQueries(nn.Module):
         nn.init.trunc_normal_(self.queries, std=0.02, a=-2.0, b=2.0)
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
-        """The queries `[batch or 1, outputs, num_channels]` of these outputs."""
+        """Return the queries `[batch or 1, outputs, num_channels]` of some outputs.
+
+        Args:
+            indices: The output indices, int64 `[outputs]` or `[batch, outputs]`.
+        """
         queries = self.queries[indices]
         return queries.unsqueeze(0) if indices.ndim == 1 else queries
 
 
 def positions_at(tables: Sequence[torch.Tensor], indices: torch.Tensor) -> torch.Tensor:
-    """The position features of some elements of a grid, `[batch or 1, elements, channels]`.
+    """Return the position features of some elements of a grid, `[batch or 1, elements, channels]`.
 
     Args:
-        tables: axis tables of the grid.
-            indices: int64 `[elements]` or `[batch, elements]`.
+        tables: The axis tables of the grid.
+        indices: The row-major indices, int64 `[elements]` or `[batch, elements]`.
     """
     along = coordinates(indices, [table.shape[0] for table in tables])
     features = tables[0][along[0]]
@@ -102,11 +120,13 @@ def positions_at(tables: Sequence[torch.Tensor], indices: torch.Tensor) -> torch
 
 
 def tokens_at(inputs: InputArray, indices: torch.Tensor) -> torch.Tensor:
-    """Some of an input array's own tokens as queries, `[batch, elements, channels]`.
+    """Return some tokens of an input array as queries, `[batch, elements, channels]`.
+
+    Optical flow is queried in this way (IO, section 4.2).
 
     Args:
-        indices: int64 `[elements]` or `[batch, elements]`. Flow is queried this way (IO, section
-            4.2).
+        inputs: The input array.
+        indices: The token indices, int64 `[elements]` or `[batch, elements]`.
     """
     content = content_at(inputs.content, indices)
     if not inputs.axis_tables:
@@ -116,17 +136,30 @@ def tokens_at(inputs: InputArray, indices: torch.Tensor) -> torch.Tensor:
 
 
 def content_at(content: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Some rows of each sample's `[batch, tokens, channels]`, the same or each sample's own."""
+    """Select rows of `[batch, tokens, channels]`, for all samples alike or for each sample.
+
+    Args:
+        content: The rows of each sample.
+        indices: The row indices, int64 `[elements]` or `[batch, elements]`.
+    """
     if indices.ndim == 1:
         return content[:, indices]
-    # `take_along_dim` would make the batch a constant of exported programs.
+    # `take_along_dim` would make the batch size a constant of an exported program.
     return content.gather(1, indices.unsqueeze(-1).expand(-1, -1, content.shape[-1]))
 
 
 def nearest_tokens(
     indices: torch.Tensor, output_grid: Sequence[int], token_grid: Sequence[int]
 ) -> torch.Tensor:
-    """For outputs of one grid the tokens of another that lie there, both over the same extent."""
+    """Return the index of the token at the position of each output.
+
+    Both grids cover the same extent.
+
+    Args:
+        indices: The row-major output indices, int64 of any shape.
+        output_grid: The shape of the output grid.
+        token_grid: The shape of the token grid.
+    """
     along = coordinates(indices, output_grid)
     tokens = torch.zeros_like(indices)
     for coordinate, outputs, size in zip(along, output_grid, token_grid, strict=True):
@@ -135,7 +168,7 @@ def nearest_tokens(
 
 
 def coordinates(indices: torch.Tensor, grid: Sequence[int]) -> list[torch.Tensor]:
-    """Row-major numbers as coordinates, one tensor for each axis of the grid."""
+    """Turn row-major indices into coordinates, one tensor per axis of the grid."""
     along = []
     for size in reversed(grid):
         along.append(indices % size)
@@ -144,7 +177,17 @@ def coordinates(indices: torch.Tensor, grid: Sequence[int]) -> list[torch.Tensor
 
 
 def check_indices(indices: torch.Tensor, num_outputs: int, batch: int, what: str) -> None:
-    """Raises ValueError unless these are numbers of outputs, for all samples or for each."""
+    """Check that these are output indices, for all samples alike or for each sample.
+
+    Args:
+        indices: int64 `[outputs]` or `[batch, outputs]`, at least one per sample.
+        num_outputs: The number of outputs.
+        batch: The batch size.
+        what: The name of the indices in the error.
+
+    Raises:
+        ValueError: If they are not.
+    """
     shared = indices.ndim == 1
     if indices.dtype != torch.int64 or not (shared or indices.shape[:-1] == (batch,)):
         raise ValueError(
@@ -153,7 +196,7 @@ def check_indices(indices: torch.Tensor, num_outputs: int, batch: int, what: str
         )
     if indices.shape[-1] == 0:
         raise ValueError(f"{what}: none asked for")
-    # A compiled graph can't raise for what a tensor holds.
+    # A compiled graph cannot raise an error that depends on the values of a tensor.
     if torch.compiler.is_compiling():
         return
     lowest, highest = indices.aminmax()
@@ -164,9 +207,12 @@ def check_indices(indices: torch.Tensor, num_outputs: int, batch: int, what: str
 
 
 def index_parts(indices: torch.Tensor, chunk_size: int | None) -> tuple[torch.Tensor, ...]:
-    """Outputs' numbers, at most `chunk_size` at a time, whose queries are then built in turn.
+    """Split output indices into parts of at most `chunk_size`. None means a single part.
 
-    None is all at once; raises ValueError for a size below 1.
+    The queries of each part are then built and decoded in turn.
+
+    Raises:
+        ValueError: If `chunk_size` is below 1.
     """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size {chunk_size}: must be at least 1, or None for all at once")

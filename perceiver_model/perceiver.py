@@ -1,6 +1,6 @@
-"""The Perceiver's encoder: latents that read the input by cross-attends and then process it.
+"""The Perceiver's encoder: latents read the input by cross-attends and then process it.
 
-(Paper: arXiv 2103.03206, section 3 and figure 1.)
+See the paper, arXiv 2103.03206, section 3 and figure 1.
 """
 
 import torch
@@ -14,14 +14,18 @@ from perceiver_model.config import EncoderConfig
 
 
 class PerceiverEncoder(nn.Module):
-    """Learned latents, cross-attends and latent blocks, with the weight sharing of the config.
+    """Learned latents, cross-attends and latent blocks, with the configured weight sharing.
 
-    Each set of weights is registered once, whatever the number of times it is applied.
+    Each set of weights is registered once, even if it is applied several times.
+
+    Args:
+        config: The configuration of the encoder.
+        input_channels: The number of channels of the input's tokens.
 
     Attributes:
-        checkpointed_share: share of the self-attends, from the first on, that keep only their
-            input for the backward pass and compute the rest again there. When the first are
-            reached, what the others kept has been freed.
+        checkpointed_share: The fraction of the self-attends, from the first on, that keep only
+            their input for the backward pass and compute the rest again. The backward pass reaches
+            the first ones last, when the memory of the others is free again.
     """
 
     checkpointed_share: float = 0.0
@@ -30,7 +34,7 @@ class PerceiverEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.latents = nn.Parameter(torch.empty(config.num_latents, config.latent_dim))
-        # The bounds are the paper's, read as values; at its std of 0.02 they cut nothing off.
+        # The bounds are the paper's, in absolute values. At a std of 0.02 they cut nothing off.
         nn.init.trunc_normal_(self.latents, std=config.latent_init_std, a=-2.0, b=2.0)
         num_cross_attends = 1 + self._cross_attend_weights(config.num_cross_attends - 1)
         self.cross_attends = nn.ModuleList(
@@ -52,20 +56,21 @@ class PerceiverEncoder(nn.Module):
         )
 
     def _cross_attend_weights(self, index: int) -> int:
-        """Which set of weights the cross-attend number `index` uses."""
+        """Return the index of the weights that cross-attend `index` uses."""
         if self.config.share_cross_attends == "all":
             return 0
         return min(index, 1) if self.config.share_cross_attends == "after_first" else index
 
     def forward(self, inputs: InputArray, state: torch.Tensor | None = None) -> torch.Tensor:
-        """Latents `[batch, num_latents, latent_dim]` that have read the input.
+        """Return latents `[batch, num_latents, latent_dim]` that have read the input.
 
         Args:
-            inputs: tokens of `input_channels` channels, in the parameters' dtype.
-            state: latents to start from, `[batch, num_latents, latent_dim]`, as an earlier call
-                returned them; None for the learned ones. So a stream is read part by part.
+            inputs: The tokens, with `input_channels` channels, in the dtype of the parameters.
+            state: The latents to start from, `[batch, num_latents, latent_dim]`, as an earlier call
+                returned them. A stream is read part by part in this way. None means the learned
+                latents.
         """
-        # Learned latents keep a batch of 1 until they have read a sample.
+        # The learned latents have a batch of 1 until the first cross-attend.
         latents = self.latents.unsqueeze(0) if state is None else state
         memories: dict[int, Memory] = {}
         cross_index = 0

@@ -1,4 +1,4 @@
-"""Position features of a grid of tokens, as the axis tables of an input array."""
+"""The position features of a grid of tokens, as the axis tables of an input array."""
 
 import torch
 from torch import nn
@@ -16,9 +16,16 @@ def build_positions(
     max_resolution: tuple[float, ...],
     table: torch.Tensor | None = None,
 ) -> nn.Module:
-    """The positions of a configuration; `table` is of `FourierPositions`.
+    """Build the positions of a configuration.
 
-    Raises ValueError for a table of another grid, or one given where there are no Fourier features.
+    Args:
+        config: The configuration. None means no positions.
+        grid: The shape of the token grid.
+        max_resolution: The resolution of each dimension, for Fourier features.
+        table: The features of every token, as in `FourierPositions`. None computes them.
+
+    Raises:
+        ValueError: If the table is of another grid, or the configuration has no Fourier features.
     """
     if isinstance(config, FourierConfig):
         return FourierPositions(config, grid, max_resolution, table)
@@ -32,22 +39,27 @@ def build_positions(
 
 
 class NoPositions(nn.Module):
-    """No tables: the content holds the positions, or there are none."""
+    """No position features, because the content holds the positions or the model needs none."""
 
     def forward(self) -> tuple[torch.Tensor, ...]:
-        """The empty tuple."""
+        """Return the empty tuple."""
         return ()
 
 
 class FourierPositions(nn.Module):
-    """Fourier features (paper, section 3.2), one table for each axis, constant.
+    """Constant Fourier features (paper, section 3.2), with one table per axis.
+
+    They are not part of the state dict.
 
     Args:
-        table: the features of every token, floating `[tokens, position_channels]`, as
-            `position_table` gives and shard sets hold; computed if None. They are not part of the
-            state dict.
+        config: The configuration of the features.
+        grid: The shape of the token grid.
+        max_resolution: The resolution of each dimension.
+        table: The features of every token, floating point `[tokens, position_channels]`, as
+            `position_table` returns and shard sets store them. None computes them.
 
-    Raises ValueError for a table that is not of this grid.
+    Raises:
+        ValueError: If the table is not of this grid.
     """
 
     def __init__(
@@ -67,12 +79,12 @@ class FourierPositions(nn.Module):
         self.axes = nn.ModuleList(Float32Constant(axis_table) for axis_table in axis_tables)
 
     def forward(self) -> tuple[torch.Tensor, ...]:
-        """Float32 `[size, position_channels]` for each axis."""
+        """Return one table per axis, float32 `[size, position_channels]`."""
         return tuple(axis() for axis in self.axes)
 
 
 class LearnedGridPositions(nn.Module):
-    """One learned vector for every token, drawn from a truncated normal of std 0.02."""
+    """One learned vector per token, drawn from a truncated normal distribution with std 0.02."""
 
     def __init__(self, config: LearnedPositions, grid: tuple[int, ...]) -> None:
         super().__init__()
@@ -86,5 +98,5 @@ class LearnedGridPositions(nn.Module):
         )
 
     def forward(self) -> tuple[torch.Tensor, ...]:
-        """One table `[tokens, position_channels]`: the grid as a single axis."""
+        """Return a single table `[tokens, position_channels]`, with the whole grid as one axis."""
         return (self.project(self.table),)

@@ -1,4 +1,4 @@
-"""What a Perceiver reads: one input, cut into tokens, with their positions; free of torch."""
+"""The configuration of one input, its tokens and their positions. It does not import torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -18,10 +18,13 @@ from perceiver_model.config_tree import read_tree
 
 @dataclass(frozen=True, kw_only=True)
 class TokensConfig:
-    """Input → adapter → [content | positions]: the base of what reads one input.
+    """The base of every configuration with one input: input → adapter → [content | positions].
 
     Attributes:
-        positions: of the token grid; None if the adapter's content holds them.
+        input: The configuration of the input.
+        adapter: The configuration of the adapter, which must be able to read the input.
+        positions: The position features of the token grid. None if the adapter's content already
+            contains the positions.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -44,7 +47,7 @@ class TokensConfig:
         return self.adapter
 
     def _kinds_reading(self) -> str:
-        """The kinds of adapters that read such an input: "a, b or c"."""
+        """Return the kinds of the adapters that can read the input, as "a, b or c"."""
         (allowed,) = (field.type for field in fields(self) if field.name == "adapter")
         adapters = get_args(allowed) or (allowed,)
         kinds = [adapter.kind for adapter in adapters if isinstance(self.input, adapter.reads)]
@@ -52,44 +55,48 @@ class TokensConfig:
 
     @property
     def token_grid(self) -> tuple[int, ...]:
-        """Shape of the tokens' positions: (rows, columns) for images, (time,) for sound, …"""
+        """The shape of the token grid, such as (rows, columns) for images or (time,) for sound."""
         return self._geometry.token_grid(self.input)
 
     @property
     def content_channels(self) -> int:
-        """Channels of a token before its position features."""
+        """The number of channels of a token without its position features."""
         return self._geometry.content_channels(self.input)
 
     @property
     def position_channels(self) -> int:
-        """Channels of a token's position features."""
+        """The number of channels of a token's position features."""
         return position_channels(self.positions, len(self.token_grid))
 
     @property
     def input_channels(self) -> int:
-        """Channels of a token: content and position features."""
+        """The number of channels of a token: its content and its position features."""
         return self.content_channels + self.position_channels
 
     @property
     def max_resolution(self) -> tuple[float, ...]:
-        """`positions.max_resolution` of Fourier features, or else the token grid's shape."""
+        """The `max_resolution` of the Fourier features; by default, the shape of the token grid."""
         fourier = isinstance(self.positions, FourierConfig) and self.positions.max_resolution
         return fourier or self.token_grid
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole tree in JSON's types: `from_dict(json.loads(json.dumps(to_dict())))` is it."""
+        """Return the configuration and its parts in JSON's types; `from_dict` reads them."""
         return write_config(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Reads what `to_dict` wrote; raises ValueError for unknown or missing keys, bad values."""
+        """Read a mapping that `to_dict` wrote.
+
+        Raises:
+            ValueError: If a key is unknown or missing, or a value is not allowed.
+        """
         return read_tree(cls, values)
 
 
 def position_channels(positions: PositionConfig | None, dims: int) -> int:
-    """Channels of the position features of a grid of `dims` dimensions.
+    """Return the number of position channels of a grid with `dims` dimensions.
 
-    Fourier features have, per dimension, the position and 2 per band.
+    Fourier features have one channel for the position and two per band, in each dimension.
     """
     if positions is None:
         return 0
@@ -99,7 +106,11 @@ def position_channels(positions: PositionConfig | None, dims: int) -> int:
 
 
 def check_cross_heads(encoder: EncoderConfig, input_channels: int) -> None:
-    """Raises ValueError unless the encoder's cross-attends can split such tokens into heads."""
+    """Check that the encoder's cross-attends can split tokens of `input_channels` into heads.
+
+    Raises:
+        ValueError: If they cannot.
+    """
     channels = encoder.cross_channels or input_channels
     if channels % encoder.num_cross_heads:
         allowed = f"a divisor of the cross-attend's {channels} channels"
@@ -107,7 +118,11 @@ def check_cross_heads(encoder: EncoderConfig, input_channels: int) -> None:
 
 
 def check_decoder_heads(decoder: DecoderConfig, encoder: EncoderConfig) -> None:
-    """Raises ValueError unless the decoder can split its queries and keys into heads."""
+    """Check that the decoder can split its queries and keys into heads.
+
+    Raises:
+        ValueError: If it cannot.
+    """
     if decoder.qk_channels is None and encoder.latent_dim % decoder.num_heads:
         allowed = f"a divisor of the latents' {encoder.latent_dim} channels"
         raise refusal(decoder, "num_heads", f"{allowed}; or set qk_channels")

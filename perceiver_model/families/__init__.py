@@ -1,1 +1,1 @@
-"""The models of the family: for each its configuration (`*_config`) and its module."""
+"""The models of the family. Each has its configuration in `*_config` and its module."""

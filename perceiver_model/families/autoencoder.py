@@ -1,4 +1,4 @@
-"""Multimodal autoencoding with Perceiver IO (IO, section 4.3), or from any modalities to any."""
+"""Multimodal autoencoding with Perceiver IO (IO, section 4.3), between any modalities."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,10 +25,10 @@ from perceiver_model.perceiver import PerceiverEncoder
 
 
 class MultimodalAutoencoder(nn.Module):
-    """All modalities through one bottleneck of latents, and back, or to other tasks.
+    """A model that reads all modalities into latents and decodes them, or other tasks, from these.
 
-    One decoder serves all outputs: their queries are padded to one width with a vector learned for
-    the output, and what is decoded passes a linear layer of the output's own.
+    One decoder serves all outputs. Their queries are padded to one width with a vector that is
+    learned for the output. Each output has its own linear layer after the decoder.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -65,7 +65,14 @@ class MultimodalAutoencoder(nn.Module):
         indices: Mapping[str, torch.Tensor | None] | None = None,
         chunk_size: int | None = None,
     ) -> dict[str, torch.Tensor]:
-        """The outputs, as of `decode`, of inputs as of `encode`."""
+        """Return the outputs of `decode` for the inputs of `encode`.
+
+        Args:
+            inputs: The inputs of the modalities, as `MultimodalAdapter.forward` takes them.
+            masks: The masks of the modalities.
+            indices: The outputs to decode, as in `decode`.
+            chunk_size: The number of queries to decode at a time, as in `decode`.
+        """
         latents = self.encode(inputs, masks)
         return self.decode(latents, indices=indices, chunk_size=chunk_size)
 
@@ -74,7 +81,10 @@ class MultimodalAutoencoder(nn.Module):
         inputs: Mapping[str, Any],
         masks: Mapping[str, torch.Tensor | None] | None = None,
     ) -> torch.Tensor:
-        """Latents `[batch, num_latents, latent_dim]`; arguments as of `MultimodalAdapter`."""
+        """Return the latents `[batch, num_latents, latent_dim]`.
+
+        The arguments are those of `MultimodalAdapter.forward`.
+        """
         content, token_mask = self.adapter(inputs, masks)
         return self.encoder(InputArray(content.to(self.encoder.latents.dtype), mask=token_mask))
 
@@ -85,16 +95,22 @@ class MultimodalAutoencoder(nn.Module):
         indices: Mapping[str, torch.Tensor | None] | None = None,
         chunk_size: int | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Outputs by name, float32 or, of a float64 model, float64.
+        """Return the outputs by name, in float32, or in float64 for a float64 model.
+
+        A complete output has the shape `[batch, *grid, num_channels]`, or `[batch, num_channels]`
+        without a grid. Selected outputs have the shape `[batch, outputs, num_channels]`.
 
         Args:
-            indices: which outputs to decode: by name either None for all of it, `[batch, *grid,
-                num_channels]` or `[batch, num_channels]`; or row-major numbers in its grid, int64
-                `[outputs]`, or `[batch, outputs]` for each sample's own: `[batch, outputs,
-                num_channels]`. Names left out aren't decoded; None decodes all of every output.
-            chunk_size: decode so many queries at a time, for less memory.
+            latents: The latents `[batch, num_latents, latent_dim]`.
+            indices: The outputs to decode, by name. A value is None for the complete output, or the
+                row-major indices in its grid, int64 `[outputs]`, or `[batch, outputs]` for
+                different outputs of each sample. Missing names are not decoded. None decodes every
+                output completely.
+            chunk_size: The number of queries to decode at a time, which saves memory. None decodes
+                all at once.
 
-        Raises ValueError for unknown names, and numbers that a grid hasn't.
+        Raises:
+            ValueError: If a name is unknown or an index is outside a grid.
         """
         asked = dict.fromkeys(self.config.outputs) if indices is None else indices
         if unknown := sorted(set(asked) - set(self.config.outputs)):
@@ -104,7 +120,7 @@ class MultimodalAutoencoder(nn.Module):
         parts = [(name, part) for name in asked for part in index_parts(numbers[name], chunk_size)]
         queries = (queries_at[name](part) for name, part in parts)
         decoded: dict[str, list[torch.Tensor]] = {name: [] for name in asked}
-        # All outputs in one go, so that the latents' keys and values are computed once.
+        # One call decodes all outputs, so the latents' keys and values are computed once.
         for (name, _), part in zip(parts, self.decoder.decode_parts(queries, latents), strict=True):
             decoded[name].append(self.outputs[name](part))
         return {
@@ -115,7 +131,7 @@ class MultimodalAutoencoder(nn.Module):
     def _numbers(
         self, name: str, indices: torch.Tensor | None, latents: torch.Tensor
     ) -> torch.Tensor:
-        """Which elements of an output are asked for, int64."""
+        """Return the int64 indices of the requested elements of an output."""
         num_outputs = self.config.outputs[name].num_outputs
         if indices is None:
             return torch.arange(num_outputs, device=latents.device)
@@ -123,7 +139,7 @@ class MultimodalAutoencoder(nn.Module):
         return indices
 
     def _shaped(self, name: str, result: torch.Tensor, *, whole: bool) -> torch.Tensor:
-        """An output `[batch, outputs, num_channels]` in the shape that `decode` promises."""
+        """Reshape an output `[batch, outputs, num_channels]` to the shape of `decode`'s result."""
         result = result if result.dtype == torch.float64 else result.float()
         output = self.config.outputs[name]
         if not whole:

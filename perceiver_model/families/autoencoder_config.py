@@ -1,4 +1,4 @@
-"""Several modalities in, several out (IO, section 4.3): configuration, free of torch."""
+"""The configuration of several input and output modalities (IO, section 4.3), without torch."""
 
 import math
 from collections.abc import Mapping
@@ -21,13 +21,18 @@ from perceiver_model.tokens_config import check_cross_heads, check_decoder_heads
 
 @dataclass(frozen=True, kw_only=True)
 class GridOutput:
-    """A grid of outputs `[batch, *grid, num_channels]`, asked for by position.
+    """A grid of outputs `[batch, *grid, num_channels]`, selected by position.
 
-    A video's grid is (frames, height, width), a sound's (chunks,) of `num_channels` samples.
+    A video's grid is (frames, height, width). A sound's grid is (chunks,), with `num_channels`
+    samples per chunk.
 
     Attributes:
-        spacing: where the positions lie, see `fourier.Spacing`. DeepMind's released code asks for
-            outputs by number and so uses "steps".
+        kind: Must be `grid`.
+        grid: The shape of the grid.
+        num_channels: The number of channels of an output.
+        positions: The position features of the queries.
+        spacing: The spacing of the positions, see `fourier.Spacing`. DeepMind's released code
+            selects outputs by index and so uses `steps`.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -48,12 +53,12 @@ class GridOutput:
 
     @property
     def num_outputs(self) -> int:
-        """Elements of the grid."""
+        """The number of elements of the grid."""
         return math.prod(self.grid)
 
     @property
     def query_channels(self) -> int:
-        """Channels of its queries, before they are padded to the common width."""
+        """The number of channels of a query before it is padded to the common width."""
         return position_channels(self.positions, len(self.grid))
 
 
@@ -62,7 +67,10 @@ class VectorOutput:
     """A single output `[batch, num_channels]`, such as the logits of classes.
 
     Attributes:
-        query_channels: of its learned query, before it is padded to the common width.
+        kind: Must be `vector`.
+        num_channels: The number of channels of the output.
+        query_channels: The number of channels of its learned query before it is padded to the
+            common width.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -76,19 +84,23 @@ class VectorOutput:
 
     @property
     def num_outputs(self) -> int:
-        """One."""
+        """The number of queries, which is 1."""
         return 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-    """Modalities → one input array → encoder → one decoder, asked for every modality or task.
+    """Modalities → one input array → encoder → one decoder for all outputs.
 
     Attributes:
-        outputs: by name; they need not be the inputs' names.
-        query_embedding_channels: by how much output queries are wider than the widest output's own;
-            what is left over holds a vector learned for the output.
-        decoded_channels: of every output before its own linear layer.
+        input: The configuration of the modalities.
+        adapter: The configuration of their common width.
+        encoder: The configuration of the encoder.
+        decoder: The configuration of the decoder.
+        outputs: The outputs by name. Their names may differ from those of the inputs.
+        query_embedding_channels: The number of channels by which a query exceeds the widest
+            output's own query. They hold a vector that is learned for each output.
+        decoded_channels: The number of channels of every output before its own linear layer.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -110,30 +122,34 @@ class AutoencoderConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all modalities."""
+        """The number of tokens of all modalities."""
         return self.adapter.token_grid(self.input)[0]
 
     @property
     def input_channels(self) -> int:
-        """Channels of a token."""
+        """The number of channels of a token."""
         return self.adapter.content_channels(self.input)
 
     @property
     def num_outputs(self) -> int:
-        """Queries of all outputs."""
+        """The number of queries of all outputs."""
         return sum(output.num_outputs for output in self.outputs.values())
 
     @property
     def query_channels(self) -> int:
-        """Channels of an output query."""
+        """The number of channels of an output query."""
         widest = max(output.query_channels for output in self.outputs.values())
         return widest + self.query_embedding_channels
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole tree in JSON's types: `from_dict(json.loads(json.dumps(to_dict())))` is it."""
+        """Return the configuration and its parts in JSON's types; `from_dict` reads them."""
         return write_config(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Reads what `to_dict` wrote; raises ValueError for unknown or missing keys, bad values."""
+        """Read a mapping that `to_dict` wrote.
+
+        Raises:
+            ValueError: If a key is unknown or missing, or a value is not allowed.
+        """
         return read_tree(cls, values)

@@ -1,7 +1,7 @@
-"""Perceiver AR: long contexts, read by a causal cross-attend into causal latents.
+"""Perceiver AR: a causal cross-attend reads long contexts into causal latents.
 
-Hawthorne et al. 2022 (arXiv 2202.07765), appendix C: the last positions of the context are the
-latents. Each predicts the token after it, from all tokens up to its own.
+See Hawthorne et al. 2022 (arXiv 2202.07765), appendix C. The last positions of the context are the
+latents. Each latent predicts the token after it, from all tokens up to its own.
 """
 
 from typing import NamedTuple
@@ -21,13 +21,15 @@ from perceiver_model.families.causal_attend import (
 )
 
 _INTEGERS = (torch.int64, torch.int32)
-"""The dtypes that embeddings can be looked up with."""
+"""The dtypes of token ids that an embedding accepts."""
 
 
 class LatentCache(NamedTuple):
-    """The keys and values of a context: the cross-attend's of all tokens, the others' of latents.
+    """The cached keys and values of a context.
 
-    The former do not depend on which tokens are latents; the latter do.
+    Attributes:
+        cross_attend: Those of all tokens. They do not depend on which tokens are latents.
+        self_attends: Those of the latents, one cache per self-attend. They depend on it.
     """
 
     cross_attend: KeyValueCache
@@ -37,7 +39,7 @@ class LatentCache(NamedTuple):
 class PerceiverAR(nn.Module):
     """A model of sequences of tokens, such as bytes.
 
-    There is no linear layer between embeddings and latents, as their widths agree.
+    Embeddings and latents have the same width, so there is no linear layer between them.
     """
 
     def __init__(self, config: ARConfig) -> None:
@@ -62,7 +64,8 @@ class PerceiverAR(nn.Module):
         self.output: nn.Linear | None = None
         if not config.tied_logits:
             self.output = linear(config.channels, config.vocab_size)
-            nn.init.zeros_(self.output.weight)  # as the released code: every token is as likely
+            # As in the released code, all tokens are equally likely at first.
+            nn.init.zeros_(self.output.weight)
 
     def forward(
         self,
@@ -71,20 +74,22 @@ class PerceiverAR(nn.Module):
         *,
         num_latents: int | None = None,
     ) -> torch.Tensor:
-        """Logits `[batch, latents, vocab_size]`, float32 or, of a float64 model, float64.
+        """Return the logits `[batch, latents, vocab_size]`.
 
-        Those of latent i are of the token after column length - latents + i.
+        Latent i predicts the token after column length - latents + i. The logits are float32, or
+        float64 for a float64 model.
 
         Args:
-            token_ids: integers `[batch, length]`, of at most `max_length` columns.
-            mask: bool `[batch, length]`, True for tokens and False for padding; None for tokens
-                only, which is faster. Positions count tokens, not padding, so logits do not depend
-                on it. Pad on the left: latents are the last columns, and those of padding are
-                wasted. Their logits mean nothing.
-            num_latents: how many of the last columns are latents, at most length; None is the
-                configuration's. It need not be as in training.
+            token_ids: The token ids, integers `[batch, length]`, with at most `max_length` columns.
+            mask: bool `[batch, length]`, True for tokens and False for padding. None means no
+                padding, which is faster. Positions count tokens and not padding, so the logits do
+                not depend on the padding. Pad on the left: the latents are the last columns, so
+                padding there wastes latents. The logits of padding have no meaning.
+            num_latents: The number of latents, at most length. None means the configuration's. It
+                may differ from the number in training.
 
-        Raises ValueError for token ids or masks of another shape or dtype.
+        Raises:
+            ValueError: If a shape or a dtype is wrong.
         """
         check_tokens(token_ids, mask, max_length=self.config.max_length)
         if num_latents is not None and num_latents < 1:
@@ -94,7 +99,7 @@ class PerceiverAR(nn.Module):
         return self.logits(self.latents(inputs.last(num_latents), inputs, mask))
 
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> Tokens:
-        """Tokens `[batch, tokens]` at `positions`, int64 `[batch or 1, tokens]`."""
+        """Embed tokens `[batch, tokens]` at `positions`, int64 `[batch or 1, tokens]`."""
         content = self.token_embedding(token_ids)
         if self.position_embedding is not None:
             content = content + self.position_embedding(positions)
@@ -107,13 +112,14 @@ class PerceiverAR(nn.Module):
         mask: torch.Tensor | None = None,
         cache: LatentCache | None = None,
     ) -> torch.Tensor:
-        """The latents `[batch, queries, channels]` of the last tokens.
+        """Return the latents `[batch, queries, channels]` of the last tokens.
 
         Args:
-            queries: those tokens, which follow the latents in the cache.
-            inputs: the tokens that are not in the cache; all of them without a cache.
+            queries: The last tokens, which follow the latents in the cache.
+            inputs: The tokens that are not in the cache, or all tokens without a cache.
             mask: bool `[batch, length]` of the whole context, or None.
-            cache: takes up keys and values of `queries` and `inputs`; for use without gradients.
+            cache: The cache to which the keys and values of `queries` and `inputs` are added. Use
+                it without gradients.
         """
         cross_cache = None if cache is None else cache.cross_attend
         latents = self.cross_attend(queries, inputs, self._drop_context(inputs, mask), cross_cache)
@@ -123,7 +129,7 @@ class PerceiverAR(nn.Module):
         return latents
 
     def logits(self, latents: torch.Tensor) -> torch.Tensor:
-        """`[batch, latents, channels]` to `[batch, latents, vocab_size]`."""
+        """Turn latents `[batch, latents, channels]` into logits `[batch, latents, vocab_size]`."""
         normed = self.output_norm(latents)
         if self.output is None:
             logits = F.linear(normed, self.token_embedding.weight) * normed.shape[-1] ** -0.5
@@ -142,15 +148,19 @@ class PerceiverAR(nn.Module):
 def next_token_loss(
     logits: torch.Tensor, token_ids: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean cross-entropy of the latents' next tokens, in nats: a scalar of the logits' dtype.
+    """Return the mean cross-entropy of the next tokens in nats, a scalar in the logits' dtype.
+
+    The mean is over the tokens that follow a token. A batch without any has a loss of 0.
 
     Args:
-        logits: `[batch, latents, vocab_size]`, `model(token_ids[:, :-1], mask[:, :-1])`.
-        token_ids: integers `[batch, length]`: the context and, in the last column, one token more.
-        mask: bool `[batch, length]`, True for tokens and False for padding; None for tokens only.
-            What is counted are tokens after tokens; a batch without any has a loss of 0.
+        logits: The logits `[batch, latents, vocab_size]` of
+            `model(token_ids[:, :-1], mask[:, :-1])`.
+        token_ids: The token ids, integers `[batch, length]`: the context and one more token in the
+            last column.
+        mask: bool `[batch, length]`, True for tokens and False for padding. None means no padding.
 
-    Raises ValueError for token ids or masks of another shape or dtype, or too short for the logits.
+    Raises:
+        ValueError: If a shape or a dtype is wrong, or the token ids are too few for the logits.
     """
     check_tokens(token_ids, mask)
     num_latents = logits.shape[1]
@@ -169,7 +179,10 @@ def next_token_loss(
 
 
 def token_positions(token_ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Each token's position among its row's tokens, int64 `[batch or 1, length]`; 0 for padding."""
+    """Return the position of each token in its row, int64 `[batch or 1, length]`.
+
+    Padding does not count, and has the position of the last token before it, or 0.
+    """
     if mask is None:
         return torch.arange(token_ids.shape[1], device=token_ids.device).unsqueeze(0)
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -178,7 +191,11 @@ def token_positions(token_ids: torch.Tensor, mask: torch.Tensor | None) -> torch
 def check_tokens(
     token_ids: torch.Tensor, mask: torch.Tensor | None, *, max_length: int | None = None
 ) -> None:
-    """Raises ValueError unless token_ids are integers `[batch, length]` with a mask that fits."""
+    """Check that `token_ids` are integers `[batch, length]` with a fitting mask.
+
+    Raises:
+        ValueError: If a shape or a dtype is wrong, or there are more than `max_length` columns.
+    """
     if token_ids.ndim != 2 or token_ids.shape[1] == 0 or token_ids.dtype not in _INTEGERS:
         raise ValueError(
             f"token_ids of {token_ids.dtype} {list(token_ids.shape)}: expected integers "
@@ -194,7 +211,7 @@ def check_tokens(
 
 
 def _embedding(num_vectors: int, channels: int) -> nn.Embedding:
-    """Embedding initialised as the released code's: truncated normal of std 1."""
+    """Build an embedding, drawn as in the released code from a truncated normal with std 1."""
     embedding = nn.Embedding(num_vectors, channels)
     nn.init.trunc_normal_(embedding.weight, std=1.0, a=-2.0, b=2.0)
     return embedding

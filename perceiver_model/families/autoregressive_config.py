@@ -1,4 +1,4 @@
-"""How a Perceiver AR is built, and what it costs: a frozen dataclass, free of torch."""
+"""The configuration of a Perceiver AR and its FLOPs. It does not import torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,26 +23,31 @@ from perceiver_model.layer_flops import cross_attend_flops, matmul_flops, self_a
 class ARConfig:
     """A Perceiver AR (arXiv 2202.07765, appendix C).
 
-    The defaults are those of its released code, but for bytes and contexts of 8,192 tokens.
+    The defaults are those of its released code, except for the vocabulary of bytes and contexts of
+    8,192 tokens.
 
     Attributes:
-        vocab_size: number of token ids; the default is that of `encode_bytes`.
-        max_length: most tokens that a context may have.
-        num_latents: latents, which are the last positions of the context.
-        channels: width of tokens and latents, and of queries, keys and values over all heads.
-        num_self_attends: causal self-attends after the cross-attend.
-        num_heads: of the cross-attend and of every self-attend.
-        widening: hidden width of the MLPs, in multiples of `channels`.
-        activation: of the MLPs; GELU by its tanh approximation or exact.
-        positions: "rotary" turns queries and keys by their position; "learned" adds a learned
+        kind: Must be `autoregressive`, or be left out.
+        vocab_size: The number of token ids. The default is the vocabulary of `encode_bytes`.
+        max_length: The largest number of tokens in a context.
+        num_latents: The number of latents, which are the last positions of the context.
+        channels: The width of tokens and latents, and of queries, keys and values over all heads.
+        num_self_attends: The number of causal self-attends after the cross-attend.
+        num_heads: The number of heads of the cross-attend and of every self-attend.
+        widening: The hidden width of the MLPs, in multiples of `channels`.
+        activation: The activation of the MLPs. `gelu_tanh` is GELU with its tanh approximation,
+            `gelu_erf` is exact GELU.
+        positions: `rotary` rotates queries and keys by their position. `learned` adds a learned
             vector for each position to the token's embedding.
-        rotary_fraction: how much of each head's channels are turned, the first ones, rounded down
-            to an even number. The rest compare content wherever it is.
-        max_wavelength: the slowest pair of channels turns by 1 / max_wavelength radians a token,
-            the fastest by 1 radian; None is `max_length`.
-        tied_logits: whether the logits are products with the token embeddings, over √channels.
-        dropout: probability after every attention and MLP.
-        context_dropout: probability, in training, that the cross-attend does not see a token.
+        rotary_fraction: The fraction of each head's channels that are rotated, rounded down to an
+            even number of channels, from the first on. The other channels compare content
+            regardless of its position.
+        max_wavelength: The slowest pair of channels rotates by 1 / max_wavelength radians per
+            token, the fastest by 1 radian. None means `max_length`.
+        tied_logits: Whether the logits are products with the token embeddings, divided by
+            √channels.
+        dropout: The probability of dropout after every attention and MLP.
+        context_dropout: The probability, in training, that the cross-attend does not see a token.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -89,34 +94,39 @@ class ARConfig:
 
     @property
     def head_width(self) -> int:
-        """Channels of a head."""
+        """The number of channels of a head."""
         return self.channels // self.num_heads
 
     @property
     def rotated_channels(self) -> int:
-        """How many of a head's channels rotary positions turn; even."""
+        """The number of channels of a head that rotary positions rotate; it is even."""
         return int(self.head_width * self.rotary_fraction) // 2 * 2
 
     def to_dict(self) -> dict[str, Any]:
-        """In JSON's types: `from_dict(json.loads(json.dumps(to_dict())))` is it."""
+        """Return the configuration in JSON's types; `from_dict` reads them."""
         return write_config(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Reads what `to_dict` wrote; raises ValueError for unknown or missing keys, bad values."""
+        """Read a mapping that `to_dict` wrote.
+
+        Raises:
+            ValueError: If a key is unknown or missing, or a value is not allowed.
+        """
         return read_config(cls, values)
 
 
 def autoregressive_flops(
     config: ARConfig, *, length: int | None = None, num_latents: int | None = None
 ) -> int:
-    """FLOPs of one forward pass of one sequence, counted as `layer_flops` explains.
+    """Return the FLOPs of one forward pass of one sequence, counted as `layer_flops` explains.
 
-    Causal attention is counted whole, though what is masked could be left out.
+    Causal attention counts in full, although its masked part could be skipped.
 
     Args:
-        length: tokens in the context; None is `max_length`.
-        num_latents: as in `PerceiverAR.forward`.
+        config: The configuration of the model.
+        length: The number of tokens in the context. None means `max_length`.
+        num_latents: The number of latents, as in `PerceiverAR.forward`.
     """
     length = config.max_length if length is None else length
     latents = min(num_latents or config.num_latents, length)

@@ -1,7 +1,7 @@
-"""Perceiver AR's attends: causal, with rotary positions, and with keys and values to keep.
+"""Perceiver AR's attends: causal, with rotary positions and a cache of keys and values.
 
-Queries and keys are columns of one sequence that end at the same column, so query i of q attends
-to keys 0 to i + k - q of k (arXiv 2202.07765, appendix C).
+Queries and keys are columns of one sequence and end at the same column. With q queries and k keys,
+query i therefore attends to the keys 0 to i + k - q (arXiv 2202.07765, appendix C).
 """
 
 from typing import Literal, NamedTuple
@@ -25,19 +25,28 @@ from perceiver_model.families.autoregressive_config import ARConfig
 
 
 class Tokens(NamedTuple):
-    """Embedded tokens: content `[batch, tokens, channels]` and, if rotary, their rotation."""
+    """Embedded tokens.
+
+    Attributes:
+        content: The content `[batch, tokens, channels]`.
+        rotation: The rotation of each token, or None without rotary positions.
+    """
 
     content: torch.Tensor
     rotation: Rotation | None
 
     def last(self, num_tokens: int) -> "Tokens":
-        """The last tokens only."""
+        """Return only the last tokens."""
         rotation = None if self.rotation is None else self.rotation.last(num_tokens)
         return Tokens(self.content[:, -num_tokens:], rotation)
 
 
 class KeyValueCache:
-    """Keys and values of the columns so far, in buffers of `capacity` columns, allocated once."""
+    """The keys and values of all columns so far, in buffers that are allocated once.
+
+    Args:
+        capacity: The largest number of columns.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -45,7 +54,7 @@ class KeyValueCache:
         self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def extend(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds `[batch, heads, new, width]` and returns all columns so far, as views."""
+        """Add keys and values `[batch, heads, new, width]`, and return all so far as views."""
         if self._buffers is None:
             batch, heads, _, width = keys.shape
             shape = (batch, heads, self.capacity, width)
@@ -57,7 +66,7 @@ class KeyValueCache:
         return all_keys, all_values
 
     def clear(self) -> None:
-        """Forgets all columns, but keeps the buffers."""
+        """Drop all columns, but keep the buffers."""
         self.length = 0
 
 
@@ -69,17 +78,25 @@ def causal_attention(
     *,
     reference: bool = False,
 ) -> torch.Tensor:
-    """Attention of the last columns to all columns up to their own.
+    """Let the last columns attend to all columns up to their own.
 
-    query `[batch, heads, queries, width]`; key and value `[batch, heads, keys, width]`, at least as
-    many; key_mask bool `[batch, keys]`, True where a key may be attended, or None for everywhere.
-    Queries without any key to attend give zeros. reference: by the plain formula.
+    Queries without any key to attend return zeros.
+
+    Args:
+        query: The queries `[batch, heads, queries, width]`.
+        key: The keys `[batch, heads, keys, width]`, at least as many as queries.
+        value: The values `[batch, heads, keys, width]`.
+        key_mask: The keys that may be attended, bool `[batch, keys]`, or None for all.
+        reference: Whether to use the plain formula.
+
+    Returns:
+        The weighted values `[batch, heads, queries, width]`.
     """
     num_queries, num_keys = query.shape[2], key.shape[2]
     if key_mask is None and num_queries == num_keys and not reference:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    # `is_causal` aligns the first query with the first key, and torch's bias that aligns the last
-    # ones (`causal_lower_right`) breaks the graphs of torch.compile: hence a mask.
+    # `is_causal` aligns the first query with the first key. `causal_lower_right` aligns the last
+    # ones, but breaks the graphs of torch.compile. So a mask is built.
     attend = _causal_mask(num_queries, num_keys, key_mask, query.device)
     if attend is None and not reference:
         return F.scaled_dot_product_attention(query, key, value)
@@ -89,7 +106,7 @@ def causal_attention(
 def _causal_mask(
     num_queries: int, num_keys: int, key_mask: torch.Tensor | None, device: torch.device
 ) -> torch.Tensor | None:
-    """Bool `[batch or 1, queries or 1, keys]`, True where a key may be attended; None for all."""
+    """Return the allowed keys, bool `[batch or 1, queries or 1, keys]`, or None if all are."""
     attend = None if key_mask is None else key_mask.unsqueeze(1)
     if num_queries > 1:
         causal = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
@@ -99,15 +116,15 @@ def _causal_mask(
 
 
 class SquaredReLU(nn.Module):
-    """max(x, 0)² (So et al., arXiv 2109.08668)."""
+    """The activation max(x, 0)² (So et al., arXiv 2109.08668)."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Any shape, to the same shape."""
+        """Apply the activation to a tensor of any shape."""
         return F.relu(hidden).square()
 
 
 class CausalAttend(Attend):
-    """What the two attends share: attention, residual, MLP, residual."""
+    """The common part of both attends: attention, residual, MLP, residual."""
 
     def __init__(self, config: ARConfig) -> None:
         super().__init__()
@@ -129,12 +146,15 @@ class CausalAttend(Attend):
         mask: torch.Tensor | None,
         cache: KeyValueCache | None,
     ) -> torch.Tensor:
-        """Latents that have attended; projections are of queries, keys and values, before heads.
+        """Return the latents after the attention and the MLP.
 
         Args:
-            rotations: of the queries and of the keys.
-            mask: bool `[batch, columns]`, whose last columns are those of all keys, the cache's
-                included.
+            latents: The latents `[batch, queries, channels]`.
+            projections: The queries, keys and values, before they are split into heads.
+            rotations: The rotations of the queries and of the keys.
+            mask: bool `[batch, columns]`. Its last columns belong to all keys, including those in
+                the cache.
+            cache: The cache of keys and values, or None.
         """
         query, key, value = (split_heads(part, self.num_heads) for part in projections)
         query, key = rotate(query, rotations[0]), rotate(key, rotations[1])
@@ -165,13 +185,14 @@ class CausalCrossAttend(CausalAttend):
         mask: torch.Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> torch.Tensor:
-        """The latents `[batch, queries, channels]`.
+        """Return the latents `[batch, queries, channels]`.
 
         Args:
-            queries: the last tokens.
-            inputs: the tokens that are not in the cache yet; all of them without a cache.
-            mask: bool `[batch, columns]` of the whole context, True where a token may be attended;
-                None for everywhere.
+            queries: The last tokens.
+            inputs: The tokens that are not in the cache yet, or all tokens without a cache.
+            mask: The tokens of the whole context that may be attended, bool `[batch, columns]`, or
+                None for all.
+            cache: The cache of keys and values, or None.
         """
         query = self.query(self.query_norm(queries.content))
         key_value = self.key_value(self.input_norm(inputs.content))
@@ -182,9 +203,9 @@ class CausalCrossAttend(CausalAttend):
     def attention_map(
         self, queries: Tokens, inputs: Tokens, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The attention weights `[batch, heads, queries, tokens]`, by the plain formula.
+        """Return the attention weights `[batch, heads, queries, tokens]`, by the plain formula.
 
-        Arguments as of `forward` without a cache.
+        The arguments are those of `forward` without a cache.
         """
         query = self.query(self.query_norm(queries.content))
         key, _ = self.key_value(self.input_norm(inputs.content)).chunk(2, dim=-1)
@@ -209,11 +230,13 @@ class CausalSelfAttend(CausalAttend):
         mask: torch.Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> torch.Tensor:
-        """`[batch, latents, channels]` to the same shape.
+        """Return new latents of the same shape, `[batch, latents, channels]`.
 
         Args:
-            latents: those that are not in the cache yet.
-            mask: as of the cross-attend.
+            latents: The latents that are not in the cache yet.
+            rotation: Their rotation, or None without rotary positions.
+            mask: The mask of the whole context, as in `CausalCrossAttend.forward`.
+            cache: The cache of keys and values, or None.
         """
         projected = self.query_key_value(self.attention_norm(latents))
         query, key, value = projected.chunk(3, dim=-1)

@@ -14,14 +14,16 @@ from perceiver_model.positions import build_positions
 
 
 class PerceiverClassifier(nn.Module):
-    """Logits for images or sound (paper, section 3 and 4.1; IO, section 4.5).
+    """A classifier of any input (paper, sections 3 and 4.1; IO, section 4.5).
 
     Args:
-        positions: the table of the tokens' Fourier features, floating `[tokens,
-            position_channels]`, as `position_table` gives; computed if None. It is not part of the
-            state dict.
+        config: The configuration of the model.
+        positions: The table of the tokens' Fourier features, floating point
+            `[tokens, position_channels]`, as `position_table` returns. None computes it. It is not
+            part of the state dict.
 
-    Raises ValueError for a table that is not of the configuration's token grid.
+    Raises:
+        ValueError: If the table does not fit the token grid of the configuration.
     """
 
     def __init__(self, config: ClassifierConfig, positions: torch.Tensor | None = None) -> None:
@@ -38,7 +40,7 @@ class PerceiverClassifier(nn.Module):
             self.head = QueryHead(config.decoder, config.encoder.latent_dim, config.num_classes)
 
     def input_array(self, inputs: Inputs, mask: Masks | None = None) -> InputArray:
-        """The tokens that the encoder reads; arguments as of `forward`."""
+        """Return the tokens that the encoder reads. The arguments are those of `forward`."""
         content, token_mask = self.adapter(inputs, mask)
         return InputArray(content.to(self.encoder.latents.dtype), self.positions(), token_mask)
 
@@ -49,20 +51,25 @@ class PerceiverClassifier(nn.Module):
         *,
         state: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits `[batch, num_classes]`, float32 or, of a float64 model, float64.
+        """Return the logits `[batch, num_classes]`.
+
+        The logits are float32, or float64 for a float64 model.
 
         Args:
-            inputs: as the configuration's input describes them, such as images `[batch, height,
-                width, channels]`, uint8 or floating in [0, 1], sound `[batch, num_samples]`, int16
-                or floating in [-1, 1], or the rows of a table as `TableRows`; of several
-                modalities, a mapping from their names.
-            mask: bool, the inputs' shape without channels (`[batch, columns]` of tables, and
-                `[batch, frames]` of videos, too), True where they are valid; None for everywhere,
-                which is faster. A sample without any valid input gets its logits from the latents
-                alone. Of several modalities, a mapping from some of their names.
-            state: latents to start from, as `forward_state` returned them for what came before.
+            inputs: The inputs, as the configuration describes them. Examples are images
+                `[batch, height, width, channels]`, uint8, or floating point in [0, 1]; sound
+                `[batch, num_samples]`, int16, or floating point in [-1, 1]; or table rows as
+                `TableRows`. Several modalities are a mapping from their names to their inputs.
+            mask: The valid inputs, bool, in the shape of the inputs without channels. Tables take
+                `[batch, columns]`, and videos also `[batch, frames]`. None means that all are
+                valid, which is faster. A sample without any valid input gets its logits from the
+                latents alone. Several modalities take a mapping from some of their names to their
+                masks.
+            state: The latents to start from, as `forward_state` returned them for the previous part
+                of a stream.
 
-        Raises ValueError for inputs or masks of another shape or dtype.
+        Raises:
+            ValueError: If a shape or a dtype is wrong.
         """
         return self.forward_state(inputs, mask, state=state)[0]
 
@@ -73,10 +80,10 @@ class PerceiverClassifier(nn.Module):
         *,
         state: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logits, and the latents `[batch, num_latents, latent_dim]` after these inputs.
+        """Return the logits, and the latents `[batch, num_latents, latent_dim]` after these inputs.
 
-        Given back as `state` with the next inputs, they carry what was read: a stream, such as
-        sound chunk by chunk, is classified with constant memory.
+        Pass the latents as `state` with the next inputs. A stream, such as sound in chunks, is then
+        classified with constant memory. The arguments are those of `forward`.
         """
         latents = self.encoder(self.input_array(inputs, mask), state)
         logits = self.head(latents)
@@ -84,14 +91,14 @@ class PerceiverClassifier(nn.Module):
 
 
 class MeanHead(nn.Module):
-    """The mean over the latents, then a linear layer (paper, section 3.1)."""
+    """The mean over the latents, followed by a linear layer (paper, section 3.1)."""
 
     def __init__(self, latent_dim: int, num_classes: int) -> None:
         super().__init__()
         self.output = linear(latent_dim, num_classes)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """`[batch, num_latents, latent_dim]` to `[batch, num_classes]`."""
+        """Turn latents `[batch, num_latents, latent_dim]` into logits `[batch, num_classes]`."""
         return self.output(latents.mean(dim=1))
 
 
@@ -107,5 +114,5 @@ class QueryHead(nn.Module):
         )
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """`[batch, num_latents, latent_dim]` to `[batch, num_classes]`."""
+        """Turn latents `[batch, num_latents, latent_dim]` into logits `[batch, num_classes]`."""
         return self.decoder(self.query.unsqueeze(0), latents).squeeze(1)

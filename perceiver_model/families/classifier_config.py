@@ -1,4 +1,4 @@
-"""How a Perceiver classifier is built: a frozen dataclass, checked once, free of torch."""
+"""The configuration of a Perceiver classifier. It does not import torch."""
 
 from dataclasses import dataclass
 
@@ -13,17 +13,24 @@ from perceiver_model.tokens_config import (
 )
 
 InputConfig = MediaInput | MultimodalInput
+"""The input of one or several modalities."""
 AdapterConfig = MediaAdapter | PaddedModalities
+"""The adapter of one or several modalities."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig(TokensConfig):
-    """A whole classifier: input → adapter → [content | positions] → encoder → logits.
+    """A classifier: input → adapter → [content | positions] → encoder → logits.
 
     Attributes:
-        positions: of the token grid; None if the adapter's content holds them.
-        decoder: None takes the mean over the latents and a linear layer (paper); a decoder reads
-            the latents with one learned query of `latent_dim` channels (IO).
+        input: The configuration of the input.
+        adapter: The configuration of the adapter, which must be able to read the input.
+        positions: The position features of the token grid. None if the adapter's content already
+            contains the positions.
+        encoder: The configuration of the encoder.
+        decoder: None takes the mean over the latents, followed by a linear layer (paper). A decoder
+            reads the latents with one learned query of `latent_dim` channels (IO).
+        num_classes: The number of classes, at least 1.
     """
 
     input: InputConfig
@@ -41,5 +48,5 @@ class ClassifierConfig(TokensConfig):
 
     @property
     def cross_channels(self) -> int:
-        """Width of queries and keys in a cross-attend."""
+        """The width of the queries and keys in a cross-attend."""
         return self.encoder.cross_channels or self.input_channels

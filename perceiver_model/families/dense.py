@@ -1,4 +1,4 @@
-"""Dense prediction with Perceiver IO: an output for every element of a grid (IO, section 3.2)."""
+"""Dense prediction with Perceiver IO: one output per element of a grid (IO, section 3.2)."""
 
 import math
 
@@ -22,12 +22,14 @@ from perceiver_model.positions import build_positions
 
 
 class DensePredictor(nn.Module):
-    """Segmentation, depth, flow and the like: the decoder is asked at every output position.
+    """A model with one output per position, for segmentation, depth, flow and similar tasks.
 
-    What the outputs mean is the loss's: logits of classes for cross-entropy, or regressed values.
+    The loss defines the meaning of the outputs: logits of classes for cross-entropy, or regressed
+    values.
 
     Args:
-        positions: as of `PerceiverClassifier`.
+        config: The configuration of the model.
+        positions: The table of the tokens' Fourier features, as in `PerceiverClassifier`.
     """
 
     def __init__(self, config: DenseConfig, positions: torch.Tensor | None = None) -> None:
@@ -47,7 +49,7 @@ class DensePredictor(nn.Module):
         )
 
     def input_array(self, inputs: Inputs, mask: Masks | None = None) -> InputArray:
-        """The tokens that the encoder reads; arguments as of `forward`."""
+        """Return the tokens that the encoder reads. The arguments are those of `forward`."""
         content, token_mask = self.adapter(inputs, mask)
         return InputArray(content.to(self.encoder.latents.dtype), self.positions(), token_mask)
 
@@ -60,18 +62,24 @@ class DensePredictor(nn.Module):
         indices: torch.Tensor | None = None,
         chunk_size: int | None = None,
     ) -> torch.Tensor:
-        """`[batch, *output_grid, output_channels]`, float32 or, of a float64 model, float64.
+        """Return the outputs `[batch, *output_grid, output_channels]`.
+
+        The outputs are float32, or float64 for a float64 model.
 
         Args:
-            inputs, mask: as of `PerceiverClassifier.forward`. Nothing invalid is read; outputs
-                there are predicted all the same.
-            output_grid: another resolution than the configured one, over the same extent.
-            indices: only these outputs, as row-major numbers in the output grid, int64 `[outputs]`,
-                or `[batch, outputs]` for each sample's own; the result is then `[batch, outputs,
-                output_channels]`. A training step needs only the outputs that its loss looks at.
-            chunk_size: decode so many outputs at a time, for less memory.
+            inputs: The inputs, as in `PerceiverClassifier.forward`.
+            mask: The valid inputs, as in `PerceiverClassifier.forward`. Invalid inputs are not
+                read, but outputs at their positions are still predicted.
+            output_grid: Another resolution than the configured one, over the same extent.
+            indices: The outputs to decode, as row-major indices in the output grid, int64
+                `[outputs]`, or `[batch, outputs]` for different outputs of each sample. The result
+                is then `[batch, outputs, output_channels]`. A training step needs only the outputs
+                in its loss.
+            chunk_size: The number of outputs to decode at a time, which saves memory. None decodes
+                all at once.
 
-        Raises ValueError for arguments that don't fit the configuration.
+        Raises:
+            ValueError: If an argument does not fit the configuration.
         """
         tokens = self.input_array(inputs, mask)
         tables = self.query_positions(output_grid)

@@ -1,4 +1,4 @@
-"""Dense prediction: one output for every element of a grid; configuration, free of torch."""
+"""The configuration of dense prediction: one output per element of a grid, without torch."""
 
 from dataclasses import dataclass
 
@@ -15,16 +15,22 @@ from perceiver_model.tokens_config import (
 
 @dataclass(frozen=True, kw_only=True)
 class DenseConfig(TokensConfig):
-    """Input → tokens → encoder → decoder, asked at every position of an output grid (IO, 3.2).
+    """Dense prediction: input → tokens → encoder → decoder, with a query per output (IO, 3.2).
 
     Attributes:
-        output_channels: of every output: classes of a segmentation, 1 for depth, 2 for flow.
-        output_grid: the outputs' shape, such as (height, width); None is the input's own: an
-            image's pixels, whatever the tokens are.
-        query_positions: what tells the outputs apart. With Fourier features the trained model can
-            be asked at other resolutions.
-        query_tokens: whether a query also holds the content of the input token that lies there
-            (DeepMind's `concat_preprocessed_input`), for outputs that follow the input closely.
+        input: The configuration of the input.
+        adapter: The configuration of the adapter, which must be able to read the input.
+        encoder: The configuration of the encoder.
+        decoder: The configuration of the decoder.
+        output_channels: The number of channels of every output: the classes of a segmentation, 1
+            for depth, 2 for flow.
+        output_grid: The shape of the outputs, such as (height, width). None means the input's own
+            grid, which is an image's pixels, whatever its tokens are.
+        query_positions: The position features of the outputs. With Fourier features, the trained
+            model can also decode other resolutions.
+        query_tokens: Whether a query also contains the content of the input token at the same
+            position (DeepMind's `concat_preprocessed_input`). This suits outputs that follow the
+            input closely.
     """
 
     input: MediaInput
@@ -56,11 +62,11 @@ class DenseConfig(TokensConfig):
 
     @property
     def outputs(self) -> tuple[int, ...]:
-        """Shape of the output grid."""
+        """The shape of the output grid."""
         return self.output_grid or self.input.grid  # type: ignore[union-attr]  # has one, or refused
 
     @property
     def query_channels(self) -> int:
-        """Channels of an output query."""
+        """The number of channels of an output query."""
         tokens = self.content_channels if self.query_tokens else 0
         return tokens + position_channels(self.query_positions, len(self.outputs))

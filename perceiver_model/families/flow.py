@@ -18,10 +18,10 @@ from perceiver_model.positions import build_positions
 
 
 class FramePairAdapter(nn.Module):
-    """One token per pixel: the patches around it in both frames, through a linear layer.
+    """One token per pixel: the patches around it in both frames, followed by a linear layer.
 
-    The patches' pixels come in the order (frame, row, column, channel), zero outside the frame. A
-    linear layer of every pixel's patch is a convolution, and is computed as one.
+    The pixels of the patches are in the order (frame, row, column, channel), with zeros outside of
+    the frame. The linear layer of every patch is computed as a convolution.
     """
 
     def __init__(self, config: FlowConfig) -> None:
@@ -31,9 +31,12 @@ class FramePairAdapter(nn.Module):
         self.project = linear(torch.Size(self.patch_shape).numel(), config.num_channels)
 
     def forward(self, frames: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
-        """Content `[batch, height * width, num_channels]`; arguments as of `OpticalFlow`."""
+        """Return the content `[batch, height * width, num_channels]` and the token mask.
+
+        The arguments are those of `OpticalFlow.forward`.
+        """
         standardised, pixel_mask = self.standardise(frames, mask)
-        # [out, frame, row, column, channel] to [out, (frame, channel), row, column]
+        # From [out, frame, row, column, channel] to [out, (frame, channel), row, column].
         weight = self.project.weight.unflatten(1, self.patch_shape).permute(0, 1, 4, 2, 3)
         stacked = standardised.permute(0, 1, 4, 2, 3).flatten(1, 2).to(weight.dtype)
         content = F.conv2d(stacked, weight.flatten(1, 2), self.project.bias, padding="same")
@@ -42,9 +45,15 @@ class FramePairAdapter(nn.Module):
 
 
 class OpticalFlow(nn.Module):
-    """How far every pixel of the first of two frames moves to the second.
+    """A model of how far each pixel of the first frame moves in the second.
 
-    Raises ValueError for a table of positions that is not of the configuration's frames.
+    Args:
+        config: The configuration of the model.
+        positions: The table of the pixels' Fourier features, as in `FourierPositions`. None
+            computes it.
+
+    Raises:
+        ValueError: If the table does not fit the frames of the configuration.
     """
 
     def __init__(self, config: FlowConfig, positions: torch.Tensor | None = None) -> None:
@@ -61,12 +70,12 @@ class OpticalFlow(nn.Module):
             latent_dim=config.encoder.latent_dim,
             output_channels=2,
         )
-        # DeepMind's: training starts from no flow at all.
+        # As in DeepMind's code, training starts from zero flow.
         assert isinstance(self.decoder.output, nn.Linear)
         nn.init.zeros_(self.decoder.output.weight)
 
     def input_array(self, frames: torch.Tensor, mask: torch.Tensor | None = None) -> InputArray:
-        """The tokens that the encoder reads, and the queries; arguments as of `forward`."""
+        """Return the tokens, which are also the queries. The arguments are those of `forward`."""
         content, token_mask = self.adapter(frames, mask)
         return InputArray(content.to(self.encoder.latents.dtype), self.positions(), token_mask)
 
@@ -77,18 +86,21 @@ class OpticalFlow(nn.Module):
         *,
         chunk_size: int | None = None,
     ) -> torch.Tensor:
-        """Flow in pixels `[batch, height, width, 2]`, (along x, along y).
+        """Return the flow in pixels, `[batch, height, width, 2]`, as (along x, along y).
+
+        The flow is float32, or float64 for a float64 model.
 
         Args:
-            frames: `[batch, 2, height, width, channels]`, uint8 or floating in [0, 1].
-            mask: bool `[batch, 2, height, width]`, or `[batch, 2]` for whole frames, True where a
-                pixel is valid; None for everywhere. A token is read if its own pixel is valid in
-                either frame. Smaller frames are padded and masked; flow at invalid pixels is of no
-                meaning. Larger ones: `tiled_flow`.
-            chunk_size: decode so many pixels at a time, for less memory.
+            frames: The two frames `[batch, 2, height, width, channels]`, uint8, or floating point
+                in [0, 1]. Pad and mask smaller frames. For larger frames, use `tiled_flow`.
+            mask: The valid pixels, bool `[batch, 2, height, width]`, or the valid frames, bool
+                `[batch, 2]`, or None if all are valid. A token is read if its own pixel is valid in
+                either frame. The flow at invalid pixels has no meaning.
+            chunk_size: The number of pixels to decode at a time, which saves memory. None decodes
+                all at once.
 
-        The result is float32 or, of a float64 model, float64. Raises ValueError for frames or
-        masks of another shape or dtype.
+        Raises:
+            ValueError: If a shape or a dtype is wrong.
         """
         tokens = self.input_array(frames, mask)
         latents = self.encoder(tokens)
@@ -107,15 +119,21 @@ def tiled_flow(
     min_overlap: int = 20,
     chunk_size: int | None = None,
 ) -> torch.Tensor:
-    """Flow in pixels `[batch, height, width, 2]` of frames larger than the model's, in tiles.
+    """Return the flow in pixels, `[batch, height, width, 2]`, of frames larger than the model's.
 
-    Tiles are of the model's size, the last ones flush with the border, and overlap by at least
-    `min_overlap` pixels; where they do, each counts by its pixel's distance to its own border.
+    The frames are cut into tiles of the model's size. The last tiles end at the border, and tiles
+    overlap by at least `min_overlap` pixels. In an overlap, each tile is weighted by the distance
+    of the pixel to the border of the tile.
 
     Args:
-        frames: `[batch, 2, height, width, channels]`, at least of the model's size.
+        model: The model.
+        frames: The two frames `[batch, 2, height, width, channels]`, at least as large as the
+            model's.
+        min_overlap: The smallest overlap of two tiles in pixels.
+        chunk_size: The number of pixels to decode at a time, as in `OpticalFlow.forward`.
 
-    Raises ValueError for smaller frames, and for an overlap that isn't smaller than a tile.
+    Raises:
+        ValueError: If the frames are smaller, or the overlap is not smaller than a tile.
     """
     size = model.config.token_grid
     extent = tuple(frames.shape[2:4])

@@ -1,4 +1,4 @@
-"""Optical flow with Perceiver IO (IO, section 4.2 and appendix H): configuration, free of torch."""
+"""The configuration of optical flow with Perceiver IO (IO, section 4.2 and appendix H)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,18 +20,22 @@ from perceiver_model.tokens_config import check_cross_heads, check_decoder_heads
 
 @dataclass(frozen=True, kw_only=True)
 class FlowConfig:
-    """Two frames → one token per pixel → encoder → the same tokens as queries → flow.
+    """Optical flow: two frames → one token per pixel → encoder → the same tokens as queries → flow.
 
-    The defaults are DeepMind's model: 368 × 496 pixels, 64 + 258 channels, 2,048 latents of 512, 24
-    self-attends, 41,057,134 parameters.
+    The defaults are DeepMind's model: 368 × 496 pixels, 64 + 258 channels, 2,048 latents of 512
+    channels, 24 self-attends and 41,057,134 parameters.
 
     Attributes:
-        input: the pair as a video of two frames.
-        patch_size: a token sees so many pixels square around its own, in both frames; odd.
-        num_channels: width that a linear layer brings those pixels to.
-        rescale_factor: the decoder's output is divided by it.
-        flow_scale: and multiplied by this, to become pixels: DeepMind's network predicts flow in
-            units of 20 pixels, which its released notebook multiplies by afterwards.
+        input: The two frames, as a video.
+        patch_size: The side of the square of pixels around a token's pixel that the token sees in
+            both frames; odd.
+        num_channels: The number of channels that a linear layer gives to those pixels.
+        positions: The position features of the pixels.
+        encoder: The configuration of the encoder.
+        decoder: The configuration of the decoder.
+        rescale_factor: The number by which the decoder's output is divided.
+        flow_scale: The number by which it is then multiplied to become pixels. DeepMind's network
+            predicts flow in units of 20 pixels; its released notebook multiplies by 20 afterwards.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -67,25 +71,29 @@ class FlowConfig:
 
     @property
     def token_grid(self) -> tuple[int, int]:
-        """(rows, columns): a token for every pixel."""
+        """The token grid (rows, columns), with one token per pixel."""
         return self.input.height, self.input.width
 
     @property
     def input_channels(self) -> int:
-        """Channels of a token, and of an output query."""
+        """The number of channels of a token and of an output query."""
         return self.num_channels + position_channels(self.positions, 2)
 
     @property
     def max_resolution(self) -> tuple[float, ...]:
-        """`positions.max_resolution` of Fourier features, or else the frames' size."""
+        """The `max_resolution` of the Fourier features; by default, the size of the frames."""
         fourier = isinstance(self.positions, FourierConfig) and self.positions.max_resolution
         return fourier or self.token_grid
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole tree in JSON's types: `from_dict(json.loads(json.dumps(to_dict())))` is it."""
+        """Return the configuration and its parts in JSON's types; `from_dict` reads them."""
         return write_config(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Reads what `to_dict` wrote; raises ValueError for unknown or missing keys, bad values."""
+        """Read a mapping that `to_dict` wrote.
+
+        Raises:
+            ValueError: If a key is unknown or missing, or a value is not allowed.
+        """
         return read_tree(cls, values)

@@ -1,11 +1,12 @@
-"""Generation with a Perceiver AR, token by token, from cached keys and values.
+"""Generate with a Perceiver AR, token by token, from cached keys and values.
 
-When a token is appended, keys and values of earlier tokens stay as they are, for all is causal. But
-which tokens are latents may not change: a latent sees earlier latents, so what it holds depends on
-where they begin. So the latents begin at a fixed column, and grow in number with each token. When
-they are `num_latents`, they begin anew at a later column, as `refill_latents` latents: the released
-code's way, which takes half. Their states are computed again, from the cached keys and values of
-the cross-attend, which do not depend on which tokens are latents.
+When a token is appended, the keys and values of earlier tokens do not change, because the model is
+causal. But the set of latents must not change either: a latent sees earlier latents, so its value
+depends on where the latents start. The latents therefore start at a fixed column, and each token
+adds one. When there are `num_latents`, they start again at a later column, with `refill_latents`
+latents. The released code does this with half of them. The states of the latents are then computed
+again, from the cached keys and values of the cross-attend, which do not depend on the set of
+latents.
 """
 
 import torch
@@ -22,24 +23,26 @@ from perceiver_model.families.causal_attend import KeyValueCache
 class CachedDecoder:
     """A context that grows token by token, and the logits of its next token.
 
-    At every moment, up to rounding, `logits` equals
-    `model(token_ids, mask, num_latents=num_latents)[:, -1]` of the decoder's own `token_ids`,
-    `mask` and `num_latents`.
+    At every moment, `logits` equals `model(token_ids, mask, num_latents=num_latents)[:, -1]` up to
+    rounding, for the decoder's own `token_ids`, `mask` and `num_latents`.
 
     Args:
-        model: in evaluation mode.
-        token_ids: integers `[batch, length]`, length from 1 to `max_length`.
-        mask: bool `[batch, length]`, True for tokens and False for padding on the left; None for
-            tokens only.
-        refill_latents: with how many latents a context starts, and continues when they have grown
-            to the configuration's `num_latents`; None is half of them. Many see more of the past
-            and are dear: `num_latents` computes all of them for each token, `model(token_ids)`
-            exactly.
-        sliding: whether a context of more than `max_length` columns forgets the oldest, as few as
-            let the latents grow to `num_latents`, and is then read anew; otherwise it is refused.
-        capacity: columns to make room for; None is `max_length`.
+        model: The model, in evaluation mode.
+        token_ids: The token ids, integers `[batch, length]`, with a length from 1 to `max_length`.
+        mask: bool `[batch, length]`, True for tokens and False for padding on the left. None means
+            that there is no padding.
+        refill_latents: The number of latents at the start of a context, and each time the latents
+            have grown to the configuration's `num_latents`. None means half of these. More latents
+            see more of the past and cost more: with `num_latents`, all latents are computed for
+            each token, exactly as `model(token_ids)` does.
+        sliding: Whether a context of more than `max_length` columns drops its oldest columns and is
+            then read again. It drops only enough for the latents to grow to `num_latents`. If
+            False, such a context is refused.
+        capacity: The number of columns to allocate. None means `max_length`.
 
-    Raises ValueError for a model in training mode, and for tokens, masks or numbers that don't fit.
+    Raises:
+        ValueError: If the model is in training mode, or the tokens, the mask or a number do not
+            fit.
     """
 
     def __init__(
@@ -78,11 +81,18 @@ class CachedDecoder:
 
     @property
     def num_latents(self) -> int:
-        """How many of the last columns are latents."""
+        """The number of latents, which are the last columns."""
         return self._cache.self_attends[0].length
 
     def append(self, tokens: torch.Tensor) -> None:
-        """Adds one token to each row, integers `[batch]`; raises ValueError where none fits."""
+        """Append one token to each row.
+
+        Args:
+            tokens: The token ids, integers `[batch]`.
+
+        Raises:
+            ValueError: If the context is full and does not slide.
+        """
         config, batch = self.model.config, self.token_ids.shape[0]
         if tokens.shape != (batch,):
             raise ValueError(f"tokens of shape {list(tokens.shape)}: expected [{batch}]")
@@ -100,19 +110,20 @@ class CachedDecoder:
             self._read(1)
 
     def _forget(self, keep: int) -> None:
-        """Cuts the context to its last columns; their positions change, so do all keys."""
+        """Cut the context to its last columns. Their positions change, and so do all keys."""
         self.token_ids = self.token_ids[:, -keep:]
         self.mask = None if self.mask is None else self.mask[:, -keep:]
         self._cache.cross_attend.clear()
 
     def _refill(self) -> None:
+        """Start the latents again and compute them."""
         for cache in self._cache.self_attends:
             cache.clear()
         self._read(min(self.refill_latents, self.token_ids.shape[1]))
 
     @torch.no_grad()
     def _read(self, num_queries: int) -> None:
-        """Makes the last columns latents and caches what is new."""
+        """Turn the last columns into latents, and cache the new keys and values."""
         positions = token_positions(self.token_ids, self.mask)
         start = self._cache.cross_attend.length
         inputs = self.model.embed(self.token_ids[:, start:], positions[:, start:])
@@ -122,7 +133,11 @@ class CachedDecoder:
 
 
 def _left_padding(mask: torch.Tensor) -> torch.Tensor | None:
-    """The mask, or None if there is no padding; raises ValueError unless it is on the left."""
+    """Return the mask, or None if there is no padding.
+
+    Raises:
+        ValueError: If there is padding that is not on the left.
+    """
     if not mask[:, -1].all() or (mask[:, :-1] & ~mask[:, 1:]).any():
         raise ValueError("mask: to generate, rows must be padded on the left and hold a token")
     return None if mask.all() else mask
@@ -136,15 +151,21 @@ def sample_tokens(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """One token id for each row of logits `[batch, vocab_size]`: int64 `[batch]`.
+    """Sample one token id per row of logits.
 
     Args:
-        temperature: divides the logits; 0 takes the most probable token.
-        top_k: keeps the k most probable tokens.
-        top_p: keeps the fewest most probable tokens that together have at least this probability,
-            after temperature and top_k.
+        logits: The logits `[batch, vocab_size]`.
+        temperature: The number by which the logits are divided. 0 takes the most probable token.
+        top_k: Keep only the k most probable tokens.
+        top_p: Keep the smallest set of most probable tokens whose total probability is at least
+            this, after temperature and top_k.
+        generator: The random generator.
 
-    Raises ValueError for numbers out of range.
+    Returns:
+        The token ids, int64 `[batch]`.
+
+    Raises:
+        ValueError: If a number is out of range.
     """
     _check_sampling(temperature, top_k, top_p)
     if temperature == 0:
@@ -184,25 +205,34 @@ def generate(
     refill_latents: int | None = None,
     sliding: bool = False,
 ) -> torch.Tensor:
-    """The prompts and their continuations, `[batch, length + new]` of the prompts' dtype.
+    """Return the prompts and their continuations, `[batch, length + new]`, in the prompts' dtype.
+
+    The same generator state gives the same tokens on one device with one version of torch.
 
     Args:
-        prompt_ids: integers `[batch, length]`, length from 1 to `max_length`.
+        model: The model, in evaluation mode.
+        prompt_ids: The token ids, integers `[batch, length]`, with a length from 1 to `max_length`.
+        max_new_tokens: The largest number of tokens to generate.
         mask: bool `[batch, length]`, True for tokens and False for padding on the left.
-        temperature, top_k, top_p, generator: as of `sample_tokens`; on one device, with one torch
-            version, the same generator state gives the same tokens.
-        eos_id: ends its row, which is filled with `pad_id` (None is `eos_id`) from then on; when
-            all rows have ended, so does generation, after fewer than `max_new_tokens`.
-        refill_latents, sliding: as of `CachedDecoder`.
+        temperature: As in `sample_tokens`.
+        top_k: As in `sample_tokens`.
+        top_p: As in `sample_tokens`.
+        generator: As in `sample_tokens`.
+        eos_id: The token id that ends a row. The row is then filled with `pad_id`. When all rows
+            have ended, generation stops before `max_new_tokens`.
+        pad_id: The token id that fills a finished row. None means `eos_id`.
+        refill_latents: As in `CachedDecoder`.
+        sliding: As in `CachedDecoder`.
 
-    Raises ValueError for a model in training mode, for arguments that don't fit, and unless
-    `sliding`, for more tokens than the model's `max_length`.
+    Raises:
+        ValueError: If the model is in training mode, an argument does not fit, or without
+            `sliding`, the tokens exceed the model's `max_length`.
     """
     _check_sampling(temperature, top_k, top_p)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens = {max_new_tokens}: must be at least 1")
     max_length = model.config.max_length
-    columns = prompt_ids.shape[-1] + max_new_tokens - 1  # the last token is not read
+    columns = prompt_ids.shape[-1] + max_new_tokens - 1  # The last token is not read.
     if columns > max_length and not sliding:
         raise ValueError(
             f"prompts of {prompt_ids.shape[-1]} columns and max_new_tokens = {max_new_tokens}: "

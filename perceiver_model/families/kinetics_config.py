@@ -40,17 +40,36 @@ def kinetics_autoencoder(
     decoded_channels: int = 512,
     position_precision: Literal["float64", "float32"] = "float64",
 ) -> AutoencoderConfig:
-    """The released model, 52,097 tokens of 704 channels in and 804,737 queries out, or a variant.
+    """Return the configuration of the released model, or of a variant.
 
-    The modalities and outputs are "audio", in tokens of `samples_per_token` samples; "image", in
-    tokens of 4 × 4 pixels of one frame, of videos in [0, 1] as they are; and "label", always
-    masked, so that the model classifies. The paper counts 50,657 tokens and 803,297 queries, as
-    with 64 samples a token.
+    The released model reads 52,097 tokens of 704 channels and decodes 804,737 queries. The
+    modalities and outputs are:
+
+    - "audio", with tokens of `samples_per_token` samples;
+    - "image", with tokens of 4 × 4 pixels of one frame, from videos in [0, 1] that are not
+      standardised;
+    - "label", which is always masked in evaluation, so that the model classifies.
+
+    The paper counts 50,657 tokens and 803,297 queries, which corresponds to 64 samples per token.
 
     Args:
-        max_resolution: of the video's positions, in frames, rows and columns of tokens.
+        num_frames: The number of frames of a video.
+        height: The number of pixel rows.
+        width: The number of pixel columns.
+        num_samples: The number of samples of the sound.
+        sample_rate: The sample rate in Hz.
+        samples_per_token: The number of samples in a token, a divisor of `num_samples`.
+        num_classes: The number of classes.
+        max_resolution: The resolution of the video's positions, in frames, rows and columns of
+            tokens.
+        encoder: The configuration of the encoder.
+        decoder: The configuration of the decoder.
+        label_query_channels: The number of channels of the label's query.
+        decoded_channels: The number of decoded channels before each output's linear layer.
+        position_precision: The precision of the Fourier features.
 
-    Raises ValueError for sizes that tokens don't tile.
+    Raises:
+        ValueError: If the tokens do not tile the sound or the video.
     """
     if num_samples % samples_per_token:
         raise ValueError(

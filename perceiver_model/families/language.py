@@ -11,14 +11,14 @@ from perceiver_model.families.language_config import LanguageConfig
 from perceiver_model.perceiver import PerceiverEncoder
 
 IGNORED = -100
-"""The target of a position that the loss leaves out."""
+"""The target of a position that the loss ignores."""
 
 
 class MaskedLanguageModel(nn.Module):
-    """Logits for every token of a text, read from the latents by a learned query for each position.
+    """A masked language model. A learned query per position reads the logits from the latents.
 
-    The logits are products with the token embeddings, which so are weights of both ends, plus a
-    learned bias.
+    The logits are products with the token embeddings, plus a learned bias. The embeddings are
+    therefore weights of the input and of the output.
     """
 
     def __init__(self, config: LanguageConfig) -> None:
@@ -37,19 +37,22 @@ class MaskedLanguageModel(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.input.vocab_size))
 
     def input_array(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> InputArray:
-        """The tokens that the encoder reads; arguments as of `forward`."""
+        """Return the tokens that the encoder reads. The arguments are those of `forward`."""
         content, token_mask = self.adapter(ids, mask)
         return InputArray(content, mask=token_mask)
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits `[batch, length, vocab_size]`, float32 or, of a float64 model, float64.
+        """Return the logits `[batch, length, vocab_size]`.
+
+        The logits are float32, or float64 for a float64 model.
 
         Args:
-            ids: int64 or int32 `[batch, length]`, of any length up to `max_length`.
-            mask: bool `[batch, length]`, True where a text has tokens; None for everywhere. Logits
-                at other places are of no meaning.
+            ids: The token ids, int64 or int32 `[batch, length]`, of any length up to `max_length`.
+            mask: The valid tokens, bool `[batch, length]`, or None if all are valid. Logits at
+                other positions have no meaning.
 
-        Raises ValueError for ids or masks of another shape or dtype.
+        Raises:
+            ValueError: If a shape or a dtype is wrong.
         """
         latents = self.encoder(self.input_array(ids, mask))
         decoded = self.decoder(self.queries[: ids.shape[1]].unsqueeze(0), latents)
@@ -58,9 +61,11 @@ class MaskedLanguageModel(nn.Module):
 
 
 def masked_language_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The mean cross-entropy over the places whose target isn't IGNORED; 0 if there are none.
+    """Return the mean cross-entropy over the targets that are not IGNORED; 0 without any.
 
-    logits `[batch, length, vocab_size]`; targets int64 `[batch, length]`.
+    Args:
+        logits: The logits `[batch, length, vocab_size]`.
+        targets: The targets, int64 `[batch, length]`.
     """
     total = F.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
@@ -77,17 +82,24 @@ def mask_tokens(
     vocab_size: int,
     generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """BERT's masking of ids `[batch, length]`: what the model reads, and what it should say.
+    """Mask token ids as BERT does.
 
-    Tokens are chosen with `probability`; of the chosen, 80 % become MASK, 10 % a random token, 10 %
-    stay as they are. Special tokens, and those where `mask` is False, are never chosen.
+    Tokens are chosen with `probability`. Of the chosen tokens, 80 % become MASK, 10 % become a
+    random token and 10 % stay unchanged. Special tokens and tokens whose `mask` is False are never
+    chosen.
 
     Args:
-        whole_words: choose the bytes of a word, with the space before it, together: a byte is easy
-            to guess from the rest of its word. A word's bytes share their fate.
-        generator: on the ids' device.
+        ids: The token ids `[batch, length]`.
+        mask: The valid tokens, bool `[batch, length]`, or None if all are valid.
+        probability: The probability that a token is chosen.
+        whole_words: Whether to choose all bytes of a word, and the space before it, together. A
+            byte is easy to guess from the rest of its word. All bytes of a word are treated alike.
+        vocab_size: The number of token ids.
+        generator: The random generator, on the device of the ids.
 
-    Returns the ids, and targets int64 `[batch, length]` that are IGNORED where none were chosen.
+    Returns:
+        The ids for the model to read, and the targets, int64 `[batch, length]`, which are IGNORED
+        where no token was chosen.
     """
     words = _word_indices(ids) if whole_words else torch.arange(ids.shape[1], device=ids.device)
     words = words.expand_as(ids)
@@ -109,7 +121,10 @@ def mask_tokens(
 
 
 def _word_indices(ids: torch.Tensor) -> torch.Tensor:
-    """Which word each token is in, counted from 0: a word starts at a space or a special token."""
+    """Return the index of each token's word, counted from 0.
+
+    A word starts at a space or at a special token.
+    """
     starts = (ids == ord(" ") + NUM_SPECIAL) | (ids < NUM_SPECIAL)
     starts[:, 0] = False
     return starts.long().cumsum(dim=1)

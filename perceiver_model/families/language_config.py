@@ -1,4 +1,4 @@
-"""How a masked language model is built: a frozen dataclass, checked once, free of torch."""
+"""The configuration of a masked language model. It does not import torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +13,18 @@ from perceiver_model.tokens_config import check_cross_heads, check_decoder_heads
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
-    """A masked language model: text → embedding → encoder → a query for every position → logits.
+    """A masked language model: text → embedding → encoder → a query per position → logits.
 
-    The defaults are Perceiver IO's on UTF-8 bytes (IO, section 4.1 and appendix F): 2,048 tokens of
-    768 channels, 256 latents of 1,280, 26 self-attends, 201,108,230 parameters. The output
-    queries have the embedding's channels, as the logits are products with its weights.
+    The defaults are Perceiver IO's for UTF-8 bytes (IO, section 4.1 and appendix F): 2,048 tokens
+    of 768 channels, 256 latents of 1,280 channels, 26 self-attends and 201,108,230 parameters. The
+    output queries have the channels of the embedding, because the logits are products with its
+    weights.
+
+    Attributes:
+        input: The configuration of the text.
+        adapter: The configuration of the embedding.
+        encoder: The configuration of the encoder.
+        decoder: The configuration of the decoder.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -47,14 +54,18 @@ class LanguageConfig:
 
     @property
     def input_channels(self) -> int:
-        """Channels of a token, and of an output query."""
+        """The number of channels of a token and of an output query."""
         return self.adapter.num_channels
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole tree in JSON's types: `from_dict(json.loads(json.dumps(to_dict())))` is it."""
+        """Return the configuration and its parts in JSON's types; `from_dict` reads them."""
         return write_config(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Reads what `to_dict` wrote; raises ValueError for unknown or missing keys, bad values."""
+        """Read a mapping that `to_dict` wrote.
+
+        Raises:
+            ValueError: If a key is unknown or missing, or a value is not allowed.
+        """
         return read_tree(cls, values)

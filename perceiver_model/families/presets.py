@@ -1,8 +1,9 @@
-"""Configurations with published results (paper, section 4 and appendix A; IO), by name.
+"""Configurations with published results, by name (paper, section 4 and appendix A; IO).
 
-For ModelNet40 and AudioSet the paper settles the inputs, the cross-attends and self-attends and,
-for AudioSet, that no weights are shared; the rest here is as for ImageNet. The sample rate only
-documents AudioSet's sound: its 61,440 samples last as long as 32 frames at 25 a second.
+For ModelNet40 and AudioSet, the paper specifies the inputs, the cross-attends and the self-attends.
+For AudioSet, it also says that no weights are shared. The other values are those for ImageNet.
+AudioSet's sample rate is only documentation: its 61,440 samples last as long as 32 frames at 25
+frames per second.
 """
 
 import dataclasses
@@ -41,6 +42,7 @@ from perceiver_model.families.language_config import LanguageConfig
 ModelConfig = (
     ClassifierConfig | LanguageConfig | ARConfig | DenseConfig | FlowConfig | AutoencoderConfig
 )
+"""The configuration of any model."""
 
 _IMAGENET = ClassifierConfig(
     input=ImageInput(height=224, width=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
@@ -117,8 +119,8 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     # Perceiver IO on ImageNet (IO, section 4.5): 48,440,627 parameters, 407 GFLOP, 79.0 %.
     "io-imagenet-fourier": _IO_IMAGENET,
-    # Told nothing of the grid: 62,255,848 parameters, 72.7 %. Published with 407 GFLOP, too, but
-    # tokens of 512 channels instead of 261 take 478.
+    # The model knows nothing about the grid: 62,255,848 parameters, 72.7 %. It is also published
+    # with 407 GFLOP, but tokens of 512 channels instead of 261 take 478.
     "io-imagenet-learned": dataclasses.replace(
         _IO_IMAGENET,
         adapter=Pixels(num_channels=256),
@@ -133,10 +135,10 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     # Masked language modelling on bytes (IO, section 4.1): 201,108,230 parameters.
     "io-mlm-bytes": LanguageConfig(),
-    # Perceiver AR (arXiv 2202.07765) as its released code's defaults have it, on bytes:
+    # Perceiver AR (arXiv 2202.07765) on bytes, with the defaults of its released code:
     # 164.3 M parameters, 451.5 GFLOP for 8,192 tokens.
     "ar-bytes": ARConfig(),
-    # ModelNet40, about 2,000 points a cloud: 85.7 %.
+    # ModelNet40, with about 2,000 points per cloud: 85.7 %.
     "modelnet40": ClassifierConfig(
         input=PointsInput(num_points=2048),
         adapter=Points(num_bands=64, max_resolution=2240),
@@ -146,9 +148,9 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     # AudioSet, 61,440 raw samples in 480 tokens: the paper's best for sound is 38.4 mAP.
     "audioset-audio": _audioset(*_AUDIOSET["audio"]),
-    # The same sound as a log-mel spectrogram of 4,800 cells; the paper doesn't settle 75 × 64.
+    # The same sound as a log-mel spectrogram of 4,800 cells. The paper does not specify 75 × 64.
     "audioset-mel": _audioset(*_AUDIOSET["mel"]),
-    # The same clips' 32 frames in 12,544 tokens: 25.8 mAP.
+    # The 32 frames of the same clips in 12,544 tokens: 25.8 mAP.
     "audioset-video": _audioset(*_AUDIOSET["video"]),
     # Both, in 13,024 tokens, 30 % of training samples without video: the paper's best is 44.2 mAP.
     "audioset-audio-video": _AUDIOSET_BOTH,
@@ -163,10 +165,15 @@ PRESETS: dict[str, ModelConfig] = {
     # Autoencoding of Kinetics (IO, section 4.3): 19,858,855 parameters.
     "io-kinetics-autoencoder": kinetics_autoencoder(),
 }
+"""The configurations by name, with their published costs and accuracies."""
 
 
 def preset(name: str) -> ModelConfig:
-    """The named configuration; raises ValueError with the nearest and all known names."""
+    """Return the named configuration.
+
+    Raises:
+        ValueError: If the name is unknown. The error suggests the nearest name and lists all.
+    """
     if name in PRESETS:
         return PRESETS[name]
     nearest = difflib.get_close_matches(name, PRESETS, n=1)

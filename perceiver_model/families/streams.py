@@ -1,7 +1,7 @@
-"""Streams: inputs that come part by part, read with constant memory.
+"""Streams: inputs that arrive in parts and are read with constant memory.
 
-The latents that have read a part are where the next part's reading starts, instead of the learned
-ones: a recurrent Perceiver, trained by backpropagation through the parts.
+The latents after one part are the start for the next part, in place of the learned latents. This
+makes a recurrent Perceiver, which is trained by backpropagation through the parts.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ import torch
 from perceiver_model.families.classifier import PerceiverClassifier
 
 StreamChunk = torch.Tensor | tuple[torch.Tensor, torch.Tensor | None]
-"""A part of a stream: inputs, or inputs and their mask."""
+"""A part of a stream: the inputs, or the inputs and their mask."""
 
 
 def read_stream(
@@ -21,17 +21,20 @@ def read_stream(
     state: torch.Tensor | None = None,
     detach_every: int | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The logits `[batch, num_classes]` and the state after each part, as the parts come.
+    """Yield the logits `[batch, num_classes]` and the state after each part.
 
     Args:
-        parts: of a batch of streams, each as of the model's `forward`.
-        state: latents `[batch, num_latents, latent_dim]` that an earlier reading ended with; None
-            for the learned ones.
-        detach_every: cut the graph after that many parts, so that gradients reach no further back
-            and memory doesn't grow with the stream (truncated backpropagation: call `backward`
-            before the next part). None never cuts it: then memory grows unless gradients are off.
+        model: The classifier.
+        parts: The parts of a batch of streams, each in the form that the model's `forward` takes.
+        state: The latents `[batch, num_latents, latent_dim]` at the end of an earlier call. None
+            means the learned latents.
+        detach_every: Cut the graph after this number of parts, so that gradients reach no further
+            back and memory does not grow with the stream. This is truncated backpropagation: call
+            `backward` before the next part. With None the graph is never cut, so memory grows
+            unless gradients are off.
 
-    Raises ValueError for a `detach_every` that is not positive, and as the model does.
+    Raises:
+        ValueError: If `detach_every` is not positive, or the model refuses a part.
     """
     if detach_every is not None and detach_every < 1:
         raise ValueError(f"detach_every {detach_every}: must be at least 1, or None")
