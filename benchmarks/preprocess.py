@@ -139,7 +139,7 @@ def _prepare(folder: Path, num_files: int, num_workers: int) -> _Work:
         plan=str(plan),
         staging=str(folder / "staging"),
         reaches=listing.reaches,
-        media=sandbox_settings(config.data, listing.classes, None),
+        media=sandbox_settings(config.data, listing.classes, {}),
         limits={"seconds": 60.0, "memory_bytes": 2 << 30},
         num_new=num_shards,
     )

@@ -18,8 +18,9 @@ from perceiver_model import PerceiverClassifier
 from pipeline.config.load import validate
 from pipeline.config.tree import Config
 from pipeline.inputs.collate import collate
-from pipeline.inputs.model_input import VOCABULARY, fitted_media
+from pipeline.inputs.model_input import fitted_media
 from pipeline.media import FittedTableFormat, encode_members, fit_vocabulary
+from pipeline.media.table.modality import VOCABULARY
 from pipeline.runs.mlflow_client import client
 from pipeline.runs.tracking import open_run
 from pipeline.training.checkpoints import TrainState, save_checkpoint

@@ -12,7 +12,6 @@ from sounds import encoded
 
 from perceiver_model.fourier import position_table
 from pipeline.config.tree import Config
-from pipeline.inputs.model_input import VOCABULARY
 from pipeline.inputs.positions import position_spec
 from pipeline.media import (
     AudioFormat,
@@ -29,6 +28,7 @@ from pipeline.media import (
     fit_vocabulary,
     media_to_dict,
 )  # fmt: skip
+from pipeline.media.table.modality import VOCABULARY
 from shards import Sample, ShardSet, publish, write_position_table, write_shard
 
 VIDEO = VideoFormat(num_frames=4, height=8, width=8, channels=1, frames_per_second=4)

@@ -30,7 +30,6 @@ from perceiver_model import PerceiverClassifier, encode_bytes
 from perceiver_model.adapters.build import build_adapter
 from perceiver_model.adapters.table import TableRows
 from pipeline.inputs.collate import collate
-from pipeline.inputs.model_input import VOCABULARY
 from pipeline.media import (
     check_array,
     decode,
@@ -40,6 +39,7 @@ from pipeline.media import (
     media_to_dict,
 )  # fmt: skip
 from pipeline.media.points.fourier import point_features
+from pipeline.media.table.modality import VOCABULARY
 from pipeline.registry.predict import predict_files
 from pipeline.registry.served.inference import ModelCard, Predictor, as_inputs
 

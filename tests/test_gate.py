@@ -21,8 +21,9 @@ from pipeline.media import (
     TextFormat,
     fit_vocabulary,
 )
+from pipeline.media.table.row_encoder import RowEncoder
 from pipeline.registry.gate import Comparison, p_value, samples_needed
-from pipeline.registry.reading import RowEncoder, other_input
+from pipeline.registry.reading import other_input
 
 RULES = RegistryConfig()
 

@@ -280,7 +280,7 @@ def test_it_works_from_code_that_travels_with_a_model(tmp_path):
     for package in ("pipeline", "shards"):
         shutil.copytree(TESTS.parent / package, code / package)
     data = {"train": "unused", "image": {"height": 8, "width": 8}}
-    settings = sandbox_settings(DataConfig.model_validate(data, strict=False), ("a",), None)
+    settings = sandbox_settings(DataConfig.model_validate(data, strict=False), ("a",), {})
     program = f"""
 import sys
 sys.path.insert(0, {str(code)!r})

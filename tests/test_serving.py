@@ -19,7 +19,7 @@ from modality_samples import FORMATS, ROWS, TABLE, make_config, raw_media
 from safetensors.torch import save_file
 from test_inference import image_card, png, random_weights
 
-from pipeline.inputs.model_input import VOCABULARY
+from pipeline.media.table.modality import VOCABULARY
 from pipeline.registry.package import package
 from pipeline.registry.served.inference import ModelCard, Predictor
 

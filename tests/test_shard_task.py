@@ -70,7 +70,7 @@ def planned(config: Config, folder: Path) -> ShardTask:
         plan=str(plan),
         staging=str(plan.with_name("staging")),
         reaches=listing.reaches,
-        media=sandbox_settings(config.data, listing.classes, None),
+        media=sandbox_settings(config.data, listing.classes, {}),
         limits={"seconds": 60.0, "memory_bytes": 2 << 30},
     )
 

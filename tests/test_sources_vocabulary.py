@@ -9,7 +9,7 @@ from source_trees import listed, make_tar
 
 from pipeline.errors import UserError
 from pipeline.media import TableFormat, TableVocabulary
-from pipeline.preprocess.sources import SourceTable, fit_table
+from pipeline.preprocess.sources import SourceTable, fit_rows
 
 TABLE = {"numeric": ["age"], "categorical": ["town"]}
 FORMAT = TableFormat(numeric=("age",), categorical=("town",))
@@ -22,6 +22,10 @@ ROWS: list[dict[str, Any]] = [
 WANTED = TableVocabulary(
     categories={"town": ("7", "Oslo", "Rome")}, mean=(3.0,), std=(pytest.approx((8 / 3) ** 0.5),)
 )
+
+
+def fit_table(listing: SourceTable, fmt: TableFormat) -> TableVocabulary:
+    return TableVocabulary.from_dict(fit_rows(listing, fmt))
 
 
 def folder_of(root: Path, rows: list[Any], more: dict[str, bytes] | None = None) -> SourceTable:

@@ -39,5 +39,5 @@ def test_strict_is_part_of_a_sets_settings_only_where_it_is_off(tmp_path):
     on, off = loaded(tmp_path), loaded(tmp_path, "data.strict=false")
     assert on.data.strict and "data.strict" not in set_identity(on)
     assert set_identity(off)["data.strict"] is False
-    assert sandbox_settings(on.data, (), None)["strict"] is True
-    assert sandbox_settings(off.data, (), None)["strict"] is False
+    assert sandbox_settings(on.data, (), {})["strict"] is True
+    assert sandbox_settings(off.data, (), {})["strict"] is False

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from source_trees import listed, refused
 
 from pipeline.media import FittedTableFormat, MediaError, TableFormat, TableVocabulary
+from pipeline.media.registered import modality_of
 from pipeline.media.table.values import MISSING_TEXTS, name_of, read_name, read_number
-from pipeline.preprocess.sources import fit_table
+from pipeline.preprocess.sources import fit_rows
 from pipeline.preprocess.sources.typed import to_role
 from pipeline.registry.served.inference import as_inputs
 from pipeline.registry.table_rows import table_rows
@@ -261,7 +262,7 @@ def test_a_column_has_one_vocabulary_and_one_row_a_vector_in_every_listing(tmp_p
         path = tmp_path / f"rows{suffix}"
         listing = listed(path, (), table=table, target={"column": "class"})
         assert listing.classes == ("1", "2") and not refused(listing)
-        whole = FittedTableFormat.of(fmt, fit_table(listing, fmt))
+        whole = modality_of(fmt).fitted(fmt, {"vocabulary": fit_rows(listing, fmt)})
         seen.append((whole.vocabulary, vectors(whole, (row for _, row in table_rows(path, fmt)))))
     assert seen[1:] == seen[:1] * 2
     vocabulary, rows = seen[0]

@@ -1,25 +1,21 @@
 """ConfigBase `data`: where raw media lie, what they are, and how they are decoded."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.addresses import absolute_path, local_path
 from pipeline.config.base import ConfigBase
-from pipeline.media import AudioFormat, ImageFormat, MediaFormat
-from pipeline.media.points.format import PointsFormat
-from pipeline.media.table.format import TableFormat
+from pipeline.config.modalities import MediaColumns, ModalityName, with_media_sections
+from pipeline.media.format import MediaFormat
+from pipeline.media.registered import MODALITIES
 from pipeline.media.targets import TargetConfig
-from pipeline.media.text import TextFormat
-from pipeline.media.video.format import VideoFormat
 
-Modality = Literal["image", "audio", "video", "points", "text", "table"]
-MODALITIES: tuple[Modality, ...] = get_args(Modality)
 SPLITS = ("train", "validation", "test")
 
 
-class ColumnsConfig(ConfigBase):
+class ColumnsConfig(MediaColumns):
     """Columns of a listing, by what they hold.
 
     Attributes:
@@ -31,17 +27,30 @@ class ColumnsConfig(ConfigBase):
             `data.test` are then null.
     """
 
-    image: str | None = None
-    audio: str | None = None
-    video: str | None = None
-    points: str | None = None
-    text: str | None = None
     key: str | None = None
     split: str | None = None
 
 
-class DataConfig(ConfigBase):
+class _Sources(ConfigBase):
+    train: str = Field(min_length=1)
+    validation: str | Annotated[float, Field(gt=0, lt=1)] | None = None
+    test: str | None = None
+    allow: tuple[str, ...] = ()
+    max_file_bytes: int = Field(default=2 * 1024**3, ge=1)
+    layout: Literal["auto", "folders", "listing", "tars"] = "auto"
+
+
+if TYPE_CHECKING:
+    _Media = _Sources
+else:
+    _Media = with_media_sections(_Sources)
+
+
+class DataConfig(_Media):
     """Raw media and how they are decoded: at least one of the sections for modalities is given.
+
+    Each registered modality has a section of its name, with its format, between ``layout`` and
+    ``columns``.
 
     Attributes:
         train: a folder, a listing file (`.csv`, `.parquet`, `.jsonl`), or WebDataset tars (a
@@ -78,21 +87,9 @@ class DataConfig(ConfigBase):
             run.
     """
 
-    train: str = Field(min_length=1)
-    validation: str | Annotated[float, Field(gt=0, lt=1)] | None = None
-    test: str | None = None
-    allow: tuple[str, ...] = ()
-    max_file_bytes: int = Field(default=2 * 1024**3, ge=1)
-    layout: Literal["auto", "folders", "listing", "tars"] = "auto"
-    image: ImageFormat | None = None
-    audio: AudioFormat | None = None
-    video: VideoFormat | None = None
-    points: PointsFormat | None = None
-    text: TextFormat | None = None
-    table: TableFormat | None = None
     columns: ColumnsConfig = ColumnsConfig()
     target: TargetConfig = TargetConfig()
-    allow_missing: tuple[Modality, ...] = ()
+    allow_missing: tuple[ModalityName, ...] = ()
     max_bad_fraction: float = Field(default=0.5, ge=0, le=1)
     strict: bool = True
     samples_per_shard: int = Field(default=1000, ge=1)
@@ -120,10 +117,10 @@ class DataConfig(ConfigBase):
                 raise ValueError(f"allow_missing names {modality!r}, which has no section")
         if len(formats) == 1 and self.allow_missing:
             raise ValueError("allow_missing: a sample's only modality cannot be missing")
-        for modality in MODALITIES[:-1]:
-            if getattr(self.columns, modality) and modality not in formats:
+        for modality in MODALITIES:
+            if self.columns.of(modality) and modality not in formats:
                 raise ValueError(f"columns.{modality} is given, but not the section {modality!r}")
-        if self.target.kind == "mask" and self.image is None:
+        if self.target.kind == "mask" and "image" not in formats:
             raise ValueError("target.kind is 'mask', which needs the section 'image'")
         if self.columns.split and (self.validation is not None or self.test is not None):
             raise ValueError("columns.split names the splits; leave validation and test null")

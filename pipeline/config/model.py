@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag
 from perceiver_model.adapters.configs import MediaAdapter
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, LearnedPositions
 from pipeline.config.base import ConfigBase
-from pipeline.config.data import Modality
+from pipeline.config.modalities import ModalityName
 
 
 def _position_kind(value: Any) -> str | None:
@@ -54,7 +54,7 @@ class ModelConfig(ConfigBase):
     """
 
     adapter: Annotated[MediaAdapter, Field(discriminator="kind")] | None = None
-    modalities: dict[Modality, ModalityConfig] = Field(default_factory=dict)
+    modalities: dict[ModalityName, ModalityConfig] = Field(default_factory=dict)
     positions: Positions = FourierConfig()
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig | None = None

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.inputs.collate import BatchInputs, BatchMask, blank, joint_inputs, padded_length
-from pipeline.media import MediaFormat, TextFormat, check_array, decode_member, model_member
+from pipeline.inputs.collate import BatchInputs, BatchMask, blank, joint_inputs
+from pipeline.inputs.modality import inputs_of
+from pipeline.media import MediaFormat, check_array, decode_member, model_member
 from shards import RawSample, ShardReader
 from shards.loader import ShardBatch, ShardLoader
 
@@ -56,13 +57,10 @@ def media_loader(
         one_length: fill texts up to their format's length, and not a batch's longest.
         options: of `ShardLoader`.
     """
-    lengths = {name: padded_length(media) for name, media in formats.items()}
-    if one_length:
-        lengths |= {
-            name: media.max_length
-            for name, media in formats.items()
-            if isinstance(media, TextFormat)
-        }
+    lengths: dict[str, int | None] = {}
+    for name, media in formats.items():
+        inputs = inputs_of(media)
+        lengths[name] = inputs.full_length(media) if one_length else inputs.padded_length(media)
     return ShardLoader(
         reader,
         decode=MemberDecoder(formats),

@@ -5,22 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from perceiver_model.adapters.mel import standardise_frames
 from perceiver_model.adapters.table import TableRows
-from perceiver_model.adapters.text import NUM_SPECIAL, PAD
-from pipeline.media import (
-    AudioFormat,
-    ImageFormat,
-    MediaFormat,
-    PointsFormat,
-    TableFormat,
-    TextFormat,
-    VideoFormat,
-    array_type,
-    check_array,
-)
-from pipeline.media.points.format import NUM_DIMS
-from pipeline.media.points.fourier import point_features
+from pipeline.inputs.modality import array_of_zeros, inputs_of
+from pipeline.media import MediaFormat, check_array
+from pipeline.media.registered import modality_of
 
 Inputs = torch.Tensor | TableRows
 BatchInputs = Inputs | dict[str, Inputs]
@@ -30,20 +18,12 @@ BatchMask = torch.Tensor | dict[str, torch.Tensor] | None
 
 def padded_length(media: MediaFormat) -> int | None:
     """What the first axis of every array is filled up to; None for a batch's longest."""
-    match media:
-        case AudioFormat():
-            return media.shape[0]
-        case PointsFormat():
-            return media.num_points
-    return None
+    return inputs_of(media).padded_length(media)
 
 
 def blank(media: MediaFormat, size: int) -> torch.Tensor:
     """A batch in which no sample has the modality, as `model_inputs` takes it."""
-    dtype, shape = array_type(media)
-    if isinstance(media, TextFormat):
-        shape = (1,)
-    return torch.from_numpy(np.zeros((size, *shape), dtype))
+    return torch.from_numpy(array_of_zeros(media, size))
 
 
 def model_inputs(
@@ -57,37 +37,10 @@ def model_inputs(
         media: their format.
 
     Returns:
-        The inputs and their bool mask, by modality:
-
-        - images, uint8 `[batch, height, width, channels]`, and None
-        - films, uint8 `[batch, frames, height, width, channels]`, and None
-        - sound, int16 `[batch, samples]`, and `[batch, samples]`; log-mel frames, float32
-          `[batch, frames, 1, num_mels]`, each sample's standardised as the model's own front end
-          does, and `[batch, frames, 1]`
-        - points, float32 `[batch, num_points, 3]`, or their Fourier features where the format
-          has them stored, `[batch, num_points, channels]`; and `[batch, num_points]`
-        - text, int64 `[batch, longest]`: bytes plus 6 (DeepMind's byte vocabulary), padded with
-          its PAD, and `[batch, longest]`
-        - tables, `TableRows`: numbers, float64 with NaN
-          where missing, and categories, int64 with -1 where missing; and None
+        The inputs and their bool mask, as the modality's class in `pipeline.inputs` says; the
+        mask is None of images, films and tables.
     """
-    match media:
-        case ImageFormat() | VideoFormat():
-            return rows, None
-        case TableFormat():
-            rows = rows.masked_fill(lengths[:, None] == 0, torch.nan)
-            numeric, categorical = rows.split([len(media.numeric), len(media.categorical)], dim=1)
-            return TableRows(numeric, categorical.nan_to_num(nan=-1.0).long()), None
-    mask = torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
-    match media:
-        case TextFormat():
-            return (rows.long() + NUM_SPECIAL).masked_fill(~mask, PAD), mask
-        case PointsFormat():
-            return rows.float(), mask
-        case AudioFormat() if media.mel is not None:
-            # A feature map of one column, whose channels are the bands.
-            return standardise_frames(rows.float(), mask).unsqueeze(2), mask.unsqueeze(2)
-    return rows, mask
+    return inputs_of(media).tensors(rows, lengths, media)
 
 
 def joint_inputs(
@@ -111,22 +64,11 @@ def joint_inputs(
         if len(formats) == 1:
             return inputs[name], mask
         if mask is None:
-            mask = _presence(lengths[name] > 0, media)
+            present = lengths[name] > 0
+            mask = None if present.all() else inputs_of(media).mask_of_present(present, media)
         if mask is not None:
             masks[name] = mask
     return inputs, masks
-
-
-def _presence(present: torch.Tensor, media: MediaFormat) -> torch.Tensor | None:
-    """Which rows have an image or a film, as the model takes it; None where all do."""
-    if present.all():
-        return None
-    match media:
-        case ImageFormat():
-            return present[:, None, None].expand(-1, media.height, media.width)
-        case VideoFormat():
-            return present[:, None].expand(-1, media.num_frames)
-    return None
 
 
 def collate(
@@ -156,6 +98,5 @@ def collate(
 def _read(array: np.ndarray, media: MediaFormat) -> np.ndarray:
     """What a model reads of a decoded array: what a shard would hold for it."""
     check_array(array, media)
-    if isinstance(media, PointsFormat) and media.fourier and array.shape[1] == NUM_DIMS:
-        return point_features(array, media)
-    return array
+    read: np.ndarray = modality_of(media).model_array(array, media)
+    return read

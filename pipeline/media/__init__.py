@@ -7,12 +7,10 @@ with every registered model.
 from pipeline.media.audio.decode import AudioFormat
 from pipeline.media.audio.mel import MelFormat
 from pipeline.media.decode import (
-    MediaFormat,
     array_type,
     check_array,
     decode,
     decode_all,
-    decode_film,
     decode_member,
     encode_member,
     encode_members,
@@ -21,6 +19,7 @@ from pipeline.media.decode import (
     model_member,
 )
 from pipeline.media.errors import MediaError
+from pipeline.media.format import MediaFormat
 from pipeline.media.image.decode import ImageFormat
 from pipeline.media.points.decode import PointsFormat, PointsFourier
 from pipeline.media.table.decode import (
@@ -29,8 +28,8 @@ from pipeline.media.table.decode import (
     TableVocabulary,
     fit_vocabulary,
 )
-from pipeline.media.text import TextFormat
-from pipeline.media.video.decode import VideoFormat
+from pipeline.media.text.decode import TextFormat
+from pipeline.media.video.decode import VideoFormat, decode_film
 
 __all__ = [
     "AudioFormat",

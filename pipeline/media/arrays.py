@@ -16,9 +16,9 @@ from pipeline.media.decode import (
     media_to_dict,
 )
 from pipeline.media.errors import MediaError
+from pipeline.media.registered import modality_of
 from pipeline.media.sandbox.child import NamedBlob
 from pipeline.media.sandbox.sandbox import Sandbox
-from pipeline.media.table.decode import TableFormat
 
 FUNCTION = f"{__name__}:ArrayMaker"
 _FIELD, _SHAPE, _DATA = "media", "shape", "data"
@@ -93,7 +93,7 @@ class Decoder:
             MediaError: the file cannot be used; the text is the reason.
             SandboxError: the child cannot start, or lacks a protection that is required.
         """
-        if isinstance(self._format, TableFormat):
+        if modality_of(self._format).source == "row":
             return decode(data, self._format)
         with self._lock:
             members = list(self._sandbox.run({_FIELD: (data, name)}, {}))

@@ -2,27 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from pipeline.media.audio.decode import AudioFormat, decode_audio, decode_flac, encode_flac
-from pipeline.media.audio.mel import MelFormat
-from pipeline.media.image.decode import ImageFormat, decode_image, encode_jpeg
-from pipeline.media.points.decode import PointsFormat, PointsFourier, decode_points
-from pipeline.media.points.format import NUM_DIMS
-from pipeline.media.points.fourier import point_features
-from pipeline.media.table.decode import (
-    FittedTableFormat,
-    TableFormat,
-    TableVocabulary,
-    decode_json_row,
-)
-from pipeline.media.text import TextFormat, decode_text
-from pipeline.media.video.decode import VideoFormat, decode_clips, decode_film
-
-MediaFormat = ImageFormat | AudioFormat | VideoFormat | PointsFormat | TextFormat | TableFormat
+from pipeline.media.format import MediaFormat
+from pipeline.media.registered import modality, modality_of
 
 __all__ = [
     "MediaFormat",
@@ -30,7 +15,6 @@ __all__ = [
     "check_array",
     "decode",
     "decode_all",
-    "decode_film",
     "decode_member",
     "encode_member",
     "encode_members",
@@ -38,11 +22,6 @@ __all__ = [
     "media_to_dict",
     "model_member",
 ]
-
-_FORMATS: dict[str, type[MediaFormat]] = {
-    fmt.modality: fmt
-    for fmt in (ImageFormat, AudioFormat, VideoFormat, PointsFormat, TextFormat, TableFormat)
-}
 
 
 def decode(data: bytes, fmt: MediaFormat, *, name: str = "", strict: bool = True) -> np.ndarray:
@@ -74,39 +53,12 @@ def decode_all(
     Arguments and errors are those of `decode`. A film that is damaged further on raises after
     its first clips.
     """
-    data = bytes(data)
-    match fmt:
-        case ImageFormat():
-            yield decode_image(data, fmt, strict=strict)
-        case AudioFormat():
-            yield decode_audio(data, fmt, suffix=PurePosixPath(name).suffix, strict=strict)
-        case VideoFormat():
-            yield from decode_clips(data, fmt, strict=strict)
-        case PointsFormat():
-            yield decode_points(data, fmt, strict=strict)
-        case TextFormat():
-            yield from decode_text(data, fmt, strict=strict)
-        case FittedTableFormat():
-            yield decode_json_row(data, fmt)
-        case TableFormat():
-            raise ValueError("a table's rows need a FittedTableFormat, with its vocabulary")
+    yield from modality_of(fmt).decode(bytes(data), fmt, name=name, strict=strict)
 
 
 def array_type(fmt: MediaFormat) -> tuple[np.dtype, tuple[int, ...]]:
     """Dtype of the arrays that `decode` makes, and the shape of the longest."""
-    match fmt:
-        case ImageFormat():
-            return np.dtype(np.uint8), (fmt.height, fmt.width, fmt.channels)
-        case AudioFormat():
-            return np.dtype(fmt.dtype), fmt.shape
-        case VideoFormat():
-            return np.dtype(np.uint8), fmt.shape
-        case PointsFormat():
-            return np.dtype(np.float16), (fmt.num_points, NUM_DIMS)
-        case TextFormat():
-            return np.dtype(np.uint8), (fmt.max_length,)
-        case TableFormat():
-            return np.dtype(np.float64), (len(fmt.columns),)
+    return modality_of(fmt).array_type(fmt)
 
 
 def check_array(array: np.ndarray, fmt: MediaFormat) -> None:
@@ -121,45 +73,23 @@ def check_array(array: np.ndarray, fmt: MediaFormat) -> None:
     Raises:
         ValueError: another dtype or shape.
     """
-    dtype, shape = array_type(fmt)
-    if isinstance(fmt, PointsFormat) and fmt.fourier and array.shape[1:] != shape[1:]:
-        shape = (shape[0], fmt.fourier.channels)
-    fits = array.dtype == dtype and array.ndim == len(shape) and array.shape[1:] == shape[1:]
-    if isinstance(fmt, AudioFormat | PointsFormat | TextFormat):
-        least = 0 if isinstance(fmt, AudioFormat) else 1
-        fits = fits and least <= len(array) <= shape[0]
-    else:
-        fits = fits and array.shape == shape
-    if not fits:
+    if not modality_of(fmt).fits(array, fmt):
         raise ValueError(f"{array.dtype} of shape {list(array.shape)} does not fit {fmt}")
 
 
 def encode_member(array: np.ndarray, fmt: MediaFormat) -> bytes:
     """The content of the shard member `fmt.member`, of an array that `decode` made."""
-    from shards.npy import encode_npy
-
-    if isinstance(fmt, ImageFormat) and fmt.encoding == "jpeg":
-        return encode_jpeg(array, fmt.jpeg_quality)
-    if isinstance(fmt, AudioFormat) and fmt.member.endswith(".flac"):
-        return encode_flac(array, fmt.sample_rate)
-    return encode_npy(array)
+    return modality_of(fmt).encode(array, fmt)
 
 
 def encode_members(array: np.ndarray, fmt: MediaFormat) -> dict[str, bytes]:
     """All shard members of an array: its own, and points' Fourier features where they are asked."""
-    members = {fmt.member: encode_member(array, fmt)}
-    if isinstance(fmt, PointsFormat) and fmt.fourier is not None:
-        from shards.npy import encode_npy
-
-        members[fmt.fourier_member] = encode_npy(point_features(array, fmt))
-    return members
+    return modality_of(fmt).encode_members(array, fmt)
 
 
 def model_member(fmt: MediaFormat) -> str:
     """The shard member that a model reads: points' Fourier features where they are stored."""
-    if isinstance(fmt, PointsFormat) and fmt.fourier is not None:
-        return fmt.fourier_member
-    return fmt.member
+    return modality_of(fmt).model_member(fmt)
 
 
 def decode_member(content: bytes | memoryview, fmt: MediaFormat) -> np.ndarray:
@@ -169,13 +99,7 @@ def decode_member(content: bytes | memoryview, fmt: MediaFormat) -> np.ndarray:
         MediaError: the content is damaged.
         shards.ShardError: likewise.
     """
-    from shards.npy import decode_npy
-
-    if isinstance(fmt, ImageFormat) and fmt.encoding == "jpeg":
-        return decode_image(bytes(content), fmt)
-    if isinstance(fmt, AudioFormat) and fmt.member.endswith(".flac"):
-        return decode_flac(content)
-    return decode_npy(content)
+    return modality_of(fmt).decode_member(content, fmt)
 
 
 def media_to_dict(fmt: MediaFormat) -> dict[str, Any]:
@@ -186,12 +110,5 @@ def media_to_dict(fmt: MediaFormat) -> dict[str, Any]:
 def media_from_dict(values: dict[str, Any]) -> MediaFormat:
     """The inverse of `media_to_dict`."""
     fields = dict(values)
-    modality = fields.pop("modality")
-    if modality == "audio" and fields.get("mel") is not None:
-        fields["mel"] = MelFormat(**fields["mel"])
-    if modality == "points" and fields["fourier"] is not None:
-        fields["fourier"] = PointsFourier(**fields["fourier"])
-    if modality == "table" and "vocabulary" in fields:
-        fields["vocabulary"] = TableVocabulary.from_dict(fields["vocabulary"])
-        return FittedTableFormat(**fields)
-    return _FORMATS[modality](**fields)
+    fmt: MediaFormat = modality(fields.pop("modality")).from_dict(fields)
+    return fmt

@@ -6,22 +6,18 @@ Runs in the sandbox's child process, so it imports decoders and nothing else of 
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.media.audio.decode import AudioFormat
 from pipeline.media.decode import (
     MediaFormat,
     decode,
     decode_all,
-    decode_film,
     encode_members,
     media_from_dict,
 )
 from pipeline.media.errors import MediaError
 from pipeline.media.image.decode import ImageFormat
+from pipeline.media.registered import modality, modality_of
 from pipeline.media.sandbox.child import NamedBlob
-from pipeline.media.table.decode import FittedTableFormat
 from pipeline.media.targets import TargetConfig, target_members
-from pipeline.media.text import TextFormat
-from pipeline.media.video.format import VideoFormat
 
 FUNCTION = f"{__name__}:MemberMaker"
 
@@ -53,8 +49,8 @@ class MemberMaker:
 
         Args:
             parts: the files, by field.
-            values: what the listing has for the source: `table`, by column, and `target`, a
-                class number or what `target_members` takes.
+            values: what the listing has for the source: rows by their field and column, and
+                `target`, a class number or what `target_members` takes.
 
         Raises:
             MediaError: a file cannot be used, or one is missing that must be there.
@@ -62,11 +58,11 @@ class MemberMaker:
         fixed: dict[str, bytes] = {}
         cut = None
         for name, fmt in self._formats.items():
-            if isinstance(fmt, FittedTableFormat) and "table" in values:
-                fixed |= encode_members(fmt.encode_row(values["table"]), fmt)
+            if name in values:
+                fixed |= encode_members(modality(name).encode_row(values[name], fmt), fmt)
             elif name not in parts:
-                _check_missing(name, parts, self._allow_missing)
-            elif _is_cut(fmt, self._formats, parts):
+                self._check_missing(name, parts)
+            elif modality_of(fmt).cuts(fmt) or self._brought(name, parts):
                 cut = name
             else:
                 data, file = parts[name]
@@ -85,30 +81,29 @@ class MemberMaker:
     def _pieces(self, name: str, parts: dict[str, NamedBlob]) -> Iterator[dict[str, bytes]]:
         """The members of each clip, with its sound where the film has it, or of each context."""
         (data, file), fmt = parts[name], self._formats[name]
-        if not (isinstance(fmt, VideoFormat) and _reads_sound_track(self._formats, parts)):
+        brought = self._brought(name, parts)
+        if not brought:
             for array in decode_all(data, fmt, name=file, strict=self._strict):
                 yield encode_members(array, fmt)
             return
-        audio = self._formats["audio"]
-        assert isinstance(audio, AudioFormat)
-        needs_sound = "audio" not in self._allow_missing
-        film = decode_film(data, fmt, audio, needs_sound=needs_sound, strict=self._strict)
-        for frames, sound in film:
-            heard = {} if sound is None else encode_members(sound, audio)
-            yield encode_members(frames, fmt) | heard
+        required = brought.keys() - set(self._allow_missing)
+        wanted = {name: fmt, **brought}
+        for arrays in modality_of(fmt).decode_with(
+            data, fmt, brought, required=required, strict=self._strict
+        ):
+            members: dict[str, bytes] = {}
+            for field, part in arrays.items():
+                if part is not None:
+                    members |= encode_members(part, wanted[field])
+            yield members
 
+    def _brought(self, name: str, parts: dict[str, NamedBlob]) -> dict[str, MediaFormat]:
+        """What a field's file is to give of other modalities, which have no files of their own."""
+        brought = modality(name).brings - parts.keys()
+        return {other: fmt for other, fmt in self._formats.items() if other in brought}
 
-def _check_missing(name: str, parts: dict[str, NamedBlob], allowed: list[str]) -> None:
-    of_film = name == "audio" and "video" in parts
-    if not of_film and name not in allowed:
-        raise MediaError(f"it has no {name}, and data.allow_missing does not name that")
-
-
-def _is_cut(fmt: MediaFormat, formats: dict[str, MediaFormat], parts: dict[str, NamedBlob]) -> bool:
-    if isinstance(fmt, VideoFormat):
-        return fmt.clips == "all" or _reads_sound_track(formats, parts)
-    return isinstance(fmt, TextFormat) and fmt.cut == "all"
-
-
-def _reads_sound_track(formats: dict[str, MediaFormat], parts: dict[str, NamedBlob]) -> bool:
-    return "video" in formats and "audio" in formats and "audio" not in parts
+    def _check_missing(self, name: str, parts: dict[str, NamedBlob]) -> None:
+        present = [other for other in self._formats if other in parts]
+        is_brought = any(name in modality(other).brings for other in present)
+        if not is_brought and name not in self._allow_missing:
+            raise MediaError(f"it has no {name}, and data.allow_missing does not name that")

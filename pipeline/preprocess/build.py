@@ -20,9 +20,8 @@ from cluster.ray_session import ray_session
 from perceiver_model.fourier import position_table
 from pipeline.config.data import DataConfig
 from pipeline.errors import UserError
-from pipeline.inputs.model_input import VOCABULARY
 from pipeline.media.errors import MediaError
-from pipeline.media.table.decode import TableVocabulary
+from pipeline.media.registered import modality
 from pipeline.preprocess.changes import Changes
 from pipeline.preprocess.identity import sandbox_settings
 from pipeline.preprocess.ledger import Ledger
@@ -31,7 +30,7 @@ from pipeline.preprocess.sources import (
     Reach,
     SourceRow,
     SourceTable,
-    fit_table,
+    fit_rows,
     plan_files,
     read_plan,
     shard_addresses,
@@ -182,13 +181,13 @@ def build(
             addresses = shard_addresses(new, spec.data.samples_per_shard)
         if changes is not None:
             pq.write_table(changes.stale, stale)
-        vocabulary = _vocabulary(spec, listing, base)
+        fitted = _fitted(spec, listing, base)
         task = ShardTask(
             plan=str(plan),
             staging=str(staging),
             reaches=listing.reaches,
             value_places=listing.value_places,
-            media=sandbox_settings(spec.data, listing.classes, vocabulary),
+            media=sandbox_settings(spec.data, listing.classes, fitted),
             limits={
                 "seconds": spec.data.decode_seconds,
                 "memory_bytes": spec.data.decode_memory_mib * 2**20,
@@ -216,7 +215,7 @@ def build(
             staging,
             spec.final,
             numbers=[*kept, *rewritten, *range(first_number, first_number + num_new)],
-            config=spec.identity | ({VOCABULARY: vocabulary.to_dict()} if vocabulary else {}),
+            config=spec.identity | fitted,
             input_digest=listing.content_digest,
             classes=listing.classes,
             positions=spec.specs,
@@ -454,16 +453,13 @@ def _write_positions(spec: ShardSetSpec, staging: Path) -> None:
         write_position_table(staging, table_spec, np.asarray(table))
 
 
-def _vocabulary(
-    spec: ShardSetSpec, listing: SourceTable, base: ExistingSet | None
-) -> TableVocabulary | None:
-    """Return the vocabulary of the existing set, or else fit one to the training rows.
+def _fitted(spec: ShardSetSpec, listing: SourceTable, base: ExistingSet | None) -> dict[str, Any]:
+    """Return what the training rows tell of each modality, by the manifest's keys.
 
-    The existing samples hold the numbers of their own vocabulary, so it must stay.
+    The samples of an existing set hold numbers of what was fitted then, so that must stay.
     """
-    table = spec.data.table
-    if table is None:
-        return None
-    if base is not None:
-        return TableVocabulary.from_dict(base.manifest.config[VOCABULARY])
-    return fit_table(listing, table)
+    fitted: dict[str, Any] = {}
+    for name, fmt in spec.data.formats.items():
+        if key := modality(name).fitted_key:
+            fitted[key] = base.manifest.config[key] if base else fit_rows(listing, fmt)
+    return fitted

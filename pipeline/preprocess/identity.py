@@ -9,10 +9,10 @@ from pipeline.config.base import differences
 from pipeline.config.data import SPLITS, DataConfig, absolute
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.inputs.model_input import VOCABULARY
+from pipeline.inputs.model_input import fitted_media
 from pipeline.inputs.positions import position_specs
-from pipeline.media import MediaFormat, media_to_dict
-from pipeline.media.table.decode import FittedTableFormat, TableFormat, TableVocabulary
+from pipeline.media import media_to_dict
+from pipeline.media.registered import MODALITIES, modality
 from shards import Manifest
 from shards.redaction import redacted, redacted_tree
 
@@ -36,6 +36,11 @@ def set_identity(config: Config) -> dict[str, Any]:
     data = config.tree()["data"]
     kept = data.keys() - _WITHOUT_EFFECT - source_places(config.data).keys()
     identity = {f"{_PREFIX}{key}": data[key] for key in kept}
+    for name in MODALITIES:
+        # Sets that are older than a modality say nothing of it: their digests stay.
+        if identity[f"{_PREFIX}{name}"] is None and not modality(name).is_in_every_manifest:
+            del identity[f"{_PREFIX}{name}"]
+            identity[f"{_PREFIX}columns"].pop(name, None)
     if config.data.strict:
         # As in the manifests of sets that are older than the field: their digests stay.
         del identity[f"{_PREFIX}strict"]
@@ -72,7 +77,8 @@ def refuse_other_identity(manifest: Manifest, identity: dict[str, Any], what: st
 
 def comparable(identity: dict[str, Any]) -> dict[str, Any]:
     """Settings without what the training rows told, which only a set that is made has."""
-    return {key: value for key, value in identity.items() if key != VOCABULARY}
+    fitted = {modality(name).fitted_key for name in MODALITIES}
+    return {key: value for key, value in identity.items() if key not in fitted}
 
 
 def data_config(
@@ -103,14 +109,14 @@ def data_config(
 
 
 def sandbox_settings(
-    data: DataConfig, classes: tuple[str, ...], vocabulary: TableVocabulary | None
+    data: DataConfig, classes: tuple[str, ...], fitted: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The settings of `pipeline.media.members.MemberMaker`."""
-    formats: dict[str, MediaFormat] = dict(data.formats)
-    if vocabulary is not None:
-        table = formats["table"]
-        assert isinstance(table, TableFormat)
-        formats["table"] = FittedTableFormat.of(table, vocabulary)
+    """The settings of `pipeline.media.members.MemberMaker`.
+
+    Args:
+        fitted: what the training rows told, by the manifest's keys.
+    """
+    formats = {name: fitted_media(fmt, fitted) for name, fmt in data.formats.items()}
     return {
         "formats": {name: media_to_dict(fmt) for name, fmt in formats.items()},
         "allow_missing": list(data.allow_missing),

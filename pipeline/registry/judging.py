@@ -7,6 +7,7 @@ import numpy as np
 
 from pipeline.config.tree import RegistryConfig
 from pipeline.errors import GateRefusedError, UserError
+from pipeline.media.registered import modality_of
 from pipeline.registry.gate import Comparison, samples_needed
 from pipeline.registry.outcomes import Outcomes, outcomes, weights_not_finite
 from pipeline.registry.reading import Reading, other_input
@@ -110,7 +111,7 @@ class Candidate:
     @cached_property
     def is_coarse(self) -> bool:
         """Whether a table has so few different rows that equal ones are mostly not the same."""
-        is_table = self.reading.rows is not None
+        is_table = modality_of(self.reading.media).source == "row"
         return is_table and self.split != TRAIN and self.record.repeated > _COARSE
 
 
@@ -226,14 +227,14 @@ def _known_to(
 def _doubtful(reading: Reading, shard_set: ShardSet, split: str) -> np.ndarray:
     """Rows of which is not known what the champion would make of them, bool `[samples]`."""
     doubtful = np.zeros(shard_set.num_samples(split), bool)
-    encoder = reading.rows
-    if encoder is None or not encoder.has_doubts:
+    find_doubtful = reading.conversion.doubtful
+    if find_doubtful is None:
         return doubtful
     for batch in replace(reading, media=reading.stored).batches(shard_set, split):
         good = batch.weights.numpy() > 0
         if good.any():
             rows = batch.fields[reading.media.modality].numpy()[good]
-            doubtful[batch.numbers.numpy()[good]] = encoder.doubtful(rows)
+            doubtful[batch.numbers.numpy()[good]] = find_doubtful(rows)
     return doubtful
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.media import TableFormat
+from pipeline.media.registered import modality_of
 from pipeline.media.sandbox.sandbox import SandboxError
 from pipeline.registry.served.card import ModelCardError
 from pipeline.registry.served.inference import Prediction, Predictor
@@ -85,7 +85,7 @@ def predict(
 def predict_files(predictor: Predictor, files: list[Path]) -> list[Prediction]:
     """The predictions for files, in order: one each, or one for each row of a table."""
     media = predictor.card.media
-    if not isinstance(media, TableFormat):
+    if modality_of(media).source != "row":
         return predictor.predict(files)
     predictions: list[Prediction] = []
     for file in files:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.media import TableFormat
-from pipeline.preprocess.sources.columns import Column
+from pipeline.media import MediaFormat
+from pipeline.preprocess.sources.columns import row_columns
 from pipeline.preprocess.sources.rows import SUFFIXES, open_listing
 
 
@@ -14,7 +14,7 @@ def holds_rows(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def table_rows(path: Path, fmt: TableFormat) -> Iterator[tuple[str, dict[str, Any] | str]]:
+def table_rows(path: Path, fmt: MediaFormat) -> Iterator[tuple[str, dict[str, Any] | str]]:
     """Every row of a file, a batch of them in memory at a time.
 
     Yields:
@@ -23,10 +23,7 @@ def table_rows(path: Path, fmt: TableFormat) -> Iterator[tuple[str, dict[str, An
     Raises:
         UserError: the file is damaged, lacks a column, or has one of another type.
     """
-    columns = [Column(name, "number", "table", "numeric", required=False) for name in fmt.numeric]
-    columns += [
-        Column(name, "category", "table", "categorical", required=False) for name in fmt.categorical
-    ]
+    columns = row_columns(fmt)
     for batch in open_listing(str(path), "input", columns).batches():
         for line, reason in batch.unread:
             yield f"{path}:line {line}", reason
@@ -42,4 +39,4 @@ def table_rows(path: Path, fmt: TableFormat) -> Iterator[tuple[str, dict[str, An
                 yield name, f"column {wrong[0]!r} holds no value of its type"
             else:
                 row = (column[place] for column in values)
-                yield name, dict(zip(fmt.columns, row, strict=True))
+                yield name, dict(zip((column.name for column in columns), row, strict=True))

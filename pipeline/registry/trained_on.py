@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.media import FittedTableFormat, MediaFormat
+from pipeline.media import MediaFormat
+from pipeline.media.registered import modality_of
 from pipeline.registry.reading import Reading
 from shards import ShardError, ShardInfo, ShardSet
 from shards.index_cache import read_index
@@ -66,7 +67,7 @@ def sample_digests(shard_set: ShardSet, split: str, reading: Reading) -> np.ndar
     Raises:
         ShardError: the set has no such split, or an index is missing or damaged.
     """
-    if isinstance(reading.media, FittedTableFormat):
+    if modality_of(reading.media).source == "row":
         return _row_digests(shard_set, split, reading)
     shards = shard_set.shards(split).to_pylist()
     found = [digest for shard in shards for digest in _source_digests(shard_set, shard)]

@@ -11,11 +11,11 @@ from typing import Any
 from cluster.ray_session import ray_session, require_resources
 from perceiver_model.config_checks import flatten
 from perceiver_model.flops import forward_flops
-from pipeline.config.data import MODALITIES
 from pipeline.config.training import AugmentConfig
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.inputs.positions import load_positions
+from pipeline.media.registered import MODALITIES
 from pipeline.preprocess.find_shards import with_shards
 from pipeline.runs.console import Console
 from pipeline.runs.outbox import RunRef

@@ -16,6 +16,7 @@ from pipeline.media.audio.sample_rate import margins, num_source_samples, resamp
 from pipeline.media.audio.tags import without_tags
 from pipeline.media.checks import check_finite, check_one_of, check_whole
 from pipeline.media.errors import MediaError
+from pipeline.media.format import MediaFormat
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
@@ -35,7 +36,7 @@ directory holds `._`, which it takes for the other half; nothing may depend on t
 
 
 @dataclass(frozen=True, kw_only=True)
-class AudioFormat:
+class AudioFormat(MediaFormat):
     """What every recording becomes.
 
     Attributes:
@@ -48,7 +49,6 @@ class AudioFormat:
         mel: a log-mel spectrogram in place of the samples; None keeps the samples.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
     modality: ClassVar[str] = "audio"
 
     sample_rate: int = 16_000

@@ -2,10 +2,11 @@
 
 import io
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
+from pipeline.media.format import MediaFormat
 from pipeline.media.image.pillow import MAX_PIXELS, check_size, decode_pixels
 from pipeline.media.image.resample import resize
 from pipeline.media.image.turbo import decode_jpeg, read_header
@@ -19,7 +20,7 @@ to the resizing filter."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFormat:
+class ImageFormat(MediaFormat):
     """The format that every image is brought to.
 
     Attributes:
@@ -33,7 +34,6 @@ class ImageFormat:
         max_pixels: The most pixels in an image. Larger images are rejected before decoding.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
     modality: ClassVar[str] = "image"
 
     height: int

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pipeline.media.checks import check_finite, check_one_of, check_whole
+from pipeline.media.format import MediaFormat
 
 NUM_DIMS = 3
 
@@ -45,7 +46,7 @@ class PointsFourier:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PointsFormat:
+class PointsFormat(MediaFormat):
     """Point clouds of up to `num_points` points, stored as float16.
 
     Attributes:
@@ -61,7 +62,6 @@ class PointsFormat:
         max_faces, max_points: meshes and clouds with more are refused.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
     modality: ClassVar[str] = "points"
 
     num_points: int
@@ -82,11 +82,6 @@ class PointsFormat:
                 "fourier is given, but unit_cube is false; Fourier features need coordinates in "
                 "[-1, 1], so leave one of them out"
             )
-
-    @property
-    def member(self) -> str:
-        """Name of the shard member that holds the coordinates."""
-        return "points.npy"
 
     @property
     def fourier_member(self) -> str:

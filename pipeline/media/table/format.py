@@ -1,13 +1,14 @@
 """What every row of a table becomes: configuration."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pipeline.media.checks import check_whole
+from pipeline.media.format import MediaFormat
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableFormat:
+class TableFormat(MediaFormat):
     """Rows as vectors: the numeric columns' values, then the categorical columns' indices.
 
     Attributes:
@@ -17,7 +18,6 @@ class TableFormat:
             unknown category.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
     modality: ClassVar[str] = "table"
 
     numeric: tuple[str, ...] = ()
@@ -43,8 +43,3 @@ class TableFormat:
     def columns(self) -> tuple[str, ...]:
         """All columns, the numeric ones first."""
         return self.numeric + self.categorical
-
-    @property
-    def member(self) -> str:
-        """Name of the shard member that holds a row."""
-        return "table.npy"

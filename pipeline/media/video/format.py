@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pipeline.media.checks import check_finite, check_one_of, check_whole
+from pipeline.media.format import MediaFormat
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoFormat:
+class VideoFormat(MediaFormat):
     """Clips of a film: `num_frames` frames of one size, `frames_per_second` in a second.
 
     Attributes:
@@ -30,7 +31,6 @@ class VideoFormat:
         max_pixels: The most pixels in a frame; films with more are rejected.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
     modality: ClassVar[str] = "video"
 
     num_frames: int
@@ -91,8 +91,3 @@ class VideoFormat:
     def shape(self) -> tuple[int, int, int, int]:
         """The shape of a clip: frames, rows, columns and channels."""
         return self.num_frames, self.height, self.width, self.channels
-
-    @property
-    def member(self) -> str:
-        """The name of the shard member that holds a clip."""
-        return "video.npy"

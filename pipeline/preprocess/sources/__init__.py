@@ -29,14 +29,14 @@ from pipeline.preprocess.sources.plan import (
     write_plan,
 )
 from pipeline.preprocess.sources.reach import Reach
-from pipeline.preprocess.sources.vocabulary import fit_table
+from pipeline.preprocess.sources.vocabulary import fit_rows
 
 __all__ = [
     "Reach",
     "SourceFile",
     "SourceRow",
     "SourceTable",
-    "fit_table",
+    "fit_rows",
     "list_sources",
     "part_file",
     "plan_files",

@@ -7,6 +7,8 @@ import pyarrow as pa
 
 from pipeline.config.data import DataConfig
 from pipeline.errors import UserError
+from pipeline.media.format import MediaFormat
+from pipeline.media.registered import modality, modality_of
 from pipeline.preprocess.sources.typed import Role, is_binary, is_list, is_text, is_time
 
 
@@ -17,8 +19,7 @@ class Column:
     Attributes:
         name: The name of the column in the listing.
         role: What its values are.
-        use: The field that the values go to: a modality, `table`, `mask`, `target`, `key` or
-            `split`.
+        use: The field that the values go to: a modality, `mask`, `target`, `key` or `split`.
         setting: The field of the configuration that names the column, for errors.
         separator: The separator of several `labels` in one text.
         required: Whether a row without a value is refused.
@@ -48,35 +49,45 @@ def wanted_columns(data: DataConfig, source: str, field: str) -> list[Column]:
     Raises:
         UserError: No column is configured for a modality or for the target.
     """
-    columns, wanted = data.columns, []
-    for modality in data.formats:
-        if modality == "table":
+    columns = data.columns
+    wanted: list[Column] = []
+    of_rows: list[Column] = []
+    # A video brings its own sound.
+    brought = {other for name in data.formats for other in modality(name).brings}
+    for use, fmt in data.formats.items():
+        source_kind = modality(use).source
+        if source_kind == "row":
+            of_rows += row_columns(fmt, f"data.{use}.")
             continue
-        name = getattr(columns, modality)
+        name = columns.of(use)
         if name is None:
-            if modality == "audio" and data.video is not None:
-                continue  # a video brings its own sound
+            if use in brought:
+                continue
             raise UserError(
-                f"{field}={source}: data.columns.{modality} is missing; name the column of the "
-                f"listing that holds the {modality}"
+                f"{field}={source}: data.columns.{use} is missing; name the column of the "
+                f"listing that holds the {use}"
             )
-        required = modality not in data.allow_missing and not (
-            modality == "audio" and data.video is not None
-        )
-        role: Role = "text" if modality == "text" else "path"
-        wanted.append(Column(name, role, modality, f"data.columns.{modality}", required=required))
-    if data.table is not None:
-        for name in data.table.numeric:
-            wanted.append(Column(name, "number", "table", "data.table.numeric", required=False))
-        for name in data.table.categorical:
-            wanted.append(
-                Column(name, "category", "table", "data.table.categorical", required=False)
-            )
+        required = use not in data.allow_missing and use not in brought
+        role: Role = "text" if source_kind == "text" else "path"
+        wanted.append(Column(name, role, use, f"data.columns.{use}", required=required))
+    wanted += of_rows
     wanted += _target_columns(data, source, field)
     for use in ("key", "split"):
         if getattr(columns, use) is not None:
             wanted.append(Column(getattr(columns, use), "label", use, f"data.columns.{use}"))
     return wanted
+
+
+def row_columns(fmt: MediaFormat, section: str = "") -> list[Column]:
+    """The columns that make a row of a format whose samples are rows.
+
+    Args:
+        section: of the configuration, for errors, with a dot at its end.
+    """
+    return [
+        Column(column.name, column.role, fmt.modality, section + column.field, required=False)
+        for column in modality_of(fmt).columns(fmt)
+    ]
 
 
 def _target_columns(data: DataConfig, source: str, field: str) -> list[Column]:

@@ -2,28 +2,20 @@
 
 from collections.abc import Sequence
 
+from pipeline.media.modality import words
+from pipeline.media.registered import MODALITIES, modality
+
 TARGET_FIELDS = ("mask", "target")
-PART_FIELDS = ("image", "audio", "video", "points", "text", "table", *TARGET_FIELDS)
+PART_FIELDS = (*MODALITIES, *TARGET_FIELDS)
 FIELD_CODES = {field: code for code, field in enumerate(PART_FIELDS)}
 # What a tar says of a sample besides its parts; the last one given is its label.
 OTHER, JSON_LABEL, CLASS_LABEL = range(len(PART_FIELDS), len(PART_FIELDS) + 3)
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
 EXTENSIONS: dict[str, frozenset[str]] = {
-    "image": _words(
-        "avif bmp gif heic ico j2k jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm qoi tga tif tiff webp"
-    ),
-    "audio": _words("aif aifc aiff au caf flac gsm m4a mp3 oga ogg opus rf64 snd w64 wav"),
-    "video": _words("3gp avi flv gif m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"),
-    "points": _words("glb gltf las laz npy obj off pcd ply pts stl xyz"),
-    "text": _words("md text txt"),
-    "table": _words("json"),
-    "mask": _words("bmp gif pgm png tif tiff"),
-    "target": _words("json txt"),
+    **{name: modality(name).extensions for name in MODALITIES},
+    "mask": words("bmp gif pgm png tif tiff"),
+    "target": words("json txt"),
 }
 
 

@@ -1,11 +1,12 @@
 """Groups files or tar members of one name into samples, with vectorised operations."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.media.registered import modality
 from pipeline.preprocess.sources.fields import CLASS_LABEL, FIELD_CODES, OTHER, PART_FIELDS
 from pipeline.preprocess.sources.tables import FOUND_SCHEMA, PARTS_TYPE, REFUSED_SCHEMA, one_chunk
 
@@ -48,8 +49,9 @@ class SampleRequirement:
         """
         required = bits_of(set(self.modalities) - set(self.missing))
         lacks = required & ~present
-        if "video" in self.modalities:  # a video brings its own sound
-            lacks[present & bits_of({"video"}) != 0] &= ~bits_of({"audio"})
+        for name in self.modalities:  # a video brings its own sound
+            if brought := modality(name).brings:
+                lacks[present & bits_of({name}) != 0] &= ~bits_of(brought)
         if self.target:
             lacks |= bits_of({self.target}) & ~present
         lacks[present & bits_of(set(self.modalities)) == 0] |= _NOTHING
@@ -65,7 +67,7 @@ class SampleRequirement:
 _NOTHING = 1 << 60
 
 
-def bits_of(fields: set[str]) -> int:
+def bits_of(fields: Set[str]) -> int:
     """Return fields as bits, by their codes."""
     return sum(1 << FIELD_CODES[field] for field in fields)
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config.data import absolute
+from pipeline.media.registered import MODALITIES
 from pipeline.preprocess.sources.parts import opened
 from pipeline.preprocess.sources.row_groups import group_batches
 from pipeline.preprocess.sources.rows import TableFile
@@ -156,8 +157,8 @@ def _row(columns: list[dict[str, Any]], row: list[Any]) -> tuple[dict[str, Any],
         if role in ("text", "bytes"):
             if value is not None:
                 inline[use] = value
-        elif use == "table":
-            values.setdefault("table", {})[column["of"]] = value
+        elif use in MODALITIES:  # one of the columns of a row
+            values.setdefault(use, {})[column["of"]] = value
         elif role == "number":  # one of several columns that make the target
             values.setdefault(use, []).append(value)
         else:

@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from pipeline.errors import UserError
 from pipeline.media.errors import MediaError
-from pipeline.media.table.decode import TableVocabulary, fit_vocabulary, json_row, plain_row
-from pipeline.media.table.format import TableFormat
+from pipeline.media.format import MediaFormat
+from pipeline.media.registered import modality_of
 from pipeline.preprocess.sources.columns import Column
 from pipeline.preprocess.sources.listing import SourceTable
 from pipeline.preprocess.sources.parts import SourceFile, read_part
@@ -17,54 +17,59 @@ from pipeline.preprocess.sources.reach import Reach
 from pipeline.preprocess.sources.row_lines import MAX_LINE_BYTES
 from pipeline.preprocess.sources.rows import BATCH_ROWS
 
+ROW_ROLES = ("number", "category")
 
-def fit_table(listing: SourceTable, fmt: TableFormat) -> TableVocabulary:
-    """Fit the statistics and vocabularies of the training rows.
 
-    Rows in `.json` files are read here, one by one. Rows that decoding will refuse are ignored.
+def fit_rows(listing: SourceTable, fmt: MediaFormat) -> dict[str, Any]:
+    """Fit what a modality learns from its training rows, such as a table's vocabulary.
+
+    Rows in files of their own are read here, one by one. Rows that decoding will refuse are
+    ignored.
 
     Args:
         listing: All sources.
-        fmt: The columns of the table.
+        fmt: The format; the samples of its modality are rows.
+
+    Returns:
+        The result of `Modality.fit`, in JSON's types.
 
     Raises:
         UserError: A column has a type that does not fit, or too many different values.
     """
     in_listing = "train" in listing.values
-    batches = iter_values(listing, "train", fmt.columns) if in_listing else _rows(listing, fmt)
+    names = [column.name for column in modality_of(fmt).columns(fmt)]
+    batches = iter_values(listing, "train", names) if in_listing else _rows(listing, fmt)
     try:
-        return fit_vocabulary(batches, fmt)
+        fitted: dict[str, Any] = modality_of(fmt).fit(batches, fmt)
     except MediaError as error:
-        raise UserError(f"data.table: {error}") from None
+        raise UserError(f"data.{fmt.modality}: {error}") from None
+    return fitted
 
 
-def _rows(listing: SourceTable, fmt: TableFormat) -> Iterator[pa.RecordBatch]:
+def _rows(listing: SourceTable, fmt: MediaFormat) -> Iterator[pa.RecordBatch]:
     """Yield the training rows that lie in files: float64 numbers and text, null if missing."""
-    schema = pa.schema(
-        [
-            *((column, pa.float64()) for column in fmt.numeric),
-            *((column, pa.string()) for column in fmt.categorical),
-        ]
-    )
+    types = {"number": pa.float64(), "category": pa.string()}
+    columns = modality_of(fmt).columns(fmt)
+    schema = pa.schema([(column.name, types[column.role]) for column in columns])
     parts = listing.of_split("train")["parts"]
     for start in range(0, len(parts), BATCH_ROWS):
         rows = [
             row
             for sample in parts.slice(start, BATCH_ROWS).to_pylist()
             for part in sample
-            if part["field"] == "table"
+            if part["field"] == fmt.modality
             if (row := _row(listing.reaches["train"], part, fmt)) is not None
         ]
         yield pa.RecordBatch.from_pylist(rows, schema=schema)
 
 
-def _row(reach: Reach, part: dict[str, Any], fmt: TableFormat) -> dict[str, Any] | None:
+def _row(reach: Reach, part: dict[str, Any], fmt: MediaFormat) -> dict[str, Any] | None:
     """Return a row, or None if it cannot be used."""
     if part["size"] > MAX_LINE_BYTES:
         return None
     try:
         data = read_part(reach, SourceFile.of(part))
-        row = plain_row(json_row(data), fmt) if len(data) <= MAX_LINE_BYTES else None
+        row = modality_of(fmt).read_row(data, fmt) if len(data) <= MAX_LINE_BYTES else None
         for value in (row or {}).values():
             if isinstance(value, str):
                 value.encode()  # JSON can hold surrogates, which are not text
@@ -81,7 +86,7 @@ def iter_values(
     Args:
         listing: All sources; the split's samples are rows of a listing.
         split: The name of the split.
-        columns: The names of columns of `data.table`.
+        columns: The names of the columns of a row.
 
     Raises:
         KeyError: No row of the split has values, or there is no such column.
@@ -89,7 +94,7 @@ def iter_values(
     file = listing.values[split].listing
     chosen: list[Column] = []
     for name in columns:
-        chosen += [next(c for c in file.columns if c.name == name and c.use == "table")]
+        chosen += [next(c for c in file.columns if c.name == name and c.role in ROW_ROLES)]
     rows = np.sort(listing.of_split(split)["row"].to_numpy())
     for batch in file.only(tuple(chosen)).batches():
         stop = batch.start + len(batch.arrays[0])

@@ -16,11 +16,9 @@ import torch
 
 from perceiver_model import PerceiverClassifier
 from pipeline.inputs.collate import collate
-from pipeline.media import (
-    FittedTableFormat,
-    MediaError,
-)
+from pipeline.media import MediaError
 from pipeline.media.arrays import Decoder
+from pipeline.media.registered import modality_of
 from pipeline.registry.served.card import ModelCard, read_card, read_weights
 from pipeline.registry.served.requests import BadInput, MediaSource, as_inputs
 
@@ -160,11 +158,8 @@ class Predictor:
         if isinstance(item, BadInput):
             raise MediaError(item.reason)
         if isinstance(item, Mapping):
-            if not isinstance(media, FittedTableFormat):
-                raise MediaError(f"a row of a table, but the model takes {media.modality}")
-            if doubt := media.misread_number(item):
-                raise MediaError(doubt)
-            return media.encode_row(item)
+            row: np.ndarray = modality_of(media).encode_row(item, media, careful=True)
+            return row
         if isinstance(item, str | Path):
             return self.decoder.decode(_read_file(item), str(item))
         return self.decoder.decode(bytes(item))

@@ -8,6 +8,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 
+from pipeline.media.registered import modality_of
 from pipeline.media.sandbox.sandbox import SandboxError
 from pipeline.registry.served.contract import SETTINGS
 from pipeline.registry.served.inference import Prediction, Predictor
@@ -67,17 +68,17 @@ class PerceiverModel(mlflow.pyfunc.PythonModel):
         Raises:
             RequestError: no such input, or too much of it; nothing was predicted.
         """
-        modality = self.predictor.card.media.modality
+        source = modality_of(self.predictor.card.media).source
         try:
             inputs = as_inputs(
                 model_input,
-                takes_rows=modality == "table",
-                is_text=modality == "text",
+                takes_rows=source == "row",
+                is_text=source == "text",
                 allow_paths=self.settings["allow_paths"] is True,
             )
             within_limits(
                 inputs,
-                most=self.settings["max_rows" if modality == "table" else "max_inputs"],
+                most=self.settings["max_rows" if source == "row" else "max_inputs"],
                 most_bytes=self.settings["max_input_mib"] * 1024**2,
             )
         except ValueError as error:

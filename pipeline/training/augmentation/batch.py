@@ -6,15 +6,9 @@ import torch
 
 from pipeline.config.training import AugmentConfig
 from pipeline.inputs.collate import BatchInputs, BatchMask, Inputs
-from pipeline.media import AudioFormat, ImageFormat, MediaFormat, PointsFormat, VideoFormat
-from pipeline.training.augmentation.images import (
-    augment_audio,
-    augment_films,
-    augment_images,
-    step_seed,
-)
-from pipeline.training.augmentation.mel import augment_mel
-from pipeline.training.augmentation.points import augment_points
+from pipeline.media.format import MediaFormat
+from pipeline.media.registered import load, modality_of
+from pipeline.training.augmentation.images import step_seed
 
 
 def augment_batch(
@@ -40,41 +34,44 @@ def augment_batch(
     if not isinstance(inputs, dict):
         assert not isinstance(mask, dict)
         (media,) = formats.values()
-        return _augment(inputs, mask, media, config, seed=seed, **share)
+        return change(inputs, mask, config, media, seed=seed, **share)
     masks = mask if isinstance(mask, dict) else {}
     changed, moved = {}, dict(masks)
     for name, media in formats.items():
         own = step_seed(seed, *name.encode())
-        changed[name], kept = _augment(
-            inputs[name], masks.get(name), media, config, seed=own, **share
+        changed[name], kept = change(
+            inputs[name], masks.get(name), config, media, seed=own, **share
         )
         if kept is not None:
             moved[name] = kept
     return changed, moved if isinstance(mask, dict) else mask
 
 
-def _augment(
+def change(
     inputs: Inputs,
     mask: torch.Tensor | None,
-    media: MediaFormat,
     config: AugmentConfig,
-    **share: int,
+    media: MediaFormat,
+    *,
+    seed: int,
+    rank: int,
+    world_size: int,
 ) -> tuple[Inputs, torch.Tensor | None]:
-    if not isinstance(inputs, torch.Tensor):
+    """Change the inputs of one modality, and their mask, by the function that it names.
+
+    Args:
+        inputs, mask: as :func:`pipeline.inputs.collate.model_inputs` gives them.
+        media: their format.
+        seed: of this step and modality; equal on all ranks.
+        rank, world_size: which part of the global batch this is.
+
+    Returns:
+        The inputs and the mask, which may be those that were given.
+    """
+    path = modality_of(media).augmentation
+    if path is None:
         return inputs, mask
-    match media:
-        case ImageFormat():
-            return augment_images(inputs, config, **share), mask
-        case VideoFormat():
-            return augment_films(inputs, config, **share), mask
-    if mask is None:
-        return inputs, mask
-    match media:
-        case PointsFormat():
-            return augment_points(inputs, mask, config, media, **share), mask
-        case AudioFormat() if media.mel is not None:
-            return augment_mel(inputs, mask, config, media, **share)
-        case AudioFormat():
-            rate = media.sample_rate
-            return augment_audio(inputs, mask, config, sample_rate=rate, **share)
-    return inputs, mask
+    changed: tuple[Inputs, torch.Tensor | None] = load(path)(
+        inputs, mask, config, media, seed=seed, rank=rank, world_size=world_size
+    )
+    return changed

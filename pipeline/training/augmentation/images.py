@@ -10,8 +10,11 @@ import math
 import torch
 import torch.nn.functional as F
 
-from pipeline.config.augment import PICTURE_FIELDS, SOUND_FIELDS, asked
+from pipeline.config.augment import asked
 from pipeline.config.training import AugmentConfig
+from pipeline.inputs.audio import SOUND_FIELDS
+from pipeline.inputs.pixels import PICTURE_FIELDS
+from pipeline.media.format import MediaFormat
 
 
 def step_seed(*parts: int) -> int:
@@ -80,6 +83,28 @@ def augment_films(
     if moved is pictures:
         return films
     return moved.unflatten(3, (frames, -1)).permute(0, 3, 1, 2, 4).contiguous()
+
+
+def change_images(
+    inputs: torch.Tensor,
+    mask: torch.Tensor | None,
+    config: AugmentConfig,
+    media: MediaFormat,
+    **share: int,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As :func:`pipeline.training.augmentation.batch.change`."""
+    return augment_images(inputs, config, **share), mask
+
+
+def change_films(
+    inputs: torch.Tensor,
+    mask: torch.Tensor | None,
+    config: AugmentConfig,
+    media: MediaFormat,
+    **share: int,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As :func:`pipeline.training.augmentation.batch.change`."""
+    return augment_films(inputs, config, **share), mask
 
 
 def augment_audio(

@@ -2,8 +2,9 @@
 
 import torch
 
-from pipeline.config.augment import MEL_FIELDS, asked
+from pipeline.config.augment import asked
 from pipeline.config.training import AugmentConfig
+from pipeline.inputs.audio import MEL_FIELDS
 from pipeline.media import AudioFormat
 from pipeline.training.augmentation.images import uniform_draws
 

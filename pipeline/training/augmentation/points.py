@@ -5,8 +5,9 @@ import math
 import torch
 
 from perceiver_model.adapters.points import to_unit_cube
-from pipeline.config.augment import POINTS_FIELDS, asked
+from pipeline.config.augment import asked
 from pipeline.config.training import AugmentConfig
+from pipeline.inputs.points import POINTS_FIELDS
 from pipeline.media import PointsFormat
 from pipeline.media.points.format import NUM_DIMS
 from pipeline.training.augmentation.images import uniform_draws
@@ -53,6 +54,19 @@ def augment_points(
     else:
         moved = moved + (cloud - _centred(cloud, mask))
     return moved.masked_fill(~mask.unsqueeze(-1), 0.0).float()
+
+
+def change_points(
+    inputs: torch.Tensor,
+    mask: torch.Tensor | None,
+    config: AugmentConfig,
+    media: PointsFormat,
+    **share: int,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As :func:`pipeline.training.augmentation.batch.change`."""
+    if mask is None:
+        return inputs, mask
+    return augment_points(inputs, mask, config, media, **share), mask
 
 
 def _centred(cloud: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

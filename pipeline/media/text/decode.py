@@ -2,19 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from pipeline.media.checks import check_one_of, check_whole
 from pipeline.media.errors import MediaError
+from pipeline.media.format import MediaFormat
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 LONGEST_CHARACTER = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextFormat:
+class TextFormat(MediaFormat):
     """Contexts of up to `max_length` bytes.
 
     A text is cut between UTF-8 characters. So a context may be up to 3 bytes shorter than
@@ -29,7 +30,6 @@ class TextFormat:
             replaces them by U+FFFD.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
     modality: ClassVar[str] = "text"
 
     max_length: int
@@ -50,11 +50,6 @@ class TextFormat:
         most = self.max_length - 2 * LONGEST_CHARACTER
         if self.overlap > max(0, most):
             raise ValueError(f"overlap is {self.overlap}; it must be at most {max(0, most)}")
-
-    @property
-    def member(self) -> str:
-        """The name of the shard member that holds a context."""
-        return "text.npy"
 
 
 def decode_text(data: bytes, fmt: TextFormat, *, strict: bool = True) -> Iterator[np.ndarray]:

@@ -1,0 +1,96 @@
+"""How a model reads recordings, as samples or as log-mel frames."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from perceiver_model.adapters.configs import AudioInput, FeatureMapInput, Mel, Pixels
+from perceiver_model.families.classifier_config import AdapterConfig
+from pipeline.inputs.modality import ModalityInputs, check_equal
+from pipeline.media.audio.decode import AudioFormat
+
+if TYPE_CHECKING:
+    import torch
+
+SOUND_FIELDS = ("shift_seconds", "gain_db")
+MEL_FIELDS = ("shift_seconds", "mask_seconds", "mask_bands")
+"""Fields of `training.augment`. A gain of log-mel frames is standardised away."""
+
+
+class AudioInputs(ModalityInputs[AudioFormat]):
+    """int16 `[batch, samples]` and `[batch, samples]`.
+
+    Log-mel frames are float32 `[batch, frames, 1, num_mels]`, each sample's standardised as the
+    model's own front end does, and `[batch, frames, 1]`.
+    """
+
+    def padded_length(self, fmt: AudioFormat) -> int:
+        """The whole length."""
+        return fmt.shape[0]
+
+    def tensors(
+        self, rows: torch.Tensor, lengths: torch.Tensor, fmt: AudioFormat
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Samples as they are stored, or standardised frames."""
+        import torch
+
+        from perceiver_model.adapters.mel import standardise_frames
+
+        mask = torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
+        if fmt.mel is None:
+            return rows, mask
+        # A feature map of one column, whose channels are the bands.
+        return standardise_frames(rows.float(), mask).unsqueeze(2), mask.unsqueeze(2)
+
+    def input_config(
+        self, fmt: AudioFormat, *, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]
+    ) -> AudioInput | FeatureMapInput:
+        """Sound; of log-mel frames, a feature map of one column, whose channels are the bands."""
+        if fmt.mel is not None:
+            frames, num_mels = fmt.shape
+            return FeatureMapInput(height=frames, width=1, channels=num_mels)
+        return AudioInput(sample_rate=fmt.sample_rate, num_samples=fmt.num_samples)
+
+    def adapter(self, fmt: AudioFormat, adapter: AdapterConfig) -> AdapterConfig:
+        """Of stored frames, the one that takes them as they are."""
+        if fmt.mel is None:
+            return adapter
+        if not isinstance(adapter, Mel) or adapter.tokens != "frames":
+            raise ValueError(
+                "data.audio.mel stores log-mel frames, which adapter mel with tokens=frames reads; "
+                "give that adapter, or leave data.audio.mel out"
+            )
+        check_equal(adapter, fmt.mel, "data.audio.mel", "num_mels window hop")
+        return Pixels()
+
+    def augment_fields(self, fmt: AudioFormat) -> tuple[str, ...]:
+        """Those of samples or of frames."""
+        return SOUND_FIELDS if fmt.mel is None else MEL_FIELDS
+
+    def check_augment(self, augment: Any, fmt: AudioFormat) -> None:
+        """Times and bands."""
+        step = 1 / fmt.sample_rate
+        if fmt.mel is not None:
+            step = fmt.mel.hop_length(fmt.sample_rate) / fmt.sample_rate
+            if augment.mask_bands >= fmt.mel.num_mels:
+                raise ValueError(
+                    f"training.augment.mask_bands is {augment.mask_bands}, but data.audio.mel has "
+                    f"{fmt.mel.num_mels} bands; hide fewer"
+                )
+        taken = self.augment_fields(fmt)
+        for field in ("shift_seconds", "mask_seconds"):
+            seconds = getattr(augment, field)
+            if field in taken and 0 < seconds <= step / 2:
+                raise ValueError(
+                    f"training.augment.{field} is {seconds:g}, but the sound has a step of "
+                    f"{step:g} seconds; give more than half of that"
+                )
+            if field in taken and seconds >= fmt.seconds:
+                raise ValueError(
+                    f"training.augment.{field} is {seconds:g}, but data.audio.seconds is "
+                    f"{fmt.seconds:g}; nothing might be left of a recording"
+                )
+
+    def stored_as(self, fmt: AudioFormat) -> str:
+        """Whether as mel."""
+        return "" if fmt.mel is None else " stored as mel"

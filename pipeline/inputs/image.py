@@ -1,0 +1,47 @@
+"""How a model reads images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from perceiver_model.adapters.configs import ImageInput
+from pipeline.inputs.modality import ModalityInputs
+from pipeline.inputs.pixels import PICTURE_FIELDS, check_shift
+from pipeline.media.image.decode import ImageFormat
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ImageInputs(ModalityInputs[ImageFormat]):
+    """uint8 `[batch, height, width, channels]`, without a mask."""
+
+    def tensors(
+        self, rows: torch.Tensor, lengths: torch.Tensor, fmt: ImageFormat
+    ) -> tuple[torch.Tensor, None]:
+        """The pixels as they are stored."""
+        return rows, None
+
+    def mask_of_present(self, present: torch.Tensor, fmt: ImageFormat) -> torch.Tensor:
+        """bool `[batch, height, width]`."""
+        return present[:, None, None].expand(-1, fmt.height, fmt.width)
+
+    def input_config(
+        self, fmt: ImageFormat, *, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]
+    ) -> ImageInput:
+        """An image."""
+        return ImageInput(
+            height=fmt.height,
+            width=fmt.width,
+            channels=fmt.channels,
+            mean=pixel_mean,
+            std=pixel_std,
+        )
+
+    def augment_fields(self, fmt: ImageFormat) -> tuple[str, ...]:
+        """Those of pictures."""
+        return PICTURE_FIELDS
+
+    def check_augment(self, augment: Any, fmt: ImageFormat) -> None:
+        """The shift."""
+        check_shift(augment, fmt)

@@ -1,0 +1,49 @@
+"""How a model reads rows of tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from perceiver_model.adapters.configs import TableInput
+from pipeline.inputs.modality import ModalityInputs
+from pipeline.media.table.decode import FittedTableFormat
+from pipeline.media.table.format import TableFormat
+
+if TYPE_CHECKING:
+    import torch
+
+    from perceiver_model.adapters.table import TableRows
+
+
+class TableInputs(ModalityInputs[TableFormat]):
+    """`perceiver_model.adapters.table.TableRows`, without a mask.
+
+    Numbers are float64, with NaN where one is missing; categories int64, with -1.
+    """
+
+    def tensors(
+        self, rows: torch.Tensor, lengths: torch.Tensor, fmt: TableFormat
+    ) -> tuple[TableRows, None]:
+        """Numbers and categories apart; of a missing row all values are missing."""
+        from perceiver_model.adapters.table import TableRows
+
+        rows = rows.masked_fill(lengths[:, None] == 0, float("nan"))
+        numeric, categorical = rows.split([len(fmt.numeric), len(fmt.categorical)], dim=1)
+        return TableRows(numeric, categorical.nan_to_num(nan=-1.0).long()), None
+
+    def input_config(
+        self, fmt: TableFormat, *, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]
+    ) -> TableInput:
+        """Columns; of a fitted format with their statistics, else ones of the right shape."""
+        if not isinstance(fmt, FittedTableFormat):
+            return TableInput(
+                num_numeric=len(fmt.numeric), num_categories=(1,) * len(fmt.categorical)
+            )
+        known = [fmt.vocabulary.categories[column] for column in fmt.categorical]
+        return TableInput(
+            num_numeric=len(fmt.numeric),
+            mean=fmt.vocabulary.mean or (0.0,),
+            std=fmt.vocabulary.std or (1.0,),
+            # A column without a single value has an embedding for unknown ones, and one unused.
+            num_categories=tuple(max(1, len(names)) for names in known),
+        )

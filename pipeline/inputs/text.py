@@ -1,0 +1,44 @@
+"""How a model reads texts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from perceiver_model.adapters.configs import TextInput
+from pipeline.inputs.modality import ModalityInputs
+from pipeline.media.text.decode import TextFormat
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TextInputs(ModalityInputs[TextFormat]):
+    """int64 `[batch, longest]` and `[batch, longest]`.
+
+    The numbers are bytes plus 6 (DeepMind's byte vocabulary), padded with its PAD.
+    """
+
+    def full_length(self, fmt: TextFormat) -> int:
+        """The longest context."""
+        return fmt.max_length
+
+    def blank_shape(self, fmt: TextFormat) -> tuple[int, ...]:
+        """A single byte, which is masked."""
+        return (1,)
+
+    def tensors(
+        self, rows: torch.Tensor, lengths: torch.Tensor, fmt: TextFormat
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens."""
+        import torch
+
+        from perceiver_model.adapters.text import NUM_SPECIAL, PAD
+
+        mask = torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
+        return (rows.long() + NUM_SPECIAL).masked_fill(~mask, PAD), mask
+
+    def input_config(
+        self, fmt: TextFormat, *, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]
+    ) -> TextInput:
+        """A text."""
+        return TextInput(max_length=fmt.max_length)

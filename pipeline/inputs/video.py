@@ -1,0 +1,48 @@
+"""How a model reads films."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from perceiver_model.adapters.configs import VideoInput
+from pipeline.inputs.modality import ModalityInputs
+from pipeline.inputs.pixels import PICTURE_FIELDS, check_shift
+from pipeline.media.video.format import VideoFormat
+
+if TYPE_CHECKING:
+    import torch
+
+
+class VideoInputs(ModalityInputs[VideoFormat]):
+    """uint8 `[batch, frames, height, width, channels]`, without a mask."""
+
+    def tensors(
+        self, rows: torch.Tensor, lengths: torch.Tensor, fmt: VideoFormat
+    ) -> tuple[torch.Tensor, None]:
+        """The frames as they are stored."""
+        return rows, None
+
+    def mask_of_present(self, present: torch.Tensor, fmt: VideoFormat) -> torch.Tensor:
+        """bool `[batch, frames]`."""
+        return present[:, None].expand(-1, fmt.num_frames)
+
+    def input_config(
+        self, fmt: VideoFormat, *, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]
+    ) -> VideoInput:
+        """A film."""
+        return VideoInput(
+            num_frames=fmt.num_frames,
+            height=fmt.height,
+            width=fmt.width,
+            channels=fmt.channels,
+            mean=pixel_mean,
+            std=pixel_std,
+        )
+
+    def augment_fields(self, fmt: VideoFormat) -> tuple[str, ...]:
+        """Those of pictures."""
+        return PICTURE_FIELDS
+
+    def check_augment(self, augment: Any, fmt: VideoFormat) -> None:
+        """The shift."""
+        check_shift(augment, fmt)

@@ -1,0 +1,115 @@
+"""The modality `table`."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline.media.errors import MediaError
+from pipeline.media.modality import Conversion, Modality, RowColumn
+from pipeline.media.table.decode import (
+    FittedTableFormat,
+    TableVocabulary,
+    decode_json_row,
+    fit_vocabulary,
+    json_row,
+    plain_row,
+)
+from pipeline.media.table.format import TableFormat
+from pipeline.media.table.row_encoder import RowEncoder
+
+VOCABULARY = "vocabulary"
+"""Key of a manifest's configuration that holds a table's vocabulary."""
+
+
+class TableModality(Modality[TableFormat]):
+    """Rows, float64 `[columns]`: numbers, then categories' indices; NaN where missing."""
+
+    format = TableFormat
+    extensions = frozenset({"json"})
+    inputs = "pipeline.inputs.table:TableInputs"
+    source = "row"
+    fitted_key = VOCABULARY
+    is_in_every_manifest = True
+
+    def decode(
+        self, data: bytes, fmt: TableFormat, *, name: str = "", strict: bool = True
+    ) -> Iterator[np.ndarray]:
+        """The one row, from a JSON object."""
+        yield decode_json_row(data, _fitted(fmt))
+
+    def array_type(self, fmt: TableFormat) -> tuple[np.dtype, tuple[int, ...]]:
+        """float64 `[columns]`."""
+        return np.dtype(np.float64), (len(fmt.columns),)
+
+    def from_dict(self, fields: Mapping[str, Any]) -> TableFormat:
+        """Of a fitted format, `vocabulary` is a dictionary."""
+        if "vocabulary" not in fields:
+            return TableFormat(**fields)
+        vocabulary = TableVocabulary.from_dict(fields["vocabulary"])
+        return FittedTableFormat(**{**fields, "vocabulary": vocabulary})
+
+    def unreadable(self, stored: TableFormat, fmt: TableFormat) -> str | None:
+        """The first column that the set lacks."""
+        for kind in ("numeric", "categorical"):
+            lacking = [name for name in getattr(fmt, kind) if name not in getattr(stored, kind)]
+            if lacking:
+                return f"it reads the {kind} column {lacking[0]!r}, and the set has none"
+        return None
+
+    def compared(self, stored: TableFormat, fmt: TableFormat) -> frozenset[str]:
+        """None: columns may be more or lie elsewhere, and rows are encoded anew."""
+        return frozenset()
+
+    def conversion(self, stored: TableFormat, fmt: TableFormat) -> Conversion:
+        """Rows encoded anew, with the model's own vocabulary."""
+        if not (isinstance(stored, FittedTableFormat) and isinstance(fmt, FittedTableFormat)):
+            return super().conversion(stored, fmt)
+        encoder = RowEncoder(stored, fmt)
+        doubtful = encoder.doubtful if encoder.has_doubts else None
+        return Conversion(stored, encoder.one_row, doubtful)
+
+    def columns(self, fmt: TableFormat) -> tuple[RowColumn, ...]:
+        """The numeric columns, then the categorical ones."""
+        return (
+            *(RowColumn(name, "number", "numeric") for name in fmt.numeric),
+            *(RowColumn(name, "category", "categorical") for name in fmt.categorical),
+        )
+
+    def read_row(self, data: bytes, fmt: TableFormat) -> dict[str, float | str | None]:
+        """The row in a JSON object."""
+        return plain_row(json_row(data), fmt)
+
+    def encode_row(
+        self, values: Mapping[str, Any], fmt: TableFormat, *, careful: bool = False
+    ) -> np.ndarray:
+        """As `FittedTableFormat.encode_row`."""
+        fitted = _fitted(fmt)
+        if careful and (doubt := fitted.misread_number(values)):
+            raise MediaError(doubt)
+        return fitted.encode_row(values)
+
+    def fit(self, rows: Iterable[Any], fmt: TableFormat) -> dict[str, Any]:
+        """The vocabulary."""
+        return fit_vocabulary(rows, fmt).to_dict()
+
+    def fitted(self, fmt: TableFormat, made_with: Mapping[str, Any]) -> FittedTableFormat:
+        """The format with a set's vocabulary."""
+        if made_with.get(VOCABULARY) is None:
+            raise ValueError("the shard set has no vocabulary of its table; preprocess it again")
+        return FittedTableFormat.of(fmt, TableVocabulary.from_dict(made_with[VOCABULARY]))
+
+    def example(self, fmt: TableFormat) -> dict[str, Any]:
+        """A row of means and of each column's first category."""
+        if not isinstance(fmt, FittedTableFormat):
+            raise ValueError(f"{self.name}: a table needs its vocabulary")
+        known = fmt.vocabulary.categories
+        numbers = dict(zip(fmt.numeric, fmt.vocabulary.mean, strict=True))
+        names = {name: next(iter(known[name]), "unknown") for name in fmt.categorical}
+        return numbers | names
+
+
+def _fitted(fmt: TableFormat) -> FittedTableFormat:
+    if not isinstance(fmt, FittedTableFormat):
+        raise ValueError("a table's rows need a FittedTableFormat, with its vocabulary")
+    return fmt

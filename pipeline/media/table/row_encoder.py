@@ -1,0 +1,76 @@
+"""Rows of a shard set encoded anew, for a model that was fitted to other training rows."""
+
+import numpy as np
+
+from pipeline.media.table.decode import FittedTableFormat
+
+
+class RowEncoder:
+    """Encodes a set's rows as another table format encodes them.
+
+    Args:
+        stored: format of the rows that are given.
+        media: format wanted; the set has its columns.
+    """
+
+    def __init__(self, stored: FittedTableFormat, media: FittedTableFormat) -> None:
+        self._places = [stored.columns.index(name) for name in media.columns]
+        self._lookups: list[tuple[int, np.ndarray]] = []
+        self._doubtful: list[tuple[int, int]] = []
+        for place, column in enumerate(media.columns):
+            if column not in media.categorical:
+                continue
+            ours, theirs = (fmt.vocabulary.categories[column] for fmt in (stored, media))
+            index = {name: number for number, name in enumerate(theirs)}
+            unknown = len(theirs)
+            lookup = [index.get(name, unknown) for name in ours]
+            self._lookups.append((place, np.array([*lookup, unknown], np.float64)))
+            if index.keys() - set(ours):
+                self._doubtful.append((self._places[place], len(ours)))
+
+    @property
+    def has_doubts(self) -> bool:
+        """Whether the model knows categories that the set's vocabulary lacks."""
+        return bool(self._doubtful)
+
+    def one_row(self, row: np.ndarray) -> np.ndarray:
+        """As a call, of one row: float64 `[columns]`."""
+        return self(row[None])[0]
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """The rows in the format wanted.
+
+        Args:
+            rows: float64 `[rows, stored columns]`.
+
+        Returns:
+            float64 `[rows, columns wanted]`.
+
+        Raises:
+            ValueError: a row holds an index of no category.
+        """
+        encoded = rows[:, self._places]
+        for place, lookup in self._lookups:
+            given = ~np.isnan(encoded[:, place])
+            values = encoded[given, place]
+            within = (values >= 0) & (values < len(lookup))
+            if not within.all() or (values % 1 != 0).any():
+                raise ValueError("an index of no category")
+            encoded[given, place] = lookup[values.astype(np.int64)]
+        return encoded
+
+    def doubtful(self, rows: np.ndarray) -> np.ndarray:
+        """Which rows hold a value that the set does not know, but the model may.
+
+        The set keeps no name of such a value, so what the model would make of it is not known.
+
+        Args:
+            rows: float64 `[rows, stored columns]`.
+
+        Returns:
+            bool `[rows]`.
+        """
+        found = np.zeros(len(rows), bool)
+        for place, unknown in self._doubtful:
+            found |= rows[:, place] == unknown
+        return found
