@@ -39,6 +39,13 @@ def epoch_order(
 ) -> EpochOrder:
     """Return the order of `reader`'s split in `epoch`.
 
+    Args:
+        reader: The reader of the split.
+        seed: The seed of the order.
+        epoch: The epoch, which also selects the order.
+        shuffle: If false, the order is that of the shards.
+        window: The number of shards shuffled together, as in `epoch_positions`.
+
     Raises:
         ShardError: See `resolve_window`.
     """
@@ -48,7 +55,13 @@ def epoch_order(
 
 
 def num_steps(num_samples: int, global_batch_size: int, *, drop_last: bool) -> int:
-    """Count the global batches in `num_samples`. `drop_last` excludes an incomplete last one."""
+    """Return the number of global batches in `num_samples` samples.
+
+    Args:
+        num_samples: The number of samples.
+        global_batch_size: The samples of a global batch.
+        drop_last: If true, an incomplete last batch does not count.
+    """
     full, rest = divmod(num_samples, global_batch_size)
     return full if drop_last else full + bool(rest)
 

@@ -99,7 +99,16 @@ class BatchMaker(Dataset[ShardBatch]):
         return self.make(step.numbers, step.samples)
 
     def step(self, plan: EpochPlan, step: int, *, pinned: bool = False) -> ShardBatch:
-        """Make the batch of one step of `plan`. Remote shards are read ahead."""
+        """Make the batch of one step. Remote shards are read ahead.
+
+        Args:
+            plan: The plan of the epoch.
+            step: The index of the step in the plan.
+            pinned: Whether the fields are in page-locked memory.
+
+        Raises:
+            ShardError: See `make`.
+        """
         plan.read_ahead(self.reader, step)
         return self.make(plan[step], plan.samples_after(step), pinned=pinned)
 

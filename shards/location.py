@@ -73,6 +73,11 @@ class Location:
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Read bytes [start, stop) of a file, fewer if it ends earlier.
 
+        Args:
+            name: The path of the file within the folder.
+            start: The offset of the first byte.
+            stop: The offset after the last byte.
+
         Raises:
             FileNotFoundError: The file does not exist.
         """
@@ -82,6 +87,11 @@ class Location:
 
     def read_exactly(self, name: str, start: int, stop: int) -> bytes:
         """Read bytes [start, stop) of a file in one request. A short answer is requested again.
+
+        Args:
+            name: The path of the file within the folder.
+            start: The offset of the first byte.
+            stop: The offset after the last byte.
 
         Raises:
             FileNotFoundError: The file does not exist.

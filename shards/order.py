@@ -10,7 +10,18 @@ _MAX_WINDOWS_IN_USE = 8
 
 
 def epoch_key(digest: str, split: str, seed: int, epoch: int, window: int | None = None) -> bytes:
-    """Return the key of an epoch's order, a pure function of the arguments."""
+    """Return the key of an epoch's order, a pure function of the arguments.
+
+    Args:
+        digest: The digest of the shard set.
+        split: The name of the split.
+        seed: The seed of the order.
+        epoch: The epoch, from 0.
+        window: The number of shards that are shuffled together; None for all.
+
+    Returns:
+        64 bytes.
+    """
     parts = [digest, split, seed, epoch] + ([] if window is None else [window])
     return hashlib.blake2b(json.dumps(parts).encode()).digest()
 

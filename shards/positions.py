@@ -186,7 +186,17 @@ def read_position_table(
 def decode_position_table(
     data: bytes | memoryview, spec: PositionSpec | str, where: str, sha256: str | None = None
 ) -> np.ndarray:
-    """Decode the file of a table, named `where` in errors. Raises like `read_position_table`."""
+    """Decode the file of a position table: float32 [tokens, channels].
+
+    Args:
+        data: The bytes of the file.
+        spec: The parameters of the table, or its digest.
+        where: The name of the file in errors.
+        sha256: The sha256 of the file, if known.
+
+    Raises:
+        ShardError: The file is damaged, or has another sha256 or another shape.
+    """
     if sha256 is not None and sha256_hex(data) != sha256:
         raise ShardError(f"{where}: sha256 differs from the manifest's; {REMEDY}")
     try:

@@ -44,7 +44,7 @@ class ShardReader:
     sample stay valid while they are referenced. In a local set, members are views of memory-mapped
     tars. A shard of a remote set is fetched whole into a local cache once `read_ahead` has named
     it, or once ranged reads of it have cost as much. Each sample is compared with its sha256 in the
-    index, and each index with its sha256 in the listing.
+    index, and each index with its sha256 in `shards.parquet`.
 
     A reader is pickled as its arguments, so each loader worker opens its own files. Not safe for
     several threads.

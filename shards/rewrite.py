@@ -16,10 +16,15 @@ from shards.writer import read_index, write_shard
 
 
 def link_shard(source: Path, staging: Path, number: int) -> None:
-    """Copy shard `number` of the set in `source` unchanged into `staging`.
+    """Copy a shard of the set in `source` unchanged into `staging`.
 
     The files are hard links if the file system supports them, else copies. The index is written
     last, as in `write_shard`, so the shard is complete or not there.
+
+    Args:
+        source: The folder of the older set.
+        staging: The folder of the new set.
+        number: The number of the shard in both sets.
 
     Raises:
         ShardError: `source` has no such shard, or the file system fails.

@@ -21,7 +21,7 @@ _MAX_NUMBER = 10**9
 
 
 def check_shard_table(table: pa.Table, where: str) -> None:
-    """Reject a listing with a field out of its range.
+    """Reject a shard table with a field out of its range.
 
     The name of a tar follows from its number, so no row can name another file.
 
@@ -58,7 +58,7 @@ def check_shard_table(table: pa.Table, where: str) -> None:
 
 
 def check_counts(table: pa.Table, counts: Mapping[str, int], where: str) -> None:
-    """Reject a listing whose sample counts differ from the manifest's `counts`.
+    """Reject a shard table whose sample counts differ from the manifest's `counts`.
 
     Args:
         table: The rows of `shards.parquet`.

@@ -19,7 +19,18 @@ def check_finite(
     above: float | None = None,
     most: float | None = None,
 ) -> None:
-    """Raise ValueError unless the fields `names` hold finite numbers within the bounds."""
+    """Check that fields hold finite numbers within bounds.
+
+    Args:
+        fmt: The object with the fields.
+        names: The names of the fields.
+        least: The smallest allowed value.
+        above: A value that each number must exceed.
+        most: The largest allowed value.
+
+    Raises:
+        ValueError: A field has another value; the message names it.
+    """
     bounds = [
         f"{text} {bound:g}"
         for text, bound in (("at least", least), ("above", above), ("at most", most))

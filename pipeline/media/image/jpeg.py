@@ -92,7 +92,15 @@ def draw_part(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> CropBox:
-    """Draw a part of an image as torchvision does: ten tries, then the largest central part."""
+    """Draw a part of an image as torchvision does: ten tries, then the largest central part.
+
+    Args:
+        height: The height of the image.
+        width: The width of the image.
+        rng: The random generator.
+        scale: The smallest and largest area of the part, as a share of the image's area.
+        ratio: The smallest and largest width / height of the part.
+    """
     draws = rng.random((10, 4)).tolist()
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for area_draw, ratio_draw, left_draw, top_draw in draws:

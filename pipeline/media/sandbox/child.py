@@ -45,7 +45,13 @@ DecodeFunction = Callable[[dict[str, NamedBlob], dict[str, Any]], Iterable]
 def message(
     header: dict[str, Any], blobs: Sequence[bytes] = (), shared: memoryview | None = None
 ) -> list[bytes]:
-    """Return the pieces to write for a header (JSON) and blobs. Copy the blobs to `shared`."""
+    """Return the pieces of a message, to be written in order.
+
+    Args:
+        header: The JSON of the message.
+        blobs: The raw bytes after the JSON.
+        shared: Memory that the blobs are copied to if they fit; else they are in the message.
+    """
     sizes = [len(blob) for blob in blobs]
     is_shared = shared is not None and sum(sizes) <= len(shared)
     text = json.dumps({**header, "sizes": sizes, "shared": is_shared}).encode()

@@ -29,7 +29,7 @@ CUT_SHORT_SECONDS = 1
 
 
 def decode_clips(data: bytes, fmt: VideoFormat, *, strict: bool = True) -> Iterator[np.ndarray]:
-    """Decode a film's clips, in order: `decode_film` without the sound.
+    """Decode a film's clips, in order, like `decode_film` without the sound.
 
     Yields:
         uint8 `[num_frames, height, width, channels]`.
