@@ -152,7 +152,7 @@ def overlay(
     """Draw an attention map as a heat map over an image.
 
     The map is enlarged to the image bilinearly. Zero is black, the largest number of the map is the
-    brightest yellow, and the colours between them are perceptually even.
+    brightest yellow, and the colours between them are those of matplotlib's inferno.
 
     Args:
         image: The image `[height, width]`, or `[height, width, channels]` with 1 or 3 channels,

@@ -155,14 +155,14 @@ def read_kind(config_types: tuple[Any, ...], values: Any) -> Any:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Makes one mapping of nested ones.
+    """Flatten nested mappings into one.
 
     Args:
-        tree: the mappings, whose keys are strings.
-        prefix: goes before every key.
+        tree: The mappings, whose keys are strings.
+        prefix: The text before every key.
 
     Returns:
-        Each value under its keys joined with dots: ``{"training.epochs": 10, …}``.
+        Each value under its keys, joined with dots: `{"training.epochs": 10, …}`.
     """
     flat: dict[str, Any] = {}
     for key, value in tree.items():

@@ -1,1 +1,1 @@
-"""Attention: the latents' self-attend, cross-attends, and the paths that compute them."""
+"""Attention: the self-attend of the latents, cross-attends, and the paths that compute them."""

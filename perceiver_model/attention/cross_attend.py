@@ -1,7 +1,8 @@
-"""The cross-attend: queries read an input array, by whichever path is cheapest.
+"""The cross-attend: queries read an input array, on the cheapest path.
 
 x = x + attention(LayerNorm(x), LayerNorm(inputs)); x = x + MLP(LayerNorm(x))
-(paper, section 3.1; IO, section 3.1 and equations 1 to 6 of its appendix).
+
+See the paper, section 3.1, and Perceiver IO, section 3.1 and equations 1 to 6 of its appendix.
 """
 
 from typing import Literal, NamedTuple
@@ -26,7 +27,13 @@ from perceiver_model.attention.tokens import InputArray
 
 
 class KeysValues(NamedTuple):
-    """An input array as keys and values, `[batch, heads, tokens, width]`, and its mask."""
+    """An input array as keys and values.
+
+    Attributes:
+        keys: The keys `[batch, heads, tokens, width]`.
+        values: The values `[batch, heads, tokens, width]`.
+        mask: The tokens that may be attended, bool `[batch, tokens]`, or None for all.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -34,11 +41,14 @@ class KeysValues(NamedTuple):
 
 
 class NormedGrid(NamedTuple):
-    """A grid of tokens and what layer normalisation divides each of them by.
+    """A grid of tokens, and the factor by which layer normalisation scales each token.
 
     Attributes:
-        content: `[batch, tokens, content_channels]`, float32, or float64 if the input array is.
-        scale: reciprocal standard deviations `[batch, tokens]`, of the same dtype.
+        content: The content `[batch, tokens, content_channels]`, float32, or float64 if the input
+            array is float64.
+        scale: The reciprocal standard deviations `[batch, tokens]`, in the same dtype.
+        axis_tables: The position tables of the input array.
+        mask: The tokens that may be attended, bool `[batch, tokens]`, or None for all.
     """
 
     content: torch.Tensor
@@ -47,25 +57,29 @@ class NormedGrid(NamedTuple):
     mask: torch.Tensor | None
 
 
-# What the separable path's elementwise work on a query and a token costs, in multiply-adds of
-# matrix products: measured on CPUs at the paper's ImageNet shapes.
+# The cost of the separable path's elementwise work on a query and a token, in multiply-adds of
+# matrix products. It was measured on CPUs at the paper's ImageNet shapes.
 SEPARABLE_OVERHEAD = 120
 
 Memory = KeysValues | NormedGrid
-"""What a cross-attend has made of an input array; the same for every query."""
+"""What a cross-attend has computed from an input array. It is the same for every query."""
 
 
 class CrossAttend(Attend):
-    """Queries read an input array, then pass an MLP.
+    """Queries read an input array and then pass through an MLP.
 
     Args:
-        query_channels: channels of the queries and of the result.
-        input_channels: channels of the input array.
-        qk_channels: width of queries and keys over all heads; None is `input_channels`, DeepMind's
-            choice.
-        value_channels: width of values over all heads; None is `qk_channels`.
-        query_residual: whether the queries are added to what they read (IO leaves it out where
-            queries are positions and results are pixels).
+        query_channels: The number of channels of the queries and of the result.
+        input_channels: The number of channels of the input array.
+        num_heads: The number of attention heads.
+        qk_channels: The width of queries and keys over all heads. None means `input_channels`,
+            which is DeepMind's choice.
+        value_channels: The width of values over all heads. None means `qk_channels`.
+        widening: The hidden width of the MLP, in multiples of `query_channels`.
+        query_residual: Whether the queries are added to the result of the attention. Perceiver IO
+            does not add them if queries are positions and results are pixels.
+        gelu: The GELU of the MLP, with its tanh approximation or exact.
+        dropout: The probability of dropout after the attention and the MLP.
     """
 
     def __init__(
@@ -99,14 +113,17 @@ class CrossAttend(Attend):
     def forward(
         self, queries: torch.Tensor, inputs: InputArray, memory: Memory | None = None
     ) -> tuple[torch.Tensor, Memory]:
-        """Queries `[batch, queries, query_channels]` that have read the inputs, and the memory.
+        """Return the queries after reading the inputs, and the memory for the next call.
 
         Args:
-            queries: `[batch, queries, query_channels]`, or with a batch of 1 if they are the same
-                for all samples; then what doesn't depend on the sample is computed once.
-            inputs: tokens of `input_channels` channels.
-            memory: what an earlier call with the same inputs returned, so that cross-attends that
-                share weights project the inputs once.
+            queries: The queries `[batch, queries, query_channels]`. The batch is 1 if all samples
+                share them. The part that does not depend on the sample is then computed once.
+            inputs: The tokens, with `input_channels` channels.
+            memory: The memory that an earlier call with the same inputs returned. Cross-attends
+                that share weights then project the inputs only once.
+
+        Returns:
+            The queries `[batch, queries, query_channels]`, and the memory.
         """
         projected = split_heads(self.query(self.query_norm(queries)), self.num_heads)
         if memory is None:
@@ -124,7 +141,7 @@ class CrossAttend(Attend):
         return result + self.dropout(self.mlp(self.mlp_norm(result))), memory
 
     def attention_map(self, queries: torch.Tensor, inputs: InputArray) -> torch.Tensor:
-        """The attention weights `[batch, heads, queries, tokens]`, by the plain formula."""
+        """Return the attention weights `[batch, heads, queries, tokens]`, by the plain formula."""
         projected = split_heads(self.query(self.query_norm(queries)), self.num_heads)
         keys = split_heads(self.key(self.input_norm(inputs.dense())), self.num_heads)
         return attention_weights(projected, keys, inputs.mask)
@@ -147,7 +164,7 @@ class CrossAttend(Attend):
         return KeysValues(keys, values, inputs.mask)
 
     def _path(self, inputs: InputArray, num_queries: int) -> AttentionPath:
-        """The path that is asked for, or the nearest one that applies to these inputs."""
+        """Return the requested path, or the nearest one that applies to these inputs."""
         path = self.attention_path
         if path in ("reference", "fused") or not inputs.axis_tables:
             return "reference" if path == "reference" else "fused"
@@ -158,7 +175,7 @@ class CrossAttend(Attend):
         return "factored"
 
     def _separable_is_cheaper(self, inputs: InputArray, num_queries: int) -> bool:
-        """Whether it takes fewer multiply-adds for each head, query and token."""
+        """Return whether the separable path takes fewer multiply-adds per head, query and token."""
         separable = 2 * inputs.content.shape[-1] + SEPARABLE_OVERHEAD
         widths = self.key.out_features + self.value.out_features
         projections = self.key.in_features * widths / num_queries
@@ -167,10 +184,11 @@ class CrossAttend(Attend):
     def _project_apart(
         self, layer: nn.Linear, inputs: InputArray, mean: torch.Tensor, scale: torch.Tensor
     ) -> torch.Tensor:
-        """layer(LayerNorm([x | p])) as r (x Wxᵀ + p Wpᵀ - μ W 1) + (W_layer β + b), W = W_layer g.
+        """Project content and positions separately; return `[batch, tokens, out_features]`.
 
-        μ and r are each token's mean and reciprocal standard deviation; p Wpᵀ is computed once
-        for all samples. `[batch, tokens, out_features]`.
+        With W = W_layer g, it computes layer(LayerNorm([x | p])) as r (x Wxᵀ + p Wpᵀ - μ W 1) +
+        (W_layer β + b). μ and r are the mean and the reciprocal standard deviation of each token. p
+        Wpᵀ is computed once for all samples.
         """
         weight = layer.weight * self.input_norm.weight
         shift = F.linear(self.input_norm.bias, layer.weight, layer.bias)
@@ -185,14 +203,14 @@ class CrossAttend(Attend):
         return (scale.unsqueeze(-1) * centred + shift).to(content.dtype)
 
     def _attend_separably(self, projected: torch.Tensor, memory: NormedGrid) -> torch.Tensor:
-        """Attention `[batch, heads, queries, value width]` as `separable_attention` explains it."""
+        """Return the attention `[batch, heads, queries, value width]` by `separable_attention`."""
         dtype = memory.scale.dtype
         with torch.autocast(projected.device.type, enabled=False):
-            # a = C (g ∘ W_kᵀ q) / √width, the query in the space of the normalised tokens
+            # a = C (g ∘ W_kᵀ q) / √width is the query in the space of the normalised tokens.
             key_weight = self.key.weight.to(dtype).unflatten(0, (self.num_heads, -1))
             in_inputs = projected.to(dtype) @ key_weight * self.input_norm.weight.to(dtype)
             in_inputs = _centred(in_inputs) * projected.shape[-1] ** -0.5
-            # The keys' bias moves all scores of a query alike: its gradient is zero, but not None.
+            # The keys' bias shifts all scores of a query equally: its gradient is zero, not None.
             in_inputs = in_inputs + 0.0 * self.key.bias.sum()
             content_width = memory.content.shape[-1]
             content_queries, position_queries = in_inputs.split(
@@ -229,16 +247,23 @@ class CrossAttend(Attend):
 
 
 def token_statistics(inputs: InputArray, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and reciprocal standard deviation of every token [x | p], each `[batch, tokens]`.
+    """Return the mean and the reciprocal standard deviation of every token [x | p].
 
-    Float32, or float64 if the content is: layer normalisation's, without building the tokens.
+    These are the statistics of layer normalisation, computed without building the tokens.
+
+    Args:
+        inputs: The input array, with axis tables.
+        eps: The number added to the variance.
+
+    Returns:
+        Two tensors `[batch, tokens]`, float32, or float64 if the content is float64.
     """
     dtype = torch.float64 if inputs.content.dtype == torch.float64 else torch.float32
     content = inputs.content.to(dtype)
     tables = tuple(table.to(dtype) for table in inputs.axis_tables)
     num_content, num_positions = content.shape[-1], tables[0].shape[-1]
     num_channels = num_content + num_positions
-    # Sums over a token's position channels are sums over the axes, too.
+    # A sum over a token's position channels is also a sum over the axes.
     position_sum = _on_grid([table.sum(dim=-1) for table in tables])
     position_mean = position_sum / num_positions
     position_squares = _on_grid([table.square().sum(dim=-1) for table in tables])
@@ -253,7 +278,7 @@ def token_statistics(inputs: InputArray, eps: float) -> tuple[torch.Tensor, torc
 
 
 def _on_grid(axes: list[torch.Tensor]) -> torch.Tensor:
-    """The sum of one number for each axis, for every token: `[tokens]`."""
+    """Return the sum of one number per axis for every token, `[tokens]`."""
     total = axes[0]
     for axis in axes[1:]:
         total = (total.unsqueeze(-1) + axis).flatten()

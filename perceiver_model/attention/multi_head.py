@@ -1,8 +1,9 @@
-"""Attention, MLP and the latents' self-attend: pre-norm, each with a residual connection.
+"""Attention, the MLP and the self-attend of the latents: pre-norm, each with a residual connection.
 
 x = x + attention(LayerNorm(x)); x = x + MLP(LayerNorm(x))
-(paper, section 3.1 and appendix E; biases, the tanh GELU and the initial weights are those of
-DeepMind's released code).
+
+See the paper, section 3.1 and appendix E. The biases, the tanh GELU and the initial weights are
+those of DeepMind's released code.
 """
 
 from typing import Literal
@@ -12,14 +13,15 @@ import torch.nn.functional as F
 from torch import nn
 
 AttentionPath = Literal["auto", "reference", "fused", "factored", "separable"]
-"""How attention is computed; every path is the same function of the same weights.
+"""How attention is computed. Every path is the same function of the same weights.
 
-"reference": the plain formulas, with `[x | p]`, K, V and the attention weights as arrays.
-"fused": torch's fused kernels instead of the weights' array.
-"factored": cross-attends to a grid project x and p apart and never build `[x | p]`.
-"separable": cross-attends to a grid of two or more axes build neither K nor V.
-"auto": the cheapest that applies. A path that doesn't apply to an attend falls back to the one
-    before it in this list.
+- "reference" uses the plain formulas, with `[x | p]`, K, V and the attention weights as arrays.
+- "fused" uses torch's fused kernels and no array of weights.
+- "factored" projects x and p separately in cross-attends to a grid, and never builds `[x | p]`.
+- "separable" builds neither K nor V in cross-attends to a grid of two or more axes.
+- "auto" is the cheapest path that applies.
+
+If a path does not apply to an attend, the attend uses the one before it in this list.
 """
 ATTENTION_PATHS: tuple[AttentionPath, ...] = (
     "auto", "reference", "fused", "factored", "separable",
@@ -27,13 +29,17 @@ ATTENTION_PATHS: tuple[AttentionPath, ...] = (
 
 
 class Attend(nn.Module):
-    """An attention with its MLP; `attention_path` is how it is computed."""
+    """An attention with its MLP. `attention_path` selects how it is computed."""
 
     attention_path: AttentionPath = "auto"
 
 
 def set_attention_path(module: nn.Module, path: AttentionPath) -> None:
-    """Choose how every attend in `module` is computed; raises ValueError for an unknown path."""
+    """Set the attention path of every attend in `module`.
+
+    Raises:
+        ValueError: If the path is unknown.
+    """
     if path not in ATTENTION_PATHS:
         raise ValueError(f"attention path {path!r}: must be one of {', '.join(ATTENTION_PATHS)}")
     for submodule in module.modules():
@@ -42,9 +48,12 @@ def set_attention_path(module: nn.Module, path: AttentionPath) -> None:
 
 
 def linear(in_features: int, out_features: int) -> nn.Linear:
-    """Linear layer initialised as DeepMind's: truncated normal of variance 1 / fan-in, bias 0."""
+    """Build a linear layer with DeepMind's initial weights.
+
+    They are drawn from a truncated normal distribution with variance 1 / fan-in; the bias is 0.
+    """
     layer = nn.Linear(in_features, out_features)
-    # Cutting a normal at two standard deviations leaves this fraction of its standard deviation.
+    # A normal distribution cut at two standard deviations keeps this fraction of its own.
     std = in_features**-0.5 / 0.87962566103423978
     nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
     nn.init.zeros_(layer.bias)
@@ -52,22 +61,27 @@ def linear(in_features: int, out_features: int) -> nn.Linear:
 
 
 def split_heads(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """`[batch, tokens, channels]` to `[batch, heads, tokens, channels / heads]`."""
+    """Reshape `[batch, tokens, channels]` to `[batch, heads, tokens, channels / heads]`."""
     return tensor.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 def merge_heads(tensor: torch.Tensor) -> torch.Tensor:
-    """`[batch, heads, tokens, width]` to `[batch, tokens, heads * width]`."""
+    """Reshape `[batch, heads, tokens, width]` to `[batch, tokens, heads * width]`."""
     return tensor.transpose(1, 2).flatten(2)
 
 
 def attention_weights(
     query: torch.Tensor, key: torch.Tensor, key_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """softmax(Q Kᵀ / √width) `[batch, heads, queries, keys]`, zeros where no key may be attended.
+    """Return softmax(Q Kᵀ / √width), `[batch, heads, queries, keys]`.
 
-    query `[batch, heads, queries, width]`, key `[batch, heads, keys, width]`; key_mask bool
-    `[batch, keys]` or `[batch, queries, keys]`, True where a key may be attended.
+    The weights are zero where a key may not be attended.
+
+    Args:
+        query: The queries `[batch, heads, queries, width]`.
+        key: The keys `[batch, heads, keys, width]`.
+        key_mask: The keys that may be attended, bool `[batch, keys]` or `[batch, queries, keys]`,
+            or None for all.
     """
     scores = query @ key.mT * query.shape[-1] ** -0.5
     if key_mask is None:
@@ -83,7 +97,10 @@ def reference_attention(
     value: torch.Tensor,
     key_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """softmax(Q Kᵀ / √width) V, as the formula says; arguments as of `fused_attention`."""
+    """Return softmax(Q Kᵀ / √width) V by the plain formula.
+
+    The arguments are those of `fused_attention`.
+    """
     return attention_weights(query, key, key_mask) @ value
 
 
@@ -93,15 +110,19 @@ def fused_attention(
     value: torch.Tensor,
     key_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Scaled dot-product attention; queries without any key to attend give zeros.
+    """Return the scaled dot-product attention, `[batch, heads, queries, value width]`.
 
-    query `[batch, heads, queries, width]`, key `[batch, heads, keys, width]` and value `[batch,
-    heads, keys, value width]`, of one dtype; key_mask bool `[batch, keys]` or `[batch, queries,
-    keys]`, True where a key may be attended, or None for everywhere (which lets torch choose
-    kernels that take no mask). Returns `[batch, heads, queries, value width]`.
+    Queries without any key to attend return zeros. All tensors have one dtype.
+
+    Args:
+        query: The queries `[batch, heads, queries, width]`.
+        key: The keys `[batch, heads, keys, width]`.
+        value: The values `[batch, heads, keys, value width]`.
+        key_mask: The keys that may be attended, bool `[batch, keys]` or `[batch, queries, keys]`.
+            None means all; torch can then choose kernels that take no mask.
     """
     width, value_width = query.shape[-1], value.shape[-1]
-    # Fused GPU kernels refuse widths like the paper's 261; zeros change neither scores nor sums.
+    # Fused GPU kernels refuse widths such as the paper's 261. Padding with zeros is safe.
     if width % 8:
         query, key = (F.pad(tensor, (0, -width % 8)) for tensor in (query, key))
     if value_width % 8:
@@ -109,7 +130,7 @@ def fused_attention(
     if key_mask is None:
         attended = F.scaled_dot_product_attention(query, key, value, scale=width**-0.5)
         return attended[..., :value_width]
-    # A softmax over no keys is 0/0, so such queries attend everything and are then zeroed.
+    # A softmax over no keys is 0/0. Such queries attend to all keys and are set to zero later.
     any_key = key_mask.any(dim=-1, keepdim=True)
     attend = key_mask | ~any_key
     if key_mask.ndim == 2:
@@ -121,7 +142,7 @@ def fused_attention(
 
 
 class MLP(nn.Module):
-    """Linear to `widening` times the channels, GELU, linear back."""
+    """A linear layer to `widening` times the channels, GELU, and a linear layer back."""
 
     def __init__(
         self, *, channels: int, widening: int, gelu: Literal["tanh", "erf"] = "tanh"
@@ -132,16 +153,21 @@ class MLP(nn.Module):
         self.contract = linear(widening * channels, channels)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`[batch, tokens, channels]` to the same shape."""
+        """Apply the MLP to `[batch, tokens, channels]`; the shape stays the same."""
         return self.contract(self.activation(self.expand(tokens)))
 
 
 class SelfAttend(Attend):
-    """The latents attend to each other, then pass an MLP.
+    """The latents attend to each other and then pass through an MLP.
 
     Args:
-        qk_channels: width of queries and keys over all heads; None is `channels`.
-        value_channels: width of values over all heads; None is `qk_channels`.
+        channels: The number of channels of the latents.
+        num_heads: The number of attention heads.
+        qk_channels: The width of queries and keys over all heads. None means `channels`.
+        value_channels: The width of values over all heads. None means `qk_channels`.
+        widening: The hidden width of the MLP, in multiples of `channels`.
+        gelu: The GELU of the MLP, with its tanh approximation or exact.
+        dropout: The probability of dropout after the attention and the MLP.
     """
 
     def __init__(
@@ -168,7 +194,7 @@ class SelfAttend(Attend):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """`[batch, num_latents, channels]` to the same shape."""
+        """Return new latents of the same shape, `[batch, num_latents, channels]`."""
         projected = self.query_key_value(self.attention_norm(latents))
         parts = projected.split(self.widths, dim=-1)
         query, key, value = (split_heads(part, self.num_heads) for part in parts)

@@ -1,7 +1,7 @@
-"""Rotary positions: queries and keys are turned by their position, so that scores see distances.
+"""Rotary positions: queries and keys are rotated by their position, so scores depend on distances.
 
-Su et al. (arXiv 2104.09864), section 3.4. As in Perceiver AR's released code, neighbouring
-channels form the pairs, only the first channels of a head are turned, and the slowest pair turns
+See Su et al. (arXiv 2104.09864), section 3.4. As in Perceiver AR's released code, neighbouring
+channels form the pairs, only the first channels of a head are rotated, and the slowest pair rotates
 by one radian over the longest context.
 """
 
@@ -14,40 +14,45 @@ from perceiver_model.constants import Float32Constant
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines of the angles, each float32 `[batch or 1, 1, tokens, pairs]`."""
+    """The cosines and sines of the angles.
+
+    Attributes:
+        cosine: The cosines, float32 `[batch or 1, 1, tokens, pairs]`.
+        sine: The sines, in the same shape.
+    """
 
     cosine: torch.Tensor
     sine: torch.Tensor
 
     def last(self, num_tokens: int) -> "Rotation":
-        """Of the last tokens only."""
+        """Return the rotation of the last tokens only."""
         return Rotation(self.cosine[:, :, -num_tokens:], self.sine[:, :, -num_tokens:])
 
 
 class RotaryTable(nn.Module):
-    """The angles of every position, constant; not part of the state dict.
+    """The constant angles of every position. They are not part of the state dict.
 
     Args:
-        max_length: number of positions.
-        rotated_channels: channels of a head that are turned, two for each angle.
-        max_wavelength: pair i of n turns by max_wavelength^(-i / (n - 1)) radians a token.
+        max_length: The number of positions.
+        rotated_channels: The number of channels of a head that are rotated, two per angle.
+        max_wavelength: Pair i of n rotates by max_wavelength^(-i / (n - 1)) radians per token.
     """
 
     def __init__(self, *, max_length: int, rotated_channels: int, max_wavelength: float) -> None:
         super().__init__()
-        # In float64, for in float32 an angle of 10⁵ radians is off by 0.004.
+        # float64 is needed: in float32, an angle of 10⁵ radians has an error of 0.004.
         exponents = torch.linspace(0, 1, rotated_channels // 2, dtype=torch.float64)
         angles = torch.arange(max_length, dtype=torch.float64).outer(max_wavelength**-exponents)
         self.table = Float32Constant(torch.stack([angles.cos(), angles.sin()]))
 
     def forward(self, positions: torch.Tensor) -> Rotation:
-        """The rotation of tokens at integer `positions` `[batch or 1, tokens]`."""
+        """Return the rotation of tokens at integer `positions`, `[batch or 1, tokens]`."""
         cosine, sine = self.table()
         return Rotation(cosine[positions].unsqueeze(1), sine[positions].unsqueeze(1))
 
 
 def rotate(heads: torch.Tensor, rotation: Rotation | None) -> torch.Tensor:
-    """Queries or keys `[batch, heads, tokens, width]`, turned; None leaves them as they are."""
+    """Rotate queries or keys `[batch, heads, tokens, width]`. None leaves them unchanged."""
     if rotation is None:
         return heads
     cosine, sine = rotation

@@ -1,20 +1,21 @@
-r"""Attention to a grid of tokens whose position features are a sum over its rows and columns.
+r"""Attention to a grid of tokens whose position features are a sum of rows and columns.
 
-A layer-normalised token is u = r C [x | p], with x its content, p its positions, C the removal of
-the mean over channels and r the reciprocal standard deviation. Keys are W_k (g ∘ u + β) + b, so
-the scores of a query q are, up to a constant that the softmax ignores,
+A layer-normalised token is u = r C [x | p]. Here x is its content and p its positions, C removes
+the mean over channels, and r is the reciprocal standard deviation. Keys are W_k (g ∘ u + β) + b.
+The scores of a query q are, up to a constant that the softmax ignores,
 
     q · W_k (g ∘ u) = r a · [x | p],    a = C (g ∘ W_kᵀ q),
 
-and values W_v (g ∘ u + β) + b are linear in u, so attention needs only Σ P u = C Σ P r [x | p].
-On a grid of rows h and columns w, p = rows[h] + columns[w]: the position's part of a score is
-(a · rows[h]) + (a · columns[w]), two small tables, and its part of the sum is Σ_h rows[h] Σ_w P r +
-Σ_w columns[w] Σ_h P r, two marginals of the attention. So a query and a token meet in
-content_channels + 2 multiply-adds each way, not in 261 × 2, and neither K nor V nor [x | p]
-is ever built. It is the same function as the paper's, to rounding.
+Values W_v (g ∘ u + β) + b are linear in u, so attention needs only Σ P u = C Σ P r [x | p].
 
-`separable_attention` is the middle of it, the part that sees every pair of query and token; the
-parts before and after it are `CrossAttend`'s.
+On a grid of rows h and columns w, p = rows[h] + columns[w]. The position's part of a score is
+(a · rows[h]) + (a · columns[w]), which are two small tables. Its part of the sum is
+Σ_h rows[h] Σ_w P r + Σ_w columns[w] Σ_h P r, which are two marginals of the attention. Each pair of
+a query and a token costs content_channels + 2 multiply-adds each way, not 261 × 2, and neither K
+nor V nor [x | p] is ever built. The function is the paper's, up to rounding.
+
+`separable_attention` is the middle part, which sees every pair of query and token. `CrossAttend`
+computes the parts before and after it.
 """
 
 import importlib.util
@@ -23,7 +24,7 @@ from types import ModuleType
 
 import torch
 
-# Scores of one chunk of rows: about what a core's cache holds, or enough to fill a GPU.
+# The number of scores in a chunk of rows: it fits a core's cache, or is enough to fill a GPU.
 CHUNK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 27}
 
 
@@ -35,26 +36,25 @@ def separable_attention(
     scale: torch.Tensor,
     mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Attention weights P over a grid of tokens, and the sums that they are needed for.
+    """Return three sums over a grid of tokens, weighted by the attention weights P.
 
-    P is the softmax over tokens i = (h, w) of
-    scale[i] · (content_queries · content[i] + row_scores[h] + column_scores[w]).
+    P is the softmax over tokens i = (h, w) of scale[i] · (content_queries · content[i] +
+    row_scores[h] + column_scores[w]). The result is differentiable in all floating-point arguments.
+    Memory is linear in tokens + queries, forward and backward.
 
     Args:
-        content_queries: `[batch, heads, queries, content_channels]`.
+        content_queries: `[batch, heads, queries, content_channels]`, float32 or float64, as are all
+            other floating-point arguments.
         row_scores: `[batch, heads, queries, rows]`.
         column_scores: `[batch, heads, queries, columns]`.
         content: `[batch, rows * columns, content_channels]`.
         scale: `[batch, rows * columns]`.
-        mask: bool `[batch, rows * columns]`, True where a token may be attended.
-
-    All floating tensors are of one dtype, float32 or float64. Differentiable in all of them; memory
-    is linear in tokens + queries, forward and backward.
+        mask: The tokens that may be attended, bool `[batch, rows * columns]`, or None for all.
 
     Returns:
         Σ_i P scale content `[batch, heads, queries, content_channels]`, Σ_w P scale
-        `[batch, heads, queries, rows]` and Σ_h P scale `[batch, heads, queries, columns]`; zeros
-        for samples without any attended token.
+        `[batch, heads, queries, rows]` and Σ_h P scale `[batch, heads, queries, columns]`. They are
+        zero for samples without any attended token.
     """
     return _separable_attention(content_queries, row_scores, column_scores, content, scale, mask)[
         :3
@@ -69,7 +69,7 @@ def _eager(
     scale: torch.Tensor,
     mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The sums, and the log of the softmax's denominator `[batch, heads, queries]`."""
+    """Return the sums, and the log of the softmax's denominator `[batch, heads, queries]`."""
     arguments = [tensor.flatten(1, 2) for tensor in (content_queries, row_scores, column_scores)]
     sums = [torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in arguments]
     log_sums = content.new_empty(arguments[0].shape[:2])
@@ -83,7 +83,7 @@ def _eager(
             if mask is not None:
                 scores.masked_fill_(~mask[samples, None, tokens], -torch.inf)
             new_maximum = torch.maximum(maximum, scores.amax(dim=-1, keepdim=True))
-            # Where nothing is attended yet the maximum is -inf, and -inf + inf would be nan.
+            # If nothing is attended yet, the maximum is -inf, and -inf + inf would be NaN.
             shift = new_maximum.masked_fill(new_maximum == -torch.inf, 0.0)
             decay = (maximum - shift).exp_()
             weights = scores.sub_(shift).exp_()
@@ -120,9 +120,9 @@ def _eager_backward(
     delta: torch.Tensor,
     tokens_need_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of content_queries, row_scores, column_scores, content and scale.
+    """Return the gradients of content_queries, row_scores, column_scores, content and scale.
 
-    Gradients of content and scale are empty unless `tokens_need_grad`.
+    The gradients of content and scale are empty unless `tokens_need_grad`.
 
     Args:
         delta: Σ_i P_i ∂L/∂P_i, `[batch, heads, queries]`.
@@ -165,9 +165,9 @@ def _eager_backward(
 def _chunks(
     queries: torch.Tensor, row_scores: torch.Tensor, column_scores: torch.Tensor
 ) -> Iterator[tuple[slice, list[tuple[slice, slice]]]]:
-    """Slices of samples, and for each of them slices of whole rows and of the tokens in these.
+    """Yield slices of samples, each with a list of slices of whole rows and of their tokens.
 
-    The scores of one chunk stay within a budget, if one row of one sample does.
+    The scores of one chunk stay within a budget if one row of one sample does.
     """
     batch, num_queries, _ = queries.shape
     rows, columns = row_scores.shape[-1], column_scores.shape[-1]
@@ -189,7 +189,10 @@ def _products(
     rows: slice,
     tokens: slice,
 ) -> torch.Tensor:
-    """queries · content + row_scores + column_scores: `[samples, queries, tokens]` of the chunk."""
+    """Return queries · content + row_scores + column_scores of a chunk.
+
+    The shape is `[samples, queries, tokens]`.
+    """
     queries, row_scores, column_scores = (tensor[samples] for tensor in arguments)
     on_grid = row_scores[..., rows, None] + column_scores[..., None, :]
     return on_grid.flatten(-2).baddbmm_(queries, content[samples, tokens].mT)
@@ -204,7 +207,7 @@ _separable_attention_backward = torch.library.custom_op(
 
 
 def _fused(content: torch.Tensor) -> ModuleType | None:
-    """The fused kernels if they serve such content, on GPUs that triton knows, if installed."""
+    """Return the fused kernels if they support this content and GPU and Triton is installed."""
     if importlib.util.find_spec("triton") is None:
         return None
     if torch.cuda.get_device_capability(content.device) < (8, 0):

@@ -1,6 +1,6 @@
-"""`separable_attention` on a GPU: tensors in, tensors out, by the kernels of Triton.
+"""`separable_attention` on a GPU: it calls the Triton kernels.
 
-The scores of all pairs of query and token stay in registers, so the time is that of arithmetic.
+The scores of all pairs of query and token stay in registers, so the time is that of the arithmetic.
 """
 
 import math
@@ -17,17 +17,17 @@ from perceiver_model.attention.separable_triton_kernels import (
 )
 from perceiver_model.attention.separable_triton_tiles import FEW_CHANNELS
 
-# More would not fit the registers, and are worth a library's matrix products.
+# More channels would not fit into the registers. A library's matrix products then pay off.
 MAX_CHANNELS = 64
-# Groups of rows make enough programs to fill a large GPU many times over, so that few of its
-# processors idle at the end; but a group must repay its start, and the partial sums take memory.
+# Groups of rows make enough programs to fill a large GPU many times, so that few processors idle
+# at the end. But each group has a start-up cost, and its partial sums take memory.
 ENOUGH_PROGRAMS = 1 << 14
 MIN_ROWS = 16
 MAX_PARTIAL_SUMS = 1 << 26
 
 
 def serves(content: torch.Tensor) -> bool:
-    """Whether these kernels are made for such content."""
+    """Return whether the kernels support this content."""
     return content.dtype == torch.float32 and 1 <= content.shape[-1] <= MAX_CHANNELS
 
 
@@ -39,7 +39,7 @@ def attention(
     scale: torch.Tensor,
     mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The three sums and the log_sums of the operator, of float32 inputs."""
+    """Return the three sums and the log_sums of the operator, for float32 inputs."""
     inputs = _Inputs(content_queries, row_scores, column_scores, scale, mask)
     planes = inputs.planes(content * scale.unsqueeze(-1))
     groups = inputs.groups(width=1)
@@ -50,7 +50,7 @@ def attention(
         (partial_maxima, planes, *inputs.tables, *inputs.sizes, groups),
     )
     maxima = partial_maxima.amax(dim=2)
-    # Where nothing is attended, so that every weight is exp(-inf).
+    # Where nothing is attended, every weight is then exp(-inf) = 0.
     maxima.masked_fill_(maxima == -torch.inf, torch.inf)
     *sums, totals = inputs.sums(planes, maxima, None)
     attended = totals > 0
@@ -74,7 +74,7 @@ def attention_backward(
     delta: torch.Tensor,
     tokens_need_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of the operator, of float32 inputs."""
+    """Return the gradients of the operator, for float32 inputs."""
     inputs = _Inputs(content_queries, row_scores, column_scores, scale, mask)
     column_grad = _padded(column_grad, inputs.padding, 0.0)
     grads = tuple(grad.contiguous() for grad in (content_grad, row_grad, column_grad, delta))
@@ -98,7 +98,7 @@ def attention_backward(
 
 
 class _Inputs:
-    """The inputs as the kernels take them, and what every launch needs."""
+    """The inputs in the form that the kernels take, and the arguments of every launch."""
 
     def __init__(
         self,
@@ -122,17 +122,17 @@ class _Inputs:
         self.query_blocks = batch * heads * triton.cdiv(num_queries, self.blocks["block_queries"])
 
     def groups(self, width: int) -> int:
-        """How many groups of rows, for sums of `width` numbers per query."""
+        """Return the number of groups of rows, for sums of `width` numbers per query."""
         enough = ENOUGH_PROGRAMS // max(1, self.query_blocks)
         sums = math.prod(self.batch_heads) * self.num_queries * width
         return max(1, min(enough, self.rows // MIN_ROWS, MAX_PARTIAL_SUMS // max(1, sums)))
 
     def partial(self, groups: int, *width: int) -> torch.Tensor:
-        """Room for one sum, or `width` of them, per query and group of rows."""
+        """Allocate one sum, or `width` of them, per query and group of rows."""
         return self.scale.new_empty(*self.batch_heads, groups, self.num_queries, *width)
 
     def planes(self, content: torch.Tensor) -> torch.Tensor:
-        """The tokens' planes with this content: `[batch, planes, rows, padded columns]`."""
+        """Return the tokens' planes with this content, `[batch, planes, rows, padded columns]`."""
         planes = [self.scale.unsqueeze(1)]
         if self.mask is not None:
             bias = torch.zeros_like(self.scale).masked_fill_(~self.mask, -torch.inf)
@@ -146,7 +146,10 @@ class _Inputs:
     def sums(
         self, planes: torch.Tensor, shift: torch.Tensor, grads: tuple[torch.Tensor, ...] | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Unnormalised sums and their totals or, given their gradients and delta, the queries'."""
+        """Return the unnormalised sums and their totals.
+
+        With the gradients of the sums and delta, return the gradients of the queries instead.
+        """
         content_queries, row_scores, column_scores = self.tables
         widths = content_queries.shape[-1], column_scores.shape[-1]
         groups = self.groups(max(widths))
@@ -161,7 +164,7 @@ class _Inputs:
         return _total(content_sums), row_sums, column_sums, _total(totals)
 
     def launch(self, kernel: Any, programs: int, arguments: tuple[Any, ...], **flags: bool) -> None:
-        """Runs programs of a kernel on the inputs' device."""
+        """Run programs of a kernel on the inputs' device."""
         with torch.cuda.device_of(self.scale):
             kernel[(programs,)](
                 *arguments,
@@ -174,7 +177,7 @@ class _Inputs:
 
 
 def _blocks(channels: int) -> dict[str, int]:
-    """How a kernel's work is cut: such that all of it stays in registers, on an H100."""
+    """Return the block sizes of a kernel, chosen so that all of it stays in an H100's registers."""
     blocks = {"channels": channels, "block_columns": 16}
     if channels <= FEW_CHANNELS.value:
         return blocks | {"block_channels": 0, "block_queries": 64, "num_warps": 2}
@@ -183,17 +186,17 @@ def _blocks(channels: int) -> dict[str, int]:
 
 
 def _padded(table: torch.Tensor, padding: int, value: float) -> torch.Tensor:
-    """The table with more columns, or, unlike F.pad's, itself."""
+    """Return the table with more columns, or the table itself without padding."""
     return F.pad(table, (0, padding), value=value) if padding else table
 
 
 def _by_sample(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, contiguous but for the stride of its samples, which stays 0 if it is."""
+    """Return the tensor, contiguous within each sample; a stride of 0 between samples stays 0."""
     if tensor.stride(0) == 0:
         return tensor[:1].contiguous().expand_as(tensor)
     return tensor if tensor[:1].is_contiguous() else tensor.contiguous()
 
 
 def _total(partial: torch.Tensor) -> torch.Tensor:
-    """The sum over groups of rows of `[batch, heads, groups, queries, ...]`."""
+    """Sum `[batch, heads, groups, queries, ...]` over the groups of rows."""
     return partial.sum(dim=2) if partial.shape[2] > 1 else partial.squeeze(2)

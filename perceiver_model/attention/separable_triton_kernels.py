@@ -1,26 +1,27 @@
-"""The GPU programs of `separable_attention`, in Triton; `separable_triton` launches them.
+"""The GPU kernels of `separable_attention`, in Triton. `separable_triton` launches them.
 
-A program of the first two kernels holds a block of queries of one head. It takes the columns of
-the grid a block at a time, keeps that block's column scores in registers, and lets the rows go by.
-The first kernel finds the largest score of each query; the second, knowing it, takes sums that need
-no rescaling, and in the backward pass the same sums with other weights. The third kernel holds a
-block of tokens and lets the queries go by. Nothing is added atomically: equal inputs give equal
-bits.
+A program of the first two kernels holds a block of queries of one head. It takes the columns of the
+grid one block at a time, keeps the column scores of that block in registers, and loops over the
+rows. The first kernel finds the largest score of each query. With it, the second kernel computes
+sums that need no rescaling, and in the backward pass the same sums with other weights. The third
+kernel holds a block of tokens and loops over the queries. There are no atomic additions, so equal
+inputs give equal bits.
 
-Arguments that the kernels share:
+The kernels share these arguments:
 
-    planes: `[batch, planes, rows, columns]`: the tokens' scale; if masked their bias, 0 or, where
-        a token may not be attended, -inf; each content channel, for the first two kernels times
-        the scale.
+    planes: `[batch, planes, rows, columns]`. The planes are the tokens' scale; with a mask, their
+        bias, which is 0, or -inf where a token may not be attended; and each content channel, which
+        the first two kernels take times the scale.
     queries, row_scores, column_scores: `[batch, heads, queries, channels]`, `[..., rows]` and
-        `[..., columns]`, contiguous but for the batch, whose strides are passed.
+        `[..., columns]`, contiguous except for the batch, whose strides are passed.
     shift: `[batch, heads, queries]`, subtracted from the scores; +inf where nothing is attended.
-    query_grads, row_grads, column_grads, delta: what is handed to the backward pass, contiguous.
-    columns: a multiple of block_columns. Those beyond the grid have column scores of -inf, scale 1
-        and content 0.
-    groups: how many programs share the rows for one block of queries, each with its own outputs.
+    query_grads, row_grads, column_grads, delta: The arguments of the backward pass, contiguous.
+    columns: A multiple of block_columns. Columns beyond the grid have column scores of -inf, scale
+        1 and content 0.
+    groups: The number of programs that share the rows for one block of queries. Each has its own
+        outputs.
 
-GPUs have exponentials of base 2: scores, and shifts, are log2(e) times the softmax's.
+GPUs have exponentials with base 2. Scores and shifts are therefore log2(e) times the softmax's.
 """
 
 import triton
@@ -45,7 +46,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _place(num_queries, groups, block_queries: tl.constexpr):
-    """The program's head of the batch, its group of rows and its queries."""
+    """Return the program's head in the batch, its group of rows and its queries."""
     blocks = tl.cdiv(num_queries, block_queries)
     program = tl.program_id(0)
     query = program % blocks * block_queries + tl.arange(0, block_queries)
@@ -54,7 +55,7 @@ def _place(num_queries, groups, block_queries: tl.constexpr):
 
 @triton.jit
 def _load_table(pointers, column, inside):
-    """`[queries, columns]` of a table from where each query's columns begin."""
+    """Load `[queries, columns]` of a table, given a pointer to the first column of each query."""
     return tl.load(pointers[:, None] + column[None, :], mask=inside[:, None], other=0.0)
 
 
@@ -79,7 +80,7 @@ def maxima_kernel(
     block_queries: tl.constexpr,
     block_columns: tl.constexpr,
 ):
-    """The largest of each query's scores in a group of rows."""
+    """Find the largest score of each query in a group of rows."""
     batch_head, group, query = _place(num_queries, groups, block_queries)
     sample, of_head = batch_head // heads, batch_head % heads * num_queries + query
     inside = query < num_queries
@@ -89,7 +90,7 @@ def maxima_kernel(
     planes += sample * (1 + masked + channels) * rows * columns
     content_queries = load_queries(queries, inside, channels, block_channels)
     content_queries = scaled(content_queries, LOG2_E, channels)
-    # Four neighbouring columns, which one thread holds, share one.
+    # Four neighbouring columns, which one thread holds, share one maximum.
     maximum = tl.full([block_queries, block_columns // 4], float("-inf"), tl.float32)
     for first_column in range(0, columns, block_columns):
         column = first_column + tl.arange(0, block_columns)
@@ -140,11 +141,11 @@ def sums_kernel(
     block_queries: tl.constexpr,
     block_columns: tl.constexpr,
 ):
-    """Σ w scale content, and for each row and each column Σ w scale, of each query.
+    """Compute Σ w scale content, and Σ w scale for each row and each column, of each query.
 
-    The weights w are the exponentials of the shifted scores, whose totals are Σ w. If backward,
-    these are the attention, and w are the gradients of the scores: the attention times
-    scale · (query_grads · content + row_grads + column_grads) - delta.
+    The weights w are the exponentials of the shifted scores, and their totals are Σ w. With
+    `backward`, these exponentials are the attention weights, and w are the gradients of the scores:
+    the attention weights times scale · (query_grads · content + row_grads + column_grads) - delta.
     """
     batch_head, group, query = _place(num_queries, groups, block_queries)
     sample, of_head = batch_head // heads, batch_head % heads * num_queries + query
@@ -176,7 +177,7 @@ def sums_kernel(
         for row in range(group * rows // groups, (group + 1) * rows // groups):
             token = planes + row * columns + column
             scale = tl.load(token)[None, :]
-            # What the blocks of columns before this one have left.
+            # The sum over the previous blocks of columns.
             over_columns = tl.load(row_sums + row, mask=inside & (first_column > 0), other=0.0)
             on_row = tl.load(row_scores + row, mask=inside, other=0.0) * LOG2_E
             scores = -query_shift[:, None]
@@ -199,7 +200,7 @@ def sums_kernel(
             tl.store(row_sums + row, over_columns, mask=inside)
         address = column_sums[:, None] + column[None, :]
         tl.store(address, over_rows, mask=inside[:, None])
-        # The next block of columns reads row sums that other threads may have stored.
+        # The next block of columns reads row sums that other threads have stored.
         tl.debug_barrier()
     if not backward:
         tl.store(totals + of_group + query, tl.sum(total, axis=1), mask=inside)
@@ -233,7 +234,7 @@ def token_grads_kernel(
     block_queries: tl.constexpr,
     block_columns: tl.constexpr,
 ):
-    """Gradients of the content and the scale of a block of tokens."""
+    """Compute the gradients of the content and of the scale of a block of tokens."""
     program = tl.program_id(0)
     row = program % rows
     first_column = program // rows % (columns // block_columns) * block_columns

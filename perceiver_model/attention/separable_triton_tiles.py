@@ -1,8 +1,8 @@
-"""Triton functions on content: vectors of a few channels, or of many, of queries or of tokens.
+"""Triton functions on content vectors of queries or of tokens, with few or many channels.
 
-Up to FEW_CHANNELS channels are a tuple with one tensor each, `[queries]` or `[tokens]`, whose
-products are plain multiply-adds. More are one tensor, `[queries, channels]` or
-`[channels, tokens]`, with the channels padded to block_channels, a power of two of at least 16;
+Up to FEW_CHANNELS channels are a tuple with one tensor each, `[queries]` or `[tokens]`, and their
+products are plain multiply-adds. More channels are one tensor, `[queries, channels]` or
+`[channels, tokens]`. Its channels are padded to block_channels, a power of two of at least 16, and
 products are matrix products in full float32.
 """
 
@@ -14,7 +14,7 @@ FEW_CHANNELS = tl.constexpr(4)
 
 @triton.jit
 def load_queries(pointers, inside, channels: tl.constexpr, block_channels: tl.constexpr):
-    """Content queries from where each begins, `pointers` `[queries]`; 0 unless `inside`."""
+    """Load content queries from `pointers` `[queries]` to their starts; 0 unless `inside`."""
     if channels <= FEW_CHANNELS:
         vectors = ()
         for channel in tl.static_range(channels):
@@ -28,7 +28,7 @@ def load_queries(pointers, inside, channels: tl.constexpr, block_channels: tl.co
 
 @triton.jit
 def load_tokens(pointers, plane_size, channels: tl.constexpr, block_channels: tl.constexpr):
-    """Content of tokens from the first channel's `pointers` `[tokens]`, one plane per channel."""
+    """Load the content of tokens from `pointers` `[tokens]` into the first channel's plane."""
     if channels <= FEW_CHANNELS:
         vectors = ()
         for channel in tl.static_range(channels):
@@ -42,7 +42,7 @@ def load_tokens(pointers, plane_size, channels: tl.constexpr, block_channels: tl
 
 @triton.jit
 def scaled(vectors, factor, channels: tl.constexpr):
-    """The vectors times a number."""
+    """Multiply the vectors by a number."""
     if channels <= FEW_CHANNELS:
         products = ()
         for channel in tl.static_range(channels):
@@ -54,7 +54,7 @@ def scaled(vectors, factor, channels: tl.constexpr):
 
 @triton.jit
 def add_products(start, queries, tokens, channels: tl.constexpr):
-    """start + queries · tokens: `[queries, tokens]`."""
+    """Return start + queries · tokens, `[queries, tokens]`."""
     if channels <= FEW_CHANNELS:
         for channel in tl.static_range(channels):
             start = tl.fma(queries[channel][:, None], tokens[channel][None, :], start)
@@ -65,7 +65,7 @@ def add_products(start, queries, tokens, channels: tl.constexpr):
 
 @triton.jit
 def sum_by_four(pairs):
-    """`[queries, tokens / 4]`: sums over four neighbouring tokens, which one thread holds."""
+    """Sum four neighbouring tokens, which one thread holds: `[queries, tokens / 4]`."""
     return tl.sum(tl.reshape(pairs, [pairs.shape[0], pairs.shape[1] // 4, 4]), axis=2)
 
 
@@ -76,7 +76,7 @@ def no_sums(
     channels: tl.constexpr,
     block_channels: tl.constexpr,
 ):
-    """Sums over no tokens, for `add_sums`; of a few channels the tokens' last step is pending."""
+    """Return zeros for `add_sums`. With few channels, the sum over tokens is still pending."""
     if channels <= FEW_CHANNELS:
         sums = ()
         for _ in tl.static_range(channels):
@@ -88,7 +88,7 @@ def no_sums(
 
 @triton.jit
 def add_sums(sums, weights, tokens, channels: tl.constexpr):
-    """Adds Σ weights tokens over the tokens, for each query."""
+    """Add Σ weights tokens over the tokens, for each query."""
     if channels <= FEW_CHANNELS:
         new_sums = ()
         for channel in tl.static_range(channels):
@@ -100,7 +100,7 @@ def add_sums(sums, weights, tokens, channels: tl.constexpr):
 
 @triton.jit
 def store_sums(pointers, sums, inside, channels: tl.constexpr, block_channels: tl.constexpr):
-    """Stores the sums to where each query's begin, `pointers` `[queries]`, if `inside`."""
+    """Store the sums at `pointers` `[queries]` to the start of each query's, if `inside`."""
     if channels <= FEW_CHANNELS:
         for channel in tl.static_range(channels):
             tl.store(pointers + channel, tl.sum(sums[channel], axis=1), mask=inside)
@@ -117,7 +117,7 @@ def no_grads(
     channels: tl.constexpr,
     block_channels: tl.constexpr,
 ):
-    """Sums over no queries, for `add_grads`; of a few channels the last step is pending."""
+    """Return zeros for `add_grads`. With few channels, the sum over queries is still pending."""
     if channels <= FEW_CHANNELS:
         grads = ()
         for _ in tl.static_range(channels):
@@ -129,7 +129,7 @@ def no_grads(
 
 @triton.jit
 def add_grads(grads, weights, queries, channels: tl.constexpr):
-    """Adds Σ weights queries over the queries, for each token."""
+    """Add Σ weights queries over the queries, for each token."""
     if channels <= FEW_CHANNELS:
         new_grads = ()
         for channel in tl.static_range(channels):
@@ -141,7 +141,7 @@ def add_grads(grads, weights, queries, channels: tl.constexpr):
 
 @triton.jit
 def store_grads(pointers, grads, scale, channels: tl.constexpr, block_channels: tl.constexpr):
-    """Stores scale · grads to where each token's begin, `pointers` `[tokens]`."""
+    """Store scale · grads at `pointers` `[tokens]` to the start of each token's gradients."""
     if channels <= FEW_CHANNELS:
         for channel in tl.static_range(channels):
             tl.store(pointers + channel, scale * tl.sum(grads[channel], axis=0))

@@ -1,9 +1,9 @@
-"""The input array of a cross-attend: tokens, with their content and positions kept apart.
+"""The input array of a cross-attend: tokens with separate content and positions.
 
 A token is [content | position features] (paper, section 3.2). The position features of a regular
-grid are the same for every sample, and a sum over its axes: those of pixel (h, w) are
-rows[h] + columns[w]. So only the axes' tables are kept, and `dense` builds the rest where it is
-needed.
+grid are the same for every sample, and a sum over its axes: those of pixel (h, w) are rows[h] +
+columns[w]. Only the tables of the axes are therefore stored. `dense` builds the full array where it
+is needed.
 """
 
 import math
@@ -17,10 +17,12 @@ class InputArray(NamedTuple):
     """Tokens `[batch, tokens, channels]` as content and position tables.
 
     Attributes:
-        content: `[batch, tokens, content_channels]`, tokens in row-major order of the grid.
-        axis_tables: floating `[size, position_channels]` for each axis of the grid, shared by the
-            batch. No channel is non-zero in two of them. Empty if the content holds the positions.
-        mask: bool `[batch, tokens]`, True where a token may be attended; None for everywhere.
+        content: The content `[batch, tokens, content_channels]`, in the row-major order of the
+            grid.
+        axis_tables: One table per axis of the grid, floating point `[size, position_channels]`,
+            shared by the batch. No channel is non-zero in two of them. Empty if the content holds
+            the positions.
+        mask: The tokens that may be attended, bool `[batch, tokens]`, or None for all.
     """
 
     content: torch.Tensor
@@ -29,18 +31,18 @@ class InputArray(NamedTuple):
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """The axes' sizes; empty without position tables."""
+        """The sizes of the axes; empty without position tables."""
         return tuple(table.shape[0] for table in self.axis_tables)
 
     def positions(self) -> torch.Tensor:
-        """The position features of every token, `[tokens, position_channels]`."""
+        """Return the position features of every token, `[tokens, position_channels]`."""
         table = self.axis_tables[0]
         for axis_table in self.axis_tables[1:]:
             table = (table.unsqueeze(1) + axis_table).flatten(0, 1)
         return table
 
     def dense(self) -> torch.Tensor:
-        """[content | positions]: `[batch, tokens, channels]`, in the content's dtype."""
+        """Return [content | positions], `[batch, tokens, channels]`, in the content's dtype."""
         if not self.axis_tables:
             return self.content
         positions = self.positions().to(self.content.dtype)
@@ -50,13 +52,19 @@ class InputArray(NamedTuple):
 def split_axes(
     table: torch.Tensor, grid: Sequence[int], num_bands: int
 ) -> tuple[torch.Tensor, ...]:
-    """The axis tables of a table of Fourier features, exactly: `InputArray.positions` undoes it.
+    """Split a table of Fourier features into its axis tables.
+
+    The split is exact: `InputArray.positions` returns the table again. If a feature depends on more
+    than one axis, as for permuted pixels, the table stays whole.
 
     Args:
-        table: `[prod(grid), channels]` in the layout of `fourier.fourier_features`. One whose
-            features depend on more than one axis, such as that of permuted pixels, stays whole.
+        table: The features of all tokens, `[prod(grid), channels]`, in the layout of
+            `fourier.fourier_features`.
+        grid: The shape of the token grid.
+        num_bands: The number of frequencies per axis.
 
-    Raises ValueError for a table of another shape.
+    Raises:
+        ValueError: If the table has another shape.
     """
     dims = len(grid)
     shape = (math.prod(grid), dims * (2 * num_bands + 1))
@@ -69,7 +77,7 @@ def split_axes(
     tables = []
     for axis in range(dims):
         along = by_axis[tuple(slice(None) if other == axis else 0 for other in range(dims))]
-        # Channels are [axes' positions | axes' sines | axes' cosines].
+        # The channels are [positions of all axes | sines of all axes | cosines of all axes].
         bands = torch.arange(axis * num_bands, (axis + 1) * num_bands, device=table.device)
         position, cosines = bands.new_tensor([axis]), dims * (1 + num_bands) + bands
         channels = torch.cat([position, dims + bands, cosines])
@@ -77,5 +85,5 @@ def split_axes(
         axis_table[:, channels] = along[:, channels]
         tables.append(axis_table)
     rebuilt = InputArray(table, tuple(tables)).positions()
-    # A table without values, on the meta device, has only its shape to tell.
+    # A table on the meta device has a shape but no values to compare.
     return tuple(tables) if table.is_meta or torch.equal(rebuilt, table) else (table,)

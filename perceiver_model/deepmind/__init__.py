@@ -1,9 +1,9 @@
 """DeepMind's Perceiver IO weights, in the layout of their port to Hugging Face transformers.
 
     model = load_pretrained("language-perceiver")       # a folder: config.json, model.safetensors
-    save_pretrained(model, "fine-tuned")                # which transformers' from_pretrained reads
+    save_pretrained(model, "fine-tuned")                # transformers' from_pretrained reads it
 
-Neither needs transformers.
+Neither function needs transformers.
 """
 
 import os
@@ -31,7 +31,7 @@ ARCHITECTURES: tuple[Architecture[Any], ...] = (
     Flow(),
     KineticsAutoencoder(),
 )
-"""transformers' classes that can be read and written."""
+"""The classes of transformers that can be read and written."""
 
 __all__ = [
     "ARCHITECTURES",
@@ -49,16 +49,18 @@ def load_pretrained(
     fidelity: Fidelity = "deepmind",
     image_size: tuple[int, int] | None = None,
 ) -> nn.Module:
-    """The model of a checkpoint folder, in float32 on the CPU, in evaluation mode.
+    """Load the model of a checkpoint folder, in float32 on the CPU, in evaluation mode.
 
     Args:
-        folder: holds config.json and model.safetensors or pytorch_model.bin, as transformers'
-            `save_pretrained` writes them.
-        fidelity: whose function the weights are put into; see `Fidelity`.
-        image_size: (height, width) of the images that the model shall read, where the weights allow
-            any; None is what they were trained on.
+        folder: The folder, with config.json and either model.safetensors or pytorch_model.bin, as
+            transformers' `save_pretrained` writes them.
+        fidelity: The function that the model computes with the weights, see `Fidelity`.
+        image_size: The (height, width) of the images to read, if the weights allow any size. None
+            means the size that they were trained on.
 
-    Raises ValueError for what is no such checkpoint, naming all missing and unexpected tensors.
+    Raises:
+        ValueError: If the folder is not such a checkpoint. The error names all missing and
+            unexpected tensors.
     """
     settings, state_dict = read_checkpoint(folder)
     return from_transformers_state(state_dict, settings, fidelity=fidelity, image_size=image_size)
@@ -71,7 +73,17 @@ def from_transformers_state(
     fidelity: Fidelity = "deepmind",
     image_size: tuple[int, int] | None = None,
 ) -> nn.Module:
-    """The same from a transformers model's `state_dict()` and `config.to_dict()`."""
+    """Load the model from a transformers model's `state_dict()` and `config.to_dict()`.
+
+    Args:
+        state_dict: The tensors by transformers' names.
+        config: The settings.
+        fidelity: As in `load_pretrained`.
+        image_size: As in `load_pretrained`.
+
+    Raises:
+        ValueError: As `load_pretrained` does.
+    """
     if fidelity not in ("deepmind", "transformers"):
         raise ValueError(f"fidelity {fidelity!r}: must be 'deepmind' or 'transformers'")
     architecture = _architecture_of_checkpoint(config, state_dict)
@@ -82,9 +94,10 @@ def from_transformers_state(
 
 
 def to_transformers_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The model's tensors by transformers' names, copied.
+    """Return copies of the model's tensors by transformers' names.
 
-    Raises ValueError as `save_pretrained` with `allow_differences`.
+    Raises:
+        ValueError: As `save_pretrained` does with `allow_differences`.
     """
     return _export(model, allow_differences=True)[1]
 
@@ -92,14 +105,17 @@ def to_transformers_state(model: nn.Module) -> dict[str, torch.Tensor]:
 def save_pretrained(
     model: nn.Module, folder: str | os.PathLike[str], *, allow_differences: bool = False
 ) -> None:
-    """Writes a checkpoint folder that transformers' `from_pretrained` reads as the same model.
+    """Write a checkpoint folder that transformers' `from_pretrained` reads as the same model.
 
     Args:
-        allow_differences: write it, too, if transformers would read another function into the same
-            tensors, such as its own padding in the convolutional stem.
+        model: The model.
+        folder: The folder to write.
+        allow_differences: Whether to write it even if transformers computes another function from
+            the same tensors, for example with its own padding in the convolutional stem.
 
-    Raises ValueError for a model that isn't of one of transformers' classes, naming the fields of
-    its configuration that transformers doesn't have, and for those differences.
+    Raises:
+        ValueError: If the model is of none of transformers' classes, or has such differences. The
+            error names the fields that transformers does not support.
     """
     settings, tensors = _export(model, allow_differences=allow_differences)
     write_checkpoint(folder, settings, tensors)
@@ -108,7 +124,7 @@ def save_pretrained(
 def _export(
     model: nn.Module, *, allow_differences: bool
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Settings and tensors of a model."""
+    """Return the settings and the tensors of a model."""
     config = getattr(model, "config", None)
     for architecture in ARCHITECTURES:
         if architecture.fits(config):
@@ -129,7 +145,7 @@ def _export(
 def _architecture_of_checkpoint(
     config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]
 ) -> Architecture[Any]:
-    """That which the settings name, or, if they name none, whose tensors these are."""
+    """Return the architecture that the settings name, or else the one that the tensors fit."""
     known = ", ".join(architecture.name for architecture in ARCHITECTURES)
     if names := config.get("architectures"):
         for architecture in ARCHITECTURES:

@@ -1,4 +1,4 @@
-"""What is known of each of transformers' Perceiver classes: an `Architecture`."""
+"""The description of one of transformers' Perceiver classes: an `Architecture`."""
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -17,16 +17,16 @@ Config = TypeVar("Config")
 
 
 class Architecture(ABC, Generic[Config]):
-    """One of transformers' Perceiver classes, and the model of ours that computes the same.
+    """One of transformers' Perceiver classes, and our own model that computes the same.
 
     Attributes:
-        name: of the class in transformers.
-        model: our class, which a configuration builds.
-        tolerable: fields of our configuration that change what is computed but no tensor's shape,
-            such as "adapter.padding"; weights that were trained with another value than
-            transformers' may be exported on request.
-        irrelevant: fields that change nothing of what is computed from a tensor that already went
-            through preprocessing.
+        name: The name of the class in transformers.
+        model: Our own class, which is built from a configuration.
+        tolerable: The fields of our configuration that change the result but no tensor's shape,
+            such as "adapter.padding". Weights that were trained with another value than
+            transformers' can be exported on request.
+        irrelevant: The fields that do not change the result for a tensor that is already
+            preprocessed.
     """
 
     name: ClassVar[str]
@@ -36,7 +36,7 @@ class Architecture(ABC, Generic[Config]):
 
     @abstractmethod
     def recognises(self, names: Collection[str]) -> bool:
-        """Whether tensors of these names are a checkpoint of this class."""
+        """Return whether tensors with these names are a checkpoint of this class."""
 
     @abstractmethod
     def read_config(
@@ -47,32 +47,47 @@ class Architecture(ABC, Generic[Config]):
         fidelity: Fidelity,
         image_size: tuple[int, int] | None,
     ) -> Config:
-        """Our configuration of a checkpoint; raises ValueError for settings that we don't have.
+        """Return our configuration of a checkpoint.
 
         Args:
-            state_dict: the checkpoint's tensors; empty if there are only settings.
-            image_size: (height, width) to read, or None for what the weights were trained on.
+            settings: The settings in config.json.
+            state_dict: The tensors of the checkpoint. It is empty if there are only settings.
+            fidelity: The function that the model should compute, see `Fidelity`.
+            image_size: The (height, width) to read. None means the size that the weights were
+                trained on.
+
+        Raises:
+            ValueError: If our models do not support a setting.
         """
 
     @abstractmethod
     def write_settings(self, config: Config) -> dict[str, Any]:
-        """The settings of config.json; raises ValueError for what transformers doesn't have."""
+        """Return the settings of config.json.
+
+        Raises:
+            ValueError: If transformers does not support the configuration.
+        """
 
     @abstractmethod
     def tensors(self, config: Config) -> list[TensorMap]:
-        """All of its tensors."""
+        """Return the maps of all tensors."""
 
     @abstractmethod
     def fits(self, config: object) -> bool:
-        """Whether a configuration of ours is of this class, but for details."""
+        """Return whether one of our configurations is of this class, apart from details."""
 
     def check_written(
         self, config: Any, settings: Mapping[str, Any], *, allow_differences: bool
     ) -> None:
-        """Raises ValueError unless the settings, read back, are this configuration again.
+        """Check that the settings give the same configuration when they are read back.
 
         Args:
-            allow_differences: in all but the tolerable fields.
+            config: The configuration.
+            settings: The settings that were written for it.
+            allow_differences: Whether the tolerable fields may differ.
+
+        Raises:
+            ValueError: If another field differs.
         """
         read = self.read_config(
             settings, {}, fidelity="transformers", image_size=self.image_size(config)
@@ -95,13 +110,14 @@ class Architecture(ABC, Generic[Config]):
             )
 
     def image_size(self, config: Any) -> tuple[int, int] | None:
-        """(height, width) of the images that a configuration reads, if it does."""
+        """Return the (height, width) of the images that a configuration reads, or None."""
         return None
 
     def explicit(self, config: Any) -> Any:
-        """The configuration with fields made equal that say the same by another value, or nothing.
+        """Return the configuration in a form in which equal functions have equal configurations.
 
-        Two configurations of one function of the same tensors become equal.
+        Defaults are written out, and fields that do not change the function of the tensors get one
+        fixed value.
         """
         return dataclasses.replace(
             config,
@@ -111,7 +127,7 @@ class Architecture(ABC, Generic[Config]):
 
 
 def explicit_positions(positions: Any, grid: tuple[int, ...]) -> Any:
-    """Fourier features with their resolution, which the grid's shape is the default of."""
+    """Return Fourier features with an explicit resolution, by default the shape of the grid."""
     if not isinstance(positions, FourierConfig) or positions.max_resolution is not None:
         return positions
     return dataclasses.replace(positions, max_resolution=grid)

@@ -1,4 +1,4 @@
-"""Folders that hold a transformers checkpoint: config.json and the weights."""
+"""Read and write the folder of a transformers checkpoint: config.json and the weights."""
 
 import json
 import os
@@ -16,10 +16,13 @@ CONFIG, SAFETENSORS, PICKLE = "config.json", "model.safetensors", "pytorch_model
 def read_checkpoint(
     folder: str | os.PathLike[str],
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The settings and the tensors, on the CPU.
+    """Return the settings and the tensors, on the CPU.
 
-    model.safetensors is preferred to pytorch_model.bin, which is read without running any code that
-    it may hold. Raises ValueError for a folder without them, and for files that aren't.
+    model.safetensors is preferred to pytorch_model.bin. The latter is read without running any code
+    in it.
+
+    Raises:
+        ValueError: If a file is missing or is not of its format.
     """
     folder = Path(folder)
     return _read_settings(folder / CONFIG), _read_tensors(folder)
@@ -28,11 +31,11 @@ def read_checkpoint(
 def write_checkpoint(
     folder: str | os.PathLike[str], settings: dict[str, Any], tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Writes config.json and model.safetensors, each whole or not at all."""
+    """Write config.json and model.safetensors, each completely or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     on_cpu = {name: tensor.cpu() for name, tensor in tensors.items()}
-    # transformers 4 refuses a file that doesn't say what wrote it.
+    # transformers 4 refuses a file without the name of the framework that wrote it.
     _replace(folder / SAFETENSORS, safetensors.torch.save(on_cpu, metadata={"format": "pt"}))
     _replace(folder / CONFIG, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
 

@@ -1,17 +1,17 @@
 """Perceiver IO's optical flow.
 
 DeepMind's model reads pairs of frames in [-1, 1], of 368 × 496 pixels, as patches of 3 × 3 around
-every pixel. The model here takes frames, uint8 or in [0, 1], and cuts the patches itself; larger
-frames go through `perceiver_model.families.flow.tiled_flow`.
+every pixel. The model here takes frames, uint8 or in [0, 1], and cuts the patches itself. For
+larger frames, use `perceiver_model.families.flow.tiled_flow`.
 
-Where transformers departs from DeepMind, `Fidelity` chooses between them:
+transformers differs from DeepMind in two points, and `Fidelity` chooses between them:
 
-- Its MLPs have the exact GELU instead of the tanh approximation.
-- Its outputs are in units of 20 pixels, which DeepMind's notebook multiplies to pixels.
+- Its MLPs use the exact GELU instead of the tanh approximation.
+- Its outputs are in units of 20 pixels. DeepMind's notebook multiplies them to get pixels.
 
-It takes patches instead of frames, `[batch, 2, 27, height, width]` with the 27 in the order (row,
-column, channel), and of the training size only. It initialises the last layer at random, DeepMind
-with zeros.
+transformers takes patches instead of frames, `[batch, 2, 27, height, width]`, with the 27 in the
+order (row, column, channel), and only in the training size. It initialises the last layer at
+random; DeepMind initialises it with zeros.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ from perceiver_model.families.flow_config import FlowConfig
 
 
 class Flow(Architecture[FlowConfig]):
-    """`PerceiverForOpticalFlow`."""
+    """The class `PerceiverForOpticalFlow`."""
 
     name = "PerceiverForOpticalFlow"
     model = OpticalFlow

@@ -1,20 +1,21 @@
 """Perceiver IO's image classifiers: Fourier features, learned positions, convolutional stem.
 
-DeepMind evaluates them on the central square of 224/256 of an image's shorter side, resized to
-224 × 224 by bicubic interpolation, with ImageNet's mean and standard deviation, which the loaded
-configuration holds: the models read `[batch, height, width, 3]`, uint8 or floating in [0, 1], and
-standardise it themselves.
+DeepMind evaluates them on the central square of 224/256 of an image's shorter side, resized to 224
+× 224 with bicubic interpolation, and standardised with ImageNet's mean and standard deviation. The
+loaded configuration contains both. The models read `[batch, height, width, 3]`, uint8 or floating
+point in [0, 1], and standardise the images themselves.
 
-Where transformers departs from DeepMind, `Fidelity` chooses between them:
+transformers differs from DeepMind in three points, and `Fidelity` chooses between them:
 
-- Its MLPs have the exact GELU instead of the tanh approximation.
-- Beside learned positions, its decoder adds the query to what it read.
-- In the convolutional stem it pads 3 pixels on every side, where DeepMind pads 2 before and 3 after
-  an even number of them, so that each window lies a pixel further up and left; and it doesn't pad
-  before pooling: 3,025 tokens of 224 × 224 pixels instead of 3,136.
+- Its MLPs use the exact GELU instead of the tanh approximation.
+- With learned positions, its decoder adds the query to the result of the attention.
+- In the convolutional stem, it pads 3 pixels on every side. DeepMind pads 2 before and 3 after an
+  even number of pixels, so each window of transformers lies one pixel further up and left.
+  transformers also does not pad before pooling: 224 × 224 pixels give 3,025 tokens instead of
+  3,136.
 
-It also drops attention weights in training, with probability 0.1 unless set; the models here never
-do, as DeepMind's don't.
+transformers also drops attention weights in training, with a probability of 0.1 by default. The
+models here never do, as DeepMind's do not.
 """
 
 import dataclasses
@@ -53,6 +54,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class _ImageClassifier(Architecture[ClassifierConfig]):
+    """The common part of the image classifiers."""
+
     model = PerceiverClassifier
     irrelevant = frozenset({"input.mean", "input.std"})
 
@@ -77,7 +80,7 @@ class _ImageClassifier(Architecture[ClassifierConfig]):
         return dataclasses.replace(super().explicit(config), positions=positions)
 
     def _preprocessor_map(self) -> list[TensorMap]:
-        """What comes before the encoder; no tensors for constants."""
+        """Map the tensors before the encoder; constants have none."""
         return []
 
 

@@ -1,7 +1,7 @@
-"""Perceiver IO on text: masked language modelling, and classification.
+"""Perceiver IO on text: masked language modelling and classification.
 
-transformers' decoder in `PerceiverForMaskedLM` always answers for every position up to the longest
-text; the model here answers for as many places as it is given, with the same logits.
+transformers' decoder in `PerceiverForMaskedLM` always decodes every position of the longest text.
+The model here decodes as many positions as its input has, with the same logits.
 """
 
 from collections.abc import Collection, Mapping
@@ -37,7 +37,7 @@ from perceiver_model.families.language_config import LanguageConfig
 
 
 def embedding_map() -> list[TensorMap]:
-    """A `TokenAdapter`: embeddings of tokens and places."""
+    """Map a `TokenAdapter`: the embeddings of tokens and positions."""
     return [
         *tensor_map("adapter.embedding.weight", f"{PREPROCESSOR}.embeddings.weight"),
         *tensor_map("adapter.positions", f"{PREPROCESSOR}.position_embeddings.weight"),
@@ -61,7 +61,7 @@ def _write_text(text: TextInput) -> dict[str, Any]:
 
 
 class MaskedLanguage(Architecture[LanguageConfig]):
-    """`PerceiverForMaskedLM`."""
+    """The class `PerceiverForMaskedLM`."""
 
     name = "PerceiverForMaskedLM"
     model = MaskedLanguageModel
@@ -109,7 +109,7 @@ class MaskedLanguage(Architecture[LanguageConfig]):
 
 
 class TextClassifier(Architecture[ClassifierConfig]):
-    """`PerceiverForSequenceClassification`."""
+    """The class `PerceiverForSequenceClassification`."""
 
     name = "PerceiverForSequenceClassification"
     model = PerceiverClassifier

@@ -1,7 +1,7 @@
-"""Which tensors of a transformers Perceiver are which of ours, layer by layer.
+"""The names of a transformers Perceiver's tensors and of ours, layer by layer.
 
 DeepMind's released weights are read and written in the layout of their port to Hugging Face
-transformers. This module names the layers that its classes share; a class adds its own.
+transformers. This module maps the layers that its classes share. Each class adds its own.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,13 +16,14 @@ PREPROCESSOR, DECODER = "perceiver.input_preprocessor", "perceiver.decoder.decod
 
 
 class TensorMap(NamedTuple):
-    """One tensor of ours, and the tensors of transformers that it holds.
+    """One of our tensors, and the transformers tensors that it contains.
 
     Attributes:
-        ours: its name in our model's state dict.
-        theirs: names in transformers' state dict; ours is these, joined along the first dimension.
-        rows: how many rows each of theirs has; empty for a single one.
-        shape: theirs, where the same numbers have another shape there.
+        ours: The name in our model's state dict.
+        theirs: The names in transformers' state dict. Our tensor is these, joined along the first
+            dimension.
+        rows: The number of rows of each of their tensors; empty for a single tensor.
+        shape: The shape of their tensor, if the same numbers have another shape there.
     """
 
     ours: str
@@ -32,12 +33,12 @@ class TensorMap(NamedTuple):
 
 
 def tensor_map(ours: str, theirs: str, shape: tuple[int, ...] | None = None) -> list[TensorMap]:
-    """One tensor for one tensor."""
+    """Map one of our tensors to one of theirs."""
     return [TensorMap(ours, (theirs,), shape=shape)]
 
 
 def layer_map(ours: str, theirs: str) -> list[TensorMap]:
-    """Weight and bias of a linear layer or a norm."""
+    """Map the weight and the bias of a linear layer or a normalisation."""
     return [
         *tensor_map(f"{ours}.weight", f"{theirs}.weight"),
         *tensor_map(f"{ours}.bias", f"{theirs}.bias"),
@@ -45,7 +46,7 @@ def layer_map(ours: str, theirs: str) -> list[TensorMap]:
 
 
 def cross_attend_map(ours: str, theirs: str) -> list[TensorMap]:
-    """A `CrossAttend`, which there is a `PerceiverLayer` with cross-attention."""
+    """Map a `CrossAttend`. In transformers it is a `PerceiverLayer` with cross-attention."""
     attention = f"{theirs}.attention.self"
     return [
         *layer_map(f"{ours}.query_norm", f"{attention}.layernorm1"),
@@ -58,7 +59,7 @@ def cross_attend_map(ours: str, theirs: str) -> list[TensorMap]:
 
 
 def self_attend_map(ours: str, theirs: str, widths: tuple[int, int, int]) -> list[TensorMap]:
-    """A `SelfAttend`; `widths` are those of its queries, keys and values over all heads."""
+    """Map a `SelfAttend`. `widths` are those of its queries, keys and values over all heads."""
     attention = f"{theirs}.attention.self"
     projections = [f"{attention}.{name}" for name in ("query", "key", "value")]
     return [
@@ -87,9 +88,10 @@ def _output_and_mlp_map(ours: str, theirs: str) -> list[TensorMap]:
 def encoder_map(
     config: EncoderConfig, ours: str = "encoder", theirs: str = "perceiver"
 ) -> list[TensorMap]:
-    """A `PerceiverEncoder`: its latents, one cross-attend, and the one block that is repeated.
+    """Map a `PerceiverEncoder`: its latents, its only cross-attend and its repeated block.
 
-    Raises ValueError for an encoder of several cross-attends or blocks of their own weights.
+    Raises:
+        ValueError: If the encoder has several cross-attends, or blocks with their own weights.
     """
     if config.num_cross_attends != 1:
         raise ValueError(
@@ -115,7 +117,7 @@ def encoder_map(
 
 
 def decoder_map(ours: str, theirs: str = DECODER, *, output: bool) -> list[TensorMap]:
-    """A `PerceiverDecoder`, with its final linear layer or without."""
+    """Map a `PerceiverDecoder`, with or without its final linear layer."""
     return [
         *cross_attend_map(f"{ours}.cross_attend", f"{theirs}.decoding_cross_attention"),
         *(layer_map(f"{ours}.output", f"{theirs}.final_layer") if output else []),
@@ -123,7 +125,7 @@ def decoder_map(ours: str, theirs: str = DECODER, *, output: bool) -> list[Tenso
 
 
 def head_map() -> list[TensorMap]:
-    """A `QueryHead`: its query and decoder."""
+    """Map a `QueryHead`: its query and its decoder."""
     return [
         *tensor_map("head.query", f"{DECODER}.output_position_encodings.position_embeddings"),
         *decoder_map("head.decoder", output=True),
@@ -133,10 +135,11 @@ def head_map() -> list[TensorMap]:
 def load_tensors(
     model: nn.Module, tensors: Iterable[TensorMap], state_dict: Mapping[str, torch.Tensor]
 ) -> None:
-    """Fills the model from a transformers state dict.
+    """Load a transformers state dict into the model.
 
-    Raises ValueError, once for all of them, naming the tensors that are missing, unexpected or of
-    another shape than the model's; the model is then as it was.
+    Raises:
+        ValueError: If tensors are missing, unexpected or of the wrong shape. The error names all of
+            them, and the model is unchanged.
     """
     maps = list(tensors)
     expected = model.state_dict()
@@ -163,7 +166,7 @@ def load_tensors(
 
 
 def export_tensors(model: nn.Module, tensors: Iterable[TensorMap]) -> dict[str, torch.Tensor]:
-    """The model's tensors as a transformers state dict, copied."""
+    """Return copies of the model's tensors as a transformers state dict."""
     state_dict = model.state_dict()
     exported = {}
     for entry in tensors:
@@ -175,6 +178,7 @@ def export_tensors(model: nn.Module, tensors: Iterable[TensorMap]) -> dict[str, 
 
 
 def _their_shapes(entry: TensorMap, ours: torch.Tensor) -> list[tuple[str, torch.Size]]:
+    """Return the names and shapes of their tensors for one of ours."""
     if not entry.rows:
         return [(entry.theirs[0], torch.Size(entry.shape or ours.shape))]
     return [

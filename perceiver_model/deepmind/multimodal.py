@@ -1,19 +1,20 @@
 """Perceiver IO's autoencoder of Kinetics: video, sound and class label.
 
-DeepMind's model reads 16 frames of 224 × 224 pixels in [0, 1], 30,720 samples of sound at 48 kHz
+DeepMind's model reads 16 frames of 224 × 224 pixels in [0, 1], 30,720 samples of sound at 48 kHz,
 and a label that is always masked, so that it classifies. The modalities are named "image", "audio"
-and "label"; the label may be given as None.
+and "label". The label may be None.
 
-Where transformers departs from DeepMind, `Fidelity` chooses between them: its MLPs have the exact
-GELU instead of the tanh approximation. The rest is transformers' alone:
+transformers differs from DeepMind in one point, and `Fidelity` chooses between them: its MLPs use
+the exact GELU instead of the tanh approximation. There are two further differences:
 
-- It can't decode without numbers of outputs: it then takes the width of a token for the shape of
-  the output grid.
-- It computes Fourier features in float32, as DeepMind does; here it is float64. At 30,720 samples
-  the highest band's angles reach 48,000 radians, where float32 is 0.004 apart.
+- transformers cannot decode without output indices. Without them it takes the width of a token for
+  the shape of the output grid.
+- transformers computes Fourier features in float32, as DeepMind does. The precision here is
+  float64. At 30,720 samples, the angles of the highest band reach 48,000 radians, where
+  neighbouring float32 numbers are 0.004 apart.
 
-Outputs asked for by number lie at -1 + 2 i / n in both, unlike inputs, which lie evenly from -1 to
-1; see `fourier.Spacing`.
+In both, outputs that are selected by index lie at -1 + 2 i / n. Inputs, in contrast, are evenly
+spaced from -1 to 1; see `fourier.Spacing`.
 """
 
 import dataclasses
@@ -59,7 +60,7 @@ _HEADS = "perceiver.output_postprocessor.modalities"
 
 
 class KineticsAutoencoder(Architecture[AutoencoderConfig]):
-    """`PerceiverForMultimodalAutoencoding`."""
+    """The class `PerceiverForMultimodalAutoencoding`."""
 
     name = "PerceiverForMultimodalAutoencoding"
     model = MultimodalAutoencoder
@@ -71,7 +72,7 @@ class KineticsAutoencoder(Architecture[AutoencoderConfig]):
             *(
                 f"input.modalities.{name}.{field}"
                 for name in MODALITIES
-                for field in ("dropout", "mask_probability")  # in training only
+                for field in ("dropout", "mask_probability")  # Used in training only.
             ),
         }
     )

@@ -1,4 +1,4 @@
-"""The settings of a transformers Perceiver (its config.json) in our terms, and back."""
+"""Convert the settings of a transformers Perceiver (its config.json) to ours, and back."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ import torch
 from perceiver_model.config import EncoderConfig
 
 Fidelity = Literal["deepmind", "transformers"]
-"""Whose function a checkpoint's weights are put into, where the port departs from the original.
+"""The function that a model computes with the weights, where the port differs from the original.
 
-"deepmind": what DeepMind trained and evaluated: the tanh GELU, SAME padding of the convolutional
-    stem, no query residual in the decoder beside learned positions.
-"transformers": what the port computes from the same weights: the GELU of its `hidden_act`, its
-    padding, that residual. The choice for weights that were trained with it.
+- "deepmind" is what DeepMind trained and evaluated: the tanh GELU, SAME padding in the
+  convolutional stem, and no query residual in the decoder with learned positions.
+- "transformers" is what the port computes from the same weights: the GELU of its `hidden_act`, its
+  own padding, and that residual. Choose it for weights that were trained with the port.
 """
 
 DEFAULTS: dict[str, Any] = {
@@ -44,7 +44,7 @@ DEFAULTS: dict[str, Any] = {
     "output_num_channels": 512,
     "_label_trainable_num_channels": 1024,
 }
-"""What transformers takes for a setting that config.json leaves out."""
+"""The default of transformers for each setting that config.json may leave out."""
 
 _GELUS: dict[str, Literal["tanh", "erf"]] = {
     "gelu": "erf",
@@ -56,14 +56,14 @@ _GELUS: dict[str, Literal["tanh", "erf"]] = {
 
 
 def setting(settings: Mapping[str, Any], name: str) -> Any:
-    """A setting, or what transformers takes for it."""
+    """Return a setting, or the default of transformers."""
     return settings.get(name, DEFAULTS[name])
 
 
 def num_classes(
     settings: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor], layer: str
 ) -> int:
-    """The width of the last layer, or else what the settings name: 2 unless they do."""
+    """Return the width of the last layer, or else the number in the settings, by default 2."""
     bias = state_dict.get(f"{layer}.bias")
     if bias is not None:
         return len(bias)
@@ -71,7 +71,7 @@ def num_classes(
 
 
 def label_settings(count: int) -> dict[str, Any]:
-    """Names for as many classes, by which transformers tells their number."""
+    """Return names for `count` classes. transformers counts the classes by their names."""
     names = {index: f"LABEL_{index}" for index in range(count)}
     return {
         "id2label": {str(index): name for index, name in names.items()},
@@ -80,7 +80,11 @@ def label_settings(count: int) -> dict[str, Any]:
 
 
 def read_gelu(settings: Mapping[str, Any], fidelity: Fidelity) -> Literal["tanh", "erf"]:
-    """The GELU of every MLP; raises ValueError for another activation."""
+    """Return the GELU of all MLPs.
+
+    Raises:
+        ValueError: If the activation is not a GELU.
+    """
     activation = setting(settings, "hidden_act")
     if activation not in _GELUS:
         allowed = ", ".join(_GELUS)
@@ -89,17 +93,21 @@ def read_gelu(settings: Mapping[str, Any], fidelity: Fidelity) -> Literal["tanh"
 
 
 def write_gelu(encoder: EncoderConfig) -> str:
-    """The `hidden_act` that computes the encoder's GELU."""
+    """Return the `hidden_act` that computes the encoder's GELU."""
     return "gelu" if encoder.gelu == "erf" else "gelu_pytorch_tanh"
 
 
 def read_precision(fidelity: Fidelity) -> Literal["float64", "float32"]:
-    """Of the Fourier features, which transformers computes in float32."""
+    """Return the precision of the Fourier features; transformers computes them in float32."""
     return "float32" if fidelity == "transformers" else "float64"
 
 
 def read_encoder(settings: Mapping[str, Any], fidelity: Fidelity) -> EncoderConfig:
-    """The encoder; raises ValueError for one that no class of DeepMind's has."""
+    """Return the configuration of the encoder.
+
+    Raises:
+        ValueError: If no class of DeepMind has such an encoder.
+    """
     if not setting(settings, "use_query_residual"):
         raise ValueError("config.json: use_query_residual = false: must be true")
     shape = setting(settings, "cross_attention_shape_for_attention")
@@ -127,10 +135,11 @@ def read_encoder(settings: Mapping[str, Any], fidelity: Fidelity) -> EncoderConf
 
 
 def write_encoder(encoder: EncoderConfig, input_channels: int) -> dict[str, Any]:
-    """Settings of which `read_encoder` makes this encoder again.
+    """Return the settings from which `read_encoder` makes this encoder again.
 
-    Raises ValueError for widths that transformers, with one setting for both kinds of attends,
-    doesn't have.
+    Raises:
+        ValueError: If transformers cannot have these widths, because it has one setting for both
+            kinds of attends.
     """
     settings = {
         "num_latents": encoder.num_latents,
@@ -150,7 +159,7 @@ def write_encoder(encoder: EncoderConfig, input_channels: int) -> dict[str, Any]
 
 
 def explicit_widths(encoder: EncoderConfig, input_channels: int) -> EncoderConfig:
-    """The same encoder with no width left to a default."""
+    """Return the same encoder with every width written out."""
     cross_channels = encoder.cross_channels or input_channels
     self_channels = encoder.self_channels or encoder.latent_dim
     return dataclasses.replace(
@@ -163,7 +172,7 @@ def explicit_widths(encoder: EncoderConfig, input_channels: int) -> EncoderConfi
 
 
 def _write_widths(encoder: EncoderConfig, input_channels: int) -> dict[str, Any]:
-    """The settings that say these widths, by leaving out what they can."""
+    """Return the settings for these widths, with None where the default fits."""
     wanted = {
         name: getattr(encoder, name)
         for name in (

@@ -28,8 +28,9 @@ class LatentCache(NamedTuple):
     """The cached keys and values of a context.
 
     Attributes:
-        cross_attend: Those of all tokens. They do not depend on which tokens are latents.
-        self_attends: Those of the latents, one cache per self-attend. They depend on it.
+        cross_attend: The keys and values of all tokens, whichever tokens are latents.
+        self_attends: The keys and values of the latents, one cache per self-attend. They change
+            when other tokens become latents.
     """
 
     cross_attend: KeyValueCache
