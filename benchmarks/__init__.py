@@ -1,1 +1,1 @@
-"""`perceiver bench`: our figures beside the peers', on this machine, in one run."""
+"""`perceiver bench`: measure our code and its peers on this machine, in one run."""

@@ -1,4 +1,4 @@
-"""`perceiver bench SUBJECT`: its options, and what runs them."""
+"""The options of `perceiver bench SUBJECT`, and the functions that run the subjects."""
 
 import argparse
 from collections.abc import Callable
@@ -9,21 +9,23 @@ if TYPE_CHECKING:
     from pipeline.runs.console import Console
 
 OpenConsole = Callable[[argparse.Namespace], AbstractContextManager["Console"]]
+"""A function that opens the console for the parsed arguments."""
 FAILED, OK = 1, 0
 
 
 def add_subjects(bench: argparse.ArgumentParser, open_console: OpenConsole) -> None:
-    """Add model, shards and preprocess to the verb's parser.
+    """Add the subjects model, shards and preprocess to the parser of the verb.
 
     Args:
-        open_console: opens the console that a verb without a configuration writes to.
+        bench: The parser of the verb.
+        open_console: Opens the console that a verb without a configuration writes to.
     """
     subjects = bench.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
 
     def add(name: str, run: Callable[..., int], help_text: str) -> argparse.ArgumentParser:
         subject = subjects.add_parser(name, help=help_text, description=help_text)
         subject.set_defaults(run=lambda args: run(args, open_console))
-        for flag in ("--json", "--debug"):  # as of the verb, also behind the subject
+        for flag in ("--json", "--debug"):  # The verb's flags also work after the subject.
             subject.add_argument(
                 flag, action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
             )
@@ -103,5 +105,6 @@ def _preprocess(args: argparse.Namespace, open_console: OpenConsole) -> int:
 def _tell(
     result: dict[str, Any], report: Callable[[dict[str, Any], "Console"], None], console: "Console"
 ) -> None:
+    """Show the result as a report, and pass it on as the verb's result."""
     report(result, console)
     console.result(result)

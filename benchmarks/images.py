@@ -1,4 +1,4 @@
-"""The images that everybody is measured on."""
+"""The images on which every implementation is measured."""
 
 import torch
 
@@ -7,7 +7,7 @@ from perceiver_model.families.classifier_config import ClassifierConfig
 
 
 def raw_images(config: ClassifierConfig, batch_size: int, device: str) -> torch.Tensor:
-    """Random uint8 images `[batch, height, width, channels]`, the same for everybody."""
+    """Return random uint8 images `[batch, height, width, channels]`, the same for all."""
     generator = torch.Generator().manual_seed(0)
     shape = (batch_size, *image_shape(config))
     images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
@@ -15,14 +15,14 @@ def raw_images(config: ClassifierConfig, batch_size: int, device: str) -> torch.
 
 
 def image_shape(config: ClassifierConfig) -> tuple[int, int, int]:
-    """Height, width and channels."""
+    """Return the height, the width and the channels of the images."""
     image = config.input
     assert isinstance(image, ImageInput), "choose_peers refuses it"
     return image.height, image.width, image.channels
 
 
 def standardised(raw: torch.Tensor, config: ClassifierConfig) -> torch.Tensor:
-    """Float32 (raw / 255 - mean) / std, channels last."""
+    """Return (raw / 255 - mean) / std, float32, with the channels last."""
     image = config.input
     assert isinstance(image, ImageInput), "choose_peers refuses it"
     mean, std = (torch.tensor(values, device=raw.device) for values in (image.mean, image.std))

@@ -1,7 +1,7 @@
-"""One measurement in a process of its own: what is asked of it, and what it answers.
+"""One measurement in its own process: the job that it gets and its answer.
 
-A process for each makes its peak memory its own, and lets a model that runs out of memory cost
-nothing but its own row.
+Each measurement has its own process, so that its peak memory is its own, and a model that runs out
+of memory loses only its own row.
 """
 
 import dataclasses
@@ -16,22 +16,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 Task = Literal["machine", "agreement", "train", "inference", "cross-attend", "memory"]
+"""The kind of a job."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a worker is asked.
+    """The job of a worker.
 
     Attributes:
-        task: `machine` describes it; `agreement` compares our logits with transformers';
-            `train`, `inference` and `cross-attend` time steps; `memory` is the memory of a
-            cross-attend's step.
-        device: `cpu`, `cuda`, or for `machine` also `auto`.
-        precision: `float32` or `bf16`, or for `machine` also `auto`.
-        config: a `ClassifierConfig` as a dictionary.
-        implementation, path, compiled, checkpointed: those of a `Variant`.
-        paths: of `agreement`, those of ours that must agree.
-        seconds: how long to repeat a step at least.
+        task: `machine` describes the machine. `agreement` compares our logits with transformers'.
+            `train`, `inference` and `cross-attend` time steps. `memory` measures the memory of a
+            step of a cross-attend.
+        device: `cpu` or `cuda`; for `machine`, also `auto`.
+        precision: `float32` or `bf16`; for `machine`, also `auto`.
+        config: A `ClassifierConfig` as a dictionary.
+        implementation: As in `Variant`.
+        path: As in `Variant`.
+        compiled: As in `Variant`.
+        checkpointed: As in `Variant`.
+        paths: For `agreement`, those of our paths that must agree.
+        batch_size: The number of images in a step.
+        seconds: The minimum time for which a step is repeated, in seconds.
     """
 
     task: Task
@@ -48,17 +53,21 @@ class Job:
 
 
 Answer = dict[str, Any]
-"""`status`: `ok` with the task's results, `out_of_memory`, `refused` with a `message` for
-the user, or `failed` with `error`, one line, and `traceback`."""
+"""The answer of a worker.
+
+Its `status` is `ok` with the results of the task, `out_of_memory`, `refused` with a `message` for
+the user, or `failed` with `error`, which is one line, and `traceback`.
+"""
 
 Ask = Callable[[Job], Answer]
+"""A function that does a job."""
 
 
 def ask_worker(job: Job) -> Answer:
-    """Let a new process do the job; whatever becomes of it, there is an answer."""
+    """Do the job in a new process. There is an answer whatever happens to the process."""
     root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    # -P: a folder or file named pipeline where the user happens to be is not this package.
+    # With -P, a folder or file named pipeline in the user's current folder is not imported.
     done = subprocess.run(
         [sys.executable, "-P", "-m", "benchmarks.worker"],
         input=json.dumps(dataclasses.asdict(job)),
@@ -67,7 +76,7 @@ def ask_worker(job: Job) -> Answer:
         env={**os.environ, "PYTHONPATH": path},
     )
     if done.returncode == -signal.SIGKILL:
-        return {"status": "out_of_memory"}  # the kernel's way to say so
+        return {"status": "out_of_memory"}  # The kernel kills a process that way.
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
         return {"status": "failed", "error": f"worker exited with status {done.returncode}"}

@@ -1,4 +1,4 @@
-"""The machine under a measurement: its name, its rate of matrix products, its clock, its memory."""
+"""The machine of a measurement: its name, its rate of matrix products, its clock and its memory."""
 
 import ctypes
 import itertools
@@ -26,19 +26,19 @@ PACKAGES = ("torch", "transformers", "perceiver-pytorch", "triton")
 
 
 def describe(device: str, precision: str, seconds: float) -> dict[str, Any]:
-    """What figures of this machine must be read with.
+    """Describe the machine, as a context for its figures.
 
     Args:
-        device: `cpu`, `cuda`, or `auto`: CUDA where there is a device.
-        precision: `float32`, `bf16`, or `auto`: bf16 with CUDA.
-        seconds: how long to multiply matrices.
+        device: `cpu`, `cuda` or `auto`, which means CUDA if there is a device.
+        precision: `float32`, `bf16` or `auto`, which means bf16 with CUDA.
+        seconds: How long to multiply matrices, in seconds.
 
     Returns:
-        The choices made, the names and versions, and `matmul_flops_per_second`, measured on
-        square matrices of `matmul_size` in the precision chosen.
+        The chosen device and precision, the names and versions, and `matmul_flops_per_second`,
+        measured on square matrices of side `matmul_size` in the chosen precision.
 
     Raises:
-        UserError: CUDA is asked for, and there is none.
+        UserError: If CUDA is requested but missing.
     """
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
@@ -64,7 +64,7 @@ def describe(device: str, precision: str, seconds: float) -> dict[str, Any]:
 
 
 def matmul_rate(device: str, dtype: torch.dtype, seconds: float) -> float:
-    """FLOPs per second of a product of two square matrices, at 2 per multiply-add."""
+    """Return the FLOPs per second of a product of two square matrices, at 2 per multiply-add."""
     size = MATMUL_SIZE[device]
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     product = torch.empty_like(left)
@@ -77,7 +77,10 @@ def matmul_rate(device: str, dtype: torch.dtype, seconds: float) -> float:
 
 
 def warm_up(step: Callable[[], Any], device: str) -> float:
-    """What allocates, compiles and chooses kernels once; returns the seconds of the last step."""
+    """Run a step a few times, and return the seconds of the last one.
+
+    The first steps allocate memory, compile and choose kernels.
+    """
     for _ in range(WARM_UP_STEPS):
         begin = time.perf_counter()
         step()
@@ -89,9 +92,10 @@ def warm_up(step: Callable[[], Any], device: str) -> float:
 def time_steps(
     step: Callable[[], Any], device: str, seconds: float, estimate: float
 ) -> list[float]:
-    """The seconds of each of at least 3 steps, of about `estimate` each, and `seconds` in all.
+    """Return the seconds of each step.
 
-    On CUDA they run back to back, as in training, and events on the device time them.
+    There are at least 3 steps, and enough to take `seconds` in total if each takes `estimate`
+    seconds. On CUDA, the steps run back to back as in training, and events on the device time them.
     """
     count = max(MIN_STEPS, math.ceil(seconds / estimate))
     if device == "cpu":
@@ -110,16 +114,20 @@ def time_steps(
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 class Memory(NamedTuple):
-    """What a process holds on the device, in bytes: right now, and at most since `reset_peak`.
+    """The memory of a process on the device, in bytes.
 
-    On the CPU these are resident sizes, so the libraries count, too; on CUDA what torch has
-    allocated for tensors.
+    On the CPU these are resident sizes, which include the libraries. On CUDA they are what torch
+    has allocated for tensors.
+
+    Attributes:
+        now: The current memory.
+        peak: The largest memory since `reset_peak`.
     """
 
     now: int
@@ -127,12 +135,12 @@ class Memory(NamedTuple):
 
 
 def memory(device: str) -> Memory:
-    """This process's memory."""
+    """Return the memory of this process."""
     if device == "cuda":
         return Memory(torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status")
     if not status.exists():
-        # Only the peak since the process began is known, in bytes on macOS.
+        # Here only the peak since the start of the process is known, in bytes on macOS.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return Memory(psutil.Process().memory_info().rss, peak)
     fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
@@ -141,15 +149,19 @@ def memory(device: str) -> Memory:
 
 
 def above(before: Memory, device: str) -> int:
-    """Bytes by which the peak exceeds what was held before; the CPU's counters err a little."""
+    """Return by how many bytes the peak exceeds the earlier memory.
+
+    The CPU's counters have a small error.
+    """
     return max(0, memory(device).peak - before.now)
 
 
 def reset_peak(device: str) -> None:
-    """Forget the peak so far; where the system can't, on the CPU, it stays the process's.
+    """Reset the peak.
 
-    On the CPU what the allocator keeps for later is given back, too: it would serve the next step
-    unseen.
+    If the system cannot do this on the CPU, the peak stays that of the process. On the CPU, memory
+    that the allocator keeps for later is also released. Otherwise the next step could use it
+    without being seen.
     """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -163,9 +175,10 @@ def reset_peak(device: str) -> None:
 
 
 def limit_memory() -> None:
-    """Refuse this process more memory than the machine has free.
+    """Limit this process to the memory that the machine has free.
 
-    An allocation then fails as it does on a GPU, instead of the kernel killing some process.
+    An allocation then fails as it does on a GPU. Without the limit, the kernel would kill a
+    process.
     """
     free = psutil.virtual_memory().available
     data = psutil.Process().memory_info().rss
@@ -173,7 +186,7 @@ def limit_memory() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the exception says that the device has no more memory."""
+    """Return whether an exception means that the device has no more memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error)

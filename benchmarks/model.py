@@ -1,4 +1,4 @@
-"""`perceiver bench model`: our model and its peers, one step after the other, on this machine."""
+"""`perceiver bench model`: time our model and its peers, one step after the other."""
 
 import dataclasses
 import math
@@ -31,30 +31,33 @@ PRECISIONS = ("auto", "float32", "bf16")
 TOLERANCE = 1e-4
 SECONDS = 2.0
 MEMORY_SIDES = tuple(round(10 ** (power / 4)) for power in (8, 9, 10, 11, 12))
-"""Sides of the square grids of 10⁴, 10⁴·⁵, … 10⁶ tokens, to the nearest."""
+"""The sides of square grids of 10⁴, 10⁴·⁵, … 10⁶ tokens, rounded."""
 
 
 class DisagreementError(GateRefusedError):
-    """Ours and a peer compute different things, so there is nothing to compare. Exits 1."""
+    """Our model and a peer compute different functions, so nothing is compared. Exits with 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is compared, checked.
+    """The checked options of a comparison.
 
     Attributes:
-        name: of the preset.
-        config: of the model; where transformers has it, ours computes the same as transformers.
-        peers: from `PEERS`.
-        device, precision: as of the command line, `auto` included.
-        batch_sizes: ascending; None takes the device's defaults.
-        compile: whether each is measured with `torch.compile`, too.
-        paths: whether each of our attention paths has a row.
-        checkpointed: shares of activation checkpointing that have a row each in `train`.
-        work: from `WORK`.
-        rounds: how often all are measured in turn; figures are medians over rounds.
-        seconds: how long a step is repeated at least.
-        memory_sides: sides of the square grids that memory is measured on.
+        name: The name of the preset.
+        config: The configuration of the model. If transformers is a peer, our model computes the
+            same function as transformers.
+        peers: The names of peers from `PEERS`.
+        device: The device on the command line, which may be `auto`.
+        precision: The precision on the command line, which may be `auto`.
+        batch_sizes: The batch sizes, ascending. None means the device's defaults.
+        compile: Whether each variant is also measured with `torch.compile`.
+        paths: Whether each of our attention paths gets a row.
+        checkpointed: The fractions of activation checkpointing that get a row each in `train`.
+        work: The kinds of work, from `WORK`.
+        rounds: The number of rounds, in each of which all are measured in turn. Figures are medians
+            over rounds.
+        seconds: The minimum time for which a step is repeated, in seconds.
+        memory_sides: The sides of the square grids for the memory measurement.
     """
 
     name: str
@@ -85,10 +88,10 @@ def read_options(
     paths: bool,
     checkpointed: str | None = None,
 ) -> Options:
-    """The command line's words as `Options`.
+    """Turn the words on the command line into `Options`.
 
     Raises:
-        UserError: one of them is unknown, or doesn't go with another.
+        UserError: If a word is unknown or does not fit another.
     """
     config = _image_preset(preset_name)
     peers = choose_peers(None if vs is None else _names(vs), config)
@@ -120,16 +123,21 @@ def read_options(
 
 
 def bench_model(options: Options, console: Console, ask: Ask = ask_worker) -> dict[str, Any]:
-    """Measure everything; `ask` does one job.
+    """Measure everything.
+
+    Args:
+        options: The options.
+        console: The console for progress notices.
+        ask: A function that does one job.
 
     Returns:
-        `preset`, `config`, `machine`, `agreement` (the largest relative difference of each
-        of our paths from transformers), `rows` (see `Row`), `memory` and `failed`, how
-        many measurements broke for another reason than memory.
+        `preset`, `config`, `machine`, `agreement` (the largest relative difference of each of our
+        paths from transformers), `rows` (see `Row`), `memory`, and `failed`, the number of
+        measurements that failed for another reason than memory.
 
     Raises:
-        UserError: the device isn't there.
-        DisagreementError: the outputs differ where they must not.
+        UserError: If the device does not exist.
+        DisagreementError: If outputs differ that must be equal.
     """
     console.notice("measuring the machine")
     base = Job(
@@ -171,7 +179,7 @@ def bench_model(options: Options, console: Console, ask: Ask = ask_worker) -> di
 
 
 def _ask(ask: Ask, job: Job) -> Answer:
-    """The answer to a job without which there is no comparison."""
+    """Return the answer to a job that the comparison cannot do without."""
     answer = ask(job)
     if answer["status"] == "refused":
         raise UserError(answer["message"])
@@ -225,7 +233,7 @@ def _is_of_pixels(config: ClassifierConfig) -> bool:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """`a,b` in order, each once; `none` for none."""
+    """Split `a,b` into names, in order and without duplicates; `none` gives an empty tuple."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     return () if names == ("none",) else names
 

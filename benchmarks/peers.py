@@ -1,7 +1,7 @@
-"""Ours and the peers' models of a configuration, and the parts of them that are measured.
+"""Our model and the peers' models of a configuration, and the parts that are measured.
 
-Every implementation builds a classifier, and its first cross-attend alone, and takes the same
-images in the form that it reads them in.
+Every implementation builds a classifier and its first cross-attend alone. All get the same images,
+each in the form that it reads.
 """
 
 import dataclasses
@@ -34,11 +34,11 @@ class CrossAttend(nn.Module, ABC):
 
     @abstractmethod
     def tokens(self, images: torch.Tensor) -> Any:
-        """What the latents read, of images as the implementation takes them."""
+        """Return the tokens of images in the implementation's form."""
 
     @abstractmethod
     def forward(self, tokens: Any) -> torch.Tensor:
-        """Latents `[batch, num_latents, latent_dim]` that have read the tokens."""
+        """Return latents `[batch, num_latents, latent_dim]` that have read the tokens."""
 
 
 class Implementation(ABC):
@@ -48,22 +48,22 @@ class Implementation(ABC):
 
     @abstractmethod
     def classifier(self, config: ClassifierConfig) -> nn.Module:
-        """The model; its logits are `[batch, num_classes]`, for what `images` returns."""
+        """Build the model. It turns the result of `images` into logits `[batch, num_classes]`."""
 
     @abstractmethod
     def images(self, raw: torch.Tensor, config: ClassifierConfig) -> torch.Tensor:
-        """The images as the model takes them; raw: uint8 `[batch, height, width, channels]`."""
+        """Convert raw images, uint8 `[batch, height, width, channels]`, to the model's form."""
 
     @abstractmethod
     def cross_attend(self, config: ClassifierConfig) -> CrossAttend:
-        """The first cross-attend alone."""
+        """Build the first cross-attend alone."""
 
     def flops(self, config: ClassifierConfig) -> int:
-        """Matrix products of one image's forward pass, by the plain algorithm."""
+        """Return the FLOPs of one image's forward pass, counted for the plain algorithm."""
         return forward_flops(config)
 
     def cross_attend_flops(self, config: ClassifierConfig) -> int:
-        """The same of the first cross-attend alone."""
+        """Return the FLOPs of the first cross-attend alone."""
         encoder = config.encoder
         return cross_attend_flops(
             queries=encoder.num_latents,
@@ -77,7 +77,7 @@ class Implementation(ABC):
 
 
 class Ours(Implementation):
-    """`perceiver_model`, which standardises raw images itself, in every step."""
+    """`perceiver_model`. It standardises the raw images itself in every step."""
 
     name = "ours"
 
@@ -92,7 +92,7 @@ class Ours(Implementation):
 
 
 class OurCrossAttend(CrossAttend):
-    """Latents that the batch shares, and an input array with its positions apart."""
+    """Our cross-attend: the batch shares the latents, and positions are separate from content."""
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Transformers(Implementation):
 
 
 class _Logits(nn.Module):
-    """Only the logits of a transformers model."""
+    """A transformers model that returns only its logits."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class _Logits(nn.Module):
 
 
 class TransformersCrossAttend(CrossAttend):
-    """Its preprocessor's dense [x | p], and the encoder's cross-attention layer."""
+    """The preprocessor's dense [x | p], and the encoder's cross-attention layer."""
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class TransformersCrossAttend(CrossAttend):
 
 
 def transformers_model(config: ClassifierConfig) -> Any:
-    """The transformers model that mirrors a configuration, with weights of its own."""
+    """Build the transformers model of a configuration, with its own initial weights."""
     import transformers
 
     name = transformers_class(config)
@@ -179,7 +179,7 @@ def transformers_model(config: ClassifierConfig) -> Any:
 
 
 def carry_over(model: Any, config: ClassifierConfig) -> PerceiverClassifier:
-    """Our model of the configuration, with the weights of transformers'."""
+    """Build our model of the configuration, with the weights of the transformers model."""
     from perceiver_model.deepmind import from_transformers_state
 
     carried = from_transformers_state(
@@ -194,7 +194,7 @@ def carry_over(model: Any, config: ClassifierConfig) -> PerceiverClassifier:
 
 
 class Lucidrains(Implementation):
-    """perceiver-pytorch's Perceiver, at its own widths: gated MLPs, 4 times as wide."""
+    """perceiver-pytorch's Perceiver with its own widths: gated MLPs that are 4 times as wide."""
 
     name = "lucidrains"
 
@@ -228,7 +228,7 @@ class Lucidrains(Implementation):
         return LucidrainsCrossAttend(config)
 
     def flops(self, config: ClassifierConfig) -> int:
-        """Counted in a forward pass without values."""
+        """Return the FLOPs, counted in a forward pass on the meta device."""
         with torch.device("meta"):
             model = self.classifier(config)
             images = torch.empty(1, *image_shape(config))
@@ -242,7 +242,7 @@ class Lucidrains(Implementation):
 
 
 CROSS_HEAD_WIDTH = 64
-"""perceiver-pytorch's width of a cross-attend's head, whatever the width of the tokens."""
+"""The width of a cross-attend's head in perceiver-pytorch, whatever the width of the tokens."""
 
 
 class LucidrainsCrossAttend(CrossAttend):
@@ -261,7 +261,7 @@ class LucidrainsCrossAttend(CrossAttend):
         self.cross_attend = PreNorm(encoder.latent_dim, attention, context_dim=channels)
 
     def tokens(self, images: torch.Tensor) -> torch.Tensor:
-        # Ours, dense: its own has the same channels in another order.
+        # These are our tokens. Its own have the same channels in another order.
         return InputArray(images.flatten(1, 2), self.positions()).dense()
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -275,7 +275,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 
 
 def _shallow(config: ClassifierConfig) -> ClassifierConfig:
-    """The same up to its first cross-attend, and as little as possible after it."""
+    """Return the same configuration up to the first cross-attend, and little after it."""
     encoder = dataclasses.replace(
         config.encoder, num_blocks=1, num_cross_attends=1, num_self_attends=1
     )

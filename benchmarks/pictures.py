@@ -1,4 +1,4 @@
-"""Photographs to measure with: windows of the two pictures that come with scikit-learn, as JPEG."""
+"""Photographs to measure with: JPEG crops of scikit-learn's two sample pictures."""
 
 import io
 from collections.abc import Iterator
@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 
 WIDTH, HEIGHT = 500, 375
-"""The usual size in ImageNet."""
+"""The usual size in ImageNet, in pixels."""
 DISTINCT = 500
 QUALITY = 96
-"""Gives about 87 KB, ImageNet's larger half."""
+"""The JPEG quality. It gives about 87 KB per photograph, as in ImageNet's larger half."""
 
 
 def photographs(count: int, seed: int = 0) -> Iterator[bytes]:
-    """JPEG files of 500 x 375 pixels: windows of both pictures at several scales, some mirrored."""
+    """Yield JPEG files of 500 x 375 pixels: crops at several scales, some of them mirrored."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -37,7 +37,10 @@ def photographs(count: int, seed: int = 0) -> Iterator[bytes]:
 
 
 def write_folder(folder: Path, count: int, seed: int = 0) -> int:
-    """Write `folder/CLASS/NUMBER.jpg` in two classes, of 500 distinct; returns the bytes."""
+    """Write `folder/CLASS/NUMBER.jpg` in two classes, and return the total number of bytes.
+
+    At most 500 of the photographs are distinct.
+    """
     total = 0
     distinct = list(photographs(min(count, DISTINCT), seed))
     for number in range(count):

@@ -1,4 +1,4 @@
-"""`perceiver bench preprocess`: ours beside a bare process pool and Ray Data's own writer."""
+"""`perceiver bench preprocess`: compare with a plain process pool and Ray Data's own writer."""
 
 import multiprocessing
 import os
@@ -27,13 +27,13 @@ from pipeline.runs.console import Console
 
 SIDE = 224
 SAMPLES_PER_SHARD = 1000
-"""The configuration's default."""
+"""The configuration's default number of samples in a shard."""
 OURS, POOL, RAY = "ours, Ray Data", "the same work, process pool", "Ray Data's write_webdataset"
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What all contestants do: the files, their plan, and how many processes may."""
+    """The work of all contestants: the files, their plan and the number of processes."""
 
     config: Config
     task: ShardTask
@@ -45,18 +45,23 @@ class _Work:
 def bench_preprocess(
     console: Console, *, num_files: int, num_workers: int | None, rounds: int
 ) -> dict[str, Any]:
-    """JPEG files of 500 x 375 pixels to shards of 224 x 224 raw pixels, by all in turn.
+    """Turn JPEG files of 500 x 375 pixels into shards of 224 x 224 raw pixels, by all in turn.
 
-    Ray runs, and processes have started and imported, before the clock does.
+    The clock starts after Ray is running and the processes have started and imported.
 
     Args:
-        num_files: photographs in the folder.
-        num_workers: processes; None takes every CPU.
-        rounds: how often; rates are medians.
+        console: The console for progress notices.
+        num_files: The number of photographs in the folder.
+        num_workers: The number of processes. None means one per CPU.
+        rounds: The number of rounds. Rates are medians over rounds.
 
     Returns:
-        `files`, `bytes_per_file`, `workers` and `rows`: label, rates of the rounds, median
-        rate, rate per worker, and `vs_pool`: its ratio to the process pool's, by round.
+        `files`, `bytes_per_file`, `workers` and `rows`. A row has the label, the rate of each
+        round, the median rate, the rate per worker, and `vs_pool`, the median ratio to the process
+        pool's rate in the same round.
+
+    Raises:
+        UserError: If a number is too small.
     """
     workers = num_workers or os.cpu_count() or 1
     if num_files < 2 * workers or rounds < 1 or workers < 1:
@@ -106,7 +111,7 @@ def bench_preprocess(
 
 
 def report(result: dict[str, Any], console: Console) -> None:
-    """Show a person what `bench_preprocess` returned."""
+    """Show the result of `bench_preprocess` on the console."""
     rows = [
         (row["label"], round(row["images_per_second"]), round(row["per_worker"]), row["vs_pool"],
          ", ".join(f"{rate:,.0f}" for rate in row["rates"]))
@@ -170,7 +175,7 @@ def _in_pool(work: _Work, pool: ProcessPoolExecutor) -> float:
 
 
 def _ray_writer(work: _Work) -> float:
-    """As Ray Data's documentation has it: read, transform, write."""
+    """Read, transform and write as in Ray Data's documentation, and return the seconds."""
     import ray
 
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a person sees of `perceiver bench model`: tables, and how to read them."""
+"""The output of `perceiver bench model` for people: tables, and notes on how to read them."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ COLUMNS = (
 
 
 def report(result: dict[str, Any], console: Console) -> None:
-    """Show a person what `benchmarks.model.bench_model` returned."""
+    """Show the result of `benchmarks.model.bench_model` on the console."""
     for line in _machine_lines(result):
         console.say(line)
     for work, title in TITLES.items():

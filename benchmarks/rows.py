@@ -1,4 +1,8 @@
-"""The rows of a comparison: batch sizes swept upwards, variants in turn, medians over rounds."""
+"""The rows of a comparison.
+
+Batch sizes are tried in ascending order, variants are measured in turn, and figures are medians
+over rounds.
+"""
 
 import dataclasses
 import math
@@ -13,11 +17,12 @@ from perceiver_model.families.classifier_config import ClassifierConfig
 from pipeline.runs.console import Console
 
 WORTH_GOING_ON = 0.95
-"""A larger batch is tried as long as the last one's rate was at least this share of the best."""
+"""A larger batch is tried if the last rate was at least this fraction of the best rate."""
 FIGURES = (
     *("images_per_second", "ms_per_step", "vs_ours", "peak_bytes", "bytes_above_model"),
     *("tflops", "mfu", "flops_per_image", "parameters", "rounds"),
 )
+"""The keys of a row that are None if no batch size worked."""
 
 
 @dataclass
@@ -25,9 +30,11 @@ class Row:
     """One variant at one kind of work.
 
     Attributes:
-        sweep: the first round's answer at each batch size that was tried.
-        best: the batch size with the most images per second; None if none of them worked.
-        rounds: each round's answer at that size.
+        work: The kind of work.
+        variant: The variant.
+        sweep: The first round's answer at each batch size that was tried.
+        best: The batch size with the most images per second. None if no batch size worked.
+        rounds: The answer of each round at that batch size.
     """
 
     work: str
@@ -38,22 +45,30 @@ class Row:
 
     @property
     def status(self) -> str:
-        """`ok`, or what became of the smallest batch; `failed` if any round broke."""
+        """The status of the row.
+
+        It is `ok`, the status of the smallest batch if no batch size worked, or `failed` if any
+        round failed.
+        """
         if self.best is None:
             return str(next(iter(self.sweep.values()))["status"])
         answers = [*self.sweep.values(), *self.rounds]
         return "failed" if any(answer["status"] == "failed" for answer in answers) else "ok"
 
     def rates(self) -> list[float | None]:
-        """Images per second of each round."""
+        """Return the images per second of each round."""
         return [_rate(answer, self.best or 0) for answer in self.rounds]
 
     def to_dict(self, rows: "Sequence[Row]", matmul_flops_per_second: float) -> dict[str, Any]:
-        """The row as JSON: medians over rounds at the best batch size, and the whole sweep.
+        """Return the row as JSON: medians over rounds at the best batch size, and the whole sweep.
 
-        `vs_ours` is the median over rounds of the ratio to our row with the same compilation;
-        `mfu` the share of the machine's rate of matrix products. The `FIGURES` are None where no
-        batch size worked.
+        `vs_ours` is the median over rounds of the ratio to our row with the same compilation. `mfu`
+        is the fraction of the machine's rate of matrix products. The `FIGURES` are None if no batch
+        size worked.
+
+        Args:
+            rows: All rows of the comparison.
+            matmul_flops_per_second: The machine's rate of matrix products.
         """
         head = {"work": self.work, "label": self.variant.label, **dataclasses.asdict(self.variant)}
         sweep = [
@@ -81,7 +96,7 @@ class Row:
         return row | dict(zip(FIGURES, figures, strict=True))
 
     def _ratio(self, rows: "Sequence[Row]") -> float | None:
-        """Images per second over ours', round by round."""
+        """Return the median over rounds of the images per second relative to ours."""
         reference = Variant(implementation=OURS, compiled=self.variant.compiled)
         ours = next(row for row in rows if (row.work, row.variant) == (self.work, reference))
         ratios = [
@@ -100,7 +115,7 @@ def measure_rows(
     console: Console,
     ask: Ask,
 ) -> list[Row]:
-    """Each variant at its best batch size; the later rounds repeat only that."""
+    """Measure each variant at its best batch size. Only the first round tries all batch sizes."""
     rows = [Row(job.task, variant) for variant in variants]
     for row in rows:
         for size in batch_sizes:
@@ -126,10 +141,12 @@ def memory_rows(
     console: Console,
     ask: Ask,
 ) -> list[dict[str, Any]]:
-    """The memory of a cross-attend's step on ever more tokens, until it doesn't fit.
+    """Measure the memory of a cross-attend's step on more and more tokens, until it does not fit.
 
-    Returns, for each variant, `sizes` (`tokens` and `bytes` of each), and of the straight
-    line through them `bytes_per_token` and `r_squared`, the share of variance that it explains.
+    Returns:
+        For each variant, `sizes` with the `tokens` and `bytes` of each size. A straight line
+        through them gives `bytes_per_token` and `r_squared`, the fraction of the variance that it
+        explains.
     """
     rows = []
     for variant in variants:

@@ -1,4 +1,4 @@
-"""`perceiver bench shards`: our shard reader beside webdataset and Ray Data, on this machine."""
+"""`perceiver bench shards`: compare our shard reader with webdataset and Ray Data."""
 
 import contextlib
 import io
@@ -41,10 +41,10 @@ class Contestant:
     """One row of a table.
 
     Attributes:
-        work: the table.
-        label: the row.
-        open: makes an iterator over the samples of a folder, or over its batches as counts; what
-            it takes to open is not timed.
+        work: The title of the table.
+        label: The label of the row.
+        open: A function that opens an iterator over the samples of a folder, or over its batches as
+            counts. The time to open it is not measured.
     """
 
     work: str
@@ -52,7 +52,7 @@ class Contestant:
     open: Callable[[Path, int], contextlib.AbstractContextManager[Iterator[int]]]
 
     def rate(self, folder: Path, limit: int) -> float:
-        """Samples per second over `limit` samples."""
+        """Return the samples per second over `limit` samples."""
         with self.open(folder, limit) as counts:
             started = time.perf_counter()
             read = sum(counts)
@@ -62,16 +62,21 @@ class Contestant:
 def bench_shards(
     console: Console, *, num_samples: int, num_decoded: int, rounds: int
 ) -> dict[str, Any]:
-    """Measure everything on one set of photographs, all contestants in turn in each round.
+    """Measure all contestants on one set of photographs, in turn in each round.
 
     Args:
-        num_samples: photographs in the set; of 500 distinct ones.
-        num_decoded: how many of them a round decodes.
-        rounds: how often; rates are medians.
+        console: The console for progress notices.
+        num_samples: The number of photographs in the set, of which 500 are distinct.
+        num_decoded: The number of photographs that a round decodes.
+        rounds: The number of rounds. Rates are medians over rounds.
 
     Returns:
-        `samples`, `bytes_per_sample` and `rows`: work, label, rates of the
-        rounds, the median rate and its ratio to webdataset's of the same work, by round.
+        `samples`, `bytes_per_sample` and `rows`. A row has the work, the label, the rate of each
+        round, the median rate, and the median ratio to webdataset's rate at the same work in the
+        same round.
+
+    Raises:
+        UserError: If a number is out of range.
     """
     if min(num_samples, num_decoded, rounds) < 1 or num_decoded > num_samples:
         raise UserError(
@@ -109,7 +114,7 @@ def bench_shards(
 
 
 def report(result: dict[str, Any], console: Console) -> None:
-    """Show a person what `bench_shards` returned."""
+    """Show the result of `bench_shards` on the console."""
     console.say(
         f"{result['samples']} JPEG photographs of {result['bytes_per_sample']:,} bytes, 500 x 375, "
         f"in local shards of {SAMPLES_PER_SHARD}; one process"
@@ -219,7 +224,7 @@ def _ours_decoded(num_threads: int) -> Callable[..., Any]:
 
 
 def _crops(samples: Sequence[RawSample], pool: ThreadPoolExecutor) -> np.ndarray:
-    """uint8 [samples, SIDE, SIDE, 3]."""
+    """Return random crops of the samples, uint8 `[samples, SIDE, SIDE, 3]`."""
     batch = np.empty((len(samples), SIDE, SIDE, 3), np.uint8)
 
     def decode(row: int) -> None:
@@ -241,7 +246,7 @@ def _webdataset_decoded(folder: Path, limit: int) -> Iterator[Iterator[int]]:
 
 
 def _pillow_crop(data: bytes, rng: np.random.Generator) -> np.ndarray:
-    """What torchvision's RandomResizedCrop does with a Pillow image."""
+    """Crop as torchvision's RandomResizedCrop does with a Pillow image."""
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:

@@ -1,4 +1,4 @@
-"""What `perceiver bench model` compares: our model and its peers, and who has which model."""
+"""The variants of `perceiver bench model`: our model, its peers, and the models that peers have."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -17,7 +17,12 @@ PATHS = ("reference", "fused", "factored", "separable")
 
 
 class Package(NamedTuple):
-    """Where a peer comes from: its distribution on PyPI, and the module that it installs."""
+    """The package of a peer.
+
+    Attributes:
+        distribution: The name of the distribution on PyPI.
+        module: The module that it installs.
+    """
 
     distribution: str
     module: str
@@ -27,6 +32,7 @@ PEERS = {
     "transformers": Package("transformers", "transformers"),
     "lucidrains": Package("perceiver-pytorch", "perceiver_pytorch"),
 }
+"""The peers and their packages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +41,10 @@ class Variant:
 
     Attributes:
         implementation: `ours` or one of `PEERS`.
-        path: the attention path, of ours only.
-        compiled: whether `torch.compile` is applied.
-        checkpointed: share of the latents' self-attends whose activations are computed again in the
-            backward pass, of ours only.
+        path: The attention path, for ours only.
+        compiled: Whether `torch.compile` is applied.
+        checkpointed: The fraction of the latents' self-attends whose activations are computed again
+            in the backward pass, for ours only.
     """
 
     implementation: str
@@ -48,7 +54,7 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """`ours`, `ours, fused`, `ours, checkpointed 0.25`, `transformers`."""
+        """The label: `ours`, `ours, fused`, `ours, checkpointed 0.25` or `transformers`."""
         path = "" if self.path == "auto" else f", {self.path}"
         return (
             self.implementation
@@ -60,7 +66,10 @@ class Variant:
 def variants(
     peers: tuple[str, ...], *, compile: bool, paths: bool, checkpointed: tuple[float, ...] = ()
 ) -> list[Variant]:
-    """Every row: ours first, then the peers; each as it is and, if asked, compiled."""
+    """Return the variants of all rows: ours first, then the peers.
+
+    With `compile`, each variant also has a compiled row.
+    """
     kinds = [
         Variant(implementation=OURS, path=path) for path in ("auto", *(PATHS if paths else ()))
     ]
@@ -74,10 +83,10 @@ def variants(
 
 
 def choose_peers(names: tuple[str, ...] | None, config: ClassifierConfig) -> tuple[str, ...]:
-    """The peers asked for, or, for None, those that have a model like the configuration's.
+    """Return the requested peers, or for None all peers with such a model.
 
     Raises:
-        UserError: a peer that is unknown, not installed, or without such a model.
+        UserError: If a peer is unknown, is not installed, or has no such model.
     """
     if names is None:
         names = tuple(peer for peer in PEERS if has_model(peer, config))
@@ -96,7 +105,7 @@ def choose_peers(names: tuple[str, ...] | None, config: ClassifierConfig) -> tup
 
 
 def has_model(peer: str, config: Any) -> bool:
-    """Whether the peer can build a model with the inputs and the layers of a configuration."""
+    """Return whether the peer can build a model with the inputs and layers of a configuration."""
     if not isinstance(config, ClassifierConfig) or not isinstance(config.input, ImageInput):
         return False
     if peer == "transformers":
@@ -105,10 +114,10 @@ def has_model(peer: str, config: Any) -> bool:
 
 
 def transformers_class(config: ClassifierConfig) -> str | None:
-    """The class of transformers that is this model, or None.
+    """Return the name of transformers' class for this model, or None.
 
-    Its classes fix the front end, the position features and the decoder; its settings are one
-    cross-attend, blocks of shared weights, and one width for both kinds of attends.
+    Its classes fix the front end, the position features and the decoder. Its settings allow one
+    cross-attend, blocks with shared weights, and one width for both kinds of attends.
     """
     encoder, decoder, image = config.encoder, config.decoder, config.input
     one_decoder = decoder is not None and (
@@ -143,9 +152,10 @@ def transformers_class(config: ClassifierConfig) -> str | None:
 
 
 def as_transformers(config: ClassifierConfig) -> ClassifierConfig:
-    """The same model, computing what transformers does where it departs from DeepMind's.
+    """Return the same model, but with transformers' choices where it differs from DeepMind.
 
-    The exact GELU, its padding of the convolutional stem, the decoder's query residual.
+    These are the exact GELU, its padding in the convolutional stem and the decoder's query
+    residual.
     """
     assert config.decoder is not None, "transformers_class refuses it"
     adapter = config.adapter
@@ -160,14 +170,17 @@ def as_transformers(config: ClassifierConfig) -> ClassifierConfig:
 
 
 def resized(config: ClassifierConfig, side: int) -> ClassifierConfig:
-    """The same of square images."""
+    """Return the same configuration for square images."""
     assert isinstance(config.input, ImageInput), "read_options refuses it"
     image = dataclasses.replace(config.input, height=side, width=side)
     return dataclasses.replace(config, input=image)
 
 
 def _lucidrains_has(config: ClassifierConfig) -> bool:
-    """It reads pixels with Fourier features, and spreads cross-attends evenly over its layers."""
+    """Return whether lucidrains' Perceiver can be this model.
+
+    It reads pixels with Fourier features, and spreads cross-attends evenly over its layers.
+    """
     encoder, positions = config.encoder, config.positions
     return (
         isinstance(config.adapter, Pixels)
@@ -180,7 +193,7 @@ def _lucidrains_has(config: ClassifierConfig) -> bool:
 
 
 def self_attends_per_cross_attend(encoder: EncoderConfig) -> int | None:
-    """How many self-attends follow each cross-attend; None if not every one has as many."""
+    """Return the number of self-attends after each cross-attend, or None if the numbers differ."""
     count, rest = divmod(encoder.num_blocks * encoder.num_self_attends, encoder.num_cross_attends)
     return None if rest else count
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.worker`: one job as JSON on standard input, its answer on output."""
+"""`python -m benchmarks.worker`: read one job as JSON on standard input and print its answer."""
 
 import json
 import os
@@ -32,7 +32,7 @@ Step = Callable[[], Any]
 
 
 def main() -> None:
-    """Do the job; what libraries print goes to standard error."""
+    """Do the job. Output that libraries print goes to standard error."""
     threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     sys.stdout.flush()
     answer = os.fdopen(os.dup(1), "w")
@@ -46,14 +46,17 @@ def main() -> None:
 
 
 def _end_with(parent: int) -> None:
-    """A bench that was killed must not leave a worker behind that disturbs the next one."""
+    """Exit when the parent process is gone, so that a killed bench leaves no worker behind.
+
+    Such a worker would disturb the next measurement.
+    """
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def do(job: Job) -> Answer:
-    """The answer to a job; an exception is one, too."""
+    """Do a job and return its answer, also if it raises an exception."""
     try:
         return {"status": "ok", **_TASKS[job.task](job)}
     except UserError as error:
@@ -70,10 +73,10 @@ def _machine(job: Job) -> dict[str, Any]:
 
 
 def _agreement(job: Job) -> dict[str, Any]:
-    """`errors`: for each of our paths, the largest difference from transformers' logits.
+    """Return `errors`, the largest difference of each of our paths from transformers' logits.
 
-    It is relative to their largest logit; of one image, in float32, with every weight drawn so that
-    it matters.
+    It is relative to their largest logit. It is measured on one image in float32, with random
+    weights in every tensor, so that each tensor affects the logits.
     """
     config = ClassifierConfig.from_dict(job.config)
     torch.manual_seed(0)
@@ -81,7 +84,7 @@ def _agreement(job: Job) -> dict[str, Any]:
     theirs = peers.transformers_model(config)
     with torch.no_grad():
         for parameter in theirs.parameters():
-            # Vectors are biases, of zeros, and norms' scales, of ones.
+            # Vectors are the zeros of biases and the ones of normalisation scales.
             std = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else STIR_STD
             parameter.add_(std * torch.randn_like(parameter))
     ours = peers.carry_over(theirs, config).to(job.device).eval()
@@ -98,7 +101,7 @@ def _agreement(job: Job) -> dict[str, Any]:
 
 
 def _classifier(job: Job) -> dict[str, Any]:
-    """A training step, or inference, of a whole model."""
+    """Measure a training step, or inference, of a whole model."""
     config, implementation = (
         ClassifierConfig.from_dict(job.config),
         peers.IMPLEMENTATIONS[job.implementation],
@@ -117,7 +120,7 @@ def _classifier(job: Job) -> dict[str, Any]:
 
 
 def _cross_attend(job: Job) -> dict[str, Any]:
-    """Forward and backward of the first cross-attend alone, its tokens made beforehand."""
+    """Measure forward and backward of the first cross-attend alone, with precomputed tokens."""
     config, implementation = (
         ClassifierConfig.from_dict(job.config),
         peers.IMPLEMENTATIONS[job.implementation],
@@ -134,12 +137,16 @@ def _cross_attend(job: Job) -> dict[str, Any]:
 
 
 def _memory(job: Job) -> dict[str, Any]:
-    """`bytes`: what a step of the first cross-attend, from images on, needs above the model."""
+    """Return `bytes`: the memory of a step of the first cross-attend above that of the model.
+
+    The step includes the tokens of the images.
+    """
     config, implementation = (
         ClassifierConfig.from_dict(job.config),
         peers.IMPLEMENTATIONS[job.implementation],
     )
-    for geometry in (resized(config, WARM_UP_SIDE), config):  # first what libraries allocate once
+    # The small warm-up comes first: libraries allocate some memory only once.
+    for geometry in (resized(config, WARM_UP_SIDE), config):
         module = implementation.cross_attend(geometry)
         _ready(module, job)
         images = implementation.images(raw_images(geometry, job.batch_size, job.device), geometry)
@@ -164,7 +171,7 @@ _TASKS: Mapping[str, Callable[[Job], dict[str, Any]]] = {
 
 
 def training_step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, job: Job) -> Step:
-    """Forward, cross-entropy, backward and a step of fused AdamW, as everybody is measured."""
+    """Return a step of forward, cross-entropy, backward and fused AdamW, the same for all."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
 
@@ -179,7 +186,7 @@ def training_step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, 
 
 
 def inference_step(model: nn.Module, images: torch.Tensor, job: Job) -> Step:
-    """The logits alone."""
+    """Return a step that computes only the logits."""
     model.eval()
 
     def step() -> torch.Tensor:
@@ -190,7 +197,7 @@ def inference_step(model: nn.Module, images: torch.Tensor, job: Job) -> Step:
 
 
 def _gradient_step(module: nn.Module, read: Callable[[], torch.Tensor], job: Job) -> Step:
-    """Forward, and backward of a given gradient."""
+    """Return a step of forward, and of backward from a given gradient."""
     module.train()
 
     def step() -> None:
@@ -208,7 +215,7 @@ def _tokens(module: peers.CrossAttend, images: torch.Tensor) -> Any:
 
 
 def _timed(step: Step, job: Job, forward_flops: int) -> dict[str, Any]:
-    """`seconds` of a step, `flops` of its images, and memory; the model is built."""
+    """Return `seconds` of a step, `flops` of its images, and memory. The model is already built."""
     before = machine.memory(job.device)
     estimate = machine.warm_up(step, job.device)
     machine.reset_peak(job.device)
@@ -223,7 +230,7 @@ def _timed(step: Step, job: Job, forward_flops: int) -> dict[str, Any]:
 
 
 def _ready(model: nn.Module, job: Job) -> nn.Module:
-    """On the device, by the path asked for, compiled if asked for."""
+    """Move the model to the device, set its attention path, and compile it if requested."""
     model.to(job.device)
     set_attention_path(model, job.path)  # type: ignore[arg-type]  # one of variants.PATHS
     if job.checkpointed:
