@@ -2,10 +2,13 @@
 
 import shutil
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.data import DataConfig
+from pipeline.media.format import MediaFormat
+from pipeline.media.registered import modality_of
 from pipeline.registry.served.card import CARD_FILE
 from pipeline.registry.served.contract import SETTINGS, column_types, input_example, signature
 from pipeline.registry.served.inference import ModelCard
@@ -60,7 +63,7 @@ def package(card: ModelCard, folder: Path, weights_file: Path, data: DataConfig)
         "python_model": str(Path(__file__).with_name("served") / "registered_model.py"),
         # As URIs: MLflow would take a `%` or `?` of a plain path for a URL's.
         "artifacts": {"card": card_file.as_uri(), "weights": weights_file.as_uri()},
-        "code_paths": [str(path) for path in _copied_code(folder / "code")],
+        "code_paths": [str(path) for path in _copied_code(folder / "code", card.media)],
         "pip_requirements": model_requirements(),
         "signature": signature(card.media),
         "input_example": input_example(card.media),
@@ -74,7 +77,7 @@ def model_requirements() -> list[str]:
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in MODEL_REQUIREMENTS]
 
 
-def _copied_code(folder: Path) -> list[Path]:
+def _copied_code(folder: Path, media: MediaFormat) -> list[Path]:
     """Copies the code that a model needs; returns its packages."""
     root = Path(__file__).resolve().parents[2]
     compiled = shutil.ignore_patterns("__pycache__")
@@ -86,4 +89,22 @@ def _copied_code(folder: Path) -> list[Path]:
                 shutil.copytree(source, target, ignore=compiled)
             else:
                 shutil.copy(source, target)
+    for package in own_packages(media):
+        if package.is_dir():
+            shutil.copytree(package, folder / package.name, ignore=compiled)
+        else:
+            shutil.copy(package, folder / package.name)
     return sorted(folder.iterdir())
+
+
+def own_packages(media: MediaFormat) -> list[Path]:
+    """Return the packages and modules outside of this project that define a modality."""
+    modality = modality_of(media)
+    modules = (type(modality).__module__, modality.inputs)
+    names = {name.partition(".")[0] for name in modules} - {__name__.partition(".")[0]}
+    found = []
+    for spec in map(find_spec, sorted(names)):
+        assert spec is not None  # the modality has been imported
+        folders = spec.submodule_search_locations
+        found.append(Path(next(iter(folders)) if folders else str(spec.origin)))
+    return found
