@@ -194,12 +194,27 @@ def test_what_is_no_sound_is_refused_alike_in_every_working_directory(tmp_path, 
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
-def test_an_ogg_chain_is_not_cut_to_its_first_recording_without_a_word(subtype):
-    one = encoded(tone(440, 8000), 8000, format="OGG", subtype=subtype)
-    told = refusal(decode, one + one, AudioFormat(sample_rate=8000, seconds=3.0))
-    assert told.startswith("an Ogg chain of 2 recordings, of which only the first would be read")
-    half = AudioFormat(sample_rate=8000, seconds=0.5)
-    assert np.array_equal(decode(one + one, half), decode(one, half))
+def test_an_ogg_chain_is_all_its_recordings_one_after_another(subtype):
+    """FFmpeg reads 1.01 of the 2 seconds of two such Opus streams of one serial number."""
+    low, high = tone(440, 8000), np.stack([tone(880, 8000, 0.7)] * 2, axis=1)
+    first, second = (encoded(one, 8000, format="OGG", subtype=subtype) for one in (low, high))
+    fmt = AudioFormat(sample_rate=8000, seconds=5.0)  # their own rate: nothing is resampled
+    for chain in ([first, first], [first, second], [second, first, first]):
+        expected = np.concatenate([decode(one, fmt) for one in chain])
+        assert len(expected) in (16_000, 13_600, 21_600)
+        assert np.array_equal(decode(b"".join(chain), fmt), expected)
+        # What lies within the first recording is what it was.
+        half = AudioFormat(sample_rate=8000, seconds=0.5)
+        assert np.array_equal(decode(b"".join(chain), half), decode(chain[0], half))
+
+
+def test_an_ogg_chain_that_changes_its_rate_or_is_cut_is_refused():
+    first = encoded(tone(440, 8000), 8000, format="OGG", subtype="VORBIS")
+    other = encoded(tone(440, 16_000), 16_000, format="OGG", subtype="VORBIS")
+    fmt = AudioFormat(sample_rate=8000, seconds=3.0)
+    reason = "an Ogg chain whose rate changes from 8000 to 16000 Hz; "
+    assert refusal(decode, first + other, fmt).startswith(reason)
+    assert "cut short" in refusal(decode, (first + first)[:-50], fmt)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -396,13 +411,16 @@ def mp3(sound: np.ndarray, rate: int, **options: str) -> bytes:
     return buffer.getvalue()
 
 
-def test_mp3_of_variable_rate_that_does_not_tell_its_length_is_not_cut_without_a_word():
+def test_mp3_of_variable_rate_that_does_not_tell_its_length_is_read_whole():
     rate = 44_100
     sound = np.random.default_rng(0).normal(0, 0.2, 10 * rate).astype(np.float32)
     sound[2 * rate :] = 0
     fmt = AudioFormat(sample_rate=16_000, seconds=60.0)
     variable = mp3(sound, rate, flags="+qscale", global_quality=str(4 * 118))
-    assert "does not tell its length" in refusal(decode, variable, fmt)
-    constant = mp3(sound, rate, b="128000")
-    assert abs(len(decode(constant, fmt)) - 160_000) < 2_000
-    assert len(decode(variable, AudioFormat(sample_rate=16_000, seconds=1.0))) == 16_000
+    whole = decode(variable, fmt)  # libsndfile alone would read 80,465 of 442,368 samples
+    constant = decode(mp3(sound, rate, b="128000"), fmt)
+    for found in (whole, constant):
+        assert abs(len(found) - 160_000) < 2_000
+    start = decode(variable, AudioFormat(sample_rate=16_000, seconds=1.0))  # by libsndfile
+    assert len(start) == 16_000
+    assert np.abs(whole[:16_000].astype(int) - start).max() <= 1

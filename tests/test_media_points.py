@@ -519,6 +519,18 @@ def test_of_a_ply_all_but_points_and_corners_is_passed_over(order):
         assert mesh(told + body) == mesh(data)
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "binary"])
+def test_a_ply_may_have_the_types_that_trimesh_writes(encoding):
+    """int64 and float16, which the library plyfile refuses to read."""
+    box = trimesh.creation.box((2, 4, 8))
+    box.vertex_attributes["label"] = np.arange(8)
+    box.vertex_attributes["weight"] = np.arange(8).astype(np.float16)
+    data = box.export(file_type="ply", encoding=encoding)
+    assert b"property int64 label" in data and b"property float16 weight" in data
+    points, triangles = mesh(data)
+    assert np.allclose(points, box.vertices) and triangles == box.faces.tolist()
+
+
 @pytest.mark.parametrize("order", PLY_FORMATS)
 def test_a_ply_cut_at_any_byte_is_refused(order):
     data = mesh_ply(order, MIXED)

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.media.audio.files import find_samples
 from pipeline.media.audio.mp3 import Frames
-from pipeline.media.audio.ogg import damage_of, num_chained
+from pipeline.media.audio.ogg import damage_of
 from pipeline.media.errors import MediaError
 
 GSM_FRAME_BYTES = 33
@@ -31,33 +31,17 @@ def with_its_length(data: bytes, strict: bool) -> bytes:
     return samples.told(data) if samples.declared is None else data
 
 
-def check_mp3(frames: Frames, num_samples: int, has_ended: bool, strict: bool) -> None:
-    """Refuse what is cut short, and what libsndfile, which guesses lengths, read in part only."""
-    if strict and frames.shortage:
-        raise MediaError(frames.shortage)
-    if not has_ended:
-        return
+def is_read_in_part(frames: Frames, num_samples: int, strict: bool) -> bool:
+    """Whether libsndfile, which guesses the lengths of MP3s, left out frames of one.
+
+    Args:
+        frames: what the file holds.
+        num_samples: what libsndfile read of it, to its end.
+        strict: whether recordings count, too, that follow those of the first one's table.
+    """
     if strict and frames.declared is not None and frames.num > frames.declared + 1:
-        raise MediaError(
-            f"an MP3 of {frames.num} frames whose table declares {frames.declared}, of which only "
-            "these would be read; write joined recordings again as one (ffmpeg -i)"
-        )
-    there = 0 if frames.has_table else frames.samples
-    if there > num_samples + MAX_MP3_SAMPLES_LESS:
-        raise MediaError(
-            f"an MP3 of variable rate that does not tell its length: {num_samples} of about "
-            f"{there} samples would be read; write it again with its table (ffmpeg -c copy)"
-        )
-
-
-def check_ogg(data: bytes) -> None:
-    """Refuse a chain, of which libsndfile reads the first recording and no more."""
-    num = num_chained(data)
-    if num > 1:
-        raise MediaError(
-            f"an Ogg chain of {num} recordings, of which only the first would be read; "
-            "split it, or write it again as one (ffmpeg -i)"
-        )
+        return True
+    return not frames.has_table and frames.samples > num_samples + MAX_MP3_SAMPLES_LESS
 
 
 def check_flac(data: bytes) -> None:

@@ -2,31 +2,31 @@
 
 import io
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from pipeline.media.audio.checks import check_flac, check_gsm, check_mp3, check_ogg, with_its_length
+from pipeline.media.audio.checks import check_flac, check_gsm, is_read_in_part, with_its_length
 from pipeline.media.audio.log import told_shortage
 from pipeline.media.audio.mel import MelFormat, log_mel
 from pipeline.media.audio.mp3 import find_frames
-from pipeline.media.audio.sample_rate import margins, num_source_samples, resample_start
+from pipeline.media.audio.ogg import recordings_of
+from pipeline.media.audio.sample_rate import resample_start
+from pipeline.media.audio.sources import FFmpegSource, FileSource, open_sound
 from pipeline.media.audio.tags import without_tags
 from pipeline.media.checks import check_finite, check_one_of, check_whole
 from pipeline.media.errors import MediaError
 from pipeline.media.format import MediaFormat
 
 if TYPE_CHECKING:
-    from soundfile import SoundFile
+    pass
 
 FIELD = "audio"
 # Telephone prompts come as bare GSM 06.10 frames, without a header to tell their rate.
 GSM_SAMPLE_RATE = 8000
 MAX_SOURCE_RATE = 768_000
 """Hertz: what the fastest converters do; beyond it a header is malformed."""
-_VALUES_AT_ONCE = 1 << 18
 _NO_LENGTH = 2**62
 """Frames: from there on, libsndfile says that it doesn't know how many there are."""
 _UNKNOWN = "no sound format that libsndfile knows"
@@ -107,7 +107,8 @@ def decode_audio(
 
     The samples are the first of the whole recording's, resampled. Little more than `fmt.seconds`
     are ever decoded, whatever length the header claims. A file whose header doesn't know its
-    length, as streams write it, is read to its end.
+    length, as streams write it, is read to its end. So are Ogg chains, recording after recording,
+    and MP3s whose length libsndfile guesses wrong, which FFmpeg reads.
 
     Args:
         data: the file's bytes.
@@ -136,8 +137,9 @@ def decode_audio(
         }
     else:
         data = with_its_length(without_tags(data), strict)
+    recordings = recordings_of(data) if data.startswith(b"OggS") else [data]
     try:
-        with _to_its_end(io.BytesIO(data), **raw) as file:
+        with open_sound(io.BytesIO(recordings[0]), **raw) as file:
             if file.format == "SD2":
                 raise MediaError(_UNKNOWN)
             if strict and (shortage := told_shortage(file, data)):
@@ -145,35 +147,40 @@ def decode_audio(
             rate = file.samplerate
             if not 0 < rate <= MAX_SOURCE_RATE:
                 raise MediaError(f"its rate is {rate} Hz; it must lie in 1 to {MAX_SOURCE_RATE}")
-            source = _Mono(file)
-            sound = resample_start(
-                source.pieces(fmt.sample_rate, fmt.num_samples),
-                rate,
-                fmt.sample_rate,
-                fmt.num_samples,
-            )
+            source: FileSource | FFmpegSource = FileSource(file, recordings[1:])
+            sound = _resampled(source, rate, fmt)
             if file.format in ("MP3", "MPEG"):
-                check_mp3(find_frames(data), source.num_samples, source.has_ended, strict)
-            elif strict and source.has_ended and source.num_samples < file.frames < _NO_LENGTH:
-                there = f"{source.num_samples} of {file.frames}"
+                frames = find_frames(data)
+                if strict and frames.shortage:
+                    raise MediaError(frames.shortage)
+                if source.has_ended and is_read_in_part(frames, source.num_samples, strict):
+                    source = FFmpegSource(data, rate)
+                    sound = _resampled(source, rate, fmt)
+            elif (
+                strict
+                and source.has_ended
+                and _NO_LENGTH > source.num_declared > source.num_samples
+            ):
+                there = f"{source.num_samples} of {source.num_declared}"
                 raise MediaError(f"cut short: {there} frames are there")
             if strict and source.num_samples == file.frames and file.format == "FLAC":
                 check_flac(data)
-            if source.has_ended and file.format == "OGG":
-                check_ogg(data)
     except MediaError:
         raise
     except MemoryError as error:
         raise MediaError("not enough memory to decode it") from error
     except Exception as error:  # libsndfile's wrapper raises several kinds on malformed bytes
-        if data.startswith(b"OggS"):
-            check_ogg(data)
         raise MediaError(_reason(error)) from error
     if source.has_ended and source.num_samples < fmt.min_seconds * rate:
         raise MediaError(
             f"{source.num_samples} samples at {rate} Hz, shorter than min_seconds={fmt.min_seconds}"
         )
     return to_format(sound, fmt)
+
+
+def _resampled(source: FileSource | FFmpegSource, rate: int, fmt: AudioFormat) -> np.ndarray:
+    pieces = source.pieces(fmt.sample_rate, fmt.num_samples)
+    return resample_start(pieces, rate, fmt.sample_rate, fmt.num_samples)
 
 
 def to_format(sound: np.ndarray, fmt: AudioFormat) -> np.ndarray:
@@ -218,54 +225,6 @@ def decode_flac(content: bytes | memoryview) -> np.ndarray:
         raise MediaError(_reason(error)) from error
     found: np.ndarray = samples
     return found
-
-
-def _to_its_end(file: io.BytesIO, **raw: Any) -> "SoundFile":
-    """A sound file that is read until nothing more comes.
-
-    soundfile seeks after each piece, which a FLAC that does not tell its length refuses, but for
-    files that cannot be sought.
-    """
-    import soundfile
-
-    class Sequential(soundfile.SoundFile):
-        def seekable(self) -> bool:
-            return False
-
-    return Sequential(file, **raw)
-
-
-class _Mono:
-    """The channels' mean, float32, piece by piece: a header may claim a thousand channels.
-
-    Attributes:
-        num_samples: read so far.
-        has_ended: whether the file has no more.
-    """
-
-    def __init__(self, file: "SoundFile") -> None:
-        self._file = file
-        self.num_samples = 0
-        self.has_ended = False
-
-    def pieces(self, sample_rate: int, count: int) -> Iterator[np.ndarray]:
-        """All there is: first what lasts as long as `count` samples at `sample_rate`.
-
-        Raises:
-            MediaError: a value that is not finite.
-        """
-        rate, at_once = self._file.samplerate, max(1, _VALUES_AT_ONCE // self._file.channels)
-        wanted = num_source_samples(count, rate, sample_rate)
-        _, further = margins(rate, sample_rate)
-        while not self.has_ended:
-            missing = wanted - self.num_samples
-            frames = min(missing if missing > 0 else further, at_once)
-            piece = self._file.read(frames=frames, dtype="float32", always_2d=True).mean(axis=1)
-            if not np.isfinite(piece).all():
-                raise MediaError("it holds values that are not finite")
-            self.num_samples += len(piece)
-            self.has_ended = len(piece) < frames
-            yield piece
 
 
 def _reason(error: Exception) -> str:

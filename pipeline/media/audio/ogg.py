@@ -12,16 +12,18 @@ _BEGINS, _ENDS = 2, 4
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
-def num_chained(data: bytes) -> int:
-    """Recordings that follow each other in an Ogg file, each with headers of its own.
+def recordings_of(data: bytes) -> list[bytes]:
+    """Split a chain into its recordings, each of which has headers of its own.
 
     Streams that run side by side begin together, before any of them goes on.
     """
-    num, has_begun = 0, False
+    starts, has_begun = [], False
     for page in _pages(data):
-        num += page.begins and not has_begun
+        if page.begins and not has_begun:
+            starts.append(page.start)
         has_begun = page.begins
-    return num
+    ends = [*starts[1:], len(data)]
+    return [data[start:end] for start, end in zip([0, *starts[1:]], ends, strict=False)] or [data]
 
 
 def damage_of(data: bytes) -> str | None:

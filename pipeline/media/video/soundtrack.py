@@ -3,19 +3,16 @@
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
+from pipeline.media.audio.sources import mono
 from pipeline.media.errors import MediaError
 from pipeline.media.video.film import Track
 
 MAX_DRIFT = Fraction(1, 10)
 """The largest difference in seconds between a frame's time and the end of the previous frame that
 is ignored. Containers round times, but their content has no gaps."""
-
-FULL_SCALE = {"u1": 128.0, "i2": 32768.0, "i4": 2147483648.0, "i8": 9223372036854775808.0}
-"""The value of full scale for each sample type, by its NumPy name."""
 
 
 class Soundtrack:
@@ -77,21 +74,5 @@ class Soundtrack:
             shown = round(time * self.rate)
             if index is None or shown - index > MAX_DRIFT * self.rate:
                 index = shown
-            yield index, _mix(frame)
+            yield index, mono(frame)
             index += frame.samples
-
-
-def _mix(frame: Any) -> np.ndarray:
-    """Average a frame's channels to float32 `[samples]`."""
-    values = frame.to_ndarray()
-    channels = len(frame.layout.channels)
-    if not frame.format.is_planar:
-        values = values.reshape(-1, channels).T
-    kind = values.dtype.str[1:]
-    if kind in FULL_SCALE:
-        offset = 128.0 if kind == "u1" else 0.0
-        values = (values.astype(np.float32) - offset) / FULL_SCALE[kind]
-    mono = values.mean(axis=0, dtype=np.float64).astype(np.float32)
-    if not np.isfinite(mono).all():
-        raise MediaError("its sound holds values that are not finite")
-    return mono
