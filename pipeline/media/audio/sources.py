@@ -113,7 +113,9 @@ class FFmpegSource:
         import av
 
         try:
-            with av.open(io.BytesIO(self._data), format="mp3", metadata_errors="replace") as file:
+            with av.open(
+                io.BytesIO(self._data), "r", format="mp3", metadata_errors="replace"
+            ) as file:
                 for frame in file.decode(audio=0):
                     if frame.sample_rate != self._rate:
                         raise MediaError(
