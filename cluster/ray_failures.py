@@ -106,8 +106,8 @@ def _read(rank: int | None, error: BaseException) -> Failure | None:
     if name == "OutOfMemoryError" and type(error).__module__.startswith("ray"):
         return Failure(
             "lost",
-            f"{who} was killed by Ray, since its machine ran short of memory; less of it is needed "
-            "with a lower training.batch_size, or fewer workers a machine",
+            f"{who} was killed by Ray, since its machine ran short of memory; lower "
+            "training.batch_size, or run fewer workers on each machine",
         )
     if name == "OutOfMemoryError" or isinstance(error, MemoryError):
         return Failure(
@@ -126,8 +126,8 @@ def _read(rank: int | None, error: BaseException) -> Failure | None:
     if isinstance(error, RuntimeError) and _READER.search(text):
         return Failure(
             "lost",
-            f"a process that reads samples for {who} was killed or crashed, by the system for want "
-            "of memory or by hand; a lower training.loader_workers takes less memory",
+            f"a process that reads samples for {who} was killed or crashed, perhaps for lack of "
+            "memory; a lower training.loader_workers takes less memory",
         )
     if isinstance(error, RuntimeError) and _CUT_OFF.search(text):
         return Failure("lost", f"{who} lost its connection to the others ({text[:160]})")

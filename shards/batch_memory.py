@@ -48,7 +48,7 @@ class BatchMemory:
             torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
         except (TypeError, ValueError) as error:
             raise ShardError(
-                f"field {name!r}: torch has no dtype like {dtype}; decode samples to another"
+                f"field {name!r}: torch has no dtype like {dtype}; decode samples to another dtype"
             ) from error
         num_bytes = dtype.itemsize * math.prod(shape)
         if pinned or not num_bytes:

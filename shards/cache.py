@@ -107,7 +107,7 @@ class ShardCache:
                     return None  # another process is evicting it
                 facts = os.fstat(descriptor)
                 if not stat.S_ISREG(facts.st_mode):
-                    raise ShardError(f"{path}: is no file of this cache; remove it")
+                    raise ShardError(f"{path}: is not a file of this cache; remove it")
                 if not facts.st_nlink:
                     return None
                 if facts.st_size != size:
@@ -131,8 +131,8 @@ class ShardCache:
                     written += os.pwrite(descriptor, chunk, written)
             if written != size or found.hexdigest() != sha256:
                 raise ShardError(
-                    f"{written} bytes of sha256 {found.hexdigest()} came, "
-                    f"not {size} of {sha256}; run 'perceiver verify' on the set"
+                    f"{written} bytes with sha256 {found.hexdigest()} were read, "
+                    f"instead of {size} with {sha256}; run 'perceiver verify' on the set"
                 )
             with self._refusing():
                 os.fsync(descriptor)
@@ -168,7 +168,7 @@ class ShardCache:
         if too_many > 0:
             raise NoRoomError(
                 f"{self.folder}: the cache of {self.max_bytes} bytes is full of shards in use, and "
-                f"one of {size} has no room; allow it more bytes or read a smaller window of shards"
+                f"another {size} bytes do not fit; allow it more bytes or use a smaller window"
             )
 
     def _files(self) -> Iterator[tuple[int, int, Path]]:
@@ -206,7 +206,7 @@ class ShardCache:
 def _check_digest(sha256: str) -> None:
     """Reject anything but a sha256: the name comes from a set, which may be hostile."""
     if not is_sha256(sha256):
-        raise ShardError(f"{sha256!r} is no sha256 of a shard; do not use this set")
+        raise ShardError(f"{sha256!r} is not the sha256 of a shard; do not use this set")
 
 
 def _stripe(sha256: str) -> str:

@@ -83,7 +83,7 @@ def _stack(
     if lengths.max() > length:
         raise ShardError(
             f"field {name!r}: a sample has {lengths.max()} entries and pad_to {length}; "
-            "raise it or decode samples to fewer"
+            "increase pad_to or decode samples to fewer"
         )
     field = allocate(name, (len(rows), length, *rest) if ndim else (len(rows),), dtype)
     for index, (row, own) in enumerate(zip(rows, lengths.tolist(), strict=True)):

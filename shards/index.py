@@ -134,7 +134,7 @@ class ShardIndex:
             info = ShardInfo(**facts, index_sha256=sha256_hex(data))
         except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise ShardError(
-                f"{where}: says nothing of its shard; run 'perceiver preprocess' again"
+                f"{where}: lacks the facts about its shard; run 'perceiver preprocess' again"
             ) from error
         check_facts(info, where)
         check_index(table, info, where)
@@ -153,14 +153,14 @@ class ShardIndex:
         """
         if self.info != listed:
             raise ShardError(
-                f"{where}: is of another shard than shards.parquet says; do not use this set, or "
-                "make it again"
+                f"{where}: belongs to another shard than shards.parquet says; do not use this set, "
+                "or make it again"
             )
         targets = self.targets.drop_null().to_numpy()
         if num_classes and len(targets) and not 0 <= targets.min() <= targets.max() < num_classes:
             raise ShardError(
-                f"{where}: a target is none of the {num_classes} classes; do not use this set, or "
-                "make it again"
+                f"{where}: a target is not one of the {num_classes} classes; do not use this set, "
+                "or make it again"
             )
 
     def __len__(self) -> int:

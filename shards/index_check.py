@@ -28,11 +28,11 @@ def check_index(table: pa.Table, info: ShardInfo, where: str) -> None:
     """
     columns = {name: table[name].combine_chunks() for name in table.schema.names}
     if len(table) != info.samples:
-        raise _refused(where, f"{len(table)} rows, and its shard has {info.samples} samples")
+        raise _refused(where, f"it has {len(table)} rows, but its shard has {info.samples} samples")
     if any(column.null_count for name, column in columns.items() if name != "target"):
         raise _refused(where, "a field is missing")
     if not _all(pc.equal(columns["split"], info.split)):
-        raise _refused(where, "a sample is of another split than its shard")
+        raise _refused(where, "a sample has another split than its shard")
     for name in ("sha256", "source_sha256"):
         if not _all(pc.match_substring_regex(columns[name], SHA256_PATTERN)):
             raise _refused(where, f"{name} is not 64 hexadecimal digits")
@@ -40,7 +40,7 @@ def check_index(table: pa.Table, info: ShardInfo, where: str) -> None:
     if not _all(pc.match_substring_regex(keys, KEY_PATTERN)) or (
         pc.count_distinct(keys).as_py() != len(keys)
     ):
-        raise _refused(where, "keys are not distinct plain names")
+        raise _refused(where, "the keys are not distinct valid names")
     _check_spans(columns["members"], keys, info, where)
 
 
@@ -56,32 +56,32 @@ def _check_spans(members: pa.ListArray, keys: pa.Array, info: ShardInfo, where: 
     coded = names.dictionary_encode()
     words = coded.dictionary.to_pylist()
     if not all(map(is_member, words)):
-        raise _refused(where, "the name of a member is not plain")
+        raise _refused(where, "the name of a member is invalid")
     # Ranks follow the alphabetical order of the names, so they must rise within each sample.
     order = np.argsort(np.argsort(np.array(words, dtype=object))) if words else np.zeros(0, int)
     ranks = order[coded.indices.to_numpy()]
     rises = np.diff(ranks) > 0
     rises[first[1:-1] - 1] = True  # the step from one sample to the next may fall
     if not rises.all():
-        raise _refused(where, "the members of a sample are twice there or out of order")
+        raise _refused(where, "the members of a sample are repeated or out of order")
     longest = np.array([len(word) for word in words], np.int64)[coded.indices.to_numpy()]
     key_bytes = np.repeat(pc.binary_length(keys).to_numpy(), sizes)
     if len(longest) and (key_bytes + 1 + longest).max() > MAX_NAME_BYTES:
-        raise _refused(where, f"a name of a member in the tar has over {MAX_NAME_BYTES} bytes")
+        raise _refused(where, f"a member's name in the tar has more than {MAX_NAME_BYTES} bytes")
     _check_offsets(offsets.to_numpy(), lengths.to_numpy(), info.bytes, where)
 
 
 def _check_offsets(offsets: np.ndarray, lengths: np.ndarray, size: int, where: str) -> None:
     if not len(lengths):
         if size:
-            raise _refused(where, "a shard without samples has no tar")
+            raise _refused(where, "the shard has no samples but a tar")
         return
     if lengths.min() < 0 or lengths.max() > min(size, MAX_MEMBER_BYTES):
-        raise _refused(where, "a member's length is negative or more than its tar has")
+        raise _refused(where, "a member's length is negative or exceeds its tar")
     steps = -(-lengths // BLOCK_BYTES) * BLOCK_BYTES + BLOCK_BYTES
     ends = np.cumsum(steps)  # fits in int64: a length is below 2**33, and a list has < 2**31 items
     if not np.array_equal(offsets, ends - steps + BLOCK_BYTES):
-        raise _refused(where, "a member does not lie behind the one before it")
+        raise _refused(where, "a member does not follow the previous one")
     if ends[-1] + len(END_OF_ARCHIVE) != size:
         raise _refused(where, "its members do not fill the tar")
 

@@ -45,7 +45,7 @@ class LoaderState:
         if not isinstance(content, dict) or content.get("format") != STATE_FORMAT:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
             raise ShardError(
-                f"loader state: format {found!r} and not {STATE_FORMAT}; "
+                f"loader state: format {found!r} instead of {STATE_FORMAT}; "
                 "give what ShardLoader.state_dict returned"
             )
         values = {name: value for name, value in content.items() if name != "format"}
@@ -56,7 +56,7 @@ class LoaderState:
         for name, value in values.items():
             if not _has_type(name, value):
                 raise ShardError(
-                    f"loader state: {name} {value!r} is of another type, negative or huge; "
+                    f"loader state: {name} {value!r} has another type, or is negative or huge; "
                     "take another state"
                 )
         return cls(**values)
@@ -67,8 +67,8 @@ class LoaderState:
             saved, own = getattr(self, name), getattr(other, name)
             if saved != own:
                 raise ShardError(
-                    f"loader state: its {name} is {saved!r} and the loader's {own!r}; resume with "
-                    f"the state's {name}, or begin a new run without this state"
+                    f"loader state: its {name} is {saved!r} and the loader's is {own!r}; resume "
+                    f"with the state's {name}, or begin a new run without this state"
                 )
 
 

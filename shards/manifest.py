@@ -83,11 +83,11 @@ class Manifest:
         except RecursionError as error:
             raise _damaged(where, "nested too deeply") from error
         if not isinstance(content, dict) or "format_version" not in content:
-            raise _damaged(where, "no manifest of a shard set")
+            raise _damaged(where, "not the manifest of a shard set")
         if content["format_version"] != FORMAT_VERSION:
             raise ShardError(
-                f"{where}: format version {repr(content['format_version'])[:_MAX_QUOTED]} and not "
-                f"{FORMAT_VERSION}; read it with the program that wrote it or run 'perceiver "
+                f"{where}: format version {repr(content['format_version'])[:_MAX_QUOTED]} instead "
+                f"of {FORMAT_VERSION}; read it with the program that wrote it or run 'perceiver "
                 "preprocess' again"
             )
         content.pop("checksum", None)
@@ -116,7 +116,7 @@ class Manifest:
         try:
             same = manifest.encode() == data
         except (ValueError, TypeError, RecursionError) as error:
-            raise _damaged(where, f"it holds what no manifest does ({error})") from error
+            raise _damaged(where, f"it has an invalid value ({error})") from error
         if not same:
             raise _damaged(where, "its checksum differs: it was changed since it was written")
         check_manifest(manifest, where)

@@ -33,7 +33,7 @@ def _faults(manifest: Any) -> Iterator[str]:
     if not _all_distinct(manifest.members, is_member) or list(manifest.members) != sorted(
         manifest.members
     ):
-        yield "members are not distinct names of members in order"
+        yield "members is not a sorted list of distinct names of members"
     if manifest.positions.keys() != manifest.position_sha256.keys():
         yield "positions and position_sha256 name different tables"
     for digest, spec in manifest.positions.items():
@@ -46,14 +46,14 @@ def _digest_faults(manifest: Any) -> Iterator[str]:
         if not is_sha256(getattr(manifest, name)):
             yield f"{name} is not 64 hexadecimal digits"
     if not isinstance(manifest.config, dict):
-        yield "config is no object"
+        yield "config is not an object"
     elif sha256_hex(canonical_json(manifest.config)) != manifest.config_digest:
-        yield "config_digest is not that of config"
+        yield "config_digest is not the digest of config"
     digest = manifest.input_digest
     if not is_printable(digest) or len(digest) > _MAX_INPUT_DIGEST:
-        yield "input_digest is no digest"
+        yield "input_digest is not a digest"
     if not _has_items(manifest.position_sha256, is_sha256, is_sha256):
-        yield "position_sha256 is not digests by digests"
+        yield "position_sha256 does not map digests to digests"
 
 
 def _count_faults(manifest: Any) -> Iterator[str]:
@@ -61,22 +61,22 @@ def _count_faults(manifest: Any) -> Iterator[str]:
         yield "classes are not distinct names without control characters"
         return
     if not is_count(manifest.quarantined):
-        yield "quarantined is no number of sources"
+        yield "quarantined is not a number of sources"
     counts = manifest.counts
     if not _has_items(counts, is_name, is_count) or not is_count(sum(counts.values())):
-        yield "counts are not numbers of samples by plain names of splits"
+        yield "counts does not map names of splits to numbers of samples"
         return
     if not isinstance(manifest.class_counts, dict) or not manifest.class_counts.keys() <= (
         counts.keys()
     ):
-        yield "class_counts are not by splits that counts has"
+        yield "class_counts names a split that counts lacks"
         return
     classes = frozenset(manifest.classes)
     for split, of_class in manifest.class_counts.items():
         if not _has_items(of_class, classes.__contains__, is_count):
-            yield f"class_counts of {split!r} are not numbers of samples by classes"
+            yield f"class_counts of {split!r} does not map classes to numbers of samples"
         elif sum(of_class.values()) > counts[split]:
-            yield f"class_counts of {split!r} are more samples than counts has"
+            yield f"class_counts of {split!r} has more samples than counts"
 
 
 def _has_items(value: Any, is_key: Any, is_value: Any) -> bool:

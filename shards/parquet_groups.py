@@ -44,7 +44,7 @@ def open_parquet(file: BinaryIO, where: str) -> pq.ParquetFile:
         raise refused(where, f"not a readable Parquet file ({told})") from error
     about = parquet.metadata
     if rows != about.num_rows or len(groups) != about.num_row_groups:
-        raise refused(where, "its footer can be read in two ways")
+        raise refused(where, "its footer is ambiguous")
     size = file.seek(0, io.SEEK_END)
     if rows > (most := _FREE_ROWS + _ROWS_PER_BYTE * size):
         raise refused(where, f"{rows} rows in {size} bytes, and at most {most} are expected")

@@ -72,7 +72,7 @@ def check_parquet(
     except (pa.ArrowException, OSError, ValueError, IndexError) as error:
         raise refused(where, f"not a readable Parquet file ({_one_line(error)})") from error
     if rows != metadata.num_rows or len(groups) != metadata.num_row_groups:
-        raise refused(where, "its footer can be read in two ways")
+        raise refused(where, "its footer is ambiguous")
     if rows > max_rows:
         raise refused(where, f"{rows} rows, and at most {max_rows} are expected")
     size = file.seek(0, io.SEEK_END)
@@ -148,13 +148,13 @@ def read_footer(file: BinaryIO) -> tuple[int, list[Struct]]:
     end = file.read(8)
     length = int.from_bytes(end[:4], "little")
     if end[4:] != b"PAR1" or not 0 < length <= min(size - 12, _MAX_FOOTER_BYTES):
-        raise ValueError("it does not end like one")
+        raise ValueError("its end mark is missing or damaged")
     file.seek(size - 8 - length)
     fields = CompactReader(file.read(length)).struct(_FOOTER)
     _check_schema(fields.get((2, LIST)))
     rows, groups = fields.get((3, INT64), -1), fields.get((4, LIST), [])
     if min(map(_rows, groups), default=0) < 0 or sum(map(_rows, groups)) != rows:
-        raise ValueError("its row groups have other rows than the file")
+        raise ValueError("its row groups do not add up to its rows")
     return rows, groups
 
 
@@ -177,7 +177,7 @@ def _check_schema(elements: Any) -> None:
         while open_nodes and not open_nodes[-1]:
             open_nodes.pop()
     if open_nodes:
-        raise ValueError("a column lacks its parts")
+        raise ValueError("a column lacks its children")
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _chunk_bytes(
 ) -> int:
     """Return the most bytes of a column chunk in memory, without repetitions of its strings."""
     if chunk.values < 0 or (column.max_repetition_level == 0 and chunk.values != rows):
-        raise refused(named, "it has not one value for each row")
+        raise refused(named, "it does not have one value for each row")
     if chunk.values == 0:
         return 0
     start = chunk.data_page

@@ -115,11 +115,11 @@ def _check_fields(fields: Any) -> None:
     if not isinstance(shape, list) or not all(is_count(size, 1 << 31) for size in shape):
         raise ValueError("shape is not a list of sizes")
     if not is_count(bands, 1 << 20):
-        raise ValueError("num_bands is no number of bands")
+        raise ValueError("num_bands is not a number of bands")
     if not isinstance(resolution, list) or not all(map(_is_finite, resolution)):
         raise ValueError("max_resolution is not a list of finite numbers")
     if "layout" in fields and not is_name(fields["layout"]):
-        raise ValueError("layout is no name")
+        raise ValueError("layout is not a name")
     if len(shape) > _MAX_AXES or math.prod(shape) * len(shape) * (2 * bands + 1) > _MAX_NUMBERS:
         raise ValueError("the table would be too large")
 

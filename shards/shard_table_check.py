@@ -38,23 +38,23 @@ def check_shard_table(table: pa.Table, where: str) -> None:
     if len(numbers) and (
         numbers[0] < 0 or numbers[-1] > _MAX_NUMBER or not (np.diff(numbers) > 0).all()
     ):
-        raise _refused(where, "numbers of shards are negative, huge, twice there or out of order")
+        raise _refused(where, "the numbers of shards are negative, huge, repeated or out of order")
     names = pc.binary_join_element_wise(
         "shard-", pc.utf8_lpad(pc.cast(table["number"], pa.string()), 5, "0"), ".tar", ""
     )
     if not _all(pc.equal(table["name"], names)):
-        raise _refused(where, "a tar is not named by its number")
+        raise _refused(where, "the name of a tar does not match its number")
     splits = pc.unique(table["split"]).to_pylist()
     if not all(map(is_name, splits)):
-        raise _refused(where, "the name of a split is not plain")
+        raise _refused(where, "the name of a split is invalid")
     for name in ("sha256", "index_sha256"):
         if not _all(pc.match_substring_regex(table[name], SHA256_PATTERN)):
             raise _refused(where, f"{name} is not 64 hexadecimal digits")
     if len(sizes) and (sizes.min() < 0 or sizes.max() > MAX_BYTES or (sizes % BLOCK_BYTES).any()):
-        raise _refused(where, "the bytes of a tar are negative, huge or no whole blocks")
+        raise _refused(where, "the size of a tar is negative, huge or not a multiple of 512 bytes")
     most = (sizes - len(END_OF_ARCHIVE)) // BLOCK_BYTES  # each sample needs at least a header
     if len(samples) and (samples.min() < 1 or (samples > most).any()):
-        raise _refused(where, "a tar has no samples, or more than its bytes can hold")
+        raise _refused(where, "a tar has no samples, or more than fit in its size")
 
 
 def check_counts(table: pa.Table, counts: Mapping[str, int], where: str) -> None:
@@ -74,7 +74,7 @@ def check_counts(table: pa.Table, counts: Mapping[str, int], where: str) -> None
         if found.get(split, 0) != counts.get(split, 0):
             raise _refused(
                 where,
-                f"{found.get(split, 0)} samples of split {split!r}, the manifest has "
+                f"split {split!r} has {found.get(split, 0)} samples, but the manifest says "
                 f"{counts.get(split, 0)}",
             )
 
@@ -86,11 +86,11 @@ def check_facts(info: ShardInfo, where: str) -> None:
         ShardError: A fact is invalid; the message names it and the file, `where`.
     """
     if not is_count(info.number, _MAX_NUMBER) or info.name != shard_name(info.number):
-        raise _refused(where, "its tar is not named by its number")
+        raise _refused(where, "the name of its tar does not match its number")
     if not is_name(info.split):
-        raise _refused(where, "the name of its split is not plain")
+        raise _refused(where, "the name of its split is invalid")
     if not is_count(info.samples) or not is_count(info.bytes, MAX_BYTES):
-        raise _refused(where, "its samples or bytes are no number, negative or huge")
+        raise _refused(where, "its samples or bytes are not a number, negative or huge")
     if not is_sha256(info.sha256):
         raise _refused(where, "sha256 is not 64 hexadecimal digits")
 
