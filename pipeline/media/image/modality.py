@@ -24,27 +24,27 @@ class ImageModality(Modality[ImageFormat]):
     def decode(
         self, data: bytes, fmt: ImageFormat, *, name: str = "", strict: bool = True
     ) -> Iterator[np.ndarray]:
-        """The one image."""
+        """Yield the image of a file."""
         yield decode_image(data, fmt, strict=strict)
 
     def array_type(self, fmt: ImageFormat) -> tuple[np.dtype, tuple[int, ...]]:
-        """uint8 `[height, width, channels]`."""
+        """Return uint8 and `(height, width, channels)`."""
         return np.dtype(np.uint8), (fmt.height, fmt.width, fmt.channels)
 
     def encode(self, array: np.ndarray, fmt: ImageFormat) -> bytes:
-        """NumPy's format, or JPEG."""
+        """Encode an image as .npy, or as JPEG if the format says so."""
         if fmt.encoding == "jpeg":
             return encode_jpeg(array, fmt.jpeg_quality)
         return super().encode(array, fmt)
 
     def decode_member(self, content: bytes | memoryview, fmt: ImageFormat) -> np.ndarray:
-        """The inverse of `encode`, as near as JPEG keeps it."""
+        """Decode what `encode` returned. With JPEG, the pixels differ slightly."""
         if fmt.encoding == "jpeg":
             return decode_image(bytes(content), fmt)
         return super().decode_member(content, fmt)
 
     def example(self, fmt: ImageFormat) -> bytes:
-        """A PNG that goes from black to white."""
+        """Return a PNG with a gradient from black to white."""
         from PIL import Image
 
         ramp = np.linspace(0, 255, fmt.width).astype(np.uint8)

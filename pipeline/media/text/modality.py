@@ -22,17 +22,17 @@ class TextModality(Modality[TextFormat]):
     def decode(
         self, data: bytes, fmt: TextFormat, *, name: str = "", strict: bool = True
     ) -> Iterator[np.ndarray]:
-        """A text's contexts."""
+        """Yield the contexts of a text."""
         yield from decode_text(data, fmt, strict=strict)
 
     def cuts(self, fmt: TextFormat) -> bool:
-        """Whether all contexts of a text are taken, and not the first alone."""
+        """Return whether all contexts of a text are used, not only the first."""
         return fmt.cut == "all"
 
     def array_type(self, fmt: TextFormat) -> tuple[np.dtype, tuple[int, ...]]:
-        """uint8 `[max_length]`."""
+        """Return uint8 and `(max_length,)`."""
         return np.dtype(np.uint8), (fmt.max_length,)
 
     def example(self, fmt: TextFormat) -> str:
-        """Two words."""
+        """Return two words."""
         return "an example"

@@ -30,11 +30,11 @@ class VideoModality(Modality[VideoFormat]):
     def decode(
         self, data: bytes, fmt: VideoFormat, *, name: str = "", strict: bool = True
     ) -> Iterator[np.ndarray]:
-        """A film's clips."""
+        """Yield the clips of a film."""
         yield from decode_clips(data, fmt, strict=strict)
 
     def cuts(self, fmt: VideoFormat) -> bool:
-        """Whether all clips of a film are taken, and not the first alone."""
+        """Return whether all clips of a film are used, not only the first."""
         return fmt.clips == "all"
 
     def decode_with(
@@ -46,7 +46,7 @@ class VideoModality(Modality[VideoFormat]):
         required: Collection[str] = (),
         strict: bool = True,
     ) -> Iterator[dict[str, np.ndarray | None]]:
-        """A film's clips, and the sound of each."""
+        """Yield the clips of a film and the sound of each."""
         sound = others[SOUND]
         assert isinstance(sound, AudioFormat)
         film = decode_film(data, fmt, sound, needs_sound=SOUND in required, strict=strict)
@@ -54,11 +54,11 @@ class VideoModality(Modality[VideoFormat]):
             yield {self.name: frames, SOUND: samples}
 
     def array_type(self, fmt: VideoFormat) -> tuple[np.dtype, tuple[int, ...]]:
-        """uint8 `[num_frames, height, width, channels]`."""
+        """Return uint8 and `(num_frames, height, width, channels)`."""
         return np.dtype(np.uint8), fmt.shape
 
     def example(self, fmt: VideoFormat) -> bytes:
-        """A grey film of small frames, one more than a clip has."""
+        """Return a grey film of small frames, one frame longer than a clip."""
         import av
 
         buffer = io.BytesIO()
