@@ -5,16 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from perceiver_model.adapters.configs import (
-    AudioInput,
-    Conv,
-    ConvStem,
-    FeatureMapInput,
-    ImageInput,
-    Mel,
-    Pixels,
-    VideoInput,
-)
 from perceiver_model.adapters.multimodal_config import MultimodalInput
 from perceiver_model.config import LearnedPositions, PositionConfig
 from perceiver_model.families.autoencoder_config import AutoencoderConfig, GridOutput
@@ -143,8 +133,11 @@ def _autoencoder_flops(config: AutoencoderConfig) -> int:
 
 def _token_flops(config: TokensConfig) -> int:
     """Return the FLOPs of everything before the encoder."""
-    tokens = math.prod(config.token_grid)
-    return _adapter_flops(config, tokens) + _position_flops(config.positions, tokens)
+    if isinstance(config.input, MultimodalInput):
+        return sum(_token_flops(part) for part in config.input.modalities.values())
+    positions = _position_flops(config.positions, math.prod(config.token_grid))
+    adapter: int = config.adapter.flops(config.input)
+    return adapter + positions
 
 
 def _position_flops(positions: PositionConfig | None, tokens: int) -> int:
@@ -152,23 +145,3 @@ def _position_flops(positions: PositionConfig | None, tokens: int) -> int:
     if not isinstance(positions, LearnedPositions):
         return 0
     return matmul_flops(tokens, positions.num_channels, positions.projected_channels or 0)
-
-
-def _adapter_flops(config: TokensConfig, tokens: int) -> int:
-    match config.input, config.adapter:
-        case MultimodalInput() as media, _:
-            return sum(_token_flops(part) for part in media.modalities.values())
-        case (ImageInput() | VideoInput() | FeatureMapInput()) as media, Pixels(
-            num_channels=int(channels)
-        ):
-            return matmul_flops(tokens, media.channels, channels)
-        case ImageInput() as image, Conv(num_channels=channels):
-            convolution = matmul_flops(image.height * image.width, 5 * 5 * image.channels, channels)
-            return convolution + matmul_flops(tokens, 3 * 3 * channels, channels)
-        case ImageInput() as image, ConvStem(num_channels=channels):
-            convolved = math.ceil(image.height / 2) * math.ceil(image.width / 2)
-            return matmul_flops(convolved, 7 * 7 * image.channels, channels)
-        case AudioInput() as audio, Mel() as mel:
-            num_bins = mel.fft_size(audio.sample_rate) // 2 + 1
-            return matmul_flops(mel.num_frames(audio), num_bins, mel.num_mels)
-    return 0

@@ -8,7 +8,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
+from perceiver_model.adapters import build
+from perceiver_model.adapters.configs import MediaAdapter, MediaInput
+from perceiver_model.adapters.multimodal_config import MultimodalInput, PaddedModalities
 from pipeline.config.load import validate
 from pipeline.media.registered import MODALITIES
 from pipeline.preprocess.identity import set_identity
@@ -167,3 +171,10 @@ def test_no_other_module_tells_modalities_apart():
                 found += [(where, value) for value in inner if value in names]
     # A mask is a target for an image, so such a set needs images.
     assert found == [("pipeline/config/data.py", "image")]
+
+
+def test_every_adapter_is_built_for_every_input_that_it_reads():
+    adapters = (*get_args(MediaAdapter), PaddedModalities)
+    pairs = {(media, adapter) for adapter in adapters for media in adapter.reads}
+    assert pairs == build._BUILDERS.keys()
+    assert {media for media, _ in pairs} == {*get_args(MediaInput), MultimodalInput}

@@ -12,6 +12,7 @@ from perceiver_model.config_checks import (
     check_positive_integers,
     refusal,
 )
+from perceiver_model.layer_flops import matmul_flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,3 +142,8 @@ class Mel(AdapterBase):
     def content_channels(self, audio: AudioInput) -> int:
         """Return the number of mel bands, or 1 if every cell is a token."""
         return 1 if self.tokens == "cells" else self.num_mels
+
+    def flops(self, audio: AudioInput) -> int:
+        """Return the FLOPs of the mel filters."""
+        num_bins = self.fft_size(audio.sample_rate) // 2 + 1
+        return matmul_flops(self.num_frames(audio), num_bins, self.num_mels)

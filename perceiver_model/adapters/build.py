@@ -11,7 +11,7 @@ The tokens are in the row-major order of `TokensConfig.token_grid`. A wrong shap
 ValueError.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -60,45 +60,48 @@ Masks = torch.Tensor | Mapping[str, torch.Tensor | None]
 
 def build_adapter(config: TokensConfig) -> nn.Module:
     """Build the adapter that a configuration describes."""
-    adapter = _token_adapter(config)
-    match config.input, config.adapter:
-        case (ImageInput() | VideoInput() | FeatureMapInput()) as media, Pixels(
-            num_channels=int(num_channels)
-        ):
-            return ProjectedAdapter(adapter, media.channels, num_channels)
-    return adapter
+    return _BUILDERS[type(config.input), type(config.adapter)](config.input, config.adapter)
 
 
-def _token_adapter(config: TokensConfig) -> nn.Module:
-    """Build the adapter without the projection of its pixels (`Pixels.num_channels`)."""
-    match config.input, config.adapter:
-        case ImageInput() as image, Pixels():
-            return PixelAdapter(image)
-        case ImageInput() as image, Patches() as patches:
-            return PatchAdapter(image, patches)
-        case ImageInput() as image, Conv() as conv:
-            return ConvAdapter(image, conv)
-        case ImageInput() as image, ConvStem() as stem:
-            return ConvStemAdapter(image, stem)
-        case TextInput() as text, TokenEmbedding() as embedding:
-            return TokenAdapter(text, embedding)
-        case AudioInput() as audio, Chunks() as chunks:
-            return ChunkAdapter(audio, chunks)
-        case AudioInput() as audio, Mel() as mel:
-            return MelAdapter(audio, mel)
-        case VideoInput() as video, Pixels():
-            return VideoPixelAdapter(video)
-        case VideoInput() as video, SpaceTimePatches() as patches:
-            return SpaceTimePatchAdapter(video, patches)
-        case FeatureMapInput() as features, Pixels():
-            return FeatureMapAdapter(features)
-        case PointsInput() as cloud, Points() as points:
-            return PointAdapter(cloud, points)
-        case TableInput() as table, Columns() as columns:
-            return ColumnAdapter(table, columns)
-        case ClassInput() as classes, OneHot():
-            return OneHotAdapter(classes)
-        case MultimodalInput() as media, PaddedModalities() as padded:
-            parts = {name: build_adapter(part) for name, part in media.modalities.items()}
-            return MultimodalAdapter(media, padded, parts)
-    raise AssertionError("refused by TokensConfig")
+def _of_pixels(module: Callable[[Any], nn.Module]) -> Callable[[Any, Pixels], nn.Module]:
+    """Return the builder of an adapter for pixels, with their projection if they have one."""
+
+    def build(media: Any, pixels: Pixels) -> nn.Module:
+        adapter = module(media)
+        if pixels.num_channels is None:
+            return adapter
+        return ProjectedAdapter(adapter, media.channels, pixels.num_channels)
+
+    return build
+
+
+def _one_hot(classes: ClassInput, _: OneHot) -> nn.Module:
+    return OneHotAdapter(classes)
+
+
+def _multimodal(media: MultimodalInput, padded: PaddedModalities) -> nn.Module:
+    parts = {name: build_adapter(part) for name, part in media.modalities.items()}
+    return MultimodalAdapter(media, padded, parts)
+
+
+_BUILDERS: dict[tuple[type, type], Callable[[Any, Any], nn.Module]] = {
+    (ImageInput, Pixels): _of_pixels(PixelAdapter),
+    (ImageInput, Patches): PatchAdapter,
+    (ImageInput, Conv): ConvAdapter,
+    (ImageInput, ConvStem): ConvStemAdapter,
+    (AudioInput, Chunks): ChunkAdapter,
+    (AudioInput, Mel): MelAdapter,
+    (TextInput, TokenEmbedding): TokenAdapter,
+    (VideoInput, Pixels): _of_pixels(VideoPixelAdapter),
+    (VideoInput, SpaceTimePatches): SpaceTimePatchAdapter,
+    (FeatureMapInput, Pixels): _of_pixels(FeatureMapAdapter),
+    (PointsInput, Points): PointAdapter,
+    (TableInput, Columns): ColumnAdapter,
+    (ClassInput, OneHot): _one_hot,
+    (MultimodalInput, PaddedModalities): _multimodal,
+}
+"""The adapters: a line for each input that each of them reads.
+
+An adapter's configuration is also in the union `MediaAdapter` of `configs.py`, and names the same
+inputs in `reads`.
+"""

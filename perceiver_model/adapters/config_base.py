@@ -32,3 +32,7 @@ class AdapterBase:
     def content_channels(self, media: Any) -> int:
         """Return the number of channels of a token without its position features."""
         raise NotImplementedError
+
+    def flops(self, media: Any) -> int:
+        """Return the FLOPs of the adapter for one sample, counted as `layer_flops` explains."""
+        return 0

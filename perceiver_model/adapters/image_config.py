@@ -13,6 +13,7 @@ from perceiver_model.config_checks import (
     check_positive_integers,
     refusal,
 )
+from perceiver_model.layer_flops import matmul_flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,12 @@ class Pixels(AdapterBase):
     def content_channels(self, pixels: ImageInput | FeatureMapInput | VideoInput) -> int:
         """Return `num_channels`, or the channels of a pixel if there is no linear layer."""
         return self.num_channels or pixels.channels
+
+    def flops(self, pixels: ImageInput | FeatureMapInput | VideoInput) -> int:
+        """Return the FLOPs of the linear layer."""
+        if self.num_channels is None:
+            return 0
+        return matmul_flops(math.prod(pixels.grid), pixels.channels, self.num_channels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +153,12 @@ class Conv(AdapterBase):
         """Return the number of channels of the convolutions."""
         return self.num_channels
 
+    def flops(self, image: ImageInput) -> int:
+        """Return the FLOPs of both convolutions."""
+        channels, tokens = self.num_channels, math.prod(self.token_grid(image))
+        first = matmul_flops(image.height * image.width, 5 * 5 * image.channels, channels)
+        return first + matmul_flops(tokens, 3 * 3 * channels, channels)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConvStem(AdapterBase):
@@ -196,3 +209,8 @@ class ConvStem(AdapterBase):
     def content_channels(self, image: ImageInput) -> int:
         """Return the number of channels of the convolution."""
         return self.num_channels
+
+    def flops(self, image: ImageInput) -> int:
+        """Return the FLOPs of the convolution."""
+        convolved = math.ceil(image.height / 2) * math.ceil(image.width / 2)
+        return matmul_flops(convolved, 7 * 7 * image.channels, self.num_channels)
