@@ -31,15 +31,21 @@ def add_subjects(bench: argparse.ArgumentParser, open_console: OpenConsole) -> N
             )
         return subject
 
-    _add_model(add("model", _model, "training, inference and memory beside other Perceivers"))
-    shards = add("shards", _shards, "reading shards beside webdataset and Ray Data")
+    _add_model(add("model", _model, "compare training, inference and memory with other Perceivers"))
+    shards = add("shards", _shards, "compare our shard reader with webdataset and Ray Data")
     shards.add_argument("--samples", type=int, default=10_000, help="photographs in the set")
-    shards.add_argument("--decoded", type=int, default=2_000, help="how many a round decodes")
-    shards.add_argument("--rounds", type=int, default=3, help="measure all in turn so often")
-    preprocess = add("preprocess", _preprocess, "JPEG files to shards beside a process pool")
+    shards.add_argument(
+        "--decoded", type=int, default=2_000, help="photographs that a round decodes"
+    )
+    shards.add_argument("--rounds", type=int, default=3, help="rounds; each measures all in turn")
+    preprocess = add(
+        "preprocess", _preprocess, "compare making shards of JPEG files with a process pool"
+    )
     preprocess.add_argument("--files", type=int, default=16_000, help="photographs")
-    preprocess.add_argument("--workers", type=int, help="processes (default: one for each CPU)")
-    preprocess.add_argument("--rounds", type=int, default=3, help="measure all in turn so often")
+    preprocess.add_argument("--workers", type=int, help="processes (default: one per CPU)")
+    preprocess.add_argument(
+        "--rounds", type=int, default=3, help="rounds; each measures all in turn"
+    )
 
 
 def _add_model(subject: argparse.ArgumentParser) -> None:
@@ -47,16 +53,20 @@ def _add_model(subject: argparse.ArgumentParser) -> None:
     subject.add_argument(
         "--vs",
         metavar="PEERS",
-        help="transformers,lucidrains, or none (default: those that have it)",
+        help="transformers,lucidrains, or none (default: peers with such a model)",
     )
     subject.add_argument("--device", default="auto", help="cpu or cuda")
     subject.add_argument("--precision", default="auto", help="float32 or bf16 (on cuda)")
-    subject.add_argument("--batch-sizes", metavar="N,…", help="tried upwards while it gets faster")
+    subject.add_argument(
+        "--batch-sizes", metavar="N,…", help="tried in ascending order while the rate grows"
+    )
     subject.add_argument(
         "--work", metavar="WORK", help="train,inference,cross-attend (default) and memory"
     )
-    subject.add_argument("--rounds", type=int, default=1, help="measure all in turn so often")
-    subject.add_argument("--no-compile", action="store_true", help="only without torch.compile")
+    subject.add_argument("--rounds", type=int, default=1, help="rounds; each measures all in turn")
+    subject.add_argument(
+        "--no-compile", action="store_true", help="measure only without torch.compile"
+    )
     subject.add_argument(
         "--paths", action="store_true", help="a row for each path of our attention"
     )

@@ -22,7 +22,12 @@ def image_shape(config: ClassifierConfig) -> tuple[int, int, int]:
 
 
 def standardised(raw: torch.Tensor, config: ClassifierConfig) -> torch.Tensor:
-    """Return (raw / 255 - mean) / std, float32, with the channels last."""
+    """Return (raw / 255 - mean) / std, float32, with the channels last.
+
+    Args:
+        raw: The images `[batch, height, width, channels]`, uint8.
+        config: The configuration, with the mean and the standard deviation.
+    """
     image = config.input
     assert isinstance(image, ImageInput), "choose_peers refuses it"
     mean, std = (torch.tensor(values, device=raw.device) for values in (image.mean, image.std))

@@ -64,7 +64,13 @@ def describe(device: str, precision: str, seconds: float) -> dict[str, Any]:
 
 
 def matmul_rate(device: str, dtype: torch.dtype, seconds: float) -> float:
-    """Return the FLOPs per second of a product of two square matrices, at 2 per multiply-add."""
+    """Return the FLOPs per second of a product of two square matrices, at 2 per multiply-add.
+
+    Args:
+        device: `cpu` or `cuda`.
+        dtype: The dtype of the matrices.
+        seconds: The minimum time of the measurement, in seconds.
+    """
     size = MATMUL_SIZE[device]
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     product = torch.empty_like(left)
@@ -92,10 +98,15 @@ def warm_up(step: Callable[[], Any], device: str) -> float:
 def time_steps(
     step: Callable[[], Any], device: str, seconds: float, estimate: float
 ) -> list[float]:
-    """Return the seconds of each step.
+    """Return the seconds of each step. There are at least 3 steps.
 
-    There are at least 3 steps, and enough to take `seconds` in total if each takes `estimate`
-    seconds. On CUDA, the steps run back to back as in training, and events on the device time them.
+    On CUDA, the steps run back to back as in training, and events on the device time them.
+
+    Args:
+        step: The function to time.
+        device: `cpu` or `cuda`.
+        seconds: The minimum time of all steps, in seconds.
+        estimate: The expected time of one step, in seconds.
     """
     count = max(MIN_STEPS, math.ceil(seconds / estimate))
     if device == "cpu":
@@ -152,6 +163,10 @@ def above(before: Memory, device: str) -> int:
     """Return by how many bytes the peak exceeds the earlier memory.
 
     The CPU's counters have a small error.
+
+    Args:
+        before: The earlier memory.
+        device: `cpu` or `cuda`.
     """
     return max(0, memory(device).peak - before.now)
 

@@ -14,7 +14,12 @@ QUALITY = 96
 
 
 def photographs(count: int, seed: int = 0) -> Iterator[bytes]:
-    """Yield JPEG files of 500 x 375 pixels: crops at several scales, some of them mirrored."""
+    """Yield JPEG files of 500 x 375 pixels: crops at several scales, some of them mirrored.
+
+    Args:
+        count: The number of files.
+        seed: The seed of the random crops.
+    """
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -39,7 +44,10 @@ def photographs(count: int, seed: int = 0) -> Iterator[bytes]:
 def write_folder(folder: Path, count: int, seed: int = 0) -> int:
     """Write `folder/CLASS/NUMBER.jpg` in two classes, and return the total number of bytes.
 
-    At most 500 of the photographs are distinct.
+    Args:
+        folder: The folder.
+        count: The number of files. At most 500 of them are distinct.
+        seed: The seed of the random crops.
     """
     total = 0
     distinct = list(photographs(min(count, DISTINCT), seed))

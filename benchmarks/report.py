@@ -101,12 +101,12 @@ def _notes(result: dict[str, Any]) -> list[str]:
     machine = result["machine"]
     implementations = {row["implementation"] for row in [*result["rows"], *result["memory"]]}
     notes = [
-        "× ours: images/s over ours with the same torch.compile setting. Batch sizes are each "
-        "one's fastest of those tried.",
+        "× ours: images/s relative to ours with the same torch.compile setting. Each row has the "
+        "fastest of the batch sizes tried.",
         "FLOPs are the plain algorithm's matrix products, whatever an implementation saves or "
         "computes twice; training and cross-attend count three forward passes.",
-        "above model: the timed steps' peak less what was held before the first step, with the "
-        "model built; so activations, gradients and the optimizer's state.",
+        "above model: the peak of the timed steps minus the memory before the first step, with the "
+        "model built. It holds activations, gradients and the optimizer's state.",
     ]
     if machine["device"] == "cpu":
         notes.append(
@@ -114,11 +114,11 @@ def _notes(result: dict[str, Any]) -> list[str]:
             "above model what torch.compile's compiler keeps."
         )
     if machine["precision"] == "bf16":
-        notes.append("bf16: torch.autocast, with float32 weights and optimizer, for everybody.")
+        notes.append("bf16: torch.autocast, with float32 weights and optimizer, for all.")
     elif machine["device"] == "cuda":
         precision = machine["float32_matmul_precision"]
         notes.append(
-            f"float32 as torch leaves it: matmul precision {precision!r}, TF32 in convolutions."
+            f"float32 with torch's defaults: matmul precision {precision!r}, TF32 in convolutions."
         )
     if implementations - {OURS}:
         notes.append(

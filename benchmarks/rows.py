@@ -115,7 +115,16 @@ def measure_rows(
     console: Console,
     ask: Ask,
 ) -> list[Row]:
-    """Measure each variant at its best batch size. Only the first round tries all batch sizes."""
+    """Measure each variant at its best batch size. Only the first round tries all batch sizes.
+
+    Args:
+        job: The job, which each measurement changes to its variant and batch size.
+        variants: The variants.
+        batch_sizes: The batch sizes to try, ascending.
+        rounds: The number of rounds.
+        console: The console for progress notices.
+        ask: A function that does one job.
+    """
     rows = [Row(job.task, variant) for variant in variants]
     for row in rows:
         for size in batch_sizes:
@@ -142,6 +151,13 @@ def memory_rows(
     ask: Ask,
 ) -> list[dict[str, Any]]:
     """Measure the memory of a cross-attend's step on more and more tokens, until it does not fit.
+
+    Args:
+        job: The job, which each measurement changes to its variant and configuration.
+        variants: The variants.
+        configs: The configurations, with ascending numbers of tokens.
+        console: The console for progress notices.
+        ask: A function that does one job.
 
     Returns:
         For each variant, `sizes` with the `tokens` and `bytes` of each size. A straight line

@@ -68,7 +68,11 @@ def variants(
 ) -> list[Variant]:
     """Return the variants of all rows: ours first, then the peers.
 
-    With `compile`, each variant also has a compiled row.
+    Args:
+        peers: The names of the peers.
+        compile: Whether each variant also gets a compiled row.
+        paths: Whether each of our attention paths gets a row.
+        checkpointed: The fractions of activation checkpointing that get a row each.
     """
     kinds = [
         Variant(implementation=OURS, path=path) for path in ("auto", *(PATHS if paths else ()))

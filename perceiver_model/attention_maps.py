@@ -133,13 +133,17 @@ def _of_sample(batched: Any, sample: int) -> Any:
 
 
 def on_grid(maps: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
-    """Reshape `[..., tokens]` to `[..., *grid]`, such as a configuration's `token_grid`.
+    """Reshape maps `[..., tokens]` to `[..., *grid]`.
+
+    Args:
+        maps: The maps.
+        grid: The shape of the token grid, such as a configuration's `token_grid`.
 
     Raises:
         ValueError: If the grid has another number of tokens.
     """
     if maps.shape[-1] != torch.Size(grid).numel():
-        raise ValueError(f"a map of {maps.shape[-1]} tokens: not of the grid {tuple(grid)}")
+        raise ValueError(f"a map of {maps.shape[-1]} tokens: does not fit the grid {tuple(grid)}")
     return maps.unflatten(-1, tuple(grid))
 
 

@@ -45,7 +45,12 @@ def check_counts(config: object, *fields: str) -> None:
 
 
 def check_multiple(config: object, field: str, of: str) -> None:
-    """Check that a field is None or a positive multiple of the field named `of`.
+    """Check that a field is None or a positive multiple of another field.
+
+    Args:
+        config: The configuration.
+        field: The name of the field.
+        of: The name of the other field.
 
     Raises:
         ValueError: If it is not.
@@ -79,7 +84,13 @@ def check_one_of(config: object, field: str, *allowed: object) -> None:
 
 
 def check_number(config: object, field: str, *, above: float, below: float = math.inf) -> None:
-    """Check that a field is a number strictly between the bounds.
+    """Check that a field is a number strictly between two bounds.
+
+    Args:
+        config: The configuration.
+        field: The name of the field.
+        above: The lower bound.
+        below: The upper bound.
 
     Raises:
         ValueError: If it is not.
@@ -92,7 +103,13 @@ def check_number(config: object, field: str, *, above: float, below: float = mat
 def check_numbers(
     config: object, field: str, lengths: tuple[int, ...], *, above: float = -math.inf
 ) -> None:
-    """Check that a field is a tuple of finite numbers above a bound, with one of the lengths.
+    """Check that a field is a tuple of finite numbers.
+
+    Args:
+        config: The configuration.
+        field: The name of the field.
+        lengths: The allowed lengths of the tuple.
+        above: The lower bound of the numbers, which is not allowed itself.
 
     Raises:
         ValueError: If it is not.
@@ -122,6 +139,10 @@ def write_config(config: Any) -> dict[str, Any]:
 def read_config(config_type: type[Config], values: Mapping[str, Any]) -> Config:
     """Build a configuration dataclass from a mapping. Lists become tuples.
 
+    Args:
+        config_type: The dataclass.
+        values: The value of each field by its name.
+
     Raises:
         ValueError: If `values` is not a mapping, a key is unknown or missing, or a value is not
             allowed.
@@ -143,6 +164,10 @@ def read_config(config_type: type[Config], values: Mapping[str, Any]) -> Config:
 
 def read_kind(config_types: tuple[Any, ...], values: Any) -> Any:
     """Build the configuration whose `kind` the mapping names, as `read_config` does.
+
+    Args:
+        config_types: The dataclasses to choose from.
+        values: The fields by name, with `kind`.
 
     Raises:
         ValueError: If no class has this kind, or `read_config` refuses the values.

@@ -12,6 +12,10 @@ Config = TypeVar("Config")
 def read_tree(config_type: type[Config], values: Mapping[str, Any]) -> Config:
     """Build a configuration from the result of `config_checks.write_config`.
 
+    Args:
+        config_type: The dataclass.
+        values: The value of each field by its name.
+
     Raises:
         ValueError: If a key is unknown or missing, or a value is not allowed, anywhere in the tree.
     """

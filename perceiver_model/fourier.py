@@ -38,6 +38,11 @@ def grid_positions(
     """Return the positions of a regular grid, `[*shape, len(shape)]`, in [-1, 1] in each dimension.
 
     The last dimension holds the coordinates in the order of `shape` ('ij' indexing).
+
+    Args:
+        shape: The shape of the grid.
+        spacing: The spacing of the positions in each dimension.
+        precision: The dtype of the result.
     """
     dtype = _DTYPES[precision]
     if spacing == "ends":
@@ -88,7 +93,13 @@ def fourier_features(
 def position_table(
     shape: Sequence[int], num_bands: int, max_resolution: Sequence[float]
 ) -> torch.Tensor:
-    """Return the features of a grid's tokens, row-major, float32 `[prod(shape), channels]`."""
+    """Return the features of a grid's tokens, row-major, float32 `[prod(shape), channels]`.
+
+    Args:
+        shape: The shape of the grid.
+        num_bands: The number of frequencies per dimension.
+        max_resolution: One resolution per dimension.
+    """
     positions = grid_positions(shape).flatten(end_dim=-2)
     return fourier_features(positions, num_bands, max_resolution)
 
@@ -105,6 +116,13 @@ def axis_position_tables(
     The channels of the other axes are zero. The features of the token at (i, j, ..) are the sum of
     row i of the first table, row j of the second, and so on. A video of 1.6 million pixels
     therefore needs no table of its own.
+
+    Args:
+        shape: The shape of the grid.
+        num_bands: The number of frequencies per dimension.
+        max_resolution: One resolution per dimension.
+        spacing: The spacing of the positions in each dimension.
+        precision: The precision of the arithmetic.
     """
     tables = []
     for axis, (size, resolution) in enumerate(zip(shape, max_resolution, strict=True)):

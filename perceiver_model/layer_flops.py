@@ -8,17 +8,36 @@ from perceiver_model.config import DecoderConfig, EncoderConfig
 
 
 def matmul_flops(rows: int, inner: int, columns: int) -> int:
-    """Return the FLOPs of `[rows, inner]` times `[inner, columns]`, such as a linear layer."""
+    """Return the FLOPs of `[rows, inner]` times `[inner, columns]`, such as a linear layer.
+
+    Args:
+        rows: The number of rows, or the number of tokens of a linear layer.
+        inner: The inner dimension, or the input channels of a linear layer.
+        columns: The number of columns, or the output channels of a linear layer.
+    """
     return 2 * rows * inner * columns
 
 
 def mlp_flops(tokens: int, channels: int, widening: int) -> int:
-    """Return the FLOPs of an MLP with a hidden width of `widening` times the channels."""
+    """Return the FLOPs of an MLP with one hidden layer.
+
+    Args:
+        tokens: The number of tokens.
+        channels: The number of channels of a token.
+        widening: The hidden width, in multiples of `channels`.
+    """
     return 2 * matmul_flops(tokens, channels, widening * channels)
 
 
 def attention_flops(queries: int, keys: int, qk_channels: int, value_channels: int) -> int:
-    """Return the FLOPs of the scores and the weighted sum. The channels are those of all heads."""
+    """Return the FLOPs of the scores and of the weighted sum.
+
+    Args:
+        queries: The number of queries.
+        keys: The number of keys.
+        qk_channels: The width of queries and keys over all heads.
+        value_channels: The width of values over all heads.
+    """
     scores = matmul_flops(queries, qk_channels, keys)
     return scores + matmul_flops(queries, keys, value_channels)
 
@@ -33,7 +52,17 @@ def cross_attend_flops(
     value_channels: int | None = None,
     widening: int = 1,
 ) -> int:
-    """Return the FLOPs of a cross-attend and its MLP. None means the default of `CrossAttend`."""
+    """Return the FLOPs of a cross-attend and its MLP.
+
+    Args:
+        queries: The number of queries.
+        query_channels: The number of channels of a query.
+        tokens: The number of tokens of the input array.
+        input_channels: The number of channels of a token.
+        qk_channels: The width of queries and keys over all heads. None means `input_channels`.
+        value_channels: The width of values over all heads. None means `qk_channels`.
+        widening: The hidden width of the MLP, in multiples of `query_channels`.
+    """
     qk_channels = qk_channels or input_channels
     value_channels = value_channels or qk_channels
     return (
@@ -53,7 +82,15 @@ def self_attend_flops(
     value_channels: int | None = None,
     widening: int = 1,
 ) -> int:
-    """Return the FLOPs of a self-attend and its MLP. None means the default of `SelfAttend`."""
+    """Return the FLOPs of a self-attend and its MLP.
+
+    Args:
+        tokens: The number of tokens.
+        channels: The number of channels of a token.
+        qk_channels: The width of queries and keys over all heads. None means `channels`.
+        value_channels: The width of values over all heads. None means `qk_channels`.
+        widening: The hidden width of the MLP, in multiples of `channels`.
+    """
     return cross_attend_flops(
         queries=tokens,
         query_channels=channels,
@@ -66,7 +103,13 @@ def self_attend_flops(
 
 
 def encoder_flops(config: EncoderConfig, *, tokens: int, input_channels: int) -> int:
-    """Return the FLOPs of all cross-attends and self-attends, whether or not they share weights."""
+    """Return the FLOPs of all cross-attends and self-attends, whether or not they share weights.
+
+    Args:
+        config: The configuration of the encoder.
+        tokens: The number of tokens of the input array.
+        input_channels: The number of channels of a token.
+    """
     cross_attend = cross_attend_flops(
         queries=config.num_latents,
         query_channels=config.latent_dim,
@@ -96,7 +139,16 @@ def decoder_flops(
     latent_dim: int,
     output_channels: int | None,
 ) -> int:
-    """Return the FLOPs of a `PerceiverDecoder` with or without its linear layer."""
+    """Return the FLOPs of a `PerceiverDecoder`.
+
+    Args:
+        config: The configuration of the decoder.
+        queries: The number of output queries.
+        query_channels: The number of channels of a query.
+        num_latents: The number of latents.
+        latent_dim: The number of channels of a latent.
+        output_channels: The number of channels of the result. None means no linear layer.
+    """
     cross_attend = cross_attend_flops(
         queries=queries,
         query_channels=query_channels,

@@ -168,7 +168,12 @@ def nearest_tokens(
 
 
 def coordinates(indices: torch.Tensor, grid: Sequence[int]) -> list[torch.Tensor]:
-    """Turn row-major indices into coordinates, one tensor per axis of the grid."""
+    """Turn row-major indices into coordinates, one tensor per axis of the grid.
+
+    Args:
+        indices: The indices, int64 of any shape.
+        grid: The shape of the grid.
+    """
     along = []
     for size in reversed(grid):
         along.append(indices % size)
@@ -195,7 +200,7 @@ def check_indices(indices: torch.Tensor, num_outputs: int, batch: int, what: str
             f"torch.int64 of shape [outputs] or [{batch}, outputs]"
         )
     if indices.shape[-1] == 0:
-        raise ValueError(f"{what}: none asked for")
+        raise ValueError(f"{what}: empty; expected at least one")
     # A compiled graph cannot raise an error that depends on the values of a tensor.
     if torch.compiler.is_compiling():
         return
@@ -207,9 +212,11 @@ def check_indices(indices: torch.Tensor, num_outputs: int, batch: int, what: str
 
 
 def index_parts(indices: torch.Tensor, chunk_size: int | None) -> tuple[torch.Tensor, ...]:
-    """Split output indices into parts of at most `chunk_size`. None means a single part.
+    """Split output indices into parts. The queries of each part are then decoded in turn.
 
-    The queries of each part are then built and decoded in turn.
+    Args:
+        indices: The output indices, int64 `[outputs]` or `[batch, outputs]`.
+        chunk_size: The largest number of outputs in a part. None means a single part.
 
     Raises:
         ValueError: If `chunk_size` is below 1.

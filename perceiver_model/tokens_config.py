@@ -94,9 +94,13 @@ class TokensConfig:
 
 
 def position_channels(positions: PositionConfig | None, dims: int) -> int:
-    """Return the number of position channels of a grid with `dims` dimensions.
+    """Return the number of position channels of a token.
 
     Fourier features have one channel for the position and two per band, in each dimension.
+
+    Args:
+        positions: The configuration of the positions. None means no positions.
+        dims: The number of dimensions of the token grid.
     """
     if positions is None:
         return 0

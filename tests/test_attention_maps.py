@@ -169,7 +169,7 @@ def test_what_has_no_such_map_is_refused():
         cross_attention_maps(classifier(), images(), index=4)
     with pytest.raises(ValueError, match="the model applied 0 cross-attends"):
         cross_attention_maps(nn.Linear(2, 2), images())
-    with pytest.raises(ValueError, match=r"30 tokens: not of the grid \(6, 4\)"):
+    with pytest.raises(ValueError, match=r"30 tokens: does not fit the grid \(6, 4\)"):
         on_grid(torch.zeros(1, 30), (6, 4))
 
 

@@ -120,7 +120,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"model.safetensors: not safetensors"):
         load_pretrained(tmp_path)
     safetensors.torch.save_file({"weight": torch.ones(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="a state dict of none of PerceiverForImageClass"):
+    with pytest.raises(ValueError, match="the state dict fits none of PerceiverForImageClass"):
         load_pretrained(tmp_path)
 
 
@@ -149,7 +149,7 @@ def image_classifier(**parts):
         ({"adapter": ConvStem(norm="group")}, "adapter.norm = 'group', not 'batch'"),
         ({"decoder": DecoderConfig(num_heads=2)}, "decoder.num_heads = 2, not 1"),
         ({"decoder": DecoderConfig(gelu="erf")}, "decoder.gelu = 'erf', not 'tanh'"),
-        ({"decoder": None}, "PerceiverClassifier: the model of none of PerceiverForImageClass"),
+        ({"decoder": None}, "PerceiverClassifier: not a model of any of PerceiverForImageClass"),
         ({"encoder": {"num_cross_attends": 2}}, "encoder.num_cross_attends = 2, not 1"),
         ({"encoder": {"share_self_attends": False}}, "share_self_attends = False: transformers"),
         ({"encoder": {"self_channels": 8}}, "self_channels = 8, .*: transformers has no settings"),
@@ -171,7 +171,7 @@ def image_classifier(**parts):
                 "adapter": Chunks(),
                 "positions": FourierConfig(num_bands=2),
             },
-            "PerceiverClassifier: the model of none of",
+            "PerceiverClassifier: not a model of any of",
         ),
     ],
 )

@@ -219,7 +219,7 @@ def test_parts_that_do_not_fit_each_other_are_refused(values, message):
         ({"indices": torch.tensor([-1, 3])}, "indices from -1 to 3: there are 48 outputs"),
         ({"indices": torch.tensor([1.0])}, "dtype torch.float32: expected torch.int64"),
         ({"indices": torch.zeros(3, 2).long()}, r"of shape \[3, 2\].*\[outputs\] or \[2, outputs"),
-        ({"indices": torch.zeros(0).long()}, "indices: none asked for"),
+        ({"indices": torch.zeros(0).long()}, "indices: empty; expected at least one"),
         ({"chunk_size": 0}, "chunk_size 0: must be at least 1"),
     ],
 )

@@ -143,7 +143,7 @@ def test_an_autoencoder_that_transformers_has_not_is_not_exported():
         model = MultimodalAutoencoder(dataclasses.replace(config, **change))
         with pytest.raises(ValueError, match=message):
             to_transformers_state(model)
-    with pytest.raises(ValueError, match="MultimodalAutoencoder: the model of none of"):
+    with pytest.raises(ValueError, match="MultimodalAutoencoder: not a model of any of"):
         to_transformers_state(MultimodalAutoencoder(AUTOENCODER))
 
 

@@ -34,6 +34,11 @@ def check_inputs(
 def check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
     """Check the shape of a tensor without its batch dimension.
 
+    Args:
+        name: The name of the tensor in the error.
+        tensor: The tensor.
+        shape: The expected shape without the batch.
+
     Raises:
         ValueError: If the shape is wrong.
     """

@@ -81,6 +81,11 @@ def same_padding(size: int, kernel: int, stride: int = STRIDE) -> tuple[int, int
     This is the SAME padding of TensorFlow and Haiku. If the total is odd, it adds one more after
     than before. Symmetric padding would move the outputs by a pixel: 224 pixels with a kernel of 7
     get 2 before and 3 after.
+
+    Args:
+        size: The number of pixels along an axis.
+        kernel: The width of the kernel in pixels.
+        stride: The stride in pixels.
     """
     total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2

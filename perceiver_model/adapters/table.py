@@ -107,8 +107,8 @@ class ColumnAdapter(nn.Module):
         num_rows = numeric.shape[0]
         if num_rows != categorical.shape[0]:
             raise ValueError(
-                f"numeric has {num_rows} rows and categorical {categorical.shape[0]}: expected as "
-                "many in both"
+                f"numeric has {num_rows} rows and categorical {categorical.shape[0]}: expected "
+                "the same number"
             )
         check_mask(mask, torch.Size([num_rows, len(self.columns)]))
         return numeric, categorical

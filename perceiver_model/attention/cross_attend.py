@@ -141,7 +141,10 @@ class CrossAttend(Attend):
         return result + self.dropout(self.mlp(self.mlp_norm(result))), memory
 
     def attention_map(self, queries: torch.Tensor, inputs: InputArray) -> torch.Tensor:
-        """Return the attention weights `[batch, heads, queries, tokens]`, by the plain formula."""
+        """Return the attention weights `[batch, heads, queries, tokens]`, by the plain formula.
+
+        The arguments are those of `forward`.
+        """
         projected = split_heads(self.query(self.query_norm(queries)), self.num_heads)
         keys = split_heads(self.key(self.input_norm(inputs.dense())), self.num_heads)
         return attention_weights(projected, keys, inputs.mask)

@@ -50,7 +50,11 @@ def set_attention_path(module: nn.Module, path: AttentionPath) -> None:
 def linear(in_features: int, out_features: int) -> nn.Linear:
     """Build a linear layer with DeepMind's initial weights.
 
-    They are drawn from a truncated normal distribution with variance 1 / fan-in; the bias is 0.
+    They are drawn from a truncated normal distribution with variance 1 / fan-in. The bias is 0.
+
+    Args:
+        in_features: The number of input channels.
+        out_features: The number of output channels.
     """
     layer = nn.Linear(in_features, out_features)
     # A normal distribution cut at two standard deviations keeps this fraction of its own.

@@ -52,7 +52,12 @@ class RotaryTable(nn.Module):
 
 
 def rotate(heads: torch.Tensor, rotation: Rotation | None) -> torch.Tensor:
-    """Rotate queries or keys `[batch, heads, tokens, width]`. None leaves them unchanged."""
+    """Rotate queries or keys by their positions.
+
+    Args:
+        heads: The queries or keys `[batch, heads, tokens, width]`.
+        rotation: The rotation of the tokens. None leaves them unchanged.
+    """
     if rotation is None:
         return heads
     cosine, sine = rotation

@@ -4,7 +4,7 @@ A layer-normalised token is u = r C [x | p]. Here x is its content and p its pos
 the mean over channels, and r is the reciprocal standard deviation. Keys are W_k (g ∘ u + β) + b.
 The scores of a query q are, up to a constant that the softmax ignores,
 
-    q · W_k (g ∘ u) = r a · [x | p],    a = C (g ∘ W_kᵀ q),
+    q · W_k (g ∘ u) = r a · [x | p],    a = C (g ∘ W_kᵀ q).
 
 Values W_v (g ∘ u + β) + b are linear in u, so attention needs only Σ P u = C Σ P r [x | p].
 

@@ -131,7 +131,7 @@ def _export(
             break
     else:
         known = ", ".join(architecture.name for architecture in ARCHITECTURES)
-        raise ValueError(f"{type(model).__name__}: the model of none of {known}")
+        raise ValueError(f"{type(model).__name__}: not a model of any of {known}")
     settings = architecture.write_settings(config)
     architecture.check_written(config, settings, allow_differences=allow_differences)
     settings |= {
@@ -155,4 +155,4 @@ def _architecture_of_checkpoint(
     for architecture in ARCHITECTURES:
         if architecture.recognises(state_dict.keys()):
             return architecture
-    raise ValueError(f"a state dict of none of {known}, and its settings name no architecture")
+    raise ValueError(f"the state dict fits none of {known}, and its settings name no architecture")

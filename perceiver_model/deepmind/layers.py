@@ -33,7 +33,13 @@ class TensorMap(NamedTuple):
 
 
 def tensor_map(ours: str, theirs: str, shape: tuple[int, ...] | None = None) -> list[TensorMap]:
-    """Map one of our tensors to one of theirs."""
+    """Map one of our tensors to one of theirs.
+
+    Args:
+        ours: The name in our model's state dict.
+        theirs: The name in transformers' state dict.
+        shape: The shape of their tensor, if it differs from ours.
+    """
     return [TensorMap(ours, (theirs,), shape=shape)]
 
 
@@ -59,7 +65,13 @@ def cross_attend_map(ours: str, theirs: str) -> list[TensorMap]:
 
 
 def self_attend_map(ours: str, theirs: str, widths: tuple[int, int, int]) -> list[TensorMap]:
-    """Map a `SelfAttend`. `widths` are those of its queries, keys and values over all heads."""
+    """Map a `SelfAttend`.
+
+    Args:
+        ours: The prefix of the names in our model's state dict.
+        theirs: The prefix of the names in transformers' state dict.
+        widths: The widths of its queries, keys and values over all heads.
+    """
     attention = f"{theirs}.attention.self"
     projections = [f"{attention}.{name}" for name in ("query", "key", "value")]
     return [
@@ -90,6 +102,11 @@ def encoder_map(
 ) -> list[TensorMap]:
     """Map a `PerceiverEncoder`: its latents, its only cross-attend and its repeated block.
 
+    Args:
+        config: The configuration of the encoder.
+        ours: The prefix of the names in our model's state dict.
+        theirs: The prefix of the names in transformers' state dict.
+
     Raises:
         ValueError: If the encoder has several cross-attends, or blocks with their own weights.
     """
@@ -117,7 +134,13 @@ def encoder_map(
 
 
 def decoder_map(ours: str, theirs: str = DECODER, *, output: bool) -> list[TensorMap]:
-    """Map a `PerceiverDecoder`, with or without its final linear layer."""
+    """Map a `PerceiverDecoder`.
+
+    Args:
+        ours: The prefix of the names in our model's state dict.
+        theirs: The prefix of the names in transformers' state dict.
+        output: Whether the decoder has a final linear layer.
+    """
     return [
         *cross_attend_map(f"{ours}.cross_attend", f"{theirs}.decoding_cross_attention"),
         *(layer_map(f"{ours}.output", f"{theirs}.final_layer") if output else []),
@@ -136,6 +159,11 @@ def load_tensors(
     model: nn.Module, tensors: Iterable[TensorMap], state_dict: Mapping[str, torch.Tensor]
 ) -> None:
     """Load a transformers state dict into the model.
+
+    Args:
+        model: Our model.
+        tensors: The maps of all of its tensors.
+        state_dict: The tensors by transformers' names.
 
     Raises:
         ValueError: If tensors are missing, unexpected or of the wrong shape. The error names all of

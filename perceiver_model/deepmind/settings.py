@@ -63,7 +63,13 @@ def setting(settings: Mapping[str, Any], name: str) -> Any:
 def num_classes(
     settings: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor], layer: str
 ) -> int:
-    """Return the width of the last layer, or else the number in the settings, by default 2."""
+    """Return the width of the last layer, or else the number in the settings, by default 2.
+
+    Args:
+        settings: The settings in config.json.
+        state_dict: The tensors of the checkpoint, which may be empty.
+        layer: The name of the last layer in transformers.
+    """
     bias = state_dict.get(f"{layer}.bias")
     if bias is not None:
         return len(bias)
@@ -136,6 +142,10 @@ def read_encoder(settings: Mapping[str, Any], fidelity: Fidelity) -> EncoderConf
 
 def write_encoder(encoder: EncoderConfig, input_channels: int) -> dict[str, Any]:
     """Return the settings from which `read_encoder` makes this encoder again.
+
+    Args:
+        encoder: The configuration of the encoder.
+        input_channels: The number of channels of a token.
 
     Raises:
         ValueError: If transformers cannot have these widths, because it has one setting for both

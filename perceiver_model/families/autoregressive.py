@@ -100,7 +100,12 @@ class PerceiverAR(nn.Module):
         return self.logits(self.latents(inputs.last(num_latents), inputs, mask))
 
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> Tokens:
-        """Embed tokens `[batch, tokens]` at `positions`, int64 `[batch or 1, tokens]`."""
+        """Embed tokens.
+
+        Args:
+            token_ids: The token ids, integers `[batch, tokens]`.
+            positions: The position of each token, int64 `[batch or 1, tokens]`.
+        """
         content = self.token_embedding(token_ids)
         if self.position_embedding is not None:
             content = content + self.position_embedding(positions)
@@ -183,6 +188,10 @@ def token_positions(token_ids: torch.Tensor, mask: torch.Tensor | None) -> torch
     """Return the position of each token in its row, int64 `[batch or 1, length]`.
 
     Padding does not count, and has the position of the last token before it, or 0.
+
+    Args:
+        token_ids: The token ids, integers `[batch, length]`.
+        mask: bool `[batch, length]`, True for tokens and False for padding. None means no padding.
     """
     if mask is None:
         return torch.arange(token_ids.shape[1], device=token_ids.device).unsqueeze(0)
@@ -192,10 +201,15 @@ def token_positions(token_ids: torch.Tensor, mask: torch.Tensor | None) -> torch
 def check_tokens(
     token_ids: torch.Tensor, mask: torch.Tensor | None, *, max_length: int | None = None
 ) -> None:
-    """Check that `token_ids` are integers `[batch, length]` with a fitting mask.
+    """Check that token ids and their mask have the right shape and dtype.
+
+    Args:
+        token_ids: The token ids, integers `[batch, length]`.
+        mask: bool `[batch, length]`, or None.
+        max_length: The largest number of columns, or None for any.
 
     Raises:
-        ValueError: If a shape or a dtype is wrong, or there are more than `max_length` columns.
+        ValueError: If they do not.
     """
     if token_ids.ndim != 2 or token_ids.shape[1] == 0 or token_ids.dtype not in _INTEGERS:
         raise ValueError(
