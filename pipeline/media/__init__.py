@@ -1,7 +1,7 @@
-"""Raw media to arrays: what preprocessing and a served model do alike.
+"""Turn raw media into arrays, in the same way for preprocessing and for a served model.
 
-Imports numpy and, when a decoder is called, the one library that it needs: this package travels
-with every registered model.
+This package imports numpy. A decoder imports the one library that it needs when it is called,
+because this package is part of every registered model.
 """
 
 from pipeline.media.audio.decode import AudioFormat

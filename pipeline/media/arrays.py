@@ -1,4 +1,4 @@
-"""Raw media to one array each, decoded in the sandbox: what a model is asked about."""
+"""Turn a model's raw inputs into one array each, decoded in the sandbox."""
 
 import json
 import threading
@@ -25,10 +25,10 @@ _FIELD, _SHAPE, _DATA = "media", "shape", "data"
 
 
 class ArrayMaker:
-    """Decodes one file to an array; runs in the sandbox's child.
+    """Decode one file to an array. This runs in the sandbox's child.
 
     Args:
-        settings: `format`, from `media_to_dict`, and `strict`, as of `decode`.
+        settings: `format`, from `media_to_dict`, and `strict`, as for `decode`.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -38,10 +38,10 @@ class ArrayMaker:
     def __call__(
         self, parts: dict[str, NamedBlob], values: dict[str, Any]
     ) -> Iterator[dict[str, bytes]]:
-        """The array's shape, in JSON, and its bytes in C order.
+        """Yield the array's shape as JSON, and its bytes in C order.
 
         Raises:
-            MediaError: the file cannot be used.
+            MediaError: The file cannot be used.
         """
         data, name = parts[_FIELD]
         array = decode(data, self._format, name=name, strict=self._strict)
@@ -49,18 +49,18 @@ class ArrayMaker:
 
 
 class Decoder:
-    """Decodes the files of a model's inputs in a child process, which it starts when first needed.
+    """Decode the files of a model's inputs in a child process, which starts at the first file.
 
-    Rows of tables are JSON, and are read in this process. Any number of threads may call it; they
-    wait for each other.
+    Rows of tables are JSON and are read in this process. Any number of threads may call a decoder;
+    they wait for each other.
 
     Args:
-        fmt: what to make of the files.
-        seconds: processor time allowed for one file.
-        memory_bytes: what the child may allocate, its libraries included.
-        strict: whether files are refused that are damaged or cut short.
-        sandbox: `require` refuses to decode where a protection of the sandbox is missing;
-            `best` makes do with those that the machine has.
+        fmt: The format of the arrays.
+        seconds: The processor time allowed for one file.
+        memory_bytes: The memory that the child may allocate, including its libraries.
+        strict: Whether to reject files that are damaged or cut short.
+        sandbox: `require` rejects all files if a protection of the sandbox is missing. `best` uses
+            the protections that the machine has.
     """
 
     def __init__(
@@ -78,20 +78,20 @@ class Decoder:
         )
 
     def close(self) -> None:
-        """End the child; the next file starts another."""
+        """End the child. The next file starts another one."""
         with self._lock:
             self._sandbox.close()
 
     def decode(self, data: bytes, name: str = "") -> np.ndarray:
-        """An array as `check_array` says.
+        """Decode a file to an array that `check_array` accepts.
 
         Args:
-            data: the file's bytes.
-            name: the file's name, for formats that only their extension tells.
+            data: The bytes of the file.
+            name: The name of the file. Some formats are recognised only by their extension.
 
         Raises:
-            MediaError: the file cannot be used; the text is the reason.
-            SandboxError: the child cannot start, or lacks a protection that is required.
+            MediaError: The file cannot be used; the message is the reason.
+            SandboxError: The child cannot start, or lacks a required protection.
         """
         if modality_of(self._format).source == "row":
             return decode(data, self._format)
@@ -101,7 +101,7 @@ class Decoder:
 
 
 def _array(members: list[dict[str, bytes]], fmt: MediaFormat) -> np.ndarray:
-    """The array in a child's answer, which need not be true: the child has read untrusted bytes."""
+    """Check and return the array in an answer. The child read untrusted bytes and may be hostile."""
     try:
         (answer,) = members
         shape = tuple(map(int, json.loads(answer[_SHAPE])))

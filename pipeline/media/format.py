@@ -1,4 +1,4 @@
-"""The base of what a file of any modality becomes."""
+"""The base of the formats of all modalities."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True, kw_only=True)
 class MediaFormat:
-    """What every file of one modality becomes; the section `data.<modality>` of a configuration.
+    """The format of the arrays of one modality: `data.<modality>` in a configuration.
 
-    A subclass is a frozen dataclass of plain values (numbers, text, tuples and dataclasses of
-    them), and refuses bad values in `__post_init__` with a ValueError.
+    A subclass is a frozen dataclass of plain values: numbers, text, tuples, and dataclasses of
+    these. Its `__post_init__` rejects bad values with a ValueError.
 
     Attributes:
-        modality: the modality's name, under which `pipeline.media.registered` has it.
+        modality: The name of the modality in `pipeline.media.registered`.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
@@ -20,5 +20,5 @@ class MediaFormat:
 
     @property
     def member(self) -> str:
-        """Name of the shard member that holds a decoded array."""
+        """The name of the shard member that holds a decoded array."""
         return f"{self.modality}.npy"

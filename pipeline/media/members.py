@@ -1,6 +1,6 @@
-"""All that one source gives to a shard: its files decoded, cut and encoded, sample by sample.
+"""Turn one source into the shard members of its samples: decode, cut and encode its files.
 
-Runs in the sandbox's child process, so it imports decoders and nothing else of the pipeline.
+This runs in the sandbox's child process, so of the pipeline it imports only decoders.
 """
 
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ FUNCTION = f"{__name__}:MemberMaker"
 
 
 class MemberMaker:
-    """Makes the members of each sample that a source gives: one, or one for each clip or context.
+    """Make the members of each sample of a source: one sample, or one per clip or context.
 
-    At most one field is cut into several samples; all of them have the other fields and the target.
+    At most one field is cut into several samples. All of them get the other fields and the target.
 
     Args:
-        settings: `formats` (field → `media_to_dict`), `allow_missing` (fields), `target`
-            (the fields of a `TargetConfig`), `classes` and `strict`, as of `decode`.
+        settings: `formats` (field to `media_to_dict`), `allow_missing` (fields), `target` (the
+            fields of a `TargetConfig`), `classes`, and `strict`, as for `decode`.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -45,15 +45,15 @@ class MemberMaker:
     def __call__(
         self, parts: dict[str, NamedBlob], values: dict[str, Any]
     ) -> Iterator[dict[str, bytes]]:
-        """The members of each of a source's samples, name to bytes.
+        """Yield the members of each of a source's samples, name to bytes.
 
         Args:
-            parts: the files, by field.
-            values: what the listing has for the source: rows by their field and column, and
-                `target`, a class number or what `target_members` takes.
+            parts: The files by field.
+            values: The values of the source in the listing: rows by their field and column, and
+                `target`, a class number or a value that `target_members` takes.
 
         Raises:
-            MediaError: a file cannot be used, or one is missing that must be there.
+            MediaError: A file cannot be used, or a required file is missing.
         """
         fixed: dict[str, bytes] = {}
         cut = None
@@ -79,7 +79,7 @@ class MemberMaker:
             yield fixed | pieces
 
     def _pieces(self, name: str, parts: dict[str, NamedBlob]) -> Iterator[dict[str, bytes]]:
-        """The members of each clip, with its sound where the film has it, or of each context."""
+        """Yield the members of each clip, with its sound if there is one, or of each context."""
         (data, file), fmt = parts[name], self._formats[name]
         brought = self._brought(name, parts)
         if not brought:
@@ -98,7 +98,7 @@ class MemberMaker:
             yield members
 
     def _brought(self, name: str, parts: dict[str, NamedBlob]) -> dict[str, MediaFormat]:
-        """What a field's file is to give of other modalities, which have no files of their own."""
+        """Return the formats of other modalities that come from this field's file."""
         brought = modality(name).brings - parts.keys()
         return {other: fmt for other, fmt in self._formats.items() if other in brought}
 

@@ -1,4 +1,4 @@
-"""What the pipeline asks of a modality: the base of the one class that each modality has."""
+"""The interface that the pipeline requires of a modality, as the base of its one class."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -17,9 +17,9 @@ class RowColumn:
     """One column of a modality whose samples are rows.
 
     Attributes:
-        name: the column's name.
+        name: The name of the column.
         role: `number`, or `category` for a value that is one of several.
-        field: the field of the format that names the column.
+        field: The field of the format that names the column.
     """
 
     name: str
@@ -29,13 +29,13 @@ class RowColumn:
 
 @dataclass(frozen=True)
 class Conversion:
-    """How arrays of one format become those of another format of the same modality.
+    """How arrays of one format are converted to another format of the same modality.
 
     Attributes:
-        read: the format in which the members of a shard are read.
-        convert: takes an array of `read` and returns the array that the model takes.
-        doubtful: takes several arrays, stacked, and says of each whether the shard has lost what
-            the model would need to know, bool `[arrays]`. None where that cannot be.
+        read: The format in which the members of a shard are read.
+        convert: Takes an array of `read` and returns the array that the model takes.
+        doubtful: Takes several stacked arrays and returns bool `[arrays]`: whether the shard has
+            lost information that the model needs. None if that cannot happen.
     """
 
     read: MediaFormat
@@ -44,41 +44,40 @@ class Conversion:
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of a text that spaces part."""
+    """Split a text at spaces and return the set of its words."""
     return frozenset(text.split())
 
 
 def unchanged(array: np.ndarray) -> np.ndarray:
-    """The array itself."""
+    """Return the array itself."""
     return array
 
 
 class Modality(Generic[Format]):
     """One kind of media: from a file to an array, and from the array to a shard and back.
 
-    A subclass must set `format`, `extensions` and `inputs`, and define `decode`,
-    `array_type` and `example`. All else has a default that suits arrays of one shape. Subclasses
-    import no torch: decoders run in the sandbox's child.
+    A subclass must set `format`, `extensions` and `inputs`, and define `decode`, `array_type` and
+    `example`. Everything else has a default for arrays of one shape. Subclasses must not import
+    torch, because decoders run in the sandbox's child.
 
     Attributes:
-        format: the class of the format.
-        extensions: of the files' names, in lower case, without the dot.
-        inputs: `module:class` of the subclass of
-            `pipeline.inputs.modality.ModalityInputs` that belongs to it.
-        augmentation: `module:function` that changes training batches at random, with the
-            arguments of `pipeline.training.augmentation.batch.change`; None for none.
-        source: what a sample is. Of `file` a listing holds paths or the files' bytes, of
-            `text` it holds the texts themselves, and of `row` it holds the values in columns
-            of their own.
-        shortest: how short the first axis of an array may be. None if all arrays of a format have
-            one shape.
-        brings: names of other modalities that a file of this one holds, too.
-        not_read: fields of the format that say which samples there are and how shards hold them.
-            What a model is given does not depend on them.
-        fitted_key: under which a shard set's manifest has what the training rows told; None where
-            nothing is to be learned from them.
-        is_in_every_manifest: whether a set that has nothing of the modality says so in its
-            manifest. It is part of the set's digest, so this is true of the first six alone.
+        format: The class of the format.
+        extensions: The extensions of the files, in lower case, without the dot.
+        inputs: The subclass of `pipeline.inputs.modality.ModalityInputs` for this modality, as
+            `module:class`.
+        augmentation: The function that changes training batches at random, as `module:function`.
+            It takes the arguments of `pipeline.training.augmentation.batch.change`. None for none.
+        source: What a listing contains for a sample. `file`: a path, or the bytes of the file.
+            `text`: the text itself. `row`: the values, each in its own column.
+        shortest: The shortest first axis of an array. None if all arrays of a format have one
+            shape.
+        brings: The names of other modalities that a file of this one also contains.
+        not_read: The fields of the format that a model does not depend on. They select samples, or
+            say how shards store them.
+        fitted_key: The key in a shard set's manifest for the statistics of the training rows. None
+            if the modality needs no statistics.
+        is_in_every_manifest: Whether a set without this modality mentions it in its manifest. This
+            is part of the set's digest, so it is true only for the first six modalities.
     """
 
     format: type[Format]
@@ -94,7 +93,7 @@ class Modality(Generic[Format]):
 
     @property
     def name(self) -> str:
-        """The modality's name, as the format has it."""
+        """The name of the modality, from its format."""
         return self.format.modality
 
     # --- from a file to arrays ---
@@ -102,21 +101,21 @@ class Modality(Generic[Format]):
     def decode(
         self, data: bytes, fmt: Format, *, name: str = "", strict: bool = True
     ) -> Iterator[np.ndarray]:
-        """The arrays that a file gives, in order: one, or all of those into which it is cut.
+        """Yield the arrays of a file in order: one, or all those into which the file is cut.
 
         Args:
-            data: the file's bytes.
-            fmt: what to make of them.
-            name: the file's name, for formats that only their extension tells.
-            strict: whether a file is refused that is damaged or cut short.
+            data: The bytes of the file.
+            fmt: The format of the arrays.
+            name: The name of the file. Some formats are recognised only by their extension.
+            strict: Whether to reject a file that is damaged or cut short.
 
         Raises:
-            MediaError: the file cannot be used; the text is the reason.
+            MediaError: The file cannot be used; the message is the reason.
         """
         raise NotImplementedError
 
     def cuts(self, fmt: Format) -> bool:
-        """Whether one file may give several samples."""
+        """Return whether one file may give several samples."""
         return False
 
     def decode_with(
@@ -128,25 +127,31 @@ class Modality(Generic[Format]):
         required: Collection[str] = (),
         strict: bool = True,
     ) -> Iterator[dict[str, np.ndarray | None]]:
-        """As `decode`, together with what the file holds of other modalities.
+        """Yield what `decode` yields, and the arrays of other modalities in the same file.
 
         Args:
-            others: the formats wanted of those, by modality; they are among `brings`.
-            required: names of those that the file must hold.
+            data: The bytes of the file.
+            fmt: The format of the arrays.
+            others: The formats of the other modalities, by name. All names are in `brings`.
+            required: The names of the modalities that the file must contain.
+            strict: Whether to reject a file that is damaged or cut short.
 
         Yields:
-            Arrays by modality; None where a sample has none.
+            Arrays by modality; None if a sample lacks the modality.
+
+        Raises:
+            MediaError: The file cannot be used, or lacks a required modality.
         """
         raise NotImplementedError
 
     # --- arrays ---
 
     def array_type(self, fmt: Format) -> tuple[np.dtype, tuple[int, ...]]:
-        """The dtype of a format's arrays, and the shape of the longest."""
+        """Return the dtype of a format's arrays, and the shape of the longest one."""
         raise NotImplementedError
 
     def fits(self, array: np.ndarray, fmt: Format) -> bool:
-        """Whether an array is one that `decode` makes, or that a shard holds for a model."""
+        """Return whether an array could come from `decode`, or from a shard for a model."""
         return self._is_of(array, *self.array_type(fmt))
 
     def _is_of(self, array: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -> bool:
@@ -158,112 +163,115 @@ class Modality(Generic[Format]):
     # --- members of shards ---
 
     def encode(self, array: np.ndarray, fmt: Format) -> bytes:
-        """The content of the shard member `fmt.member`."""
+        """Encode an array as the content of the shard member `fmt.member`."""
         from shards.npy import encode_npy
 
         return encode_npy(array)
 
     def encode_members(self, array: np.ndarray, fmt: Format) -> dict[str, bytes]:
-        """All shard members that are made of an array, name to content."""
+        """Encode an array as all its shard members, name to content."""
         return {fmt.member: self.encode(array, fmt)}
 
     def model_member(self, fmt: Format) -> str:
-        """The name of the shard member that a model reads."""
+        """Return the name of the shard member that a model reads."""
         return fmt.member
 
     def decode_member(self, content: bytes | memoryview, fmt: Format) -> np.ndarray:
-        """The array in the shard member that a model reads.
+        """Decode the content of the shard member that a model reads.
 
         Raises:
-            MediaError: the content is damaged.
-            shards.ShardError: likewise.
+            MediaError: The content is damaged.
+            shards.ShardError: The content is damaged.
         """
         from shards.npy import decode_npy
 
         return decode_npy(content)
 
     def model_array(self, array: np.ndarray, fmt: Format) -> np.ndarray:
-        """What a shard would hold for a model, of an array that `decode` made."""
+        """Convert an array from `decode` to the array that a shard would hold for a model."""
         return array
 
     # --- formats ---
 
     def from_dict(self, fields: Mapping[str, Any]) -> Format:
-        """The format of fields in JSON's types, as `dataclasses.asdict` gives them."""
+        """Return the format with these fields, which have JSON's types (`dataclasses.asdict`)."""
         return self.format(**fields)
 
     def unreadable(self, stored: Format, fmt: Format) -> str | None:
-        """Why a model that takes `fmt` can read no set of `stored`, or None.
+        """Return why a model that takes `fmt` cannot read a set of `stored`, or None.
 
-        Fields of the two formats that differ are told elsewhere.
+        Fields that differ between the two formats are reported elsewhere.
         """
         return None
 
     def compared(self, stored: Format, fmt: Format) -> frozenset[str]:
-        """The fields that must be equal for a model that takes `fmt` to read `stored`."""
+        """Return the fields that must be equal for a model of `fmt` to read a set of `stored`."""
         return frozenset(asdict(fmt)) - self.not_read
 
     def conversion(self, stored: Format, fmt: Format) -> Conversion:
-        """How a model that takes `fmt` reads a set of `stored`."""
+        """Return how a model that takes `fmt` reads a set of `stored`."""
         return Conversion(stored, unchanged)
 
     # --- rows: only where `source` is `row` ---
 
     def columns(self, fmt: Format) -> tuple[RowColumn, ...]:
-        """The columns of a row, in the order of the array."""
+        """Return the columns of a row, in the order of the array."""
         return ()
 
     def read_row(self, data: bytes, fmt: Format) -> dict[str, float | str | None]:
-        """The row that a file holds, by column; None where a value is missing.
+        """Read the row in a file, by column. A missing value is None.
 
         Raises:
-            MediaError: the file holds no such row.
+            MediaError: The file does not contain such a row.
         """
         raise NotImplementedError
 
     def encode_row(
         self, values: Mapping[str, Any], fmt: Format, *, careful: bool = False
     ) -> np.ndarray:
-        """A row as an array.
+        """Encode a row as an array.
 
         Args:
-            values: by column.
-            careful: whether a value is refused, too, that may have lost its name on the way.
+            values: The values by column.
+            fmt: The format of the row.
+            careful: Whether to also reject a value that may have lost its name in a conversion.
 
         Raises:
-            MediaError: the modality has no rows, or a column is missing or of another type.
+            MediaError: The modality has no rows, or a column is missing or has another type.
         """
         raise MediaError(f"a row of a table, but the model takes {self.name}")
 
     def fit(self, rows: Iterable[Any], fmt: Format) -> dict[str, Any]:
-        """What the training rows tell, in JSON's types.
+        """Compute the statistics of the training rows, in JSON's types.
 
         Args:
-            rows: `pyarrow.RecordBatch` of the columns: float64 numbers, and text for categories.
+            rows: `pyarrow.RecordBatch`es of the columns: float64 for numbers, text for categories.
+            fmt: The format of the rows.
 
         Raises:
-            MediaError: the rows cannot be used.
+            MediaError: The rows cannot be used.
         """
         raise NotImplementedError
 
     def fitted(self, fmt: Format, made_with: Mapping[str, Any]) -> Format:
-        """The format with what the training rows told.
+        """Return the format with the statistics of the training rows.
 
         Args:
-            made_with: the configuration in a set's manifest; `fit`'s result is in it under
+            fmt: The format without them.
+            made_with: The configuration in a set's manifest. It contains the result of `fit` under
                 `fitted_key`.
 
         Raises:
-            ValueError: it is not there.
+            ValueError: The statistics are missing.
         """
         return fmt
 
     # --- serving ---
 
     def example(self, fmt: Format) -> Any:
-        """A made-up input that a served model takes: a file's bytes, a text, or a row by column.
+        """Return an invented input for a served model: a file's bytes, a text, or a row by column.
 
         Raises:
-            ValueError: the format is not fitted.
+            ValueError: The format is not fitted.
         """
         raise NotImplementedError

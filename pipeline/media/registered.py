@@ -1,4 +1,4 @@
-"""The modalities: a line for each. docs/extending.md adds one step by step."""
+"""The table of modalities, one line each. docs/extending.md adds one step by step."""
 
 from functools import cache
 from importlib import import_module
@@ -15,25 +15,26 @@ MODALITIES: dict[str, str] = {
     "text": "pipeline.media.text.modality:TextModality",
     "table": "pipeline.media.table.modality:TableModality",
 }
-"""Each modality's class, by its name.
+"""The class of each modality, by name.
 
-The order counts: where several modalities know an extension, a file belongs to the first of them;
-and the members of a sample are in this order. A new modality comes last.
+The order matters. A file belongs to the first modality that lists its extension, and the members
+of a sample are in this order. So add a new modality at the end.
 """
 
 
 def load(path: str) -> Any:
-    """The object that `module:name` names."""
+    """Import and return the object that `module:name` names."""
     module, _, name = path.partition(":")
     return getattr(import_module(module), name)
 
 
 @cache
 def modality(name: str) -> Modality[Any]:
-    """The modality of a name. It is imported on first use.
+    """Return the modality with this name. It is imported at the first use.
 
     Raises:
-        KeyError: no modality has this name.
+        KeyError: No modality has this name.
+        ValueError: The modality is registered under another name than its format has.
     """
     found: Modality[Any] = load(MODALITIES[name])()
     if found.name != name:
@@ -45,5 +46,5 @@ def modality(name: str) -> Modality[Any]:
 
 
 def modality_of(fmt: MediaFormat) -> Modality[Any]:
-    """The modality of a format."""
+    """Return the modality of a format."""
     return modality(fmt.modality)
