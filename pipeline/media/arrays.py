@@ -101,7 +101,7 @@ class Decoder:
 
 
 def _array(members: list[dict[str, bytes]], fmt: MediaFormat) -> np.ndarray:
-    """Check and return the array in an answer. The child read untrusted bytes and may be hostile."""
+    """Check and return the array in an answer. The child may be hostile: it read media."""
     try:
         (answer,) = members
         shape = tuple(map(int, json.loads(answer[_SHAPE])))
