@@ -194,18 +194,18 @@ def test_a_record_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 def test_a_record_names_no_folder_beside_its_run(tmp_path: Path) -> None:
     run, beside = tmp_path / "run", tmp_path / "run-2"
     for value in (str(beside), str(run), str(run / ".." / "run-2"), str(tmp_path)):
-        with pytest.raises(UserError, match="is no folder in"):
+        with pytest.raises(UserError, match="is not a folder in"):
             recorded_folder(RunRecord("train", {}, {"checkpoint": value}), run, "checkpoint")
     run.mkdir()
     (run / "out").symlink_to("/etc")
-    with pytest.raises(UserError, match="is no folder in"):
+    with pytest.raises(UserError, match="is not a folder in"):
         recorded_folder(RunRecord("train", {}, {"checkpoint": str(run / "out")}), run, "checkpoint")
 
 
 @pytest.mark.parametrize("value", ["/etc", "../x", "", None, 5, ["x"], "a\0b"])
 def test_a_record_names_only_a_folder_of_its_run(tmp_path: Path, value: Any) -> None:
     record = RunRecord("train", {}, {"best": {"checkpoint": value}})
-    with pytest.raises(UserError, match=r"best\.checkpoint is no folder in"):
+    with pytest.raises(UserError, match=r"best\.checkpoint is not a folder in"):
         recorded_folder(record, tmp_path, "best", "checkpoint")
     inside = RunRecord("train", {}, {"checkpoint": str(tmp_path / "train" / "step-1")})
     assert recorded_folder(inside, tmp_path, "checkpoint") == tmp_path / "train" / "step-1"

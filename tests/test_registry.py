@@ -390,7 +390,7 @@ def test_rollback_from_the_command_line(
     for arguments, message in (
         (["--rollback", "--name", NAME], "there is no version before it"),
         (["--rollback"], "name the registered model with --name"),
-        (["--rollback", "--name", NAME, "--alpha", "0.5"], "--alpha: decides nothing"),
+        (["--rollback", "--name", NAME, "--alpha", "0.5"], "--alpha: has no effect"),
         ([], "RUN is missing"),
     ):
         assert main(["promote", *arguments, *place]) == 2

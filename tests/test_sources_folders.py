@@ -234,7 +234,9 @@ def test_a_class_that_training_lacks_is_refused(tmp_path, split):
 def test_a_class_of_one_file_cannot_be_split(tmp_path):
     make_files(tmp_path, {"cat": 5, "owl": 1})
     told = refusal(tmp_path, validation=0.2)
-    assert told.startswith("data.validation=0.2: class 'owl' has one file only, none would be left")
+    assert told.startswith(
+        "data.validation=0.2: class 'owl' has only one file, so none would be left"
+    )
     assert listed(tmp_path).counts() == {"train": 6}
 
 

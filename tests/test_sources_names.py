@@ -126,7 +126,7 @@ def test_a_range_that_is_none_and_a_name_that_is_missing_are_told(tmp_path):
     assert told.endswith(f"no such file: {tmp_path}/set [v2]/a-1.tar")
     assert "names no .tar file" in refusal(tmp_path / "set [v3]" / "a-*.tar", target=NO_CLASS)
     assert "no such file" in refusal(tmp_path / "set [v2]" / "b.tar", target=NO_CLASS)
-    assert "is no range" in refusal(tmp_path / "set [v2]" / "a-{x}.tar", target=NO_CLASS)
+    assert "is not a range" in refusal(tmp_path / "set [v2]" / "a-{x}.tar", target=NO_CLASS)
 
 
 def test_paths_are_made_absolute_as_they_stand(tmp_path, monkeypatch):

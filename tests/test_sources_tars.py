@@ -126,7 +126,7 @@ def test_many_tars_by_brace_glob_or_folder(tmp_path):
     assert part.counts() == {"train": 8, "validation": 4}
     told = refusal(tmp_path / "set" / "s-{00..12}.tar")
     assert told.endswith(f"no such file: {tmp_path}/set/s-12.tar")
-    assert "is no range" in refusal(tmp_path / "set" / "s-{5..1}.tar")
+    assert "is not a range" in refusal(tmp_path / "set" / "s-{5..1}.tar")
     assert "names no .tar file" in refusal(tmp_path / "set" / "t-*.tar")
     assert "give data.layout=tars" in refusal(tmp_path / "set")
 

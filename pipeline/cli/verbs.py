@@ -188,7 +188,7 @@ def _rollback(args: argparse.Namespace, console: "Console") -> int:
 
     for option in ("split", "min_gain", "alpha"):
         if getattr(args, option) is not None:
-            raise UserError(f"--{option.replace('_', '-')}: decides nothing with --rollback")
+            raise UserError(f"--{option.replace('_', '-')}: has no effect with --rollback")
     if args.run_id is None and args.name is None:
         raise UserError("--rollback: name the registered model with --name, or give a RUN of it")
     mlflow_client = registry(args.tracking_uri, args.output)

@@ -357,7 +357,7 @@ def run_tasks(
                 raise ShardError(row["error"])
             if row["lacking"] not in told:
                 told.add(row["lacking"])
-                console.notice(f"the sandbox of decoders is not whole on {row['lacking']}")
+                console.notice(f"the decoders' sandbox lacks protections on {row['lacking']}")
             bar.skip(row["kept"])
             bar.advance(row["files"])
 

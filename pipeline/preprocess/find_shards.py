@@ -46,7 +46,7 @@ def with_shards(config: Config, console: Console) -> Config:
         if shard_set.digest != digest:  # the ledger of an older set, left by a killed run
             continue
         if differs := _difference(shard_set.manifest.config, identity):
-            others.append(f"{folder} holds the same data by other settings: {differs}")
+            others.append(f"{folder} holds the same data, made with other settings: {differs}")
         else:
             found[folder] = shard_set
     same_seed = {
@@ -58,7 +58,7 @@ def with_shards(config: Config, console: Console) -> Config:
     if not found:
         hint = f" ({others[0]})" if others else ""
         raise UserError(
-            f"{config.shards_folder}: no shard set there, and none of this data in "
+            f"{config.shards_folder}: there is no shard set, and none of this data in "
             f"{config.output}{hint}; run 'perceiver preprocess' with this configuration first, or "
             "name a set with shards=…"
         )
@@ -69,7 +69,7 @@ def with_shards(config: Config, console: Console) -> Config:
             "shards=…"
         )
     folder = next(iter(found))
-    console.notice(f"shard set {folder}: made of this data under another name")
+    console.notice(f"shard set {folder}: was made from this data under another name")
     return config.model_copy(update={"shards": str(folder)})
 
 

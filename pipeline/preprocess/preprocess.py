@@ -123,8 +123,8 @@ def _retry(
     places = {**ledger.places, **given}
     if not ledger.places:
         raise UserError(
-            f"{ledger_path(final)}: is missing or belongs to another set, so nothing tells where "
-            "the sources lie; run 'perceiver preprocess' with the set's configuration first"
+            f"{ledger_path(final)}: is missing or belongs to another set, so it is unknown where "
+            "the sources are; run 'perceiver preprocess' with the set's configuration first"
         )
     for split, place in places.items():
         if is_redacted(place):

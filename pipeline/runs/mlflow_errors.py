@@ -52,6 +52,6 @@ def mlflow_answers(what: str) -> Iterator[None]:
         yield
     except failures as error:
         raise UserError(
-            f"{what}: MLflow fails ({reason_of(error)}); nothing is known of it until MLflow "
-            "answers: mend that, then run this again"
+            f"{what}: MLflow fails ({reason_of(error)}); its state is unknown until MLflow "
+            "answers; mend that, then run this again"
         ) from error

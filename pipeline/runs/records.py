@@ -83,8 +83,8 @@ def recorded_folder(record: RunRecord, folder: Path, *keys: str) -> Path:
             raise ValueError
     except (ValueError, TypeError):
         raise UserError(
-            f"{_path(folder, record.name)}: its {'.'.join(keys)} is no folder in {folder}; delete "
-            "it, or run again with --fresh"
+            f"{_path(folder, record.name)}: its {'.'.join(keys)} is not a folder in {folder}; "
+            "delete it, or run again with --fresh"
         ) from None
     return Path(value)
 
@@ -103,9 +103,9 @@ def has_grown(what: str, field: str, before: int, now: int) -> bool:
     """
     if now < before:
         raise UserError(
-            f"{what} was made with {field}={before}, and {field} is {now}: it can go on with more, "
-            "not with less. Give this one another name (name=…), or replace the old one with "
-            "--fresh"
+            f"{what} was made with {field}={before}, and {field} is {now}: it can continue with "
+            "more, not with less. Give this one another name (name=…), or replace the old one "
+            "with --fresh"
         )
     return now > before
 

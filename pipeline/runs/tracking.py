@@ -256,7 +256,7 @@ def run_config(mlflow_client: Any, run_id: str) -> Config:
                 raise
             raise UserError(f"{run_id}: MLflow has no such run") from None
     if "perceiver.kind" not in run.data.tags:
-        raise UserError(f"{run_id}: no run of this pipeline")
+        raise UserError(f"{run_id}: this pipeline did not make the run")
     with mlflow_answers(f"config.yaml of run {run_id}"):
         text = mlflow.artifacts.load_text(f"runs:/{run_id}/config.yaml")
     try:

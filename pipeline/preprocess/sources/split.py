@@ -69,8 +69,8 @@ def hold_out(
     if (counts == 1).any():
         what = f"class {classes[int(np.argmax(counts == 1))]!r} has" if classes else "there is"
         raise UserError(
-            f"data.validation={share:g}: {what} one file only, none would be left to train on; add "
-            "files, or give validation a folder of its own"
+            f"data.validation={share:g}: {what} only one file, so none would be left to train on; "
+            "add files, or give validation a folder of its own"
         )
     splits = _known_splits(samples, known)
     wanted = np.minimum(np.maximum(1, np.rint(share * counts)), np.maximum(counts - 1, 0))

@@ -148,4 +148,4 @@ def _brace(inner: str, pattern: str, field: str) -> list[str]:
             return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     elif "," in inner:
         return inner.split(",")
-    raise UserError(f"{field}={pattern}: {{{inner}}} is no range such as {{000..127}}")
+    raise UserError(f"{field}={pattern}: {{{inner}}} is not a range such as {{000..127}}")
