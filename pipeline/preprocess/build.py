@@ -454,9 +454,9 @@ def _write_positions(spec: ShardSetSpec, staging: Path) -> None:
 
 
 def _fitted(spec: ShardSetSpec, listing: SourceTable, base: ExistingSet | None) -> dict[str, Any]:
-    """Return what the training rows tell of each modality, by the manifest's keys.
+    """Return what was fitted to the training rows for each modality, by the keys of the manifest.
 
-    The samples of an existing set hold numbers of what was fitted then, so that must stay.
+    The samples of an existing set use the fit of that set, so it must stay.
     """
     fitted: dict[str, Any] = {}
     for name, fmt in spec.data.formats.items():

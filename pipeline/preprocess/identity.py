@@ -1,4 +1,4 @@
-"""The settings that determine a shard set's samples, and those that a decoder is given."""
+"""The identity of a shard set: all settings that determine its samples."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -21,54 +21,59 @@ OTHERWISE = (
 )
 _PREFIX = "data."
 READING = ("allow", "max_file_bytes")
-"""Fields of what may be read: of the machine's safety, not of the samples."""
+"""The fields that say what may be read. They protect the machine, and do not determine samples."""
 _WITHOUT_EFFECT = frozenset(
     {"max_bad_fraction", "sandbox", "verify_samples", "corrupt_samples", *READING}
 )
 
 
 def set_identity(config: Config) -> dict[str, Any]:
-    """All that determines the samples beside the sources, as JSON holds it.
+    """Return everything that determines the samples besides the sources, in the types of JSON.
 
-    It is part of the set's digest, so the places of the sources are not in it: the same files give
-    the same set wherever they lie.
+    It is part of the set's digest. So it does not contain the places of the sources: the same files
+    give the same set wherever they lie.
     """
     data = config.tree()["data"]
     kept = data.keys() - _WITHOUT_EFFECT - source_places(config.data).keys()
     identity = {f"{_PREFIX}{key}": data[key] for key in kept}
     for name in MODALITIES:
-        # Sets that are older than a modality say nothing of it: their digests stay.
+        # Sets that are older than a modality do not name it. Their digests must stay the same.
         if identity[f"{_PREFIX}{name}"] is None and not modality(name).is_in_every_manifest:
             del identity[f"{_PREFIX}{name}"]
             identity[f"{_PREFIX}columns"].pop(name, None)
     if config.data.strict:
-        # As in the manifests of sets that are older than the field: their digests stay.
+        # Sets that are older than this field do not have it. Their digests must stay the same.
         del identity[f"{_PREFIX}strict"]
     specs = [spec.to_dict() for spec in position_specs(config.classifier(2))]
     return {**identity, "seed": config.seed, "positions": specs}
 
 
 def source_places(data: DataConfig) -> dict[str, str]:
-    """The splits that have a place of their own, and these: absolute paths, or URLs."""
+    """Return the absolute path or the URL of each split that has a place of its own."""
     places = {split: getattr(data, split) for split in SPLITS}
     return {split: absolute(place) for split, place in places.items() if isinstance(place, str)}
 
 
 def stored_places(data: DataConfig) -> dict[str, str]:
-    """As `source_places`, without secrets."""
+    """Return the same as `source_places`, without secrets."""
     return {split: redacted(place) for split, place in source_places(data).items()}
 
 
 def stored_reading(data: DataConfig) -> dict[str, Any]:
-    """The fields of what may be read, without secrets."""
+    """Return the fields that say what may be read, without secrets."""
     return {name: redacted_tree(getattr(data, name)) for name in READING}
 
 
 def refuse_other_identity(manifest: Manifest, identity: dict[str, Any], what: str) -> None:
-    """Refuse to add to, or to pass off as done, what other settings made.
+    """Refuse to add to a set, or to accept it as done, if it was made with other settings.
+
+    Args:
+        manifest: The manifest of the set.
+        identity: The identity that is wanted now.
+        what: The name of the set, for the error.
 
     Raises:
-        UserError: names the fields that differ.
+        UserError: Fields differ; the text names them.
     """
     then, now = (flatten(comparable(tree)) for tree in (manifest.config, identity))
     if changed := differences(then, now):
@@ -76,7 +81,7 @@ def refuse_other_identity(manifest: Manifest, identity: dict[str, Any], what: st
 
 
 def comparable(identity: dict[str, Any]) -> dict[str, Any]:
-    """Settings without what the training rows told, which only a set that is made has."""
+    """Return an identity without what was fitted to the rows; only a finished set has that."""
     fitted = {modality(name).fitted_key for name in MODALITIES}
     return {key: value for key, value in identity.items() if key not in fitted}
 
@@ -84,14 +89,15 @@ def comparable(identity: dict[str, Any]) -> dict[str, Any]:
 def data_config(
     manifest: Manifest, places: Mapping[str, str], reading: Mapping[str, Any]
 ) -> DataConfig:
-    """The section `data` that a set was made with.
+    """Return the section `data` that a set was made with.
 
     Args:
-        places: of the set's sources, as `source_places` gives them.
-        reading: the fields of what may be read.
+        manifest: The manifest of the set.
+        places: The places of its sources, as from `source_places`.
+        reading: The fields that say what may be read.
 
     Raises:
-        UserError: the set was made by something else.
+        UserError: Something other than this pipeline made the set.
     """
     fields = {
         key.removeprefix(_PREFIX): value
@@ -111,10 +117,12 @@ def data_config(
 def sandbox_settings(
     data: DataConfig, classes: tuple[str, ...], fitted: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The settings of `pipeline.media.members.MemberMaker`.
+    """Return the settings of `pipeline.media.members.MemberMaker`.
 
     Args:
-        fitted: what the training rows told, by the manifest's keys.
+        data: The section `data` of the configuration.
+        classes: The names of the classes.
+        fitted: What was fitted to the training rows, by the keys of the manifest.
     """
     formats = {name: fitted_media(fmt, fitted) for name, fmt in data.formats.items()}
     return {

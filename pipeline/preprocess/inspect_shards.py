@@ -1,4 +1,4 @@
-"""`perceiver inspect`: what a shard set holds."""
+"""`perceiver inspect` shows what a shard set holds."""
 
 from typing import Any
 
@@ -9,12 +9,15 @@ FLOAT32_BYTES = 4
 
 
 def inspect_shards(path: str) -> dict[str, Any]:
-    """Counts and sizes of a shard set, read from its manifest and list of shards.
+    """Return counts and sizes of a shard set, from its manifest and its shard table.
+
+    Args:
+        path: The folder or URL of the set.
 
     Returns:
-        `digest`, `classes`, `splits` (samples, shards and bytes of each), `class_counts`,
-        `members`, `quarantined`, and `positions`: for each Fourier table its shape, its
-        bytes, and the bytes that it would take in every sample.
+        `digest`, `classes`, `splits` (the samples, shards and bytes of each), `class_counts`,
+        `members`, `quarantined`, and `positions`: for each Fourier table its shape, its bytes, and
+        the bytes that it would take in every sample.
     """
     shard_set = ShardSet.open(path)
     manifest = shard_set.manifest

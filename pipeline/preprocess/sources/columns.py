@@ -79,10 +79,11 @@ def wanted_columns(data: DataConfig, source: str, field: str) -> list[Column]:
 
 
 def row_columns(fmt: MediaFormat, section: str = "") -> list[Column]:
-    """The columns that make a row of a format whose samples are rows.
+    """Return the columns that make up a row, for a format whose samples are rows.
 
     Args:
-        section: of the configuration, for errors, with a dot at its end.
+        fmt: The format.
+        section: The section of the configuration with a dot at its end, for errors.
     """
     return [
         Column(column.name, column.role, fmt.modality, section + column.field, required=False)

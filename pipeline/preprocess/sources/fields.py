@@ -1,4 +1,4 @@
-"""Which field of a sample a file is, by its name."""
+"""Finds out by its name which field of a sample a file is."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,8 @@ from pipeline.media.registered import MODALITIES, modality
 TARGET_FIELDS = ("mask", "target")
 PART_FIELDS = (*MODALITIES, *TARGET_FIELDS)
 FIELD_CODES = {field: code for code, field in enumerate(PART_FIELDS)}
-# What a tar says of a sample besides its parts; the last one given is its label.
+# Codes of members that are not files of a sample: ignored ones, `.json` with a label, and `.cls`. A
+# label of the last kind wins.
 OTHER, JSON_LABEL, CLASS_LABEL = range(len(PART_FIELDS), len(PART_FIELDS) + 3)
 
 
@@ -20,22 +21,22 @@ EXTENSIONS: dict[str, frozenset[str]] = {
 
 
 def target_field(kind: str) -> str | None:
-    """The field of the file that holds a target of this kind, None where no file does."""
+    """Return the field of the file that holds a target of this kind; None if no file does."""
     if kind == "mask":
         return "mask"
     return "target" if kind in ("multi_label", "regression", "tokens") else None
 
 
 class FieldNames:
-    """Tells a file's field and the name that its sample's files share.
+    """Finds a file's field, and the name that all files of its sample share.
 
-    `NAME.FIELD.EXT` (`0001.mask.png`) says the field; otherwise the extension does, and belongs
-    to the first of the modalities that knows it. A target's own `.json` and, where `text` is
-    no modality, `.txt` need no field in their names.
+    `NAME.FIELD.EXT` (such as `0001.mask.png`) names the field. Otherwise the extension decides: it
+    belongs to the first modality that has it. A target's own `.json` needs no field in its name,
+    nor does its `.txt` if `text` is not a modality.
 
     Args:
-        modalities: in order.
-        target: the field of the target's file, or None.
+        modalities: The modalities in order.
+        target: The field of the target's file, or None.
     """
 
     def __init__(self, modalities: Sequence[str], target: str | None) -> None:
@@ -47,10 +48,14 @@ class FieldNames:
                     self._by_extension.setdefault(extension, FIELD_CODES[field])
 
     def of(self, extensions: bytes) -> tuple[int, int]:
-        """The field of what follows a name's first dot, or its last two.
+        """Return the field by the extensions of a file.
+
+        Args:
+            extensions: The part of the name after its first dot, or its last two extensions.
 
         Returns:
-            The field's code (`OTHER` where it is none), and how many extensions say so.
+            The code of the field (`OTHER` if there is none), and the number of extensions that name
+            it.
         """
         *before, extension = extensions.decode("latin-1").lower().split(".")
         if before and before[-1] in self._fields:
@@ -59,7 +64,7 @@ class FieldNames:
         return self._by_extension.get(extension, OTHER), 1
 
     def split(self, name: bytes) -> tuple[bytes, int]:
-        """A file's name as its stem and its field's code."""
+        """Split a file's name into its stem and the code of its field."""
         stem, dot, extension = name.rpartition(b".")
         if not dot or not stem:
             return name, OTHER

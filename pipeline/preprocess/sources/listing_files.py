@@ -1,4 +1,4 @@
-"""SourceTable files: each row a sample, its media in files that it names or in the row itself."""
+"""Listings as sources: each row is a sample, and its media lie in files or in the row itself."""
 
 import hashlib
 import json
@@ -31,29 +31,30 @@ from pipeline.preprocess.sources.walk import changed
 
 MAX_NAME_BYTES = 4096
 MAX_SHOWN = 100
-"""Bytes of a wrong value that a reason quotes."""
+"""A reason quotes at most so many bytes of a wrong value."""
 SPLIT_NAMES = {b"train": 0, b"validation": 1, b"valid": 1, b"val": 1, b"dev": 1, b"test": 2}
 _PARQUET_END = 8
-"""Bytes after a Parquet file's footer: its length (4, little-endian) and a magic number (4)."""
+"""The bytes after a Parquet file's footer: its length (4, little-endian) and a magic number (4)."""
 
 
 def find_in_listing(data: DataConfig, source: str, setting: str) -> SourceScan:
-    """The samples of a listing, in its order.
+    """Find the samples of a listing, in its order.
 
-    A row's name is its key, or its first file's path, or the listing's name and the row's number,
-    counted from 0.
+    The name of a row is its key. Without a key it is the path of the row's first file, or else the
+    name of the listing with the index of the row, from 0.
 
     Args:
-        data: modalities, columns and target.
-        source: path or URL of a `.csv`, `.parquet` or `.jsonl` file.
-        setting: of the configuration that names it, for errors.
+        data: The modalities, the columns and the target.
+        source: The path or URL of a `.csv`, `.parquet` or `.jsonl` file.
+        setting: The field of the configuration that names the listing, for errors.
 
     Raises:
-        UserError: no such file, damaged, without a column that is named, or without any good row.
+        UserError: There is no such file, it is damaged, lacks a column, or has no row that can be
+            used.
     """
     listing = open_listing(source, setting, wanted_columns(data, source, setting))
     inline = tuple(column for column in listing.columns if column.is_inline)
-    # Files that lie in a Parquet file as bytes are left for the workers to read.
+    # The workers read the bytes of files that a Parquet file holds; they are not read here.
     heavy = listing.suffix == ".parquet" and any(c.role == "bytes" for c in listing.columns)
     light = [c for c in listing.columns if not (heavy and c.role == "bytes")]
     read = listing.only(tuple(light))
@@ -71,10 +72,10 @@ def find_in_listing(data: DataConfig, source: str, setting: str) -> SourceScan:
 
 
 def _parquet_state(source: str) -> tuple[bytes, str]:
-    """What names a Parquet file's content, and what the file system tells of its last change.
+    """Return a digest of a Parquet file's footer, and the time of the file's last change.
 
-    The content itself is not read: the footer has the place, sizes and extremes of every column's
-    pieces.
+    The content itself is not read. The footer has the offset, sizes and extremes of every column
+    chunk.
     """
     filesystem, path = filesystem_of(source)
     info = filesystem.info(path)
@@ -88,14 +89,14 @@ def _parquet_state(source: str) -> tuple[bytes, str]:
 
 
 class _RowReader:
-    """Turns batches of rows to samples and refusals.
+    """Turns batches of rows into samples and refusals.
 
     Args:
-        listing: with the columns that are read.
-        reach: what its rows may name.
-        content: goes into every row's digest: of columns that are not read.
-        mtime: of the file that holds these, or None.
-        is_inline: whether rows hold values that the samples need.
+        listing: The listing with the columns to read.
+        reach: What its rows may name.
+        content: A digest of the columns that are not read. It goes into the digest of every row.
+        mtime: The time of the file that holds these columns, or None.
+        is_inline: Whether rows hold values that the samples need.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class _RowReader:
         self.label_names: dict[str, set[str]] = {}
 
     def take(self, batch: Batch) -> None:
-        """Add a batch's rows."""
+        """Add the rows of a batch."""
         for line, told in batch.unread:
             self.refused.append(self._name + b"#line %d" % line, None, told)
         count = len(batch.arrays[0])
@@ -155,7 +156,7 @@ class _RowReader:
             if reason is not None:
                 self.refused.append(name, None if split is None else SPLITS[split], reason)
                 continue
-            assert split is not None  # the reason said so
+            assert split is not None  # a missing split has a reason
             label = labels and labels[place]
             number = row if self._is_inline else None
             self.samples.append(split, name, label, number, digests[place], self._mtime, parts)
@@ -174,7 +175,7 @@ class _RowReader:
         return self._name + b"#%d" % row
 
     def _digests(self, batch: Batch) -> Iterator[bytes]:
-        """For each row a digest of its values."""
+        """Yield a digest of the values of each row."""
         inline = [
             list(_value_bytes(array))
             for column, array in zip(self._columns, batch.arrays, strict=True)
@@ -182,7 +183,7 @@ class _RowReader:
         ]
         for place in range(len(batch.arrays[0])):
             hashed = hashlib.blake2b(self._content, digest_size=16)
-            if self._content:  # the row's place tells which bytes are its own
+            if self._content:  # the row's index says which bytes of the file are its own
                 hashed.update(b"%d" % (batch.start + place))
             for values in inline:
                 hashed.update(b"%d\0" % len(values[place]))
@@ -191,7 +192,7 @@ class _RowReader:
 
 
 def _reasons(columns: tuple[Column, ...], batch: Batch) -> dict[int, str]:
-    """Why rows cannot be used, by their place in the batch: the first reason of each."""
+    """Return the first reason why a row cannot be used, by its index in the batch."""
     reasons = dict(batch.reasons)
     for column, array, wrong in zip(columns, batch.arrays, batch.wrong, strict=True):
         for place in np.flatnonzero(wrong).tolist():
@@ -219,7 +220,7 @@ _SAID = {
 
 
 def _value_bytes(array: pa.Array) -> Iterator[bytes | memoryview]:
-    """Each row's value, as bytes; a null unlike any value."""
+    """Yield the value of each row as bytes. A null differs from every value."""
     if pa.types.is_binary(array.type):
         offsets, data = binary_parts(array.fill_null(b""))
         ends = offsets.tolist()
@@ -232,7 +233,7 @@ def _value_bytes(array: pa.Array) -> Iterator[bytes | memoryview]:
 
 
 def _unique(samples: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Samples with names of their own, and refusals of those whose name was there before."""
+    """Return the samples whose name is new, and refusals of those whose name an earlier row has."""
     if not samples.num_rows:
         return samples, REFUSED_SCHEMA.empty_table()
     codes = samples["name"].combine_chunks().dictionary_encode()

@@ -1,4 +1,4 @@
-"""The files that a listing's row names: looked up before any of them is opened."""
+"""Looks up the files that a listing's row names, before any of them is opened."""
 
 import os
 import stat
@@ -18,7 +18,7 @@ class RowFiles:
     """Finds the files of rows.
 
     Args:
-        reach: what rows may name.
+        reach: What the rows may name.
     """
 
     def __init__(self, reach: Reach) -> None:
@@ -26,13 +26,17 @@ class RowFiles:
         self._real_folders: dict[str, str] = {}
 
     def named(self, path: bytes) -> bytes:
-        """A path without secrets."""
+        """Return a path without secrets."""
         if b"?" not in path and b"://" not in path:
             return path
         return os.fsencode(named(os.fsdecode(path), self._reach.root))
 
     def parts(self, paths: dict[str, bytes | None]) -> tuple[list[dict[str, Any]], str | None]:
-        """The files of a row, by field, and why one cannot be used."""
+        """Return the files of a row, and the reason if one cannot be used.
+
+        Args:
+            paths: The path of each field, or None if the row has none.
+        """
         parts: list[dict[str, Any]] = []
         for field, path in paths.items():
             if path is None:
@@ -51,11 +55,11 @@ class RowFiles:
         return parts, None
 
     def _look_up(self, path: str) -> tuple[int, str]:
-        """Size and time of a file, where this machine's disks tell them.
+        """Return the size and time of a local file; -1 and an empty text for a file on a network.
 
         Raises:
-            MediaError: it may not be read, or is no regular file.
-            OSError: the disk does not have it.
+            MediaError: The file may not be read, or is not a regular file.
+            OSError: The disk does not have the file.
         """
         try:
             filesystem, full = self._reach.place(path)
@@ -74,10 +78,10 @@ class RowFiles:
         return found.st_size, str(found.st_mtime_ns)
 
     def _check(self, path: str) -> None:
-        """Refuse what may not be read, whether it is there or not.
+        """Refuse a path that may not be read, whether the file exists or not.
 
         Raises:
-            MediaError: it lies, or leads by links, outside.
+            MediaError: The path lies outside the allowed folders, or leads outside by links.
         """
         folder, _, name = path.rpartition("/")
         if name in ("", ".", ".."):
@@ -89,7 +93,7 @@ class RowFiles:
             raise MediaError(OUTSIDE)
 
     def _real_folder(self, folder: str) -> str:
-        """A folder without links; remembered, since many rows share it."""
+        """Return a folder's path without links. It is cached, since many rows share a folder."""
         if folder not in self._real_folders:
             if len(self._real_folders) >= _MAX_FOLDERS:
                 self._real_folders.clear()

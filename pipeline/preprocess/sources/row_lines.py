@@ -1,4 +1,4 @@
-"""Lines of listings: rows of CSV and objects of JSON Lines, none larger than memory holds."""
+"""Reads the lines of listings: rows of CSV and objects of JSON Lines, within a limit of memory."""
 
 import csv
 import io
@@ -10,17 +10,20 @@ from pipeline.preprocess.sources.parts import opened
 
 MAX_LINE_BYTES = 64 << 20
 MAX_LINE_VALUES = 2_000_000
-"""Commas and brackets in a line: each may take a hundred bytes once it is read."""
+"""The most commas and brackets in a line. Each may take a hundred bytes once it is read."""
 
 
 def csv_rows(file: IO[bytes]) -> Iterator[tuple[int, list[bytes] | str]]:
-    """Each row's line, from 1, and its values, or why it has none.
+    """Yield the line number of each row, from 1, and its values, or the reason why it has none.
 
-    Rows are read one by one, since a row that is not UTF-8 or cut short must cost itself alone.
+    Rows are read one by one, so that a row that is damaged or not UTF-8 costs only itself.
+
+    Raises:
+        OSError: A row is too large, or a quote is not closed.
     """
     if file.read(3) != b"\xef\xbb\xbf":
         file.seek(0)
-    # Latin-1 gives every byte a character, so that values come out as the bytes they were.
+    # Latin-1 has a character for every byte, so the values keep their bytes.
     text = _BoundedLines(io.TextIOWrapper(file, encoding="latin-1", newline=""))
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(text, strict=True)
@@ -46,14 +49,14 @@ def csv_rows(file: IO[bytes]) -> Iterator[tuple[int, list[bytes] | str]]:
 
 
 class _BoundedLines:
-    """Lines of a text for a reader of CSV; no row takes more than its share of memory."""
+    """The lines of a text for a CSV reader. A row that is too large is refused."""
 
     def __init__(self, text: IO[str]) -> None:
         self._text = text
         self._row = self._length = self._values = 0
 
     def begin_row(self, line: int) -> None:
-        """The lines that follow are of the row that begins at this line."""
+        """Start a row at this line: the following lines belong to it."""
         self._row, self._length, self._values = line, 0, 0
 
     def __iter__(self) -> Iterator[str]:
@@ -76,7 +79,11 @@ class _BoundedLines:
 
 
 def csv_names(file: IO[bytes]) -> list[str]:
-    """The names of the columns. Raises OSError: there is no line of them."""
+    """Return the names of the columns.
+
+    Raises:
+        OSError: There is no line with names.
+    """
     for _, values in csv_rows(file):
         if not isinstance(values, str):
             return [value.decode("utf-8", "surrogateescape") for value in values]
@@ -84,7 +91,7 @@ def csv_names(file: IO[bytes]) -> list[str]:
 
 
 def json_lines(source: str) -> Iterator[tuple[dict[str, Any] | str, int]]:
-    """Each line's object, or why it gives none; and the line's length in bytes."""
+    """Yield each line's object, or the reason why it has none, and its length in bytes."""
     with opened(source) as file:
         while line := file.readline(MAX_LINE_BYTES + 1):
             if len(line) > MAX_LINE_BYTES:
@@ -107,5 +114,5 @@ def json_lines(source: str) -> Iterator[tuple[dict[str, Any] | str, int]]:
 
 
 def _constant(name: str) -> float | None:
-    """NaN is how some writers say that there is no number."""
+    """Return None for NaN: some writers use it for a missing number."""
     return None if name == "NaN" else float(name)

@@ -1,4 +1,4 @@
-"""Reading a listing file: CSV, Parquet or JSON Lines, a batch of rows at a time."""
+"""Reads a listing (CSV, Parquet or JSON Lines) in batches of rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -29,19 +29,19 @@ MAX_SHOWN_NAME = 100
 
 
 LISTING_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError, ShardError, MediaError)
-"""What a listing as a whole is refused for."""
+"""The errors for which the whole listing is refused."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some consecutive rows.
+    """Some consecutive rows of a listing.
 
     Attributes:
-        start: number of the first row, from 0.
-        arrays: one for each column asked for, in the type of its role.
-        wrong: for each column which rows hold what cannot be its value, bool `[rows]`.
-        reasons: why rows as a whole cannot be read, by place in the batch.
-        unread: lines that gave no row at all: their number, from 1, and why.
+        start: The index of the first row, from 0.
+        arrays: One array for each column, in the type of its role.
+        wrong: For each column, which rows hold a wrong value, bool `[rows]`.
+        reasons: Why a row as a whole cannot be read, by its index in the batch.
+        unread: The lines that gave no row: their number, from 1, and the reason.
     """
 
     start: int
@@ -53,12 +53,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class TableFile:
-    """A listing and the columns that are read of it.
+    """A listing and the columns to read from it.
 
     Attributes:
-        source: path or URL.
-        setting: of the configuration that names it, for errors.
-        columns: with the roles that their types allow.
+        source: The path or URL.
+        setting: The field of the configuration that names the listing, for errors.
+        columns: The columns, with the roles that their types allow.
     """
 
     source: str
@@ -67,16 +67,16 @@ class TableFile:
 
     @property
     def suffix(self) -> str:
-        """`.csv`, `.parquet` or `.jsonl`."""
+        """The suffix of the format: `.csv`, `.parquet` or `.jsonl`."""
         suffix = suffix_of(self.source)
-        assert suffix is not None  # or it would be no listing
+        assert suffix is not None  # otherwise it would not be a listing
         return suffix
 
     def batches(self) -> Iterator[Batch]:
-        """All rows in order.
+        """Yield all rows in order.
 
         Raises:
-            UserError: the file as a whole is damaged.
+            UserError: The file as a whole is damaged.
         """
         readers = {".csv": _csv_batches, ".parquet": _parquet_batches, ".jsonl": _json_batches}
         try:
@@ -85,7 +85,7 @@ class TableFile:
             raise self._error(f"cannot be read: {_told(error)}") from None
 
     def only(self, columns: tuple[Column, ...]) -> "TableFile":
-        """The same listing, read for fewer columns."""
+        """Return the same listing with fewer columns."""
         return replace(self, columns=columns)
 
     def _error(self, text: str) -> UserError:
@@ -97,16 +97,22 @@ def _told(error: Exception) -> str:
 
 
 def suffix_of(source: str) -> str | None:
-    """The suffix by which a path or URL is a listing, None where it is none."""
+    """Return the suffix that makes a path or URL a listing; None if it is not one."""
     names = (base_of(source).lower(), without_secrets(source).lower())
     return next((s for s in SUFFIXES if any(name.endswith(s) for name in names)), None)
 
 
 def open_listing(source: str, setting: str, columns: list[Column]) -> TableFile:
-    """Look at a listing's columns.
+    """Check that a listing has the columns, and find out their roles.
+
+    Args:
+        source: The path or URL of the listing.
+        setting: The field of the configuration that names it, for errors.
+        columns: The columns to read.
 
     Raises:
-        UserError: there is no such file, it is damaged, lacks a column, or one has the wrong type.
+        UserError: There is no such file, it is damaged, lacks a column, or a column has a wrong
+            type.
     """
     listing = TableFile(source, setting, tuple(columns))
     filesystem, path = filesystem_of(source)
@@ -134,7 +140,7 @@ def open_listing(source: str, setting: str, columns: list[Column]) -> TableFile:
 
 
 def _column_types(listing: TableFile) -> list[tuple[str, Any]]:
-    """Names and Arrow types of all columns; of texts that may hold anything, that of text."""
+    """Return the names and Arrow types of all columns. Untyped columns count as text."""
     if listing.suffix == ".parquet":
         with opened(listing.source) as file:
             schema = open_parquet(file, "it").schema_arrow
@@ -177,7 +183,7 @@ def _csv_batches(listing: TableFile) -> Iterator[Batch]:
 def _from_csv(
     listing: TableFile, start: int, rows: list[list[bytes]], unread: list[tuple[int, str]]
 ) -> Batch:
-    """An empty value is none; of `labels` it is that there are none."""
+    """Convert rows. An empty cell means missing; in a `labels` column it means no labels."""
     columns = list(zip(*rows, strict=True)) or [()] * len(listing.columns)
     pairs = []
     for column, values in zip(listing.columns, columns, strict=True):
@@ -212,7 +218,7 @@ def _parquet_batches(listing: TableFile) -> Iterator[Batch]:
 
 
 def _json_types(listing: TableFile) -> list[tuple[str, Any]]:
-    """Columns of the first rows; only whether a column holds texts or lists matters."""
+    """Return the columns of the first rows. Only whether a column holds text or lists matters."""
     kinds = {column.name: TYPES[column.role] for column in listing.columns}
     seen: dict[str, pa.DataType | None] = {}
     for value, _ in json_lines(listing.source):
@@ -234,7 +240,7 @@ MAX_JSON_COLUMNS = 10_000
 
 
 def _json_type(wanted: pa.DataType | None, value: Any) -> pa.DataType:
-    """The type of the role itself, since each value is looked at; tokens may be a text instead."""
+    """Return the type of the role, since each value is checked later. Tokens may also be a text."""
     if wanted == TYPES["tokens"] and isinstance(value, str):
         return pa.string()
     return pa.string() if wanted in (None, pa.binary()) else wanted

@@ -1,4 +1,4 @@
-"""Values of listings brought to one Arrow type for each role that a column may have."""
+"""Converts the values of listings to one Arrow type for each role of a column."""
 
 import json
 from collections.abc import Sequence
@@ -41,35 +41,40 @@ _CASTS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary(), pa.float
 
 
 def is_binary(kind: pa.DataType) -> bool:
-    """Whether values are bytes."""
+    """Return whether the values are bytes."""
     types = pa.types
     return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether values are texts, or bytes that may be."""
+    """Return whether the values are text, or bytes that may be text."""
     types = pa.types
     text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
     return text or is_binary(kind)
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether values are lists."""
+    """Return whether the values are lists."""
     return (
         pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     )
 
 
 def is_time(kind: pa.DataType) -> bool:
-    """Whether values are dates or times, which count as seconds."""
+    """Return whether the values are dates or times, which are converted to seconds."""
     return pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_time(kind)
 
 
 def to_role(array: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.ndarray]:
-    """A column's values in the type of its role.
+    """Convert a column's values to the type of its role.
+
+    Args:
+        array: The column.
+        role: What the values are.
+        separator: The separator of several `labels` in one text.
 
     Returns:
-        The values, null where one is missing or wrong; and which are wrong, bool `[rows]`.
+        The values, null if missing or wrong, and which of them are wrong, bool `[rows]`.
     """
     target = TYPES[role]
     if pa.types.is_dictionary(array.type):
@@ -81,7 +86,7 @@ def to_role(array: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.n
     if role in ("label", "category"):
         return _by_distinct(array, role, separator)
     missing = None
-    if pa.types.is_floating(array.type):  # how pandas says that there is none
+    if pa.types.is_floating(array.type):  # pandas writes missing values as NaN
         missing = pc.is_nan(array)
     elif role in ("number", "numbers") and is_text(array.type):
         missing = pc.is_in(array, pa.array(sorted(MISSING_TEXTS), array.type))
@@ -97,7 +102,7 @@ def to_role(array: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.n
 
 
 def _by_distinct(array: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.ndarray]:
-    """As `to_role`, value by value: each different one is looked at once."""
+    """Convert like `to_role`, but value by value. Each distinct value is converted once."""
     is_name = role in ("label", "category")
     if is_time(array.type):
         array = _moments(array).cast(pa.string()) if is_name else _seconds(array)
@@ -108,7 +113,7 @@ def _by_distinct(array: pa.Array, role: Role, separator: str) -> tuple[pa.Array,
     encoded = array.dictionary_encode()
     distinct, places = encoded.dictionary, encoded.indices
     if is_text(distinct.type):
-        distinct = distinct.cast(pa.binary())  # a text need not be UTF-8
+        distinct = distinct.cast(pa.binary())  # text may not be UTF-8
         values, wrong = (_text_names if is_name else _texts)(distinct, role, separator)
     else:
         values, wrong = read_values(distinct.to_pylist(), role, separator)
@@ -123,7 +128,7 @@ def _texts(texts: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.nd
 
 
 def _plain_names(texts: pa.Array, role: Role) -> pa.Array | None:
-    """Texts that are all names as they stand; None where one may not be."""
+    """Return texts that are all names as they are; None if one may need a conversion."""
     if pc.any(_may_differ(texts.cast(pa.binary()))).as_py():
         return None
     try:
@@ -133,12 +138,12 @@ def _plain_names(texts: pa.Array, role: Role) -> pa.Array | None:
 
 
 def _may_differ(texts: pa.Array) -> pa.Array:
-    """Which texts begin as numbers, dates, booleans or missing ones do."""
+    """Return which texts begin like numbers, dates, booleans or missing values."""
     return pc.is_in(pc.binary_slice(texts, 0, 1), _FIRST_BYTES)
 
 
 def _text_names(texts: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.ndarray]:
-    """As `read_values`; only texts that may have another name are looked at."""
+    """Convert like `read_values`, but look only at texts whose name may differ from the text."""
     other = _may_differ(texts)
     try:
         names = texts.cast(pa.string()).cast(TYPES[role])
@@ -151,7 +156,7 @@ def _text_names(texts: pa.Array, role: Role, separator: str) -> tuple[pa.Array, 
 
 
 def _cast(array: pa.Array, role: Role, target: pa.DataType, separator: str) -> pa.Array:
-    """All values at once, where that gives what `read_value` does; else it raises."""
+    """Convert all values at once if that gives the same as `read_value`; otherwise fail."""
     kind = array.type
     flat_text = is_text(kind)
     if role in ("path", "bytes", "text"):
@@ -167,7 +172,7 @@ def _cast(array: pa.Array, role: Role, target: pa.DataType, separator: str) -> p
         return _seconds(array)
     if role == "number":
         values = (array.cast(pa.string()) if flat_text else array).cast(target)
-        # A number that is not finite is as good as none; text may say "inf".
+        # A number that is not finite counts as missing. Text may hold "inf".
         fits = pc.less_equal(pc.abs(values), MAX_NUMBER)
         return pc.if_else(fits, values, pa.scalar(None, target))
     if role in ("numbers", "tokens") and not is_list(kind):
@@ -178,20 +183,20 @@ def _cast(array: pa.Array, role: Role, target: pa.DataType, separator: str) -> p
 
 
 def _moments(array: pa.Array) -> pa.Array:
-    """Dates and times without a time zone, those that have one in UTC."""
+    """Return dates and times without a time zone. Those with one are converted to UTC."""
     if not pa.types.is_timestamp(array.type) or array.type.tz is None:
         return array
     return array.cast(pa.int64()).cast(pa.timestamp(array.type.unit))
 
 
 def _seconds(array: pa.Array) -> pa.Array:
-    """Dates and times as float64 seconds, the same ones whatever unit they are kept in."""
+    """Return dates and times as float64 seconds, whatever unit they are stored in."""
     kind = array.type
     ticks = (array.cast(pa.int32()) if kind.bit_width == 32 else array).cast(pa.int64())
     if pa.types.is_date32(kind):
         return pc.multiply(ticks.cast(pa.float64()), 86400.0)
     unit = "ms" if pa.types.is_date64(kind) else kind.unit
-    if unit == "ns":  # which float64 mostly cannot count, other than microseconds
+    if unit == "ns":  # float64 cannot hold most nanoseconds exactly, but it can hold microseconds
         micros = pc.divide(ticks, 1000)
         return pc.if_else(
             pc.equal(pc.multiply(micros, 1000), ticks),
@@ -206,7 +211,7 @@ def _divided(ticks: pa.Array, by: float) -> pa.Array:
 
 
 def read_values(values: Sequence[Any], role: Role, separator: str) -> tuple[pa.Array, np.ndarray]:
-    """Values from JSON, text or Arrow, as `to_role` gives them."""
+    """Convert values from JSON, text or Arrow. The result is the same as that of `to_role`."""
     typed: list[Any] = []
     wrong = np.zeros(len(values), bool)
     for place, value in enumerate(values):
@@ -219,10 +224,10 @@ def read_values(values: Sequence[Any], role: Role, separator: str) -> tuple[pa.A
 
 
 def read_value(value: Any, role: Role, separator: str) -> Any:
-    """One value from JSON, text or Arrow in the type of its role; None where it is missing.
+    """Convert one value from JSON, text or Arrow to the type of its role; None if it is missing.
 
     Raises:
-        ValueError: it is none that the role allows.
+        ValueError: The role does not allow this value.
     """
     if is_missing(value):
         return None
@@ -252,12 +257,12 @@ def read_value(value: Any, role: Role, separator: str) -> Any:
 
 
 def label_name(value: Any) -> bytes | None:
-    """The name of a label or key; of text that is not UTF-8, its bytes. None where it is empty.
+    """Return the name of a label or key, or its bytes if it is not UTF-8. None if it is empty.
 
-    Unlike of a category, NA is a name: a label is never handed over by a data frame.
+    "NA" is a name here, unlike in a category, because labels never come from a data frame.
 
     Raises:
-        ValueError: it is no scalar.
+        ValueError: The value is not a scalar.
     """
     if isinstance(value, str):
         value = value.encode("utf-8", "surrogateescape")
@@ -279,7 +284,7 @@ def _label_names(text: Any, separator: str) -> list[str]:
 
 
 def _numbers(value: Any) -> list[float] | None:
-    """One number, or a list of them, which may be a JSON text."""
+    """Return the numbers of a single number, or of a list, which may be a JSON text."""
     if isinstance(value, str | bytes):
         try:
             number = read_number(value)
