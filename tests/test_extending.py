@@ -66,6 +66,7 @@ def output_of(folder: Path, *arguments: str) -> str:
 
 LOOK = """
 import json, runpy, sys
+from pathlib import Path
 from pipeline.config.load import load_config, validate
 
 config = load_config("heartbeats.yaml")
@@ -77,7 +78,7 @@ from pipeline.media.arrays import Decoder
 from pipeline.media.registered import MODALITIES
 from pipeline.preprocess.identity import set_identity
 from pipeline.preprocess.sources import list_sources
-from pipeline.registry.package import own_packages
+from pipeline.registry.package import copied_code
 from pipeline.registry.served.contract import input_example
 
 tree = config.tree()
@@ -107,7 +108,7 @@ print(json.dumps({
     "files": listing.table.num_rows,
     "images": set_identity(validate(json.loads(sys.argv[1]), "x")),
     "series": set_identity(config)["data.series"],
-    "packages": [path.name for path in own_packages(fmt)],
+    "code": [path.name for path in copied_code(Path("code"), fmt)],
     "example": input_example(fmt)["series"][0].decode(),
 }))
 runpy.run_path("tokens.py")
@@ -141,7 +142,7 @@ def test_a_modality_takes_two_modules_and_one_line(tmp_path):
     assert seen["reason"] == "numbers of shape [1, 3]; [steps, 2] is needed"
     assert seen["files"] == 8
     assert seen["series"] == {"num_steps": 4, "num_channels": 2}
-    assert seen["packages"] == ["series"]
+    assert seen["code"] == ["perceiver_model", "pipeline", "series"]
     assert seen["example"] == "0,0"
     # Sets of other modalities keep their digest.
     assert seen["images"] == json.loads(json.dumps(set_identity(validate(IMAGES, "x"))))

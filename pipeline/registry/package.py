@@ -63,7 +63,7 @@ def package(card: ModelCard, folder: Path, weights_file: Path, data: DataConfig)
         "python_model": str(Path(__file__).with_name("served") / "registered_model.py"),
         # As URIs: MLflow would take a `%` or `?` of a plain path for a URL's.
         "artifacts": {"card": card_file.as_uri(), "weights": weights_file.as_uri()},
-        "code_paths": [str(path) for path in _copied_code(folder / "code", card.media)],
+        "code_paths": [str(path) for path in copied_code(folder / "code", card.media)],
         "pip_requirements": model_requirements(),
         "signature": signature(card.media),
         "input_example": input_example(card.media),
@@ -77,7 +77,7 @@ def model_requirements() -> list[str]:
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in MODEL_REQUIREMENTS]
 
 
-def _copied_code(folder: Path, media: MediaFormat) -> list[Path]:
+def copied_code(folder: Path, media: MediaFormat) -> list[Path]:
     """Copies the code that a model needs; returns its packages."""
     root = Path(__file__).resolve().parents[2]
     compiled = shutil.ignore_patterns("__pycache__")
@@ -89,7 +89,7 @@ def _copied_code(folder: Path, media: MediaFormat) -> list[Path]:
                 shutil.copytree(source, target, ignore=compiled)
             else:
                 shutil.copy(source, target)
-    for package in own_packages(media):
+    for package in _own_packages(media):
         if package.is_dir():
             shutil.copytree(package, folder / package.name, ignore=compiled)
         else:
@@ -97,7 +97,7 @@ def _copied_code(folder: Path, media: MediaFormat) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def own_packages(media: MediaFormat) -> list[Path]:
+def _own_packages(media: MediaFormat) -> list[Path]:
     """Return the packages and modules outside of this project that define a modality."""
     modality = modality_of(media)
     modules = (type(modality).__module__, modality.inputs)
