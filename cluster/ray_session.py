@@ -61,7 +61,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     try:
         with _one_attempt(), restore_signal_handlers(), working_directory_for_workers():
             ray.init(address=address, log_to_driver=True)
-    except Exception as error:  # Ray's kinds differ by address scheme and stage
+    except Exception as error:  # Ray raises many kinds of errors here
         reason = redacted(" ".join(str(error).split()))[:200]
         raise ClusterError(
             f"cluster.address={address}: no Ray cluster answers there ({reason}); "

@@ -50,7 +50,7 @@ def sample_extent(members: list[MemberSpan]) -> tuple[int, int]:
 
 
 class TarWriter:
-    """Write samples into a tar and compute hashes on the way. Memory is that of one member."""
+    """Write samples into a tar and compute hashes on the way. Only one member is in memory."""
 
     def __init__(self, file: Writable) -> None:
         self._file = file

@@ -13,8 +13,11 @@ Struct: TypeAlias = dict[tuple[int, int], Any]
 """The fields of a struct by number and kind: integers, structs, and lists of structs."""
 
 Lists: TypeAlias = Mapping[int, Any]
-"""The lists expected in a struct, by field number. A value is one of three things: for a list, the
-kind of its elements, or `(lists,)` if they are structs with these lists; for a struct, `lists`."""
+"""The lists and structs that a struct may contain, by field number.
+
+For a list, the value is the kind of its elements. If the elements are structs, it is the tuple
+`(lists,)`, where `lists` describes their fields. For a struct, it is the `Lists` of that struct.
+"""
 
 
 class CompactReader:
