@@ -13,7 +13,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[^\W_](?:[\w-]|\.(?!\.)){0,99}")
 _MEMBER = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
 _UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"  # last: lone surrogates
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"  # and surrogates
 )
 
 
