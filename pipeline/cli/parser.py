@@ -39,7 +39,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     _add_stages(add)
     _add_shards(add)
     _add_registry(add)
-    _add_bench(add("bench", _no_benchmarks, "our figures beside the peers', on this machine"))
+    _add_bench(add("bench", _no_benchmarks, "measure this code and its peers on this machine"))
     _add_submit(
         add(
             "submit",
@@ -55,22 +55,22 @@ Add = Callable[[str, Callable[..., int] | None, str], argparse.ArgumentParser]
 
 
 def _add_stages(add: Add) -> None:
-    verb = add(
-        "demo", verbs.run_demo, "all of it on handwritten digits, from PNG files to predictions"
-    )
-    verb.add_argument("--fresh", action="store_true", help="start again from nothing")
+    verb = add("demo", verbs.run_demo, "run the whole pipeline on handwritten digits")
     verb.add_argument(
-        "--output", type=local_path, default=DEFAULT_OUTPUT, help="folder that takes everything"
+        "--fresh", action="store_true", help="start again, and replace an earlier demo"
+    )
+    verb.add_argument(
+        "--output", type=local_path, default=DEFAULT_OUTPUT, help="folder for all files of the demo"
     )
     _add_config(add("config", verbs.run_config, "print the resolved configuration"))
     for name, help_text in (
-        ("preprocess", "raw media to a shard set (Ray Data)"),
-        ("train", "one training run (Ray Train, DeepSpeed)"),
-        ("tune", "a study (Ray Tune)"),
+        ("preprocess", "turn raw media into a shard set (Ray Data)"),
+        ("train", "train one model (Ray Train, DeepSpeed)"),
+        ("tune", "run a study (Ray Tune)"),
     ):
         verb = add(name, verbs.run_stage, help_text)
         _add_config(verb)
-        verb.add_argument("--fresh", action="store_true", help="replace what is there")
+        verb.add_argument("--fresh", action="store_true", help="replace an earlier result")
 
 
 def _add_config(verb: argparse.ArgumentParser) -> None:
@@ -79,19 +79,17 @@ def _add_config(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_shards(add: Add) -> None:
-    verb = add("inspect", verbs.run_inspect, "what a shard set holds")
+    verb = add("inspect", verbs.run_inspect, "show what a shard set holds")
     verb.add_argument("shards", metavar="SHARDS", help="folder or URL of a shard set")
-    verb = add("verify", verbs.run_verify, "every byte of a shard set against its hashes")
+    verb = add("verify", verbs.run_verify, "check every byte of a shard set by its hashes")
     verb.add_argument("shards", metavar="SHARDS", help="folder or URL of a shard set")
-    verb = add(
-        "retry-quarantine", verbs.run_retry_quarantine, "the sources again that gave no sample"
-    )
+    verb = add("retry-quarantine", verbs.run_retry_quarantine, "try the quarantined sources again")
     verb.add_argument("shards", metavar="SHARDS", help="folder of a shard set")
     verb.add_argument(
         "overrides",
         nargs="*",
         metavar="data.SPLIT=URL",
-        help="where its sources lie, with the password or signature that is not kept",
+        help="where its sources are, with the password or signature that is not stored",
     )
     verb.add_argument("--address", help="Ray cluster to join (default: Ray on this machine)")
 
@@ -107,13 +105,15 @@ def _add_registry(add: Add) -> None:
     verb.add_argument("--alias", help="alias to move (default: the run's registry.alias)")
     verb.add_argument("--split", help="split that decides (default: validation)")
     verb.add_argument(
-        "--min-gain", type=float, help="least gain in accuracy (default: the run's registry)"
+        "--min-gain", type=float, help="smallest gain in accuracy (default: the run's registry)"
     )
     verb.add_argument(
         "--alpha", type=float, help="chance of a false gain (default: the run's registry)"
     )
     verb.add_argument(
-        "--shards", metavar="URL", help="of the run's set, with the password that is not kept"
+        "--shards",
+        metavar="URL",
+        help="address of the run's set, with the password that is not stored",
     )
     verb.add_argument(
         "--rollback",
@@ -122,7 +122,7 @@ def _add_registry(add: Add) -> None:
     )
     _add_tracking(verb)
 
-    verb = add("predict", verbs.run_predict, "a registered model on raw files")
+    verb = add("predict", verbs.run_predict, "predict raw files with a registered model")
     verb.add_argument("model", metavar="MODEL", help="models:/NAME@ALIAS or models:/NAME/VERSION")
     verb.add_argument(
         "inputs", nargs="+", type=local_path, metavar="INPUT", help="files and folders"

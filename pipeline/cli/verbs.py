@@ -153,7 +153,11 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 
 def run_promote(args: argparse.Namespace) -> int:
-    """Register a run's model if it beats the champion, or roll the alias back."""
+    """Register a run's model if it beats the champion, or roll the alias back.
+
+    Raises:
+        UserError: The run is missing, or the model cannot be promoted.
+    """
     with open_console(args) as console:
         from pipeline.runs.mlflow_client import registry
 

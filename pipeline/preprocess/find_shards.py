@@ -74,7 +74,7 @@ def with_shards(config: Config, console: Console) -> Config:
 
 
 def _named(places: Mapping[str, str]) -> dict[str, str]:
-    """Return the places without secrets: a source whose URL is signed anew is the same source."""
+    """Return the places without secrets: a new signature does not make a new source."""
     return {split: without_secrets(place) for split, place in places.items()}
 
 

@@ -49,7 +49,7 @@ def set_identity(config: Config) -> dict[str, Any]:
 
 
 def source_places(data: DataConfig) -> dict[str, str]:
-    """Return the absolute path or the URL of each split that has a place of its own."""
+    """Return the absolute path or the URL of each split that has its own source."""
     places = {split: getattr(data, split) for split in SPLITS}
     return {split: absolute(place) for split, place in places.items() if isinstance(place, str)}
 

@@ -225,7 +225,7 @@ def _open_base(spec: ShardSetSpec) -> ExistingSet:
 def _refuse_other_sources(spec: ShardSetSpec, base: ExistingSet, changes: Changes) -> None:
     """Refuse sources of which none was there before. Sources may move, but this is a mistake."""
     before, now = base.ledger.places, stored_places(spec.data)
-    # A place that is signed anew is the same place.
+    # A place with a new signature is the same place.
     same = _named(before) == _named(now)
     if not before or same or len(changes.unchanged):
         return

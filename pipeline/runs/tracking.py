@@ -121,7 +121,17 @@ def log_to_run(
     tags: Mapping[str, str] | None = None,
     artifacts: Iterable[Path] = (),
 ) -> None:
-    """Log from the driver. What MLflow does not accept now is kept for `undelivered`."""
+    """Log from the driver. What MLflow does not accept now is kept for `undelivered`.
+
+    Args:
+        run: The run.
+        metrics: Metrics of step 0, by name.
+        tags: Tags of the run.
+        artifacts: Files to store with the run.
+
+    Raises:
+        UserError: The outbox cannot be written.
+    """
     with contextlib.closing(Outbox(run, DRIVER)) as outbox:
         if metrics:
             outbox.metrics(metrics, step=0)
@@ -150,7 +160,13 @@ def undelivered(config: Config, kind: Kind) -> str | None:
 
 
 def run_ref(config: Config, kind: Kind, run_id: str) -> RunRef:
-    """Return what a process needs to write to a run of this configuration."""
+    """Return what a process needs to write to a run.
+
+    Args:
+        config: The configuration of the run.
+        kind: "train", "study" or "trial".
+        run_id: The ID of the run.
+    """
     return RunRef(config.tracking_uri, run_id, str(_outbox(config, kind)))
 
 

@@ -29,7 +29,7 @@ def class_names(
 
     Args:
         data: The section `data` of the configuration.
-        found: The sources of each split that has a place of its own.
+        found: What was found for each split that has its own source.
         samples: All samples, of `FOUND_SCHEMA`.
         splits: The index in `SPLITS` of each sample, int8 `[samples]`.
         known: The classes of an existing set, in the order of their numbers.

@@ -77,7 +77,16 @@ def read_regular(file: BinaryIO, max_bytes: int) -> bytes:
 
 
 def read_range(file: BinaryIO, offset: int, length: int) -> bytes:
-    """Read the bytes `[offset, offset + length)` of an open file; fewer if it ends before."""
+    """Read a range of an open file.
+
+    Args:
+        file: The open file.
+        offset: The first byte of the range.
+        length: The number of bytes.
+
+    Returns:
+        The bytes; fewer if the file ends before.
+    """
     descriptor = file.fileno()
     left = min(length, max(os.fstat(descriptor).st_size - offset, 0))
     chunks = []

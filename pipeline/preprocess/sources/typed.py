@@ -211,7 +211,16 @@ def _divided(ticks: pa.Array, by: float) -> pa.Array:
 
 
 def read_values(values: Sequence[Any], role: Role, separator: str) -> tuple[pa.Array, np.ndarray]:
-    """Convert values from JSON, text or Arrow. The result is the same as that of `to_role`."""
+    """Convert values from JSON, text or Arrow like `to_role`, one by one.
+
+    Args:
+        values: The values.
+        role: What the values are.
+        separator: The separator of several `labels` in one text.
+
+    Returns:
+        The values, null if missing or wrong, and which of them are wrong, bool `[rows]`.
+    """
     typed: list[Any] = []
     wrong = np.zeros(len(values), bool)
     for place, value in enumerate(values):
@@ -225,6 +234,11 @@ def read_values(values: Sequence[Any], role: Role, separator: str) -> tuple[pa.A
 
 def read_value(value: Any, role: Role, separator: str) -> Any:
     """Convert one value from JSON, text or Arrow to the type of its role; None if it is missing.
+
+    Args:
+        value: The value.
+        role: What the value is.
+        separator: The separator of several `labels` in one text.
 
     Raises:
         ValueError: The role does not allow this value.
