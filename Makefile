@@ -1,10 +1,10 @@
-# make demo | make test | make lint: each makes .venv first and installs what constraints.txt pins.
+# make demo | make test | make lint | make docs: each makes .venv first and installs what constraints.txt pins.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/perceiver demo
@@ -21,6 +21,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}: make PYTHON=…")'
@@ -29,4 +32,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs build .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) runs build site .pytest_cache .mypy_cache .ruff_cache *.egg-info

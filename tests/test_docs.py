@@ -1,16 +1,24 @@
-"""The examples of the documentation run as they stand."""
+"""What the documentation says is so: its examples run, its commands and names are there."""
 
+import pkgutil
 import re
+import shlex
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from shard_sets import make_set
 
+from pipeline.cli.parser import parse
+from pipeline.config.fields import types_of_field
 from pipeline.config.load import load_config
 from shards import ShardReader, ShardSet
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+PACKAGES = "(?:perceiver_model|shards|cluster|pipeline|benchmarks|tests)"
 
 
 def test_the_models_examples_run_one_after_the_other(tmp_path):
@@ -39,17 +47,106 @@ def test_the_reader_in_the_format_s_description_reads_a_set(tmp_path, capsys):
         assert members == {name: bytes(value) for name, value in sample.members.items()}
 
 
-def test_the_data_page_s_configurations_load_and_its_loader_runs(tmp_path):
+def test_the_data_page_s_loader_runs(tmp_path):
     make_set(tmp_path / "set")
     text = (DOCS / "data.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```yaml\n(.*?)```", text, flags=re.S)
-    assert len(blocks) > 5
-    for block in blocks:
-        tree = {"name": "page", "model": {"adapter": {"kind": "pixels"}}, **yaml.safe_load(block)}
-        path = tmp_path / "page.yaml"
-        path.write_text(yaml.safe_dump(tree))
-        load_config(str(path), [])
     (loader,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
     names = {"folder": tmp_path / "set"}
     exec(compile(loader, "docs/data.md", "exec"), names)
     assert (names["state"]["samples"], names["state"]["epoch"]) == (9, 0)
+
+
+# extending.md configures kinds that it adds first; its own test runs it.
+YAML_BLOCKS = [
+    pytest.param(block, id=f"{page.stem}-{number}")
+    for page in PAGES
+    if page.name != "extending.md"
+    for number, block in enumerate(
+        re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
+    )
+]
+
+
+@pytest.mark.parametrize("block", YAML_BLOCKS)
+def test_every_configuration_in_the_docs_loads(block, tmp_path):
+    rest = {
+        "name": "page",
+        "data": {"train": "images", "image": {"height": 32, "width": 32}},
+        "model": {"adapter": {"kind": "pixels"}},
+    }
+    path = tmp_path / "page.yaml"
+    path.write_text(yaml.safe_dump(rest | yaml.safe_load(block)), encoding="utf-8")
+    load_config(str(path), [])
+
+
+def test_the_readme_and_the_pages_have_configurations():
+    pages = {parameters.id.rpartition("-")[0] for parameters in YAML_BLOCKS}
+    assert {"README", "data", "tutorial"} <= pages
+
+
+def commands() -> list[str]:
+    """Every whole command line of `perceiver` in the docs: in blocks, and in code in a line."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for block in re.findall(r"```(?:bash|text)\n(.*?)```", text, flags=re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                found += re.findall(r"^(?:\$ )?perceiver (?!\w+:)(.*)", line)
+                found += re.findall(r"python -m pipeline (.*)", line)
+        prose = re.sub(r"```.*?```", "", text, flags=re.S)
+        found += re.findall(r"`perceiver ([^`]* [^`]*)`", prose)
+    return list(dict.fromkeys(" ".join(command.split()) for command in found))
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_in_the_docs_is_one_that_perceiver_takes(command):
+    # An ellipsis stands for more of the same.
+    words = [word for word in shlex.split(command, comments=True) if word != "…"]
+    args = parse(words)
+    if words[0] == "submit":
+        args = parse(args.command) if args.command[0] != "VERB" else args
+    for override in getattr(args, "overrides", ()):
+        field = override.partition("=")[0]
+        wrong_on_purpose = field == "training.learning_ratee"
+        assert bool(types_of_field(field.split("."))) != wrong_on_purpose, field
+
+
+def test_the_docs_have_commands_of_every_verb():
+    verbs = {command.split()[0] for command in commands()}
+    assert {"preprocess", "train", "tune", "promote", "predict", "submit", "bench"} <= verbs
+
+
+def test_the_make_targets_in_the_docs_are_there():
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = set(re.findall(r"(?:^|`)make (\w+)", text, flags=re.M))
+    assert {"demo", "test", "docs"} <= named <= set(targets)
+
+
+def test_the_code_that_the_docs_name_is_there():
+    """Paths such as `shards/reader.py`, and names such as `shards.reader.ShardReader.read`."""
+    missing = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for path in re.findall(rf"`({PACKAGES}/[\w/.*]*)`", text):
+            if not any(ROOT.glob(path.rstrip("/").replace("NAME", "*"))):
+                missing.append(f"{page.name}: {path}")
+        for name in re.findall(rf"`({PACKAGES}(?:\.(?!parquet)\w+)+)`", text):
+            if not is_named(name) and not types_of_field(name.split(".")):
+                missing.append(f"{page.name}: {name}")
+    assert missing == []
+
+
+def is_named(dotted: str) -> bool:
+    """Whether a module has the name, and a class in it the rest."""
+    try:
+        pkgutil.resolve_name(dotted)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_prose_wraps_at_100(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    assert [line for line in text.splitlines() if len(line) > 100 and line[0] != "|"] == []
