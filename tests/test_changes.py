@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from source_trees import listed
+import pytest
+from source_trees import IMAGE_ROWS, every_suffix, listed, make_tree, write_listing
 
-from pipeline.preprocess.changes import find_changes
+from pipeline.preprocess.changes import Changes, find_changes
 from pipeline.preprocess.ledger import source_states
 from pipeline.preprocess.shard_task import read_contents, source_sha256
 from pipeline.preprocess.sources import SourceTable, read_plan, write_plan
@@ -95,3 +96,58 @@ def test_sources_that_may_have_changed_are_asked_for_at_once(tmp_path):
 
     assert not find_changes(ledger, listing.table, NONE, hashes)
     assert asked == [2500]
+
+
+def never_hashed(sources: pa.Table) -> list[str | None]:
+    pytest.fail(f"{sources['uri'].to_pylist()} need not be hashed")
+
+
+def same_hashes(sources: pa.Table) -> list[str | None]:
+    return [uri.decode() for uri in sources["uri"].to_pylist()]
+
+
+def image_rows(folder: Path, suffix: str, kinds: dict[str, str]) -> SourceTable:
+    """A listing of images in a folder, by name, and their classes."""
+    columns = {"file": list(kinds), "kind": list(kinds.values())}
+    return listed(write_listing(folder, suffix, columns), **IMAGE_ROWS)
+
+
+def of_uris(changes: Changes) -> tuple[list[bytes], list[bytes]]:
+    """What is to be decoded, and what goes."""
+    return changes.to_decode["uri"].to_pylist(), changes.stale["uri"].to_pylist()
+
+
+@every_suffix
+def test_a_row_whose_class_changed_is_decoded_again(tmp_path, suffix):
+    make_tree(tmp_path, "1.jpg", "2.jpg", "3.jpg")
+    before = image_rows(tmp_path, suffix, {"1.jpg": "x", "2.jpg": "y", "3.jpg": "x"})
+    ledger = ledger_of(before, same_hashes(before.table))
+    now = image_rows(tmp_path, suffix, {"1.jpg": "x", "2.jpg": "y", "3.jpg": "y"})
+    changes = find_changes(ledger, now.table, NONE, never_hashed)
+    assert of_uris(changes) == ([b"train/3.jpg"], [b"train/3.jpg"])
+    assert sorted(changes.unchanged.to_pylist()) == [b"train/1.jpg", b"train/2.jpg"]
+    assert changes.to_decode["target"].to_pylist() == [1]
+
+
+def test_a_touched_file_is_decoded_again_only_if_its_content_differs(tmp_path):
+    make_tree(tmp_path, "1.jpg", "2.jpg")
+    before = image_rows(tmp_path, ".csv", {"1.jpg": "x", "2.jpg": "y"})
+    ledger = ledger_of(before, same_hashes(before.table))
+    os.utime(tmp_path / "2.jpg", (1, 1))
+    now = image_rows(tmp_path, ".csv", {"1.jpg": "x", "2.jpg": "y"}).table
+    assert not find_changes(ledger, now, NONE, same_hashes)
+    for found in ("another", None):  # None: it cannot be read
+        changes = find_changes(ledger, now, NONE, lambda rows, found=found: [found] * rows.num_rows)
+        assert of_uris(changes) == ([b"train/2.jpg"], [b"train/2.jpg"])
+
+
+def test_a_new_row_is_decoded_and_a_row_that_is_gone_is_stale(tmp_path):
+    make_tree(tmp_path, "1.jpg", "2.jpg", "3.jpg")
+    before = image_rows(tmp_path, ".csv", {"1.jpg": "x", "2.jpg": "y"})
+    ledger = ledger_of(before, same_hashes(before.table))
+    now = image_rows(tmp_path, ".csv", {"2.jpg": "y", "3.jpg": "x"}).table
+    changes = find_changes(ledger, now, NONE, never_hashed)
+    assert of_uris(changes) == ([b"train/3.jpg"], [b"train/1.jpg"])
+    again = find_changes(ledger, now, pa.array([b"train/2.jpg"], pa.binary()), never_hashed)
+    assert sorted(of_uris(again)[0]) == [b"train/2.jpg", b"train/3.jpg"]
+    assert sorted(of_uris(again)[1]) == [b"train/1.jpg", b"train/2.jpg"]

@@ -8,7 +8,7 @@ from raster_bytes import MIN_IS_WHITE, pgm, png, tiff
 from small_media import refusal
 
 from pipeline.media import ImageFormat
-from pipeline.media.image.masks import decode_mask
+from pipeline.media.image.masks import UNLABELLED, decode_mask
 
 SQUARE = ImageFormat(height=16, width=16)
 RNG = np.random.default_rng(0)
@@ -112,7 +112,22 @@ def test_a_mask_scaled_with_any_rounding_has_its_images_shape():
         scale = RNG.uniform(0.05, 1)
         for rounding in (np.floor, np.ceil, np.round):
             size = [max(1, int(rounding(scale * side))) for side in (width, height)]
-            decode_mask(png(np.zeros(size[::-1]), 1), fmt, image=picture)
+            mask = decode_mask(png(np.ones(size[::-1]), 1), fmt, image=picture)
+            # Padded like its image: the longer side is full, and only the border is unlabelled.
+            assert (mask == 1).any(axis=0).all() or (mask == 1).any(axis=1).all()
+            assert set(mask.ravel().tolist()) <= {1, UNLABELLED}
+
+
+def test_a_mask_that_is_off_by_more_than_rounding_is_refused():
+    fmt = ImageFormat(height=4, width=4, resize="pad")
+    picture = png(np.zeros((400, 600)), 1)
+    for height, width in ((201, 300), (200, 301), (199, 300), (40, 61)):
+        decode_mask(png(np.zeros((height, width)), 1), fmt, image=picture)
+    for height, width in ((202, 300), (200, 303), (198, 300), (40, 63)):
+        refused = refusal(decode_mask, png(np.zeros((height, width)), 1), fmt, image=picture)
+        assert refused == (
+            f"mask: {width}x{height} pixels are of another shape than its image's 600x400"
+        )
 
 
 def test_a_masks_own_orientation_counts():

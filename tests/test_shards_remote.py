@@ -251,6 +251,25 @@ def blob(number: int) -> tuple[str, bytes]:
     return hashlib.sha256(data).hexdigest(), data
 
 
+def test_the_least_recently_used_file_is_evicted_first(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path, 30_000)
+    for number in range(3):
+        cache.add(*stored(number))
+        os.utime(tmp_path / blob(number)[0], (number, number))
+    assert cache.open(blob(0)[0], 10_000) == blob(0)[1]  # so it is the last one used, by far
+    for new, evicted in ((3, 1), (4, 2), (5, 0)):
+        cache.add(*stored(new))
+        os.utime(tmp_path / blob(new)[0], (2**32 + new, 2**32 + new))
+        there = [number for number in range(new + 1) if (tmp_path / blob(number)[0]).exists()]
+        assert evicted not in there and len(there) == 3, (new, there)
+
+
+def stored(number: int) -> tuple[str, int, Iterator[bytes]]:
+    """The arguments of `add` for a blob."""
+    sha256, data = blob(number)
+    return sha256, len(data), iter([data])
+
+
 def test_what_is_in_use_is_not_evicted(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, 25_000)
     held = []
