@@ -393,7 +393,7 @@ def _learn_limits_at_once() -> None:
 
 
 def _carried(base: ExistingSet | None, changes: Changes | None) -> pa.Table:
-    """Return the rows of the existing quarantine that hold for unchanged sources."""
+    """Return the rows of the existing quarantine that belong to unchanged sources."""
     if base is None or changes is None:
         return quarantine_table([])
     unchanged = pa.chunked_array([changes.unchanged])
@@ -401,7 +401,7 @@ def _carried(base: ExistingSet | None, changes: Changes | None) -> pa.Table:
 
 
 def refused_by_decoders(base: ExistingSet, uris: pa.ChunkedArray) -> pa.Array:
-    """Find the rows of the existing set's quarantine that decoding has written for these sources.
+    """Find the rows of the existing set's quarantine that come from decoding these sources.
 
     The listing may also have refused another source with the same URI. Such a row has no traceback.
     A source that is in a shard can have a row too, if it was damaged after its first samples.

@@ -223,7 +223,10 @@ def _open_base(spec: ShardSetSpec) -> ExistingSet:
 
 
 def _refuse_other_sources(spec: ShardSetSpec, base: ExistingSet, changes: Changes) -> None:
-    """Refuse sources of which none was there before. Sources may move, but this is a mistake."""
+    """Refuse to continue if none of the earlier sources is left.
+
+    Some sources may move, but if all have gone, the configuration names other data by mistake.
+    """
     before, now = base.ledger.places, stored_places(spec.data)
     # A place with a new signature is the same place.
     same = _named(before) == _named(now)
