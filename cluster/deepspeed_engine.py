@@ -1,8 +1,9 @@
 """DeepSpeed engines: configure them, and check the result.
 
-On CPUs and GPUs, the optimizer is torch's AdamW, weights and optimizer state are float32, and bf16
-is autocast. DeepSpeed's own `bf16` mode is not used. At ZeRO stage 0 it takes one hidden step
-before the first (Adam's counter starts at 1), and a resumed run would lose its master weights.
+On CPUs and GPUs, the optimizer is torch's (`cluster.optimizers`), weights and optimizer state are
+float32, and bf16 is autocast. DeepSpeed's own `bf16` mode is not used. At ZeRO stage 0 it takes one
+hidden step before the first (Adam's counter starts at 1), and a resumed run would lose its master
+weights.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from cluster.errors import ClusterError
+from cluster.optimizers import DEFAULT_OPTIMIZER, spec_of
 
 Precision = Literal["float32", "bf16"]
 # One bucket fits all gradients of a small model. A large model uses it several times per step.
@@ -32,7 +34,7 @@ class Strategy:
     gradient_clipping: float
     precision: Precision
     device: str
-    optimizer: str = "AdamW"
+    optimizer: str = DEFAULT_OPTIMIZER
 
     def to_deepspeed(self, num_parameters: int) -> dict[str, Any]:
         """Return DeepSpeed's configuration. `num_parameters` sets the communication buckets."""
@@ -52,6 +54,8 @@ class Strategy:
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
             "gradient_clipping": self.gradient_clipping,
             "zero_optimization": zero,
+            # DeepSpeed lists few optimizers; which ones ZeRO may step, `cluster.optimizers` says.
+            "zero_allow_untested_optimizer": True,
             "torch_autocast": {
                 "enabled": self.precision == "bf16",
                 "dtype": "bfloat16",
@@ -81,9 +85,15 @@ def initialize_engine(
             them. Stage 3 gathers all weights of such a module before its forward and backward.
 
     Raises:
-        ClusterError: The engine does not follow `strategy`.
+        ClusterError: The engine does not follow `strategy`, or ZeRO cannot step the optimizer.
     """
     import deepspeed
+
+    if strategy.zero_stage and not spec_of(optimizer).is_elementwise:
+        raise ClusterError(
+            f"training.zero_stage is {strategy.zero_stage}, whose slices {strategy.optimizer} "
+            "cannot step; set it to 0"
+        )
 
     # Otherwise every CPU worker compiles a shared-memory kernel before the first step.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,39 +1,28 @@
 """An engine's weights and optimizer state, complete and by parameter name, at any ZeRO stage.
 
 DeepSpeed's own checkpoints are pickles that load only at the world size and stage that wrote them.
-Here, the float32 weight and the Adam moments of every parameter are gathered to their full shape.
-So a run can continue with another number of workers or at another stage, bit for bit.
+Here, the float32 weight and the optimizer's moments of every parameter are gathered to their full
+shape. So a run can continue with another number of workers or at another stage, bit for bit.
 
-ZeRO stores each parameter group as flat float32 tensors, and a rank owns a part of each:
+DeepSpeed's public functions gather and set the state of a parameter at stages 1 to 3. They do not
+serve in four places, which are done here:
 
-====== ==============================================================================
-stage  a rank's part of a parameter
-====== ==============================================================================
-0      all of it, in the parameter itself
-1, 2   the overlap of the parameter with the rank's slice of its group's flat tensor
-3      an equal slice of the parameter, padded at the end
-====== ==============================================================================
+- At stage 0 DeepSpeed has no state of its own; its functions return None.
+- Before the first step there is no state to be set: it is made here.
+- At stages 1 and 2 DeepSpeed links parameters to their state after the step of the first parameter
+  group, when the others have no state yet, and never again: they are linked here.
+- At stage 3 `safe_set_full_…` fails for a parameter that the ranks cannot share evenly, because
+  it slices the parameter without the padding. Each rank sets its own slice instead.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-WEIGHT = "weight"
-
-
-@dataclass(frozen=True)
-class _Fragment:
-    """A rank's part of a parameter: `flat[offset:][:numel]` is `parameter[start:][:numel]`."""
-
-    flat: torch.Tensor
-    offset: int
-    start: int
-    numel: int
+from cluster.errors import ClusterError
+from cluster.optimizers import OptimizerSpec, spec_of
 
 
 def gather_state(engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -41,19 +30,20 @@ def gather_state(engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.
 
     Returns:
         `(weights, moments)`, float32 on the CPU. Weights have the names of parameters and buffers.
-        Moments are named `exp_avg.NAME` and `exp_avg_sq.NAME`; there are none before the first
-        step.
+        Moments are named `MOMENT.PARAMETER`, such as `exp_avg.head.bias`; there are none before
+        the first step.
     """
     base = _base_optimizer(engine)
+    spec = spec_of(base)
+    keys = spec.moments if _has_moments(engine, base, spec) else ()
+    if keys:
+        _link_moments(engine, base)
     weights: dict[str, torch.Tensor] = {}
     moments: dict[str, torch.Tensor] = {}
     for name, parameter in engine.module.named_parameters():
-        fragment = _fragment(engine, parameter)
-        shape = _full_shape(parameter)
-        weights[name] = _gather(engine, fragment, shape, WEIGHT, base)
-        if _has_moments(engine, base):
-            for key in MOMENTS:
-                moments[f"{key}.{name}"] = _gather(engine, fragment, shape, key, base)
+        weights[name] = _whole(engine, parameter, base, None)
+        for key in keys:
+            moments[f"{key}.{name}"] = _whole(engine, parameter, base, key)
     persistent = engine.module.state_dict().keys()
     for name, buffer in engine.module.named_buffers():
         if name in persistent:
@@ -78,34 +68,34 @@ def restore_state(
         weights: The weights from `gather_state`.
         moments: The moments from `gather_state`.
         step: The optimizer steps so far, which Adam's bias correction needs.
+
+    Raises:
+        ClusterError: the moments are another optimizer's.
     """
     base = _base_optimizer(engine)
+    spec = spec_of(base)
+    names = [name for name, _ in engine.module.named_parameters()]
+    expected = {f"{key}.{name}" for key in spec.moments for name in names}
+    if moments and (odd := sorted(expected ^ moments.keys())):
+        raise ClusterError(
+            f"the checkpoint's optimizer state is not that of {type(base).__name__} "
+            f"({', '.join(odd)[:200]}); train with the optimizer that wrote it"
+        )
     if moments:
-        for flat in _flat_tensors(engine):
-            base.state[flat] = {
-                "step": torch.tensor(float(step)),
-                **{key: torch.zeros_like(flat) for key in MOMENTS},
-            }
+        _make_moments(engine, base, spec, step)
     with torch.no_grad():
         for name, parameter in engine.module.named_parameters():
-            fragment = _fragment(engine, parameter)
-            if fragment is None:
-                continue
-            _scatter(fragment, fragment.flat, weights[name])
-            for key in MOMENTS if moments else ():
-                _scatter(fragment, base.state[fragment.flat][key], moments[f"{key}.{name}"])
+            _set(engine, parameter, base, None, weights[name])
+            for key in spec.moments if moments else ():
+                _set(engine, parameter, base, key, moments[f"{key}.{name}"])
 
 
 def _base_optimizer(engine: Any) -> torch.optim.Optimizer:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
-def _full_shape(parameter: Any) -> torch.Size:
-    return parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
-
-
 def _flat_tensors(engine: Any) -> Iterator[torch.Tensor]:
-    """Yield the float32 tensors that the base optimizer updates on this rank."""
+    """The float32 tensors that the base optimizer steps, on this rank."""
     match engine.zero_optimization_stage():
         case 0:
             yield from engine.module.parameters()
@@ -115,51 +105,78 @@ def _flat_tensors(engine: Any) -> Iterator[torch.Tensor]:
             yield from engine.optimizer.fp32_partitioned_groups_flat
 
 
-def _fragment(engine: Any, parameter: Any) -> _Fragment | None:
-    """Return this rank's part of `parameter`, or None if it has no part."""
-    stage = engine.zero_optimization_stage()
-    if stage == 0:
-        return _Fragment(parameter, 0, 0, parameter.numel())
-    zero = engine.optimizer
-    if stage in (1, 2):
-        mapping = parameter._hp_mapping
-        if mapping is None:
-            return None
-        within, part = mapping.hp_fragment_address, mapping.lp_fragment_address
-        flat = zero.single_partition_of_fp32_groups[mapping.param_group_index]
-        return _Fragment(flat, within.start, part.start, part.numel)
-    group, offset, padded = zero.grad_position[zero.get_param_id(parameter)]
-    start = padded * dist.get_rank()
-    numel = min(padded, parameter.ds_numel - start)
-    if numel <= 0:
-        return None
-    return _Fragment(zero.fp32_partitioned_groups_flat[group], int(offset), start, numel)
+def _has_moments(engine: Any, base: torch.optim.Optimizer, spec: OptimizerSpec) -> bool:
+    return all(
+        isinstance(base.state.get(flat, {}).get(key), torch.Tensor)
+        for flat in _flat_tensors(engine)
+        for key in spec.moments
+    )
 
 
-def _has_moments(engine: Any, base: torch.optim.Optimizer) -> bool:
-    return all("exp_avg" in base.state.get(flat, {}) for flat in _flat_tensors(engine))
+def _make_moments(engine: Any, base: torch.optim.Optimizer, spec: OptimizerSpec, step: int) -> None:
+    """Give the optimizer a state of zeros, as if it had taken so many steps."""
+    for flat in _flat_tensors(engine):
+        base.state[flat] = {key: torch.zeros_like(flat) for key in spec.moments}
+        if spec.counts_steps:
+            base.state[flat]["step"] = torch.tensor(float(step))
+    _link_moments(engine, base)
 
 
-def _gather(
-    engine: Any,
-    fragment: _Fragment | None,
-    shape: torch.Size,
-    key: str,
-    base: torch.optim.Optimizer,
+def _link_moments(engine: Any, base: torch.optim.Optimizer) -> None:
+    """Let DeepSpeed's functions find the state of every parameter at stages 1 and 2."""
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+    if engine.zero_optimization_stage() in (1, 2):
+        zero = engine.optimizer
+        for group, flat in zip(zero.bit16_groups, _flat_tensors(engine), strict=True):
+            lazy_init_hp_params_optimizer_state(group, flat, base.state)
+
+
+def _whole(
+    engine: Any, parameter: Any, base: torch.optim.Optimizer, key: str | None
 ) -> torch.Tensor:
+    """A parameter's weight, or one of its moments, whole: float32 on the CPU."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
     if engine.zero_optimization_stage() == 0:
-        assert fragment is not None
-        whole = fragment.flat if key == WEIGHT else base.state[fragment.flat][key]
-        return whole.detach().float().cpu().clone()
-    whole = torch.zeros(shape.numel(), dtype=torch.float32, device=engine.device)
-    if fragment is not None:
-        source = fragment.flat if key == WEIGHT else base.state[fragment.flat][key]
-        part = source.detach().narrow(0, fragment.offset, fragment.numel)
-        whole.narrow(0, fragment.start, fragment.numel).copy_(part)
-    dist.all_reduce(whole)  # one rank owns each element; the other ranks add zero
-    return whole.reshape(shape).cpu()
+        whole = parameter if key is None else base.state[parameter][key]
+    elif key is None:
+        whole = safe_get_full_fp32_param(parameter)
+    else:
+        whole = safe_get_full_optimizer_state(parameter, key)
+    return whole.detach().float().cpu().clone()
 
 
-def _scatter(fragment: _Fragment, target: torch.Tensor, whole: torch.Tensor) -> None:
-    part = whole.flatten().narrow(0, fragment.start, fragment.numel)
-    target.view(-1).narrow(0, fragment.offset, fragment.numel).copy_(part)
+def _set(
+    engine: Any,
+    parameter: Any,
+    base: torch.optim.Optimizer,
+    key: str | None,
+    whole: torch.Tensor,
+) -> None:
+    """Set a parameter's weight, or one of its moments, from the whole tensor."""
+    from deepspeed.utils import (
+        safe_set_full_fp32_param,
+        safe_set_full_optimizer_state,
+        safe_set_local_fp32_param,
+        safe_set_local_optimizer_state,
+    )
+
+    match engine.zero_optimization_stage():
+        case 0:
+            (parameter if key is None else base.state[parameter][key]).copy_(whole)
+        case 3 if key is None:
+            safe_set_local_fp32_param(parameter, _own_slice(parameter, whole))
+        case 3:
+            safe_set_local_optimizer_state(parameter, _own_slice(parameter, whole), key)
+        case _ if key is None:
+            safe_set_full_fp32_param(parameter, whole)
+        case _:
+            safe_set_full_optimizer_state(parameter, whole, key)
+
+
+def _own_slice(parameter: Any, whole: torch.Tensor) -> torch.Tensor:
+    """This rank's slice of a parameter at stage 3; the last ones are filled up with zeros."""
+    size = parameter.ds_tensor.numel()
+    part = whole.flatten()[size * dist.get_rank() : size * (dist.get_rank() + 1)]
+    return torch.nn.functional.pad(part, (0, size - len(part)))

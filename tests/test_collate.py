@@ -26,7 +26,7 @@ from modality_samples import (
 )  # fmt: skip
 from small_media import tone
 
-from perceiver_model import PerceiverClassifier, encode_bytes
+from perceiver_model import encode_bytes
 from perceiver_model.adapters.build import build_adapter
 from perceiver_model.adapters.table import TableRows
 from pipeline.inputs.collate import collate
@@ -42,12 +42,13 @@ from pipeline.media.points.fourier import point_features
 from pipeline.media.table.modality import VOCABULARY
 from pipeline.registry.predict import predict_files
 from pipeline.registry.served.inference import ModelCard, Predictor, as_inputs
+from pipeline.training.objectives.classification import Classification
 
 
 def a_card(kind: str, tmp_path: Path) -> ModelCard:
     made_with = {VOCABULARY: TABLE.vocabulary.to_dict()}
     classifier = make_config(kind, tmp_path).classifier(2, made_with)
-    return ModelCard(classifier, FORMATS[kind], ("zero", "one"))
+    return ModelCard(Classification(classifier, ("zero", "one")), FORMATS[kind])
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def predictor(tmp_path: Path) -> Callable[[str], Predictor]:
     def make(kind: str) -> Predictor:
         card = a_card(kind, tmp_path)
         torch.manual_seed(0)
-        weights = PerceiverClassifier(card.classifier).state_dict()
+        weights = card.objective.build_model().state_dict()
         spread = {name: value + 0.1 * torch.randn_like(value) for name, value in weights.items()}
         return Predictor(card, spread, torch.device("cpu"))
 

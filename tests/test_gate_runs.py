@@ -137,6 +137,15 @@ def test_a_gain_that_may_be_chance_is_refused_with_its_figures(bench: Bench) -> 
     assert bench.promote(good, alpha=1.0)["version"] == "2"
 
 
+def test_of_two_that_are_exactly_as_good_the_champion_stays(bench: Bench) -> None:
+    """Whatever the rules ask for: the other run's weights are the champion's own."""
+    bench.promote(bench.run("good"))
+    with pytest.raises(GateRefusedError, match=r": 0 that only this run has right, 0 that only"):
+        bench.promote(bench.run("good"), alpha=1.0, min_gain=0.0)
+    assert bench.champion == "1"
+    assert len(bench.client.search_model_versions(f"name='{NAME}'")) == 1
+
+
 def test_what_was_trained_on_is_left_out_after_the_old_set_is_gone(bench: Bench) -> None:
     """The same rows split anew, and 60 new ones: the champion was trained on most of the split."""
     bench.promote(bench.run("good"))
@@ -151,7 +160,7 @@ def test_what_was_trained_on_is_left_out_after_the_old_set_is_gone(bench: Bench)
         f"{sum(known)} of 160 samples of the validation split are left out: {NAME} version 1 was "
         "trained on the same content"
     ) in bench.told
-    assert len(load_model(bench.client, f"models:/{NAME}@champion").card.classes) == 3
+    assert len(load_model(bench.client, f"models:/{NAME}@champion").card.objective.classes) == 3
 
 
 def test_a_split_that_the_champion_was_trained_on_decides_nothing(bench: Bench) -> None:
@@ -284,7 +293,9 @@ def test_outputs_that_are_not_finite_are_refused_though_all_weights_are(bench: B
 def test_one_sample_whose_outputs_are_not_finite_is_enough() -> None:
     finite, right = np.array([True, False, True]), np.ones(3, bool)
     candidate: Any = SimpleNamespace(
-        name="run 1", split="validation", outcomes=Outcomes(right, finite, right & finite)
+        name="run 1",
+        split="validation",
+        outcomes=Outcomes(right, finite, (right & finite).astype(float)),
     )
     with pytest.raises(GateRefusedError, match=r"not finite for 1 of 3 samples of the validation"):
         judge(candidate, None, RegistryConfig(), Console())

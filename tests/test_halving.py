@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from pipeline.errors import UserError
-from pipeline.tuning.halving import Halving
 from pipeline.tuning.journal import JOURNAL_FILE, Failure, Report, StudyJournal
+from pipeline.tuning.schedulers import Decisions, SuccessiveHalving
 
 EPOCHS = 9
-Decisions = list[tuple[int, int, bool]]
+Decided = list[tuple[int, int, bool]]
 
 
 class Trials:
@@ -30,13 +30,12 @@ class Trials:
         return trial not in self.stopped and self.reached[trial] < EPOCHS
 
 
-def start(folder: Path, reduction_factor: int) -> Halving:
-    return Halving(
-        StudyJournal(folder), epochs=EPOCHS, grace_epochs=1, reduction_factor=reduction_factor
-    )
+def start(folder: Path, reduction_factor: int) -> Decisions:
+    halving = SuccessiveHalving(epochs=EPOCHS, grace_epochs=1, reduction_factor=reduction_factor)
+    return Decisions(StudyJournal(folder), halving)
 
 
-def uninterrupted(scores: list[list[float]], order: list[int], factor: int) -> Decisions:
+def uninterrupted(scores: list[list[float]], order: list[int], factor: int) -> Decided:
     """The decisions of Ray's own scheduler, never stopped, on the same reports."""
 
     class Trial:
@@ -68,7 +67,7 @@ KILLS = ("none", "before the report", "amid the report", "after the report", "an
 
 def interrupted(
     scores: list[list[float]], order: list[int], factor: int, kills: list[str], folder: Path
-) -> Decisions:
+) -> Decided:
     """The same study, killed at the report `number` as `kills[number]` says, and resumed."""
     trials, halving = Trials(scores), start(folder, factor)
     for number, trial in enumerate(order):

@@ -24,7 +24,6 @@ from perceiver_model import (
     FourierConfig,
     ImageInput,
     Patches,
-    PerceiverClassifier,
 )
 from pipeline.inputs.batches import inputs_on, media_loader
 from pipeline.inputs.collate import collate
@@ -32,6 +31,7 @@ from pipeline.media import AudioFormat, ImageFormat, MediaFormat, check_array
 from pipeline.media.image.decode import encode_jpeg
 from pipeline.registry.predict import encode_predictions, list_inputs
 from pipeline.registry.served.inference import ModelCard, Predictor
+from pipeline.training.objectives.classification import Classification, ClassPrediction
 from shards import Sample, ShardReader, ShardSet, encode_npy, publish, write_shard
 from shards.loader import ShardBatch
 
@@ -52,7 +52,7 @@ def image_card() -> ModelCard:
         encoder=TINY,
         num_classes=3,
     )
-    return ModelCard(classifier, IMAGES, CLASSES)
+    return ModelCard(Classification(classifier, CLASSES), IMAGES)
 
 
 def audio_card() -> ModelCard:
@@ -63,12 +63,12 @@ def audio_card() -> ModelCard:
         encoder=TINY,
         num_classes=3,
     )
-    return ModelCard(classifier, SOUNDS, CLASSES)
+    return ModelCard(Classification(classifier, CLASSES), SOUNDS)
 
 
 def random_weights(card: ModelCard) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    weights = PerceiverClassifier(card.classifier).state_dict()
+    weights = card.objective.build_model().state_dict()
     return {name: value + 0.3 * torch.randn_like(value) for name, value in weights.items()}
 
 
@@ -340,7 +340,7 @@ def test_names_that_are_not_utf_8_are_written(predictor, tmp_path, kind):
     strange.write_bytes(png(0))
     predictions = predictor.predict(list_inputs([str(strange)]))
     assert predictions[0].label in CLASSES
-    content = encode_predictions(predictions, f".{kind}")
+    content = encode_predictions(predictions, f".{kind}", ClassPrediction)
     if kind == "parquet":
         content = pq.read_table(pa.BufferReader(content))["source"][0].as_py().encode()
     assert b"\\udcff.png" in content

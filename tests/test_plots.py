@@ -49,7 +49,7 @@ def _extent(text: Text, renderer: Any) -> Box:
 def test_all_text_lies_inside_the_picture_and_covers_no_other(
     num_trials: int, alike: bool, fields: int
 ) -> None:
-    figure = study_figure(study(num_trials, alike=alike, fields=fields), "digits")
+    figure = study_figure(study(num_trials, alike=alike, fields=fields), "digits", "accuracy")
     figure.draw_without_rendering()
     (axes,) = figure.axes
     renderer = figure.canvas.get_renderer()
@@ -76,7 +76,7 @@ def test_all_text_lies_inside_the_picture_and_covers_no_other(
 
 
 def test_it_is_a_png(tmp_path: Path) -> None:
-    plot_study(study(3), tmp_path / "plot.png", "digits")
+    plot_study(study(3), tmp_path / "plot.png", "digits", "accuracy")
     with Image.open(tmp_path / "plot.png") as plot:
         assert plot.format == "PNG"
         assert plot.width > 600

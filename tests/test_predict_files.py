@@ -11,24 +11,26 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.registry.predict import encode_predictions, list_inputs
-from pipeline.registry.served.inference import Prediction
+from pipeline.training.objectives.classification import ClassPrediction
 
 # --- predictions as files ---
 
 PREDICTIONS = [
-    Prediction("a, b.png", "cat", 0.75, {"cat": 0.75, "dog": 0.25}, None),
-    Prediction("bytes[1]", None, None, None, "no image,\nreally"),
-    Prediction("é.png", "dog", 1.0, {"cat": 0.0, "dog": 1.0}, None),
+    ClassPrediction("a, b.png", "cat", 0.75, {"cat": 0.75, "dog": 0.25}, None),
+    ClassPrediction("bytes[1]", None, None, None, "no image,\nreally"),
+    ClassPrediction("é.png", "dog", 1.0, {"cat": 0.0, "dog": 1.0}, None),
 ]
 
 
 def test_predictions_are_written_as_json_lines():
-    lines = encode_predictions(PREDICTIONS, ".jsonl").decode().splitlines()
-    assert [Prediction(**json.loads(line)) for line in lines] == PREDICTIONS
+    lines = encode_predictions(PREDICTIONS, ".jsonl", ClassPrediction).decode().splitlines()
+    assert [ClassPrediction(**json.loads(line)) for line in lines] == PREDICTIONS
 
 
 def test_predictions_are_written_as_csv():
-    text = io.StringIO(encode_predictions(PREDICTIONS, ".csv").decode(), newline="")
+    text = io.StringIO(
+        encode_predictions(PREDICTIONS, ".csv", ClassPrediction).decode(), newline=""
+    )
     assert [list(row.values()) for row in csv.DictReader(text)] == [
         ["a, b.png", "cat", "0.75", ""],
         ["bytes[1]", "", "", "no image,\nreally"],
@@ -37,11 +39,11 @@ def test_predictions_are_written_as_csv():
 
 
 def test_predictions_are_written_as_parquet():
-    file = pa.BufferReader(encode_predictions(PREDICTIONS, ".parquet"))
+    file = pa.BufferReader(encode_predictions(PREDICTIONS, ".parquet", ClassPrediction))
     rows = pq.read_table(file).to_pylist()
     for row in rows:
         row["probabilities"] = dict(row["probabilities"]) or None
-    assert [Prediction(**row) for row in rows] == PREDICTIONS
+    assert [ClassPrediction(**row) for row in rows] == PREDICTIONS
 
 
 # --- which files to predict ---

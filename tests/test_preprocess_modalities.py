@@ -239,5 +239,7 @@ def test_targets_that_are_no_classes_are_not_trained_on(tmp_path: Path, console:
         "target: {kind: regression, column: score}",
     )  # fmt: skip
     assert preprocess(config, console)["counts"] == {"train": 2}
-    with pytest.raises(UserError, match=r"data\.target\.kind=regression: classifiers are trained"):
+    with pytest.raises(
+        UserError, match=r"data\.target\.kind=regression: no objective is trained on"
+    ):
         train(config, console)

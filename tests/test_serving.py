@@ -22,6 +22,7 @@ from test_inference import image_card, png, random_weights
 from pipeline.media.table.modality import VOCABULARY
 from pipeline.registry.package import package
 from pipeline.registry.served.inference import ModelCard, Predictor
+from pipeline.training.objectives.classification import Classification
 
 KINDS = ("image", *FORMATS)
 MEDIA = [kind for kind in KINDS if kind not in ("table", "text")]
@@ -34,7 +35,7 @@ def card_of(kind: str, folder: Path) -> ModelCard:
         return image_card()
     made_with = {VOCABULARY: TABLE.vocabulary.to_dict()}
     classifier = make_config(kind, folder).classifier(2, made_with)
-    return ModelCard(classifier, FORMATS[kind], ("zero", "one"))
+    return ModelCard(Classification(classifier, ("zero", "one")), FORMATS[kind])
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_a_model_has_a_signature_and_an_example_that_it_predicts(kind, saved, lo
     assert names == ["source", "label", "probability", "probabilities", "error"]
     status, answers = ask(model, (saved(kind) / "serving_input_example.json").read_text())
     assert status == 200 and len(answers) == 1
-    assert answers[0]["label"] in model.unwrap_python_model().predictor.card.classes
+    assert answers[0]["label"] in model.unwrap_python_model().predictor.card.objective.classes
     assert answers[0]["error"] is None
     again = model.predict(model.input_example).iloc[0]
     assert again["probabilities"] == pytest.approx(answers[0]["probabilities"], abs=1e-6)
@@ -178,7 +179,9 @@ def test_a_number_that_may_be_another_category_is_refused_and_told():
     vocabulary = type(TABLE.vocabulary)(categories=zips, mean=(0.0, 0.0), std=(1.0, 1.0))
     media = type(TABLE).of(TABLE, vocabulary)
     inputs = make_config("table", Path("unused")).classifier(2, {VOCABULARY: vocabulary.to_dict()})
-    predictor = Predictor(ModelCard(inputs, media, card.classes), random_weights_of(inputs))
+    predictor = Predictor(
+        ModelCard(Classification(inputs, card.objective.classes), media), random_weights_of(inputs)
+    )
     found = predictor.predict([{"x": 1, "y": 1, "c": c} for c in (1234, "01234", 7, "7", 8)])
     assert [prediction.error for prediction in found] == [
         "column 'c' holds the number 1234, and the model knows the text '01234'; send it as text",
@@ -190,7 +193,7 @@ def test_a_number_that_may_be_another_category_is_refused_and_told():
 
 
 def random_weights_of(classifier: Any) -> Any:
-    return random_weights(ModelCard(classifier, TABLE, ("zero", "one")))
+    return random_weights(ModelCard(Classification(classifier, ("zero", "one")), TABLE))
 
 
 # --- what must not be ---

@@ -37,9 +37,11 @@ def test_the_result_of_a_verb_and_files_are_strict_json(tmp_path) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_predictions_are_strict_json_lines(value: float) -> None:
-    from pipeline.registry.served.inference import Prediction
+    from pipeline.training.objectives.classification import ClassPrediction
 
-    content = encode_predictions([Prediction("a", "b", value, {"b": value}, None)], ".jsonl")
+    content = encode_predictions(
+        [ClassPrediction("a", "b", value, {"b": value}, None)], ".jsonl", ClassPrediction
+    )
     assert strict(content.decode())["probabilities"] == {"b": None}
 
 

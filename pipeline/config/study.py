@@ -1,46 +1,12 @@
 """The section `study`: what Ray Tune searches, and how."""
 
-import math
-from typing import Literal, Self
+from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import ConfigBase
-
-DEFAULT_TRIALS = 8
-
-
-class SpaceConfig(ConfigBase):
-    """The values a searched field may take: exactly one of the three.
-
-    Attributes:
-        choice: one of a list.
-        uniform: a number between two bounds, drawn uniformly.
-        loguniform: a number between two positive bounds, its logarithm drawn uniformly.
-    """
-
-    choice: tuple[int | float | str | bool, ...] | None = Field(default=None, min_length=1)
-    uniform: tuple[float, float] | None = None
-    loguniform: tuple[float, float] | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if sum(kind is not None for kind in (self.choice, self.uniform, self.loguniform)) != 1:
-            raise ValueError("give exactly one of 'choice', 'uniform' and 'loguniform'")
-        if self.choice is None:
-            low, high = self.bounds
-            if not low < high:
-                raise ValueError(f"is [{low:g}, {high:g}]; low < high is needed")
-            if self.loguniform and low <= 0:
-                raise ValueError(f"is [{low:g}, {high:g}]; a logarithm needs 0 < low")
-        return self
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Low and high of `uniform` or `loguniform`."""
-        bounds = self.uniform or self.loguniform
-        assert bounds is not None
-        return bounds
+from pipeline.config.search import SEARCHES
+from pipeline.config.space import SpaceConfig
 
 
 class StudyConfig(ConfigBase):
@@ -62,7 +28,7 @@ class StudyConfig(ConfigBase):
     """
 
     space: dict[str, SpaceConfig] = Field(min_length=1)
-    search: Literal["grid", "random"] = "random"
+    search: str = "random"
     num_trials: int | None = Field(default=None, ge=1)
     epochs: int | None = Field(default=None, ge=1)
     num_workers: int = Field(default=1, ge=1)
@@ -70,22 +36,19 @@ class StudyConfig(ConfigBase):
     grace_epochs: int = Field(default=1, ge=1)
     reduction_factor: int = Field(default=2, ge=2)
 
+    @field_validator("search")
+    @classmethod
+    def _known_search(cls, search: str) -> str:
+        if search not in SEARCHES:
+            raise ValueError(f"is {search!r}; must be {' or '.join(map(repr, SEARCHES))}")
+        return search
+
     @model_validator(mode="after")
     def _searchable(self) -> Self:
-        for path, space in self.space.items():
-            if self.search == "grid" and space.choice is None:
-                raise ValueError(f"space.{path}: search 'grid' needs {{choice: […]}}")
-        # Before num_trials could be null, its default was written to the runs of grid studies.
-        if self.search == "grid" and self.num_trials not in (None, DEFAULT_TRIALS, self.trials):
-            raise ValueError(
-                f"num_trials is {self.num_trials}, but search 'grid' runs every combination of the "
-                f"choices, which are {self.trials}; leave num_trials out"
-            )
+        SEARCHES[self.search].num_trials(self.space, self.num_trials)
         return self
 
     @property
     def trials(self) -> int:
         """How many trials the study has."""
-        if self.search == "grid":
-            return math.prod(len(space.choice or ()) for space in self.space.values())
-        return DEFAULT_TRIALS if self.num_trials is None else self.num_trials
+        return SEARCHES[self.search].num_trials(self.space, self.num_trials)

@@ -10,8 +10,13 @@ import torch
 from pipeline.inputs.collate import BatchInputs, BatchMask, blank, joint_inputs
 from pipeline.inputs.modality import inputs_of
 from pipeline.media import MediaFormat, check_array, decode_member, model_member
+from pipeline.media.targets import TARGET_MEMBER
 from shards import RawSample, ShardReader
 from shards.loader import ShardBatch, ShardLoader
+from shards.npy import decode_npy
+
+TARGET = "target"
+"""The field of a batch that holds the targets that are arrays."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +25,11 @@ class MemberDecoder:
 
     Attributes:
         formats: by modality.
+        has_target: whether a sample's target is an array, which it must have, too.
     """
 
     formats: Mapping[str, MediaFormat]
+    has_target: bool = False
 
     def __call__(self, sample: RawSample) -> dict[str, np.ndarray]:
         """The arrays.
@@ -40,13 +47,52 @@ class MemberDecoder:
         if not arrays:
             wanted = " or ".join(map(model_member, self.formats.values()))
             raise ValueError(f"has {', '.join(members)}, and no {wanted}")
+        if self.has_target:
+            arrays[TARGET] = decode_target(sample)
         return arrays
+
+
+def decode_target(sample: RawSample) -> np.ndarray:
+    """A sample's target, as `target_members` wrote it.
+
+    Raises:
+        ShardError: it is damaged.
+        ValueError: it has none.
+    """
+    if TARGET_MEMBER not in sample.members:
+        raise ValueError(f"has {', '.join(sample.members)}, and no {TARGET_MEMBER}")
+    return decode_npy(sample.members[TARGET_MEMBER])
+
+
+def target_of(
+    batch: ShardBatch, kind: str, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch's targets and the lengths of their first axes, on a device.
+
+    Args:
+        batch: of `media_loader`, which was given the same kind.
+        kind: `data.target.kind`.
+
+    Returns:
+        Of kinds `class` and `none` int64 `[batch]`, -1 where there is no class; of the others
+        as the shards hold them, `[batch, …]`. The lengths are int64 `[batch]`.
+    """
+    if not has_array(kind):
+        lengths = torch.ones_like(batch.targets)
+        return batch.targets.to(device), lengths.to(device)
+    return batch.fields[TARGET].to(device), batch.lengths[TARGET].to(device)
+
+
+def has_array(kind: str) -> bool:
+    """Whether targets of a kind are arrays in the shards."""
+    return kind not in ("class", "none")
 
 
 def media_loader(
     reader: ShardReader,
     formats: Mapping[str, MediaFormat],
     *,
+    target: str = "class",
     one_length: bool = False,
     **options: Any,
 ) -> ShardLoader:
@@ -54,6 +100,7 @@ def media_loader(
 
     Args:
         formats: by modality.
+        target: `data.target.kind`.
         one_length: fill texts up to their format's length, and not a batch's longest.
         options: of `ShardLoader`.
     """
@@ -63,7 +110,7 @@ def media_loader(
         lengths[name] = inputs.full_length(media) if one_length else inputs.padded_length(media)
     return ShardLoader(
         reader,
-        decode=MemberDecoder(formats),
+        decode=MemberDecoder(formats, has_array(target)),
         pad_to={name: length for name, length in lengths.items() if length is not None},
         skip_bad=True,
         **options,

@@ -29,7 +29,7 @@ def position_specs(config: ClassifierConfig) -> tuple[PositionSpec, ...]:
     return tuple(specs.values())
 
 
-def load_positions(shard_set: ShardSet, config: ClassifierConfig) -> torch.Tensor | None:
+def load_positions(shard_set: ShardSet, config: TokensConfig) -> torch.Tensor | None:
     """The table of a model of one input, float32 `[tokens, channels]`; None if it needs none.
 
     Raises:

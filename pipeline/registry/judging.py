@@ -7,6 +7,7 @@ import numpy as np
 
 from pipeline.config.tree import RegistryConfig
 from pipeline.errors import GateRefusedError, UserError
+from pipeline.inputs.batches import has_array
 from pipeline.media.registered import modality_of
 from pipeline.registry.gate import Comparison, samples_needed
 from pipeline.registry.outcomes import Outcomes, outcomes, weights_not_finite
@@ -14,6 +15,7 @@ from pipeline.registry.reading import Reading, other_input
 from pipeline.registry.served.inference import Predictor
 from pipeline.registry.trained_on import TRAIN, TrainedOn, sample_digests
 from pipeline.runs.console import Console
+from pipeline.training.objectives import Objective
 from shards import ShardSet
 
 _COARSE = 0.5
@@ -43,16 +45,17 @@ class Verdict:
     Attributes:
         samples: how many it was judged on.
         left_out: samples of the split that were not used, since a model knows them.
-        accuracy: of the model on these samples; one that cannot be read counts as wrong.
-        champion_accuracy: of the champion on the same, or None if there is none.
+        value: mean of the objective's selection over these samples, such as accuracy. One that
+            cannot be read counts as wrong.
+        champion_value: of the champion on the same, or None if there is none.
         comparison: None where there was nothing to compare with: no champion, or one that gives
             nothing finite.
     """
 
     samples: int
     left_out: int
-    accuracy: float
-    champion_accuracy: float | None = None
+    value: float
+    champion_value: float | None = None
     comparison: Comparison | None = None
 
 
@@ -83,7 +86,13 @@ class Candidate:
     def reading(self) -> Reading:
         """How it reads its own set."""
         media = self.predictor.card.media
-        return Reading(media, media, self.verify_samples, self.skip_corrupt)
+        reads_target = has_array(self.objective.target)
+        return Reading(media, media, self.verify_samples, self.skip_corrupt, reads_target)
+
+    @property
+    def objective(self) -> Objective:
+        """What its model is trained for."""
+        return self.predictor.card.objective
 
     @cached_property
     def outcomes(self) -> Outcomes:
@@ -132,6 +141,7 @@ def judge(
     """
     _refuse_what_is_not_finite(candidate)
     known = np.zeros_like(candidate.known) if candidate.is_coarse else candidate.known
+    unusable = ~candidate.outcomes.readable & np.isinf(candidate.objective.worst)
     if candidate.is_coarse:
         console.notice(
             f"{candidate.known.sum()} of {len(known)} rows of the {candidate.split} split equal "
@@ -140,19 +150,26 @@ def judge(
         )
     if champion is None:
         _say_left_out(candidate, {"this run": known}, console)
-        return _verdict(candidate, ~known)
-    return _against(candidate, known, champion, rules, console)
+        return _verdict(candidate, ~known & ~unusable)
+    return _against(candidate, known, unusable, champion, rules, console)
 
 
 def _against(
     candidate: Candidate,
     known: np.ndarray,
+    unusable: np.ndarray,
     champion: Champion,
     rules: RegistryConfig,
     console: Console,
 ) -> Verdict:
     shard_set, split = candidate.shard_set, candidate.split
     media = champion.predictor.card.media
+    theirs_is, ours_is = champion.predictor.card.objective.name, candidate.objective.name
+    if theirs_is != ours_is:
+        raise UserError(
+            f"{champion.name} is for the objective {theirs_is!r}, this run for {ours_is!r}, so the "
+            "two cannot be compared; register this one under another --name"
+        )
     if other := other_input(candidate.reading.stored, media):
         raise UserError(
             f"{champion.name} takes other input than this run ({other}), so the two cannot be "
@@ -162,18 +179,19 @@ def _against(
     theirs = outcomes(champion.predictor, shard_set, split, reading)
     reasons = {"this run": known, champion.name: _known_to(champion, candidate, reading, console)}
     doubtful = _doubtful(reading, shard_set, split)
-    left_out = np.logical_or.reduce([*reasons.values(), doubtful])
+    left_out = np.logical_or.reduce([*reasons.values(), doubtful, unusable])
     _say_left_out(candidate, reasons, console)
     if doubtful.any():
         console.notice(
             f"{doubtful.sum()} rows hold a category that the set does not know and {champion.name} "
             "may: left out"
         )
-    _say_classes(champion, shard_set, console)
+    for remark in champion.predictor.card.objective.remarks(shard_set.manifest.classes):
+        console.notice(f"{champion.name} {remark}")
     broken = weights_not_finite(champion.predictor.model.state_dict())
     if broken or not theirs.finite[theirs.readable].any():
         console.notice(f"{champion.name} gives no finite value; it is no obstacle")
-        return _verdict(candidate, ~left_out, champion_accuracy=0.0)
+        return _verdict(candidate, ~left_out, champion_value=candidate.objective.worst)
     if not theirs.finite.all():
         console.notice(
             f"{champion.name} gives values that are not finite for {(~theirs.finite).sum()} of "
@@ -187,13 +205,13 @@ def _against(
             f"least {needed}; decide on another --split, or keep sources apart that no model has "
             "seen"
         )
-    comparison = Comparison.of(candidate.outcomes, theirs, ~left_out)
+    comparison = Comparison.of(candidate.outcomes, theirs, ~left_out, type(candidate.objective))
     if not comparison.passes(rules):
         raise GateRefusedError(_refusal(candidate, champion, comparison, rules))
     return _verdict(
         candidate,
         ~left_out,
-        champion_accuracy=comparison.champion_accuracy,
+        champion_value=comparison.champion_value,
         comparison=comparison,
     )
 
@@ -242,7 +260,7 @@ def _verdict(
     candidate: Candidate,
     used: np.ndarray,
     *,
-    champion_accuracy: float | None = None,
+    champion_value: float | None = None,
     comparison: Comparison | None = None,
 ) -> Verdict:
     samples = int(used.sum())
@@ -251,8 +269,8 @@ def _verdict(
             f"no sample of the {candidate.split} split is left: models were trained on all "
             f"{len(used)}; decide on another --split"
         )
-    accuracy = float(candidate.outcomes.correct[used].mean())
-    return Verdict(samples, len(used) - samples, accuracy, champion_accuracy, comparison)
+    value = float(candidate.outcomes.values[used].mean())
+    return Verdict(samples, len(used) - samples, value, champion_value, comparison)
 
 
 def _say_left_out(candidate: Candidate, reasons: dict[str, np.ndarray], console: Console) -> None:
@@ -265,25 +283,16 @@ def _say_left_out(candidate: Candidate, reasons: dict[str, np.ndarray], console:
             )
 
 
-def _say_classes(champion: Champion, shard_set: ShardSet, console: Console) -> None:
-    theirs, ours = champion.predictor.card.classes, shard_set.manifest.classes
-    if unknown := [name for name in ours if name not in theirs]:
-        console.notice(
-            f"{champion.name} does not know the classes {', '.join(unknown[:5])}"
-            f"{' …' * (len(unknown) > 5)}: their samples count as wrong for it"
-        )
-    if lost := [name for name in theirs if name not in ours]:
-        console.notice(
-            f"{champion.name} also knows the classes {', '.join(lost[:5])}"
-            f"{' …' * (len(lost) > 5)}, which this run does not tell"
-        )
-
-
 def _refusal(
     candidate: Candidate, champion: Champion, comparison: Comparison, rules: RegistryConfig
 ) -> str:
-    wins = comparison.wins_needed(rules)
     asked = f"registry.min_gain={rules.min_gain:g} and registry.alpha={rules.alpha:g}"
+    if not candidate.objective.is_right_or_wrong:
+        return (
+            f"not promoted: {candidate.name} has {comparison} ({champion.name}); {asked} need "
+            f"more; {candidate.split} split"
+        )
+    wins = comparison.wins_needed(rules)
     needed = (
         f"{asked} need {wins} such wins beside {comparison.losses} losses"
         if wins is not None

@@ -1,13 +1,14 @@
-"""What a model makes of every sample of a split: right or wrong, finite or not."""
+"""What a model makes of every sample of a split: how good its answer is, and whether finite."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from pipeline.inputs.batches import inputs_on
+from pipeline.inputs.batches import inputs_on, target_of
 from pipeline.registry.reading import Reading
 from pipeline.registry.served.inference import Predictor
+from pipeline.training.objectives import Batch
 from shards import ShardSet
 
 
@@ -16,22 +17,21 @@ class Outcomes:
     """A model on a split, sample by sample in the order of the shards.
 
     Attributes:
-        readable: bool `[samples]`; a sample that cannot be read counts as wrong.
-        finite: bool `[samples]`; whether all of the model's outputs are finite numbers. Others
-            count as wrong.
-        correct: bool `[samples]`.
+        readable: bool `[samples]`.
+        finite: bool `[samples]`; whether all of the model's outputs are finite numbers.
+        values: float64 `[samples]`; of the objective's selection, such as 1 where a classifier is
+            right and 0 where it is wrong. Samples that cannot be read, and those for which outputs
+            are not finite, have the objective's worst.
     """
 
     readable: np.ndarray
     finite: np.ndarray
-    correct: np.ndarray
+    values: np.ndarray
 
 
 @torch.inference_mode()
 def outcomes(predictor: Predictor, shard_set: ShardSet, split: str, reading: Reading) -> Outcomes:
     """Run a model on every sample of a split.
-
-    Classes are compared by name: a class of the set that the model does not know is always wrong.
 
     Args:
         predictor: the model.
@@ -42,22 +42,26 @@ def outcomes(predictor: Predictor, shard_set: ShardSet, split: str, reading: Rea
     Raises:
         ShardError: the set has no such split.
     """
-    num_samples = shard_set.num_samples(split)
-    readable, correct = np.zeros(num_samples, bool), np.zeros(num_samples, bool)
-    finite = np.ones(num_samples, bool)
-    number_of = {name: number for number, name in enumerate(shard_set.manifest.classes)}
-    classes = np.array([number_of.get(name, -1) for name in predictor.card.classes])
+    objective, num_samples = predictor.card.objective, shard_set.num_samples(split)
+    readable, finite = np.zeros(num_samples, bool), np.ones(num_samples, bool)
+    values = np.full(num_samples, objective.worst)
     formats = {reading.media.modality: reading.media}
     for batch in reading.batches(shard_set, split):
         good = batch.weights.numpy() > 0
-        numbers, targets = batch.numbers.numpy()[good], batch.targets.numpy()[good]
-        logits = predictor.model(*inputs_on(batch, formats, predictor.device))
-        logits = logits.float().cpu().numpy()[good]
-        answers = classes[np.nan_to_num(logits).argmax(axis=1)]
-        readable[numbers] = True
-        finite[numbers] = np.isfinite(logits).all(axis=1)
-        correct[numbers] = (answers == targets) & (targets >= 0) & finite[numbers]
-    return Outcomes(readable, finite, correct)
+        numbers = batch.numbers.numpy()[good]
+        samples = Batch(
+            *inputs_on(batch, formats, predictor.device),
+            *target_of(batch, objective.target, predictor.device),
+            batch.weights.to(predictor.device),
+        )
+        outputs = objective.outputs(predictor.model, samples, training=False)
+        found = objective.sample_values(
+            outputs, samples.targets.cpu().numpy(), shard_set.manifest.classes
+        )
+        is_finite = objective.finite(outputs)
+        readable[numbers], finite[numbers] = True, is_finite[good]
+        values[numbers] = np.where(is_finite, found, objective.worst)[good]
+    return Outcomes(readable, finite, values)
 
 
 def weights_not_finite(weights: dict[str, torch.Tensor]) -> list[str]:

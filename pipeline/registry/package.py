@@ -40,6 +40,8 @@ MODEL_CODE = (
     "pipeline/media",
     "pipeline/registry/__init__.py",
     "pipeline/registry/served",
+    "pipeline/training/__init__.py",
+    "pipeline/training/objectives",
 )
 """The files and folders of code that travel with a model; it is loaded without all others."""
 
@@ -65,7 +67,7 @@ def package(card: ModelCard, folder: Path, weights_file: Path, data: DataConfig)
         "artifacts": {"card": card_file.as_uri(), "weights": weights_file.as_uri()},
         "code_paths": [str(path) for path in copied_code(folder / "code", card.media)],
         "pip_requirements": model_requirements(),
-        "signature": signature(card.media),
+        "signature": signature(card.media, card.objective.prediction),
         "input_example": input_example(card.media),
         "metadata": {"columns": column_types(card.media)},
         "model_config": SETTINGS | decoding,

@@ -1,9 +1,11 @@
 """`perceiver predict`: a registered model on raw files."""
 
+import base64
 import contextlib
 import csv
 import io
 import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ from pipeline.errors import UserError
 from pipeline.media.registered import modality_of
 from pipeline.media.sandbox.sandbox import SandboxError
 from pipeline.registry.served.card import ModelCardError
-from pipeline.registry.served.inference import Prediction, Predictor
+from pipeline.registry.served.inference import Predictor
 from pipeline.registry.table_rows import holds_rows, table_rows
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_errors import mlflow_answers
 from pipeline.runs.strict_json import to_json
+from pipeline.training.objectives import Prediction, name_field, objective_class
+from pipeline.training.objectives.base import ColumnKind
 from shards.files import AtomicFile
 from shards.parquet import encode_parquet
 from shards.redaction import shortened
@@ -36,7 +40,7 @@ def predict(
     output: Path | None = None,
     max_bad_fraction: float = 1.0,
 ) -> dict[str, Any]:
-    """Classify files, and all files of folders.
+    """Predict files, and all files of folders.
 
     Args:
         model_uri: `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/RUN/model`.
@@ -46,7 +50,7 @@ def predict(
         max_bad_fraction: fail when more than this share of the files cannot be used.
 
     Returns:
-        `model_uri`, `predictions` (a list of dictionaries with the fields of
+        `model_uri`, `predictions` (a list of dictionaries with the fields of the objective's
         `Prediction`), `bad` (how many have an error).
 
     Raises:
@@ -58,6 +62,7 @@ def predict(
         raise UserError(f"--to {output}: the extension must be one of {', '.join(FORMATS)}")
     files = list_inputs(inputs)
     predictor = load_model(mlflow_client, model_uri)
+    objective = type(predictor.card.objective)
     predictions: list[Prediction] = []
     # Opened first: an hour's predictions must not end at a place that cannot be written.
     with contextlib.nullcontext() if output is None else AtomicFile(output) as file:
@@ -74,17 +79,18 @@ def predict(
             named = "; ".join(f"{prediction.source}: {prediction.error}" for prediction in bad[:3])
             raise UserError(f"{len(bad)} of {len(predictions)} files cannot be used: {named}")
         if file is not None:
-            file.write(encode_predictions(predictions, file.path.suffix))
+            file.write(encode_predictions(predictions, file.path.suffix, objective.prediction))
     return {
         "model_uri": model_uri,
-        "predictions": [asdict(prediction) for prediction in predictions],
+        "predictions": [_as_json(prediction) for prediction in predictions],
         "bad": len(bad),
+        **name_field(objective),
     }
 
 
 def predict_files(predictor: Predictor, files: list[Path]) -> list[Prediction]:
     """The predictions for files, in order: one each, or one for each row of a table."""
-    media = predictor.card.media
+    media, unusable = predictor.card.media, predictor.card.objective.prediction.unusable
     if modality_of(media).source != "row":
         return predictor.predict(files)
     predictions: list[Prediction] = []
@@ -96,9 +102,7 @@ def predict_files(predictor: Predictor, files: list[Path]) -> list[Prediction]:
         while chunk := list(itertools.islice(rows, ROWS_AT_ONCE)):
             found = iter(predictor.predict([row for _, row in chunk if not isinstance(row, str)]))
             predictions += [
-                Prediction(name, None, None, None, row)
-                if isinstance(row, str)
-                else replace(next(found), source=name)
+                unusable(name, row) if isinstance(row, str) else _renamed(next(found), name)
                 for name, row in chunk
             ]
     return predictions
@@ -106,14 +110,16 @@ def predict_files(predictor: Predictor, files: list[Path]) -> list[Prediction]:
 
 def report(result: dict[str, Any], console: Console) -> None:
     """Show a person what `predict` returned."""
+    kind = objective_class(result.get("objective")).prediction
+    names = [name for name, column in kind.columns() if column in _SHORT]
     rows = [
-        (p["source"], p["label"] or "", f"{p['probability']:.4f}" if p["label"] else "", p["error"])
+        (p["source"], *(_cell(p[name]) for name in names), p["error"] or "")
         for p in result["predictions"]
     ]
     console.table(
         f"{result['model_uri']}: {len(rows)} files",
-        ("file", "class", "probability", "error"),
-        [(source, label, probability, error or "") for source, label, probability, error in rows],
+        ("file", *(kind.headings.get(name, name) for name in names), "error"),
+        rows,
     )
     if result["bad"]:
         console.say(f"{result['bad']} of {len(rows)} files could not be used; see the last column")
@@ -170,22 +176,65 @@ def load_model(mlflow_client: Any, model_uri: str) -> Predictor:
     return predictor
 
 
-def encode_predictions(predictions: list[Prediction], suffix: str) -> bytes:
-    """A file's content: JSON Lines, CSV or Parquet, as its suffix says."""
-    rows = [asdict(prediction) for prediction in predictions]
+def encode_predictions(
+    predictions: Sequence[Prediction], suffix: str, kind: type[Prediction]
+) -> bytes:
+    """A file's content: JSON Lines, CSV or Parquet, as its suffix says.
+
+    Args:
+        predictions: of the objective's kind.
+        suffix: one of `FORMATS`. CSV leaves out columns that hold more than one value.
+        kind: of the predictions.
+    """
     if suffix == ".jsonl":
-        return "".join(to_json(row) + "\n" for row in rows).encode()
+        return "".join(to_json(_as_json(each)) + "\n" for each in predictions).encode()
+    rows = [_as_dict(prediction) for prediction in predictions]
     if suffix == ".csv":
         text = io.StringIO(newline="")
         writer = csv.writer(text)
-        writer.writerow(("source", "label", "probability", "error"))
-        writer.writerows((p.source, p.label, p.probability, p.error) for p in predictions)
+        names = ["source", *(name for name, column in kind.columns() if column in _SHORT), "error"]
+        writer.writerow(names)
+        writer.writerows([row[name] for name in names] for row in rows)
         return text.getvalue().encode()
-    for row in rows:
-        row["probabilities"] = list((row["probabilities"] or {}).items())
-    kind = pa.map_(pa.string(), pa.float64())
-    schema = pa.schema(
-        [("source", pa.string()), ("label", pa.string()), ("probability", pa.float64()),
-         ("probabilities", kind), ("error", pa.string())]
-    )  # fmt: skip
+    fields = [("source", pa.string())]
+    for name, column in kind.columns():
+        fields.append((name, _ARROW[column]))
+        if column == "numbers_by_name":
+            for row in rows:
+                row[name] = list((row[name] or {}).items())
+    schema = pa.schema([*fields, ("error", pa.string())])
     return encode_parquet(pa.Table.from_pylist(rows, schema=schema))
+
+
+_SHORT = ("text", "number")
+"""Kinds of columns that a cell of a table can hold."""
+
+_ARROW: dict[ColumnKind, Any] = {
+    "text": pa.string(),
+    "number": pa.float64(),
+    "numbers": pa.list_(pa.float64()),
+    "numbers_by_name": pa.map_(pa.string(), pa.float64()),
+    "bytes": pa.binary(),
+}
+
+
+def _as_dict(prediction: Any) -> dict[str, Any]:
+    return asdict(prediction)
+
+
+def _as_json(prediction: Any) -> dict[str, Any]:
+    """As `_as_dict`, with bytes in base64."""
+    return {
+        name: base64.b64encode(value).decode() if isinstance(value, bytes) else value
+        for name, value in asdict(prediction).items()
+    }
+
+
+def _renamed(prediction: Any, source: str) -> Any:
+    return replace(prediction, source=source)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -35,6 +35,13 @@ from pipeline.runs.mlflow_errors import mlflow_answers
 from pipeline.runs.tracking import run_config
 from pipeline.training.checkpoints import WEIGHTS_FILE as CHECKPOINT_WEIGHTS
 from pipeline.training.checkpoints import Checkpoint, read_checkpoint
+from pipeline.training.objectives import (
+    Objective,
+    name_field,
+    objective_class,
+    objective_for,
+    objective_of,
+)
 from shards import ShardSet
 
 
@@ -66,8 +73,9 @@ def promote(
             which runs do not keep.
 
     Returns:
-        `model_uri`, `version`, `accuracy` on `samples` of `split`, `left_out` (samples
-        that a model was trained on), `champion_accuracy` (None if there was none), `wins`,
+        `model_uri`, `version`, the objective's selection (`accuracy`, of classifiers) on
+        `samples` of `split`, `left_out` (samples that a model was trained on), the same of
+        the champion (`champion_accuracy`; None if there was none), `wins`,
         `losses` and `p_value` (None if nothing was tested), `run_id`, `skipped` (this run
         is the alias' model already).
 
@@ -96,7 +104,8 @@ def promote(
             weights_of(mlflow_client, champion) == weights_sha256
         )
         if is_same:
-            return _result(name, alias, champion.version, run_id, champion.tags, skipped=True)
+            kind = objective_for(config.data.target.kind) or objective_class(None)
+            return _result(kind, name, alias, champion.version, run_id, champion.tags, skipped=True)
     candidate = _candidate(run, config, checkpoint, split, shards)
     console.notice(f"evaluating run {run_id} on {split} of {candidate.shard_set.location}")
     version = unfinished_version(mlflow_client, name, alias, run_id, weights_sha256)
@@ -114,7 +123,7 @@ def promote(
             ALIAS_TAG: alias,
             "perceiver.shards_digest": candidate.shard_set.digest,
             "perceiver.split": split,
-            **_measured(verdict),
+            **_measured(verdict, candidate.objective.selection),
         }
         if champion is not None:
             tags[BEFORE_TAG] = str(champion.version)
@@ -132,7 +141,8 @@ def promote(
         champion = now
     move_alias(mlflow_client, name, alias, str(version.version))
     mark_promoted(mlflow_client, version, alias, console)
-    return _result(name, alias, version.version, run_id, tags, skipped=False)
+    kind = type(candidate.objective)
+    return _result(kind, name, alias, version.version, run_id, tags, skipped=False)
 
 
 def report(result: dict[str, Any], console: Console) -> None:
@@ -142,15 +152,16 @@ def report(result: dict[str, Any], console: Console) -> None:
             f"{result['model_uri']} is this run's model already (version {result['version']})"
         )
         return
-    before = result["champion_accuracy"]
+    metric = objective_class(result.get("objective")).selection
+    before = result[f"champion_{metric}"]
     against = "there was no champion" if before is None else f"the champion before had {before:.4f}"
     if result["p_value"] is not None:
         against += (
             f" ({result['wins']} samples won, {result['losses']} lost, p = {result['p_value']:.3g})"
         )
     console.say(
-        f"{result['model_uri']} is now version {result['version']}: accuracy "
-        f"{result['accuracy']:.4f} on {result['samples']} samples of the {result['split']} split; "
+        f"{result['model_uri']} is now version {result['version']}: {metric} "
+        f"{result[metric]:.4f} on {result['samples']} samples of the {result['split']} split; "
         f"{against}"
     )
 
@@ -191,9 +202,8 @@ def _candidate(
             f"run {run_id} reads {', '.join(config.data.formats)} at once; models of one modality "
             "can be registered"
         )
-    made_with, classes = shard_set.manifest.config, shard_set.manifest.classes
-    media = fitted_media(config.data.media, made_with)
-    card = ModelCard(config.classifier(len(classes), made_with), media, classes)
+    media = fitted_media(config.data.media, shard_set.manifest.config)
+    card = ModelCard(objective_of(config, shard_set.manifest), media)
     weights, _ = checkpoint.load()
     return Candidate(
         name=f"run {run_id}",
@@ -227,15 +237,15 @@ def _number(version: Any | None) -> str | None:
     return None if version is None else str(version.version)
 
 
-def _measured(verdict: Verdict) -> dict[str, str]:
+def _measured(verdict: Verdict, metric: str) -> dict[str, str]:
     """A verdict as tags of a version."""
     values: dict[str, Any] = {
-        "accuracy": verdict.accuracy,
+        metric: verdict.value,
         "samples": verdict.samples,
         "left_out": verdict.left_out,
     }
-    if verdict.champion_accuracy is not None:
-        values["champion_accuracy"] = verdict.champion_accuracy
+    if verdict.champion_value is not None:
+        values[f"champion_{metric}"] = verdict.champion_value
     if (comparison := verdict.comparison) is not None:
         values |= {"wins": comparison.wins, "losses": comparison.losses}
         values["p_value"] = comparison.p_value
@@ -275,7 +285,14 @@ def _register(
 
 
 def _result(
-    name: str, alias: str, version: Any, run_id: str, tags: dict[str, str], *, skipped: bool
+    objective: type[Objective],
+    name: str,
+    alias: str,
+    version: Any,
+    run_id: str,
+    tags: dict[str, str],
+    *,
+    skipped: bool,
 ) -> dict[str, Any]:
     def number(key: str, kind: type[int] | type[float] = float) -> float | None:
         try:
@@ -287,8 +304,8 @@ def _result(
     return {
         "model_uri": f"models:/{name}@{alias}",
         "version": str(version),
-        "accuracy": number("accuracy"),
-        "champion_accuracy": number("champion_accuracy"),
+        objective.selection: number(objective.selection),
+        f"champion_{objective.selection}": number(f"champion_{objective.selection}"),
         "samples": number("samples", int),
         "left_out": number("left_out", int),
         "wins": number("wins", int),
@@ -297,4 +314,5 @@ def _result(
         "split": tags.get("perceiver.split"),
         "run_id": run_id,
         "skipped": skipped,
+        **name_field(objective),
     }

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from pipeline.config.base import differences
+from pipeline.inputs.batches import TARGET, decode_target
 from pipeline.inputs.collate import padded_length
 from pipeline.media import MediaFormat, check_array, decode_member, model_member
 from pipeline.media.modality import Conversion
@@ -56,12 +57,14 @@ class Reading:
         media: format that the model takes; `other_input` has nothing against it.
         verify_samples: whether samples are compared with their sha256.
         skip_corrupt: whether those that differ, or cannot be read, are skipped, or end the work.
+        has_target: whether a sample's target is an array, which is read, too.
     """
 
     stored: MediaFormat
     media: MediaFormat
     verify_samples: bool = True
     skip_corrupt: bool = True
+    has_target: bool = False
 
     @cached_property
     def conversion(self) -> Conversion:
@@ -69,7 +72,7 @@ class Reading:
         return modality_of(self.media).conversion(self.stored, self.media)
 
     def __call__(self, sample: RawSample) -> dict[str, np.ndarray]:
-        """The sample's array, by modality.
+        """The sample's array by modality, and its target.
 
         Raises:
             MediaError, ShardError: it is damaged.
@@ -81,7 +84,10 @@ class Reading:
             raise ValueError(f"has {', '.join(sample.members)}, and no {member}")
         array = decode_member(sample.members[member], read)
         check_array(array, read)
-        return {self.media.modality: self.conversion.convert(array)}
+        arrays = {self.media.modality: self.conversion.convert(array)}
+        if self.has_target:
+            arrays[TARGET] = decode_target(sample)
+        return arrays
 
     def batches(self, shard_set: ShardSet, split: str) -> Iterator[ShardBatch]:
         """Every sample of a split once, in order; those that cannot be read have weight 0.

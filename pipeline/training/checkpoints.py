@@ -1,7 +1,7 @@
 """Training checkpoints: whole tensors in safetensors, restorable at any world size and stage.
 
     checkpoints/step-00000640/model.safetensors      float32 weights and buffers by name
-    checkpoints/step-00000640/optimizer.safetensors  exp_avg.NAME and exp_avg_sq.NAME
+    checkpoints/step-00000640/optimizer.safetensors  MOMENT.NAME: exp_avg.NAME, exp_avg_sq.NAME
     checkpoints/step-00000640/state.json             position in the data, metrics, sha256 of both
 
 A folder appears by a rename, whole. Of all, the last two and the best by metric are kept: where the
@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from cluster.optimizers import parameter_of
 from pipeline.errors import UserError
 from pipeline.runs.records import write_json
 from pipeline.training.checkpoint_state import read_state
@@ -166,8 +167,9 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], wh
 def _unfit(weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor]) -> str | None:
     """The first of an optimizer's moments that is not a weight's, or None."""
     for name, tensor in moments.items():
-        of = name.removeprefix("exp_avg.").removeprefix("exp_avg_sq.")
-        if of == name or of not in weights or tensor.shape != weights[of].shape:
+        parameter = parameter_of(name)
+        weight = weights.get(parameter) if parameter else None
+        if weight is None or tensor.shape != weight.shape:
             return repr(name[:200])
     return None
 

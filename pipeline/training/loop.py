@@ -2,33 +2,31 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 
 from cluster.engine_state import gather_state
-from perceiver_model.families.classifier_config import ClassifierConfig
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.inputs.batches import inputs_on, media_loader
+from pipeline.inputs.batches import inputs_on, media_loader, target_of
 from pipeline.inputs.collate import BatchInputs, BatchMask
 from pipeline.runs.records import write_json
 from pipeline.runs.run_logger import RunLogger
 from pipeline.training.augmentation.batch import augment_batch
 from pipeline.training.augmentation.images import step_seed
 from pipeline.training.checkpoints import TrainState, not_finite, not_finite_line, save_checkpoint
+from pipeline.training.objectives import Batch, Objective
 from pipeline.training.progress import Progress
 from pipeline.training.schedule import learning_rate
 from shards import ShardReader, ShardSet
 from shards.loader import ShardBatch, ShardLoader
 
 Tensors = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
-NO_CLASS = -1
-"""Target of padding and of samples that could not be read, in a `ShardBatch`."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class TrainLoop:
     """An epoch of training and its evaluation."""
 
     config: Config
-    classifier: ClassifierConfig
+    objective: Objective
     shard_set: ShardSet
     engine: Any
     place: RankInfo
@@ -85,19 +83,17 @@ class TrainLoop:
         """Train from `state` to the end of its epoch, evaluate, save; returns the new state."""
         started, first = time.time(), state.samples
         state, sums = self._train(state)
-        count = max(1.0, sums[2])
         metrics = {
-            "train_loss": sums[0] / count,
-            "train_accuracy": sums[1] / count,
-            "bad_samples": sums[3],
+            **self._metrics("train", sums),
+            "bad_samples": sums[-1],
             "samples_per_second": (state.samples - first) / (time.time() - started),
         }
-        self._check_bad("train", sums[3], sums[2] + sums[3])
+        self._check_bad("train", sums[-1], state.samples)
         if self.eval_split:
             metrics |= self.evaluate()
         for name, value in metrics.items():
             self._check_finite(name, value, state.step)
-        score = metrics.get("val_accuracy", metrics["train_accuracy"])
+        score = self.objective.score(metrics)
         state = TrainState(
             step=state.step,
             epoch=state.epoch + 1,
@@ -115,8 +111,9 @@ class TrainLoop:
 
     def _train(self, state: TrainState) -> tuple[TrainState, tuple[float, ...]]:
         training, place = self.config.training, self.place
-        sums = torch.zeros(4, dtype=torch.float64)
-        sums[:] = torch.tensor(state.sums or (0.0,) * 4)
+        sums = self._no_sums()
+        if state.sums:
+            sums[:] = torch.tensor(state.sums)
         step_in_epoch = state.samples // training.batch_size
         self.engine.train()
         order = self.train_batches.state_dict()
@@ -129,12 +126,12 @@ class TrainLoop:
             rate = learning_rate(state.step, self.steps_per_epoch, training)
             for group in self.engine.optimizer.param_groups:
                 group["lr"] = rate
-            step_sums = torch.zeros(4, dtype=torch.float64)
+            step_sums = self._no_sums()
             for micro in range(training.gradient_accumulation_steps):
                 seed = step_seed(self.config.seed, state.epoch, step_in_epoch, micro)
                 torch.manual_seed(seed + place.rank)
                 step_sums += self._micro_step(next(micro_steps), seed)
-            loss = float(step_sums[0] / step_sums[2].clamp(min=1))
+            loss = float(step_sums[0] / step_sums[-2].clamp(min=1))
             self._check_step(loss, state.step + 1)
             sums += step_sums
             step_in_epoch += 1
@@ -159,6 +156,7 @@ class TrainLoop:
         return media_loader(
             ShardReader(self.shard_set, split, verify_samples=self.config.data.verify_samples),
             self.config.data.formats,
+            target=self.objective.target,
             one_length=self.config.training.compile is not None,
             batch_size=self.config.micro_batch_size(self.place.world_size),
             rank=self.place.rank,
@@ -174,28 +172,35 @@ class TrainLoop:
     def _micro_step(self, batch: ShardBatch, seed: int) -> torch.Tensor:
         """Forward and backward of one micro-batch, and an optimizer step where one is due.
 
-        The loss is the mean over the good samples of all ranks. Returns the global sums of loss,
-        correct answers, good and bad samples, float64 on the CPU.
+        The loss is the mean over the good samples of all ranks, each with its weight. Returns the
+        global sums as of `_no_sums`.
         """
-        inputs, mask = self._augment(batch, seed)
-        targets, weights = batch.targets.to(self.place.device), batch.weights.to(self.place.device)
+        samples = self._samples(batch, *self._augment(batch, seed))
+        weights = self.objective.loss_weights(samples)
         counts = self._sum_over_ranks([weights.sum(), torch.tensor(float(len(batch.bad)))])
         self._note_bad(batch)
-        logits = self.engine(inputs, mask)
-        losses = F.cross_entropy(
-            logits,
-            targets,
-            ignore_index=NO_CLASS,
-            reduction="none",
-            label_smoothing=self.config.training.label_smoothing,
-        )
-        total = (losses * weights).sum()
+        outputs = self.objective.outputs(self.engine, samples, training=True)
+        total = (self.objective.losses(outputs, samples, training=True) * weights).sum()
         # DeepSpeed averages gradients over the ranks.
         self.engine.backward(total * self.place.world_size / counts[0].clamp(min=1))
         self.engine.step()
-        correct = ((logits.argmax(dim=1) == targets) * weights).sum()
-        sums = self._sum_over_ranks([total.detach(), correct])
-        return torch.cat([sums, counts]).double().cpu()
+        with torch.no_grad():
+            parts = [total.detach(), *self.objective.sums(outputs, samples)]
+        return torch.cat([self._sum_over_ranks(parts), counts]).double().cpu()
+
+    def _samples(self, batch: ShardBatch, inputs: BatchInputs, mask: BatchMask) -> Batch:
+        """The batch as the objective takes it, on the device."""
+        targets, lengths = target_of(batch, self.objective.target, self.place.device)
+        return Batch(inputs, mask, targets, lengths, batch.weights.to(self.place.device))
+
+    def _no_sums(self) -> torch.Tensor:
+        """Sums of nothing: float64 `[loss, the objective's sums …, weight, bad samples]`."""
+        return torch.zeros(3 + self.objective.num_sums, dtype=torch.float64)
+
+    def _metrics(self, split: str, sums: Sequence[float]) -> dict[str, float]:
+        """Loss and metrics by name, from the sums of `_no_sums`."""
+        loss, *own, weight, _ = sums
+        return self.objective.report(split, loss, own, weight)
 
     def _augment(self, batch: ShardBatch, seed: int) -> tuple[BatchInputs, BatchMask]:
         """The inputs and their mask on the device, changed at random."""
@@ -218,24 +223,24 @@ class TrainLoop:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """`val_loss` and `val_accuracy` over every sample of the validation split, once."""
+        """Loss and metrics over every sample of the validation split, once."""
         assert self.eval_split is not None
+        objective, formats, device = self.objective, self.config.data.formats, self.place.device
         self.engine.eval()
-        sums = torch.zeros(4, dtype=torch.float64, device=self.place.device)
+        sums = self._no_sums().to(device)
         for batch in self.eval_batches:
-            logits = self.engine(*inputs_on(batch, self.config.data.formats, self.place.device))
-            targets = batch.targets.to(self.place.device)
-            weights = batch.weights.to(self.place.device)
-            losses = F.cross_entropy(logits, targets, ignore_index=NO_CLASS, reduction="none")
-            sums[0] += (losses * weights).sum()
-            sums[1] += ((logits.argmax(dim=1) == targets) * weights).sum()
-            sums[2] += weights.sum()
-            sums[3] += len(batch.bad)
+            samples = self._samples(batch, *inputs_on(batch, formats, device))
+            outputs = objective.outputs(self.engine, samples, training=False)
+            weights = objective.loss_weights(samples)
+            sums[0] += (objective.losses(outputs, samples, training=False) * weights).sum()
+            sums[1:-2] += objective.sums(outputs, samples)
+            sums[-2] += weights.sum()
+            sums[-1] += len(batch.bad)
             self._note_bad(batch)
         dist.all_reduce(sums)
-        loss, correct, count, bad = sums.tolist()
-        self._check_bad(self.eval_split, bad, count + bad)
-        return {"val_loss": loss / max(1.0, count), "val_accuracy": correct / max(1.0, count)}
+        bad = float(sums[-1])
+        self._check_bad(self.eval_split, bad, self.shard_set.num_samples(self.eval_split))
+        return self._metrics("val", sums.tolist())
 
     def _note_bad(self, batch: ShardBatch) -> None:
         for source, reason in batch.bad:

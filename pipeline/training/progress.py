@@ -44,12 +44,14 @@ class Progress:
 
 
 def describe(metrics: dict[str, float]) -> str:
-    """Metrics in one line for a person, what matters most first."""
+    """Metrics in one line for a person, what matters most first: validation, and losses last."""
     known = {
-        "val_accuracy": "val_accuracy {:.4f}",
-        "val_loss": "val_loss {:.4f}",
-        "train_accuracy": "train_accuracy {:.4f}",
-        "train_loss": "train_loss {:.4f}",
+        name: f"{name} {{:.4f}}"
+        for split in ("val_", "train_")
+        for name in sorted(metrics, key=lambda name: name.endswith("_loss"))
+        if name.startswith(split)
+    }
+    known |= {
         "samples_per_second": "{:.0f} samples/s",
         "bad_samples": "{:.0f} samples could not be read",
     }

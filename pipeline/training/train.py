@@ -10,7 +10,6 @@ from typing import Any
 
 from cluster.ray_session import ray_session, require_resources
 from perceiver_model.config_checks import flatten
-from perceiver_model.flops import forward_flops
 from pipeline.config.training import AugmentConfig
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
@@ -32,6 +31,7 @@ from pipeline.runs.tracking import log_to_run, open_run, undelivered
 from pipeline.training.checkpoints import best_checkpoint, last_checkpoint, read_checkpoint
 from pipeline.training.launch import run_training
 from pipeline.training.loop import steps_per_epoch
+from pipeline.training.objectives import OBJECTIVES, objective_for, objective_of
 from pipeline.training.progress import describe, show_progress
 from shards import ShardSet
 from shards.files import remove_tree
@@ -159,10 +159,11 @@ def open_shards(config: Config) -> ShardSet:
         UserError: it holds another modality or size.
         ShardError: there is none, or its Fourier configuration is not the model's.
     """
-    if config.data.target.kind != "class":
+    if objective_for(config.data.target.kind) is None:
+        trained = ", ".join(dict.fromkeys(repr(each.target) for each in OBJECTIVES.values()))
         raise UserError(
-            f"data.target.kind={config.data.target.kind}: classifiers are trained, whose targets "
-            "are of kind 'class'; read such shards with shards.loader.ShardLoader"
+            f"data.target.kind={config.data.target.kind}: no objective is trained on such targets, "
+            f"only on those of kind {trained}; read such shards with shards.loader.ShardLoader"
         )
     shard_set = ShardSet.open(config.shards_folder)
     made = shard_set.manifest.config
@@ -173,7 +174,7 @@ def open_shards(config: Config) -> ShardSet:
                 f"{config.shards_folder}: was made with {field}={made.get(field)}, the "
                 f"configuration has {value}; run 'perceiver preprocess' again, or mend {field}"
             )
-    load_positions(shard_set, config.classifier(len(shard_set.manifest.classes), made))
+    load_positions(shard_set, objective_of(config, shard_set.manifest).model_config)
     return shard_set
 
 
@@ -227,7 +228,7 @@ def check_resources(config: Config) -> None:
 def training_result(
     config: Config, folder: Path, run: RunRef, shard_set: ShardSet
 ) -> dict[str, Any]:
-    """What a finished training amounts to."""
+    """What a finished training amounts to; `score` is the value of the objective's selection."""
     from safetensors import safe_open
 
     best = best_checkpoint(folder / "checkpoints")
@@ -237,16 +238,16 @@ def training_result(
         names = file.keys()  # safe_open cannot be iterated itself
         shapes = [file.get_slice(name).get_shape() for name in names]
     bad = folder / "bad_samples.json"
+    objective = objective_of(config, shard_set.manifest)
+    score = None if best.state.score is None else objective.signed(best.state.score)
     return {
         "run_id": run.run_id,
         "checkpoint": str(best.path),
         "metrics": best.state.metrics,
-        "score": best.state.score,
+        "score": score,
         "epochs": last.state.epoch,
         "parameters": sum(math.prod(shape) for shape in shapes),
-        "forward_flops": forward_flops(
-            config.classifier(len(shard_set.manifest.classes), shard_set.manifest.config)
-        ),
+        "forward_flops": objective.forward_flops(),
         "bad_samples": json.loads(bad.read_text("utf-8")) if bad.is_file() else [],
     }
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,7 @@ from cluster.deepspeed_engine import (
     read_strategy,
 )
 from cluster.engine_state import restore_state
-from perceiver_model import PerceiverClassifier
+from cluster.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS
 from perceiver_model.attention.cross_attend import CrossAttend
 from perceiver_model.attention.multi_head import set_attention_path
 from pipeline.config.training import TrainingConfig
@@ -34,6 +35,7 @@ from pipeline.training.agreement import (
 from pipeline.training.checkpoints import TrainState, load_weights
 from pipeline.training.compiled import compiled
 from pipeline.training.loop import RankInfo, TrainLoop
+from pipeline.training.objectives import objective_of
 from shards import ShardSet
 
 
@@ -102,10 +104,10 @@ def _open_training(
 ) -> Iterator[tuple[TrainLoop, TrainState]]:
     shard_set = ShardSet.open(config.shards_folder)
     check_same_shards(config.shards_folder, shard_set.digest)
-    classifier = config.classifier(len(shard_set.manifest.classes), shard_set.manifest.config)
+    objective = objective_of(config, shard_set.manifest)
     training = config.training
     torch.manual_seed(config.seed)
-    model = PerceiverClassifier(classifier, positions=load_positions(shard_set, classifier))
+    model: Any = objective.build_model(load_positions(shard_set, objective.model_config))
     model = model.to(place.device)
     set_attention_path(model, training.attention_path)
     model.encoder.checkpointed_share = training.activation_checkpointing
@@ -143,7 +145,7 @@ def _open_training(
     found = {f"engine.{name}": str(value) for name, value in asdict(read_strategy(engine)).items()}
     logger.tag(found)
     try:
-        loop = TrainLoop(config, classifier, shard_set, engine, place, folder, logger)
+        loop = TrainLoop(config, objective, shard_set, engine, place, folder, logger)
         loop.tell(notes, state)
         yield loop, state
     finally:
@@ -152,14 +154,24 @@ def _open_training(
             leave_process_group()
 
 
-def make_optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with decay on weights and latents, and none on biases and norms (IO, appendix H)."""
+def make_optimizer(
+    model: torch.nn.Module, config: TrainingConfig, name: str = DEFAULT_OPTIMIZER
+) -> torch.optim.Optimizer:
+    """An optimizer with decay on weights and latents, and none on biases and norms.
+
+    Perceiver IO (arXiv 2107.14795), appendix H.
+
+    Args:
+        model: its trainable parameters are optimized.
+        config: learning rate, decay and the rest.
+        name: of `OPTIMIZERS`.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
+    return OPTIMIZERS[name].build(groups, config)
 
 
 def _join() -> RankInfo:

@@ -13,20 +13,22 @@ _AXIS_LABELS = 0.65
 _ROWS = 14
 
 
-def plot_study(trials: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Draw accuracy on validation against forward FLOPs, one numbered point a trial, as PNG.
+def plot_study(trials: list[dict[str, Any]], path: Path, title: str, metric: str) -> None:
+    """Draw a metric on validation against forward FLOPs, one numbered point a trial, as PNG.
 
     The numbers are the ranks; a list under the plot says which settings each one has.
 
     Args:
-        trials: with `accuracy`, `forward_flops`, `stopped_early` and `params`; the best
+        trials: with the metric, `forward_flops`, `stopped_early` and `params`; the best
             first.
         path: of the PNG.
+        title: of the picture.
+        metric: the objective's, which has ranked the trials.
     """
-    study_figure(trials, title).savefig(path)
+    study_figure(trials, title, metric).savefig(path)
 
 
-def study_figure(trials: list[dict[str, Any]], title: str) -> Any:
+def study_figure(trials: list[dict[str, Any]], title: str, metric: str) -> Any:
     """The matplotlib figure that `plot_study` saves."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -47,16 +49,16 @@ def study_figure(trials: list[dict[str, Any]], title: str) -> Any:
     for rank, trial in enumerate(trials, start=1):
         axes.scatter(
             trial["forward_flops"] / 1e6,
-            trial["accuracy"],
+            trial[metric],
             c="tab:orange" if rank == 1 else "tab:blue",
             marker="x" if trial["stopped_early"] else "o",
         )
     axes.set_xlabel("forward MFLOPs a sample")
-    axes.set_ylabel("accuracy on validation")
+    axes.set_ylabel(f"{metric} on validation")
     axes.set_title(f"{title}: by rank, the best in orange; × stopped early", fontsize=10)
     axes.margins(0.1)
     axes.grid(alpha=0.3)
-    _number_points(axes, trials)
+    _number_points(axes, [(trial["forward_flops"] / 1e6, trial[metric]) for trial in trials])
     for place, line in enumerate(lines):
         column, row = divmod(place, rows)
         x, y = column * column_width / width, (rows - row) * _LINE / height
@@ -64,12 +66,11 @@ def study_figure(trials: list[dict[str, Any]], title: str) -> Any:
     return figure
 
 
-def _number_points(axes: Any, trials: list[dict[str, Any]]) -> None:
+def _number_points(axes: Any, points: list[tuple[float, float]]) -> None:
     """Write each point's rank beside it, where it covers neither a point nor another number."""
     figure = axes.figure
     figure.draw_without_rendering()  # fixes the axes' limits
     renderer = figure.canvas.get_renderer()
-    points = [(trial["forward_flops"] / 1e6, trial["accuracy"]) for trial in trials]
     pixels = axes.transData.transform(points)
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in pixels]
     frame = axes.get_window_extent(renderer).extents

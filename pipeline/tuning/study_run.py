@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from cluster.interrupts import restore_signal_handlers
+from pipeline.config.search import Settings
 from pipeline.config.study import StudyConfig
 from pipeline.config.tree import Config
 from pipeline.runs.console import Bar, Console
 from pipeline.runs.outbox import RunRef
 from pipeline.runs.tracking import source_tags
 from pipeline.runs.user_errors import raise_user_errors
+from pipeline.training.objectives import objective_for
 from pipeline.training.train import EPOCHS
-from pipeline.tuning.halving import Halving
 from pipeline.tuning.journal import StudyJournal
-from pipeline.tuning.trials import Settings, Trial, end_trial
+from pipeline.tuning.schedulers import DEFAULT_SCHEDULER, SCHEDULERS, Decisions
+from pipeline.tuning.trials import Trial, end_trial
 
 NUMBER = "trial"
 """Ray Tune's one hyperparameter: the number of the trial, which stands for its settings."""
@@ -90,12 +92,8 @@ def run_trials(study: Study, concurrent: int, console: Console) -> dict[int, str
     numbers = study.open_trials()
     if not numbers:
         return {}
-    halving = Halving(
-        study.journal,
-        epochs=study.most_epochs,
-        grace_epochs=study.section.grace_epochs,
-        reduction_factor=study.section.reduction_factor,
-    )
+    scheduler = SCHEDULERS[DEFAULT_SCHEDULER](study.section, study.most_epochs)
+    decisions = Decisions(study.journal, scheduler)
     trial = Trial(
         study.base.model_dump_json(),
         str(study.folder),
@@ -107,7 +105,7 @@ def run_trials(study: Study, concurrent: int, console: Console) -> dict[int, str
     errors: dict[int, str] = {}
     with StudyBar(study, console) as bar:
         callback = _callback(study, bar, errors)
-        errors |= _run(study, trial, halving, numbers, concurrent, callback)
+        errors |= _run(study, trial, decisions, numbers, concurrent, callback)
     for number in numbers:
         # Ray Tune ends on SIGINT as if every trial had ended.
         if number not in errors and not study.has_ended(number):
@@ -116,7 +114,7 @@ def run_trials(study: Study, concurrent: int, console: Console) -> dict[int, str
 
 
 def _run(
-    study: Study, trial: Trial, halving: Halving, numbers: list[int], concurrent: int,
+    study: Study, trial: Trial, decisions: Decisions, numbers: list[int], concurrent: int,
     callback: Any,
 ) -> dict[int, str]:  # fmt: skip
     """Returns what went wrong, by trial."""
@@ -133,7 +131,7 @@ def _run(
         param_space={NUMBER: ray_tune.grid_search(numbers)},
         tune_config=ray_tune.TuneConfig(
             max_concurrent_trials=concurrent,
-            scheduler=_scheduler(halving),
+            scheduler=_scheduler(decisions),
             trial_dirname_creator=lambda trial: str(trial.config[NUMBER]),
         ),
         run_config=ray_tune.RunConfig(
@@ -169,6 +167,9 @@ class StudyBar:
 
     def __init__(self, study: Study, console: Console) -> None:
         self._study, self._console = study, console
+        objective = objective_for(study.base.data.target.kind)
+        assert objective is not None
+        self._objective = objective
         self._ended = {n for n in range(len(study.settings)) if study.has_ended(n)}
         self._epochs = [study.journal.epochs(number) for number in range(len(study.settings))]
         self._context = console.bar("tune", self._total(), "epochs", completed=sum(self._epochs))
@@ -188,7 +189,7 @@ class StudyBar:
         values = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items())
         self._console.notice(
             f"trial {trial} ({values}): epoch {epoch}/{self._study.epochs(trial)}, "
-            f"val_accuracy {score:.4f}"
+            f"val_{self._objective.selection} {self._objective.signed(score):.4f}"
         )
         self._epochs[trial] = max(epoch, self._epochs[trial])
         self._show()
@@ -215,15 +216,15 @@ class StudyBar:
         self._bar.update(sum(self._epochs), note, total=self._total())
 
 
-def _scheduler(halving: Halving) -> Any:
-    """Ray Tune's side of `Halving`."""
+def _scheduler(decisions: Decisions) -> Any:
+    """Ray Tune's side of `Decisions`."""
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
     class Scheduler(FIFOScheduler):
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             if "score" not in result:
                 return TrialScheduler.CONTINUE
-            stop = halving.report(trial.config[NUMBER], result["epoch"], result["score"])
+            stop = decisions.report(trial.config[NUMBER], result["epoch"], result["score"])
             return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
         # Ray Tune pickles its scheduler for a restoration of its own, which is never made.

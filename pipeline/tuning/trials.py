@@ -1,6 +1,5 @@
 """The trials of a study: what each is started with, does, and leaves behind."""
 
-import itertools
 import json
 import math
 import time
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.load import with_values
-from pipeline.config.study import SpaceConfig, StudyConfig
+from pipeline.config.search import SEARCHES, Settings
+from pipeline.config.study import StudyConfig
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.runs.mlflow_client import new_client
@@ -18,6 +18,7 @@ from pipeline.runs.outbox import RunRef
 from pipeline.runs.records import write_json
 from pipeline.runs.tracking import begin_run, child_run, end_run, log_to_run, run_ref
 from pipeline.training.checkpoints import best_checkpoint, last_checkpoint
+from pipeline.training.objectives import objective_of
 from pipeline.training.train import log_best, run_training, training_result
 from pipeline.tuning.journal import StudyJournal
 from shards import ShardSet
@@ -26,9 +27,6 @@ TRIAL_FILE = "trial.json"
 STOPPED_TAG = "perceiver.stopped_at_epoch"
 NUMBER_TAG = "perceiver.trial"
 RETRY_SECONDS = 5.0
-
-Settings = dict[str, Any]
-"""Dotted field → the value that a trial has there."""
 
 
 def study_base(config: Config, study: StudyConfig) -> Config:
@@ -42,33 +40,9 @@ def study_base(config: Config, study: StudyConfig) -> Config:
 def draw_settings(study: StudyConfig, seed: int) -> list[Settings]:
     """The settings of every trial, by number.
 
-    A function of the space and the seed alone: neither concurrency nor time changes them, and the
-    first ones stay the same when `num_trials` grows.
+    The first ones stay the same when `num_trials` grows.
     """
-    import numpy as np
-
-    fields = sorted(study.space)
-    if study.search == "grid":
-        choices = [study.space[field].choice or () for field in fields]
-        return [dict(zip(fields, values, strict=True)) for values in itertools.product(*choices)]
-    # Of numpy's generators the one whose stream never changes between versions.
-    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
-    return [
-        {field: _draw(study.space[field], random.random_sample()) for field in fields}
-        for _ in range(study.trials)
-    ]
-
-
-def _draw(space: SpaceConfig, share: float) -> Any:
-    """The value of a space at `share`, which is drawn from [0, 1)."""
-    if space.choice is not None:
-        return space.choice[min(int(share * len(space.choice)), len(space.choice) - 1)]
-    low, high = space.bounds
-    if space.loguniform:
-        value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
-    else:
-        value = low + share * (high - low)
-    return min(max(value, low), high)
+    return SEARCHES[study.search].settings(study.space, study.trials, seed)
 
 
 def trial_folder(folder: Path, number: int) -> Path:
@@ -158,6 +132,7 @@ def collect_trials(
     base: Config, folder: Path, shard_set: ShardSet, journal: StudyJournal, numbers: list[int]
 ) -> list[dict[str, Any]]:
     """Those of the trials that have a finite score, best first."""
+    objective = objective_of(base, shard_set.manifest)
     trials = []
     for number in numbers:
         noted = trial_folder(folder, number) / TRIAL_FILE
@@ -173,7 +148,7 @@ def collect_trials(
             {
                 "id": noted.parent.name,
                 "params": trial["params"],
-                "accuracy": result["score"],
+                objective.selection: result["score"],
                 "forward_flops": result["forward_flops"],
                 "parameters": result["parameters"],
                 "epochs": result["epochs"],
@@ -183,7 +158,10 @@ def collect_trials(
             }
         )
     # Of equals, the cheaper.
-    return sorted(trials, key=lambda trial: (-trial["accuracy"], trial["forward_flops"]))
+    return sorted(
+        trials,
+        key=lambda trial: (-objective.signed(trial[objective.selection]), trial["forward_flops"]),
+    )
 
 
 def end_trial(

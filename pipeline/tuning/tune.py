@@ -26,6 +26,7 @@ from pipeline.runs.records import (
 from pipeline.runs.run_lock import run_lock
 from pipeline.runs.tracking import log_to_run, open_run, undelivered
 from pipeline.training.checkpoints import read_checkpoint
+from pipeline.training.objectives import name_field, objective_class, objective_for
 from pipeline.training.train import LEFT, SAME_TO_ROUNDING, open_shards, training_fingerprint
 from pipeline.tuning.journal import JOURNAL_FILE, Failure, StudyJournal
 from pipeline.tuning.plots import plot_study
@@ -36,7 +37,6 @@ from shards.files import remove_tree
 
 STAGE = "tune"
 RESULTS_FILE = "study.json"
-PLOT_FILE = "accuracy_vs_flops.png"
 WITHOUT_EFFECT = frozenset({"study.num_workers", "study.max_concurrent_trials"})
 """Fields that say where and how many trials run at once."""
 
@@ -44,12 +44,13 @@ WITHOUT_EFFECT = frozenset({"study.num_workers", "study.max_concurrent_trials"})
 def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
     """Run a study, go on with an interrupted one, or find that it is done.
 
-    Trials are ranked by their best accuracy on the validation split, and by nothing else. A study
-    that is done goes on when `study.num_trials` grows: with the further trials alone.
+    Trials are ranked by their best value of the objective's metric on the validation split, such
+    as `accuracy`, and by nothing else. A study that is done goes on when `study.num_trials`
+    grows: with the further trials alone.
 
     Returns:
         `run_id` (the parent run), `best` (the best trial), `trials` (by rank; each with
-        `params`, `accuracy`, `forward_flops`, `parameters`, `epochs`, `stopped_early`,
+        `params`, the metric, `forward_flops`, `parameters`, `epochs`, `stopped_early`,
         `run_id`, `checkpoint`), `failed` (trials that ended with an error), `plot`,
         `seconds`, `skipped`, `undelivered` (what MLflow has not taken yet, or None).
 
@@ -127,9 +128,12 @@ def _study(
             raise UserError(f"none of the study's trials succeeded{first}")
         for number, error in errors.items():
             journal.append(Failure(number, error))
-        plot = folder / PLOT_FILE
-        plot_study(trials, plot, config.name)
+        objective = objective_for(config.data.target.kind)
+        assert objective is not None
+        plot = folder / f"{objective.selection}_vs_flops.png"
+        plot_study(trials, plot, config.name, objective.selection)
         result = {
+            **name_field(objective),
             "run_id": run.run_id,
             "best": trials[0],
             "trials": trials,
@@ -137,7 +141,7 @@ def _study(
             "plot": str(plot),
         }
         write_json(folder / RESULTS_FILE, result)
-        _log_study(run, folder, result)
+        _log_study(run, folder, result, objective.selection)
     seconds = spent + time.time() - started
     write_run_record(config.folder, RunRecord(STAGE, fingerprint, result, seconds, done=True))
     return {**result, "seconds": seconds, "skipped": False, LEFT: undelivered(config, "study")}
@@ -184,17 +188,18 @@ def _has_more_trials(
 
 def report(result: dict[str, Any], console: Console) -> None:
     """Show a person what `tune` returned."""
+    metric = objective_class(result.get("objective")).selection
     fields = list(result["trials"][0]["params"])
     rows = []
     for rank, trial in enumerate(result["trials"], start=1):
         values = [trial["params"][field] for field in fields]
         epochs = f"{trial['epochs']}{' (stopped)' if trial['stopped_early'] else ''}"
         mflops = trial["forward_flops"] / 1e6
-        rows.append((rank, *values, trial["accuracy"], mflops, trial["parameters"], epochs))
+        rows.append((rank, *values, trial[metric], mflops, trial["parameters"], epochs))
     columns = ("rank", *(f.rpartition(".")[2] for f in fields))
     console.table(
-        "study, by accuracy on validation" + (" (done before: skipped)" * result["skipped"]),
-        (*columns, "accuracy", "MFLOPs forward", "parameters", "epochs"),
+        f"study, by {metric} on validation" + (" (done before: skipped)" * result["skipped"]),
+        (*columns, metric, "MFLOPs forward", "parameters", "epochs"),
         rows,
     )
     if result[LEFT]:
@@ -229,10 +234,10 @@ def _concurrent_trials(base: Config, study: StudyConfig) -> int:
     return wanted or fit
 
 
-def _log_study(run: RunRef, folder: Path, result: dict[str, Any]) -> None:
+def _log_study(run: RunRef, folder: Path, result: dict[str, Any], metric: str) -> None:
     log_to_run(
         run,
-        metrics={"best_score": result["best"]["accuracy"]},
+        metrics={"best_score": result["best"][metric]},
         tags={"perceiver.best_trial": result["best"]["run_id"]},
         artifacts=[folder / RESULTS_FILE, Path(result["plot"])],
     )

@@ -8,9 +8,8 @@ import dataclasses
 import json
 import math
 import os
-import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -18,13 +17,13 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import nn
 
-from perceiver_model import PerceiverClassifier
 from perceiver_model.adapters.multimodal_config import MultimodalInput
 from perceiver_model.config import FourierConfig
-from perceiver_model.families.classifier_config import ClassifierConfig
 from perceiver_model.tokens_config import TokensConfig
 from pipeline.media import MediaFormat, media_from_dict, media_to_dict
+from pipeline.training.objectives import Objective, name_field, objective_class
 
 CARD_FILE, WEIGHTS_FILE = "card.json", "model.safetensors"
 MAX_CARD_BYTES = 256 * 1024**2
@@ -34,10 +33,6 @@ MAX_POSITION_NUMBERS = 1 << 31
 """Of a model's input: its tokens, and the numbers of its Fourier position table."""
 
 _MAX_INTEGER = 1 << 40
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""As `shards.plain` has it, which does not travel with a registered model."""
-
-_FIELDS = {"classifier", "media", "classes"}
 _MEND = "fetch the model again, or register it anew"
 
 
@@ -50,20 +45,19 @@ class ModelCard:
     """All that a set of weights needs beside itself to take raw media.
 
     Attributes:
+        objective: what the model is and answers.
         media: of tables, a `FittedTableFormat`.
-        classes: their names, one for each output of the classifier.
     """
 
-    classifier: ClassifierConfig
+    objective: Objective
     media: MediaFormat
-    classes: tuple[str, ...]
 
     def to_json(self) -> str:
         """The card as JSON text."""
         values = {
-            "classifier": self.classifier.to_dict(),
+            **name_field(type(self.objective)),
+            **self.objective.to_card(),
             "media": media_to_dict(self.media),
-            "classes": list(self.classes),
         }
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
@@ -75,24 +69,22 @@ class ModelCard:
             ValueError: it is no card, or one whose parts contradict each other.
         """
         values = json.loads(text)
-        if not isinstance(values, dict) or values.keys() != _FIELDS:
-            raise ValueError(f"a card has the fields {', '.join(sorted(_FIELDS))}")
-        classes = values["classes"]
-        if not isinstance(classes, list) or not all(map(_is_printable, classes)):
-            raise ValueError("classes are no list of printable names")
-        if len(set(classes)) != len(classes):
-            raise ValueError("a class is named twice")
+        name = values.get("objective") if isinstance(values, dict) else None
+        if name is not None and not isinstance(name, str):
+            raise ValueError("objective is no name")
+        kind = objective_class(name)
+        fields = {*kind.card_fields, "media", *name_field(kind)}
+        if not isinstance(values, dict) or values.keys() != fields:
+            raise ValueError(f"a card has the fields {', '.join(sorted(fields))}")
         _check_numbers(values)
         try:
-            classifier = ClassifierConfig.from_dict(values["classifier"])
+            objective = kind.from_card(values)
             media = media_from_dict(values["media"])
             _check_types(media)
-            _check_size(classifier)
+            _check_size(objective.model_config)
         except (TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from None
-        if classifier.num_classes != len(classes):
-            raise ValueError(f"{len(classes)} classes for {classifier.num_classes} outputs")
-        return cls(classifier, media, tuple(classes))
+        return cls(objective, media)
 
 
 def read_card(path: Path) -> ModelCard:
@@ -112,18 +104,18 @@ def read_card(path: Path) -> ModelCard:
         raise ModelCardError(f"{path}: no card of a model ({_one_line(error)}); {_MEND}") from None
 
 
-def read_weights(path: Path, config: ClassifierConfig) -> dict[str, torch.Tensor]:
+def read_weights(path: Path, objective: Objective) -> dict[str, torch.Tensor]:
     """The weights in a safetensors file, float32 by name, after a look at what it declares.
 
     Args:
-        config: of the model that they are for; it takes no memory before the file fits it.
+        objective: has the model that they are for; it takes no memory before the file fits it.
 
     Raises:
         ModelCardError: it is no such file, or has other tensors than the model.
     """
     try:
         _check_regular(path)
-        expected = _shapes(config)
+        expected = _shapes(objective.build_model)
         with safe_open(path, framework="pt") as file:
             found = {}
             for name in file.keys():  # noqa: SIM118  # safe_open cannot be iterated itself
@@ -136,10 +128,6 @@ def read_weights(path: Path, config: ClassifierConfig) -> dict[str, torch.Tensor
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         reason = _one_line(error)
         raise ModelCardError(f"{path}: no weights of this model ({reason}); {_MEND}") from None
-
-
-def _is_printable(value: Any) -> bool:
-    return isinstance(value, str) and not _UNPRINTABLE.search(value)
 
 
 def _check_regular(path: Path) -> None:
@@ -176,7 +164,7 @@ def _check_types(value: Any) -> None:
             raise ValueError(f"media.{field.name} is no number")
 
 
-def _check_size(config: ClassifierConfig) -> None:
+def _check_size(config: Any) -> None:
     """Refuse what takes memory or time without a weight in the file.
 
     Raises:
@@ -196,18 +184,18 @@ def _check_size(config: ClassifierConfig) -> None:
                 raise ValueError(f"more than {MAX_POSITION_NUMBERS} numbers of positions")
 
 
-def _token_parts(config: ClassifierConfig) -> Iterator[TokensConfig]:
+def _token_parts(config: Any) -> Iterator[TokensConfig]:
     if isinstance(config.input, MultimodalInput):
         yield from config.input.modalities.values()
     else:
         yield config
 
 
-def _shapes(config: ClassifierConfig) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and safetensors' name of the type of each tensor of a model."""
+def _shapes(build: Callable[[], nn.Module]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and safetensors' name of the type of each tensor of the model that is built."""
     names = {torch.float32: "F32", torch.int64: "I64", torch.bool: "BOOL"}
     with torch.device("meta"):
-        state = PerceiverClassifier(config).state_dict()
+        state = build().state_dict()
     return {name: (tuple(each.shape), names[each.dtype]) for name, each in state.items()}
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from pipeline.media import MediaFormat
 from pipeline.media.registered import modality_of
+from pipeline.training.objectives.base import ColumnKind, Prediction
 
 SETTINGS: dict[str, Any] = {
     "allow_paths": False,
@@ -18,8 +19,8 @@ SETTINGS: dict[str, Any] = {
 """The keys of `mlflow.pyfunc.load_model(…, model_config=…)` and their defaults."""
 
 
-def signature(media: MediaFormat) -> Any:
-    """The MLflow signature of a classifier of media of a format.
+def signature(media: MediaFormat, prediction: type[Prediction]) -> Any:
+    """The MLflow signature of a model of media of a format.
 
     Media are one column, binary, or of texts string. It has no name, for MLflow takes lists and
     arrays by no other; a data frame's column may have any. A table's columns have their names.
@@ -28,9 +29,18 @@ def signature(media: MediaFormat) -> Any:
 
     Args:
         media: of a table, a `FittedTableFormat`.
+        prediction: what the model answers.
     """
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, DataType, Map, Schema
+    from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Map, Schema
+
+    types: dict[ColumnKind, Any] = {
+        "text": DataType.string,
+        "number": DataType.double,
+        "numbers": Array(DataType.double),
+        "numbers_by_name": Map(DataType.double),
+        "bytes": DataType.binary,
+    }
 
     modality = modality_of(media)
     if modality.source == "row":
@@ -40,9 +50,7 @@ def signature(media: MediaFormat) -> Any:
         inputs = [ColSpec(DataType.string if modality.source == "text" else DataType.binary)]
     outputs = [
         ColSpec(DataType.string, "source"),
-        ColSpec(DataType.string, "label", required=False),
-        ColSpec(DataType.double, "probability", required=False),
-        ColSpec(Map(DataType.double), "probabilities", required=False),
+        *[ColSpec(types[kind], name, required=False) for name, kind in prediction.columns()],
         ColSpec(DataType.string, "error", required=False),
     ]
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))

@@ -1,4 +1,4 @@
-"""Raw media to class names and probabilities.
+"""Raw media to predictions.
 
 Travels with every registered model: imports torch, numpy and the decoders, and nothing else of the
 pipeline.
@@ -8,19 +8,19 @@ import errno
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from perceiver_model import PerceiverClassifier
 from pipeline.inputs.collate import collate
 from pipeline.media import MediaError
 from pipeline.media.arrays import Decoder
 from pipeline.media.registered import modality_of
 from pipeline.registry.served.card import ModelCard, read_card, read_weights
 from pipeline.registry.served.requests import BadInput, MediaSource, as_inputs
+from pipeline.training.objectives import Batch, Prediction
 
 __all__ = ["MediaSource", "ModelCard", "Prediction", "Predictor", "as_inputs"]
 
@@ -28,25 +28,6 @@ BATCH_SIZE = 64
 DECODE_SECONDS = 60.0
 DECODE_MEMORY_MIB = 2048
 MAX_FILE_BYTES = 2 * 1024**3
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the model makes of one input.
-
-    Attributes:
-        source: the path, or `bytes[N]` for the N-th input given as bytes, `row[N]` as a row.
-        label: name of the likeliest class; None where the input cannot be used.
-        probability: of that class.
-        probabilities: of every class, by name.
-        error: why the input cannot be used, else None.
-    """
-
-    source: str
-    label: str | None
-    probability: float | None
-    probabilities: dict[str, float] | None
-    error: str | None
 
 
 class Predictor:
@@ -84,7 +65,7 @@ class Predictor:
             sandbox=sandbox,
         )
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = PerceiverClassifier(card.classifier)
+        self.model: Any = card.objective.build_model()
         self.model.load_state_dict(weights)
         self.model.to(self.device).eval()
 
@@ -107,7 +88,7 @@ class Predictor:
         read = read_card(Path(card))
         return cls(
             read,
-            read_weights(Path(weights), read.classifier),
+            read_weights(Path(weights), read.objective),
             decode_seconds=decode_seconds,
             decode_memory_mib=decode_memory_mib,
             strict=strict,
@@ -115,7 +96,7 @@ class Predictor:
         )
 
     def predict(self, inputs: Sequence[MediaSource | str]) -> list[Prediction]:
-        """Classify files or encoded media, in the order given.
+        """Predict files or encoded media, in the order given.
 
         Of a film its first clip is taken, of a text its first context.
 
@@ -145,11 +126,12 @@ class Predictor:
                 errors[row] = error.strerror or type(error).__name__
             except ValueError as error:  # a path that no file can have
                 errors[row] = str(error)
-        probabilities = iter(self.probabilities(arrays)) if arrays else iter(())
+        good = [source for row, source in enumerate(sources) if row not in errors]
+        answers = iter(self._answers(arrays, good) if arrays else [])
         return [
-            Prediction(source, None, None, None, errors[row])
+            self.card.objective.prediction.unusable(source, errors[row])
             if row in errors
-            else self._prediction(source, next(probabilities))
+            else next(answers)
             for row, source in enumerate(sources)
         ]
 
@@ -164,25 +146,20 @@ class Predictor:
             return self.decoder.decode(_read_file(item), str(item))
         return self.decoder.decode(bytes(item))
 
-    def _prediction(self, source: str, probabilities: np.ndarray) -> Prediction:
-        best = int(probabilities.argmax())
-        by_class = dict(zip(self.card.classes, map(float, probabilities), strict=True))
-        label = self.card.classes[best]
-        return Prediction(source, label, by_class[label], by_class, None)
-
     @torch.inference_mode()
-    def probabilities(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Class probabilities of decoded media.
-
-        Args:
-            arrays: at least one, as `pipeline.media.check_array` says.
-
-        Returns:
-            float64 `[len(arrays), classes]`; rows sum to 1.
-        """
+    def _answers(self, arrays: Sequence[np.ndarray], sources: Sequence[str]) -> list[Prediction]:
+        """The predictions of decoded media, of which there is at least one."""
         inputs, mask = collate(arrays, self.card.media, self.device)
-        logits = self.model(inputs, mask)
-        return logits.double().softmax(dim=1).cpu().numpy()
+        objective, size = self.card.objective, len(arrays)
+        samples = Batch(
+            inputs,
+            mask,
+            targets=torch.full((size,), -1, device=self.device),
+            target_lengths=torch.zeros(size, dtype=torch.int64, device=self.device),
+            weights=torch.ones(size, device=self.device),
+        )
+        outputs = objective.outputs(self.model, samples, training=False)
+        return objective.predictions(outputs, sources)
 
 
 def _read_file(path: str | Path) -> bytes:

@@ -1,6 +1,5 @@
 """The registered model's code: MLflow runs this file when it loads a model (*model from code*)."""
 
-import dataclasses
 from typing import Any
 
 import mlflow
@@ -11,10 +10,8 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from pipeline.media.registered import modality_of
 from pipeline.media.sandbox.sandbox import SandboxError
 from pipeline.registry.served.contract import SETTINGS
-from pipeline.registry.served.inference import Prediction, Predictor
+from pipeline.registry.served.inference import Predictor
 from pipeline.registry.served.requests import as_inputs, within_limits
-
-COLUMNS = [field.name for field in dataclasses.fields(Prediction)]
 
 
 class RequestError(MlflowException):
@@ -38,7 +35,7 @@ class RequestError(MlflowException):
 
 
 class PerceiverModel(mlflow.pyfunc.PythonModel):
-    """Raw media or rows in; a table of class names and probabilities out."""
+    """Raw media or rows in; a table of predictions out."""
 
     def load_context(self, context: Any) -> None:
         """Read the weights and the card that lie with the model."""
@@ -54,7 +51,7 @@ class PerceiverModel(mlflow.pyfunc.PythonModel):
 
     # MLflow would take type hints for a schema and warn that it cannot use them.
     def predict(self, context, model_input, params=None):
-        """Classify media or rows.
+        """Predict media or rows.
 
         Args:
             model_input: encoded media, or of a model of tables rows, in any form that
@@ -62,8 +59,9 @@ class PerceiverModel(mlflow.pyfunc.PythonModel):
                 was loaded with `model_config={"allow_paths": True}`.
 
         Returns:
-            A row for each input, in order: `source`, `label`, `probability`,
-            `probabilities` (by class name) and `error` (why it has no label, or None).
+            A row for each input, in order: `source`, the answer's columns (of classifiers
+            `label`, `probability` and `probabilities` by class name), and `error` (why it
+            has no answer, or None).
 
         Raises:
             RequestError: no such input, or too much of it; nothing was predicted.
@@ -87,8 +85,10 @@ class PerceiverModel(mlflow.pyfunc.PythonModel):
             predictions = self.predictor.predict(inputs)
         except SandboxError as error:
             raise RequestError(str(error), INTERNAL_ERROR) from None
-        rows = [[getattr(prediction, name) for name in COLUMNS] for prediction in predictions]
-        return pd.DataFrame(rows, columns=COLUMNS, dtype=object)
+        answered = [name for name, _ in self.predictor.card.objective.prediction.columns()]
+        columns = ["source", *answered, "error"]
+        rows = [[getattr(prediction, name) for name in columns] for prediction in predictions]
+        return pd.DataFrame(rows, columns=columns, dtype=object)
 
 
 mlflow.models.set_model(PerceiverModel())
