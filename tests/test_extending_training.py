@@ -34,7 +34,9 @@ from shards.npy import encode_npy
 PAGE = Path(__file__).parent.parent / "docs/extending.md"
 SECTIONS = {
     title: text
-    for title, text in re.findall(r"^## (Add [^\n]+)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.M | re.S)
+    for title, text in re.findall(
+        r"^## (Add [^\n]+)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.M | re.S
+    )
     if title != "Add a modality"  # test_extending.py adds one to a copy of the project
 }
 Tables: list[dict[str, Any]] = [OBJECTIVES, OPTIMIZERS, SEARCHES, SCHEDULERS]
