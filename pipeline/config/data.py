@@ -1,4 +1,4 @@
-"""ConfigBase `data`: where raw media lie, what they are, and how they are decoded."""
+"""The section `data`: where the raw media are, what they are, and how they are decoded."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, Self

@@ -1,4 +1,4 @@
-"""ConfigBase `model`: the Perceiver that reads the data."""
+"""The section `model`: the Perceiver that reads the data."""
 
 from typing import Annotated, Any
 
