@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from perceiver_model import PRESETS
 from perceiver_model.adapters.configs import AudioInput, ImageInput, Mel
-from pipeline.config.base import flatten
+from perceiver_model.config_checks import flatten
 from pipeline.config.load import load_config, shipped_configs, validate, with_values
 from pipeline.errors import UserError
 

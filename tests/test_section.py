@@ -4,7 +4,8 @@ import json
 
 import yaml
 
-from pipeline.config.base import differences, flatten
+from perceiver_model.config_checks import flatten
+from pipeline.config.base import differences
 from pipeline.config.load import load_config
 from pipeline.config.tree import Config
 

@@ -194,7 +194,7 @@ def _without_tags(location: tuple[Any, ...]) -> list[Any]:
 
 
 # pydantic adds the alternatives of a plain union to its locations.
-_TYPE_TAGS = {"str", "float", "int", "bool", "constrained-float", "ImageFormat", "AudioFormat"}
+_TYPE_TAGS = {"str", "float", "int", "bool", "constrained-float"}
 
 
 def _check_space(config: Config, source: str) -> None:
