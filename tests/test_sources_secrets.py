@@ -17,7 +17,8 @@ from source_trees import listed, make_tar, make_tree, paths, refusal, refused, u
 
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.preprocess.preprocess import build, preprocess, report, retry_quarantine
+from pipeline.preprocess import build
+from pipeline.preprocess.preprocess import preprocess, report, retry_quarantine
 from pipeline.preprocess.sources import (
     SourceFile,
     plan_files,

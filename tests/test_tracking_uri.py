@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.config.load import load_config, with_values
 from pipeline.config.tracking_uri import tracking_uri
-from pipeline.runs import tracking
+from pipeline.runs import mlflow_client
 
 
 def read(*overrides: str) -> str:
@@ -50,4 +50,4 @@ def test_a_relative_database_lies_in_the_working_directory(monkeypatch, tmp_path
 def test_a_client_without_a_configuration_follows_the_same_rule(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
     with pytest.raises(Exception, match=r"none\.db: no such database"):
-        tracking.registry(None, str(tmp_path / "out"))
+        mlflow_client.registry(None, str(tmp_path / "out"))
