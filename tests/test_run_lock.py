@@ -53,7 +53,10 @@ def test_a_lock_that_children_of_a_killed_holder_still_have_is_waited_for(
     tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr(module, "MOMENT_SECONDS", 0.1)
-    forks = HOLD.replace('print("held"', 'import os; os.fork(); print("held"')
+    forks = HOLD.replace(
+        'print("held", flush=True)',
+        'import os; os.fork(); os.write(1, b"held\\n")',  # one write, so that none cuts another
+    )
     forks = forks.replace("time.sleep(60)", "time.sleep(2)")
     process = subprocess.Popen(
         [sys.executable, "-c", forks, str(tmp_path / "a.lock")], stdout=subprocess.PIPE, text=True
