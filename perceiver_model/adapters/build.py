@@ -100,8 +100,8 @@ _BUILDERS: dict[tuple[type, type], Callable[[Any, Any], nn.Module]] = {
     (ClassInput, OneHot): _one_hot,
     (MultimodalInput, PaddedModalities): _multimodal,
 }
-"""The adapters: a line for each input that each of them reads.
+"""The builder of each adapter, by the classes of its input and of its configuration.
 
-An adapter's configuration is also in the union `MediaAdapter` of `configs.py`, and names the same
-inputs in `reads`.
+An adapter has one line per input that it reads. The class of its configuration is also in the union
+`MediaAdapter` of `configs.py`, and names the same inputs in `reads`.
 """
