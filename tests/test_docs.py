@@ -13,6 +13,7 @@ from shard_sets import make_set
 from pipeline.cli.parser import parse
 from pipeline.config.fields import types_of_field
 from pipeline.config.load import load_config
+from pipeline.preprocess.sources.listing import list_sources
 from shards import ShardReader, ShardSet
 
 ROOT = Path(__file__).parent.parent
@@ -82,6 +83,21 @@ def test_every_configuration_in_the_docs_loads(block, tmp_path):
 def test_the_readme_and_the_pages_have_configurations():
     pages = {parameters.id.rpartition("-")[0] for parameters in YAML_BLOCKS}
     assert {"README", "data", "tutorial"} <= pages
+
+
+def test_the_tutorial_draws_the_images_that_its_configuration_reads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    (draw,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    exec(compile(draw, "docs/tutorial.md", "exec"), {})
+    (tree,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.S)
+    (tmp_path / "shapes.yaml").write_text(tree, encoding="utf-8")
+    config = load_config("shapes.yaml", [])
+    listing = list_sources(config)
+    assert listing.classes == ("circle", "square", "triangle")
+    assert (listing.table.num_rows, len(listing.refused)) == (300, 0)
+    asked = re.findall(r"new/\w+(?:/\w+\.png)?", text)
+    assert asked and all((tmp_path / name).exists() for name in asked)
 
 
 def commands() -> list[str]:
