@@ -17,7 +17,7 @@ With it, pydantic refuses unknown keys and numbers that are not finite.
 def refusal(config: object, field: str, allowed: str) -> ValueError:
     """Build the error for a bad field: its class, name and value, and the allowed values."""
     value = getattr(config, field)
-    return ValueError(f"{type(config).__name__}.{field} = {value!r}: must be {allowed}")
+    return ValueError(f"{type(config).__name__}.{field} is {value!r}; must be {allowed}")
 
 
 def check_positive_integers(config: object, *fields: str) -> None:

@@ -194,16 +194,16 @@ def test_learns_to_segment_from_a_few_outputs_of_each_sample():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"output_channels": 0}, "output_channels = 0: must be an integer of at least 1"),
-        ({"output_grid": (4, 0)}, r"output_grid = \(4, 0\): must be a tuple of integers"),
-        ({"output_grid": (4,), "query_tokens": True}, "query_tokens = True: must be False: .* 1 "),
+        ({"output_channels": 0}, "output_channels is 0; must be an integer of at least 1"),
+        ({"output_grid": (4, 0)}, r"output_grid is \(4, 0\); must be a tuple of integers"),
+        ({"output_grid": (4,), "query_tokens": True}, "query_tokens is True; must be False: .* 1 "),
         (
             {"input": AudioInput(sample_rate=8, num_samples=8), "adapter": Chunks()},
-            "output_grid = None: must be given: audio has no grid",
+            "output_grid is None; must be given: audio has no grid",
         ),
         ({"query_positions": FourierConfig(max_resolution=(3,))}, "a tuple of 2 finite number"),
-        ({"decoder": DecoderConfig(num_heads=5)}, "num_heads = 5: .* the latents' 32 channels"),
-        ({"adapter": Chunks()}, "adapter = Chunks.*: must be pixels, patches, conv or conv_stem"),
+        ({"decoder": DecoderConfig(num_heads=5)}, "num_heads is 5; .* the latents' 32 channels"),
+        ({"adapter": Chunks()}, "adapter is Chunks.*; must be pixels, patches, conv or conv_stem"),
     ],
 )
 def test_parts_that_do_not_fit_each_other_are_refused(values, message):

@@ -253,13 +253,13 @@ def test_compiles_into_one_graph(config):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ConvStem(padding="full"), "padding = 'full': must be one of 'same', 'valid'"),
-        (lambda: ConvStem(norm="layer"), "norm = 'layer': must be one of 'batch', 'group'"),
-        (lambda: ConvStem(num_channels=0), "num_channels = 0: must be an integer"),
-        (lambda: Pixels(num_channels=0), "num_channels = 0: must be an integer"),
+        (lambda: ConvStem(padding="full"), "padding is 'full'; must be one of 'same', 'valid'"),
+        (lambda: ConvStem(norm="layer"), "norm is 'layer'; must be one of 'batch', 'group'"),
+        (lambda: ConvStem(num_channels=0), "num_channels is 0; must be an integer"),
+        (lambda: Pixels(num_channels=0), "num_channels is 0; must be an integer"),
         (
             lambda: config(input=ImageInput(height=4, width=9), adapter=ConvStem(padding="valid")),
-            "padding = 'valid': must be same for an image below 5 × 5, such as 4 × 9",
+            "padding is 'valid'; must be same for an image below 5 × 5, such as 4 × 9",
         ),
     ],
 )

@@ -283,20 +283,20 @@ def test_learns_to_fill_in_masked_bytes():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TextInput(max_length=0), "max_length = 0: must be an integer of at least 1"),
-        (lambda: TextInput(max_length=2, vocab_size=0), "vocab_size = 0: must be an integer"),
-        (lambda: TokenEmbedding(num_channels=1.0), "num_channels = 1.0: must be an integer"),
+        (lambda: TextInput(max_length=0), "max_length is 0; must be an integer of at least 1"),
+        (lambda: TextInput(max_length=2, vocab_size=0), "vocab_size is 0; must be an integer"),
+        (lambda: TokenEmbedding(num_channels=1.0), "num_channels is 1.0; must be an integer"),
         (
             lambda: dataclasses.replace(CLASSIFIER, positions=FourierConfig()),
-            "positions = FourierConfig.*: must be None: token_embedding hold their own",
+            "positions is FourierConfig.*; must be None: token_embedding hold their own",
         ),
         (
             lambda: dataclasses.replace(LANGUAGE, adapter=TokenEmbedding(num_channels=13)),
-            "num_cross_heads = 2: must be a divisor of the cross-attend's 13 channels; or set",
+            "num_cross_heads is 2; must be a divisor of the cross-attend's 13 channels; or set",
         ),
         (
             lambda: dataclasses.replace(LANGUAGE, decoder=DecoderConfig(num_heads=3)),
-            "DecoderConfig.num_heads = 3: must be a divisor of the latents' 16 channels",
+            "DecoderConfig.num_heads is 3; must be a divisor of the latents' 16 channels",
         ),
         (
             lambda: LanguageConfig.from_dict({"input": {"kind": "image"}}),

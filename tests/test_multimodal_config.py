@@ -17,35 +17,35 @@ from perceiver_model.families.kinetics_config import kinetics_autoencoder
 @pytest.mark.parametrize(
     ("build_config", "message"),
     [
-        (lambda: MultimodalInput(modalities={}), "modalities = {}: must be a mapping from ident"),
+        (lambda: MultimodalInput(modalities={}), "modalities is {}; must be a mapping from ident"),
         (lambda: MultimodalInput(modalities={"a.b": AUDIO}), "must be a mapping from identifiers"),
-        (lambda: dataclasses.replace(AUDIO, dropout=1.0), "dropout = 1.0: must be at least 0 and"),
+        (lambda: dataclasses.replace(AUDIO, dropout=1.0), "dropout is 1.0; must be at least 0 and"),
         (
             lambda: dataclasses.replace(AUDIO, mask_probability=1.5),
-            "mask_probability = 1.5: must be from 0 to 1",
+            "mask_probability is 1.5; must be from 0 to 1",
         ),
         (
             lambda: dataclasses.replace(AUDIO, masked_in_evaluation=True),
-            "masked_in_evaluation = True: must be False where mask_probability is None",
+            "masked_in_evaluation is True; must be False where mask_probability is None",
         ),
-        (lambda: dataclasses.replace(LABEL, dropout=0.1), "dropout = 0.1: must be 0 where masked"),
+        (lambda: dataclasses.replace(LABEL, dropout=0.1), "dropout is 0.1; must be 0 where masked"),
         (lambda: dataclasses.replace(AUDIO, adapter=OneHot()), "must be chunks or mel for audio"),
         (
             lambda: dataclasses.replace(TEXT, positions=FourierConfig()),
             "must be None: token_embedding hold their own",
         ),
-        (lambda: PaddedModalities(padding="ones"), "'ones': must be one of 'learned', 'zeros'"),
-        (lambda: PaddedModalities(embedding_channels=0), "embedding_channels = 0: must be an int"),
+        (lambda: PaddedModalities(padding="ones"), "'ones'; must be one of 'learned', 'zeros'"),
+        (lambda: PaddedModalities(embedding_channels=0), "embedding_channels is 0; must be an int"),
         (
             lambda: dataclasses.replace(classifier_config(), adapter=Patches(patch_size=2)),
             "must be padded_modalities for multimodal",
         ),
         (
             lambda: dataclasses.replace(classifier_config(), positions=FourierConfig()),
-            "positions = Fourier.*: must be None: padded_modalities hold their own",
+            "positions is Fourier.*; must be None: padded_modalities hold their own",
         ),
-        (lambda: dataclasses.replace(AUTOENCODER, outputs={}), "outputs = {}: must be a mapping"),
-        (lambda: GridOutput(grid=(), num_channels=1), r"grid = \(\): must be a tuple of integers"),
+        (lambda: dataclasses.replace(AUTOENCODER, outputs={}), "outputs is {}; must be a mapping"),
+        (lambda: GridOutput(grid=(), num_channels=1), r"grid is \(\); must be a tuple of integers"),
         (
             lambda: GridOutput(
                 grid=(2, 3), num_channels=1, positions=FourierConfig(max_resolution=(2,))
@@ -54,16 +54,16 @@ from perceiver_model.families.kinetics_config import kinetics_autoencoder
         ),
         (
             lambda: GridOutput(grid=(2,), num_channels=1, spacing="even"),
-            "spacing = 'even': must be one of 'ends', 'steps'",
+            "spacing is 'even'; must be one of 'ends', 'steps'",
         ),
-        (lambda: VectorOutput(num_channels=0), "num_channels = 0: must be an integer"),
+        (lambda: VectorOutput(num_channels=0), "num_channels is 0; must be an integer"),
         (
             lambda: dataclasses.replace(AUTOENCODER, decoder=DecoderConfig(num_heads=5)),
-            "num_heads = 5: .* the latents' 32 channels",
+            "num_heads is 5; .* the latents' 32 channels",
         ),
         (
             lambda: kinetics_autoencoder(samples_per_token=1000),
-            "samples_per_token = 1000: must be a divisor of num_samples = 30720",
+            "samples_per_token is 1000; must be a divisor of num_samples = 30720",
         ),
     ],
 )

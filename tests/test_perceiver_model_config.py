@@ -31,20 +31,20 @@ SMALL = EncoderConfig(num_latents=4, latent_dim=16, num_blocks=2, num_cross_atte
 @pytest.mark.parametrize(
     ("config_type", "values", "message"),
     [
-        (ImageInput, {"height": 0, "width": 2}, "height = 0: must be an integer of at least 1"),
-        (ImageInput, {"height": 2, "width": 2.0}, "width = 2.0: must be an integer"),
-        (ImageInput, {"height": 2, "width": 2, "mean": (0.1, 0.2)}, "mean = .*a tuple of 1 or 3"),
-        (ImageInput, {"height": 2, "width": 2, "std": (0.0,)}, "std = .* above 0"),
-        (Mel, {"hop": 0.0}, "hop = 0.0: must be a number above 0"),
-        (Mel, {"hop": 0.03}, "hop = 0.03: must be at most window = 0.025"),
-        (FourierConfig, {"num_bands": 0}, "num_bands = 0: must be an integer of at least 1"),
-        (FourierConfig, {"max_resolution": (0.0,)}, "max_resolution = .* above 0"),
-        (EncoderConfig, {"num_cross_attends": 9}, "num_cross_attends = 9: .* num_blocks = 8"),
-        (EncoderConfig, {"latent_dim": 100}, "latent_dim = 100: .* num_self_heads = 8"),
-        (EncoderConfig, {"cross_channels": 9, "num_cross_heads": 2}, "cross_channels = 9: .* 2"),
-        (EncoderConfig, {"share_cross_attends": "some"}, "'some': must be one of 'all', 'after"),
-        (EncoderConfig, {"cross_attend_layout": "last"}, "'last': must be one of 'interleaved'"),
-        (EncoderConfig, {"dropout": 1.0}, "dropout = 1.0: must be at least 0 and below 1"),
+        (ImageInput, {"height": 0, "width": 2}, "height is 0; must be an integer of at least 1"),
+        (ImageInput, {"height": 2, "width": 2.0}, "width is 2.0; must be an integer"),
+        (ImageInput, {"height": 2, "width": 2, "mean": (0.1, 0.2)}, "mean is .*a tuple of 1 or 3"),
+        (ImageInput, {"height": 2, "width": 2, "std": (0.0,)}, "std is .* above 0"),
+        (Mel, {"hop": 0.0}, "hop is 0.0; must be a number above 0"),
+        (Mel, {"hop": 0.03}, "hop is 0.03; must be at most window = 0.025"),
+        (FourierConfig, {"num_bands": 0}, "num_bands is 0; must be an integer of at least 1"),
+        (FourierConfig, {"max_resolution": (0.0,)}, "max_resolution is .* above 0"),
+        (EncoderConfig, {"num_cross_attends": 9}, "num_cross_attends is 9; .* num_blocks = 8"),
+        (EncoderConfig, {"latent_dim": 100}, "latent_dim is 100; .* num_self_heads = 8"),
+        (EncoderConfig, {"cross_channels": 9, "num_cross_heads": 2}, "cross_channels is 9; .* 2"),
+        (EncoderConfig, {"share_cross_attends": "some"}, "'some'; must be one of 'all', 'after"),
+        (EncoderConfig, {"cross_attend_layout": "last"}, "'last'; must be one of 'interleaved'"),
+        (EncoderConfig, {"dropout": 1.0}, "dropout is 1.0; must be at least 0 and below 1"),
     ],
 )
 def test_a_bad_field_is_refused_by_name_and_value(config_type, values, message):
@@ -55,17 +55,17 @@ def test_a_bad_field_is_refused_by_name_and_value(config_type, values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"input": AUDIO, "adapter": Pixels()}, "adapter = Pixels.*: must be chunks or mel"),
+        ({"input": AUDIO, "adapter": Pixels()}, "adapter is Pixels.*; must be chunks or mel"),
         (
             {"input": IMAGE, "adapter": Chunks()},
-            "adapter = Chunks.*: must be pixels, patches, conv or",
+            "adapter is Chunks.*; must be pixels, patches, conv or",
         ),
-        ({"input": IMAGE, "adapter": Patches(patch_size=4)}, "patch_size = 4: .* 28 × 21"),
-        ({"input": AUDIO, "adapter": Mel(num_mels=512)}, "num_mels = 512: must be lower"),
+        ({"input": IMAGE, "adapter": Patches(patch_size=4)}, "patch_size is 4; .* 28 × 21"),
+        ({"input": AUDIO, "adapter": Mel(num_mels=512)}, "num_mels is 512; must be lower"),
         ({"input": IMAGE, "positions": FourierConfig(max_resolution=(8,))}, "a tuple of 2 finite"),
         (
             {"input": IMAGE, "encoder": dataclasses.replace(SMALL, num_cross_heads=2)},
-            "num_cross_heads = 2: must be a divisor of the cross-attend's 259 channels",
+            "num_cross_heads is 2; must be a divisor of the cross-attend's 259 channels",
         ),
     ],
 )

@@ -151,7 +151,7 @@ def _architecture_of_checkpoint(
         for architecture in ARCHITECTURES:
             if architecture.name in names:
                 return architecture
-        raise ValueError(f"config.json: architectures = {names}: must be one of {known}")
+        raise ValueError(f"config.json: architectures is {names}; must be one of {known}")
     for architecture in ARCHITECTURES:
         if architecture.recognises(state_dict.keys()):
             return architecture

@@ -141,7 +141,7 @@ class LearnedClassifier(_ImageClassifier):
         size = setting(settings, "image_size")
         if image_size not in (None, (size, size)):
             raise ValueError(
-                f"image_size = {image_size}: the checkpoint has positions for ({size}, {size})"
+                f"image_size is {image_size}; the checkpoint has positions for ({size}, {size})"
             )
         return ClassifierConfig(
             input=ImageInput(height=size, width=size, mean=MEAN, std=STD),

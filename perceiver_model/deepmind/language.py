@@ -48,7 +48,7 @@ def _read_text(
     settings: Mapping[str, Any], image_size: tuple[int, int] | None
 ) -> tuple[TextInput, TokenEmbedding]:
     if image_size is not None:
-        raise ValueError(f"image_size = {image_size}: must be None for a model of text")
+        raise ValueError(f"image_size is {image_size}; must be None for a model of text")
     text = TextInput(
         max_length=setting(settings, "max_position_embeddings"),
         vocab_size=setting(settings, "vocab_size"),

@@ -94,7 +94,7 @@ def read_gelu(settings: Mapping[str, Any], fidelity: Fidelity) -> Literal["tanh"
     activation = setting(settings, "hidden_act")
     if activation not in _GELUS:
         allowed = ", ".join(_GELUS)
-        raise ValueError(f"config.json: hidden_act = {activation!r}: must be one of {allowed}")
+        raise ValueError(f"config.json: hidden_act is {activation!r}; must be one of {allowed}")
     return "tanh" if fidelity == "deepmind" else _GELUS[activation]
 
 
@@ -115,11 +115,11 @@ def read_encoder(settings: Mapping[str, Any], fidelity: Fidelity) -> EncoderConf
         ValueError: If no class of DeepMind has such an encoder.
     """
     if not setting(settings, "use_query_residual"):
-        raise ValueError("config.json: use_query_residual = false: must be true")
+        raise ValueError("config.json: use_query_residual is false; must be true")
     shape = setting(settings, "cross_attention_shape_for_attention")
     if shape not in ("q", "kv"):
         raise ValueError(
-            f"config.json: cross_attention_shape_for_attention = {shape!r}: must be 'q' or 'kv'"
+            f"config.json: cross_attention_shape_for_attention is {shape!r}; must be 'q' or 'kv'"
         )
     latent_dim, qk_channels = setting(settings, "d_latents"), setting(settings, "qk_channels")
     return EncoderConfig(

@@ -94,7 +94,7 @@ class PerceiverAR(nn.Module):
         """
         check_tokens(token_ids, mask, max_length=self.config.max_length)
         if num_latents is not None and num_latents < 1:
-            raise ValueError(f"num_latents = {num_latents}: must be at least 1")
+            raise ValueError(f"num_latents is {num_latents}; must be at least 1")
         num_latents = min(num_latents or self.config.num_latents, token_ids.shape[1])
         inputs = self.embed(token_ids, token_positions(token_ids, mask))
         return self.logits(self.latents(inputs.last(num_latents), inputs, mask))

@@ -63,7 +63,7 @@ class CachedDecoder:
             refill_latents = max(1, config.num_latents // 2)
         if not 1 <= refill_latents <= config.num_latents:
             raise ValueError(
-                f"refill_latents = {refill_latents}: must be from 1 to num_latents = "
+                f"refill_latents is {refill_latents}; must be from 1 to num_latents = "
                 f"{config.num_latents}"
             )
         if mask is not None:
@@ -183,11 +183,11 @@ def sample_tokens(
 
 def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
     if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature = {temperature}: must be at least 0 and finite")
+        raise ValueError(f"temperature is {temperature}; must be at least 0 and finite")
     if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k = {top_k}: must be at least 1")
+        raise ValueError(f"top_k is {top_k}; must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p = {top_p}: must be above 0 and at most 1")
+        raise ValueError(f"top_p is {top_p}; must be above 0 and at most 1")
 
 
 def generate(
@@ -230,7 +230,7 @@ def generate(
     """
     _check_sampling(temperature, top_k, top_p)
     if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens = {max_new_tokens}: must be at least 1")
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; must be at least 1")
     max_length = model.config.max_length
     columns = prompt_ids.shape[-1] + max_new_tokens - 1  # The last token is not read.
     if columns > max_length and not sliding:

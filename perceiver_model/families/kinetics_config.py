@@ -73,7 +73,7 @@ def kinetics_autoencoder(
     """
     if num_samples % samples_per_token:
         raise ValueError(
-            f"samples_per_token = {samples_per_token}: must be a divisor of num_samples = "
+            f"samples_per_token is {samples_per_token}; must be a divisor of num_samples = "
             f"{num_samples}"
         )
     audio_positions = FourierConfig(

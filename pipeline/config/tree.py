@@ -176,7 +176,7 @@ class Config(ConfigBase):
         parts = world_size * self.training.gradient_accumulation_steps
         if self.training.batch_size % parts:
             raise ValueError(
-                f"training.batch_size is {self.training.batch_size}; it must be a multiple of "
+                f"training.batch_size is {self.training.batch_size}; must be a multiple of "
                 f"workers x gradient_accumulation_steps = {parts}"
             )
         return self.training.batch_size // parts

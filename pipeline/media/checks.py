@@ -9,7 +9,7 @@ def check_whole(fmt: Any, *names: str, least: int) -> None:
     for name in names:
         value = getattr(fmt, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
+            raise ValueError(f"{name} is {value!r}; must be an integer of at least {least}")
 
 
 def check_finite(
@@ -46,11 +46,11 @@ def check_finite(
             or (above is not None and value <= above)
             or (most is not None and value > most)
         ):
-            raise ValueError(f"{name} is {value!r}; it must be a number {' and '.join(bounds)}")
+            raise ValueError(f"{name} is {value!r}; must be a number {' and '.join(bounds)}")
 
 
 def check_one_of(fmt: Any, name: str, *allowed: object) -> None:
     """Raise ValueError unless the field `name` holds one of the `allowed` values."""
     value = getattr(fmt, name)
     if not any(value is one or (value == one and type(value) is type(one)) for one in allowed):
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+        raise ValueError(f"{name} is {value!r}; must be one of {', '.join(map(repr, allowed))}")

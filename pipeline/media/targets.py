@@ -59,7 +59,7 @@ class TargetConfig:
         for name in ("columns", "classes"):
             values = getattr(self, name)
             if isinstance(values, str) or not all(isinstance(v, str) and v for v in values):
-                raise ValueError(f"{name} is {values!r}; it must be a list of names")
+                raise ValueError(f"{name} is {values!r}; must be a list of names")
             if repeated := sorted({v for v in values if list(values).count(v) > 1}):
                 raise ValueError(f"{name} names {repeated[0]!r} twice")
             object.__setattr__(self, name, tuple(values))

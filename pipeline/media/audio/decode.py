@@ -62,7 +62,7 @@ class AudioFormat(MediaFormat):
         check_finite(self, "seconds", "min_seconds", above=0)
         check_one_of(self, "encoding", "raw", "flac")
         if not 1_000 <= self.sample_rate <= 192_000:
-            raise ValueError(f"sample_rate is {self.sample_rate}; it must lie in 1000 to 192000")
+            raise ValueError(f"sample_rate is {self.sample_rate}; must lie in 1000 to 192000")
         if not 0 < self.min_seconds <= self.seconds:
             raise ValueError(
                 f"min_seconds is {self.min_seconds} and seconds {self.seconds}; "

@@ -38,7 +38,7 @@ class MelFormat:
         check_finite(self, "window", "hop", above=0)
         if self.hop > self.window:
             raise ValueError(
-                f"hop is {self.hop}; it must be at most window={self.window}, or samples are lost"
+                f"hop is {self.hop}; must be at most window={self.window}, or samples are lost"
             )
 
     def window_length(self, sample_rate: int) -> int:

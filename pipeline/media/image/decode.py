@@ -47,13 +47,13 @@ class ImageFormat(MediaFormat):
     def __post_init__(self) -> None:
         for name in ("height", "width", "max_pixels"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise ValueError(f"{name} is {getattr(self, name)}; must be at least 1")
         if self.max_pixels > PILLOW_MAX_PIXELS:
             raise ValueError(
                 f"max_pixels is {self.max_pixels}; Pillow refuses more than {PILLOW_MAX_PIXELS}"
             )
         if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"jpeg_quality is {self.jpeg_quality}; it must lie in 1 to 100")
+            raise ValueError(f"jpeg_quality is {self.jpeg_quality}; must lie in 1 to 100")
 
     @property
     def member(self) -> str:

@@ -32,7 +32,7 @@ class TableFormat(MediaFormat):
             if isinstance(columns, str) or not all(
                 isinstance(column, str) and column for column in columns
             ):
-                raise ValueError(f"{name} is {columns!r}; it must be a list of columns' names")
+                raise ValueError(f"{name} is {columns!r}; must be a list of columns' names")
             object.__setattr__(self, name, tuple(columns))
         if not self.columns:
             raise ValueError("numeric and categorical are empty; name at least one column")

@@ -49,7 +49,7 @@ class TextFormat(MediaFormat):
         # Each context must advance by at least one character, even when both ends move back.
         most = self.max_length - 2 * LONGEST_CHARACTER
         if self.overlap > max(0, most):
-            raise ValueError(f"overlap is {self.overlap}; it must be at most {max(0, most)}")
+            raise ValueError(f"overlap is {self.overlap}; must be at most {max(0, most)}")
 
 
 def decode_text(data: bytes, fmt: TextFormat, *, strict: bool = True) -> Iterator[np.ndarray]:

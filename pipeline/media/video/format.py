@@ -63,7 +63,7 @@ class VideoFormat(MediaFormat):
             if round(Fraction(str(self.stride_seconds)) * self.rate) < 1:
                 raise ValueError(
                     f"stride_seconds is {self.stride_seconds}; at frames_per_second="
-                    f"{self.frames_per_second} it must be at least {float(1 / self.rate):g}"
+                    f"{self.frames_per_second}; must be at least {float(1 / self.rate):g}"
                 )
         if self.seconds > self.max_seconds:
             raise ValueError(
