@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from gate_runs import NAME, some_rows, table_config, track
 
+from cluster.errors import ClusterError
 from cluster.optimizers import OPTIMIZERS
 from pipeline.config.load import with_values
 from pipeline.config.search import SEARCHES
@@ -182,6 +184,12 @@ def test_an_added_optimizer_s_state_is_gathered_and_restored_at_every_stage(
         for stage in (0, 2, 3):
             for found, expected in zip(steps(stage, 2, 4, half), whole, strict=True):
                 torch.testing.assert_close(found, expected)
+        adam = {f"exp_avg.{name}": tensor for name, tensor in half[0].items()}
+        with pytest.raises(ClusterError, match=r"state is not that of SGD .*exp_avg"):
+            steps(2, 2, 2, (half[0], adam))
+        OPTIMIZERS["SGD"] = replace(OPTIMIZERS["SGD"], is_elementwise=False)
+        with pytest.raises(ClusterError, match="zero_stage is 2, whose slices SGD cannot step"):
+            steps(2, 0, 1)
     finally:
         leave_process_group()
 

@@ -35,6 +35,8 @@ from pipeline.registry.predict import load_model
 from pipeline.registry.promote import promote
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
+from pipeline.training.objectives import OBJECTIVES
+from pipeline.training.objectives.classification import Classification
 from shards import ShardSet
 
 ROWS = some_rows(0, 600)
@@ -144,6 +146,22 @@ def test_of_two_that_are_exactly_as_good_the_champion_stays(bench: Bench) -> Non
         bench.promote(bench.run("good"), alpha=1.0, min_gain=0.0)
     assert bench.champion == "1"
     assert len(bench.client.search_model_versions(f"name='{NAME}'")) == 1
+
+
+def test_models_of_two_objectives_are_not_compared(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ranking(Classification):
+        name = "rank"
+
+    bench.promote(bench.run("poor"))
+    good = bench.run("good")
+    monkeypatch.setitem(OBJECTIVES, "rank", Ranking)
+    (card,) = (bench.output / "mlartifacts").rglob("card.json")
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"objective": "rank"}))
+    with pytest.raises(UserError, match="is for the objective 'rank', this run for 'classify'"):
+        bench.promote(good)
+    assert bench.champion == "1"
 
 
 def test_what_was_trained_on_is_left_out_after_the_old_set_is_gone(bench: Bench) -> None:
