@@ -1,1 +1,1 @@
-"""Media into what a model reads: batches, collate, positions."""
+"""Turn media into what a model reads: batches, collation and position tables."""

@@ -1,4 +1,4 @@
-"""How a model reads recordings, as samples or as log-mel frames."""
+"""How a model reads recordings: as samples or as log-mel frames."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ if TYPE_CHECKING:
 
 SOUND_FIELDS = ("shift_seconds", "gain_db")
 MEL_FIELDS = ("shift_seconds", "mask_seconds", "mask_bands")
-"""Fields of `training.augment`. A gain of log-mel frames is standardised away."""
+"""The fields of `training.augment` for log-mel frames.
+
+A gain is not among them: each sample's frames are standardised, which would undo it.
+"""
 
 
 class AudioInputs(ModalityInputs[AudioFormat]):
-    """int16 `[batch, samples]` and `[batch, samples]`.
+    """Recordings as int16 `[batch, samples]` with a mask `[batch, samples]`.
 
-    Log-mel frames are float32 `[batch, frames, 1, num_mels]`, each sample's standardised as the
-    model's own front end does, and `[batch, frames, 1]`.
+    Log-mel frames are float32 `[batch, frames, 1, num_mels]` with a mask `[batch, frames, 1]`. Each
+    sample's frames are standardised as the model's own front end does it.
     """
 
     def padded_length(self, fmt: AudioFormat) -> int:
-        """The whole length."""
+        """Return the length of a full recording, in samples or frames."""
         return fmt.shape[0]
 
     def tensors(
         self, rows: torch.Tensor, lengths: torch.Tensor, fmt: AudioFormat
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Samples as they are stored, or standardised frames."""
+        """Return the samples as they are stored, or the standardised frames, and their mask."""
         import torch
 
         from perceiver_model.adapters.mel import standardise_frames
@@ -45,14 +48,22 @@ class AudioInputs(ModalityInputs[AudioFormat]):
     def input_config(
         self, fmt: AudioFormat, *, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]
     ) -> AudioInput | FeatureMapInput:
-        """Sound; of log-mel frames, a feature map of one column, whose channels are the bands."""
+        """Return an audio input, or a feature map if log-mel frames are stored.
+
+        The feature map has one column, and its channels are the mel bands.
+        """
         if fmt.mel is not None:
             frames, num_mels = fmt.shape
             return FeatureMapInput(height=frames, width=1, channels=num_mels)
         return AudioInput(sample_rate=fmt.sample_rate, num_samples=fmt.num_samples)
 
     def adapter(self, fmt: AudioFormat, adapter: AdapterConfig) -> AdapterConfig:
-        """Of stored frames, the one that takes them as they are."""
+        """Return the adapter; if log-mel frames are stored, one that reads them as they are.
+
+        Raises:
+            ValueError: Frames are stored, and the adapter is not `mel` with `tokens=frames`, or its
+                `num_mels`, `window` or `hop` differ from those of the stored frames.
+        """
         if fmt.mel is None:
             return adapter
         if not isinstance(adapter, Mel) or adapter.tokens != "frames":
@@ -64,11 +75,15 @@ class AudioInputs(ModalityInputs[AudioFormat]):
         return Pixels()
 
     def augment_fields(self, fmt: AudioFormat) -> tuple[str, ...]:
-        """Those of samples or of frames."""
+        """Return the fields that change samples, or those that change log-mel frames."""
         return SOUND_FIELDS if fmt.mel is None else MEL_FIELDS
 
     def check_augment(self, augment: Any, fmt: AudioFormat) -> None:
-        """Times and bands."""
+        """Refuse times and numbers of bands that change nothing or leave nothing of a recording.
+
+        Raises:
+            ValueError: The message names the field, its value and what is allowed.
+        """
         step = 1 / fmt.sample_rate
         if fmt.mel is not None:
             step = fmt.mel.hop_length(fmt.sample_rate) / fmt.sample_rate
@@ -92,5 +107,5 @@ class AudioInputs(ModalityInputs[AudioFormat]):
                 )
 
     def stored_as(self, fmt: AudioFormat) -> str:
-        """Whether as mel."""
+        """Return ` stored as mel` if the shards hold log-mel frames, else an empty string."""
         return "" if fmt.mel is None else " stored as mel"

@@ -1,4 +1,4 @@
-"""Batches of a shard set's media as a model takes them."""
+"""Batches of a shard set's media, as a model takes them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,27 +16,29 @@ from shards.loader import ShardBatch, ShardLoader
 from shards.npy import decode_npy
 
 TARGET = "target"
-"""The field of a batch that holds the targets that are arrays."""
+"""The name of a batch's field that holds the targets that are arrays."""
 
 
 @dataclass(frozen=True)
 class MemberDecoder:
-    """Makes a sample's arrays by modality; a sample may lack some of several.
+    """Decode a sample's arrays, by modality. With several modalities, a sample may lack some.
 
     Attributes:
-        formats: by modality.
-        has_target: whether a sample's target is an array, which it must have, too.
+        formats: The formats, by modality.
+        has_target: Whether the targets are arrays. Then every sample must have one.
     """
 
     formats: Mapping[str, MediaFormat]
     has_target: bool = False
 
     def __call__(self, sample: RawSample) -> dict[str, np.ndarray]:
-        """The arrays.
+        """Return the arrays of a sample, by modality, and its target under `TARGET`.
 
         Raises:
-            MediaError, ShardError: one is damaged.
-            ValueError: it has none, or one is not what its format says.
+            MediaError: A member is damaged.
+            ShardError: The target is damaged.
+            ValueError: The sample has none of the members, lacks its target, or holds an array that
+                does not fit its format.
         """
         members = sample.members
         arrays = {}
@@ -53,11 +55,11 @@ class MemberDecoder:
 
 
 def decode_target(sample: RawSample) -> np.ndarray:
-    """A sample's target, as `target_members` wrote it.
+    """Return a sample's target, as `target_members` wrote it.
 
     Raises:
-        ShardError: it is damaged.
-        ValueError: it has none.
+        ShardError: The target is damaged.
+        ValueError: The sample has no target.
     """
     if TARGET_MEMBER not in sample.members:
         raise ValueError(f"has {', '.join(sample.members)}, and no {TARGET_MEMBER}")
@@ -67,15 +69,16 @@ def decode_target(sample: RawSample) -> np.ndarray:
 def target_of(
     batch: ShardBatch, kind: str, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch's targets and the lengths of their first axes, on a device.
+    """Return a batch's targets and the lengths of their first axes, on a device.
 
     Args:
-        batch: of `media_loader`, which was given the same kind.
-        kind: `data.target.kind`.
+        batch: A batch from `media_loader`, which was given the same kind.
+        kind: The value of `data.target.kind`.
+        device: The device to move the targets to.
 
     Returns:
-        Of kinds `class` and `none` int64 `[batch]`, -1 where there is no class; of the others
-        as the shards hold them, `[batch, …]`. The lengths are int64 `[batch]`.
+        For the kinds `class` and `none`, int64 `[batch]`, with -1 where there is no class. For the
+        other kinds, `[batch, …]` in the dtype of the shards. The lengths are int64 `[batch]`.
     """
     if not has_array(kind):
         lengths = torch.ones_like(batch.targets)
@@ -84,7 +87,7 @@ def target_of(
 
 
 def has_array(kind: str) -> bool:
-    """Whether targets of a kind are arrays in the shards."""
+    """Return whether the shards hold targets of this kind as arrays."""
     return kind not in ("class", "none")
 
 
@@ -96,13 +99,15 @@ def media_loader(
     one_length: bool = False,
     **options: Any,
 ) -> ShardLoader:
-    """A loader of a split's media, which names samples that cannot be read and goes on.
+    """Return a loader of a split's media. It reports samples that cannot be read and continues.
 
     Args:
-        formats: by modality.
-        target: `data.target.kind`.
-        one_length: fill texts up to their format's length, and not a batch's longest.
-        options: of `ShardLoader`.
+        reader: The reader of the split.
+        formats: The formats, by modality.
+        target: The value of `data.target.kind`.
+        one_length: Whether to pad texts to their format's full length, so that all batches have
+            one shape. Otherwise texts are padded to the longest of their batch.
+        **options: Further options of `ShardLoader`.
     """
     lengths: dict[str, int | None] = {}
     for name, media in formats.items():
@@ -120,9 +125,17 @@ def media_loader(
 def inputs_on(
     batch: ShardBatch, formats: Mapping[str, MediaFormat], device: torch.device
 ) -> tuple[BatchInputs, BatchMask]:
-    """The inputs of a `media_loader`'s batch and their mask, on a device.
+    """Return the inputs of a batch from `media_loader` and their mask, on a device.
 
-    They cross to it as they are stored, and become what the model takes there.
+    The arrays are moved as they are stored. They are converted to the model's inputs on the device.
+
+    Args:
+        batch: The batch.
+        formats: The formats, by modality.
+        device: The device.
+
+    Returns:
+        The inputs and masks, as `joint_inputs` returns them.
     """
     size = len(batch.weights)
     absent = torch.zeros(size, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Decoded media to the tensors that a model takes."""
+"""Collate decoded media into the tensors that a model takes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,33 +12,38 @@ from pipeline.media.registered import modality_of
 
 Inputs = torch.Tensor | TableRows
 BatchInputs = Inputs | dict[str, Inputs]
-"""Of one modality, or of several by name."""
+"""The inputs of a single modality, or of several modalities by name."""
 BatchMask = torch.Tensor | dict[str, torch.Tensor] | None
 
 
 def padded_length(media: MediaFormat) -> int | None:
-    """What the first axis of every array is filled up to; None for a batch's longest."""
+    """Return the length that every array's first axis is padded to.
+
+    None means the length of the longest array in a batch.
+    """
     return inputs_of(media).padded_length(media)
 
 
 def blank(media: MediaFormat, size: int) -> torch.Tensor:
-    """A batch in which no sample has the modality, as `model_inputs` takes it."""
+    """Return a batch in which no sample has the modality, as `model_inputs` takes it."""
     return torch.from_numpy(array_of_zeros(media, size))
 
 
 def model_inputs(
     rows: torch.Tensor, lengths: torch.Tensor, media: MediaFormat
 ) -> tuple[Inputs, torch.Tensor | None]:
-    """Stacked media as a model takes them, on the device where they are.
+    """Convert stacked media to what a model takes, on the device where they are.
 
     Args:
-        rows: arrays as `pipeline.media.check_array` says, one in each row, the rest zero.
-        lengths: int64 `[batch]`, the length of each array's first axis; 0 where there is none.
-        media: their format.
+        rows: One array in each row, padded with zeros. `pipeline.media.check_array` describes the
+            arrays.
+        lengths: The length of each array's first axis, int64 `[batch]`; 0 where a sample has no
+            array.
+        media: The format of the arrays.
 
     Returns:
-        The inputs and their bool mask, as the modality's class in `pipeline.inputs` says; the
-        mask is None of images, films and tables.
+        The inputs and their bool mask, as the modality's class in `pipeline.inputs` describes them.
+        The mask is None for images, films and tables.
     """
     return inputs_of(media).tensors(rows, lengths, media)
 
@@ -48,14 +53,15 @@ def joint_inputs(
     lengths: Mapping[str, torch.Tensor],
     formats: Mapping[str, MediaFormat],
 ) -> tuple[BatchInputs, BatchMask]:
-    """Inputs and masks by modality; of a single modality, these alone.
+    """Return inputs and masks by modality, or those of a single modality without a dictionary.
 
-    Images and films of several modalities have a mask where a sample lacks them. A single
-    modality's have none: a row without it has nothing to be masked from.
+    With several modalities, images and films get a mask if a sample lacks them. With a single
+    modality they get none: a row without it would have nothing left to attend to.
 
     Args:
-        rows, lengths: by modality, as `model_inputs` takes them.
-        formats: by modality.
+        rows: The stacked arrays by modality, as `model_inputs` takes them.
+        lengths: The lengths by modality, as `model_inputs` takes them.
+        formats: The formats, by modality.
     """
     inputs: dict[str, Inputs] = {}
     masks: dict[str, torch.Tensor] = {}
@@ -74,13 +80,18 @@ def joint_inputs(
 def collate(
     arrays: Sequence[np.ndarray | None], media: MediaFormat, device: torch.device | None = None
 ) -> tuple[Inputs, torch.Tensor | None]:
-    """Decoded media as a batch on a device; None leaves a row that is masked throughout.
+    """Collate decoded media into a batch on a device.
+
+    Args:
+        arrays: The decoded arrays. None gives a row that is masked completely.
+        media: The format of the arrays.
+        device: The device; None means the CPU.
 
     Returns:
-        As `model_inputs`.
+        The inputs and the mask, as `model_inputs` returns them.
 
     Raises:
-        ValueError: an array has another shape than `media` says.
+        ValueError: An array does not have the shape that `media` gives.
     """
     read = [None if array is None else _read(array, media) for array in arrays]
     lengths = torch.tensor([0 if array is None else len(array) for array in read])
@@ -96,7 +107,7 @@ def collate(
 
 
 def _read(array: np.ndarray, media: MediaFormat) -> np.ndarray:
-    """What a model reads of a decoded array: what a shard would hold for it."""
+    """Return what a model reads of a decoded array: the array that a shard would hold."""
     check_array(array, media)
     read: np.ndarray = modality_of(media).model_array(array, media)
     return read

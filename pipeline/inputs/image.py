@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
 
 class ImageInputs(ModalityInputs[ImageFormat]):
-    """uint8 `[batch, height, width, channels]`, without a mask."""
+    """Images as uint8 `[batch, height, width, channels]`, without a mask."""
 
     def tensors(
         self, rows: torch.Tensor, lengths: torch.Tensor, fmt: ImageFormat
     ) -> tuple[torch.Tensor, None]:
-        """The pixels as they are stored."""
+        """Return the pixels as they are stored, and no mask."""
         return rows, None
 
     def mask_of_present(self, present: torch.Tensor, fmt: ImageFormat) -> torch.Tensor:
-        """bool `[batch, height, width]`."""
+        """Return a bool mask `[batch, height, width]`."""
         return present[:, None, None].expand(-1, fmt.height, fmt.width)
 
     def input_config(
         self, fmt: ImageFormat, *, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]
     ) -> ImageInput:
-        """An image."""
+        """Return an image input."""
         return ImageInput(
             height=fmt.height,
             width=fmt.width,
@@ -39,9 +39,9 @@ class ImageInputs(ModalityInputs[ImageFormat]):
         )
 
     def augment_fields(self, fmt: ImageFormat) -> tuple[str, ...]:
-        """Those of pictures."""
+        """Return the fields that change images."""
         return PICTURE_FIELDS
 
     def check_augment(self, augment: Any, fmt: ImageFormat) -> None:
-        """The shift."""
+        """Refuse a shift that these images cannot take."""
         check_shift(augment, fmt)

@@ -1,4 +1,4 @@
-"""How a model reads a modality: the base of the half of a modality that knows the models."""
+"""How a model reads a modality: the base class for the inputs of each modality."""
 
 from __future__ import annotations
 
@@ -22,114 +22,122 @@ if TYPE_CHECKING:
 class ModalityInputs(Generic[Format]):
     """How a model reads the arrays of a `pipeline.media.modality.Modality`.
 
-    A subclass must define `tensors` and `input_config`. Configurations are read without torch, so
-    subclasses import it within `tensors` and `mask_of_present` alone.
+    A subclass must define `tensors` and `input_config`. Configurations are read without torch, so a
+    subclass must import torch only within `tensors` and `mask_of_present`.
     """
 
     def padded_length(self, fmt: Format) -> int | None:
-        """What the first axis of every array is filled up to; None for a batch's longest."""
+        """Return the length that every array's first axis is padded to.
+
+        None means the length of the longest array in a batch.
+        """
         return None
 
     def full_length(self, fmt: Format) -> int | None:
-        """As `padded_length`, where all batches must have one shape."""
+        """Return the same as `padded_length`, for batches that must all have one shape."""
         return self.padded_length(fmt)
 
     def blank_shape(self, fmt: Format) -> tuple[int, ...]:
-        """The shape of a stored array in a batch in which no sample has the modality."""
+        """Return the shape of one sample's stored array in a batch where none has the modality."""
         return modality_of(fmt).array_type(fmt)[1]
 
     def tensors(
         self, rows: torch.Tensor, lengths: torch.Tensor, fmt: Format
     ) -> tuple[torch.Tensor | TableRows, torch.Tensor | None]:
-        """Stacked arrays as a model takes them, on the device where they are.
+        """Convert stacked arrays to what a model takes, on the device where they are.
 
         Args:
-            rows: arrays as `pipeline.media.check_array` says, one in each row; zeros follow
-                an array that is shorter than the others.
-            lengths: int64 `[batch]`, the length of each array's first axis; 0 where there is
-                none.
+            rows: One array in each row, with zeros after arrays that are shorter than the others.
+                `pipeline.media.check_array` describes the arrays.
+            lengths: The length of each array's first axis, int64 `[batch]`; 0 where a sample has no
+                array.
+            fmt: The format of the arrays.
 
         Returns:
-            What the adapter reads, and a bool mask that is True where it is valid, or None.
+            What the adapter reads, and a bool mask that is True where the input is valid, or None.
         """
         raise NotImplementedError
 
     def mask_of_present(self, present: torch.Tensor, fmt: Format) -> torch.Tensor | None:
-        """The mask of a batch in which samples lack the modality, where `tensors` gives none.
+        """Return the mask of a batch where samples lack the modality and `tensors` returns no mask.
 
         Args:
-            present: bool `[batch]`.
+            present: Whether each sample has the modality, bool `[batch]`.
+            fmt: The format of the arrays.
 
         Returns:
-            A mask as the adapter takes it; None where a missing sample needs none.
+            A mask as the adapter takes it; None if a missing sample needs no mask.
         """
         return None
 
     def input_config(
         self, fmt: Format, *, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]
     ) -> MediaInput:
-        """The model's input.
+        """Return the model's input.
 
         Args:
-            pixel_mean, pixel_std: standardisation of images and films.
+            fmt: The format of the arrays.
+            pixel_mean: The mean of each channel of images and films.
+            pixel_std: The standard deviation of each channel of images and films.
 
         Raises:
-            ValueError: the standardisation has another number of channels.
+            ValueError: The mean and standard deviation have a different number of channels.
         """
         raise NotImplementedError
 
     def adapter(self, fmt: Format, adapter: AdapterConfig) -> AdapterConfig:
-        """The adapter that reads the stored arrays as `adapter` would read them raw.
+        """Return the adapter that reads the stored arrays as `adapter` would read the raw media.
 
         Raises:
-            ValueError: shards hold other features than the adapter's.
+            ValueError: The shards hold features that differ from the adapter's.
         """
         return adapter
 
     def augment_fields(self, fmt: Format) -> tuple[str, ...]:
-        """The fields of `training.augment` that change such media."""
+        """Return the fields of `training.augment` that change such media."""
         return ()
 
     def check_augment(self, augment: Any, fmt: Format) -> None:
         """Refuse values of `training.augment` that such media cannot take.
 
         Raises:
-            ValueError: names the field, its value and what is allowed.
+            ValueError: The message names the field, its value and what is allowed.
         """
 
     def stored_as(self, fmt: Format) -> str:
-        """How shards hold the media, where errors must tell it: ` stored as mel`."""
+        """Return how the shards hold the media, for errors, e.g. ` stored as mel`."""
         return ""
 
 
 @cache
 def inputs_named(name: str) -> ModalityInputs[Any]:
-    """The inputs of the modality of a name."""
+    """Return the inputs of the modality with this name."""
     found: ModalityInputs[Any] = load(modality(name).inputs)()
     return found
 
 
 def inputs_of(fmt: MediaFormat) -> ModalityInputs[Any]:
-    """The inputs of the modality of a format."""
+    """Return the inputs of a format's modality."""
     return inputs_named(fmt.modality)
 
 
 def array_of_zeros(fmt: MediaFormat, size: int) -> np.ndarray:
-    """Stored arrays of a batch in which no sample has the modality."""
+    """Return the stacked arrays of a batch of `size` samples, none of which has the modality."""
     dtype, _ = modality_of(fmt).array_type(fmt)
     return np.zeros((size, *inputs_of(fmt).blank_shape(fmt)), dtype)
 
 
 def check_equal(adapter: AdapterConfig, stored: Any, section: str, fields: str) -> None:
-    """Refuse an adapter whose fields differ from those of features that shards hold.
+    """Refuse an adapter whose fields differ from those of the features in the shards.
 
     Args:
-        stored: the features' own configuration.
-        section: names it in the error.
-        fields: names of fields that both have, parted by spaces.
+        adapter: The adapter's configuration.
+        stored: The configuration of the stored features.
+        section: The name of that configuration, for the error.
+        fields: The names of fields that both configurations have, separated by spaces.
 
     Raises:
-        ValueError: names the first field that differs.
+        ValueError: The message names the first field that differs.
     """
     for field in fields.split():
         if getattr(stored, field) != getattr(adapter, field):

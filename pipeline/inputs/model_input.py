@@ -1,4 +1,4 @@
-"""What the model reads, as it follows from how media are decoded."""
+"""The model's input, as it follows from how the media are decoded."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,36 +13,41 @@ from pipeline.media.registered import modality_of
 def model_input(
     media: MediaFormat, *, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]
 ) -> MediaInput:
-    """The model's input for media of a format.
+    """Return the model's input for media of a format.
 
     Args:
-        media: of a `FittedTableFormat`, the input has the statistics; of any
-            other table, ones of the right shape.
-        pixel_mean, pixel_std: standardisation of images and films.
+        media: The format. A `FittedTableFormat` gives an input with its statistics. Any other
+            table gives an input with placeholder statistics of the right shape.
+        pixel_mean: The mean of each channel of images and films.
+        pixel_std: The standard deviation of each channel of images and films.
 
     Raises:
-        ValueError: the standardisation has another number of channels.
+        ValueError: The mean and standard deviation have a different number of channels.
     """
     return inputs_of(media).input_config(media, pixel_mean=pixel_mean, pixel_std=pixel_std)
 
 
 def model_adapter(media: MediaFormat, adapter: AdapterConfig) -> AdapterConfig:
-    """The adapter that reads the stored media as `adapter` would read them raw.
+    """Return the adapter that reads the stored media as `adapter` would read the raw media.
 
     Raises:
-        ValueError: shards hold other features than the adapter's.
+        ValueError: The shards hold features that differ from the adapter's.
     """
     return inputs_of(media).adapter(media, adapter)
 
 
 def fitted_media(media: MediaFormat, made_with: Mapping[str, Any]) -> MediaFormat:
-    """The format with what a shard set's training rows told; only of tables is that anything.
+    """Add the statistics fitted on the training rows. Only tables have any.
 
     Args:
-        made_with: the configuration in the set's manifest.
+        media: The format.
+        made_with: The configuration in the set's manifest.
+
+    Returns:
+        The format with its statistics; for other modalities the same format.
 
     Raises:
-        ValueError: it has no vocabulary for the table.
+        ValueError: The configuration has no vocabulary for the table.
     """
     fitted: MediaFormat = modality_of(media).fitted(media, made_with)
     return fitted

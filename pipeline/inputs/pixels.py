@@ -1,4 +1,4 @@
-"""What images and films have in common: whole samples of pixels."""
+"""What images and films have in common."""
 
 from typing import Any
 
@@ -6,17 +6,17 @@ from pipeline.media.image.decode import ImageFormat
 from pipeline.media.video.format import VideoFormat
 
 PICTURE_FIELDS = ("shift_pixels", "rotate_degrees", "scale", "flip", "crop_area")
-"""Fields of `training.augment`."""
+"""The fields of `training.augment` that change images and films."""
 
 
 def check_shift(augment: Any, fmt: ImageFormat | VideoFormat) -> None:
-    """Refuse a shift that moves nothing, or that leaves nothing of an image.
+    """Refuse a shift that moves nothing, or that could leave nothing of an image.
 
     Raises:
-        ValueError: says what is allowed.
+        ValueError: The message says what is allowed.
     """
     pixels = augment.shift_pixels
-    # Half a pixel is rounded to none.
+    # Half a pixel is rounded down to 0.
     if 0 < pixels <= 0.5:
         raise ValueError(
             f"training.augment.shift_pixels is {pixels:g}, but images move by whole pixels; give "

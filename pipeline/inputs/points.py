@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     import torch
 
 POINTS_FIELDS = ("rotate_degrees", "scale", "jitter")
-"""Fields of `training.augment`."""
+"""The fields of `training.augment` that change point clouds."""
 
 
 class PointsInputs(ModalityInputs[PointsFormat]):
-    """float32 `[batch, num_points, 3]` and `[batch, num_points]`.
+    """Clouds as float32 `[batch, num_points, 3]` with a mask `[batch, num_points]`.
 
-    Where the format has Fourier features stored, these are read: `[batch, num_points, channels]`.
+    If the format stores Fourier features, the model reads these: `[batch, num_points, channels]`.
     """
 
     def padded_length(self, fmt: PointsFormat) -> int:
-        """The most points."""
+        """Return the largest number of points of a cloud."""
         return fmt.num_points
 
     def tensors(
         self, rows: torch.Tensor, lengths: torch.Tensor, fmt: PointsFormat
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The numbers in float32."""
+        """Return the values as float32, and the mask of the points."""
         import torch
 
         mask = torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
@@ -38,14 +38,18 @@ class PointsInputs(ModalityInputs[PointsFormat]):
     def input_config(
         self, fmt: PointsFormat, *, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]
     ) -> PointsInput:
-        """Points. Those stored in the unit cube are read as they are.
+        """Return a point input.
 
-        So features are of the stored coordinates.
+        If the stored points already lie in the unit cube, the model does not scale them again.
         """
         return PointsInput(num_points=fmt.num_points, unit_cube=not fmt.unit_cube)
 
     def adapter(self, fmt: PointsFormat, adapter: AdapterConfig) -> AdapterConfig:
-        """The same; one of other frequencies than the stored features' is refused."""
+        """Return the same adapter.
+
+        Raises:
+            ValueError: Fourier features are stored with frequencies that differ from the adapter's.
+        """
         if fmt.fourier is None or not isinstance(adapter, Points):
             return adapter
         check_equal(adapter, fmt.fourier, "data.points.fourier", "num_bands")
@@ -59,5 +63,5 @@ class PointsInputs(ModalityInputs[PointsFormat]):
         return adapter
 
     def augment_fields(self, fmt: PointsFormat) -> tuple[str, ...]:
-        """Those of points."""
+        """Return the fields that change point clouds."""
         return POINTS_FIELDS

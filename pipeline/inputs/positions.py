@@ -1,4 +1,4 @@
-"""The Fourier position tables between the shard set that holds them and the model that reads."""
+"""Load the Fourier position tables that a shard set holds for the model that reads them."""
 
 import torch
 
@@ -10,7 +10,7 @@ from shards import PositionSpec, ShardSet
 
 
 def position_spec(config: TokensConfig) -> PositionSpec | None:
-    """What names the Fourier position table of one input; None if it needs none."""
+    """Return the specification of one input's Fourier position table; None if it needs no table."""
     if not isinstance(config.positions, FourierConfig):
         return None
     return PositionSpec(
@@ -21,7 +21,7 @@ def position_spec(config: TokensConfig) -> PositionSpec | None:
 
 
 def position_specs(config: ClassifierConfig) -> tuple[PositionSpec, ...]:
-    """What names the tables of all of a model's inputs."""
+    """Return the specifications of the tables of all of a model's inputs."""
     parts: list[TokensConfig] = [config]
     if isinstance(config.input, MultimodalInput):
         parts += config.input.modalities.values()
@@ -30,10 +30,13 @@ def position_specs(config: ClassifierConfig) -> tuple[PositionSpec, ...]:
 
 
 def load_positions(shard_set: ShardSet, config: TokensConfig) -> torch.Tensor | None:
-    """The table of a model of one input, float32 `[tokens, channels]`; None if it needs none.
+    """Return the position table for a model of one input; None if it needs no table.
+
+    Returns:
+        A tensor, float32 `[tokens, channels]`.
 
     Raises:
-        ShardError: the set was made with other Fourier features.
+        ShardError: The set was made with other Fourier features.
     """
     spec = position_spec(config)
     return None if spec is None else torch.from_numpy(shard_set.position_table(spec).copy())

@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 
 
 class TableInputs(ModalityInputs[TableFormat]):
-    """`perceiver_model.adapters.table.TableRows`, without a mask.
+    """Rows as `perceiver_model.adapters.table.TableRows`, without a mask.
 
-    Numbers are float64, with NaN where one is missing; categories int64, with -1.
+    Numbers are float64, with NaN where one is missing. Categories are int64, with -1 where one is
+    missing.
     """
 
     def tensors(
         self, rows: torch.Tensor, lengths: torch.Tensor, fmt: TableFormat
     ) -> tuple[TableRows, None]:
-        """Numbers and categories apart; of a missing row all values are missing."""
+        """Split rows into numbers and categories. In a row that a sample lacks, all are missing."""
         from perceiver_model.adapters.table import TableRows
 
         rows = rows.masked_fill(lengths[:, None] == 0, float("nan"))
@@ -34,7 +35,7 @@ class TableInputs(ModalityInputs[TableFormat]):
     def input_config(
         self, fmt: TableFormat, *, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]
     ) -> TableInput:
-        """Columns; of a fitted format with their statistics, else ones of the right shape."""
+        """Return a table input: with the statistics of a fitted format, else with placeholders."""
         if not isinstance(fmt, FittedTableFormat):
             return TableInput(
                 num_numeric=len(fmt.numeric), num_categories=(1,) * len(fmt.categorical)
@@ -44,6 +45,6 @@ class TableInputs(ModalityInputs[TableFormat]):
             num_numeric=len(fmt.numeric),
             mean=fmt.vocabulary.mean or (0.0,),
             std=fmt.vocabulary.std or (1.0,),
-            # A column without a single value has an embedding for unknown ones, and one unused.
+            # A column without any values gets two embeddings: one unused, one for unknown values.
             num_categories=tuple(max(1, len(names)) for names in known),
         )

@@ -13,23 +13,23 @@ if TYPE_CHECKING:
 
 
 class TextInputs(ModalityInputs[TextFormat]):
-    """int64 `[batch, longest]` and `[batch, longest]`.
+    """Texts as int64 `[batch, longest]` with a mask `[batch, longest]`.
 
-    The numbers are bytes plus 6 (DeepMind's byte vocabulary), padded with its PAD.
+    The token ids are bytes plus 6 (DeepMind's byte vocabulary), padded with its PAD.
     """
 
     def full_length(self, fmt: TextFormat) -> int:
-        """The longest context."""
+        """Return the longest context, in bytes."""
         return fmt.max_length
 
     def blank_shape(self, fmt: TextFormat) -> tuple[int, ...]:
-        """A single byte, which is masked."""
+        """Return the shape of a single byte, which is masked."""
         return (1,)
 
     def tensors(
         self, rows: torch.Tensor, lengths: torch.Tensor, fmt: TextFormat
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens."""
+        """Return the token ids and their mask."""
         import torch
 
         from perceiver_model.adapters.text import NUM_SPECIAL, PAD
@@ -40,5 +40,5 @@ class TextInputs(ModalityInputs[TextFormat]):
     def input_config(
         self, fmt: TextFormat, *, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]
     ) -> TextInput:
-        """A text."""
+        """Return a text input."""
         return TextInput(max_length=fmt.max_length)

@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
 
 class VideoInputs(ModalityInputs[VideoFormat]):
-    """uint8 `[batch, frames, height, width, channels]`, without a mask."""
+    """Films as uint8 `[batch, frames, height, width, channels]`, without a mask."""
 
     def tensors(
         self, rows: torch.Tensor, lengths: torch.Tensor, fmt: VideoFormat
     ) -> tuple[torch.Tensor, None]:
-        """The frames as they are stored."""
+        """Return the frames as they are stored, and no mask."""
         return rows, None
 
     def mask_of_present(self, present: torch.Tensor, fmt: VideoFormat) -> torch.Tensor:
-        """bool `[batch, frames]`."""
+        """Return a bool mask `[batch, frames]`."""
         return present[:, None].expand(-1, fmt.num_frames)
 
     def input_config(
         self, fmt: VideoFormat, *, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]
     ) -> VideoInput:
-        """A film."""
+        """Return a video input."""
         return VideoInput(
             num_frames=fmt.num_frames,
             height=fmt.height,
@@ -40,9 +40,9 @@ class VideoInputs(ModalityInputs[VideoFormat]):
         )
 
     def augment_fields(self, fmt: VideoFormat) -> tuple[str, ...]:
-        """Those of pictures."""
+        """Return the fields that change films."""
         return PICTURE_FIELDS
 
     def check_augment(self, augment: Any, fmt: VideoFormat) -> None:
-        """The shift."""
+        """Refuse a shift that these films cannot take."""
         check_shift(augment, fmt)
