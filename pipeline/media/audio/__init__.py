@@ -1,1 +1,1 @@
-"""Audio: the format, files, resampling, log-mel frames."""
+"""Audio: the format, sound files, resampling and log-mel frames."""

@@ -1,4 +1,4 @@
-"""Whether a sound file has all that it says, and whether libsndfile read all that it has."""
+"""Check that a sound file is complete and undamaged, and that libsndfile read all of it."""
 
 import hashlib
 import io
@@ -12,14 +12,19 @@ from pipeline.media.errors import MediaError
 
 GSM_FRAME_BYTES = 33
 MAX_MP3_SAMPLES_LESS = 10 * 1152
-"""By how many of its samples a decoded MP3 may be shorter: encoders' delay, damage, the guess."""
+"""How many samples shorter a decoded MP3 may be: encoder delay, damage and libsndfile's guess."""
 
 
 def with_its_length(data: bytes, strict: bool) -> bytes:
-    """The file, with its length in its header where that doesn't know it.
+    """Return the file, with its length written into a header that does not know it.
+
+    Args:
+        data: The file's bytes.
+        strict: Whether to refuse a file that is cut short or damaged.
 
     Raises:
-        MediaError: strict, and it has less sound than its header or its pages say.
+        MediaError: `strict` is set, and the file has less sound than its header or its Ogg pages
+            say.
     """
     if strict and data.startswith(b"OggS") and (damage := damage_of(data)):
         raise MediaError(damage)
@@ -32,12 +37,12 @@ def with_its_length(data: bytes, strict: bool) -> bytes:
 
 
 def is_read_in_part(frames: Frames, num_samples: int, strict: bool) -> bool:
-    """Whether libsndfile, which guesses the lengths of MP3s, left out frames of one.
+    """Return whether libsndfile left out frames of an MP3, whose length it guesses.
 
     Args:
-        frames: what the file holds.
-        num_samples: what libsndfile read of it, to its end.
-        strict: whether recordings count, too, that follow those of the first one's table.
+        frames: The frames that the file holds.
+        num_samples: The number of samples that libsndfile read, up to its end.
+        strict: Whether recordings that follow the first one, beyond its table, also count.
     """
     if strict and frames.declared is not None and frames.num > frames.declared + 1:
         return True
@@ -45,9 +50,13 @@ def is_read_in_part(frames: Frames, num_samples: int, strict: bool) -> bool:
 
 
 def check_flac(data: bytes) -> None:
-    """Refuse a FLAC whose samples, all of them, have another MD5 than its header says.
+    """Refuse a FLAC file whose samples do not have the MD5 that its header declares.
 
-    Many writers leave it at zeros; samples of other than 8, 16 or 24 bits are not looked at.
+    Many writers leave the MD5 at zeros; then there is nothing to check. Files whose samples do not
+    have 8, 16 or 24 bits are not checked either.
+
+    Raises:
+        MediaError: The MD5 differs.
     """
     import soundfile
 
@@ -62,7 +71,15 @@ def check_flac(data: bytes) -> None:
 
 
 def check_gsm(data: bytes, strict: bool) -> None:
-    """Every whole frame begins with the half-byte 0xD; strict, the last one is whole, too."""
+    """Check that every whole frame begins with the half-byte 0xD.
+
+    Args:
+        data: The file's bytes.
+        strict: Whether the last frame must also be whole.
+
+    Raises:
+        MediaError: A frame has no signature, or the last frame is cut short.
+    """
     firsts = np.frombuffer(data, np.uint8)[: len(data) // GSM_FRAME_BYTES * GSM_FRAME_BYTES]
     firsts = firsts[::GSM_FRAME_BYTES]
     if len(firsts) == 0 or (firsts >> 4 != 0xD).any():

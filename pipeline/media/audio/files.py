@@ -1,7 +1,7 @@
 """Containers of plain sound: where the samples lie, and how many there are.
 
 WAV (RIFF, RIFX, RF64), Wave64, AIFF, AU and CAF declare the length of their samples. A file that
-was cut short has fewer; a recorder that writes to a pipe doesn't know the length and declares a
+was cut short has fewer. A recorder that writes to a pipe does not know the length and declares a
 placeholder.
 """
 
@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _PLACEHOLDERS = (range(2**31 - 2**16, 2**31 + 2**16), range(2**32 - 2**16, 2**32))
-"""Lengths that recorders write where they don't know one: just about 2 GiB (SoX, arecord) and
-4 GiB (FFmpeg)."""
+"""The lengths that recorders write when they do not know one.
+
+They are close to 2 GiB (SoX, arecord) or 4 GiB (FFmpeg).
+"""
 _W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 _W64_TAIL = b"\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 _FRAMED_TAGS = (1, 3, 6, 7, 0xFFFE)
-"""WAV's format tags whose blocks are frames: PCM, real numbers, A-law, µ-law, extensible."""
+"""The WAV format tags whose blocks are frames: PCM, float, A-law, µ-law and extensible."""
 _AU_SAMPLE_BYTES = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}
 
 
@@ -25,12 +27,13 @@ class Samples:
     """Where a file holds its samples.
 
     Attributes:
-        start: the first byte of the samples.
-        declared: their number of bytes, as the header says; None where it doesn't know.
-        found: bytes from `start` to the end of the file.
-        frame_bytes: of one sample of every channel; 0 where samples are coded in blocks.
-        sizes: places in the header and the bytes to write there, so that a file of unknown length
-            says how long it is.
+        start: The offset of the first byte of the samples.
+        declared: The number of bytes that the header declares; None if it does not know it.
+        found: The number of bytes from `start` to the end of the file.
+        frame_bytes: The number of bytes of one sample of every channel; 0 if the samples are coded
+            in blocks.
+        sizes: Offsets in the header, and the bytes to write there so that a file of unknown length
+            declares its length.
     """
 
     start: int
@@ -41,7 +44,7 @@ class Samples:
 
     @property
     def shortage(self) -> str | None:
-        """What is missing, as a reason; None where nothing is."""
+        """The reason that says what is missing; None if nothing is."""
         if self.declared is None or self.found >= self.declared:
             return None
         if self.frame_bytes > 0:
@@ -50,7 +53,7 @@ class Samples:
         return f"cut short: {self.found} of {self.declared} bytes of sound are there"
 
     def told(self, data: bytes) -> bytes:
-        """The file with its lengths written into its header."""
+        """Return the file with its lengths written into its header."""
         known = bytearray(data)
         for place, size in self.sizes:
             known[place : place + len(size)] = size
@@ -58,7 +61,7 @@ class Samples:
 
 
 def find_samples(data: bytes) -> Samples | None:
-    """Where the samples of a file lie; None for other containers, and headers that are damaged."""
+    """Return where the samples of a file lie; None for other containers and damaged headers."""
     try:
         match data[:4]:
             case b"RIFF" | b"RIFX" | b"RF64" if data[8:12] == b"WAVE":
@@ -71,7 +74,7 @@ def find_samples(data: bytes) -> Samples | None:
                 return _in_caf(data)
             case b"riff" if data[:16] == _W64_RIFF:
                 return _in_w64(data)
-    except struct.error:  # the header itself is cut
+    except struct.error:  # the header itself is cut short
         return None
     return None
 
@@ -81,7 +84,10 @@ def _is_unknown(size: int) -> bool:
 
 
 def _chunks(data: bytes, place: int, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """IFF's chunks: name, place of the content, and size; each begins at an even byte."""
+    """Yield the name, the offset of the content and the size of IFF chunks.
+
+    Each chunk begins at an even byte.
+    """
     while place + 8 <= len(data):
         (size,) = struct.unpack_from(f"{order}I", data, place + 4)
         yield data[place : place + 4], place + 8, size
@@ -114,7 +120,7 @@ def _in_wav(data: bytes) -> Samples | None:
 
 
 def _is_followed(data: bytes, place: int, order: str) -> bool:
-    """Whether whole chunks of printable names, and nothing else, lie from here to the end."""
+    """Return whether only whole chunks with printable names lie from here to the end."""
     end = place
     for name, start, size in _chunks(data, place, order):
         if not re.fullmatch(rb"[ -~]{4}", name):
@@ -167,7 +173,7 @@ def _in_aiff(data: bytes) -> Samples | None:
         elif name == b"SSND":
             (offset,) = struct.unpack_from(">I", data, place)
             found = max(0, len(data) - place - 8 - offset)
-            # libsndfile reads SSND of size 0, which FFmpeg writes to pipes, to its end by itself.
+            # FFmpeg writes SSND of size 0 to a pipe. libsndfile reads it to the end of the file.
             declared = None if size == 0 or _is_unknown(size) else max(0, size - 8 - offset)
             if declared is not None and not _is_unknown(frames):
                 declared = max(declared, frames * frame_bytes)
@@ -195,7 +201,7 @@ def _in_caf(data: bytes) -> Samples | None:
             packet_bytes, packet_frames = struct.unpack_from(">II", data, start + 16)
             frame_bytes = packet_bytes if packet_frames == 1 else 0
         elif name == b"data":
-            found = max(0, len(data) - start - 4)  # without the count of edits
+            found = max(0, len(data) - start - 4)  # without the edit count
             sizes = ((place + 4, struct.pack(">q", 4 + found)),)
             return Samples(start + 4, None if size < 0 else size - 4, found, frame_bytes, sizes)
         if size < 0:

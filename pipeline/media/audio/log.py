@@ -1,4 +1,4 @@
-"""What libsndfile's log says is missing from files of its rarer containers."""
+"""Find what is missing from files of rarer containers, with libsndfile's log."""
 
 import re
 from typing import TYPE_CHECKING
@@ -19,11 +19,14 @@ _BYTES = (
 
 
 def told_shortage(file: "SoundFile", data: bytes) -> str | None:
-    """What a file's header declares and libsndfile doesn't find, as a reason; None for nothing.
+    """Return the reason that says what the header declares and libsndfile does not find.
 
     Args:
-        file: just opened.
-        data: its bytes.
+        file: The file, just opened.
+        data: The bytes of the file.
+
+    Returns:
+        The reason, or None if nothing is missing.
     """
     log = file.extra_info
     for pattern in _BYTES:
@@ -32,7 +35,7 @@ def told_shortage(file: "SoundFile", data: bytes) -> str | None:
     if "Seems to be a truncated file" in log:
         return "cut short: its last block of sound is not whole"
     declared, found = _declared(file.format, log, data), file.frames
-    if file.format == "SDS":  # it reads silence for the blocks that are not there
+    if file.format == "SDS":  # For missing blocks, libsndfile reads silence.
         declared, found = found, declared or found
         if rest := (len(data) - _SDS_HEADER_BYTES) % _SDS_BLOCK_BYTES:
             return f"cut short: its last block has {rest} of {_SDS_BLOCK_BYTES} bytes"
@@ -42,7 +45,7 @@ def told_shortage(file: "SoundFile", data: bytes) -> str | None:
 
 
 def _declared(kind: str, log: str, data: bytes) -> int | None:
-    """Frames that the header declares; None where it doesn't."""
+    """Return the number of frames that the header declares; None if it declares none."""
     if kind in ("AVR", "MPC2K", "HTK", "SDS"):
         numbers = _FRAMES.findall(log)
         return int(numbers[-1]) if numbers else None

@@ -14,7 +14,7 @@ from pipeline.media.modality import Modality, words
 
 
 class AudioModality(Modality[AudioFormat]):
-    """Recordings: int16 `[samples]`, or log-mel frames, float16 `[frames, num_mels]`."""
+    """Recordings as int16 `[samples]`, or as log-mel frames, float16 `[frames, num_mels]`."""
 
     format = AudioFormat
     extensions = words("aif aifc aiff au caf flac gsm m4a mp3 oga ogg opus rf64 snd w64 wav")
@@ -27,32 +27,32 @@ class AudioModality(Modality[AudioFormat]):
     def decode(
         self, data: bytes, fmt: AudioFormat, *, name: str = "", strict: bool = True
     ) -> Iterator[np.ndarray]:
-        """The one recording."""
+        """Yield the file's one recording."""
         yield decode_audio(data, fmt, suffix=PurePosixPath(name).suffix, strict=strict)
 
     def array_type(self, fmt: AudioFormat) -> tuple[np.dtype, tuple[int, ...]]:
-        """Of a recording of full length."""
+        """Return the dtype and shape of a full recording."""
         return np.dtype(fmt.dtype), fmt.shape
 
     def encode(self, array: np.ndarray, fmt: AudioFormat) -> bytes:
-        """NumPy's format, or FLAC."""
+        """Encode the array as FLAC if the member is `.flac`, else as `.npy`."""
         if fmt.member.endswith(".flac"):
             return encode_flac(array, fmt.sample_rate)
         return super().encode(array, fmt)
 
     def decode_member(self, content: bytes | memoryview, fmt: AudioFormat) -> np.ndarray:
-        """The inverse of `encode`."""
+        """Decode what `encode` wrote."""
         if fmt.member.endswith(".flac"):
             return decode_flac(content)
         return super().decode_member(content, fmt)
 
     def from_dict(self, fields: Mapping[str, Any]) -> AudioFormat:
-        """`mel` is a dictionary, or None."""
+        """Return the format. In `fields`, `mel` is a dictionary or None."""
         mel = fields.get("mel")
         return AudioFormat(**{**fields, "mel": None if mel is None else MelFormat(**mel)})
 
     def example(self, fmt: AudioFormat) -> bytes:
-        """A WAV file of a tone of 220 Hz."""
+        """Return a WAV file with a tone of 220 Hz."""
         seconds = min(fmt.seconds, max(1.0, fmt.min_seconds))
         times = np.arange(round(seconds * fmt.sample_rate)) / fmt.sample_rate
         samples = (8000 * np.sin(2 * np.pi * 220 * times)).astype("<i2")

@@ -1,14 +1,14 @@
-"""The frames of an MPEG audio file: how many its table declares, and how many are there."""
+"""The frames of an MPEG audio file: how many its table declares, and how many it holds."""
 
 from dataclasses import dataclass
 
 from pipeline.media.audio.tags import after_id3, after_tag, before_tags
 
 _TABLE_WITHIN = 200
-"""Bytes of the first frame in which a table's name lies."""
+"""The number of bytes at the start of the first frame that hold a table's name."""
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 _FIRST, _LATER = True, False
-"""MPEG-1, and MPEG-2 and 2.5, which have their own bit rates."""
+"""MPEG-1, and MPEG-2 and 2.5, which have other bit rates."""
 _KBITS = {
     (_FIRST, 3): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (_FIRST, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -17,9 +17,9 @@ _KBITS = {
     (_LATER, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (_LATER, 1): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-"""By the header's two bits of the layer: 3 is layer I, 2 layer II and 1 layer III."""
+"""The bit rates by the header's two layer bits: 3 is layer I, 2 is layer II, 1 is layer III."""
 MIN_GAP = 2
-"""Bytes between two frames from which on they count as damage: some encoders leave one over."""
+"""The fewest bytes between two frames that count as damage: some encoders leave one byte."""
 
 
 @dataclass
@@ -27,13 +27,16 @@ class Frames:
     """What the headers of a file's frames say (ISO 11172-3, 2.4.2.3).
 
     Attributes:
-        num: frames, without the one that holds a table of contents.
-        samples: of each channel, in them.
-        declared: frames that the table declares; None where there is none, or it doesn't say.
-        has_table: whether the first frame holds a table.
-        gap: the number of the frame before the first bytes that belong to none; None for no such.
-        gap_bytes: how many these are.
-        lacking: bytes that the last frame, or its header, lacks; 0 if it is whole.
+        num: The number of frames, without the one that holds a table of contents.
+        samples: The number of samples of each channel in these frames.
+        declared: The number of frames that the table declares; None if there is no table, or if it
+            does not say.
+        has_table: Whether the first frame holds a table.
+        gap: The number of frames before the first bytes that belong to no frame; None if there are
+            no such bytes.
+        gap_bytes: The number of these bytes.
+        lacking: The number of bytes that are missing from the last frame or its header; 0 if it is
+            whole.
     """
 
     num: int = 0
@@ -46,9 +49,9 @@ class Frames:
 
     @property
     def shortage(self) -> str | None:
-        """What is missing or damaged, as a reason; None where nothing is.
+        """The reason that says what is missing or damaged; None if nothing is.
 
-        A table may count its own frame, too.
+        A table may also count its own frame, so one frame fewer is accepted.
         """
         if self.declared is not None and self.num < self.declared - 1:
             return f"cut short: {self.num} of {self.declared} frames are there"
@@ -60,7 +63,7 @@ class Frames:
 
 
 def find_frames(data: bytes) -> Frames:
-    """Walk through the frames of layers I to III; of other files nothing is found."""
+    """Walk through the frames of layers I to III. Other files give no frames."""
     found = Frames()
     end = before_tags(data)
     place = _first_frame(data, after_id3(data), end)
@@ -102,7 +105,7 @@ class _Frame:
 
 
 def _first_frame(data: bytes, place: int, end: int) -> int | None:
-    """The first frame that another follows, or that is the last."""
+    """Return the offset of the first frame that another follows or that is the last, or None."""
     while 0 <= place <= end - 4:
         frame = _frame(data, place)
         if frame is not None:
@@ -115,7 +118,7 @@ def _first_frame(data: bytes, place: int, end: int) -> int | None:
 
 
 def _next_frame(data: bytes, place: int, end: int, kind: tuple[int, int] | None) -> int:
-    """Where frames of the kind go on: `end`, if nowhere."""
+    """Return the offset where frames of this kind continue, or `end` if there are no more."""
     while True:
         found = _first_frame(data, place + 1, end)
         if found is None:
@@ -128,7 +131,10 @@ def _next_frame(data: bytes, place: int, end: int, kind: tuple[int, int] | None)
 
 
 def _table(data: bytes, place: int) -> tuple[bool, int | None]:
-    """Whether the frame holds a table (Xing's, LAME's or Fraunhofer's), and the frames it tells."""
+    """Return whether the frame holds a table, and the number of frames that it declares.
+
+    The table may be Xing's, LAME's or Fraunhofer's.
+    """
     head = data[place : place + _TABLE_WITHIN]
     for name in (b"Xing", b"Info"):
         if (start := head.find(name)) >= 0:
@@ -141,7 +147,7 @@ def _table(data: bytes, place: int) -> tuple[bool, int | None]:
 
 
 def _frame(data: bytes, place: int) -> _Frame | None:
-    """The frame whose header is here; None where there is no header."""
+    """Return the frame whose header begins at `place`; None if there is no header."""
     header = data[place : place + 4]
     if len(header) < 4 or header[0] != 0xFF or header[1] < 0xE0:
         return None

@@ -1,4 +1,4 @@
-"""Ogg's pages (RFC 3533, 6): which recordings a file holds, and whether its pages are whole."""
+"""Ogg pages (RFC 3533, 6): which recordings a file holds, and whether its pages are whole."""
 
 import struct
 import zlib
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 _MAGIC = b"OggS"
 _HEADER_BYTES = 27
 _BEGINS, _ENDS = 2, 4
-"""Flags of a page that begins a stream, and of one that ends it."""
+"""The flag of a page that begins a stream, and the flag of a page that ends one."""
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def recordings_of(data: bytes) -> list[bytes]:
-    """Split a chain into its recordings, each of which has headers of its own.
+    """Split a chain into its recordings. Each recording has its own headers.
 
-    Streams that run side by side begin together, before any of them goes on.
+    Streams that run in parallel begin together, before the next page of any of them.
     """
     starts, has_begun = [], False
     for page in _pages(data):
@@ -27,10 +27,10 @@ def recordings_of(data: bytes) -> list[bytes]:
 
 
 def damage_of(data: bytes) -> str | None:
-    """What is missing from a file's pages, or damaged, as a reason; None where nothing is.
+    """Return the reason that says what is missing or damaged in the pages; None if nothing is.
 
-    Pages carry a checksum and a number, and each stream's last page a mark. What lies behind the
-    last page of all streams is no matter.
+    Each page has a checksum and a number, and the last page of each stream has a flag. Bytes after
+    the last page of all streams are ignored.
     """
     numbers: dict[int, int] = {}
     running: set[int] = set()
@@ -88,7 +88,10 @@ def _pages(data: bytes) -> Iterator[_Page]:
 
 
 def _checksum(page: bytes) -> int:
-    """CRC-32 of a page, its own field taken for zero: zlib's polynomial, not reflected, from 0."""
+    """Return a page's CRC-32, computed with its own checksum field set to zero.
+
+    The polynomial is zlib's, not reflected, and the initial value is 0.
+    """
     page = page[:22] + bytes(4) + page[26:]
     reflected = zlib.crc32(page.translate(_REVERSED), 0xFFFF_FFFF) ^ 0xFFFF_FFFF
     return int(f"{reflected:032b}"[::-1], 2)

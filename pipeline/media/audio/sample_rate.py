@@ -1,4 +1,4 @@
-"""Sound at another sample rate, by soxr: a part of it as it is in the whole."""
+"""Resample sound with soxr, so that a part of it equals the same part of the whole."""
 
 import math
 from collections.abc import Iterable
@@ -6,23 +6,26 @@ from collections.abc import Iterable
 import numpy as np
 
 REACH = 256
-"""Samples, of the slower rate, beyond which a sound's neighbours are not heard: soxr's filter falls
-below a hundredth of an int16 step within 100."""
+"""How far apart two samples must be to have no effect on each other, at the slower rate.
+
+soxr's filter falls below a hundredth of an int16 step within 100 samples.
+"""
 
 
 def resample_start(
     pieces: Iterable[np.ndarray], rate: int, sample_rate: int, count: int
 ) -> np.ndarray:
-    """The first samples of a sound at another rate, to the bit as in the whole one.
+    """Resample the start of a sound. The result is bit-identical to the start of the whole sound.
 
     Args:
-        pieces: float32 `[samples]` each, in order; no more are taken than are needed.
-        rate: theirs, hertz.
-        sample_rate: the one wanted, hertz.
-        count: samples wanted.
+        pieces: The sound in order, each piece float32 `[samples]`. No more pieces are taken than
+            are needed.
+        rate: The sample rate of the pieces, in hertz.
+        sample_rate: The sample rate of the result, in hertz.
+        count: The number of samples to return.
 
     Returns:
-        float32 `[samples]`, `count` or as many as there are.
+        float32 `[samples]`: `count` samples, or fewer if the sound is shorter.
     """
     import soxr
 
@@ -45,17 +48,17 @@ def resample_start(
 def resample_within(
     sound: np.ndarray, rate: int, sample_rate: int, *, lead: int, count: int
 ) -> np.ndarray:
-    """A part of a sound at another rate, as it is in the whole but for float32's rounding.
+    """Resample a part of a sound. The result equals that part of the whole up to float32 rounding.
 
     Args:
-        sound: float32 `[samples]`: `lead` samples before the part, the part, and what follows.
-        rate: its own, hertz.
-        sample_rate: the one wanted, hertz.
-        lead: samples before the part, at its own rate: 0, or those of `margins`.
-        count: samples wanted, at the other rate.
+        sound: float32 `[samples]`: `lead` samples before the part, the part, and what follows it.
+        rate: The sample rate of the sound, in hertz.
+        sample_rate: The sample rate of the result, in hertz.
+        lead: The number of samples before the part, at `rate`: 0, or what `margins` returns.
+        count: The number of samples to return, at `sample_rate`.
 
     Returns:
-        float32 `[samples]`, `count` or as many as there are.
+        float32 `[samples]`: `count` samples, or fewer if the sound is shorter.
     """
     import soxr
 
@@ -66,9 +69,9 @@ def resample_within(
 
 
 def margins(rate: int, sample_rate: int) -> tuple[int, int]:
-    """Samples to read before and after a part, so that its ends become what they are in the whole.
+    """Return how many samples to read before and after a part, so that its ends are exact.
 
-    Before it they are as many as make whole samples at the other rate.
+    The number before the part gives a whole number of samples at the other rate.
     """
     if rate == sample_rate:
         return 0, 0
@@ -78,5 +81,5 @@ def margins(rate: int, sample_rate: int) -> tuple[int, int]:
 
 
 def num_source_samples(count: int, rate: int, sample_rate: int) -> int:
-    """Samples at `rate` that last as long as `count` at `sample_rate`, at least."""
+    """Return how many samples at `rate` last at least as long as `count` at `sample_rate`."""
     return -(-count * rate // sample_rate)

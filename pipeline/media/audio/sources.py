@@ -1,4 +1,4 @@
-"""Sound as mono pieces: of files that libsndfile reads, and of MP3s that FFmpeg reads."""
+"""Read sound as mono pieces: files with libsndfile, and some MP3s with FFmpeg."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 _VALUES_AT_ONCE = 1 << 18
 FULL_SCALE = {"u1": 128.0, "i2": 32768.0, "i4": 2147483648.0, "i8": 9223372036854775808.0}
-"""The largest value, by NumPy's name of a sample's type."""
+"""The value that means full scale, by NumPy's name of a sample's integer type."""
 
 
 def open_sound(file: io.BytesIO, **raw: Any) -> "SoundFile":
-    """Open a sound file that is read until nothing more comes.
+    """Open a sound file that is read until no more samples come.
 
-    soundfile seeks after each piece, which a FLAC that does not say its length refuses, but for
-    files that cannot be sought.
+    soundfile seeks after each piece, except in files that are not seekable. A FLAC file that does
+    not declare its length refuses to seek.
     """
     import soundfile
 
@@ -33,16 +33,18 @@ def open_sound(file: io.BytesIO, **raw: Any) -> "SoundFile":
 
 
 class FileSource:
-    """The mean of a file's channels, float32, in pieces: a header may claim a thousand channels.
+    """The mean of a file's channels, float32, in pieces.
+
+    It is read in pieces because a header may claim a thousand channels.
 
     Args:
-        file: the recording, or the first one of an Ogg chain.
-        further: the files of the chain's other recordings, which are read after it.
+        file: The recording, or the first one of an Ogg chain.
+        further: The files of the chain's other recordings, which are read after it.
 
     Attributes:
-        num_samples: how many were read so far.
-        num_declared: how many the recordings that were opened so far declare.
-        has_ended: whether there are no more.
+        num_samples: The number of samples read so far.
+        num_declared: The number of samples that the recordings opened so far declare.
+        has_ended: Whether there are no more samples.
     """
 
     def __init__(self, file: "SoundFile", further: Sequence[bytes] = ()) -> None:
@@ -54,10 +56,10 @@ class FileSource:
         self.has_ended = False
 
     def pieces(self, sample_rate: int, count: int) -> Iterator[np.ndarray]:
-        """All there is: first what lasts as long as `count` samples at `sample_rate`.
+        """Yield the whole sound. The first pieces last as long as `count` samples at `sample_rate`.
 
         Raises:
-            MediaError: a value is not finite, or a chain changes its rate.
+            MediaError: A value is not finite, or the chain changes its sample rate.
         """
         wanted = num_source_samples(count, self._rate, sample_rate)
         _, further = margins(self._rate, sample_rate)
@@ -73,7 +75,7 @@ class FileSource:
             yield piece
 
     def _open_next(self) -> bool:
-        """Go on to the next recording of a chain; False where there is none."""
+        """Open the next recording of a chain; return False if there is none."""
         file = next(self._further, None)
         if file is None:
             return False
@@ -94,9 +96,9 @@ def _opened(recordings: Sequence[bytes]) -> Iterator["SoundFile"]:
 
 
 class FFmpegSource:
-    """An MP3 by FFmpeg, which reads frame after frame whatever length it has.
+    """An MP3 read with FFmpeg, which decodes every frame, whatever length the file declares.
 
-    Its attributes are those of `FileSource`.
+    It has the attributes of `FileSource`.
     """
 
     def __init__(self, data: bytes, rate: int) -> None:
@@ -105,10 +107,10 @@ class FFmpegSource:
         self.has_ended = False
 
     def pieces(self, sample_rate: int, count: int) -> Iterator[np.ndarray]:
-        """All frames; the arguments of `FileSource.pieces` make no difference.
+        """Yield all frames. The arguments of `FileSource.pieces` have no effect here.
 
         Raises:
-            MediaError: a frame cannot be decoded, or the rate changes.
+            MediaError: A frame cannot be decoded, or the sample rate changes.
         """
         import av
 
@@ -131,13 +133,13 @@ class FFmpegSource:
 
 
 def mono(frame: Any) -> np.ndarray:
-    """The mean of the channels of PyAV's frame of sound.
+    """Return the mean of the channels of a PyAV audio frame.
 
     Returns:
-        float32 `[samples]`, 1 is full scale.
+        float32 `[samples]`, where 1 is full scale.
 
     Raises:
-        MediaError: a value is not finite.
+        MediaError: A value is not finite.
     """
     values = frame.to_ndarray()
     channels = len(frame.layout.channels)

@@ -1,17 +1,20 @@
-"""Tags that taggers put before and after the content of files: ID3, APE and Lyrics3."""
+"""Tags before and after the content of files: ID3, APE and Lyrics3."""
 
 import re
 
 ID3V1_BYTES = 128
 APE_BYTES = 32
-"""Of an APE tag's footer, and of its header where it has one."""
+"""The size of an APE tag's footer, and of its header if it has one."""
 _APE_HAS_HEADER = 0x8000_0000
 _APE_IS_HEADER = 0x2000_0000
 _ZEROS = re.compile(rb"\0*")
 
 
 def after_id3(data: bytes, place: int = 0) -> int:
-    """Where the ID3v2 tags that begin here end; they tell their sizes, 7 bits a byte."""
+    """Return the offset where the ID3v2 tags that begin here end.
+
+    Each tag declares its size, with 7 bits a byte.
+    """
     while data[place : place + 3] == b"ID3" and len(data) >= place + 10:
         a, b, c, d = data[place + 6 : place + 10]
         footer = 10 if data[place + 5] & 0x10 else 0
@@ -20,9 +23,9 @@ def after_id3(data: bytes, place: int = 0) -> int:
 
 
 def without_tags(data: bytes) -> bytes:
-    """A file without the ID3v2 tags before its container, where it has one.
+    """Return a file without the ID3v2 tags before its container, if it has a container.
 
-    libsndfile passes over such tags, but then reads that much less of a file in memory.
+    libsndfile skips such tags, but then it misses as many bytes at the end of a file in memory.
     """
     start = after_id3(data)
     is_mpeg = data[start : start + 1] in (b"\xff", b"\0", b"")
@@ -30,7 +33,10 @@ def without_tags(data: bytes) -> bytes:
 
 
 def after_tag(data: bytes, place: int) -> int:
-    """Where the tag, or the run of zeros, that begins here ends; `place` if none begins here."""
+    """Return the offset where the tag or the run of zeros that begins here ends.
+
+    If none begins here, return `place`.
+    """
     if data[place : place + 3] == b"ID3":
         return after_id3(data, place)
     if data[place : place + 3] == b"TAG":
@@ -45,7 +51,7 @@ def after_tag(data: bytes, place: int) -> int:
 
 
 def before_tags(data: bytes) -> int:
-    """Where the tags at the end of a file begin: its length, if it has none."""
+    """Return the offset where the tags at the end of a file begin: its length if it has none."""
     end = len(data)
     if data[end - ID3V1_BYTES : end - ID3V1_BYTES + 3] == b"TAG":
         end -= ID3V1_BYTES

@@ -1,1 +1,1 @@
-"""Point clouds: the format, meshes and clouds of each file type, Fourier features."""
+"""Point clouds: the format, the readers of each file type, and Fourier features."""

@@ -1,4 +1,4 @@
-"""Point clouds as text, NumPy arrays and LAS: float64 `[points, 3]`, as they lie in the file."""
+"""Read point clouds from text, NumPy arrays and LAS: float64 `[points, 3]` in the file's units."""
 
 import io
 import math
@@ -12,18 +12,30 @@ from pipeline.media.errors import MediaError
 
 LAS_HEADER_BYTES = 227
 LAS_COMPRESSED = 0x80
-"""Bit of a LAS file's point format that says LAZ."""
+"""The bit of a LAS file's point format that means LAZ."""
 
 LAS_LONG_COUNTS = 6
-"""Point formats from this one on have their number of points in 64 bits alone."""
+"""From this point format on, only the 64-bit field holds the number of points."""
 
 
 def read_xyz(data: bytes, max_points: int) -> np.ndarray:
-    """Lines of x, y, z and any further columns, parted by blanks, commas or semicolons.
+    """Read lines of x, y, z and any further columns, separated by blanks, commas or semicolons.
 
-    Where both commas and semicolons are in the first line of numbers, commas are decimal points.
-    Before it, a line of one whole number (as in PTS files) must be the number of lines that follow,
-    and one of names, or a comment with a name for each column, must begin with x, y, z.
+    If the first line of numbers has both commas and semicolons, commas are decimal points. Two
+    lines may precede it: one whole number (as in PTS files), which must be the number of lines that
+    follow, and column names, which must begin with x, y, z. The names may also be in a comment, if
+    it has a name for each column.
+
+    Args:
+        data: The file's bytes.
+        max_points: The largest number of points that is accepted.
+
+    Returns:
+        float64 `[points, 3]`.
+
+    Raises:
+        MediaError: There are too many lines or points, a line is not of numbers, the columns have
+            other names, or the number of lines is not the declared one.
     """
     if data.count(b"\n") > 2 * max_points + 1000:
         raise MediaError(f"more lines than max_points={max_points} allows")
@@ -50,12 +62,12 @@ def read_xyz(data: bytes, max_points: int) -> np.ndarray:
 
 
 def words_of(line: str) -> list[str]:
-    """What a line of text holds, its comment left out."""
+    """Return the words of a line of text, without its comment."""
     return line.partition("#")[0].replace(",", " ").replace(";", " ").split()
 
 
 def is_number(word: str) -> bool:
-    """Whether it is one, to Python."""
+    """Return whether Python reads the word as a number."""
     try:
         float(word)
     except ValueError:
@@ -68,7 +80,7 @@ def _is_comment(line: str) -> bool:
 
 
 def _head(lines: list[str]) -> tuple[int | None, list[str] | None]:
-    """The number of points and the columns' names, where lines before the first point say them."""
+    """Return the number of points and the column names that lines before the points give, or None."""
     declared, names = None, None
     for line in lines[:2]:
         words = words_of(line)
@@ -96,7 +108,18 @@ def _check_names(names: list[str] | None, comments: list[str], num_columns: int)
 
 
 def read_npy(data: bytes, max_points: int) -> np.ndarray:
-    """An array `[points, 3 or more]` of real numbers; the first three columns."""
+    """Return the first three columns of an array of real numbers `[points, 3 or more]`.
+
+    Args:
+        data: The file's bytes.
+        max_points: The largest number of points that is accepted.
+
+    Returns:
+        float64 `[points, 3]`.
+
+    Raises:
+        MediaError: The array has another dtype or shape, has too many points, or is damaged.
+    """
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
@@ -116,7 +139,18 @@ def read_npy(data: bytes, max_points: int) -> np.ndarray:
 
 
 def read_las(data: bytes, max_points: int) -> np.ndarray:
-    """The points of an uncompressed LAS file, versions 1.0 to 1.4, in its own units."""
+    """Return the points of an uncompressed LAS file, versions 1.0 to 1.4, in the file's units.
+
+    Args:
+        data: The file's bytes.
+        max_points: The largest number of points that is accepted.
+
+    Returns:
+        float64 `[points, 3]`.
+
+    Raises:
+        MediaError: The file is compressed (LAZ), damaged or cut short, or has too many points.
+    """
     if len(data) < LAS_HEADER_BYTES:
         raise MediaError("damaged LAS: its header is cut short")
     minor = data[25]
@@ -127,7 +161,7 @@ def read_las(data: bytes, max_points: int) -> np.ndarray:
         raise MediaError("LAZ, which is not read; decompress it to LAS")
     if minor >= 4 and min(len(data), header_bytes) >= 255:
         (long_count,) = struct.unpack_from("<Q", data, 247)
-        if long_count or point_format >= LAS_LONG_COUNTS:  # else some writers fill the old one only
+        if long_count or point_format >= LAS_LONG_COUNTS:  # some writers fill only the old field
             count = long_count
     if record_bytes < 12:
         raise MediaError(f"damaged LAS: records of {record_bytes} bytes")

@@ -1,4 +1,4 @@
-"""Meshes and point clouds: points drawn by a seed, in the unit cube, as float16."""
+"""Decode meshes and point clouds: draw points with a seed, scale them, round them to float16."""
 
 import hashlib
 
@@ -11,26 +11,26 @@ from pipeline.media.points.meshes import Geometry, read_geometry
 __all__ = ["PointsFormat", "PointsFourier", "decode_points"]
 
 MAX_ROUNDING = 1e-3
-"""Largest error by float16's rounding, as a share of a cloud's size."""
+"""The largest rounding error of float16, relative to the size of a cloud."""
 
 
 def decode_points(data: bytes, fmt: PointsFormat, *, strict: bool = True) -> np.ndarray:
-    """Points of a mesh's surface, or of a cloud; which of them, `fmt.sample` says.
+    """Draw points from a mesh's surface or from a cloud, as `fmt.sample` says.
 
-    What is drawn depends on `fmt.seed` and the file's bytes alone.
+    The drawn points depend only on `fmt.seed` and the file's bytes.
 
     Args:
-        data: the file's bytes: OBJ, PLY, OFF, STL or GLB; a cloud as PLY, XYZ text, NPY
-            `[points, 3 or more]` or LAS. Their content tells which.
-        fmt: how many points and of what.
-        strict: whether a file is refused, too, that is cut short or damaged where that only shows.
+        data: The file's bytes: a mesh as OBJ, PLY, OFF, STL or GLB, or a cloud as PLY, XYZ text,
+            NPY `[points, 3 or more]` or LAS. The format is recognised by the content.
+        fmt: How many points to draw, and what to draw them from.
+        strict: Whether to also refuse files that look cut short or damaged but could be read.
 
     Returns:
-        float16 `[points, 3]`: `fmt.num_points`, or fewer of a cloud that has fewer.
+        float16 `[points, 3]`: `fmt.num_points` points, or fewer if a cloud has fewer.
 
     Raises:
-        MediaError: none of these formats, without faces or points, with coordinates that are not
-            finite or that float16 cannot hold, or beyond `max_faces` or `max_points`.
+        MediaError: The file has none of these formats, has no faces or points, has coordinates that
+            are not finite or that float16 cannot hold, or exceeds `max_faces` or `max_points`.
     """
     if not data:
         raise MediaError("the file is empty")
@@ -44,10 +44,13 @@ def decode_points(data: bytes, fmt: PointsFormat, *, strict: bool = True) -> np.
 
 
 def to_unit_cube(points: np.ndarray) -> np.ndarray:
-    """A cloud moved to zero mean and scaled alike in all dimensions into [-1, 1].
+    """Move a cloud to zero mean and scale it into [-1, 1], by the same factor in all dimensions.
 
     Args:
-        points: float64 `[points, 3]`. A cloud whose points all coincide becomes zero.
+        points: float64 `[points, 3]`.
+
+    Returns:
+        float64 `[points, 3]`. If all points coincide, they become zero.
     """
     if (points == points[0]).all():
         return np.zeros_like(points)
@@ -64,7 +67,7 @@ def _generator(data: bytes, seed: int) -> np.random.Generator:
 def _on_surface(
     geometry: Geometry, fmt: PointsFormat, generator: np.random.Generator
 ) -> np.ndarray:
-    """Points drawn uniformly from the faces by area, float64 `[num_points, 3]`."""
+    """Draw points uniformly by area from the faces, float64 `[num_points, 3]`."""
     if geometry.num_faces == 0:
         raise MediaError(
             "it has points, but no faces to sample (set sample: auto or points to take the points)"
@@ -91,7 +94,7 @@ def _on_surface(
 
 
 def _areas(corners: np.ndarray) -> np.ndarray:
-    """Twice the areas of triangles `[faces, 3, 3]`."""
+    """Return twice the areas of triangles `[faces, 3, 3]`."""
     with np.errstate(over="ignore", invalid="ignore"):
         normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         return np.sqrt((normals * normals).sum(axis=1))
@@ -100,7 +103,7 @@ def _areas(corners: np.ndarray) -> np.ndarray:
 def _among_points(
     geometry: Geometry, fmt: PointsFormat, generator: np.random.Generator
 ) -> np.ndarray:
-    """All points in their order, or that many of them drawn without repetition, float64."""
+    """Return all points in order, or `num_points` of them drawn without replacement, float64."""
     points = geometry.points()
     if not len(points):
         raise MediaError("it has no points")

@@ -1,4 +1,4 @@
-"""What every mesh or point cloud becomes: configuration, free of trimesh."""
+"""The format of meshes and point clouds: configuration that does not import trimesh."""
 
 import math
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ NUM_DIMS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class PointsFourier:
-    """Fourier features of every point's own coordinates, stored beside them.
+    """Fourier features of every point's own coordinates, stored beside the points.
 
     Attributes:
-        num_bands: frequencies for each coordinate.
-        max_resolution: the highest frequency is half of it. None takes the default of the adapter
-            `points`: `sqrt(num_points / π)`, as fine as the points lie.
+        num_bands: The number of frequencies for each coordinate.
+        max_resolution: The highest frequency is half of it. None takes the default of the adapter
+            `points`, `sqrt(num_points / π)`, which matches the spacing of the points.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
@@ -32,13 +32,13 @@ class PointsFourier:
 
     @property
     def channels(self) -> int:
-        """Channels of a point's features."""
+        """The number of channels of a point's features."""
         return NUM_DIMS * (2 * self.num_bands + 1)
 
     def resolution(self, num_points: int) -> float:
-        """`max_resolution`, or its default for clouds of so many points.
+        """Return `max_resolution`, or its default for clouds of `num_points` points.
 
-        The same as `default_max_resolution` of `perceiver_model.adapters.points_config`.
+        The default equals `default_max_resolution` of `perceiver_model.adapters.points_config`.
         """
         if self.max_resolution is not None:
             return self.max_resolution
@@ -50,16 +50,19 @@ class PointsFormat(MediaFormat):
     """Point clouds of up to `num_points` points, stored as float16.
 
     Attributes:
-        num_points: of every mesh; clouds that have fewer points are stored as they are and masked.
-        sample: `surface` draws points from meshes' faces, uniformly by area; `points` takes a
-            random part of the points of a cloud, or of a mesh's vertices; `auto` does the one
-            for files that have faces, and the other for files that have none.
-        seed: of the draw, together with the file's content.
-        unit_cube: bring every cloud to zero mean and into the unit cube before it is stored, with
-            the largest coordinate at ±1. Otherwise coordinates are stored as they are, and clouds
-            that float16 cannot hold to 1/1000 of their size, or at all, are refused.
-        fourier: store the points' Fourier features, too.
-        max_faces, max_points: meshes and clouds with more are refused.
+        num_points: The number of points drawn from a mesh. Clouds with fewer points are stored as
+            they are and masked.
+        sample: `surface` draws points from the faces of meshes, uniformly by area. `points` draws
+            from the points of a cloud or the vertices of a mesh. `auto` means `surface` for files
+            that have faces and `points` for files that have none.
+        seed: The seed of the draw. The draw also depends on the file's content.
+        unit_cube: Whether to move every cloud to zero mean and scale it into the unit cube, with
+            the largest coordinate at ±1, before it is stored. Otherwise the coordinates are stored
+            as they are. Then clouds that float16 cannot hold to 1/1000 of their size are refused.
+        fourier: Whether to also store the points' Fourier features, and with which frequencies;
+            None stores none.
+        max_faces: Meshes with more faces are refused.
+        max_points: Meshes and clouds with more points are refused.
     """
 
     modality: ClassVar[str] = "points"
@@ -85,5 +88,5 @@ class PointsFormat(MediaFormat):
 
     @property
     def fourier_member(self) -> str:
-        """Name of the shard member that holds the Fourier features, where there are some."""
+        """The name of the shard member that holds the Fourier features, if they are stored."""
         return "points.fourier.npy"

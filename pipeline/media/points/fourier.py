@@ -1,6 +1,7 @@
-"""Fourier features of points' own coordinates, in DeepMind's layout, with numpy alone.
+"""Fourier features of points' own coordinates, in DeepMind's layout, with NumPy only.
 
-The same numbers as `perceiver_model.fourier.fourier_features`, for decoders that run without torch.
+The numbers equal those of `perceiver_model.fourier.fourier_features`. This module is for decoders
+that run without torch.
 """
 
 import math
@@ -11,16 +12,17 @@ from pipeline.media.points.format import PointsFormat
 
 
 def point_features(points: np.ndarray, fmt: PointsFormat) -> np.ndarray:
-    """Features of stored coordinates, computed in float64.
+    """Return the Fourier features of stored coordinates, computed in float64.
 
     Args:
-        points: floating `[points, dims]` in [-1, 1]; features are of these very numbers, rounded
-            to float16 as they are in a shard.
-        fmt: the format of the points, which has `fourier`.
+        points: Floating-point `[points, dims]` in [-1, 1], rounded to float16 as in a shard. The
+            features are those of these rounded numbers.
+        fmt: The format of the points, which has `fourier`.
 
     Returns:
         float16 `[points, dims * (2 * num_bands + 1)]`: the coordinates, then for each coordinate
-        the sines of all bands, then the cosines likewise.
+            the
+        sines of all bands, then for each coordinate the cosines of all bands.
     """
     positions = points.astype(np.float64)
     assert fmt.fourier is not None
@@ -32,7 +34,7 @@ def point_features(points: np.ndarray, fmt: PointsFormat) -> np.ndarray:
 
 
 def _evenly(first: float, last: float, count: int) -> np.ndarray:
-    """`count` numbers from first to last, each reckoned from the nearer end, as torch does."""
+    """Return `count` evenly spaced numbers, each computed from the nearer end, as torch does it."""
     if count == 1:
         return np.array([first])
     step = (last - first) / (count - 1)

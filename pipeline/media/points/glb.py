@@ -1,4 +1,4 @@
-"""Binary glTF (GLB) as trimesh reads it: what it passes over is refused by name, or put right."""
+"""Prepare binary glTF (GLB) for trimesh: what trimesh would skip is refused or rewritten."""
 
 import base64
 import json
@@ -15,18 +15,18 @@ _EXTENSIONS = frozenset(
 )
 _POINTS, _TRIANGLES, _STRIP, _FAN = 0, 4, 5, 6
 _NOT_READ = {1: "lines", 2: "loops of lines", 3: "strips of lines"}
-"""Modes of primitives (glTF 2.0, 3.7.2.1) that have no surface."""
+"""The modes of primitives (glTF 2.0, 3.7.2.1) that have no surface."""
 _INDEX_TYPES = {5121: "<u1", 5123: "<u2", 5125: "<u4"}
 _HEADER_BYTES, _CHUNK_HEADER_BYTES = 12, 8
 _DATA_URI = "data:application/octet-stream;base64,"
 
 
 def readable_glb(data: bytes, fmt: PointsFormat) -> bytes:
-    """The file with its triangle fans written as triangles, which trimesh reads.
+    """Rewrite the file's triangle fans as triangles, which trimesh reads.
 
     Raises:
-        MediaError: it declares more bytes than are there or larger arrays than `fmt` allows, or
-            holds what trimesh passes over.
+        MediaError: The file declares more bytes than it has, declares larger arrays than `fmt`
+            allows, or holds something that trimesh would skip.
     """
     declared = int.from_bytes(data[8:12], "little")
     if declared > len(data):
@@ -51,7 +51,7 @@ def readable_glb(data: bytes, fmt: PointsFormat) -> bytes:
 
 
 def _check(tree: dict[str, Any], fmt: PointsFormat) -> None:
-    """Refuse arrays that a few bytes of JSON would make large, and what trimesh passes over."""
+    """Refuse arrays that a few bytes of JSON would make large, and what trimesh would skip."""
     for name in sorted(_EXTENSIONS & set(tree.get("extensionsUsed", ()))):
         raise MediaError(f"it uses {name}, which is not read")
     if any(
@@ -74,7 +74,7 @@ def _check(tree: dict[str, Any], fmt: PointsFormat) -> None:
 
 
 def _check_modes(modes: set[Any], fmt: PointsFormat) -> None:
-    """Refuse primitives that would be left out of what is sampled."""
+    """Refuse primitives that would be missing from the sampled geometry."""
     for mode in sorted(modes, key=str):
         if mode not in (_POINTS, _TRIANGLES, _STRIP, _FAN):
             name = _NOT_READ.get(mode) if isinstance(mode, int) else None
@@ -87,7 +87,7 @@ def _check_modes(modes: set[Any], fmt: PointsFormat) -> None:
 
 
 def _write_as_triangles(fan: dict[str, Any], tree: dict[str, Any], binary: bytes) -> None:
-    """Change a fan in the tree into triangles, whose corners go into a buffer of their own."""
+    """Change a fan in the tree into triangles, and store their corners in a new buffer."""
     if "indices" in fan:
         corners = _indices(tree, fan["indices"], binary)
     else:
@@ -112,7 +112,7 @@ def _write_as_triangles(fan: dict[str, Any], tree: dict[str, Any], binary: bytes
 
 
 def _indices(tree: dict[str, Any], number: int, binary: bytes) -> np.ndarray:
-    """The values of an accessor of scalars, which must lie in the file's own buffer."""
+    """Return the values of a scalar accessor, which must lie in the file itself, as int64."""
     accessor = tree["accessors"][number]
     view = tree["bufferViews"][accessor["bufferView"]]
     buffer = tree["buffers"][view["buffer"]]

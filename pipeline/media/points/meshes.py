@@ -1,4 +1,4 @@
-"""Files of meshes and point clouds: which format it is, by its content, and what they hold."""
+"""Recognise the format of meshes and point clouds by their content, and read what they hold."""
 
 import codecs
 import io
@@ -20,17 +20,17 @@ from pipeline.media.points.polygons import check_counts
 from pipeline.media.points.stl import is_binary_stl, lacking_stl, read_stl, read_stl_ascii
 
 TEXT_HEAD = 4096
-"""Bytes in which a text format must show what it is."""
+"""The number of bytes within which a text format must be recognised."""
 
 
 @dataclass(frozen=True)
 class MeshInstance:
-    """One mesh or cloud, once for each place where it stands.
+    """One mesh or cloud at one position in the scene.
 
     Attributes:
         vertices: float64 `[points, 3]`, finite.
-        faces: int64 `[faces, 3]`: numbers of vertices; empty for a cloud.
-        transform: float64 `[4, 4]`; None for none.
+        faces: Indices of vertices, int64 `[faces, 3]`; empty for a cloud.
+        transform: The transform into the scene, float64 `[4, 4]`; None if there is none.
     """
 
     vertices: np.ndarray
@@ -38,7 +38,7 @@ class MeshInstance:
     transform: np.ndarray | None = None
 
     def placed(self) -> np.ndarray:
-        """The vertices where they stand."""
+        """Return the vertices after the transform."""
         if self.transform is None:
             return self.vertices
         with np.errstate(over="ignore", invalid="ignore"):
@@ -48,32 +48,32 @@ class MeshInstance:
 
 @dataclass(frozen=True)
 class Geometry:
-    """All that a file holds."""
+    """Everything that a file holds."""
 
     parts: tuple[MeshInstance, ...]
 
     @property
     def num_faces(self) -> int:
-        """Triangles of all parts."""
+        """The number of triangles of all parts."""
         return sum(len(part.faces) for part in self.parts)
 
     def triangles(self) -> Iterator[np.ndarray]:
-        """Each part's corners, float64 `[faces, 3, 3]`."""
+        """Yield each part's corners, float64 `[faces, 3, 3]`."""
         for part in self.parts:
             if len(part.faces):
                 yield part.placed()[part.faces]
 
     def points(self) -> np.ndarray:
-        """All vertices, float64 `[points, 3]`."""
+        """Return all vertices, float64 `[points, 3]`."""
         return np.concatenate([part.placed() for part in self.parts])
 
 
 def read_geometry(data: bytes, fmt: PointsFormat, *, strict: bool = True) -> Geometry:
-    """What a file holds; nothing outside it is read.
+    """Read the geometry of a file. Nothing outside the file is read.
 
     Raises:
-        MediaError: none of the formats, damaged, cut short, not finite, or more faces or points
-            than `fmt` allows.
+        MediaError: The file has none of the formats, is damaged or cut short, has coordinates that
+            are not finite, or has more faces or points than `fmt` allows.
     """
     data = data.removeprefix(codecs.BOM_UTF8)
     kind = _kind(data, fmt.max_faces)
@@ -89,7 +89,7 @@ def read_geometry(data: bytes, fmt: PointsFormat, *, strict: bool = True) -> Geo
         raise
     except MemoryError as error:
         raise MediaError("not enough memory to decode it") from error
-    except Exception as error:  # trimesh's readers raise almost anything on malformed bytes
+    except Exception as error:  # trimesh's readers raise almost any exception on malformed bytes
         raise MediaError(f"damaged {kind.upper()}: {one_line(error)}") from error
 
 
@@ -107,7 +107,7 @@ def _kind(data: bytes, max_faces: int) -> str:
         return "off"
     if is_binary_stl(data, exact=True):
         return "stl"
-    # Text in any 8-bit code; a byte that no text has tells otherwise.
+    # Text may have any 8-bit encoding, but a zero byte never occurs in text.
     is_text = b"\0" not in head
     if is_text and re.match(rb"\s*solid", head, re.IGNORECASE) and b"facet" in head.lower():
         return "stl_ascii"
@@ -125,7 +125,7 @@ def _text_kind(head: str) -> str | None:
     lines = [words for words in lines if words]
     if lines and lines[0][0] in _OBJ_WORDS:
         return "obj"
-    # Numbers, maybe below a line of the columns' names.
+    # Numbers, perhaps below a line of column names.
     for words in lines[:2]:
         if all(map(is_number, words[:3])):
             return "xyz"
@@ -139,7 +139,7 @@ _MESHES = {"ply": read_ply, "off": read_off, "stl": read_stl, "stl_ascii": read_
 
 
 class _NothingElse(dict[Any, Any]):
-    """A resolver of trimesh's that refuses: a mesh's textures could name any file or URL."""
+    """A trimesh resolver that refuses: a mesh's textures could name any file or URL."""
 
     def __getitem__(self, name: object) -> NoReturn:
         raise MediaError("it needs another file, which is not read")

@@ -25,7 +25,7 @@ f 3 1 4
 
 
 class PointsModality(Modality[PointsFormat]):
-    """Point clouds, float16 `[points, 3]`, and their Fourier features where they are stored."""
+    """Point clouds, float16 `[points, 3]`, and their Fourier features if these are stored."""
 
     format = PointsFormat
     extensions = words("glb gltf las laz npy obj off pcd ply pts stl xyz")
@@ -38,15 +38,15 @@ class PointsModality(Modality[PointsFormat]):
     def decode(
         self, data: bytes, fmt: PointsFormat, *, name: str = "", strict: bool = True
     ) -> Iterator[np.ndarray]:
-        """The one cloud."""
+        """Yield the file's one cloud."""
         yield decode_points(data, fmt, strict=strict)
 
     def array_type(self, fmt: PointsFormat) -> tuple[np.dtype, tuple[int, ...]]:
-        """float16 `[num_points, 3]`."""
+        """Return float16 and `[num_points, 3]`."""
         return np.dtype(np.float16), (fmt.num_points, NUM_DIMS)
 
     def fits(self, array: np.ndarray, fmt: PointsFormat) -> bool:
-        """Coordinates, or their features where the format has them stored."""
+        """Return whether the array holds coordinates, or features if the format stores them."""
         dtype, _ = self.array_type(fmt)
         return super().fits(array, fmt) or (
             fmt.fourier is not None
@@ -54,35 +54,38 @@ class PointsModality(Modality[PointsFormat]):
         )
 
     def encode_members(self, array: np.ndarray, fmt: PointsFormat) -> dict[str, bytes]:
-        """The coordinates, and their features where they are asked for."""
+        """Encode the coordinates, and their features if the format stores them."""
         members = super().encode_members(array, fmt)
         if fmt.fourier is not None:
             members[fmt.fourier_member] = self.encode(point_features(array, fmt), fmt)
         return members
 
     def model_member(self, fmt: PointsFormat) -> str:
-        """That of the features, where they are stored."""
+        """Return the name of the member with the features if they are stored, else the coordinates'."""
         return fmt.member if fmt.fourier is None else fmt.fourier_member
 
     def model_array(self, array: np.ndarray, fmt: PointsFormat) -> np.ndarray:
-        """The features, where the format has them stored."""
+        """Return the features if the format stores them, else the coordinates."""
         if fmt.fourier is not None and array.shape[1] == NUM_DIMS:
             return point_features(array, fmt)
         return array
 
     def from_dict(self, fields: Mapping[str, Any]) -> PointsFormat:
-        """`fourier` is a dictionary, or None."""
+        """Return the format. In `fields`, `fourier` is a dictionary or None."""
         fourier = fields["fourier"]
         read = None if fourier is None else PointsFourier(**fourier)
         return PointsFormat(**{**fields, "fourier": read})
 
     def compared(self, stored: PointsFormat, fmt: PointsFormat) -> frozenset[str]:
-        """Files say whether they have faces, and `sample: auto` follows them."""
+        """Return the fields that must be equal, without `sample` if either format has `auto`.
+
+        With `sample: auto`, the result depends on whether a file has faces.
+        """
         fields = super().compared(stored, fmt)
         return fields - {"sample"} if "auto" in (stored.sample, fmt.sample) else fields
 
     def conversion(self, stored: PointsFormat, fmt: PointsFormat) -> Conversion:
-        """A set's own features are read if they are the model's, else its coordinates."""
+        """Read a set's stored features if they are the model's; else start from its coordinates."""
         if stored.fourier == fmt.fourier:
             return Conversion(stored, unchanged)
         read = replace(stored, fourier=None)
@@ -91,5 +94,5 @@ class PointsModality(Modality[PointsFormat]):
         return Conversion(read, partial(point_features, fmt=fmt))
 
     def example(self, fmt: PointsFormat) -> bytes:
-        """A tetrahedron, as OBJ."""
+        """Return a tetrahedron as OBJ."""
         return _MESH

@@ -1,4 +1,4 @@
-"""Lines of numbers parted by blanks, of any lengths."""
+"""Parse lines of numbers that are separated by blanks. The lines may have any lengths."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -8,30 +8,31 @@ import numpy as np
 from pipeline.media.errors import MediaError
 
 CHUNK_BYTES = 2**20
-"""About how much text is split into words at once."""
+"""About how many bytes of text are split into words at once."""
 
 MAX_LINE_BYTES = 2**24
 
 
 def number_lines(lines: list[bytes], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of all lines, and where those of each begin.
+    """Return the numbers of all lines, and where the numbers of each line begin.
 
     Args:
-        lines: each with at least one number.
-        name: what one of them is called in errors.
+        lines: The lines, each with at least one number.
+        name: What errors call one of the lines.
 
     Returns:
-        float64 `[numbers]` and int64 `[lines + 1]`, whose last is the number of numbers.
+        The numbers, float64 `[numbers]`, and their starts, int64 `[lines + 1]`. The last start is
+        the total of numbers.
 
     Raises:
-        MediaError: a word is no number, or a line is too long.
+        MediaError: A word is not a number, or a line is too long.
     """
     lengths, numbers, first = [np.zeros(1, np.int64)], [np.empty(0)], 0
     for chunk in _chunks(lines):
         words = [line.split() for line in chunk]
         length = np.fromiter(map(len, words), np.int64, len(words))
         try:
-            if any(b"_" in line for line in chunk):  # as in 1_000, which is a number to Python
+            if any(b"_" in line for line in chunk):  # such as 1_000, which Python reads as a number
                 raise ValueError
             flat = chain.from_iterable(words)
             numbers.append(np.fromiter(map(float, flat), np.float64, length.sum()))
@@ -45,7 +46,7 @@ def number_lines(lines: list[bytes], name: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def listed(numbers: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """From each start on, so many numbers, one after another."""
+    """Return `counts[i]` numbers from `starts[i]` on, for each `i`, concatenated."""
     before = np.cumsum(counts) - counts
     return numbers[np.repeat(starts - before, counts) + np.arange(counts.sum())]
 

@@ -1,12 +1,12 @@
-"""OBJ files as trimesh reads them: what it passes over is put right, or refused."""
+"""Prepare OBJ files for trimesh: what trimesh would skip is rewritten or refused."""
 
 import re
 
 from pipeline.media.errors import MediaError
 
-# Tabs, indented lines, lines that end in CR alone, comments behind a statement, lines that go on
-# after a backslash, faces that count from their own place back, and the old name of faces: trimesh
-# passes them over, or takes them for others.
+# trimesh skips or misreads these: tabs, indented lines, lines that end in a lone CR, comments after
+# a statement, lines continued with a backslash, faces with negative indices, and the old keyword
+# fo.
 _UNUSUAL = re.compile(
     rb"\t|^ |\r(?!\n)|^f[^\r\n#]*-|^(?:v[tnp]?|f|l|p) [^\r\n]*#|\\[ ]*\r?$|^fo ", re.MULTILINE
 )
@@ -23,11 +23,16 @@ _CONTROL = re.compile(rb"[^\t\n\v\f\r\x1a -~\x80-\xff]")
 
 
 def usual_obj(data: bytes, *, strict: bool) -> bytes:
-    """The file as trimesh reads it.
+    """Return the file in a form that trimesh reads correctly.
+
+    Args:
+        data: The file's bytes.
+        strict: Whether to refuse files that look cut short or damaged.
 
     Raises:
-        MediaError: a face names a point that is not there, or a free-form surface would be left
-            out; strict, the last line is not whole, or bytes are no text's.
+        MediaError: A face refers to a point that does not exist, or the file has a free-form
+            surface, which trimesh would skip. If `strict` is set: the last line is incomplete, a
+            byte does not belong to text, or the file has fewer points or faces than it declares.
     """
     if free_form := _FREE_FORM.search(data):
         name = free_form[1].decode()
@@ -55,7 +60,7 @@ def _check_damage(data: bytes) -> None:
 
 
 def _check_counts(data: bytes) -> None:
-    """MeshLab and others write how many points and faces follow, in remarks before them."""
+    """Check the counts of points and faces that MeshLab and others write in their first comments."""
     for name, said, line in _COUNTS:
         declared = said.findall(data, 0, _HEAD_BYTES)
         if len(declared) == 1 and (found := len(line.findall(data))) < int(declared[0]):
@@ -63,7 +68,7 @@ def _check_counts(data: bytes) -> None:
 
 
 def _rewritten(data: bytes) -> bytes:
-    """The lines as trimesh reads them, their faces' numbers counted from the start."""
+    """Return the lines as trimesh reads them, with all indices of faces counted from the start."""
     counts = {b"v": 0, b"vt": 0, b"vn": 0}
     lines = []
     for words in _statements(data):
@@ -78,13 +83,13 @@ def _rewritten(data: bytes) -> bytes:
 
 
 def _statements(data: bytes) -> list[list[bytes]]:
-    """The words of each line: comments behind geometry left out, lines that go on joined."""
+    """Return the words of each statement: continued lines are joined, comments are removed."""
     statements: list[list[bytes]] = []
     begun: list[bytes] = []
     for line in data.splitlines():
         words = line.split()
         if not begun and words and words[0].startswith(b"#"):
-            continue  # a backslash at its end, as of a folder's name, is no more than remark
+            continue  # a backslash at its end, as in a folder's name, is part of the comment
         kind = (begun or words or [b""])[0]
         if kind in _GEOMETRY or kind == b"fo":
             words = line.partition(b"#")[0].split()
@@ -99,7 +104,10 @@ def _statements(data: bytes) -> list[list[bytes]]:
 
 
 def _from_start(corner: bytes, counts: list[int]) -> bytes:
-    """A face's corner, `v/vt/vn`; negative numbers count back from what was read so far."""
+    """Return a face's corner, `v/vt/vn`, with negative indices counted from the start.
+
+    A negative index counts back from the last element read so far.
+    """
     numbers = corner.split(b"/")
     for place, (number, count) in enumerate(zip(numbers, counts, strict=False)):
         if number.startswith(b"-"):

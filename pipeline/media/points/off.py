@@ -1,4 +1,4 @@
-"""OFF files: points and polygons as text."""
+"""Read OFF files: points and polygons as text."""
 
 import re
 
@@ -10,16 +10,17 @@ from pipeline.media.points.number_lines import listed, number_lines
 from pipeline.media.points.polygons import check_counts, corner_numbers, triangles
 
 OFF_START = re.compile(rb"(?:\s|#[^\r\n]*[\r\n])*((?:ST|C|N|4|n){0,5})OFF(?=[\s\d#]|\Z)")
-"""Comments and the keyword; ST, C and N say that more columns follow the coordinates."""
+"""Comments and the keyword. ST, C and N mean that more columns follow the coordinates."""
 
 
 def read_off(data: bytes, fmt: PointsFormat) -> tuple[np.ndarray, np.ndarray]:
-    """The points, float64 `[points, 3]`, and the triangles, int64 `[faces, 3]`.
+    """Return the points, float64 `[points, 3]`, and the triangles, int64 `[faces, 3]`.
 
-    Colours, normals and texture coordinates are passed over.
+    Colours, normals and texture coordinates are ignored.
 
     Raises:
-        MediaError: a kind of OFF that is not read, or not as many lines as the header says.
+        MediaError: This kind of OFF is not read, the file does not have the number of lines that
+            its header declares, or `fmt` allows fewer faces or points.
     """
     start = OFF_START.match(data)
     if start is None:

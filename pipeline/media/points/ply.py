@@ -1,4 +1,4 @@
-"""PLY files, as text and binary: points and polygons among elements of any kind."""
+"""Read PLY files, text and binary: points and polygons among elements of any kind."""
 
 import numpy as np
 
@@ -11,14 +11,15 @@ from pipeline.media.points.polygons import check_counts, corner_numbers, triangl
 
 AXES = ("x", "y", "z")
 CORNERS = ("vertex_index", "vertex_indices")
-"""What exporters call the list of a face's corners."""
+"""The names that exporters give to the list of a face's corners."""
 
 
 def read_ply(data: bytes, fmt: PointsFormat) -> tuple[np.ndarray, np.ndarray]:
-    """The points, float64 `[points, 3]`, and the triangles, int64 `[faces, 3]`.
+    """Return the points, float64 `[points, 3]`, and the triangles, int64 `[faces, 3]`.
 
     Raises:
-        MediaError: damaged, cut short, longer than the header says, or with strips of triangles.
+        MediaError: The file is damaged, cut short or longer than its header says, has strips of
+            triangles, or has more faces or points than `fmt` allows.
     """
     header = read_header(data)
     wanted = [_wanted(element, fmt) for element in header.elements]
@@ -46,7 +47,7 @@ def read_ply(data: bytes, fmt: PointsFormat) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _wanted(element: Element, fmt: PointsFormat) -> tuple[str, ...]:
-    """The properties that the geometry is made of."""
+    """Return the properties that the geometry needs."""
     if element.name == "tristrips" and element.count and fmt.sample != "points":
         raise MediaError("its faces are strips of triangles, which are not read; save it as faces")
     if element.name == "vertex":

@@ -1,4 +1,4 @@
-"""The data of a binary PLY file."""
+"""Read the data of a binary PLY file."""
 
 from array import array
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from pipeline.media.points.ply_header import Column, Element, Property, cut_shor
 
 
 class BinaryBody:
-    """Rows of bytes; those that have lists may differ in length."""
+    """Rows of bytes. Rows that have lists may differ in length."""
 
     def __init__(
         self, data: bytes, place: int, order: Literal["little", "big"], fmt: PointsFormat
@@ -42,7 +42,7 @@ class BinaryBody:
             raise MediaError(f"damaged PLY: it has more bytes than its header says, by {more}")
 
     def _even_starts(self, element: Element, stretches: list["_Stretch"]) -> list[range] | None:
-        """Where the stretches of all rows start, if all rows have the first one's lengths."""
+        """Return where the stretches of all rows start; None if rows differ in length."""
         offsets, size = [], 0
         for stretch in stretches:
             offsets.append(size)
@@ -69,7 +69,10 @@ class BinaryBody:
     def _uneven_starts(
         self, element: Element, stretches: list["_Stretch"], wanted: tuple[str, ...]
     ) -> list[np.ndarray]:
-        """Where the stretches of all rows start, found row by row; empty where none is wanted."""
+        """Return where the stretches of all rows start, found row by row.
+
+        The starts of a stretch with no wanted property are left empty.
+        """
         most = max(self.fmt.max_faces, self.fmt.max_points)
         if element.count > most:
             raise MediaError(f"{element.count} of {short(element.name)}, more than {most}")
@@ -97,7 +100,7 @@ class BinaryBody:
         return [np.frombuffer(each, np.int64) for each in starts]
 
     def _count(self, stretch: "_Stretch", end: int, element: Element, row: int) -> int:
-        """The number before a list, whose bytes end here."""
+        """Return the count before a list. The count's bytes end at `end`."""
         if end > len(self.data):
             raise cut_short(element, row)
         count = int.from_bytes(
@@ -108,7 +111,7 @@ class BinaryBody:
         return count
 
     def _values(self, kind: str, starts: range | np.ndarray, offset: int) -> np.ndarray:
-        """Numbers that stand as far behind each start."""
+        """Return the numbers at an offset after each start."""
         dtype = np.dtype(kind).newbyteorder("<" if self.order == "little" else ">")
         if isinstance(starts, range):
             if not starts:
@@ -129,10 +132,14 @@ class BinaryBody:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Scalars that follow one another in a row, and the list, if any, behind them.
+    """Scalars that follow one another in a row, and the list after them, if any.
 
     Attributes:
-        num_bytes: the scalars', and the list's count's.
+        scalars: The scalars.
+        list: The list; None for scalars at the end of a row.
+        num_bytes: The number of bytes of the scalars and of the list's count.
+        count_type: NumPy's name of the type of the list's count.
+        count_bytes: The number of bytes of the list's count.
     """
 
     scalars: tuple[Property, ...]
@@ -155,7 +162,7 @@ class _Stretch:
 
 
 def _stretches(element: Element) -> list[_Stretch]:
-    """A row's stretches; only the last one is without a list."""
+    """Return a row's stretches. Only the last one has no list."""
     stretches: list[_Stretch] = []
     scalars: list[Property] = []
     for each in element.properties:

@@ -1,4 +1,4 @@
-"""The header of a PLY file: its elements, their properties, and how the data behind it lie."""
+"""Read the header of a PLY file: its elements, their properties, and the layout of the data."""
 
 import re
 from collections.abc import Iterator
@@ -39,16 +39,17 @@ ORDERS: dict[str, Literal["little", "big"] | None] = {
 }
 
 Column = tuple[np.ndarray, np.ndarray]
-"""A property's values, those of lists one after another, and how many each row has."""
+"""A property's values, with lists concatenated, and the number of values in each row."""
 
 
 @dataclass(frozen=True)
 class Property:
-    """One number, or a list of numbers behind their count.
+    """One number, or a count followed by a list of numbers.
 
     Attributes:
+        name: The name of the property.
         type: NumPy's name of the type of its numbers.
-        count_type: the same of a list's count, None for one number.
+        count_type: NumPy's name of the type of a list's count; None for one number.
     """
 
     name: str
@@ -57,13 +58,13 @@ class Property:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of one number."""
+        """The number of bytes of one number."""
         return np.dtype(self.type).itemsize
 
 
 @dataclass(frozen=True)
 class Element:
-    """`count` rows of these properties."""
+    """An element: `count` rows with these properties."""
 
     name: str
     count: int
@@ -75,8 +76,9 @@ class Header:
     """What a file holds.
 
     Attributes:
-        order: of binary numbers' bytes; None for text.
-        num_bytes: where the data begin.
+        order: The byte order of binary numbers; None for text.
+        elements: The elements, in the order of their data.
+        num_bytes: The offset at which the data begin.
     """
 
     order: Literal["little", "big"] | None
@@ -85,10 +87,10 @@ class Header:
 
 
 def read_header(data: bytes) -> Header:
-    """A file's header.
+    """Return a file's header.
 
     Raises:
-        MediaError: a line that is none of a header's, or no end within a MiB.
+        MediaError: A line does not belong to a header, or the header has no end within 1 MiB.
     """
     orders: list[Literal["little", "big"] | None] = []
     elements: dict[str, tuple[str, int, list[Property]]] = {}
@@ -117,13 +119,16 @@ def read_header(data: bytes) -> Header:
 
 
 def cut_short(element: Element, count: int) -> MediaError:
-    """The error of a file that ends after so many rows of an element."""
+    """Return the error for a file that ends after `count` rows of an element."""
     name = {"vertex": "points", "face": "faces"}.get(element.name, f"of {short(element.name)}")
     return MediaError(f"cut short: {count} of {element.count} {name} are there")
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, list[str], int]]:
-    """Each line's number, its words, and where the next begins; by the first, how they end."""
+    """Yield each line's number, its words, and the offset of the next line.
+
+    The first line's ending decides which line ending the header has.
+    """
     newline = b"\r" if re.match(rb"ply[ \t]*\r(?!\n)", data) else b"\n"
     start, number = 0, 0
     while (end := data.find(newline, start, MAX_HEADER_BYTES)) >= 0:
@@ -158,5 +163,5 @@ def _wrong(number: int, told: str) -> MediaError:
 
 
 def short(text: str) -> str:
-    """A file's own words, as they may stand in a reason."""
+    """Return a file's own words, shortened and escaped for an error."""
     return ascii(text[:60])

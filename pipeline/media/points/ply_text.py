@@ -1,4 +1,4 @@
-"""The data of a PLY file as text."""
+"""Read the data of a text PLY file."""
 
 import numpy as np
 
@@ -61,7 +61,7 @@ def _check_rows(element: Element, right: np.ndarray) -> None:
 
 
 def _typed(each: Property, values: np.ndarray) -> np.ndarray:
-    """Values as the type that the header says has them."""
+    """Return the values in the type that the header declares."""
     if each.type[0] == "f":
         with np.errstate(over="ignore"):
             return values.astype(each.type)

@@ -1,4 +1,4 @@
-"""Polygons as triangles, and how many triangles and points a file may hold."""
+"""Cut polygons into triangles, and limit how many triangles and points a file may hold."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ def check_counts(faces: int, points: int, fmt: PointsFormat) -> None:
     """Refuse more faces or points than `fmt` allows.
 
     Raises:
-        MediaError: there are more.
+        MediaError: There are more faces or points.
     """
     if faces > fmt.max_faces:
         raise MediaError(f"{faces} faces, more than max_faces={fmt.max_faces}")
@@ -19,19 +19,22 @@ def check_counts(faces: int, points: int, fmt: PointsFormat) -> None:
 
 
 def triangles(corners: np.ndarray, counts: np.ndarray, fmt: PointsFormat) -> np.ndarray:
-    """Polygons cut into fans about their first corners; those of one or two corners left out.
+    """Cut polygons into fans of triangles around their first corners.
+
+    Polygons of one or two corners are left out.
 
     Args:
-        corners: numbers of vertices, int64 `[sum(counts)]`, polygon after polygon.
-        counts: corners of each polygon, int64 `[polygons]`.
-        fmt: how many triangles there may be.
+        corners: Indices of vertices, int64 `[sum(counts)]`, polygon after polygon.
+        counts: The number of corners of each polygon, int64 `[polygons]`.
+        fmt: The format, which limits the number of triangles.
 
     Returns:
-        int64 `[faces, 3]`, in trimesh's order, on which what a seed draws depends: triangles, the
-        first halves of quadrangles, their second halves, and the fans of larger polygons.
+        int64 `[faces, 3]`, in trimesh's order: triangles, the first halves of quadrangles, their
+        second halves, and the fans of larger polygons. The points drawn with a seed depend on this
+        order.
 
     Raises:
-        MediaError: more triangles than `max_faces`.
+        MediaError: There are more triangles than `max_faces`.
     """
     check_counts(int(np.maximum(counts - 2, 0).sum()), 0, fmt)
     starts = np.cumsum(counts) - counts
@@ -49,10 +52,10 @@ def triangles(corners: np.ndarray, counts: np.ndarray, fmt: PointsFormat) -> np.
 
 
 def corner_numbers(values: np.ndarray) -> np.ndarray:
-    """Numbers of vertices, of any type, as int64.
+    """Return indices of vertices, given in any dtype, as int64.
 
     Raises:
-        MediaError: one is not whole, negative, or larger than any number of a vertex.
+        MediaError: An index is not whole, is negative, or is too large for any vertex.
     """
     if values.dtype.kind == "f" and not (values == np.floor(values)).all():
         raise MediaError("a face names a point by a number that is not whole")

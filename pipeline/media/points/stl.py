@@ -1,4 +1,4 @@
-"""STL files, binary and as text: triangles that name their corners' coordinates."""
+"""Read STL files, binary and text: triangles that hold the coordinates of their corners."""
 
 import re
 
@@ -23,9 +23,13 @@ _FACETS_AT_ONCE = 2**14
 
 
 def is_binary_stl(data: bytes, *, exact: bool) -> bool:
-    """Whether the length is what the header says; not exact, so many bytes that no triangle fits.
+    """Return whether the length of the file is that of a binary STL with the declared count.
 
-    Exporters append remarks; where whole triangles would fit, the count itself is in doubt.
+    Args:
+        data: The file's bytes.
+        exact: Whether the length must match exactly. Otherwise a rest is accepted if it is smaller
+            than one triangle, because exporters append comments. A larger rest puts the count
+            itself in doubt.
     """
     if len(data) < HEADER_BYTES:
         return False
@@ -35,7 +39,7 @@ def is_binary_stl(data: bytes, *, exact: bool) -> bool:
 
 
 def lacking_stl(data: bytes, max_faces: int) -> str:
-    """A remark on bytes that would be a binary STL if they were more; empty if they can't be."""
+    """Return a remark on bytes that could be a binary STL cut short, else an empty string."""
     count = int.from_bytes(data[80:HEADER_BYTES], "little")
     found = (len(data) - HEADER_BYTES) // RECORD.itemsize
     if not 0 < found < count <= max_faces:
@@ -44,7 +48,7 @@ def lacking_stl(data: bytes, max_faces: int) -> str:
 
 
 def read_stl(data: bytes, fmt: PointsFormat) -> tuple[np.ndarray, np.ndarray]:
-    """The corners, float64 `[3 * faces, 3]`, and the triangles, int64 `[faces, 3]`."""
+    """Return the corners, float64 `[3 * faces, 3]`, and the triangles, int64 `[faces, 3]`."""
     count = int.from_bytes(data[80:HEADER_BYTES], "little")
     check_counts(count, 3 * count, fmt)
     records = np.frombuffer(data, RECORD, count, HEADER_BYTES)
@@ -52,10 +56,10 @@ def read_stl(data: bytes, fmt: PointsFormat) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_stl_ascii(data: bytes, fmt: PointsFormat) -> tuple[np.ndarray, np.ndarray]:
-    """As `read_stl`, of all solids.
+    """Read a text STL; return the same as `read_stl`, for all solids together.
 
     Raises:
-        MediaError: anything but facets in solids, or a solid without its end.
+        MediaError: The file holds something other than facets in solids, or a solid has no end.
     """
     solids = [np.empty((0, 3, 3))]
     place, faces = 0, 0
@@ -77,7 +81,7 @@ def _apart(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _facets(data: bytes, place: int, before: int, fmt: PointsFormat) -> tuple[np.ndarray, int]:
-    """The facets from a place on, float64 `[faces, 3, 3]`, and where they end."""
+    """Return the facets from `place` on, float64 `[faces, 3, 3]`, and the offset of their end."""
     parts = [np.empty(0)]
     words: list[bytes] = []
     count = 0
