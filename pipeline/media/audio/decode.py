@@ -1,4 +1,4 @@
-"""Sound: any format libsndfile reads, to mono int16 at one sample rate, or to log-mel frames."""
+"""Decode sound of any format that libsndfile reads: to mono int16, or to log-mel frames."""
 
 import io
 import re
@@ -23,30 +23,33 @@ if TYPE_CHECKING:
     pass
 
 FIELD = "audio"
-# Telephone prompts come as bare GSM 06.10 frames, without a header to tell their rate.
+# Telephone prompts come as bare GSM 06.10 frames. They have no header that declares their rate.
 GSM_SAMPLE_RATE = 8000
 MAX_SOURCE_RATE = 768_000
-"""Hertz: what the fastest converters do; beyond it a header is malformed."""
+"""In hertz: the rate of the fastest converters. Beyond it, a header is malformed."""
 _NO_LENGTH = 2**62
-"""Frames: from there on, libsndfile says that it doesn't know how many there are."""
+"""From this number of frames on, libsndfile means that it does not know the number."""
 _UNKNOWN = "no sound format that libsndfile knows"
 _SD2_REASONS = re.compile(r"bad (data|map) (offset|length)|bad resource fork|bad sample size")
-"""Bytes of no known format are one half of a Sound Designer II file to libsndfile, if the working
-directory holds `._`, which it takes for the other half; nothing may depend on that."""
+"""What libsndfile reports for bytes of no known format if the working directory holds a file `._`.
+
+It takes that file for the other half of a Sound Designer II file. The result must not depend on
+the working directory.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AudioFormat(MediaFormat):
-    """What every recording becomes.
+    """The format of every stored recording.
 
     Attributes:
-        sample_rate: hertz.
-        seconds: length; longer recordings are cut to their first `seconds`, shorter ones are
-            stored as they are and masked.
-        min_seconds: recordings shorter than this are refused.
-        encoding: how shards hold the samples, `raw` (int16 `.npy`) or `flac`, which loses
-            nothing and takes about half.
-        mel: a log-mel spectrogram in place of the samples; None keeps the samples.
+        sample_rate: The sample rate in hertz.
+        seconds: The length in seconds. Longer recordings are cut to their first `seconds`. Shorter
+            ones are stored as they are and masked.
+        min_seconds: Recordings shorter than this are refused.
+        encoding: How the shards hold the samples: `raw` (int16 `.npy`), or `flac`, which is
+            lossless and takes about half the space.
+        mel: A log-mel spectrogram that is stored instead of the samples; None stores the samples.
     """
 
     modality: ClassVar[str] = "audio"
@@ -77,24 +80,24 @@ class AudioFormat(MediaFormat):
 
     @property
     def num_samples(self) -> int:
-        """Samples of a recording of full length."""
+        """The number of samples of a full recording."""
         return round(self.sample_rate * self.seconds)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a recording of full length: `[samples]` or `[frames, num_mels]`."""
+        """The shape of a full recording: `[samples]` or `[frames, num_mels]`."""
         if self.mel is None:
             return (self.num_samples,)
         return (self.mel.num_frames(self.sample_rate, self.num_samples), self.mel.num_mels)
 
     @property
     def dtype(self) -> np.dtype:
-        """int16 of samples, float16 of log-mel frames."""
+        """int16 for samples, float16 for log-mel frames."""
         return np.dtype(np.int16 if self.mel is None else np.float16)
 
     @property
     def member(self) -> str:
-        """Name of the shard member that holds the samples or frames."""
+        """The name of the shard member that holds the samples or frames."""
         if self.mel is not None:
             return f"{FIELD}.mel.npy"
         return f"{FIELD}.npy" if self.encoding == "raw" else f"{FIELD}.flac"
@@ -103,26 +106,26 @@ class AudioFormat(MediaFormat):
 def decode_audio(
     data: bytes, fmt: AudioFormat, *, suffix: str = "", strict: bool = True
 ) -> np.ndarray:
-    """Decode one recording: mixed to mono, resampled, cut to length.
+    """Decode one recording: mix it to mono, resample it, and cut it to length.
 
-    The samples are the first of the whole recording's, resampled. Little more than `fmt.seconds`
-    are ever decoded, whatever length the header claims. A file whose header doesn't know its
-    length, as streams write it, is read to its end. So are Ogg chains, recording after recording,
-    and MP3s whose length libsndfile guesses wrong, which FFmpeg reads.
+    The result is the start of the whole recording, resampled. Little more than `fmt.seconds` is
+    ever decoded, whatever length the header claims. If a header does not know the length, as in a
+    stream, the file is read to its end. Ogg chains are read recording after recording. If
+    libsndfile guesses the length of an MP3 wrong, FFmpeg reads it.
 
     Args:
-        data: the file's bytes.
-        fmt: rate and length wanted, and whether as log-mel frames.
-        suffix: the file's extension; only `.gsm` (bare GSM 06.10 frames) needs it.
-        strict: whether a recording that is cut short or damaged is refused, too, where libsndfile
-            would read the rest of it.
+        data: The file's bytes.
+        fmt: The sample rate and the length, and whether to compute log-mel frames.
+        suffix: The file's extension. Only `.gsm` (bare GSM 06.10 frames) needs it.
+        strict: Whether to refuse a recording that is cut short or damaged even if libsndfile could
+            read the rest of it.
 
     Returns:
-        int16 `[samples]` or float16 `[frames, num_mels]`, at most `fmt.shape` long.
+        int16 `[samples]` or float16 `[frames, num_mels]`, at most as long as `fmt.shape`.
 
     Raises:
-        MediaError: the bytes are no sound libsndfile reads, too short, or not finite; or cut short
-            or damaged.
+        MediaError: libsndfile cannot read the bytes, or the recording is too short, is not finite,
+            is cut short or is damaged.
     """
     if not data:
         raise MediaError("the file is empty")
@@ -169,7 +172,7 @@ def decode_audio(
         raise
     except MemoryError as error:
         raise MediaError("not enough memory to decode it") from error
-    except Exception as error:  # libsndfile's wrapper raises several kinds on malformed bytes
+    except Exception as error:  # libsndfile's wrapper raises several exceptions on malformed bytes
         raise MediaError(_reason(error)) from error
     if source.has_ended and source.num_samples < fmt.min_seconds * rate:
         raise MediaError(
@@ -184,15 +187,18 @@ def _resampled(source: FileSource | FFmpegSource, rate: int, fmt: AudioFormat) -
 
 
 def to_format(sound: np.ndarray, fmt: AudioFormat) -> np.ndarray:
-    """Mono sound in the format: as int16, and made log-mel frames where asked.
+    """Convert mono sound to the format: to int16, and to log-mel frames if the format has them.
 
     Args:
-        sound: float32 `[samples]`, 1 is full scale, at `fmt.sample_rate` and not longer than
+        sound: float32 `[samples]`, where 1 is full scale, at `fmt.sample_rate` and not longer than
             `fmt.num_samples`.
-        fmt: what is wanted.
+        fmt: The format.
 
     Returns:
-        As `decode_audio`.
+        The same as `decode_audio`.
+
+    Raises:
+        MediaError: The sound is empty or not finite.
     """
     if not len(sound) or not np.isfinite(sound).all():
         raise MediaError(f"it is too short or too loud to resample to {fmt.sample_rate} Hz")
@@ -203,7 +209,7 @@ def to_format(sound: np.ndarray, fmt: AudioFormat) -> np.ndarray:
 
 
 def encode_flac(samples: np.ndarray, sample_rate: int) -> bytes:
-    """FLAC bytes of int16 `[samples]`, without loss."""
+    """Return lossless FLAC bytes of int16 `[samples]`."""
     import soundfile
 
     buffer = io.BytesIO()
@@ -212,16 +218,16 @@ def encode_flac(samples: np.ndarray, sample_rate: int) -> bytes:
 
 
 def decode_flac(content: bytes | memoryview) -> np.ndarray:
-    """The int16 `[samples]` that `encode_flac` was given.
+    """Return the int16 `[samples]` that were given to `encode_flac`.
 
     Raises:
-        MediaError: the content is damaged.
+        MediaError: The content is damaged.
     """
     import soundfile
 
     try:
         samples, _ = soundfile.read(io.BytesIO(content), dtype="int16")
-    except Exception as error:  # libsndfile's wrapper raises several kinds on malformed bytes
+    except Exception as error:  # libsndfile's wrapper raises several exceptions on malformed bytes
         raise MediaError(_reason(error)) from error
     found: np.ndarray = samples
     return found
@@ -231,7 +237,7 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if "Format not recognised" in text or _SD2_REASONS.search(text):
         return _UNKNOWN
-    if "possibly a pipe" in text:  # libsndfile's word for an MP3 without a whole frame
+    if "possibly a pipe" in text:  # what libsndfile says of an MP3 without a whole frame
         return "malformed or cut short"
-    # The object's address would make two runs' quarantines differ.
+    # The address of the object would make the quarantines of two runs differ.
     return re.sub(r"^Error opening <[^>]*>: ", "", text) or type(error).__name__

@@ -1,7 +1,8 @@
-"""Log-mel spectrograms in NumPy: what a model's own mel front end computes from sound.
+"""Log-mel spectrograms in NumPy, equal to those of the model's own mel front end.
 
 The definition is that of VGGish, AudioSet's reference front end (Hershey et al., arXiv 1609.09430):
-periodic Hann window, power spectrum, triangular filters on the HTK mel scale, natural logarithm.
+a periodic Hann window, the power spectrum, triangular filters on the HTK mel scale, and the natural
+logarithm.
 """
 
 import math
@@ -14,17 +15,18 @@ import numpy as np
 from pipeline.media.checks import check_finite, check_whole
 
 LOG_FLOOR = 1e-6
-"""Added to mel energies before the logarithm; a full-scale sine reaches about 1e4."""
+"""This is added to mel energies before the logarithm. A full-scale sine reaches about 1e4."""
 _FRAMES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class MelFormat:
-    """A log-mel spectrogram instead of samples.
+    """A log-mel spectrogram that is stored instead of samples.
 
     Attributes:
-        num_mels: bands from 0 Hz to half the sample rate.
-        window, hop: length of a frame and distance of two frames' starts, seconds.
+        num_mels: The number of bands from 0 Hz to half the sample rate.
+        window: The length of a frame in seconds.
+        hop: The time between the starts of two frames in seconds.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
@@ -42,24 +44,30 @@ class MelFormat:
             )
 
     def window_length(self, sample_rate: int) -> int:
-        """Samples in a frame."""
+        """Return the number of samples in a frame."""
         return max(1, round(self.window * sample_rate))
 
     def hop_length(self, sample_rate: int) -> int:
-        """Samples from the start of one frame to the start of the next."""
+        """Return the number of samples from the start of one frame to the start of the next."""
         return max(1, round(self.hop * sample_rate))
 
     def fft_size(self, sample_rate: int) -> int:
-        """Smallest power of two that holds a frame."""
+        """Return the smallest power of two that is at least the length of a frame."""
         return 1 << (self.window_length(sample_rate) - 1).bit_length()
 
     def num_frames(self, sample_rate: int, num_samples: int) -> int:
-        """Frames that cover every sample, the last one zero-padded."""
+        """Return the number of frames that cover every sample. The last frame is zero-padded."""
         beyond_first = max(0, num_samples - self.window_length(sample_rate))
         return 1 + math.ceil(beyond_first / self.hop_length(sample_rate))
 
     def check_rate(self, sample_rate: int) -> None:
-        """Raises ValueError if the lowest (so narrowest) filter could fall between FFT bins."""
+        """Refuse a sample rate at which the narrowest filter could fall between two FFT bins.
+
+        The narrowest filter is the lowest one.
+
+        Raises:
+            ValueError: The filter is too narrow.
+        """
         nyquist = sample_rate / 2
         lowest_filter_width = 700 * ((1 + nyquist / 700) ** (2 / (self.num_mels + 1)) - 1)
         bin_spacing = sample_rate / self.fft_size(sample_rate)
@@ -72,17 +80,18 @@ class MelFormat:
 
 
 def log_mel(sound: np.ndarray, sample_rate: int, mel: MelFormat, *, num_samples: int) -> np.ndarray:
-    """Log mel energies of sound, computed in float64.
+    """Return the log-mel energies of sound, computed in float64.
 
     Args:
-        sound: int16 `[samples]`, at least one.
-        sample_rate: hertz.
-        mel: bands and frames.
-        num_samples: of a sound of full length, at least as long as this one.
+        sound: int16 `[samples]`, at least one sample.
+        sample_rate: The sample rate in hertz.
+        mel: The bands and frames.
+        num_samples: The number of samples of a full recording, at least as many as in `sound`.
 
     Returns:
-        float16 `[frames, num_mels]`: of the frames that cover the full length those that hold any
-        of this sound, zero-padded. Frame t starts at sample t * hop length.
+        float16 `[frames, num_mels]`. Of the frames of a full recording, these are the ones that
+            hold
+        some of this sound, zero-padded. Frame t starts at sample t * hop length.
     """
     window_length, hop_length = mel.window_length(sample_rate), mel.hop_length(sample_rate)
     fft_size = mel.fft_size(sample_rate)
@@ -103,7 +112,10 @@ def log_mel(sound: np.ndarray, sample_rate: int, mel: MelFormat, *, num_samples:
 
 @cache
 def _filterbank(num_mels: int, fft_size: int, sample_rate: int) -> np.ndarray:
-    """Triangles that peak at 1, even on mel = 2595 log10(1 + Hz / 700): `[bins, num_mels]`."""
+    """Return triangular filters `[bins, num_mels]` with peaks of 1.
+
+    They are evenly spaced on the scale mel = 2595 log10(1 + Hz / 700).
+    """
     bins = np.linspace(0, sample_rate / 2, fft_size // 2 + 1)
     highest = 2595 * np.log10(1 + sample_rate / 2 / 700)
     mels = np.arange(num_mels + 2) / (num_mels + 1) * highest

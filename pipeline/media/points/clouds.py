@@ -80,7 +80,7 @@ def _is_comment(line: str) -> bool:
 
 
 def _head(lines: list[str]) -> tuple[int | None, list[str] | None]:
-    """Return the number of points and the column names that lines before the points give, or None."""
+    """Return the number of points and the column names, if lines before the points give them."""
     declared, names = None, None
     for line in lines[:2]:
         words = words_of(line)

@@ -61,7 +61,7 @@ class PointsModality(Modality[PointsFormat]):
         return members
 
     def model_member(self, fmt: PointsFormat) -> str:
-        """Return the name of the member with the features if they are stored, else the coordinates'."""
+        """Return the name of the member that the model reads: features if stored, else points."""
         return fmt.member if fmt.fourier is None else fmt.fourier_member
 
     def model_array(self, array: np.ndarray, fmt: PointsFormat) -> np.ndarray:

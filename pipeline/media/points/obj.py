@@ -60,7 +60,7 @@ def _check_damage(data: bytes) -> None:
 
 
 def _check_counts(data: bytes) -> None:
-    """Check the counts of points and faces that MeshLab and others write in their first comments."""
+    """Check the counts of points and faces that MeshLab and others write in comments."""
     for name, said, line in _COUNTS:
         declared = said.findall(data, 0, _HEAD_BYTES)
         if len(declared) == 1 and (found := len(line.findall(data))) < int(declared[0]):

@@ -1,4 +1,4 @@
-"""One categorical column's known names, and which of them a value is."""
+"""The known names of one categorical column, and which of them a value is."""
 
 import math
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from pipeline.media.table.values import is_number, name_of, numeral
 class Categories:
     """The known names of a column, found by value.
 
-    Vocabularies of earlier releases have names such as 1.0 and True: these are found by the names
-    that they have now, too.
+    Vocabularies of earlier releases have names such as 1.0 and True. These are also found by the
+    names that they have now.
 
     Args:
-        known: names; their places are the indices.
+        known: The names, in the order of their indices.
     """
 
     def __init__(self, known: Sequence[str]) -> None:
@@ -28,13 +28,18 @@ class Categories:
                 self._numerals.setdefault(number, []).append(name)
 
     def index(self, given: Any, name: str | None) -> float:
-        """The index of a value, their number where it is none of the known ones, NaN if missing.
+        """Return the index of a value.
 
         Args:
-            given: the value itself.
-            name: what `read_name` makes of it.
+            given: The value itself.
+            name: The name that `read_name` gives it.
+
+        Returns:
+            The index of the known name; the number of known names if the value is none of them; NaN
+                if
+            the value is missing.
         """
-        if isinstance(given, str) and given in self._places:  # in an earlier vocabulary, even NA
+        if isinstance(given, str) and given in self._places:  # earlier vocabularies may know NA
             return self._places[given]
         if name is None:
             return math.nan
@@ -43,7 +48,7 @@ class Categories:
         return self._places.get(name, self._size)
 
     def doubtful(self, value: Any) -> list[str]:
-        """Known texts that a number may have been before it was read as a number.
+        """Return the known texts that a number may have been before it was read as a number.
 
         pandas reads the text 007 as the number 7, and 3.10 as 3.1.
         """
@@ -57,7 +62,7 @@ class Categories:
         return names
 
     def _written_longer(self, name: str) -> str | None:
-        """The one known name of a number that is written with zeros at its end: 1.50 of 1.5."""
+        """Return the only known name of a number if it ends in more zeros, such as 1.50 for 1.5."""
         number = numeral(name)
         names = [] if number is None else self._numerals.get(number, [])
         if len(names) != 1 or names[0].rstrip("0") != name:

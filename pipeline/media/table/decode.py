@@ -1,4 +1,4 @@
-"""Rows of tables: their columns' statistics and vocabularies, and rows as vectors of float64."""
+"""Tables: fit statistics and vocabularies of columns, and encode rows as float64 vectors."""
 
 import json
 import math
@@ -21,17 +21,19 @@ if TYPE_CHECKING:
 __all__ = ["FittedTableFormat", "TableFormat", "TableVocabulary", "fit_vocabulary"]
 
 MAX_DISTINCT = 1_000_000
-"""Values of one column that are counted at most: their memory is all that fitting takes."""
+"""The most values of one column that are counted. They take nearly all the memory of fitting."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableVocabulary:
-    """What training rows tell of the columns of a `TableFormat`.
+    """What is fitted on the training rows for the columns of a `TableFormat`.
 
     Attributes:
-        categories: each categorical column's known values, sorted; their places are the indices.
-        mean, std: of each numeric column's values that are not missing (the population's; a column
-            of one value, or none, has std 1).
+        categories: The known values of each categorical column, sorted. The index of a value is its
+            position.
+        mean: The mean of each numeric column, without missing values.
+        std: The population standard deviation of each numeric column, without missing values. It is
+            1 for a column whose values are all equal or all missing.
     """
 
     categories: dict[str, tuple[str, ...]]
@@ -39,7 +41,7 @@ class TableVocabulary:
     std: tuple[float, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-safe form."""
+        """Return a form that JSON can hold."""
         return {
             "categories": {name: list(values) for name, values in self.categories.items()},
             "mean": list(self.mean),
@@ -48,7 +50,7 @@ class TableVocabulary:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TableVocabulary":
-        """The inverse of `to_dict`."""
+        """Return the vocabulary that `to_dict` converted."""
         return cls(
             categories={name: tuple(known) for name, known in values["categories"].items()},
             mean=tuple(map(float, values["mean"])),
@@ -58,10 +60,13 @@ class TableVocabulary:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedTableFormat(TableFormat):
-    """A table's format with the vocabulary of its training rows: enough to encode any row.
+    """A table's format with the vocabulary of its training rows. It can encode any row.
+
+    Attributes:
+        vocabulary: The vocabulary of the training rows.
 
     Raises:
-        ValueError: the vocabulary is of other columns.
+        ValueError: The vocabulary has other columns.
     """
 
     vocabulary: TableVocabulary
@@ -79,7 +84,7 @@ class FittedTableFormat(TableFormat):
 
     @classmethod
     def of(cls, fmt: TableFormat, vocabulary: TableVocabulary) -> "FittedTableFormat":
-        """`fmt` with a vocabulary."""
+        """Return `fmt` with a vocabulary."""
         return cls(
             numeric=fmt.numeric,
             categorical=fmt.categorical,
@@ -88,18 +93,19 @@ class FittedTableFormat(TableFormat):
         )
 
     def encode_row(self, values: Mapping[str, Any]) -> np.ndarray:
-        """A row as a vector.
+        """Encode a row as a vector.
 
         Args:
-            values: by column, of the types that `pipeline.media.table.values` reads. Other
-                columns are left alone.
+            values: The values by column, of the types that `pipeline.media.table.values` reads.
+                Other columns are ignored.
 
         Returns:
-            float64 `[num_numeric + num_categorical]`: numbers as they are, then categories'
-            indices, the number of known ones for a value that is none of them; NaN where missing.
+            float64 `[num_numeric + num_categorical]`: the numbers, then the indices of the
+                categories.
+            An unknown category has the number of known ones as its index. A missing value is NaN.
 
         Raises:
-            MediaError: a column is not there, or its value is of no fitting type.
+            MediaError: A column is missing, or its value cannot be read.
         """
         row = np.full(len(self.columns), np.nan)
         for place, (column, value) in enumerate(plain_row(values, self).items()):
@@ -111,13 +117,13 @@ class FittedTableFormat(TableFormat):
         return row
 
     def misread_number(self, values: Mapping[str, Any]) -> str | None:
-        """Why a number in a row may be a category whose name it has lost, or None.
+        """Return why a number in a row may be a category that has lost its text; None if it cannot.
 
-        pandas reads the text 007 as the number 7, and 3.10 as 3.1. A number is one of the known
-        categories only if there is no doubt which.
+        pandas reads the text 007 as the number 7, and 3.10 as 3.1. A number is read as a known
+        category only if it is certain which one.
 
         Args:
-            values: by column, as `encode_row` takes them.
+            values: The values by column, as `encode_row` takes them.
         """
         for column, categories in self._categories.items():
             value = values.get(column)
@@ -135,17 +141,17 @@ class FittedTableFormat(TableFormat):
 
 
 def plain_row(values: Mapping[str, Any], fmt: TableFormat) -> dict[str, float | str | None]:
-    """A row's numbers and names of categories, in the order of the format's columns.
+    """Return a row's numbers and category names, in the order of the format's columns.
 
     Args:
-        values: by column; other columns are left out.
-        fmt: the columns.
+        values: The values by column. Other columns are left out.
+        fmt: The columns.
 
     Returns:
-        None where a value is missing.
+        The numbers and names by column; None where a value is missing.
 
     Raises:
-        MediaError: a column is not there, or its value is of no fitting type.
+        MediaError: A column is missing, or its value cannot be read.
     """
     row: dict[str, float | str | None] = {}
     for place, column in enumerate(fmt.columns):
@@ -160,10 +166,10 @@ def plain_row(values: Mapping[str, Any], fmt: TableFormat) -> dict[str, float | 
 
 
 def json_row(data: bytes) -> dict[str, Any]:
-    """A row that a file holds as one JSON object.
+    """Return the row that a file holds as one JSON object.
 
     Raises:
-        MediaError: it is none.
+        MediaError: The bytes are not a JSON object.
     """
     try:
         values = json.loads(data)
@@ -175,26 +181,26 @@ def json_row(data: bytes) -> dict[str, Any]:
 
 
 def decode_json_row(data: bytes, fmt: FittedTableFormat) -> np.ndarray:
-    """A row that a file holds as one JSON object, encoded.
+    """Encode the row that a file holds as one JSON object.
 
     Raises:
-        MediaError: no JSON object, or as of `FittedTableFormat.encode_row`.
+        MediaError: The bytes are not a JSON object, or `FittedTableFormat.encode_row` refuses it.
     """
     return fmt.encode_row(json_row(data))
 
 
 def fit_vocabulary(batches: Iterable["pa.RecordBatch"], fmt: TableFormat) -> TableVocabulary:
-    """Statistics and vocabularies of training rows, in one pass with the memory of one batch.
+    """Fit statistics and vocabularies to training rows, in one pass with the memory of one batch.
 
-    The result depends on the rows, and in its last bits on how they are cut into batches. Of
-    equally frequent categories the first by name are kept.
+    The result depends only on the rows, except that its last bits depend on how they are cut into
+    batches. If categories are equally frequent, the first by name are kept.
 
     Args:
-        batches: training rows; at least the columns of `fmt`.
-        fmt: the columns.
+        batches: The training rows, with at least the columns of `fmt`.
+        fmt: The columns.
 
     Raises:
-        MediaError: a column is not there, is of no fitting type, or has more than 1,000,000
+        MediaError: A column is missing, has an unsuitable type, or has more than 1,000,000
             different categories.
     """
     moments = {column: _Moments() for column in fmt.numeric}
@@ -221,13 +227,13 @@ def fit_vocabulary(batches: Iterable["pa.RecordBatch"], fmt: TableFormat) -> Tab
 
 
 class _Moments:
-    """Mean and variance of a stream of numbers (Chan, Golub and LeVeque's pairwise update)."""
+    """The mean and variance of a stream of numbers (Chan, Golub and LeVeque's pairwise update)."""
 
     def __init__(self) -> None:
         self.count, self.mean, self._squares = 0, 0.0, 0.0
 
     def add(self, values: np.ndarray) -> None:
-        """Take in float64 `[n]`; NaN is missing."""
+        """Add float64 values `[n]`. NaN means missing."""
         values = values[~np.isnan(values)]
         if not len(values):
             return
@@ -242,12 +248,12 @@ class _Moments:
     @property
     def std(self) -> float:
         std = math.sqrt(self._squares / self.count) if self.count else 0.0
-        # What is left of equal values by rounding is no spread.
+        # Rounding can leave a small spread between equal values.
         return std if std > 1e-12 * abs(self.mean) and math.isfinite(std) else 1.0
 
 
 def _numbers(column: "pa.Array", name: str) -> np.ndarray:
-    """A column as float64, NaN where missing."""
+    """Return a column as float64, with NaN where a value is missing."""
     import pyarrow as pa
 
     kind = column.type

@@ -1,4 +1,4 @@
-"""What every row of a table becomes: configuration."""
+"""The format of a table's rows: configuration."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,13 +9,13 @@ from pipeline.media.format import MediaFormat
 
 @dataclass(frozen=True, kw_only=True)
 class TableFormat(MediaFormat):
-    """Rows as vectors: the numeric columns' values, then the categorical columns' indices.
+    """Rows as vectors: the values of the numeric columns, then the indices of the categorical ones.
 
     Attributes:
-        numeric: names of the columns of numbers or booleans.
-        categorical: names of the columns of categories: text, integers or booleans.
-        max_categories: a column's most frequent values that are told apart; all others are one
-            unknown category.
+        numeric: The names of the columns of numbers or booleans.
+        categorical: The names of the columns of categories: text, integers or booleans.
+        max_categories: How many of a column's most frequent values are known. All other values are
+            one unknown category.
     """
 
     modality: ClassVar[str] = "table"
@@ -26,7 +26,7 @@ class TableFormat(MediaFormat):
 
     def __post_init__(self) -> None:
         check_whole(self, "max_categories", least=1)
-        # Configurations read from JSON hold lists.
+        # Configurations that are read from JSON hold lists.
         for name in ("numeric", "categorical"):
             columns = getattr(self, name)
             if isinstance(columns, str) or not all(
@@ -41,5 +41,5 @@ class TableFormat(MediaFormat):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All columns, the numeric ones first."""
+        """All columns, with the numeric ones first."""
         return self.numeric + self.categorical

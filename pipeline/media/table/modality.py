@@ -19,11 +19,11 @@ from pipeline.media.table.format import TableFormat
 from pipeline.media.table.row_encoder import RowEncoder
 
 VOCABULARY = "vocabulary"
-"""Key of a manifest's configuration that holds a table's vocabulary."""
+"""The key of a manifest's configuration that holds a table's vocabulary."""
 
 
 class TableModality(Modality[TableFormat]):
-    """Rows, float64 `[columns]`: numbers, then categories' indices; NaN where missing."""
+    """Rows, float64 `[columns]`: numbers, then indices of categories. NaN means missing."""
 
     format = TableFormat
     extensions = frozenset({"json"})
@@ -35,22 +35,22 @@ class TableModality(Modality[TableFormat]):
     def decode(
         self, data: bytes, fmt: TableFormat, *, name: str = "", strict: bool = True
     ) -> Iterator[np.ndarray]:
-        """The one row, from a JSON object."""
+        """Yield the one row, from a JSON object."""
         yield decode_json_row(data, _fitted(fmt))
 
     def array_type(self, fmt: TableFormat) -> tuple[np.dtype, tuple[int, ...]]:
-        """float64 `[columns]`."""
+        """Return float64 and `[columns]`."""
         return np.dtype(np.float64), (len(fmt.columns),)
 
     def from_dict(self, fields: Mapping[str, Any]) -> TableFormat:
-        """Of a fitted format, `vocabulary` is a dictionary."""
+        """Return the format. For a fitted format, `vocabulary` is a dictionary in `fields`."""
         if "vocabulary" not in fields:
             return TableFormat(**fields)
         vocabulary = TableVocabulary.from_dict(fields["vocabulary"])
         return FittedTableFormat(**{**fields, "vocabulary": vocabulary})
 
     def unreadable(self, stored: TableFormat, fmt: TableFormat) -> str | None:
-        """The first column that the set lacks."""
+        """Return a reason that names the first column that the set lacks; None if it has all."""
         for kind in ("numeric", "categorical"):
             lacking = [name for name in getattr(fmt, kind) if name not in getattr(stored, kind)]
             if lacking:
@@ -58,11 +58,11 @@ class TableModality(Modality[TableFormat]):
         return None
 
     def compared(self, stored: TableFormat, fmt: TableFormat) -> frozenset[str]:
-        """None: columns may be more or lie elsewhere, and rows are encoded anew."""
+        """Return no fields: rows are re-encoded, so a set's columns may differ."""
         return frozenset()
 
     def conversion(self, stored: TableFormat, fmt: TableFormat) -> Conversion:
-        """Rows encoded anew, with the model's own vocabulary."""
+        """Return a conversion that re-encodes rows with the model's own vocabulary."""
         if not (isinstance(stored, FittedTableFormat) and isinstance(fmt, FittedTableFormat)):
             return super().conversion(stored, fmt)
         encoder = RowEncoder(stored, fmt)
@@ -70,37 +70,46 @@ class TableModality(Modality[TableFormat]):
         return Conversion(stored, encoder.one_row, doubtful)
 
     def columns(self, fmt: TableFormat) -> tuple[RowColumn, ...]:
-        """The numeric columns, then the categorical ones."""
+        """Return the numeric columns, then the categorical ones."""
         return (
             *(RowColumn(name, "number", "numeric") for name in fmt.numeric),
             *(RowColumn(name, "category", "categorical") for name in fmt.categorical),
         )
 
     def read_row(self, data: bytes, fmt: TableFormat) -> dict[str, float | str | None]:
-        """The row in a JSON object."""
+        """Return the row that a JSON object holds."""
         return plain_row(json_row(data), fmt)
 
     def encode_row(
         self, values: Mapping[str, Any], fmt: TableFormat, *, careful: bool = False
     ) -> np.ndarray:
-        """As `FittedTableFormat.encode_row`."""
+        """Encode a row, as `FittedTableFormat.encode_row` does.
+
+        Raises:
+            MediaError: A column is missing or cannot be read; or `careful` is set, and a number may
+                be a category that has lost its text.
+        """
         fitted = _fitted(fmt)
         if careful and (doubt := fitted.misread_number(values)):
             raise MediaError(doubt)
         return fitted.encode_row(values)
 
     def fit(self, rows: Iterable[Any], fmt: TableFormat) -> dict[str, Any]:
-        """The vocabulary."""
+        """Return the vocabulary of the rows, as a dictionary."""
         return fit_vocabulary(rows, fmt).to_dict()
 
     def fitted(self, fmt: TableFormat, made_with: Mapping[str, Any]) -> FittedTableFormat:
-        """The format with a set's vocabulary."""
+        """Return the format with a set's vocabulary.
+
+        Raises:
+            ValueError: The set has no vocabulary.
+        """
         if made_with.get(VOCABULARY) is None:
             raise ValueError("the shard set has no vocabulary of its table; preprocess it again")
         return FittedTableFormat.of(fmt, TableVocabulary.from_dict(made_with[VOCABULARY]))
 
     def example(self, fmt: TableFormat) -> dict[str, Any]:
-        """A row of means and of each column's first category."""
+        """Return a row of the means and of each column's first category."""
         if not isinstance(fmt, FittedTableFormat):
             raise ValueError(f"{self.name}: a table needs its vocabulary")
         known = fmt.vocabulary.categories

@@ -1,4 +1,4 @@
-"""Rows of a shard set encoded anew, for a model that was fitted to other training rows."""
+"""Re-encode a shard set's rows for a model that was fitted to other training rows."""
 
 import numpy as np
 
@@ -6,11 +6,11 @@ from pipeline.media.table.decode import FittedTableFormat
 
 
 class RowEncoder:
-    """Encodes a set's rows as another table format encodes them.
+    """Re-encode a set's rows in another table format.
 
     Args:
-        stored: format of the rows that are given.
-        media: format wanted; the set has its columns.
+        stored: The format of the set's rows.
+        media: The format to encode them in. The set has all its columns.
     """
 
     def __init__(self, stored: FittedTableFormat, media: FittedTableFormat) -> None:
@@ -34,20 +34,20 @@ class RowEncoder:
         return bool(self._doubtful)
 
     def one_row(self, row: np.ndarray) -> np.ndarray:
-        """As a call, of one row: float64 `[columns]`."""
+        """Re-encode one row, float64 `[columns]`."""
         return self(row[None])[0]
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """The rows in the format wanted.
+        """Re-encode rows.
 
         Args:
             rows: float64 `[rows, stored columns]`.
 
         Returns:
-            float64 `[rows, columns wanted]`.
+            float64 `[rows, columns]`, in the format that was asked for.
 
         Raises:
-            ValueError: a row holds an index of no category.
+            ValueError: A row holds an index of no category.
         """
         encoded = rows[:, self._places]
         for place, lookup in self._lookups:
@@ -60,9 +60,9 @@ class RowEncoder:
         return encoded
 
     def doubtful(self, rows: np.ndarray) -> np.ndarray:
-        """Which rows hold a value that the set does not know, but the model may.
+        """Return which rows hold a value that the set does not know, but the model may.
 
-        The set keeps no name of such a value, so what the model would make of it is not known.
+        The set does not keep the name of such a value, so its category in the model is not known.
 
         Args:
             rows: float64 `[rows, stored columns]`.

@@ -1,7 +1,7 @@
-"""One reading of a table's values, whatever wrote them: text, JSON, Arrow, pandas or numpy.
+"""Read a table's values the same way whatever wrote them: text, JSON, Arrow, pandas or NumPy.
 
-A number is a float, whatever type holds it. A category, label or key has one name: that of the
-number, the boolean, the date or the text that the value is.
+A number is a float, whatever type holds it. A category, label or key has exactly one name, which
+follows from its number, boolean, date or text.
 """
 
 import datetime as dt
@@ -13,24 +13,24 @@ from typing import Any
 import numpy as np
 
 MAX_NUMBER = float(np.finfo(np.float32).max)
-"""Models compute in float32; a number beyond it mostly stands for a missing one."""
+"""Models compute in float32. A number beyond it mostly stands for a missing value."""
 MISSING_TEXTS = frozenset((
     "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
     "<NA>", "N/A", "NA", "NULL", "NaN", "NaT", "None", "n/a", "nan", "null",
 ))  # fmt: skip
-"""Texts that stand for a missing value: those of pandas' reader of CSV, and pandas' own NaT."""
+"""The texts that mean a missing value: those of pandas' CSV reader, and pandas' own NaT."""
 BOOLEANS = {
     "True": True, "true": True, "TRUE": True, "False": False, "false": False, "FALSE": False,
 }  # fmt: skip
 
 FIRST_MARKS = frozenset("-0123456789TtFf")
-"""What texts begin with that may have another name than themselves."""
+"""The first characters of texts whose name may differ from the text."""
 
 _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?")
 _FRACTION = re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]*[1-9]")
 _POWER = re.compile(r"-?[1-9](?:\.[0-9]*[1-9])?[eE][+-]?[0-9]{1,3}")
 _PLAIN = (1e-4, 1e16)
-"""Within these, an exponent without a sign is no number's: the code 1e3, not 1000."""
+"""Between these, an exponent without a sign marks a code such as 1e3, not the number 1000."""
 _MAX_DIGITS = 40
 _DATE = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})"
@@ -43,7 +43,7 @@ _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value of any type but text is missing: None, NaN, NaT or pandas' NA."""
+    """Return whether a value that is not text is missing: None, NaN, NaT or pandas' NA."""
     if value is None:
         return True
     if isinstance(value, float | np.floating):
@@ -56,16 +56,17 @@ def is_missing(value: Any) -> bool:
 
 
 def read_number(value: Any) -> float | None:
-    """A value of a numeric column.
+    """Read a value of a numeric column.
 
-    Booleans are 1 and 0. Dates and times are seconds: since 1970-01-01 in UTC, and since midnight.
-    Text is read as the number, boolean, date or time that it spells; bytes as text.
+    Booleans are 1 and 0. Dates are seconds since 1970-01-01 in UTC, and times of day are seconds
+    since midnight. A text is read as the number, boolean, date or time that it spells. Bytes are
+    read as text.
 
     Returns:
-        A finite number within float32; None where the value is missing.
+        A finite number within float32; None if the value is missing.
 
     Raises:
-        ValueError: it is something else; the text says what, as in "holds …".
+        ValueError: The value is something else. The message completes the sentence "holds …".
     """
     value = _plain(value)
     if is_missing(value):
@@ -89,10 +90,13 @@ def read_number(value: Any) -> float | None:
 
 
 def read_name(value: Any) -> str | None:
-    """The name of a value of a column of categories, labels or keys: `name_of`, or None.
+    """Return the name of a value in a column of categories, labels or keys.
 
     Returns:
-        None where the value is missing: also for a text that says so (`MISSING_TEXTS`).
+        The result of `name_of`; None if the value is missing or is a text in `MISSING_TEXTS`.
+
+    Raises:
+        ValueError: The value is not a scalar. The message completes the sentence "holds …".
     """
     value = _plain(value)
     if is_missing(value) or (isinstance(value, str) and value in MISSING_TEXTS):
@@ -101,14 +105,15 @@ def read_name(value: Any) -> str | None:
 
 
 def name_of(value: Any) -> str:
-    """The one name of a value that is not missing.
+    """Return the one name of a value that is not missing.
 
-    1, 1.0, "1" and "1.0" are named "1"; True, "True" and "true" are "true"; a date is
-    "2026-01-31", a time of a day "2026-01-31 12:30:00", in UTC. A text that no writer of numbers
-    writes is a name as it stands: "007", "1.50", "1e3". Of what this returns, the name is itself.
+    1, 1.0, "1" and "1.0" are named "1". True, "True" and "true" are named "true". A date is named
+    "2026-01-31", and a date with a time "2026-01-31 12:30:00", in UTC. A text that no program
+    writes for a number keeps its spelling: "007", "1.50", "1e3". The name of a name is the name
+    itself.
 
     Raises:
-        ValueError: it is no scalar; the text says what, as in "holds …".
+        ValueError: The value is not a scalar. The message completes the sentence "holds …".
     """
     value = _plain(value)
     if isinstance(value, str):
@@ -129,19 +134,19 @@ def name_of(value: Any) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value's type is a number's."""
+    """Return whether the type of a value is a number type. Booleans are not numbers here."""
     return isinstance(value, int | float | Decimal | np.number) and not isinstance(value, bool)
 
 
 def numeral(name: str) -> Decimal | None:
-    """The number that a name spells, whatever zeros it begins or ends with; None if it is none."""
+    """Return the number that a name spells, whatever its leading and trailing zeros; else None."""
     if len(name) > _MAX_DIGITS or not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?", name):
         return None
     return Decimal(name)
 
 
 def shown(value: Any) -> str:
-    """A value for an error's text: short, and never of more than one line."""
+    """Return a value in a short form of one line, for an error."""
     if isinstance(value, str | float):
         text = repr(value)
         return text if len(text) <= 40 else f"{text[:37]}..."
@@ -149,7 +154,7 @@ def shown(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Bytes as text, and the scalar of an array without axes."""
+    """Return bytes as text, and the scalar of an array without axes."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     if isinstance(value, bytes | bytearray | memoryview):
@@ -160,7 +165,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str):
         try:
             value.encode()
-        except UnicodeEncodeError:  # half a pair of surrogates, as JSON can spell it
+        except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell
             raise ValueError("text that is not UTF-8") from None
     return value
 
@@ -174,13 +179,13 @@ def _checked(number: float | None, value: Any) -> float:
 
 
 def _text_number(text: str) -> float | None:
-    """The number that a text spells, which may be NaN or infinite; None if it spells none."""
+    """Return the number that a text spells, which may be NaN or infinite; else None."""
     if not text.isascii():
         return None
     if text in BOOLEANS:
         return float(BOOLEANS[text])
     try:
-        return None if "_" in text else float(text)  # Python alone allows 1_000
+        return None if "_" in text else float(text)  # only Python allows 1_000
     except ValueError:
         pass
     if (time := _TIME.fullmatch(text)) is not None:
@@ -218,7 +223,10 @@ def _text_name(text: str) -> str:
 
 
 def _shortest(text: str) -> str:
-    """A number's name as of a float, unless that is another number, or nobody writes it so."""
+    """Return the name of the float that a text spells, or the text itself.
+
+    The text is kept if the float is another number, or if no program writes a number that way.
+    """
     number = float(text)
     has_power = re.search(r"[eE][0-9]", text) is not None
     if not math.isfinite(number) or Decimal(repr(number)) != Decimal(text):
@@ -229,7 +237,7 @@ def _shortest(text: str) -> str:
 
 
 def _float_name(number: float) -> str:
-    """The shortest text of a number; of one that float32 holds, that of the float32."""
+    """Return the shortest text of a number: that of the float32 if float32 holds it exactly."""
     if number.is_integer():
         return str(int(number))
     if math.isfinite(number) and float(single := np.float32(number)) == number:
@@ -238,7 +246,7 @@ def _float_name(number: float) -> str:
 
 
 def _moment(text: str) -> tuple[dt.datetime, str | None] | None:
-    """A time of a day in UTC, to the second, and the digits of its fraction; None if it is none."""
+    """Return a date and time in UTC, to the second, and the digits of its fraction; else None."""
     found = _DATE.fullmatch(text)
     if found is None:
         return None
@@ -255,7 +263,9 @@ def _moment(text: str) -> tuple[dt.datetime, str | None] | None:
 
 
 def _instant(value: Any) -> Any:
-    """A datetime, Timestamp or datetime64 as datetime64 in UTC, of seconds to nanoseconds."""
+    """Return a datetime, Timestamp or datetime64 as datetime64 in UTC, with its own unit.
+
+    A unit other than s, ms, us and ns becomes s."""
     if hasattr(value, "to_datetime64"):  # pandas' Timestamp, which may have nanoseconds
         value = value.to_datetime64()
     elif isinstance(value, dt.datetime):
@@ -267,7 +277,7 @@ def _instant(value: Any) -> Any:
 
 
 def _seconds(ticks: int, unit: str) -> float:
-    """Float seconds, the same whatever unit counted them."""
+    """Return seconds as a float that does not depend on the unit of the ticks."""
     per_second = _PER_SECOND[unit]
     while per_second > 1 and ticks % 1000 == 0:
         ticks, per_second = ticks // 1000, per_second // 1000
