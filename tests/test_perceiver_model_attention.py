@@ -5,7 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from perceiver_model.attention.multi_head import MLP, fused_attention, reference_attention
+from perceiver_model.attention.cross_attend import CrossAttend
+from perceiver_model.attention.multi_head import (
+    MLP,
+    SelfAttend,
+    fused_attention,
+    reference_attention,
+)
 from perceiver_model.attention.tokens import InputArray
 from perceiver_model.config import EncoderConfig
 from perceiver_model.families.classifier import PerceiverClassifier
@@ -158,3 +164,32 @@ def test_latents_and_weights_are_initialised_as_published():
     weight = MLP(channels=256, widening=1).expand.weight
     assert weight.std().item() == pytest.approx(256**-0.5, rel=0.02)
     assert weight.abs().max().item() < 2.3 * 256**-0.5
+
+
+@pytest.mark.parametrize("query_residual", [True, False])
+def test_dropout_follows_the_attention_and_the_mlp_of_each_attend(query_residual):
+    torch.manual_seed(0)
+    latents, tokens = torch.randn(2, 5, 16), InputArray(torch.randn(2, 7, 8))
+    self_attend = SelfAttend(channels=16, num_heads=2, dropout=1.0)
+    torch.testing.assert_close(self_attend(latents), latents, rtol=0, atol=0)
+    cross_attend = CrossAttend(
+        query_channels=16,
+        input_channels=8,
+        num_heads=2,
+        query_residual=query_residual,
+        dropout=1.0,
+    )
+    # What is read and what the MLP makes of it are both dropped: only the queries are left.
+    expected = latents if query_residual else torch.zeros_like(latents)
+    torch.testing.assert_close(cross_attend(latents, tokens)[0], expected, rtol=0, atol=0)
+    for attend in (self_attend.eval(), lambda queries: cross_attend.eval()(queries, tokens)[0]):
+        assert not torch.equal(attend(latents), expected)
+
+
+@pytest.mark.parametrize("std", [0.02, 0.5])
+def test_latents_start_with_the_configured_deviation(std):
+    torch.manual_seed(0)
+    config = dataclasses.replace(SMALL, num_latents=400, latent_init_std=std)
+    encoder = PerceiverEncoder(config, input_channels=16)
+    assert encoder.latents.mean().abs().item() < std / 10
+    assert encoder.latents.std().item() == pytest.approx(std, rel=0.05)
