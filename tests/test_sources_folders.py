@@ -85,6 +85,21 @@ def test_a_new_file_moves_at_most_one_other_and_none_of_another_class(tmp_path):
         before = after
 
 
+def test_known_files_stay_in_their_split_and_new_ones_fill_the_share(tmp_path):
+    make_files(tmp_path, {"cat": 40, "owl": 8})
+    before = listed(tmp_path, validation=0.25)
+    # As a set has them that was made with another seed.
+    known = before.table.select(["uri", "split"])
+    make_files(tmp_path, {"cat": 20}, start=40)
+    after = listed(tmp_path, known=known, validation=0.25, seed=1)
+    assert set(uris(before, "validation")) <= set(uris(after, "validation"))
+    assert set(uris(before, "train")) <= set(uris(after, "train"))
+    assert Counter(classes_of(after, "validation").values()) == {"cat": 15, "owl": 2}
+    # A smaller share takes nothing back, and holds out no more.
+    fewer = listed(tmp_path, known=known, validation=0.1, seed=1)
+    assert Counter(classes_of(fewer, "validation").values()) == {"cat": 10, "owl": 2}
+
+
 # --- order ---
 
 
