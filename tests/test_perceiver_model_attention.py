@@ -193,3 +193,22 @@ def test_latents_start_with_the_configured_deviation(std):
     encoder = PerceiverEncoder(config, input_channels=16)
     assert encoder.latents.mean().abs().item() < std / 10
     assert encoder.latents.std().item() == pytest.approx(std, rel=0.05)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.25, 2), (0.44, 4), (1.0, 8)])
+def test_the_share_of_self_attends_that_is_checkpointed_is_rounded(share, count, monkeypatch):
+    attends = []
+
+    def counted(attend, latents, *, use_reentrant):
+        attends.append(attend)
+        return attend(latents)
+
+    monkeypatch.setattr("perceiver_model.perceiver.checkpoint", counted)
+    encoder = PerceiverEncoder(SMALL, input_channels=16)
+    encoder.checkpointed_share = share
+    encoder(InputArray(torch.randn(1, 6, 16)))
+    assert len(attends) == count
+    # The first ones: the memory of the others is free again when they are computed once more.
+    assert attends == [attend for _ in range(4) for attend in encoder.blocks[0]][:count]
+    encoder.eval()(InputArray(torch.randn(1, 6, 16)))
+    assert len(attends) == count
