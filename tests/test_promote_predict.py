@@ -192,8 +192,10 @@ def test_the_model_works_where_only_its_requirements_are_installed(
     )
     rooms = {path.relative_to(code).parts[:2] for path in Path(code).rglob("*.py")}
     assert {room for package, room in rooms if package == "pipeline"} == {
-        "__init__.py", "inputs", "media", "registry",
+        "__init__.py", "inputs", "media", "registry", "training",
     }  # fmt: skip
+    of_training = {path.name for path in (Path(code) / "pipeline" / "training").iterdir()}
+    assert of_training == {"__init__.py", "objectives"}
     assert ("perceiver_model", "deepmind") not in rooms
     home = tmp_path / "venv"
     venv.create(home, with_pip=True)

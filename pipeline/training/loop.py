@@ -113,7 +113,7 @@ class TrainLoop:
         training, place = self.config.training, self.place
         sums = self._no_sums()
         if state.sums:
-            sums[:] = torch.tensor(state.sums)
+            sums[:] = torch.tensor(state.sums, dtype=torch.float64)
         step_in_epoch = state.samples // training.batch_size
         self.engine.train()
         order = self.train_batches.state_dict()
