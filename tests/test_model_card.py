@@ -37,6 +37,8 @@ def test_a_card_and_its_weights_are_a_model(model: tuple[Path, Path]) -> None:
 
 @pytest.mark.parametrize("name", [n for n in PRESETS if isinstance(preset(n), ClassifierConfig)])
 def test_every_classifier_is_compared_before_it_takes_memory(name: str) -> None:
+    for config in CONFIGS.values():  # torch imports what it needs for shapes alone
+        _shapes(lambda config=config: PerceiverClassifier(config))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     shapes = _shapes(lambda: PerceiverClassifier(preset(name)))
     numbers = sum(math.prod(shape) for shape, _ in shapes.values())
