@@ -1,1 +1,1 @@
-"""Training with Ray Train and DeepSpeed: the verb, its workers, the loop, checkpoints."""
+"""Training with Ray Train and DeepSpeed: the verb, its workers, the loop and checkpoints."""

@@ -1,7 +1,7 @@
-"""What all ranks of a training must find alike before the first step: folders, shards, checkpoint.
+"""Check that all ranks see the same folder, shards and checkpoint before the first step.
 
-A rank that reads another folder than the others would resume at another step, and the checkpoint
-written after that would be corrupt with hashes that hold.
+A rank that reads a different folder would resume at a different step. The next checkpoint would
+then be corrupt although its hashes match.
 """
 
 import contextlib
@@ -25,17 +25,20 @@ from pipeline.training.checkpoints import (
 )
 from shards.errors import ShardError
 
-# A network file system may show a new file a moment later on another machine.
+# A network file system may show a new file on another machine only a moment later.
 PATIENCE_SECONDS = 5.0
 
 
 def every_rank(check: Callable[[], None]) -> None:
-    """Run a check on every rank; where one fails, all raise the same error.
+    """Run a check on every rank. If it fails on one rank, all ranks raise the same error.
 
-    A collective: all ranks must call it.
+    This is a collective: all ranks must call it.
+
+    Args:
+        check: The check. It raises UserError, ShardError or ClusterError.
 
     Raises:
-        UserError: the error of the first rank that has one, with the name of its machine.
+        UserError: The error of the first rank that has one, with the name of its machine.
     """
     problem = None
     try:
@@ -51,13 +54,13 @@ def every_rank(check: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def folder_token(folder: Path) -> Iterator[str]:
-    """A file in the run's folder by which workers know it again; gone afterwards.
+    """Write a file by which workers recognise the run's folder, and remove it afterwards.
 
     Yields:
-        The token: the file's name and content.
+        The token, which is both the name and the content of the file.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: The folder cannot be written.
     """
     token = f".seen-by-all-{secrets.token_hex(8)}"
     path = folder / token
@@ -74,14 +77,14 @@ def folder_token(folder: Path) -> Iterator[str]:
 
 
 def check_same_folder(folder: Path, token: str) -> None:
-    """Refuse a run's folder that is not the driver's on every rank.
+    """Check on every rank that the run's folder is the driver's.
 
     Args:
-        folder: of the run.
-        token: what `folder_token` gave; an empty one is not looked for.
+        folder: The folder of the run.
+        token: The token from `folder_token`. If it is empty, nothing is checked.
 
     Raises:
-        UserError: on every rank, naming the first machine that sees another folder.
+        UserError: All ranks raise it. It names the first machine that sees another folder.
     """
 
     def check() -> None:
@@ -95,10 +98,10 @@ def check_same_folder(folder: Path, token: str) -> None:
 
 
 def check_same_shards(location: str, digest: str) -> None:
-    """Refuse a shard set that is another one on another rank.
+    """Check that all ranks open the same shard set.
 
     Raises:
-        UserError: on every rank, naming the first machine whose set differs from rank 0's.
+        UserError: All ranks raise it. It names the first machine whose set differs from rank 0's.
     """
     told = [digest]
     dist.broadcast_object_list(told, src=0)
@@ -114,21 +117,23 @@ def check_same_shards(location: str, digest: str) -> None:
 
 
 def agreed_checkpoint(folder: Path) -> tuple[ChosenCheckpoint | None, list[str]]:
-    """The checkpoint that all ranks go on from: rank 0 chooses, and all confirm its hashes.
+    """Return the checkpoint that all ranks resume from.
 
-    A collective: all ranks must call it.
+    Rank 0 chooses it, and all ranks confirm its hashes. This is a collective: all ranks must call
+    it.
 
     Args:
-        folder: of the checkpoints.
+        folder: The folder of the checkpoints.
 
     Returns:
-        The checkpoint with its tensors, or None where there is none; and what a person should know
-        of the choice (on every rank).
+        The checkpoint with its tensors, or None if there is none; and notes on the choice for the
+        user, which are the same on every rank.
 
     Raises:
-        UserError: on every rank: no checkpoint is whole, or a rank does not find the chosen one.
+        UserError: All ranks raise it. No checkpoint is whole, or a rank does not find the chosen
+            one.
     """
-    # A listing can be stale where a path is not: rank 0 also looks for what the others list.
+    # A directory listing can be stale although a path is not: rank 0 also tries what others list.
     listed: list[list[str]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(listed, list_names(folder))
     chosen: ChosenCheckpoint | None = None
@@ -159,7 +164,7 @@ def agreed_checkpoint(folder: Path) -> tuple[ChosenCheckpoint | None, list[str]]
 
 
 def _same(path: Path, sha256: dict[str, str]) -> ChosenCheckpoint:
-    """The checkpoint that rank 0 has chosen, as this rank sees it."""
+    """Return the checkpoint that rank 0 has chosen, as this rank sees it."""
     if not _appears(path / "state.json"):
         raise UserError(
             f"{path}: worker 0 resumes from this checkpoint, and it is not there; set 'output' to "
@@ -175,9 +180,9 @@ def _same(path: Path, sha256: dict[str, str]) -> ChosenCheckpoint:
 
 
 def _refuse_later(folder: Path, names: list[str], rank_0_names: list[str], chosen: str) -> None:
-    """Refuse to go on where this rank lists a later checkpoint, which rank 0 cannot open.
+    """Refuse to resume if this rank lists a later checkpoint that rank 0 cannot open.
 
-    An earlier one may be in a stale listing and gone since.
+    An earlier one may come from a stale listing and already be deleted.
     """
     later = [name for name in names if name not in rank_0_names and by_step(name) > by_step(chosen)]
     if later:
@@ -188,7 +193,7 @@ def _refuse_later(folder: Path, names: list[str], rank_0_names: list[str], chose
 
 
 def _appears(path: Path, content: str | None = None) -> bool:
-    """Whether the file is there, with this content, now or in a moment."""
+    """Return whether the file exists with this content, now or within `PATIENCE_SECONDS`."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         with contextlib.suppress(OSError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""A checkpoint's `state.json`, which anyone may have written: read field by field."""
+"""Read a checkpoint's `state.json` field by field. It is untrusted: anyone may have written it."""
 
 import json
 import sys
@@ -15,16 +15,17 @@ _MAX_BYTES = 64 << 20
 def read_state(
     folder: Path, name: str, tensors: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The fields of a checkpoint's state and the sha256 of its files of tensors.
+    """Return the fields of a checkpoint's state, and the sha256 of its tensor files.
 
     Args:
-        folder: of the checkpoint.
-        name: of the file.
-        tensors: names of the files that it has; its state can name no others.
+        folder: The folder of the checkpoint.
+        name: The name of the state file.
+        tensors: The names of the tensor files. The state may name no others.
 
     Raises:
-        OSError: there is none.
-        ValueError: it is no regular file, or a field is unknown or of another type.
+        OSError: There is no such file.
+        ValueError: The file is not a regular file, or a field is unknown, missing or has another
+            type.
     """
     try:
         values = json.loads(read_file(folder, name, _MAX_BYTES))
@@ -51,7 +52,7 @@ def read_state(
 
 def _is_number(value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and abs(value) <= sys.float_info.max  # JSON's integers have no end
+    return is_number and abs(value) <= sys.float_info.max  # JSON integers are unbounded
 
 
 def _are_numbers(value: Any) -> bool:

@@ -1,11 +1,11 @@
-"""Training checkpoints: whole tensors in safetensors, restorable at any world size and stage.
+"""Training checkpoints: whole tensors in safetensors, restorable at any world size and ZeRO stage.
 
     checkpoints/step-00000640/model.safetensors      float32 weights and buffers by name
     checkpoints/step-00000640/optimizer.safetensors  MOMENT.NAME: exp_avg.NAME, exp_avg_sq.NAME
     checkpoints/step-00000640/state.json             position in the data, metrics, sha256 of both
 
-A folder appears by a rename, whole. Of all, the last two and the best by metric are kept: where the
-last one is damaged, a training goes on from the one before it. What is not finite is never saved,
+A folder appears whole, by a rename. The last two checkpoints and the best one are kept. If the last
+one is damaged, training resumes from the one before it. Values that are not finite are never saved
 and never loaded.
 """
 
@@ -38,20 +38,21 @@ DAMAGED = "damaged-"
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a training stands.
+    """The position of a training in its data, and its metrics.
 
     Attributes:
-        step: optimizer steps taken.
-        epoch: the epoch to go on with, from 0.
-        samples: samples of that epoch that all ranks together have consumed.
-        metrics: of the last evaluation; empty before the first.
-        score: the metric that ranks checkpoints; None for one within an epoch.
-        sums: running sums of the open epoch's training metrics, so that a resumed epoch reports
-            what an uninterrupted one would.
-        window: shards shuffled together, or None for all; kept from the first epoch on, since a set
-            that lies elsewhere by then would be read in another order. "auto" before.
-        scores: of every epoch so far, the first one first, so that a resumed trial of a study can
-            report what its study has not heard.
+        step: The number of optimizer steps taken.
+        epoch: The epoch to continue with, from 0.
+        samples: The number of samples of that epoch that all ranks together have consumed.
+        metrics: The metrics of the last evaluation; empty before the first.
+        score: The value that ranks checkpoints; None for a checkpoint within an epoch.
+        sums: The running sums of the current epoch's training metrics, so that a resumed epoch
+            reports the same as an uninterrupted one.
+        window: The number of shards that are shuffled together; None for all, "auto" before the
+            first epoch. It is kept, because "auto" could choose another window, and so another
+            order, if the set has moved.
+        scores: The scores of all epochs so far, so that a resumed trial can report those that its
+            study has not received.
     """
 
     step: int = 0
@@ -66,7 +67,13 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint on disk."""
+    """One checkpoint on disk.
+
+    Attributes:
+        path: Its folder.
+        state: The position of the training.
+        sha256: The sha256 of each tensor file, by name.
+    """
 
     path: Path
     state: TrainState
@@ -74,14 +81,15 @@ class Checkpoint:
 
     @property
     def weights_file(self) -> Path:
-        """The model's weights."""
+        """The file with the model's weights."""
         return self.path / WEIGHTS_FILE
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Weights and moments, float32 on the CPU, as `cluster.engine_state.gather_state`.
+        """Return float32 weights and moments on the CPU, as `engine_state.gather_state` does.
 
         Raises:
-            UserError: a file is missing, not as it was written, or holds what is not finite.
+            UserError: A file is missing, has changed since it was written, or holds a value that is
+                not finite.
         """
         self.check()
         weights = read_tensors(self.weights_file)
@@ -96,15 +104,15 @@ class Checkpoint:
         return weights, moments
 
     def check(self) -> None:
-        """Compare the files with the sha256 noted when they were written.
+        """Compare the files with the sha256 recorded when they were written.
 
         Raises:
-            UserError: names the file that differs.
+            UserError: It names the file that differs.
         """
         for name, expected in self.sha256.items():
             try:
                 found = _sha256(self.path / name)
-            except ShardError as error:  # it is no regular file
+            except ShardError as error:  # it is not a regular file
                 raise UserError(str(error)) from None
             except OSError as error:
                 raise UserError(f"{self.path / name}: cannot be read ({error.strerror})") from None
@@ -114,7 +122,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class ChosenCheckpoint:
-    """A checkpoint that is whole, with its tensors (`Checkpoint.load`)."""
+    """A checkpoint that is whole, with its tensors as `Checkpoint.load` returns them."""
 
     checkpoint: Checkpoint
     weights: dict[str, torch.Tensor]
@@ -122,15 +130,16 @@ class ChosenCheckpoint:
 
     @property
     def state(self) -> TrainState:
-        """Where the training stood."""
+        """The position of the training."""
         return self.checkpoint.state
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file by name, on the CPU.
+    """Return the tensors of a safetensors file by name, on the CPU.
 
     Raises:
-        UserError: it is no such file, or has numbers that are not float32.
+        UserError: The file is not a safetensors file, or has floating-point numbers that are not
+            float32.
     """
     try:
         tensors = load_file(path)
@@ -144,10 +153,15 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], where: str) -> None:
-    """Give a model its weights.
+    """Load weights into a model.
+
+    Args:
+        model: The model.
+        weights: The weights by name.
+        where: What errors call the weights.
 
     Raises:
-        UserError: names or shapes differ from the model's; `where` names the weights.
+        UserError: Names or shapes differ from the model's.
     """
     own = model.state_dict()
     if odd := sorted(own.keys() ^ weights.keys()):
@@ -165,7 +179,7 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], wh
 
 
 def _unfit(weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor]) -> str | None:
-    """The first of an optimizer's moments that is not a weight's, or None."""
+    """Return the name of the first moment that fits no weight, or None."""
     for name, tensor in moments.items():
         parameter = parameter_of(name)
         weight = weights.get(parameter) if parameter else None
@@ -175,7 +189,7 @@ def _unfit(weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tens
 
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """The name of the first tensor that holds NaN or an infinity, or None."""
+    """Return the name of the first tensor that holds NaN or an infinity, or None."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             return name
@@ -191,7 +205,7 @@ def save_checkpoint(
     """Write a checkpoint, then delete all but the last two and the best.
 
     Raises:
-        UserError: a tensor is not finite, or the folder cannot be written.
+        UserError: A tensor is not finite, or the folder cannot be written.
     """
     if name := not_finite(weights) or not_finite(moments):
         raise UserError(not_finite_line(name, state.step))
@@ -205,7 +219,7 @@ def save_checkpoint(
         save_file(moments, temporary / OPTIMIZER_FILE)
         sha256 = {name: _sha256(temporary / name) for name in (WEIGHTS_FILE, OPTIMIZER_FILE)}
         write_json(temporary / STATE_FILE, {**asdict(state), "sha256": sha256})
-        if final.exists():  # written before, by a run that went on from an earlier one
+        if final.exists():  # written before, by a run that resumed from an earlier checkpoint
             final.rename(folder / f"{UNFINISHED}old-{final.name}")
         temporary.rename(final)
     except (OSError, SafetensorError) as error:
@@ -223,7 +237,7 @@ def save_checkpoint(
 
 
 def not_finite_line(name: str, step: int) -> str:
-    """What to say of a training whose state is not finite."""
+    """Return the error for a training whose state is not finite."""
     return (
         f"{name} is not finite after step {step}; lower training.learning_rate, or set "
         "training.gradient_clipping. The checkpoints before it are kept"
@@ -231,17 +245,17 @@ def not_finite_line(name: str, step: int) -> str:
 
 
 def by_step(name: str) -> tuple[int, str]:
-    """The key that sorts names of checkpoints as their steps."""
+    """Return the key that sorts the names of checkpoints by their steps."""
     return len(name), name
 
 
 def list_names(folder: Path) -> list[str]:
-    """The names of the checkpoints in a folder, whole or not, by step."""
+    """Return the names of the checkpoints in a folder, whole or not, sorted by step."""
     return sorted((path.parent.name for path in folder.glob(f"step-*/{STATE_FILE}")), key=by_step)
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
-    """Every checkpoint whose state can be read, by name; the tensors are not looked at."""
+    """Return every checkpoint whose state can be read, sorted by step. Tensors are not read."""
     found = []
     for name in list_names(folder):
         with contextlib.suppress(UserError):
@@ -250,10 +264,10 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def load_checkpoint(path: Path) -> ChosenCheckpoint:
-    """The checkpoint in one folder, with its tensors.
+    """Return the checkpoint in a folder, with its tensors.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: There is no checkpoint, or it is damaged.
     """
     checkpoint = read_checkpoint(path)
     return ChosenCheckpoint(checkpoint, *checkpoint.load())
@@ -262,18 +276,18 @@ def load_checkpoint(path: Path) -> ChosenCheckpoint:
 def choose_checkpoint(
     folder: Path, names: Iterable[str]
 ) -> tuple[ChosenCheckpoint | None, list[str]]:
-    """The last checkpoint that is whole. Later ones that are not are set aside.
+    """Return the last checkpoint that is whole. Later ones that are damaged are set aside.
 
     Args:
-        folder: of the checkpoints.
-        names: the folders to look at, from `list_names`; those that are not there are passed
-            over.
+        folder: The folder of the checkpoints.
+        names: The names to try, from `list_names`. Names that do not exist are skipped.
 
     Returns:
-        The checkpoint, or None where there is none at all; and a line for each one set aside.
+        The checkpoint, or None if there are no checkpoints; and a line for each one that was set
+        aside.
 
     Raises:
-        UserError: there are checkpoints, and none is whole.
+        UserError: There are checkpoints, but none is whole.
     """
     damaged: list[tuple[Path, str]] = []
     for name in sorted(names, key=by_step, reverse=True):
@@ -299,7 +313,7 @@ def choose_checkpoint(
 
 
 def _set_aside(path: Path) -> None:
-    """Give a damaged checkpoint a name that no one looks for."""
+    """Rename a damaged checkpoint so that nothing finds it."""
     aside = path.with_name(f"{DAMAGED}{path.name}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -309,10 +323,10 @@ def _set_aside(path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in one folder; its tensors are not read.
+    """Return the checkpoint in a folder, without reading its tensors.
 
     Raises:
-        UserError: there is none, or its state is damaged.
+        UserError: There is no checkpoint, or its state is damaged.
     """
     try:
         values, sha256 = read_state(path, STATE_FILE, (WEIGHTS_FILE, OPTIMIZER_FILE))
@@ -324,12 +338,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def last_checkpoint(folder: Path) -> Checkpoint | None:
-    """The one to resume from."""
+    """Return the checkpoint to resume from, or None."""
     return max(list_checkpoints(folder), key=lambda c: c.state.step, default=None)
 
 
 def best_checkpoint(folder: Path) -> Checkpoint | None:
-    """The one with the highest score; of equals the latest. Without scores, the last."""
+    """Return the checkpoint with the highest score, or the last one if there are no scores.
+
+    If scores are equal, the latest checkpoint counts as the best."""
     scored = [c for c in list_checkpoints(folder) if c.state.score is not None]
     if not scored:
         return last_checkpoint(folder)

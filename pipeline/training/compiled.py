@@ -1,4 +1,4 @@
-"""torch.compile, so that a training repeats its bits on the same machine."""
+"""Use `torch.compile` so that a training is bit-reproducible on the same machine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +10,17 @@ from torch.utils import deterministic
 
 @contextmanager
 def compiled(model: torch.nn.Module, mode: str | None) -> Iterator[None]:
-    """Compile a model in place, for as long as the context lasts.
+    """Compile a model in place while the context lasts.
 
-    Left alone, the compiler sums gradients of embeddings by atomic additions from several threads,
-    whose order is chance, picks GPU kernels by timing them, and makes others for shapes that vary
-    than for the first one, so that a resumed training computes with other kernels. Here sums have
-    an order, kernels are chosen without timing, and each shape has its own.
+    By default the compiler breaks reproducibility in three ways. It sums the gradients of
+    embeddings with atomic additions, in a random order. It picks GPU kernels by timing them. After
+    the first shape, it makes other kernels for shapes that vary, so a resumed training would use
+    other kernels. Here the sums have a fixed order, kernels are chosen without timing, and each
+    shape has its own.
 
     Args:
-        model: compiled when it is first called.
-        mode: of `torch.compile`; None compiles nothing.
+        model: The model. It is compiled when it is first called.
+        mode: The mode of `torch.compile`; None does not compile.
     """
     if mode is None:
         yield

@@ -1,4 +1,4 @@
-"""Launching a training's workers with Ray Train, and launching them again after a failure."""
+"""Launch a training's workers with Ray Train, and relaunch them after a failure."""
 
 import contextlib
 import os
@@ -37,19 +37,21 @@ def run_training(
 ) -> None:
     """Launch the workers with Ray Train and wait for them.
 
-    After a lost worker or machine they are launched again, `cluster.max_failures` times, from the
-    last checkpoint. What a user can mend is never tried again.
+    After a lost worker or machine, the workers are relaunched from the last checkpoint, at most
+    `cluster.max_failures` times. Errors that the user can fix are not retried.
 
     Args:
-        folder: takes checkpoints and progress; on storage that all workers share.
-        callbacks: for Ray Train's RunConfig.
-        console: takes a line for each failure that is survived.
+        config: The configuration.
+        folder: The folder for checkpoints and progress, on storage that all workers share.
+        run: The MLflow run.
+        callbacks: Callbacks for Ray Train's RunConfig.
+        console: It shows a line for each failure that is survived.
 
     Raises:
-        UserError, ShardError, ClusterError: the training cannot go on; the text says why.
+        UserError, ShardError, ClusterError: The training cannot continue. The message says why.
     """
     tell = console.notice if console else print
-    # In this process a failure may leave anything behind.
+    # Within this process, a failure may leave any state behind, so it is not retried.
     allowed = config.cluster.max_failures if config.cluster.num_workers else 0
     failures = 0
     room = _Room(config, tell)
@@ -59,7 +61,7 @@ def run_training(
             try:
                 _fit(config, task, callbacks or [])
                 return
-            except SystemExit:  # Ray Train's own way to end on Ctrl-C
+            except SystemExit:  # Ray Train ends this way on Ctrl-C
                 raise KeyboardInterrupt from None
             except Exception as error:
                 if cause := find_user_error(error):
@@ -83,7 +85,7 @@ def run_training(
 
 
 def _fit(config: Config, task: TrainTask, callbacks: list[Any]) -> None:
-    """One launch of the workers; Ray Train itself repeats nothing."""
+    """Launch the workers once. Ray Train itself does not retry."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -98,7 +100,7 @@ def _fit(config: Config, task: TrainTask, callbacks: list[Any]) -> None:
             resources_per_worker={"CPU": cluster.cpus_per_worker, "GPU": int(cluster.use_gpu)},
         ),
         run_config=RunConfig(
-            # A name of its own each time: resuming is our checkpoints' business.
+            # Each launch has a new name, because our own checkpoints do the resuming.
             name=f"{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns()}",
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
@@ -114,7 +116,7 @@ def _fit(config: Config, task: TrainTask, callbacks: list[Any]) -> None:
 
 @contextlib.contextmanager
 def _start_timeout(wait_seconds: float | None) -> Iterator[None]:
-    """Ray Train says after this time that the cluster has no room."""
+    """Set the time after which Ray Train reports that the cluster has no room."""
     unset = _START_TIMEOUT not in os.environ
     seconds = START_SECONDS if wait_seconds is None else min(START_SECONDS, max(1.0, wait_seconds))
     os.environ.setdefault(_START_TIMEOUT, str(seconds))
@@ -126,10 +128,11 @@ def _start_timeout(wait_seconds: float | None) -> Iterator[None]:
 
 
 class _Room:
-    """Waiting for room on the cluster, for `cluster.wait_seconds` at most.
+    """Wait for room on the cluster, for at most `cluster.wait_seconds`.
 
     Args:
-        tell: takes a line when the waiting begins.
+        config: The configuration.
+        tell: A function that takes a line when the wait begins.
     """
 
     def __init__(self, config: Config, tell: Callable[[str], None]) -> None:
@@ -138,10 +141,10 @@ class _Room:
         self._told = False
 
     def wait_for_machines(self) -> None:
-        """Return once the cluster's machines together have what the workers need.
+        """Return when the cluster's machines together have what the workers need.
 
         Raises:
-            ClusterError: they have not, for `cluster.wait_seconds`.
+            ClusterError: They did not have it within `cluster.wait_seconds`.
         """
         self._since, self._told = time.monotonic(), False
         while missing := self._missing():
@@ -150,10 +153,10 @@ class _Room:
         self._since = time.monotonic()
 
     def wait_for_others(self) -> None:
-        """Called each time that Ray Train found no room for the workers.
+        """Record that Ray Train found no room for the workers; called each time.
 
         Raises:
-            ClusterError: it was called for `cluster.wait_seconds`.
+            ClusterError: This has lasted for `cluster.wait_seconds`.
         """
         missing = self._missing() or "finds no room, since others use the cluster"
         self._check(f"the training {missing}")

@@ -31,7 +31,15 @@ Tensors = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class RankInfo:
-    """This process among the others."""
+    """This process among all ranks.
+
+    Attributes:
+        rank: The global rank.
+        local_rank: The rank on its machine.
+        node: The index of its machine.
+        world_size: The number of ranks.
+        device: The device that it trains on.
+    """
 
     rank: int
     local_rank: int
@@ -41,10 +49,12 @@ class RankInfo:
 
 
 def steps_per_epoch(config: Config, shard_set: ShardSet) -> int:
-    """Optimizer steps in an epoch; what is left over after whole batches waits for another epoch.
+    """Return the number of optimizer steps in an epoch.
+
+    Samples that do not fill a whole batch are left for a later epoch.
 
     Raises:
-        UserError: the training split does not fill one batch.
+        UserError: The training split does not fill one batch.
     """
     samples, batch_size = shard_set.num_samples("train"), config.training.batch_size
     if samples < batch_size:
@@ -57,7 +67,17 @@ def steps_per_epoch(config: Config, shard_set: ShardSet) -> int:
 
 @dataclass
 class TrainLoop:
-    """An epoch of training and its evaluation."""
+    """Train and evaluate one epoch at a time.
+
+    Attributes:
+        config: The configuration.
+        objective: What the model is trained for.
+        shard_set: The shard set.
+        engine: DeepSpeed's engine around the model.
+        place: This process among all ranks.
+        folder: The folder for checkpoints and progress.
+        logger: The logger of the MLflow run.
+    """
 
     config: Config
     objective: Objective
@@ -69,7 +89,7 @@ class TrainLoop:
 
     def __post_init__(self) -> None:
         training = self.config.training
-        # What is left over after whole batches waits for another epoch, and another shuffle.
+        # Samples that do not fill a whole batch are left for a later epoch, which is shuffled anew.
         self.train_batches = self._loader("train", shuffle=True, drop_last=True)
         self.steps_per_epoch = steps_per_epoch(self.config, self.shard_set)
         self.eval_split = "validation" if "validation" in self.shard_set.manifest.counts else None
@@ -80,7 +100,12 @@ class TrainLoop:
         self.progress = Progress(total_samples=total, epochs=training.epochs)
 
     def run_epoch(self, state: TrainState) -> TrainState:
-        """Train from `state` to the end of its epoch, evaluate, save; returns the new state."""
+        """Train from `state` to the end of its epoch, evaluate, save, and return the new state.
+
+        Raises:
+            UserError: A loss, metric, gradient or tensor is not finite, or too many samples cannot
+                be read.
+        """
         started, first = time.time(), state.samples
         state, sums = self._train(state)
         metrics = {
@@ -170,10 +195,12 @@ class TrainLoop:
         )
 
     def _micro_step(self, batch: ShardBatch, seed: int) -> torch.Tensor:
-        """Forward and backward of one micro-batch, and an optimizer step where one is due.
+        """Run forward and backward for one micro-batch, and an optimizer step when one is due.
 
-        The loss is the mean over the good samples of all ranks, each with its weight. Returns the
-        global sums as of `_no_sums`.
+        The loss is the weighted mean over the good samples of all ranks.
+
+        Returns:
+            The sums over all ranks, float64 on the CPU, in the order of `_no_sums`.
         """
         samples = self._samples(batch, *self._augment(batch, seed))
         weights = self.objective.loss_weights(samples)
@@ -189,21 +216,21 @@ class TrainLoop:
         return torch.cat([self._sum_over_ranks(parts), counts]).double().cpu()
 
     def _samples(self, batch: ShardBatch, inputs: BatchInputs, mask: BatchMask) -> Batch:
-        """The batch as the objective takes it, on the device."""
+        """Return the batch as the objective takes it, on the device."""
         targets, lengths = target_of(batch, self.objective.target, self.place.device)
         return Batch(inputs, mask, targets, lengths, batch.weights.to(self.place.device))
 
     def _no_sums(self) -> torch.Tensor:
-        """Sums of nothing: float64 `[loss, the objective's sums …, weight, bad samples]`."""
+        """Return zeros: float64 `[loss, the objective's sums …, weight, bad samples]`."""
         return torch.zeros(3 + self.objective.num_sums, dtype=torch.float64)
 
     def _metrics(self, split: str, sums: Sequence[float]) -> dict[str, float]:
-        """Loss and metrics by name, from the sums of `_no_sums`."""
+        """Return the loss and metrics by name, from sums in the order of `_no_sums`."""
         loss, *own, weight, _ = sums
         return self.objective.report(split, loss, own, weight)
 
     def _augment(self, batch: ShardBatch, seed: int) -> tuple[BatchInputs, BatchMask]:
-        """The inputs and their mask on the device, changed at random."""
+        """Return the augmented inputs and their mask on the device."""
         place, formats = self.place, self.config.data.formats
         inputs, mask = inputs_on(batch, formats, place.device)
         return augment_batch(
@@ -223,7 +250,7 @@ class TrainLoop:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Loss and metrics over every sample of the validation split, once."""
+        """Return the loss and metrics over all samples of the validation split, each read once."""
         assert self.eval_split is not None
         objective, formats, device = self.objective, self.config.data.formats, self.place.device
         self.engine.eval()
@@ -247,7 +274,7 @@ class TrainLoop:
             self.bad.setdefault(source, reason)
 
     def _check_bad(self, split: str, bad: float, total: float) -> None:
-        """Tell of the samples that could not be read; fail when they are too many."""
+        """Report the samples that could not be read, and fail if there are too many."""
         if bad == 0:
             return
         everyone: list[Any] = [None] * self.place.world_size
@@ -265,8 +292,8 @@ class TrainLoop:
     def _check_step(self, loss: float, step: int) -> None:
         """Refuse a step whose loss or gradients are not finite.
 
-        The loss is the sum over all ranks, so that all see the same. DeepSpeed leaves out a step
-        whose gradients are not finite, without a word.
+        The loss is the sum over all ranks, so all ranks see the same value. DeepSpeed silently
+        skips a step whose gradients are not finite.
         """
         self._check_finite("the loss", loss, step)
         if self.engine.skipped_steps:
@@ -277,7 +304,11 @@ class TrainLoop:
             raise UserError(not_finite_line(f"{name} ({value})", step))
 
     def _gather(self, step: int) -> Tensors:
-        """Weights and moments of all ranks, on every rank, finite for certain."""
+        """Return the weights and moments of all ranks, on every rank. All values are finite.
+
+        Raises:
+            UserError: A value is not finite.
+        """
         weights, moments = gather_state(self.engine)
         if name := not_finite(weights) or not_finite(moments):
             raise UserError(not_finite_line(name, step))
@@ -291,7 +322,7 @@ class TrainLoop:
         dist.barrier()
 
     def tell(self, notes: list[str], state: TrainState) -> None:
-        """Have the driver show lines to the person, and how far the training is."""
+        """Have the driver show notes to the user, and the progress of the training."""
         self.progress.notes = notes
         self._show(state)
 

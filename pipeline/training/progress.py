@@ -1,6 +1,6 @@
-"""How far a training is: written by rank 0, shown by the driver as a bar.
+"""The progress of a training: rank 0 writes it, and the driver shows it as a bar.
 
-A file on the storage that all machines share needs no further process and outlives the driver.
+A file on the shared storage needs no extra process and outlives the driver.
 """
 
 import contextlib
@@ -19,15 +19,16 @@ PROGRESS_FILE = "progress.json"
 
 @dataclass
 class Progress:
-    """How far a training is.
+    """The progress of a training.
 
     Attributes:
-        samples, total_samples: trained on so far, and in all epochs.
-        epochs: in all.
-        loss: of the last logged step.
+        samples: The number of samples trained on so far.
+        total_samples: The number of samples in all epochs.
+        epochs: The number of epochs.
+        loss: The loss of the last logged step.
         evaluations: `(epoch, metrics)` of the epochs that this launch has finished.
-        notes: lines for the person from this launch.
-        launch: names the launch; workers are launched anew after a failure.
+        notes: Lines for the user from this launch.
+        launch: An identifier of the launch. Workers are relaunched after a failure.
     """
 
     samples: int = 0
@@ -39,12 +40,12 @@ class Progress:
     launch: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def write(self, folder: Path) -> None:
-        """Write it to the run folder, atomically."""
+        """Write the progress to the run folder, atomically."""
         write_json(folder / PROGRESS_FILE, asdict(self))
 
 
 def describe(metrics: dict[str, float]) -> str:
-    """Metrics in one line for a person, what matters most first: validation, and losses last."""
+    """Return metrics in one line for a person: validation before training, losses last in each."""
     known = {
         name: f"{name} {{:.4f}}"
         for split in ("val_", "train_")
@@ -63,7 +64,7 @@ def describe(metrics: dict[str, float]) -> str:
 
 
 def read_progress(folder: Path) -> Progress | None:
-    """What rank 0 last wrote, or None."""
+    """Return the progress that rank 0 last wrote, or None."""
     try:
         return Progress(**json.loads((folder / PROGRESS_FILE).read_text("utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):
@@ -72,7 +73,7 @@ def read_progress(folder: Path) -> Progress | None:
 
 @contextlib.contextmanager
 def show_progress(folder: Path, console: Console) -> Iterator[None]:
-    """A bar that follows the run folder's progress file while the body runs."""
+    """Show a bar that follows the progress file in the run folder while the body runs."""
     (folder / PROGRESS_FILE).unlink(missing_ok=True)
     stop = threading.Event()
     thread = threading.Thread(target=_follow, args=(folder, console, stop), daemon=True)

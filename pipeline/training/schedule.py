@@ -6,10 +6,10 @@ from pipeline.config.training import TrainingConfig
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: TrainingConfig) -> float:
-    """Learning rate of optimizer step `step` (from 0): warm-up, flat part, cosine to 0.
+    """Return the learning rate of an optimizer step, counted from 0.
 
-    Perceiver IO trains ImageNet with a flat part and a cosine, without warm-up (arXiv 2107.14795,
-    appendix H).
+    It warms up, stays flat, then decays to 0 with a cosine. Perceiver IO trains ImageNet with a
+    flat part and a cosine, without warm-up (arXiv 2107.14795, appendix H).
     """
     warmup = config.schedule.warmup_epochs * steps_per_epoch
     flat = config.schedule.flat_epochs * steps_per_epoch

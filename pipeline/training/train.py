@@ -1,4 +1,4 @@
-"""`perceiver train`: one training with Ray Train and DeepSpeed, resumed where it stopped."""
+"""`perceiver train`: one training with Ray Train and DeepSpeed, which resumes where it stopped."""
 
 import contextlib
 import json
@@ -47,27 +47,32 @@ SAME_TO_ROUNDING = frozenset(
         "training.compile",
     }
 )
-"""Fields that say how a training is computed; the weights agree to rounding whatever they are."""
+"""Fields that change how a training is computed, but its weights only by rounding."""
 EPOCHS = "training.epochs"
 
 
 def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
-    """Train, resume, continue for more epochs, or find that the training is done.
+    """Train, resume, continue for more epochs, or find that the training is already done.
 
-    A training that was made with fewer `training.epochs` goes on from its last checkpoint. From
-    there its learning rate is that of the schedule over the new total, at the step where it
-    stands; so the result is not that of a new training with as many epochs.
+    A training that was made with fewer `training.epochs` continues from its last checkpoint. From
+    that step on, its learning rate follows the schedule over the new total. So the result differs
+    from that of a new training with as many epochs.
+
+    Args:
+        config: The configuration.
+        console: The console, which shows progress and notes.
+        fresh: Whether to delete an earlier training of this name and start anew.
 
     Returns:
-        `run_id`, `checkpoint` (folder of the best), `metrics` (there), `epochs`,
-        `continued` (for each time that it was continued `epochs`, the total until then, and
-        `step`, where it went on), `parameters`, `forward_flops`, `bad_samples`,
-        `seconds`, `skipped`, `undelivered` (what MLflow has not taken yet, in words, or
-        None).
+        `run_id`, `checkpoint` (the folder of the best one), `metrics` (of the best one), `score`
+        (its value of the objective's selection metric), `epochs`, `continued` (for each time that
+        the training was continued, its former total `epochs` and the `step` where it resumed),
+        `parameters`, `forward_flops`, `bad_samples`, `seconds`, `skipped`, and `undelivered` (a
+        text on what MLflow has not received yet, or None).
 
     Raises:
-        UserError: bad input, or another training has this name, or is at work there.
-        ClusterError: the machines cannot run it.
+        UserError: An input is wrong, or a different training has this name or is running there.
+        ClusterError: The machines cannot run it.
     """
     config = with_shards(config, console)
     shard_set = open_shards(config)
@@ -108,7 +113,7 @@ def _train(config: Config, console: Console, shard_set: ShardSet, *, fresh: bool
         run = stack.enter_context(
             open_run(config, kind="train", shard_set=shard_set, run_id=run_id)
         )
-        if fresh:  # not before all is there that a new training needs
+        if fresh:  # only now: everything that the new training needs has been found
             remove_tree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if continued:
@@ -138,7 +143,7 @@ def _check_best(record: RunRecord, run_folder: Path) -> None:
 
 
 def report(result: dict[str, Any], console: Console) -> None:
-    """Show a person what `train` returned."""
+    """Show the user what `train` returned."""
     state = "done before and verifies: skipped" if result["skipped"] else "done"
     console.say(f"training {state}; best epoch: {describe(result['metrics'])}")
     console.say(f"best checkpoint {result['checkpoint']}")
@@ -153,11 +158,12 @@ def report(result: dict[str, Any], console: Console) -> None:
 
 
 def open_shards(config: Config) -> ShardSet:
-    """The configuration's shard set, fit for its model.
+    """Open the configuration's shard set, and check that the model can be trained on it.
 
     Raises:
-        UserError: it holds another modality or size.
-        ShardError: there is none, or its Fourier configuration is not the model's.
+        UserError: No objective is trained on such targets, or the set was made with another
+            modality or format.
+        ShardError: There is no set, or its Fourier configuration differs from the model's.
     """
     if objective_for(config.data.target.kind) is None:
         trained = ", ".join(dict.fromkeys(repr(each.target) for each in OBJECTIVES.values()))
@@ -179,9 +185,10 @@ def open_shards(config: Config) -> ShardSet:
 
 
 def training_fingerprint(config: Config, shard_set: ShardSet) -> dict[str, Any]:
-    """All that determines the weights: not where or on how many workers they are trained.
+    """Return everything that determines the weights.
 
-    The fields `SAME_TO_ROUNDING` are in it, too, so that a change can be told.
+    Where the training runs, and on how many workers, is not part of it. The fields in
+    `SAME_TO_ROUNDING` are included so that a change can be reported.
     """
     tree = config.tree()
     chosen = {key: tree[key] for key in ("seed", "model", "training")}
@@ -191,7 +198,7 @@ def training_fingerprint(config: Config, shard_set: ShardSet) -> dict[str, Any]:
 
 
 def _continues(part: dict[str, int], config: Config) -> str:
-    """What more epochs mean for the learning rate."""
+    """Return a note on what more epochs mean for the learning rate."""
     return (
         f"{EPOCHS} was {part['epochs']}, is {config.training.epochs}: the training goes on from "
         f"step {part['step']}, with the learning rate that the schedule over all "
@@ -200,7 +207,7 @@ def _continues(part: dict[str, int], config: Config) -> str:
 
 
 def _goes_on_with(changed: str, config: Config) -> str:
-    """What another way to compute the same training means for its weights."""
+    """Return a note on what another way to compute the same training means for its weights."""
     model = config.model
     dropout = model.encoder.dropout or (model.decoder and model.decoder.dropout)
     dropout = dropout or any(part.dropout for part in model.modalities.values())
@@ -214,7 +221,11 @@ def _goes_on_with(changed: str, config: Config) -> str:
 
 
 def check_resources(config: Config) -> None:
-    """Refuse more workers than the cluster can hold."""
+    """Refuse more workers than the cluster can hold.
+
+    Raises:
+        ClusterError: The cluster has too few CPUs or GPUs.
+    """
     require_resources(
         num_workers=config.cluster.num_workers,
         cpus_per_worker=config.cluster.cpus_per_worker,
@@ -228,14 +239,14 @@ def check_resources(config: Config) -> None:
 def training_result(
     config: Config, folder: Path, run: RunRef, shard_set: ShardSet
 ) -> dict[str, Any]:
-    """What a finished training amounts to; `score` is the value of the objective's selection."""
+    """Return the result of a finished training. `score` is the value of the selection metric."""
     from safetensors import safe_open
 
     best = best_checkpoint(folder / "checkpoints")
     last = last_checkpoint(folder / "checkpoints")
     assert best is not None and last is not None
     with safe_open(best.weights_file, framework="pt") as file:
-        names = file.keys()  # safe_open cannot be iterated itself
+        names = file.keys()  # safe_open itself cannot be iterated
         shapes = [file.get_slice(name).get_shape() for name in names]
     bad = folder / "bad_samples.json"
     objective = objective_of(config, shard_set.manifest)
@@ -253,7 +264,7 @@ def training_result(
 
 
 def log_best(run: RunRef, result: dict[str, Any]) -> None:
-    """Note the best checkpoint in the run, for `promote` and for people."""
+    """Record the best checkpoint in the MLflow run, for `promote` and for people."""
     log_to_run(
         run,
         metrics={

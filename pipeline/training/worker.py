@@ -41,14 +41,13 @@ from shards import ShardSet
 
 @dataclass(frozen=True)
 class TrainTask:
-    """What the driver hands to every worker.
+    """What the driver gives to every worker.
 
     Attributes:
-        config: the resolved tree, as JSON.
-        folder: of this run or trial, on storage that all workers share.
-        run: the MLflow run.
-        token: of `folder_token`; workers look for it in the
-            folder.
+        config: The resolved configuration, as JSON.
+        folder: The folder of this run or trial, on storage that all workers share.
+        run: The MLflow run.
+        token: The token from `folder_token`. Workers look for it in the folder.
     """
 
     config: str
@@ -60,7 +59,7 @@ class TrainTask:
 def train_worker(task: TrainTask) -> None:
     """Train to the last epoch, from the last checkpoint if there is one.
 
-    Every rank reports each epoch's metrics to Ray Train; rank 0 writes checkpoints, MLflow metrics
+    Every rank reports each epoch's metrics to Ray Train. Rank 0 writes checkpoints, MLflow metrics
     and the progress file.
     """
     import ray.train
@@ -73,14 +72,14 @@ def train_worker(task: TrainTask) -> None:
 
 @contextlib.contextmanager
 def open_training(task: TrainTask) -> Iterator[tuple[TrainLoop, TrainState]]:
-    """Agree with the other ranks, build the engine, restore the last checkpoint, open the log.
+    """Agree with the other ranks, build the engine, restore the last checkpoint, and open the log.
 
     Yields:
-        The loop, and the state to go on from.
+        The loop, and the state to continue from.
 
     Raises:
-        ClusterError: DeepSpeed's engine is not what the configuration asks for.
-        UserError: the ranks see different folders, shards or checkpoints, no checkpoint is whole,
+        ClusterError: DeepSpeed's engine does not have the requested settings.
+        UserError: The ranks see different folders, shards or checkpoints, no checkpoint is whole,
             or there are too few samples for a batch.
     """
     config = Config.model_validate_json(task.config)
@@ -88,13 +87,13 @@ def open_training(task: TrainTask) -> Iterator[tuple[TrainLoop, TrainState]]:
     folder = Path(task.folder)
     check_same_folder(folder, task.token)
     with contextlib.ExitStack() as stack:
-        # Workers of a launch before this one may still be about to end.
+        # Workers of an earlier launch may still be ending.
         every_rank(lambda: _hold(folder, place, stack))
         yield from _open_training(task, config, place, folder, stack)
 
 
 def _hold(folder: Path, place: RankInfo, stack: contextlib.ExitStack) -> None:
-    """Let no other rank 0 write to the folder."""
+    """Lock the folder on rank 0, so that no other training writes to it."""
     if place.rank == 0:
         stack.enter_context(run_lock(folder / ".writer.lock", str(folder), print, patient=True))
 
@@ -157,14 +156,14 @@ def _open_training(
 def make_optimizer(
     model: torch.nn.Module, config: TrainingConfig, name: str = DEFAULT_OPTIMIZER
 ) -> torch.optim.Optimizer:
-    """An optimizer with decay on weights and latents, and none on biases and norms.
+    """Build an optimizer that decays weights and latents, but not biases and norms.
 
-    Perceiver IO (arXiv 2107.14795), appendix H.
+    See Perceiver IO (arXiv 2107.14795), appendix H.
 
     Args:
-        model: its trainable parameters are optimized.
-        config: learning rate, decay and the rest.
-        name: of `OPTIMIZERS`.
+        model: The model whose trainable parameters are optimized.
+        config: The learning rate, the weight decay and the other hyperparameters.
+        name: A name in `OPTIMIZERS`.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -175,7 +174,7 @@ def make_optimizer(
 
 
 def _join() -> RankInfo:
-    """Find this process's place; without Ray Train it is the only one."""
+    """Return this process's rank information. Without Ray Train it is the only rank."""
     import ray.train
 
     context = ray.train.get_context()

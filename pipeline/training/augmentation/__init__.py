@@ -1,1 +1,1 @@
-"""Random changes to training inputs, each a pure function of (seed, epoch, step)."""
+"""Random changes to training inputs. Each is a pure function of (seed, epoch, step)."""

@@ -1,4 +1,4 @@
-"""Every modality of a training batch changed at random by what reads it."""
+"""Augment every modality of a training batch with its own function."""
 
 from collections.abc import Mapping
 
@@ -21,14 +21,21 @@ def augment_batch(
     rank: int,
     world_size: int,
 ) -> tuple[BatchInputs, BatchMask]:
-    """Change the inputs and masks of `joint_inputs` as the configuration asks.
+    """Augment the inputs and masks of `joint_inputs` as the configuration says.
 
-    Several modalities of a sample change independently of each other.
+    The modalities of a sample change independently of each other.
 
     Args:
-        formats: by modality.
-        seed: of this step; equal on all ranks.
-        rank, world_size: which part of the global batch this is.
+        inputs: The inputs, from `joint_inputs`.
+        mask: Their mask, from `joint_inputs`.
+        formats: The formats, by modality.
+        config: The configuration of the augmentation.
+        seed: The seed of this step, equal on all ranks.
+        rank: The rank, which says which part of the global batch this is.
+        world_size: The number of ranks.
+
+    Returns:
+        The inputs and the mask, which may be the given ones.
     """
     share = {"rank": rank, "world_size": world_size}
     if not isinstance(inputs, dict):
@@ -57,16 +64,19 @@ def change(
     rank: int,
     world_size: int,
 ) -> tuple[Inputs, torch.Tensor | None]:
-    """Change the inputs of one modality, and their mask, by the function that it names.
+    """Augment the inputs of one modality, and their mask, with the function that it names.
 
     Args:
-        inputs, mask: as :func:`pipeline.inputs.collate.model_inputs` gives them.
-        media: their format.
-        seed: of this step and modality; equal on all ranks.
-        rank, world_size: which part of the global batch this is.
+        inputs: The inputs, from `pipeline.inputs.collate.model_inputs`.
+        mask: Their mask, from the same function.
+        config: The configuration of the augmentation.
+        media: The format of the media.
+        seed: The seed of this step and modality, equal on all ranks.
+        rank: The rank, which says which part of the global batch this is.
+        world_size: The number of ranks.
 
     Returns:
-        The inputs and the mask, which may be those that were given.
+        The inputs and the mask, which may be the given ones.
     """
     path = modality_of(media).augmentation
     if path is None:

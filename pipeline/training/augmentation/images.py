@@ -1,7 +1,7 @@
-"""Random changes to pictures and sound in training, on the device, the same at any world size.
+"""Augment images and sound in training, on the device, with the same result at any world size.
 
-What happens to a sample depends on the seed and its place in the global batch, never on the rank
-that holds it.
+What happens to a sample depends only on the seed and its index in the global batch, not on its
+rank.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from pipeline.media.format import MediaFormat
 
 
 def step_seed(*parts: int) -> int:
-    """A seed for a random generator from integers such as (seed, epoch, step)."""
+    """Return a seed for a random generator, from integers such as (seed, epoch, step)."""
     text = ",".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
 
@@ -26,15 +26,18 @@ def step_seed(*parts: int) -> int:
 def augment_images(
     images: torch.Tensor, config: AugmentConfig, *, seed: int, rank: int, world_size: int
 ) -> torch.Tensor:
-    """Shift, turn, scale, crop and mirror images by one affine map each, bilinearly.
+    """Shift, rotate, scale, crop and mirror each image with one affine map and bilinear sampling.
 
     Args:
         images: uint8 `[batch, height, width, channels]`.
-        seed: of this step; equal on all ranks.
-        rank, world_size: which part of the global batch this is.
+        config: The configuration of the augmentation.
+        seed: The seed of this step, equal on all ranks.
+        rank: The rank, which says which part of the global batch this is.
+        world_size: The number of ranks.
 
     Returns:
-        float32 in [0, 1], same shape; or `images` itself where the configuration changes nothing.
+        float32 in [0, 1] of the same shape; or `images` itself if the configuration changes
+            nothing.
     """
     if not asked(config, PICTURE_FIELDS):
         return images
@@ -43,14 +46,14 @@ def augment_images(
     angle = (2 * draws[0] - 1) * math.radians(config.rotate_degrees)
     low, high = config.scale
     zoom = low + (high - low) * draws[1]
-    # A crop of this area and aspect ratio, as a share of each side.
+    # The width and height of a crop of this area and aspect ratio, relative to the image's.
     area = config.crop_area[0] + (config.crop_area[1] - config.crop_area[0]) * draws[2]
     ratio = torch.exp((2 * draws[3] - 1) * math.log(4 / 3))
     if config.crop_area == (1.0, 1.0):
         ratio = torch.ones_like(ratio)
     crop_x = (area * ratio).sqrt().clamp(max=1.0)
     crop_y = (area / ratio).sqrt().clamp(max=1.0)
-    # Whole pixels; in grid_sample's coordinates the image spans [-1, 1]. A crop lies anywhere.
+    # Shifts are whole pixels. In grid_sample's coordinates, the image spans [-1, 1].
     to_side = 2 * draws[4:6] - 1
     shift_x, shift_y = torch.round(to_side * config.shift_pixels) * 2
     shift_x = shift_x / width + to_side[0] * (1 - crop_x)
@@ -72,10 +75,17 @@ def augment_images(
 def augment_films(
     films: torch.Tensor, config: AugmentConfig, *, seed: int, rank: int, world_size: int
 ) -> torch.Tensor:
-    """As `augment_images`, all frames of a film alike.
+    """Augment films like `augment_images`, with the same change for all frames of a film.
 
     Args:
         films: uint8 `[batch, frames, height, width, channels]`.
+        config: The configuration of the augmentation.
+        seed: The seed of this step, equal on all ranks.
+        rank: The rank, which says which part of the global batch this is.
+        world_size: The number of ranks.
+
+    Returns:
+        float32 in [0, 1] of the same shape; or `films` itself if the configuration changes nothing.
     """
     frames = films.shape[1]
     pictures = films.permute(0, 2, 3, 1, 4).flatten(3)
@@ -92,7 +102,7 @@ def change_images(
     media: MediaFormat,
     **share: int,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As :func:`pipeline.training.augmentation.batch.change`."""
+    """Augment images, as `pipeline.training.augmentation.batch.change` describes."""
     return augment_images(inputs, config, **share), mask
 
 
@@ -103,7 +113,7 @@ def change_films(
     media: MediaFormat,
     **share: int,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As :func:`pipeline.training.augmentation.batch.change`."""
+    """Augment films, as `pipeline.training.augmentation.batch.change` describes."""
     return augment_films(inputs, config, **share), mask
 
 
@@ -121,10 +131,17 @@ def augment_audio(
 
     Args:
         sound: int16 `[batch, samples]`.
-        mask: bool `[batch, samples]`, True where there is sound; moves along.
+        mask: bool `[batch, samples]`, True where there is sound. It is shifted too.
+        config: The configuration of the augmentation.
+        sample_rate: The sample rate in hertz.
+        seed: The seed of this step, equal on all ranks.
+        rank: The rank, which says which part of the global batch this is.
+        world_size: The number of ranks.
 
     Returns:
-        float32 in [-1, 1] and the mask, or both as they came where nothing is to change.
+        float32 `[batch, samples]` in [-1, 1] and the mask; or the given tensors if the
+            configuration
+        changes nothing.
     """
     if not asked(config, SOUND_FIELDS):
         return sound, mask
@@ -140,7 +157,7 @@ def augment_audio(
 
 
 def uniform_draws(seed: int, count: int, batch: int, rank: int, world_size: int) -> torch.Tensor:
-    """Uniform numbers `[count, batch]` for this rank's part of the global batch."""
+    """Return uniform numbers `[count, batch]` for this rank's part of the global batch."""
     generator = torch.Generator().manual_seed(seed)
     everyone = torch.rand(count, world_size * batch, generator=generator)
     return everyone[:, rank * batch : (rank + 1) * batch]

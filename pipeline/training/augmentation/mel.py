@@ -1,4 +1,4 @@
-"""Random changes to stored log-mel frames in training, the same at any world size."""
+"""Augment stored log-mel frames in training, with the same result at any world size."""
 
 import torch
 
@@ -19,20 +19,22 @@ def augment_mel(
     rank: int,
     world_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shift recordings in time, and hide a stretch of time and some bands (SpecAugment).
+    """Shift recordings in time, and hide a span of time and some bands (SpecAugment).
 
-    What is hidden becomes 0, the mean of a standardised recording; at most half of a recording's
-    frames are.
+    Hidden values become 0, the mean of a standardised recording. At most half of a recording's
+    frames are hidden.
 
     Args:
         frames: float32 `[batch, frames, 1, num_mels]`, standardised.
-        mask: bool `[batch, frames, 1]`, True where there is sound; moves along.
-        media: their format, with `mel`.
-        seed: of this step; equal on all ranks.
-        rank, world_size: which part of the global batch this is.
+        mask: bool `[batch, frames, 1]`, True where there is sound. It is shifted too.
+        config: The configuration of the augmentation.
+        media: The format of the recordings, with `mel`.
+        seed: The seed of this step, equal on all ranks.
+        rank: The rank, which says which part of the global batch this is.
+        world_size: The number of ranks.
 
     Returns:
-        The frames and the mask, both as they came where nothing is to change.
+        The frames and the mask; or the given tensors if the configuration changes nothing.
     """
     if not asked(config, MEL_FIELDS):
         return frames, mask
@@ -66,13 +68,14 @@ def _within(
     longest: torch.Tensor,
     draws: torch.Tensor,
 ) -> torch.Tensor:
-    """Whether each place lies in a random span, bool `[batch, places]`.
+    """Return whether each position lies in a random span, bool `[batch, positions]`.
 
     Args:
-        place: int64 `[places]`.
-        first, count: int64 `[batch]`: the span lies in those `count` places.
-        longest: int64 `[batch]`: of the span; its length is 0 to that.
-        draws: `[2, batch]` in [0, 1): of its length and of its start.
+        place: The positions, int64 `[positions]`.
+        first: The first position that the span may cover, int64 `[batch]`.
+        count: The number of positions that the span may cover, int64 `[batch]`.
+        longest: The largest length of the span, int64 `[batch]`. The smallest is 0.
+        draws: `[2, batch]` in [0, 1), for the length and the start of the span.
     """
     length = (draws[0] * (longest + 1)).long()
     start = first + (draws[1] * (count - length + 1)).long()

@@ -1,4 +1,4 @@
-"""Random changes to point clouds in training, the same at any world size."""
+"""Augment point clouds in training, with the same result at any world size."""
 
 import math
 
@@ -23,19 +23,22 @@ def augment_points(
     rank: int,
     world_size: int,
 ) -> torch.Tensor:
-    """Turn each cloud about a random axis, scale it along its axes and shake its points.
+    """Rotate each cloud about a random axis, scale it along its axes, and add noise to its points.
 
     Args:
         points: float32 `[batch, num_points, 3]`, or their Fourier features, whose first channels
             are the coordinates.
         mask: bool `[batch, num_points]`, True where there is a point.
-        media: their format; clouds in the unit cube are brought there again.
-        seed: of this step; equal on all ranks.
-        rank, world_size: which part of the global batch this is.
+        config: The configuration of the augmentation.
+        media: The format of the clouds. If it has `unit_cube`, the result is scaled into the unit
+            cube again.
+        seed: The seed of this step, equal on all ranks.
+        rank: The rank, which says which part of the global batch this is.
+        world_size: The number of ranks.
 
     Returns:
-        The moved coordinates, float32 `[batch, num_points, 3]`, zero where the mask is False: the
-        model computes their features anew. Or `points` where nothing is to change.
+        The moved coordinates, float32 `[batch, num_points, 3]`, zero where the mask is False; the
+        model then computes their features itself. Or `points` if the configuration changes nothing.
     """
     if not asked(config, POINTS_FIELDS):
         return points
@@ -63,14 +66,14 @@ def change_points(
     media: PointsFormat,
     **share: int,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As :func:`pipeline.training.augmentation.batch.change`."""
+    """Augment point clouds, as `pipeline.training.augmentation.batch.change` describes."""
     if mask is None:
         return inputs, mask
     return augment_points(inputs, mask, config, media, **share), mask
 
 
 def _centred(cloud: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The cloud about its mean; zero where there is no point."""
+    """Return the cloud with zero mean; zero where there is no point."""
     valid = mask.unsqueeze(-1)
     count = valid.sum(dim=1, keepdim=True).clamp(min=1)
     mean = cloud.masked_fill(~valid, 0.0).sum(dim=1, keepdim=True) / count
@@ -78,11 +81,11 @@ def _centred(cloud: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _rotations(draws: torch.Tensor, degrees: float) -> torch.Tensor:
-    """Rotations about axes evenly spread over the sphere, float64 `[batch, 3, 3]`.
+    """Return rotations about axes spread evenly over the sphere, float64 `[batch, 3, 3]`.
 
     Args:
-        draws: float64 `[3, batch]` in [0, 1): of the angle and of the axis.
-        degrees: the largest angle each way.
+        draws: float64 `[3, batch]` in [0, 1), for the angle and the axis.
+        degrees: The largest angle in either direction.
     """
     angle = (2 * draws[0] - 1) * math.radians(degrees)
     z, longitude = 2 * draws[1] - 1, 2 * math.pi * draws[2]
@@ -97,7 +100,7 @@ def _rotations(draws: torch.Tensor, degrees: float) -> torch.Tensor:
 
 
 def _normal(seed: int, batch: int, num_points: int, rank: int, world_size: int) -> torch.Tensor:
-    """Normal numbers, float64 `[batch, num_points, 3]`, for this rank's part of the batch."""
+    """Return normal numbers for this rank's part of the batch, float64 `[batch, num_points, 3]`."""
     generator = torch.Generator().manual_seed(seed + 1)
     everyone = torch.randn(world_size * batch, num_points, NUM_DIMS, generator=generator)
     return everyone[rank * batch : (rank + 1) * batch].double()

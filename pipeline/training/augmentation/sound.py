@@ -1,4 +1,4 @@
-"""Random changes to recordings in training, as samples or as log-mel frames."""
+"""Augment recordings in training, as samples or as log-mel frames."""
 
 import torch
 
@@ -15,7 +15,7 @@ def change_sound(
     media: AudioFormat,
     **share: int,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As `pipeline.training.augmentation.batch.change`."""
+    """Augment recordings, as `pipeline.training.augmentation.batch.change` describes."""
     if mask is None:
         return inputs, mask
     if media.mel is not None:
