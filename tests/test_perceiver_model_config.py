@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from importlib import import_module
@@ -18,10 +19,14 @@ from perceiver_model.adapters.configs import (
     Mel,
     Patches,
     Pixels,
+    Points,
+    PointsInput,
 )
+from perceiver_model.adapters.points_config import default_max_resolution
 from perceiver_model.config import EncoderConfig, FourierConfig
 from perceiver_model.families.classifier_config import ClassifierConfig
 from perceiver_model.families.presets import PRESETS, preset
+from pipeline.media import MelFormat, PointsFourier
 
 IMAGE = ImageInput(height=28, width=21, channels=1)
 AUDIO = AudioInput(sample_rate=16_000, num_samples=16_001)
@@ -162,3 +167,29 @@ def test_every_public_name_is_found_in_its_module():
     assert sorted(perceiver_model._MODULE_OF) == sorted(perceiver_model.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Perceiver'"):
         _ = perceiver_model.Perceiver
+
+
+@pytest.mark.parametrize(
+    ("num_points", "num_dims", "expected"),
+    [
+        (2048, 3, math.sqrt(2048 / math.pi)),
+        (2048, 4, math.sqrt(2048 / math.pi)),
+        (2048, 2, math.sqrt(2048)),
+        (2048, 1, 2048.0),
+        (4, 3, 2.0),
+        (1, 1, 2.0),
+    ],
+)
+def test_points_are_read_as_finely_as_they_lie(num_points, num_dims, expected):
+    assert default_max_resolution(num_points, num_dims) == pytest.approx(expected, rel=1e-12)
+    points = PointsInput(num_points=num_points, num_dims=num_dims)
+    assert Points().resolution(points) == default_max_resolution(num_points, num_dims)
+    if num_dims == 3:  # What preprocessing stores is what the model computes.
+        assert PointsFourier().resolution(num_points) == Points().resolution(points)
+
+
+@pytest.mark.parametrize("mel", [Mel, MelFormat])
+def test_the_fft_is_the_smallest_power_of_two_that_holds_a_window(mel):
+    sizes = {0.025: 512, 0.032: 512, 0.0321: 1024, 0.016: 256}
+    for window, size in sizes.items():
+        assert mel(window=window).fft_size(16_000) == size, window
