@@ -20,6 +20,7 @@ from shard_server import ShardServer
 from source_trees import data_config, make_tar
 
 from pipeline.config.tree import Config
+from pipeline.media import MediaError
 from pipeline.preprocess import shard_task
 from pipeline.preprocess.identity import sandbox_settings
 from pipeline.preprocess.shard_task import READ_AHEAD, READ_AHEAD_BYTES, TOGETHER_BYTES, ShardTask
@@ -247,3 +248,27 @@ def test_files_of_a_shard_that_an_interrupted_run_finished_are_not_counted_as_re
     again = task({"id": np.array([0])})
     assert (first["files"], first["kept"]) == ([3], [0])
     assert (again["files"], again["kept"]) == ([0], [3])
+
+
+def test_a_source_that_fails_after_its_first_samples_keeps_them_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class CutFilm:
+        """A decoder that finds the damage only after two samples."""
+
+        known_protections = None
+
+        def run(self, contents: object, values: object) -> Iterator[dict[str, bytes]]:
+            yield {"image.npy": b"1"}
+            yield {"image.npy": b"2"}
+            raise MediaError("the film is cut short")
+
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png")
+    task = planned(of_files(tmp_path, "a.png", "b.png"), tmp_path)
+    monkeypatch.setattr(shard_task, "_sandbox", lambda *_: CutFilm())
+    there, aside = made(task)
+    assert there == {"train/a.png", "train/b.png"}
+    assert {row.reason for row in aside.values()} == {
+        "the film is cut short (after 2 samples, which are in the set)"
+    }
