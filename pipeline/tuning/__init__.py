@@ -1,1 +1,1 @@
-"""Studies with Ray Tune: trials, successive halving, the journal, plots."""
+"""Studies with Ray Tune: trials, successive halving, the journal and plots."""

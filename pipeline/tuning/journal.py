@@ -1,10 +1,10 @@
-"""The journal of a study: every report of its trials, in the order in which they came.
+"""The journal of a study: every report of its trials, in the order of arrival.
 
     {"trial": 3, "epoch": 1, "score": 0.448, "stop": false}      a report, and its decision
     {"trial": 5, "error": "training.batch_size is 512, …"}       a trial that ended with an error
 
-One line each, in `reports.jsonl`. A line is on disk before its decision takes effect, so a study
-that is killed at any moment goes on from exactly the decisions that it made.
+Each entry is one line of `reports.jsonl`. It is on disk before its decision takes effect. So a
+study that is killed at any moment continues from exactly the decisions that it made.
 """
 
 import json
@@ -24,10 +24,10 @@ class Report:
     """One epoch of one trial.
 
     Attributes:
-        trial: number of the trial, from 0.
-        epoch: epochs that the trial has finished, from 1.
-        score: what ranks it; None where it was not finite.
-        stop: the decision: whether the trial was stopped here.
+        trial: The number of the trial, from 0.
+        epoch: The number of epochs that the trial has finished, from 1.
+        score: The score that ranks it; None if it was not finite.
+        stop: The decision: whether the trial was stopped after this epoch.
     """
 
     trial: int
@@ -48,7 +48,12 @@ class Report:
 
 @dataclass(frozen=True)
 class Failure:
-    """A trial that ended with an error and is not tried again."""
+    """A trial that ended with an error and is not retried.
+
+    Attributes:
+        trial: The number of the trial, from 0.
+        error: The text of the error.
+    """
 
     trial: int
     error: str
@@ -59,13 +64,13 @@ class Failure:
 
 
 class StudyJournal:
-    """The journal in a study's folder; opening it reads what is there.
+    """The journal in a study's folder. Opening it reads its entries.
 
     Args:
-        folder: of the study; must exist.
+        folder: The folder of the study, which must exist.
 
     Raises:
-        UserError: a line other than the last is damaged.
+        UserError: A line other than the last is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,10 +80,10 @@ class StudyJournal:
         self._read()
 
     def append(self, entry: Report | Failure) -> None:
-        """Add an entry; when this returns, the entry is on disk.
+        """Add an entry. When this returns, the entry is on disk.
 
         Raises:
-            UserError: it cannot be written; nothing of it is left in the file then.
+            UserError: The entry cannot be written. No part of it is left in the file.
         """
         line = json.dumps(asdict(entry), allow_nan=False) + "\n"
         try:
@@ -93,15 +98,15 @@ class StudyJournal:
         self._note(entry)
 
     def epochs(self, trial: int) -> int:
-        """The last epoch that a trial has reported; 0 before its first report."""
+        """Return the last epoch that a trial has reported; 0 before its first report."""
         return max((r.epoch for r in self.reports if r.trial == trial), default=0)
 
     def is_stopped(self, trial: int) -> bool:
-        """Whether a decision stopped the trial."""
+        """Return whether a decision stopped the trial."""
         return any(report.stop for report in self.reports if report.trial == trial)
 
     def _read(self) -> None:
-        """Read the entries and cut off a last line that a kill left unfinished."""
+        """Read the entries, and cut off a last line that a kill left unfinished."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -131,7 +136,11 @@ class StudyJournal:
 
 
 def _parse(line: bytes) -> Report | Failure:
-    """Raises ValueError where the line is no entry, or is cut short."""
+    """Return the entry in a line.
+
+    Raises:
+        ValueError: The line is not an entry, or is cut short.
+    """
     if not line.endswith(b"\n"):
         raise ValueError("it has no end")
     values = json.loads(line)

@@ -1,4 +1,4 @@
-"""Pictures of a study."""
+"""Plots of a study."""
 
 import itertools
 import math
@@ -7,29 +7,29 @@ from typing import Any
 
 _FONT_POINTS = 7
 _CHARACTER, _LINE = 0.061, 0.16
-"""Width of a character of the list and height of its lines, in inches."""
+"""The width of a character and the height of a line in the list, in inches."""
 _PLOT = (7.0, 4.6)
 _AXIS_LABELS = 0.65
 _ROWS = 14
 
 
 def plot_study(trials: list[dict[str, Any]], path: Path, title: str, metric: str) -> None:
-    """Draw a metric on validation against forward FLOPs, one numbered point a trial, as PNG.
+    """Draw a validation metric against forward FLOPs, with one numbered point per trial, as PNG.
 
-    The numbers are the ranks; a list under the plot says which settings each one has.
+    The numbers are the ranks. A list below the plot gives the settings of each trial.
 
     Args:
-        trials: with the metric, `forward_flops`, `stopped_early` and `params`; the best
-            first.
-        path: of the PNG.
-        title: of the picture.
-        metric: the objective's, which has ranked the trials.
+        trials: The trials, best first, with the metric, `forward_flops`, `stopped_early` and
+            `params`.
+        path: The path of the PNG.
+        title: The title of the plot.
+        metric: The objective's metric that ranks the trials.
     """
     study_figure(trials, title, metric).savefig(path)
 
 
 def study_figure(trials: list[dict[str, Any]], title: str, metric: str) -> Any:
-    """The matplotlib figure that `plot_study` saves."""
+    """Return the matplotlib figure that `plot_study` saves."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -67,9 +67,9 @@ def study_figure(trials: list[dict[str, Any]], title: str, metric: str) -> Any:
 
 
 def _number_points(axes: Any, points: list[tuple[float, float]]) -> None:
-    """Write each point's rank beside it, where it covers neither a point nor another number."""
+    """Write each point's rank beside it, where it covers no point and no other number."""
     figure = axes.figure
-    figure.draw_without_rendering()  # fixes the axes' limits
+    figure.draw_without_rendering()  # sets the limits of the axes
     renderer = figure.canvas.get_renderer()
     pixels = axes.transData.transform(points)
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in pixels]
@@ -90,12 +90,12 @@ def _number_points(axes: Any, points: list[tuple[float, float]]) -> None:
                 text.set_position((right, up))
                 taken.append(place)
                 break
-        else:  # more trials than the frame has room for
+        else:  # the frame has no room for another number
             text.remove()
 
 
 def _around() -> Any:
-    """Offsets in pixels, the nearest first."""
+    """Yield offsets in pixels, the nearest first."""
     for radius, turn in itertools.product(range(13, 400, 8), range(16)):
         angle = math.pi * (2 * turn + 4) / 16
         yield radius * math.cos(angle), radius * math.sin(angle)

@@ -1,4 +1,4 @@
-"""The schedulers of a study: after which epoch a trial is stopped."""
+"""The schedulers of a study: they decide after which epoch a trial is stopped."""
 
 import math
 from abc import ABC, abstractmethod
@@ -11,19 +11,19 @@ from pipeline.tuning.journal import Report, StudyJournal
 
 
 class Scheduler(ABC):
-    """Decides over the trials of a study, one report after the other."""
+    """Decide which trials of a study to stop, one report after another."""
 
     @abstractmethod
     def stops(self, trial: int, epoch: int, score: float) -> bool:
-        """Whether a trial is stopped after an epoch.
+        """Return whether a trial is stopped after an epoch.
 
-        It is called once for every report, in the order in which they came. Its answers must be a
-        function of these calls alone: a study that was killed repeats them.
+        This is called once for every report, in the order of arrival. The answers must depend only
+        on these calls, because a study that was killed repeats them.
 
         Args:
-            trial: number of the trial, from 0.
-            epoch: epochs that it has finished, from 1.
-            score: finite; the higher, the better.
+            trial: The number of the trial, from 0.
+            epoch: The number of epochs that it has finished, from 1.
+            score: A finite score, where higher is better.
         """
 
 
@@ -31,8 +31,9 @@ class SuccessiveHalving(Scheduler):
     """Asynchronous successive halving: Ray's ASHA (arXiv 1810.05934).
 
     Args:
-        epochs: of a trial that is not stopped.
-        grace_epochs, reduction_factor: as in `StudyConfig`.
+        epochs: The number of epochs of a trial that is not stopped.
+        grace_epochs: The same as in `StudyConfig`.
+        reduction_factor: The same as in `StudyConfig`.
     """
 
     def __init__(self, *, epochs: int, grace_epochs: int, reduction_factor: int) -> None:
@@ -42,7 +43,7 @@ class SuccessiveHalving(Scheduler):
             time_attr="epoch",
             metric="score",
             mode="max",
-            # One more than there are: a trial that reaches its end ends by itself.
+            # One more than the epochs: a trial that reaches its last epoch ends by itself.
             max_t=epochs + 1,
             grace_period=min(grace_epochs, epochs),
             reduction_factor=reduction_factor,
@@ -50,10 +51,10 @@ class SuccessiveHalving(Scheduler):
         self._trials: set[int] = set()
 
     def stops(self, trial: int, epoch: int, score: float) -> bool:
-        """Whether the trial is below the best `1 / reduction_factor` at this epoch."""
+        """Return whether the trial is below the best `1 / reduction_factor` at this epoch."""
         from ray.tune.schedulers import TrialScheduler
 
-        # Ray's scheduler asks a trial for nothing but its id, and the controller for nothing.
+        # Ray's scheduler uses only the trial's id and nothing of the controller.
         who: Any = SimpleNamespace(trial_id=str(trial))
         controller: Any = None
         if trial not in self._trials:
@@ -72,24 +73,26 @@ def _successive_halving(study: StudyConfig, epochs: int) -> Scheduler:
 SCHEDULERS: dict[str, Callable[[StudyConfig, int], Scheduler]] = {
     "successive_halving": _successive_halving,
 }
-"""Name → what makes it of the study's section and the most epochs of a trial.
+"""The name of each scheduler, and the function that makes it.
 
-The first one decides over every study.
+The function takes the configuration's section `study` and the most epochs of a trial. The first
+scheduler decides in every study.
 """
 
 DEFAULT_SCHEDULER = next(iter(SCHEDULERS))
 
 
 class Decisions:
-    """The decisions over a study's trials, which a kill does not change.
+    """The decisions on a study's trials. A kill does not change them.
 
-    Ray Tune keeps no scheduler state when a study is restored. So a new scheduler is given the
-    journal's reports in the order in which they came. Decisions are then a function of all reports
-    in time order, however often the study was killed.
+    Ray Tune keeps no scheduler state when a study is restored. So a new scheduler first receives
+    the journal's reports in the order of arrival. The decisions then depend only on all reports in
+    that order, however often the study was killed.
 
     Args:
-        journal: gets every report that counts, with its decision, before the decision is returned.
-        scheduler: a new one, which has seen no report.
+        journal: The journal. Each report that counts is written to it before its decision is
+            returned.
+        scheduler: A new scheduler, which has not received a report.
     """
 
     def __init__(self, journal: StudyJournal, scheduler: Scheduler) -> None:
@@ -99,10 +102,10 @@ class Decisions:
                 scheduler.stops(report.trial, report.epoch, report.score)
 
     def report(self, trial: int, epoch: int, score: float) -> bool:
-        """Take a report; returns whether the trial is to be stopped.
+        """Take a report, and return whether to stop the trial.
 
-        A report that the trial repeats, since it resumed from an earlier epoch, does not count
-        again. A score that is not finite stops the trial and is compared with none.
+        A trial that resumed from an earlier epoch may repeat reports. These do not count again. A
+        score that is not finite stops the trial and is not compared with others.
         """
         if self._journal.is_stopped(trial):
             return True

@@ -1,4 +1,4 @@
-"""The trials of a study under Ray Tune: which are run, what decides over them, what is shown."""
+"""Run a study's trials under Ray Tune: choose the open ones, decide on them, and show progress."""
 
 import shutil
 import time
@@ -22,20 +22,20 @@ from pipeline.tuning.schedulers import DEFAULT_SCHEDULER, SCHEDULERS, Decisions
 from pipeline.tuning.trials import Trial, end_trial
 
 NUMBER = "trial"
-"""Ray Tune's one hyperparameter: the number of the trial, which stands for its settings."""
+"""Ray Tune's only hyperparameter: the number of the trial, which stands for its settings."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study that is under way.
+    """A study that is running.
 
     Attributes:
-        base: what every trial starts from.
-        section: the configuration's section `study`.
-        folder: of the study.
-        run: the parent MLflow run.
-        settings: of every trial, by number.
-        journal: of the reports so far.
+        base: The configuration that every trial starts from.
+        section: The section `study` of the configuration.
+        folder: The folder of the study.
+        run: The parent MLflow run.
+        settings: The settings of every trial, by number.
+        journal: The journal of the reports so far.
     """
 
     base: Config
@@ -46,27 +46,27 @@ class Study:
     journal: StudyJournal
 
     def epochs(self, trial: int) -> int:
-        """Epochs of a trial if it is not stopped."""
+        """Return the number of epochs of a trial that is not stopped."""
         return int(self.settings[trial].get(EPOCHS, self.base.training.epochs))
 
     @property
     def most_epochs(self) -> int:
-        """Epochs that any trial of the space can have; of the trials so far none may have them."""
+        """The most epochs that a trial of the space can have, even if no trial so far has them."""
         searched = self.section.space.get(EPOCHS)
         if searched is None or searched.choice is None:
             return self.base.training.epochs
         return max(map(int, searched.choice))
 
     def has_ended(self, trial: int) -> bool:
-        """Whether the trial has reached its end, was stopped, or failed for good."""
+        """Return whether the trial has reached its end, was stopped, or has failed for good."""
         reached = self.journal.epochs(trial) >= self.epochs(trial)
         return reached or self.journal.is_stopped(trial) or trial in self.journal.errors
 
     def ended(self, errors: Mapping[int, str] | None = None) -> dict[int, bool]:
-        """The trials that have ended, by number, and whether they ended well.
+        """Return the trials that have ended, by number, and whether they ended without an error.
 
         Args:
-            errors: of trials that have just failed.
+            errors: The errors of trials that have just failed.
         """
         failed = {**self.journal.errors, **(errors or {})}
         return {
@@ -76,18 +76,20 @@ class Study:
         }
 
     def open_trials(self) -> list[int]:
-        """Numbers of the trials that have not ended."""
+        """Return the numbers of the trials that have not ended."""
         return [number for number in range(len(self.settings)) if not self.has_ended(number)]
 
 
 def run_trials(study: Study, concurrent: int, console: Console) -> dict[int, str]:
-    """Run the trials that have not ended; returns what went wrong, by trial.
+    """Run the trials that have not ended, and return their errors by trial.
 
     Args:
-        concurrent: trials at once.
+        study: The study.
+        concurrent: The number of trials that run at the same time.
+        console: The console, which shows the progress.
 
     Raises:
-        KeyboardInterrupt: the study was interrupted.
+        KeyboardInterrupt: The study was interrupted.
     """
     numbers = study.open_trials()
     if not numbers:
@@ -107,7 +109,7 @@ def run_trials(study: Study, concurrent: int, console: Console) -> dict[int, str
         callback = _callback(study, bar, errors)
         errors |= _run(study, trial, decisions, numbers, concurrent, callback)
     for number in numbers:
-        # Ray Tune ends on SIGINT as if every trial had ended.
+        # On SIGINT, Ray Tune ends as if every trial had ended.
         if number not in errors and not study.has_ended(number):
             raise KeyboardInterrupt
     return errors
@@ -117,7 +119,7 @@ def _run(
     study: Study, trial: Trial, decisions: Decisions, numbers: list[int], concurrent: int,
     callback: Any,
 ) -> dict[int, str]:  # fmt: skip
-    """Returns what went wrong, by trial."""
+    """Run the trials and return their errors by trial."""
     from ray import tune as ray_tune
 
     def run_trial(params: dict[str, Any]) -> None:
@@ -125,8 +127,8 @@ def _run(
 
     storage = study.folder / "ray"
     tuner = ray_tune.Tuner(
-        # The workers reserve CPUs; the process that launches them needs none of its own, but Ray
-        # Tune does not take a request for nothing at all.
+        # The workers reserve CPUs. The process that launches them needs none, but Ray Tune does not
+        # accept a request for no resources.
         ray_tune.with_resources(run_trial, {"memory": 1}),
         param_space={NUMBER: ray_tune.grid_search(numbers)},
         tune_config=ray_tune.TuneConfig(
@@ -135,7 +137,8 @@ def _run(
             trial_dirname_creator=lambda trial: str(trial.config[NUMBER]),
         ),
         run_config=ray_tune.RunConfig(
-            # A name of its own each time: resuming is the journal's and our checkpoints' business.
+            # Each launch has a new name, because the journal and our own checkpoints do the
+            # resuming.
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=str(storage),
             callbacks=[callback],
@@ -160,9 +163,9 @@ def _reason(error: Exception) -> str:
 
 
 class StudyBar:
-    """The bar of a study: epochs done of those that the trials have before them.
+    """The progress bar of a study: finished epochs out of all epochs of its trials.
 
-    The epochs that a stopped trial does not do are no longer among those to be done.
+    When a trial is stopped, its remaining epochs no longer count.
     """
 
     def __init__(self, study: Study, console: Console) -> None:
@@ -184,7 +187,7 @@ class StudyBar:
         self._context.__exit__(*error)
 
     def epoch(self, trial: int, epoch: int, score: float) -> None:
-        """A trial has finished an epoch."""
+        """Show that a trial has finished an epoch."""
         settings = self._study.settings[trial]
         values = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items())
         self._console.notice(
@@ -195,16 +198,16 @@ class StudyBar:
         self._show()
 
     def end(self, trial: int) -> None:
-        """A trial has ended."""
+        """Show that a trial has ended."""
         self._ended.add(trial)
         self._show()
 
     def notice(self, text: str) -> None:
-        """One line beside the bar."""
+        """Show one line beside the bar."""
         self._console.notice(text)
 
     def _total(self) -> int:
-        """Epochs done and to be done."""
+        """Return the number of finished and remaining epochs."""
         return sum(
             epochs if number in self._ended else self._study.epochs(number)
             for number, epochs in enumerate(self._epochs)
@@ -217,7 +220,7 @@ class StudyBar:
 
 
 def _scheduler(decisions: Decisions) -> Any:
-    """Ray Tune's side of `Decisions`."""
+    """Return a scheduler for Ray Tune that asks `Decisions`."""
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
     class Scheduler(FIFOScheduler):
@@ -227,7 +230,7 @@ def _scheduler(decisions: Decisions) -> Any:
             stop = decisions.report(trial.config[NUMBER], result["epoch"], result["score"])
             return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
-        # Ray Tune pickles its scheduler for a restoration of its own, which is never made.
+        # Ray Tune pickles its scheduler for its own restoration, which is never used.
         def __reduce__(self) -> Any:
             return FIFOScheduler, ()
 
@@ -235,10 +238,12 @@ def _scheduler(decisions: Decisions) -> Any:
 
 
 def _callback(study: Study, bar: StudyBar, errors: dict[int, str]) -> Any:
-    """Ray Tune's callback: shows each epoch, and gives a trial's run its status as it ends.
+    """Return a Ray Tune callback that shows each epoch and sets the status of ended trials' runs.
 
     Args:
-        errors: takes what went wrong, by trial.
+        study: The study.
+        bar: The progress bar.
+        errors: A dictionary that takes the errors, by trial.
     """
     from ray.tune import Callback
 
@@ -253,7 +258,7 @@ def _callback(study: Study, bar: StudyBar, errors: dict[int, str]) -> Any:
             self._end(trial.config[NUMBER], "FINISHED")
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            # What went wrong is told at the end; here Ray Tune has not stored it yet.
+            # The error itself is reported at the end; Ray Tune has not stored it yet.
             errors[trial.config[NUMBER]] = "ended with an error"
             self._end(trial.config[NUMBER], "FAILED")
 
@@ -261,7 +266,7 @@ def _callback(study: Study, bar: StudyBar, errors: dict[int, str]) -> Any:
             end_trial(study.folder, study.run, number, status, study.journal, study.epochs(number))
             bar.end(number)
 
-        # Ray Tune pickles its callbacks with the study's state; a terminal cannot be.
+        # Ray Tune pickles its callbacks with the study's state, but a terminal cannot be pickled.
         def __reduce__(self) -> Any:
             return Callback, ()
 

@@ -1,4 +1,4 @@
-"""The trials of a study: what each is started with, does, and leaves behind."""
+"""The trials of a study: their settings, their training, and their results."""
 
 import json
 import math
@@ -30,7 +30,7 @@ RETRY_SECONDS = 5.0
 
 
 def study_base(config: Config, study: StudyConfig) -> Config:
-    """The configuration that every trial starts from: the study's workers and epochs."""
+    """Return the configuration of every trial, with the study's workers and epochs."""
     values: dict[str, Any] = {"cluster.num_workers": study.num_workers}
     if study.epochs is not None:
         values["training.epochs"] = study.epochs
@@ -38,29 +38,31 @@ def study_base(config: Config, study: StudyConfig) -> Config:
 
 
 def draw_settings(study: StudyConfig, seed: int) -> list[Settings]:
-    """The settings of every trial, by number.
+    """Return the settings of every trial, by number.
 
-    The first ones stay the same when `num_trials` grows.
+    The first ones stay the same if `num_trials` grows.
     """
     return SEARCHES[study.search].settings(study.space, study.trials, seed)
 
 
 def trial_folder(folder: Path, number: int) -> Path:
-    """The folder of one trial in the study's folder."""
+    """Return the folder of one trial within the study's folder."""
     return folder / "trials" / f"{number:05d}"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What Ray Tune calls for each trial; runs in a process of its own and launches the workers.
+    """The function that Ray Tune calls for each trial.
+
+    It runs in its own process and launches the workers.
 
     Attributes:
-        base: the configuration that every trial starts from, as JSON.
-        folder: of the study.
-        parent: the study's run.
-        settings: of every trial, by number.
-        reported: epochs that each trial had reported when the study was started.
-        source: tags that name who started the study, and with what.
+        base: The configuration that every trial starts from, as JSON.
+        folder: The folder of the study.
+        parent: The MLflow run of the study.
+        settings: The settings of every trial, by number.
+        reported: The number of epochs that each trial had reported when the study was started.
+        source: Tags that record who started the study, and with which code.
     """
 
     base: str
@@ -93,30 +95,34 @@ class Trial:
         write_json(folder / TRIAL_FILE, {"params": self.settings[number], "run_id": run.run_id})
         last = last_checkpoint(folder / "checkpoints")
         if last is not None:
-            # A kill can come between a checkpoint and its report, and training is ahead of its
-            # reports.
+            # A kill can come between a checkpoint and its report. Then the checkpoint has epochs
+            # that were not reported.
             for epoch, score in enumerate(last.state.scores, start=1):
                 if epoch > self.reported[number]:
-                    # JSON holds what is not finite as null.
+                    # JSON stores scores that are not finite as null.
                     ray_tune.report({"epoch": epoch, "score": math.nan if score is None else score})
             if last.state.epoch >= config.training.epochs:
                 return
         run_training(config, folder, run, callbacks=[TuneReportCallback()])
 
     def _earlier_run(self, folder: Path, number: int) -> str | None:
-        """The run that this trial had before the study was interrupted."""
+        """Return the run that this trial had before the study was interrupted, or None."""
         noted = folder / TRIAL_FILE
         if noted.is_file():
             return str(_read_note(noted)["run_id"])
-        # A kill can come between the run and its note.
+        # A kill can come after the run was created and before it was recorded.
         return child_run(self.parent, {NUMBER_TAG: str(number)})
 
 
 def _patiently(begin: Callable[[], RunRef], seconds: float | None) -> RunRef:
-    """Begin a run; where MLflow does not answer, wait for it: a trial needs a run of its own.
+    """Begin a run. If MLflow does not answer, wait for it, because each trial needs its own run.
 
     Args:
-        seconds: how long; None for ever.
+        begin: The function that begins the run.
+        seconds: How long to wait; None waits forever.
+
+    Raises:
+        UserError: MLflow did not answer in time.
     """
     started = time.monotonic()
     while True:
@@ -131,7 +137,7 @@ def _patiently(begin: Callable[[], RunRef], seconds: float | None) -> RunRef:
 def collect_trials(
     base: Config, folder: Path, shard_set: ShardSet, journal: StudyJournal, numbers: list[int]
 ) -> list[dict[str, Any]]:
-    """Those of the trials that have a finite score, best first."""
+    """Return the results of the trials that have a finite score, best first."""
     objective = objective_of(base, shard_set.manifest)
     trials = []
     for number in numbers:
@@ -157,7 +163,7 @@ def collect_trials(
                 "checkpoint": result["checkpoint"],
             }
         )
-    # Of equals, the cheaper.
+    # If values are equal, the trial with fewer FLOPs comes first.
     return sorted(
         trials,
         key=lambda trial: (-objective.signed(trial[objective.selection]), trial["forward_flops"]),
@@ -167,9 +173,9 @@ def collect_trials(
 def end_trial(
     folder: Path, parent: RunRef, number: int, status: str, journal: StudyJournal, epochs: int
 ) -> None:
-    """Give a trial's run the status that the trial has ended with.
+    """Set the status of a trial's run when the trial has ended.
 
-    A trial that was stopped is FINISHED, and a tag says after which epoch.
+    A trial that was stopped is FINISHED, and a tag gives the epoch after which it was stopped.
     """
     noted = trial_folder(folder, number) / TRIAL_FILE
     if not noted.is_file():
@@ -188,11 +194,15 @@ def close_trials(
     epochs: Callable[[int], int],
     ended: dict[int, bool],
 ) -> None:
-    """End every trial's run that is still open, as the trial ended.
+    """End the runs of trials that are still open, with the status of the trial.
 
     Args:
-        epochs: of each trial, by number, if it is not stopped.
-        ended: number → whether it ended well; a trial that is not in it was cut off with the study.
+        folder: The folder of the study.
+        parent: The MLflow run of the study.
+        journal: The journal of the study.
+        epochs: A function that returns the number of epochs of a trial that is not stopped.
+        ended: Whether each ended trial ended without an error, by number. Trials that are not in it
+            were cut off with the study.
     """
     mlflow_client = new_client(parent.tracking_uri)
     for noted in folder.glob(f"trials/*/{TRIAL_FILE}"):
@@ -207,24 +217,24 @@ def close_trials(
 
 
 def _status(mlflow_client: Any, run_id: str) -> str | None:
-    """A run's status; None where MLflow does not answer."""
+    """Return the status of a run; None if MLflow does not answer."""
     try:
         return str(mlflow_client.get_run(run_id).info.status)
-    except Exception:  # stores raise many kinds
+    except Exception:  # stores raise many kinds of exceptions
         return None
 
 
 def stopped_at(journal: StudyJournal, number: int, epochs: int) -> int | None:
-    """The epoch after which the trial was stopped; None where it had reached its end."""
+    """Return the epoch after which the trial was stopped; None if it reached its end."""
     stopped = journal.is_stopped(number) and journal.epochs(number) < epochs
     return journal.epochs(number) if stopped else None
 
 
 def _read_note(path: Path) -> dict[str, Any]:
-    """What a trial noted when it began: `params` and `run_id`.
+    """Return what a trial recorded when it began: `params` and `run_id`.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: The file is missing or damaged.
     """
     try:
         note = json.loads(path.read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""`perceiver tune`: a Ray Tune study, each trial a training with Ray Train and DeepSpeed."""
+"""`perceiver tune`: a Ray Tune study. Each trial is a training with Ray Train and DeepSpeed."""
 
 import contextlib
 import time
@@ -38,25 +38,30 @@ from shards.files import remove_tree
 STAGE = "tune"
 RESULTS_FILE = "study.json"
 WITHOUT_EFFECT = frozenset({"study.num_workers", "study.max_concurrent_trials"})
-"""Fields that say where and how many trials run at once."""
+"""Fields that decide only where trials run, and how many at the same time."""
 
 
 def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
-    """Run a study, go on with an interrupted one, or find that it is done.
+    """Run a study, resume an interrupted one, or find that it is already done.
 
-    Trials are ranked by their best value of the objective's metric on the validation split, such
-    as `accuracy`, and by nothing else. A study that is done goes on when `study.num_trials`
-    grows: with the further trials alone.
+    Trials are ranked only by their best value of the objective's metric on the validation split,
+    such as `accuracy`. If `study.num_trials` grows after a study is done, only the new trials are
+    run.
+
+    Args:
+        config: The configuration, with a section `study`.
+        console: The console, which shows progress and notes.
+        fresh: Whether to delete an earlier study of this name and start anew.
 
     Returns:
-        `run_id` (the parent run), `best` (the best trial), `trials` (by rank; each with
-        `params`, the metric, `forward_flops`, `parameters`, `epochs`, `stopped_early`,
-        `run_id`, `checkpoint`), `failed` (trials that ended with an error), `plot`,
-        `seconds`, `skipped`, `undelivered` (what MLflow has not taken yet, or None).
+        `run_id` (the parent run), `best` (the best trial), `trials` (by rank, each with `params`,
+        the metric, `forward_flops`, `parameters`, `epochs`, `stopped_early`, `run_id` and
+        `checkpoint`), `failed` (the errors of trials), `plot`, `seconds`, `skipped`, and
+        `undelivered` (a text on what MLflow has not received yet, or None).
 
     Raises:
-        UserError: no study section, no validation split, or no trial succeeded.
-        ClusterError: the machines cannot hold one trial.
+        UserError: There is no section `study` or no validation split, or no trial succeeded.
+        ClusterError: The machines cannot hold one trial.
     """
     study = config.study
     if study is None:
@@ -80,7 +85,7 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
                 left = undelivered(config, "study")
                 return {**record.result, "seconds": record.seconds, "skipped": True, LEFT: left}
         if fresh:
-            client(config.tracking_uri)  # nothing is removed for a study that cannot begin
+            client(config.tracking_uri)  # nothing is deleted if MLflow does not answer
             remove_tree(folder)
         return _study(config, study, base, shard_set, fingerprint, record, console)
 
@@ -94,7 +99,7 @@ def _study(
     record: RunRecord | None,
     console: Console,
 ) -> dict[str, Any]:
-    """Run the trials that have not ended, and rank them all."""
+    """Run the trials that have not ended, and rank all trials."""
     folder = config.folder / STAGE
     spent, started = record.seconds if record else 0.0, time.time()
     run_id = record.result.get("run_id") if record else None
@@ -148,7 +153,10 @@ def _study(
 
 
 def _require_validation(config: Config, shard_set: ShardSet) -> None:
-    """Trials are ranked on a validation split; a listing's split column may name it."""
+    """Check that there is a validation split, on which trials are ranked.
+
+    The split column of a table may name it.
+    """
     data = config.data
     if "validation" in shard_set.manifest.counts and (data.validation or data.columns.split):
         return
@@ -167,10 +175,10 @@ def _require_validation(config: Config, shard_set: ShardSet) -> None:
 def _has_more_trials(
     record: RunRecord, fingerprint: dict[str, Any], study: StudyConfig, folder: Path
 ) -> bool:
-    """Whether the study is wanted with more trials than before.
+    """Return whether the study now asks for more trials than before.
 
     Raises:
-        UserError: it has other settings, or fewer trials, or has no journal to go on from.
+        UserError: The study has other settings or fewer trials, or has no journal to continue from.
     """
     trials = "study.num_trials"
     record.refuse_changes(fingerprint, str(folder), {*SAME_TO_ROUNDING, *WITHOUT_EFFECT, trials})
@@ -187,7 +195,7 @@ def _has_more_trials(
 
 
 def report(result: dict[str, Any], console: Console) -> None:
-    """Show a person what `tune` returned."""
+    """Show the user what `tune` returned."""
     metric = objective_class(result.get("objective")).selection
     fields = list(result["trials"][0]["params"])
     rows = []
@@ -210,7 +218,13 @@ def report(result: dict[str, Any], console: Console) -> None:
 
 
 def _concurrent_trials(base: Config, study: StudyConfig) -> int:
-    """How many trials the cluster holds at once; more would wait for each other's workers."""
+    """Return how many trials run at the same time.
+
+    More trials than the cluster holds would wait for each other's workers.
+
+    Raises:
+        ClusterError: The cluster cannot hold one trial, or as many as the configuration asks for.
+    """
     import ray
 
     cluster = base.cluster

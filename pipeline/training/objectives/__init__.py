@@ -1,7 +1,7 @@
-"""What a model is trained for: one file for each objective, and their table.
+"""What a model is trained for: one file for each objective, and a table of all.
 
-Adding one takes a file beside `classification.py` and a line in `OBJECTIVES`
-(`docs/extending.md`). The package travels with every registered model, which answers by it.
+To add an objective, add a file beside `classification.py` and a line to `OBJECTIVES`
+(`docs/extending.md`). Every registered model carries this package and uses it to answer.
 """
 
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 OBJECTIVES: dict[str, type[Objective]] = {
     "classify": Classification,
 }
-"""By their names. The first one is meant where a card, a tag or a result names none."""
+"""The objectives by name. If a card, tag or result names none, it means the first one."""
 
 DEFAULT_OBJECTIVE = next(iter(OBJECTIVES))
 
@@ -34,10 +34,10 @@ __all__ = [
 
 
 def objective_class(name: str | None) -> type[Objective]:
-    """The objective of a name; of None, the first one.
+    """Return the objective with this name; the first one for None.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: There is no objective with this name.
     """
     name = DEFAULT_OBJECTIVE if name is None else name
     if name not in OBJECTIVES:
@@ -46,24 +46,24 @@ def objective_class(name: str | None) -> type[Objective]:
 
 
 def name_field(objective: type[Objective]) -> dict[str, str]:
-    """The field `objective` of a card or a result; the first objective's have none."""
+    """Return the field `objective` for a card or a result; no field for the first objective."""
     return {} if objective.name == DEFAULT_OBJECTIVE else {"objective": objective.name}
 
 
 def objective_for(target: str) -> type[Objective] | None:
-    """The first objective that is trained on targets of a kind; None where there is none."""
+    """Return the first objective that is trained on targets of this kind; None if there is none."""
     return next((each for each in OBJECTIVES.values() if each.target == target), None)
 
 
 def objective_of(config: "Config", manifest: "Manifest") -> Objective:
-    """The objective of a training.
+    """Return the objective of a training.
 
     Args:
-        config: of the training; `objective_for` knows its kind of target.
-        manifest: of the shard set.
+        config: The configuration of the training. `objective_for` must know its kind of target.
+        manifest: The manifest of the shard set.
 
     Raises:
-        ValueError: the model cannot read the data.
+        ValueError: The model cannot read the data.
     """
     found = objective_for(config.data.target.kind)
     assert found is not None

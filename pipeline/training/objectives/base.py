@@ -1,4 +1,4 @@
-"""What every objective says of itself: the model, the loss, the metrics and the prediction."""
+"""The base of every objective: its model, loss, metrics and predictions."""
 
 import dataclasses
 import re
@@ -30,7 +30,7 @@ _KINDS: dict[Any, ColumnKind] = {
     bytes: "bytes",
 }
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""As `shards.plain` has it, which does not travel with a registered model."""
+"""The same as in `shards.plain`, which a registered model does not carry."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,12 @@ class Batch:
     """Samples as a model takes them, on its device.
 
     Attributes:
-        inputs, mask: of `inputs_on`.
-        targets: of kind `class` int64 `[batch]`, -1 where there is none; of the others as the
-            shards hold them, `[batch, …]`, filled up with zeros.
-        target_lengths: int64 `[batch]`, the length of each target's own first axis.
-        weights: float32 `[batch]`; 0 for padding and for samples that could not be read, else 1.
+        inputs: The inputs, from `inputs_on`.
+        mask: The mask of the inputs, from `inputs_on`.
+        targets: The targets. Of the kind `class`: int64 `[batch]`, with -1 where there is none. Of
+            other kinds: `[batch, …]` in the dtype of the shards, padded with zeros.
+        target_lengths: The length of each target's first axis before padding, int64 `[batch]`.
+        weights: float32 `[batch]`: 0 for padding and for samples that could not be read, else 1.
     """
 
     inputs: BatchInputs
@@ -53,13 +54,15 @@ class Batch:
 
 
 class Prediction:
-    """What a model makes of one input; each objective has a dataclass of its own.
+    """A model's answer for one input. Each objective has its own dataclass.
 
-    Its first field is `source`, its last `error`, and those between are the answer, each of a
-    type of `ColumnKind` or None where the input cannot be used.
+    The first field is `source` and the last is `error`. The fields between them are the answer.
+    Each has a type of `ColumnKind`, or is None if the input cannot be used.
 
     Attributes:
-        headings: of columns that a table for people names otherwise.
+        headings: Column headings for people, where they differ from the field names.
+        source: The name of the input.
+        error: Why the input cannot be used; None if it can.
     """
 
     headings: ClassVar[dict[str, str]] = {}
@@ -68,13 +71,13 @@ class Prediction:
 
     @classmethod
     def unusable(cls, source: str, error: str) -> Self:
-        """What is said of an input that cannot be used."""
+        """Return the prediction for an input that cannot be used."""
         names = [name for name, _ in cls.columns()]
         return cls(**{**dict.fromkeys(names), "source": source, "error": error})
 
     @classmethod
     def columns(cls) -> list[tuple[str, ColumnKind]]:
-        """Names and kinds of the answer's columns, in order: without `source` and `error`."""
+        """Return the names and kinds of the columns between `source` and `error`, in order."""
         hints = typing.get_type_hints(cls)
         found = []
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # its subclasses are ones
@@ -88,23 +91,24 @@ class Prediction:
 class Objective(ABC):
     """What a model is trained for.
 
-    An instance knows one model: its configuration and what its outputs mean. It is made from a
-    training's configuration, or from a registered model's card, with which this package travels:
-    at run time it imports nothing but `perceiver_model`, `pipeline.inputs` and `pipeline.media`.
+    An instance belongs to one model: it knows the model's configuration and what its outputs mean.
+    It is made from a training's configuration, or from the card of a registered model, which
+    carries this package. At run time the package imports only `perceiver_model`, `pipeline.inputs`
+    and `pipeline.media`.
 
     Attributes:
-        name: in cards and results.
-        target: the `data.target.kind` that it is trained on.
-        prediction: what one prediction looks like.
-        metrics: names of the metrics beside the loss; runs log `train_NAME` and `val_NAME`.
-        num_sums: how many sums the metrics are made of.
-        selection: the metric that selects a checkpoint, a trial and, over samples, a champion.
-        higher_is_better: the direction of `selection`.
-        worst: value of `selection` of a sample that the model cannot answer for. Where it is
-            infinite, samples that cannot be read are left out of a promotion.
-        is_right_or_wrong: whether each sample's value of `selection` is 0 or 1.
-        card_fields: what a card holds beside the format of the media.
-        model_config: the model's own configuration, of `perceiver_model.families`.
+        name: The name in cards and results.
+        target: The `data.target.kind` that the model is trained on.
+        prediction: The class of one prediction.
+        metrics: The names of the metrics besides the loss. Runs log `train_NAME` and `val_NAME`.
+        num_sums: The number of sums from which the metrics are computed.
+        selection: The metric that selects a checkpoint and a trial; and, over samples, a champion.
+        higher_is_better: Whether a higher value of `selection` is better.
+        worst: The value of `selection` for a sample that the model cannot answer. If it is
+            infinite, a promotion leaves out samples that cannot be read.
+        is_right_or_wrong: Whether each sample's value of `selection` is 0 or 1.
+        card_fields: The fields of a card besides the format of the media.
+        model_config: The model's own configuration, from `perceiver_model.families`.
     """
 
     name: ClassVar[str]
@@ -124,90 +128,95 @@ class Objective(ABC):
     @classmethod
     @abstractmethod
     def of(cls, config: "Config", manifest: "Manifest") -> Self:
-        """The objective of a training.
+        """Return the objective of a training.
 
         Args:
-            config: the whole configuration.
-            manifest: of the shard set, with the names of its classes.
+            config: The whole configuration.
+            manifest: The manifest of the shard set, with the names of its classes.
 
         Raises:
-            ValueError: the model cannot read such data.
+            ValueError: The model cannot read such data.
         """
 
     @classmethod
     @abstractmethod
     def from_card(cls, values: Mapping[str, Any]) -> Self:
-        """The objective of a registered model; the inverse of `to_card`.
+        """Return the objective of a registered model. This is the inverse of `to_card`.
 
         Args:
-            values: the fields `card_fields`, in JSON's types. They are not to be believed.
+            values: The fields `card_fields`, in JSON types. They are untrusted.
 
         Raises:
-            ValueError, TypeError, KeyError: a value is missing, odd, or contradicts another.
+            ValueError, TypeError, KeyError: A value is missing, is wrong, or contradicts another
+                one.
         """
 
     @abstractmethod
     def to_card(self) -> dict[str, Any]:
-        """The fields `card_fields`, in JSON's types."""
+        """Return the fields `card_fields`, in JSON types."""
 
     @abstractmethod
     def build_model(self, positions: torch.Tensor | None = None) -> nn.Module:
-        """A model with new weights.
+        """Return a model with new weights.
 
         Args:
-            positions: table of Fourier positions, floating `[tokens, channels]`; None computes
-                it.
+            positions: The Fourier position table, floating-point `[tokens, channels]`. None
+                computes it.
         """
 
     def forward_flops(self) -> int:
-        """FLOPs of one forward pass of one sample."""
+        """Return the FLOPs of one forward pass of one sample."""
         return forward_flops(self.model_config)
 
     # --- training and evaluation ---
 
     def outputs(self, model: Any, batch: Batch, *, training: bool) -> Any:
-        """What the model gives for a batch: with most objectives, one tensor.
+        """Return the model's outputs for a batch. For most objectives this is one tensor.
 
         Args:
-            model: the module, or DeepSpeed's engine around it.
-            batch: the samples.
-            training: false in evaluations, which draw nothing at random.
+            model: The module, or DeepSpeed's engine around it.
+            batch: The samples.
+            training: False in evaluations, which draw no random numbers.
         """
         return model(batch.inputs, batch.mask)
 
     @abstractmethod
     def losses(self, outputs: Any, batch: Batch, *, training: bool) -> torch.Tensor:
-        """The loss of each sample, floating `[batch]`; of samples of weight 0 anything finite."""
+        """Return the loss of each sample, floating-point `[batch]`.
+
+        For samples of weight 0, any finite value is fine.
+        """
 
     def loss_weights(self, batch: Batch) -> torch.Tensor:
-        """How much each sample counts in the mean of the losses, float32 `[batch]`."""
+        """Return each sample's weight in the mean of the losses, float32 `[batch]`."""
         return batch.weights
 
     @abstractmethod
     def sums(self, outputs: Any, batch: Batch) -> torch.Tensor:
-        """What the metrics are made of, floating `[num_sums]`.
+        """Return the sums from which the metrics are computed, floating-point `[num_sums]`.
 
-        It is added up over the batches and workers, so it leaves samples of weight 0 out.
+        They are added over batches and workers, so they must leave out samples of weight 0.
         """
 
     @abstractmethod
     def metric_values(self, sums: Sequence[float], weight: float) -> tuple[float, ...]:
-        """The `metrics`, in order.
+        """Return the values of `metrics`, in order.
 
         Args:
-            sums: of all batches.
-            weight: the sum of all `loss_weights`, at least 1.
+            sums: The sums over all batches.
+            weight: The sum of all `loss_weights`, at least 1.
         """
 
     def report(
         self, split: str, loss: float, sums: Sequence[float], weight: float
     ) -> dict[str, float]:
-        """Loss and metrics of a split by the names under which they are logged.
+        """Return the loss and metrics of a split, by the names under which they are logged.
 
         Args:
             split: `train` or `val`.
-            loss: sum of the weighted losses.
-            sums, weight: as of `metric_values`.
+            loss: The sum of the weighted losses.
+            sums: The sums over all batches, as for `metric_values`.
+            weight: The sum of all `loss_weights`.
         """
         weight = max(1.0, weight)
         values = self.metric_values(sums, weight)
@@ -216,52 +225,53 @@ class Objective(ABC):
 
     @classmethod
     def score(cls, metrics: Mapping[str, float]) -> float:
-        """What ranks checkpoints and trials; the higher, the better.
+        """Return the value that ranks checkpoints and trials. A higher score is better.
 
         Args:
-            metrics: as `report` names them; of the validation split where there is one.
+            metrics: The metrics with the names of `report`. Those of the validation split are used
+                if there are any.
         """
         value = metrics.get(f"val_{cls.selection}")
         return cls.signed(metrics[f"train_{cls.selection}"] if value is None else value)
 
     @classmethod
     def signed(cls, value: float) -> float:
-        """A value of `selection` as a score (the higher, the better), or the inverse."""
+        """Convert a value of `selection` to a score (the higher, the better), or back."""
         return value if cls.higher_is_better else -value
 
     # --- a registered model ---
 
     @abstractmethod
     def predictions(self, outputs: Any, sources: Sequence[str]) -> list[Prediction]:
-        """What a registered model answers.
+        """Return the predictions of a registered model.
 
         Args:
-            outputs: the model's, for the sources' inputs.
-            sources: names of the inputs.
+            outputs: The model's outputs for the inputs.
+            sources: The names of the inputs.
         """
 
     def finite(self, outputs: Any) -> np.ndarray:
-        """Of which samples all outputs are finite numbers, bool `[batch]`."""
+        """Return for which samples all outputs are finite numbers, bool `[batch]`."""
         return torch.isfinite(outputs.flatten(1)).all(dim=1).cpu().numpy()
 
     @abstractmethod
     def sample_values(
         self, outputs: Any, targets: np.ndarray, classes: tuple[str, ...]
     ) -> np.ndarray:
-        """The value of `selection` of each sample by itself; a promotion compares these.
+        """Return the value of `selection` for each single sample. A promotion compares these.
 
         Args:
-            outputs: the model's. Of samples for which they are not `finite`, `worst`
-                counts, whatever is returned here.
-            targets: as of `Batch`, of these samples.
-            classes: names of the classes that the targets' set has; not always the model's.
+            outputs: The model's outputs. For samples whose outputs are not `finite`, `worst` is
+                used instead of the value returned here.
+            targets: The targets of these samples, as in `Batch`.
+            classes: The names of the classes of the targets' set. They may differ from the model's.
 
         Returns:
-            floating `[samples]`.
+            Floating-point `[samples]`.
         """
 
     def remarks(self, classes: tuple[str, ...]) -> list[str]:
-        """What a person should know of this model where a set has such classes.
+        """Return what a person should know about this model on a set with these classes.
 
         Returns:
             Clauses whose subject is the model, such as "does not know the classes cat, dog".
@@ -270,10 +280,10 @@ class Objective(ABC):
 
 
 def read_names(values: Any) -> tuple[str, ...]:
-    """Names from a card, each one printable and there once.
+    """Return the names from a card. Each must be printable and occur once.
 
     Raises:
-        ValueError: they are not.
+        ValueError: A name is not printable or occurs twice.
     """
     if not isinstance(values, list) or not all(map(_is_printable, values)):
         raise ValueError("classes are no list of printable names")

@@ -1,4 +1,4 @@
-"""Classification: one class of several for each sample."""
+"""Classification: each sample has one of several classes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from shards.manifest import Manifest
 
 NO_CLASS = -1
-"""Target of padding and of samples that could not be read."""
+"""The target of padding and of samples that could not be read."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,12 @@ class ClassPrediction(Prediction):
     """The class of one input.
 
     Attributes:
-        source: the path, or `bytes[N]` for the N-th input given as bytes, `row[N]` as a row.
-        label: name of the likeliest class; None where the input cannot be used.
-        probability: of that class.
-        probabilities: of every class, by name.
-        error: why the input cannot be used, else None.
+        source: The path; `bytes[N]` for the N-th input given as bytes; `row[N]` for one given as a
+            row.
+        label: The name of the most probable class; None if the input cannot be used.
+        probability: The probability of that class.
+        probabilities: The probability of every class, by name.
+        error: Why the input cannot be used; None if it can.
     """
 
     headings: ClassVar = {"label": "class"}
@@ -42,12 +43,12 @@ class ClassPrediction(Prediction):
 
 @dataclass(frozen=True)
 class Classification(Objective):
-    """Cross-entropy of the classes, selected by accuracy.
+    """Train with the cross-entropy of the classes, and select by accuracy.
 
     Attributes:
-        model_config: the classifier's.
-        classes: their names, one for each output of the classifier.
-        label_smoothing: of the training loss alone.
+        model_config: The classifier's configuration.
+        classes: The names of the classes, one for each output of the classifier.
+        label_smoothing: The label smoothing of the training loss only.
     """
 
     name: ClassVar = "classify"
@@ -67,13 +68,17 @@ class Classification(Objective):
 
     @classmethod
     def of(cls, config: "Config", manifest: "Manifest") -> Self:
-        """The classes are the shard set's."""
+        """Return the objective with the classes of the shard set."""
         classifier = config.classifier(len(manifest.classes), manifest.config)
         return cls(classifier, manifest.classes, config.training.label_smoothing)
 
     @classmethod
     def from_card(cls, values: Mapping[str, Any]) -> Self:
-        """Raises ValueError where the names of the classes are not as many as the outputs."""
+        """Return the objective of a registered model.
+
+        Raises:
+            ValueError: The number of classes differs from the number of outputs.
+        """
         classes = read_names(values["classes"])
         classifier = ClassifierConfig.from_dict(values["classifier"])
         if classifier.num_classes != len(classes):
@@ -81,15 +86,15 @@ class Classification(Objective):
         return cls(classifier, classes)
 
     def to_card(self) -> dict[str, Any]:
-        """The classifier and its classes."""
+        """Return the classifier's configuration and its classes."""
         return {"classifier": self.model_config.to_dict(), "classes": list(self.classes)}
 
     def build_model(self, positions: torch.Tensor | None = None) -> PerceiverClassifier:
-        """A classifier with new weights."""
+        """Return a classifier with new weights."""
         return PerceiverClassifier(self.model_config, positions=positions)
 
     def losses(self, outputs: torch.Tensor, batch: Batch, *, training: bool) -> torch.Tensor:
-        """Cross-entropy; with `label_smoothing` in training."""
+        """Return the cross-entropy of each sample, with `label_smoothing` in training."""
         return F.cross_entropy(
             outputs,
             batch.targets,
@@ -99,23 +104,23 @@ class Classification(Objective):
         )
 
     def sums(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The number of right answers, `[1]`."""
+        """Return the number of right answers, `[1]`."""
         right = outputs.argmax(dim=1) == batch.targets
         return (right * batch.weights).sum().unsqueeze(0)
 
     def metric_values(self, sums: Sequence[float], weight: float) -> tuple[float, ...]:
-        """Accuracy."""
+        """Return the accuracy."""
         return (sums[0] / weight,)
 
     def predictions(self, outputs: torch.Tensor, sources: Sequence[str]) -> list[Prediction]:
-        """The likeliest class, and the probability of each."""
+        """Return the most probable class and the probability of every class."""
         return [
             self._prediction(source, row)
             for source, row in zip(sources, self.probabilities(outputs), strict=True)
         ]
 
     def probabilities(self, outputs: torch.Tensor) -> np.ndarray:
-        """Probabilities of the classes, float64 `[batch, classes]`; rows sum to 1."""
+        """Return the probabilities, float64 `[batch, classes]`. Each row sums to 1."""
         return outputs.double().softmax(dim=1).cpu().numpy()
 
     def _prediction(self, source: str, probabilities: np.ndarray) -> ClassPrediction:
@@ -126,10 +131,9 @@ class Classification(Objective):
     def sample_values(
         self, outputs: torch.Tensor, targets: np.ndarray, classes: tuple[str, ...]
     ) -> np.ndarray:
-        """1 where the answer is right, else 0.
+        """Return 1 for each right answer, else 0.
 
-        Classes are compared by name: a class of the set that the model does not know is always
-        wrong.
+        Classes are compared by name. A class that the model does not know is always wrong.
         """
         number_of = {name: number for number, name in enumerate(classes)}
         known = np.array([number_of.get(name, NO_CLASS) for name in self.classes])
@@ -137,7 +141,7 @@ class Classification(Objective):
         return ((answers == targets) & (targets >= 0)).astype(np.float64)
 
     def remarks(self, classes: tuple[str, ...]) -> list[str]:
-        """Which classes the model or the set does not have."""
+        """Return which classes the model or the set does not have."""
         said = []
         if unknown := [name for name in classes if name not in self.classes]:
             said.append(
