@@ -1,1 +1,1 @@
-"""The MLflow model registry: judging, promoting and rolling back models, and predicting."""
+"""The MLflow model registry: judge, promote and roll back models, and predict with them."""

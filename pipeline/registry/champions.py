@@ -1,4 +1,4 @@
-"""Model versions as they come from the registry: weights, card, and what they were trained on."""
+"""Load model versions from the registry: weights, card, and what they were trained on."""
 
 import contextlib
 import tempfile
@@ -23,16 +23,16 @@ from shards.digests import stream_sha256
 
 
 def load_registered(mlflow_client: Any, version: Any) -> Champion:
-    """A model version's weights and card, without running its code, and what it was trained on.
+    """Load a model version's weights, card and training record, without running its code.
 
     Raises:
-        UserError: it cannot be fetched, or is no model that this pipeline registered.
+        UserError: The version cannot be fetched, or this pipeline did not register it.
     """
     told = f"{version.name} version {version.version}"
     with _artifacts(mlflow_client, version) as path:
         try:
             predictor = Predictor.load(path / CARD_FILE, path / WEIGHTS_FILE)
-        except Exception as error:  # a damaged card or file of weights fails in many ways
+        except Exception as error:  # damaged cards and weights fail in many ways
             raise UserError(
                 f"{told}: cannot be read ({reason_of(error)}); restore it, or register this one "
                 "under another --name"
@@ -44,7 +44,7 @@ def load_registered(mlflow_client: Any, version: Any) -> Champion:
 def record_of(
     mlflow_client: Any, version: Any, candidate: Candidate, champion: Champion
 ) -> np.ndarray | None:
-    """What a version without a record was trained on, if its set is still there; else None."""
+    """Return what a version without a record was trained on; None if its shard set is gone."""
     digest = version.tags.get("perceiver.shards_digest")
     if digest == candidate.shard_set.digest:
         return candidate.record.digests
@@ -61,7 +61,7 @@ def record_of(
 
 
 def weights_of(mlflow_client: Any, version: Any) -> str:
-    """The sha256 of a version's weights, from its tags or, of an older one, its file."""
+    """Return the sha256 of a version's weights, from its tags or, for old versions, its file."""
     if known := version.tags.get(WEIGHTS_TAG):
         return known
     with _artifacts(mlflow_client, version) as path, (path / WEIGHTS_FILE).open("rb") as file:
@@ -70,7 +70,7 @@ def weights_of(mlflow_client: Any, version: Any) -> str:
 
 @contextlib.contextmanager
 def _artifacts(mlflow_client: Any, version: Any) -> Iterator[Path]:
-    """A version's artifacts in a temporary folder."""
+    """Download a version's artifacts into a temporary folder."""
     import mlflow
 
     told = f"{version.name} version {version.version}"

@@ -1,9 +1,9 @@
-"""Whether a model replaces the champion: a paired test on samples that neither has been trained on.
+"""Decide whether a model replaces the champion: a paired test on samples new to both.
 
-Both models answer for the same samples. Only those on which one of them is better tell the two
-apart; if both were equally good, each would win such a sample as often as the other, so the number
-of wins is binomial with probability 1/2 (the sign test, one-sided; of classifiers, where an answer
-is right or wrong, it is McNemar's test in its exact form: Psychometrika 12, 1947).
+Both models answer for the same samples. Only the samples on which one model is better count. If
+both models were equally good, each would win half of these samples on average, and the number of
+wins would be binomial with probability 1/2. This is the one-sided sign test. For classifiers, whose
+answers are right or wrong, it is McNemar's test in its exact form (Psychometrika 12, 1947).
 """
 
 from dataclasses import dataclass
@@ -21,12 +21,13 @@ class Comparison:
     """A candidate and a champion on the same samples.
 
     Attributes:
-        samples: how many were compared.
-        total, champion_total: sums over these of the objective's selection: of classifiers, how
-            many each has right.
-        wins: samples on which the candidate is better.
-        losses: samples on which the champion is better.
-        objective: of both.
+        samples: The number of samples compared.
+        total: The sum of the candidate's values of the selection metric. For classifiers, this is
+            the number of right answers.
+        champion_total: The sum of the champion's values.
+        wins: The number of samples on which the candidate is better.
+        losses: The number of samples on which the champion is better.
+        objective: The objective of both models.
     """
 
     samples: int
@@ -47,9 +48,10 @@ class Comparison:
         """Compare two models.
 
         Args:
-            ours, theirs: of the candidate and of the champion, on the same split.
-            compared: bool `[samples]`, the samples that count.
-            objective: of both.
+            ours: The outcomes of the candidate.
+            theirs: The outcomes of the champion on the same split.
+            compared: Which samples count, bool `[samples]`.
+            objective: The objective of both models.
         """
         mine, its = ours.values[compared], theirs.values[compared]
         better, worse = (mine > its), (mine < its)
@@ -66,44 +68,44 @@ class Comparison:
 
     @property
     def value(self) -> float:
-        """Mean of the objective's selection over the samples: the candidate's."""
+        """The candidate's mean of the selection metric over the samples."""
         return self.total / self.samples
 
     @property
     def champion_value(self) -> float:
-        """The champion's."""
+        """The champion's mean of the selection metric over the samples."""
         return self.champion_total / self.samples
 
     @property
     def gain(self) -> float:
-        """How much better the candidate's value is."""
+        """How much better the candidate's value is than the champion's."""
         return self.objective.signed(self.total - self.champion_total) / self.samples
 
     @property
     def p_value(self) -> float:
-        """How likely so many wins, or more, are if both models are equally good."""
+        """The probability of at least this many wins if both models are equally good."""
         return p_value(self.wins, self.losses)
 
     def passes(self, rules: RegistryConfig) -> bool:
-        """Whether the candidate is better by as much, and as surely, as the rules ask.
+        """Return whether the candidate is better by as much, and as surely, as the rules ask.
 
-        Of two that are equally good the champion stays, whatever the rules.
+        If both models are equally good, the champion stays, whatever the rules.
         """
         if self.wins <= self.losses or self.gain <= 0:
             return False
         return self.gain >= rules.min_gain and self.p_value <= rules.alpha
 
     def wins_needed(self, rules: RegistryConfig) -> int | None:
-        """Wins that would pass beside these losses, where each is a whole sample.
+        """Return how many wins would pass with this many losses, if each win is a whole sample.
 
         Returns:
-            None if the samples do not suffice for them.
+            The number of wins; None if there are too few samples.
         """
         most = self.samples - self.losses
         if most <= self.losses or not self._is_enough(most, rules):
             return None
         low, high = self.losses + 1, most
-        while low < high:  # more wins never fail where fewer pass
+        while low < high:  # if a number of wins passes, more wins pass too
             middle = (low + high) // 2
             low, high = (low, middle) if self._is_enough(middle, rules) else (middle + 1, high)
         return low
@@ -126,7 +128,10 @@ class Comparison:
 
 
 def p_value(wins: int, losses: int) -> float:
-    """The one-sided exact sign test's: of as many wins or more among all, each with chance 1/2."""
+    """Return the p-value of the one-sided exact sign test.
+
+    It is the probability of at least `wins` wins out of `wins + losses`, each with probability 1/2.
+    """
     from scipy.stats import binomtest
 
     if wins + losses == 0:
@@ -135,7 +140,7 @@ def p_value(wins: int, losses: int) -> float:
 
 
 def samples_needed(rules: RegistryConfig) -> int:
-    """The fewest samples that can show anything: if the candidate wins all, it passes."""
+    """Return the smallest number of samples with which a candidate that wins all of them passes."""
     needed = 1
     while p_value(needed, 0) > rules.alpha:
         needed += 1

@@ -1,4 +1,4 @@
-"""A run's model against the champion, on the samples of a split that neither was trained on."""
+"""Judge a run's model against the champion, on samples of a split that neither was trained on."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +19,9 @@ from pipeline.training.objectives import Objective
 from shards import ShardSet
 
 _COARSE = 0.5
-"""Where more of a table's training rows than this repeat each other, equal is not the same."""
+"""The share of a table's training rows that equal another one, above which equal rows do not count
+as the same row.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,10 @@ class Champion:
     """The model that an alias names.
 
     Attributes:
-        name: of its registered model and version, for people.
-        predictor: the model.
-        record: digests of what it was trained on (`pipeline.registry.trained_on.TrainedOn`);
-            None where that is not known any more.
+        name: The name of its registered model and its version, for people.
+        predictor: The model.
+        record: The digests of what it was trained on (`pipeline.registry.trained_on.TrainedOn`);
+            None if that is not known any more.
     """
 
     name: str
@@ -43,13 +45,13 @@ class Verdict:
     """Why a model may be promoted.
 
     Attributes:
-        samples: how many it was judged on.
-        left_out: samples of the split that were not used, since a model knows them.
-        value: mean of the objective's selection over these samples, such as accuracy. One that
-            cannot be read counts as wrong.
-        champion_value: of the champion on the same, or None if there is none.
-        comparison: None where there was nothing to compare with: no champion, or one that gives
-            nothing finite.
+        samples: The number of samples that it was judged on.
+        left_out: The number of samples of the split that were not used.
+        value: The mean of the selection metric over the samples used, such as the accuracy. A
+            sample that cannot be read counts as wrong.
+        champion_value: The champion's value on the same samples; None if there is no champion.
+        comparison: The comparison; None if there was nothing to compare with, because there is no
+            champion or it gives no finite value.
     """
 
     samples: int
@@ -61,16 +63,17 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A run's model and what judges it.
+    """A run's model and the data that judge it.
 
     Attributes:
-        name: the run, for people.
-        predictor: the model.
-        record: what it was trained on.
-        shard_set: the set that it was trained on.
-        split: of the set, that decides.
-        max_bad_fraction: of the split's samples, that may be unreadable.
-        verify_samples, skip_corrupt: as in `Reading`.
+        name: The name of the run, for people.
+        predictor: The model.
+        record: What it was trained on.
+        shard_set: The shard set that it was trained on.
+        split: The split of the set that decides.
+        max_bad_fraction: The largest share of the split's samples that may be unreadable.
+        verify_samples: The same as in `Reading`.
+        skip_corrupt: The same as in `Reading`.
     """
 
     name: str
@@ -84,22 +87,22 @@ class Candidate:
 
     @cached_property
     def reading(self) -> Reading:
-        """How it reads its own set."""
+        """How the model reads its own shard set."""
         media = self.predictor.card.media
         reads_target = has_array(self.objective.target)
         return Reading(media, media, self.verify_samples, self.skip_corrupt, reads_target)
 
     @property
     def objective(self) -> Objective:
-        """What its model is trained for."""
+        """What the model is trained for."""
         return self.predictor.card.objective
 
     @cached_property
     def outcomes(self) -> Outcomes:
-        """What it makes of the split.
+        """The model's outcomes on the split.
 
         Raises:
-            UserError: too many samples cannot be read.
+            UserError: Too many samples cannot be read.
         """
         found = outcomes(self.predictor, self.shard_set, self.split, self.reading)
         bad, total = int((~found.readable).sum()), len(found.readable)
@@ -112,14 +115,14 @@ class Candidate:
 
     @cached_property
     def known(self) -> np.ndarray:
-        """Which samples it was trained on, bool `[samples]`."""
+        """Which samples the model was trained on, bool `[samples]`."""
         return np.isin(
             sample_digests(self.shard_set, self.split, self.reading), self.record.digests
         )
 
     @cached_property
     def is_coarse(self) -> bool:
-        """Whether a table has so few different rows that equal ones are mostly not the same."""
+        """Whether so many rows of a table are equal that equal rows need not be the same one."""
         is_table = modality_of(self.reading.media).source == "row"
         return is_table and self.split != TRAIN and self.record.repeated > _COARSE
 
@@ -130,14 +133,14 @@ def judge(
     """Judge a run's model.
 
     Args:
-        candidate: the run's.
-        champion: to beat, if there is one.
-        rules: by how much, and how surely.
-        console: hears what is left out, and of models that give nothing finite.
+        candidate: The run's model.
+        champion: The champion that it must beat; None if there is none.
+        rules: By how much, and how surely, it must be better.
+        console: It shows what is left out, and which models give values that are not finite.
 
     Raises:
-        GateRefusedError: it does not beat the champion, or gives values that are not finite.
-        UserError: the two cannot be compared.
+        GateRefusedError: The model does not beat the champion, or gives values that are not finite.
+        UserError: The two models cannot be compared.
     """
     _refuse_what_is_not_finite(candidate)
     known = np.zeros_like(candidate.known) if candidate.is_coarse else candidate.known
@@ -217,7 +220,7 @@ def _against(
 
 
 def _refuse_what_is_not_finite(candidate: Candidate) -> None:
-    # Weights that are not finite are refused with their checkpoint.
+    # Weights that are not finite were refused when the checkpoint was loaded.
     finite = candidate.outcomes.finite
     if not finite.all():
         raise GateRefusedError(
@@ -230,7 +233,7 @@ def _refuse_what_is_not_finite(candidate: Candidate) -> None:
 def _known_to(
     champion: Champion, candidate: Candidate, reading: Reading, console: Console
 ) -> np.ndarray:
-    """Which samples the champion was trained on, as far as that is known."""
+    """Return which samples the champion is known to be trained on, bool `[samples]`."""
     if champion.record is None:
         console.notice(
             f"{champion.name} has no record of what it was trained on, and its shard set is gone: "
@@ -243,7 +246,7 @@ def _known_to(
 
 
 def _doubtful(reading: Reading, shard_set: ShardSet, split: str) -> np.ndarray:
-    """Rows of which is not known what the champion would make of them, bool `[samples]`."""
+    """Return for which rows the champion's category is not known, bool `[samples]`."""
     doubtful = np.zeros(shard_set.num_samples(split), bool)
     find_doubtful = reading.conversion.doubtful
     if find_doubtful is None:

@@ -1,4 +1,4 @@
-"""What a model makes of every sample of a split: how good its answer is, and whether finite."""
+"""A model's outcome on every sample of a split: its answer's value, and whether it is finite."""
 
 from dataclasses import dataclass
 
@@ -14,14 +14,15 @@ from shards import ShardSet
 
 @dataclass(frozen=True)
 class Outcomes:
-    """A model on a split, sample by sample in the order of the shards.
+    """A model's outcomes on a split, in the order of the shards.
 
     Attributes:
-        readable: bool `[samples]`.
-        finite: bool `[samples]`; whether all of the model's outputs are finite numbers.
-        values: float64 `[samples]`; of the objective's selection, such as 1 where a classifier is
-            right and 0 where it is wrong. Samples that cannot be read, and those for which outputs
-            are not finite, have the objective's worst.
+        readable: Whether each sample can be read, bool `[samples]`.
+        finite: Whether all of the model's outputs for a sample are finite numbers, bool
+            `[samples]`.
+        values: The values of the selection metric, float64 `[samples]`, such as 1 where a
+            classifier is right and 0 where it is wrong. Samples that cannot be read, or have
+            outputs that are not finite, get the objective's worst value.
     """
 
     readable: np.ndarray
@@ -34,13 +35,13 @@ def outcomes(predictor: Predictor, shard_set: ShardSet, split: str, reading: Rea
     """Run a model on every sample of a split.
 
     Args:
-        predictor: the model.
-        shard_set: not necessarily the one that the model was trained on.
-        split: one of its splits.
-        reading: how the model reads the set.
+        predictor: The model.
+        shard_set: The shard set. The model may have been trained on another one.
+        split: A split of the set.
+        reading: How the model reads the set.
 
     Raises:
-        ShardError: the set has no such split.
+        ShardError: The set has no such split.
     """
     objective, num_samples = predictor.card.objective, shard_set.num_samples(split)
     readable, finite = np.zeros(num_samples, bool), np.ones(num_samples, bool)
@@ -65,5 +66,5 @@ def outcomes(predictor: Predictor, shard_set: ShardSet, split: str, reading: Rea
 
 
 def weights_not_finite(weights: dict[str, torch.Tensor]) -> list[str]:
-    """The names of the tensors that hold a value that is not a finite number, sorted."""
+    """Return the sorted names of the tensors that hold a value that is not finite."""
     return sorted(name for name, tensor in weights.items() if not torch.isfinite(tensor).all())

@@ -1,4 +1,4 @@
-"""All that a registered model is made of, but for its place in MLflow."""
+"""Everything that a registered model consists of, before it is logged to MLflow."""
 
 import shutil
 from importlib import metadata
@@ -13,7 +13,7 @@ from pipeline.registry.served.card import CARD_FILE
 from pipeline.registry.served.contract import SETTINGS, column_types, input_example, signature
 from pipeline.registry.served.inference import ModelCard
 
-# What a model imports beside its own code; pinned to what it was made with.
+# What a model imports besides its own code, pinned to the versions with which it was made.
 MODEL_REQUIREMENTS = (
     "mlflow",
     "av",
@@ -43,27 +43,27 @@ MODEL_CODE = (
     "pipeline/training/__init__.py",
     "pipeline/training/objectives",
 )
-"""The files and folders of code that travel with a model; it is loaded without all others."""
+"""The files and folders of code that every model carries. It loads without all others."""
 
 DECODING = ("decode_seconds", "decode_memory_mib", "strict", "sandbox")
-"""Fields of `data` that the model's inputs are decoded by, too."""
+"""Fields of `data` that also say how the model's inputs are decoded."""
 
 
 def package(card: ModelCard, folder: Path, weights_file: Path, data: DataConfig) -> dict[str, Any]:
-    """The arguments of MLflow's `pyfunc.save_model` or `log_model` that make the model.
+    """Return the arguments of MLflow's `pyfunc.save_model` or `log_model` for the model.
 
     Args:
-        card: what the model is.
-        folder: takes the card and the code; it must live until the model is saved.
-        weights_file: safetensors.
-        data: of the configuration: how media are decoded.
+        card: The model's card.
+        folder: A folder for the card and the code. It must exist until the model is saved.
+        weights_file: The weights, as safetensors.
+        data: The section `data` of the configuration, which says how media are decoded.
     """
     card_file = folder / CARD_FILE
     card_file.write_text(card.to_json(), "utf-8")
     decoding = {name: getattr(data, name) for name in DECODING}
     return {
         "python_model": str(Path(__file__).with_name("served") / "registered_model.py"),
-        # As URIs: MLflow would take a `%` or `?` of a plain path for a URL's.
+        # These are URIs, because MLflow would read a `%` or `?` in a plain path as part of a URL.
         "artifacts": {"card": card_file.as_uri(), "weights": weights_file.as_uri()},
         "code_paths": [str(path) for path in copied_code(folder / "code", card.media)],
         "pip_requirements": model_requirements(),
@@ -75,12 +75,12 @@ def package(card: ModelCard, folder: Path, weights_file: Path, data: DataConfig)
 
 
 def model_requirements() -> list[str]:
-    """Pinned requirements of a registered model; a local build's suffix is left out."""
+    """Return the pinned requirements of a registered model, without suffixes of local builds."""
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in MODEL_REQUIREMENTS]
 
 
 def copied_code(folder: Path, media: MediaFormat) -> list[Path]:
-    """Copies the code that a model needs; returns its packages."""
+    """Copy the code that a model needs into a folder, and return the packages there."""
     root = Path(__file__).resolve().parents[2]
     compiled = shutil.ignore_patterns("__pycache__")
     for pattern in MODEL_CODE:
@@ -100,7 +100,7 @@ def copied_code(folder: Path, media: MediaFormat) -> list[Path]:
 
 
 def _own_packages(media: MediaFormat) -> list[Path]:
-    """Return the packages and modules outside of this project that define a modality."""
+    """Return the packages and modules outside this project that define a modality."""
     modality = modality_of(media)
     modules = (type(modality).__module__, modality.inputs)
     names = {name.partition(".")[0] for name in modules} - {__name__.partition(".")[0]}

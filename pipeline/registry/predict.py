@@ -1,4 +1,4 @@
-"""`perceiver predict`: a registered model on raw files."""
+"""`perceiver predict`: run a registered model on raw files."""
 
 import base64
 import contextlib
@@ -40,23 +40,25 @@ def predict(
     output: Path | None = None,
     max_bad_fraction: float = 1.0,
 ) -> dict[str, Any]:
-    """Predict files, and all files of folders.
+    """Predict files, and all files in folders.
 
     Args:
+        mlflow_client: The client of the tracking server.
         model_uri: `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/RUN/model`.
-        inputs: files and folders. A model of tables reads each row of `.csv`, `.parquet` and
-            `.jsonl` files, and other files as one row, a JSON object.
-        output: also write the table there: `.jsonl`, `.csv` or `.parquet`.
-        max_bad_fraction: fail when more than this share of the files cannot be used.
+        inputs: Files and folders. A model of tables reads each row of `.csv`, `.parquet` and
+            `.jsonl` files. It reads any other file as one row, a JSON object.
+        console: The console, which shows the progress.
+        output: A path to also write the predictions to: `.jsonl`, `.csv` or `.parquet`.
+        max_bad_fraction: The largest share of the files that may be unusable.
 
     Returns:
         `model_uri`, `predictions` (a list of dictionaries with the fields of the objective's
-        `Prediction`), `bad` (how many have an error).
+        `Prediction`), and `bad` (the number of predictions with an error).
 
     Raises:
-        UserError: no such model or file, nothing to predict, too many bad files, or no sandbox to
-            decode them in.
-        ShardError: the table cannot be written.
+        UserError: There is no such model or file, nothing to predict, too many unusable files, or
+            no sandbox to decode them in.
+        ShardError: The predictions cannot be written.
     """
     if output is not None and output.suffix not in FORMATS:
         raise UserError(f"--to {output}: the extension must be one of {', '.join(FORMATS)}")
@@ -64,7 +66,8 @@ def predict(
     predictor = load_model(mlflow_client, model_uri)
     objective = type(predictor.card.objective)
     predictions: list[Prediction] = []
-    # Opened first: an hour's predictions must not end at a place that cannot be written.
+    # The output is opened first, so that a path that cannot be written fails before the
+    # predictions.
     with contextlib.nullcontext() if output is None else AtomicFile(output) as file:
         with console.bar("predict", len(files), "files") as bar:
             for start in range(0, len(files), 256):
@@ -89,7 +92,7 @@ def predict(
 
 
 def predict_files(predictor: Predictor, files: list[Path]) -> list[Prediction]:
-    """The predictions for files, in order: one each, or one for each row of a table."""
+    """Return the predictions for files, in order: one for each file, or for each row of a table."""
     media, unusable = predictor.card.media, predictor.card.objective.prediction.unusable
     if modality_of(media).source != "row":
         return predictor.predict(files)
@@ -109,7 +112,7 @@ def predict_files(predictor: Predictor, files: list[Path]) -> list[Prediction]:
 
 
 def report(result: dict[str, Any], console: Console) -> None:
-    """Show a person what `predict` returned."""
+    """Show the user what `predict` returned."""
     kind = objective_class(result.get("objective")).prediction
     names = [name for name, column in kind.columns() if column in _SHORT]
     rows = [
@@ -126,10 +129,10 @@ def report(result: dict[str, Any], console: Console) -> None:
 
 
 def list_inputs(inputs: list[str]) -> list[Path]:
-    """The files given, and those in the folders given, sorted.
+    """Return the given files, and the files in the given folders, sorted.
 
     Raises:
-        UserError: one does not exist, or there is no file at all.
+        UserError: An input does not exist, or there are no files.
     """
     files: list[Path] = []
     for given in inputs:
@@ -151,10 +154,11 @@ def list_inputs(inputs: list[str]) -> list[Path]:
 
 
 def load_model(mlflow_client: Any, model_uri: str) -> Predictor:
-    """Fetch a model from the registry, as anyone would through MLflow.
+    """Load a model from the registry, as any user of MLflow would.
 
     Raises:
-        UserError: there is none of that name, alias or version, or it is none of ours.
+        UserError: There is no model with this name, alias or version, or this pipeline did not
+            register it.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -179,12 +183,12 @@ def load_model(mlflow_client: Any, model_uri: str) -> Predictor:
 def encode_predictions(
     predictions: Sequence[Prediction], suffix: str, kind: type[Prediction]
 ) -> bytes:
-    """A file's content: JSON Lines, CSV or Parquet, as its suffix says.
+    """Encode predictions as JSON Lines, CSV or Parquet.
 
     Args:
-        predictions: of the objective's kind.
-        suffix: one of `FORMATS`. CSV leaves out columns that hold more than one value.
-        kind: of the predictions.
+        predictions: The predictions.
+        suffix: One of `FORMATS`. CSV leaves out columns that hold more than one value.
+        kind: The class of the predictions.
     """
     if suffix == ".jsonl":
         return "".join(to_json(_as_json(each)) + "\n" for each in predictions).encode()
@@ -207,7 +211,7 @@ def encode_predictions(
 
 
 _SHORT = ("text", "number")
-"""Kinds of columns that a cell of a table can hold."""
+"""The kinds of columns that one cell of a table can hold."""
 
 _ARROW: dict[ColumnKind, Any] = {
     "text": pa.string(),
@@ -223,7 +227,7 @@ def _as_dict(prediction: Any) -> dict[str, Any]:
 
 
 def _as_json(prediction: Any) -> dict[str, Any]:
-    """As `_as_dict`, with bytes in base64."""
+    """Return the prediction as a dictionary, with bytes in base64."""
     return {
         name: base64.b64encode(value).decode() if isinstance(value, bytes) else value
         for name, value in asdict(prediction).items()

@@ -1,4 +1,4 @@
-"""`perceiver promote`: a run's best model into the registry, if it beats the champion."""
+"""`perceiver promote`: register a run's best model if it beats the champion."""
 
 import math
 import tempfile
@@ -57,31 +57,35 @@ def promote(
     alpha: float | None = None,
     shards: str | None = None,
 ) -> dict[str, Any]:
-    """Register a run's best checkpoint and move the alias to it, if it beats the alias' model.
+    """Register a run's best checkpoint and move the alias to it, if it beats the alias's model.
 
-    Both models are evaluated here and now on the same samples of the run's shard set: those that
-    neither was trained on. A paired test decides (`pipeline.registry.gate`).
+    Both models are evaluated now, on the same samples of the run's shard set: those on which
+    neither was trained. A paired test decides (`pipeline.registry.gate`).
 
     Args:
-        mlflow_client: of the tracking server; `pipeline.runs.tracking.client`.
-        run_id: an MLflow run of `perceiver train`, or a trial or study of `perceiver tune`
-            (a study stands for its best trial).
-        name, alias: where to register; default: the run's configuration.
-        split: decides; the shard set must have it.
-        min_gain, alpha: what the test asks for; default: the run's configuration.
-        shards: the whole address of the run's shard set, where that has a password or a signature,
-            which runs do not keep.
+        mlflow_client: The client of the tracking server, from `pipeline.runs.tracking.client`.
+        run_id: An MLflow run of `perceiver train`, or a trial or study of `perceiver tune`. A study
+            means its best trial.
+        console: The console, which shows notes.
+        name: The name of the registered model. The default is in the run's configuration.
+        alias: The alias. The default is in the run's configuration.
+        split: The split that decides. The shard set must have it.
+        min_gain: The smallest gain that passes. The default is in the run's configuration.
+        alpha: The largest p-value that passes. The default is in the run's configuration.
+        shards: The whole address of the run's shard set, if it has a password or a signature. Runs
+            do not store these.
 
     Returns:
-        `model_uri`, `version`, the objective's selection (`accuracy`, of classifiers) on
-        `samples` of `split`, `left_out` (samples that a model was trained on), the same of
-        the champion (`champion_accuracy`; None if there was none), `wins`,
-        `losses` and `p_value` (None if nothing was tested), `run_id`, `skipped` (this run
-        is the alias' model already).
+        `model_uri`, `version`, the selection metric (`accuracy` for classifiers) on `samples` of
+        `split`, `left_out` (the number of samples not used), the champion's metric
+        (`champion_accuracy`; None if there was no champion), `wins`, `losses` and `p_value` (None
+        if nothing was tested), `run_id`, and `skipped` (whether this run already is the alias's
+        model).
 
     Raises:
-        UserError: no such run, it has no checkpoint, the two cannot be compared, or MLflow fails.
-        GateRefusedError: it does not beat the champion.
+        UserError: There is no such run, it has no checkpoint, the two models cannot be compared, or
+            MLflow fails.
+        GateRefusedError: The model does not beat the champion.
     """
     config = run_config(mlflow_client, run_id)
     with mlflow_answers(f"run {run_id}"):
@@ -99,7 +103,7 @@ def promote(
     champion = _champion(mlflow_client, name, alias)
     if champion is not None:
         mark_promoted(mlflow_client, champion, alias, console)
-        # A run that was continued has other weights by now.
+        # A run that was continued has other weights than those registered.
         is_same = champion.run_id == run_id and (
             weights_of(mlflow_client, champion) == weights_sha256
         )
@@ -146,7 +150,7 @@ def promote(
 
 
 def report(result: dict[str, Any], console: Console) -> None:
-    """Show a person what `promote` returned."""
+    """Show the user what `promote` returned."""
     if result["skipped"]:
         console.say(
             f"{result['model_uri']} is this run's model already (version {result['version']})"
@@ -189,7 +193,7 @@ def _checkpoint_of(run: Any) -> Checkpoint:
 def _candidate(
     run: Any, config: Config, checkpoint: Checkpoint, split: str, shards: str | None
 ) -> Candidate:
-    """A run's model and the set that it was trained on."""
+    """Return a run's model and the set that it was trained on."""
     run_id, place = run.info.run_id, run.data.tags.get("perceiver.shards", config.shards_folder)
     shard_set = ShardSet.open(run_shards(run_id, place, shards))
     if shard_set.digest != run.data.tags.get("perceiver.shards_digest"):
@@ -238,7 +242,7 @@ def _number(version: Any | None) -> str | None:
 
 
 def _measured(verdict: Verdict, metric: str) -> dict[str, str]:
-    """A verdict as tags of a version."""
+    """Return a verdict as tags of a version."""
     values: dict[str, Any] = {
         metric: verdict.value,
         "samples": verdict.samples,
@@ -260,7 +264,7 @@ def _register(
     name: str,
     tags: dict[str, str],
 ) -> Any:
-    """Log the model to its run and make it a version; returns the version."""
+    """Log the model to its run, register it as a version, and return the version."""
     import mlflow
     from mlflow.models import Model
 
@@ -297,7 +301,7 @@ def _result(
     def number(key: str, kind: type[int] | type[float] = float) -> float | None:
         try:
             value = kind(tags[f"perceiver.{key}"])
-        except (KeyError, ValueError):  # a version that something else has made
+        except (KeyError, ValueError):  # a version that another program has made
             return None
         return value if math.isfinite(value) else None
 

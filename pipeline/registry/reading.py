@@ -1,7 +1,7 @@
-"""How a model reads the samples of a shard set: its own set, or one that was made anew.
+"""How a model reads the samples of a shard set: its own set, or one that was made later.
 
-Shards hold numbers as they are and categories as indices into the set's own vocabulary, so rows can
-be encoded anew for a model that was fitted to other training rows.
+Shards hold numbers as they are, and categories as indices into the set's own vocabulary. So rows
+can be re-encoded for a model that was fitted to other training rows.
 """
 
 from collections.abc import Iterator
@@ -23,17 +23,17 @@ BATCH_SIZE = 64
 
 
 def other_input(stored: MediaFormat, media: MediaFormat) -> str | None:
-    """What a model takes that a set does not hold.
+    """Return how a model's input differs from what a set holds.
 
-    Only what goes into the model counts: columns, sizes, rates. Statistics that were fitted to
-    training rows, limits, and how shards encode their members do not.
+    Only what enters the model counts: columns, sizes, sample rates. Fitted statistics, limits, and
+    the encoding of shard members do not count.
 
     Args:
-        stored: format of the set's samples.
-        media: format that the model takes.
+        stored: The format of the set's samples.
+        media: The format that the model takes.
 
     Returns:
-        The differences in words, or None if the model can read the set.
+        The differences in words; None if the model can read the set.
     """
     if stored.modality != media.modality:
         return f"it takes {media.modality}, and the set holds {stored.modality}"
@@ -50,14 +50,15 @@ def other_input(stored: MediaFormat, media: MediaFormat) -> str | None:
 
 @dataclass(frozen=True)
 class Reading:
-    """Makes the arrays that a model takes of a set's samples; a decoder for `ShardLoader`.
+    """Turn a set's samples into the arrays that a model takes. It is a decoder for `ShardLoader`.
 
     Attributes:
-        stored: format of the set's samples; of tables, with the set's vocabulary.
-        media: format that the model takes; `other_input` has nothing against it.
-        verify_samples: whether samples are compared with their sha256.
-        skip_corrupt: whether those that differ, or cannot be read, are skipped, or end the work.
-        has_target: whether a sample's target is an array, which is read, too.
+        stored: The format of the set's samples; for tables, with the set's vocabulary.
+        media: The format that the model takes. `other_input` must return None for it.
+        verify_samples: Whether to compare samples with their sha256.
+        skip_corrupt: Whether to skip samples that differ or cannot be read. Otherwise they raise an
+            error.
+        has_target: Whether targets are arrays, which are then read too.
     """
 
     stored: MediaFormat
@@ -68,15 +69,15 @@ class Reading:
 
     @cached_property
     def conversion(self) -> Conversion:
-        """How the set's arrays become those that the model takes."""
+        """The conversion of the set's arrays to those that the model takes."""
         return modality_of(self.media).conversion(self.stored, self.media)
 
     def __call__(self, sample: RawSample) -> dict[str, np.ndarray]:
-        """The sample's array by modality, and its target.
+        """Return the sample's array by modality, and its target.
 
         Raises:
-            MediaError, ShardError: it is damaged.
-            ValueError: it is missing, or is not what the format says.
+            MediaError, ShardError: The sample is damaged.
+            ValueError: The array or the target is missing, or does not fit its format.
         """
         read = self.conversion.read
         member = model_member(read)
@@ -90,10 +91,11 @@ class Reading:
         return arrays
 
     def batches(self, shard_set: ShardSet, split: str) -> Iterator[ShardBatch]:
-        """Every sample of a split once, in order; those that cannot be read have weight 0.
+        """Yield every sample of a split once, in order. Samples that cannot be read have weight 0.
 
         Raises:
-            ShardError: the set has no such split, or a sample is not to be skipped.
+            ShardError: The set has no such split, or a sample cannot be read and must not be
+                skipped.
         """
         length = padded_length(self.media)
         return iter(

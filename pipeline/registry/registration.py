@@ -1,9 +1,9 @@
-"""The registry: which version an alias names, versions in the making, and moving the alias.
+"""The registry: find the version that an alias names, make versions, and move the alias.
 
 A promotion makes a version with all its tags in one call, then moves the alias, then marks the
-version as promoted. Cut off anywhere, the alias names a whole version, and the same command goes on
-from what is there. MLflow has no way to move an alias only if nobody else has moved it, so versions
-in the making stand in line by their numbers: see `wait_for_earlier`.
+version as promoted. Wherever it is cut off, the alias names a complete version, and the same
+command continues. MLflow cannot move an alias on the condition that nobody else has moved it. So
+unfinished versions wait for those with lower numbers: see `wait_for_earlier`.
 """
 
 import re
@@ -31,7 +31,7 @@ def check_names(name: str, alias: str) -> None:
     """Refuse names that MLflow would refuse only after a version was made.
 
     Raises:
-        UserError: says which.
+        UserError: The message says which name is wrong.
     """
     if not name.strip() or any(mark in name for mark in "/:'\"`\n"):
         raise UserError(
@@ -45,10 +45,10 @@ def check_names(name: str, alias: str) -> None:
 
 
 def champion_of(mlflow_client: Any, name: str, alias: str) -> Any | None:
-    """The version that an alias names; None only where the registry itself says that there is none.
+    """Return the version that an alias names; None if the registry confirms there is none.
 
     Raises:
-        UserError: the registry does not answer, or answers something else.
+        UserError: The registry does not answer, or returns another version.
     """
     from mlflow.exceptions import MlflowException
 
@@ -57,7 +57,7 @@ def champion_of(mlflow_client: Any, name: str, alias: str) -> Any | None:
         try:
             version = mlflow_client.get_model_version_by_alias(name, alias)
         except MlflowException as error:
-            # A database says of a missing alias only that it is an invalid value.
+            # For a missing alias, a database store reports only an invalid value.
             if not is_missing(error) and error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
             if _has_alias(mlflow_client, name, alias):
@@ -88,7 +88,7 @@ def _has_alias(mlflow_client: Any, name: str, alias: str) -> bool:
 def unfinished_version(
     mlflow_client: Any, name: str, alias: str, run_id: str, weights_sha256: str
 ) -> Any | None:
-    """The version that an interrupted promotion of the same weights left, or None."""
+    """Return the version that an interrupted promotion of the same weights left, or None."""
     with mlflow_answers(name):
         found = [
             version
@@ -105,10 +105,10 @@ def _is_unfinished(version: Any, alias: str) -> bool:
 
 
 def new_version(name: str, model_uri: str, tags: dict[str, str]) -> Any:
-    """Register a logged model, its tags with it; the registered model is made where it is missing.
+    """Register a logged model with its tags. A missing registered model is created.
 
     Raises:
-        UserError: the registry does not do it.
+        UserError: The registry fails.
     """
     import mlflow
 
@@ -120,7 +120,7 @@ def set_tags(mlflow_client: Any, version: Any, tags: dict[str, str]) -> None:
     """Set tags of a version.
 
     Raises:
-        UserError: the registry does not do it; some may be set.
+        UserError: The registry fails. Some tags may already be set.
     """
     with mlflow_answers(f"{version.name} version {version.version}"):
         for key, value in tags.items():
@@ -128,7 +128,7 @@ def set_tags(mlflow_client: Any, version: Any, tags: dict[str, str]) -> None:
 
 
 def renew_tags(mlflow_client: Any, version: Any, tags: dict[str, str]) -> None:
-    """Give an unfinished version the tags of this promotion, and none of an earlier attempt."""
+    """Replace the tags of an unfinished version with those of this promotion."""
     stale = [key for key in version.tags if key.startswith("perceiver.") and key not in tags]
     with mlflow_answers(f"{version.name} version {version.version}"):
         for key in stale:
@@ -137,17 +137,17 @@ def renew_tags(mlflow_client: Any, version: Any, tags: dict[str, str]) -> None:
 
 
 def discard(mlflow_client: Any, version: Any) -> None:
-    """Delete a version that is not to be promoted after all."""
+    """Delete a version that will not be promoted."""
     with mlflow_answers(f"deleting {version.name} version {version.version}"):
         mlflow_client.delete_model_version(version.name, version.version)
 
 
 def wait_for_earlier(mlflow_client: Any, version: Any, alias: str, console: Console) -> None:
-    """Let promotions finish whose version has a lower number than ours.
+    """Wait for promotions whose version has a lower number than ours.
 
-    The registry numbers versions one by one. So of two promotions at once, the later one finds the
-    earlier one's version here, waits for it, and is then judged against it. Versions that were left
-    unfinished long ago are passed over.
+    The registry numbers versions one by one. So if two promotions run at the same time, the later
+    one finds the version of the earlier one here, waits for it, and is then judged against it.
+    Versions that were left unfinished long ago are ignored.
     """
     deadline = time.monotonic() + _WAIT_SECONDS
     waiting: list[str] = []
@@ -173,19 +173,19 @@ def wait_for_earlier(mlflow_client: Any, version: Any, alias: str, console: Cons
 
 
 def move_alias(mlflow_client: Any, name: str, alias: str, version: str) -> None:
-    """Let an alias name a version.
+    """Move an alias to a version.
 
     Raises:
-        UserError: the registry does not do it.
+        UserError: The registry fails.
     """
     with mlflow_answers(f"moving {name}@{alias} to version {version}"):
         mlflow_client.set_registered_model_alias(name, alias, version)
 
 
 def mark_promoted(mlflow_client: Any, version: Any, alias: str, console: Console) -> None:
-    """Note that the alias has been moved to a version.
+    """Record that the alias was moved to a version.
 
-    The alias is what counts: where the note cannot be made, the next promotion makes it.
+    Only the alias counts. If the record cannot be made, the next promotion makes it.
     """
     if version.tags.get(ALIAS_TAG) != alias or PROMOTED_TAG in version.tags:
         return

@@ -1,4 +1,4 @@
-"""`perceiver promote --rollback`: the alias goes back to the version before."""
+"""`perceiver promote --rollback`: move the alias back to the version before."""
 
 from typing import Any
 
@@ -15,23 +15,23 @@ from pipeline.runs.mlflow_errors import is_missing, mlflow_answers
 
 
 def rollback(mlflow_client: Any, *, name: str, alias: str) -> dict[str, Any]:
-    """Take the last promotion to an alias back.
+    """Undo the last promotion to an alias.
 
-    Every version says which one the alias named before it, so rolling back again goes further back.
-    The alias moves by one call of the registry, after which nothing is left to do.
+    Every version records which version the alias named before. So another rollback goes further
+    back. The alias moves with one call of the registry, and nothing remains to be done after it.
 
     Args:
-        mlflow_client: of the tracking server; `pipeline.runs.tracking.client`.
-        name: of the registered model.
-        alias: to move.
+        mlflow_client: The client of the tracking server, from `pipeline.runs.tracking.client`.
+        name: The name of the registered model.
+        alias: The alias to move.
 
     Returns:
-        `model_uri`, `version` (named now), `rolled_back` (the version named until now),
-        `run_id` (of `version`).
+        `model_uri`, `version` (which the alias names now), `rolled_back` (the version that it named
+        before), and `run_id` (the run of `version`).
 
     Raises:
-        UserError: the alias names nothing, nothing is known to be before it, or that version is
-            gone. The alias stays.
+        UserError: The alias names nothing, no earlier version is known, or that version is gone.
+            The alias is not moved.
     """
     check_names(name, alias)
     where = f"{name}@{alias}"
@@ -61,7 +61,7 @@ def rollback(mlflow_client: Any, *, name: str, alias: str) -> dict[str, Any]:
 
 
 def report(result: dict[str, Any], console: Console) -> None:
-    """Show a person what `rollback` returned."""
+    """Show the user what `rollback` returned."""
     console.say(
         f"{result['model_uri']} is version {result['version']} again; version "
         f"{result['rolled_back']} is rolled back"

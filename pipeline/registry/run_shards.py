@@ -1,18 +1,19 @@
-"""Where the shard set of an MLflow run lies: its address is stored without secrets."""
+"""Find the address of an MLflow run's shard set. The run stores it without secrets."""
 
 from pipeline.errors import UserError
 from shards.redaction import is_redacted, without_secrets
 
 
 def whole_address(place: str, given: str | None) -> str | None:
-    """The address of a set, with the password or signature that a run does not keep.
+    """Return the address of a set, with the password or signature that a run does not store.
 
     Args:
-        place: as the run has it.
-        given: the address of a set, with its secrets, or None.
+        place: The address as the run stores it.
+        given: The address of a set with its secrets, or None.
 
     Returns:
-        `given` where it names the same place; None where a secret is missing.
+        `given` if it names the same set; `place` if it needs no secret; None if a secret is
+            missing.
     """
     if given is not None and without_secrets(given) == without_secrets(place):
         return given
@@ -20,10 +21,10 @@ def whole_address(place: str, given: str | None) -> str | None:
 
 
 def run_shards(run_id: str, place: str, given: str | None) -> str:
-    """As `whole_address`, for a set that is needed.
+    """Return the same as `whole_address`, but raise an error if a secret is missing.
 
     Raises:
-        UserError: its secret is missing.
+        UserError: A password or signature is missing.
     """
     address = whole_address(place, given)
     if address is None:

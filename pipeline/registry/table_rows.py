@@ -1,4 +1,4 @@
-"""Rows of a CSV, Parquet or JSON Lines file for a model of tables, read as preprocessing does."""
+"""Read rows of a CSV, Parquet or JSON Lines file for a model of tables, as preprocessing does."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,18 +10,19 @@ from pipeline.preprocess.sources.rows import SUFFIXES, open_listing
 
 
 def holds_rows(path: Path) -> bool:
-    """Whether a file's name says that it holds rows."""
+    """Return whether the extension of a file means that it holds rows."""
     return path.suffix.lower() in SUFFIXES
 
 
 def table_rows(path: Path, fmt: MediaFormat) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """Every row of a file, a batch of them in memory at a time.
+    """Yield every row of a file, with one batch of rows in memory at a time.
 
     Yields:
-        Where it lies, `FILE:row N` counted from 1, and its values by column, or why it has none.
+        The row's position, `FILE:row N` counted from 1, and its values by column, or the reason why
+        it has none.
 
     Raises:
-        UserError: the file is damaged, lacks a column, or has one of another type.
+        UserError: The file is damaged, lacks a column, or has a column of another type.
     """
     columns = row_columns(fmt)
     for batch in open_listing(str(path), "input", columns).batches():

@@ -1,9 +1,9 @@
-"""Which content a model was trained on, exactly, so that it is never judged by what it knows.
+"""Record exactly which content a model was trained on, so that it is not judged on that content.
 
-The record of a model version is a file of sha256 digests, 32 bytes each, sorted, without repeats:
-of every training source's bytes, as the shard set's index has them. Rows of tables are known by
-what the model reads of them: a set made anew from the same rows, with other columns beside them or
-in another file format, gives the same digests.
+The record of a model version is a file of sha256 digests of 32 bytes, sorted, without duplicates.
+They are the digests of the training sources' bytes, from the shard set's index. For rows of tables,
+they are digests of what the model reads of a row. So a set that is made again from the same rows,
+with other columns or in another file format, has the same digests.
 """
 
 import hashlib
@@ -31,8 +31,8 @@ class TrainedOn:
     """What a model was trained on.
 
     Attributes:
-        digests: `S32 [digests]`, sorted, without repeats.
-        repeated: share of the training samples whose digest is also another one's.
+        digests: `S32 [digests]`, sorted, without duplicates.
+        repeated: The share of the training samples whose digest occurs more than once.
     """
 
     digests: np.ndarray
@@ -40,13 +40,14 @@ class TrainedOn:
 
 
 def trained_on(shard_set: ShardSet, media: MediaFormat) -> TrainedOn:
-    """What a model that was trained on a set knows: the set's samples of split `train`.
+    """Return what a model that was trained on a set knows: the samples of the split `train`.
 
     Args:
-        media: the model's format, that of the set.
+        shard_set: The shard set.
+        media: The model's format, which is that of the set.
 
     Raises:
-        ShardError: an index is missing or damaged.
+        ShardError: An index is missing or damaged.
     """
     if TRAIN not in shard_set.manifest.counts:
         return TrainedOn(np.empty(0, _DIGEST), 0.0)
@@ -56,16 +57,18 @@ def trained_on(shard_set: ShardSet, media: MediaFormat) -> TrainedOn:
 
 
 def sample_digests(shard_set: ShardSet, split: str, reading: Reading) -> np.ndarray:
-    """The digest of every sample of a split, in order.
+    """Return the digest of every sample of a split, in order.
 
     Args:
-        reading: how the model whose record is to be searched reads the set.
+        shard_set: The shard set.
+        split: The split.
+        reading: How the set is read by the model whose record is to be searched.
 
     Returns:
-        `S32 [samples]`; empty where a row cannot be read.
+        `S32 [samples]`; empty for a row that cannot be read.
 
     Raises:
-        ShardError: the set has no such split, or an index is missing or damaged.
+        ShardError: The set has no such split, or an index is missing or damaged.
     """
     if modality_of(reading.media).source == "row":
         return _row_digests(shard_set, split, reading)
@@ -97,7 +100,7 @@ def _row_digests(shard_set: ShardSet, split: str, reading: Reading) -> np.ndarra
         if not good.any():
             continue
         rows = batch.fields[reading.media.modality].numpy()[good]
-        # One NaN and one zero each: values that are equal have equal bytes.
+        # NaN and zero each get one bit pattern, so that equal values have equal bytes.
         plain = np.where(np.isnan(rows), np.nan, rows + 0.0).astype("<f8")
         digests[batch.numbers.numpy()[good]] = [
             hashlib.sha256(row.tobytes()).digest() for row in plain
@@ -111,10 +114,10 @@ def write_record(record: np.ndarray, path: Path) -> None:
 
 
 def read_record(path: Path) -> np.ndarray:
-    """The record in a file.
+    """Read a record, `S32 [digests]`, from a file.
 
     Raises:
-        UserError: it is no record.
+        UserError: The file is not a record.
     """
     data = path.read_bytes()
     if len(data) % _DIGEST.itemsize:

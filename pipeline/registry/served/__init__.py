@@ -1,1 +1,1 @@
-"""The registered model: all that travels with it beside the media and the inputs."""
+"""The registered model: the code that it carries besides the media and the inputs."""

@@ -1,7 +1,7 @@
-"""The card of a registered model: what a set of weights needs beside itself.
+"""The card of a registered model: what its weights need to be used.
 
-A card and its weights come from a registry, so neither is believed: both are checked against each
-other before memory is taken for the model.
+A card and its weights come from a registry, so both are untrusted. They are checked against each
+other before memory is allocated for the model.
 """
 
 import dataclasses
@@ -30,30 +30,30 @@ MAX_CARD_BYTES = 256 * 1024**2
 MAX_LAYERS = 10_000
 MAX_TOKENS = 1 << 24
 MAX_POSITION_NUMBERS = 1 << 31
-"""Of a model's input: its tokens, and the numbers of its Fourier position table."""
+"""Limits on a model's input: its tokens, and the numbers in its Fourier position table."""
 
 _MAX_INTEGER = 1 << 40
 _MEND = "fetch the model again, or register it anew"
 
 
 class ModelCardError(ValueError):
-    """A card or its weights are damaged, or do not belong together; the text is one line."""
+    """A card or its weights are damaged or do not belong together. The message is one line."""
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """All that a set of weights needs beside itself to take raw media.
+    """Everything besides the weights that a model needs to take raw media.
 
     Attributes:
-        objective: what the model is and answers.
-        media: of tables, a `FittedTableFormat`.
+        objective: What the model is trained for and how it answers.
+        media: The format of its media; for tables, a `FittedTableFormat`.
     """
 
     objective: Objective
     media: MediaFormat
 
     def to_json(self) -> str:
-        """The card as JSON text."""
+        """Return the card as JSON text."""
         values = {
             **name_field(type(self.objective)),
             **self.objective.to_card(),
@@ -63,10 +63,10 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, text: str) -> "ModelCard":
-        """The inverse of `to_json`.
+        """Return the card that `to_json` wrote.
 
         Raises:
-            ValueError: it is no card, or one whose parts contradict each other.
+            ValueError: The text is not a card, or its parts contradict each other.
         """
         values = json.loads(text)
         name = values.get("objective") if isinstance(values, dict) else None
@@ -88,10 +88,10 @@ class ModelCard:
 
 
 def read_card(path: Path) -> ModelCard:
-    """The card in a file.
+    """Read the card in a file.
 
     Raises:
-        ModelCardError: there is no card in it.
+        ModelCardError: The file holds no card.
     """
     try:
         _check_regular(path)
@@ -105,13 +105,15 @@ def read_card(path: Path) -> ModelCard:
 
 
 def read_weights(path: Path, objective: Objective) -> dict[str, torch.Tensor]:
-    """The weights in a safetensors file, float32 by name, after a look at what it declares.
+    """Read the weights in a safetensors file, by name, after checking what the file declares.
 
     Args:
-        objective: has the model that they are for; it takes no memory before the file fits it.
+        path: The file.
+        objective: The objective, which builds the model. The model takes no memory until the file
+            fits it.
 
     Raises:
-        ModelCardError: it is no such file, or has other tensors than the model.
+        ModelCardError: The file is not a safetensors file, or has other tensors than the model.
     """
     try:
         _check_regular(path)
@@ -131,13 +133,21 @@ def read_weights(path: Path, objective: Objective) -> dict[str, torch.Tensor]:
 
 
 def _check_regular(path: Path) -> None:
-    """Raises OSError: there is no regular file; a pipe would be waited for."""
+    """Refuse a path that is not a regular file, because opening a pipe would block.
+
+    Raises:
+        OSError: The path is not a regular file.
+    """
     if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - as everywhere for S_ISREG
         raise OSError("no regular file")
 
 
 def _check_numbers(tree: Any) -> None:
-    """Raises ValueError: a number is not finite, or an integer is one that nothing has."""
+    """Refuse numbers that are not finite, and integers that are larger than any field needs.
+
+    Raises:
+        ValueError: There is such a number.
+    """
     left = [tree]
     while left:
         value = left.pop()
@@ -150,7 +160,11 @@ def _check_numbers(tree: Any) -> None:
 
 
 def _check_types(value: Any) -> None:
-    """Raises ValueError: a plain field of a dataclass, or of one in it, is of another type."""
+    """Refuse a dataclass with a plain field of another type, also in nested dataclasses.
+
+    Raises:
+        ValueError: There is such a field.
+    """
     for field in dataclasses.fields(value):
         found = getattr(value, field.name)
         if dataclasses.is_dataclass(found):
@@ -165,10 +179,10 @@ def _check_types(value: Any) -> None:
 
 
 def _check_size(config: Any) -> None:
-    """Refuse what takes memory or time without a weight in the file.
+    """Refuse sizes that would take memory or time although no weight in the file needs them.
 
     Raises:
-        ValueError: more layers, tokens or positions than any model has.
+        ValueError: There are more layers, tokens or positions than in any model.
     """
     encoder = config.encoder
     layers = encoder.num_blocks * max(encoder.num_self_attends, 1) + encoder.num_cross_attends
@@ -192,7 +206,7 @@ def _token_parts(config: Any) -> Iterator[TokensConfig]:
 
 
 def _shapes(build: Callable[[], nn.Module]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and safetensors' name of the type of each tensor of the model that is built."""
+    """Return the shape and safetensors dtype of each tensor of the model from `build`."""
     names = {torch.float32: "F32", torch.int64: "I64", torch.bool: "BOOL"}
     with torch.device("meta"):
         state = build().state_dict()

@@ -1,4 +1,4 @@
-"""What a registered model says of itself: its settings, its signature and an example that works."""
+"""A registered model's contract: its settings, its signature, and an input example that works."""
 
 from typing import Any
 
@@ -20,16 +20,17 @@ SETTINGS: dict[str, Any] = {
 
 
 def signature(media: MediaFormat, prediction: type[Prediction]) -> Any:
-    """The MLflow signature of a model of media of a format.
+    """Return the MLflow signature of a model that takes media of a format.
 
-    Media are one column, binary, or of texts string. It has no name, for MLflow takes lists and
-    arrays by no other; a data frame's column may have any. A table's columns have their names.
-    They are of any type, since MLflow would refuse whole numbers as double, and cannot tell 1 from
-    1.0 in a column of categories; and optional, which MLflow's type *any* is.
+    Media are one binary column; texts are one string column. The column has no name, because MLflow
+    accepts lists and arrays only then; a data frame's column may have any name. The columns of a
+    table have their own names. They have MLflow's type *any*: with double, MLflow would refuse
+    whole numbers, and in a column of categories it could not distinguish 1 from 1.0. They are
+    optional.
 
     Args:
-        media: of a table, a `FittedTableFormat`.
-        prediction: what the model answers.
+        media: The format; for a table, a `FittedTableFormat`.
+        prediction: The class of the model's predictions.
     """
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Map, Schema
@@ -57,12 +58,12 @@ def signature(media: MediaFormat, prediction: type[Prediction]) -> Any:
 
 
 def column_types(media: MediaFormat) -> dict[str, str]:
-    """What each of a table's columns holds: `number` or `category`."""
+    """Return the role of each of a table's columns: `number` or `category`."""
     return {column.name: column.role for column in modality_of(media).columns(media)}
 
 
 def input_example(media: MediaFormat) -> Any:
-    """A data frame of one made-up input that the model takes."""
+    """Return a data frame with one made-up input that the model takes."""
     import pandas as pd
 
     example = modality_of(media).example(media)

@@ -1,7 +1,7 @@
-"""Raw media to predictions.
+"""Predict from raw media.
 
-Travels with every registered model: imports torch, numpy and the decoders, and nothing else of the
-pipeline.
+Every registered model carries this module. It imports torch, NumPy and the decoders, and only the
+parts of the pipeline that the model also carries.
 """
 
 import errno
@@ -33,16 +33,16 @@ MAX_FILE_BYTES = 2 * 1024**3
 class Predictor:
     """A model with its weights, ready for raw media.
 
-    Media are decoded in a child process, bounded in time and memory.
+    Media are decoded in a child process with limits on time and memory.
 
     Args:
-        card: what the model is and takes.
+        card: The model's card.
         weights: float32 tensors by parameter name.
-        device: where to compute; the GPU if there is one.
-        decode_seconds: processor time allowed for decoding one input.
-        decode_memory_mib: memory allowed for that.
-        strict: whether media are refused that are damaged or cut short.
-        sandbox: `best`, or `require`, as of `Decoder`.
+        device: The device to compute on. The default is the GPU if there is one.
+        decode_seconds: The processor time allowed for decoding one input, in seconds.
+        decode_memory_mib: The memory allowed for decoding, in MiB.
+        strict: Whether to refuse media that are damaged or cut short.
+        sandbox: `best` or `require`, as for `Decoder`.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class Predictor:
         strict: bool = True,
         sandbox: str = "best",
     ) -> "Predictor":
-        """Read a card and safetensors weights from files; the rest is the constructor's.
+        """Load a card and weights from files. The other arguments are the constructor's.
 
         Raises:
-            ModelCardError: a file is damaged, or the two do not belong together.
+            ModelCardError: A file is damaged, or the two do not belong together.
         """
         read = read_card(Path(card))
         return cls(
@@ -96,18 +96,18 @@ class Predictor:
         )
 
     def predict(self, inputs: Sequence[MediaSource | str]) -> list[Prediction]:
-        """Predict files or encoded media, in the order given.
+        """Predict files or encoded media, in the given order.
 
-        Of a film its first clip is taken, of a text its first context.
+        Of a film, only the first clip is used; of a text, only the first context.
 
         Args:
-            inputs: the bytes of files, or paths of files on this machine; of tables, also rows as
-                dictionaries, and files and bytes are one JSON object each. What cannot be decoded
-                gets an `error`. A client's inputs go through `as_inputs` first, which
-                leaves no path.
+            inputs: The bytes of files, or paths of files on this machine. For tables, rows as
+                dictionaries are also accepted, and each file is one JSON object. An input that
+                cannot be decoded gets an `error`. A client's inputs must go through `as_inputs`
+                first, which removes paths.
 
         Raises:
-            SandboxError: no child can be started to decode them.
+            SandboxError: No child process can be started to decode the inputs.
         """
         predictions: list[Prediction] = []
         for start in range(0, len(inputs), BATCH_SIZE):
@@ -148,7 +148,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _answers(self, arrays: Sequence[np.ndarray], sources: Sequence[str]) -> list[Prediction]:
-        """The predictions of decoded media, of which there is at least one."""
+        """Return the predictions for decoded media, at least one."""
         inputs, mask = collate(arrays, self.card.media, self.device)
         objective, size = self.card.objective, len(arrays)
         samples = Batch(
@@ -163,12 +163,12 @@ class Predictor:
 
 
 def _read_file(path: str | Path) -> bytes:
-    """A regular file's content; nothing else is opened for longer than it takes to see what it is.
+    """Return a regular file's content. Anything else is opened only to see what it is.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
-        MediaError: it is too large.
-        ValueError: no file can have that path.
+        OSError: The file cannot be read.
+        MediaError: The path is not a regular file, or the file is too large.
+        ValueError: No file can have this path.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
@@ -185,6 +185,6 @@ def _read_file(path: str | Path) -> bytes:
 
 def _source_name(item: MediaSource | str, number: int) -> str:
     if isinstance(item, str | Path):
-        # A name that is not UTF-8 could be written to no table.
+        # A name that is not UTF-8 could not be written to a table.
         return str(item).encode("utf-8", "backslashreplace").decode()
     return f"row[{number}]" if isinstance(item, Mapping) else f"bytes[{number}]"

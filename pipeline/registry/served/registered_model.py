@@ -1,4 +1,4 @@
-"""The registered model's code: MLflow runs this file when it loads a model (*model from code*)."""
+"""The registered model's code. MLflow runs this file when it loads a model (*model from code*)."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ from pipeline.registry.served.requests import as_inputs, within_limits
 
 
 class RequestError(MlflowException):
-    """What is wrong with a request, in one line.
+    """An error in a request, in one line.
 
-    MLflow's server puts the whole request before an error's message; this keeps its own.
+    MLflow's server puts the whole request before an error's message. This class prevents that.
     """
 
     def __init__(self, line: str, code: int = INVALID_PARAMETER_VALUE) -> None:
@@ -35,10 +35,10 @@ class RequestError(MlflowException):
 
 
 class PerceiverModel(mlflow.pyfunc.PythonModel):
-    """Raw media or rows in; a table of predictions out."""
+    """The model: it takes raw media or rows and returns a table of predictions."""
 
     def load_context(self, context: Any) -> None:
-        """Read the weights and the card that lie with the model."""
+        """Read the weights and the card that are stored with the model."""
         self.settings = SETTINGS | (context.model_config or {})
         self.predictor = Predictor.load(
             context.artifacts["card"],
@@ -49,22 +49,26 @@ class PerceiverModel(mlflow.pyfunc.PythonModel):
             sandbox=self.settings["sandbox"],
         )
 
-    # MLflow would take type hints for a schema and warn that it cannot use them.
+    # MLflow would read type hints as a schema and warn that it cannot use them.
     def predict(self, context, model_input, params=None):
         """Predict media or rows.
 
         Args:
-            model_input: encoded media, or of a model of tables rows, in any form that
-                `as_inputs` takes; paths only if the model
-                was loaded with `model_config={"allow_paths": True}`.
+            context: MLflow's context, which is not used.
+            model_input: Encoded media, or rows for a model of tables, in any form that `as_inputs`
+                accepts. Paths are accepted only if the model was loaded with
+                `model_config={"allow_paths": True}`.
+            params: MLflow's parameters, which are not used.
 
         Returns:
-            A row for each input, in order: `source`, the answer's columns (of classifiers
-            `label`, `probability` and `probabilities` by class name), and `error` (why it
-            has no answer, or None).
+            A row for each input, in order: `source`, the answer's columns (for classifiers `label`,
+            `probability`, and `probabilities` by class name), and `error` (why there is no answer,
+                or
+            None).
 
         Raises:
-            RequestError: no such input, or too much of it; nothing was predicted.
+            RequestError: An input has a wrong form, or there is too much input. Nothing was
+                predicted.
         """
         source = modality_of(self.predictor.card.media).source
         try:

@@ -1,7 +1,7 @@
-"""What is asked of a model: the inputs in whatever MLflow hands over.
+"""Read the inputs of a request, in any form that MLflow passes on.
 
-What a client sends is content, never a place: text is base64 (of a text model, the text itself),
-and a path only where whoever loads the model allows paths.
+What a client sends is content, never a path. Text is base64, or for a text model the text itself.
+A path is accepted only if whoever loads the model allows paths.
 """
 
 import base64
@@ -15,12 +15,16 @@ import numpy as np
 
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
 BASE64_KEY = "b64"
-"""`{"b64": TEXT}` stands for bytes, as in TensorFlow Serving's requests."""
+"""The key of `{"b64": TEXT}`, which stands for bytes, as in TensorFlow Serving's requests."""
 
 
 @dataclass(frozen=True)
 class BadInput:
-    """An input that can be told to be unusable before it is decoded, and why."""
+    """An input that is known to be unusable before it is decoded.
+
+    Attributes:
+        reason: Why it cannot be used.
+    """
 
     reason: str
 
@@ -32,21 +36,21 @@ MediaSource = bytes | str | Path | Mapping[str, Any] | BadInput
 def as_inputs(
     values: Any, *, takes_rows: bool = False, is_text: bool = False, allow_paths: bool = False
 ) -> list[MediaSource]:
-    """The inputs in whatever MLflow hands over: a value, a list, an array, or a table.
+    """Return the inputs in any form that MLflow passes on: a value, a list, an array or a table.
 
     Args:
-        values: media as bytes, as base64 in text or in bytes, or as `{"b64": TEXT}`. A data frame
-            is one column of them.
-        takes_rows: whether the model reads tables. Inputs are then rows: a data frame, a dictionary
-            of a row or of columns, or a list of rows; text and bytes are JSON objects.
-        is_text: whether the model reads text, which is taken as it stands, not as base64.
-        allow_paths: whether text is the path of a file on this machine.
+        values: Media as bytes, as base64 in text or bytes, or as `{"b64": TEXT}`. A data frame must
+            have one column of them.
+        takes_rows: Whether the model reads tables. Then the inputs are rows: a data frame, a
+            dictionary of a row or of columns, or a list of rows. Text and bytes are JSON objects.
+        is_text: Whether the model reads text, which is then used as it is, not as base64.
+        allow_paths: Whether text is the path of a file on this machine.
 
     Returns:
-        Bytes, rows, or `BadInput`; paths only where these are allowed.
+        Bytes, rows or `BadInput`; paths only if they are allowed.
 
     Raises:
-        ValueError: something that is none of these, or a data frame of several columns.
+        ValueError: An input has none of these forms, or a data frame has several columns.
     """
     if takes_rows:
         return [_row_input(item, allow_paths=allow_paths) for item in _rows(values)]
@@ -58,10 +62,10 @@ def as_inputs(
 
 
 def within_limits(inputs: Sequence[MediaSource], *, most: int, most_bytes: int) -> None:
-    """Refuse what is too much for one request.
+    """Refuse a request that is too large.
 
     Raises:
-        ValueError: more inputs than `most`, or one of more than `most_bytes` bytes.
+        ValueError: There are more than `most` inputs, or one has more than `most_bytes` bytes.
     """
     if len(inputs) > most:
         raise ValueError(f"{len(inputs)} inputs in one request; at most {most} are taken")
@@ -99,7 +103,7 @@ def _media(values: Any, wanted: str) -> list[Any]:
 
 
 def _cells(cell: Any) -> list[Any]:
-    """A cell, or those of a list in its place: MLflow makes one row of a dictionary of lists."""
+    """Return a cell, or the cells of a list: MLflow makes one row of a dictionary of lists."""
     if isinstance(cell, np.ndarray):
         return cell.ravel().tolist()
     return list(cell) if isinstance(cell, list | tuple) else [cell]
@@ -119,7 +123,7 @@ def _media_input(item: Any, wanted: str, is_text: bool, allow_paths: bool) -> Me
         return _from_base64(inner) if isinstance(inner, bytes | str) else BadInput(_NOT_BASE64)
     if isinstance(item, bytes | bytearray | memoryview):
         data = bytes(item)
-        # MLflow hands base64 in `inputs` and `instances` over as bytes, undecoded.
+        # MLflow passes base64 in `inputs` and `instances` on as bytes, without decoding it.
         return data if is_text or _encoded(data) is None else _from_base64(data)
     if isinstance(item, Path | str) and allow_paths:
         return Path(item)
@@ -139,7 +143,7 @@ _NOT_BASE64 = "not base64; send the file's content in base64, not its path"
 
 
 def _encoded(data: bytes) -> bytes | None:
-    """The base64 that bytes are throughout, without the line ends that encoders put in, or None."""
+    """Return bytes that are base64 throughout, without line ends; None if they are not base64."""
     text = data.replace(b"\r", b"").replace(b"\n", b"")
     return text if len(text) % 4 == 0 and _BASE64.fullmatch(text) else None
 
@@ -154,7 +158,7 @@ def _from_base64(text: bytes | str) -> MediaSource:
 
 
 def _rows(values: Any) -> list[Any]:
-    """Rows by column. A column that only some rows have is missing in the others."""
+    """Return rows by column. A column that only some rows have is missing in the others."""
     if isinstance(values, bytes | bytearray | memoryview | str | Path):
         return [values]
     if hasattr(values, "columns"):
@@ -176,7 +180,7 @@ def _rows(values: Any) -> list[Any]:
 
 
 def _of_columns(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The rows of a dictionary of columns; a dictionary of single values is one row."""
+    """Return the rows of a dictionary of columns. A dictionary of single values is one row."""
     if not row or not all(_is_column(value) for value in row.values()):
         return [row]
     lengths = {len(value) for value in row.values()}
