@@ -12,6 +12,10 @@ PICTURE_FIELDS = ("shift_pixels", "rotate_degrees", "scale", "flip", "crop_area"
 def check_shift(augment: Any, fmt: ImageFormat | VideoFormat) -> None:
     """Refuse a shift that moves nothing, or that could leave nothing of an image.
 
+    Args:
+        augment: The configuration `training.augment`.
+        fmt: The format of the images or films.
+
     Raises:
         ValueError: The message says what is allowed.
     """

@@ -32,6 +32,10 @@ def position_specs(config: ClassifierConfig) -> tuple[PositionSpec, ...]:
 def load_positions(shard_set: ShardSet, config: TokensConfig) -> torch.Tensor | None:
     """Return the position table for a model of one input; None if it needs no table.
 
+    Args:
+        shard_set: The shard set, which holds the table.
+        config: The model's configuration.
+
     Returns:
         A tensor, float32 `[tokens, channels]`.
 

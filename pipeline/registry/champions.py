@@ -44,7 +44,17 @@ def load_registered(mlflow_client: Any, version: Any) -> Champion:
 def record_of(
     mlflow_client: Any, version: Any, candidate: Candidate, champion: Champion
 ) -> np.ndarray | None:
-    """Return what a version without a record was trained on; None if its shard set is gone."""
+    """Return what a version without a record was trained on; None if its shard set is gone.
+
+    Args:
+        mlflow_client: The client of the tracking server.
+        version: The version.
+        candidate: The run's model that is compared with it. Its shard set may be the same.
+        champion: The version's model.
+
+    Returns:
+        The digests of the training samples, `S32 [digests]`, or None.
+    """
     digest = version.tags.get("perceiver.shards_digest")
     if digest == candidate.shard_set.digest:
         return candidate.record.digests

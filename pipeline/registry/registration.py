@@ -88,7 +88,15 @@ def _has_alias(mlflow_client: Any, name: str, alias: str) -> bool:
 def unfinished_version(
     mlflow_client: Any, name: str, alias: str, run_id: str, weights_sha256: str
 ) -> Any | None:
-    """Return the version that an interrupted promotion of the same weights left, or None."""
+    """Return the version that an interrupted promotion of the same weights left, or None.
+
+    Args:
+        mlflow_client: The client of the tracking server.
+        name: The name of the registered model.
+        alias: The alias that the promotion was to move.
+        run_id: The MLflow run of the model.
+        weights_sha256: The sha256 of the weights.
+    """
     with mlflow_answers(name):
         found = [
             version
@@ -106,6 +114,14 @@ def _is_unfinished(version: Any, alias: str) -> bool:
 
 def new_version(name: str, model_uri: str, tags: dict[str, str]) -> Any:
     """Register a logged model with its tags. A missing registered model is created.
+
+    Args:
+        name: The name of the registered model.
+        model_uri: The URI of the logged model.
+        tags: The tags of the version.
+
+    Returns:
+        MLflow's model version.
 
     Raises:
         UserError: The registry fails.
@@ -148,6 +164,12 @@ def wait_for_earlier(mlflow_client: Any, version: Any, alias: str, console: Cons
     The registry numbers versions one by one. So if two promotions run at the same time, the later
     one finds the version of the earlier one here, waits for it, and is then judged against it.
     Versions that were left unfinished long ago are ignored.
+
+    Args:
+        mlflow_client: The client of the tracking server.
+        version: Our own version.
+        alias: The alias that is to be moved.
+        console: The console, which shows what is waited for.
     """
     deadline = time.monotonic() + _WAIT_SECONDS
     waiting: list[str] = []

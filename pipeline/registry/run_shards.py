@@ -23,6 +23,11 @@ def whole_address(place: str, given: str | None) -> str | None:
 def run_shards(run_id: str, place: str, given: str | None) -> str:
     """Return the same as `whole_address`, but raise an error if a secret is missing.
 
+    Args:
+        run_id: The MLflow run, for the error.
+        place: The address as the run stores it.
+        given: The address of a set with its secrets, or None.
+
     Raises:
         UserError: A password or signature is missing.
     """

@@ -100,6 +100,10 @@ def check_same_folder(folder: Path, token: str) -> None:
 def check_same_shards(location: str, digest: str) -> None:
     """Check that all ranks open the same shard set.
 
+    Args:
+        location: The address of the set, for the error.
+        digest: The digest of the set that this rank has opened.
+
     Raises:
         UserError: All ranks raise it. It names the first machine whose set differs from rank 0's.
     """

@@ -122,7 +122,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class ChosenCheckpoint:
-    """A checkpoint that is whole, with its tensors as `Checkpoint.load` returns them."""
+    """A checkpoint that is whole, with its tensors as `Checkpoint.load` returns them.
+
+    Attributes:
+        checkpoint: The checkpoint.
+        weights: The model's weights and buffers, by name.
+        moments: The optimizer's moments, by name.
+    """
 
     checkpoint: Checkpoint
     weights: dict[str, torch.Tensor]
@@ -204,6 +210,15 @@ def save_checkpoint(
 ) -> Checkpoint:
     """Write a checkpoint, then delete all but the last two and the best.
 
+    Args:
+        folder: The folder of the checkpoints.
+        state: The position of the training.
+        weights: The model's weights and buffers, by name.
+        moments: The optimizer's moments, by name.
+
+    Returns:
+        The checkpoint that was written.
+
     Raises:
         UserError: A tensor is not finite, or the folder cannot be written.
     """
@@ -237,7 +252,12 @@ def save_checkpoint(
 
 
 def not_finite_line(name: str, step: int) -> str:
-    """Return the error for a training whose state is not finite."""
+    """Return the error for a training that has a value that is not finite.
+
+    Args:
+        name: What is not finite.
+        step: The optimizer step after which it was found.
+    """
     return (
         f"{name} is not finite after step {step}; lower training.learning_rate, or set "
         "training.gradient_clipping. The checkpoints before it are kept"

@@ -6,10 +6,15 @@ from pipeline.config.training import TrainingConfig
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: TrainingConfig) -> float:
-    """Return the learning rate of an optimizer step, counted from 0.
+    """Return the learning rate of an optimizer step.
 
     It warms up, stays flat, then decays to 0 with a cosine. Perceiver IO trains ImageNet with a
     flat part and a cosine, without warm-up (arXiv 2107.14795, appendix H).
+
+    Args:
+        step: The step, counted from 0.
+        steps_per_epoch: The number of steps in an epoch.
+        config: The configuration, with the learning rate, the epochs and the schedule.
     """
     warmup = config.schedule.warmup_epochs * steps_per_epoch
     flat = config.schedule.flat_epochs * steps_per_epoch

@@ -239,7 +239,14 @@ def check_resources(config: Config) -> None:
 def training_result(
     config: Config, folder: Path, run: RunRef, shard_set: ShardSet
 ) -> dict[str, Any]:
-    """Return the result of a finished training. `score` is the value of the selection metric."""
+    """Return the result of a finished training, with the fields that `train` describes.
+
+    Args:
+        config: The configuration.
+        folder: The folder of the training.
+        run: The MLflow run.
+        shard_set: The shard set.
+    """
     from safetensors import safe_open
 
     best = best_checkpoint(folder / "checkpoints")

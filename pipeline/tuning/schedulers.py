@@ -106,6 +106,14 @@ class Decisions:
 
         A trial that resumed from an earlier epoch may repeat reports. These do not count again. A
         score that is not finite stops the trial and is not compared with others.
+
+        Args:
+            trial: The number of the trial, from 0.
+            epoch: The number of epochs that it has finished, from 1.
+            score: The score, where higher is better.
+
+        Raises:
+            UserError: The journal cannot be written.
         """
         if self._journal.is_stopped(trial):
             return True

@@ -41,6 +41,10 @@ def draw_settings(study: StudyConfig, seed: int) -> list[Settings]:
     """Return the settings of every trial, by number.
 
     The first ones stay the same if `num_trials` grows.
+
+    Args:
+        study: The section `study` of the configuration.
+        seed: The seed of the search.
     """
     return SEARCHES[study.search].settings(study.space, study.trials, seed)
 
@@ -137,7 +141,18 @@ def _patiently(begin: Callable[[], RunRef], seconds: float | None) -> RunRef:
 def collect_trials(
     base: Config, folder: Path, shard_set: ShardSet, journal: StudyJournal, numbers: list[int]
 ) -> list[dict[str, Any]]:
-    """Return the results of the trials that have a finite score, best first."""
+    """Return the results of the trials that have a finite score, best first.
+
+    Args:
+        base: The configuration that every trial starts from.
+        folder: The folder of the study.
+        shard_set: The shard set.
+        journal: The journal of the study.
+        numbers: The numbers of the trials to look at.
+
+    Returns:
+        A dictionary for each trial, with the fields that `tune` describes.
+    """
     objective = objective_of(base, shard_set.manifest)
     trials = []
     for number in numbers:
@@ -176,6 +191,14 @@ def end_trial(
     """Set the status of a trial's run when the trial has ended.
 
     A trial that was stopped is FINISHED, and a tag gives the epoch after which it was stopped.
+
+    Args:
+        folder: The folder of the study.
+        parent: The MLflow run of the study.
+        number: The number of the trial.
+        status: The MLflow status: `FINISHED`, `FAILED` or `KILLED`.
+        journal: The journal of the study.
+        epochs: The number of epochs of the trial if it is not stopped.
     """
     noted = trial_folder(folder, number) / TRIAL_FILE
     if not noted.is_file():

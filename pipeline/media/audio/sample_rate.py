@@ -72,6 +72,10 @@ def margins(rate: int, sample_rate: int) -> tuple[int, int]:
     """Return how many samples to read before and after a part, so that its ends are exact.
 
     The number before the part gives a whole number of samples at the other rate.
+
+    Args:
+        rate: The sample rate of the sound, in hertz.
+        sample_rate: The sample rate to convert it to, in hertz.
     """
     if rate == sample_rate:
         return 0, 0

@@ -58,6 +58,13 @@ class FileSource:
     def pieces(self, sample_rate: int, count: int) -> Iterator[np.ndarray]:
         """Yield the whole sound. The first pieces last as long as `count` samples at `sample_rate`.
 
+        Args:
+            sample_rate: The sample rate to which the sound will be converted, in hertz.
+            count: The number of samples needed at that rate.
+
+        Yields:
+            float32 `[samples]`, where 1 is full scale.
+
         Raises:
             MediaError: A value is not finite, or the chain changes its sample rate.
         """

@@ -48,7 +48,11 @@ class MeshInstance:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Everything that a file holds."""
+    """Everything that a file holds.
+
+    Attributes:
+        parts: The meshes and clouds.
+    """
 
     parts: tuple[MeshInstance, ...]
 
@@ -70,6 +74,11 @@ class Geometry:
 
 def read_geometry(data: bytes, fmt: PointsFormat, *, strict: bool = True) -> Geometry:
     """Read the geometry of a file. Nothing outside the file is read.
+
+    Args:
+        data: The file's bytes.
+        fmt: The format, which limits the numbers of faces and points.
+        strict: Whether to also refuse files that look cut short or damaged but could be read.
 
     Raises:
         MediaError: The file has none of the formats, is damaged or cut short, has coordinates that

@@ -46,7 +46,13 @@ def number_lines(lines: list[bytes], name: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def listed(numbers: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return `counts[i]` numbers from `starts[i]` on, for each `i`, concatenated."""
+    """Return `counts[i]` numbers from `starts[i]` on, for each `i`, concatenated.
+
+    Args:
+        numbers: The numbers, `[numbers]`.
+        starts: The index of the first number of each list, int64 `[lists]`.
+        counts: The length of each list, int64 `[lists]`.
+    """
     before = np.cumsum(counts) - counts
     return numbers[np.repeat(starts - before, counts) + np.arange(counts.sum())]
 

@@ -21,6 +21,18 @@ class BinaryBody:
         self.data, self.place, self.order, self.fmt = data, place, order, fmt
 
     def read(self, element: Element, wanted: tuple[str, ...]) -> dict[str, Column]:
+        """Read the next element.
+
+        Args:
+            element: The element, from the header.
+            wanted: The names of the properties to return.
+
+        Returns:
+            The values and counts of each property, by name.
+
+        Raises:
+            MediaError: The data are damaged or cut short.
+        """
         stretches = _stretches(element)
         starts: Sequence[range | np.ndarray] | None = self._even_starts(element, stretches)
         if starts is None:
@@ -38,6 +50,11 @@ class BinaryBody:
         return columns
 
     def check_end(self) -> None:
+        """Check that no data follow the last element.
+
+        Raises:
+            MediaError: The file has more bytes than its header says.
+        """
         if more := len(self.data[self.place :].strip(b" \t\r\n\0")):
             raise MediaError(f"damaged PLY: it has more bytes than its header says, by {more}")
 

@@ -64,7 +64,13 @@ class Property:
 
 @dataclass(frozen=True)
 class Element:
-    """An element: `count` rows with these properties."""
+    """An element: a number of rows that have the same properties.
+
+    Attributes:
+        name: The name of the element.
+        count: The number of rows.
+        properties: The properties of each row, in order.
+    """
 
     name: str
     count: int

@@ -15,6 +15,18 @@ class TextBody:
         self.place = 0
 
     def read(self, element: Element, wanted: tuple[str, ...]) -> dict[str, Column]:
+        """Read the next element.
+
+        Args:
+            element: The element, from the header.
+            wanted: The names of the properties to return.
+
+        Returns:
+            The values and counts of each property, by name.
+
+        Raises:
+            MediaError: The data are damaged or cut short.
+        """
         if not element.properties:
             return {}
         lines = self.lines[self.place : self.place + element.count]
@@ -27,6 +39,11 @@ class TextBody:
         return _columns(element, wanted, numbers, starts)
 
     def check_end(self) -> None:
+        """Check that no data follow the last element.
+
+        Raises:
+            MediaError: The file has more lines than its header says.
+        """
         if self.place < len(self.lines):
             more = len(self.lines) - self.place
             raise MediaError(f"damaged PLY: it has more lines than its header says, by {more}")

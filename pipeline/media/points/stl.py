@@ -39,7 +39,12 @@ def is_binary_stl(data: bytes, *, exact: bool) -> bool:
 
 
 def lacking_stl(data: bytes, max_faces: int) -> str:
-    """Return a remark on bytes that could be a binary STL cut short, else an empty string."""
+    """Return a remark on bytes that could be a binary STL cut short, else an empty string.
+
+    Args:
+        data: The file's bytes.
+        max_faces: The largest number of faces that is accepted.
+    """
     count = int.from_bytes(data[80:HEADER_BYTES], "little")
     found = (len(data) - HEADER_BYTES) // RECORD.itemsize
     if not 0 < found < count <= max_faces:

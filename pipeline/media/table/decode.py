@@ -247,6 +247,7 @@ class _Moments:
 
     @property
     def std(self) -> float:
+        """The population standard deviation; 1 if it is 0 or not finite."""
         std = math.sqrt(self._squares / self.count) if self.count else 0.0
         # Rounding can leave a small spread between equal values.
         return std if std > 1e-12 * abs(self.mean) and math.isfinite(std) else 1.0

@@ -109,7 +109,11 @@ class TableModality(Modality[TableFormat]):
         return FittedTableFormat.of(fmt, TableVocabulary.from_dict(made_with[VOCABULARY]))
 
     def example(self, fmt: TableFormat) -> dict[str, Any]:
-        """Return a row of the means and of each column's first category."""
+        """Return a row of the means and of each column's first category.
+
+        Raises:
+            ValueError: The format has no vocabulary.
+        """
         if not isinstance(fmt, FittedTableFormat):
             raise ValueError(f"{self.name}: a table needs its vocabulary")
         known = fmt.vocabulary.categories

@@ -64,6 +64,11 @@ def as_inputs(
 def within_limits(inputs: Sequence[MediaSource], *, most: int, most_bytes: int) -> None:
     """Refuse a request that is too large.
 
+    Args:
+        inputs: The inputs of the request.
+        most: The largest number of inputs.
+        most_bytes: The largest size of one input, in bytes.
+
     Raises:
         ValueError: There are more than `most` inputs, or one has more than `most_bytes` bytes.
     """

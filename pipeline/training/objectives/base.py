@@ -184,7 +184,13 @@ class Objective(ABC):
     def losses(self, outputs: Any, batch: Batch, *, training: bool) -> torch.Tensor:
         """Return the loss of each sample, floating-point `[batch]`.
 
-        For samples of weight 0, any finite value is fine.
+        Args:
+            outputs: The model's outputs, from `outputs`.
+            batch: The samples.
+            training: False in evaluations.
+
+        Returns:
+            Floating-point `[batch]`. For samples of weight 0, any finite value is fine.
         """
 
     def loss_weights(self, batch: Batch) -> torch.Tensor:
@@ -193,9 +199,16 @@ class Objective(ABC):
 
     @abstractmethod
     def sums(self, outputs: Any, batch: Batch) -> torch.Tensor:
-        """Return the sums from which the metrics are computed, floating-point `[num_sums]`.
+        """Return the sums from which the metrics are computed.
 
-        They are added over batches and workers, so they must leave out samples of weight 0.
+        Args:
+            outputs: The model's outputs, from `outputs`.
+            batch: The samples.
+
+        Returns:
+            Floating-point `[num_sums]`. The sums are added over batches and workers, so they must
+                leave
+            out samples of weight 0.
         """
 
     @abstractmethod
