@@ -16,7 +16,7 @@ from benchmarks.variants import (
     resized,
     variants,
 )
-from perceiver_model.adapters.configs import ImageInput, Pixels
+from perceiver_model.adapters.configs import ImageInput, PixelsConfig
 from perceiver_model.config import FourierConfig
 from perceiver_model.families.classifier_config import ClassifierConfig
 from perceiver_model.families.presets import PRESETS, preset
@@ -229,7 +229,7 @@ def _image_preset(name: str) -> ClassifierConfig:
 def _is_of_pixels(config: ClassifierConfig) -> bool:
     adapter = config.adapter
     fourier = isinstance(config.positions, FourierConfig)
-    return fourier and isinstance(adapter, Pixels) and adapter.num_channels is None
+    return fourier and isinstance(adapter, PixelsConfig) and adapter.num_channels is None
 
 
 def _names(text: str) -> tuple[str, ...]:

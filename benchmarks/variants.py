@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from perceiver_model.adapters.configs import ConvStem, ImageInput, Pixels
+from perceiver_model.adapters.configs import ConvStemConfig, ImageInput, PixelsConfig
 from perceiver_model.config import EncoderConfig, FourierConfig, LearnedPositions
 from perceiver_model.families.classifier_config import ClassifierConfig
 from perceiver_model.families.presets import PRESETS
@@ -141,14 +141,18 @@ def transformers_class(config: ClassifierConfig) -> str | None:
     if not fits:
         return None
     match config.adapter, config.positions:
-        case Pixels(num_channels=None), FourierConfig(num_bands=64, max_resolution=(224, 224)):
+        case PixelsConfig(num_channels=None), FourierConfig(
+            num_bands=64, max_resolution=(224, 224)
+        ):
             return "PerceiverForImageClassificationFourier"
-        case Pixels(num_channels=256), LearnedPositions(num_channels=256, projected_channels=256):
+        case PixelsConfig(num_channels=256), LearnedPositions(
+            num_channels=256, projected_channels=256
+        ):
             assert isinstance(image, ImageInput)
             square = image.height == image.width
             return "PerceiverForImageClassificationLearned" if square else None
         case (
-            ConvStem(num_channels=64, norm="batch"),
+            ConvStemConfig(num_channels=64, norm="batch"),
             FourierConfig(num_bands=64, max_resolution=(56, 56)),
         ):
             return "PerceiverForImageClassificationConvProcessing"
@@ -163,7 +167,7 @@ def as_transformers(config: ClassifierConfig) -> ClassifierConfig:
     """
     assert config.decoder is not None, "transformers_class refuses it"
     adapter = config.adapter
-    if isinstance(adapter, ConvStem):
+    if isinstance(adapter, ConvStemConfig):
         adapter = dataclasses.replace(adapter, padding="valid")
     return dataclasses.replace(
         config,
@@ -187,7 +191,7 @@ def _lucidrains_has(config: ClassifierConfig) -> bool:
     """
     encoder, positions = config.encoder, config.positions
     return (
-        isinstance(config.adapter, Pixels)
+        isinstance(config.adapter, PixelsConfig)
         and config.adapter.num_channels is None
         and isinstance(positions, FourierConfig)
         and len(set(config.max_resolution)) == 1

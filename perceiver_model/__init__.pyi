@@ -1,23 +1,23 @@
 """The public names. `perceiver_model.__getattr__` imports each name when it is first used."""
 
 from perceiver_model.adapters.configs import AudioInput as AudioInput
-from perceiver_model.adapters.configs import Chunks as Chunks
+from perceiver_model.adapters.configs import ChunksConfig as ChunksConfig
 from perceiver_model.adapters.configs import ClassInput as ClassInput
-from perceiver_model.adapters.configs import Columns as Columns
-from perceiver_model.adapters.configs import Conv as Conv
-from perceiver_model.adapters.configs import ConvStem as ConvStem
+from perceiver_model.adapters.configs import ColumnsConfig as ColumnsConfig
+from perceiver_model.adapters.configs import ConvConfig as ConvConfig
+from perceiver_model.adapters.configs import ConvStemConfig as ConvStemConfig
 from perceiver_model.adapters.configs import FeatureMapInput as FeatureMapInput
 from perceiver_model.adapters.configs import ImageInput as ImageInput
-from perceiver_model.adapters.configs import Mel as Mel
-from perceiver_model.adapters.configs import OneHot as OneHot
-from perceiver_model.adapters.configs import Patches as Patches
-from perceiver_model.adapters.configs import Pixels as Pixels
-from perceiver_model.adapters.configs import Points as Points
+from perceiver_model.adapters.configs import MelConfig as MelConfig
+from perceiver_model.adapters.configs import OneHotConfig as OneHotConfig
+from perceiver_model.adapters.configs import PatchesConfig as PatchesConfig
+from perceiver_model.adapters.configs import PixelsConfig as PixelsConfig
+from perceiver_model.adapters.configs import PointsConfig as PointsConfig
 from perceiver_model.adapters.configs import PointsInput as PointsInput
-from perceiver_model.adapters.configs import SpaceTimePatches as SpaceTimePatches
+from perceiver_model.adapters.configs import SpaceTimePatchesConfig as SpaceTimePatchesConfig
 from perceiver_model.adapters.configs import TableInput as TableInput
 from perceiver_model.adapters.configs import TextInput as TextInput
-from perceiver_model.adapters.configs import TokenEmbedding as TokenEmbedding
+from perceiver_model.adapters.configs import TokenEmbeddingConfig as TokenEmbeddingConfig
 from perceiver_model.adapters.configs import VideoInput as VideoInput
 from perceiver_model.adapters.multimodal_config import Modality as Modality
 from perceiver_model.adapters.multimodal_config import MultimodalInput as MultimodalInput

@@ -8,12 +8,12 @@ import torch
 from perceiver_model import PerceiverClassifier
 from perceiver_model.adapters.build import build_adapter
 from perceiver_model.adapters.configs import (
-    Columns,
+    ColumnsConfig,
     FeatureMapInput,
-    Pixels,
-    Points,
+    PixelsConfig,
+    PointsConfig,
     PointsInput,
-    SpaceTimePatches,
+    SpaceTimePatchesConfig,
     TableInput,
     VideoInput,
 )
@@ -25,7 +25,7 @@ VIDEO = VideoInput(num_frames=4, height=4, width=6, mean=(0.4, 0.5, 0.6), std=(0
 FEATURES = FeatureMapInput(height=3, width=5, channels=4)
 POINTS = PointsInput(num_points=10, num_features=2)
 TABLE = TableInput(num_numeric=2, mean=(10.0, -1.0), std=(4.0, 0.5), num_categories=(3, 2))
-PATCHES = SpaceTimePatches(num_frames=2, height=2, width=3)
+PATCHES = SpaceTimePatchesConfig(num_frames=2, height=2, width=3)
 ENCODER = EncoderConfig(
     num_latents=8,
     latent_dim=32,
@@ -44,13 +44,13 @@ def config_of(media, adapter, *, positions=None):
 
 
 CONFIGS = {
-    "video-pixels": config_of(VIDEO, Pixels(), positions=FourierConfig(num_bands=3)),
+    "video-pixels": config_of(VIDEO, PixelsConfig(), positions=FourierConfig(num_bands=3)),
     "video-patches": config_of(VIDEO, PATCHES, positions=FourierConfig(num_bands=3)),
     "video-learned": config_of(VIDEO, PATCHES, positions=LearnedPositions(num_channels=8)),
-    "feature-map": config_of(FEATURES, Pixels(), positions=FourierConfig(num_bands=3)),
-    "points": config_of(POINTS, Points(num_bands=3, max_resolution=8)),
-    "table": config_of(TABLE, Columns(num_channels=16)),
-    "table-learned": config_of(TABLE, Columns(num_channels=16, missing="learned")),
+    "feature-map": config_of(FEATURES, PixelsConfig(), positions=FourierConfig(num_bands=3)),
+    "points": config_of(POINTS, PointsConfig(num_bands=3, max_resolution=8)),
+    "table": config_of(TABLE, ColumnsConfig(num_channels=16)),
+    "table-learned": config_of(TABLE, ColumnsConfig(num_channels=16, missing="learned")),
 }
 ROWS = TableRows(
     torch.tensor([[12.0, -0.5], [math.nan, 1.5], [math.nan, math.nan]]),

@@ -4,15 +4,15 @@ import torch
 
 from perceiver_model.adapters.configs import (
     AudioInput,
-    Chunks,
+    ChunksConfig,
     ClassInput,
-    Columns,
+    ColumnsConfig,
     ImageInput,
-    OneHot,
-    Patches,
+    OneHotConfig,
+    PatchesConfig,
     TableInput,
     TextInput,
-    TokenEmbedding,
+    TokenEmbeddingConfig,
 )
 from perceiver_model.adapters.multimodal_config import Modality, MultimodalInput, PaddedModalities
 from perceiver_model.adapters.table import TableRows
@@ -31,21 +31,23 @@ ENCODER = EncoderConfig(
 )
 AUDIO = Modality(
     input=AudioInput(sample_rate=8_000, num_samples=60),
-    adapter=Chunks(chunk_size=10),
+    adapter=ChunksConfig(chunk_size=10),
     positions=FourierConfig(num_bands=4),
 )
 IMAGE = Modality(
     input=ImageInput(height=8, width=6),
-    adapter=Patches(patch_size=2),
+    adapter=PatchesConfig(patch_size=2),
     positions=LearnedPositions(num_channels=5, projected_channels=7),
 )
 TEXT = Modality(
-    input=TextInput(max_length=9), adapter=TokenEmbedding(num_channels=8), positions=None
+    input=TextInput(max_length=9), adapter=TokenEmbeddingConfig(num_channels=8), positions=None
 )
-TABLE = Modality(input=TableInput(num_numeric=2), adapter=Columns(num_channels=6), positions=None)
+TABLE = Modality(
+    input=TableInput(num_numeric=2), adapter=ColumnsConfig(num_channels=6), positions=None
+)
 LABEL = Modality(
     input=ClassInput(num_classes=3),
-    adapter=OneHot(),
+    adapter=OneHotConfig(),
     positions=None,
     mask_probability=0.5,
     masked_in_evaluation=True,

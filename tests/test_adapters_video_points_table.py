@@ -25,15 +25,15 @@ from media_classifiers import (
 from perceiver_model import PerceiverClassifier
 from perceiver_model.adapters.build import build_adapter
 from perceiver_model.adapters.configs import (
-    Chunks,
-    Columns,
+    ChunksConfig,
+    ColumnsConfig,
     FeatureMapInput,
     ImageInput,
-    Patches,
-    Pixels,
-    Points,
+    PatchesConfig,
+    PixelsConfig,
+    PointsConfig,
     PointsInput,
-    SpaceTimePatches,
+    SpaceTimePatchesConfig,
     TableInput,
     VideoInput,
 )
@@ -56,7 +56,7 @@ from perceiver_model.fourier import axis_position_tables, fourier_features, posi
             {"num_frames": 1, "height": 2, "width": 2, "std": (0.1, 0.2)},
             "std is .*1 or 3",
         ),
-        (SpaceTimePatches, {"height": 0}, "height is 0; must be an integer of at least 1"),
+        (SpaceTimePatchesConfig, {"height": 0}, "height is 0; must be an integer of at least 1"),
         (
             FeatureMapInput,
             {"height": 2, "width": 2, "channels": 0},
@@ -64,13 +64,17 @@ from perceiver_model.fourier import axis_position_tables, fourier_features, posi
         ),
         (PointsInput, {"num_points": 2, "num_features": -1}, "num_features is -1; .* at least 0"),
         (PointsInput, {"num_points": 2, "unit_cube": "yes"}, "unit_cube is 'yes'; must be one of"),
-        (Points, {"max_resolution": 0.0}, "max_resolution is 0.0; must be a number above 0"),
+        (PointsConfig, {"max_resolution": 0.0}, "max_resolution is 0.0; must be a number above 0"),
         (TableInput, {}, "num_numeric is 0; must be at least 1 where num_categories is empty"),
         (TableInput, {"num_numeric": 3, "mean": (1.0, 2.0)}, "mean is .*a tuple of 1 or 3"),
         (TableInput, {"num_numeric": 2, "std": (0.0,)}, "std is .* above 0"),
         (TableInput, {"num_categories": (3, 0)}, r"num_categories is \(3, 0\); .* integers of at"),
         (TableInput, {"num_categories": 3}, "num_categories is 3; must be a tuple of integers"),
-        (Columns, {"missing": "mean"}, "missing is 'mean'; must be one of 'masked', 'learned'"),
+        (
+            ColumnsConfig,
+            {"missing": "mean"},
+            "missing is 'mean'; must be one of 'masked', 'learned'",
+        ),
         (FourierConfig, {"max_resolution": (1.0,) * 4}, "a tuple of 1 or 2 or 3 finite"),
     ],
 )
@@ -82,16 +86,31 @@ def test_a_bad_field_is_refused_by_name_and_value(config_type, values, message):
 @pytest.mark.parametrize(
     ("media", "adapter", "positions", "message"),
     [
-        (VIDEO, SpaceTimePatches(height=2, width=4), None, "width is 4; .* video's width, 6"),
-        (VIDEO, SpaceTimePatches(num_frames=3, height=2, width=3), None, "video's num_frames, 4"),
-        (VIDEO, Patches(patch_size=2), None, "must be pixels or space_time_patches for video"),
+        (VIDEO, SpaceTimePatchesConfig(height=2, width=4), None, "width is 4; .* video's width, 6"),
+        (
+            VIDEO,
+            SpaceTimePatchesConfig(num_frames=3, height=2, width=3),
+            None,
+            "video's num_frames, 4",
+        ),
+        (
+            VIDEO,
+            PatchesConfig(patch_size=2),
+            None,
+            "must be pixels or space_time_patches for video",
+        ),
         (ImageInput(height=4, width=6), PATCHES, None, "must be pixels, patches.* for image"),
-        (FEATURES, Chunks(), None, "must be pixels for feature_map"),
-        (POINTS, Pixels(), None, "must be points for points"),
-        (TABLE, Points(), None, "must be columns for table"),
-        (POINTS, Points(), FourierConfig(), "positions is .*; must be None: points hold their own"),
-        (TABLE, Columns(), LearnedPositions(), "must be None: columns hold their own"),
-        (VIDEO, Pixels(), FourierConfig(max_resolution=(8.0, 8.0)), "a tuple of 3 finite"),
+        (FEATURES, ChunksConfig(), None, "must be pixels for feature_map"),
+        (POINTS, PixelsConfig(), None, "must be points for points"),
+        (TABLE, PointsConfig(), None, "must be columns for table"),
+        (
+            POINTS,
+            PointsConfig(),
+            FourierConfig(),
+            "positions is .*; must be None: points hold their own",
+        ),
+        (TABLE, ColumnsConfig(), LearnedPositions(), "must be None: columns hold their own"),
+        (VIDEO, PixelsConfig(), FourierConfig(max_resolution=(8.0, 8.0)), "a tuple of 3 finite"),
     ],
 )
 def test_parts_that_do_not_fit_each_other_are_refused(media, adapter, positions, message):
@@ -102,11 +121,11 @@ def test_parts_that_do_not_fit_each_other_are_refused(media, adapter, positions,
 @pytest.mark.parametrize(
     ("media", "adapter", "token_grid", "content_channels"),
     [
-        (VIDEO, Pixels(), (4, 4, 6), 3),
+        (VIDEO, PixelsConfig(), (4, 4, 6), 3),
         (VIDEO, PATCHES, (2, 2, 2), 2 * 2 * 3 * 3),
-        (FEATURES, Pixels(), (3, 5), 4),
-        (POINTS, Points(num_bands=5), (10,), 2 + 3 * 11),
-        (TABLE, Columns(num_channels=7), (4,), 7),
+        (FEATURES, PixelsConfig(), (3, 5), 4),
+        (POINTS, PointsConfig(num_bands=5), (10,), 2 + 3 * 11),
+        (TABLE, ColumnsConfig(num_channels=7), (4,), 7),
     ],
 )
 def test_token_grid_and_channels(media, adapter, token_grid, content_channels):
@@ -130,7 +149,7 @@ def test_presets_are_the_papers():
         assert config.encoder.cross_attends_before_block == (1, 1)
         assert config.encoder.num_self_attends == num_self_attends
     assert video.encoder.share_cross_attends == "none" and not video.encoder.share_self_attends
-    assert points.adapter == Points(num_bands=64, max_resolution=2240)
+    assert points.adapter == PointsConfig(num_bands=64, max_resolution=2240)
     # The highest frequency on a line of positions from -1 to 1 is 1120, ten times ImageNet's 112.
     features = fourier_features(
         torch.tensor([[0.5 / 1120]]), points.adapter.num_bands, (points.adapter.max_resolution,)
@@ -213,7 +232,7 @@ def test_gradients_reach_the_backbone_but_not_through_masked_cells():
 def test_points_have_the_fourier_features_of_their_own_coordinates():
     config = config_of(
         PointsInput(num_points=10, num_features=2, unit_cube=False),
-        Points(num_bands=3, max_resolution=8),
+        PointsConfig(num_bands=3, max_resolution=8),
     )
     points = inputs_of("points").tanh()
     content, mask = build_adapter(config)(points)
@@ -309,7 +328,7 @@ def test_a_masked_column_is_left_out_whatever_it_holds(kind):
 
 def test_float64_values_are_standardised_before_they_are_rounded():
     seconds = TableInput(num_numeric=1, mean=(float(2**30),), std=(1.0,))
-    adapter = build_adapter(config_of(seconds, Columns(num_channels=2)))
+    adapter = build_adapter(config_of(seconds, ColumnsConfig(num_channels=2)))
     numeric = torch.tensor([[2**30 + 0.5]], dtype=torch.float64)
     content, _ = adapter(TableRows(numeric, torch.zeros(1, 0, dtype=torch.int64)))
     torch.testing.assert_close(content[0, 0], 0.5 * adapter.numeric[0] + adapter.columns[0])
@@ -319,7 +338,7 @@ def test_float64_values_are_standardised_before_they_are_rounded():
     "table", [TableInput(num_numeric=2), TableInput(num_categories=(3, 2))], ids=["numeric", "cat"]
 )
 def test_tables_of_one_kind_of_column_have_no_empty_parameters(table):
-    model = PerceiverClassifier(config_of(table, Columns(num_channels=8)))
+    model = PerceiverClassifier(config_of(table, ColumnsConfig(num_channels=8)))
     rows = TableRows(
         torch.randn(2, table.num_numeric),
         torch.zeros(2, len(table.num_categories), dtype=torch.int64),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from perceiver_model.adapters.configs import ImageInput, Pixels
+from perceiver_model.adapters.configs import ImageInput, PixelsConfig
 from perceiver_model.attention.cross_attend import CrossAttend
 from perceiver_model.attention.multi_head import set_attention_path
 from perceiver_model.attention.tokens import InputArray
@@ -25,7 +25,7 @@ from perceiver_model.families.classifier_config import ClassifierConfig
 
 CONFIG = ClassifierConfig(
     input=ImageInput(height=6, width=5, channels=2),
-    adapter=Pixels(),
+    adapter=PixelsConfig(),
     positions=FourierConfig(num_bands=3),
     encoder=EncoderConfig(
         num_latents=4,

@@ -7,7 +7,12 @@ import pytest
 import torch
 from small_presets import example, example_mask, small_preset
 
-from perceiver_model.adapters.configs import ImageInput, Pixels, TextInput, TokenEmbedding
+from perceiver_model.adapters.configs import (
+    ImageInput,
+    PixelsConfig,
+    TextInput,
+    TokenEmbeddingConfig,
+)
 from perceiver_model.attention.multi_head import set_attention_path
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig
 from perceiver_model.families.classifier import PerceiverClassifier
@@ -16,7 +21,7 @@ from pipeline.training.compiled import compiled
 
 CONFIG = ClassifierConfig(
     input=ImageInput(height=6, width=5, channels=2),
-    adapter=Pixels(),
+    adapter=PixelsConfig(),
     positions=FourierConfig(num_bands=3),
     encoder=EncoderConfig(
         num_latents=4,
@@ -158,7 +163,7 @@ def test_gradients_that_several_threads_add_repeat_their_bits():
     config = dataclasses.replace(
         CONFIG,
         input=TextInput(max_length=200),
-        adapter=TokenEmbedding(num_channels=16),
+        adapter=TokenEmbeddingConfig(num_channels=16),
         positions=None,
     )
     generator = torch.Generator().manual_seed(0)

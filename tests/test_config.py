@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from perceiver_model import PRESETS
-from perceiver_model.adapters.configs import AudioInput, ImageInput, Mel
+from perceiver_model.adapters.configs import AudioInput, ImageInput, MelConfig
 from perceiver_model.config_checks import flatten
 from pipeline.config.load import load_config, shipped_configs, validate, with_values
 from pipeline.errors import UserError
@@ -58,7 +58,7 @@ def test_the_models_input_follows_from_the_data():
     assert source == ImageInput(height=28, width=20, channels=1, mean=(0.5,), std=(0.25,))
     audio = load_config("audio", ["data.audio.seconds=1.5"])
     assert audio.classifier(2).input == AudioInput(sample_rate=16_000, num_samples=24_000)
-    assert isinstance(audio.model.adapter, Mel)
+    assert isinstance(audio.model.adapter, MelConfig)
 
 
 def test_places_follow_from_output_and_name(tmp_path):

@@ -11,7 +11,13 @@ import safetensors.torch
 import torch
 from transformers_models import assert_alike, inputs_of, logits_of, ours_of, random_transformers
 
-from perceiver_model.adapters.configs import AudioInput, Chunks, ConvStem, ImageInput, Pixels
+from perceiver_model.adapters.configs import (
+    AudioInput,
+    ChunksConfig,
+    ConvStemConfig,
+    ImageInput,
+    PixelsConfig,
+)
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, LearnedPositions
 from perceiver_model.deepmind import from_transformers_state, load_pretrained, save_pretrained
 from perceiver_model.deepmind.imagenet import MEAN, STD
@@ -132,7 +138,7 @@ def image_classifier(**parts):
     )
     defaults = {
         "input": ImageInput(height=8, width=8),
-        "adapter": Pixels(),
+        "adapter": PixelsConfig(),
         "positions": FourierConfig(num_bands=64, max_resolution=(224, 224)),
         "decoder": DecoderConfig(gelu=encoder.gelu),
         "num_classes": 3,
@@ -146,7 +152,7 @@ def image_classifier(**parts):
         ({"positions": FourierConfig(num_bands=8)}, r"positions.max_resolution = \[8, 8\], not "),
         ({"positions": FourierConfig(num_bands=8)}, r"positions.num_bands = 8, not 64"),
         ({"input": ImageInput(height=8, width=8, channels=1)}, "input.channels = 1, not 3"),
-        ({"adapter": ConvStem(norm="group")}, "adapter.norm = 'group', not 'batch'"),
+        ({"adapter": ConvStemConfig(norm="group")}, "adapter.norm = 'group', not 'batch'"),
         ({"decoder": DecoderConfig(num_heads=2)}, "decoder.num_heads = 2, not 1"),
         ({"decoder": DecoderConfig(gelu="erf")}, "decoder.gelu = 'erf', not 'tanh'"),
         ({"decoder": None}, "PerceiverClassifier: not a model of any of PerceiverForImageClass"),
@@ -154,13 +160,13 @@ def image_classifier(**parts):
         ({"encoder": {"share_self_attends": False}}, "share_self_attends = False: transformers"),
         ({"encoder": {"self_channels": 8}}, "self_channels = 8, .*: transformers has no settings"),
         (
-            {"adapter": Pixels(num_channels=6), "positions": LearnedPositions()},
+            {"adapter": PixelsConfig(num_channels=6), "positions": LearnedPositions()},
             "adapter.num_channels = 6, not 256",
         ),
         (
             {
                 "input": ImageInput(height=8, width=4),
-                "adapter": Pixels(num_channels=256),
+                "adapter": PixelsConfig(num_channels=256),
                 "positions": LearnedPositions(),
             },
             "height = 8, width = 4: transformers has learned positions for square images only",
@@ -168,7 +174,7 @@ def image_classifier(**parts):
         (
             {
                 "input": AudioInput(sample_rate=8_000, num_samples=640),
-                "adapter": Chunks(),
+                "adapter": ChunksConfig(),
                 "positions": FourierConfig(num_bands=2),
             },
             "PerceiverClassifier: not a model of any of",
@@ -189,12 +195,12 @@ def test_models_that_transformers_does_not_have_are_not_written(
     ("parts", "difference"),
     [
         (
-            {"adapter": ConvStem(), "positions": FourierConfig(max_resolution=(56, 56))},
+            {"adapter": ConvStemConfig(), "positions": FourierConfig(max_resolution=(56, 56))},
             "adapter.padding = 'same', not 'valid'",
         ),
         (
             {
-                "adapter": Pixels(num_channels=256),
+                "adapter": PixelsConfig(num_channels=256),
                 "positions": LearnedPositions(),
                 "decoder": DecoderConfig(query_residual=False),
             },

@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from multimodal_models import ENCODER
 from torch.utils.flop_counter import FlopCounterMode
 
-from perceiver_model.adapters.configs import AudioInput, Chunks, Conv, ImageInput, Patches, Pixels
+from perceiver_model.adapters.configs import (
+    AudioInput,
+    ChunksConfig,
+    ConvConfig,
+    ImageInput,
+    PatchesConfig,
+    PixelsConfig,
+)
 from perceiver_model.attention.multi_head import set_attention_path
 from perceiver_model.attention.tokens import InputArray
 from perceiver_model.config import DecoderConfig, FourierConfig, LearnedPositions
@@ -29,7 +36,7 @@ from perceiver_model.output_queries import (
 
 PARTS = {
     "input": ImageInput(height=8, width=6),
-    "adapter": Patches(patch_size=2),
+    "adapter": PatchesConfig(patch_size=2),
     "positions": FourierConfig(num_bands=4),
     "encoder": ENCODER,
     "output_channels": 5,
@@ -38,11 +45,11 @@ PARTS = {
 CONFIGS = {
     "patches": DenseConfig(**PARTS),
     "patches with tokens": DenseConfig(**PARTS, query_tokens=True),
-    "pixels": DenseConfig(**PARTS | {"adapter": Pixels(), "output_grid": (3, 5)}),
+    "pixels": DenseConfig(**PARTS | {"adapter": PixelsConfig(), "output_grid": (3, 5)}),
     "conv, learned queries": DenseConfig(
         **PARTS
         | {
-            "adapter": Conv(num_channels=4),
+            "adapter": ConvConfig(num_channels=4),
             "query_positions": LearnedPositions(num_channels=7, projected_channels=9),
         }
     ),
@@ -50,7 +57,7 @@ CONFIGS = {
         **PARTS
         | {
             "input": AudioInput(sample_rate=8_000, num_samples=96),
-            "adapter": Chunks(chunk_size=8),
+            "adapter": ChunksConfig(chunk_size=8),
             "output_grid": (24,),
             "query_tokens": True,
         }
@@ -168,7 +175,7 @@ def test_compiles_into_one_graph():
 def test_learns_to_segment_from_a_few_outputs_of_each_sample():
     torch.manual_seed(0)
     config = DenseConfig(
-        **PARTS | {"adapter": Pixels(), "output_channels": 2, "query_tokens": True}
+        **PARTS | {"adapter": PixelsConfig(), "output_channels": 2, "query_tokens": True}
     )
     model = DensePredictor(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -198,12 +205,15 @@ def test_learns_to_segment_from_a_few_outputs_of_each_sample():
         ({"output_grid": (4, 0)}, r"output_grid is \(4, 0\); must be a tuple of integers"),
         ({"output_grid": (4,), "query_tokens": True}, "query_tokens is True; must be False: .* 1 "),
         (
-            {"input": AudioInput(sample_rate=8, num_samples=8), "adapter": Chunks()},
+            {"input": AudioInput(sample_rate=8, num_samples=8), "adapter": ChunksConfig()},
             "output_grid is None; must be given: audio has no grid",
         ),
         ({"query_positions": FourierConfig(max_resolution=(3,))}, "a tuple of 2 finite number"),
         ({"decoder": DecoderConfig(num_heads=5)}, "num_heads is 5; .* the latents' 32 channels"),
-        ({"adapter": Chunks()}, "adapter is Chunks.*; must be pixels, patches, conv or conv_stem"),
+        (
+            {"adapter": ChunksConfig()},
+            "adapter is Chunks.*; must be pixels, patches, conv or conv_stem",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_each_other_are_refused(values, message):

@@ -12,7 +12,7 @@ from cluster.deepspeed_engine import Strategy, initialize_engine
 from cluster.engine_state import gather_state
 from perceiver_model import (
     ClassifierConfig,
-    Conv,
+    ConvConfig,
     EncoderConfig,
     FourierConfig,
     ImageInput,
@@ -26,7 +26,7 @@ BATCH, STEPS = 4, 3
 CASES = [(stage, path) for stage in (0, 1, 2, 3) for path in ("fused", "factored", "separable")]
 CONFIG = ClassifierConfig(
     input=ImageInput(height=6, width=8),
-    adapter=Conv(num_channels=5),
+    adapter=ConvConfig(num_channels=5),
     positions=FourierConfig(num_bands=3),
     encoder=EncoderConfig(
         num_latents=5, latent_dim=12, num_blocks=3, num_cross_attends=3, num_self_attends=1,

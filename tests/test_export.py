@@ -8,13 +8,13 @@ from torch import nn
 from perceiver_model import export
 from perceiver_model.adapters.configs import (
     AudioInput,
-    Chunks,
-    Columns,
-    Conv,
+    ChunksConfig,
+    ColumnsConfig,
+    ConvConfig,
     ImageInput,
-    Mel,
-    Patches,
-    Pixels,
+    MelConfig,
+    PatchesConfig,
+    PixelsConfig,
     TableInput,
 )
 from perceiver_model.adapters.table import TableRows
@@ -41,11 +41,11 @@ ENCODER = EncoderConfig(
 ADAPTERS = {
     adapter.kind: (media, adapter)
     for media, adapter in [
-        (IMAGE, Pixels()),
-        (IMAGE, Patches(patch_size=2)),
-        (IMAGE, Conv(num_channels=4)),
-        (AUDIO, Chunks(chunk_size=64)),
-        (AUDIO, Mel(num_mels=8)),
+        (IMAGE, PixelsConfig()),
+        (IMAGE, PatchesConfig(patch_size=2)),
+        (IMAGE, ConvConfig(num_channels=4)),
+        (AUDIO, ChunksConfig(chunk_size=64)),
+        (AUDIO, MelConfig(num_mels=8)),
     ]
 }
 
@@ -105,7 +105,7 @@ def test_every_adapter_exports_and_loads_without_this_package(kind, masked, tmp_
 def test_a_classifier_of_tables_exports_and_loads(tmp_path):
     config = ClassifierConfig(
         input=TableInput(num_numeric=2, num_categories=(3,)),
-        adapter=Columns(num_channels=6),
+        adapter=ColumnsConfig(num_channels=6),
         positions=None,
         encoder=ENCODER,
         num_classes=3,
@@ -118,7 +118,7 @@ def test_a_classifier_of_tables_exports_and_loads(tmp_path):
 def test_chosen_outputs_of_dense_prediction_export():
     config = DenseConfig(
         input=IMAGE,
-        adapter=Pixels(),
+        adapter=PixelsConfig(),
         positions=FourierConfig(num_bands=3),
         encoder=ENCODER,
         output_channels=2,

@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 
 from perceiver_model import (
     AudioInput,
-    Chunks,
+    ChunksConfig,
     ClassifierConfig,
     EncoderConfig,
     FourierConfig,
     ImageInput,
-    Patches,
+    PatchesConfig,
 )
 from pipeline.inputs.batches import inputs_on, media_loader
 from pipeline.inputs.collate import collate
@@ -47,7 +47,7 @@ TINY = EncoderConfig(
 def image_card() -> ModelCard:
     classifier = ClassifierConfig(
         input=ImageInput(height=8, width=8, channels=1),
-        adapter=Patches(patch_size=4),
+        adapter=PatchesConfig(patch_size=4),
         positions=FourierConfig(num_bands=2),
         encoder=TINY,
         num_classes=3,
@@ -58,7 +58,7 @@ def image_card() -> ModelCard:
 def audio_card() -> ModelCard:
     classifier = ClassifierConfig(
         input=AudioInput(sample_rate=1000, num_samples=100),
-        adapter=Chunks(chunk_size=10),
+        adapter=ChunksConfig(chunk_size=10),
         positions=FourierConfig(num_bands=2, max_resolution=(10.0,)),
         encoder=TINY,
         num_classes=3,

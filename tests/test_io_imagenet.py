@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from media_classifiers import restored
 from transformers.models.perceiver.modeling_perceiver import Conv2DDownsample
 
-from perceiver_model.adapters.configs import ConvStem, ImageInput, Pixels
+from perceiver_model.adapters.configs import ConvStemConfig, ImageInput, PixelsConfig
 from perceiver_model.adapters.stem import ConvStemAdapter, same_padding
 from perceiver_model.attention.multi_head import set_attention_path
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, LearnedPositions
@@ -30,9 +30,9 @@ def config(**parts):
     return ClassifierConfig(encoder=ENCODER, decoder=DecoderConfig(), num_classes=4, **parts)
 
 
-CONV = config(adapter=ConvStem(num_channels=5), positions=FourierConfig(num_bands=3))
+CONV = config(adapter=ConvStemConfig(num_channels=5), positions=FourierConfig(num_bands=3))
 LEARNED = config(
-    adapter=Pixels(num_channels=7),
+    adapter=PixelsConfig(num_channels=7),
     positions=LearnedPositions(num_channels=6, projected_channels=9),
 )
 
@@ -84,7 +84,7 @@ def test_learned_positions_cost_more_than_published_for_their_tokens_are_wider()
 
 def test_an_unpadded_stem_has_transformers_number_of_tokens():
     same = PRESETS["io-imagenet-conv"]
-    valid = dataclasses.replace(same, adapter=ConvStem(padding="valid"))
+    valid = dataclasses.replace(same, adapter=ConvStemConfig(padding="valid"))
     assert math.prod(same.token_grid) == 3_136 and math.prod(valid.token_grid) == 3_025
 
 
@@ -93,7 +93,7 @@ def test_the_unpadded_stem_is_transformers(height, width):
     torch.manual_seed(0)
     theirs = Conv2DDownsample(in_channels=3, out_channels=4).eval()
     ours = ConvStemAdapter(
-        ImageInput(height=height, width=width), ConvStem(num_channels=4, padding="valid")
+        ImageInput(height=height, width=width), ConvStemConfig(num_channels=4, padding="valid")
     ).eval()
     ours.conv.load_state_dict(theirs.conv.state_dict())
     pixels = torch.randn(2, height, width, 3)
@@ -110,7 +110,9 @@ def test_same_padding_centres_every_window_as_tensorflow_does(height, width):
             before, after = same_padding(size, kernel)
             needed = max((math.ceil(size / 2) - 1) * 2 + kernel - size, 0)
             assert before + after == needed and after - before == needed % 2
-    adapter = ConvStemAdapter(ImageInput(height=height, width=width), ConvStem(num_channels=4))
+    adapter = ConvStemAdapter(
+        ImageInput(height=height, width=width), ConvStemConfig(num_channels=4)
+    )
     adapter.eval()
     pixels = torch.randn(1, height, width, 3)
     content, _ = adapter((pixels * 0.5) + 0.5)
@@ -149,7 +151,7 @@ def pooled_window(adapter, pixels, row, column):
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_stem_tokens_that_see_a_valid_pixel_are_valid_and_the_rest_have_no_influence(padding):
     image = ImageInput(height=24, width=40)
-    adapter = ConvStemAdapter(image, ConvStem(num_channels=4, padding=padding)).eval()
+    adapter = ConvStemAdapter(image, ConvStemConfig(num_channels=4, padding=padding)).eval()
     mask = torch.zeros(1, 24, 40, dtype=torch.bool)
     mask[:, :7, :9] = True
     pixels = torch.rand(1, 24, 40, 3)
@@ -158,7 +160,7 @@ def test_stem_tokens_that_see_a_valid_pixel_are_valid_and_the_rest_have_no_influ
     torch.testing.assert_close(adapter(changed, mask)[0], content, rtol=0, atol=0)
     # A token is a maximum over 3 × 3 windows of 7 × 7 pixels, 2 apart: 11 pixels, 4 apart.
     first = -2 if padding == "same" else -3
-    rows, columns = config(input=image, adapter=ConvStem(padding=padding)).token_grid
+    rows, columns = config(input=image, adapter=ConvStemConfig(padding=padding)).token_grid
     expected = torch.tensor(
         [[4 * y + first < 7 and 4 * x + first < 9 for x in range(columns)] for y in range(rows)]
     )
@@ -181,7 +183,7 @@ def test_batch_norm_follows_the_batch_in_training_and_its_running_statistics_aft
 
 
 def test_group_norm_treats_a_sample_alike_in_any_batch_and_has_no_running_statistics():
-    adapter = ConvStem(num_channels=5, norm="group")
+    adapter = ConvStemConfig(num_channels=5, norm="group")
     model = classifier(dataclasses.replace(CONV, adapter=adapter)).train()
     batch = images(CONV)
     torch.testing.assert_close(model(batch)[:1], model(batch[:1]), rtol=1e-4, atol=1e-4)
@@ -253,12 +255,17 @@ def test_compiles_into_one_graph(config):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ConvStem(padding="full"), "padding is 'full'; must be one of 'same', 'valid'"),
-        (lambda: ConvStem(norm="layer"), "norm is 'layer'; must be one of 'batch', 'group'"),
-        (lambda: ConvStem(num_channels=0), "num_channels is 0; must be an integer"),
-        (lambda: Pixels(num_channels=0), "num_channels is 0; must be an integer"),
         (
-            lambda: config(input=ImageInput(height=4, width=9), adapter=ConvStem(padding="valid")),
+            lambda: ConvStemConfig(padding="full"),
+            "padding is 'full'; must be one of 'same', 'valid'",
+        ),
+        (lambda: ConvStemConfig(norm="layer"), "norm is 'layer'; must be one of 'batch', 'group'"),
+        (lambda: ConvStemConfig(num_channels=0), "num_channels is 0; must be an integer"),
+        (lambda: PixelsConfig(num_channels=0), "num_channels is 0; must be an integer"),
+        (
+            lambda: config(
+                input=ImageInput(height=4, width=9), adapter=ConvStemConfig(padding="valid")
+            ),
             "padding is 'valid'; must be same for an image below 5 × 5, such as 4 × 9",
         ),
     ],

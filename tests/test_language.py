@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PerceiverTokenizer
 
-from perceiver_model.adapters.configs import TextInput, TokenEmbedding
+from perceiver_model.adapters.configs import TextInput, TokenEmbeddingConfig
 from perceiver_model.adapters.text import (
     CLS,
     MASK,
@@ -39,13 +39,13 @@ ENCODER = EncoderConfig(
 )  # fmt: skip
 LANGUAGE = LanguageConfig(
     input=TextInput(max_length=24),
-    adapter=TokenEmbedding(num_channels=12),
+    adapter=TokenEmbeddingConfig(num_channels=12),
     encoder=ENCODER,
     decoder=DecoderConfig(num_heads=2, qk_channels=8, value_channels=10, query_residual=False),
 )
 CLASSIFIER = ClassifierConfig(
     input=TextInput(max_length=24),
-    adapter=TokenEmbedding(num_channels=12),
+    adapter=TokenEmbeddingConfig(num_channels=12),
     positions=None,
     encoder=ENCODER,
     num_classes=3,
@@ -285,13 +285,13 @@ def test_learns_to_fill_in_masked_bytes():
     [
         (lambda: TextInput(max_length=0), "max_length is 0; must be an integer of at least 1"),
         (lambda: TextInput(max_length=2, vocab_size=0), "vocab_size is 0; must be an integer"),
-        (lambda: TokenEmbedding(num_channels=1.0), "num_channels is 1.0; must be an integer"),
+        (lambda: TokenEmbeddingConfig(num_channels=1.0), "num_channels is 1.0; must be an integer"),
         (
             lambda: dataclasses.replace(CLASSIFIER, positions=FourierConfig()),
             "positions is FourierConfig.*; must be None: token_embedding hold their own",
         ),
         (
-            lambda: dataclasses.replace(LANGUAGE, adapter=TokenEmbedding(num_channels=13)),
+            lambda: dataclasses.replace(LANGUAGE, adapter=TokenEmbeddingConfig(num_channels=13)),
             "num_cross_heads is 2; must be a divisor of the cross-attend's 13 channels; or set",
         ),
         (

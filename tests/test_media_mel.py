@@ -8,7 +8,7 @@ import torch
 from sounds import encoded, tone
 
 from perceiver_model.adapters.audio import MelAdapter
-from perceiver_model.adapters.configs import AudioInput, Mel
+from perceiver_model.adapters.configs import AudioInput, MelConfig
 from perceiver_model.adapters.mel import log_mel, standardise_frames
 from pipeline.media import AudioFormat, check_array, decode, decode_member, encode_member
 from pipeline.media.audio.mel import MelFormat
@@ -24,7 +24,7 @@ def test_mel_frames_are_those_of_the_models_own_front_end(mel, samples):
     frames = decode(sound, replace(fmt, mel=mel))
     raw = decode(sound, fmt)
     audio = AudioInput(sample_rate=16_000, num_samples=16_000)
-    adapter = MelAdapter(audio, Mel(num_mels=mel.num_mels, window=mel.window, hop=mel.hop))
+    adapter = MelAdapter(audio, MelConfig(num_mels=mel.num_mels, window=mel.window, hop=mel.hop))
     padded = torch.zeros(1, 16_000, dtype=torch.int16)
     padded[0, : len(raw)] = torch.from_numpy(raw)
     valid = torch.arange(16_000)[None] < len(raw)

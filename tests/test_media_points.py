@@ -13,7 +13,7 @@ import torch
 import trimesh
 from small_media import refusal
 
-from perceiver_model.adapters.configs import Points, PointsInput
+from perceiver_model.adapters.configs import PointsConfig, PointsInput
 from perceiver_model.adapters.points import PointAdapter, to_unit_cube
 from perceiver_model.adapters.points_config import default_max_resolution
 from perceiver_model.fourier import fourier_features
@@ -246,10 +246,10 @@ def test_the_default_resolution_is_as_fine_as_the_points_and_the_models(num_poin
     fourier = PointsFourier()
     found = fourier.resolution(num_points)
     assert found == default_max_resolution(num_points)
-    assert found == Points().resolution(PointsInput(num_points=num_points))
+    assert found == PointsConfig().resolution(PointsInput(num_points=num_points))
     assert found == pytest.approx(max(2, 2 / math.sqrt(4 * math.pi / num_points)))
     assert PointsFourier(max_resolution=2240).resolution(num_points) == 2240
-    explicit = Points(max_resolution=2240)
+    explicit = PointsConfig(max_resolution=2240)
     assert explicit.resolution(PointsInput(num_points=num_points)) == 2240
 
 
@@ -257,12 +257,12 @@ def test_stored_features_of_the_default_resolution_are_the_adapters(cloud):
     fmt = PointsFormat(num_points=500, fourier=PointsFourier(num_bands=8))
     points = decode(npy(cloud), fmt)
     stored = decode_npy(encode_members(points, fmt)["points.fourier.npy"])
-    adapter = PointAdapter(PointsInput(num_points=500, unit_cube=False), Points(num_bands=8))
+    adapter = PointAdapter(PointsInput(num_points=500, unit_cube=False), PointsConfig(num_bands=8))
     read, _ = adapter(torch.from_numpy(points)[None])
     assert np.array_equal(stored, read[0].half().numpy())
-    assert model_adapter(fmt, Points(num_bands=8)) == Points(num_bands=8)
+    assert model_adapter(fmt, PointsConfig(num_bands=8)) == PointsConfig(num_bands=8)
     with pytest.raises(ValueError, match="max_resolution is 16, but data"):
-        model_adapter(fmt, Points(num_bands=8, max_resolution=16))
+        model_adapter(fmt, PointsConfig(num_bands=8, max_resolution=16))
 
 
 # --- what is refused ---

@@ -7,7 +7,7 @@ import pydantic
 import pytest
 from multimodal_models import AUDIO, AUTOENCODER, LABEL, TEXT, classifier_config
 
-from perceiver_model.adapters.configs import OneHot, Patches
+from perceiver_model.adapters.configs import OneHotConfig, PatchesConfig
 from perceiver_model.adapters.multimodal_config import MultimodalInput, PaddedModalities
 from perceiver_model.config import DecoderConfig, FourierConfig
 from perceiver_model.families.autoencoder_config import AutoencoderConfig, GridOutput, VectorOutput
@@ -29,7 +29,10 @@ from perceiver_model.families.kinetics_config import kinetics_autoencoder
             "masked_in_evaluation is True; must be False where mask_probability is None",
         ),
         (lambda: dataclasses.replace(LABEL, dropout=0.1), "dropout is 0.1; must be 0 where masked"),
-        (lambda: dataclasses.replace(AUDIO, adapter=OneHot()), "must be chunks or mel for audio"),
+        (
+            lambda: dataclasses.replace(AUDIO, adapter=OneHotConfig()),
+            "must be chunks or mel for audio",
+        ),
         (
             lambda: dataclasses.replace(TEXT, positions=FourierConfig()),
             "must be None: token_embedding hold their own",
@@ -37,7 +40,7 @@ from perceiver_model.families.kinetics_config import kinetics_autoencoder
         (lambda: PaddedModalities(padding="ones"), "'ones'; must be one of 'learned', 'zeros'"),
         (lambda: PaddedModalities(embedding_channels=0), "embedding_channels is 0; must be an int"),
         (
-            lambda: dataclasses.replace(classifier_config(), adapter=Patches(patch_size=2)),
+            lambda: dataclasses.replace(classifier_config(), adapter=PatchesConfig(patch_size=2)),
             "must be padded_modalities for multimodal",
         ),
         (

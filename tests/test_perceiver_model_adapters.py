@@ -13,18 +13,25 @@ from perceiver_model.adapters.build import (
     PatchAdapter,
     PixelAdapter,
 )
-from perceiver_model.adapters.configs import AudioInput, Chunks, Conv, ImageInput, Mel, Patches
+from perceiver_model.adapters.configs import (
+    AudioInput,
+    ChunksConfig,
+    ConvConfig,
+    ImageInput,
+    MelConfig,
+    PatchesConfig,
+)
 
 IMAGE = ImageInput(height=6, width=8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 AUDIO = AudioInput(sample_rate=8_000, num_samples=4_001)
 IMAGE_ADAPTERS = [
     pytest.param(PixelAdapter(IMAGE), id="pixels"),
-    pytest.param(PatchAdapter(IMAGE, Patches(patch_size=2)), id="patches"),
-    pytest.param(ConvAdapter(IMAGE, Conv(num_channels=5)), id="conv"),
+    pytest.param(PatchAdapter(IMAGE, PatchesConfig(patch_size=2)), id="patches"),
+    pytest.param(ConvAdapter(IMAGE, ConvConfig(num_channels=5)), id="conv"),
 ]
 AUDIO_ADAPTERS = [
-    pytest.param(ChunkAdapter(AUDIO, Chunks(chunk_size=100)), id="chunks"),
-    pytest.param(MelAdapter(AUDIO, Mel(num_mels=20)), id="mel"),
+    pytest.param(ChunkAdapter(AUDIO, ChunksConfig(chunk_size=100)), id="chunks"),
+    pytest.param(MelAdapter(AUDIO, MelConfig(num_mels=20)), id="mel"),
 ]
 
 
@@ -57,7 +64,7 @@ def test_pixels_are_standardised_per_channel_in_row_major_order():
 
 def test_patches_hold_their_pixels_in_order():
     pixels = PixelAdapter(IMAGE)(images())[0].view(2, 6, 8, 3)
-    content, _ = PatchAdapter(IMAGE, Patches(patch_size=2))(images())
+    content, _ = PatchAdapter(IMAGE, PatchesConfig(patch_size=2))(images())
     assert content.shape == (2, 12, 12)
     torch.testing.assert_close(content[1, 1 * 4 + 3], pixels[1, 2:4, 6:8].flatten())
 
@@ -65,7 +72,7 @@ def test_patches_hold_their_pixels_in_order():
 @pytest.mark.parametrize(("height", "width", "tokens"), [(6, 8, 12), (5, 7, 12), (1, 1, 1)])
 def test_conv_gives_one_token_per_two_by_two_pixels_rounded_up(height, width, tokens):
     image = ImageInput(height=height, width=width, channels=1)
-    content, mask = ConvAdapter(image, Conv(num_channels=5))(
+    content, mask = ConvAdapter(image, ConvConfig(num_channels=5))(
         torch.rand(2, height, width, 1), torch.ones(2, height, width, dtype=torch.bool)
     )
     assert content.shape == (2, tokens, 5)
@@ -73,7 +80,7 @@ def test_conv_gives_one_token_per_two_by_two_pixels_rounded_up(height, width, to
 
 
 def test_conv_treats_a_sample_alike_in_any_batch():
-    adapter = ConvAdapter(IMAGE, Conv(num_channels=5))
+    adapter = ConvAdapter(IMAGE, ConvConfig(num_channels=5))
     torch.testing.assert_close(adapter(images())[0][:1], adapter(images()[:1])[0])
 
 
@@ -100,7 +107,7 @@ def test_what_invalid_samples_hold_is_without_influence(adapter):
 
 def test_chunks_are_runs_of_samples_and_valid_if_any_sample_is():
     mask = torch.arange(4_001) < torch.tensor([[1_201], [4_001]])
-    content, token_mask = ChunkAdapter(AUDIO, Chunks(chunk_size=100))(sound(), mask)
+    content, token_mask = ChunkAdapter(AUDIO, ChunksConfig(chunk_size=100))(sound(), mask)
     assert content.shape == (2, 41, 100)
     torch.testing.assert_close(content[1, 3], sound()[1, 300:400] / 32_768)
     assert content[1, 40, 0] == sound()[1, 4_000] / 32_768 and not content[1, 40, 1:].any()
@@ -109,7 +116,7 @@ def test_chunks_are_runs_of_samples_and_valid_if_any_sample_is():
 
 @pytest.mark.parametrize("frequency", [300.0, 1_000.0, 3_000.0])
 def test_a_tone_is_loudest_in_the_mel_band_around_its_frequency(frequency):
-    adapter = MelAdapter(AUDIO, Mel(num_mels=20))
+    adapter = MelAdapter(AUDIO, MelConfig(num_mels=20))
     tone = torch.sin(2 * math.pi * frequency * torch.arange(4_001) / 8_000)
     content, _ = adapter(tone.unsqueeze(0))
     assert content.shape == (1, 49, 20)
@@ -120,7 +127,7 @@ def test_a_tone_is_loudest_in_the_mel_band_around_its_frequency(frequency):
 
 def test_mel_tokens_are_standardised_over_valid_frames_only():
     mask = torch.arange(4_001) < torch.tensor([[2_000], [4_001]])
-    content, token_mask = MelAdapter(AUDIO, Mel(num_mels=20))(sound(), mask)
+    content, token_mask = MelAdapter(AUDIO, MelConfig(num_mels=20))(sound(), mask)
     for sample, valid in zip(content, token_mask, strict=True):
         assert sample[valid].mean().item() == pytest.approx(0, abs=1e-4)
         assert sample[valid].std(correction=0).item() == pytest.approx(1, abs=1e-3)
@@ -128,7 +135,9 @@ def test_mel_tokens_are_standardised_over_valid_frames_only():
 
 
 @pytest.mark.parametrize(
-    "adapter", [MelAdapter(AUDIO, Mel(num_mels=20)), PixelAdapter(IMAGE)], ids=["mel", "pixels"]
+    "adapter",
+    [MelAdapter(AUDIO, MelConfig(num_mels=20)), PixelAdapter(IMAGE)],
+    ids=["mel", "pixels"],
 )
 def test_neither_casts_nor_autocast_change_the_float32_standardisation(adapter):
     inputs = sound() if isinstance(adapter, MelAdapter) else images()
@@ -155,7 +164,7 @@ def test_wrong_shapes_and_dtypes_are_refused(adapter, inputs, mask, message):
 
 
 def test_mel_cells_are_the_frames_one_number_a_token():
-    audio, mel = AudioInput(sample_rate=8_000, num_samples=1_000), Mel(num_mels=8)
+    audio, mel = AudioInput(sample_rate=8_000, num_samples=1_000), MelConfig(num_mels=8)
     samples = torch.rand(2, 1_000, generator=torch.Generator().manual_seed(0)) - 0.5
     mask = (torch.arange(1_000) < 500).expand(2, -1)
     frames, valid = MelAdapter(audio, mel)(samples, mask)

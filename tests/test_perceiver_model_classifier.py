@@ -14,12 +14,12 @@ from media_classifiers import (
 
 from perceiver_model.adapters.configs import (
     AudioInput,
-    Chunks,
-    Conv,
+    ChunksConfig,
+    ConvConfig,
     ImageInput,
-    Mel,
-    Patches,
-    Pixels,
+    MelConfig,
+    PatchesConfig,
+    PixelsConfig,
 )
 from perceiver_model.attention.tokens import InputArray
 from perceiver_model.config import EncoderConfig, FourierConfig
@@ -47,11 +47,11 @@ CONFIGS = {
         num_classes=3,
     )
     for media, adapter in [
-        (IMAGE, Pixels()),
-        (IMAGE, Patches(patch_size=2)),
-        (IMAGE, Conv(num_channels=4)),
-        (AUDIO, Chunks(chunk_size=64)),
-        (AUDIO, Mel(num_mels=8)),
+        (IMAGE, PixelsConfig()),
+        (IMAGE, PatchesConfig(patch_size=2)),
+        (IMAGE, ConvConfig(num_channels=4)),
+        (AUDIO, ChunksConfig(chunk_size=64)),
+        (AUDIO, MelConfig(num_mels=8)),
     ]
 }
 

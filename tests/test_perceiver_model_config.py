@@ -13,13 +13,13 @@ import pytest
 import perceiver_model
 from perceiver_model.adapters.configs import (
     AudioInput,
-    Chunks,
-    Conv,
+    ChunksConfig,
+    ConvConfig,
     ImageInput,
-    Mel,
-    Patches,
-    Pixels,
-    Points,
+    MelConfig,
+    PatchesConfig,
+    PixelsConfig,
+    PointsConfig,
     PointsInput,
 )
 from perceiver_model.adapters.points_config import default_max_resolution
@@ -40,8 +40,8 @@ SMALL = EncoderConfig(num_latents=4, latent_dim=16, num_blocks=2, num_cross_atte
         (ImageInput, {"height": 2, "width": 2.0}, "width is 2.0; must be an integer"),
         (ImageInput, {"height": 2, "width": 2, "mean": (0.1, 0.2)}, "mean is .*a tuple of 1 or 3"),
         (ImageInput, {"height": 2, "width": 2, "std": (0.0,)}, "std is .* above 0"),
-        (Mel, {"hop": 0.0}, "hop is 0.0; must be a number above 0"),
-        (Mel, {"hop": 0.03}, "hop is 0.03; must be at most window = 0.025"),
+        (MelConfig, {"hop": 0.0}, "hop is 0.0; must be a number above 0"),
+        (MelConfig, {"hop": 0.03}, "hop is 0.03; must be at most window = 0.025"),
         (FourierConfig, {"num_bands": 0}, "num_bands is 0; must be an integer of at least 1"),
         (FourierConfig, {"max_resolution": (0.0,)}, "max_resolution is .* above 0"),
         (EncoderConfig, {"num_cross_attends": 9}, "num_cross_attends is 9; .* num_blocks = 8"),
@@ -60,13 +60,13 @@ def test_a_bad_field_is_refused_by_name_and_value(config_type, values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"input": AUDIO, "adapter": Pixels()}, "adapter is Pixels.*; must be chunks or mel"),
+        ({"input": AUDIO, "adapter": PixelsConfig()}, "adapter is Pixels.*; must be chunks or mel"),
         (
-            {"input": IMAGE, "adapter": Chunks()},
+            {"input": IMAGE, "adapter": ChunksConfig()},
             "adapter is Chunks.*; must be pixels, patches, conv or",
         ),
-        ({"input": IMAGE, "adapter": Patches(patch_size=4)}, "patch_size is 4; .* 28 × 21"),
-        ({"input": AUDIO, "adapter": Mel(num_mels=512)}, "num_mels is 512; must be lower"),
+        ({"input": IMAGE, "adapter": PatchesConfig(patch_size=4)}, "patch_size is 4; .* 28 × 21"),
+        ({"input": AUDIO, "adapter": MelConfig(num_mels=512)}, "num_mels is 512; must be lower"),
         ({"input": IMAGE, "positions": FourierConfig(max_resolution=(8,))}, "a tuple of 2 finite"),
         (
             {"input": IMAGE, "encoder": dataclasses.replace(SMALL, num_cross_heads=2)},
@@ -76,18 +76,20 @@ def test_a_bad_field_is_refused_by_name_and_value(config_type, values, message):
 )
 def test_parts_that_do_not_fit_each_other_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
-        ClassifierConfig(**{"adapter": Pixels(), "encoder": SMALL, "num_classes": 10} | values)
+        ClassifierConfig(
+            **{"adapter": PixelsConfig(), "encoder": SMALL, "num_classes": 10} | values
+        )
 
 
 @pytest.mark.parametrize(
     ("media", "adapter", "token_grid", "content_channels"),
     [
-        (IMAGE, Pixels(), (28, 21), 1),
-        (IMAGE, Patches(patch_size=7), (4, 3), 49),
-        (IMAGE, Conv(num_channels=8), (14, 11), 8),
-        (AUDIO, Chunks(), (126,), 128),
+        (IMAGE, PixelsConfig(), (28, 21), 1),
+        (IMAGE, PatchesConfig(patch_size=7), (4, 3), 49),
+        (IMAGE, ConvConfig(num_channels=8), (14, 11), 8),
+        (AUDIO, ChunksConfig(), (126,), 128),
         # 400-sample windows every 160: 98 end at or before sample 15,920, one more reaches 16,001.
-        (AUDIO, Mel(), (99,), 64),
+        (AUDIO, MelConfig(), (99,), 64),
     ],
 )
 def test_token_grid_and_channels(media, adapter, token_grid, content_channels):
@@ -111,7 +113,7 @@ def test_cross_attends_are_spread_evenly_from_the_first_block():
     "config",
     [
         *PRESETS.values(),
-        ClassifierConfig(input=AUDIO, adapter=Mel(hop=0.02), encoder=SMALL, num_classes=3),
+        ClassifierConfig(input=AUDIO, adapter=MelConfig(hop=0.02), encoder=SMALL, num_classes=3),
     ],
 )
 def test_json_round_trip(config):
@@ -127,7 +129,7 @@ def test_from_dict_refuses_unknown_and_missing_keys():
         ClassifierConfig.from_dict(values | {"encoder": {"depth": 8}})
     with pytest.raises(ValueError, match=r"ClassifierConfig: unknown key\(s\) head"):
         ClassifierConfig.from_dict(values | {"head": {}})
-    with pytest.raises(ValueError, match=r"Patches: missing key\(s\) patch_size"):
+    with pytest.raises(ValueError, match=r"PatchesConfig: missing key\(s\) patch_size"):
         ClassifierConfig.from_dict(values | {"adapter": {"kind": "patches"}})
     with pytest.raises(ValueError, match=r"kind is one of .*'pixels'.*, got .*'voxels'"):
         ClassifierConfig.from_dict(values | {"adapter": {"kind": "voxels"}})
@@ -154,7 +156,7 @@ def test_configuration_imports_without_torch_or_numpy():
     code = (
         "import sys, perceiver_model.config, perceiver_model.flops\n"
         "import perceiver_model.families.presets\n"
-        "perceiver_model.preset, perceiver_model.forward_flops, perceiver_model.Mel\n"
+        "perceiver_model.preset, perceiver_model.forward_flops, perceiver_model.MelConfig\n"
         "assert not {'torch', 'numpy', 'pydantic'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -183,12 +185,12 @@ def test_every_public_name_is_found_in_its_module():
 def test_points_are_read_as_finely_as_they_lie(num_points, num_dims, expected):
     assert default_max_resolution(num_points, num_dims) == pytest.approx(expected, rel=1e-12)
     points = PointsInput(num_points=num_points, num_dims=num_dims)
-    assert Points().resolution(points) == default_max_resolution(num_points, num_dims)
+    assert PointsConfig().resolution(points) == default_max_resolution(num_points, num_dims)
     if num_dims == 3:  # What preprocessing stores is what the model computes.
-        assert PointsFourier().resolution(num_points) == Points().resolution(points)
+        assert PointsFourier().resolution(num_points) == PointsConfig().resolution(points)
 
 
-@pytest.mark.parametrize("mel", [Mel, MelFormat])
+@pytest.mark.parametrize("mel", [MelConfig, MelFormat])
 def test_the_fft_is_the_smallest_power_of_two_that_holds_a_window(mel):
     sizes = {0.025: 512, 0.032: 512, 0.0321: 1024, 0.016: 256}
     for window, size in sizes.items():

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from perceiver_model.adapters.configs import AudioInput, Chunks
+from perceiver_model.adapters.configs import AudioInput, ChunksConfig
 from perceiver_model.config import EncoderConfig
 from perceiver_model.families.classifier import PerceiverClassifier
 from perceiver_model.families.classifier_config import ClassifierConfig
@@ -18,7 +18,7 @@ NUM_CLASSES, NUM_TOKENS = 8, 4
 NUM_PARTS = 10
 CONFIG = ClassifierConfig(
     input=AudioInput(sample_rate=8_000, num_samples=NUM_TOKENS * (NUM_CLASSES + 1)),
-    adapter=Chunks(chunk_size=NUM_CLASSES + 1),
+    adapter=ChunksConfig(chunk_size=NUM_CLASSES + 1),
     positions=None,
     encoder=EncoderConfig(
         num_latents=4,

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from perceiver_model.adapters.checks import Tokens, check_inputs
-from perceiver_model.adapters.configs import AudioInput, Chunks, Mel
+from perceiver_model.adapters.configs import AudioInput, ChunksConfig, MelConfig
 from perceiver_model.adapters.mel import log_mel, mel_filterbank, standardise_frames
 from perceiver_model.constants import Float32Constant
 
@@ -13,7 +13,7 @@ from perceiver_model.constants import Float32Constant
 class ChunkAdapter(nn.Module):
     """One token per chunk of raw samples; the last is padded with zeros (paper, section 4.2)."""
 
-    def __init__(self, audio: AudioInput, chunks: Chunks) -> None:
+    def __init__(self, audio: AudioInput, chunks: ChunksConfig) -> None:
         super().__init__()
         self.num_samples = audio.num_samples
         self.chunk_size = chunks.chunk_size
@@ -36,7 +36,7 @@ class ChunkAdapter(nn.Module):
 class MelAdapter(nn.Module):
     """A log-mel spectrogram, standardised over the valid frames of each sample, all in float32."""
 
-    def __init__(self, audio: AudioInput, mel: Mel) -> None:
+    def __init__(self, audio: AudioInput, mel: MelConfig) -> None:
         super().__init__()
         self.num_samples = audio.num_samples
         self.cells = mel.tokens == "cells"

@@ -36,7 +36,7 @@ class AudioInput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chunks(AdapterBase):
+class ChunksConfig(AdapterBase):
     """One token per `chunk_size` raw samples.
 
     The paper's 61,440 samples become 480 tokens of 128 channels (paper, section 4.2).
@@ -66,7 +66,7 @@ class Chunks(AdapterBase):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mel(AdapterBase):
+class MelConfig(AdapterBase):
     """A log-mel spectrogram, with one token per frame or one per cell.
 
     The default window and hop are those of VGGish, AudioSet's reference front end (Hershey et al.,

@@ -21,23 +21,23 @@ from perceiver_model.adapters.audio import ChunkAdapter, MelAdapter
 from perceiver_model.adapters.classes import OneHotAdapter
 from perceiver_model.adapters.configs import (
     AudioInput,
-    Chunks,
+    ChunksConfig,
     ClassInput,
-    Columns,
-    Conv,
-    ConvStem,
+    ColumnsConfig,
+    ConvConfig,
+    ConvStemConfig,
     FeatureMapInput,
     ImageInput,
-    Mel,
-    OneHot,
-    Patches,
-    Pixels,
-    Points,
+    MelConfig,
+    OneHotConfig,
+    PatchesConfig,
+    PixelsConfig,
+    PointsConfig,
     PointsInput,
-    SpaceTimePatches,
+    SpaceTimePatchesConfig,
     TableInput,
     TextInput,
-    TokenEmbedding,
+    TokenEmbeddingConfig,
     VideoInput,
 )
 from perceiver_model.adapters.features import FeatureMapAdapter
@@ -63,10 +63,10 @@ def build_adapter(config: TokensConfig) -> nn.Module:
     return _BUILDERS[type(config.input), type(config.adapter)](config.input, config.adapter)
 
 
-def _of_pixels(module: Callable[[Any], nn.Module]) -> Callable[[Any, Pixels], nn.Module]:
+def _of_pixels(module: Callable[[Any], nn.Module]) -> Callable[[Any, PixelsConfig], nn.Module]:
     """Return the builder of an adapter for pixels, with their projection if they have one."""
 
-    def build(media: Any, pixels: Pixels) -> nn.Module:
+    def build(media: Any, pixels: PixelsConfig) -> nn.Module:
         adapter = module(media)
         if pixels.num_channels is None:
             return adapter
@@ -75,7 +75,7 @@ def _of_pixels(module: Callable[[Any], nn.Module]) -> Callable[[Any, Pixels], nn
     return build
 
 
-def _one_hot(classes: ClassInput, _: OneHot) -> nn.Module:
+def _one_hot(classes: ClassInput, _: OneHotConfig) -> nn.Module:
     return OneHotAdapter(classes)
 
 
@@ -85,19 +85,19 @@ def _multimodal(media: MultimodalInput, padded: PaddedModalities) -> nn.Module:
 
 
 _BUILDERS: dict[tuple[type, type], Callable[[Any, Any], nn.Module]] = {
-    (ImageInput, Pixels): _of_pixels(PixelAdapter),
-    (ImageInput, Patches): PatchAdapter,
-    (ImageInput, Conv): ConvAdapter,
-    (ImageInput, ConvStem): ConvStemAdapter,
-    (AudioInput, Chunks): ChunkAdapter,
-    (AudioInput, Mel): MelAdapter,
-    (TextInput, TokenEmbedding): TokenAdapter,
-    (VideoInput, Pixels): _of_pixels(VideoPixelAdapter),
-    (VideoInput, SpaceTimePatches): SpaceTimePatchAdapter,
-    (FeatureMapInput, Pixels): _of_pixels(FeatureMapAdapter),
-    (PointsInput, Points): PointAdapter,
-    (TableInput, Columns): ColumnAdapter,
-    (ClassInput, OneHot): _one_hot,
+    (ImageInput, PixelsConfig): _of_pixels(PixelAdapter),
+    (ImageInput, PatchesConfig): PatchAdapter,
+    (ImageInput, ConvConfig): ConvAdapter,
+    (ImageInput, ConvStemConfig): ConvStemAdapter,
+    (AudioInput, ChunksConfig): ChunkAdapter,
+    (AudioInput, MelConfig): MelAdapter,
+    (TextInput, TokenEmbeddingConfig): TokenAdapter,
+    (VideoInput, PixelsConfig): _of_pixels(VideoPixelAdapter),
+    (VideoInput, SpaceTimePatchesConfig): SpaceTimePatchAdapter,
+    (FeatureMapInput, PixelsConfig): _of_pixels(FeatureMapAdapter),
+    (PointsInput, PointsConfig): PointAdapter,
+    (TableInput, ColumnsConfig): ColumnAdapter,
+    (ClassInput, OneHotConfig): _one_hot,
     (MultimodalInput, PaddedModalities): _multimodal,
 }
 """The builder of each adapter, by the classes of its input and of its configuration.

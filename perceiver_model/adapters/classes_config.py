@@ -29,7 +29,7 @@ class ClassInput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneHot(AdapterBase):
+class OneHotConfig(AdapterBase):
     """One token with one channel per class.
 
     Attributes:

@@ -1,36 +1,46 @@
 """The inputs of a Perceiver and the adapters that turn them into tokens, without torch."""
 
-from perceiver_model.adapters.audio_config import AudioInput, Chunks, Mel
-from perceiver_model.adapters.classes_config import ClassInput, OneHot
+from perceiver_model.adapters.audio_config import AudioInput, ChunksConfig, MelConfig
+from perceiver_model.adapters.classes_config import ClassInput, OneHotConfig
 from perceiver_model.adapters.config_base import AdapterBase
-from perceiver_model.adapters.image_config import Conv, ConvStem, ImageInput, Patches, Pixels
-from perceiver_model.adapters.points_config import Points, PointsInput
-from perceiver_model.adapters.table_config import Columns, TableInput
-from perceiver_model.adapters.text_config import TextInput, TokenEmbedding
-from perceiver_model.adapters.video_config import FeatureMapInput, SpaceTimePatches, VideoInput
+from perceiver_model.adapters.image_config import (
+    ConvConfig,
+    ConvStemConfig,
+    ImageInput,
+    PatchesConfig,
+    PixelsConfig,
+)
+from perceiver_model.adapters.points_config import PointsConfig, PointsInput
+from perceiver_model.adapters.table_config import ColumnsConfig, TableInput
+from perceiver_model.adapters.text_config import TextInput, TokenEmbeddingConfig
+from perceiver_model.adapters.video_config import (
+    FeatureMapInput,
+    SpaceTimePatchesConfig,
+    VideoInput,
+)
 
 __all__ = [
     "AdapterBase",
     "AudioInput",
-    "Chunks",
+    "ChunksConfig",
     "ClassInput",
-    "Columns",
-    "Conv",
-    "ConvStem",
+    "ColumnsConfig",
+    "ConvConfig",
+    "ConvStemConfig",
     "FeatureMapInput",
     "ImageInput",
     "MediaAdapter",
     "MediaInput",
-    "Mel",
-    "OneHot",
-    "Patches",
-    "Pixels",
-    "Points",
+    "MelConfig",
+    "OneHotConfig",
+    "PatchesConfig",
+    "PixelsConfig",
+    "PointsConfig",
     "PointsInput",
-    "SpaceTimePatches",
+    "SpaceTimePatchesConfig",
     "TableInput",
     "TextInput",
-    "TokenEmbedding",
+    "TokenEmbeddingConfig",
     "VideoInput",
 ]
 
@@ -47,16 +57,16 @@ MediaInput = (
 """The input of a single modality."""
 
 MediaAdapter = (
-    Pixels
-    | Patches
-    | Conv
-    | ConvStem
-    | Chunks
-    | Mel
-    | TokenEmbedding
-    | SpaceTimePatches
-    | Points
-    | Columns
-    | OneHot
+    PixelsConfig
+    | PatchesConfig
+    | ConvConfig
+    | ConvStemConfig
+    | ChunksConfig
+    | MelConfig
+    | TokenEmbeddingConfig
+    | SpaceTimePatchesConfig
+    | PointsConfig
+    | ColumnsConfig
+    | OneHotConfig
 )
 """The adapter of a single modality."""

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from perceiver_model.adapters.checks import Tokens, check_inputs
-from perceiver_model.adapters.configs import Conv, ImageInput, Patches, VideoInput
+from perceiver_model.adapters.configs import ConvConfig, ImageInput, PatchesConfig, VideoInput
 from perceiver_model.constants import Float32Constant
 
 
@@ -56,7 +56,7 @@ class PixelAdapter(nn.Module):
 class PatchAdapter(nn.Module):
     """One token per square patch: its pixels in the order (row, column, channel)."""
 
-    def __init__(self, image: ImageInput, patches: Patches) -> None:
+    def __init__(self, image: ImageInput, patches: PatchesConfig) -> None:
         super().__init__()
         self.standardise = ImageStandardiser(image)
         self.patch_size = patches.patch_size
@@ -86,7 +86,7 @@ class ConvAdapter(nn.Module):
     data-parallel step therefore equals the same step on the whole batch.
     """
 
-    def __init__(self, image: ImageInput, conv: Conv) -> None:
+    def __init__(self, image: ImageInput, conv: ConvConfig) -> None:
         super().__init__()
         self.standardise = ImageStandardiser(image)
         self.stem = nn.Conv2d(image.channels, conv.num_channels, kernel_size=5, padding=2)

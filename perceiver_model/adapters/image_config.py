@@ -52,7 +52,7 @@ class ImageInput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pixels(AdapterBase):
+class PixelsConfig(AdapterBase):
     """One token per pixel of an image, a feature map or a video frame (paper, section 4.1).
 
     Attributes:
@@ -88,7 +88,7 @@ class Pixels(AdapterBase):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patches(AdapterBase):
+class PatchesConfig(AdapterBase):
     """One token per square patch of pixels. The patches must tile the image.
 
     Attributes:
@@ -125,7 +125,7 @@ class Patches(AdapterBase):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conv(AdapterBase):
+class ConvConfig(AdapterBase):
     """A small convolutional front end: one token per 2 × 2 pixels.
 
     It is a smaller version of Perceiver IO's "conv + maxpool" preprocessing (arXiv 2107.14795,
@@ -161,7 +161,7 @@ class Conv(AdapterBase):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvStem(AdapterBase):
+class ConvStemConfig(AdapterBase):
     """Perceiver IO's "2D conv + maxpool" (IO, section 4.5): one token per 4 × 4 pixels.
 
     Attributes:

@@ -4,14 +4,14 @@ import torch
 from torch import nn
 
 from perceiver_model.adapters.checks import Tokens, check_inputs
-from perceiver_model.adapters.configs import Points, PointsInput
+from perceiver_model.adapters.configs import PointsConfig, PointsInput
 from perceiver_model.fourier import fourier_features
 
 
 class PointAdapter(nn.Module):
     """One token per point: [features | Fourier features of the coordinates]."""
 
-    def __init__(self, points: PointsInput, adapter: Points) -> None:
+    def __init__(self, points: PointsInput, adapter: PointsConfig) -> None:
         super().__init__()
         self.shape = (points.num_points, points.channels)
         self.content_shape = (points.num_points, adapter.content_channels(points))

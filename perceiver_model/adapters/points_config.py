@@ -51,7 +51,7 @@ class PointsInput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Points(AdapterBase):
+class PointsConfig(AdapterBase):
     """One token per point: its features and the Fourier features of its coordinates.
 
     Attributes:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from perceiver_model.adapters.checks import Tokens
-from perceiver_model.adapters.configs import ConvStem, ImageInput
+from perceiver_model.adapters.configs import ConvStemConfig, ImageInput
 from perceiver_model.adapters.image import ImageStandardiser
 from perceiver_model.attention.multi_head import linear
 
@@ -23,7 +23,7 @@ class ConvStemAdapter(nn.Module):
     `norm="group"`, each sample is normalised alone and there are no such buffers.
     """
 
-    def __init__(self, image: ImageInput, stem: ConvStem) -> None:
+    def __init__(self, image: ImageInput, stem: ConvStemConfig) -> None:
         super().__init__()
         self.standardise = ImageStandardiser(image)
         self.conv = nn.Conv2d(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from perceiver_model.adapters.checks import Tokens, check_mask, check_shape
-from perceiver_model.adapters.configs import Columns, TableInput
+from perceiver_model.adapters.configs import ColumnsConfig, TableInput
 from perceiver_model.constants import Float32Constant
 
 
@@ -25,12 +25,12 @@ class TableRows(NamedTuple):
 
 
 class ColumnAdapter(nn.Module):
-    """One token per column, as `Columns` describes. The numeric columns come first."""
+    """One token per column, as `ColumnsConfig` describes. The numeric columns come first."""
 
     category_starts: torch.Tensor
     num_categories: torch.Tensor
 
-    def __init__(self, table: TableInput, columns: Columns) -> None:
+    def __init__(self, table: TableInput, columns: ColumnsConfig) -> None:
         super().__init__()
         self.num_numeric = table.num_numeric
         self.mean = Float32Constant(torch.tensor(table.mean))

@@ -55,7 +55,7 @@ class TableInput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Columns(AdapterBase):
+class ColumnsConfig(AdapterBase):
     """One token per column. The numeric columns come first.
 
     A numeric token is the standardised value times a learned vector, plus the embedding of the

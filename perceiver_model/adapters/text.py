@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from perceiver_model.adapters.checks import Tokens, check_mask
-from perceiver_model.adapters.configs import TextInput, TokenEmbedding
+from perceiver_model.adapters.configs import TextInput, TokenEmbeddingConfig
 from perceiver_model.adapters.text_config import BYTE_VOCAB_SIZE
 
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
@@ -62,7 +62,7 @@ def pad_tokens(sequences: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.T
 class TokenAdapter(nn.Module):
     """One token per id: the embedding of the id plus that of its position (IO, section 4.1)."""
 
-    def __init__(self, text: TextInput, embedding: TokenEmbedding) -> None:
+    def __init__(self, text: TextInput, embedding: TokenEmbeddingConfig) -> None:
         super().__init__()
         self.max_length = text.max_length
         self.embedding = nn.Embedding(text.vocab_size, embedding.num_channels)

@@ -32,7 +32,7 @@ class TextInput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenEmbedding(AdapterBase):
+class TokenEmbeddingConfig(AdapterBase):
     """One token per id: the learned embedding of the id plus the learned vector of its position.
 
     Attributes:

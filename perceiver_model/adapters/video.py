@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from perceiver_model.adapters.checks import Tokens, check_mask
-from perceiver_model.adapters.configs import SpaceTimePatches, VideoInput
+from perceiver_model.adapters.configs import SpaceTimePatchesConfig, VideoInput
 from perceiver_model.adapters.image import ImageStandardiser
 
 
@@ -57,7 +57,7 @@ class SpaceTimePatchAdapter(nn.Module):
     See the paper, section 4.2.
     """
 
-    def __init__(self, video: VideoInput, patches: SpaceTimePatches) -> None:
+    def __init__(self, video: VideoInput, patches: SpaceTimePatchesConfig) -> None:
         super().__init__()
         self.standardise = VideoStandardiser(video)
         self.patch_shape = (patches.num_frames, patches.height, patches.width)

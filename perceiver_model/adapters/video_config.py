@@ -79,7 +79,7 @@ class FeatureMapInput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpaceTimePatches(AdapterBase):
+class SpaceTimePatchesConfig(AdapterBase):
     """One token per box of pixels. The boxes must tile the video.
 
     The defaults are the paper's: 32 frames of 224 × 224 pixels become 12,544 tokens (section 4.2).

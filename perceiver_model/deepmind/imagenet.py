@@ -24,7 +24,7 @@ from typing import Any, TypeGuard
 
 import torch
 
-from perceiver_model.adapters.configs import ConvStem, ImageInput, Pixels
+from perceiver_model.adapters.configs import ConvStemConfig, ImageInput, PixelsConfig
 from perceiver_model.config import DecoderConfig, FourierConfig, LearnedPositions
 from perceiver_model.deepmind.architecture import Architecture, explicit_positions
 from perceiver_model.deepmind.layers import (
@@ -92,7 +92,7 @@ class FourierClassifier(_ImageClassifier):
     def fits(self, config: object) -> bool:
         return (
             _is_image_classifier(config)
-            and isinstance(config.adapter, Pixels)
+            and isinstance(config.adapter, PixelsConfig)
             and isinstance(config.positions, FourierConfig)
         )
 
@@ -107,7 +107,7 @@ class FourierClassifier(_ImageClassifier):
         height, width = image_size or IMAGE_SIZE
         return ClassifierConfig(
             input=ImageInput(height=height, width=width, mean=MEAN, std=STD),
-            adapter=Pixels(),
+            adapter=PixelsConfig(),
             positions=FourierConfig(
                 num_bands=64, max_resolution=(224, 224), precision=read_precision(fidelity)
             ),
@@ -126,7 +126,7 @@ class LearnedClassifier(_ImageClassifier):
     def fits(self, config: object) -> bool:
         return (
             _is_image_classifier(config)
-            and isinstance(config.adapter, Pixels)
+            and isinstance(config.adapter, PixelsConfig)
             and isinstance(config.positions, LearnedPositions)
         )
 
@@ -145,7 +145,7 @@ class LearnedClassifier(_ImageClassifier):
             )
         return ClassifierConfig(
             input=ImageInput(height=size, width=size, mean=MEAN, std=STD),
-            adapter=Pixels(num_channels=256),
+            adapter=PixelsConfig(num_channels=256),
             positions=LearnedPositions(num_channels=256, projected_channels=256),
             encoder=read_encoder(settings, fidelity),
             decoder=DecoderConfig(
@@ -182,7 +182,7 @@ class ConvClassifier(_ImageClassifier):
     tolerable = frozenset({"adapter.padding"})
 
     def fits(self, config: object) -> bool:
-        return _is_image_classifier(config) and isinstance(config.adapter, ConvStem)
+        return _is_image_classifier(config) and isinstance(config.adapter, ConvStemConfig)
 
     def read_config(
         self,
@@ -197,7 +197,7 @@ class ConvClassifier(_ImageClassifier):
         )
         return dataclasses.replace(
             config,
-            adapter=ConvStem(padding="same" if fidelity == "deepmind" else "valid"),
+            adapter=ConvStemConfig(padding="same" if fidelity == "deepmind" else "valid"),
             positions=FourierConfig(
                 num_bands=64, max_resolution=(56, 56), precision=read_precision(fidelity)
             ),

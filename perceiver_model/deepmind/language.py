@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from perceiver_model.adapters.configs import TextInput, TokenEmbedding
+from perceiver_model.adapters.configs import TextInput, TokenEmbeddingConfig
 from perceiver_model.config import DecoderConfig
 from perceiver_model.deepmind.architecture import Architecture
 from perceiver_model.deepmind.layers import (
@@ -46,14 +46,14 @@ def embedding_map() -> list[TensorMap]:
 
 def _read_text(
     settings: Mapping[str, Any], image_size: tuple[int, int] | None
-) -> tuple[TextInput, TokenEmbedding]:
+) -> tuple[TextInput, TokenEmbeddingConfig]:
     if image_size is not None:
         raise ValueError(f"image_size is {image_size}; must be None for a model of text")
     text = TextInput(
         max_length=setting(settings, "max_position_embeddings"),
         vocab_size=setting(settings, "vocab_size"),
     )
-    return text, TokenEmbedding(num_channels=setting(settings, "d_model"))
+    return text, TokenEmbeddingConfig(num_channels=setting(settings, "d_model"))
 
 
 def _write_text(text: TextInput) -> dict[str, Any]:

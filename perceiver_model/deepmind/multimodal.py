@@ -25,9 +25,9 @@ import torch
 
 from perceiver_model.adapters.configs import (
     AudioInput,
-    Chunks,
-    OneHot,
-    SpaceTimePatches,
+    ChunksConfig,
+    OneHotConfig,
+    SpaceTimePatchesConfig,
     VideoInput,
 )
 from perceiver_model.config import DecoderConfig
@@ -85,9 +85,9 @@ class KineticsAutoencoder(Architecture[AutoencoderConfig]):
             isinstance(config, AutoencoderConfig)
             and {*config.input.modalities} == {*config.outputs} == {*MODALITIES}
             and all(part.mask_probability is not None for part in config.input.modalities.values())
-            and isinstance(config.input.modalities["audio"].adapter, Chunks)
-            and isinstance(config.input.modalities["image"].adapter, SpaceTimePatches)
-            and isinstance(config.input.modalities["label"].adapter, OneHot)
+            and isinstance(config.input.modalities["audio"].adapter, ChunksConfig)
+            and isinstance(config.input.modalities["image"].adapter, SpaceTimePatchesConfig)
+            and isinstance(config.input.modalities["label"].adapter, OneHotConfig)
             and isinstance(config.outputs["label"], VectorOutput)
         )
 
@@ -123,7 +123,7 @@ class KineticsAutoencoder(Architecture[AutoencoderConfig]):
 
     def write_settings(self, config: AutoencoderConfig) -> dict[str, Any]:
         audio, image = (config.input.modalities[name] for name in ("audio", "image"))
-        assert isinstance(audio.input, AudioInput) and isinstance(audio.adapter, Chunks)
+        assert isinstance(audio.input, AudioInput) and isinstance(audio.adapter, ChunksConfig)
         assert isinstance(image.input, VideoInput)
         label = config.outputs["label"]
         frames, size, _ = image.max_resolution

@@ -4,10 +4,10 @@ from typing import Literal
 
 from perceiver_model.adapters.configs import (
     AudioInput,
-    Chunks,
+    ChunksConfig,
     ClassInput,
-    OneHot,
-    SpaceTimePatches,
+    OneHotConfig,
+    SpaceTimePatchesConfig,
     VideoInput,
 )
 from perceiver_model.adapters.multimodal_config import Modality, MultimodalInput, PaddedModalities
@@ -85,7 +85,7 @@ def kinetics_autoencoder(
     modalities = {
         "audio": Modality(
             input=AudioInput(sample_rate=sample_rate, num_samples=num_samples),
-            adapter=Chunks(chunk_size=samples_per_token),
+            adapter=ChunksConfig(chunk_size=samples_per_token),
             positions=audio_positions,
             mask_probability=0.0,
         ),
@@ -93,13 +93,13 @@ def kinetics_autoencoder(
             input=VideoInput(
                 num_frames=num_frames, height=height, width=width, mean=(0.0,), std=(1.0,)
             ),
-            adapter=SpaceTimePatches(num_frames=1, height=4, width=4),
+            adapter=SpaceTimePatchesConfig(num_frames=1, height=4, width=4),
             positions=image_positions,
             mask_probability=0.0,
         ),
         "label": Modality(
             input=ClassInput(num_classes=num_classes),
-            adapter=OneHot(),
+            adapter=OneHotConfig(),
             positions=None,
             mask_probability=1.0,
             masked_in_evaluation=True,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from perceiver_model.adapters.configs import TextInput, TokenEmbedding
+from perceiver_model.adapters.configs import TextInput, TokenEmbeddingConfig
 from perceiver_model.config import DecoderConfig, EncoderConfig
 from perceiver_model.config_checks import FORBID_EXTRA, write_config
 from perceiver_model.config_tree import read_tree
@@ -30,7 +30,7 @@ class LanguageConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
 
     input: TextInput = TextInput(max_length=2048)
-    adapter: TokenEmbedding = TokenEmbedding(num_channels=768)
+    adapter: TokenEmbeddingConfig = TokenEmbeddingConfig(num_channels=768)
     encoder: EncoderConfig = EncoderConfig(
         num_latents=256,
         latent_dim=1280,

@@ -11,16 +11,16 @@ import difflib
 
 from perceiver_model.adapters.configs import (
     AudioInput,
-    Chunks,
-    ConvStem,
+    ChunksConfig,
+    ConvStemConfig,
     ImageInput,
     MediaAdapter,
     MediaInput,
-    Mel,
-    Pixels,
-    Points,
+    MelConfig,
+    PixelsConfig,
+    PointsConfig,
     PointsInput,
-    SpaceTimePatches,
+    SpaceTimePatchesConfig,
     VideoInput,
 )
 from perceiver_model.adapters.multimodal_config import Modality, MultimodalInput, PaddedModalities
@@ -46,7 +46,7 @@ ModelConfig = (
 
 _IMAGENET = ClassifierConfig(
     input=ImageInput(height=224, width=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
-    adapter=Pixels(),
+    adapter=PixelsConfig(),
     positions=FourierConfig(num_bands=64, max_resolution=(224, 224)),
     encoder=EncoderConfig(),
     num_classes=1000,
@@ -63,12 +63,12 @@ _IO_IMAGENET = dataclasses.replace(
 
 
 _AUDIOSET: dict[str, tuple[MediaInput, MediaAdapter]] = {
-    "audio": (AudioInput(sample_rate=48_000, num_samples=61_440), Chunks(chunk_size=128)),
+    "audio": (AudioInput(sample_rate=48_000, num_samples=61_440), ChunksConfig(chunk_size=128)),
     "mel": (
         AudioInput(sample_rate=48_000, num_samples=61_440),
-        Mel(num_mels=64, window=0.025, hop=0.017, tokens="cells"),
+        MelConfig(num_mels=64, window=0.025, hop=0.017, tokens="cells"),
     ),
-    "video": (VideoInput(num_frames=32, height=224, width=224), SpaceTimePatches()),
+    "video": (VideoInput(num_frames=32, height=224, width=224), SpaceTimePatchesConfig()),
 }
 
 
@@ -123,14 +123,14 @@ PRESETS: dict[str, ModelConfig] = {
     # with 407 GFLOP, but tokens of 512 channels instead of 261 take 478.
     "io-imagenet-learned": dataclasses.replace(
         _IO_IMAGENET,
-        adapter=Pixels(num_channels=256),
+        adapter=PixelsConfig(num_channels=256),
         positions=LearnedPositions(num_channels=256, projected_channels=256),
         decoder=DecoderConfig(query_residual=False),
     ),
     # 48,646,522 parameters, 369 GFLOP, 82.1 %.
     "io-imagenet-conv": dataclasses.replace(
         _IO_IMAGENET,
-        adapter=ConvStem(),
+        adapter=ConvStemConfig(),
         positions=FourierConfig(num_bands=64, max_resolution=(56, 56)),
     ),
     # Masked language modelling on bytes (IO, section 4.1): 201,108,230 parameters.
@@ -141,7 +141,7 @@ PRESETS: dict[str, ModelConfig] = {
     # ModelNet40, with about 2,000 points per cloud: 85.7 %.
     "modelnet40": ClassifierConfig(
         input=PointsInput(num_points=2048),
-        adapter=Points(num_bands=64, max_resolution=2240),
+        adapter=PointsConfig(num_bands=64, max_resolution=2240),
         positions=None,
         encoder=EncoderConfig(num_blocks=2, num_cross_attends=2, num_self_attends=6),
         num_classes=40,

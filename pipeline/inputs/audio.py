@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from perceiver_model.adapters.configs import AudioInput, FeatureMapInput, Mel, Pixels
+from perceiver_model.adapters.configs import AudioInput, FeatureMapInput, MelConfig, PixelsConfig
 from perceiver_model.families.classifier_config import AdapterConfig
 from pipeline.inputs.modality import ModalityInputs, check_equal
 from pipeline.media.audio.decode import AudioFormat
@@ -66,13 +66,13 @@ class AudioInputs(ModalityInputs[AudioFormat]):
         """
         if fmt.mel is None:
             return adapter
-        if not isinstance(adapter, Mel) or adapter.tokens != "frames":
+        if not isinstance(adapter, MelConfig) or adapter.tokens != "frames":
             raise ValueError(
                 "data.audio.mel stores log-mel frames, which adapter mel with tokens=frames reads; "
                 "give that adapter, or leave data.audio.mel out"
             )
         check_equal(adapter, fmt.mel, "data.audio.mel", "num_mels window hop")
-        return Pixels()
+        return PixelsConfig()
 
     def augment_fields(self, fmt: AudioFormat) -> tuple[str, ...]:
         """Return the fields that change samples, or those that change log-mel frames."""

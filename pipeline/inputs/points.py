@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from perceiver_model.adapters.configs import Points, PointsInput
+from perceiver_model.adapters.configs import PointsConfig, PointsInput
 from perceiver_model.families.classifier_config import AdapterConfig
 from pipeline.inputs.modality import ModalityInputs, check_equal
 from pipeline.media.points.format import PointsFormat
@@ -50,7 +50,7 @@ class PointsInputs(ModalityInputs[PointsFormat]):
         Raises:
             ValueError: Fourier features are stored with frequencies that differ from the adapter's.
         """
-        if fmt.fourier is None or not isinstance(adapter, Points):
+        if fmt.fourier is None or not isinstance(adapter, PointsConfig):
             return adapter
         check_equal(adapter, fmt.fourier, "data.points.fourier", "num_bands")
         read = adapter.resolution(PointsInput(num_points=fmt.num_points))
