@@ -8,33 +8,35 @@ import torch
 
 
 class Hyperparameters(Protocol):
-    """What an optimizer is built from; the configuration's section `training` has it."""
+    """The values that an optimizer is built from: the configuration's section `training`."""
 
     @property
     def learning_rate(self) -> float:
-        """Of the first step; the loop sets it anew before each step."""
+        """The learning rate of the first step. The loop sets it before each step."""
 
     @property
     def betas(self) -> tuple[float, float]:
-        """How fast running means forget: of the gradient, and of its square."""
+        """The decay rates of the running means of the gradient and of its square."""
 
     @property
     def eps(self) -> float:
-        """What keeps a division from being by zero."""
+        """The constant that prevents a division by zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSpec:
-    """How an optimizer is built, and what belongs into its checkpoints.
+    """How an optimizer is built, and what its checkpoints contain.
 
     Attributes:
-        build: makes it of torch's parameter groups, which name their `weight_decay`.
-        moments: the keys of its state that hold one tensor for each parameter: floating, and of the
-            parameter's own shape. Checkpoints hold them in float32 as `MOMENT.PARAMETER`.
-        counts_steps: whether its state has `step`, the number of steps taken, as torch's Adam
-            has for its bias correction.
-        is_elementwise: whether an element's update follows from that element's gradient and state
-            alone. ZeRO steps flat slices of many parameters, so only such optimizers may use it.
+        build: Builds the optimizer from torch's parameter groups, which contain `weight_decay`.
+        moments: The keys of its state that hold one tensor for each parameter. The tensor is
+            floating-point and has the parameter's shape. Checkpoints hold it in float32 as
+            `MOMENT.PARAMETER`.
+        counts_steps: Whether its state has `step`, the number of steps taken. Torch's Adam needs
+            it for its bias correction.
+        is_elementwise: Whether the update of an element depends only on the gradient and state of
+            that element. ZeRO updates flat slices of many parameters, so it accepts only such
+            optimizers.
     """
 
     build: Callable[[list[dict[str, Any]], Hyperparameters], torch.optim.Optimizer]
@@ -52,16 +54,16 @@ def _adamw(groups: list[dict[str, Any]], training: Hyperparameters) -> torch.opt
 OPTIMIZERS: dict[str, OptimizerSpec] = {
     "AdamW": OptimizerSpec(build=_adamw, moments=("exp_avg", "exp_avg_sq"), counts_steps=True),
 }
-"""By the name of the optimizer's class. The first one is used where nothing else is asked for."""
+"""The optimizers by the name of their class. The first one is the default."""
 
 DEFAULT_OPTIMIZER = next(iter(OPTIMIZERS))
 
 
 def spec_of(optimizer: torch.optim.Optimizer) -> OptimizerSpec:
-    """The table's entry for an optimizer.
+    """Return the table's entry for an optimizer.
 
     Raises:
-        ValueError: the table has none.
+        ValueError: The table has no entry for it.
     """
     name = type(optimizer).__name__
     if name not in OPTIMIZERS:
@@ -70,10 +72,13 @@ def spec_of(optimizer: torch.optim.Optimizer) -> OptimizerSpec:
 
 
 def parameter_of(name: str) -> str | None:
-    """The parameter that a checkpoint's tensor `MOMENT.PARAMETER` belongs to.
+    """Return the parameter to which a checkpoint's tensor `MOMENT.PARAMETER` belongs.
+
+    Args:
+        name: The name of the tensor.
 
     Returns:
-        The parameter's name; None where no optimizer of the table has such a moment.
+        The name of the parameter; None if no optimizer of the table has such a moment.
     """
     moment, _, parameter = name.partition(".")
     return parameter if moment in _all_moments() else None

@@ -1,7 +1,7 @@
-"""What the configuration takes from the registered modalities: sections, columns and names.
+"""The parts of the configuration that come from the registered modalities.
 
-The fields are made when this module is imported. For a type checker they are not there; code asks
-`DataConfig.formats` and `ColumnsConfig.of` instead, by the modality's name.
+The fields are created when this module is imported, so a type checker does not see them. Code uses
+`DataConfig.formats` and `ColumnsConfig.of` with the modality's name instead.
 """
 
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +14,7 @@ from pipeline.media.registered import MODALITIES, modality
 
 class _Columns(ConfigBase):
     def of(self, name: str) -> str | None:
-        """The column of a modality; None where none is named, or it has columns of its own."""
+        """Return the column of a modality; None if there is none, or if it has several."""
         column: str | None = getattr(self, name, None)
         return column
 
@@ -24,7 +24,7 @@ def _with_fields(base: type[ConfigBase], name: str, fields: dict[str, Any]) -> A
 
 
 def with_media_sections(base: type[ConfigBase]) -> Any:
-    """A section with the fields of `base`, and one for the format of each modality."""
+    """Return a section with the fields of `base` and one field for each modality's format."""
     fields = {name: (modality(name).format | None, None) for name in MODALITIES}
     return _with_fields(base, "MediaSections", fields)
 

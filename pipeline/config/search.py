@@ -1,4 +1,4 @@
-"""The search algorithms of a study: which settings its trials have."""
+"""The search algorithms of a study. They choose the settings of its trials."""
 
 import itertools
 import math
@@ -10,44 +10,49 @@ from pipeline.config.space import SpaceConfig
 
 Space = Mapping[str, SpaceConfig]
 Settings = dict[str, Any]
-"""Dotted field → the value that a trial has there."""
+"""The value of a trial for each dotted field."""
 
 DEFAULT_TRIALS = 8
 
 
 class SearchAlgorithm(ABC):
-    """Chooses the settings of every trial before the first one starts.
+    """Choose the settings of every trial before the first one starts.
 
-    The settings are a function of the space and the seed alone. So neither concurrency nor time
-    changes them, and a study that was killed goes on with the same trials.
+    The settings depend only on the space and the seed. So neither concurrency nor time changes
+    them, and a study that was killed continues with the same trials.
     """
 
     @abstractmethod
     def num_trials(self, space: Space, asked: int | None) -> int:
-        """How many trials the study has.
+        """Return the number of trials of the study.
 
         Args:
-            space: dotted field → its values.
-            asked: `study.num_trials`.
+            space: The values of each dotted field.
+            asked: The value of `study.num_trials`.
 
         Raises:
-            ValueError: the algorithm cannot search this space, or with so many trials.
+            ValueError: The algorithm cannot search this space, or not with this many trials.
         """
 
     @abstractmethod
     def settings(self, space: Space, num_trials: int, seed: int) -> list[Settings]:
-        """The settings of every trial, by number.
+        """Return the settings of every trial, by number.
 
-        A study that is done goes on when `study.num_trials` grows. So the settings of fewer
-        trials must be the first of those of more.
+        A finished study continues when `study.num_trials` grows. So a larger number of trials must
+        begin with the settings of a smaller number.
+
+        Args:
+            space: The values of each dotted field.
+            num_trials: The number of trials.
+            seed: The seed of the study.
         """
 
 
 class GridSearch(SearchAlgorithm):
-    """Every combination of the choices."""
+    """Try every combination of the choices."""
 
     def num_trials(self, space: Space, asked: int | None) -> int:
-        """The number of combinations; nothing else may be asked for."""
+        """Return the number of combinations. Any other requested number is refused."""
         for path, values in space.items():
             if values.choice is None:
                 raise ValueError(f"space.{path}: search 'grid' needs {{choice: […]}}")
@@ -61,24 +66,24 @@ class GridSearch(SearchAlgorithm):
         return combinations
 
     def settings(self, space: Space, num_trials: int, seed: int) -> list[Settings]:
-        """The combinations, the last field's values changing fastest."""
+        """Return the combinations. The values of the last field change fastest."""
         fields = sorted(space)
         choices = [space[field].choice or () for field in fields]
         return [dict(zip(fields, values, strict=True)) for values in itertools.product(*choices)]
 
 
 class RandomSearch(SearchAlgorithm):
-    """Each value drawn by itself."""
+    """Draw each value independently."""
 
     def num_trials(self, space: Space, asked: int | None) -> int:
-        """As many as are asked for."""
+        """Return the requested number, or the default."""
         return DEFAULT_TRIALS if asked is None else asked
 
     def settings(self, space: Space, num_trials: int, seed: int) -> list[Settings]:
-        """The values drawn, trial by trial."""
+        """Draw the values, trial by trial."""
         import numpy as np
 
-        # Of numpy's generators the one whose stream never changes between versions.
+        # The only generator of NumPy whose stream never changes between versions.
         random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
         fields = sorted(space)
         return [
@@ -91,4 +96,4 @@ SEARCHES: dict[str, SearchAlgorithm] = {
     "grid": GridSearch(),
     "random": RandomSearch(),
 }
-"""By their names in `study.search`."""
+"""The search algorithms by their names in `study.search`."""

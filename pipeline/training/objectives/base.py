@@ -207,8 +207,7 @@ class Objective(ABC):
 
         Returns:
             Floating-point `[num_sums]`. The sums are added over batches and workers, so they must
-                leave
-            out samples of weight 0.
+                leave out samples of weight 0.
         """
 
     @abstractmethod
