@@ -19,8 +19,8 @@ from cluster.ray_session import ray_session
 from pipeline.config.load import load_config
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.preprocess.build import run_tasks
 from pipeline.preprocess.identity import sandbox_settings
+from pipeline.preprocess.ray_tasks import run_tasks
 from pipeline.preprocess.shard_task import ShardTask
 from pipeline.preprocess.sources import list_sources, write_plan
 from pipeline.runs.console import Console

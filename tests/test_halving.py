@@ -55,7 +55,7 @@ def uninterrupted(scores: list[list[float]], order: list[int], factor: int) -> D
         epoch = trials.reached[number]
         result = {"epoch": epoch, "score": scores[number][epoch - 1]}
         # ASHA asks the controller for nothing.
-        decision = asha.on_trial_result(None, named[number], result)  # type: ignore[arg-type]
+        decision = asha.on_trial_result(None, named[number], result)  # type: ignore[arg-type]  # None will do
         if decision == TrialScheduler.STOP:
             trials.stopped.add(number)
         decisions.append((number, epoch, decision == TrialScheduler.STOP))

@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from configuration_reference import markdown  # noqa: E402 (after the path is set)
 
-from pipeline.config.tree import Config  # noqa: E402
+from pipeline.config.tree import Config  # noqa: E402 (after the path is set)
 
 FIELDS_MARK = "<!-- every field -->"
 FROM_ROOT = ("CHANGELOG.md", "CONTRIBUTING.md")

@@ -86,7 +86,7 @@ class _Courier:
         self._news: list[str] = []
         self._refused = False
         # Imported here: the thread would import it while this process forks its loader's workers.
-        import mlflow.tracking  # noqa: F401
+        import mlflow.tracking  # noqa: F401 (imported for its effect alone)
 
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True, name="MLflow")

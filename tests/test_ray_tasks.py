@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ray.data._internal.execution.resource_manager import ResourceManager
 
-from pipeline.preprocess.build import MAX_BLOCKS, MAX_JOBS_EACH, guided_self_scheduling
+from pipeline.preprocess.ray_tasks import MAX_BLOCKS, MAX_JOBS_EACH, guided_self_scheduling
 
 
 @pytest.mark.parametrize("num_cpus", [0, 1, 2, 64, 5000])
