@@ -509,6 +509,9 @@ def test_a_hostile_ledger_is_no_ledger(folder: Path) -> None:
     for places in (b"[]", b"5", b'{"train": 5}', b'{"../x": "a"}', b"[" * 99_999, b"\xff",
                    b'{"train": "\\u001b[2J"}', b'{"train": ""}'):  # fmt: skip
         assert not read(good, places=places).places
+    longest = "/" + "a" * 9_999
+    assert read(good, places=json.dumps({"train": longest}).encode()).places
+    assert not read(good, places=json.dumps({"train": f"{longest}a"}).encode()).places
     for reading in (b"[]", b'{"train": "/"}', b'{"allow": "/"}', b'{"allow": [5]}', b"{"):
         assert not read(good, reading=reading).places
     for column, value in (("shard", 7), ("shard", -1), ("sha256", OUTSIDE), ("split", "../x"),

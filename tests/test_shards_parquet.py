@@ -11,6 +11,7 @@ import pytest
 from shards import ShardError
 from shards.parquet import decode_parquet, encode_parquet
 from shards.parquet_pages import check_parquet, dictionary_columns, unpacked_bytes
+from shards.thrift_compact import CompactReader
 
 SCHEMA = pa.schema([("name", pa.string()), ("size", pa.int64())])
 MANY = 1 << 40
@@ -150,3 +151,10 @@ def test_any_changed_byte_gives_a_table_or_one_line() -> None:
                 assert decode_parquet(bytes(changed), SCHEMA, "x").schema.names == SCHEMA.names
             except ShardError as error:
                 assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("nested", [b"\x1c", b"\x19\x1c", b"\x19\x19"])
+def test_a_footer_nested_without_end_is_refused(nested: bytes) -> None:
+    """A struct in a struct, a list of structs, a list of lists."""
+    with pytest.raises(ValueError, match="nested too deeply"):
+        CompactReader(nested * 100_000).struct({})
