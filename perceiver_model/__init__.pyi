@@ -59,6 +59,8 @@ from perceiver_model.families.language import MaskedLanguageModel as MaskedLangu
 from perceiver_model.families.language_config import LanguageConfig as LanguageConfig
 from perceiver_model.families.presets import PRESETS as PRESETS
 from perceiver_model.families.presets import preset as preset
+from perceiver_model.families.queries import QueryPredictor as QueryPredictor
+from perceiver_model.families.queries_config import QueriesConfig as QueriesConfig
 from perceiver_model.families.streams import read_stream as read_stream
 from perceiver_model.flops import forward_flops as forward_flops
 from perceiver_model.flops import num_parameters as num_parameters

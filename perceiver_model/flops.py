@@ -13,6 +13,7 @@ from perceiver_model.families.classifier_config import ClassifierConfig
 from perceiver_model.families.dense_config import DenseConfig
 from perceiver_model.families.flow_config import FlowConfig
 from perceiver_model.families.language_config import LanguageConfig
+from perceiver_model.families.queries_config import QueriesConfig
 from perceiver_model.layer_flops import decoder_flops, encoder_flops, matmul_flops
 from perceiver_model.tokens_config import TokensConfig
 
@@ -39,7 +40,12 @@ def forward_flops(config: ModelConfig) -> int:
     encoder = encoder_flops(
         config.encoder, tokens=math.prod(config.token_grid), input_channels=config.input_channels
     )
-    head = _dense_flops(config) if isinstance(config, DenseConfig) else _head_flops(config)
+    if isinstance(config, DenseConfig):
+        head = _dense_flops(config)
+    elif isinstance(config, QueriesConfig):
+        head = _queries_flops(config)
+    else:
+        head = _head_flops(config)
     return _token_flops(config) + encoder + head
 
 
@@ -75,6 +81,17 @@ def _head_flops(config: ClassifierConfig) -> int:
         num_latents=encoder.num_latents,
         latent_dim=encoder.latent_dim,
         output_channels=config.num_classes,
+    )
+
+
+def _queries_flops(config: QueriesConfig) -> int:
+    return decoder_flops(
+        config.decoder,
+        queries=config.num_queries,
+        query_channels=config.query_width,
+        num_latents=config.encoder.num_latents,
+        latent_dim=config.encoder.latent_dim,
+        output_channels=config.output_channels,
     )
 
 

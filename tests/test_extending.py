@@ -148,6 +148,69 @@ def test_a_modality_takes_two_modules_and_one_line(tmp_path):
     assert seen["images"] == json.loads(json.dumps(set_identity(validate(IMAGES, "x"))))
 
 
+# --- an objective ---
+
+SEEN = """
+import ast, json, runpy, subprocess, sys
+from pipeline.config.load import validate
+
+config = validate(json.loads(sys.argv[1]), "x")
+assert "torch" not in sys.modules, "torch is imported where a configuration is read"
+
+from pipeline.errors import UserError
+from pipeline.training.objectives import OBJECTIVES
+
+def refusal(objective, target):
+    tree = config.tree()
+    try:
+        validate({**tree, "objective": objective,
+                  "data": {**tree["data"], "target": target}}, "x")
+    except UserError as error:
+        return str(error)
+
+number = {"kind": "regression"}
+print(json.dumps({
+    "kind": config.trained_for.kind,
+    "outputs": config.trained_for.model(config, 0).num_classes,
+    "target": refusal({"kind": "count"}, {"kind": "class"}),
+    "option": refusal({"kind": "count", "larges": 3}, number),
+    "default": validate({**config.tree(), "objective": None}, "x").trained_for.kind,
+}))
+runpy.run_path("losses.py")
+"""
+
+
+def test_an_objective_takes_two_modules_and_a_line_for_each(tmp_path):
+    folder = copy_of_the_project(tmp_path)
+    found = blocks("Add an objective")
+    write_files(folder, found)
+    options = folder / "pipeline" / "config" / "objectives" / "__init__.py"
+    ((_, line),) = [block for block in found if "Add the class to `OBJECTIVE_CONFIGS`" in block[0]]
+    text = options.read_text().replace("\nOBJECTIVE_CONFIGS", f"\n{line}\nOBJECTIVE_CONFIGS", 1)
+    before, end, after = text.partition("\n)\n")
+    options.write_text(f"{before}\n    CountConfig,{end}{after}")
+    objectives = folder / "pipeline" / "training" / "objectives" / "__init__.py"
+    ((_, line),) = [block for block in found if "Add the line to `OBJECTIVES`" in block[0]]
+    own = "from pipeline.training.objectives.count import Counting\n"
+    text = objectives.read_text().replace("\nOBJECTIVES:", f"\n{own}\nOBJECTIVES:", 1)
+    before, end, after = text.partition("\n}\n")
+    objectives.write_text(f"{before}\n{line.rstrip()}{end}{after}")
+    (folder / "seen.py").write_text(SEEN)
+    tree = {
+        **IMAGES,
+        "data": {**IMAGES["data"], "target": {"kind": "regression", "columns": ["a", "b"]}},
+        "objective": {"kind": "count", "largest": 50.0},
+    }
+    printed, metrics = output_of(folder, "seen.py", json.dumps(tree)).splitlines()
+    seen = json.loads(printed)
+    assert (seen["kind"], seen["outputs"], seen["default"]) == ("count", 2, "regress")
+    assert "needs data.target.kind 'regression'; it is 'class'" in seen["target"]
+    assert "objective.larges: unknown key; did you mean 'largest'?" in seen["option"]
+    assert {"val_loss", "val_mae"} == ast.literal_eval(metrics).keys()
+
+
+# --- modalities ---
+
 OWN_FILES = re.compile(
     rf"pipeline/(media|inputs)/({'|'.join(MODALITIES)})[/.]|pipeline/training/augmentation/"
     r"|pipeline/inputs/pixels\.py"  # what images and films share

@@ -38,9 +38,16 @@ from perceiver_model.families.dense_config import DenseConfig
 from perceiver_model.families.flow_config import FlowConfig
 from perceiver_model.families.kinetics_config import kinetics_autoencoder
 from perceiver_model.families.language_config import LanguageConfig
+from perceiver_model.families.queries_config import QueriesConfig
 
 ModelConfig = (
-    ClassifierConfig | LanguageConfig | ARConfig | DenseConfig | FlowConfig | AutoencoderConfig
+    ClassifierConfig
+    | QueriesConfig
+    | LanguageConfig
+    | ARConfig
+    | DenseConfig
+    | FlowConfig
+    | AutoencoderConfig
 )
 """The configuration of any model."""
 

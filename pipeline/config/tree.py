@@ -19,6 +19,7 @@ from pipeline.config.augment import check_augment
 from pipeline.config.base import ConfigBase
 from pipeline.config.data import DataConfig, absolute
 from pipeline.config.model import ModalityConfig, ModelConfig
+from pipeline.config.objectives import AnyObjective, ObjectiveConfig, default_objective
 from pipeline.config.study import StudyConfig
 from pipeline.config.tracking_uri import default_tracking_uri
 from pipeline.config.training import TrainingConfig
@@ -94,6 +95,8 @@ class Config(ConfigBase):
         shards: folder or URL of the shard set; null is `output/name/shards`.
         data: where the raw media lie, and how they are decoded.
         model: the Perceiver that reads the data.
+        objective: what the model is trained for; null takes the objective that `data.target.kind`
+            implies, with its default options.
         training: how the model is trained.
         cluster: on which machines, and by how many processes.
         tracking: where MLflow keeps runs and models.
@@ -107,6 +110,7 @@ class Config(ConfigBase):
     shards: str | None = None
     data: DataConfig
     model: ModelConfig
+    objective: AnyObjective | None = None
     training: TrainingConfig = TrainingConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -131,8 +135,13 @@ class Config(ConfigBase):
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
+        if self.objective is not None:
+            self.objective.check(self)
         try:
-            self.classifier(num_classes=2)
+            if self.trained_for is None:
+                self.reading()
+            else:
+                self.trained_for.model(self, num_classes=2)
         except ValueError as error:
             raise ValueError(f"model: {error}") from None
         check_augment(self.training.augment, self.data.formats)
@@ -181,30 +190,54 @@ class Config(ConfigBase):
             )
         return self.training.batch_size // parts
 
+    @property
+    def trained_for(self) -> ObjectiveConfig | None:
+        """The section `objective`, or the objective that follows from `data.target.kind`.
+
+        None if the targets are `none` and no objective is given.
+        """
+        return self.objective or default_objective(self.data.target.kind)
+
     def classifier(
         self, num_classes: int, made_with: Mapping[str, Any] | None = None
     ) -> ClassifierConfig:
-        """The model's own configuration, its input taken from `data`.
+        """Return the configuration of a classifier of the data.
 
         Args:
-            made_with: the configuration in the shard set's manifest, for what a table's training
-                rows told; None for a model of the same shape that cannot read a table's values.
+            num_classes: The number of classes.
+            made_with: The same as for `reading`.
 
         Raises:
-            ValueError: the model cannot read such data.
+            ValueError: The model cannot read such data.
+        """
+        return ClassifierConfig(
+            **self.reading(made_with),
+            encoder=self.model.encoder,
+            decoder=self.model.decoder,
+            num_classes=num_classes,
+        )
+
+    def reading(self, made_with: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return what turns the data into tokens: the `input`, `adapter` and `positions`.
+
+        They are the fields that every configuration of a model with tokens has
+        (`perceiver_model.tokens_config.TokensConfig`).
+
+        Args:
+            made_with: The configuration in the shard set's manifest, which says what a table's
+                training rows hold. None gives an input of the same shape, which cannot read a
+                table's values.
+
+        Raises:
+            ValueError: The model cannot read such data.
         """
         model, formats = self.model, self.data.formats
         if made_with is not None:
             formats = {name: fitted_media(fmt, made_with) for name, fmt in formats.items()}
-        rest: dict[str, Any] = {
-            "encoder": model.encoder,
-            "decoder": model.decoder,
-            "num_classes": num_classes,
-        }
         if not model.modalities:
             if model.adapter is None:
                 raise ValueError("adapter is missing; of several modalities, give modalities")
-            return ClassifierConfig(**self._reading(self.data.one_of(formats), model), **rest)
+            return self._reading(self.data.one_of(formats), model)
         if model.adapter is not None:
             raise ValueError("adapter and modalities are both given; each modality has its own")
         reading = {str(name): part for name, part in model.modalities.items()}
@@ -214,12 +247,11 @@ class Config(ConfigBase):
             name: ModalityModel(**self._reading(fmt, reading[name]), dropout=reading[name].dropout)
             for name, fmt in formats.items()
         }
-        return ClassifierConfig(
-            input=MultimodalInput(modalities=parts),
-            adapter=PaddedModalities(),
-            positions=None,
-            **rest,
-        )
+        return {
+            "input": MultimodalInput(modalities=parts),
+            "adapter": PaddedModalities(),
+            "positions": None,
+        }
 
     def _reading(self, media: MediaFormat, part: "ModelConfig | ModalityConfig") -> dict[str, Any]:
         """Input, adapter and positions of one modality."""

@@ -122,7 +122,7 @@ class Comparison:
             else f"{self.wins} on which this run is better, {self.losses} on which the champion is"
         )
         return (
-            f"{self.objective.selection} {self.value:.4f} on {self.samples} samples, where the "
+            f"{self.objective.sample_metric} {self.value:.4f} on {self.samples} samples, where the "
             f"champion has {self.champion_value:.4f}: {told}, p = {self.p_value:.3g}"
         )
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.inputs.batches import inputs_on, target_of
+from pipeline.inputs.batches import inputs_on
 from pipeline.registry.reading import Reading
 from pipeline.registry.served.inference import Predictor
-from pipeline.training.objectives import Batch
+from pipeline.training.samples import batch_of
 from shards import ShardSet
 
 
@@ -50,15 +50,10 @@ def outcomes(predictor: Predictor, shard_set: ShardSet, split: str, reading: Rea
     for batch in reading.batches(shard_set, split):
         good = batch.weights.numpy() > 0
         numbers = batch.numbers.numpy()[good]
-        samples = Batch(
-            *inputs_on(batch, formats, predictor.device),
-            *target_of(batch, objective.target, predictor.device),
-            batch.weights.to(predictor.device),
-        )
+        inputs, mask = inputs_on(batch, formats, predictor.device)
+        samples = batch_of(batch, inputs, mask, objective.target, predictor.device)
         outputs = objective.outputs(predictor.model, samples, training=False)
-        found = objective.sample_values(
-            outputs, samples.targets.cpu().numpy(), shard_set.manifest.classes
-        )
+        found = objective.sample_values(outputs, samples, shard_set.manifest.classes)
         is_finite = objective.finite(outputs)
         readable[numbers], finite[numbers] = True, is_finite[good]
         values[numbers] = np.where(is_finite, found, objective.worst)[good]

@@ -39,7 +39,6 @@ from pipeline.training.objectives import (
     Objective,
     name_field,
     objective_class,
-    objective_for,
     objective_of,
 )
 from shards import ShardSet
@@ -108,7 +107,7 @@ def promote(
             weights_of(mlflow_client, champion) == weights_sha256
         )
         if is_same:
-            kind = objective_for(config.data.target.kind) or objective_class(None)
+            kind = objective_class(config.trained_for.kind if config.trained_for else None)
             return _result(kind, name, alias, champion.version, run_id, champion.tags, skipped=True)
     candidate = _candidate(run, config, checkpoint, split, shards)
     console.notice(f"evaluating run {run_id} on {split} of {candidate.shard_set.location}")
@@ -127,7 +126,7 @@ def promote(
             ALIAS_TAG: alias,
             "perceiver.shards_digest": candidate.shard_set.digest,
             "perceiver.split": split,
-            **_measured(verdict, candidate.objective.selection),
+            **_measured(verdict, candidate.objective.sample_metric),
         }
         if champion is not None:
             tags[BEFORE_TAG] = str(champion.version)
@@ -156,7 +155,7 @@ def report(result: dict[str, Any], console: Console) -> None:
             f"{result['model_uri']} is this run's model already (version {result['version']})"
         )
         return
-    metric = objective_class(result.get("objective")).selection
+    metric = objective_class(result.get("objective")).sample_metric
     before = result[f"champion_{metric}"]
     against = "there was no champion" if before is None else f"the champion before had {before:.4f}"
     if result["p_value"] is not None:
@@ -207,7 +206,7 @@ def _candidate(
             "can be registered"
         )
     media = fitted_media(config.data.media, shard_set.manifest.config)
-    card = ModelCard(objective_of(config, shard_set.manifest), media)
+    card = ModelCard(objective_of(config, shard_set), media)
     weights, _ = checkpoint.load()
     return Candidate(
         name=f"run {run_id}",
@@ -308,8 +307,8 @@ def _result(
     return {
         "model_uri": f"models:/{name}@{alias}",
         "version": str(version),
-        objective.selection: number(objective.selection),
-        f"champion_{objective.selection}": number(f"champion_{objective.selection}"),
+        objective.sample_metric: number(objective.sample_metric),
+        f"champion_{objective.sample_metric}": number(f"champion_{objective.sample_metric}"),
         "samples": number("samples", int),
         "left_out": number("left_out", int),
         "wins": number("wins", int),

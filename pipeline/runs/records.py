@@ -3,9 +3,10 @@
 import json
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.config.base import differences
@@ -37,7 +38,11 @@ class RunRecord:
     done: bool = False
 
     def refuse_changes(
-        self, fingerprint: dict[str, Any], what: str, allowed: Collection[str] = ()
+        self,
+        fingerprint: dict[str, Any],
+        what: str,
+        allowed: Collection[str] = (),
+        defaults: Mapping[str, Any] = MappingProxyType({}),
     ) -> str | None:
         """Refuse to continue, or to accept as done, work that was made with other settings.
 
@@ -45,6 +50,8 @@ class RunRecord:
             fingerprint: The fingerprint of the work that is wanted now.
             what: The name of the old work, for the error.
             allowed: The fields that may differ.
+            defaults: The default values of fields. A field that an older record lacks had its
+                default.
 
         Returns:
             The allowed fields that differ, in words; None if none differs.
@@ -52,7 +59,12 @@ class RunRecord:
         Raises:
             UserError: Other fields differ; the text names them.
         """
-        then, now = self.fingerprint, fingerprint
+        then = self.fingerprint
+        now = {
+            field: value
+            for field, value in fingerprint.items()
+            if field in then or field not in defaults or defaults[field] != value
+        }
         if changed := differences(_without(then, allowed), _without(now, allowed)):
             raise UserError(
                 f"{what} was made with other settings: {changed}. Give this one another name "

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from cluster.engine_state import gather_state
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.inputs.batches import inputs_on, media_loader, target_of
+from pipeline.inputs.batches import inputs_on, media_loader
 from pipeline.inputs.collate import BatchInputs, BatchMask
 from pipeline.runs.records import write_json
 from pipeline.runs.run_logger import RunLogger
@@ -22,6 +22,7 @@ from pipeline.training.augmentation.images import step_seed
 from pipeline.training.checkpoints import TrainState, not_finite, not_finite_line, save_checkpoint
 from pipeline.training.objectives import Batch, Objective
 from pipeline.training.progress import Progress
+from pipeline.training.samples import batch_of
 from pipeline.training.schedule import learning_rate
 from shards import ShardReader, ShardSet
 from shards.loader import ShardBatch, ShardLoader
@@ -202,7 +203,7 @@ class TrainLoop:
         Returns:
             The sums over all ranks, float64 on the CPU, in the order of `_no_sums`.
         """
-        samples = self._samples(batch, *self._augment(batch, seed))
+        samples = self._samples(batch, *self._augment(batch, seed), seed)
         weights = self.objective.loss_weights(samples)
         counts = self._sum_over_ranks([weights.sum(), torch.tensor(float(len(batch.bad)))])
         self._note_bad(batch)
@@ -215,10 +216,11 @@ class TrainLoop:
             parts = [total.detach(), *self.objective.sums(outputs, samples)]
         return torch.cat([self._sum_over_ranks(parts), counts]).double().cpu()
 
-    def _samples(self, batch: ShardBatch, inputs: BatchInputs, mask: BatchMask) -> Batch:
+    def _samples(
+        self, batch: ShardBatch, inputs: BatchInputs, mask: BatchMask, seed: int = 0
+    ) -> Batch:
         """Return the batch as the objective takes it, on the device."""
-        targets, lengths = target_of(batch, self.objective.target, self.place.device)
-        return Batch(inputs, mask, targets, lengths, batch.weights.to(self.place.device))
+        return batch_of(batch, inputs, mask, self.objective.target, self.place.device, seed)
 
     def _no_sums(self) -> torch.Tensor:
         """Return zeros: float64 `[loss, the objective's sums …, weight, bad samples]`."""
@@ -255,6 +257,9 @@ class TrainLoop:
         objective, formats, device = self.objective, self.config.data.formats, self.place.device
         self.engine.eval()
         sums = self._no_sums().to(device)
+        measures = objective.measures()
+        if measures is not None:
+            measures.to(device)
         for batch in self.eval_batches:
             samples = self._samples(batch, *inputs_on(batch, formats, device))
             outputs = objective.outputs(self.engine, samples, training=False)
@@ -264,10 +269,15 @@ class TrainLoop:
             sums[-2] += weights.sum()
             sums[-1] += len(batch.bad)
             self._note_bad(batch)
+            if measures is not None and samples.good.any():
+                measures.update(*objective.measured(outputs, samples))
         dist.all_reduce(sums)
         bad = float(sums[-1])
         self._check_bad(self.eval_split, bad, self.shard_set.num_samples(self.eval_split))
-        return self._metrics("val", sums.tolist())
+        metrics = self._metrics("val", sums.tolist())
+        if measures is not None:  # `compute` joins what the ranks have seen
+            metrics |= {f"val_{name}": float(value) for name, value in measures.compute().items()}
+        return metrics
 
     def _note_bad(self, batch: ShardBatch) -> None:
         for source, reason in batch.bad:

@@ -10,7 +10,9 @@ from typing import Any
 
 from cluster.ray_session import ray_session, require_resources
 from perceiver_model.config_checks import flatten
-from pipeline.config.training import AugmentConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.objectives import OBJECTIVE_CONFIGS, default_objective
+from pipeline.config.training import AugmentConfig, TrainingConfig
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.inputs.positions import load_positions
@@ -31,7 +33,7 @@ from pipeline.runs.tracking import log_to_run, open_run, undelivered
 from pipeline.training.checkpoints import best_checkpoint, last_checkpoint, read_checkpoint
 from pipeline.training.launch import run_training
 from pipeline.training.loop import steps_per_epoch
-from pipeline.training.objectives import OBJECTIVES, objective_for, objective_of
+from pipeline.training.objectives import objective_of
 from pipeline.training.progress import describe, show_progress
 from shards import ShardSet
 from shards.files import remove_tree
@@ -49,6 +51,13 @@ SAME_TO_ROUNDING = frozenset(
 )
 """Fields that change how a training is computed, but its weights only by rounding."""
 EPOCHS = "training.epochs"
+DEFAULTS = flatten(
+    {
+        "model": ModelConfig().model_dump(mode="json"),
+        "training": TrainingConfig().model_dump(mode="json"),
+    }
+)
+"""The default values of the fields that determine the weights."""
 
 
 def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
@@ -89,7 +98,7 @@ def _train(config: Config, console: Console, shard_set: ShardSet, *, fresh: bool
     if record:
         before: int = record.fingerprint.get(EPOCHS, 0)
         changed = record.refuse_changes(
-            {**fingerprint, EPOCHS: before}, str(folder), SAME_TO_ROUNDING
+            {**fingerprint, EPOCHS: before}, str(folder), SAME_TO_ROUNDING, DEFAULTS
         )
         more = has_grown(str(folder), EPOCHS, before, config.training.epochs)
         continued = record.result.get("continued", [])
@@ -165,12 +174,16 @@ def open_shards(config: Config) -> ShardSet:
             modality or format.
         ShardError: There is no set, or its Fourier configuration differs from the model's.
     """
-    if objective_for(config.data.target.kind) is None:
-        trained = ", ".join(dict.fromkeys(repr(each.target) for each in OBJECTIVES.values()))
+    if config.trained_for is None:
+        kinds = ", ".join(each().kind for each in OBJECTIVE_CONFIGS if "none" in each.targets)
         raise UserError(
-            f"data.target.kind={config.data.target.kind}: no objective is trained on such targets, "
-            f"only on those of kind {trained}; read such shards with shards.loader.ShardLoader"
+            f"objective.kind is missing: data.target.kind is {config.data.target.kind!r}; give one "
+            f"of {kinds}"
         )
+    try:
+        config.trained_for.check(config)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     shard_set = ShardSet.open(config.shards_folder)
     made = shard_set.manifest.config
     wanted = {f"data.{key}": config.tree()["data"][key] for key in MODALITIES}
@@ -180,7 +193,11 @@ def open_shards(config: Config) -> ShardSet:
                 f"{config.shards_folder}: was made with {field}={made.get(field)}, the "
                 f"configuration has {value}; run 'perceiver preprocess' again, or mend {field}"
             )
-    load_positions(shard_set, objective_of(config, shard_set.manifest).model_config)
+    try:
+        objective = objective_of(config, shard_set)
+    except ValueError as error:
+        raise UserError(f"{config.shards_folder}: {error}") from None
+    load_positions(shard_set, objective.model_config)
     return shard_set
 
 
@@ -194,7 +211,19 @@ def training_fingerprint(config: Config, shard_set: ShardSet) -> dict[str, Any]:
     chosen = {key: tree[key] for key in ("seed", "model", "training")}
     ignored = {"training.log_steps", "training.loader_workers", "training.checkpoint_steps"}
     flat = {key: value for key, value in flatten(chosen).items() if key not in ignored}
-    return {**flat, "shards.digest": shard_set.digest}
+    return {**flat, **_objective_fields(config), "shards.digest": shard_set.digest}
+
+
+def _objective_fields(config: Config) -> dict[str, Any]:
+    """Return the objective's fields that differ from the objective that the targets imply.
+
+    A training that is older than the section `objective` has none of them.
+    """
+    assert config.trained_for is not None
+    fields = flatten({"objective": config.trained_for.model_dump(mode="json")})
+    implied = default_objective(config.data.target.kind)
+    default = flatten({"objective": implied.model_dump(mode="json")}) if implied else {}
+    return {key: value for key, value in fields.items() if default.get(key, ...) != value}
 
 
 def _continues(part: dict[str, int], config: Config) -> str:
@@ -256,13 +285,12 @@ def training_result(
         names = file.keys()  # safe_open itself cannot be iterated
         shapes = [file.get_slice(name).get_shape() for name in names]
     bad = folder / "bad_samples.json"
-    objective = objective_of(config, shard_set.manifest)
-    score = None if best.state.score is None else objective.signed(best.state.score)
+    objective = objective_of(config, shard_set)
     return {
         "run_id": run.run_id,
         "checkpoint": str(best.path),
         "metrics": best.state.metrics,
-        "score": score,
+        "score": objective.selected(best.state.metrics),
         "epochs": last.state.epoch,
         "parameters": sum(math.prod(shape) for shape in shapes),
         "forward_flops": objective.forward_flops(),

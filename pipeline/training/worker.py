@@ -103,7 +103,7 @@ def _open_training(
 ) -> Iterator[tuple[TrainLoop, TrainState]]:
     shard_set = ShardSet.open(config.shards_folder)
     check_same_shards(config.shards_folder, shard_set.digest)
-    objective = objective_of(config, shard_set.manifest)
+    objective = objective_of(config, shard_set)
     training = config.training
     torch.manual_seed(config.seed)
     model: Any = objective.build_model(load_positions(shard_set, objective.model_config))

@@ -15,7 +15,7 @@ from pipeline.runs.console import Bar, Console
 from pipeline.runs.outbox import RunRef
 from pipeline.runs.tracking import source_tags
 from pipeline.runs.user_errors import raise_user_errors
-from pipeline.training.objectives import objective_for
+from pipeline.training.objectives import objective_class
 from pipeline.training.train import EPOCHS
 from pipeline.tuning.journal import StudyJournal
 from pipeline.tuning.schedulers import DEFAULT_SCHEDULER, SCHEDULERS, Decisions
@@ -170,9 +170,8 @@ class StudyBar:
 
     def __init__(self, study: Study, console: Console) -> None:
         self._study, self._console = study, console
-        objective = objective_for(study.base.data.target.kind)
-        assert objective is not None
-        self._objective = objective
+        assert study.base.trained_for is not None  # `open_shards` has checked it
+        self._objective = objective_class(study.base.trained_for.kind)
         self._ended = {n for n in range(len(study.settings)) if study.has_ended(n)}
         self._epochs = [study.journal.epochs(number) for number in range(len(study.settings))]
         self._context = console.bar("tune", self._total(), "epochs", completed=sum(self._epochs))

@@ -153,7 +153,7 @@ def collect_trials(
     Returns:
         A dictionary for each trial, with the fields that `tune` describes.
     """
-    objective = objective_of(base, shard_set.manifest)
+    objective = objective_of(base, shard_set)
     trials = []
     for number in numbers:
         noted = trial_folder(folder, number) / TRIAL_FILE

@@ -26,8 +26,14 @@ from pipeline.runs.records import (
 from pipeline.runs.run_lock import run_lock
 from pipeline.runs.tracking import log_to_run, open_run, undelivered
 from pipeline.training.checkpoints import read_checkpoint
-from pipeline.training.objectives import name_field, objective_class, objective_for
-from pipeline.training.train import LEFT, SAME_TO_ROUNDING, open_shards, training_fingerprint
+from pipeline.training.objectives import name_field, objective_class
+from pipeline.training.train import (
+    DEFAULTS,
+    LEFT,
+    SAME_TO_ROUNDING,
+    open_shards,
+    training_fingerprint,
+)
 from pipeline.tuning.journal import JOURNAL_FILE, Failure, StudyJournal
 from pipeline.tuning.plots import plot_study
 from pipeline.tuning.study_run import Study, run_trials
@@ -133,8 +139,8 @@ def _study(
             raise UserError(f"none of the study's trials succeeded{first}")
         for number, error in errors.items():
             journal.append(Failure(number, error))
-        objective = objective_for(config.data.target.kind)
-        assert objective is not None
+        assert config.trained_for is not None  # the trials were trained for it
+        objective = objective_class(config.trained_for.kind)
         plot = folder / f"{objective.selection}_vs_flops.png"
         plot_study(trials, plot, config.name, objective.selection)
         result = {
@@ -181,7 +187,9 @@ def _has_more_trials(
         UserError: The study has other settings or fewer trials, or has no journal to continue from.
     """
     trials = "study.num_trials"
-    record.refuse_changes(fingerprint, str(folder), {*SAME_TO_ROUNDING, *WITHOUT_EFFECT, trials})
+    record.refuse_changes(
+        fingerprint, str(folder), {*SAME_TO_ROUNDING, *WITHOUT_EFFECT, trials}, DEFAULTS
+    )
     before = StudyConfig.model_validate(
         study.model_dump() | {"num_trials": record.fingerprint.get(trials)}
     ).trials

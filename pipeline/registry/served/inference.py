@@ -157,6 +157,7 @@ class Predictor:
             targets=torch.full((size,), -1, device=self.device),
             target_lengths=torch.zeros(size, dtype=torch.int64, device=self.device),
             weights=torch.ones(size, device=self.device),
+            numbers=torch.arange(size),
         )
         outputs = objective.outputs(self.model, samples, training=False)
         return objective.predictions(outputs, sources)

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 from pipeline.training.objectives.base import Batch, Objective, Prediction
 from pipeline.training.objectives.classification import Classification
+from pipeline.training.objectives.regression import Regression
 
 if TYPE_CHECKING:
     from pipeline.config.tree import Config
-    from shards.manifest import Manifest
+    from shards import ShardSet
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "classify": Classification,
+    "regress": Regression,
 }
 """The objectives by name. If a card, tag or result names none, it means the first one."""
 
@@ -28,7 +30,6 @@ __all__ = [
     "Prediction",
     "name_field",
     "objective_class",
-    "objective_for",
     "objective_of",
 ]
 
@@ -50,21 +51,16 @@ def name_field(objective: type[Objective]) -> dict[str, str]:
     return {} if objective.name == DEFAULT_OBJECTIVE else {"objective": objective.name}
 
 
-def objective_for(target: str) -> type[Objective] | None:
-    """Return the first objective that is trained on targets of this kind; None if there is none."""
-    return next((each for each in OBJECTIVES.values() if each.target == target), None)
-
-
-def objective_of(config: "Config", manifest: "Manifest") -> Objective:
+def objective_of(config: "Config", shard_set: "ShardSet") -> Objective:
     """Return the objective of a training.
 
     Args:
-        config: The configuration of the training. `objective_for` must know its kind of target.
-        manifest: The manifest of the shard set.
+        config: The configuration of the training. It must have an objective (`check_trainable`).
+        shard_set: The shard set.
 
     Raises:
-        ValueError: The model cannot read the data.
+        ValueError: The model cannot read the data, or an option does not fit the set.
     """
-    found = objective_for(config.data.target.kind)
-    assert found is not None
-    return found.of(config, manifest)
+    options = config.trained_for
+    assert options is not None
+    return objective_class(options.kind).of(config, shard_set)

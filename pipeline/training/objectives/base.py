@@ -1,6 +1,7 @@
 """The base of every objective: its model, loss, metrics and predictions."""
 
 import dataclasses
+import hashlib
 import re
 import typing
 from abc import ABC, abstractmethod
@@ -16,8 +17,10 @@ from perceiver_model.flops import forward_flops
 from pipeline.inputs.collate import BatchInputs, BatchMask
 
 if TYPE_CHECKING:  # these do not travel with a registered model
+    from torchmetrics import MetricCollection
+
     from pipeline.config.tree import Config
-    from shards.manifest import Manifest
+    from shards import ShardSet
 
 ColumnKind = Literal["text", "number", "numbers", "numbers_by_name", "bytes"]
 """What a column of predictions holds."""
@@ -44,6 +47,9 @@ class Batch:
             other kinds: `[batch, …]` in the dtype of the shards, padded with zeros.
         target_lengths: The length of each target's first axis before padding, int64 `[batch]`.
         weights: float32 `[batch]`: 0 for padding and for samples that could not be read, else 1.
+        numbers: The number of each sample within its split or request, int64 `[batch]` on the CPU;
+            negative for padding.
+        seed: The seed of this step of a training, equal on all ranks; 0 in evaluations.
     """
 
     inputs: BatchInputs
@@ -51,6 +57,31 @@ class Batch:
     targets: torch.Tensor
     target_lengths: torch.Tensor
     weights: torch.Tensor
+    numbers: torch.Tensor
+    seed: int = 0
+
+    @property
+    def good(self) -> torch.Tensor:
+        """Which samples count, bool `[batch]`."""
+        return self.weights > 0
+
+    def random(self, columns: int, *, stream: int = 0) -> torch.Tensor:
+        """Return random numbers that belong to the samples, whatever batch or rank they are in.
+
+        Args:
+            columns: The count of numbers for each sample.
+            stream: Another stream gives other numbers.
+
+        Returns:
+            float32 `[batch, columns]` in [0, 1), on the device of `weights`. They depend only on
+            the seed, the number of the sample and the stream.
+        """
+        rows = torch.empty(len(self.numbers), columns)
+        for row, number in zip(rows, self.numbers.tolist(), strict=True):
+            text = f"{self.seed},{number},{stream}".encode()
+            seed = int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
+            row.uniform_(generator=torch.Generator().manual_seed(seed))
+        return rows.to(self.weights.device)
 
 
 class Prediction:
@@ -97,16 +128,20 @@ class Objective(ABC):
     and `pipeline.media`.
 
     Attributes:
-        name: The name in cards and results.
+        name: The name in cards and results, and the `kind` of its options.
         target: The `data.target.kind` that the model is trained on.
         prediction: The class of one prediction.
-        metrics: The names of the metrics besides the loss. Runs log `train_NAME` and `val_NAME`.
-        num_sums: The number of sums from which the metrics are computed.
-        selection: The metric that selects a checkpoint and a trial; and, over samples, a champion.
+        metrics: The names of the metrics that are computed from sums, besides the loss. Runs log
+            them as `train_NAME` and `val_NAME`.
+        num_sums: The number of sums from which `metrics` are computed.
+        selection: The metric that selects a checkpoint and a trial. It is one of `metrics`, or
+            `measures` has it.
+        sample_metric: The metric whose value for each single sample a promotion compares; by
+            default `selection`.
         higher_is_better: Whether a higher value of `selection` is better.
-        worst: The value of `selection` for a sample that the model cannot answer. If it is
+        worst: The value of `sample_metric` for a sample that the model cannot answer. If it is
             infinite, a promotion leaves out samples that cannot be read.
-        is_right_or_wrong: Whether each sample's value of `selection` is 0 or 1.
+        is_right_or_wrong: Whether each sample's value of `sample_metric` is 0 or 1.
         card_fields: The fields of a card besides the format of the media.
         model_config: The model's own configuration, from `perceiver_model.families`.
     """
@@ -114,25 +149,31 @@ class Objective(ABC):
     name: ClassVar[str]
     target: ClassVar[str]
     prediction: ClassVar[type[Prediction]]
-    metrics: ClassVar[tuple[str, ...]]
-    num_sums: ClassVar[int]
+    metrics: ClassVar[tuple[str, ...]] = ()
+    num_sums: ClassVar[int] = 0
     selection: ClassVar[str]
+    sample_metric: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     worst: ClassVar[float]
     is_right_or_wrong: ClassVar[bool] = False
     card_fields: ClassVar[frozenset[str]]
     model_config: Any
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "sample_metric" not in vars(cls) and hasattr(cls, "selection"):
+            cls.sample_metric = cls.selection
+
     # --- the model ---
 
     @classmethod
     @abstractmethod
-    def of(cls, config: "Config", manifest: "Manifest") -> Self:
+    def of(cls, config: "Config", shard_set: "ShardSet") -> Self:
         """Return the objective of a training.
 
         Args:
             config: The whole configuration.
-            manifest: The manifest of the shard set, with the names of its classes.
+            shard_set: The shard set. Its manifest names the classes.
 
         Raises:
             ValueError: The model cannot read such data.
@@ -197,7 +238,6 @@ class Objective(ABC):
         """Return each sample's weight in the mean of the losses, float32 `[batch]`."""
         return batch.weights
 
-    @abstractmethod
     def sums(self, outputs: Any, batch: Batch) -> torch.Tensor:
         """Return the sums from which the metrics are computed.
 
@@ -209,8 +249,8 @@ class Objective(ABC):
             Floating-point `[num_sums]`. The sums are added over batches and workers, so they must
                 leave out samples of weight 0.
         """
+        return batch.weights.new_zeros(0)
 
-    @abstractmethod
     def metric_values(self, sums: Sequence[float], weight: float) -> tuple[float, ...]:
         """Return the values of `metrics`, in order.
 
@@ -218,6 +258,24 @@ class Objective(ABC):
             sums: The sums over all batches.
             weight: The sum of all `loss_weights`, at least 1.
         """
+        return ()
+
+    def measures(self) -> "MetricCollection | None":
+        """Return the metrics that only an evaluation computes, without any sample yet.
+
+        Each is a metric of torchmetrics that gives one number, and joins what the workers have
+        seen. They are logged as `val_NAME`. None if there are none.
+        """
+        return None
+
+    def measured(self, outputs: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `measures` are updated with: predictions and targets of the good samples.
+
+        Args:
+            outputs: The model's outputs, from `outputs`.
+            batch: The samples.
+        """
+        raise NotImplementedError
 
     def report(
         self, split: str, loss: float, sums: Sequence[float], weight: float
@@ -240,11 +298,22 @@ class Objective(ABC):
         """Return the value that ranks checkpoints and trials. A higher score is better.
 
         Args:
-            metrics: The metrics with the names of `report`. Those of the validation split are used
-                if there are any.
+            metrics: The metrics with the names of `report`.
+
+        Returns:
+            The value of `selection` on the validation split. Without such a split, that on the
+            training samples, or the negative training loss if only an evaluation has the metric.
         """
-        value = metrics.get(f"val_{cls.selection}")
-        return cls.signed(metrics[f"train_{cls.selection}"] if value is None else value)
+        value = cls.selected(metrics)
+        return -metrics["train_loss"] if value is None else cls.signed(value)
+
+    @classmethod
+    def selected(cls, metrics: Mapping[str, float]) -> float | None:
+        """Return the value of `selection` on the split that `score` uses; None if it has none."""
+        for split in ("val", "train"):
+            if (value := metrics.get(f"{split}_{cls.selection}")) is not None:
+                return value
+        return None
 
     @classmethod
     def signed(cls, value: float) -> float:
@@ -267,15 +336,13 @@ class Objective(ABC):
         return torch.isfinite(outputs.flatten(1)).all(dim=1).cpu().numpy()
 
     @abstractmethod
-    def sample_values(
-        self, outputs: Any, targets: np.ndarray, classes: tuple[str, ...]
-    ) -> np.ndarray:
-        """Return the value of `selection` for each single sample. A promotion compares these.
+    def sample_values(self, outputs: Any, batch: Batch, classes: tuple[str, ...]) -> np.ndarray:
+        """Return the value of `sample_metric` for each single sample. A promotion compares these.
 
         Args:
             outputs: The model's outputs. For samples whose outputs are not `finite`, `worst` is
                 used instead of the value returned here.
-            targets: The targets of these samples, as in `Batch`.
+            batch: The samples.
             classes: The names of the classes of the targets' set. They may differ from the model's.
 
         Returns:

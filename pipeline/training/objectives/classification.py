@@ -13,8 +13,10 @@ from perceiver_model.families.classifier_config import ClassifierConfig
 from pipeline.training.objectives.base import Batch, Objective, Prediction, read_names
 
 if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
+
     from pipeline.config.tree import Config
-    from shards.manifest import Manifest
+    from shards import ShardSet
 
 NO_CLASS = -1
 """The target of padding and of samples that could not be read."""
@@ -49,13 +51,15 @@ class Classification(Objective):
         model_config: The classifier's configuration.
         classes: The names of the classes, one for each output of the classifier.
         label_smoothing: The label smoothing of the training loss only.
+        class_weights: The weight of each class in the loss, in the order of `classes`; empty if all
+            samples weigh alike.
     """
 
     name: ClassVar = "classify"
     target: ClassVar = "class"
     prediction: ClassVar = ClassPrediction
     metrics: ClassVar = ("accuracy",)
-    num_sums: ClassVar = 1
+    num_sums: ClassVar = 2
     selection: ClassVar = "accuracy"
     higher_is_better: ClassVar = True
     worst: ClassVar = 0.0
@@ -65,12 +69,23 @@ class Classification(Objective):
     model_config: ClassifierConfig
     classes: tuple[str, ...]
     label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, config: "Config", manifest: "Manifest") -> Self:
-        """Return the objective with the classes of the shard set."""
-        classifier = config.classifier(len(manifest.classes), manifest.config)
-        return cls(classifier, manifest.classes, config.training.label_smoothing)
+    def of(cls, config: "Config", shard_set: "ShardSet") -> Self:
+        """Return the objective with the classes of the shard set.
+
+        Raises:
+            ValueError: A weight is for a class that the set does not have.
+        """
+        manifest, options = shard_set.manifest, config.trained_for
+        assert options is not None
+        classes = manifest.classes
+        classifier = options.model(config, len(classes), manifest.config)
+        weights = _class_weights(
+            getattr(options, "class_weights", None), classes, manifest.class_counts["train"]
+        )
+        return cls(classifier, classes, config.training.label_smoothing, weights)
 
     @classmethod
     def from_card(cls, values: Mapping[str, Any]) -> Self:
@@ -103,14 +118,39 @@ class Classification(Objective):
             label_smoothing=self.label_smoothing if training else 0.0,
         )
 
+    def loss_weights(self, batch: Batch) -> torch.Tensor:
+        """Return the weight of each sample's class, float32 `[batch]`."""
+        if not self.class_weights:
+            return batch.weights
+        weights = torch.tensor(self.class_weights, device=batch.weights.device)
+        return batch.weights * weights[batch.targets.clamp(min=0)]
+
     def sums(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Return the number of right answers, `[1]`."""
+        """Return the numbers of right answers and of samples, `[2]`."""
         right = outputs.argmax(dim=1) == batch.targets
-        return (right * batch.weights).sum().unsqueeze(0)
+        return torch.stack([(right * batch.weights).sum(), batch.weights.sum()])
 
     def metric_values(self, sums: Sequence[float], weight: float) -> tuple[float, ...]:
-        """Return the accuracy."""
-        return (sums[0] / weight,)
+        """Return the accuracy. The weights of classes do not change it."""
+        return (sums[0] / max(1.0, sums[1]),)
+
+    def measures(self) -> "MetricCollection | None":
+        """Return the macro F1 score, and the top-5 accuracy if there are more than 5 classes."""
+        from torchmetrics import MetricCollection
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+        num, found = len(self.classes), dict[str, Any]()
+        if num > 1:
+            found["macro_f1"] = MulticlassF1Score(num, average="macro", validate_args=False)
+        if num > 5:
+            found["top5_accuracy"] = MulticlassAccuracy(
+                num, top_k=5, average="micro", validate_args=False
+            )
+        return MetricCollection(found) if found else None
+
+    def measured(self, outputs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits and the class numbers of the good samples."""
+        return outputs[batch.good], batch.targets[batch.good]
 
     def predictions(self, outputs: torch.Tensor, sources: Sequence[str]) -> list[Prediction]:
         """Return the most probable class and the probability of every class."""
@@ -129,7 +169,7 @@ class Classification(Objective):
         return ClassPrediction(source, label, by_class[label], by_class, None)
 
     def sample_values(
-        self, outputs: torch.Tensor, targets: np.ndarray, classes: tuple[str, ...]
+        self, outputs: torch.Tensor, batch: Batch, classes: tuple[str, ...]
     ) -> np.ndarray:
         """Return 1 for each right answer, else 0.
 
@@ -137,6 +177,7 @@ class Classification(Objective):
         """
         number_of = {name: number for number, name in enumerate(classes)}
         known = np.array([number_of.get(name, NO_CLASS) for name in self.classes])
+        targets = batch.targets.cpu().numpy()
         answers = known[outputs.float().cpu().numpy().argmax(axis=1)]
         return ((answers == targets) & (targets >= 0)).astype(np.float64)
 
@@ -150,6 +191,32 @@ class Classification(Objective):
         if lost := [name for name in self.classes if name not in classes]:
             said.append(f"also knows the classes {_some(lost)}, which this run does not tell")
         return said
+
+
+def _class_weights(
+    given: str | Mapping[str, float] | None, classes: tuple[str, ...], counts: Mapping[str, int]
+) -> tuple[float, ...]:
+    """Return the weight of each class.
+
+    Args:
+        given: The option `objective.class_weights`.
+        classes: The names of the classes.
+        counts: The number of training samples of each class that has any.
+
+    Raises:
+        ValueError: A weight is for a class that the set does not have.
+    """
+    if given is None:
+        return ()
+    if isinstance(given, Mapping):
+        if unknown := [name for name in given if name not in classes]:
+            raise ValueError(
+                f"objective.class_weights names {_some(unknown)}; the shard set has the classes "
+                f"{_some(list(classes))}"
+            )
+        return tuple(float(given.get(name, 1.0)) for name in classes)
+    total = sum(counts.values())
+    return tuple(total / (len(classes) * max(1, counts.get(name, 0))) for name in classes)
 
 
 def _some(names: list[str]) -> str:

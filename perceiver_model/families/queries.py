@@ -1,0 +1,70 @@
+"""A model with a fixed number of outputs, one learned query for each (IO, section 3.2)."""
+
+import torch
+from torch import nn
+
+from perceiver_model.adapters.build import Inputs, Masks, build_adapter
+from perceiver_model.attention.tokens import InputArray
+from perceiver_model.decoder import PerceiverDecoder
+from perceiver_model.families.queries_config import QueriesConfig
+from perceiver_model.output_queries import LearnedQueries
+from perceiver_model.perceiver import PerceiverEncoder
+from perceiver_model.positions import build_positions
+
+
+class QueryPredictor(nn.Module):
+    """A model with numbered outputs: the numbers of a regression, or positions of a sequence.
+
+    Args:
+        config: The configuration of the model.
+        positions: The table of the tokens' Fourier features, as in `PerceiverClassifier`.
+    """
+
+    def __init__(self, config: QueriesConfig, positions: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.positions = build_positions(
+            config.positions, config.token_grid, config.max_resolution, positions
+        )
+        self.adapter = build_adapter(config)
+        self.encoder = PerceiverEncoder(config.encoder, input_channels=config.input_channels)
+        self.queries = LearnedQueries(config.num_queries, config.query_width)
+        self.decoder = PerceiverDecoder(
+            config.decoder,
+            query_channels=config.query_width,
+            latent_dim=config.encoder.latent_dim,
+            output_channels=config.output_channels,
+        )
+
+    def input_array(self, inputs: Inputs, mask: Masks | None = None) -> InputArray:
+        """Return the tokens that the encoder reads. The arguments are those of `forward`."""
+        content, token_mask = self.adapter(inputs, mask)
+        return InputArray(content.to(self.encoder.latents.dtype), self.positions(), token_mask)
+
+    def forward(
+        self,
+        inputs: Inputs,
+        mask: Masks | None = None,
+        *,
+        num_outputs: int | None = None,
+    ) -> torch.Tensor:
+        """Return the outputs `[batch, num_outputs, output_channels]`.
+
+        The outputs are float32, or float64 for a float64 model.
+
+        Args:
+            inputs: The inputs, as in `PerceiverClassifier.forward`.
+            mask: The valid inputs, as in `PerceiverClassifier.forward`.
+            num_outputs: The number of outputs to decode, from the first one on. None decodes all.
+
+        Raises:
+            ValueError: If a shape or a dtype is wrong, or there are fewer outputs.
+        """
+        total = self.config.num_queries
+        wanted = total if num_outputs is None else num_outputs
+        if not 1 <= wanted <= total:
+            raise ValueError(f"num_outputs is {num_outputs}; must be from 1 to {total}")
+        latents = self.encoder(self.input_array(inputs, mask))
+        queries = self.queries(torch.arange(wanted, device=latents.device))
+        outputs = self.decoder(queries.to(latents.dtype), latents)
+        return outputs if outputs.dtype == torch.float64 else outputs.float()

@@ -1,0 +1,47 @@
+"""The configuration of a model with a fixed number of outputs. It does not import torch."""
+
+from dataclasses import dataclass
+
+from perceiver_model.adapters.configs import MediaAdapter, MediaInput
+from perceiver_model.adapters.multimodal_config import MultimodalInput, PaddedModalities
+from perceiver_model.config import DecoderConfig, EncoderConfig
+from perceiver_model.config_checks import check_positive_integers
+from perceiver_model.tokens_config import TokensConfig, check_cross_heads, check_decoder_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueriesConfig(TokensConfig):
+    """A fixed number of outputs: input → tokens → encoder → decoder, a learned query for each.
+
+    Attributes:
+        input: The configuration of the input.
+        adapter: The configuration of the adapter, which must be able to read the input.
+        encoder: The configuration of the encoder.
+        decoder: The configuration of the decoder.
+        num_queries: The number of outputs: the numbers of a regression, or the positions of a
+            sequence. At least 1.
+        query_channels: The number of channels of a learned query. None means `latent_dim`.
+        output_channels: The number of channels of every output: 1 for a number, or the vocabulary
+            for a sequence. At least 1.
+    """
+
+    input: MediaInput | MultimodalInput
+    adapter: MediaAdapter | PaddedModalities
+    encoder: EncoderConfig = EncoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    num_queries: int
+    query_channels: int | None = None
+    output_channels: int
+
+    def __post_init__(self) -> None:
+        check_positive_integers(self, "num_queries", "output_channels")
+        if self.query_channels is not None:
+            check_positive_integers(self, "query_channels")
+        super().__post_init__()
+        check_cross_heads(self.encoder, self.input_channels)
+        check_decoder_heads(self.decoder, self.encoder)
+
+    @property
+    def query_width(self) -> int:
+        """The number of channels of an output query."""
+        return self.query_channels or self.encoder.latent_dim

@@ -1,0 +1,37 @@
+"""The sections `objective`: what a model may be trained for, one file for each objective.
+
+The losses, metrics and answers are in `pipeline.training.objectives`. This package only holds the
+options, and builds the model's configuration. It does not import torch.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Union
+
+from pydantic import Field
+
+from pipeline.config.objectives.base import ObjectiveConfig
+from pipeline.config.objectives.classify import ClassifyConfig
+from pipeline.config.objectives.regress import RegressConfig
+
+OBJECTIVE_CONFIGS: tuple[type[ObjectiveConfig], ...] = (
+    ClassifyConfig,
+    RegressConfig,
+)
+"""The options of every objective. The first one that takes a kind of target is its default."""
+
+if TYPE_CHECKING:
+    AnyObjective = ObjectiveConfig
+else:
+    AnyObjective = Annotated[Union[OBJECTIVE_CONFIGS], Field(discriminator="kind")]  # noqa: UP007
+
+__all__ = ["OBJECTIVE_CONFIGS", "AnyObjective", "ObjectiveConfig", "default_objective"]
+
+
+def default_objective(target: str) -> ObjectiveConfig | None:
+    """Return the objective of a configuration that names none; None if it must name one.
+
+    Args:
+        target: The value of `data.target.kind`.
+    """
+    if target == "none":
+        return None
+    return next((each() for each in OBJECTIVE_CONFIGS if target in each.targets), None)
