@@ -216,7 +216,9 @@ _SHORT = ("text", "number")
 _ARROW: dict[ColumnKind, Any] = {
     "text": pa.string(),
     "number": pa.float64(),
+    "texts": pa.list_(pa.string()),
     "numbers": pa.list_(pa.float64()),
+    "integers": pa.list_(pa.int64()),
     "numbers_by_name": pa.map_(pa.string(), pa.float64()),
     "bytes": pa.binary(),
 }

@@ -10,11 +10,17 @@ from pydantic import Field
 
 from pipeline.config.objectives.base import ObjectiveConfig
 from pipeline.config.objectives.classify import ClassifyConfig
+from pipeline.config.objectives.multi_label import MultiLabelConfig
 from pipeline.config.objectives.regress import RegressConfig
+from pipeline.config.objectives.segment import SegmentConfig
+from pipeline.config.objectives.sequence import SequenceConfig
 
 OBJECTIVE_CONFIGS: tuple[type[ObjectiveConfig], ...] = (
     ClassifyConfig,
+    MultiLabelConfig,
     RegressConfig,
+    SegmentConfig,
+    SequenceConfig,
 )
 """The options of every objective. The first one that takes a kind of target is its default."""
 

@@ -38,7 +38,9 @@ def signature(media: MediaFormat, prediction: type[Prediction]) -> Any:
     types: dict[ColumnKind, Any] = {
         "text": DataType.string,
         "number": DataType.double,
+        "texts": Array(DataType.string),
         "numbers": Array(DataType.double),
+        "integers": Array(DataType.long),
         "numbers_by_name": Map(DataType.double),
         "bytes": DataType.binary,
     }

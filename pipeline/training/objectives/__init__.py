@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 
 from pipeline.training.objectives.base import Batch, Objective, Prediction
 from pipeline.training.objectives.classification import Classification
+from pipeline.training.objectives.multi_label import MultiLabel
 from pipeline.training.objectives.regression import Regression
+from pipeline.training.objectives.segmentation import Segmentation
+from pipeline.training.objectives.sequence import TokenSequence
 
 if TYPE_CHECKING:
     from pipeline.config.tree import Config
@@ -16,7 +19,10 @@ if TYPE_CHECKING:
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "classify": Classification,
+    "multi_label": MultiLabel,
     "regress": Regression,
+    "segment": Segmentation,
+    "sequence": TokenSequence,
 }
 """The objectives by name. If a card, tag or result names none, it means the first one."""
 

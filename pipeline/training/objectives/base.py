@@ -22,13 +22,15 @@ if TYPE_CHECKING:  # these do not travel with a registered model
     from pipeline.config.tree import Config
     from shards import ShardSet
 
-ColumnKind = Literal["text", "number", "numbers", "numbers_by_name", "bytes"]
+ColumnKind = Literal["text", "number", "texts", "numbers", "integers", "numbers_by_name", "bytes"]
 """What a column of predictions holds."""
 
 _KINDS: dict[Any, ColumnKind] = {
     str: "text",
     float: "number",
+    list[str]: "texts",
     list[float]: "numbers",
+    list[int]: "integers",
     dict[str, float]: "numbers_by_name",
     bytes: "bytes",
 }
