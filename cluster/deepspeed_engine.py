@@ -15,7 +15,8 @@ from typing import Any, Literal
 import torch
 
 from cluster.errors import ClusterError
-from cluster.optimizers import DEFAULT_OPTIMIZER, spec_of
+from cluster.optimizers import DEFAULT_OPTIMIZER, name_of, spec_of
+from cluster.tensor_slices import slices_of, whole_squared_norms
 
 Precision = Literal["float32", "bf16"]
 # One bucket fits all gradients of a small model. A large model uses it several times per step.
@@ -49,6 +50,9 @@ class Strategy:
                 "reduce_bucket_size": bucket,
                 "allgather_bucket_size": bucket,
             }
+        if self.zero_stage == 3:
+            # Step all parameters at once, so that an optimizer sums the norms of tensors at once.
+            zero["sub_group_size"] = num_parameters
         return {
             "train_micro_batch_size_per_gpu": self.micro_batch_size,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
@@ -85,15 +89,19 @@ def initialize_engine(
             them. Stage 3 gathers all weights of such a module before its forward and backward.
 
     Raises:
-        ClusterError: The engine does not follow `strategy`, or ZeRO cannot step the optimizer.
+        ClusterError: The engine does not follow `strategy`, ZeRO cannot step the optimizer, or this
+            DeepSpeed lays out the slices of tensors in an unknown way.
     """
     import deepspeed
 
-    if strategy.zero_stage and not spec_of(optimizer).is_elementwise:
+    reads = spec_of(optimizer).reads
+    if strategy.zero_stage and reads == "tensors":
         raise ClusterError(
             f"training.zero_stage is {strategy.zero_stage}, whose slices {strategy.optimizer} "
             "cannot step; set it to 0"
         )
+    sliced: Any = optimizer if strategy.zero_stage and reads == "norms" else None
+    squares = whole_squared_norms(sliced.tensors) if sliced else None
 
     # Otherwise every CPU worker compiles a shared-memory kernel before the first step.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -103,6 +111,8 @@ def initialize_engine(
         model=model, optimizer=optimizer, config=strategy.to_deepspeed(num_parameters)
     )
     check_strategy(engine, strategy)
+    if squares is not None:
+        sliced.use_slices(slices_of(engine, sliced.tensors, squares))
     if strategy.zero_stage == 3:
         for module in model.modules():
             if isinstance(module, tuple(gathered_whole)):
@@ -134,7 +144,7 @@ def read_strategy(engine: Any) -> Strategy:
         gradient_clipping=engine.gradient_clipping(),
         precision="bf16" if low_precision else "float32",
         device=torch.device(engine.device).type,
-        optimizer=type(base).__name__,
+        optimizer=name_of(base),
     )
 
 

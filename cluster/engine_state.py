@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.errors import ClusterError
-from cluster.optimizers import OptimizerSpec, spec_of
+from cluster.optimizers import OptimizerSpec, name_of, spec_of, written_by
 
 
 def gather_state(engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -35,14 +35,15 @@ def gather_state(engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.
     """
     base = _base_optimizer(engine)
     spec = spec_of(base)
-    keys = spec.moments if _has_moments(engine, base, spec) else ()
-    if keys:
+    keys = _moments_by_tensor(base)
+    has_moments = _has_moments(engine, base, spec)
+    if has_moments:
         _link_moments(engine, base)
     weights: dict[str, torch.Tensor] = {}
     moments: dict[str, torch.Tensor] = {}
     for name, parameter in engine.module.named_parameters():
         weights[name] = _whole(engine, parameter, base, None)
-        for key in keys:
+        for key in keys.get(parameter, spec.moments) if has_moments else ():
             moments[f"{key}.{name}"] = _whole(engine, parameter, base, key)
     persistent = engine.module.state_dict().keys()
     for name, buffer in engine.module.named_buffers():
@@ -74,11 +75,17 @@ def restore_state(
     """
     base = _base_optimizer(engine)
     spec = spec_of(base)
-    names = [name for name, _ in engine.module.named_parameters()]
-    expected = {f"{key}.{name}" for key in spec.moments for name in names}
+    keys = _moments_by_tensor(base)
+    expected = {
+        f"{key}.{name}"
+        for name, parameter in engine.module.named_parameters()
+        for key in keys.get(parameter, spec.moments)
+    }
     if moments and (odd := sorted(expected ^ moments.keys())):
+        writer = written_by(moments)
+        own = f", but that of {writer}" if writer not in (None, name_of(base)) else ""
         raise ClusterError(
-            f"the checkpoint's optimizer state is not that of {type(base).__name__} "
+            f"the checkpoint's optimizer state is not that of {name_of(base)}{own} "
             f"({', '.join(odd)[:200]}); train with the optimizer that wrote it"
         )
     if moments:
@@ -86,7 +93,7 @@ def restore_state(
     with torch.no_grad():
         for name, parameter in engine.module.named_parameters():
             _set(engine, parameter, base, None, weights[name])
-            for key in spec.moments if moments else ():
+            for key in keys.get(parameter, spec.moments) if moments else ():
                 _set(engine, parameter, base, key, moments[f"{key}.{name}"])
 
 
@@ -105,18 +112,31 @@ def _flat_tensors(engine: Any) -> Iterator[torch.Tensor]:
             yield from engine.optimizer.fp32_partitioned_groups_flat
 
 
+def _moments_by_tensor(base: torch.optim.Optimizer) -> dict[torch.Tensor, tuple[str, ...]]:
+    """The moments of the tensors whose parameter group names its own ones."""
+    return {
+        tensor: group["moments"]
+        for group in base.param_groups
+        if "moments" in group
+        for tensor in group["params"]
+    }
+
+
 def _has_moments(engine: Any, base: torch.optim.Optimizer, spec: OptimizerSpec) -> bool:
+    keys = _moments_by_tensor(base)
     return all(
         isinstance(base.state.get(flat, {}).get(key), torch.Tensor)
         for flat in _flat_tensors(engine)
-        for key in spec.moments
+        for key in keys.get(flat, spec.moments)
     )
 
 
 def _make_moments(engine: Any, base: torch.optim.Optimizer, spec: OptimizerSpec, step: int) -> None:
     """Give the optimizer a state of zeros, as if it had taken so many steps."""
+    keys = _moments_by_tensor(base)
     for flat in _flat_tensors(engine):
-        base.state[flat] = {key: torch.zeros_like(flat) for key in spec.moments}
+        own = keys.get(flat, spec.moments)
+        base.state[flat] = {key: torch.zeros_like(flat) for key in own}
         if spec.counts_steps:
             base.state[flat]["step"] = torch.tensor(float(step))
     _link_moments(engine, base)
