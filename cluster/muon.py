@@ -30,7 +30,7 @@ class Muon(torch.optim.Optimizer):
         eps: float,
         momentum: float | None,
     ) -> None:
-        chosen = {} if momentum is None else {"momentum": momentum}
+        chosen: dict[str, Any] = {} if momentum is None else {"momentum": momentum}
         matrices = [g | {"moments": ("momentum_buffer",)} for g in groups if _is_muons(g)]
         others = [g | {"moments": ("exp_avg", "exp_avg_sq")} for g in groups if not _is_muons(g)]
         self._parts: list[torch.optim.Optimizer] = []

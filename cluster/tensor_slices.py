@@ -166,7 +166,7 @@ def _where(view: torch.Tensor, flats: Sequence[torch.Tensor]) -> tuple[torch.Ten
     storage = view.untyped_storage().data_ptr()
     for flat in flats:
         start = view.storage_offset() - flat.storage_offset()
-        inside = 0 <= start and start + view.numel() <= flat.numel()
+        inside = start >= 0 and start + view.numel() <= flat.numel()
         if inside and flat.dtype == view.dtype and flat.untyped_storage().data_ptr() == storage:
-            return flat, start
+            return flat, int(start)
     raise ValueError("a part of a parameter lies in no flat tensor")

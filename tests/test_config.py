@@ -11,6 +11,7 @@ from perceiver_model.adapters.configs import AudioInput, ImageInput, MelConfig
 from perceiver_model.config_checks import flatten
 from pipeline.config.load import load_config, shipped_configs, validate, with_values
 from pipeline.errors import UserError
+from pipeline.training.schedule import learning_rate
 
 MINIMAL = """
 name: tiny
@@ -36,7 +37,9 @@ def refusal(source: str, *overrides: str) -> list[str]:
 
 
 def test_shipped_names():
-    assert shipped_configs() == ["audio", "digits", "imagenet"]
+    assert shipped_configs() == [
+        "audio", "digits", "imagenet", "perceiver-imagenet", "perceiver-io-imagenet",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", shipped_configs())
@@ -48,8 +51,40 @@ def test_a_shipped_configuration_resolves(name):
     assert validate(config.tree(), name) == config
 
 
-def test_imagenet_is_the_papers_model():
-    assert load_config("imagenet").classifier(num_classes=1000) == PRESETS["imagenet"]
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [("imagenet", "imagenet"), ("perceiver-imagenet", "imagenet"),
+     ("perceiver-io-imagenet", "io-imagenet-fourier")],
+)  # fmt: skip
+def test_imagenet_is_the_papers_model(name, preset):
+    assert load_config(name).classifier(num_classes=1000) == PRESETS[preset]
+
+
+def test_the_papers_recipes():
+    perceiver = load_config("perceiver-imagenet").training
+    epochs = [0, 83, 84, 101, 102, 113, 114, 119]
+    rates = [learning_rate(epoch * 10, 10, perceiver) for epoch in epochs]
+    assert rates == pytest.approx([4e-3] * 2 + [4e-4] * 2 + [4e-5] * 2 + [4e-6] * 2)
+    io = load_config("perceiver-io-imagenet").training
+    rates = [learning_rate(epoch * 10, 10, io) for epoch in (0, 30, 55, 82.5, 110)]
+    assert rates == pytest.approx([2e-3, 2e-3, 2e-3, 1e-3, 0])
+    assert (io.epochs, io.batch_size, io.label_smoothing) == (110, 1024, 0.1)
+    for recipe in (perceiver, io):
+        assert (recipe.optimizer, recipe.betas, recipe.eps) == ("lamb", (0.9, 0.999), 1e-6)
+        assert (recipe.weight_decay, recipe.gradient_clipping) == (0.1, 10.0)
+
+
+def test_eps_is_the_optimizers_unless_given():
+    found = {
+        name: load_config("digits", [f"training.optimizer={name}", "training.zero_stage=0"])
+        for name in ("adamw", "lamb", "muon")
+    }
+    assert {name: config.training.eps for name, config in found.items()} == {
+        "adamw": 1e-8, "lamb": 1e-6, "muon": 1e-8,
+    }  # fmt: skip
+    assert all(validate(config.tree(), "x") == config for config in found.values())
+    given = load_config("digits", ["training.optimizer=lamb", "training.eps=1e-8"])
+    assert given.training.eps == 1e-8
 
 
 def test_the_models_input_follows_from_the_data():
@@ -271,6 +306,24 @@ IMPOSSIBLE = [
         ["training: schedule", "is 10.5", "10 epochs"],
     ),
     (["training.schedule.flat_epochs=1"], ["training.schedule: flat_epochs", "flat_cosine"]),
+    (["training.optimizer=adam"], ["training.optimizer: is 'adam'", "'adamw' or 'lamb' or 'muon'"]),
+    (["training.momentum=0.9"], ["training: momentum is 0.9, which optimizer adamw does not have"]),
+    (["training.optimizer=lamb", "training.momentum=0"], ["momentum is 0.0", "lamb does not have"]),
+    (["training.optimizer=muon"], ["training: zero_stage is 2", "muon needs; set zero_stage to 0"]),
+    (["training.schedule.kind=steps"], ["training.schedule: step_epochs is missing"]),
+    (["training.schedule.step_epochs=[2]"], ["step_epochs is for kind steps; the kind is cosine"]),
+    (["training.schedule.factor=0.5"], ["factor is for kind steps; the kind is cosine"]),
+    (
+        ["training.schedule={kind: steps, flat_epochs: 1, step_epochs: [2]}"],
+        ["training.schedule: flat_epochs is for kind flat_cosine; the kind is steps"],
+    ),
+    (["training.schedule={kind: steps, step_epochs: [2, 2]}"], ["is [2.0, 2.0]", "above 0 and ri"]),
+    (["training.schedule={kind: steps, step_epochs: [0, 2]}"], ["is [0.0, 2.0]", "above 0 and ri"]),
+    (["training.schedule={kind: steps, step_epochs: [0.5]}"], ["begins at 0.5", "1 warmup_epochs"]),
+    (
+        ["training.schedule={kind: steps, step_epochs: [2, 10]}"],
+        ["training: schedule.step_epochs ends at 10, but there are only 10 epochs"],
+    ),
     (["training.betas=[0.9, 1.0]"], ["training: betas holds 1.0", "below 1"]),
     (["training.augment.scale=[2, 1]"], ["training.augment: scale is [2.0, 1.0]", "low <= high"]),
     (["training.augment.rotate_degrees=181"], ["training.augment.rotate_degrees", "equal to 180"]),
@@ -382,7 +435,7 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, told):
 @pytest.mark.parametrize(
     ("source", "hint"),
     [("digts", "did you mean 'digits'?"), ("image-net", "did you mean 'imagenet'?"),
-     ("qqq", "shipped ones: audio, digits, imagenet")],
+     ("qqq", "shipped ones: audio, digits, imagenet, perceiver-imagenet, perceiver-io-imagenet")],
 )  # fmt: skip
 def test_a_missing_file_gets_the_nearest_shipped_name(source, hint):
     assert refusal(source) == [f"{source}: no such configuration file, nor a shipped name; {hint}"]

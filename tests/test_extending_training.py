@@ -56,11 +56,11 @@ def test_an_added_optimizer_s_state_is_gathered_and_restored_at_every_stage(
     from cluster.deepspeed_engine import Strategy, initialize_engine, leave_process_group
     from cluster.engine_state import gather_state, restore_state
     from pipeline.config.training import TrainingConfig
-    from pipeline.training.worker import make_optimizer
+    from pipeline.training.optimizer import make_optimizer
 
     run_section("Add an optimizer")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    training = TrainingConfig(learning_rate=0.1)
+    training = TrainingConfig(optimizer="sgd", learning_rate=0.1)
 
     def steps(stage: int, first: int, last: int, state: Any = None) -> Any:
         torch.manual_seed(0)
@@ -69,9 +69,9 @@ def test_an_added_optimizer_s_state_is_gathered_and_restored_at_every_stage(
             model.load_state_dict(state[0])
         strategy = Strategy(
             world_size=1, zero_stage=stage, micro_batch_size=4, gradient_accumulation_steps=1,
-            gradient_clipping=0.0, precision="float32", device="cpu", optimizer="SGD",
+            gradient_clipping=0.0, precision="float32", device="cpu", optimizer="sgd",
         )  # fmt: skip
-        engine = initialize_engine(model, make_optimizer(model, training, "SGD"), strategy)
+        engine = initialize_engine(model, make_optimizer(model, training), strategy)
         if state:
             restore_state(engine, *state, step=first)
         for step in range(first, last):
@@ -89,10 +89,10 @@ def test_an_added_optimizer_s_state_is_gathered_and_restored_at_every_stage(
             for found, expected in zip(steps(stage, 2, 4, half), whole, strict=True):
                 torch.testing.assert_close(found, expected)
         adam = {f"exp_avg.{name}": tensor for name, tensor in half[0].items()}
-        with pytest.raises(ClusterError, match=r"state is not that of SGD .*exp_avg"):
+        with pytest.raises(ClusterError, match=r"state is not that of sgd .*exp_avg"):
             steps(2, 2, 2, (half[0], adam))
-        OPTIMIZERS["SGD"] = replace(OPTIMIZERS["SGD"], is_elementwise=False)
-        with pytest.raises(ClusterError, match="zero_stage is 2, whose slices SGD cannot step"):
+        OPTIMIZERS["sgd"] = replace(OPTIMIZERS["sgd"], reads="tensors")
+        with pytest.raises(ClusterError, match="zero_stage is 2, whose slices sgd cannot step"):
             steps(2, 0, 1)
     finally:
         leave_process_group()

@@ -40,6 +40,15 @@ def test_the_rate_rises_to_what_was_asked_holds_and_falls_to_nothing(schedule):
     assert fall[-1] < 2.0 * 0.005
 
 
+def test_steps_multiply_the_rate_at_the_first_step_of_their_epochs():
+    # The Perceiver's: divided by 10 at epochs 84, 102 and 114 of 120, here a tenth as long.
+    values = rates(kind="steps", warmup_epochs=0.0, step_epochs=(7.0, 8.5, 9.5), factor=0.1)
+    assert values == pytest.approx([2.0] * 350 + [0.2] * 75 + [0.02] * 50 + [0.002] * 25)
+    warmed = rates(kind="steps", warmup_epochs=2.0, step_epochs=(7.0,), factor=0.5)
+    assert warmed[:100] == rates(kind="cosine", warmup_epochs=2.0)[:100]
+    assert warmed[100:] == [2.0] * 250 + [1.0] * 150
+
+
 def test_beyond_the_last_step_the_rate_is_0():
     config = TrainingConfig(epochs=2, schedule=ScheduleConfig(warmup_epochs=0.0))
     assert learning_rate(2 * STEPS, STEPS, config) == 0

@@ -29,9 +29,10 @@ from pipeline.runs.console import Console
 from pipeline.runs.tracking import run_config
 from pipeline.training.checkpoints import TrainState, best_checkpoint, last_checkpoint
 from pipeline.training.loop import TrainLoop
+from pipeline.training.optimizer import make_optimizer
 from pipeline.training.schedule import learning_rate
 from pipeline.training.train import train
-from pipeline.training.worker import TrainTask, make_optimizer, open_training
+from pipeline.training.worker import TrainTask, open_training
 from shards import ShardError, ShardReader, ShardSet
 
 MakeConfig = Callable[..., Config]
@@ -191,6 +192,17 @@ def test_a_second_train_skips_and_changed_settings_are_refused(
     assert again["checkpoint"] == first["checkpoint"]
     with pytest.raises(UserError, match=r"training\.learning_rate was 0\.005, is 0\.001.*--fresh"):
         train(config("training.learning_rate=1e-3"), console)
+    with pytest.raises(UserError, match=r"training\.optimizer was 'adamw', is 'lamb'"):
+        train(config("training.optimizer=lamb", "training.eps=1e-8"), console)
+    # A record that is older than a field has its default.
+    path = config().folder / "stages" / "train.json"
+    record = json.loads(path.read_text())
+    for name in ("optimizer", "momentum", "schedule.step_epochs", "schedule.factor"):
+        del record["fingerprint"][f"training.{name}"]
+    path.write_text(json.dumps(record))
+    assert train(config(), console)["skipped"]
+    with pytest.raises(UserError, match=r"training\.optimizer was 'adamw', is 'lamb'"):
+        train(config("training.optimizer=lamb", "training.eps=1e-8"), console)
     # Where it runs is no such setting.
     assert train(config("cluster.cpus_per_worker=2"), console)["skipped"]
     assert not train(config("training.learning_rate=1e-3"), console, fresh=True)["skipped"]
@@ -204,12 +216,18 @@ def write_config(config: Config, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("signal_number", "optimizer"), [(signal.SIGKILL, "adamw"), (signal.SIGINT, "lamb")]
+)
 def test_a_killed_training_resumes_mid_epoch_and_ends_with_the_same_weights(
-    config: Callable[..., Config], console: Console, tmp_path: Path, signal_number: int
+    config: Callable[..., Config],
+    console: Console,
+    tmp_path: Path,
+    signal_number: int,
+    optimizer: str,
 ) -> None:
     settings = ("training.epochs=12", "training.checkpoint_steps=3",
-                "model.encoder.dropout=0.1")  # fmt: skip
+                "model.encoder.dropout=0.1", f"training.optimizer={optimizer}")  # fmt: skip
     whole = config(*settings, output="whole")
     reference = train(whole, console)
     cut = config(*settings, output="cut")

@@ -2,34 +2,14 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from cluster.optimizers import DEFAULT_OPTIMIZER, HYPERPARAMETERS, OPTIMIZERS
 from pipeline.config.base import ConfigBase
+from pipeline.config.schedule import ScheduleConfig
 
 # The optimizer multiplies and divides these; beyond, what it passes to torch is no float32.
 MAX_LEARNING_RATE, MAX_WEIGHT_DECAY = 1e30, 1e6
-
-
-class ScheduleConfig(ConfigBase):
-    """Learning rate over training, in epochs.
-
-    Attributes:
-        kind: `cosine` rises linearly for `warmup_epochs`, then falls to 0 on a cosine.
-            `flat_cosine` (Perceiver IO, appendix H) holds for `flat_epochs` after the warm-up
-            before it falls.
-        warmup_epochs: epochs in which the learning rate rises from 0.
-        flat_epochs: epochs in which it stays at its highest; for `flat_cosine` only.
-    """
-
-    kind: Literal["cosine", "flat_cosine"] = "cosine"
-    warmup_epochs: float = Field(default=1.0, ge=0)
-    flat_epochs: float = Field(default=0.0, ge=0)
-
-    @model_validator(mode="after")
-    def _flat_part_is_meant(self) -> Self:
-        if self.kind == "cosine" and self.flat_epochs:
-            raise ValueError("flat_epochs is for kind flat_cosine; the kind is cosine")
-        return self
 
 
 class AugmentConfig(ConfigBase):
@@ -83,10 +63,16 @@ class TrainingConfig(ConfigBase):
         batch_size: samples in one optimizer step, over all workers and accumulation steps; it is
             the same training whatever the number of workers.
         gradient_accumulation_steps: forward and backward passes in one optimizer step.
+        optimizer: `adamw`; `lamb` (You et al., arXiv 1904.00962), with which the Perceivers were
+            trained; or `muon` for the matrices of attention and MLPs, with `adamw` for the rest, at
+            ZeRO stage 0.
         learning_rate: the highest that the schedule reaches.
         betas: decay rates of the optimizer's running means of the gradient and of its square, each
             at least 0 and below 1.
-        eps: added to the denominator of the optimizer's step.
+        eps: added to the denominator of the optimizer's step; by default 1e-8, and 1e-6 for `lamb`.
+            A study that searches `optimizer` keeps the `eps` of the configuration.
+        momentum: decay rate of `muon`'s running mean of the gradient; null takes 0.95. No other
+            optimizer has it.
         weight_decay: decoupled weight decay of weights and latents; biases and norms have none.
         gradient_clipping: greatest norm of the whole gradient, or null.
         label_smoothing: share of the target's probability that is spread evenly over all classes.
@@ -112,9 +98,11 @@ class TrainingConfig(ConfigBase):
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=64, ge=1)
     gradient_accumulation_steps: int = Field(default=1, ge=1)
+    optimizer: str = DEFAULT_OPTIMIZER
     learning_rate: float = Field(default=1e-3, gt=0, le=MAX_LEARNING_RATE)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
+    momentum: float | None = Field(default=None, ge=0, lt=1)
     weight_decay: float = Field(default=0.1, ge=0, le=MAX_WEIGHT_DECAY)
     gradient_clipping: float | None = Field(default=1.0, gt=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -129,14 +117,35 @@ class TrainingConfig(ConfigBase):
     log_steps: int = Field(default=10, ge=1)
     loader_workers: int = Field(default=0, ge=0)
 
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, name: str) -> str:
+        if name not in OPTIMIZERS:
+            raise ValueError(f"is {name!r}; must be {' or '.join(map(repr, OPTIMIZERS))}")
+        return name
+
+    @model_validator(mode="after")
+    def _optimizer_fits(self) -> Self:
+        spec = OPTIMIZERS[self.optimizer]
+        if "eps" not in self.model_fields_set:
+            object.__setattr__(self, "eps", spec.eps)  # the section is frozen
+        defaults = {name: type(self).model_fields[name].default for name in HYPERPARAMETERS}
+        for name, default in {**defaults, "eps": spec.eps}.items():
+            if name not in spec.uses and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, which optimizer {self.optimizer} does not "
+                    "have; leave it out"
+                )
+        if self.zero_stage and spec.reads == "tensors":
+            raise ValueError(
+                f"zero_stage is {self.zero_stage}, where no worker has whole tensors, which "
+                f"optimizer {self.optimizer} needs; set zero_stage to 0"
+            )
+        return self
+
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:
-        taken = self.schedule.warmup_epochs + self.schedule.flat_epochs
-        if taken >= self.epochs:
-            raise ValueError(
-                f"schedule.warmup_epochs + schedule.flat_epochs is {taken:g}, but there are only "
-                f"{self.epochs} epochs and none would be left for the cosine"
-            )
+        self.schedule.check(self.epochs)
         if self.compile and self.zero_stage == 3:
             raise ValueError("compile is for zero_stage 0 to 2; zero_stage is 3")
         for beta in self.betas:

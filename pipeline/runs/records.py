@@ -59,13 +59,9 @@ class RunRecord:
         Raises:
             UserError: Other fields differ; the text names them.
         """
-        then = self.fingerprint
-        now = {
-            field: value
-            for field, value in fingerprint.items()
-            if field in then or field not in defaults or defaults[field] != value
-        }
-        if changed := differences(_without(then, allowed), _without(now, allowed)):
+        then, now = self.fingerprint, fingerprint
+        older = {field: defaults[field] for field in defaults.keys() & now.keys() - then.keys()}
+        if changed := differences(_without({**older, **then}, allowed), _without(now, allowed)):
             raise UserError(
                 f"{what} was made with other settings: {changed}. Give this one another name "
                 "(name=…), or replace the old one with --fresh"

@@ -17,10 +17,8 @@ from cluster.deepspeed_engine import (
     read_strategy,
 )
 from cluster.engine_state import restore_state
-from cluster.optimizers import DEFAULT_OPTIMIZER, OPTIMIZERS
 from perceiver_model.attention.cross_attend import CrossAttend
 from perceiver_model.attention.multi_head import set_attention_path
-from pipeline.config.training import TrainingConfig
 from pipeline.config.tree import Config
 from pipeline.inputs.positions import load_positions
 from pipeline.runs.outbox import RunRef
@@ -36,6 +34,7 @@ from pipeline.training.checkpoints import TrainState, load_weights
 from pipeline.training.compiled import compiled
 from pipeline.training.loop import RankInfo, TrainLoop
 from pipeline.training.objectives import objective_of
+from pipeline.training.optimizer import make_optimizer
 from shards import ShardSet
 
 
@@ -127,6 +126,7 @@ def _open_training(
         gradient_clipping=training.gradient_clipping or 0.0,
         precision=training.precision,
         device=place.device.type,
+        optimizer=training.optimizer,
     )
     optimizer = make_optimizer(model, training)
     engine = initialize_engine(model, optimizer, strategy, gathered_whole=[CrossAttend])
@@ -151,26 +151,6 @@ def _open_training(
         logger.close()
         if config.cluster.num_workers == 0:
             leave_process_group()
-
-
-def make_optimizer(
-    model: torch.nn.Module, config: TrainingConfig, name: str = DEFAULT_OPTIMIZER
-) -> torch.optim.Optimizer:
-    """Build an optimizer that decays weights and latents, but not biases and norms.
-
-    See Perceiver IO (arXiv 2107.14795), appendix H.
-
-    Args:
-        model: The model whose trainable parameters are optimized.
-        config: The learning rate, the weight decay and the other hyperparameters.
-        name: A name in `OPTIMIZERS`.
-    """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return OPTIMIZERS[name].build(groups, config)
 
 
 def _join() -> RankInfo:

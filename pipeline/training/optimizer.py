@@ -1,0 +1,48 @@
+"""The optimizer of a model's parameters, and the groups that they are in."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from cluster.optimizers import OPTIMIZERS
+from perceiver_model.attention.multi_head import MLP, Attend
+from pipeline.config.training import TrainingConfig
+
+
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Build an optimizer that decays weights and latents, but not biases and norms.
+
+    See Perceiver IO (arXiv 2107.14795), appendix H.
+
+    Args:
+        model: The model whose trainable parameters are optimized.
+        config: The optimizer, the learning rate, the weight decay and the other hyperparameters.
+    """
+    spec = OPTIMIZERS[config.optimizer]
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if spec.splits_matrices:
+        hidden = hidden_matrices(model)
+        decayed = groups[0]["params"]
+        groups[0]["params"] = [p for p in decayed if p not in hidden]
+        matrices = [p for p in decayed if p in hidden]
+        groups.append(groups[0] | {"params": matrices, "hidden_matrices": True})
+    return spec.build([group for group in groups if group["params"]], config)
+
+
+def hidden_matrices(model: nn.Module) -> set[torch.Tensor]:
+    """Return the weights of the linear layers in the model's attentions and their MLPs.
+
+    Latents, positions, embeddings, convolutions and the last layer are none of them.
+    """
+    return {
+        layer.weight
+        for module in model.modules()
+        if isinstance(module, Attend | MLP)
+        for layer in module.children()
+        if isinstance(layer, nn.Linear)
+    }
