@@ -165,7 +165,7 @@ def test_training_is_one_finished_mlflow_run_with_everything_in_it(
     assert (run.info.run_id, run.info.status) == (result["run_id"], "FINISHED")
     assert run.data.params["model.encoder.num_latents"] == "8"
     assert run.data.tags["engine.zero_stage"] == "2"
-    assert run.data.tags["engine.optimizer"] == "AdamW"
+    assert run.data.tags["engine.optimizer"] == "adamw"
     assert run.data.tags["mlflow.source.name"] == sys.argv[0]
     assert run.data.tags["mlflow.source.type"] == "LOCAL"
     assert run.data.tags["mlflow.user"] == run.info.user_id == getpass.getuser()
