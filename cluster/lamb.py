@@ -19,17 +19,21 @@ class Lamb(torch.optim.Optimizer):
     """LAMB.
 
     All parameters are in one group, because ZeRO steps one group after the other: one group is one
-    `all_reduce` for the norms of all tensors. Each parameter keeps the weight decay of the group
-    in which it was given.
+    `all_reduce` for the norms of all tensors. Each parameter keeps the weight decay and the
+    learning rate's scale of the group in which it was given.
 
     The state of a parameter, or of a flat tensor of ZeRO, is `step`, `mu` and `nu`: the number of
     steps, and the running means of the gradient and of its square, float32 in its shape.
 
     Args:
-        groups: Parameter groups with `params` and `weight_decay`.
+        groups: Parameter groups with `params`, `weight_decay`, and optionally
+            `learning_rate_scale`, by which the learning rate is multiplied.
         lr: The learning rate.
         betas: The decay rates of `mu` and `nu`.
         eps: Added to the square root of the second moment.
+
+    Raises:
+        ValueError: A group has another key, which would have no effect.
     """
 
     def __init__(
@@ -42,9 +46,14 @@ class Lamb(torch.optim.Optimizer):
     ) -> None:
         self.tensors: list[torch.nn.Parameter] = []
         self._weight_decay: list[float] = []
+        self._rate_scale: list[float] = []
         for group in groups:
+            if odd := group.keys() - {"params", "weight_decay", "learning_rate_scale"}:
+                raise ValueError(f"LAMB does not know {', '.join(sorted(odd))} of parameter groups")
             self.tensors += group["params"]
             self._weight_decay += [group["weight_decay"]] * len(group["params"])
+            scale = group.get("learning_rate_scale", 1.0)
+            self._rate_scale += [scale] * len(group["params"])
         super().__init__(self.tensors, {"lr": lr, "betas": betas, "eps": eps})
         self._is_sliced = False
         self._slices: dict[torch.Tensor, list[TensorSlice]] = {
@@ -97,7 +106,9 @@ class Lamb(torch.optim.Optimizer):
                 step.add_(weight, alpha=self._weight_decay[piece.tensor])
         ratios = self._trust_ratios(pieces, weights, steps)
         if pieces:
-            torch._foreach_mul_(steps, [-group["lr"] * ratio for ratio in ratios])
+            scales = [self._rate_scale[piece.tensor] for piece in pieces]
+            factors = [-group["lr"] * a * b for a, b in zip(scales, ratios, strict=True)]
+            torch._foreach_mul_(steps, factors)
             torch._foreach_add_(weights, steps)
         return loss
 

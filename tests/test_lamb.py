@@ -292,6 +292,22 @@ def test_a_deepspeed_without_the_records_is_refused(monkeypatch: pytest.MonkeyPa
         engine_of(2)
 
 
+def test_a_group_scales_its_learning_rate_and_has_no_other_key() -> None:
+    start = torch.randn(2, 3, 5)
+    whole, half = (nn.Parameter(values.clone()) for values in (start[0], start[0]))
+    groups: list[dict[str, Any]] = [
+        {"params": [whole], "weight_decay": DECAY},
+        {"params": [half], "weight_decay": DECAY, "learning_rate_scale": 0.5},
+    ]
+    optimizer = Lamb(groups, lr=RATE)
+    for parameter in (whole, half):
+        parameter.grad = start[1]
+    optimizer.step()
+    torch.testing.assert_close(whole - start[0], 2 * (half - start[0]))
+    with pytest.raises(ValueError, match="LAMB does not know lr of parameter groups"):
+        Lamb([groups[0] | {"lr": 0.1}])
+
+
 def test_a_tensor_that_it_was_not_given_is_refused() -> None:
     model = build()
     optimizer = lamb(model)
