@@ -171,8 +171,8 @@ def memory_rows(
         for config in configs:
             tokens = math.prod(config.token_grid)
             answer = ask(dataclasses.replace(_of(job, variant), config=config.to_dict()))
-            told = _gib(answer["bytes"]) if answer["status"] == "ok" else _told(answer)
-            console.notice(f"memory · {variant.label} · {tokens:,} tokens: {told}")
+            outcome = _gib(answer["bytes"]) if answer["status"] == "ok" else _outcome(answer)
+            console.notice(f"memory · {variant.label} · {tokens:,} tokens: {outcome}")
             if answer["status"] != "ok":
                 status, error = answer["status"], answer.get("error")
                 break
@@ -198,9 +198,9 @@ def _of(job: Job, variant: Variant) -> Job:
 def _measure(job: Job, row: Row, batch_size: int, console: Console, ask: Ask) -> Answer:
     answer = ask(dataclasses.replace(_of(job, row.variant), batch_size=batch_size))
     rate = _rate(answer, batch_size)
-    told = _told(answer) if rate is None else f"{rate:.4g} images/s"
+    outcome = _outcome(answer) if rate is None else f"{rate:.4g} images/s"
     compiled = " · compiled" if row.variant.compiled else ""
-    console.notice(f"{row.work} · {row.variant.label}{compiled} · batch {batch_size}: {told}")
+    console.notice(f"{row.work} · {row.variant.label}{compiled} · batch {batch_size}: {outcome}")
     return answer
 
 
@@ -215,7 +215,7 @@ def _worth_going_on(row: Row) -> bool:
     return rates[-1] >= WORTH_GOING_ON * max(rate for rate in rates if rate is not None)
 
 
-def _told(answer: Answer) -> str:
+def _outcome(answer: Answer) -> str:
     return str(answer.get("error") or answer["status"].replace("_", " "))
 
 

@@ -40,9 +40,9 @@ def main() -> None:
     job = Job(**json.load(sys.stdin))
     if job.device == "cpu":
         machine.limit_memory()
-    told = do(job)
-    print(told.get("traceback", ""), file=sys.stderr)
-    print(to_json(told), file=answer, flush=True)
+    result = do(job)
+    print(result.get("traceback", ""), file=sys.stderr)
+    print(to_json(result), file=answer, flush=True)
 
 
 def _end_with(parent: int) -> None:

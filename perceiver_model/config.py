@@ -10,12 +10,11 @@ from typing import Any, ClassVar, Literal
 
 from perceiver_model.config_checks import (
     FORBID_EXTRA,
+    check_integers,
     check_multiple,
     check_number,
     check_numbers,
     check_one_of,
-    check_positive_integers,
-    check_probability,
     refusal,
 )
 
@@ -41,7 +40,7 @@ class FourierConfig:
     precision: Literal["float64", "float32"] = "float64"
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "num_bands")
+        check_integers(self, "num_bands")
         check_one_of(self, "precision", "float64", "float32")
         if self.max_resolution is not None:
             check_numbers(self, "max_resolution", (1, 2, 3), above=0)
@@ -65,9 +64,9 @@ class LearnedPositions:
     projected_channels: int | None = 256
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "num_channels")
+        check_integers(self, "num_channels")
         if self.projected_channels is not None:
-            check_positive_integers(self, "projected_channels")
+            check_integers(self, "projected_channels")
 
 
 PositionConfig = FourierConfig | LearnedPositions
@@ -137,7 +136,7 @@ class EncoderConfig:
     latent_init_std: float = 0.02
 
     def __post_init__(self) -> None:
-        check_positive_integers(
+        check_integers(
             self,
             *("num_latents", "latent_dim", "num_blocks", "num_cross_attends", "num_self_attends"),
             *("num_cross_heads", "num_self_heads", "cross_widening", "self_widening"),
@@ -154,7 +153,7 @@ class EncoderConfig:
         check_multiple(self, "cross_channels", "num_cross_heads")
         check_multiple(self, "cross_value_channels", "num_cross_heads")
         check_one_of(self, "gelu", "tanh", "erf")
-        check_probability(self, "dropout")
+        check_number(self, "dropout", least=0, below=1)
         check_number(self, "latent_init_std", above=0)
 
     @property
@@ -195,9 +194,9 @@ class DecoderConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "num_heads", "widening")
+        check_integers(self, "num_heads", "widening")
         check_multiple(self, "qk_channels", "num_heads")
         check_multiple(self, "value_channels", "num_heads")
         check_one_of(self, "query_residual", True, False)
         check_one_of(self, "gelu", "tanh", "erf")
-        check_probability(self, "dropout")
+        check_number(self, "dropout", least=0, below=1)

@@ -20,28 +20,16 @@ def refusal(config: object, field: str, allowed: str) -> ValueError:
     return ValueError(f"{type(config).__name__}.{field} is {value!r}; must be {allowed}")
 
 
-def check_positive_integers(config: object, *fields: str) -> None:
-    """Check that each field is an integer of at least 1.
+def check_integers(config: object, *fields: str, least: int = 1) -> None:
+    """Check that each field is an integer of at least `least`.
 
     Raises:
         ValueError: If one is not.
     """
     for field in fields:
         value = getattr(config, field)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise refusal(config, field, "an integer of at least 1")
-
-
-def check_counts(config: object, *fields: str) -> None:
-    """Check that each field is an integer of at least 0.
-
-    Raises:
-        ValueError: If one is not.
-    """
-    for field in fields:
-        value = getattr(config, field)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise refusal(config, field, "an integer of at least 0")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise refusal(config, field, f"an integer of at least {least}")
 
 
 def check_multiple(config: object, field: str, of: str) -> None:
@@ -57,47 +45,57 @@ def check_multiple(config: object, field: str, of: str) -> None:
     """
     if getattr(config, field) is None:
         return
-    check_positive_integers(config, field)
+    check_integers(config, field)
     if getattr(config, field) % getattr(config, of):
         raise refusal(config, field, f"a multiple of {of} = {getattr(config, of)}")
 
 
-def check_probability(config: object, field: str) -> None:
-    """Check that a field is a number of at least 0 and below 1.
+def check_one_of(config: object, field: str, *allowed: object) -> None:
+    """Check that a field is one of the allowed values, and of the same type.
 
     Raises:
         ValueError: If it is not.
     """
     value = getattr(config, field)
-    if not isinstance(value, int | float) or not 0 <= value < 1:
-        raise refusal(config, field, "at least 0 and below 1")
+    if not any(value is one or (value == one and type(value) is type(one)) for one in allowed):
+        raise refusal(config, field, "one of " + ", ".join(map(repr, allowed)))
 
 
-def check_one_of(config: object, field: str, *allowed: object) -> None:
-    """Check that a field is one of the allowed values.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if getattr(config, field) not in allowed:
-        raise refusal(config, field, "one of " + ", ".join(repr(value) for value in allowed))
-
-
-def check_number(config: object, field: str, *, above: float, below: float = math.inf) -> None:
-    """Check that a field is a number strictly between two bounds.
+def check_number(
+    config: object,
+    *fields: str,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Check that each field is a finite number within bounds.
 
     Args:
         config: The configuration.
-        field: The name of the field.
-        above: The lower bound.
-        below: The upper bound.
+        fields: The names of the fields.
+        least: The smallest allowed value.
+        above: A lower bound that is not allowed itself.
+        most: The largest allowed value.
+        below: An upper bound that is not allowed itself.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If one is not.
     """
-    value = getattr(config, field)
-    if not isinstance(value, int | float) or not above < value < below:
-        raise refusal(config, field, f"a number above {above:g} and below {below:g}")
+    bounds = {"at least": least, "above": above, "at most": most, "below": below}
+    given = [f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None]
+    for field in fields:
+        value = getattr(config, field)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not -math.inf < value < math.inf
+            or (least is not None and value < least)
+            or (above is not None and value <= above)
+            or (most is not None and value > most)
+            or (below is not None and value >= below)
+        ):
+            raise refusal(config, field, f"a number {' and '.join(given)}".rstrip())
 
 
 def check_numbers(

@@ -40,8 +40,8 @@ def open_parquet(file: BinaryIO, where: str) -> pq.ParquetFile:
         file.seek(0)
         parquet = pq.ParquetFile(file, pre_buffer=False)
     except (pa.ArrowException, OSError, ValueError, IndexError) as error:
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise refused(where, f"not a readable Parquet file ({told})") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise refused(where, f"not a readable Parquet file ({reason})") from error
     about = parquet.metadata
     if rows != about.num_rows or len(groups) != about.num_row_groups:
         raise refused(where, "its footer is ambiguous")

@@ -154,12 +154,12 @@ def test_stored_rows_reach_a_model_of_another_fit_as_raw_rows_would(ours, theirs
     encoder = RowEncoder(stored, media)
     table = np.stack([stored.encode_row(row) for row in judged])
     wanted = np.stack([media.encode_row(row) for row in judged])
-    doubtful = encoder.doubtful(table)
-    np.testing.assert_array_equal(encoder(table)[~doubtful], wanted[~doubtful])
+    uncertain = encoder.uncertain(table)
+    np.testing.assert_array_equal(encoder(table)[~uncertain], wanted[~uncertain])
     lost = set(media.vocabulary.categories["d"]) - set(stored.vocabulary.categories["d"])
     unknown = [row["d"] is not None and row["d"] not in stored.vocabulary.categories["d"]
                for row in judged]  # fmt: skip
-    assert doubtful.tolist() == [bool(lost) and one for one in unknown]
+    assert uncertain.tolist() == [bool(lost) and one for one in unknown]
 
 
 def test_an_index_of_no_category_is_refused() -> None:

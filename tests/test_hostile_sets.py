@@ -503,23 +503,23 @@ def test_a_hostile_ledger_is_no_ledger(folder: Path) -> None:
         ledger_path(folder).write_bytes(encode_parquet(rows.replace_schema_metadata(told)))
         return Ledger.read(folder)
 
-    assert read(good).places == {"train": "/data"}
+    assert read(good).addresses == {"train": "/data"}
     for seconds in (b"nan", b"inf", b"-1", b"x", b"\xff", b""):
-        assert not read(good, seconds=seconds).places
+        assert not read(good, seconds=seconds).addresses
     for places in (b"[]", b"5", b'{"train": 5}', b'{"../x": "a"}', b"[" * 99_999, b"\xff",
                    b'{"train": "\\u001b[2J"}', b'{"train": ""}'):  # fmt: skip
-        assert not read(good, places=places).places
+        assert not read(good, places=places).addresses
     longest = "/" + "a" * 9_999
-    assert read(good, places=json.dumps({"train": longest}).encode()).places
-    assert not read(good, places=json.dumps({"train": f"{longest}a"}).encode()).places
+    assert read(good, places=json.dumps({"train": longest}).encode()).addresses
+    assert not read(good, places=json.dumps({"train": f"{longest}a"}).encode()).addresses
     for reading in (b"[]", b'{"train": "/"}', b'{"allow": "/"}', b'{"allow": [5]}', b"{"):
-        assert not read(good, reading=reading).places
+        assert not read(good, reading=reading).addresses
     for column, value in (("shard", 7), ("shard", -1), ("sha256", OUTSIDE), ("split", "../x"),
                           ("target", -5), ("uri", None)):  # fmt: skip
         rows = good.to_pylist()
         rows[0][column] = value
-        assert not read(pa.Table.from_pylist(rows, schema=good.schema)).places
-    assert not read(pa.concat_tables([good, good])).places
+        assert not read(pa.Table.from_pylist(rows, schema=good.schema)).addresses
+    assert not read(pa.concat_tables([good, good])).addresses
 
 
 VALUES = st.recursive(

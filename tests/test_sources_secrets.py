@@ -226,7 +226,7 @@ def test_nothing_that_is_written_holds_a_secret_and_a_set_is_known_again(
         retry_quarantine(str(shards), console)
     with pytest.raises(UserError, match=r"data\.allow names addresses whose password"):
         places = {"train": with_secrets(server.url, "rows.csv")}
-        retry_quarantine(str(shards), console, places=places)
+        retry_quarantine(str(shards), console, sources=places)
 
     tracked = config("rows.csv").model_copy(
         update={"shards": f"http://user:hunter2@host/shards?sig={SECRET}"}
@@ -261,7 +261,7 @@ def test_a_quarantined_source_is_tried_again_at_its_whole_address(
     made = preprocess(config, console)
     assert made["num_quarantined"] == 1
     (folder / names[0]).write_bytes((folder / names[1]).read_bytes())
-    tried = retry_quarantine(made["shards"], console, places={"train": address})
+    tried = retry_quarantine(made["shards"], console, sources={"train": address})
     assert tried["num_quarantined"] == 0 and tried["counts"] == {"train": 4}
     assert holding_secrets(tmp_path / "out") == []
 

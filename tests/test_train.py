@@ -66,9 +66,9 @@ def train_and_keep_every_ranks_weights(task: TrainTask) -> None:
         state = loop.run_epoch(state)
         ray.train.report({"epoch": state.epoch})
         weights = {name: p.detach().clone() for name, p in loop.engine.module.named_parameters()}
-        save_file(weights, f"{task.folder}/rank-{loop.place.rank}.safetensors")
-        Path(f"{task.folder}/rank-{loop.place.rank}.json").write_text(
-            json.dumps({"world_size": loop.place.world_size, "pid": os.getpid()})
+        save_file(weights, f"{task.folder}/rank-{loop.rank_info.rank}.safetensors")
+        Path(f"{task.folder}/rank-{loop.rank_info.rank}.json").write_text(
+            json.dumps({"world_size": loop.rank_info.world_size, "pid": os.getpid()})
         )
 
 

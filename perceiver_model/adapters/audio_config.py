@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal
 from perceiver_model.adapters.config_base import AdapterBase
 from perceiver_model.config_checks import (
     FORBID_EXTRA,
+    check_integers,
     check_number,
     check_one_of,
-    check_positive_integers,
     refusal,
 )
 from perceiver_model.layer_flops import matmul_flops
@@ -32,7 +32,7 @@ class AudioInput:
     num_samples: int
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "sample_rate", "num_samples")
+        check_integers(self, "sample_rate", "num_samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class ChunksConfig(AdapterBase):
     chunk_size: int = 128
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "chunk_size")
+        check_integers(self, "chunk_size")
 
     def token_grid(self, audio: AudioInput) -> tuple[int, ...]:
         """Return the number of chunks, `(chunks,)`; the last chunk is padded with zeros."""
@@ -93,7 +93,7 @@ class MelConfig(AdapterBase):
     tokens: Literal["frames", "cells"] = "frames"
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "num_mels")
+        check_integers(self, "num_mels")
         check_one_of(self, "tokens", "frames", "cells")
         check_number(self, "window", above=0)
         check_number(self, "hop", above=0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from perceiver_model.adapters.config_base import AdapterBase
-from perceiver_model.config_checks import FORBID_EXTRA, check_positive_integers
+from perceiver_model.config_checks import FORBID_EXTRA, check_integers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class ClassInput:
     num_classes: int
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "num_classes")
+        check_integers(self, "num_classes")
 
 
 @dataclass(frozen=True, kw_only=True)

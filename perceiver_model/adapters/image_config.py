@@ -8,9 +8,9 @@ from perceiver_model.adapters.config_base import AdapterBase
 from perceiver_model.adapters.video_config import FeatureMapInput, VideoInput
 from perceiver_model.config_checks import (
     FORBID_EXTRA,
+    check_integers,
     check_numbers,
     check_one_of,
-    check_positive_integers,
     refusal,
 )
 from perceiver_model.layer_flops import matmul_flops
@@ -41,7 +41,7 @@ class ImageInput:
     std: tuple[float, ...] = (0.5,)
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "height", "width", "channels")
+        check_integers(self, "height", "width", "channels")
         check_numbers(self, "mean", (1, self.channels))
         check_numbers(self, "std", (1, self.channels), above=0)
 
@@ -70,7 +70,7 @@ class PixelsConfig(AdapterBase):
 
     def __post_init__(self) -> None:
         if self.num_channels is not None:
-            check_positive_integers(self, "num_channels")
+            check_integers(self, "num_channels")
 
     def token_grid(self, pixels: ImageInput | FeatureMapInput | VideoInput) -> tuple[int, ...]:
         """Return the grid of the input."""
@@ -103,7 +103,7 @@ class PatchesConfig(AdapterBase):
     patch_size: int
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "patch_size")
+        check_integers(self, "patch_size")
 
     def check(self, image: ImageInput) -> None:
         """Check that the patches tile the image.
@@ -143,7 +143,7 @@ class ConvConfig(AdapterBase):
     num_channels: int = 32
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "num_channels")
+        check_integers(self, "num_channels")
 
     def token_grid(self, image: ImageInput) -> tuple[int, ...]:
         """Return half the image's rows and columns, rounded up."""
@@ -185,7 +185,7 @@ class ConvStemConfig(AdapterBase):
     norm: Literal["batch", "group"] = "batch"
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "num_channels")
+        check_integers(self, "num_channels")
         check_one_of(self, "padding", "same", "valid")
         check_one_of(self, "norm", "batch", "group")
 

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 from perceiver_model.adapters.configs import AdapterBase, MediaAdapter, MediaInput
 from perceiver_model.config_checks import (
     FORBID_EXTRA,
+    check_integers,
+    check_number,
     check_one_of,
-    check_positive_integers,
-    check_probability,
     refusal,
 )
 from perceiver_model.tokens_config import TokensConfig
@@ -41,7 +41,7 @@ class Modality(TokensConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_probability(self, "dropout")
+        check_number(self, "dropout", least=0, below=1)
         probability = self.mask_probability
         if probability is not None and not (
             isinstance(probability, int | float) and 0 <= probability <= 1
@@ -98,7 +98,7 @@ class PaddedModalities(AdapterBase):
     padding: Literal["learned", "zeros"] = "learned"
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "embedding_channels")
+        check_integers(self, "embedding_channels")
         check_one_of(self, "padding", "learned", "zeros")
 
     def token_grid(self, media: MultimodalInput) -> tuple[int, ...]:

@@ -7,10 +7,9 @@ from typing import Any, ClassVar, Literal
 from perceiver_model.adapters.config_base import AdapterBase
 from perceiver_model.config_checks import (
     FORBID_EXTRA,
-    check_counts,
+    check_integers,
     check_number,
     check_one_of,
-    check_positive_integers,
 )
 
 
@@ -40,8 +39,8 @@ class PointsInput:
     unit_cube: bool = True
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "num_points", "num_dims")
-        check_counts(self, "num_features")
+        check_integers(self, "num_points", "num_dims")
+        check_integers(self, "num_features", least=0)
         check_one_of(self, "unit_cube", True, False)
 
     @property
@@ -72,7 +71,7 @@ class PointsConfig(AdapterBase):
     max_resolution: float | None = None
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "num_bands")
+        check_integers(self, "num_bands")
         if self.max_resolution is not None:
             check_number(self, "max_resolution", above=0)
 

@@ -6,10 +6,9 @@ from typing import Any, ClassVar, Literal
 from perceiver_model.adapters.config_base import AdapterBase
 from perceiver_model.config_checks import (
     FORBID_EXTRA,
-    check_counts,
+    check_integers,
     check_numbers,
     check_one_of,
-    check_positive_integers,
     refusal,
 )
 
@@ -37,7 +36,7 @@ class TableInput:
     num_categories: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        check_counts(self, "num_numeric")
+        check_integers(self, "num_numeric", least=0)
         check_numbers(self, "mean", (1, self.num_numeric))
         check_numbers(self, "std", (1, self.num_numeric), above=0)
         if not isinstance(self.num_categories, tuple) or not all(
@@ -77,7 +76,7 @@ class ColumnsConfig(AdapterBase):
     missing: Literal["masked", "learned"] = "masked"
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "num_channels")
+        check_integers(self, "num_channels")
         check_one_of(self, "missing", "masked", "learned")
 
     def token_grid(self, table: TableInput) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from perceiver_model.adapters.config_base import AdapterBase
-from perceiver_model.config_checks import FORBID_EXTRA, check_positive_integers
+from perceiver_model.config_checks import FORBID_EXTRA, check_integers
 
 BYTE_VOCAB_SIZE = 262
 """The 6 special tokens and 256 bytes of DeepMind's byte tokenizer (IO, section 4.1)."""
@@ -28,7 +28,7 @@ class TextInput:
     vocab_size: int = BYTE_VOCAB_SIZE
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "max_length", "vocab_size")
+        check_integers(self, "max_length", "vocab_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class TokenEmbeddingConfig(AdapterBase):
     num_channels: int = 768
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "num_channels")
+        check_integers(self, "num_channels")
 
     def token_grid(self, text: TextInput) -> tuple[int, ...]:
         """Return the number of tokens of the longest text, `(max_length,)`."""

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 from perceiver_model.adapters.config_base import AdapterBase
 from perceiver_model.config_checks import (
     FORBID_EXTRA,
+    check_integers,
     check_numbers,
-    check_positive_integers,
     refusal,
 )
 
@@ -39,7 +39,7 @@ class VideoInput:
     std: tuple[float, ...] = (0.5,)
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "num_frames", "height", "width", "channels")
+        check_integers(self, "num_frames", "height", "width", "channels")
         check_numbers(self, "mean", (1, self.channels))
         check_numbers(self, "std", (1, self.channels), above=0)
 
@@ -70,7 +70,7 @@ class FeatureMapInput:
     channels: int
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "height", "width", "channels")
+        check_integers(self, "height", "width", "channels")
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -100,7 +100,7 @@ class SpaceTimePatchesConfig(AdapterBase):
     width: int = 8
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "num_frames", "height", "width")
+        check_integers(self, "num_frames", "height", "width")
 
     def check(self, video: VideoInput) -> None:
         """Check that the boxes tile the video.

@@ -9,9 +9,9 @@ from perceiver_model.adapters.multimodal_config import MultimodalInput, PaddedMo
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, PositionConfig
 from perceiver_model.config_checks import (
     FORBID_EXTRA,
+    check_integers,
     check_numbers,
     check_one_of,
-    check_positive_integers,
     refusal,
     write_config,
 )
@@ -46,7 +46,7 @@ class GridOutput:
     def __post_init__(self) -> None:
         if not self.grid or not all(isinstance(size, int) and size > 0 for size in self.grid):
             raise refusal(self, "grid", "a tuple of integers of at least 1")
-        check_positive_integers(self, "num_channels")
+        check_integers(self, "num_channels")
         if isinstance(self.positions, FourierConfig) and self.positions.max_resolution is not None:
             check_numbers(self.positions, "max_resolution", (len(self.grid),), above=0)
         check_one_of(self, "spacing", "ends", "steps")
@@ -80,7 +80,7 @@ class VectorOutput:
     query_channels: int = 1024
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "num_channels", "query_channels")
+        check_integers(self, "num_channels", "query_channels")
 
     @property
     def num_outputs(self) -> int:
@@ -116,7 +116,7 @@ class AutoencoderConfig:
     def __post_init__(self) -> None:
         if not self.outputs or not all(name.isidentifier() for name in self.outputs):
             raise refusal(self, "outputs", "a mapping from identifiers, with at least one")
-        check_positive_integers(self, "query_embedding_channels", "decoded_channels")
+        check_integers(self, "query_embedding_channels", "decoded_channels")
         check_cross_heads(self.encoder, self.input_channels)
         check_decoder_heads(self.decoder, self.encoder)
 

@@ -7,11 +7,10 @@ from typing import Any, ClassVar, Literal, Self
 from perceiver_model.adapters.text_config import BYTE_VOCAB_SIZE
 from perceiver_model.config_checks import (
     FORBID_EXTRA,
+    check_integers,
     check_multiple,
     check_number,
     check_one_of,
-    check_positive_integers,
-    check_probability,
     read_config,
     refusal,
     write_config,
@@ -70,7 +69,7 @@ class ARConfig:
 
     def __post_init__(self) -> None:
         check_one_of(self, "kind", "autoregressive")
-        check_positive_integers(
+        check_integers(
             self,
             *("vocab_size", "max_length", "num_latents", "channels", "num_self_attends"),
             *("num_heads", "widening"),
@@ -89,8 +88,8 @@ class ARConfig:
         if self.max_wavelength is not None:
             check_number(self, "max_wavelength", above=1)
         check_one_of(self, "tied_logits", True, False)
-        check_probability(self, "dropout")
-        check_probability(self, "context_dropout")
+        check_number(self, "dropout", least=0, below=1)
+        check_number(self, "context_dropout", least=0, below=1)
 
     @property
     def head_width(self) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from perceiver_model.adapters.configs import MediaAdapter, MediaInput
 from perceiver_model.adapters.multimodal_config import MultimodalInput, PaddedModalities
 from perceiver_model.config import DecoderConfig, EncoderConfig
-from perceiver_model.config_checks import check_positive_integers
+from perceiver_model.config_checks import check_integers
 from perceiver_model.tokens_config import (
     TokensConfig,
     check_cross_heads,
@@ -40,7 +40,7 @@ class ClassifierConfig(TokensConfig):
     num_classes: int
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "num_classes")
+        check_integers(self, "num_classes")
         super().__post_init__()
         check_cross_heads(self.encoder, self.input_channels)
         if self.decoder:

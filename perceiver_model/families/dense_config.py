@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from perceiver_model.adapters.configs import MediaAdapter, MediaInput
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, PositionConfig
-from perceiver_model.config_checks import check_numbers, check_positive_integers, refusal
+from perceiver_model.config_checks import check_integers, check_numbers, refusal
 from perceiver_model.tokens_config import (
     TokensConfig,
     check_cross_heads,
@@ -44,7 +44,7 @@ class DenseConfig(TokensConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive_integers(self, "output_channels")
+        check_integers(self, "output_channels")
         if self.output_grid is None:
             if not hasattr(self.input, "grid"):
                 raise refusal(self, "output_grid", f"given: {self.input.kind} has no grid")

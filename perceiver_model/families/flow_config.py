@@ -8,9 +8,9 @@ from perceiver_model.adapters.configs import VideoInput
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, PositionConfig
 from perceiver_model.config_checks import (
     FORBID_EXTRA,
+    check_integers,
     check_number,
     check_numbers,
-    check_positive_integers,
     refusal,
     write_config,
 )
@@ -59,7 +59,7 @@ class FlowConfig:
     def __post_init__(self) -> None:
         if self.input.num_frames != 2:
             raise refusal(self.input, "num_frames", "2 for optical flow")
-        check_positive_integers(self, "patch_size", "num_channels")
+        check_integers(self, "patch_size", "num_channels")
         if self.patch_size % 2 == 0:
             raise refusal(self, "patch_size", "odd, so that a token's pixel is in the middle")
         if isinstance(self.positions, FourierConfig) and self.positions.max_resolution is not None:

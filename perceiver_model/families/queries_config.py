@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from perceiver_model.adapters.configs import MediaAdapter, MediaInput
 from perceiver_model.adapters.multimodal_config import MultimodalInput, PaddedModalities
 from perceiver_model.config import DecoderConfig, EncoderConfig
-from perceiver_model.config_checks import check_positive_integers
+from perceiver_model.config_checks import check_integers
 from perceiver_model.tokens_config import TokensConfig, check_cross_heads, check_decoder_heads
 
 
@@ -34,9 +34,9 @@ class QueriesConfig(TokensConfig):
     output_channels: int
 
     def __post_init__(self) -> None:
-        check_positive_integers(self, "num_queries", "output_channels")
+        check_integers(self, "num_queries", "output_channels")
         if self.query_channels is not None:
-            check_positive_integers(self, "query_channels")
+            check_integers(self, "query_channels")
         super().__post_init__()
         check_cross_heads(self.encoder, self.input_channels)
         check_decoder_heads(self.decoder, self.encoder)

@@ -13,7 +13,7 @@ from pipeline.cli.arguments import spelled
 from pipeline.config.load import load_config
 from pipeline.config.tracking_uri import VARIABLE, named_tracking_uri
 from pipeline.errors import UserError
-from pipeline.preprocess.identity import source_places
+from pipeline.preprocess.identity import source_addresses
 from pipeline.runs.console import Console
 
 VERBS = ("preprocess", "train", "tune", "demo", "promote", "predict")
@@ -72,7 +72,7 @@ def _with_resolved_config(args: argparse.Namespace, folder: Path) -> argparse.Na
     """
     config = load_config(args.config, args.overrides)
     tree = config.tree()
-    tree["data"] |= source_places(config.data)
+    tree["data"] |= source_addresses(config.data)
     name = f"{Path(args.config).stem}.yaml"
     (folder / name).write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), "utf-8")
     return argparse.Namespace(**{**vars(args), "config": name, "overrides": []})

@@ -245,11 +245,11 @@ def run_submit(args: argparse.Namespace) -> int:
 def run_retry_quarantine(args: argparse.Namespace) -> int:
     """Try the quarantined sources of a shard set again."""
     with open_console(args) as console:
-        from pipeline.config.overrides import places_of_overrides
+        from pipeline.config.overrides import sources_of_overrides
         from pipeline.preprocess.preprocess import report, retry_quarantine
 
-        places = places_of_overrides(args.overrides)
-        result = retry_quarantine(args.shards, console, address=args.address, places=places)
+        sources = sources_of_overrides(args.overrides)
+        result = retry_quarantine(args.shards, console, address=args.address, sources=sources)
         report(result, console)
         console.result(result)
     return OK

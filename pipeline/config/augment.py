@@ -31,12 +31,12 @@ def check_augment(augment: AugmentConfig, formats: Mapping[str, MediaFormat]) ->
     taken = {name: fields_of(media) for name, media in formats.items()}
     for field in asked(augment):
         if not any(field in fields for fields in taken.values()):
-            told = "; ".join(_told(formats[name], fields) for name, fields in taken.items())
-            raise ValueError(f"training.augment.{field} changes none of the data: {told}")
+            found = "; ".join(_describe(formats[name], fields) for name, fields in taken.items())
+            raise ValueError(f"training.augment.{field} changes none of the data: {found}")
     for media in formats.values():
         inputs_of(media).check_augment(augment, media)
 
 
-def _told(media: MediaFormat, fields: tuple[str, ...]) -> str:
+def _describe(media: MediaFormat, fields: tuple[str, ...]) -> str:
     stored = inputs_of(media).stored_as(media)
     return f"{media.modality}{stored} takes {', '.join(fields) or 'no augmentation'}"

@@ -140,13 +140,16 @@ def _lines(error: ValidationError) -> list[str]:
     wrong: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
         path = ".".join(str(part) for part in _without_tags(item["loc"]))
-        told = wrong.setdefault(path, [])
+        allowed_texts = wrong.setdefault(path, [])
         allowed = _allowed(item)
-        if not told:
-            told.append(allowed)
+        if not allowed_texts:
+            allowed_texts.append(allowed)
         elif "; must be " in allowed:  # another alternative of a union
-            told.append(allowed.partition("; must be ")[2])
-    return [f"{path}: {' or '.join(told)}" if path else told[0] for path, told in wrong.items()]
+            allowed_texts.append(allowed.partition("; must be ")[2])
+    return [
+        f"{path}: {' or '.join(allowed_texts)}" if path else allowed_texts[0]
+        for path, allowed_texts in wrong.items()
+    ]
 
 
 def _allowed(error: Any) -> str:
@@ -159,13 +162,13 @@ def _allowed(error: Any) -> str:
         return "is missing"
     message = error["msg"]
     if kind == "value_error":  # from our own validator: drop the class that a dataclass names
-        return re.sub(r"\b[A-Z]\w+(Config|Input)\.", "", message.removeprefix("Value error, "))
+        return re.sub(r"\b[A-Z]\w+\.(?=\w+ is )", "", message.removeprefix("Value error, "))
     if kind == "union_tag_invalid":
         return f"kind is {error['ctx']['tag']!r}; must be {error['ctx']['expected_tags']}"
     if kind == "union_tag_not_found":
-        told = [f"is {_short(error['input'])}, without a kind", _space_hint(error["input"])]
-        told.append(f"kind must be {', '.join(map(repr, kinds_at(location)))}")
-        return "; ".join(filter(None, told))
+        hints = [f"is {_short(error['input'])}, without a kind", _space_hint(error["input"])]
+        hints.append(f"kind must be {', '.join(map(repr, kinds_at(location)))}")
+        return "; ".join(filter(None, hints))
     if kind == "string_pattern_mismatch":
         message = f"must match {error['ctx']['pattern']}"
     for theirs in ("Input should be", "Input should", "Tuple should"):

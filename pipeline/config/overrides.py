@@ -43,20 +43,20 @@ def read_override(override: str) -> tuple[str, Any]:
     return path, text
 
 
-def places_of_overrides(overrides: typing.Sequence[str]) -> dict[str, str]:
-    """Return the new place of each split, from overrides of `data.train`, `validation` and `test`.
+def sources_of_overrides(overrides: typing.Sequence[str]) -> dict[str, str]:
+    """Return the new source of each split, from overrides of `data.train`, `validation` and `test`.
 
     Raises:
         UserError: An override is of another field, or its value is not text.
     """
-    places = {}
+    sources = {}
     for path, value in map(read_override, overrides):
         section, _, split = path.partition(".")
         if section != "data" or split not in SPLITS or not isinstance(value, str):
             fields = ", ".join(f"data.{name}" for name in SPLITS)
-            raise UserError(f"{path}: only the places {fields} can be given here")
-        places[split] = value
-    return places
+            raise UserError(f"{path}: only the sources {fields} can be given here")
+        sources[split] = value
+    return sources
 
 
 def write_override(path: str, text: str) -> str:

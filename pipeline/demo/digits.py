@@ -37,8 +37,8 @@ def write_digits(folder: Path) -> dict[str, Any]:
     for label in np.unique(labels):
         members = random.permutation(np.flatnonzero(labels == label))
         num_test = round(TEST_SHARE * len(members))
-        for place, number in enumerate(members):
-            split = "test" if place < num_test else "train"
+        for index, number in enumerate(members):
+            split = "test" if index < num_test else "train"
             path = folder / split / str(label) / f"{number:05d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(images[number]).save(path)

@@ -34,13 +34,13 @@ class Conversion:
     Attributes:
         read: The format in which the members of a shard are read.
         convert: Takes an array of `read` and returns the array that the model takes.
-        doubtful: Takes several stacked arrays and returns bool `[arrays]`: whether the shard has
+        uncertain: Takes several stacked arrays and returns bool `[arrays]`: whether the shard has
             lost information that the model needs. None if that cannot happen.
     """
 
     read: MediaFormat
     convert: Callable[[np.ndarray], np.ndarray]
-    doubtful: Callable[[np.ndarray], np.ndarray] | None = None
+    uncertain: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def words(text: str) -> frozenset[str]:

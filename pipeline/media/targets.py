@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from pipeline.media.checks import check_one_of, check_whole
+from perceiver_model.config_checks import check_integers, check_one_of
 from pipeline.media.errors import MediaError
 from pipeline.media.image.decode import ImageFormat
 from pipeline.media.image.masks import decode_mask
@@ -53,9 +53,9 @@ class TargetConfig:
 
     def __post_init__(self) -> None:
         check_one_of(self, "kind", *KINDS)
-        check_whole(self, "num_values", least=1)
+        check_integers(self, "num_values", least=1)
         if self.max_length is not None:
-            check_whole(self, "max_length", least=1)
+            check_integers(self, "max_length", least=1)
         for name in ("columns", "classes"):
             values = getattr(self, name)
             if isinstance(values, str) or not all(isinstance(v, str) and v for v in values):

@@ -95,12 +95,12 @@ class ExistingSet:
     quarantine: pa.Table
 
 
-def sha256s(spec: ShardSetSpec, listing: SourceTable, sources: pa.Table) -> list[str | None]:
+def sha256s(spec: ShardSetSpec, source_table: SourceTable, sources: pa.Table) -> list[str | None]:
     """Hash the content of some sources.
 
     Args:
         spec: The set to make; the plan for the hashing is written beside it for the moment.
-        listing: All sources.
+        source_table: All sources.
         sources: The rows of its table to hash.
 
     Returns:
@@ -108,7 +108,7 @@ def sha256s(spec: ShardSetSpec, listing: SourceTable, sources: pa.Table) -> list
     """
     plan = spec.beside("doubtful.parquet")
     try:
-        part = replace(listing, table=sources)
+        part = replace(source_table, table=sources)
         shards = write_plan(part, plan, HASHED_AT_ONCE)
         addresses = shard_addresses(part, HASHED_AT_ONCE)
         rows = (
@@ -118,7 +118,7 @@ def sha256s(spec: ShardSetSpec, listing: SourceTable, sources: pa.Table) -> list
                 plan, shard, addresses[shard] if addresses else None, part.value_places
             )
         )
-        return [_sha256(row, listing.reaches[row.split]) for row in rows]
+        return [_sha256(row, source_table.reaches[row.split]) for row in rows]
     finally:
         _remove_plan(plan)
 
@@ -137,7 +137,7 @@ def _remove_plan(plan: Path) -> None:
 
 def build(
     spec: ShardSetSpec,
-    listing: SourceTable,
+    source_table: SourceTable,
     base: ExistingSet | None,
     changes: Changes | None,
     console: Console,
@@ -146,7 +146,7 @@ def build(
 
     Args:
         spec: The set to make.
-        listing: All sources.
+        source_table: All sources.
         base: The existing set, or None to make every shard.
         changes: What has changed since the existing set was made, or None to decode every source.
         console: The console that shows the progress.
@@ -162,25 +162,25 @@ def build(
         spec.beside(name)
         for name in ("partial", "partial.made_by", "plan.parquet", "stale.parquet")
     )
-    _prepare(staging, made_by, _fingerprint(spec, listing, base, changes))
+    _prepare(staging, made_by, _fingerprint(spec, source_table, base, changes))
     try:
-        sources = listing.table if changes is None else changes.to_decode
+        sources = source_table.table if changes is None else changes.to_decode
         kept, rewritten = _shards_of(spec, base, changes)
         first_number = int(max(kept + rewritten, default=-1)) + 1
         num_new, addresses = 0, None
         if sources.num_rows:
-            new = replace(listing, table=sources)
+            new = replace(source_table, table=sources)
             num_new = write_plan(new, plan, spec.data.samples_per_shard)
             addresses = shard_addresses(new, spec.data.samples_per_shard)
         if changes is not None:
             pq.write_table(changes.stale, stale)
-        fitted = _fitted(spec, listing, base)
+        fitted = _fitted(spec, source_table, base)
         task = ShardTask(
             plan=str(plan),
             staging=str(staging),
-            reaches=listing.reaches,
-            value_places=listing.value_places,
-            media=sandbox_settings(spec.data, listing.classes, fitted),
+            reaches=source_table.reaches,
+            value_places=source_table.value_places,
+            media=sandbox_settings(spec.data, source_table.classes, fitted),
             limits={
                 "seconds": spec.data.decode_seconds,
                 "memory_bytes": spec.data.decode_memory_mib * 2**20,
@@ -199,7 +199,7 @@ def build(
                 run_tasks(task, num_new + len(rewritten), sources.num_rows, console, addresses)
         carried = _carried(base, changes)
         try:
-            _check_bad(spec, listing, staging, carried)
+            _check_bad(spec, source_table, staging, carried)
         except UserError:
             remove_leftovers(spec)
             raise
@@ -209,10 +209,10 @@ def build(
             spec.final,
             numbers=[*kept, *rewritten, *range(first_number, first_number + num_new)],
             config=spec.identity | fitted,
-            input_digest=listing.content_digest,
-            classes=listing.classes,
+            input_digest=source_table.content_digest,
+            classes=source_table.classes,
             positions=spec.specs,
-            quarantine=pa.concat_tables([carried, refused_rows(listing)]),
+            quarantine=pa.concat_tables([carried, refused_rows(source_table)]),
             replace=spec.final.exists(),
         )
         made_by.unlink()
@@ -236,9 +236,9 @@ def remove_leftovers(spec: ShardSetSpec) -> None:
         _remove_plan(spec.beside(name))
 
 
-def refused_rows(listing: SourceTable) -> pa.Table:
+def refused_rows(source_table: SourceTable) -> pa.Table:
     """Return the refused sources as rows of the quarantine."""
-    refused = listing.refused
+    refused = source_table.refused
     return pa.table(
         {
             "source_uri": uri_texts(refused["uri"]),
@@ -263,13 +263,13 @@ def uri_texts(uris: pa.ChunkedArray) -> pa.Array:
 
 
 def _fingerprint(
-    spec: ShardSetSpec, listing: SourceTable, base: ExistingSet | None, changes: Changes | None
+    spec: ShardSetSpec, source_table: SourceTable, base: ExistingSet | None, changes: Changes | None
 ) -> str:
     """Return a sha256 of everything that the shards in the staging folder depend on."""
     facts = {
         "settings": spec.identity,
-        "sources": listing.state_digest,
-        "roots": listing.roots,
+        "sources": source_table.state_digest,
+        "roots": source_table.roots,
         "base": base and base.manifest.digest,
         "changes": None
         if changes is None
@@ -338,11 +338,13 @@ def refused_by_decoders(base: ExistingSet, uris: pa.ChunkedArray) -> pa.Array:
     )
 
 
-def _check_bad(spec: ShardSetSpec, listing: SourceTable, staging: Path, carried: pa.Table) -> None:
+def _check_bad(
+    spec: ShardSetSpec, source_table: SourceTable, staging: Path, carried: pa.Table
+) -> None:
     """Refuse the set if too many sources of it, or all sources of a split, cannot be used."""
     parts = sorted((staging / QUARANTINE_PARTS).glob("*.parquet"))
     rows = pa.concat_tables([carried, *map(read_quarantine_table, parts)])
-    bad, total = rows.num_rows, listing.table.num_rows
+    bad, total = rows.num_rows, source_table.table.num_rows
     if bad == 0:
         return
     named = "; ".join(
@@ -357,7 +359,7 @@ def _check_bad(spec: ShardSetSpec, listing: SourceTable, staging: Path, carried:
         )
     counted = pc.value_counts(rows["split"].combine_chunks()).to_pylist()
     bad_in = {row["values"]: row["counts"] for row in counted}
-    for split, count in listing.counts().items():
+    for split, count in source_table.counts().items():
         if bad_in.get(split, 0) == count:
             raise UserError(f"none of the {count} files of split {split!r} can be used: {named}")
 
@@ -368,7 +370,9 @@ def _write_positions(spec: ShardSetSpec, staging: Path) -> None:
         write_position_table(staging, table_spec, np.asarray(table))
 
 
-def _fitted(spec: ShardSetSpec, listing: SourceTable, base: ExistingSet | None) -> dict[str, Any]:
+def _fitted(
+    spec: ShardSetSpec, source_table: SourceTable, base: ExistingSet | None
+) -> dict[str, Any]:
     """Return what was fitted to the training rows for each modality, by the keys of the manifest.
 
     The samples of an existing set use the fit of that set, so it must stay.
@@ -376,5 +380,5 @@ def _fitted(spec: ShardSetSpec, listing: SourceTable, base: ExistingSet | None) 
     fitted: dict[str, Any] = {}
     for name, fmt in spec.data.formats.items():
         if key := modality(name).fitted_key:
-            fitted[key] = base.manifest.config[key] if base else fit_rows(listing, fmt)
+            fitted[key] = base.manifest.config[key] if base else fit_rows(source_table, fmt)
     return fitted

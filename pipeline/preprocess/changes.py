@@ -32,7 +32,7 @@ class Changes:
 
 def find_changes(
     ledger: pa.Table,
-    listing: pa.Table,
+    source_table: pa.Table,
     again: pa.Array,
     sha256s: Callable[[pa.Table], list[str | None]],
 ) -> Changes:
@@ -42,7 +42,7 @@ def find_changes(
 
     Args:
         ledger: A row for each source that the set was made from.
-        listing: A row for each source that exists now.
+        source_table: A row for each source that exists now.
         again: The URIs to try again, whatever their state.
         sha256s: The function that hashes the content of sources. It is called at most once, with
             all sources that may have changed. It returns None for a source that cannot be read.
@@ -50,29 +50,29 @@ def find_changes(
     Returns:
         The changes.
     """
-    known = pc.index_in(listing["uri"], value_set=ledger["uri"].combine_chunks())
+    known = pc.index_in(source_table["uri"], value_set=ledger["uri"].combine_chunks())
     before = ledger["sha256"].take(known)
     in_set = _true(pc.is_valid(before))
     targets = (
-        pc.fill_null(table, -1) for table in (listing["target"], ledger["target"].take(known))
+        pc.fill_null(table, -1) for table in (source_table["target"], ledger["target"].take(known))
     )
     # A new target makes a new sample, even if the file is unchanged.
-    may_skip_hash = ~_true(pc.is_in(listing["uri"], value_set=again))
+    may_skip_hash = ~_true(pc.is_in(source_table["uri"], value_set=again))
     may_skip_hash &= ~in_set | _true(pc.equal(*targets))
     unchanged_rows = (
-        _true(pc.equal(source_states(listing), ledger["state"].take(known))) & may_skip_hash
+        _true(pc.equal(source_states(source_table), ledger["state"].take(known))) & may_skip_hash
     )
     must_hash = ~unchanged_rows & may_skip_hash & in_set
     numbers = np.flatnonzero(must_hash)
     if len(numbers):
         rows = pa.array(numbers)
-        found = pa.array(sha256s(listing.take(rows)), pa.string())
+        found = pa.array(sha256s(source_table.take(rows)), pa.string())
         unchanged_rows[numbers] = _true(pc.equal(found, before.take(rows)))
-    unchanged = listing["uri"].filter(pa.array(unchanged_rows)).combine_chunks()
+    unchanged = source_table["uri"].filter(pa.array(unchanged_rows)).combine_chunks()
     gone = ~_true(pc.is_in(ledger["uri"], value_set=unchanged))
     stale = gone & _true(pc.is_valid(ledger["shard"]))
     return Changes(
-        to_decode=listing.filter(pa.array(~unchanged_rows)),
+        to_decode=source_table.filter(pa.array(~unchanged_rows)),
         unchanged=unchanged,
         stale=ledger.select(["uri", "shard"]).filter(pa.array(stale)),
     )

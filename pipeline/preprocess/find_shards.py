@@ -8,8 +8,8 @@ from perceiver_model.config_checks import flatten
 from pipeline.config.base import differences
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.preprocess.identity import comparable, set_identity, source_places
-from pipeline.preprocess.ledger import ledger_places
+from pipeline.preprocess.identity import comparable, set_identity, source_addresses
+from pipeline.preprocess.ledger import ledger_addresses
 from pipeline.runs.console import Console
 from shards import ShardError, ShardSet
 from shards.redaction import without_secrets
@@ -36,8 +36,8 @@ def with_shards(config: Config, console: Console) -> Config:
     found: dict[Path, ShardSet] = {}
     others: list[str] = []
     for folder in sorted(Path(config.output).glob("*/shards")):
-        digest, places = ledger_places(folder)
-        if _named(places) != _named(source_places(config.data)):
+        digest, addresses = ledger_addresses(folder)
+        if _named(addresses) != _named(source_addresses(config.data)):
             continue
         try:
             shard_set = ShardSet.open(folder)
@@ -73,9 +73,9 @@ def with_shards(config: Config, console: Console) -> Config:
     return config.model_copy(update={"shards": str(folder)})
 
 
-def _named(places: Mapping[str, str]) -> dict[str, str]:
-    """Return the places without secrets: a new signature does not make a new source."""
-    return {split: without_secrets(place) for split, place in places.items()}
+def _named(addresses: Mapping[str, str]) -> dict[str, str]:
+    """Return the addresses without secrets: a new signature does not make a new source."""
+    return {split: without_secrets(address) for split, address in addresses.items()}
 
 
 def _difference(made: dict[str, Any], wanted: dict[str, Any]) -> str | None:

@@ -30,11 +30,11 @@ _WITHOUT_EFFECT = frozenset(
 def set_identity(config: Config) -> dict[str, Any]:
     """Return everything that determines the samples besides the sources, in the types of JSON.
 
-    It is part of the set's digest. So it does not contain the places of the sources: the same files
-    give the same set wherever they lie.
+    It is part of the set's digest. So it does not contain the addresses of the sources: the same
+    files give the same set wherever they lie.
     """
     data = config.tree()["data"]
-    kept = data.keys() - _WITHOUT_EFFECT - source_places(config.data).keys()
+    kept = data.keys() - _WITHOUT_EFFECT - source_addresses(config.data).keys()
     identity = {f"{_PREFIX}{key}": data[key] for key in kept}
     for name in MODALITIES:
         # Sets that are older than a modality do not name it. Their digests must stay the same.
@@ -48,15 +48,17 @@ def set_identity(config: Config) -> dict[str, Any]:
     return {**identity, "seed": config.seed, "positions": specs}
 
 
-def source_places(data: DataConfig) -> dict[str, str]:
+def source_addresses(data: DataConfig) -> dict[str, str]:
     """Return the absolute path or the URL of each split that has its own source."""
-    places = {split: getattr(data, split) for split in SPLITS}
-    return {split: absolute(place) for split, place in places.items() if isinstance(place, str)}
+    addresses = {split: getattr(data, split) for split in SPLITS}
+    return {
+        split: absolute(address) for split, address in addresses.items() if isinstance(address, str)
+    }
 
 
-def stored_places(data: DataConfig) -> dict[str, str]:
-    """Return the same as `source_places`, without secrets."""
-    return {split: redacted(place) for split, place in source_places(data).items()}
+def stored_addresses(data: DataConfig) -> dict[str, str]:
+    """Return the same as `source_addresses`, without secrets."""
+    return {split: redacted(address) for split, address in source_addresses(data).items()}
 
 
 def stored_reading(data: DataConfig) -> dict[str, Any]:
@@ -87,13 +89,13 @@ def comparable(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def data_config(
-    manifest: Manifest, places: Mapping[str, str], reading: Mapping[str, Any]
+    manifest: Manifest, addresses: Mapping[str, str], reading: Mapping[str, Any]
 ) -> DataConfig:
     """Return the section `data` that a set was made with.
 
     Args:
         manifest: The manifest of the set.
-        places: The places of its sources, as from `source_places`.
+        addresses: The addresses of its sources, as from `source_addresses`.
         reading: The fields that say what may be read.
 
     Raises:
@@ -105,7 +107,7 @@ def data_config(
         if key.startswith(_PREFIX)
     }
     try:
-        return DataConfig.model_validate({**fields, **places, **reading}, strict=False)
+        return DataConfig.model_validate({**fields, **addresses, **reading}, strict=False)
     except ValueError as error:
         reason = redacted(" ".join(str(error).split()))[:200]
         raise UserError(

@@ -36,7 +36,7 @@ _SCHEMA = pa.schema(
     ]
 )
 _MAX_BYTES = 4 << 30
-_SECONDS, _DIGEST, _PLACES, _READING = b"seconds", b"digest", b"places", b"reading"
+_SECONDS, _DIGEST, _ADDRESSES, _READING = b"seconds", b"digest", b"places", b"reading"
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Ledger:
         table: One row for each source, with unique URIs. The columns are uri, split, state, sha256,
             target and shard.
         seconds: The duration of the last run that changed the set.
-        places: The folder, listing or URL of each split, without secrets. Empty if unknown.
+        addresses: The folder, listing or URL of each split, without secrets. Empty if unknown.
         reading: The fields of `data` that say what else may be read.
     """
 
     table: pa.Table
     seconds: float = 0.0
-    places: Mapping[str, str] = field(default_factory=dict)
+    addresses: Mapping[str, str] = field(default_factory=dict)
     reading: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -70,7 +70,7 @@ class Ledger:
             return cls(
                 table,
                 read_seconds(about[_SECONDS]),
-                read_places(about[_PLACES]),
+                read_places(about[_ADDRESSES]),
                 read_reading(about.get(_READING, b"{}")),
             )
         except (OSError, KeyError, ValueError):  # missing, damaged or not plausible
@@ -82,8 +82,8 @@ def ledger_path(shards: Path) -> Path:
     return shards.with_name(f"{shards.name}.sources.parquet")
 
 
-def ledger_places(shards: Path) -> tuple[str, Mapping[str, str]]:
-    """Read the set's digest and the places of its sources from the ledger beside `shards`.
+def ledger_addresses(shards: Path) -> tuple[str, Mapping[str, str]]:
+    """Read the set's digest and the addresses of its sources from the ledger beside `shards`.
 
     Both are empty if they are unknown. The table of sources is not read.
     """
@@ -91,7 +91,7 @@ def ledger_places(shards: Path) -> tuple[str, Mapping[str, str]]:
     try:
         with os.fdopen(open_file(path.parent, path.name), "rb") as file:
             about = open_parquet(file, str(path)).schema_arrow.metadata or {}
-        return about[_DIGEST].decode(), read_places(about[_PLACES])
+        return about[_DIGEST].decode(), read_places(about[_ADDRESSES])
     except (OSError, KeyError, ValueError, pa.ArrowException):
         return "", {}
 
@@ -130,7 +130,7 @@ def write_ledger(
     table: pa.Table,
     *,
     seconds: float,
-    places: Mapping[str, str],
+    addresses: Mapping[str, str],
     reading: Mapping[str, Any] | None = None,
 ) -> None:
     """Write down that the set in `shards` was made from these sources.
@@ -139,14 +139,14 @@ def write_ledger(
         shards: The folder of the set.
         table: A row for each source, as in `SourceTable.table`.
         seconds: The duration of the run.
-        places: The folder, listing or URL of each split, without secrets.
+        addresses: The folder, listing or URL of each split, without secrets.
         reading: The fields of `data` that say what else may be read, without secrets.
     """
     made = _sources_in(shards)
     about = {
         _SECONDS: str(seconds),
         _DIGEST: ShardSet.open(shards).digest,
-        _PLACES: json.dumps(dict(places)),
+        _ADDRESSES: json.dumps(dict(addresses)),
         _READING: json.dumps(dict(reading or {})),
     }
     found = pc.index_in(table["uri"], value_set=made["uri"].combine_chunks())

@@ -13,7 +13,7 @@ from pipeline.preprocess.identity import READING
 from shards.plain import is_name, is_printable
 from shards.shard_table_check import SHA256_PATTERN
 
-_MAX_PLACE = 10_000
+_MAX_ADDRESS = 10_000
 
 
 def read_seconds(text: bytes) -> float:
@@ -34,11 +34,11 @@ def read_places(text: bytes) -> dict[str, str]:
     Raises:
         ValueError: The text is something else.
     """
-    places = _object(text)
-    for split, place in places.items():
-        if split not in SPLITS or not is_printable(place) or not 0 < len(place) <= _MAX_PLACE:
-            raise ValueError("places is not places by splits")
-    return places
+    addresses = _object(text)
+    for split, address in addresses.items():
+        if split not in SPLITS or not is_printable(address) or not 0 < len(address) <= _MAX_ADDRESS:
+            raise ValueError("places is not addresses by splits")
+    return addresses
 
 
 def read_reading(text: bytes) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def read_reading(text: bytes) -> dict[str, Any]:
     if not fields.keys() <= set(READING):
         raise ValueError("reading has a field that does not say what may be read")
     if not isinstance(allowed, list) or not all(map(is_printable, allowed)):
-        raise ValueError("reading.allow is not a list of places")
+        raise ValueError("reading.allow is not a list of addresses")
     return fields
 
 

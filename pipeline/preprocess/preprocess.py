@@ -34,7 +34,7 @@ from pipeline.preprocess.identity import (
     data_config,
     refuse_other_identity,
     set_identity,
-    stored_places,
+    stored_addresses,
     stored_reading,
 )
 from pipeline.preprocess.ledger import Ledger, ledger_path, write_ledger
@@ -90,7 +90,7 @@ def retry_quarantine(
     console: Console,
     *,
     address: str | None = None,
-    places: Mapping[str, str] | None = None,
+    sources: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Try the quarantined sources of a set again. New and changed sources are processed too.
 
@@ -98,7 +98,7 @@ def retry_quarantine(
         path: The folder of the set.
         console: The console that shows the progress.
         address: The address of the Ray cluster, as in `cluster.address`.
-        places: The folder, listing or URL of each split whose stored address lacks its password or
+        sources: The folder, listing or URL of each split whose stored address lacks its password or
             signature.
 
     Returns:
@@ -110,7 +110,7 @@ def retry_quarantine(
     """
     final = Path(path).expanduser().absolute()
     with _alone(final):
-        return _retry(path, final, console, address, places or {})
+        return _retry(path, final, console, address, sources or {})
 
 
 def _retry(
@@ -120,16 +120,16 @@ def _retry(
     if not manifest.quarantined:
         raise UserError(f"{path}: nothing is in quarantine")
     ledger = Ledger.read(final)
-    places = {**ledger.places, **given}
-    if not ledger.places:
+    sources = {**ledger.addresses, **given}
+    if not ledger.addresses:
         raise UserError(
             f"{ledger_path(final)}: is missing or belongs to another set, so it is unknown where "
             "the sources are; run 'perceiver preprocess' with the set's configuration first"
         )
-    for split, place in places.items():
-        if is_redacted(place):
+    for split, source in sources.items():
+        if is_redacted(source):
             raise UserError(
-                f"{path}: its sources lie at {place}, whose password or signature is not kept; "
+                f"{path}: its sources lie at {source}, whose password or signature is not kept; "
                 f"give the whole address: perceiver retry-quarantine {path} data.{split}=URL"
             )
     if any(map(is_redacted, ledger.reading.get("allow", ()))):
@@ -139,7 +139,7 @@ def _retry(
         )
     spec = ShardSetSpec(
         # The bad files were accepted when the set was made, so they are accepted again.
-        data=data_config(manifest, places, ledger.reading).model_copy(
+        data=data_config(manifest, sources, ledger.reading).model_copy(
             update={"max_bad_fraction": 1.0}
         ),
         seed=manifest.config["seed"],
@@ -189,20 +189,20 @@ def _bring_up_to_date(
             "known_classes": base.manifest.classes,
         }
     )
-    listing = list_sources(spec, **known)
+    source_table = list_sources(spec, **known)
     if base is None:
-        return _finish(spec, listing, None, None, console)
+        return _finish(spec, source_table, None, None, console)
     again = pa.array([], pa.binary()) if again is None else again
     changes = find_changes(
-        base.ledger.table, listing.table, again, lambda rows: sha256s(spec, listing, rows)
+        base.ledger.table, source_table.table, again, lambda rows: sha256s(spec, source_table, rows)
     )
     _refuse_other_sources(spec, base, changes)
-    if changes or _refused_otherwise(listing, base):
+    if changes or _refused_otherwise(source_table, base):
         console.notice(
             f"{spec.final}: {changes.to_decode.num_rows} sources are new or changed, "
             f"{changes.stale.num_rows} are to be removed"
         )
-        return _finish(spec, listing, base, changes, console)
+        return _finish(spec, source_table, base, changes, console)
     problems = verify(spec.final)
     if problems:
         raise UserError(
@@ -210,7 +210,7 @@ def _bring_up_to_date(
             "all); make the set again with --fresh"
         )
     remove_leftovers(spec)
-    _note_sources(spec, listing, base.ledger.seconds)
+    _note_sources(spec, source_table, base.ledger.seconds)
     return _result(spec, 0, base.ledger.seconds, skipped=True)
 
 
@@ -227,57 +227,57 @@ def _refuse_other_sources(spec: ShardSetSpec, base: ExistingSet, changes: Change
 
     Some sources may move, but if all have gone, the configuration names other data by mistake.
     """
-    before, now = base.ledger.places, stored_places(spec.data)
-    # A place with a new signature is the same place.
+    before, now = base.ledger.addresses, stored_addresses(spec.data)
+    # An address with a new signature is the same source.
     same = _named(before) == _named(now)
     if not before or same or len(changes.unchanged):
         return
-    moved = differences(*(flatten({"data": dict(places)}) for places in (before, now)))
+    moved = differences(*(flatten({"data": dict(sources)}) for sources in (before, now)))
     raise UserError(
         f"{spec.final} was made from other sources, none of which is left: {moved}. {OTHERWISE}"
     )
 
 
-def _note_sources(spec: ShardSetSpec, listing: SourceTable, seconds: float) -> None:
+def _note_sources(spec: ShardSetSpec, source_table: SourceTable, seconds: float) -> None:
     write_ledger(
         spec.final,
-        listing.table,
+        source_table.table,
         seconds=seconds,
-        places=stored_places(spec.data),
+        addresses=stored_addresses(spec.data),
         reading=stored_reading(spec.data),
     )
 
 
-def _named(places: Mapping[str, str]) -> dict[str, str]:
-    return {split: without_secrets(place) for split, place in places.items()}
+def _named(sources: Mapping[str, str]) -> dict[str, str]:
+    return {split: without_secrets(source) for split, source in sources.items()}
 
 
-def _refused_otherwise(listing: SourceTable, base: ExistingSet) -> bool:
+def _refused_otherwise(source_table: SourceTable, base: ExistingSet) -> bool:
     """Return whether the list of refused sources has changed since the last build."""
-    listed = refused_by_decoders(base, listing.table["uri"])
-    before, now = base.quarantine.filter(pc.invert(listed)), refused_rows(listing)
+    listed = refused_by_decoders(base, source_table.table["uri"])
+    before, now = base.quarantine.filter(pc.invert(listed)), refused_rows(source_table)
     order = [(name, "ascending") for name in now.schema.names]
     return not before.sort_by(order).equals(now.sort_by(order))
 
 
 def _finish(
     spec: ShardSetSpec,
-    listing: SourceTable,
+    source_table: SourceTable,
     base: ExistingSet | None,
     changes: Changes | None,
     console: Console,
 ) -> dict[str, Any]:
     started = time.time()
-    decoded = build(spec, listing, base, changes, console)
+    decoded = build(spec, source_table, base, changes, console)
     seconds = time.time() - started
-    _note_sources(spec, listing, seconds)
+    _note_sources(spec, source_table, seconds)
     return _result(spec, decoded, seconds, skipped=False)
 
 
 def _result(spec: ShardSetSpec, decoded: int, seconds: float, *, skipped: bool) -> dict[str, Any]:
     shard_set = ShardSet.open(spec.final)
     manifest = shard_set.manifest
-    told = read_quarantine_table(spec.final / QUARANTINE_FILE).slice(0, MAX_ROWS_TOLD)
+    shown = read_quarantine_table(spec.final / QUARANTINE_FILE).slice(0, MAX_ROWS_TOLD)
     return {
         "shards": str(spec.final),
         "digest": manifest.digest,
@@ -285,7 +285,7 @@ def _result(spec: ShardSetSpec, decoded: int, seconds: float, *, skipped: bool) 
         "classes": list(manifest.classes),
         "num_quarantined": manifest.quarantined,
         "quarantined": [
-            {"source": row["source_uri"], "reason": row["reason"]} for row in told.to_pylist()
+            {"source": row["source_uri"], "reason": row["reason"]} for row in shown.to_pylist()
         ],
         "decoded": decoded,
         "seconds": seconds,

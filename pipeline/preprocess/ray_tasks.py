@@ -53,13 +53,13 @@ def run_tasks(
     jobs = ray.data.from_arrow(
         [pa.table({name: column[block] for name, column in table.items()}) for block in blocks]
     )
-    told: set[str | None] = {None}
+    reported: set[str | None] = {None}
     with console.bar("preprocess", num_sources, "files") as bar:
         for row in jobs.map_batches(task, batch_size=1).iter_rows():
             if row["error"] is not None:
                 raise ShardError(row["error"])
-            if row["lacking"] not in told:
-                told.add(row["lacking"])
+            if row["lacking"] not in reported:
+                reported.add(row["lacking"])
                 console.notice(f"the decoders' sandbox lacks protections on {row['lacking']}")
             bar.skip(row["kept"])
             bar.advance(row["files"])

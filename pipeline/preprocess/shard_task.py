@@ -239,7 +239,8 @@ def _read_together(
 def _is_far(row: SourceRow, reaches: dict[str, Reach]) -> bool:
     """Return whether a source is read over a network."""
     return any(
-        "://" in place for place in (reaches[row.split].root, *(part.path for part in row.parts))
+        "://" in address
+        for address in (reaches[row.split].root, *(part.path for part in row.parts))
     )
 
 

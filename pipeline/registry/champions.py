@@ -28,17 +28,17 @@ def load_registered(mlflow_client: Any, version: Any) -> Champion:
     Raises:
         UserError: The version cannot be fetched, or this pipeline did not register it.
     """
-    told = f"{version.name} version {version.version}"
+    label = f"{version.name} version {version.version}"
     with _artifacts(mlflow_client, version) as path:
         try:
             predictor = Predictor.load(path / CARD_FILE, path / WEIGHTS_FILE)
         except Exception as error:  # damaged cards and weights fail in many ways
             raise UserError(
-                f"{told}: cannot be read ({reason_of(error)}); restore it, or register this one "
+                f"{label}: cannot be read ({reason_of(error)}); restore it, or register this one "
                 "under another --name"
             ) from error
         record = read_record(path / RECORD_FILE) if (path / RECORD_FILE).is_file() else None
-        return Champion(told, predictor, record)
+        return Champion(label, predictor, record)
 
 
 def record_of(
@@ -59,9 +59,9 @@ def record_of(
     if digest == candidate.shard_set.digest:
         return candidate.record.digests
     with mlflow_answers(f"run {version.run_id} of {champion.name}"):
-        place = mlflow_client.get_run(version.run_id).data.tags.get("perceiver.shards")
+        stored = mlflow_client.get_run(version.run_id).data.tags.get("perceiver.shards")
     try:
-        address = whole_address(place, str(candidate.shard_set.location)) if place else None
+        address = whole_address(stored, str(candidate.shard_set.location)) if stored else None
         shard_set = ShardSet.open(address) if address else None
         if shard_set is None or shard_set.digest != digest:
             return None
@@ -83,14 +83,14 @@ def _artifacts(mlflow_client: Any, version: Any) -> Iterator[Path]:
     """Download a version's artifacts into a temporary folder."""
     import mlflow
 
-    told = f"{version.name} version {version.version}"
+    label = f"{version.name} version {version.version}"
     with tempfile.TemporaryDirectory(prefix="perceiver-model-") as folder:
-        with mlflow_answers(f"fetching {told}"):
+        with mlflow_answers(f"fetching {label}"):
             uri = mlflow_client.get_model_version_download_uri(version.name, version.version)
             path = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder)) / "artifacts"
         if not all((path / name).is_file() for name in (CARD_FILE, WEIGHTS_FILE)):
             raise UserError(
-                f"{told}: is no Perceiver that 'perceiver promote' registered; register this one "
+                f"{label}: is no Perceiver that 'perceiver promote' registered; register this one "
                 "under another --name"
             )
         yield path

@@ -115,7 +115,7 @@ class Comparison:
         return gain >= rules.min_gain and p_value(wins, self.losses) <= rules.alpha
 
     def __str__(self) -> str:
-        told = (
+        counts = (
             f"{self.wins} that only this run has right, {self.losses} that only the champion has "
             "right"
             if self.objective.is_right_or_wrong
@@ -123,7 +123,7 @@ class Comparison:
         )
         return (
             f"{self.objective.sample_metric} {self.value:.4f} on {self.samples} samples, where the "
-            f"champion has {self.champion_value:.4f}: {told}, p = {self.p_value:.3g}"
+            f"champion has {self.champion_value:.4f}: {counts}, p = {self.p_value:.3g}"
         )
 
 

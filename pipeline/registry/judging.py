@@ -181,13 +181,13 @@ def _against(
     reading = replace(candidate.reading, media=media)
     theirs = outcomes(champion.predictor, shard_set, split, reading)
     reasons = {"this run": known, champion.name: _known_to(champion, candidate, reading, console)}
-    doubtful = _doubtful(reading, shard_set, split)
-    left_out = np.logical_or.reduce([*reasons.values(), doubtful, unusable])
+    uncertain = _uncertain(reading, shard_set, split)
+    left_out = np.logical_or.reduce([*reasons.values(), uncertain, unusable])
     _say_left_out(candidate, reasons, console)
-    if doubtful.any():
+    if uncertain.any():
         console.notice(
-            f"{doubtful.sum()} rows hold a category that the set does not know and {champion.name} "
-            "may: left out"
+            f"{uncertain.sum()} rows hold a category that the set does not know, and "
+            f"{champion.name} may: left out"
         )
     for remark in champion.predictor.card.objective.remarks(shard_set.manifest.classes):
         console.notice(f"{champion.name} {remark}")
@@ -245,18 +245,18 @@ def _known_to(
     return np.isin(digests, champion.record)
 
 
-def _doubtful(reading: Reading, shard_set: ShardSet, split: str) -> np.ndarray:
+def _uncertain(reading: Reading, shard_set: ShardSet, split: str) -> np.ndarray:
     """Return for which rows the champion's category is not known, bool `[samples]`."""
-    doubtful = np.zeros(shard_set.num_samples(split), bool)
-    find_doubtful = reading.conversion.doubtful
-    if find_doubtful is None:
-        return doubtful
+    uncertain = np.zeros(shard_set.num_samples(split), bool)
+    find_uncertain = reading.conversion.uncertain
+    if find_uncertain is None:
+        return uncertain
     for batch in replace(reading, media=reading.stored).batches(shard_set, split):
         good = batch.weights.numpy() > 0
         if good.any():
             rows = batch.fields[reading.media.modality].numpy()[good]
-            doubtful[batch.numbers.numpy()[good]] = find_doubtful(rows)
-    return doubtful
+            uncertain[batch.numbers.numpy()[good]] = find_uncertain(rows)
+    return uncertain
 
 
 def _verdict(

@@ -193,11 +193,11 @@ def _candidate(
     run: Any, config: Config, checkpoint: Checkpoint, split: str, shards: str | None
 ) -> Candidate:
     """Return a run's model and the set that it was trained on."""
-    run_id, place = run.info.run_id, run.data.tags.get("perceiver.shards", config.shards_folder)
-    shard_set = ShardSet.open(run_shards(run_id, place, shards))
+    run_id, address = run.info.run_id, run.data.tags.get("perceiver.shards", config.shards_folder)
+    shard_set = ShardSet.open(run_shards(run_id, address, shards))
     if shard_set.digest != run.data.tags.get("perceiver.shards_digest"):
         raise UserError(
-            f"{place}: is no longer the shard set that run {run_id} was trained on; train on the "
+            f"{address}: is no longer the shard set that run {run_id} was trained on; train on the "
             "new one first"
         )
     if len(config.data.formats) > 1:

@@ -38,19 +38,19 @@ def rollback(mlflow_client: Any, *, name: str, alias: str) -> dict[str, Any]:
     current = champion_of(mlflow_client, name, alias)
     if current is None:
         raise UserError(f"{where}: there is no such model or alias, so nothing to roll back")
-    told = f"{where} is version {current.version}"
+    state = f"{where} is version {current.version}"
     if current.tags.get(ALIAS_TAG, alias) != alias:
         raise UserError(
-            f"{told}, which was promoted to {current.tags[ALIAS_TAG]!r}; what {alias!r} named "
+            f"{state}, which was promoted to {current.tags[ALIAS_TAG]!r}; what {alias!r} named "
             "before is not known, so move it in MLflow"
         )
     before = current.tags.get(BEFORE_TAG)
     if before is None:
-        raise UserError(f"{told}; there is no version before it to go back to")
-    version = _version(mlflow_client, name, before, told)
+        raise UserError(f"{state}; there is no version before it to go back to")
+    version = _version(mlflow_client, name, before, state)
     again = champion_of(mlflow_client, name, alias)
     if again is None or again.version != current.version:
-        raise UserError(f"{told} no longer: somebody else has just moved it; run this again")
+        raise UserError(f"{state} no longer: somebody else has just moved it; run this again")
     move_alias(mlflow_client, name, alias, str(version.version))
     return {
         "model_uri": f"models:/{where}",
@@ -68,7 +68,7 @@ def report(result: dict[str, Any], console: Console) -> None:
     )
 
 
-def _version(mlflow_client: Any, name: str, number: str, told: str) -> Any:
+def _version(mlflow_client: Any, name: str, number: str, state: str) -> Any:
     from mlflow.exceptions import MlflowException
 
     with mlflow_answers(f"{name} version {number}"):
@@ -78,6 +78,6 @@ def _version(mlflow_client: Any, name: str, number: str, told: str) -> Any:
             if not is_missing(error):
                 raise
     raise UserError(
-        f"{told}; version {number}, which was before it, is no longer registered: move the alias "
+        f"{state}; version {number}, which was before it, is no longer registered: move the alias "
         "in MLflow"
     )

@@ -29,15 +29,15 @@ def table_rows(path: Path, fmt: MediaFormat) -> Iterator[tuple[str, dict[str, An
         for line, reason in batch.unread:
             yield f"{path}:line {line}", reason
         values = [array.to_pylist() for array in batch.arrays]
-        for place in range(len(values[0])):
-            name = f"{path}:row {batch.start + place + 1}"
+        for index in range(len(values[0])):
+            name = f"{path}:row {batch.start + index + 1}"
             wrong = [
-                column.name for column, bad in zip(columns, batch.wrong, strict=True) if bad[place]
+                column.name for column, bad in zip(columns, batch.wrong, strict=True) if bad[index]
             ]
-            if place in batch.reasons:
-                yield name, batch.reasons[place]
+            if index in batch.reasons:
+                yield name, batch.reasons[index]
             elif wrong:
                 yield name, f"column {wrong[0]!r} holds no value of its type"
             else:
-                row = (column[place] for column in values)
+                row = (column[index] for column in values)
                 yield name, dict(zip((column.name for column in columns), row, strict=True))

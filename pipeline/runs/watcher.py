@@ -111,18 +111,18 @@ def _signals_passed_on(child: int) -> Iterator[None]:
 def _read(reader: int) -> list[str]:
     """Read the child's lines without waiting: its own children may keep the pipe open longer."""
     os.set_blocking(reader, False)
-    told = b""
+    received = b""
     with contextlib.suppress(BlockingIOError):
         while part := os.read(reader, 65536):
-            told += part
+            received += part
     os.close(reader)
-    return os.fsdecode(told).splitlines()
+    return os.fsdecode(received).splitlines()
 
 
-def _read_end(verb: str, told: list[str], code: int) -> int:
+def _read_end(verb: str, lines: list[str], code: int) -> int:
     """Return the exit status by the child's lines and the system; print a missing line."""
-    ends = [int(line.removeprefix("end ")) for line in told if line.startswith("end ")]
-    logs = [line.removeprefix("log ") for line in told if line.startswith("log ")]
+    ends = [int(line.removeprefix("end ")) for line in lines if line.startswith("end ")]
+    logs = [line.removeprefix("log ") for line in lines if line.startswith("log ")]
     status = os.waitstatus_to_exitcode(code)
     if ends:
         # A crash while the interpreter shuts down does not change the result of the work.

@@ -107,13 +107,13 @@ def check_same_shards(location: str, digest: str) -> None:
     Raises:
         UserError: All ranks raise it. It names the first machine whose set differs from rank 0's.
     """
-    told = [digest]
-    dist.broadcast_object_list(told, src=0)
+    message = [digest]
+    dist.broadcast_object_list(message, src=0)
 
     def check() -> None:
-        if digest != told[0]:
+        if digest != message[0]:
             raise UserError(
-                f"{location}: holds shard set {digest[:12]}, and worker 0 finds {told[0][:12]} "
+                f"{location}: holds shard set {digest[:12]}, and worker 0 finds {message[0][:12]} "
                 "there; set 'shards' to a place that all machines share"
             )
 
@@ -141,16 +141,16 @@ def agreed_checkpoint(folder: Path) -> tuple[ChosenCheckpoint | None, list[str]]
     listed: list[list[str]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(listed, list_names(folder))
     chosen: ChosenCheckpoint | None = None
-    told: list[Any] = [None]
+    message: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
             chosen, notes = choose_checkpoint(folder, {n for ns in listed for n in ns})
             found = (chosen.checkpoint.path.name, chosen.checkpoint.sha256) if chosen else None
-            told = [("chosen", found, notes)]
+            message = [("chosen", found, notes)]
         except UserError as error:
-            told = [("error", str(error), [])]
-    dist.broadcast_object_list(told, src=0)
-    kind, found, notes = told[0]
+            message = [("error", str(error), [])]
+    dist.broadcast_object_list(message, src=0)
+    kind, found, notes = message[0]
     if kind == "error":
         raise UserError(found)
     name, sha256 = found or ("", {})

@@ -138,7 +138,7 @@ class _Room:
     def __init__(self, config: Config, tell: Callable[[str], None]) -> None:
         self._cluster, self._tell = config.cluster, tell
         self._since = time.monotonic()
-        self._told = False
+        self._notified = False
 
     def wait_for_machines(self) -> None:
         """Return when the cluster's machines together have what the workers need.
@@ -146,7 +146,7 @@ class _Room:
         Raises:
             ClusterError: They did not have it within `cluster.wait_seconds`.
         """
-        self._since, self._told = time.monotonic(), False
+        self._since, self._notified = time.monotonic(), False
         while missing := self._missing():
             self._check(f"a machine was lost, and the training {missing}")
             time.sleep(POLL_SECONDS)
@@ -175,10 +175,10 @@ class _Room:
                 f"{what}, for {limit:g} s (cluster.wait_seconds); add machines, or lower "
                 f"cluster.num_workers; {GOES_ON}"
             )
-        if not self._told:
+        if not self._notified:
             bound = "for ever" if limit is None else f"at most {limit:g} s"
             self._tell(f"{what}; waiting for room ({bound}: cluster.wait_seconds)")
-            self._told = True
+            self._notified = True
 
 
 def _given_up(failure: Failure, failures: int) -> str:

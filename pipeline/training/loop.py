@@ -75,7 +75,7 @@ class TrainLoop:
         objective: What the model is trained for.
         shard_set: The shard set.
         engine: DeepSpeed's engine around the model.
-        place: This process among all ranks.
+        rank_info: This process among all ranks.
         folder: The folder for checkpoints and progress.
         logger: The logger of the MLflow run.
     """
@@ -84,7 +84,7 @@ class TrainLoop:
     objective: Objective
     shard_set: ShardSet
     engine: Any
-    place: RankInfo
+    rank_info: RankInfo
     folder: Path
     logger: RunLogger
 
@@ -136,7 +136,7 @@ class TrainLoop:
         return state
 
     def _train(self, state: TrainState) -> tuple[TrainState, tuple[float, ...]]:
-        training, place = self.config.training, self.place
+        training, rank_info = self.config.training, self.rank_info
         sums = self._no_sums()
         if state.sums:
             sums[:] = torch.tensor(state.sums, dtype=torch.float64)
@@ -155,7 +155,7 @@ class TrainLoop:
             step_sums = self._no_sums()
             for micro in range(training.gradient_accumulation_steps):
                 seed = step_seed(self.config.seed, state.epoch, step_in_epoch, micro)
-                torch.manual_seed(seed + place.rank)
+                torch.manual_seed(seed + rank_info.rank)
                 step_sums += self._micro_step(next(micro_steps), seed)
             loss = float(step_sums[0] / step_sums[-2].clamp(min=1))
             self._check_step(loss, state.step + 1)
@@ -184,15 +184,15 @@ class TrainLoop:
             self.config.data.formats,
             target=self.objective.target,
             one_length=self.config.training.compile is not None,
-            batch_size=self.config.micro_batch_size(self.place.world_size),
-            rank=self.place.rank,
-            world_size=self.place.world_size,
+            batch_size=self.config.micro_batch_size(self.rank_info.world_size),
+            rank=self.rank_info.rank,
+            world_size=self.rank_info.world_size,
             seed=self.config.seed,
             shuffle=shuffle,
             drop_last=drop_last,
             num_workers=self.config.training.loader_workers,
             skip_corrupt=self.config.data.corrupt_samples == "skip",
-            pin_memory=self.place.device.type == "cuda",
+            pin_memory=self.rank_info.device.type == "cuda",
         )
 
     def _micro_step(self, batch: ShardBatch, seed: int) -> torch.Tensor:
@@ -210,7 +210,7 @@ class TrainLoop:
         outputs = self.objective.outputs(self.engine, samples, training=True)
         total = (self.objective.losses(outputs, samples, training=True) * weights).sum()
         # DeepSpeed averages gradients over the ranks.
-        self.engine.backward(total * self.place.world_size / counts[0].clamp(min=1))
+        self.engine.backward(total * self.rank_info.world_size / counts[0].clamp(min=1))
         self.engine.step()
         with torch.no_grad():
             parts = [total.detach(), *self.objective.sums(outputs, samples)]
@@ -220,7 +220,7 @@ class TrainLoop:
         self, batch: ShardBatch, inputs: BatchInputs, mask: BatchMask, seed: int = 0
     ) -> Batch:
         """Return the batch as the objective takes it, on the device."""
-        return batch_of(batch, inputs, mask, self.objective.target, self.place.device, seed)
+        return batch_of(batch, inputs, mask, self.objective.target, self.rank_info.device, seed)
 
     def _no_sums(self) -> torch.Tensor:
         """Return zeros: float64 `[loss, the objective's sums …, weight, bad samples]`."""
@@ -233,20 +233,20 @@ class TrainLoop:
 
     def _augment(self, batch: ShardBatch, seed: int) -> tuple[BatchInputs, BatchMask]:
         """Return the augmented inputs and their mask on the device."""
-        place, formats = self.place, self.config.data.formats
-        inputs, mask = inputs_on(batch, formats, place.device)
+        rank_info, formats = self.rank_info, self.config.data.formats
+        inputs, mask = inputs_on(batch, formats, rank_info.device)
         return augment_batch(
             inputs,
             mask,
             formats,
             self.config.training.augment,
             seed=seed,
-            rank=place.rank,
-            world_size=place.world_size,
+            rank=rank_info.rank,
+            world_size=rank_info.world_size,
         )
 
     def _sum_over_ranks(self, values: list[torch.Tensor]) -> torch.Tensor:
-        summed = torch.stack([value.float().to(self.place.device) for value in values])
+        summed = torch.stack([value.float().to(self.rank_info.device) for value in values])
         dist.all_reduce(summed)
         return summed
 
@@ -254,7 +254,7 @@ class TrainLoop:
     def evaluate(self) -> dict[str, float]:
         """Return the loss and metrics over all samples of the validation split, each read once."""
         assert self.eval_split is not None
-        objective, formats, device = self.objective, self.config.data.formats, self.place.device
+        objective, formats, device = self.objective, self.config.data.formats, self.rank_info.device
         self.engine.eval()
         sums = self._no_sums().to(device)
         measures = objective.measures()
@@ -287,10 +287,10 @@ class TrainLoop:
         """Report the samples that could not be read, and fail if there are too many."""
         if bad == 0:
             return
-        everyone: list[Any] = [None] * self.place.world_size
+        everyone: list[Any] = [None] * self.rank_info.world_size
         dist.all_gather_object(everyone, list(self.bad.items()))
         named = sorted({bad for rank in everyone for bad in rank})
-        if self.place.rank == 0:
+        if self.rank_info.rank == 0:
             write_json(self.folder / "bad_samples.json", named)
         if bad / total > self.config.data.max_bad_fraction:
             some = "; ".join(f"{source}: {reason}" for source, reason in named[:3])
@@ -327,7 +327,7 @@ class TrainLoop:
     def _save(
         self, state: TrainState, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]
     ) -> None:
-        if self.place.rank == 0:
+        if self.rank_info.rank == 0:
             save_checkpoint(self.folder / "checkpoints", state, weights, moments)
         dist.barrier()
 
@@ -337,7 +337,7 @@ class TrainLoop:
         self._show(state)
 
     def _show(self, state: TrainState) -> None:
-        if self.place.rank == 0:
+        if self.rank_info.rank == 0:
             done = state.epoch * self.steps_per_epoch * self.config.training.batch_size
             self.progress.samples = done + state.samples
             self.progress.notes += self.logger.news()

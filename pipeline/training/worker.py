@@ -82,23 +82,23 @@ def open_training(task: TrainTask) -> Iterator[tuple[TrainLoop, TrainState]]:
             or there are too few samples for a batch.
     """
     config = Config.model_validate_json(task.config)
-    place = _join()
+    rank_info = _join()
     folder = Path(task.folder)
     check_same_folder(folder, task.token)
     with contextlib.ExitStack() as stack:
         # Workers of an earlier launch may still be ending.
-        every_rank(lambda: _hold(folder, place, stack))
-        yield from _open_training(task, config, place, folder, stack)
+        every_rank(lambda: _hold(folder, rank_info, stack))
+        yield from _open_training(task, config, rank_info, folder, stack)
 
 
-def _hold(folder: Path, place: RankInfo, stack: contextlib.ExitStack) -> None:
+def _hold(folder: Path, rank_info: RankInfo, stack: contextlib.ExitStack) -> None:
     """Lock the folder on rank 0, so that no other training writes to it."""
-    if place.rank == 0:
+    if rank_info.rank == 0:
         stack.enter_context(run_lock(folder / ".writer.lock", str(folder), print, patient=True))
 
 
 def _open_training(
-    task: TrainTask, config: Config, place: RankInfo, folder: Path, stack: contextlib.ExitStack
+    task: TrainTask, config: Config, rank_info: RankInfo, folder: Path, stack: contextlib.ExitStack
 ) -> Iterator[tuple[TrainLoop, TrainState]]:
     shard_set = ShardSet.open(config.shards_folder)
     check_same_shards(config.shards_folder, shard_set.digest)
@@ -106,7 +106,7 @@ def _open_training(
     training = config.training
     torch.manual_seed(config.seed)
     model: Any = objective.build_model(load_positions(shard_set, objective.model_config))
-    model = model.to(place.device)
+    model = model.to(rank_info.device)
     set_attention_path(model, training.attention_path)
     model.encoder.checkpointed_share = training.activation_checkpointing
     stack.enter_context(compiled(model, training.compile))
@@ -119,13 +119,13 @@ def _open_training(
             f"resuming at epoch {state.epoch + 1}, step {state.step}, from {chosen.checkpoint.path}"
         )
     strategy = Strategy(
-        world_size=place.world_size,
+        world_size=rank_info.world_size,
         zero_stage=training.zero_stage,
-        micro_batch_size=config.micro_batch_size(place.world_size),
+        micro_batch_size=config.micro_batch_size(rank_info.world_size),
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         gradient_clipping=training.gradient_clipping or 0.0,
         precision=training.precision,
-        device=place.device.type,
+        device=rank_info.device.type,
         optimizer=training.optimizer,
     )
     optimizer = make_optimizer(model, training)
@@ -134,17 +134,17 @@ def _open_training(
         restore_state(engine, chosen.weights, chosen.moments, step=state.step)
         del chosen  # its tensors take memory
 
-    watch = config.tracking.system_metrics and place.local_rank == 0
+    watch = config.tracking.system_metrics and rank_info.local_rank == 0
     logger = RunLogger(
         task.run,
         system_metrics_seconds=config.tracking.system_metrics_seconds if watch else None,
-        node=place.node,
-        writes_metrics=place.rank == 0,
+        node=rank_info.node,
+        writes_metrics=rank_info.rank == 0,
     )
     found = {f"engine.{name}": str(value) for name, value in asdict(read_strategy(engine)).items()}
     logger.tag(found)
     try:
-        loop = TrainLoop(config, objective, shard_set, engine, place, folder, logger)
+        loop = TrainLoop(config, objective, shard_set, engine, rank_info, folder, logger)
         loop.tell(notes, state)
         yield loop, state
     finally:

@@ -59,8 +59,8 @@ def study_figure(trials: list[dict[str, Any]], title: str, metric: str) -> Any:
     axes.margins(0.1)
     axes.grid(alpha=0.3)
     _number_points(axes, [(trial["forward_flops"] / 1e6, trial[metric]) for trial in trials])
-    for place, line in enumerate(lines):
-        column, row = divmod(place, rows)
+    for index, line in enumerate(lines):
+        column, row = divmod(index, rows)
         x, y = column * column_width / width, (rows - row) * _LINE / height
         figure.text(x, y, line, fontsize=_FONT_POINTS, family="monospace", va="center")
     return figure
@@ -83,12 +83,12 @@ def _number_points(axes: Any, points: list[tuple[float, float]]) -> None:
         half_width, half_height = (box.width + 3) / 2, (box.height + 2) / 2
         for right, up in _around():
             a, b = x + right, y + up
-            place = (a - half_width, b - half_height, a + half_width, b + half_height)
-            inside = place[0] > frame[0] and place[1] > frame[1]
-            inside = inside and place[2] < frame[2] and place[3] < frame[3]
-            if inside and not any(_overlap(place, other) for other in taken):
+            box = (a - half_width, b - half_height, a + half_width, b + half_height)
+            inside = box[0] > frame[0] and box[1] > frame[1]
+            inside = inside and box[2] < frame[2] and box[3] < frame[3]
+            if inside and not any(_overlap(box, other) for other in taken):
                 text.set_position((right, up))
-                taken.append(place)
+                taken.append(box)
                 break
         else:  # the frame has no room for another number
             text.remove()

@@ -33,7 +33,7 @@ def with_its_length(data: bytes, strict: bool) -> bytes:
         return data
     if strict and samples.shortage:
         raise MediaError(samples.shortage)
-    return samples.told(data) if samples.declared is None else data
+    return samples.with_sizes(data) if samples.declared is None else data
 
 
 def is_read_in_part(frames: Frames, num_samples: int, strict: bool) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from perceiver_model.config_checks import check_integers, check_number, check_one_of
 from pipeline.media.audio.checks import check_flac, check_gsm, is_read_in_part, with_its_length
 from pipeline.media.audio.log import told_shortage
 from pipeline.media.audio.mel import MelFormat, log_mel
@@ -15,7 +16,6 @@ from pipeline.media.audio.ogg import recordings_of
 from pipeline.media.audio.sample_rate import resample_start
 from pipeline.media.audio.sources import FFmpegSource, FileSource, open_sound
 from pipeline.media.audio.tags import without_tags
-from pipeline.media.checks import check_finite, check_one_of, check_whole
 from pipeline.media.errors import MediaError
 from pipeline.media.format import MediaFormat
 
@@ -61,8 +61,8 @@ class AudioFormat(MediaFormat):
     mel: MelFormat | None = None
 
     def __post_init__(self) -> None:
-        check_whole(self, "sample_rate", least=1)
-        check_finite(self, "seconds", "min_seconds", above=0)
+        check_integers(self, "sample_rate", least=1)
+        check_number(self, "seconds", "min_seconds", above=0)
         check_one_of(self, "encoding", "raw", "flac")
         if not 1_000 <= self.sample_rate <= 192_000:
             raise ValueError(f"sample_rate is {self.sample_rate}; must lie in 1000 to 192000")

@@ -52,11 +52,11 @@ class Samples:
             return f"cut short: {found} of {declared} frames are there"
         return f"cut short: {self.found} of {self.declared} bytes of sound are there"
 
-    def told(self, data: bytes) -> bytes:
+    def with_sizes(self, data: bytes) -> bytes:
         """Return the file with its lengths written into its header."""
         known = bytearray(data)
-        for place, size in self.sizes:
-            known[place : place + len(size)] = size
+        for offset, size in self.sizes:
+            known[offset : offset + len(size)] = size
         return bytes(known)
 
 
@@ -83,67 +83,67 @@ def _is_unknown(size: int) -> bool:
     return any(size in each for each in _PLACEHOLDERS)
 
 
-def _chunks(data: bytes, place: int, order: str) -> Iterator[tuple[bytes, int, int]]:
+def _chunks(data: bytes, offset: int, order: str) -> Iterator[tuple[bytes, int, int]]:
     """Yield the name, the offset of the content and the size of IFF chunks.
 
     Each chunk begins at an even byte.
     """
-    while place + 8 <= len(data):
-        (size,) = struct.unpack_from(f"{order}I", data, place + 4)
-        yield data[place : place + 4], place + 8, size
-        place += 8 + size + size % 2
+    while offset + 8 <= len(data):
+        (size,) = struct.unpack_from(f"{order}I", data, offset + 4)
+        yield data[offset : offset + 4], offset + 8, size
+        offset += 8 + size + size % 2
 
 
 def _in_wav(data: bytes) -> Samples | None:
     order = ">" if data[:4] == b"RIFX" else "<"
     frame_bytes, long_sizes = 0, 0
-    for name, place, size in _chunks(data, 12, order):
+    for name, offset, size in _chunks(data, 12, order):
         if name == b"fmt ":
-            tag, _, _, _, block = struct.unpack_from(f"{order}HHIIH", data, place)
+            tag, _, _, _, block = struct.unpack_from(f"{order}HHIIH", data, offset)
             frame_bytes = block if tag in _FRAMED_TAGS else 0
         elif name == b"ds64":
-            long_sizes = place
+            long_sizes = offset
         elif name == b"data":
-            found = len(data) - place
+            found = len(data) - offset
             if long_sizes:
-                return _in_rf64(data, place, long_sizes, frame_bytes)
+                return _in_rf64(data, offset, long_sizes, frame_bytes)
             sizes = (
                 (4, struct.pack(f"{order}I", min(len(data) - 8, 2**32 - 1))),
-                (place - 4, struct.pack(f"{order}I", min(found, 2**32 - 1))),
+                (offset - 4, struct.pack(f"{order}I", min(found, 2**32 - 1))),
             )
             unknown = _is_unknown(size) or (
-                size == 0 and found > 0 and not _is_followed(data, place, order)
+                size == 0 and found > 0 and not _is_followed(data, offset, order)
             )
             declared = None if unknown and size != found else size
-            return Samples(place, declared, found, frame_bytes, sizes)
+            return Samples(offset, declared, found, frame_bytes, sizes)
     return None
 
 
-def _is_followed(data: bytes, place: int, order: str) -> bool:
+def _is_followed(data: bytes, offset: int, order: str) -> bool:
     """Return whether only whole chunks with printable names lie from here to the end."""
-    end = place
-    for name, start, size in _chunks(data, place, order):
+    end = offset
+    for name, start, size in _chunks(data, offset, order):
         if not re.fullmatch(rb"[ -~]{4}", name):
             return False
         end = start + size
-    return end > place and end + end % 2 >= len(data) >= end
+    return end > offset and end + end % 2 >= len(data) >= end
 
 
-def _in_rf64(data: bytes, place: int, long_sizes: int, frame_bytes: int) -> Samples:
-    found = len(data) - place
+def _in_rf64(data: bytes, offset: int, long_sizes: int, frame_bytes: int) -> Samples:
+    found = len(data) - offset
     riff_size, size, frames = struct.unpack_from("<QQQ", data, long_sizes)
     unknown = size >= 2**63 or (size == 0 and riff_size + 8 != len(data) and found > 0)
     frames = found // frame_bytes if frame_bytes else frames
-    told = (long_sizes, struct.pack("<QQQ", len(data) - 8, found, frames))
-    return Samples(place, None if unknown else size, found, frame_bytes, (told,))
+    size_field = (long_sizes, struct.pack("<QQQ", len(data) - 8, found, frames))
+    return Samples(offset, None if unknown else size, found, frame_bytes, (size_field,))
 
 
 def _in_w64(data: bytes) -> Samples | None:
-    place, frame_bytes = 40, 0
-    while place + 24 <= len(data):
-        name = data[place : place + 4] if data[place + 4 : place + 16] == _W64_TAIL else b""
-        (size,) = struct.unpack_from("<Q", data, place + 16)
-        start = place + 24
+    offset, frame_bytes = 40, 0
+    while offset + 24 <= len(data):
+        name = data[offset : offset + 4] if data[offset + 4 : offset + 16] == _W64_TAIL else b""
+        (size,) = struct.unpack_from("<Q", data, offset + 16)
+        start = offset + 24
         if name == b"fmt ":
             tag, _, _, _, block = struct.unpack_from("<HHIIH", data, start)
             frame_bytes = block if tag in _FRAMED_TAGS else 0
@@ -152,32 +152,32 @@ def _in_w64(data: bytes) -> Samples | None:
             unknown = size >= 2**62 or (size <= 24 and found > 0)
             sizes = (
                 (16, struct.pack("<Q", len(data))),
-                (place + 16, struct.pack("<Q", 24 + found)),
+                (offset + 16, struct.pack("<Q", 24 + found)),
             )
             return Samples(start, None if unknown else size - 24, found, frame_bytes, sizes)
         if size < 24:
             return None
-        place += size + -size % 8
+        offset += size + -size % 8
     return None
 
 
 def _in_aiff(data: bytes) -> Samples | None:
     frame_bytes, frames = 0, 0
-    for name, place, size in _chunks(data, 12, ">"):
+    for name, offset, size in _chunks(data, 12, ">"):
         if name == b"COMM":
-            channels, frames, bits = struct.unpack_from(">HIH", data, place)
-            coded = data[8:12] == b"AIFC" and data[place + 18 : place + 22] not in (
+            channels, frames, bits = struct.unpack_from(">HIH", data, offset)
+            coded = data[8:12] == b"AIFC" and data[offset + 18 : offset + 22] not in (
                 b"NONE", b"sowt", b"twos", b"fl32", b"fl64", b"FL32", b"FL64", b"raw ",
             )  # fmt: skip
             frame_bytes = 0 if coded else channels * (-(-bits // 8))
         elif name == b"SSND":
-            (offset,) = struct.unpack_from(">I", data, place)
-            found = max(0, len(data) - place - 8 - offset)
+            (skipped,) = struct.unpack_from(">I", data, offset)
+            found = max(0, len(data) - offset - 8 - skipped)
             # FFmpeg writes SSND of size 0 to a pipe. libsndfile reads it to the end of the file.
-            declared = None if size == 0 or _is_unknown(size) else max(0, size - 8 - offset)
+            declared = None if size == 0 or _is_unknown(size) else max(0, size - 8 - skipped)
             if declared is not None and not _is_unknown(frames):
                 declared = max(declared, frames * frame_bytes)
-            return Samples(place + 8 + offset, declared, found, frame_bytes, ())
+            return Samples(offset + 8 + skipped, declared, found, frame_bytes, ())
     return None
 
 
@@ -187,24 +187,24 @@ def _in_au(data: bytes) -> Samples:
     found = max(0, len(data) - start)
     frame_bytes = _AU_SAMPLE_BYTES.get(encoding, 0) * channels
     unknown = _is_unknown(size) or (size == 0 and found > 0)
-    told = (8, struct.pack(f"{order}I", min(found, 2**32 - 1)))
-    return Samples(start, None if unknown else size, found, frame_bytes, (told,))
+    size_field = (8, struct.pack(f"{order}I", min(found, 2**32 - 1)))
+    return Samples(start, None if unknown else size, found, frame_bytes, (size_field,))
 
 
 def _in_caf(data: bytes) -> Samples | None:
-    place, frame_bytes = 8, 0
-    while place + 12 <= len(data):
-        name = data[place : place + 4]
-        (size,) = struct.unpack_from(">q", data, place + 4)
-        start = place + 12
+    offset, frame_bytes = 8, 0
+    while offset + 12 <= len(data):
+        name = data[offset : offset + 4]
+        (size,) = struct.unpack_from(">q", data, offset + 4)
+        start = offset + 12
         if name == b"desc":
             packet_bytes, packet_frames = struct.unpack_from(">II", data, start + 16)
             frame_bytes = packet_bytes if packet_frames == 1 else 0
         elif name == b"data":
             found = max(0, len(data) - start - 4)  # without the edit count
-            sizes = ((place + 4, struct.pack(">q", 4 + found)),)
+            sizes = ((offset + 4, struct.pack(">q", 4 + found)),)
             return Samples(start + 4, None if size < 0 else size - 4, found, frame_bytes, sizes)
         if size < 0:
             return None
-        place = start + size
+        offset = start + size
     return None

@@ -30,8 +30,8 @@ def told_shortage(file: "SoundFile", data: bytes) -> str | None:
     """
     log = file.extra_info
     for pattern in _BYTES:
-        if said := pattern.search(log):
-            return f"cut short: {said['found']} of {said['declared']} bytes of sound are there"
+        if match := pattern.search(log):
+            return f"cut short: {match['found']} of {match['declared']} bytes of sound are there"
     if "Seems to be a truncated file" in log:
         return "cut short: its last block of sound is not whole"
     declared, found = _declared(file.format, log, data), file.frames
@@ -52,5 +52,5 @@ def _declared(kind: str, log: str, data: bytes) -> int | None:
     if kind == "MAT5":
         numbers = _COLUMNS.findall(log)
         return int(numbers[-1]) if numbers else None
-    said = _NIST_COUNT.search(data[:_NIST_HEADER_BYTES]) if kind == "NIST" else None
-    return int(said[1]) if said else None
+    match = _NIST_COUNT.search(data[:_NIST_HEADER_BYTES]) if kind == "NIST" else None
+    return int(match[1]) if match else None

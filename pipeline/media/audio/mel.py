@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.media.checks import check_finite, check_whole
+from perceiver_model.config_checks import check_integers, check_number
 
 LOG_FLOOR = 1e-6
 """This is added to mel energies before the logarithm. A full-scale sine reaches about 1e4."""
@@ -36,8 +36,8 @@ class MelFormat:
     hop: float = 0.010
 
     def __post_init__(self) -> None:
-        check_whole(self, "num_mels", least=1)
-        check_finite(self, "window", "hop", above=0)
+        check_integers(self, "num_mels", least=1)
+        check_number(self, "window", "hop", above=0)
         if self.hop > self.window:
             raise ValueError(
                 f"hop is {self.hop}; must be at most window={self.window}, or samples are lost"

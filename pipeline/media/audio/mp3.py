@@ -66,34 +66,34 @@ def find_frames(data: bytes) -> Frames:
     """Walk through the frames of layers I to III. Other files give no frames."""
     found = Frames()
     end = before_tags(data)
-    place = _first_frame(data, after_id3(data), end)
+    offset = _first_frame(data, after_id3(data), end)
     kind: tuple[int, int] | None = None
-    while place is not None and place + 4 <= end:
-        frame = _frame(data, place)
+    while offset is not None and offset + 4 <= end:
+        frame = _frame(data, offset)
         if frame is None or (kind is not None and frame.kind != kind):
-            behind = after_tag(data, place)
-            if behind == place:
-                behind = _next_frame(data, place, end, kind)
+            behind = after_tag(data, offset)
+            if behind == offset:
+                behind = _next_frame(data, offset, end, kind)
                 if found.gap is None and (behind < end or found.declared is None):
-                    found.gap, found.gap_bytes = found.num, behind - place
+                    found.gap, found.gap_bytes = found.num, behind - offset
                     if found.gap_bytes < MIN_GAP:
                         found.gap = None
-            place = behind
+            offset = behind
             continue
         if kind is None:
             kind = frame.kind
-            found.has_table, found.declared = _table(data, place)
+            found.has_table, found.declared = _table(data, offset)
             if found.has_table:
-                place += frame.size
+                offset += frame.size
                 continue
-        if place + frame.size > end:
-            found.lacking = place + frame.size - end
+        if offset + frame.size > end:
+            found.lacking = offset + frame.size - end
             break
         found.num += 1
         found.samples += frame.samples
-        place += frame.size
-    if place is not None and end - 4 < place < end and data[place] == 0xFF:
-        found.lacking = place + 4 - end
+        offset += frame.size
+    if offset is not None and end - 4 < offset < end and data[offset] == 0xFF:
+        found.lacking = offset + 4 - end
     return found
 
 
@@ -104,38 +104,38 @@ class _Frame:
     kind: tuple[int, int]
 
 
-def _first_frame(data: bytes, place: int, end: int) -> int | None:
+def _first_frame(data: bytes, offset: int, end: int) -> int | None:
     """Return the offset of the first frame that another follows or that is the last, or None."""
-    while 0 <= place <= end - 4:
-        frame = _frame(data, place)
+    while 0 <= offset <= end - 4:
+        frame = _frame(data, offset)
         if frame is not None:
-            behind = place + frame.size
+            behind = offset + frame.size
             following = _frame(data, behind)
             if behind >= end - 4 or (following is not None and following.kind == frame.kind):
-                return place
-        place = data.find(b"\xff", place + 1, end)
+                return offset
+        offset = data.find(b"\xff", offset + 1, end)
     return None
 
 
-def _next_frame(data: bytes, place: int, end: int, kind: tuple[int, int] | None) -> int:
+def _next_frame(data: bytes, offset: int, end: int, kind: tuple[int, int] | None) -> int:
     """Return the offset where frames of this kind continue, or `end` if there are no more."""
     while True:
-        found = _first_frame(data, place + 1, end)
+        found = _first_frame(data, offset + 1, end)
         if found is None:
             return end
         frame = _frame(data, found)
         assert frame is not None
         if kind is None or frame.kind == kind:
             return found
-        place = found
+        offset = found
 
 
-def _table(data: bytes, place: int) -> tuple[bool, int | None]:
+def _table(data: bytes, offset: int) -> tuple[bool, int | None]:
     """Return whether the frame holds a table, and the number of frames that it declares.
 
     The table may be Xing's, LAME's or Fraunhofer's.
     """
-    head = data[place : place + _TABLE_WITHIN]
+    head = data[offset : offset + _TABLE_WITHIN]
     for name in (b"Xing", b"Info"):
         if (start := head.find(name)) >= 0:
             has_count = head[start + 7 : start + 8] not in (b"", b"\0") and head[start + 7] & 1
@@ -146,9 +146,9 @@ def _table(data: bytes, place: int) -> tuple[bool, int | None]:
     return False, None
 
 
-def _frame(data: bytes, place: int) -> _Frame | None:
-    """Return the frame whose header begins at `place`; None if there is no header."""
-    header = data[place : place + 4]
+def _frame(data: bytes, offset: int) -> _Frame | None:
+    """Return the frame whose header begins at `offset`; None if there is no header."""
+    header = data[offset : offset + 4]
     if len(header) < 4 or header[0] != 0xFF or header[1] < 0xE0:
         return None
     version, layer = header[1] >> 3 & 3, header[1] >> 1 & 3

@@ -76,15 +76,15 @@ class _Page:
 
 
 def _pages(data: bytes) -> Iterator[_Page]:
-    place = data.find(_MAGIC)
-    while 0 <= place <= len(data) - _HEADER_BYTES:
+    offset = data.find(_MAGIC)
+    while 0 <= offset <= len(data) - _HEADER_BYTES:
         flags, _, serial, number, checksum, segments = struct.unpack_from(
-            "<BqIIIB", data, place + 5
+            "<BqIIIB", data, offset + 5
         )
-        behind = place + _HEADER_BYTES + segments
-        end = behind + sum(data[place + _HEADER_BYTES : behind])
-        yield _Page(place, end, flags, serial, number, checksum)
-        place = data.find(_MAGIC, end)
+        behind = offset + _HEADER_BYTES + segments
+        end = behind + sum(data[offset + _HEADER_BYTES : behind])
+        yield _Page(offset, end, flags, serial, number, checksum)
+        offset = data.find(_MAGIC, end)
 
 
 def _checksum(page: bytes) -> int:

@@ -10,16 +10,16 @@ _APE_IS_HEADER = 0x2000_0000
 _ZEROS = re.compile(rb"\0*")
 
 
-def after_id3(data: bytes, place: int = 0) -> int:
+def after_id3(data: bytes, offset: int = 0) -> int:
     """Return the offset where the ID3v2 tags that begin here end.
 
     Each tag declares its size, with 7 bits a byte.
     """
-    while data[place : place + 3] == b"ID3" and len(data) >= place + 10:
-        a, b, c, d = data[place + 6 : place + 10]
-        footer = 10 if data[place + 5] & 0x10 else 0
-        place += 10 + footer + (a << 21 | b << 14 | c << 7 | d)
-    return min(place, len(data))
+    while data[offset : offset + 3] == b"ID3" and len(data) >= offset + 10:
+        a, b, c, d = data[offset + 6 : offset + 10]
+        footer = 10 if data[offset + 5] & 0x10 else 0
+        offset += 10 + footer + (a << 21 | b << 14 | c << 7 | d)
+    return min(offset, len(data))
 
 
 def without_tags(data: bytes) -> bytes:
@@ -32,20 +32,20 @@ def without_tags(data: bytes) -> bytes:
     return data if start == 0 or is_mpeg else data[start:]
 
 
-def after_tag(data: bytes, place: int) -> int:
+def after_tag(data: bytes, offset: int) -> int:
     """Return the offset where the tag or the run of zeros that begins here ends.
 
-    If none begins here, return `place`.
+    If none begins here, return `offset`.
     """
-    if data[place : place + 3] == b"ID3":
-        return after_id3(data, place)
-    if data[place : place + 3] == b"TAG":
-        return min(place + ID3V1_BYTES, len(data))
-    if data[place : place + 8] == b"APETAGEX":
-        size = int.from_bytes(data[place + 12 : place + 16], "little")
-        flags = int.from_bytes(data[place + 20 : place + 24], "little")
-        return min(place + APE_BYTES + (size if flags & _APE_IS_HEADER else 0), len(data))
-    zeros = _ZEROS.match(data, place)
+    if data[offset : offset + 3] == b"ID3":
+        return after_id3(data, offset)
+    if data[offset : offset + 3] == b"TAG":
+        return min(offset + ID3V1_BYTES, len(data))
+    if data[offset : offset + 8] == b"APETAGEX":
+        size = int.from_bytes(data[offset + 12 : offset + 16], "little")
+        flags = int.from_bytes(data[offset + 20 : offset + 24], "little")
+        return min(offset + APE_BYTES + (size if flags & _APE_IS_HEADER else 0), len(data))
+    zeros = _ZEROS.match(data, offset)
     assert zeros is not None
     return zeros.end()
 

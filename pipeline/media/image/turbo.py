@@ -110,14 +110,14 @@ def check_jpeg(data: bytes) -> None:
         raise MediaError(missing)
 
 
-def _refuse_damage(said: str, data: bytes | memoryview) -> None:
+def _refuse_damage(warning: str, data: bytes | memoryview) -> None:
     """Raise MediaError for libjpeg's message, unless it is about zeros that pad the file."""
-    extraneous = _EXTRANEOUS.search(said)
+    extraneous = _EXTRANEOUS.search(warning)
     if extraneous and bytes(int(extraneous[1])) + _END in bytes(data):
         return
-    if _DAMAGE.search(said):
-        what = "cut short" if said.startswith("Premature end") else "damaged"
-        raise MediaError(f"{what}: libjpeg says: {said}")
+    if _DAMAGE.search(warning):
+        what = "cut short" if warning.startswith("Premature end") else "damaged"
+        raise MediaError(f"{what}: libjpeg says: {warning}")
 
 
 def _orientation(data: bytes | memoryview) -> int:

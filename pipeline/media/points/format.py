@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pipeline.media.checks import check_finite, check_one_of, check_whole
+from perceiver_model.config_checks import check_integers, check_number, check_one_of
 from pipeline.media.format import MediaFormat
 
 NUM_DIMS = 3
@@ -26,9 +26,9 @@ class PointsFourier:
     max_resolution: float | None = None
 
     def __post_init__(self) -> None:
-        check_whole(self, "num_bands", least=1)
+        check_integers(self, "num_bands", least=1)
         if self.max_resolution is not None:
-            check_finite(self, "max_resolution", above=0.0)
+            check_number(self, "max_resolution", above=0.0)
 
     @property
     def channels(self) -> int:
@@ -76,8 +76,8 @@ class PointsFormat(MediaFormat):
     max_points: int = 20_000_000
 
     def __post_init__(self) -> None:
-        check_whole(self, "num_points", "max_faces", "max_points", least=1)
-        check_whole(self, "seed", least=0)
+        check_integers(self, "num_points", "max_faces", "max_points", least=1)
+        check_integers(self, "seed", least=0)
         check_one_of(self, "sample", "auto", "surface", "points")
         check_one_of(self, "unit_cube", True, False)
         if self.fourier is not None and not self.unit_cube:

@@ -37,9 +37,9 @@ def number_lines(lines: list[bytes], name: str) -> tuple[np.ndarray, np.ndarray]
             flat = chain.from_iterable(words)
             numbers.append(np.fromiter(map(float, flat), np.float64, length.sum()))
         except ValueError:
-            place = next(place for place, line in enumerate(words) if not _are_numbers(line))
-            told = ascii(chunk[place].decode("latin-1").strip()[:60])
-            raise MediaError(f"{name} {first + place + 1} is not of numbers: {told}") from None
+            index = next(index for index, line in enumerate(words) if not _are_numbers(line))
+            shown = ascii(chunk[index].decode("latin-1").strip()[:60])
+            raise MediaError(f"{name} {first + index + 1} is not of numbers: {shown}") from None
         lengths.append(length)
         first += len(chunk)
     return np.concatenate(numbers), np.cumsum(np.concatenate(lengths))

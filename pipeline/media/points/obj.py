@@ -61,8 +61,8 @@ def _check_damage(data: bytes) -> None:
 
 def _check_counts(data: bytes) -> None:
     """Check the counts of points and faces that MeshLab and others write in comments."""
-    for name, said, line in _COUNTS:
-        declared = said.findall(data, 0, _HEAD_BYTES)
+    for name, pattern, line in _COUNTS:
+        declared = pattern.findall(data, 0, _HEAD_BYTES)
         if len(declared) == 1 and (found := len(line.findall(data))) < int(declared[0]):
             raise MediaError(f"cut short: {found} of {int(declared[0])} {name} are there")
 
@@ -109,9 +109,9 @@ def _from_start(corner: bytes, counts: list[int]) -> bytes:
     A negative index counts back from the last element read so far.
     """
     numbers = corner.split(b"/")
-    for place, (number, count) in enumerate(zip(numbers, counts, strict=False)):
+    for index, (number, count) in enumerate(zip(numbers, counts, strict=False)):
         if number.startswith(b"-"):
             if -int(number) > count:
                 raise MediaError("a face names a point that is not there")
-            numbers[place] = b"%d" % (count + 1 + int(number))
+            numbers[index] = b"%d" % (count + 1 + int(number))
     return b"/".join(numbers)

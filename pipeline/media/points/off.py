@@ -25,9 +25,9 @@ def read_off(data: bytes, fmt: PointsFormat) -> tuple[np.ndarray, np.ndarray]:
     start = OFF_START.match(data)
     if start is None:
         raise MediaError("damaged OFF: it does not begin with OFF")
-    for sign, told in ((b"4", "points of four coordinates"), (b"n", "points of any dimension")):
+    for sign, meaning in ((b"4", "points of four coordinates"), (b"n", "points of any dimension")):
         if sign in start[1]:
-            raise MediaError(f"{start[1].decode()}OFF, {told}, which is not read")
+            raise MediaError(f"{start[1].decode()}OFF, {meaning}, which is not read")
     if re.match(rb"\s*BINARY\b", data[start.end() :]):
         raise MediaError("binary OFF, which is not read; save it as text")
     lines = data[start.end() :].splitlines()

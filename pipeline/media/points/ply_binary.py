@@ -16,9 +16,9 @@ class BinaryBody:
     """Rows of bytes. Rows that have lists may differ in length."""
 
     def __init__(
-        self, data: bytes, place: int, order: Literal["little", "big"], fmt: PointsFormat
+        self, data: bytes, position: int, order: Literal["little", "big"], fmt: PointsFormat
     ) -> None:
-        self.data, self.place, self.order, self.fmt = data, place, order, fmt
+        self.data, self.position, self.order, self.fmt = data, position, order, fmt
 
     def read(self, element: Element, wanted: tuple[str, ...]) -> dict[str, Column]:
         """Read the next element.
@@ -55,7 +55,7 @@ class BinaryBody:
         Raises:
             MediaError: The file has more bytes than its header says.
         """
-        if more := len(self.data[self.place :].strip(b" \t\r\n\0")):
+        if more := len(self.data[self.position :].strip(b" \t\r\n\0")):
             raise MediaError(f"damaged PLY: it has more bytes than its header says, by {more}")
 
     def _even_starts(self, element: Element, stretches: list["_Stretch"]) -> list[range] | None:
@@ -65,14 +65,16 @@ class BinaryBody:
             offsets.append(size)
             size += stretch.num_bytes
             if element.count and stretch.list is not None:
-                size += self._count(stretch, self.place + size, element, 0) * stretch.list.num_bytes
-        end = self.place + element.count * size
+                size += (
+                    self._count(stretch, self.position + size, element, 0) * stretch.list.num_bytes
+                )
+        end = self.position + element.count * size
         if not stretches[:-1] and end > len(self.data):
-            raise cut_short(element, (len(self.data) - self.place) // size)
+            raise cut_short(element, (len(self.data) - self.position) // size)
         if end > len(self.data):
             return None
         starts = [
-            range(self.place + offset, end + offset, size) if size else range(0)
+            range(self.position + offset, end + offset, size) if size else range(0)
             for offset in offsets
         ]
         for stretch, begin in zip(stretches, starts, strict=True):
@@ -80,7 +82,7 @@ class BinaryBody:
                 counts = self._values(stretch.count_type, begin, stretch.count_offset)
                 if (counts != counts[0]).any():
                     return None
-        self.place = end
+        self.position = end
         return starts
 
     def _uneven_starts(
@@ -103,17 +105,19 @@ class BinaryBody:
             )
             for into, stretch in zip(starts, stretches, strict=True)
         ]
-        place = self.place
+        position = self.position
         for row in range(element.count):
             for keep, stretch, num_bytes, item_bytes in steps:
                 if keep is not None:
-                    keep(place)
+                    keep(position)
                 if item_bytes:
-                    place += self._count(stretch, place + num_bytes, element, row) * item_bytes
-                place += num_bytes
-            if place > len(self.data):
+                    position += (
+                        self._count(stretch, position + num_bytes, element, row) * item_bytes
+                    )
+                position += num_bytes
+            if position > len(self.data):
                 raise cut_short(element, row)
-        self.place = place
+        self.position = position
         return [np.frombuffer(each, np.int64) for each in starts]
 
     def _count(self, stretch: "_Stretch", end: int, element: Element, row: int) -> int:
@@ -143,8 +147,8 @@ class BinaryBody:
         begin = np.asarray(starts, np.int64) + stretch.num_bytes
         size = stretch.list.num_bytes
         before = np.cumsum(counts) - counts
-        places = np.repeat(begin - before * size, counts) + size * np.arange(counts.sum())
-        return self._values(stretch.list.type, places, 0), counts
+        offsets = np.repeat(begin - before * size, counts) + size * np.arange(counts.sum())
+        return self._values(stretch.list.type, offsets, 0), counts
 
 
 @dataclass(frozen=True)

@@ -164,8 +164,8 @@ def _element(element: tuple[str, int, list[Property]]) -> Element:
     return Element(name, count, tuple(properties))
 
 
-def _wrong(number: int, told: str) -> MediaError:
-    return MediaError(f"damaged PLY: line {number} of its header: {told}")
+def _wrong(number: int, reason: str) -> MediaError:
+    return MediaError(f"damaged PLY: line {number} of its header: {reason}")
 
 
 def short(text: str) -> str:

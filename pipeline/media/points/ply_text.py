@@ -12,7 +12,7 @@ class TextBody:
 
     def __init__(self, data: bytes) -> None:
         self.lines = [line for line in data.splitlines() if line and not line.isspace()]
-        self.place = 0
+        self.row = 0
 
     def read(self, element: Element, wanted: tuple[str, ...]) -> dict[str, Column]:
         """Read the next element.
@@ -29,10 +29,10 @@ class TextBody:
         """
         if not element.properties:
             return {}
-        lines = self.lines[self.place : self.place + element.count]
+        lines = self.lines[self.row : self.row + element.count]
         if len(lines) < element.count:
             raise cut_short(element, len(lines))
-        self.place += element.count
+        self.row += element.count
         if not wanted:
             return {}
         numbers, starts = number_lines(lines, f"damaged PLY: {element.name}")
@@ -44,8 +44,8 @@ class TextBody:
         Raises:
             MediaError: The file has more lines than its header says.
         """
-        if self.place < len(self.lines):
-            more = len(self.lines) - self.place
+        if self.row < len(self.lines):
+            more = len(self.lines) - self.row
             raise MediaError(f"damaged PLY: it has more lines than its header says, by {more}")
 
 
@@ -53,19 +53,22 @@ def _columns(
     element: Element, wanted: tuple[str, ...], numbers: np.ndarray, starts: np.ndarray
 ) -> dict[str, Column]:
     columns = {}
-    places, ends = starts[:-1].copy(), starts[1:]
+    indices, ends = starts[:-1].copy(), starts[1:]
     for each in element.properties:
-        _check_rows(element, places < ends)
-        counts = np.ones(len(places), np.int64)
+        _check_rows(element, indices < ends)
+        counts = np.ones(len(indices), np.int64)
         if each.count_type is not None:
-            said = numbers[places]
-            places += 1
-            _check_rows(element, (said >= 0) & (said == np.floor(said)) & (said <= ends - places))
-            counts = said.astype(np.int64)
+            declared = numbers[indices]
+            indices += 1
+            _check_rows(
+                element,
+                (declared >= 0) & (declared == np.floor(declared)) & (declared <= ends - indices),
+            )
+            counts = declared.astype(np.int64)
         if each.name in wanted:
-            columns[each.name] = _typed(each, listed(numbers, places, counts)), counts
-        places += counts
-    _check_rows(element, places == ends)
+            columns[each.name] = _typed(each, listed(numbers, indices, counts)), counts
+        indices += counts
+    _check_rows(element, indices == ends)
     return columns
 
 

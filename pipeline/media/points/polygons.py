@@ -42,13 +42,13 @@ def triangles(corners: np.ndarray, counts: np.ndarray, fmt: PointsFormat) -> np.
     fans = counts[counts > 4] - 2
     hubs = np.repeat(starts[counts > 4], fans)
     steps = np.arange(len(hubs)) - np.repeat(np.cumsum(fans) - fans, fans)
-    places = [
+    indices = [
         three + np.array([0, 1, 2]),
         four + np.array([0, 1, 2]),
         four + np.array([2, 3, 0]),
         np.stack([hubs, hubs + steps + 1, hubs + steps + 2], axis=1),
     ]
-    return corners[np.concatenate(places)]
+    return corners[np.concatenate(indices)]
 
 
 def corner_numbers(values: np.ndarray) -> np.ndarray:

@@ -67,17 +67,17 @@ def read_stl_ascii(data: bytes, fmt: PointsFormat) -> tuple[np.ndarray, np.ndarr
         MediaError: The file holds something other than facets in solids, or a solid has no end.
     """
     solids = [np.empty((0, 3, 3))]
-    place, faces = 0, 0
-    while solid := _SOLID.match(data, place):
-        corners, place = _facets(data, solid.end(), faces, fmt)
+    offset, faces = 0, 0
+    while solid := _SOLID.match(data, offset):
+        corners, offset = _facets(data, solid.end(), faces, fmt)
         faces += len(corners)
-        end = _END.match(data, place)
+        end = _END.match(data, offset)
         if end is None:
-            raise MediaError(_what_is_wrong(data, place, faces))
-        place = end.end()
+            raise MediaError(_what_is_wrong(data, offset, faces))
+        offset = end.end()
         solids.append(corners)
-    if data[place:].strip(b" \t\r\n\v\f\0"):
-        raise MediaError(_what_is_wrong(data, place, faces))
+    if data[offset:].strip(b" \t\r\n\v\f\0"):
+        raise MediaError(_what_is_wrong(data, offset, faces))
     return _apart(np.concatenate(solids))
 
 
@@ -85,21 +85,21 @@ def _apart(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return corners.reshape(-1, 3), np.arange(3 * len(corners)).reshape(-1, 3)
 
 
-def _facets(data: bytes, place: int, before: int, fmt: PointsFormat) -> tuple[np.ndarray, int]:
-    """Return the facets from `place` on, float64 `[faces, 3, 3]`, and the offset of their end."""
+def _facets(data: bytes, offset: int, before: int, fmt: PointsFormat) -> tuple[np.ndarray, int]:
+    """Return the facets from `offset` on, float64 `[faces, 3, 3]`, and the offset of their end."""
     parts = [np.empty(0)]
     words: list[bytes] = []
     count = 0
-    while facet := _FACET.match(data, place):
+    while facet := _FACET.match(data, offset):
         words.extend(facet.groups())
-        place, count = facet.end(), count + 1
+        offset, count = facet.end(), count + 1
         if len(words) >= 9 * _FACETS_AT_ONCE:
             check_counts(before + count, 3 * (before + count), fmt)
             parts.append(_numbers(words))
             words = []
     check_counts(before + count, 3 * (before + count), fmt)
     parts.append(_numbers(words))
-    return np.concatenate(parts).reshape(-1, 3, 3), place
+    return np.concatenate(parts).reshape(-1, 3, 3), offset
 
 
 def _numbers(words: list[bytes]) -> np.ndarray:
@@ -109,10 +109,10 @@ def _numbers(words: list[bytes]) -> np.ndarray:
         raise MediaError("damaged STL: a vertex is not of three numbers") from None
 
 
-def _what_is_wrong(data: bytes, place: int, faces: int) -> str:
-    rest = data[place:]
+def _what_is_wrong(data: bytes, offset: int, faces: int) -> str:
+    rest = data[offset:]
     if not re.search(rb"end\s*solid", rest, re.IGNORECASE):
         return f"cut short: it ends after {faces} whole faces without endsolid"
-    before = data[: place + len(rest) - len(rest.lstrip())]
+    before = data[: offset + len(rest) - len(rest.lstrip())]
     line = len((before + b".").splitlines())
     return f"damaged STL: at line {line} begins neither a whole facet nor a solid's end"

@@ -94,7 +94,7 @@ def _bind(descriptor: int, target: Path) -> None:
         target.touch()
     _mount(f"/proc/self/fd/{descriptor}", str(target), flags=_BIND | _RECURSIVE)
     has = os.statvfs(target).f_flag
-    kept = sum(flag for told, flag in _KEPT_FLAGS.items() if has & told)
+    kept = sum(flag for reported, flag in _KEPT_FLAGS.items() if has & reported)
     _mount("none", str(target), flags=_BIND | _REMOUNT | _READ_ONLY | kept)
 
 

@@ -20,10 +20,10 @@ class Categories:
 
     def __init__(self, known: Sequence[str]) -> None:
         self._size = len(known)
-        self._places = {name: place for place, name in enumerate(known)}
+        self._places = {name: index for index, name in enumerate(known)}
         self._numerals: dict[Decimal, list[str]] = {}
-        for place, name in enumerate(known):
-            self._places.setdefault(name_of(name), place)
+        for index, name in enumerate(known):
+            self._places.setdefault(name_of(name), index)
             if (number := numeral(name)) is not None:
                 self._numerals.setdefault(number, []).append(name)
 
@@ -47,7 +47,7 @@ class Categories:
             name = self._written_longer(name) or name
         return self._places.get(name, self._size)
 
-    def doubtful(self, value: Any) -> list[str]:
+    def uncertain(self, value: Any) -> list[str]:
         """Return the known texts that a number may have been before it was read as a number.
 
         pandas reads the text 007 as the number 7, and 3.10 as 3.1.

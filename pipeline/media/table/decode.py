@@ -108,12 +108,12 @@ class FittedTableFormat(TableFormat):
             MediaError: A column is missing, or its value cannot be read.
         """
         row = np.full(len(self.columns), np.nan)
-        for place, (column, value) in enumerate(plain_row(values, self).items()):
+        for index, (column, value) in enumerate(plain_row(values, self).items()):
             if column in self._categories:
                 assert not isinstance(value, float)
-                row[place] = self._categories[column].index(values[column], value)
+                row[index] = self._categories[column].index(values[column], value)
             elif value is not None:
-                row[place] = value
+                row[index] = value
         return row
 
     def misread_number(self, values: Mapping[str, Any]) -> str | None:
@@ -127,7 +127,7 @@ class FittedTableFormat(TableFormat):
         """
         for column, categories in self._categories.items():
             value = values.get(column)
-            if known := categories.doubtful(value):
+            if known := categories.uncertain(value):
                 return (
                     f"column {column!r} holds the number {value}, and the model knows the text "
                     f"{' or '.join(map(repr, known[:3]))}; send it as text"
@@ -154,10 +154,10 @@ def plain_row(values: Mapping[str, Any], fmt: TableFormat) -> dict[str, float | 
         MediaError: A column is missing, or its value cannot be read.
     """
     row: dict[str, float | str | None] = {}
-    for place, column in enumerate(fmt.columns):
+    for index, column in enumerate(fmt.columns):
         if column not in values:
             raise MediaError(f"column {column!r} is not there")
-        read = read_number if place < len(fmt.numeric) else read_name
+        read = read_number if index < len(fmt.numeric) else read_name
         try:
             row[column] = read(values[column])
         except ValueError as error:

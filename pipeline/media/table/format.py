@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pipeline.media.checks import check_whole
+from perceiver_model.config_checks import check_integers
 from pipeline.media.format import MediaFormat
 
 
@@ -25,7 +25,7 @@ class TableFormat(MediaFormat):
     max_categories: int = 1000
 
     def __post_init__(self) -> None:
-        check_whole(self, "max_categories", least=1)
+        check_integers(self, "max_categories", least=1)
         # Configurations that are read from JSON hold lists.
         for name in ("numeric", "categorical"):
             columns = getattr(self, name)

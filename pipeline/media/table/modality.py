@@ -66,8 +66,8 @@ class TableModality(Modality[TableFormat]):
         if not (isinstance(stored, FittedTableFormat) and isinstance(fmt, FittedTableFormat)):
             return super().conversion(stored, fmt)
         encoder = RowEncoder(stored, fmt)
-        doubtful = encoder.doubtful if encoder.has_doubts else None
-        return Conversion(stored, encoder.one_row, doubtful)
+        uncertain = encoder.uncertain if encoder.has_doubts else None
+        return Conversion(stored, encoder.one_row, uncertain)
 
     def columns(self, fmt: TableFormat) -> tuple[RowColumn, ...]:
         """Return the numeric columns, then the categorical ones."""

@@ -14,24 +14,24 @@ class RowEncoder:
     """
 
     def __init__(self, stored: FittedTableFormat, media: FittedTableFormat) -> None:
-        self._places = [stored.columns.index(name) for name in media.columns]
+        self._columns = [stored.columns.index(name) for name in media.columns]
         self._lookups: list[tuple[int, np.ndarray]] = []
-        self._doubtful: list[tuple[int, int]] = []
-        for place, column in enumerate(media.columns):
+        self._uncertain: list[tuple[int, int]] = []
+        for index, column in enumerate(media.columns):
             if column not in media.categorical:
                 continue
             ours, theirs = (fmt.vocabulary.categories[column] for fmt in (stored, media))
-            index = {name: number for number, name in enumerate(theirs)}
+            numbers = {name: number for number, name in enumerate(theirs)}
             unknown = len(theirs)
-            lookup = [index.get(name, unknown) for name in ours]
-            self._lookups.append((place, np.array([*lookup, unknown], np.float64)))
-            if index.keys() - set(ours):
-                self._doubtful.append((self._places[place], len(ours)))
+            lookup = [numbers.get(name, unknown) for name in ours]
+            self._lookups.append((index, np.array([*lookup, unknown], np.float64)))
+            if numbers.keys() - set(ours):
+                self._uncertain.append((self._columns[index], len(ours)))
 
     @property
     def has_doubts(self) -> bool:
         """Whether the model knows categories that the set's vocabulary lacks."""
-        return bool(self._doubtful)
+        return bool(self._uncertain)
 
     def one_row(self, row: np.ndarray) -> np.ndarray:
         """Re-encode one row, float64 `[columns]`."""
@@ -49,17 +49,17 @@ class RowEncoder:
         Raises:
             ValueError: A row holds an index of no category.
         """
-        encoded = rows[:, self._places]
-        for place, lookup in self._lookups:
-            given = ~np.isnan(encoded[:, place])
-            values = encoded[given, place]
+        encoded = rows[:, self._columns]
+        for index, lookup in self._lookups:
+            given = ~np.isnan(encoded[:, index])
+            values = encoded[given, index]
             within = (values >= 0) & (values < len(lookup))
             if not within.all() or (values % 1 != 0).any():
                 raise ValueError("an index of no category")
-            encoded[given, place] = lookup[values.astype(np.int64)]
+            encoded[given, index] = lookup[values.astype(np.int64)]
         return encoded
 
-    def doubtful(self, rows: np.ndarray) -> np.ndarray:
+    def uncertain(self, rows: np.ndarray) -> np.ndarray:
         """Return which rows hold a value that the set does not know, but the model may.
 
         The set does not keep the name of such a value, so its category in the model is not known.
@@ -71,6 +71,6 @@ class RowEncoder:
             bool `[rows]`.
         """
         found = np.zeros(len(rows), bool)
-        for place, unknown in self._doubtful:
-            found |= rows[:, place] == unknown
+        for index, unknown in self._uncertain:
+            found |= rows[:, index] == unknown
         return found

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from pipeline.media.checks import check_one_of, check_whole
+from perceiver_model.config_checks import check_integers, check_one_of
 from pipeline.media.errors import MediaError
 from pipeline.media.format import MediaFormat
 
@@ -38,8 +38,8 @@ class TextFormat(MediaFormat):
     errors: Literal["strict", "replace"] = "strict"
 
     def __post_init__(self) -> None:
-        check_whole(self, "max_length", least=LONGEST_CHARACTER)
-        check_whole(self, "overlap", least=0)
+        check_integers(self, "max_length", least=LONGEST_CHARACTER)
+        check_integers(self, "overlap", least=0)
         check_one_of(self, "cut", "first", "all")
         check_one_of(self, "errors", "strict", "replace")
         if self.overlap and self.cut == "first":

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, Literal
 
-from pipeline.media.checks import check_finite, check_one_of, check_whole
+from perceiver_model.config_checks import check_integers, check_number, check_one_of
 from pipeline.media.format import MediaFormat
 
 
@@ -46,15 +46,15 @@ class VideoFormat(MediaFormat):
     max_pixels: int = 50_000_000
 
     def __post_init__(self) -> None:
-        check_whole(self, "num_frames", "height", "width", "max_pixels", least=1)
+        check_integers(self, "num_frames", "height", "width", "max_pixels", least=1)
         check_one_of(self, "channels", 1, 3)
         check_one_of(self, "resize", "crop", "pad", "stretch")
         check_one_of(self, "clips", "first", "all")
         check_one_of(self, "pad_short", True, False)
-        check_finite(self, "frames_per_second", least=0.001, most=1000.0)
-        check_finite(self, "max_seconds", above=0.0)
+        check_number(self, "frames_per_second", least=0.001, most=1000.0)
+        check_number(self, "max_seconds", above=0.0)
         if self.stride_seconds is not None:
-            check_finite(self, "stride_seconds", above=0.0)
+            check_number(self, "stride_seconds", above=0.0)
             if self.clips == "first":
                 raise ValueError(
                     f"stride_seconds is {self.stride_seconds}, but clips is 'first'; "

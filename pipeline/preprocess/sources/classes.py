@@ -96,14 +96,14 @@ def label_numbers(
     if data.target.kind != "class":
         return np.full(samples.num_rows, -1)
     labels = one_chunk(samples["label"])
-    places = {_as_value(name): place for place, name in reversed([*enumerate(classes)])}
-    places |= {name: place for place, name in enumerate(classes)}
-    names = pa.array([os.fsencode(name) for name in places], pa.binary())
-    found = pa.array([*places.values()], pa.int64()).take(pc.index_in(labels, value_set=names))
+    number_of = {_as_value(name): number for number, name in reversed([*enumerate(classes)])}
+    number_of |= {name: number for number, name in enumerate(classes)}
+    names = pa.array([os.fsencode(name) for name in number_of], pa.binary())
+    found = pa.array([*number_of.values()], pa.int64()).take(pc.index_in(labels, value_set=names))
     if found.null_count:  # labels that are numbers of configured classes
         distinct = labels.dictionary_encode()
         given = map(os.fsdecode, distinct.dictionary.to_pylist())
-        numbers = np.array([int(name) if _is_number(name) else places[name] for name in given])
+        numbers = np.array([int(name) if _is_number(name) else number_of[name] for name in given])
         outside = numbers >= len(classes)
         if outside.any():
             raise UserError(

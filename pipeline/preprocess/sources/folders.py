@@ -106,8 +106,8 @@ def _list(
             folder, slash_before, name = file.path.rpartition(b"/")
             stem, code = names.split(name)
             key = folder + slash_before + stem
-        place = folders.setdefault(first, len(folders)) if by_class else -1
-        rows.append(key, code, place, file.path, file.size, file.mtime)
+        label = folders.setdefault(first, len(folders)) if by_class else -1
+        rows.append(key, code, label, file.path, file.size, file.mtime)
     return rows.table(), refused.table(), list(folders)
 
 

@@ -148,8 +148,8 @@ def _labels(
     if labels.null_count == len(labels):
         return pa.nulls(len(starts), pa.binary())
     there = labels.is_valid().to_numpy(zero_copy_only=False)[order]
-    places = np.where(there, np.arange(len(order)), -1)
-    chosen = np.maximum.reduceat(places, starts)
+    indices = np.where(there, np.arange(len(order)), -1)
+    chosen = np.maximum.reduceat(indices, starts)
     rows = pa.array(order[np.maximum(chosen, 0)], mask=chosen < 0)
     return labels.take(rows)
 
@@ -183,9 +183,9 @@ def _ambiguous(twice: int) -> str:
 
 def join_labels(codes: Sequence[int] | np.ndarray, names: Sequence[bytes]) -> pa.Array:
     """Return labels from their indices in `names`; -1 means no label."""
-    places = np.asarray(codes, np.int32)
+    indices = np.asarray(codes, np.int32)
     return pa.DictionaryArray.from_arrays(
-        pa.array(places, mask=places < 0), pa.array(names, pa.binary())
+        pa.array(indices, mask=indices < 0), pa.array(names, pa.binary())
     ).cast(pa.binary())
 
 

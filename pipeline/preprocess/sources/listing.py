@@ -70,7 +70,7 @@ class SourceTable:
     @property
     def value_places(self) -> dict[str, str]:
         """The addresses of the listings whose rows hold values, by the same without secrets."""
-        return {values.place: absolute(values.listing.source) for values in self.values.values()}
+        return {values.path: absolute(values.listing.source) for values in self.values.values()}
 
     @cached_property
     def content_digest(self) -> str:
@@ -193,8 +193,8 @@ def _find(data: DataConfig, source: str, setting: str) -> SourceScan:
     except Exception as error:
         if not isinstance(error, (MediaError, *read_errors(filesystem))):
             raise
-        told = " ".join(str(error).split()) if local else redacted_line(error)
-        raise UserError(f"{setting}={source}: cannot be read: {told}") from None
+        reason = " ".join(str(error).split()) if local else redacted_line(error)
+        raise UserError(f"{setting}={source}: cannot be read: {reason}") from None
 
 
 def _find_by_layout(data: DataConfig, source: str, setting: str) -> SourceScan:
@@ -216,14 +216,14 @@ def _find_by_layout(data: DataConfig, source: str, setting: str) -> SourceScan:
 
 def _in_split(found: SourceScan, split: str) -> SourceScan:
     """Put all samples into one split."""
-    place = found.samples.schema.get_field_index("split")
+    index = found.samples.schema.get_field_index("split")
     codes = pa.array(np.full(found.samples.num_rows, SPLITS.index(split), np.int8))
     names = {split: set().union(*found.label_names.values())}
     refused_place = found.refused.schema.get_field_index("split")
     of_refused = pa.repeat(pa.scalar(split, pa.string()), found.refused.num_rows)
     return replace(
         found,
-        samples=found.samples.set_column(place, "split", codes),
+        samples=found.samples.set_column(index, "split", codes),
         refused=found.refused.set_column(refused_place, "split", of_refused),
         label_names=names,
     )
@@ -237,13 +237,13 @@ def _without_classless(data: DataConfig, found: dict[str, SourceScan]) -> tuple[
         refusals = [part.refused]
         if data.target.kind == "class" and kept["label"].null_count:
             without = kept.filter(pc.is_null(kept["label"]))
-            told = f"it has no class: neither .cls nor {data.target.key!r} in .json"
+            reason = f"it has no class: neither .cls nor {data.target.key!r} in .json"
             refusals.append(
                 pa.table(
                     {
                         "uri": without["name"],
                         "split": split_column(without["split"].to_numpy()).cast(pa.string()),
-                        "reason": pa.array([told] * without.num_rows),
+                        "reason": pa.array([reason] * without.num_rows),
                     },
                     schema=REFUSED_SCHEMA,
                 )

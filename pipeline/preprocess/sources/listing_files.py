@@ -118,8 +118,8 @@ class _RowReader:
 
     def take(self, batch: Batch) -> None:
         """Add the rows of a batch."""
-        for line, told in batch.unread:
-            self.refused.append(self._name + b"#line %d" % line, None, told)
+        for line, problem in batch.unread:
+            self.refused.append(self._name + b"#line %d" % line, None, problem)
         count = len(batch.arrays[0])
         reasons = _reasons(self._columns, batch)
         by_use = {
@@ -139,17 +139,17 @@ class _RowReader:
             if column.role == "labels"
         ]
         digests = list(self._digests(batch)) if self._is_inline else [None] * count
-        for place in range(count):
-            row = batch.start + place
-            reason: str | None = reasons.get(place)
-            split = 0 if splits is None else SPLIT_NAMES.get(splits[place])
+        for index in range(count):
+            row = batch.start + index
+            reason: str | None = reasons.get(index)
+            split = 0 if splits is None else SPLIT_NAMES.get(splits[index])
             if splits is not None and reason is None and split is None:
-                given = splits[place][:MAX_SHOWN].decode(errors="replace")
+                given = splits[index][:MAX_SHOWN].decode(errors="replace")
                 reason = f"split {given!r} is none of train, validation, test"
             parts: list[dict[str, Any]] = []
             if reason is None:
-                parts, reason = self._files.parts({use: paths[use][place] for use in paths})
-            name = self._row_name(keys and keys[place], paths, place, row)
+                parts, reason = self._files.parts({use: paths[use][index] for use in paths})
+            name = self._row_name(keys and keys[index], paths, index, row)
             if len(name) > MAX_NAME_BYTES:
                 reason = reason or f"its name has {len(name)} bytes, more than {MAX_NAME_BYTES}"
                 name = self._name + b"#%d" % row
@@ -157,19 +157,19 @@ class _RowReader:
                 self.refused.append(name, None if split is None else SPLITS[split], reason)
                 continue
             assert split is not None  # a missing split has a reason
-            label = labels and labels[place]
+            label = labels and labels[index]
             number = row if self._is_inline else None
-            self.samples.append(split, name, label, number, digests[place], self._mtime, parts)
+            self.samples.append(split, name, label, number, digests[index], self._mtime, parts)
             for names in label_lists:
-                self.label_names.setdefault(SPLITS[split], set()).update(names[place])
+                self.label_names.setdefault(SPLITS[split], set()).update(names[index])
 
     def _row_name(
-        self, key: bytes | None, paths: dict[str, list[bytes | None]], place: int, row: int
+        self, key: bytes | None, paths: dict[str, list[bytes | None]], index: int, row: int
     ) -> bytes:
         if key is not None:
             return self._files.named(key)
         if not self._is_inline:
-            path = next((given[place] for given in paths.values() if given[place]), None)
+            path = next((given[index] for given in paths.values() if given[index]), None)
             if path is not None:
                 return self._files.named(path)
         return self._name + b"#%d" % row
@@ -181,13 +181,13 @@ class _RowReader:
             for column, array in zip(self._columns, batch.arrays, strict=True)
             if column.is_inline
         ]
-        for place in range(len(batch.arrays[0])):
+        for index in range(len(batch.arrays[0])):
             hashed = hashlib.blake2b(self._content, digest_size=16)
             if self._content:  # the row's index says which bytes of the file are its own
-                hashed.update(b"%d" % (batch.start + place))
+                hashed.update(b"%d" % (batch.start + index))
             for values in inline:
-                hashed.update(b"%d\0" % len(values[place]))
-                hashed.update(values[place])
+                hashed.update(b"%d\0" % len(values[index]))
+                hashed.update(values[index])
             yield hashed.digest()
 
 
@@ -195,18 +195,18 @@ def _reasons(columns: tuple[Column, ...], batch: Batch) -> dict[int, str]:
     """Return the first reason why a row cannot be used, by its index in the batch."""
     reasons = dict(batch.reasons)
     for column, array, wrong in zip(columns, batch.arrays, batch.wrong, strict=True):
-        for place in np.flatnonzero(wrong).tolist():
+        for index in np.flatnonzero(wrong).tolist():
             reasons.setdefault(
-                place, f"column {column.name!r} holds what is no {_SAID[column.role]}"
+                index, f"column {column.name!r} holds what is no {_ROLE_WORDS[column.role]}"
             )
         if column.required and array.null_count:
             missing = array.is_null().to_numpy(zero_copy_only=False)
-            for place in np.flatnonzero(missing).tolist():
-                reasons.setdefault(place, f"column {column.name!r} has no value")
+            for index in np.flatnonzero(missing).tolist():
+                reasons.setdefault(index, f"column {column.name!r} has no value")
     return reasons
 
 
-_SAID = {
+_ROLE_WORDS = {
     "path": "path",
     "bytes": "bytes",
     "text": "text",
@@ -245,12 +245,12 @@ def _unique(samples: pa.Table) -> tuple[pa.Table, pa.Table]:
     again[first] = False
     extra = samples.filter(pa.array(again))
     names, codes = extra["name"], extra["split"].to_numpy()
-    told = "an earlier row has this name; name rows by data.columns.key"
+    reason = "an earlier row has this name; name rows by data.columns.key"
     refused = pa.table(
         {
             "uri": names,
             "split": split_column(codes).cast(pa.string()),
-            "reason": pa.array([told]).take(pa.array(np.zeros(len(names), np.int64))),
+            "reason": pa.array([reason]).take(pa.array(np.zeros(len(names), np.int64))),
         },
         schema=REFUSED_SCHEMA,
     )

@@ -73,7 +73,7 @@ def part_file(reach: Reach, part: SourceFile) -> tuple[Any, str]:
         ValueError: There is no such protocol.
         ImportError: The protocol's package is missing.
     """
-    return reach.place(part.address or part.path)
+    return reach.resolve(part.address or part.path)
 
 
 def read_part(reach: Reach, part: SourceFile) -> bytes:
@@ -144,8 +144,8 @@ def _checked_range(data: bytes, length: int, *, far: bool = False) -> bytes:
         return data
     if len(data) > length:
         raise MediaError(f"more than the {length} bytes of a tar came that were asked for")
-    told = f"{len(data)} bytes came where {length} of a tar were asked for"
-    raise _ShortError(told) if far else MediaError(told)
+    reason = f"{len(data)} bytes came where {length} of a tar were asked for"
+    raise _ShortError(reason) if far else MediaError(reason)
 
 
 def exists(filesystem: Any, path: str) -> bool:

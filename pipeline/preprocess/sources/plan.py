@@ -43,14 +43,14 @@ class SourceRow:
     inline: dict[str, bytes] = field(default_factory=dict)
 
 
-def write_plan(listing: SourceTable, path: Path, samples_per_shard: int) -> int:
+def write_plan(source_table: SourceTable, path: Path, samples_per_shard: int) -> int:
     """Cut the sources into shards of one split each. Row group N lists the samples of shard N.
 
     Values in a CSV or JSON Lines file are copied to Parquet beside the plan. Addresses that hold
     secrets are left out; see `shard_addresses` and `SourceTable.value_places`.
 
     Args:
-        listing: All sources, in their order.
+        source_table: All sources, in their order.
         path: The path of the plan.
         samples_per_shard: The number of samples in a shard. The last shard of a split may have
             fewer.
@@ -60,11 +60,11 @@ def write_plan(listing: SourceTable, path: Path, samples_per_shard: int) -> int:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     prepared: dict[InlineValues, dict[str, Any]] = {}
-    for split, inline in listing.values.items():  # splits may share a listing
+    for split, inline in source_table.values.items():  # splits may share a listing
         if inline not in prepared:
             prepared[inline] = inline.prepare(_copy_of_values(path, split))
-    values = {split: prepared[inline] for split, inline in listing.values.items()}
-    table = without_addresses(listing.table)
+    values = {split: prepared[inline] for split, inline in source_table.values.items()}
+    table = without_addresses(source_table.table)
     table = table.replace_schema_metadata({_VALUES: json.dumps(values).encode()})
     shards = 0
     with pq.ParquetWriter(path, table.schema) as writer:
@@ -74,21 +74,21 @@ def write_plan(listing: SourceTable, path: Path, samples_per_shard: int) -> int:
     return shards
 
 
-def shard_addresses(listing: SourceTable, samples_per_shard: int) -> list[str] | None:
+def shard_addresses(source_table: SourceTable, samples_per_shard: int) -> list[str] | None:
     """Return for each shard the addresses that its plan leaves out because they hold secrets.
 
     Args:
-        listing: All sources of the plan.
+        source_table: All sources of the plan.
         samples_per_shard: The same number as in `write_plan`.
 
     Returns:
         A text for each shard, for `read_plan`, to be kept in memory only. None if nothing was left
         out.
     """
-    if not any(addresses_of(listing.table)):
+    if not any(addresses_of(source_table.table)):
         return None
-    cuts = _cuts(listing.table, samples_per_shard)
-    return [json.dumps(addresses_of(listing.table.slice(*cut))) for cut in cuts]
+    cuts = _cuts(source_table.table, samples_per_shard)
+    return [json.dumps(addresses_of(source_table.table.slice(*cut))) for cut in cuts]
 
 
 def _cuts(table: pa.Table, samples_per_shard: int) -> Iterator[tuple[int, int]]:

@@ -45,7 +45,7 @@ class Reach:
     max_file_bytes: int = MAX_FILE_BYTES
     confined: bool = True
 
-    def place(self, path: str) -> tuple[Any, str]:
+    def resolve(self, path: str) -> tuple[Any, str]:
         """Return the file system of a file, and its path there, with what gives access to it.
 
         A local path may lead elsewhere by links. So once the file is open, ask `holds` about its
@@ -97,10 +97,10 @@ class Reach:
         return LocalFileSystem(), path
 
     def _url(self, url: str) -> str:
-        place = _Place.of(url)
+        address = _Location.of(url)
         for prefix in self._prefixes:
-            if prefix.holds(place):
-                return prefix.opening(place)
+            if prefix.holds(address):
+                return prefix.opening(address)
         raise MediaError(OUTSIDE)
 
     @cached_property
@@ -109,14 +109,14 @@ class Reach:
         return tuple(os.path.realpath(absolute_path(path)) for path in paths if path is not None)
 
     @cached_property
-    def _prefixes(self) -> tuple["_Place", ...]:
+    def _prefixes(self) -> tuple["_Location", ...]:
         # A chain of file systems has no addresses of its own.
         urls = (url for url in (self.root, *self.allow) if local_path(url) is None)
-        return tuple(_Place.of(url) for url in urls if is_web(url) or "::" not in url)
+        return tuple(_Location.of(url) for url in urls if is_web(url) or "::" not in url)
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Location:
     """A URL split into its parts, so that two can be compared.
 
     Attributes:
@@ -132,7 +132,7 @@ class _Place:
     userinfo: str
 
     @classmethod
-    def of(cls, url: str) -> "_Place":
+    def of(cls, url: str) -> "_Location":
         """Split a URL.
 
         Raises:
@@ -153,7 +153,7 @@ class _Place:
             raise MediaError("its address is not plain")
         return cls(url, server, _names(path), userinfo if is_web(url) else "")
 
-    def holds(self, other: "_Place") -> bool:
+    def holds(self, other: "_Location") -> bool:
         """Return whether the other URL lies at or below this one. Only whole names count.
 
         Raises:
@@ -166,7 +166,7 @@ class _Place:
             )
         return same
 
-    def opening(self, other: "_Place") -> str:
+    def opening(self, other: "_Location") -> str:
         """Return the other URL with what gives access to this one, unless it has its own."""
         url = other.url
         if not is_web(url):

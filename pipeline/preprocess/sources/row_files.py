@@ -62,7 +62,7 @@ class RowFiles:
             OSError: The disk does not have the file.
         """
         try:
-            filesystem, full = self._reach.place(path)
+            filesystem, full = self._reach.resolve(path)
         except MediaError:
             raise
         except (ValueError, ImportError) as error:
@@ -86,10 +86,10 @@ class RowFiles:
         folder, _, name = path.rpartition("/")
         if name in ("", ".", ".."):
             folder, name = path, ""
-        place = f"{self._real_folder(folder).rstrip('/')}/{name}".rstrip("/") or "/"
-        if self._reach.holds(place) and name and stat.S_ISLNK(os.lstat(path).st_mode):
-            place = os.path.realpath(path)
-        if not self._reach.holds(place):
+        real_path = f"{self._real_folder(folder).rstrip('/')}/{name}".rstrip("/") or "/"
+        if self._reach.holds(real_path) and name and stat.S_ISLNK(os.lstat(path).st_mode):
+            real_path = os.path.realpath(path)
+        if not self._reach.holds(real_path):
             raise MediaError(OUTSIDE)
 
     def _real_folder(self, folder: str) -> str:

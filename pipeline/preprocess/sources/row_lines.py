@@ -13,22 +13,24 @@ MAX_LINE_VALUES = 2_000_000
 """The most commas and brackets in a line. Each may take a hundred bytes once it is read."""
 
 
-def csv_rows(file: IO[bytes]) -> Iterator[tuple[int, list[bytes] | str]]:
-    """Yield the line number of each row, from 1, and its values, or the reason why it has none.
+def csv_rows(file: IO[bytes], first_line: int = 1) -> Iterator[tuple[int, list[bytes] | str]]:
+    """Yield the line number of each row, and its values, or the reason why it has none.
 
     Rows are read one by one, so that a row that is damaged or not UTF-8 costs only itself.
+
+    Args:
+        file: The file, at the start of a row.
+        first_line: The number of its first line.
 
     Raises:
         OSError: A row is too large, or a quote is not closed.
     """
-    if file.read(3) != b"\xef\xbb\xbf":
-        file.seek(0)
     # Latin-1 has a character for every byte, so the values keep their bytes.
     text = _BoundedLines(io.TextIOWrapper(file, encoding="latin-1", newline=""))
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(text, strict=True)
     while True:
-        line = reader.line_num + 1
+        line = reader.line_num + first_line
         text.begin_row(line)
         try:
             values = next(reader)
@@ -78,12 +80,19 @@ class _BoundedLines:
         return line
 
 
+def skip_bom(file: IO[bytes]) -> None:
+    """Go past the UTF-8 byte order mark at the start of a file, if there is one."""
+    if file.read(3) != b"\xef\xbb\xbf":
+        file.seek(0)
+
+
 def csv_names(file: IO[bytes]) -> list[str]:
     """Return the names of the columns.
 
     Raises:
         OSError: There is no line with names.
     """
+    skip_bom(file)
     for _, values in csv_rows(file):
         if not isinstance(values, str):
             return [value.decode("utf-8", "surrogateescape") for value in values]

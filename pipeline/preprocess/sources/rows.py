@@ -6,14 +6,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import UserError
 from pipeline.media.errors import MediaError
 from pipeline.preprocess.sources.addresses import base_of, filesystem_of
 from pipeline.preprocess.sources.columns import Column, typed_role
+from pipeline.preprocess.sources.csv_blocks import (
+    BATCH_BYTES,
+    BATCH_ROWS,
+    CsvPiece,
+    csv_pieces,
+)
 from pipeline.preprocess.sources.parts import exists, opened
 from pipeline.preprocess.sources.row_groups import group_batches
-from pipeline.preprocess.sources.row_lines import csv_names, csv_rows, json_lines
+from pipeline.preprocess.sources.row_lines import csv_names, json_lines
 from pipeline.preprocess.sources.typed import TYPES, read_values, to_role
 from pipeline.preprocess.sources.walk import is_local
 from shards.errors import ShardError
@@ -22,8 +29,6 @@ from shards.parquet_pages import REMEDY
 from shards.redaction import without_secrets
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
-BATCH_ROWS = 1024
-BATCH_BYTES = 16 << 20
 MAX_NAME_LENGTH = 1000
 MAX_SHOWN_NAME = 100
 
@@ -82,7 +87,7 @@ class TableFile:
         try:
             yield from readers[self.suffix](self)
         except LISTING_ERRORS as error:
-            raise self._error(f"cannot be read: {_told(error)}") from None
+            raise self._error(f"cannot be read: {_reason(error)}") from None
 
     def only(self, columns: tuple[Column, ...]) -> "TableFile":
         """Return the same listing with fewer columns."""
@@ -92,7 +97,7 @@ class TableFile:
         return UserError(f"{self.setting}={self.source}: {text}")
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return " ".join(str(error).split()).removesuffix(REMEDY)
 
 
@@ -123,7 +128,7 @@ def open_listing(source: str, setting: str, columns: list[Column]) -> TableFile:
     try:
         types = _column_types(listing)
     except LISTING_ERRORS as error:
-        raise listing._error(f"cannot be read: {_told(error)}") from None
+        raise listing._error(f"cannot be read: {_reason(error)}") from None
     resolved = []
     for column in columns:
         kinds = [kind for name, kind in types if name == column.name]
@@ -158,38 +163,26 @@ def _column_types(listing: TableFile) -> list[tuple[str, Any]]:
 def _csv_batches(listing: TableFile) -> Iterator[Batch]:
     with opened(listing.source) as file:
         names = csv_names(file)
-    places = [names.index(column.name) for column in listing.columns]
-    rows: list[list[bytes]] = []
-    unread: list[tuple[int, str]] = []
-    start, size, header_seen = 0, 0, False
+    indices = [names.index(column.name) for column in listing.columns]
+    start = 0
     with opened(listing.source) as file:
-        for line, values in csv_rows(file):
-            if isinstance(values, str):
-                unread.append((line, values))
-            elif not header_seen:
-                header_seen = True
-            elif len(values) != len(names):
-                unread.append((line, f"{len(values)} values for {len(names)} columns"))
-            else:
-                rows.append([values[place] for place in places])
-                size += sum(map(len, rows[-1]))
-            if max(len(rows), len(unread)) == BATCH_ROWS or size > BATCH_BYTES:
-                yield _from_csv(listing, start, rows, unread)
-                start, rows, unread, size = start + len(rows), [], [], 0
-    if rows or unread:
-        yield _from_csv(listing, start, rows, unread)
+        for piece in csv_pieces(file, len(names), indices):
+            batch = _from_csv(listing, start, piece)
+            start += len(batch.arrays[0])
+            yield batch
 
 
-def _from_csv(
-    listing: TableFile, start: int, rows: list[list[bytes]], unread: list[tuple[int, str]]
-) -> Batch:
+def _from_csv(listing: TableFile, start: int, piece: CsvPiece) -> Batch:
     """Convert rows. An empty cell means missing; in a `labels` column it means no labels."""
-    columns = list(zip(*rows, strict=True)) or [()] * len(listing.columns)
     pairs = []
-    for column, values in zip(listing.columns, columns, strict=True):
-        given = [value or (b"" if column.role == "labels" else None) for value in values]
-        pairs.append(to_role(pa.array(given, pa.binary()), column.role, column.separator))
-    return Batch(start, [array for array, _ in pairs], [bad for _, bad in pairs], unread=unread)
+    for column, values in zip(listing.columns, piece.columns, strict=True):
+        if column.role != "labels":
+            empty = pc.equal(pc.binary_length(values), 0)
+            values = pc.if_else(empty, pa.scalar(None, pa.binary()), values)
+        pairs.append(to_role(values, column.role, column.separator))
+    return Batch(
+        start, [array for array, _ in pairs], [bad for _, bad in pairs], unread=piece.unread
+    )
 
 
 # --- Parquet ---

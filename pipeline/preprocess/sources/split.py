@@ -79,8 +79,8 @@ def hold_out(
     new = np.flatnonzero(splits < 0)
     by_rank = new[np.lexsort((ranks(samples["name"], SPLITS[TRAIN], seed)[new], targets[new]))]
     firsts = np.searchsorted(targets[by_rank], np.arange(len(counts)))
-    place = np.arange(len(by_rank)) - firsts[targets[by_rank]]
-    splits[by_rank] = np.where(place < missing[targets[by_rank]], VALIDATION, TRAIN)
+    rank = np.arange(len(by_rank)) - firsts[targets[by_rank]]
+    splits[by_rank] = np.where(rank < missing[targets[by_rank]], VALIDATION, TRAIN)
     return splits
 
 

@@ -125,8 +125,8 @@ def without_addresses(table: pa.Table) -> pa.Table:
     )
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
     offsets = pa.array(np.r_[0, np.cumsum(lengths)].astype(np.int32))
-    place = table.schema.get_field_index("parts")
-    return table.set_column(place, "parts", pa.ListArray.from_arrays(offsets, structs))
+    index = table.schema.get_field_index("parts")
+    return table.set_column(index, "parts", pa.ListArray.from_arrays(offsets, structs))
 
 
 def addresses_of(table: pa.Table) -> list[str | None]:
@@ -138,11 +138,11 @@ def addresses_of(table: pa.Table) -> list[str | None]:
 
 def first_refused(refused: pa.Table) -> str:
     """Return the first three refused sources and their reasons, as the end of an error's text."""
-    told = [
+    examples = [
         f"{row['uri'].decode(errors='replace')!r}: {row['reason']}"
         for row in refused.slice(0, 3).to_pylist()
     ]
-    return f", for example {'; '.join(told)}" if told else ""
+    return f", for example {'; '.join(examples)}" if examples else ""
 
 
 def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:

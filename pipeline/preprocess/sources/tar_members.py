@@ -58,27 +58,27 @@ def tar_members(file: IO[bytes], size: int) -> Iterator[Member]:
     Raises:
         DamagedTarError: The tar is damaged. All members before the damage were yielded.
     """
-    place = 0
+    offset = 0
     long_name: bytes | None = None
     extended: dict[bytes, bytes] = {}
     defaults: dict[bytes, bytes] = {}
     while True:
-        header = _read(file, place, BLOCK)
+        header = _read(file, offset, BLOCK)
         if not header:
-            raise DamagedTarError(f"it ends at byte {place} without an end mark")
+            raise DamagedTarError(f"it ends at byte {offset} without an end mark")
         if len(header) < BLOCK:
-            raise DamagedTarError(f"it is cut short at byte {place + len(header)}")
+            raise DamagedTarError(f"it is cut short at byte {offset + len(header)}")
         if not any(header):
             return
-        kind, length = _check(header, place)
+        kind, length = _check(header, offset)
         if b"size" in extended:
-            length = _decimal(extended[b"size"], place)
-        start = place + BLOCK
+            length = _decimal(extended[b"size"], offset)
+        start = offset + BLOCK
         if length > size - start:
             raise DamagedTarError(
-                f"the member at byte {place} has {length} bytes, and {size - start} are left"
+                f"the member at byte {offset} has {length} bytes, and {size - start} are left"
             )
-        place = start + -(-length // BLOCK) * BLOCK
+        offset = start + -(-length // BLOCK) * BLOCK
         if kind in (b"L", b"x", b"g"):
             if length > MAX_EXTENSION_BYTES:
                 raise DamagedTarError(
@@ -101,8 +101,8 @@ def tar_members(file: IO[bytes], size: int) -> Iterator[Member]:
         if kind == b"5" or (kind == b"\0" and name.endswith(b"/")):
             continue
         if len(name) > MAX_NAME_BYTES:
-            told = f"a name of {len(name)} bytes, more than {MAX_NAME_BYTES}"
-            yield Member(name, start, length, told)
+            too_long = f"a name of {len(name)} bytes, more than {MAX_NAME_BYTES}"
+            yield Member(name, start, length, too_long)
             continue
         reason = None if kind in _REGULAR else f"{_KINDS.get(kind, 'of an unknown kind')} in a tar"
         if _SPARSE in records:
@@ -112,29 +112,29 @@ def tar_members(file: IO[bytes], size: int) -> Iterator[Member]:
         yield Member(name, start, length, reason)
 
 
-def _read(file: IO[bytes], place: int, length: int) -> bytes:
-    file.seek(place)
+def _read(file: IO[bytes], offset: int, length: int) -> bytes:
+    file.seek(offset)
     return file.read(length)
 
 
-def _check(header: bytes, place: int) -> tuple[bytes, int]:
+def _check(header: bytes, offset: int) -> tuple[bytes, int]:
     """Check a header's checksum; return the member's kind and length."""
     stored = header[148:156].strip(b" \0")
     try:
         wanted = int(stored, 8)
     except ValueError:
-        raise DamagedTarError(f"no tar header at byte {place}") from None
+        raise DamagedTarError(f"no tar header at byte {offset}") from None
     if wanted != sum(header[:148]) + sum(header[156:]) + 8 * ord(" "):
-        raise DamagedTarError(f"the checksum of the header at byte {place} is wrong")
-    return header[156:157], _number(header[124:136], place)
+        raise DamagedTarError(f"the checksum of the header at byte {offset} is wrong")
+    return header[156:157], _number(header[124:136], offset)
 
 
-def _number(field: bytes, place: int) -> int:
+def _number(field: bytes, offset: int) -> int:
     """Read octal digits, or the binary form that GNU tar and star use for large numbers."""
     if field[0] & 0x80:
         value = int.from_bytes(field, "big", signed=True) & ((1 << 95) - 1)
         if field[0] == 0xFF:
-            raise DamagedTarError(f"the header at byte {place} has a negative length")
+            raise DamagedTarError(f"the header at byte {offset} has a negative length")
         return value
     digits = field.strip(b" \0")
     try:
@@ -142,13 +142,13 @@ def _number(field: bytes, place: int) -> int:
     except ValueError:
         value = -1
     if value < 0:
-        raise DamagedTarError(f"the header at byte {place} has no length")
+        raise DamagedTarError(f"the header at byte {offset} has no length")
     return value
 
 
-def _decimal(digits: bytes, place: int) -> int:
+def _decimal(digits: bytes, offset: int) -> int:
     if not digits.isdigit() or len(digits) > 18:
-        raise DamagedTarError(f"the extended header before byte {place} has no length")
+        raise DamagedTarError(f"the extended header before byte {offset} has no length")
     return int(digits)
 
 
@@ -159,19 +159,19 @@ def _name(header: bytes) -> bytes:
     return prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
 
 
-def _records(data: bytes, place: int) -> dict[bytes, bytes]:
+def _records(data: bytes, offset: int) -> dict[bytes, bytes]:
     """Read the `LENGTH KEY=VALUE` lines of an extended header."""
     records: dict[bytes, bytes] = {}
     position = 0
     while position < len(data):
         digits, space, _ = data[position : position + 20].partition(b" ")
         if not space or not digits.isdigit():
-            raise DamagedTarError(f"the extended header at byte {place} is damaged")
+            raise DamagedTarError(f"the extended header at byte {offset} is damaged")
         end = position + int(digits)
         line = data[position + len(digits) + 1 : end]
         key, equals, value = line.partition(b"=")
         if end <= position or end > len(data) or not equals or not value.endswith(b"\n"):
-            raise DamagedTarError(f"the extended header at byte {place} is damaged")
+            raise DamagedTarError(f"the extended header at byte {offset} is damaged")
         # Only the keys that are used are kept: a tar may have any number of others.
         if key in (b"path", b"size"):
             records[key] = value[:-1]

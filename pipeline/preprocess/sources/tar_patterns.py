@@ -78,11 +78,11 @@ def _tars_at(filesystem: Any, path: str, secret: str, pattern: str, field: str) 
 def _literal_start(filesystem: Any, path: str, secret: str) -> tuple[str, str]:
     """Split a pattern at a slash into a start that exists literally, and the rest."""
     parts = path.split("/")
-    for place, part in enumerate(parts):
+    for index, part in enumerate(parts):
         if _magic(path).search(part):
-            start = "/".join(parts[: place + 1])
+            start = "/".join(parts[: index + 1])
             if not _is_there(filesystem, start, secret):
-                return "/".join(parts[:place]), "/".join(parts[place:])
+                return "/".join(parts[:index]), "/".join(parts[index:])
     return path, ""
 
 

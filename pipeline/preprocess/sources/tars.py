@@ -66,7 +66,7 @@ def find_in_tars(data: DataConfig, pattern: str, field: str) -> SourceScan:
     root, tars = find_tars(pattern, field)
     label_key = data.target.key if data.target.kind == "class" else None
     for path in tars:
-        filesystem, full = Reach(root, confined=False).place(path)
+        filesystem, full = Reach(root, confined=False).resolve(path)
         try:
             _read_tar(filesystem, full, path, names, label_key, members, refused)
         except _UnreadableTarError as error:
@@ -116,8 +116,8 @@ def _read_tar(
         if not is_local(filesystem):  # a network that fails today may work tomorrow
             raise _UnreadableTarError(path, error) from error
         code = error.errno if isinstance(error, OSError) else None
-        told = f"cannot be read: {os.strerror(code)}" if code else redacted_line(error)
-        refused.append(tar, None, told)
+        reason = f"cannot be read: {os.strerror(code)}" if code else redacted_line(error)
+        refused.append(tar, None, reason)
 
 
 class _UnreadableTarError(Exception):

@@ -111,16 +111,16 @@ def _by_distinct(array: pa.Array, role: Role, separator: str) -> tuple[pa.Array,
     if is_name and is_text(array.type) and (plain := _plain_names(array, role)) is not None:
         return plain, np.zeros(len(array), bool)
     encoded = array.dictionary_encode()
-    distinct, places = encoded.dictionary, encoded.indices
+    distinct, indices = encoded.dictionary, encoded.indices
     if is_text(distinct.type):
         distinct = distinct.cast(pa.binary())  # text may not be UTF-8
         values, wrong = (_text_names if is_name else _texts)(distinct, role, separator)
     else:
         values, wrong = read_values(distinct.to_pylist(), role, separator)
     if not wrong.any():
-        return values.take(places), np.zeros(len(array), bool)
-    rows = places.fill_null(0).to_numpy()
-    return values.take(places), array.is_valid().to_numpy(zero_copy_only=False) & wrong[rows]
+        return values.take(indices), np.zeros(len(array), bool)
+    rows = indices.fill_null(0).to_numpy()
+    return values.take(indices), array.is_valid().to_numpy(zero_copy_only=False) & wrong[rows]
 
 
 def _texts(texts: pa.Array, role: Role, separator: str) -> tuple[pa.Array, np.ndarray]:
@@ -223,11 +223,11 @@ def read_values(values: Sequence[Any], role: Role, separator: str) -> tuple[pa.A
     """
     typed: list[Any] = []
     wrong = np.zeros(len(values), bool)
-    for place, value in enumerate(values):
+    for index, value in enumerate(values):
         try:
             typed.append(read_value(value, role, separator))
         except ValueError:
-            wrong[place] = True
+            wrong[index] = True
             typed.append(None)
     return pa.array(typed, TYPES[role]), wrong
 

@@ -33,7 +33,7 @@ class InlineValues:
     listing: TableFile
 
     @property
-    def place(self) -> str:
+    def path(self) -> str:
         """The path or URL of the listing, without secrets."""
         return without_secrets(absolute(self.listing.source))
 
@@ -54,28 +54,28 @@ class InlineValues:
         if not in_place:
             self._write(copy)
         return {
-            "path": self.place if in_place else str(copy),
+            "path": self.path if in_place else str(copy),
             "columns": [
                 {
-                    "name": column.name if in_place else str(place),
+                    "name": column.name if in_place else str(index),
                     "of": column.name,
                     "role": column.role,
                     "use": column.use,
                     "separator": column.separator,
                 }
-                for place, column in enumerate(columns)
+                for index, column in enumerate(columns)
             ],
         }
 
     def _has_small_groups(self) -> bool:
         with opened(self.listing.source) as file:
-            about = open_parquet(file, self.place).metadata
+            about = open_parquet(file, self.path).metadata
             sizes = [about.row_group(n).total_byte_size for n in range(about.num_row_groups)]
         return max(sizes, default=0) <= MAX_ROW_GROUP_BYTES
 
     def _write(self, path: Path) -> None:
         schema = pa.schema(
-            [(str(place), TYPES[column.role]) for place, column in enumerate(self.listing.columns)]
+            [(str(index), TYPES[column.role]) for index, column in enumerate(self.listing.columns)]
         )
         with pq.ParquetWriter(path, schema) as writer:
             for batch in self.listing.batches():
@@ -108,12 +108,12 @@ def read_values(listing: str, rows: Sequence[int], columns: Sequence[str]) -> pa
         groups = np.unique(np.searchsorted(starts, wanted, side="right") - 1)
         taken = []
         for number in groups.tolist():
-            place = int(starts[number])
+            index = int(starts[number])
             for batch in group_batches(file, parquet, number, list(columns), READ_ROWS):
-                first, last = np.searchsorted(wanted, [place, place + batch.num_rows])
+                first, last = np.searchsorted(wanted, [index, index + batch.num_rows])
                 if first < last:
-                    taken.append(batch.take(pa.array(wanted[first:last] - place)))
-                place += batch.num_rows
+                    taken.append(batch.take(pa.array(wanted[first:last] - index)))
+                index += batch.num_rows
         schema = pa.schema([parquet.schema_arrow.field(name) for name in columns])
     tables = [pa.Table.from_batches([batch]).select(list(columns)) for batch in taken]
     return pa.concat_tables(tables) if tables else schema.empty_table()
@@ -141,8 +141,8 @@ def read_row_values(
             to_role(_one_array(part[column["name"]]), column["role"], column["separator"])[0]
             for column in columns
         ]
-        for place in range(part.num_rows):
-            yield _row(columns, [array[place].as_py() for array in typed])
+        for index in range(part.num_rows):
+            yield _row(columns, [array[index].as_py() for array in typed])
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:

@@ -20,14 +20,14 @@ from pipeline.preprocess.sources.rows import BATCH_ROWS
 ROW_ROLES = ("number", "category")
 
 
-def fit_rows(listing: SourceTable, fmt: MediaFormat) -> dict[str, Any]:
+def fit_rows(source_table: SourceTable, fmt: MediaFormat) -> dict[str, Any]:
     """Fit what a modality learns from its training rows, such as a table's vocabulary.
 
     Rows in files of their own are read here, one by one. Rows that decoding will refuse are
     ignored.
 
     Args:
-        listing: All sources.
+        source_table: All sources.
         fmt: The format; the samples of its modality are rows.
 
     Returns:
@@ -36,9 +36,9 @@ def fit_rows(listing: SourceTable, fmt: MediaFormat) -> dict[str, Any]:
     Raises:
         UserError: A column has a type that does not fit, or too many different values.
     """
-    in_listing = "train" in listing.values
+    in_listing = "train" in source_table.values
     names = [column.name for column in modality_of(fmt).columns(fmt)]
-    batches = iter_values(listing, "train", names) if in_listing else _rows(listing, fmt)
+    batches = iter_values(source_table, "train", names) if in_listing else _rows(source_table, fmt)
     try:
         fitted: dict[str, Any] = modality_of(fmt).fit(batches, fmt)
     except MediaError as error:
@@ -46,19 +46,19 @@ def fit_rows(listing: SourceTable, fmt: MediaFormat) -> dict[str, Any]:
     return fitted
 
 
-def _rows(listing: SourceTable, fmt: MediaFormat) -> Iterator[pa.RecordBatch]:
+def _rows(source_table: SourceTable, fmt: MediaFormat) -> Iterator[pa.RecordBatch]:
     """Yield the training rows that lie in files: float64 numbers and text, null if missing."""
     types = {"number": pa.float64(), "category": pa.string()}
     columns = modality_of(fmt).columns(fmt)
     schema = pa.schema([(column.name, types[column.role]) for column in columns])
-    parts = listing.of_split("train")["parts"]
+    parts = source_table.of_split("train")["parts"]
     for start in range(0, len(parts), BATCH_ROWS):
         rows = [
             row
             for sample in parts.slice(start, BATCH_ROWS).to_pylist()
             for part in sample
             if part["field"] == fmt.modality
-            if (row := _row(listing.reaches["train"], part, fmt)) is not None
+            if (row := _row(source_table.reaches["train"], part, fmt)) is not None
         ]
         yield pa.RecordBatch.from_pylist(rows, schema=schema)
 
@@ -79,23 +79,23 @@ def _row(reach: Reach, part: dict[str, Any], fmt: MediaFormat) -> dict[str, Any]
 
 
 def iter_values(
-    listing: SourceTable, split: str, columns: Sequence[str]
+    source_table: SourceTable, split: str, columns: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
     """Yield the values of a split's rows for statistics: float64 and text, null if missing.
 
     Args:
-        listing: All sources; the split's samples are rows of a listing.
+        source_table: All sources; the split's samples are rows of a listing.
         split: The name of the split.
         columns: The names of the columns of a row.
 
     Raises:
         KeyError: No row of the split has values, or there is no such column.
     """
-    file = listing.values[split].listing
+    file = source_table.values[split].listing
     chosen: list[Column] = []
     for name in columns:
         chosen += [next(c for c in file.columns if c.name == name and c.role in ROW_ROLES)]
-    rows = np.sort(listing.of_split(split)["row"].to_numpy())
+    rows = np.sort(source_table.of_split(split)["row"].to_numpy())
     for batch in file.only(tuple(chosen)).batches():
         stop = batch.start + len(batch.arrays[0])
         first, last = np.searchsorted(rows, [batch.start, stop])

@@ -33,7 +33,8 @@ def fetch(reach: Reach, url: str, offset: int | None, length: int | None) -> byt
 
     Raises:
         FileNotFoundError: The server has no such file.
-        MediaError: The file is too large, or the server redirects to a place that may not be read.
+        MediaError: The file is too large, or the server redirects to an address that may not be
+            read.
         Exception: aiohttp failed.
     """
     filesystem = _filesystem(reach, os.getpid())

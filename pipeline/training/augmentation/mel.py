@@ -44,8 +44,8 @@ def augment_mel(
     per_second = media.sample_rate / media.mel.hop_length(media.sample_rate)
     draws = uniform_draws(seed, 5, batch, rank, world_size).to(device)
     shift = torch.round((2 * draws[0] - 1) * config.shift_seconds * per_second).long()
-    place = torch.arange(length, device=device)
-    source = place - shift[:, None]
+    position = torch.arange(length, device=device)
+    source = position - shift[:, None]
     inside = (source >= 0) & (source < length)
     source = source.clamp(0, length - 1)
     kept = (mask[:, :, 0].gather(1, source) & inside).unsqueeze(-1)
@@ -53,7 +53,7 @@ def augment_mel(
     first = kept[:, :, 0].int().argmax(dim=1)
     count = kept[:, :, 0].sum(dim=1)
     longest = (count // 2).clamp(max=round(config.mask_seconds * per_second))
-    is_hidden = _within(place, first, count, longest, draws[1:3])[:, :, None, None]
+    is_hidden = _within(position, first, count, longest, draws[1:3])[:, :, None, None]
     bands = torch.full_like(count, num_mels)
     widest = torch.full_like(count, config.mask_bands)
     band = torch.arange(num_mels, device=device)
@@ -62,7 +62,7 @@ def augment_mel(
 
 
 def _within(
-    place: torch.Tensor,
+    position: torch.Tensor,
     first: torch.Tensor,
     count: torch.Tensor,
     longest: torch.Tensor,
@@ -71,7 +71,7 @@ def _within(
     """Return whether each position lies in a random span, bool `[batch, positions]`.
 
     Args:
-        place: The positions, int64 `[positions]`.
+        position: The positions, int64 `[positions]`.
         first: The first position that the span may cover, int64 `[batch]`.
         count: The number of positions that the span may cover, int64 `[batch]`.
         longest: The largest length of the span, int64 `[batch]`. The smallest is 0.
@@ -79,4 +79,4 @@ def _within(
     """
     length = (draws[0] * (longest + 1)).long()
     start = first + (draws[1] * (count - length + 1)).long()
-    return (place >= start[:, None]) & (place < (start + length)[:, None])
+    return (position >= start[:, None]) & (position < (start + length)[:, None])

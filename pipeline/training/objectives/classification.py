@@ -183,14 +183,14 @@ class Classification(Objective):
 
     def remarks(self, classes: tuple[str, ...]) -> list[str]:
         """Return which classes the model or the set does not have."""
-        said = []
+        remarks = []
         if unknown := [name for name in classes if name not in self.classes]:
-            said.append(
+            remarks.append(
                 f"does not know the classes {_some(unknown)}: their samples count as wrong for it"
             )
         if lost := [name for name in self.classes if name not in classes]:
-            said.append(f"also knows the classes {_some(lost)}, which this run does not tell")
-        return said
+            remarks.append(f"also knows the classes {_some(lost)}, which this run does not tell")
+        return remarks
 
 
 def _class_weights(
