@@ -132,7 +132,7 @@ def test_labels_are_learned(ray_cluster: None, pairs: Path, console: Console) ->
     # Labels without their images: the share of a label, 5/9, is its average precision.
     assert result["score"] == result["metrics"]["val_mean_average_precision"] > 0.8
     assert result["metrics"]["val_mean_auc"] > 0.8
-    assert 0.7 < result["promoted"]["ranking_precision"] <= 1
+    assert 0.7 < result["promoted"]["sample_ranking_precision"] <= 1
     for answer in answers:
         above = [name for name, share in answer["probabilities"].items() if share >= 0.5]
         assert answer["labels"] == above
@@ -147,7 +147,7 @@ def test_masks_are_learned(ray_cluster: None, pairs: Path, console: Console) -> 
     # Paper everywhere has a mean IoU of about 0.2, and right pixels like the share of paper.
     assert result["score"] == result["metrics"]["val_mean_iou"] > 0.35
     assert result["metrics"]["val_pixel_accuracy"] > 0.85
-    assert result["promoted"]["mean_iou"] > 0.3
+    assert result["promoted"]["sample_mean_iou"] > 0.3
     for number, answer in enumerate(answers):
         mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["mask"]))))
         target = np.asarray(Image.open(pairs / f"{number:03d}.mask.png"))
@@ -161,7 +161,7 @@ def test_sequences_are_learned(ray_cluster: None, pairs: Path, console: Console)
     # The commonest digit and the end would have 5/9 of the tokens and 1/9 of the texts.
     assert result["score"] == result["metrics"]["val_token_accuracy"] > 0.75
     assert result["metrics"]["val_exact_match"] > 0.4
-    assert result["promoted"]["token_accuracy"] > 0.7
+    assert result["promoted"]["sample_token_accuracy"] > 0.7
     for answer in answers:
         assert answer["text"].encode() == bytes(token - 6 for token in answer["tokens"])
     right = [answer["text"] for answer in answers]

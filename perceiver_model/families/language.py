@@ -81,6 +81,7 @@ def mask_tokens(
     whole_words: bool = True,
     vocab_size: int,
     generator: torch.Generator | None = None,
+    uniform: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mask token ids as BERT does.
 
@@ -96,25 +97,24 @@ def mask_tokens(
             byte is easy to guess from the rest of its word. All bytes of a word are treated alike.
         vocab_size: The number of token ids.
         generator: The random generator, on the device of the ids.
+        uniform: Random numbers in [0, 1) to use instead of the generator's, floating-point
+            `[3, batch, length]`.
 
     Returns:
         The ids for the model to read, and the targets, int64 `[batch, length]`, which are IGNORED
         where no token was chosen.
     """
+    if uniform is None:
+        uniform = torch.rand(3, *ids.shape, generator=generator, device=ids.device)
     words = _word_indices(ids) if whole_words else torch.arange(ids.shape[1], device=ids.device)
     words = words.expand_as(ids)
 
-    def draw() -> torch.Tensor:
-        """A uniform number for each word, at each of its tokens."""
-        return torch.rand(ids.shape, generator=generator, device=ids.device).gather(1, words)
-
-    chosen = (draw() < probability) & (ids >= NUM_SPECIAL)
+    of_choice, of_fate, of_token = uniform
+    chosen = (of_choice.gather(1, words) < probability) & (ids >= NUM_SPECIAL)
     if mask is not None:
         chosen &= mask
-    fate = draw()
-    random_ids = torch.randint(
-        NUM_SPECIAL, vocab_size, ids.shape, generator=generator, device=ids.device
-    )
+    fate = of_fate.gather(1, words)
+    random_ids = NUM_SPECIAL + (of_token * (vocab_size - NUM_SPECIAL)).long()
     read = torch.where(chosen & (fate < 0.8), MASK, ids)
     read = torch.where(chosen & (fate >= 0.9), random_ids.to(ids.dtype), read)
     return read, torch.where(chosen, ids, IGNORED).long()

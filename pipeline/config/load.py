@@ -22,7 +22,14 @@ from pipeline.config.yaml_reader import read_yaml
 from pipeline.errors import UserError
 
 # A study may search only these. Other fields need other shards, or do not describe the model.
-SEARCHABLE = ("model.encoder.", "training.")
+SEARCHABLE = (
+    "model.encoder.",
+    "model.decoder.",
+    "model.autoregressive.",
+    "objective.",
+    "training.",
+)
+SEARCHED = ", ".join(f"{prefix}*" for prefix in SEARCHABLE)
 
 
 def shipped_configs() -> list[str]:
@@ -204,7 +211,9 @@ def _check_space(config: Config, source: str) -> None:
     """Check that every searched field exists, may be searched, and accepts each of its values."""
     assert config.study is not None
     known = flatten(config.tree())
-    searchable = [path for path in known if path.startswith(SEARCHABLE)]
+    searchable = [
+        path for path in known if path.startswith(SEARCHABLE) and path != "objective.kind"
+    ]
     trial = config.tree()
     trial["study"] = None
     trial["cluster"]["num_workers"] = config.study.num_workers
@@ -212,11 +221,11 @@ def _check_space(config: Config, source: str) -> None:
     for path, space in config.study.space.items():
         where = f"{source}: study.space.{path}"
         if path not in known:
-            allowed = "a study searches model.encoder.* and training.*"
+            allowed = f"a study searches {SEARCHED}"
             hint = did_you_mean(path, searchable) or allowed
             raise UserError(f"{where}: no such field; {hint}")
         if path not in searchable:
-            raise UserError(f"{where}: a study searches model.encoder.* and training.* only")
+            raise UserError(f"{where}: a study searches {SEARCHED} only")
         for value in space.choice or space.bounds:
             tree = copy.deepcopy(trial)
             _set(tree, path, value)

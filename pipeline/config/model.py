@@ -1,6 +1,6 @@
 """The section `model`: the Perceiver that reads the data."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -37,6 +37,42 @@ class ModalityConfig(ConfigBase):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
+class AutoregressiveConfig(ConfigBase):
+    """A Perceiver AR (arXiv 2202.07765, appendix C) for texts of UTF-8 bytes.
+
+    Its context is as long as `data.text.max_length`.
+
+    Attributes:
+        num_latents: the last bytes of the context, which are the latents: each predicts the byte
+            after it.
+        channels: the width of tokens and latents.
+        num_self_attends: the causal self-attends after the cross-attend.
+        num_heads: the heads of the cross-attend and of every self-attend.
+        widening: the hidden width of the MLPs, in multiples of `channels`.
+        activation: the activation of the MLPs: squared ReLU, or GELU by tanh or exact.
+        positions: `rotary` rotates queries and keys; `learned` adds a vector to each token.
+        rotary_fraction: the share of each head's channels that are rotated.
+        max_wavelength: the slowest rotation is 1 / max_wavelength radians a token; null is the
+            length of the context.
+        tied_logits: whether logits are products with the token embeddings.
+        dropout: probability of dropout after every attention and MLP.
+        context_dropout: probability that the cross-attend does not see a token in training.
+    """
+
+    num_latents: int = 256
+    channels: int = 256
+    num_self_attends: int = 6
+    num_heads: int = 8
+    widening: int = 4
+    activation: Literal["squared_relu", "gelu_tanh", "gelu_erf"] = "squared_relu"
+    positions: Literal["rotary", "learned"] = "rotary"
+    rotary_fraction: float = 0.5
+    max_wavelength: float | None = None
+    tied_logits: bool = False
+    dropout: float = 0.1
+    context_dropout: float = 0.0
+
+
 class ModelConfig(ConfigBase):
     """The Perceiver; its input's shape follows from `data`, its classes from the shards.
 
@@ -48,6 +84,8 @@ class ModelConfig(ConfigBase):
         encoder: the latents, the cross-attends and the latent blocks.
         decoder: the decoder of Perceiver IO, with one learned query; null takes the mean over the
             latents.
+        autoregressive: the Perceiver AR of the objective `autoregressive`, which takes no other
+            field of this section; null for all other objectives.
         pixel_mean: subtracted from pixels that are scaled to [0, 1]: one value, or one for each
             channel. For images and films only.
         pixel_std: then divides them: one value, or one for each channel. For images and films only.
@@ -58,5 +96,6 @@ class ModelConfig(ConfigBase):
     positions: Positions = FourierConfig()
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig | None = None
+    autoregressive: AutoregressiveConfig | None = None
     pixel_mean: tuple[float, ...] = (0.5,)
     pixel_std: tuple[float, ...] = (0.5,)

@@ -11,11 +11,12 @@ from shards import PositionSpec, ShardSet
 
 def position_spec(config: TokensConfig) -> PositionSpec | None:
     """Return the specification of one input's Fourier position table; None if it needs no table."""
-    if not isinstance(config.positions, FourierConfig):
+    positions = getattr(config, "positions", None)  # not every family has any
+    if not isinstance(positions, FourierConfig):
         return None
     return PositionSpec(
         shape=config.token_grid,
-        num_bands=config.positions.num_bands,
+        num_bands=positions.num_bands,
         max_resolution=config.max_resolution,
     )
 

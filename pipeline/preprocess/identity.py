@@ -13,7 +13,7 @@ from pipeline.inputs.model_input import fitted_media
 from pipeline.inputs.positions import position_specs
 from pipeline.media import media_to_dict
 from pipeline.media.registered import MODALITIES, modality
-from shards import Manifest
+from shards import Manifest, PositionSpec
 from shards.redaction import redacted, redacted_tree
 
 OTHERWISE = (
@@ -44,8 +44,13 @@ def set_identity(config: Config) -> dict[str, Any]:
     if config.data.strict:
         # Sets that are older than this field do not have it. Their digests must stay the same.
         del identity[f"{_PREFIX}strict"]
-    specs = [spec.to_dict() for spec in position_specs(config.classifier(2))]
+    specs = [spec.to_dict() for spec in needed_positions(config)]
     return {**identity, "seed": config.seed, "positions": specs}
+
+
+def needed_positions(config: Config) -> tuple[PositionSpec, ...]:
+    """Return the Fourier position tables that the model reads from the set."""
+    return () if config.model.autoregressive else position_specs(config.classifier(2))
 
 
 def source_addresses(data: DataConfig) -> dict[str, str]:

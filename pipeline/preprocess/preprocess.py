@@ -18,7 +18,6 @@ from perceiver_model.config_checks import flatten
 from pipeline.config.base import differences
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.inputs.positions import position_specs
 from pipeline.preprocess.build import (
     ExistingSet,
     ShardSetSpec,
@@ -32,6 +31,7 @@ from pipeline.preprocess.changes import Changes, find_changes
 from pipeline.preprocess.identity import (
     OTHERWISE,
     data_config,
+    needed_positions,
     refuse_other_identity,
     set_identity,
     stored_addresses,
@@ -74,7 +74,7 @@ def preprocess(config: Config, console: Console, *, fresh: bool = False) -> dict
         data=config.data,
         seed=config.seed,
         identity=set_identity(config),
-        specs=position_specs(config.classifier(2)),
+        specs=needed_positions(config),
         final=Path(config.shards_folder),
         address=config.cluster.address,
     )

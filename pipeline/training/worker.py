@@ -108,7 +108,8 @@ def _open_training(
     model: Any = objective.build_model(load_positions(shard_set, objective.model_config))
     model = model.to(rank_info.device)
     set_attention_path(model, training.attention_path)
-    model.encoder.checkpointed_share = training.activation_checkpointing
+    if hasattr(model, "encoder"):  # a Perceiver AR has none, and takes no share
+        model.encoder.checkpointed_share = training.activation_checkpointing
     stack.enter_context(compiled(model, training.compile))
 
     chosen, notes = agreed_checkpoint(folder / "checkpoints")

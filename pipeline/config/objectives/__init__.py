@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
+from pipeline.config.objectives.autoregressive import AutoregressConfig
 from pipeline.config.objectives.base import ObjectiveConfig
 from pipeline.config.objectives.classify import ClassifyConfig
+from pipeline.config.objectives.masked_language import MaskedLanguageConfig
 from pipeline.config.objectives.multi_label import MultiLabelConfig
 from pipeline.config.objectives.regress import RegressConfig
 from pipeline.config.objectives.segment import SegmentConfig
@@ -21,6 +23,8 @@ OBJECTIVE_CONFIGS: tuple[type[ObjectiveConfig], ...] = (
     RegressConfig,
     SegmentConfig,
     SequenceConfig,
+    MaskedLanguageConfig,
+    AutoregressConfig,
 )
 """The options of every objective. The first one that takes a kind of target is its default."""
 

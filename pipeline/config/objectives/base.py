@@ -45,11 +45,25 @@ class ObjectiveConfig(ConfigBase):
     Attributes:
         targets: The kinds of `data.target` that the objective is trained on.
         smooths_labels: Whether the objective uses `training.label_smoothing`.
+        is_autoregressive: Whether the model is a Perceiver AR, from `model.autoregressive`.
     """
 
     targets: ClassVar[tuple[str, ...]]
     smooths_labels: ClassVar[bool] = False
+    is_autoregressive: ClassVar[bool] = False
     kind: str = ""
+
+    def check_text_alone(self, config: Tree) -> None:
+        """Refuse data that are not texts alone, and augmentation, which texts do not take.
+
+        Raises:
+            ValueError: The data have another modality.
+        """
+        if list(config.data.formats) != ["text"]:
+            raise ValueError(
+                f"objective.kind is {self.kind!r}, which reads texts alone; data has "
+                f"{', '.join(config.data.formats)}"
+            )
 
     @abstractmethod
     def model(
@@ -74,6 +88,8 @@ class ObjectiveConfig(ConfigBase):
     def check(self, config: Tree) -> None:
         """Refuse a configuration that the objective cannot be trained with.
 
+        A subclass calls this first.
+
         Raises:
             ValueError: The text names the fields that do not fit.
         """
@@ -83,6 +99,11 @@ class ObjectiveConfig(ConfigBase):
             raise ValueError(
                 f"objective.kind is {self.kind!r}, which needs data.target.kind {needed}; "
                 f"it is {kind!r}"
+            )
+        if config.model.autoregressive is not None and not self.is_autoregressive:
+            raise ValueError(
+                f"model.autoregressive is for objective 'autoregressive'; objective.kind is "
+                f"{self.kind!r}"
             )
         if config.training.label_smoothing and not self.smooths_labels:
             raise ValueError(

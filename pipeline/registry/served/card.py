@@ -21,6 +21,10 @@ from torch import nn
 
 from perceiver_model.adapters.multimodal_config import MultimodalInput
 from perceiver_model.config import FourierConfig
+from perceiver_model.families.autoregressive_config import ARConfig
+from perceiver_model.families.dense_config import DenseConfig
+from perceiver_model.families.language_config import LanguageConfig
+from perceiver_model.families.queries_config import QueriesConfig
 from perceiver_model.tokens_config import TokensConfig
 from pipeline.media import MediaFormat, media_from_dict, media_to_dict
 from pipeline.training.objectives import Objective, name_field, objective_class
@@ -184,10 +188,22 @@ def _check_size(config: Any) -> None:
     Raises:
         ValueError: There are more layers, tokens or positions than in any model.
     """
+    if isinstance(config, ARConfig):
+        if config.num_self_attends > MAX_LAYERS or config.max_length > MAX_TOKENS:
+            raise ValueError(f"more than {MAX_LAYERS} layers or {MAX_TOKENS} tokens")
+        return
     encoder = config.encoder
     layers = encoder.num_blocks * max(encoder.num_self_attends, 1) + encoder.num_cross_attends
     if layers > MAX_LAYERS:
         raise ValueError(f"more than {MAX_LAYERS} layers")
+    if isinstance(config, QueriesConfig) and config.num_queries > MAX_TOKENS:
+        raise ValueError(f"more than {MAX_TOKENS} outputs")
+    if isinstance(config, DenseConfig) and math.prod(config.outputs) > MAX_TOKENS:
+        raise ValueError(f"more than {MAX_TOKENS} outputs")
+    if isinstance(config, LanguageConfig):
+        if config.input.max_length > MAX_TOKENS:
+            raise ValueError(f"more than {MAX_TOKENS} tokens")
+        return
     for part in _token_parts(config):
         tokens = math.prod(part.token_grid)
         if tokens > MAX_TOKENS:

@@ -159,8 +159,7 @@ class Predictor:
             weights=torch.ones(size, device=self.device),
             numbers=torch.arange(size),
         )
-        outputs = objective.outputs(self.model, samples, training=False)
-        return objective.predictions(outputs, sources)
+        return objective.predictions(objective.answers(self.model, samples), sources)
 
 
 def _read_file(path: str | Path) -> bytes:

@@ -6,8 +6,10 @@ To add an objective, add a file beside `classification.py` and a line to `OBJECT
 
 from typing import TYPE_CHECKING
 
+from pipeline.training.objectives.autoregressive import Autoregression
 from pipeline.training.objectives.base import Batch, Objective, Prediction
 from pipeline.training.objectives.classification import Classification
+from pipeline.training.objectives.masked_language import MaskedLanguage
 from pipeline.training.objectives.multi_label import MultiLabel
 from pipeline.training.objectives.regression import Regression
 from pipeline.training.objectives.segmentation import Segmentation
@@ -23,6 +25,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "regress": Regression,
     "segment": Segmentation,
     "sequence": TokenSequence,
+    "masked_language": MaskedLanguage,
+    "autoregressive": Autoregression,
 }
 """The objectives by name. If a card, tag or result names none, it means the first one."""
 

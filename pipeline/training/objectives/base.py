@@ -6,7 +6,7 @@ import re
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -52,6 +52,7 @@ class Batch:
         numbers: The number of each sample within its split or request, int64 `[batch]` on the CPU;
             negative for padding.
         seed: The seed of this step of a training, equal on all ranks; 0 in evaluations.
+        cache: What an objective derives from the other fields and needs again.
     """
 
     inputs: BatchInputs
@@ -61,6 +62,7 @@ class Batch:
     weights: torch.Tensor
     numbers: torch.Tensor
     seed: int = 0
+    cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def good(self) -> torch.Tensor:
@@ -113,11 +115,11 @@ class Prediction:
         """Return the names and kinds of the columns between `source` and `error`, in order."""
         hints = typing.get_type_hints(cls)
         found = []
-        for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # its subclasses are ones
-            hint = hints[field.name]
-            kind = next(each for each in (hint, *typing.get_args(hint)) if each in _KINDS)
-            if field.name not in ("source", "error"):
-                found.append((field.name, _KINDS[kind]))
+        for each in dataclasses.fields(cls):  # type: ignore[arg-type]  # its subclasses are ones
+            hint = hints[each.name]
+            kind = next(one for one in (hint, *typing.get_args(hint)) if one in _KINDS)
+            if each.name not in ("source", "error"):
+                found.append((each.name, _KINDS[kind]))
         return found
 
 
@@ -139,7 +141,8 @@ class Objective(ABC):
         selection: The metric that selects a checkpoint and a trial. It is one of `metrics`, or
             `measures` has it.
         sample_metric: The metric whose value for each single sample a promotion compares; by
-            default `selection`.
+            default `selection`. It has a name of its own, `sample_NAME`, if its mean over samples
+            is not the value of `selection`.
         higher_is_better: Whether a higher value of `selection` is better.
         worst: The value of `sample_metric` for a sample that the model cannot answer. If it is
             infinite, a promotion leaves out samples that cannot be read.
@@ -163,7 +166,7 @@ class Objective(ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "sample_metric" not in vars(cls) and hasattr(cls, "selection"):
+        if not hasattr(cls, "sample_metric") and hasattr(cls, "selection"):
             cls.sample_metric = cls.selection
 
     # --- the model ---
@@ -324,12 +327,23 @@ class Objective(ABC):
 
     # --- a registered model ---
 
+    def answers(self, model: Any, batch: Batch) -> Any:
+        """Return what `predictions` turns into the answers of a registered model.
+
+        For most objectives these are the outputs.
+
+        Args:
+            model: The module, in evaluation mode.
+            batch: The inputs. Their targets have no meaning.
+        """
+        return self.outputs(model, batch, training=False)
+
     @abstractmethod
     def predictions(self, outputs: Any, sources: Sequence[str]) -> list[Prediction]:
         """Return the predictions of a registered model.
 
         Args:
-            outputs: The model's outputs for the inputs.
+            outputs: The result of `answers` for the inputs.
             sources: The names of the inputs.
         """
 

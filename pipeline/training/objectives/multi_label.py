@@ -50,7 +50,7 @@ class MultiLabel(Objective):
     target: ClassVar = "multi_label"
     prediction: ClassVar = LabelsPrediction
     selection: ClassVar = "mean_average_precision"
-    sample_metric: ClassVar = "ranking_precision"
+    sample_metric: ClassVar = "sample_ranking_precision"
     worst: ClassVar = 0.0
     card_fields: ClassVar = frozenset({"classifier", "labels", "threshold"})
 

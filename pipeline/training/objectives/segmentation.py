@@ -62,6 +62,7 @@ class Segmentation(Objective):
     metrics: ClassVar = ("pixel_accuracy",)
     num_sums: ClassVar = 2
     selection: ClassVar = "mean_iou"
+    sample_metric: ClassVar = "sample_mean_iou"
     worst: ClassVar = 0.0
     card_fields: ClassVar = frozenset({"model", "classes"})
 

@@ -58,6 +58,7 @@ class TokenSequence(Objective):
     metrics: ClassVar = ("token_accuracy", "exact_match")
     num_sums: ClassVar = 4
     selection: ClassVar = "token_accuracy"
+    sample_metric: ClassVar = "sample_token_accuracy"
     worst: ClassVar = 0.0
     card_fields: ClassVar = frozenset({"model", "is_text"})
 
