@@ -199,7 +199,10 @@ def test_bfloat16_keeps_the_rotation_and_returns_float32():
         ({"max_wavelength": 1.0}, "max_wavelength is 1.0; must be a number above 1"),
         ({"positions": "sines"}, "positions is 'sines'; must be one of 'rotary', 'learned'"),
         ({"activation": "relu"}, "activation is 'relu'; must be one of 'squared_relu'"),
-        ({"context_dropout": 1.0}, "context_dropout is 1.0; must be at least 0 and below 1"),
+        (
+            {"context_dropout": 1.0},
+            "context_dropout is 1.0; must be a number at least 0 and below 1",
+        ),
     ],
 )
 def test_a_bad_field_is_refused_by_name_and_value(values, message):

@@ -19,7 +19,10 @@ from perceiver_model.families.kinetics_config import kinetics_autoencoder
     [
         (lambda: MultimodalInput(modalities={}), "modalities is {}; must be a mapping from ident"),
         (lambda: MultimodalInput(modalities={"a.b": AUDIO}), "must be a mapping from identifiers"),
-        (lambda: dataclasses.replace(AUDIO, dropout=1.0), "dropout is 1.0; must be at least 0 and"),
+        (
+            lambda: dataclasses.replace(AUDIO, dropout=1.0),
+            "dropout is 1.0; must be a number at least 0",
+        ),
         (
             lambda: dataclasses.replace(AUDIO, mask_probability=1.5),
             "mask_probability is 1.5; must be from 0 to 1",

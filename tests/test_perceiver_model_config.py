@@ -49,7 +49,11 @@ SMALL = EncoderConfig(num_latents=4, latent_dim=16, num_blocks=2, num_cross_atte
         (EncoderConfig, {"cross_channels": 9, "num_cross_heads": 2}, "cross_channels is 9; .* 2"),
         (EncoderConfig, {"share_cross_attends": "some"}, "'some'; must be one of 'all', 'after"),
         (EncoderConfig, {"cross_attend_layout": "last"}, "'last'; must be one of 'interleaved'"),
-        (EncoderConfig, {"dropout": 1.0}, "dropout is 1.0; must be at least 0 and below 1"),
+        (
+            EncoderConfig,
+            {"dropout": 1.0},
+            "dropout is 1.0; must be a number at least 0 and below 1",
+        ),
     ],
 )
 def test_a_bad_field_is_refused_by_name_and_value(config_type, values, message):
