@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from perceiver_model import PRESETS
 from perceiver_model.adapters.configs import AudioInput, ImageInput, MelConfig
 from perceiver_model.config_checks import flatten
+from perceiver_model.flops import forward_flops
 from pipeline.config.load import load_config, shipped_configs, validate, with_values
 from pipeline.errors import UserError
 from pipeline.training.schedule import learning_rate
@@ -38,7 +39,8 @@ def refusal(source: str, *overrides: str) -> list[str]:
 
 def test_shipped_names():
     assert shipped_configs() == [
-        "audio", "digits", "imagenet", "perceiver-imagenet", "perceiver-io-imagenet",
+        "audio", "autoregressive", "digits", "imagenet", "masked-language", "multi-label",
+        "perceiver-imagenet", "perceiver-io-imagenet", "regress", "segment", "sequence",
     ]  # fmt: skip
 
 
@@ -47,7 +49,9 @@ def test_a_shipped_configuration_resolves(name):
     config = load_config(name)
     assert config.name == name
     assert config.micro_batch_size(config.cluster.num_workers) >= 1
-    assert config.classifier(num_classes=3).num_classes == 3
+    assert config.trained_for is not None
+    config.trained_for.check(config)
+    assert forward_flops(config.trained_for.model(config, num_classes=3)) > 0
     assert validate(config.tree(), name) == config
 
 
@@ -435,7 +439,7 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, told):
 @pytest.mark.parametrize(
     ("source", "hint"),
     [("digts", "did you mean 'digits'?"), ("image-net", "did you mean 'imagenet'?"),
-     ("qqq", "shipped ones: audio, digits, imagenet, perceiver-imagenet, perceiver-io-imagenet")],
+     ("qqq", f"shipped ones: {', '.join(shipped_configs())}")],
 )  # fmt: skip
 def test_a_missing_file_gets_the_nearest_shipped_name(source, hint):
     assert refusal(source) == [f"{source}: no such configuration file, nor a shipped name; {hint}"]
