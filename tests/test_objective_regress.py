@@ -88,11 +88,14 @@ def test_it_learns_more_than_the_mean_and_is_registered_and_asked(
     with pytest.raises(GateRefusedError, match=r"has mae \d+\.\d+ on \d+ samples, where the"):
         promote(mlflow_client, short["run_id"], console)
 
+    answers = patients / "answers.csv"
     asked = patients / "asked.csv"
     asked.write_text("\n".join((patients / "patients.csv").read_text().splitlines()[:3]) + "\n")
-    found = predict(mlflow_client, first["model_uri"], [str(asked)], console)
+    found = predict(mlflow_client, first["model_uri"], [str(asked)], console, output=answers)
     values = [answer["values"]["progress"] for answer in found["predictions"]]
     assert all(25 < value < 346 for value in values), "the numbers are in the targets' own units"
+    written = list(csv.DictReader(answers.open()))
+    assert [float(row["progress"]) for row in written] == pytest.approx(values)
 
 
 def objective(**options: Any) -> Regression:

@@ -28,7 +28,8 @@ from pipeline.config.load import validate
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.preprocess.preprocess import preprocess
-from pipeline.registry.predict import encode_predictions, predict
+from pipeline.registry.predict import predict
+from pipeline.registry.prediction_tables import encode_predictions
 from pipeline.registry.promote import promote
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
@@ -306,7 +307,10 @@ def test_a_card_gives_the_objective_back_and_answers_are_written(own: Any) -> No
     with torch.inference_mode():
         outputs = own.outputs(model.eval(), batch, training=False)
     answers = own.predictions(outputs, ["x", "y"])
-    for suffix in (".jsonl", ".csv", ".parquet"):
-        assert encode_predictions(
-            [*answers, own.prediction.unusable("z", "no image")], suffix, own.prediction
-        )
+    found = [*answers, own.prediction.unusable("z", "no image")]
+    for suffix in (".jsonl", ".parquet"):
+        assert encode_predictions(found, suffix, own.prediction)
+    lines = encode_predictions(found, ".csv", own.prediction).decode().splitlines()
+    columns = {"multi_label": "labels", "segment": "a,b", "sequence": "text"}[own.name]
+    assert lines[0] == f"source,{columns},error"
+    assert lines[3].startswith("z,,")

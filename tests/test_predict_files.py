@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.registry.predict import encode_predictions, list_inputs
+from pipeline.registry.predict import list_inputs
+from pipeline.registry.prediction_tables import encode_predictions
 from pipeline.training.objectives.classification import ClassPrediction
 
 # --- predictions as files ---

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pipeline.registry.predict import encode_predictions
+from pipeline.registry.prediction_tables import encode_predictions
 from pipeline.runs.console import Console
 from pipeline.runs.records import write_json
 from pipeline.runs.strict_json import to_json

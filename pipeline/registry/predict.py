@@ -1,30 +1,22 @@
 """`perceiver predict`: run a registered model on raw files."""
 
-import base64
 import contextlib
-import csv
-import io
 import itertools
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from pipeline.errors import UserError
 from pipeline.media.registered import modality_of
 from pipeline.media.sandbox.sandbox import SandboxError
+from pipeline.registry.prediction_tables import as_json, encode_predictions, flat_answers
 from pipeline.registry.served.card import ModelCardError
 from pipeline.registry.served.inference import Predictor
 from pipeline.registry.table_rows import holds_rows, table_rows
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_errors import mlflow_answers
-from pipeline.runs.strict_json import to_json
 from pipeline.training.objectives import Prediction, name_field, objective_class
-from pipeline.training.objectives.base import ColumnKind
 from shards.files import AtomicFile
-from shards.parquet import encode_parquet
 from shards.redaction import shortened
 
 FORMATS = (".jsonl", ".csv", ".parquet")
@@ -85,7 +77,7 @@ def predict(
             file.write(encode_predictions(predictions, file.path.suffix, objective.prediction))
     return {
         "model_uri": model_uri,
-        "predictions": [_as_json(prediction) for prediction in predictions],
+        "predictions": [as_json(prediction) for prediction in predictions],
         "bad": len(bad),
         **name_field(objective),
     }
@@ -114,10 +106,10 @@ def predict_files(predictor: Predictor, files: list[Path]) -> list[Prediction]:
 def report(result: dict[str, Any], console: Console) -> None:
     """Show the user what `predict` returned."""
     kind = objective_class(result.get("objective")).prediction
-    names = [name for name, column in kind.columns() if column in _SHORT]
+    names, answers = flat_answers(result["predictions"], kind)
     rows = [
-        (p["source"], *(_cell(p[name]) for name in names), p["error"] or "")
-        for p in result["predictions"]
+        (p["source"], *map(_cell, answer), p["error"] or "")
+        for p, answer in zip(result["predictions"], answers, strict=True)
     ]
     console.table(
         f"{result['model_uri']}: {len(rows)} files",
@@ -178,62 +170,6 @@ def load_model(mlflow_client: Any, model_uri: str) -> Predictor:
     if predictor is None:
         raise UserError(f"{model_uri}: is no Perceiver that 'perceiver promote' registered")
     return predictor
-
-
-def encode_predictions(
-    predictions: Sequence[Prediction], suffix: str, kind: type[Prediction]
-) -> bytes:
-    """Encode predictions as JSON Lines, CSV or Parquet.
-
-    Args:
-        predictions: The predictions.
-        suffix: One of `FORMATS`. CSV leaves out columns that hold more than one value.
-        kind: The class of the predictions.
-    """
-    if suffix == ".jsonl":
-        return "".join(to_json(_as_json(each)) + "\n" for each in predictions).encode()
-    rows = [_as_dict(prediction) for prediction in predictions]
-    if suffix == ".csv":
-        text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        names = ["source", *(name for name, column in kind.columns() if column in _SHORT), "error"]
-        writer.writerow(names)
-        writer.writerows([row[name] for name in names] for row in rows)
-        return text.getvalue().encode()
-    fields = [("source", pa.string())]
-    for name, column in kind.columns():
-        fields.append((name, _ARROW[column]))
-        if column == "numbers_by_name":
-            for row in rows:
-                row[name] = list((row[name] or {}).items())
-    schema = pa.schema([*fields, ("error", pa.string())])
-    return encode_parquet(pa.Table.from_pylist(rows, schema=schema))
-
-
-_SHORT = ("text", "number")
-"""The kinds of columns that one cell of a table can hold."""
-
-_ARROW: dict[ColumnKind, Any] = {
-    "text": pa.string(),
-    "number": pa.float64(),
-    "texts": pa.list_(pa.string()),
-    "numbers": pa.list_(pa.float64()),
-    "integers": pa.list_(pa.int64()),
-    "numbers_by_name": pa.map_(pa.string(), pa.float64()),
-    "bytes": pa.binary(),
-}
-
-
-def _as_dict(prediction: Any) -> dict[str, Any]:
-    return asdict(prediction)
-
-
-def _as_json(prediction: Any) -> dict[str, Any]:
-    """Return the prediction as a dictionary, with bytes in base64."""
-    return {
-        name: base64.b64encode(value).decode() if isinstance(value, bytes) else value
-        for name, value in asdict(prediction).items()
-    }
 
 
 def _renamed(prediction: Any, source: str) -> Any:

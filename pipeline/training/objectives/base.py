@@ -96,11 +96,13 @@ class Prediction:
 
     Attributes:
         headings: Column headings for people, where they differ from the field names.
+        flat: The fields with several values that tables of single values show, too.
         source: The name of the input.
         error: Why the input cannot be used; None if it can.
     """
 
     headings: ClassVar[dict[str, str]] = {}
+    flat: ClassVar[tuple[str, ...]] = ()
     source: str
     error: str | None
 

@@ -30,6 +30,7 @@ class LabelsPrediction(Prediction):
         error: Why the input cannot be used; None if it can.
     """
 
+    flat: ClassVar = ("labels",)
     source: str
     labels: list[str] | None
     probabilities: dict[str, float] | None

@@ -38,6 +38,7 @@ class Numbers(Prediction):
         error: Why the input cannot be used; None if it can.
     """
 
+    flat: ClassVar = ("values",)
     source: str
     values: dict[str, float] | None
     error: str | None

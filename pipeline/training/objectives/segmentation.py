@@ -37,6 +37,7 @@ class MaskPrediction(Prediction):
         error: Why the input cannot be used; None if it can.
     """
 
+    flat: ClassVar = ("shares",)
     source: str
     mask: bytes | None
     shares: dict[str, float] | None
