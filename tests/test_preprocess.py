@@ -123,6 +123,7 @@ def test_too_many_bad_files_fail_the_run_and_leave_nothing(
         (train / "0" / f"bad{number}.png").write_bytes(b"bad")
     output = tmp_path / "out"
     config = make_config(output, f"data.train={train}", "data.max_bad_fraction=0.01")
+    (output / "mlflow.db").unlink()
     with pytest.raises(UserError, match=r"10 of 310 files \(3\.2%\).*max_bad_fraction=0\.01"):
         preprocess(config, console)
     assert [path for path in output.rglob("*") if path.is_file()] == []
