@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cluster.optimizers import DEFAULT_OPTIMIZER, HYPERPARAMETERS, OPTIMIZERS
 from pipeline.config.base import ConfigBase
+from pipeline.config.early_stopping import EarlyStoppingConfig
 from pipeline.config.schedule import ScheduleConfig
 
 # The optimizer multiplies and divides these; beyond, what it passes to torch is no float32.
@@ -89,6 +90,7 @@ class TrainingConfig(ConfigBase):
         compile: compile the model with torch.compile in this mode (`reduce-overhead` and
             `max-autotune` use CUDA graphs), or null; at ZeRO stages 0 to 2. Kernels are chosen
             without timing, so that a training repeats, and texts are padded to `max_length`.
+        early_stopping: end a training whose score no longer improves; or null.
         checkpoint_steps: also save within an epoch, every so many optimizer steps; or null.
         log_steps: metrics of training are logged once in this many optimizer steps.
         loader_workers: processes that read and decode for each training worker, and as many more
@@ -113,6 +115,7 @@ class TrainingConfig(ConfigBase):
     attention_path: Literal["auto", "reference", "fused", "factored", "separable"] = "auto"
     activation_checkpointing: float = Field(default=0.0, ge=0, le=1)
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
+    early_stopping: EarlyStoppingConfig | None = None
     checkpoint_steps: int | None = Field(default=None, ge=1)
     log_steps: int = Field(default=10, ge=1)
     loader_workers: int = Field(default=0, ge=0)

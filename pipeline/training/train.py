@@ -31,6 +31,7 @@ from pipeline.runs.run_lock import run_lock
 from pipeline.runs.strict_json import to_json
 from pipeline.runs.tracking import log_to_run, open_run, undelivered
 from pipeline.training.checkpoints import best_checkpoint, last_checkpoint, read_checkpoint
+from pipeline.training.ending import stopped_early
 from pipeline.training.launch import run_training
 from pipeline.training.loop import steps_per_epoch
 from pipeline.training.objectives import objective_of
@@ -51,6 +52,7 @@ SAME_TO_ROUNDING = frozenset(
 )
 """Fields that change how a training is computed, but its weights only by rounding."""
 EPOCHS = "training.epochs"
+STOPPED_TAG = "perceiver.stopped_at_epoch"
 DEFAULTS = flatten(
     {
         "model": ModelConfig().model_dump(mode="json"),
@@ -74,7 +76,8 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
 
     Returns:
         `run_id`, `checkpoint` (the folder of the best one), `metrics` (of the best one), `score`
-        (its value of the objective's selection metric), `epochs`, `continued` (for each time that
+        (its value of the objective's selection metric), `epochs`, `stopped_early` (the epoch after
+        which early stopping ended it, or None), `continued` (for each time that
         the training was continued, its former total `epochs` and the `step` where it resumed),
         `parameters`, `forward_flops`, `bad_samples`, `seconds`, `skipped`, and `undelivered` (a
         text on what MLflow has not received yet, or None).
@@ -109,7 +112,12 @@ def _train(config: Config, console: Console, shard_set: ShardSet, *, fresh: bool
         if changed:
             console.notice(_goes_on_with(changed, config))
         last = last_checkpoint(folder / "checkpoints")
-        if more and last is not None:
+        stopped = stopped_early(config.training, last.state) if last else None
+        if stopped:
+            console.notice(
+                f"the training stopped early after epoch {stopped}; more epochs do not change that"
+            )
+        elif more and last is not None:
             continued = [*continued, {"epochs": before, "step": last.state.step}]
             console.notice(_continues(continued[-1], config))
     spent = record.seconds if record else 0.0
@@ -155,6 +163,8 @@ def report(result: dict[str, Any], console: Console) -> None:
     """Show the user what `train` returned."""
     state = "done before and verifies: skipped" if result["skipped"] else "done"
     console.say(f"training {state}; best epoch: {describe(result['metrics'])}")
+    if stopped := result.get("stopped_early"):  # an older record has none
+        console.say(f"stopped early after epoch {stopped}: the score did not improve any more")
     console.say(f"best checkpoint {result['checkpoint']}")
     console.say(
         f"{result['parameters']:,} parameters, {result['forward_flops']:,} FLOPs forward a sample; "
@@ -292,6 +302,7 @@ def training_result(
         "metrics": best.state.metrics,
         "score": objective.selected(best.state.metrics),
         "epochs": last.state.epoch,
+        "stopped_early": stopped_early(config.training, last.state),
         "parameters": sum(math.prod(shape) for shape in shapes),
         "forward_flops": objective.forward_flops(),
         "bad_samples": json.loads(bad.read_text("utf-8")) if bad.is_file() else [],
@@ -307,5 +318,8 @@ def log_best(run: RunRef, result: dict[str, Any]) -> None:
             "forward_flops": result["forward_flops"],
             "parameters": result["parameters"],
         },
-        tags={"perceiver.checkpoint": result["checkpoint"]},
+        tags={
+            "perceiver.checkpoint": result["checkpoint"],
+            **({STOPPED_TAG: str(stopped)} if (stopped := result["stopped_early"]) else {}),
+        },
     )

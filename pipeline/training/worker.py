@@ -32,6 +32,7 @@ from pipeline.training.agreement import (
 )
 from pipeline.training.checkpoints import TrainState, load_weights
 from pipeline.training.compiled import compiled
+from pipeline.training.ending import has_ended
 from pipeline.training.loop import RankInfo, TrainLoop
 from pipeline.training.objectives import objective_of
 from pipeline.training.optimizer import make_optimizer
@@ -56,7 +57,7 @@ class TrainTask:
 
 
 def train_worker(task: TrainTask) -> None:
-    """Train to the last epoch, from the last checkpoint if there is one.
+    """Train from the last checkpoint, if there is one, to the last epoch or until it stops early.
 
     Every rank reports each epoch's metrics to Ray Train. Rank 0 writes checkpoints, MLflow metrics
     and the progress file.
@@ -64,7 +65,7 @@ def train_worker(task: TrainTask) -> None:
     import ray.train
 
     with open_training(task) as (loop, state):
-        while state.epoch < loop.config.training.epochs:
+        while not has_ended(loop.config.training, state):
             state = loop.run_epoch(state)
             ray.train.report({"epoch": state.epoch, "score": state.score, **state.metrics})
 

@@ -101,6 +101,11 @@ class StudyJournal:
         """Return the last epoch that a trial has reported; 0 before its first report."""
         return max((r.epoch for r in self.reports if r.trial == trial), default=0)
 
+    def scores(self, trial: int) -> list[float]:
+        """Return the finite scores that a trial has reported, in order."""
+        reports = (report for report in self.reports if report.trial == trial)
+        return [report.score for report in reports if report.score is not None]
+
     def is_stopped(self, trial: int) -> bool:
         """Return whether a decision stopped the trial."""
         return any(report.stop for report in self.reports if report.trial == trial)

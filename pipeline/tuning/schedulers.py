@@ -93,10 +93,17 @@ class Decisions:
         journal: The journal. Each report that counts is written to it before its decision is
             returned.
         scheduler: A new scheduler, which has not received a report.
+        stops_early: A function that returns whether a trial's own early stopping ends it. It takes
+            the number of the trial and the scores of its epochs so far.
     """
 
-    def __init__(self, journal: StudyJournal, scheduler: Scheduler) -> None:
-        self._journal, self._scheduler = journal, scheduler
+    def __init__(
+        self,
+        journal: StudyJournal,
+        scheduler: Scheduler,
+        stops_early: Callable[[int, list[float]], bool] = lambda trial, scores: False,
+    ) -> None:
+        self._journal, self._scheduler, self._stops_early = journal, scheduler, stops_early
         for report in journal.reports:
             if report.score is not None:
                 scheduler.stops(report.trial, report.epoch, report.score)
@@ -121,6 +128,7 @@ class Decisions:
             return False
         if math.isfinite(score):
             stop = self._scheduler.stops(trial, epoch, score)
+            stop |= self._stops_early(trial, [*self._journal.scores(trial), score])
             entry = Report(trial, epoch, score, stop)
         else:
             entry = Report(trial, epoch, None, True)

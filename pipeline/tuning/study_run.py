@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.interrupts import restore_signal_handlers
+from pipeline.config.load import with_values
 from pipeline.config.search import Settings
 from pipeline.config.study import StudyConfig
 from pipeline.config.tree import Config
@@ -48,6 +49,11 @@ class Study:
     def epochs(self, trial: int) -> int:
         """Return the number of epochs of a trial that is not stopped."""
         return int(self.settings[trial].get(EPOCHS, self.base.training.epochs))
+
+    def stops_early(self, trial: int, scores: list[float]) -> bool:
+        """Return whether the early stopping of a trial ends it after epochs with these scores."""
+        rule = with_values(self.base, self.settings[trial]).training.early_stopping
+        return rule is not None and rule.stops(scores)
 
     @property
     def most_epochs(self) -> int:
@@ -95,7 +101,7 @@ def run_trials(study: Study, concurrent: int, console: Console) -> dict[int, str
     if not numbers:
         return {}
     scheduler = SCHEDULERS[DEFAULT_SCHEDULER](study.section, study.most_epochs)
-    decisions = Decisions(study.journal, scheduler)
+    decisions = Decisions(study.journal, scheduler, study.stops_early)
     trial = Trial(
         study.base.model_dump_json(),
         str(study.folder),

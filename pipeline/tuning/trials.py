@@ -18,13 +18,13 @@ from pipeline.runs.outbox import RunRef
 from pipeline.runs.records import write_json
 from pipeline.runs.tracking import begin_run, child_run, end_run, log_to_run, run_ref
 from pipeline.training.checkpoints import best_checkpoint, last_checkpoint
+from pipeline.training.ending import has_ended
 from pipeline.training.objectives import objective_of
-from pipeline.training.train import log_best, run_training, training_result
+from pipeline.training.train import STOPPED_TAG, log_best, run_training, training_result
 from pipeline.tuning.journal import StudyJournal
 from shards import ShardSet
 
 TRIAL_FILE = "trial.json"
-STOPPED_TAG = "perceiver.stopped_at_epoch"
 NUMBER_TAG = "perceiver.trial"
 RETRY_SECONDS = 5.0
 
@@ -105,7 +105,7 @@ class Trial:
                 if epoch > self.reported[number]:
                     # JSON stores scores that are not finite as null.
                     ray_tune.report({"epoch": epoch, "score": math.nan if score is None else score})
-            if last.state.epoch >= config.training.epochs:
+            if has_ended(config.training, last.state):
                 return
         run_training(config, folder, run, callbacks=[TuneReportCallback()])
 
