@@ -19,8 +19,6 @@ from pipeline.runs.mlflow_errors import mlflow_answers, reason_of
 from shards import ShardError, ShardSet
 from shards.digests import stream_sha256
 
-# Files of a model version, under artifacts/.
-
 
 def load_registered(mlflow_client: Any, version: Any) -> Champion:
     """Load a model version's weights, card and training record, without running its code.
