@@ -286,7 +286,7 @@ def test_a_champion_of_fewer_classes_is_compared_by_their_names(bench: Bench) ->
     assert "does not know the classes odd: their samples count as wrong" in bench.told
     with pytest.raises(GateRefusedError):
         bench.promote(bench.run(without_class(model, 0), fewer))
-    assert "also knows the classes odd, which this run does not tell" in bench.told
+    assert "also knows the classes odd, which this run does not have" in bench.told
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

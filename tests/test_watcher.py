@@ -17,9 +17,9 @@ def command(work: str) -> list[str]:
 import os, signal, sys, time
 from pathlib import Path
 from cluster.interrupts import sigterm_raises
-from pipeline.runs.watcher import tell_log, watched
+from pipeline.runs.watcher import report_log, watched
 def work():
-    tell_log(Path("/a/log"))
+    report_log(Path("/a/log"))
     {work}
 sys.exit(watched("train", work))
 """

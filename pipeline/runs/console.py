@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.runs.strict_json import to_json
-from pipeline.runs.watcher import tell_log
+from pipeline.runs.watcher import report_log
 from shards.plain import printable
 from shards.redaction import redacted, redacted_tree
 
@@ -215,7 +215,7 @@ def logged(console_kwargs: dict[str, Any], folder: Path | None, verb: str) -> It
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    tell_log(path)
+    report_log(path)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)

@@ -23,7 +23,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @contextlib.contextmanager
 def run_lock(
-    path: Path, what: str, tell: Callable[[str], None], *, patient: bool = False
+    path: Path, what: str, notify: Callable[[str], None], *, patient: bool = False
 ) -> Iterator[None]:
     """Hold a run's lock file against all other commands.
 
@@ -34,7 +34,7 @@ def run_lock(
     Args:
         path: The path of the lock file, which is removed afterwards.
         what: What is locked, for errors.
-        tell: The function that shows the notice.
+        notify: The function that shows the notice.
         patient: Whether to wait up to `PATIENCE_SECONDS` for another command that is still alive.
 
     Raises:
@@ -52,7 +52,7 @@ def run_lock(
                 if isinstance(cause, OSError):
                     if cause.errno not in _NO_LOCKS:
                         raise UserError(f"{path}: cannot be written ({cause.strerror})") from None
-                    tell(
+                    notify(
                         f"{path.parent}: this file system has no locks; take care that no other "
                         "command works there"
                     )

@@ -52,7 +52,7 @@ def watched(verb: str, work: Callable[[], int]) -> int:
         _die_with(parent)
         _pipe = writer
         status = work()
-        _tell(f"end {status}")
+        _send(f"end {status}")
         return status
     os.close(writer)
     with contextlib.suppress(OSError):  # the child does the same; either may come first
@@ -62,12 +62,12 @@ def watched(verb: str, work: Callable[[], int]) -> int:
     return _read_end(verb, _read(reader), code)
 
 
-def tell_log(path: Path) -> None:
+def report_log(path: Path) -> None:
     """Report the path of the log file to the parent, if there is one."""
-    _tell(f"log {path}")
+    _send(f"log {path}")
 
 
-def _tell(line: str) -> None:
+def _send(line: str) -> None:
     if _pipe is not None:
         with contextlib.suppress(OSError):
             os.write(_pipe, os.fsencode(line.replace("\n", " ") + "\n"))

@@ -114,7 +114,7 @@ def check_same_shards(location: str, digest: str) -> None:
         if digest != message[0]:
             raise UserError(
                 f"{location}: holds shard set {digest[:12]}, and worker 0 finds {message[0][:12]} "
-                "there; set 'shards' to a place that all machines share"
+                "there; set 'shards' to an address that all machines share"
             )
 
     every_rank(check)

@@ -365,7 +365,8 @@ def last_checkpoint(folder: Path) -> Checkpoint | None:
 def best_checkpoint(folder: Path) -> Checkpoint | None:
     """Return the checkpoint with the highest score, or the last one if there are no scores.
 
-    If scores are equal, the latest checkpoint counts as the best."""
+    If scores are equal, the latest checkpoint counts as the best.
+    """
     scored = [c for c in list_checkpoints(folder) if c.state.score is not None]
     if not scored:
         return last_checkpoint(folder)

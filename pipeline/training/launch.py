@@ -50,11 +50,11 @@ def run_training(
     Raises:
         UserError, ShardError, ClusterError: The training cannot continue. The message says why.
     """
-    tell = console.notice if console else print
+    notify = console.notice if console else print
     # Within this process, a failure may leave any state behind, so it is not retried.
     allowed = config.cluster.max_failures if config.cluster.num_workers else 0
     failures = 0
-    room = _Room(config, tell)
+    room = _Room(config, notify)
     with folder_token(folder) as token:
         task = TrainTask(config.model_dump_json(), str(folder), run, token)
         while True:
@@ -77,7 +77,7 @@ def run_training(
                         raise
                     raise ClusterError(_given_up(failure, failures)) from error
                 failures += 1
-                tell(
+                notify(
                     f"{failure.text if failure else _first_line(error)}; starting again from the "
                     f"last checkpoint ({failures} of cluster.max_failures={allowed})"
                 )
@@ -132,11 +132,11 @@ class _Room:
 
     Args:
         config: The configuration.
-        tell: A function that takes a line when the wait begins.
+        notify: A function that takes a line when the wait begins.
     """
 
-    def __init__(self, config: Config, tell: Callable[[str], None]) -> None:
-        self._cluster, self._tell = config.cluster, tell
+    def __init__(self, config: Config, notify: Callable[[str], None]) -> None:
+        self._cluster, self._notify = config.cluster, notify
         self._since = time.monotonic()
         self._notified = False
 
@@ -177,7 +177,7 @@ class _Room:
             )
         if not self._notified:
             bound = "for ever" if limit is None else f"at most {limit:g} s"
-            self._tell(f"{what}; waiting for room ({bound}: cluster.wait_seconds)")
+            self._notify(f"{what}; waiting for room ({bound}: cluster.wait_seconds)")
             self._notified = True
 
 

@@ -331,7 +331,7 @@ class TrainLoop:
             save_checkpoint(self.folder / "checkpoints", state, weights, moments)
         dist.barrier()
 
-    def tell(self, notes: list[str], state: TrainState) -> None:
+    def show_notes(self, notes: list[str], state: TrainState) -> None:
         """Have the driver show notes to the user, and the progress of the training."""
         self.progress.notes = notes
         self._show(state)

@@ -147,7 +147,7 @@ def _open_training(
     logger.tag(found)
     try:
         loop = TrainLoop(config, objective, shard_set, engine, rank_info, folder, logger)
-        loop.tell(notes, state)
+        loop.show_notes(notes, state)
         yield loop, state
     finally:
         logger.close()

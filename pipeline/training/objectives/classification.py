@@ -189,7 +189,7 @@ class Classification(Objective):
                 f"does not know the classes {_some(unknown)}: their samples count as wrong for it"
             )
         if lost := [name for name in self.classes if name not in classes]:
-            remarks.append(f"also knows the classes {_some(lost)}, which this run does not tell")
+            remarks.append(f"also knows the classes {_some(lost)}, which this run does not have")
         return remarks
 
 
