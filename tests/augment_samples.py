@@ -28,6 +28,9 @@ ASKED = {
 }
 """A value for every field that changes something."""
 
+MIXED = {"mixup": 0.2, "cutmix": 0.2}
+"""The fields that mix samples (`test_augment_mixing`)."""
+
 PICTURES = {"shift_pixels", "rotate_degrees", "scale", "flip", "crop_area"}
 TAKEN = {
     "image": PICTURES,

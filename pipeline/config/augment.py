@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping
 
+from pipeline.config.objectives.base import ObjectiveConfig
 from pipeline.config.training import AugmentConfig
-from pipeline.inputs.modality import inputs_of
+from pipeline.inputs.modality import MIX_FIELDS, inputs_of
 from pipeline.media.format import MediaFormat
 
 
 def fields_of(media: MediaFormat) -> tuple[str, ...]:
     """The fields that change media of a format."""
-    return inputs_of(media).augment_fields(media)
+    return inputs_of(media).augment_fields(media) + inputs_of(media).mix_fields(media)
 
 
 def asked(augment: AugmentConfig, fields: tuple[str, ...] | None = None) -> list[str]:
@@ -35,6 +36,32 @@ def check_augment(augment: AugmentConfig, formats: Mapping[str, MediaFormat]) ->
             raise ValueError(f"training.augment.{field} changes none of the data: {found}")
     for media in formats.values():
         inputs_of(media).check_augment(augment, media)
+
+
+def check_mixing(
+    augment: AugmentConfig, formats: Mapping[str, MediaFormat], objective: ObjectiveConfig | None
+) -> None:
+    """Refuse to mix samples of several modalities, or for an objective that has no loss for it.
+
+    Args:
+        augment: The configuration of the augmentation.
+        formats: The formats of the data, by modality.
+        objective: The section `objective`; None if nothing is trained.
+
+    Raises:
+        ValueError: The message names the field.
+    """
+    for field in asked(augment, MIX_FIELDS):
+        if len(formats) > 1:
+            raise ValueError(
+                f"training.augment.{field} mixes samples of one modality; data has "
+                f"{', '.join(formats)}"
+            )
+        if objective is not None and not objective.mixes_samples:
+            raise ValueError(
+                f"training.augment.{field} mixes samples and their classes or labels, which "
+                f"objective {objective.kind!r} cannot; leave it out"
+            )
 
 
 def _describe(media: MediaFormat, fields: tuple[str, ...]) -> str:

@@ -11,6 +11,8 @@ from pipeline.config.schedule import ScheduleConfig
 
 # The optimizer multiplies and divides these; beyond, what it passes to torch is no float32.
 MAX_LEARNING_RATE, MAX_WEIGHT_DECAY = 1e30, 1e6
+MAX_BETA = 1000.0
+"""Of `mixup` and `cutmix`: the shares are then all but 1/2."""
 
 
 class AugmentConfig(ConfigBase):
@@ -33,6 +35,12 @@ class AugmentConfig(ConfigBase):
         gain_db: sounds grow louder or softer by up to this many decibels.
         mask_seconds, mask_bands: log-mel frames lose a stretch of up to this many seconds, and up
             to this many neighbouring bands (SpecAugment, Park et al., arXiv 1904.08779).
+        mixup: Each image, film or sound is blended with another of the batch, and so are their
+            classes or labels. The share is drawn from Beta(mixup, mixup) (Zhang et al.,
+            arXiv 1710.09412). 0 blends nothing.
+        cutmix: A box of each image or film shows another of the batch. The share of the area that
+            stays is drawn from Beta(cutmix, cutmix), and classes or labels are blended by it (Yun
+            et al., arXiv 1905.04899). With `mixup`, each sample takes one of the two at random.
     """
 
     shift_pixels: float = Field(default=0.0, ge=0)
@@ -45,6 +53,8 @@ class AugmentConfig(ConfigBase):
     gain_db: float = Field(default=0.0, ge=0, le=60)
     mask_seconds: float = Field(default=0.0, ge=0)
     mask_bands: int = Field(default=0, ge=0)
+    mixup: float = Field(default=0.0, ge=0, le=MAX_BETA)
+    cutmix: float = Field(default=0.0, ge=0, le=MAX_BETA)
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:

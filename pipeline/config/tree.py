@@ -15,7 +15,7 @@ from perceiver_model.adapters.multimodal_config import Modality as ModalityModel
 from perceiver_model.adapters.multimodal_config import MultimodalInput, PaddedModalities
 from perceiver_model.config import FourierConfig
 from perceiver_model.families.classifier_config import ClassifierConfig
-from pipeline.config.augment import check_augment
+from pipeline.config.augment import check_augment, check_mixing
 from pipeline.config.base import ConfigBase
 from pipeline.config.data import DataConfig, absolute
 from pipeline.config.model import ModalityConfig, ModelConfig
@@ -145,6 +145,7 @@ class Config(ConfigBase):
         except ValueError as error:
             raise ValueError(f"model: {error}") from None
         check_augment(self.training.augment, self.data.formats)
+        check_mixing(self.training.augment, self.data.formats, self.trained_for)
         parts: dict[str, ModelConfig | ModalityConfig] = {"model": self.model}
         parts |= {f"model.modalities.{name}": p for name, p in self.model.modalities.items()}
         for path, part in parts.items():

@@ -78,6 +78,10 @@ class AudioInputs(ModalityInputs[AudioFormat]):
         """Return the fields that change samples, or those that change log-mel frames."""
         return SOUND_FIELDS if fmt.mel is None else MEL_FIELDS
 
+    def mix_fields(self, fmt: AudioFormat) -> tuple[str, ...]:
+        """Return MixUp: sounds have no box to cut."""
+        return ("mixup",)
+
     def check_augment(self, augment: Any, fmt: AudioFormat) -> None:
         """Refuse times and numbers of bands that change nothing or leave nothing of a recording.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from perceiver_model.adapters.configs import ImageInput
-from pipeline.inputs.modality import ModalityInputs
+from pipeline.inputs.modality import MIX_FIELDS, ModalityInputs
 from pipeline.inputs.pixels import PICTURE_FIELDS, check_shift
 from pipeline.media.image.decode import ImageFormat
 
@@ -41,6 +41,10 @@ class ImageInputs(ModalityInputs[ImageFormat]):
     def augment_fields(self, fmt: ImageFormat) -> tuple[str, ...]:
         """Return the fields that change images."""
         return PICTURE_FIELDS
+
+    def mix_fields(self, fmt: ImageFormat) -> tuple[str, ...]:
+        """Return all fields that mix samples."""
+        return MIX_FIELDS
 
     def check_augment(self, augment: Any, fmt: ImageFormat) -> None:
         """Refuse a shift that these images cannot take."""

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from perceiver_model.adapters.table import TableRows
 
+MIX_FIELDS = ("mixup", "cutmix")
+"""The fields of `training.augment` that mix samples."""
+
 
 class ModalityInputs(Generic[Format]):
     """How a model reads the arrays of a `pipeline.media.modality.Modality`.
@@ -95,6 +98,10 @@ class ModalityInputs(Generic[Format]):
 
     def augment_fields(self, fmt: Format) -> tuple[str, ...]:
         """Return the fields of `training.augment` that change such media."""
+        return ()
+
+    def mix_fields(self, fmt: Format) -> tuple[str, ...]:
+        """Return those of `MIX_FIELDS` that mix samples of such media."""
         return ()
 
     def check_augment(self, augment: Any, fmt: Format) -> None:

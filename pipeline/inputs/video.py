@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from perceiver_model.adapters.configs import VideoInput
-from pipeline.inputs.modality import ModalityInputs
+from pipeline.inputs.modality import MIX_FIELDS, ModalityInputs
 from pipeline.inputs.pixels import PICTURE_FIELDS, check_shift
 from pipeline.media.video.format import VideoFormat
 
@@ -42,6 +42,10 @@ class VideoInputs(ModalityInputs[VideoFormat]):
     def augment_fields(self, fmt: VideoFormat) -> tuple[str, ...]:
         """Return the fields that change films."""
         return PICTURE_FIELDS
+
+    def mix_fields(self, fmt: VideoFormat) -> tuple[str, ...]:
+        """Return all fields that mix samples."""
+        return MIX_FIELDS
 
     def check_augment(self, augment: Any, fmt: VideoFormat) -> None:
         """Refuse a shift that these films cannot take."""

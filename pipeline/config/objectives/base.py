@@ -45,11 +45,14 @@ class ObjectiveConfig(ConfigBase):
     Attributes:
         targets: The kinds of `data.target` that the objective is trained on.
         smooths_labels: Whether the objective uses `training.label_smoothing`.
+        mixes_samples: Whether the objective has a loss for mixed samples (`training.augment.mixup`,
+            `cutmix`).
         is_autoregressive: Whether the model is a Perceiver AR, from `model.autoregressive`.
     """
 
     targets: ClassVar[tuple[str, ...]]
     smooths_labels: ClassVar[bool] = False
+    mixes_samples: ClassVar[bool] = False
     is_autoregressive: ClassVar[bool] = False
     kind: str = ""
 

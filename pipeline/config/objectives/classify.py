@@ -21,6 +21,7 @@ class ClassifyConfig(ObjectiveConfig):
 
     targets: ClassVar = ("class",)
     smooths_labels: ClassVar = True
+    mixes_samples: ClassVar = True
 
     kind: Literal["classify"] = "classify"
     class_weights: Literal["balanced"] | dict[str, float] | None = None

@@ -18,6 +18,7 @@ class MultiLabelConfig(ObjectiveConfig):
     """
 
     targets: ClassVar = ("multi_label",)
+    mixes_samples: ClassVar = True
 
     kind: Literal["multi_label"] = "multi_label"
     threshold: float = Field(default=0.5, gt=0, lt=1)

@@ -39,6 +39,24 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\
 
 
 @dataclass(frozen=True)
+class Mix:
+    """What the samples of a training batch were mixed with.
+
+    Attributes:
+        targets: The targets of the partners, as in `Batch`.
+        shares: The share of each sample itself, float32 `[batch]` in [0, 1]; the rest is its
+            partner's.
+    """
+
+    targets: torch.Tensor
+    shares: torch.Tensor
+
+    def blend(self, own: torch.Tensor, partner: torch.Tensor) -> torch.Tensor:
+        """Return the mean of two values of each sample, `[batch]`, weighted by the shares."""
+        return self.shares * own + (1 - self.shares) * partner
+
+
+@dataclass(frozen=True)
 class Batch:
     """Samples as a model takes them, on its device.
 
@@ -52,6 +70,8 @@ class Batch:
         numbers: The number of each sample within its split or request, int64 `[batch]` on the CPU;
             negative for padding.
         seed: The seed of this step of a training, equal on all ranks; 0 in evaluations.
+        mix: What the samples were mixed with; None if they were not. Only objectives whose options
+            have `mixes_samples` get mixed samples.
         cache: What an objective derives from the other fields and needs again.
     """
 
@@ -62,6 +82,7 @@ class Batch:
     weights: torch.Tensor
     numbers: torch.Tensor
     seed: int = 0
+    mix: Mix | None = None
     cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property

@@ -109,10 +109,27 @@ class Classification(Objective):
         return PerceiverClassifier(self.model_config, positions=positions)
 
     def losses(self, outputs: torch.Tensor, batch: Batch, *, training: bool) -> torch.Tensor:
-        """Return the cross-entropy of each sample, with `label_smoothing` in training."""
+        """Return the cross-entropy of each sample, with `label_smoothing` in training.
+
+        The target of a mixed sample is the mean of two classes by their shares. The cross-entropy
+        is linear in the target, so it is the mean of two cross-entropies. If classes have weights,
+        both the shares and the weights count, and `loss_weights` has their sum.
+        """
+        own = self._cross_entropy(outputs, batch.targets, training=training)
+        if batch.mix is None:
+            return own
+        partner = self._cross_entropy(outputs, batch.mix.targets, training=training)
+        if not self.class_weights:
+            return batch.mix.blend(own, partner)
+        weights = self._weights_of(batch.targets), self._weights_of(batch.mix.targets)
+        return batch.mix.blend(own * weights[0], partner * weights[1]) / batch.mix.blend(*weights)
+
+    def _cross_entropy(
+        self, outputs: torch.Tensor, targets: torch.Tensor, *, training: bool
+    ) -> torch.Tensor:
         return F.cross_entropy(
             outputs,
-            batch.targets,
+            targets,
             ignore_index=NO_CLASS,
             reduction="none",
             label_smoothing=self.label_smoothing if training else 0.0,
@@ -122,12 +139,24 @@ class Classification(Objective):
         """Return the weight of each sample's class, float32 `[batch]`."""
         if not self.class_weights:
             return batch.weights
-        weights = torch.tensor(self.class_weights, device=batch.weights.device)
-        return batch.weights * weights[batch.targets.clamp(min=0)]
+        weights = self._weights_of(batch.targets)
+        if batch.mix is not None:
+            weights = batch.mix.blend(weights, self._weights_of(batch.mix.targets))
+        return batch.weights * weights
+
+    def _weights_of(self, targets: torch.Tensor) -> torch.Tensor:
+        """Return the weights of classes, given by their numbers, float32 `[batch]`."""
+        return torch.tensor(self.class_weights, device=targets.device)[targets.clamp(min=0)]
 
     def sums(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Return the numbers of right answers and of samples, `[2]`."""
-        right = outputs.argmax(dim=1) == batch.targets
+        """Return the numbers of right answers and of samples, `[2]`.
+
+        The answer to a mixed sample is right by the share of the class that it names.
+        """
+        answers = outputs.argmax(dim=1)
+        right = (answers == batch.targets).float()
+        if batch.mix is not None:
+            right = batch.mix.blend(right, (answers == batch.mix.targets).float())
         return torch.stack([(right * batch.weights).sum(), batch.weights.sum()])
 
     def metric_values(self, sums: Sequence[float], weight: float) -> tuple[float, ...]:

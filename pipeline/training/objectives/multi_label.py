@@ -97,10 +97,15 @@ class MultiLabel(Objective):
         return PerceiverClassifier(self.model_config, positions=positions)
 
     def losses(self, outputs: torch.Tensor, batch: Batch, *, training: bool) -> torch.Tensor:
-        """Return the mean over the labels of the binary cross-entropy, `[batch]`."""
-        return F.binary_cross_entropy_with_logits(
-            outputs, batch.targets.to(outputs.dtype), reduction="none"
-        ).mean(dim=1)
+        """Return the mean over the labels of the binary cross-entropy, `[batch]`.
+
+        A label of a mixed sample has the share of those of the two samples that have it.
+        """
+        marks = batch.targets.to(outputs.dtype)
+        if batch.mix is not None:
+            share = batch.mix.shares.to(outputs.dtype)[:, None]
+            marks = share * marks + (1 - share) * batch.mix.targets.to(outputs.dtype)
+        return F.binary_cross_entropy_with_logits(outputs, marks, reduction="none").mean(dim=1)
 
     def measures(self) -> "MetricCollection":
         """Return the mean average precision and the mean area under the ROC curve."""
