@@ -266,7 +266,7 @@ def test_inputs_that_cannot_be_used_cost_themselves_alone(loaded):
 
 def test_media_are_decoded_in_another_process_within_bounds(loaded):
     model = loaded("image", decode_seconds=7, decode_memory_mib=500)
-    decoder = model.unwrap_python_model().predictor.decoder
+    decoder = model.unwrap_python_model().predictor.decoders["image"]
     model.predict([PNG])
     child = decoder._sandbox.child_pid
     assert child not in (None, os.getpid())

@@ -93,6 +93,39 @@ def collate(
     Raises:
         ValueError: An array does not have the shape that `media` gives.
     """
+    rows, lengths = _stacked(arrays, media)
+    return model_inputs(rows.to(device), lengths.to(device), media)
+
+
+def collate_samples(
+    samples: Sequence[Mapping[str, np.ndarray]],
+    formats: Mapping[str, MediaFormat],
+    device: torch.device | None = None,
+) -> tuple[BatchInputs, BatchMask]:
+    """Collate samples of one or several modalities into a batch on a device.
+
+    Args:
+        samples: The decoded arrays of each sample, by modality. A sample may lack some.
+        formats: The formats, by modality.
+        device: The device; None means the CPU.
+
+    Returns:
+        The inputs and masks, as `joint_inputs` returns them.
+
+    Raises:
+        ValueError: An array does not have the shape that its format gives.
+    """
+    rows, lengths = {}, {}
+    for name, media in formats.items():
+        stacked, length = _stacked([sample.get(name) for sample in samples], media)
+        rows[name], lengths[name] = stacked.to(device), length.to(device)
+    return joint_inputs(rows, lengths, formats)
+
+
+def _stacked(
+    arrays: Sequence[np.ndarray | None], media: MediaFormat
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return arrays in the rows of one, padded with zeros, and their lengths, int64."""
     read = [None if array is None else _read(array, media) for array in arrays]
     lengths = torch.tensor([0 if array is None else len(array) for array in read])
     shapes = [array.shape[1:] for array in read if array is not None]
@@ -103,7 +136,7 @@ def collate(
     for row, array in zip(rows, read, strict=True):
         if array is not None:
             row[: len(array)] = array
-    return model_inputs(torch.from_numpy(rows).to(device), lengths.to(device), media)
+    return torch.from_numpy(rows), lengths
 
 
 def _read(array: np.ndarray, media: MediaFormat) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The base of the formats of all modalities."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,3 +23,12 @@ class MediaFormat:
     def member(self) -> str:
         """The name of the shard member that holds a decoded array."""
         return f"{self.modality}.npy"
+
+
+Media = MediaFormat | Mapping[str, MediaFormat]
+"""The format of a model's only modality, or those of several by their names."""
+
+
+def by_modality(media: Media) -> dict[str, MediaFormat]:
+    """Return the formats by modality."""
+    return {media.modality: media} if isinstance(media, MediaFormat) else dict(media)

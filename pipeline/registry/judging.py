@@ -8,7 +8,6 @@ import numpy as np
 from pipeline.config.tree import RegistryConfig
 from pipeline.errors import GateRefusedError, UserError
 from pipeline.inputs.batches import has_array
-from pipeline.media.registered import modality_of
 from pipeline.registry.gate import Comparison, samples_needed
 from pipeline.registry.outcomes import Outcomes, outcomes, weights_not_finite
 from pipeline.registry.reading import Reading, other_input
@@ -123,8 +122,7 @@ class Candidate:
     @cached_property
     def is_coarse(self) -> bool:
         """Whether so many rows of a table are equal that equal rows need not be the same one."""
-        is_table = modality_of(self.reading.media).source == "row"
-        return is_table and self.split != TRAIN and self.record.repeated > _COARSE
+        return self.reading.is_of_rows and self.split != TRAIN and self.record.repeated > _COARSE
 
 
 def judge(
@@ -248,14 +246,19 @@ def _known_to(
 def _uncertain(reading: Reading, shard_set: ShardSet, split: str) -> np.ndarray:
     """Return for which rows the champion's category is not known, bool `[samples]`."""
     uncertain = np.zeros(shard_set.num_samples(split), bool)
-    find_uncertain = reading.conversion.uncertain
-    if find_uncertain is None:
+    finders = {
+        name: conversion.uncertain
+        for name, conversion in reading.conversions.items()
+        if conversion.uncertain is not None
+    }
+    if not finders:
         return uncertain
     for batch in replace(reading, media=reading.stored).batches(shard_set, split):
-        good = batch.weights.numpy() > 0
-        if good.any():
-            rows = batch.fields[reading.media.modality].numpy()[good]
-            uncertain[batch.numbers.numpy()[good]] = find_uncertain(rows)
+        for name, find_uncertain in finders.items():
+            good = (batch.weights.numpy() > 0) & (batch.lengths[name].numpy() > 0)
+            if good.any():
+                rows = batch.fields[name].numpy()[good]
+                uncertain[batch.numbers.numpy()[good]] |= find_uncertain(rows)
     return uncertain
 
 

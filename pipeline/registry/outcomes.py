@@ -46,7 +46,7 @@ def outcomes(predictor: Predictor, shard_set: ShardSet, split: str, reading: Rea
     objective, num_samples = predictor.card.objective, shard_set.num_samples(split)
     readable, finite = np.zeros(num_samples, bool), np.ones(num_samples, bool)
     values = np.full(num_samples, objective.worst)
-    formats = {reading.media.modality: reading.media}
+    formats = reading.formats
     for batch in reading.batches(shard_set, split):
         good = batch.weights.numpy() > 0
         numbers = batch.numbers.numpy()[good]

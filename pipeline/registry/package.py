@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.data import DataConfig
-from pipeline.media.format import MediaFormat
+from pipeline.media.format import Media, by_modality
 from pipeline.media.registered import modality_of
 from pipeline.registry.served.card import CARD_FILE
 from pipeline.registry.served.contract import SETTINGS, column_types, input_example, signature
@@ -79,7 +79,7 @@ def model_requirements() -> list[str]:
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in MODEL_REQUIREMENTS]
 
 
-def copied_code(folder: Path, media: MediaFormat) -> list[Path]:
+def copied_code(folder: Path, media: Media) -> list[Path]:
     """Copy the code that a model needs into a folder, and return the packages there."""
     root = Path(__file__).resolve().parents[2]
     compiled = shutil.ignore_patterns("__pycache__")
@@ -99,10 +99,12 @@ def copied_code(folder: Path, media: MediaFormat) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def _own_packages(media: MediaFormat) -> list[Path]:
+def _own_packages(media: Media) -> list[Path]:
     """Return the packages and modules outside this project that define a modality."""
-    modality = modality_of(media)
-    modules = (type(modality).__module__, modality.inputs)
+    modalities = [modality_of(fmt) for fmt in by_modality(media).values()]
+    modules = [
+        module for modality in modalities for module in (type(modality).__module__, modality.inputs)
+    ]
     names = {name.partition(".")[0] for name in modules} - {__name__.partition(".")[0]}
     found = []
     for spec in map(find_spec, sorted(names)):

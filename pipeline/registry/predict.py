@@ -12,7 +12,7 @@ from pipeline.media.sandbox.sandbox import SandboxError
 from pipeline.registry.prediction_tables import as_json, encode_predictions, flat_answers
 from pipeline.registry.served.card import ModelCardError
 from pipeline.registry.served.inference import Predictor
-from pipeline.registry.table_rows import holds_rows, table_rows
+from pipeline.registry.table_rows import holds_rows, input_columns, table_rows
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_errors import mlflow_answers
 from pipeline.training.objectives import Prediction, name_field, objective_class
@@ -38,7 +38,8 @@ def predict(
         mlflow_client: The client of the tracking server.
         model_uri: `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/RUN/model`.
         inputs: Files and folders. A model of tables reads each row of `.csv`, `.parquet` and
-            `.jsonl` files. It reads any other file as one row, a JSON object.
+            `.jsonl` files. It reads any other file as one row, a JSON object. A model of several
+            modalities reads such rows, too (`pipeline.registry.table_rows.table_rows`).
         console: The console, which shows the progress.
         output: A path to also write the predictions to: `.jsonl`, `.csv` or `.parquet`.
         max_bad_fraction: The largest share of the files that may be unusable.
@@ -86,12 +87,18 @@ def predict(
 def predict_files(predictor: Predictor, files: list[Path]) -> list[Prediction]:
     """Return the predictions for files, in order: one for each file, or for each row of a table."""
     media, unusable = predictor.card.media, predictor.card.objective.prediction.unusable
-    if modality_of(media).source != "row":
+    sources = [modality_of(fmt).source for fmt in predictor.card.formats.values()]
+    if len(sources) == 1 and sources != ["row"]:
         return predictor.predict(files)
     predictions: list[Prediction] = []
     for file in files:
-        if not holds_rows(file):
+        if not holds_rows(file) and len(sources) == 1:
             predictions += predictor.predict([file])
+            continue
+        if not holds_rows(file):
+            columns = ", ".join(column.name for column in input_columns(media))
+            reason = f"no .csv, .parquet or .jsonl file with the columns {columns}"
+            predictions.append(unusable(str(file), reason))
             continue
         rows = table_rows(file, media)
         while chunk := list(itertools.islice(rows, ROWS_AT_ONCE)):

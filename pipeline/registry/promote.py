@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.config.tree import Config, RegistryConfig
 from pipeline.errors import GateRefusedError, UserError
 from pipeline.inputs.model_input import fitted_media
+from pipeline.media.format import Media
 from pipeline.registry.champions import load_registered, record_of, weights_of
 from pipeline.registry.judging import Candidate, Verdict, judge
 from pipeline.registry.package import package
@@ -200,12 +201,11 @@ def _candidate(
             f"{address}: is no longer the shard set that run {run_id} was trained on; train on the "
             "new one first"
         )
-    if len(config.data.formats) > 1:
-        raise UserError(
-            f"run {run_id} reads {', '.join(config.data.formats)} at once; models of one modality "
-            "can be registered"
-        )
-    media = fitted_media(config.data.media, shard_set.manifest.config)
+    formats = {
+        name: fitted_media(fmt, shard_set.manifest.config)
+        for name, fmt in config.data.formats.items()
+    }
+    media: Media = formats if len(formats) > 1 else next(iter(formats.values()))
     card = ModelCard(objective_of(config, shard_set), media)
     weights, _ = checkpoint.load()
     return Candidate(

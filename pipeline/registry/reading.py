@@ -14,6 +14,7 @@ from pipeline.config.base import differences
 from pipeline.inputs.batches import TARGET, decode_target
 from pipeline.inputs.collate import padded_length
 from pipeline.media import MediaFormat, check_array, decode_member, model_member
+from pipeline.media.format import Media, by_modality
 from pipeline.media.modality import Conversion
 from pipeline.media.registered import modality_of
 from shards import RawSample, ShardReader, ShardSet
@@ -22,21 +23,27 @@ from shards.loader import ShardBatch, ShardLoader
 BATCH_SIZE = 64
 
 
-def other_input(stored: MediaFormat, media: MediaFormat) -> str | None:
+def other_input(stored: Media, media: Media) -> str | None:
     """Return how a model's input differs from what a set holds.
 
     Only what enters the model counts: columns, sizes, sample rates. Fitted statistics, limits, and
     the encoding of shard members do not count.
 
     Args:
-        stored: The format of the set's samples.
-        media: The format that the model takes.
+        stored: The formats of the set's samples.
+        media: The formats that the model takes.
 
     Returns:
         The differences in words; None if the model can read the set.
     """
-    if stored.modality != media.modality:
-        return f"it takes {media.modality}, and the set holds {stored.modality}"
+    ours, theirs = by_modality(stored), by_modality(media)
+    if set(ours) != set(theirs):
+        return f"it takes {', '.join(theirs)}, and the set holds {', '.join(ours)}"
+    found = (_other_format(ours[name], fmt) for name, fmt in theirs.items())
+    return next((difference for difference in found if difference), None)
+
+
+def _other_format(stored: MediaFormat, media: MediaFormat) -> str | None:
     modality = modality_of(media)
     if reason := modality.unreadable(stored, media):
         return reason
@@ -53,39 +60,56 @@ class Reading:
     """Turn a set's samples into the arrays that a model takes. It is a decoder for `ShardLoader`.
 
     Attributes:
-        stored: The format of the set's samples; for tables, with the set's vocabulary.
-        media: The format that the model takes. `other_input` must return None for it.
+        stored: The formats of the set's samples; for tables, with the set's vocabulary.
+        media: The formats that the model takes. `other_input` must return None for them.
         verify_samples: Whether to compare samples with their sha256.
         skip_corrupt: Whether to skip samples that differ or cannot be read. Otherwise they raise an
             error.
         has_target: Whether targets are arrays, which are then read too.
     """
 
-    stored: MediaFormat
-    media: MediaFormat
+    stored: Media
+    media: Media
     verify_samples: bool = True
     skip_corrupt: bool = True
     has_target: bool = False
 
     @cached_property
-    def conversion(self) -> Conversion:
-        """The conversion of the set's arrays to those that the model takes."""
-        return modality_of(self.media).conversion(self.stored, self.media)
+    def formats(self) -> dict[str, MediaFormat]:
+        """The formats that the model takes, by modality."""
+        return by_modality(self.media)
+
+    @cached_property
+    def conversions(self) -> dict[str, Conversion]:
+        """The conversions of the set's arrays to those that the model takes, by modality."""
+        stored = by_modality(self.stored)
+        return {
+            name: modality_of(fmt).conversion(stored[name], fmt)
+            for name, fmt in self.formats.items()
+        }
+
+    @property
+    def is_of_rows(self) -> bool:
+        """Whether the samples are rows of a table alone."""
+        return [modality_of(fmt).source for fmt in self.formats.values()] == ["row"]
 
     def __call__(self, sample: RawSample) -> dict[str, np.ndarray]:
-        """Return the sample's array by modality, and its target.
+        """Return the sample's arrays by modality, and its target. It may lack modalities.
 
         Raises:
             MediaError, ShardError: The sample is damaged.
-            ValueError: The array or the target is missing, or does not fit its format.
+            ValueError: The sample has no array, lacks its target, or one does not fit its format.
         """
-        read = self.conversion.read
-        member = model_member(read)
-        if member not in sample.members:
-            raise ValueError(f"has {', '.join(sample.members)}, and no {member}")
-        array = decode_member(sample.members[member], read)
-        check_array(array, read)
-        arrays = {self.media.modality: self.conversion.convert(array)}
+        arrays = {}
+        for name, conversion in self.conversions.items():
+            member = model_member(conversion.read)
+            if member in sample.members:
+                array = decode_member(sample.members[member], conversion.read)
+                check_array(array, conversion.read)
+                arrays[name] = conversion.convert(array)
+        if not arrays:
+            wanted = " or ".join(model_member(each.read) for each in self.conversions.values())
+            raise ValueError(f"has {', '.join(sample.members)}, and no {wanted}")
         if self.has_target:
             arrays[TARGET] = decode_target(sample)
         return arrays
@@ -97,12 +121,12 @@ class Reading:
             ShardError: The set has no such split, or a sample cannot be read and must not be
                 skipped.
         """
-        length = padded_length(self.media)
+        lengths = {name: padded_length(fmt) for name, fmt in self.formats.items()}
         return iter(
             ShardLoader(
                 ShardReader(shard_set, split, verify_samples=self.verify_samples),
                 decode=self,
-                pad_to={} if length is None else {self.media.modality: length},
+                pad_to={name: length for name, length in lengths.items() if length is not None},
                 skip_bad=True,
                 skip_corrupt=self.skip_corrupt,
                 batch_size=BATCH_SIZE,

@@ -15,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.media import MediaFormat
-from pipeline.media.registered import modality_of
+from pipeline.media.format import Media
 from pipeline.registry.reading import Reading
 from shards import ShardError, ShardInfo, ShardSet
 from shards.index_cache import read_index
@@ -39,12 +38,12 @@ class TrainedOn:
     repeated: float
 
 
-def trained_on(shard_set: ShardSet, media: MediaFormat) -> TrainedOn:
+def trained_on(shard_set: ShardSet, media: Media) -> TrainedOn:
     """Return what a model that was trained on a set knows: the samples of the split `train`.
 
     Args:
         shard_set: The shard set.
-        media: The model's format, which is that of the set.
+        media: The model's formats, which are those of the set.
 
     Raises:
         ShardError: An index is missing or damaged.
@@ -70,7 +69,7 @@ def sample_digests(shard_set: ShardSet, split: str, reading: Reading) -> np.ndar
     Raises:
         ShardError: The set has no such split, or an index is missing or damaged.
     """
-    if modality_of(reading.media).source == "row":
+    if reading.is_of_rows:
         return _row_digests(shard_set, split, reading)
     shards = shard_set.shards(split).to_pylist()
     found = [digest for shard in shards for digest in _source_digests(shard_set, shard)]
@@ -99,7 +98,8 @@ def _row_digests(shard_set: ShardSet, split: str, reading: Reading) -> np.ndarra
         good = batch.weights.numpy() > 0
         if not good.any():
             continue
-        rows = batch.fields[reading.media.modality].numpy()[good]
+        ((name, _),) = reading.formats.items()
+        rows = batch.fields[name].numpy()[good]
         # NaN and zero each get one bit pattern, so that equal values have equal bytes.
         plain = np.where(np.isnan(rows), np.nan, rows + 0.0).astype("<f8")
         digests[batch.numbers.numpy()[good]] = [

@@ -27,6 +27,7 @@ from perceiver_model.families.language_config import LanguageConfig
 from perceiver_model.families.queries_config import QueriesConfig
 from perceiver_model.tokens_config import TokensConfig
 from pipeline.media import MediaFormat, media_from_dict, media_to_dict
+from pipeline.media.format import Media, by_modality
 from pipeline.training.objectives import Objective, name_field, objective_class
 
 CARD_FILE, WEIGHTS_FILE = "card.json", "model.safetensors"
@@ -50,18 +51,24 @@ class ModelCard:
 
     Attributes:
         objective: What the model is trained for and how it answers.
-        media: The format of its media; for tables, a `FittedTableFormat`.
+        media: The format of its media, or the formats of several modalities by their names; for
+            tables, a `FittedTableFormat`.
     """
 
     objective: Objective
-    media: MediaFormat
+    media: Media
+
+    @property
+    def formats(self) -> dict[str, MediaFormat]:
+        """The formats by modality."""
+        return by_modality(self.media)
 
     def to_json(self) -> str:
         """Return the card as JSON text."""
         values = {
             **name_field(type(self.objective)),
             **self.objective.to_card(),
-            "media": media_to_dict(self.media),
+            "media": _media_to_json(self.media),
         }
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
@@ -83,12 +90,33 @@ class ModelCard:
         _check_numbers(values)
         try:
             objective = kind.from_card(values)
-            media = media_from_dict(values["media"])
-            _check_types(media)
+            media = _media_from_json(values["media"])
+            for fmt in by_modality(media).values():
+                _check_types(fmt)
             _check_size(objective.model_config)
         except (TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from None
         return cls(objective, media)
+
+
+def _media_to_json(media: Media) -> dict[str, Any]:
+    if isinstance(media, MediaFormat):
+        return media_to_dict(media)
+    return {name: media_to_dict(fmt) for name, fmt in media.items()}
+
+
+def _media_from_json(values: Any) -> Media:
+    """Return the format, or the formats by modality. One format has a field `modality`.
+
+    Raises:
+        ValueError: There are not several modalities, or a format is not of its modality.
+    """
+    if "modality" in values:
+        return media_from_dict(values)
+    formats = {name: media_from_dict(fmt) for name, fmt in values.items()}
+    if len(formats) < 2 or any(name != fmt.modality for name, fmt in formats.items()):
+        raise ValueError("media are neither one modality nor several by name")
+    return formats
 
 
 def read_card(path: Path) -> ModelCard:

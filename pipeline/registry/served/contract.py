@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.media import MediaFormat
+from pipeline.media.format import Media, by_modality
 from pipeline.media.registered import modality_of
 from pipeline.training.objectives.base import ColumnKind, Prediction
 
@@ -19,17 +19,18 @@ SETTINGS: dict[str, Any] = {
 """The keys of `mlflow.pyfunc.load_model(…, model_config=…)` and their defaults."""
 
 
-def signature(media: MediaFormat, prediction: type[Prediction]) -> Any:
+def signature(media: Media, prediction: type[Prediction]) -> Any:
     """Return the MLflow signature of a model that takes media of a format.
 
     Media are one binary column; texts are one string column. The column has no name, because MLflow
     accepts lists and arrays only then; a data frame's column may have any name. The columns of a
     table have their own names. They have MLflow's type *any*: with double, MLflow would refuse
     whole numbers, and in a column of categories it could not distinguish 1 from 1.0. They are
-    optional.
+    optional. Several modalities have a column each, with the name of the modality, and these are
+    optional, too.
 
     Args:
-        media: The format; for a table, a `FittedTableFormat`.
+        media: The format, or the formats by modality; for a table, a `FittedTableFormat`.
         prediction: The class of the model's predictions.
     """
     from mlflow.models import ModelSignature
@@ -45,12 +46,16 @@ def signature(media: MediaFormat, prediction: type[Prediction]) -> Any:
         "bytes": DataType.binary,
     }
 
-    modality = modality_of(media)
-    if modality.source == "row":
-        names = [column.name for column in modality.columns(media)]
-        inputs = [ColSpec(AnyType(), name, required=False) for name in names]
-    else:
-        inputs = [ColSpec(DataType.string if modality.source == "text" else DataType.binary)]
+    formats, inputs = by_modality(media), []
+    for name, fmt in formats.items():
+        modality = modality_of(fmt)
+        if modality.source == "row":
+            inputs += [
+                ColSpec(AnyType(), column.name, required=False) for column in modality.columns(fmt)
+            ]
+            continue
+        kind = DataType.string if modality.source == "text" else DataType.binary
+        inputs.append(ColSpec(kind) if len(formats) == 1 else ColSpec(kind, name, required=False))
     outputs = [
         ColSpec(DataType.string, "source"),
         *[ColSpec(types[kind], name, required=False) for name, kind in prediction.columns()],
@@ -59,14 +64,21 @@ def signature(media: MediaFormat, prediction: type[Prediction]) -> Any:
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
 
 
-def column_types(media: MediaFormat) -> dict[str, str]:
+def column_types(media: Media) -> dict[str, str]:
     """Return the role of each of a table's columns: `number` or `category`."""
-    return {column.name: column.role for column in modality_of(media).columns(media)}
+    return {
+        column.name: column.role
+        for fmt in by_modality(media).values()
+        for column in modality_of(fmt).columns(fmt)
+    }
 
 
-def input_example(media: MediaFormat) -> Any:
+def input_example(media: Media) -> Any:
     """Return a data frame with one made-up input that the model takes."""
     import pandas as pd
 
-    example = modality_of(media).example(media)
-    return pd.DataFrame([example] if isinstance(example, dict) else {media.modality: [example]})
+    row: dict[str, Any] = {}
+    for name, fmt in by_modality(media).items():
+        example = modality_of(fmt).example(fmt)
+        row |= example if isinstance(example, dict) else {name: example}
+    return pd.DataFrame([row])

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.inputs.collate import collate
-from pipeline.media import MediaError
+from pipeline.inputs.collate import collate_samples
+from pipeline.media import MediaError, MediaFormat
 from pipeline.media.arrays import Decoder
 from pipeline.media.registered import modality_of
 from pipeline.registry.served.card import ModelCard, read_card, read_weights
@@ -57,13 +57,16 @@ class Predictor:
         sandbox: str = "best",
     ) -> None:
         self.card = card
-        self.decoder = Decoder(
-            card.media,
-            seconds=decode_seconds,
-            memory_bytes=decode_memory_mib * 1024**2,
-            strict=strict,
-            sandbox=sandbox,
-        )
+        self.decoders = {
+            name: Decoder(
+                fmt,
+                seconds=decode_seconds,
+                memory_bytes=decode_memory_mib * 1024**2,
+                strict=strict,
+                sandbox=sandbox,
+            )
+            for name, fmt in card.formats.items()
+        }
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model: Any = card.objective.build_model()
         self.model.load_state_dict(weights)
@@ -102,7 +105,9 @@ class Predictor:
 
         Args:
             inputs: The bytes of files, or paths of files on this machine. For tables, rows as
-                dictionaries are also accepted, and each file is one JSON object. An input that
+                dictionaries are also accepted, and each file is one JSON object. With several
+                modalities, an input is a dictionary from their names to bytes, paths or texts, with
+                the columns of a table beside them; it may lack modalities. An input that
                 cannot be decoded gets an `error`. A client's inputs must go through `as_inputs`
                 first, which removes paths.
 
@@ -135,21 +140,58 @@ class Predictor:
             for row, source in enumerate(sources)
         ]
 
-    def _decode(self, item: MediaSource | str) -> np.ndarray:
-        media = self.card.media
+    def _decode(self, item: MediaSource | str) -> dict[str, np.ndarray]:
+        """Return the arrays of one input, by modality."""
+        formats = self.card.formats
         if isinstance(item, BadInput):
             raise MediaError(item.reason)
-        if isinstance(item, Mapping):
-            row: np.ndarray = modality_of(media).encode_row(item, media, careful=True)
-            return row
+        if len(formats) == 1:
+            ((name, fmt),) = formats.items()
+            if isinstance(item, Mapping):
+                return {name: _encode_row(item, fmt)}
+            return {name: self._decode_file(name, item)}
+        if not isinstance(item, Mapping):
+            raise MediaError(f"not a row with {', '.join(formats)}")
+        return self._decode_several(item)
+
+    def _decode_several(self, row: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Return the arrays of the modalities that a row has."""
+        arrays = {}
+        for name, fmt in self.card.formats.items():
+            modality = modality_of(fmt)
+            if modality.source == "row":
+                own = {column.name: row.get(column.name) for column in modality.columns(fmt)}
+                if any(value is not None for value in own.values()):
+                    arrays[name] = _encode_row(own, fmt)
+                continue
+            value = row.get(name)
+            if isinstance(value, BadInput):
+                raise MediaError(f"{name}: {value.reason}")
+            if isinstance(value, str) and modality.source == "text":
+                value = value.encode("utf-8", "surrogateescape")
+            if value is not None:
+                try:
+                    arrays[name] = self._decode_file(name, value)
+                except MediaError as error:
+                    raise MediaError(f"{name}: {error}") from None
+                except OSError as error:
+                    reason = error.strerror or type(error).__name__
+                    raise MediaError(f"{name}: {_source_name(value, 0)}: {reason}") from None
+        if not arrays:
+            raise MediaError(f"has none of {', '.join(self.card.formats)}")
+        return arrays
+
+    def _decode_file(self, name: str, item: bytes | str | Path) -> np.ndarray:
         if isinstance(item, str | Path):
-            return self.decoder.decode(_read_file(item), str(item))
-        return self.decoder.decode(bytes(item))
+            return self.decoders[name].decode(_read_file(item), str(item))
+        return self.decoders[name].decode(bytes(item))
 
     @torch.inference_mode()
-    def _answers(self, arrays: Sequence[np.ndarray], sources: Sequence[str]) -> list[Prediction]:
+    def _answers(
+        self, arrays: Sequence[Mapping[str, np.ndarray]], sources: Sequence[str]
+    ) -> list[Prediction]:
         """Return the predictions for decoded media, at least one."""
-        inputs, mask = collate(arrays, self.card.media, self.device)
+        inputs, mask = collate_samples(arrays, self.card.formats, self.device)
         objective, size = self.card.objective, len(arrays)
         samples = Batch(
             inputs,
@@ -160,6 +202,11 @@ class Predictor:
             numbers=torch.arange(size),
         )
         return objective.predictions(objective.answers(self.model, samples), sources)
+
+
+def _encode_row(row: Mapping[str, Any], fmt: MediaFormat) -> np.ndarray:
+    encoded: np.ndarray = modality_of(fmt).encode_row(row, fmt, careful=True)
+    return encoded
 
 
 def _read_file(path: str | Path) -> bytes:

@@ -11,7 +11,7 @@ from pipeline.media.registered import modality_of
 from pipeline.media.sandbox.sandbox import SandboxError
 from pipeline.registry.served.contract import SETTINGS
 from pipeline.registry.served.inference import Predictor
-from pipeline.registry.served.requests import as_inputs, within_limits
+from pipeline.registry.served.requests import as_inputs, as_rows_of_media, within_limits
 
 
 class RequestError(MlflowException):
@@ -70,14 +70,20 @@ class PerceiverModel(mlflow.pyfunc.PythonModel):
             RequestError: An input has a wrong form, or there is too much input. Nothing was
                 predicted.
         """
-        source = modality_of(self.predictor.card.media).source
+        formats = self.predictor.card.formats
+        sources = {name: modality_of(fmt).source for name, fmt in formats.items()}
+        allow_paths = self.settings["allow_paths"] is True
+        source = next(iter(sources.values())) if len(sources) == 1 else "several"
         try:
-            inputs = as_inputs(
-                model_input,
-                takes_rows=source == "row",
-                is_text=source == "text",
-                allow_paths=self.settings["allow_paths"] is True,
-            )
+            if source == "several":
+                inputs = as_rows_of_media(model_input, sources, allow_paths=allow_paths)
+            else:
+                inputs = as_inputs(
+                    model_input,
+                    takes_rows=source == "row",
+                    is_text=source == "text",
+                    allow_paths=allow_paths,
+                )
             within_limits(
                 inputs,
                 most=self.settings["max_rows" if source == "row" else "max_inputs"],

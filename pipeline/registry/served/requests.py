@@ -61,6 +61,47 @@ def as_inputs(
     return [_media_input(item, wanted, is_text, allow_paths) for item in inputs]
 
 
+def as_rows_of_media(
+    values: Any, sources: Mapping[str, str], *, allow_paths: bool = False
+) -> list[MediaSource]:
+    """Return the inputs of a model of several modalities, in any form that MLflow passes on.
+
+    Args:
+        values: Rows: a data frame, a dictionary of a row or of columns, or a list of rows. A
+            column has the name of a modality and holds media as bytes, as base64, or as
+            `{"b64": TEXT}`; texts are texts. The columns of a table have their own names. An empty
+            cell means that the row lacks the modality.
+        sources: The source of each modality by name: `file`, `text` or `row`.
+        allow_paths: Whether text in a column of files is the path of a file on this machine.
+
+    Returns:
+        Rows with bytes, `BadInput` or, only if they are allowed, paths.
+
+    Raises:
+        ValueError: An input is no row, or a value has none of these forms.
+    """
+    rows = _rows(values)
+    for row in rows:
+        if not isinstance(row, Mapping):
+            raise ValueError(f"a {type(row).__name__} among the inputs; give rows of columns")
+    return [
+        {
+            name: value
+            if sources.get(name, "row") == "row"
+            else _cell_of_media(value, sources[name] == "text", allow_paths)
+            for name, value in row.items()
+        }
+        for row in rows
+    ]
+
+
+def _cell_of_media(value: Any, is_text: bool, allow_paths: bool) -> Any:
+    if value is None or (isinstance(value, float) and value != value):  # pandas' missing value
+        return None
+    wanted = "text" if is_text else "bytes or base64"
+    return _media_input(value, wanted, is_text, allow_paths and not is_text)
+
+
 def within_limits(inputs: Sequence[MediaSource], *, most: int, most_bytes: int) -> None:
     """Refuse a request that is too large.
 
@@ -75,10 +116,10 @@ def within_limits(inputs: Sequence[MediaSource], *, most: int, most_bytes: int) 
     if len(inputs) > most:
         raise ValueError(f"{len(inputs)} inputs in one request; at most {most} are taken")
     for number, item in enumerate(inputs):
-        if isinstance(item, bytes) and len(item) > most_bytes:
-            raise ValueError(
-                f"input {number} has {len(item)} bytes; at most {most_bytes} are taken"
-            )
+        parts = item.values() if isinstance(item, Mapping) else (item,)
+        size = sum(len(part) for part in parts if isinstance(part, bytes))
+        if size > most_bytes:
+            raise ValueError(f"input {number} has {size} bytes; at most {most_bytes} are taken")
 
 
 # --- media ---
