@@ -33,7 +33,7 @@ def gather_state(engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.
         Moments are named `MOMENT.PARAMETER`, such as `exp_avg.head.bias`; there are none before
         the first step.
     """
-    base = _base_optimizer(engine)
+    base = base_optimizer(engine)
     spec = spec_of(base)
     keys = _moments_by_tensor(base)
     has_moments = _has_moments(engine, base, spec)
@@ -73,7 +73,7 @@ def restore_state(
     Raises:
         ClusterError: the moments are another optimizer's.
     """
-    base = _base_optimizer(engine)
+    base = base_optimizer(engine)
     spec = spec_of(base)
     keys = _moments_by_tensor(base)
     expected = {
@@ -97,7 +97,40 @@ def restore_state(
                 _set(engine, parameter, base, key, moments[f"{key}.{name}"])
 
 
-def _base_optimizer(engine: Any) -> torch.optim.Optimizer:
+def reset_state(
+    engine: Any,
+    weights: Mapping[str, torch.Tensor],
+    moments: Mapping[str, torch.Tensor],
+    *,
+    step: int,
+) -> None:
+    """Return an engine that has taken steps to a gathered state. All ranks must call this.
+
+    Args:
+        engine: The engine. Its buffers are left as they are.
+        weights: The weights from `gather_state`.
+        moments: The moments from `gather_state`. If there are none, the optimizer starts anew.
+        step: The optimizer steps of that state, which Adam's bias correction needs.
+
+    Raises:
+        ClusterError: the moments are another optimizer's.
+    """
+    base = base_optimizer(engine)
+    if not moments:
+        _make_moments(engine, base, spec_of(base), step)
+    restore_state(engine, weights, moments, step=step)
+    with torch.no_grad():  # the tensors of the forward pass, too
+        for name, parameter in engine.module.named_parameters():
+            if engine.zero_optimization_stage() < 3:
+                parameter.copy_(weights[name])
+                continue
+            parameter.ds_tensor.copy_(_own_slice(parameter, weights[name]))
+            if parameter.numel():  # stage 3 keeps small parameters whole on every rank
+                parameter.copy_(weights[name])
+
+
+def base_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """Return the torch optimizer of an engine."""
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 

@@ -101,6 +101,15 @@ class TrainingConfig(ConfigBase):
             `max-autotune` use CUDA graphs), or null; at ZeRO stages 0 to 2. Kernels are chosen
             without timing, so that a training repeats, and texts are padded to `max_length`.
         early_stopping: end a training whose score no longer improves; or null.
+        on_bad_step: what happens after an optimizer step whose loss or gradient is NaN or infinite,
+            or whose loss is a spike. `fail` ends the training. `skip` leaves the weights as they
+            were before the step. `rollback` returns weights and optimizer to the last checkpoint
+            and goes on with the next batch.
+        max_bad_steps: a training that has more bad steps than this ends as with `fail`.
+        spike_factor: a loss above this factor times the median of the last `spike_window` good
+            steps is a spike; null finds none.
+        spike_window: the number of good steps that the median is of. Spikes are looked for once
+            there are as many.
         checkpoint_steps: also save within an epoch, every so many optimizer steps; or null.
         log_steps: metrics of training are logged once in this many optimizer steps.
         loader_workers: processes that read and decode for each training worker, and as many more
@@ -126,6 +135,10 @@ class TrainingConfig(ConfigBase):
     activation_checkpointing: float = Field(default=0.0, ge=0, le=1)
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
     early_stopping: EarlyStoppingConfig | None = None
+    on_bad_step: Literal["fail", "skip", "rollback"] = "fail"
+    max_bad_steps: int = Field(default=10, ge=1)
+    spike_factor: float | None = Field(default=None, gt=1, allow_inf_nan=False)
+    spike_window: int = Field(default=50, ge=1, le=10_000)
     checkpoint_steps: int | None = Field(default=None, ge=1)
     log_steps: int = Field(default=10, ge=1)
     loader_workers: int = Field(default=0, ge=0)

@@ -45,7 +45,9 @@ def read_state(
     for field, value in values.items():
         if not _FIELDS[field](value):
             raise ValueError(f"{field} is of another type or out of range")
-    for field in ("sums", "scores"):
+    if values.get("lost_steps", 0) > values["step"]:
+        raise ValueError("lost_steps is more than step")
+    for field in ("sums", "scores", "losses"):
         values[field] = tuple(values.get(field, ()))
     return values, sha256
 
@@ -78,4 +80,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "sums": _are_numbers,
     "window": _is_window,
     "scores": _are_numbers,
+    "losses": _are_numbers,
+    "bad_steps": is_count,
+    "lost_steps": is_count,
 }

@@ -53,6 +53,11 @@ class TrainState:
             order, if the set has moved.
         scores: The scores of all epochs so far, so that a resumed trial can report those that its
             study has not received.
+        losses: The losses of the last good steps, at most `training.spike_window`; empty without
+            `training.spike_factor`.
+        bad_steps: The number of bad steps so far.
+        lost_steps: The number of steps so far that are not in the weights, because they were
+            skipped or rolled back.
     """
 
     step: int = 0
@@ -63,6 +68,14 @@ class TrainState:
     sums: tuple[float, ...] = ()
     window: Window = "auto"
     scores: tuple[float, ...] = ()
+    losses: tuple[float, ...] = ()
+    bad_steps: int = 0
+    lost_steps: int = 0
+
+    @property
+    def updates(self) -> int:
+        """The number of optimizer steps that are in the weights."""
+        return self.step - self.lost_steps
 
 
 @dataclass(frozen=True)

@@ -3,23 +3,25 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from cluster.engine_state import gather_state
+from cluster.engine_state import gather_state, reset_state
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.inputs.batches import inputs_on, media_loader
 from pipeline.inputs.collate import BatchInputs, BatchMask
 from pipeline.runs.records import write_json
 from pipeline.runs.run_logger import RunLogger
+from pipeline.training.agreement import agreed_checkpoint
 from pipeline.training.augmentation.batch import augment_batch
 from pipeline.training.augmentation.images import step_seed
 from pipeline.training.augmentation.mixing import mix_batch
+from pipeline.training.bad_steps import StepGuard, bad_loss
 from pipeline.training.checkpoints import TrainState, not_finite, not_finite_line, save_checkpoint
 from pipeline.training.objectives import Batch, Objective
 from pipeline.training.progress import Progress
@@ -98,6 +100,7 @@ class TrainLoop:
         if self.eval_split:
             self.eval_batches = self._loader(self.eval_split, shuffle=False, drop_last=False)
         self.bad: dict[str, str] = {}
+        self.guard = None if training.on_bad_step == "fail" else StepGuard(self.engine)
         total = training.epochs * self.steps_per_epoch * training.batch_size
         self.progress = Progress(total_samples=total, epochs=training.epochs)
 
@@ -128,6 +131,9 @@ class TrainLoop:
             score=score,
             window=state.window,
             scores=(*state.scores, score),
+            losses=state.losses,
+            bad_steps=state.bad_steps,
+            lost_steps=state.lost_steps,
         )
         weights, moments = self._gather(state.step)
         self.logger.log({**metrics, "epoch": float(state.epoch)}, state.step)
@@ -158,26 +164,77 @@ class TrainLoop:
                 seed = step_seed(self.config.seed, state.epoch, step_in_epoch, micro)
                 torch.manual_seed(seed + rank_info.rank)
                 step_sums += self._micro_step(next(micro_steps), seed)
+                if micro + 1 < training.gradient_accumulation_steps:
+                    self.engine.step()
             loss = float(step_sums[0] / step_sums[-2].clamp(min=1))
-            self._check_step(loss, state.step + 1)
-            sums += step_sums
+            after = replace(state, step=state.step + 1, metrics={}, score=None)
+            if fault := self._step(loss, after):
+                after = self._left_out(after, fault)
+            else:
+                sums += step_sums
+                if training.spike_factor is not None:
+                    losses = (*state.losses, loss)[-training.spike_window :]
+                    after = replace(after, losses=losses)
             step_in_epoch += 1
-            state = TrainState(
-                step=state.step + 1,
-                epoch=state.epoch,
+            state = replace(
+                after,
                 samples=step_in_epoch * training.batch_size,
                 sums=tuple(sums.tolist()),
                 window=self.train_batches.state_dict()["window"],
-                scores=state.scores,
             )
-            if state.step % training.log_steps == 0:
+            if state.step % training.log_steps == 0 and not fault:
                 self.logger.log({"loss": loss, "learning_rate": rate}, state.step)
                 self.progress.loss = loss
                 self._show(state)
             due = training.checkpoint_steps and state.step % training.checkpoint_steps == 0
             if due and step_in_epoch < self.steps_per_epoch:
-                self._save(state, *self._gather(state.step))
+                self.save(state)
         return state, state.sums
+
+    def _step(self, loss: float, after: TrainState) -> str | None:
+        """Take the optimizer's step. Return why it was left out, or None.
+
+        Raises:
+            UserError: The step is bad, and `training.on_bad_step` is `fail`.
+        """
+        training = self.config.training
+        fault = bad_loss(training, loss, after.losses, after.step)
+        if self.guard is not None:
+            taken = self.guard.step(leave_out=fault is not None)
+            return fault or (None if taken else not_finite_line("the gradient", after.step))
+        if fault and math.isfinite(loss):
+            raise UserError(fault)
+        self.engine.step()
+        self._check_step(loss, after.step)
+        return None
+
+    def _left_out(self, state: TrainState, fault: str) -> TrainState:
+        """Count a step that was left out, and roll back if that is wanted.
+
+        Args:
+            state: The state after the step.
+            fault: Why the step is bad.
+
+        Raises:
+            UserError: There are more bad steps than `training.max_bad_steps`.
+        """
+        training = self.config.training
+        state = replace(state, bad_steps=state.bad_steps + 1, lost_steps=state.lost_steps + 1)
+        self.logger.log({"bad_steps": float(state.bad_steps)}, state.step)
+        if state.bad_steps > training.max_bad_steps:
+            raise UserError(fault)
+        done = "left out"
+        if training.on_bad_step == "rollback":
+            chosen, _ = agreed_checkpoint(self.folder / "checkpoints")
+            assert chosen is not None  # `open_training` has saved one
+            updates = chosen.state.updates
+            reset_state(self.engine, chosen.weights, chosen.moments, step=updates)
+            state = replace(state, lost_steps=state.step - updates)
+            done = f"left out, and the weights are those of {chosen.checkpoint.path.name} again"
+        number = f"{state.bad_steps} of training.max_bad_steps={training.max_bad_steps}"
+        self.progress.notes.append(f"{fault.split(';')[0]}: {done} ({number})")
+        self._show(state)
+        return state
 
     def _loader(self, split: str, *, shuffle: bool, drop_last: bool) -> ShardLoader:
         return media_loader(
@@ -197,7 +254,7 @@ class TrainLoop:
         )
 
     def _micro_step(self, batch: ShardBatch, seed: int) -> torch.Tensor:
-        """Run forward and backward for one micro-batch, and an optimizer step when one is due.
+        """Run forward and backward for one micro-batch.
 
         The loss is the weighted mean over the good samples of all ranks.
 
@@ -218,7 +275,6 @@ class TrainLoop:
         total = (self.objective.losses(outputs, samples, training=True) * weights).sum()
         # DeepSpeed averages gradients over the ranks.
         self.engine.backward(total * self.rank_info.world_size / counts[0].clamp(min=1))
-        self.engine.step()
         with torch.no_grad():
             parts = [total.detach(), *self.objective.sums(outputs, samples)]
         return torch.cat([self._sum_over_ranks(parts), counts]).double().cpu()
@@ -330,6 +386,14 @@ class TrainLoop:
         if name := not_finite(weights) or not_finite(moments):
             raise UserError(not_finite_line(name, step))
         return weights, moments
+
+    def save(self, state: TrainState) -> None:
+        """Save a checkpoint. This is a collective: all ranks must call it.
+
+        Raises:
+            UserError: A value is not finite, or the checkpoint cannot be written.
+        """
+        self._save(state, *self._gather(state.step))
 
     def _save(
         self, state: TrainState, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]

@@ -77,7 +77,8 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
     Returns:
         `run_id`, `checkpoint` (the folder of the best one), `metrics` (of the best one), `score`
         (its value of the objective's selection metric), `epochs`, `stopped_early` (the epoch after
-        which early stopping ended it, or None), `continued` (for each time that
+        which early stopping ended it, or None), `bad_steps` (the number of steps that were skipped
+        or rolled back), `continued` (for each time that
         the training was continued, its former total `epochs` and the `step` where it resumed),
         `parameters`, `forward_flops`, `bad_samples`, `seconds`, `skipped`, and `undelivered` (a
         text on what MLflow has not received yet, or None).
@@ -165,6 +166,8 @@ def report(result: dict[str, Any], console: Console) -> None:
     console.say(f"training {state}; best epoch: {describe(result['metrics'])}")
     if stopped := result.get("stopped_early"):  # an older record has none
         console.say(f"stopped early after epoch {stopped}: the score did not improve any more")
+    if bad := result.get("bad_steps"):
+        console.say(f"{bad} steps were bad and are not in the weights (training.on_bad_step)")
     console.say(f"best checkpoint {result['checkpoint']}")
     console.say(
         f"{result['parameters']:,} parameters, {result['forward_flops']:,} FLOPs forward a sample; "
@@ -220,6 +223,8 @@ def training_fingerprint(config: Config, shard_set: ShardSet) -> dict[str, Any]:
     tree = config.tree()
     chosen = {key: tree[key] for key in ("seed", "model", "training")}
     ignored = {"training.log_steps", "training.loader_workers", "training.checkpoint_steps"}
+    if config.training.on_bad_step == "rollback":  # to the last checkpoint
+        ignored.remove("training.checkpoint_steps")
     flat = {key: value for key, value in flatten(chosen).items() if key not in ignored}
     return {**flat, **_objective_fields(config), "shards.digest": shard_set.digest}
 
@@ -303,6 +308,7 @@ def training_result(
         "score": objective.selected(best.state.metrics),
         "epochs": last.state.epoch,
         "stopped_early": stopped_early(config.training, last.state),
+        "bad_steps": last.state.bad_steps,
         "parameters": sum(math.prod(shape) for shape in shapes),
         "forward_flops": objective.forward_flops(),
         "bad_samples": json.loads(bad.read_text("utf-8")) if bad.is_file() else [],
