@@ -25,15 +25,22 @@ ASKED = {
     "gain_db": 6.0,
     "mask_seconds": 0.1,
     "mask_bands": 3,
+    "randaugment_layers": 4,
+    "brightness": 0.5,
+    "contrast": 0.5,
+    "erase": 1.0,
 }
 """A value for every field that changes something."""
 
 MIXED = {"mixup": 0.2, "cutmix": 0.2}
 """The fields that mix samples (`test_augment_mixing`)."""
 
+COLOURED = {"randaugment_magnitude": 9.0, "saturation": 0.9, "hue": 0.4}
+"""Fields that need others, or images of 3 channels (`test_augment_colours`)."""
+
 PICTURES = {"shift_pixels", "rotate_degrees", "scale", "flip", "crop_area"}
 TAKEN = {
-    "image": PICTURES,
+    "image": PICTURES | {"randaugment_layers", "brightness", "contrast", "erase"},
     "video": PICTURES,
     "points": {"rotate_degrees", "scale", "jitter"},
     "sound": {"shift_seconds", "gain_db"},

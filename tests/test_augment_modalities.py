@@ -6,7 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from augment_samples import ASKED, IMAGE, KINDS, MIXED, TAKEN, changed, config_of, inputs_of
+from augment_samples import (
+    ASKED,
+    COLOURED,
+    IMAGE,
+    KINDS,
+    MIXED,
+    TAKEN,
+    changed,
+    config_of,
+    inputs_of,
+)
 from modality_samples import ADAPTERS, COLUMNS, FORMATS, POINTS, make_config, make_shards
 
 from pipeline.config.training import AugmentConfig
@@ -19,7 +29,7 @@ from shards import ShardReader
 
 
 def test_every_field_is_tried():
-    assert {*ASKED, *MIXED} == {*AugmentConfig.model_fields}
+    assert {*ASKED, *MIXED, *COLOURED} == {*AugmentConfig.model_fields}
     assert set().union(*TAKEN.values()) == {*ASKED} and {*TAKEN} == {*KINDS}
 
 

@@ -35,6 +35,13 @@ class AugmentConfig(ConfigBase):
         gain_db: sounds grow louder or softer by up to this many decibels.
         mask_seconds, mask_bands: log-mel frames lose a stretch of up to this many seconds, and up
             to this many neighbouring bands (SpecAugment, Park et al., arXiv 1904.08779).
+        randaugment_layers: The number of random operations on each image (RandAugment, Cubuk et
+            al., arXiv 1909.13719). 0 applies none.
+        randaugment_magnitude: The strength of these operations, above 0 and up to 10.
+        brightness, contrast, saturation: Images change by a factor of 1 - value to 1 + value.
+        hue: The hue of images turns by up to this share of the colour circle each way.
+        erase: The probability that a box of an image is set to 0 (random erasing, Zhong et al.,
+            arXiv 1708.04896).
         mixup: Each image, film or sound is blended with another of the batch, and so are their
             classes or labels. The share is drawn from Beta(mixup, mixup) (Zhang et al.,
             arXiv 1710.09412). 0 blends nothing.
@@ -53,6 +60,13 @@ class AugmentConfig(ConfigBase):
     gain_db: float = Field(default=0.0, ge=0, le=60)
     mask_seconds: float = Field(default=0.0, ge=0)
     mask_bands: int = Field(default=0, ge=0)
+    randaugment_layers: int = Field(default=0, ge=0, le=16)
+    randaugment_magnitude: float = Field(default=5.0, gt=0, le=10)
+    brightness: float = Field(default=0.0, ge=0, le=1)
+    contrast: float = Field(default=0.0, ge=0, le=1)
+    saturation: float = Field(default=0.0, ge=0, le=1)
+    hue: float = Field(default=0.0, ge=0, le=0.5)
+    erase: float = Field(default=0.0, ge=0, le=1)
     mixup: float = Field(default=0.0, ge=0, le=MAX_BETA)
     cutmix: float = Field(default=0.0, ge=0, le=MAX_BETA)
 
@@ -61,6 +75,8 @@ class AugmentConfig(ConfigBase):
         for name, (low, high) in (("scale", self.scale), ("crop_area", self.crop_area)):
             if not 0 < low <= high:
                 raise ValueError(f"{name} is [{low}, {high}]; 0 < low <= high is needed")
+        if self.randaugment_magnitude != 5 and not self.randaugment_layers:
+            raise ValueError("randaugment_magnitude changes nothing without randaugment_layers")
         if self.crop_area[1] > 1:
             raise ValueError(f"crop_area ends at {self.crop_area[1]}; 1 is the whole image")
         return self

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from perceiver_model.adapters.configs import ImageInput
 from pipeline.inputs.modality import MIX_FIELDS, ModalityInputs
-from pipeline.inputs.pixels import PICTURE_FIELDS, check_shift
+from pipeline.inputs.pixels import COLOUR_FIELDS, PICTURE_FIELDS, RGB_FIELDS, check_shift
 from pipeline.media.image.decode import ImageFormat
 
 if TYPE_CHECKING:
@@ -39,8 +39,9 @@ class ImageInputs(ModalityInputs[ImageFormat]):
         )
 
     def augment_fields(self, fmt: ImageFormat) -> tuple[str, ...]:
-        """Return the fields that change images."""
-        return PICTURE_FIELDS
+        """Return the fields that change images of this number of channels."""
+        colours = [f for f in COLOUR_FIELDS if fmt.channels == 3 or f not in RGB_FIELDS]
+        return (*PICTURE_FIELDS, *colours)
 
     def mix_fields(self, fmt: ImageFormat) -> tuple[str, ...]:
         """Return all fields that mix samples."""

@@ -8,6 +8,19 @@ from pipeline.media.video.format import VideoFormat
 PICTURE_FIELDS = ("shift_pixels", "rotate_degrees", "scale", "flip", "crop_area")
 """The fields of `training.augment` that change images and films."""
 
+RGB_FIELDS = ("saturation", "hue")
+"""The fields that change images of 3 channels only."""
+
+COLOUR_FIELDS = (
+    "randaugment_layers",
+    "randaugment_magnitude",
+    "brightness",
+    "contrast",
+    "erase",
+    *RGB_FIELDS,
+)
+"""The fields that change images, and not films."""
+
 
 def check_shift(augment: Any, fmt: ImageFormat | VideoFormat) -> None:
     """Refuse a shift that moves nothing, or that could leave nothing of an image.

@@ -103,7 +103,10 @@ def change_images(
     **share: int,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Augment images, as `pipeline.training.augmentation.batch.change` describes."""
-    return augment_images(inputs, config, **share), mask
+    from pipeline.training.augmentation.colours import augment_colours
+
+    moved = augment_images(inputs, config, **share)
+    return augment_colours(moved, config, **share), mask
 
 
 def change_films(
