@@ -105,10 +105,10 @@ def _add_registry(add: Add) -> None:
     verb.add_argument("--alias", help="alias to move (default: the run's registry.alias)")
     verb.add_argument("--split", help="split that decides (default: validation)")
     verb.add_argument(
-        "--min-gain", type=float, help="smallest gain in accuracy (default: the run's registry)"
+        "--min-gain", type=float, help="smallest gain in the selection metric (default: the run's)"
     )
     verb.add_argument(
-        "--alpha", type=float, help="chance of a false gain (default: the run's registry)"
+        "--alpha", type=float, help="largest p-value that passes (default: the run's)"
     )
     verb.add_argument(
         "--shards",
@@ -118,7 +118,7 @@ def _add_registry(add: Add) -> None:
     verb.add_argument(
         "--rollback",
         action="store_true",
-        help="move the alias back to the version before; RUN or --name says of which model",
+        help="move the alias back to the version before; give the model by RUN or --name",
     )
     _add_tracking(verb)
 
@@ -136,7 +136,7 @@ def _add_registry(add: Add) -> None:
 
 def _add_tracking(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
-        "--tracking-uri", help="MLflow's (default: MLFLOW_TRACKING_URI, or OUTPUT/mlflow.db)"
+        "--tracking-uri", help="MLflow's URI (default: MLFLOW_TRACKING_URI, or OUTPUT/mlflow.db)"
     )
     verb.add_argument(
         "--output", type=local_path, default=DEFAULT_OUTPUT, help="folder that holds mlflow.db"

@@ -9,12 +9,12 @@ from pipeline.media.format import MediaFormat
 
 
 def fields_of(media: MediaFormat) -> tuple[str, ...]:
-    """The fields that change media of a format."""
+    """Return the fields that change media of a format."""
     return inputs_of(media).augment_fields(media) + inputs_of(media).mix_fields(media)
 
 
 def asked(augment: AugmentConfig, fields: tuple[str, ...] | None = None) -> list[str]:
-    """The fields, of these or of all, that are to change something."""
+    """Return the fields whose values change something, from these fields or from all."""
     none = AugmentConfig()
     names = fields if fields is not None else tuple(AugmentConfig.model_fields)
     return [name for name in names if getattr(augment, name) != getattr(none, name)]
@@ -24,10 +24,12 @@ def check_augment(augment: AugmentConfig, formats: Mapping[str, MediaFormat]) ->
     """Refuse a field that would change nothing, or a value that the data cannot take.
 
     Args:
-        formats: the data's, by modality.
+        augment: The section `training.augment`.
+        formats: The formats of the data, by modality.
 
     Raises:
-        ValueError: names the field, and what each modality takes.
+        ValueError: A field changes none of the data, or has a value that they cannot take. The text
+            names the field, and what each modality takes.
     """
     taken = {name: fields_of(media) for name, media in formats.items()}
     for field in asked(augment):

@@ -1,4 +1,4 @@
-"""The section `data`: where the raw media are, what they are, and how they are decoded."""
+"""The section `data`: where the raw media lie, what they are, and how they are decoded."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, Self
@@ -16,15 +16,16 @@ SPLITS = ("train", "validation", "test")
 
 
 class ColumnsConfig(MediaColumns):
-    """Columns of a listing, by what they hold.
+    """The columns of a listing, by their content.
 
     Attributes:
-        image, audio, video, points: columns of paths (relative to the listing's folder, absolute,
-            or URLs; see `data.allow`), or of the files' bytes where their type is binary.
-        text: column of texts themselves.
-        key: column that names the samples; where null, their files name them.
-        split: column that says `train`, `validation` or `test`; `data.validation` and
-            `data.test` are then null.
+        image, audio, video, points: The column with the files of the modality. It holds paths
+            (relative to the listing's folder, absolute, or URLs; see `data.allow`), or the files'
+            bytes if its type is binary.
+        text: The column with the texts themselves.
+        key: The column with the names of the samples; null names them after their files.
+        split: The column that holds `train`, `validation` or `test`. `data.validation` and
+            `data.test` must then be null.
     """
 
     key: str | None = None
@@ -47,43 +48,44 @@ else:
 
 
 class DataConfig(_Media):
-    """Raw media and how they are decoded: at least one of the sections for modalities is given.
+    """The raw media, and how they are decoded. At least one section of a modality is given.
 
-    Each registered modality has a section of its name, with its format, between ``layout`` and
-    ``columns``.
+    Each registered modality has a section with its name and its format, between `layout` and
+    `columns`.
 
     Attributes:
-        train: a folder, a listing file (`.csv`, `.parquet`, `.jsonl`), or WebDataset tars (a
-            `.tar` file, a glob or brace range of them, or, by `layout: tars`, their folder);
-            any fsspec URL.
-        validation: the same, or the share of the training samples to hold out (stratified by class,
-            chosen by `seed`), or null for none.
-        test: as `train`, or null.
-        allow: folders and URLs that rows of a listing may name besides what lies in the listing's
-            own folder; relative paths are of the working directory.
-        max_file_bytes: a larger file is refused, before it is read or while it grows.
-        layout: what the sources are; `auto` tells by their names.
-        image: what images become; null where the data has none.
-        audio: what recordings become; null where the data has none.
-        video: what films become; null where the data has none.
-        points: what meshes and point clouds become; null where the data has none.
-        text: what texts become; null where the data has none.
-        table: what rows of a table become; null where the data has none.
-        columns: what a listing's columns hold.
-        target: what a sample is to be mapped to.
-        allow_missing: modalities that a sample may lack.
-        max_bad_fraction: the run fails once more than this share of the samples cannot be used.
-        strict: whether files are set aside that are damaged or cut short, and of which decoders
-            would make something all the same; if false, these are samples.
-        samples_per_shard: samples planned for a shard.
-        decode_seconds: processor time that decoding may take for one sample.
-        decode_memory_mib: memory that decoding may take.
-        sandbox: `require` ends the run where the decoders' sandbox lacks one of its protections;
-            `best` takes those that a machine has, and says which are missing.
-        verify_samples: whether training and evaluation compare each sample that they read from the
-            shards with the sha256 that it was written with.
-        corrupt_samples: what they do with one that is not as it was written, or cannot be read:
-            `skip` leaves it out and names it, as one that cannot be decoded; `fail` ends the
+        train: The source of the training samples: a folder, a listing file (`.csv`, `.parquet`,
+            `.jsonl`), or WebDataset tars (a `.tar` file, a glob or brace range of them, or, with
+            `layout: tars`, their folder). It may be any fsspec URL.
+        validation: The source of the validation samples, or the share of the training samples to
+            hold out (stratified by class, chosen by `seed`); null makes no validation split.
+        test: The source of the test samples; null makes no test split.
+        allow: The folders and URLs that rows of a listing may name, in addition to the listing's
+            own folder. Relative paths start at the working directory.
+        max_file_bytes: The size of the largest file that is read. A larger one is refused, before
+            it is read or while it grows.
+        layout: The kind of the sources; `auto` finds it by their names.
+        image: The format of the images; null if the data has none.
+        audio: The format of the recordings; null if the data has none.
+        video: The format of the films; null if the data has none.
+        points: The format of the meshes and point clouds; null if the data has none.
+        text: The format of the texts; null if the data has none.
+        table: The format of the rows of a table; null if the data has none.
+        columns: The columns of a listing.
+        target: The target of each sample.
+        allow_missing: The modalities that a sample may lack.
+        max_bad_fraction: The run fails if more than this share of the samples cannot be used.
+        strict: Whether files that are damaged or cut short are set aside even if a decoder could
+            read a part of them. If false, that part becomes a sample.
+        samples_per_shard: The planned number of samples in a shard.
+        decode_seconds: The processor time that decoding one sample may take.
+        decode_memory_mib: The memory that decoding may take, in MiB.
+        sandbox: `require` ends the run if the decoders' sandbox lacks one of its protections;
+            `best` takes those that the machine has, and reports which are missing.
+        verify_samples: Whether training and evaluation compare each sample that they read from the
+            shards with its sha256 from when it was written.
+        corrupt_samples: What training and evaluation do with a sample that has changed since it was
+            written, or cannot be read: `skip` leaves it out and reports its name; `fail` ends the
             run.
     """
 
@@ -128,23 +130,34 @@ class DataConfig(_Media):
 
     @property
     def formats(self) -> dict[str, MediaFormat]:
-        """The formats given, by modality, in the order of `MODALITIES`."""
+        """The given formats by modality, in the order of `MODALITIES`."""
         given = ((modality, getattr(self, modality)) for modality in MODALITIES)
         return {modality: fmt for modality, fmt in given if fmt is not None}
 
     @property
     def media(self) -> MediaFormat:
-        """The format of the one modality. Raises ValueError where there are several."""
+        """The format of the only modality.
+
+        Raises:
+            ValueError: There are several.
+        """
         return self.one_of(self.formats)
 
     @staticmethod
     def one_of(formats: Mapping[str, MediaFormat]) -> MediaFormat:
-        """The only one. Raises ValueError where there are several."""
+        """Return the only format.
+
+        Args:
+            formats: The formats by modality.
+
+        Raises:
+            ValueError: There are several.
+        """
         if len(formats) > 1:
             raise ValueError(f"data has several modalities: {', '.join(formats)}")
         return next(iter(formats.values()))
 
 
 def absolute(path: str) -> str:
-    """A local path made absolute; a URL as it is."""
+    """Return a local path as an absolute path, and a URL unchanged."""
     return path if "://" in path else absolute_path(path)

@@ -11,9 +11,9 @@ class EarlyStoppingConfig(ConfigBase):
     """End a training after epochs without an improvement of the objective's own metric.
 
     Attributes:
-        patience: a training ends after this many epochs in a row without an improvement. A trial of
+        patience: A training ends after this many epochs in a row without an improvement. A trial of
             a study does, too.
-        min_delta: an improvement is a change of the metric, in the direction that is better, by
+        min_delta: An improvement is a change of the metric, in the direction that is better, by
             more than this.
     """
 

@@ -11,7 +11,7 @@ from pipeline.config.modalities import ModalityName
 
 
 def _position_kind(value: Any) -> str | None:
-    """Which positions are meant; Fourier features unless they say otherwise."""
+    """Return the kind of positions. Without a `kind`, they are Fourier features."""
     kind = value.get("kind", "fourier") if isinstance(value, dict) else getattr(value, "kind", None)
     return kind if isinstance(kind, str) else None
 
@@ -26,10 +26,10 @@ class ModalityConfig(ConfigBase):
     """How one of several modalities is read.
 
     Attributes:
-        adapter: what turns the modality into tokens.
-        positions: the positions of tokens, for adapters that do not hold their own. The adapters of
+        adapter: The adapter that turns the modality into tokens.
+        positions: The positions of tokens, for adapters that do not hold their own. The adapters of
             points, text and tables hold theirs.
-        dropout: probability that a training sample loses the whole modality.
+        dropout: The probability that a training sample loses the whole modality.
     """
 
     adapter: Annotated[MediaAdapter, Field(discriminator="kind")]
@@ -43,20 +43,21 @@ class AutoregressiveConfig(ConfigBase):
     Its context is as long as `data.text.max_length`.
 
     Attributes:
-        num_latents: the last bytes of the context, which are the latents: each predicts the byte
-            after it.
-        channels: the width of tokens and latents.
-        num_self_attends: the causal self-attends after the cross-attend.
-        num_heads: the heads of the cross-attend and of every self-attend.
-        widening: the hidden width of the MLPs, in multiples of `channels`.
-        activation: the activation of the MLPs: squared ReLU, or GELU by tanh or exact.
-        positions: `rotary` rotates queries and keys; `learned` adds a vector to each token.
-        rotary_fraction: the share of each head's channels that are rotated.
-        max_wavelength: the slowest rotation is 1 / max_wavelength radians a token; null is the
+        num_latents: The number of latents. They are the last bytes of the context, and each one
+            predicts the byte after it.
+        channels: The width of tokens and latents.
+        num_self_attends: The number of causal self-attends after the cross-attend.
+        num_heads: The number of heads of the cross-attend and of every self-attend.
+        widening: The hidden width of the MLPs, in multiples of `channels`.
+        activation: The activation of the MLPs: squared ReLU, GELU by tanh, or exact GELU.
+        positions: The positions of tokens: `rotary` rotates queries and keys; `learned` adds a
+            vector to each token.
+        rotary_fraction: The share of each head's channels that are rotated.
+        max_wavelength: The slowest rotation is 1 / max_wavelength radians a token; null takes the
             length of the context.
-        tied_logits: whether logits are products with the token embeddings.
-        dropout: probability of dropout after every attention and MLP.
-        context_dropout: probability that the cross-attend does not see a token in training.
+        tied_logits: Whether logits are products with the token embeddings.
+        dropout: The probability of dropout after every attention and MLP.
+        context_dropout: The probability that the cross-attend does not see a token in training.
     """
 
     num_latents: int = 256
@@ -74,21 +75,23 @@ class AutoregressiveConfig(ConfigBase):
 
 
 class ModelConfig(ConfigBase):
-    """The Perceiver; its input's shape follows from `data`, its classes from the shards.
+    """The Perceiver. Its input's shape follows from `data`, its classes from the shards.
 
     Attributes:
-        adapter: what turns the data's one modality into tokens; null where there are several.
-        modalities: for data of several modalities, the adapter and positions of each one.
-        positions: the positions of tokens, for adapters that do not hold their own. The adapters of
+        adapter: The adapter that turns the data's only modality into tokens; null if there are
+            several modalities.
+        modalities: The adapter and positions of each modality, if the data has several.
+        positions: The positions of tokens, for adapters that do not hold their own. The adapters of
             points, text and tables hold theirs.
-        encoder: the latents, the cross-attends and the latent blocks.
-        decoder: the decoder of Perceiver IO, with one learned query; null takes the mean over the
-            latents.
-        autoregressive: the Perceiver AR of the objective `autoregressive`, which takes no other
+        encoder: The latents, the cross-attends and the latent blocks.
+        decoder: The decoder of Perceiver IO. Null takes the mean over the latents for objectives
+            that predict classes, and a decoder with default values for all others.
+        autoregressive: The Perceiver AR of the objective `autoregressive`, which takes no other
             field of this section; null for all other objectives.
-        pixel_mean: subtracted from pixels that are scaled to [0, 1]: one value, or one for each
-            channel. For images and films only.
-        pixel_std: then divides them: one value, or one for each channel. For images and films only.
+        pixel_mean: What is subtracted from pixels after they are scaled to [0, 1]: one value, or
+            one for each channel. For images and films only.
+        pixel_std: What the pixels are then divided by: one value, or one for each channel. For
+            images and films only.
     """
 
     adapter: Annotated[MediaAdapter, Field(discriminator="kind")] | None = None

@@ -9,17 +9,17 @@ from pipeline.config.base import ConfigBase
 
 
 class ScheduleConfig(ConfigBase):
-    """Learning rate over training, in epochs.
+    """The learning rate over the epochs of a training.
 
     Attributes:
-        kind: After the warm-up, `cosine` falls to 0 on a cosine. `flat_cosine` (Perceiver IO,
-            appendix H) holds for `flat_epochs` before it falls. `steps` (Perceiver) holds, and
-            multiplies the rate by `factor` at each of `step_epochs`.
-        warmup_epochs: epochs in which the learning rate rises linearly from 0.
-        flat_epochs: epochs in which it stays at its highest; for `flat_cosine` only.
-        step_epochs: the epochs at which it is multiplied, counted from the start of the training,
+        kind: How the learning rate changes after the warm-up. `cosine` falls to 0 on a cosine.
+            `flat_cosine` (Perceiver IO, appendix H) holds for `flat_epochs` before it falls.
+            `steps` (Perceiver) holds, and multiplies the rate by `factor` at each of `step_epochs`.
+        warmup_epochs: The number of epochs in which the learning rate rises linearly from 0.
+        flat_epochs: The number of epochs in which it stays at its highest; for `flat_cosine` only.
+        step_epochs: The epochs at which it is multiplied, counted from the start of the training,
             in rising order; for `steps` only.
-        factor: what it is multiplied by; for `steps` only.
+        factor: The number that it is multiplied by; for `steps` only.
     """
 
     kind: Literal["cosine", "flat_cosine", "steps"] = "cosine"

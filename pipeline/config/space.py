@@ -9,12 +9,13 @@ from pipeline.config.base import ConfigBase
 
 
 class SpaceConfig(ConfigBase):
-    """The values a searched field may take: exactly one of the three.
+    """The values that a searched field may have. Exactly one of the three is given.
 
     Attributes:
-        choice: one of a list.
-        uniform: a number between two bounds, drawn uniformly.
-        loguniform: a number between two positive bounds, its logarithm drawn uniformly.
+        choice: A list of values.
+        uniform: The low and the high bound of a number that is drawn uniformly.
+        loguniform: The low and the high bound, both positive, of a number whose logarithm is drawn
+            uniformly.
     """
 
     choice: tuple[int | float | str | bool, ...] | None = Field(default=None, min_length=1)
@@ -35,16 +36,16 @@ class SpaceConfig(ConfigBase):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Low and high of `uniform` or `loguniform`."""
+        """The low and the high bound of `uniform` or `loguniform`."""
         bounds = self.uniform or self.loguniform
         assert bounds is not None
         return bounds
 
     def at(self, share: float) -> Any:
-        """The value at a share of the space.
+        """Return the value at a share of the space.
 
         Args:
-            share: in [0, 1): 0 is the first choice or the low bound.
+            share: A number in [0, 1). 0 gives the first choice or the low bound.
         """
         if self.choice is not None:
             return self.choice[min(int(share * len(self.choice)), len(self.choice) - 1)]

@@ -1,4 +1,4 @@
-"""The section `study`: what Ray Tune searches, and how."""
+"""The section `study`: which fields Ray Tune searches, and how."""
 
 from typing import Self
 
@@ -13,18 +13,19 @@ class StudyConfig(ConfigBase):
     """A Ray Tune study over the fields named in `space`.
 
     Attributes:
-        space: dotted field of this configuration → `{choice: […]}`, `{uniform: [low, high]}`
-            or `{loguniform: [low, high]}`.
-        search: `grid` runs every combination of the choices; `random` draws `num_trials`,
-            which depend on `seed` alone.
-        num_trials: trials of a `random` search, by default 8. A study that is done goes on when
-            this grows.
-        epochs: epochs of a trial; null takes `training.epochs`.
-        num_workers: training processes of each trial.
-        max_concurrent_trials: trials at once; null takes as many as the CPUs or GPUs hold.
+        space: The values of each searched field, by the field's dotted path: `{choice: […]}`,
+            `{uniform: [low, high]}` or `{loguniform: [low, high]}`.
+        search: The search algorithm. `grid` runs every combination of the choices; `random` draws
+            `num_trials` trials, which depend on the space and `seed` alone.
+        num_trials: The number of trials of a `random` search, by default 8. If it grows, a
+            finished study continues.
+        epochs: The number of epochs of a trial; null takes `training.epochs`.
+        num_workers: The number of training processes of each trial.
+        max_concurrent_trials: The largest number of trials that run at the same time; null takes
+            as many as the CPUs or GPUs hold.
         grace_epochs, reduction_factor: ASHA compares trials after `grace_epochs` epochs, and
-            again at each multiple by `reduction_factor`, and stops all but the best
-            `1 / reduction_factor`.
+            again at each multiple by `reduction_factor`. Each time it stops all but the best
+            `1 / reduction_factor` of them.
     """
 
     space: dict[str, SpaceConfig] = Field(min_length=1)
@@ -50,5 +51,5 @@ class StudyConfig(ConfigBase):
 
     @property
     def trials(self) -> int:
-        """How many trials the study has."""
+        """The number of trials of the study."""
         return SEARCHES[self.search].num_trials(self.space, self.num_trials)

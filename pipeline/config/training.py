@@ -1,4 +1,4 @@
-"""The section `training`: schedule, augmentation, optimizer, precision, ZeRO stage."""
+"""The section `training`: the schedule, augmentation, optimizer, precision and ZeRO stage."""
 
 from typing import Literal, Self
 
@@ -12,28 +12,30 @@ from pipeline.config.schedule import ScheduleConfig
 # The optimizer multiplies and divides these; beyond, what it passes to torch is no float32.
 MAX_LEARNING_RATE, MAX_WEIGHT_DECAY = 1e30, 1e6
 MAX_BETA = 1000.0
-"""Of `mixup` and `cutmix`: the shares are then all but 1/2."""
+"""The largest `mixup` and `cutmix`. The shares are then nearly 1/2."""
 
 
 class AugmentConfig(ConfigBase):
-    """Random changes to training inputs, a pure function of (seed, epoch, step).
+    """Random changes to training inputs. They depend only on the seed, the epoch and the step.
 
-    A field changes every modality that takes it; one that no modality of the data takes is refused
-    (`pipeline.config.augment`). Text and tables take none. All frames of a film change alike.
+    A field changes every modality that takes it. A field that no modality of the data takes is
+    refused (`pipeline.config.augment`). Text and tables take none. All frames of a film change in
+    the same way.
 
     Attributes:
-        shift_pixels: images and films move by up to this many pixels each way.
-        rotate_degrees: images and films turn by up to this many degrees each way; points turn about
+        shift_pixels: Images and films move by up to this many pixels each way.
+        rotate_degrees: Images and films turn by up to this many degrees each way; points turn about
             a random axis.
-        scale: images and films grow or shrink by a factor drawn from this range; points by one for
-            each coordinate.
-        flip: images and films are mirrored left to right with probability 1/2.
-        crop_area: share of the image's area that a random crop keeps, aspect ratio 3/4 to 4/3.
-        jitter: points move by normal noise of this standard deviation, as a share of half of the
+        scale: Images and films grow or shrink by a factor drawn from this range; points by one
+            factor for each coordinate.
+        flip: Images and films are mirrored left to right with probability 1/2.
+        crop_area: The range of the share of the image's area that a random crop keeps. Its aspect
+            ratio is 3/4 to 4/3.
+        jitter: Points move by normal noise of this standard deviation, as a share of half of the
             cloud's size.
-        shift_seconds: sounds, or their log-mel frames, move by up to this many seconds each way.
-        gain_db: sounds grow louder or softer by up to this many decibels.
-        mask_seconds, mask_bands: log-mel frames lose a stretch of up to this many seconds, and up
+        shift_seconds: Sounds, or their log-mel frames, move by up to this many seconds each way.
+        gain_db: Sounds grow louder or softer by up to this many decibels.
+        mask_seconds, mask_bands: Log-mel frames lose a stretch of up to this many seconds, and up
             to this many neighbouring bands (SpecAugment, Park et al., arXiv 1904.08779).
         randaugment_layers: The number of random operations on each image (RandAugment, Cubuk et
             al., arXiv 1909.13719). 0 applies none.
@@ -83,53 +85,60 @@ class AugmentConfig(ConfigBase):
 
 
 class TrainingConfig(ConfigBase):
-    """One training.
+    """How a model is trained.
 
     Attributes:
-        epochs: passes over the training samples. A training goes on when this grows.
-        batch_size: samples in one optimizer step, over all workers and accumulation steps; it is
-            the same training whatever the number of workers.
-        gradient_accumulation_steps: forward and backward passes in one optimizer step.
-        optimizer: `adamw`; `lamb` (You et al., arXiv 1904.00962), with which the Perceivers were
-            trained; or `muon` for the matrices of attention and MLPs, with `adamw` for the rest, at
-            ZeRO stage 0.
-        learning_rate: the highest that the schedule reaches.
-        betas: decay rates of the optimizer's running means of the gradient and of its square, each
-            at least 0 and below 1.
-        eps: added to the denominator of the optimizer's step; by default 1e-8, and 1e-6 for `lamb`.
-            A study that searches `optimizer` keeps the `eps` of the configuration.
-        momentum: decay rate of `muon`'s running mean of the gradient; null takes 0.95. No other
+        epochs: The number of passes over the training samples. If it grows, a finished training
+            continues.
+        batch_size: The number of samples in one optimizer step, over all workers and accumulation
+            steps. So a training is the same on any number of workers.
+        gradient_accumulation_steps: The number of forward and backward passes in one optimizer
+            step.
+        optimizer: The optimizer: `adamw`; `lamb` (You et al., arXiv 1904.00962), with which the
+            Perceivers were trained; or `muon` for the matrices of attention and MLPs, with `adamw`
+            for the rest, at ZeRO stage 0.
+        learning_rate: The highest learning rate of the schedule.
+        betas: The decay rates of the optimizer's running means of the gradient and of its square,
+            each at least 0 and below 1.
+        eps: The number added to the denominator of the optimizer's step; by default 1e-8, and 1e-6
+            for `lamb`. A study that searches `optimizer` keeps the `eps` of the configuration.
+        momentum: The decay rate of `muon`'s running mean of the gradient; null takes 0.95. No other
             optimizer has it.
-        weight_decay: decoupled weight decay of weights and latents; biases and norms have none.
-        gradient_clipping: greatest norm of the whole gradient, or null.
-        label_smoothing: share of the target's probability that is spread evenly over all classes.
-        schedule: the learning rate over training.
-        augment: random changes to training inputs.
-        precision: `bf16` computes matrix products in bfloat16 (autocast) and keeps weights,
-            gradients and optimizer state in float32.
-        zero_stage: DeepSpeed ZeRO: 1 shares optimizer state among the workers, 2 gradients as
-            well, 3 weights as well.
-        attention_path: how attention is computed; every path is the same function to rounding, and
+        weight_decay: The decoupled weight decay of weights and latents; biases and norms have none.
+        gradient_clipping: The largest norm of the whole gradient; null does not clip.
+        label_smoothing: The share of the target's probability that is spread evenly over all
+            classes.
+        schedule: The learning rate over the training.
+        augment: The random changes to training inputs.
+        precision: The precision of products. `bf16` computes matrix products in bfloat16 (autocast)
+            and keeps weights, gradients and optimizer state in float32.
+        zero_stage: The stage of DeepSpeed ZeRO. Stage 1 shares the optimizer state among the
+            workers, stage 2 the gradients as well, and stage 3 the weights as well.
+        attention_path: How attention is computed. Every path is the same function to rounding, and
             `auto` takes the cheapest (`perceiver_model.attention.multi_head`).
-        activation_checkpointing: share of the latents' self-attends, 0 to 1, that keep only their
-            input for the backward pass and compute the rest again there; less memory for more time.
-        compile: compile the model with torch.compile in this mode (`reduce-overhead` and
-            `max-autotune` use CUDA graphs), or null; at ZeRO stages 0 to 2. Kernels are chosen
-            without timing, so that a training repeats, and texts are padded to `max_length`.
-        early_stopping: end a training whose score no longer improves; or null.
-        on_bad_step: what happens after an optimizer step whose loss or gradient is NaN or infinite,
+        activation_checkpointing: The share of the latents' self-attends, 0 to 1, that keep only
+            their input for the backward pass and compute the rest again there. It takes less memory
+            and more time.
+        compile: The mode of torch.compile (`reduce-overhead` and `max-autotune` use CUDA graphs);
+            null does not compile. It works at ZeRO stages 0 to 2. Kernels are chosen without
+            timing, so that a training repeats, and texts are padded to `max_length`.
+        early_stopping: The rule that ends a training whose score no longer improves; null has no
+            rule.
+        on_bad_step: What happens after an optimizer step whose loss or gradient is NaN or infinite,
             or whose loss is a spike. `fail` ends the training. `skip` leaves the weights as they
             were before the step. `rollback` returns weights and optimizer to the last checkpoint
             and goes on with the next batch.
-        max_bad_steps: a training that has more bad steps than this ends as with `fail`.
-        spike_factor: a loss above this factor times the median of the last `spike_window` good
+        max_bad_steps: The largest number of bad steps. A training with more of them ends, as with
+            `fail`.
+        spike_factor: A loss above this factor times the median of the last `spike_window` good
             steps is a spike; null finds none.
-        spike_window: the number of good steps that the median is of. Spikes are looked for once
-            there are as many.
-        checkpoint_steps: also save within an epoch, every so many optimizer steps; or null.
-        log_steps: metrics of training are logged once in this many optimizer steps.
-        loader_workers: processes that read and decode for each training worker, and as many more
-            for its evaluations; 0 reads in the worker itself.
+        spike_window: The number of good steps of which the median is taken. Before there are as
+            many, no loss counts as a spike.
+        checkpoint_steps: The number of optimizer steps between checkpoints within an epoch; null
+            saves only after each epoch.
+        log_steps: The number of optimizer steps between two logged training metrics.
+        loader_workers: The number of processes that read and decode for each training worker, and
+            as many more for its evaluations; 0 reads in the worker itself.
     """
 
     epochs: int = Field(default=10, ge=1)

@@ -28,18 +28,19 @@ from pipeline.media import MediaFormat
 
 
 class ClusterConfig(ConfigBase):
-    """Where it runs.
+    """The machines and processes that do the work.
 
     Attributes:
-        address: null starts Ray on this machine for this command alone; `auto` joins the cluster
-            that runs here, `host:port` or `ray://host:port` another.
-        num_workers: training processes; 0 trains in the calling process, without Ray.
-        cpus_per_worker: CPUs that each training process reserves.
-        use_gpu: one GPU for each training process.
-        max_failures: how often a training is restarted from its last checkpoint after a worker or
-            a machine is lost.
-        wait_seconds: how long a training waits for machines, at its start and after one is lost,
-            before it ends with an error; null waits for ever.
+        address: The address of the Ray cluster. Null starts Ray on this machine for this command
+            alone; `auto` joins the cluster that runs here; `host:port` or `ray://host:port` joins
+            another one.
+        num_workers: The number of training processes; 0 trains in the calling process, without Ray.
+        cpus_per_worker: The number of CPUs that each training process reserves.
+        use_gpu: Whether each training process gets one GPU.
+        max_failures: How many times a training is restarted from its last checkpoint after a worker
+            or a machine is lost.
+        wait_seconds: How many seconds a training waits for machines, at its start and after one is
+            lost, before it ends with an error; null waits for ever.
     """
 
     address: str | None = None
@@ -51,14 +52,14 @@ class ClusterConfig(ConfigBase):
 
 
 class TrackingConfig(ConfigBase):
-    """MLflow.
+    """The MLflow server that records runs and models.
 
     Attributes:
-        uri: tracking server or database; null is that of MLFLOW_TRACKING_URI where it is set, else
-            SQLite in the output folder.
-        experiment: name of the MLflow experiment; null takes the configuration's `name`.
-        system_metrics: log CPU, memory and GPU use of every machine.
-        system_metrics_seconds: seconds from one measurement to the next.
+        uri: The tracking server or database. Null takes MLFLOW_TRACKING_URI if it is set, and else
+            an SQLite database in the output folder.
+        experiment: The name of the MLflow experiment; null takes the configuration's `name`.
+        system_metrics: Whether the CPU, memory and GPU use of every machine is logged.
+        system_metrics_seconds: The seconds from one measurement to the next.
     """
 
     uri: str | None = None
@@ -71,11 +72,13 @@ class RegistryConfig(ConfigBase):
     """The name under which the model is registered in MLflow, and when its alias moves.
 
     Attributes:
-        model_name: name of the registered model in MLflow.
-        alias: alias of the version that is the champion.
-        min_gain: accuracy that a model must have above the champion's, on the same samples.
-        alpha: how likely a gain as large may be by chance, by a one-sided exact sign test (McNemar)
-            on these samples; 1 asks for no more than `min_gain`, and for any gain at all.
+        model_name: The name of the registered model in MLflow.
+        alias: The alias of the version that is the champion.
+        min_gain: How much better than the champion's the model's value of the objective's
+            selection metric (the accuracy, for classifiers) must be, on the same samples.
+        alpha: The largest p-value that replaces a champion. It is the probability that two equally
+            good models differ as much by chance, from a one-sided exact sign test on these samples
+            (McNemar's test, for classifiers). At 1, any gain of at least `min_gain` suffices.
     """
 
     model_name: str = "perceiver"
@@ -88,20 +91,20 @@ class Config(ConfigBase):
     """The whole tree.
 
     Attributes:
-        name: names the run folder `output/name` and the MLflow experiment.
-        output: the one folder that everything is written to; made absolute, since Ray's workers
-            have working directories of their own.
-        seed: decides splits, order, augmentation and initial weights.
-        shards: folder or URL of the shard set; null is `output/name/shards`.
-        data: where the raw media lie, and how they are decoded.
-        model: the Perceiver that reads the data.
-        objective: what the model is trained for; null takes the objective that `data.target.kind`
+        name: The name of the run folder `output/name` and of the MLflow experiment.
+        output: The one folder that everything is written to. It is made absolute, because Ray's
+            workers have working directories of their own.
+        seed: The seed of splits, order, augmentation and initial weights.
+        shards: The folder or URL of the shard set; null is `output/name/shards`.
+        data: The raw media, and how they are decoded.
+        model: The Perceiver that reads the data.
+        objective: What the model is trained for; null takes the objective that `data.target.kind`
             implies, with its default options.
-        training: how the model is trained.
-        cluster: on which machines, and by how many processes.
-        tracking: where MLflow keeps runs and models.
-        study: what `perceiver tune` searches; null where there is no study.
-        registry: how a model is registered and promoted.
+        training: How the model is trained.
+        cluster: The machines and processes that do the work.
+        tracking: Where MLflow keeps runs and models.
+        study: What `perceiver tune` searches; null if there is no study.
+        registry: How a model is registered and promoted.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -164,24 +167,24 @@ class Config(ConfigBase):
 
     @property
     def folder(self) -> Path:
-        """Absolute `output/name`: everything this configuration writes, MLflow's part aside."""
+        """The absolute path `output/name`, for everything except MLflow's files."""
         return Path(self.output) / self.name
 
     @property
     def shards_folder(self) -> str:
-        """Folder or URL of the shard set."""
+        """The folder or URL of the shard set."""
         return self.shards or str(self.folder / "shards")
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's tracking URI; `load_config` has looked at `MLFLOW_TRACKING_URI`."""
+        """MLflow's tracking URI. `load_config` has already read `MLFLOW_TRACKING_URI`."""
         return self.tracking.uri or default_tracking_uri(self.output)
 
     def micro_batch_size(self, world_size: int) -> int:
-        """Samples that one worker takes in one forward pass.
+        """Return the number of samples that one worker takes in one forward pass.
 
         Raises:
-            ValueError: the batch does not divide among the workers and accumulation steps.
+            ValueError: The batch does not divide among the workers and accumulation steps.
         """
         parts = world_size * self.training.gradient_accumulation_steps
         if self.training.batch_size % parts:
@@ -255,7 +258,7 @@ class Config(ConfigBase):
         }
 
     def _reading(self, media: MediaFormat, part: "ModelConfig | ModalityConfig") -> dict[str, Any]:
-        """Input, adapter and positions of one modality."""
+        """Return the input, the adapter and the positions of one modality."""
         assert part.adapter is not None
         # A tree that was written and read again names the default, too.
         if part.adapter.holds_positions and part.positions != FourierConfig():
@@ -271,7 +274,7 @@ class Config(ConfigBase):
         }
 
     def tree(self) -> dict[str, Any]:
-        """The tree in JSON's types."""
+        """Return the tree in the types of JSON."""
         return self.model_dump(mode="json")
 
 

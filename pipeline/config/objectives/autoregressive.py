@@ -19,9 +19,9 @@ class AutoregressConfig(ObjectiveConfig):
     Attributes:
         kind: The name of the objective.
         continue_bytes: The most bytes by which a registered model continues a text.
-        temperature: By what the logits are divided before a byte is drawn; 0 takes the most
+        temperature: The number that logits are divided by before a byte is drawn; 0 takes the most
             probable byte.
-        top_k: Only this many of the most probable bytes are drawn; null draws from all.
+        top_k: The number of most probable bytes from which one is drawn; null draws from all.
     """
 
     targets: ClassVar = ("none",)
@@ -33,7 +33,7 @@ class AutoregressConfig(ObjectiveConfig):
     top_k: int | None = Field(default=None, ge=1)
 
     def check(self, config: Tree) -> None:
-        """Refuse other data than texts, another model, and what a Perceiver AR does not have."""
+        """Refuse data other than texts, another model, and fields that the model does not use."""
         super().check(config)
         self.check_text_alone(config)
         if self.top_k is not None and self.temperature == 0:
