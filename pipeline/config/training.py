@@ -9,7 +9,7 @@ from pipeline.config.base import ConfigBase
 from pipeline.config.early_stopping import EarlyStoppingConfig
 from pipeline.config.schedule import ScheduleConfig
 
-# The optimizer multiplies and divides these; beyond, what it passes to torch is no float32.
+# The optimizer multiplies and divides by these. Beyond them, its numbers are no float32.
 MAX_LEARNING_RATE, MAX_WEIGHT_DECAY = 1e30, 1e6
 MAX_BETA = 1000.0
 """The largest `mixup` and `cutmix`. The shares are then nearly 1/2."""
