@@ -228,6 +228,25 @@ def test_gain_and_shift_are_drawn_independently():
     assert unrelated(ends, torch.log(after.amax(dim=1)))
 
 
+def test_noise_is_white_and_up_to_its_share_of_the_recording():
+    sound, mask = some_sound(256)
+    after, after_mask = augmented_sound(sound, mask, AugmentConfig(noise=0.5))
+    assert torch.equal(after_mask, mask) and not after[~mask].any()
+    noise = after[:, :100] - 0.25
+    shares = noise.square().mean(dim=1).sqrt() / 0.25
+    assert (
+        shares.max() < 0.6
+        and shares.min() < 0.05
+        and shares.mean() == pytest.approx(0.25, abs=0.03)
+    )
+    assert unrelated(noise[:, 0], noise[:, 1], noise[:, 50], shares)
+    parts = [
+        augmented_sound(part, mask[:64], AugmentConfig(noise=0.5), rank=rank, world_size=4)[0]
+        for rank, part in enumerate(sound.chunk(4))
+    ]
+    torch.testing.assert_close(torch.cat(parts), after)
+
+
 def test_loud_sound_is_clipped():
     sound = torch.full((32, 10), -32768, dtype=torch.int16)
     after, _ = augmented_sound(

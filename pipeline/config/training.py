@@ -35,6 +35,8 @@ class AugmentConfig(ConfigBase):
             cloud's size.
         shift_seconds: Sounds, or their log-mel frames, move by up to this many seconds each way.
         gain_db: Sounds grow louder or softer by up to this many decibels.
+        noise: White noise is added to sounds. Its root mean square is drawn between 0 and this
+            share of the recording's own.
         mask_seconds, mask_bands: Log-mel frames lose a stretch of up to this many seconds, and up
             to this many neighbouring bands (SpecAugment, Park et al., arXiv 1904.08779).
         randaugment_layers: The number of random operations on each image (RandAugment, Cubuk et
@@ -60,6 +62,7 @@ class AugmentConfig(ConfigBase):
     jitter: float = Field(default=0.0, ge=0, le=1)
     shift_seconds: float = Field(default=0.0, ge=0)
     gain_db: float = Field(default=0.0, ge=0, le=60)
+    noise: float = Field(default=0.0, ge=0, le=10)
     mask_seconds: float = Field(default=0.0, ge=0)
     mask_bands: int = Field(default=0, ge=0)
     randaugment_layers: int = Field(default=0, ge=0, le=16)

@@ -12,7 +12,7 @@ from pipeline.media.audio.decode import AudioFormat
 if TYPE_CHECKING:
     import torch
 
-SOUND_FIELDS = ("shift_seconds", "gain_db")
+SOUND_FIELDS = ("shift_seconds", "gain_db", "noise")
 MEL_FIELDS = ("shift_seconds", "mask_seconds", "mask_bands")
 """The fields of `training.augment` for log-mel frames.
 

@@ -16,6 +16,9 @@ from pipeline.inputs.audio import SOUND_FIELDS
 from pipeline.inputs.pixels import PICTURE_FIELDS
 from pipeline.media.format import MediaFormat
 
+NOISE = 14
+"""Separates the random numbers of noise from those of the other changes of sounds."""
+
 
 def step_seed(*parts: int) -> int:
     """Return a seed for a random generator, from integers such as (seed, epoch, step)."""
@@ -130,7 +133,7 @@ def augment_audio(
     rank: int,
     world_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shift recordings in time and change their loudness.
+    """Shift recordings in time, change their loudness, and add noise.
 
     Args:
         sound: int16 `[batch, samples]`.
@@ -143,8 +146,7 @@ def augment_audio(
 
     Returns:
         float32 `[batch, samples]` in [-1, 1] and the mask; or the given tensors if the
-            configuration
-        changes nothing.
+            configuration changes nothing.
     """
     if not asked(config, SOUND_FIELDS):
         return sound, mask
@@ -156,7 +158,36 @@ def augment_audio(
     inside = ((source >= 0) & (source < length)).to(sound.device)
     source = source.clamp(0, length - 1).to(sound.device)
     moved = sound.gather(1, source).float() / 32768 * gain[:, None].to(sound.device)
-    return (moved * inside).clamp(-1, 1), mask.gather(1, source) & inside
+    moved, kept = moved * inside, mask.gather(1, source) & inside
+    if config.noise:
+        moved = moved + _white_noise(moved, kept, config.noise, seed, rank, world_size)
+    return moved.clamp(-1, 1), kept
+
+
+def _white_noise(
+    sound: torch.Tensor, mask: torch.Tensor, most: float, seed: int, rank: int, world_size: int
+) -> torch.Tensor:
+    """Return noise of a random loudness for each recording, 0 where the mask is False.
+
+    Each recording has its own random generator, so a rank draws only the noise of its own samples.
+
+    Args:
+        sound: float32 `[batch, samples]`.
+        mask: bool `[batch, samples]`.
+        most: The largest root mean square of the noise, as a share of the recording's.
+        seed: The seed of this step, equal on all ranks.
+        rank: The rank.
+        world_size: The number of ranks.
+    """
+    batch, length = sound.shape
+    noise = torch.empty(batch, length)
+    for number, row in enumerate(noise, start=rank * batch):
+        row.normal_(generator=torch.Generator().manual_seed(step_seed(seed, NOISE, number)))
+    draws = uniform_draws(step_seed(seed, NOISE), 1, batch, rank, world_size)[0]
+    count = mask.sum(dim=1).clamp(min=1)
+    loudness = ((sound * mask).square().sum(dim=1) / count).sqrt()
+    scale = most * draws.to(sound.device) * loudness
+    return noise.to(sound.device) * scale[:, None] * mask
 
 
 def uniform_draws(seed: int, count: int, batch: int, rank: int, world_size: int) -> torch.Tensor:
