@@ -119,8 +119,20 @@ def reset_state(
     if not moments:
         _make_moments(engine, base, spec_of(base), step)
     restore_state(engine, weights, moments, step=step)
-    with torch.no_grad():  # the tensors of the forward pass, too
+    set_weights(engine, weights)
+
+
+def set_weights(engine: Any, weights: Mapping[str, torch.Tensor]) -> None:
+    """Give an engine other weights, in the optimizer and in the forward pass.
+
+    Args:
+        engine: The engine. Its buffers are left as they are.
+        weights: Whole weights from `gather_state`.
+    """
+    base = base_optimizer(engine)
+    with torch.no_grad():
         for name, parameter in engine.module.named_parameters():
+            _set(engine, parameter, base, None, weights[name])
             if engine.zero_optimization_stage() < 3:
                 parameter.copy_(weights[name])
                 continue
@@ -134,7 +146,7 @@ def base_optimizer(engine: Any) -> torch.optim.Optimizer:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
-def _flat_tensors(engine: Any) -> Iterator[torch.Tensor]:
+def flat_tensors(engine: Any) -> Iterator[torch.Tensor]:
     """The float32 tensors that the base optimizer steps, on this rank."""
     match engine.zero_optimization_stage():
         case 0:
@@ -159,7 +171,7 @@ def _has_moments(engine: Any, base: torch.optim.Optimizer, spec: OptimizerSpec) 
     keys = _moments_by_tensor(base)
     return all(
         isinstance(base.state.get(flat, {}).get(key), torch.Tensor)
-        for flat in _flat_tensors(engine)
+        for flat in flat_tensors(engine)
         for key in keys.get(flat, spec.moments)
     )
 
@@ -167,7 +179,7 @@ def _has_moments(engine: Any, base: torch.optim.Optimizer, spec: OptimizerSpec) 
 def _make_moments(engine: Any, base: torch.optim.Optimizer, spec: OptimizerSpec, step: int) -> None:
     """Give the optimizer a state of zeros, as if it had taken so many steps."""
     keys = _moments_by_tensor(base)
-    for flat in _flat_tensors(engine):
+    for flat in flat_tensors(engine):
         own = keys.get(flat, spec.moments)
         base.state[flat] = {key: torch.zeros_like(flat) for key in own}
         if spec.counts_steps:
@@ -181,7 +193,7 @@ def _link_moments(engine: Any, base: torch.optim.Optimizer) -> None:
 
     if engine.zero_optimization_stage() in (1, 2):
         zero = engine.optimizer
-        for group, flat in zip(zero.bit16_groups, _flat_tensors(engine), strict=True):
+        for group, flat in zip(zero.bit16_groups, flat_tensors(engine), strict=True):
             lazy_init_hp_params_optimizer_state(group, flat, base.state)
 
 

@@ -127,6 +127,9 @@ class TrainingConfig(ConfigBase):
             timing, so that a training repeats, and texts are padded to `max_length`.
         early_stopping: The rule that ends a training whose score no longer improves; null has no
             rule.
+        ema_decay: The share that the exponential moving average of the weights keeps of itself in
+            each optimizer step, such as 0.999; null keeps no average. The average is evaluated,
+            saved beside the weights and registered.
         on_bad_step: What happens after an optimizer step whose loss or gradient is NaN or infinite,
             or whose loss is a spike. `fail` ends the training. `skip` leaves the weights as they
             were before the step. `rollback` returns weights and optimizer to the last checkpoint
@@ -163,6 +166,7 @@ class TrainingConfig(ConfigBase):
     activation_checkpointing: float = Field(default=0.0, ge=0, le=1)
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
     early_stopping: EarlyStoppingConfig | None = None
+    ema_decay: float | None = Field(default=None, ge=0, lt=1)
     on_bad_step: Literal["fail", "skip", "rollback"] = "fail"
     max_bad_steps: int = Field(default=10, ge=1)
     spike_factor: float | None = Field(default=None, gt=1, allow_inf_nan=False)

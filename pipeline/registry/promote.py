@@ -34,7 +34,6 @@ from pipeline.registry.trained_on import RECORD_FILE, trained_on, write_record
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_errors import mlflow_answers
 from pipeline.runs.tracking import run_config
-from pipeline.training.checkpoints import WEIGHTS_FILE as CHECKPOINT_WEIGHTS
 from pipeline.training.checkpoints import Checkpoint, read_checkpoint
 from pipeline.training.objectives import (
     Objective,
@@ -99,7 +98,7 @@ def promote(
     check_names(name, alias)
     rules = _rules(config.registry, min_gain, alpha)
     checkpoint = _checkpoint_of(run)
-    weights_sha256 = checkpoint.sha256[CHECKPOINT_WEIGHTS]
+    weights_sha256 = checkpoint.sha256[checkpoint.model_file.name]
     champion = _champion(mlflow_client, name, alias)
     if champion is not None:
         mark_promoted(mlflow_client, champion, alias, console)
@@ -207,7 +206,7 @@ def _candidate(
     }
     media: Media = formats if len(formats) > 1 else next(iter(formats.values()))
     card = ModelCard(objective_of(config, shard_set), media)
-    weights, _ = checkpoint.load()
+    weights = checkpoint.load_model()
     return Candidate(
         name=f"run {run_id}",
         predictor=Predictor(card, weights),
@@ -274,7 +273,7 @@ def _register(
         mlflow.set_experiment(experiment_id=run.info.experiment_id)
         record_path = Path(folder) / RECORD_FILE
         card = candidate.predictor.card
-        made = package(card, Path(folder), checkpoint.weights_file, config.data)
+        made = package(card, Path(folder), checkpoint.model_file, config.data)
         write_record(candidate.record.digests, record_path)
         made["artifacts"] |= {"trained_on": record_path.as_uri()}
         info = Model.log(

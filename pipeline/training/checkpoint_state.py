@@ -13,7 +13,7 @@ _MAX_BYTES = 64 << 20
 
 
 def read_state(
-    folder: Path, name: str, tensors: Collection[str]
+    folder: Path, name: str, tensors: Collection[str], optional: Collection[str] = ()
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the fields of a checkpoint's state, and the sha256 of its tensor files.
 
@@ -21,6 +21,7 @@ def read_state(
         folder: The folder of the checkpoint.
         name: The name of the state file.
         tensors: The names of the tensor files. The state may name no others.
+        optional: The names of tensor files that it may also name.
 
     Raises:
         OSError: There is no such file.
@@ -34,7 +35,7 @@ def read_state(
     if not isinstance(values, dict):
         raise ValueError("not an object")
     sha256 = values.pop("sha256", None)
-    if not isinstance(sha256, dict) or sha256.keys() != set(tensors):
+    if not isinstance(sha256, dict) or sha256.keys() - set(optional) != set(tensors):
         raise ValueError(f"sha256 is not of {' and '.join(sorted(tensors))}")
     if not all(map(is_sha256, sha256.values())):
         raise ValueError("sha256 is not 64 hexadecimal digits")

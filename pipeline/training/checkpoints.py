@@ -2,7 +2,8 @@
 
     checkpoints/step-00000640/model.safetensors      float32 weights and buffers by name
     checkpoints/step-00000640/optimizer.safetensors  MOMENT.NAME: exp_avg.NAME, exp_avg_sq.NAME
-    checkpoints/step-00000640/state.json             position in the data, metrics, sha256 of both
+    checkpoints/step-00000640/ema.safetensors        their moving average, with `training.ema_decay`
+    checkpoints/step-00000640/state.json             position in the data, metrics, sha256 of all
 
 A folder appears whole, by a rename. The last two checkpoints and the best one are kept. If the last
 one is damaged, training resumes from the one before it. Values that are not finite are never saved
@@ -31,6 +32,7 @@ from shards.set_files import open_file
 
 WEIGHTS_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
+AVERAGE_FILE = "ema.safetensors"
 STATE_FILE = "state.json"
 UNFINISHED = ".partial-"
 DAMAGED = "damaged-"
@@ -97,6 +99,40 @@ class Checkpoint:
         """The file with the model's weights."""
         return self.path / WEIGHTS_FILE
 
+    @property
+    def model_file(self) -> Path:
+        """The file with the weights that were evaluated: their moving average if there is one."""
+        return self.path / (AVERAGE_FILE if AVERAGE_FILE in self.sha256 else WEIGHTS_FILE)
+
+    def load_model(self) -> dict[str, torch.Tensor]:
+        """Return the weights in `model_file`, float32 on the CPU.
+
+        Raises:
+            UserError: As `load`.
+        """
+        weights, _ = self.load()
+        averaged = self.load_average()
+        return weights if averaged is None else averaged
+
+    def load_average(self) -> dict[str, torch.Tensor] | None:
+        """Return the moving average of the weights, float32 on the CPU; None if there is none.
+
+        Raises:
+            UserError: The file is damaged, or holds a value that is not finite.
+        """
+        if AVERAGE_FILE not in self.sha256:
+            return None
+        averaged = read_tensors(self.path / AVERAGE_FILE)
+        weights = read_tensors(self.weights_file)
+        if {n: t.shape for n, t in averaged.items()} != {n: t.shape for n, t in weights.items()}:
+            raise UserError(
+                f"{self.path / AVERAGE_FILE}: has other tensors than {WEIGHTS_FILE}; this "
+                "checkpoint cannot be used"
+            )
+        if name := not_finite(averaged):
+            raise UserError(f"{self.path}: {name} is not finite; this checkpoint cannot be used")
+        return averaged
+
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Return float32 weights and moments on the CPU, as `engine_state.gather_state` does.
 
@@ -141,11 +177,13 @@ class ChosenCheckpoint:
         checkpoint: The checkpoint.
         weights: The model's weights and buffers, by name.
         moments: The optimizer's moments, by name.
+        averaged: The moving average of the weights, by name; None if there is none.
     """
 
     checkpoint: Checkpoint
     weights: dict[str, torch.Tensor]
     moments: dict[str, torch.Tensor]
+    averaged: dict[str, torch.Tensor] | None = None
 
     @property
     def state(self) -> TrainState:
@@ -220,6 +258,7 @@ def save_checkpoint(
     state: TrainState,
     weights: dict[str, torch.Tensor],
     moments: dict[str, torch.Tensor],
+    averaged: dict[str, torch.Tensor] | None = None,
 ) -> Checkpoint:
     """Write a checkpoint, then delete all but the last two and the best.
 
@@ -228,6 +267,7 @@ def save_checkpoint(
         state: The position of the training.
         weights: The model's weights and buffers, by name.
         moments: The optimizer's moments, by name.
+        averaged: The moving average of the weights, by name, or None.
 
     Returns:
         The checkpoint that was written.
@@ -235,17 +275,20 @@ def save_checkpoint(
     Raises:
         UserError: A tensor is not finite, or the folder cannot be written.
     """
-    if name := not_finite(weights) or not_finite(moments):
-        raise UserError(not_finite_line(name, state.step))
+    files = {WEIGHTS_FILE: weights, OPTIMIZER_FILE: moments}
+    files |= {} if averaged is None else {AVERAGE_FILE: averaged}
+    for tensors in files.values():
+        if name := not_finite(tensors):
+            raise UserError(not_finite_line(name, state.step))
     final = folder / f"step-{state.step:08d}"
     temporary = folder / f"{UNFINISHED}{final.name}"
     for leftover in folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(leftover)
     try:
         temporary.mkdir(parents=True)
-        save_file(weights, temporary / WEIGHTS_FILE)
-        save_file(moments, temporary / OPTIMIZER_FILE)
-        sha256 = {name: _sha256(temporary / name) for name in (WEIGHTS_FILE, OPTIMIZER_FILE)}
+        for name, tensors in files.items():
+            save_file(tensors, temporary / name)
+        sha256 = {name: _sha256(temporary / name) for name in files}
         write_json(temporary / STATE_FILE, {**asdict(state), "sha256": sha256})
         if final.exists():  # written before, by a run that resumed from an earlier checkpoint
             final.rename(folder / f"{UNFINISHED}old-{final.name}")
@@ -303,7 +346,7 @@ def load_checkpoint(path: Path) -> ChosenCheckpoint:
         UserError: There is no checkpoint, or it is damaged.
     """
     checkpoint = read_checkpoint(path)
-    return ChosenCheckpoint(checkpoint, *checkpoint.load())
+    return ChosenCheckpoint(checkpoint, *checkpoint.load(), checkpoint.load_average())
 
 
 def choose_checkpoint(
@@ -362,7 +405,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         UserError: There is no checkpoint, or its state is damaged.
     """
     try:
-        values, sha256 = read_state(path, STATE_FILE, (WEIGHTS_FILE, OPTIMIZER_FILE))
+        values, sha256 = read_state(
+            path, STATE_FILE, (WEIGHTS_FILE, OPTIMIZER_FILE), (AVERAGE_FILE,)
+        )
         return Checkpoint(path, TrainState(**values), sha256)
     except OSError as error:
         raise UserError(f"{path}: no checkpoint there ({error.strerror})") from None

@@ -1,5 +1,6 @@
 """The training loop: epochs of optimizer steps, each followed by an evaluation and a checkpoint."""
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from pipeline.training.augmentation.images import step_seed
 from pipeline.training.augmentation.mixing import mix_batch
 from pipeline.training.bad_steps import StepGuard, bad_loss
 from pipeline.training.checkpoints import TrainState, not_finite, not_finite_line, save_checkpoint
+from pipeline.training.ema import WeightAverage
 from pipeline.training.objectives import Batch, Objective
 from pipeline.training.progress import Progress
 from pipeline.training.samples import batch_of
@@ -100,6 +102,8 @@ class TrainLoop:
         if self.eval_split:
             self.eval_batches = self._loader(self.eval_split, shuffle=False, drop_last=False)
         self.bad: dict[str, str] = {}
+        decay = training.ema_decay
+        self.average = None if decay is None else WeightAverage(self.engine, decay)
         self.guard = None if training.on_bad_step == "fail" else StepGuard(self.engine)
         total = training.epochs * self.steps_per_epoch * training.batch_size
         self.progress = Progress(total_samples=total, epochs=training.epochs)
@@ -120,7 +124,8 @@ class TrainLoop:
         }
         self._check_bad("train", sums[-1], state.samples)
         if self.eval_split:
-            metrics |= self.evaluate()
+            with self.average.applied() if self.average else contextlib.nullcontext():
+                metrics |= self.evaluate()
         for name, value in metrics.items():
             self._check_finite(name, value, state.step)
         score = self.objective.score(metrics)
@@ -172,6 +177,8 @@ class TrainLoop:
                 after = self._left_out(after, fault)
             else:
                 sums += step_sums
+                if self.average is not None:
+                    self.average.update()
                 if training.spike_factor is not None:
                     losses = (*state.losses, loss)[-training.spike_window :]
                     after = replace(after, losses=losses)
@@ -229,6 +236,7 @@ class TrainLoop:
             assert chosen is not None  # `open_training` has saved one
             updates = chosen.state.updates
             reset_state(self.engine, chosen.weights, chosen.moments, step=updates)
+            self.restore_average(chosen.averaged)
             state = replace(state, lost_steps=state.step - updates)
             done = f"left out, and the weights are those of {chosen.checkpoint.path.name} again"
         number = f"{state.bad_steps} of training.max_bad_steps={training.max_bad_steps}"
@@ -387,6 +395,21 @@ class TrainLoop:
             raise UserError(not_finite_line(name, step))
         return weights, moments
 
+    def restore_average(self, averaged: dict[str, torch.Tensor] | None) -> None:
+        """Take up the moving average of a checkpoint. All ranks must call this.
+
+        Raises:
+            UserError: `training.ema_decay` is set, and the checkpoint has no average.
+        """
+        if self.average is None:
+            return
+        if averaged is None:
+            raise UserError(
+                f"{self.folder / 'checkpoints'}: has no moving average of the weights, and "
+                "training.ema_decay is set; train again with --fresh"
+            )
+        self.average.restore(averaged)
+
     def save(self, state: TrainState) -> None:
         """Save a checkpoint. This is a collective: all ranks must call it.
 
@@ -398,8 +421,9 @@ class TrainLoop:
     def _save(
         self, state: TrainState, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]
     ) -> None:
+        averaged = None if self.average is None else self.average.gather()
         if self.rank_info.rank == 0:
-            save_checkpoint(self.folder / "checkpoints", state, weights, moments)
+            save_checkpoint(self.folder / "checkpoints", state, weights, moments, averaged)
         dist.barrier()
 
     def show_notes(self, notes: list[str], state: TrainState) -> None:

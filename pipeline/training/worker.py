@@ -134,7 +134,6 @@ def _open_training(
     engine = initialize_engine(model, optimizer, strategy, gathered_whole=[CrossAttend])
     if chosen:
         restore_state(engine, chosen.weights, chosen.moments, step=state.updates)
-        del chosen  # its tensors take memory
 
     watch = config.tracking.system_metrics and rank_info.local_rank == 0
     logger = RunLogger(
@@ -147,6 +146,9 @@ def _open_training(
     logger.tag(found)
     try:
         loop = TrainLoop(config, objective, shard_set, engine, rank_info, folder, logger)
+        if chosen:
+            loop.restore_average(chosen.averaged)
+            del chosen  # its tensors take memory
         if training.on_bad_step == "rollback" and not state.step:
             loop.save(state)  # to return to, before there is a later one
         loop.show_notes(notes, state)

@@ -1,0 +1,73 @@
+"""The exponential moving average (EMA) of the weights over the optimizer's steps."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from cluster.engine_state import flat_tensors, gather_state, set_weights
+
+
+class WeightAverage:
+    """The moving average of an engine's weights, in float32.
+
+    Each rank averages the tensors that its optimizer steps, which under ZeRO are slices. An average
+    depends on each element alone, so the slices are those of the whole average.
+
+    Args:
+        engine: DeepSpeed's engine. The average begins at its weights.
+        decay: The share of the average that stays in each step.
+    """
+
+    def __init__(self, engine: Any, decay: float) -> None:
+        self._engine = engine
+        self._average = get_ema_multi_avg_fn(decay)
+        self._averaged = [tensor.detach().clone() for tensor in flat_tensors(engine)]
+
+    def update(self) -> None:
+        """Add the weights after a step."""
+        tensors = [tensor.detach() for tensor in flat_tensors(self._engine)]
+        self._average(self._averaged, tensors, None)
+
+    def restore(self, averaged: Mapping[str, torch.Tensor]) -> None:
+        """Take up an average from a checkpoint. All ranks must call this (a collective).
+
+        Args:
+            averaged: The whole average, from `gather`.
+        """
+        weights, _ = gather_state(self._engine)
+        set_weights(self._engine, averaged)
+        self._averaged = [tensor.detach().clone() for tensor in flat_tensors(self._engine)]
+        set_weights(self._engine, weights)
+
+    def gather(self) -> dict[str, torch.Tensor]:
+        """Return the whole average with the buffers. All ranks must call this (a collective).
+
+        Returns:
+            float32 on the CPU, by the names of the model's state dict.
+        """
+        self._swap()
+        try:
+            averaged, _ = gather_state(self._engine)
+        finally:
+            self._swap()
+        return averaged
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Let the model compute with the average in the body. All ranks must call this."""
+        weights, _ = gather_state(self._engine)
+        set_weights(self._engine, self.gather())
+        try:
+            yield
+        finally:
+            set_weights(self._engine, weights)
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for own, tensor in zip(self._averaged, flat_tensors(self._engine), strict=True):
+            held = tensor.detach().clone()
+            tensor.copy_(own)
+            own.copy_(held)

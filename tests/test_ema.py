@@ -1,0 +1,152 @@
+"""`training.ema_decay`: the moving average of the weights is evaluated, saved and resumed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from gate_runs import some_rows, table_config, track, write_table_set
+from safetensors.torch import load_file
+
+from pipeline.config.load import with_values
+from pipeline.config.tree import Config
+from pipeline.errors import UserError
+from pipeline.registry.champions import weights_of
+from pipeline.registry.promote import promote
+from pipeline.runs.console import Console
+from pipeline.runs.mlflow_client import client
+from pipeline.training import loop as loop_module
+from pipeline.training.bad_steps import bad_loss
+from pipeline.training.checkpoints import Checkpoint, last_checkpoint, read_checkpoint
+from pipeline.training.launch import run_training
+from pipeline.training.loop import TrainLoop
+from pipeline.training.train import train
+
+DECAY = 0.75
+
+
+def config_of(folder: Path, stage: int, decay: float | None = DECAY) -> Config:
+    config = with_values(
+        table_config(folder, "ema"),
+        {
+            "training.batch_size": 8, "training.epochs": 2, "training.learning_rate": 1e-2,
+            "training.schedule.warmup_epochs": 0, "training.checkpoint_steps": 4,
+            "training.zero_stage": stage, "training.ema_decay": decay,
+        },
+    )  # fmt: skip
+    if not Path(config.shards_folder).exists():
+        write_table_set(config, some_rows(0, 48), some_rows(48, 60))
+    return config
+
+
+def trained(config: Config, folder: Path) -> Checkpoint:
+    folder.mkdir(exist_ok=True)
+    run_training(config, folder, None)
+    last = last_checkpoint(folder / "checkpoints")
+    assert last is not None
+    return last
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_average_is_that_of_the_weights_after_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+    evaluated: list[dict[str, torch.Tensor]] = []
+    step, evaluate = TrainLoop._step, TrainLoop.evaluate
+
+    def gathered(loop: TrainLoop) -> dict[str, torch.Tensor]:
+        return loop_module.gather_state(loop.engine)[0]
+
+    def noting(loop: TrainLoop, loss: float, after: object) -> str | None:
+        if not seen:
+            seen.append(gathered(loop))
+        fault = step(loop, loss, after)
+        seen.append(gathered(loop))
+        return fault
+
+    def noting_evaluation(loop: TrainLoop) -> dict[str, float]:
+        evaluated.append(gathered(loop))
+        return evaluate(loop)
+
+    monkeypatch.setattr(TrainLoop, "_step", noting)
+    monkeypatch.setattr(TrainLoop, "evaluate", noting_evaluation)
+    last = trained(config_of(tmp_path, stage), tmp_path / "run")
+    assert len(seen) == 13
+    expected = seen[0]
+    for weights in seen[1:]:
+        expected = {n: DECAY * e + (1 - DECAY) * weights[n] for n, e in expected.items()}
+    found = load_file(last.model_file)
+    assert last.model_file.name == "ema.safetensors"
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
+        assert torch.equal(evaluated[-1][name], found[name])
+    plain = load_file(last.weights_file)
+    assert all(torch.equal(plain[name], tensor) for name, tensor in seen[-1].items())
+    assert any(not torch.equal(plain[name], found[name]) for name in plain)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_the_average_changes_no_weight_and_resumes_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    plain = trained(config_of(tmp_path, stage, None), tmp_path / "plain")
+    config = config_of(tmp_path, stage)
+    whole = trained(config, tmp_path / "whole")
+    assert plain.model_file == plain.weights_file
+    assert plain.sha256["model.safetensors"] == whole.sha256["model.safetensors"]
+
+    def cut(training: object, loss: float, losses: object, step: int) -> str | None:
+        if step > 6:
+            raise UserError("cut off")
+        return bad_loss(training, loss, losses, step)  # type: ignore[arg-type]  # passed on
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module, "bad_loss", cut)
+        with pytest.raises(UserError, match="cut off"):
+            trained(config, tmp_path / "cut")
+    assert trained(config, tmp_path / "cut").sha256 == whole.sha256
+
+
+def test_a_rollback_returns_the_average_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a checkpoint after every step, a rollback is the same as a skip."""
+
+    def spoiled(training: object, loss: float, losses: object, step: int) -> str | None:
+        return "bad; bad" if step == 6 else None
+
+    monkeypatch.setattr(loop_module, "bad_loss", spoiled)
+    found = []
+    for mode in ("skip", "rollback"):
+        config = with_values(
+            config_of(tmp_path, 2),
+            {"training.on_bad_step": mode, "training.checkpoint_steps": 1},
+        )
+        found.append(trained(config, tmp_path / mode).sha256)
+    assert found[0] == found[1]
+
+
+def test_the_average_is_registered(
+    make_config: Callable[..., Config], digit_shards: Path, tmp_path: Path, console: Console
+) -> None:
+    config = make_config(
+        tmp_path, f"shards={digit_shards}", "cluster.num_workers=0", "training.ema_decay=0.9",
+        "registry.model_name=ema",
+    )  # fmt: skip
+    result = train(config, console)
+    mlflow_client = client(config.tracking_uri)
+    track(config.tracking_uri)
+    promoted = promote(mlflow_client, result["run_id"], console)
+    version = mlflow_client.get_model_version("ema", promoted["version"])
+    sha256 = read_checkpoint(Path(result["checkpoint"])).sha256
+    assert weights_of(mlflow_client, version) == sha256["ema.safetensors"]
+    assert promoted["accuracy"] == pytest.approx(result["metrics"]["val_accuracy"])
+
+
+def test_a_damaged_average_is_refused(tmp_path: Path) -> None:
+    last = trained(config_of(tmp_path, 0), tmp_path / "run")
+    path = last.model_file
+    path.write_bytes(path.read_bytes()[:-4] + b"abcd")
+    with pytest.raises(UserError, match=r"ema\.safetensors: sha256 differs"):
+        read_checkpoint(last.path).load()
