@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from pipeline.config.training import AugmentConfig
-from pipeline.training.augmentation.images import augment_audio, augment_images, step_seed
+from pipeline.training.augmentation.images import (
+    augment_audio,
+    augment_images,
+    augment_masks,
+    step_seed,
+)
 
 # --- augmentation of images ---
 
@@ -89,6 +94,27 @@ def test_shifts_move_whole_pixels_and_fill_with_zeros():
         assert len(fits) == 1
         found.add(fits[0])
     assert {down for down, _ in found} == {right for _, right in found} == {-2, -1, 0, 1, 2}
+
+
+def test_masks_move_with_their_images():
+    # The pixels of large blocks say their class, so that a moved image tells its moved mask.
+    classes = torch.randint(0, 4, (16, 4, 4), generator=torch.Generator().manual_seed(0))
+    masks = classes.repeat_interleave(8, 1).repeat_interleave(8, 2).to(torch.uint8)
+    share = {"seed": 1, "rank": 0, "world_size": 1}
+    after = augment_masks(masks, EVERYTHING, **share)
+    images = augmented((masks * 50 + 50)[..., None], EVERYTHING)[..., 0] * 255
+    assert after.dtype == torch.uint8 and {*after.unique().tolist()} == {0, 1, 2, 3, 255}
+    inside = after != 255
+    near = (images - (after * 50.0 + 50)).abs() < 1
+    assert near[inside].float().mean() > 0.7  # others lie at the blocks' borders
+    assert (images[~inside] == 0).float().mean() > 0.5  # at the border itself zeros blend in
+    assert augment_masks(masks, AugmentConfig(brightness=0.1), **share) is masks
+    halves = [
+        augment_masks(part, EVERYTHING, seed=1, rank=rank, world_size=2)
+        for rank, part in enumerate(masks.chunk(2))
+    ]
+    assert (torch.cat(halves) == after).float().mean() > 0.999
+    assert (augment_masks(masks * 0 + 255, EVERYTHING, **share) == 255).all()
 
 
 def test_flip_mirrors_about_half_of_the_images():

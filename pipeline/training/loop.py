@@ -20,7 +20,7 @@ from pipeline.runs.records import write_json
 from pipeline.runs.run_logger import RunLogger
 from pipeline.training.agreement import agreed_checkpoint
 from pipeline.training.augmentation.batch import augment_batch
-from pipeline.training.augmentation.images import step_seed
+from pipeline.training.augmentation.images import augment_masks, step_seed
 from pipeline.training.augmentation.mixing import mix_batch
 from pipeline.training.bad_steps import StepGuard, bad_loss
 from pipeline.training.checkpoints import TrainState, not_finite, not_finite_line, save_checkpoint
@@ -269,13 +269,13 @@ class TrainLoop:
         Returns:
             The sums over all ranks, float64 on the CPU, in the order of `_no_sums`.
         """
-        samples = mix_batch(
-            self._samples(batch, *self._augment(batch, seed), seed),
-            self.config.training.augment,
-            seed=seed,
-            rank=self.rank_info.rank,
-            world_size=self.rank_info.world_size,
-        )
+        augment = self.config.training.augment
+        share = {"rank": self.rank_info.rank, "world_size": self.rank_info.world_size}
+        samples = self._samples(batch, *self._augment(batch, seed), seed)
+        if self.objective.target == "mask":
+            moved = augment_masks(samples.targets, augment, seed=seed, **share)
+            samples = replace(samples, targets=moved)
+        samples = mix_batch(samples, augment, seed=seed, **share)
         weights = self.objective.loss_weights(samples)
         counts = self._sum_over_ranks([weights.sum(), torch.tensor(float(len(batch.bad)))])
         self._note_bad(batch)

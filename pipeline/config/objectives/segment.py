@@ -7,7 +7,6 @@ from perceiver_model.config import DecoderConfig, FourierConfig
 from perceiver_model.families.dense_config import DenseConfig
 from pipeline.config.model import Positions
 from pipeline.config.objectives.base import ObjectiveConfig, Tree
-from pipeline.config.training import AugmentConfig
 
 
 class SegmentConfig(ObjectiveConfig):
@@ -44,10 +43,10 @@ class SegmentConfig(ObjectiveConfig):
                 f"objective.ignored_classes names {unknown[0]!r}, which is not in "
                 "data.target.classes"
             )
-        if config.training.augment != AugmentConfig():
+        if config.training.augment.randaugment_layers:
             raise ValueError(
-                "training.augment moves the pixels of images, and masks do not move with them; "
-                "leave it out for objective 'segment'"
+                "training.augment.randaugment_layers moves the pixels of images, and masks do not "
+                "move with them; leave it out for objective 'segment'"
             )
         if len(config.data.formats) > 1:
             raise ValueError(

@@ -16,6 +16,9 @@ from pipeline.inputs.audio import SOUND_FIELDS
 from pipeline.inputs.pixels import PICTURE_FIELDS
 from pipeline.media.format import MediaFormat
 
+UNLABELLED = 255
+"""The value of a mask's pixels that belong to no class."""
+
 NOISE = 14
 """Separates the random numbers of noise from those of the other changes of sounds."""
 
@@ -45,6 +48,53 @@ def augment_images(
     if not asked(config, PICTURE_FIELDS):
         return images
     batch, height, width, _ = images.shape
+    maps = _affine_maps(batch, height, width, config, seed, rank, world_size).to(images.device)
+    planes = images.permute(0, 3, 1, 2).float() / 255
+    grid = F.affine_grid(maps, list(planes.shape), align_corners=False)
+    moved = F.grid_sample(planes, grid, mode="bilinear", align_corners=False)
+    return moved.permute(0, 2, 3, 1).contiguous()
+
+
+def augment_masks(
+    masks: torch.Tensor, config: AugmentConfig, *, seed: int, rank: int, world_size: int
+) -> torch.Tensor:
+    """Move masks as `augment_images` moves their images, with the nearest pixel's class.
+
+    Args:
+        masks: uint8 `[batch, height, width]`, as large as the images.
+        config: The configuration of the augmentation.
+        seed: The seed of the images' augmentation.
+        rank: The rank, which says which part of the global batch this is.
+        world_size: The number of ranks.
+
+    Returns:
+        uint8 of the same shape, 255 where nothing came in; or `masks` itself if the configuration
+            moves nothing.
+    """
+    if not asked(config, PICTURE_FIELDS):
+        return masks
+    batch, height, width = masks.shape
+    maps = _affine_maps(batch, height, width, config, seed, rank, world_size).to(masks.device)
+    planes = masks[:, None].float() + 1  # grid_sample fills with 0
+    grid = F.affine_grid(maps, list(planes.shape), align_corners=False)
+    moved = F.grid_sample(planes, grid, mode="nearest", align_corners=False)[:, 0].round().long()
+    return torch.where(moved == 0, UNLABELLED, moved - 1).to(torch.uint8)
+
+
+def _affine_maps(
+    batch: int,
+    height: int,
+    width: int,
+    config: AugmentConfig,
+    seed: int,
+    rank: int,
+    world_size: int,
+) -> torch.Tensor:
+    """Return the map of each image, as `torch.nn.functional.affine_grid` takes it.
+
+    Returns:
+        float32 `[batch, 2, 3]`.
+    """
     draws = uniform_draws(seed, 7, batch, rank, world_size)
     angle = (2 * draws[0] - 1) * math.radians(config.rotate_degrees)
     low, high = config.scale
@@ -68,11 +118,7 @@ def augment_images(
         torch.stack([mirror * crop_x * cos, -crop_y * sin * aspect, shift_x], dim=1),
         torch.stack([mirror * crop_x * sin / aspect, crop_y * cos, shift_y], dim=1),
     )
-    maps = torch.stack(rows, dim=1).to(images.device)
-    planes = images.permute(0, 3, 1, 2).float() / 255
-    grid = F.affine_grid(maps, list(planes.shape), align_corners=False)
-    moved = F.grid_sample(planes, grid, mode="bilinear", align_corners=False)
-    return moved.permute(0, 2, 3, 1).contiguous()
+    return torch.stack(rows, dim=1)
 
 
 def augment_films(
