@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
+from pipeline.config.objectives.autoencode import AutoencodeConfig
 from pipeline.config.objectives.autoregressive import AutoregressConfig
 from pipeline.config.objectives.base import ObjectiveConfig
 from pipeline.config.objectives.classify import ClassifyConfig
@@ -25,6 +26,7 @@ OBJECTIVE_CONFIGS: tuple[type[ObjectiveConfig], ...] = (
     SequenceConfig,
     MaskedLanguageConfig,
     AutoregressConfig,
+    AutoencodeConfig,
 )
 """The options of every objective. The first one that takes a kind of target is its default."""
 

@@ -6,6 +6,7 @@ To add an objective, add a file beside `classification.py` and a line to `OBJECT
 
 from typing import TYPE_CHECKING
 
+from pipeline.training.objectives.autoencoding import Autoencoding
 from pipeline.training.objectives.autoregressive import Autoregression
 from pipeline.training.objectives.base import Batch, Objective, Prediction
 from pipeline.training.objectives.classification import Classification
@@ -27,6 +28,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "sequence": TokenSequence,
     "masked_language": MaskedLanguage,
     "autoregressive": Autoregression,
+    "autoencode": Autoencoding,
 }
 """The objectives by name. If a card, tag or result names none, it means the first one."""
 
