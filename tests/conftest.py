@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from pipeline.config.tree import Config
 from pipeline.runs.console import Console
 
 # Their assertions tell what they compared, as those of tests do.
-pytest.register_assert_rewrite("media_classifiers", "small_media", "transformers_models")
+pytest.register_assert_rewrite(
+    "gate_bench", "media_classifiers", "small_media", "trainings", "transformers_models"
+)
 
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -165,3 +168,19 @@ def bench_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(model, "bench_model", functools.partial(model.bench_model, ask=do))
     monkeypatch.setitem(PRESETS, "tiny", TINY)
+
+
+@pytest.fixture(scope="session")
+def made_gate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The models and the set of rows of `gate_bench`."""
+    from gate_bench import gate_models
+
+    return gate_models(tmp_path_factory.mktemp("gate"))
+
+
+@pytest.fixture
+def bench(made_gate: dict[str, Any], tmp_path: Path) -> Any:
+    """A registry of its own for tests of the gate, a `gate_bench.Bench`."""
+    from gate_bench import Bench
+
+    return Bench(tmp_path / "runs", made_gate)

@@ -1,56 +1,19 @@
 """The command line: what it prints, where, and its exit status."""
 
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
 
 import pytest
+from cli_commands import files_in, perceiver, python
 
-from cluster.errors import ClusterError
 from pipeline.cli.main import main
 from pipeline.cli.parser import parse
 from pipeline.config.load import load_config
-from pipeline.errors import GateRefusedError, UserError
 from pipeline.media.sandbox.sandbox import protections
-from pipeline.runs.user_errors import find_user_error, raise_user_errors
-from shards import Sample, ShardError, publish, write_shard
+from shards import Sample, publish, write_shard
 
 HEAVY = {"ray", "torch", "mlflow", "deepspeed", "pydantic", "numpy", "pandas", "pyarrow", "rich"}
-
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, **environment},
-    )
-
-
-def perceiver(*args: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in `folder`, with temporary files below it."""
-    temporary = folder / "tmp"
-    temporary.mkdir(exist_ok=True)
-    clean = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline", *args],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=folder,
-        env={**clean, "TMPDIR": str(temporary), **environment},
-    )
-
-
-def files_in(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def make_set(folder: Path) -> Path:
@@ -125,11 +88,11 @@ def test_config_as_json_is_the_tree_and_what_the_sandbox_holds(capsys):
 
 def test_config_says_what_the_sandbox_holds_and_what_not(capsys):
     assert main(["config", "digits"]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     here = protections()
     for name, layers in here.layers.items():
         expected = ", ".join(layers) or f"NOT HELD ({here.missing[name]})"
-        assert f"#   {name}: {expected}\n" in told
+        assert f"#   {name}: {expected}\n" in printed
 
 
 @pytest.mark.parametrize(
@@ -181,11 +144,11 @@ def test_unknown_options_and_surplus_arguments_are_refused(capsys, args):
 def test_inspect_and_verify_a_shard_set(tmp_path, capsys):
     shards = str(make_set(tmp_path))
     assert main(["inspect", "--json", shards]) == 0
-    told = capsys.readouterr()
-    found = json.loads(told.out)
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
     assert found["splits"]["train"]["samples"] == 2
     assert found["class_counts"] == {"train": {"cat": 1, "owl": 1}}
-    assert "owl" in told.err
+    assert "owl" in printed.err
     assert main(["verify", "--json", shards]) == 0
     assert json.loads(capsys.readouterr().out) == {"shards": shards, "problems": []}
     assert main(["verify", shards]) == 0
@@ -194,9 +157,11 @@ def test_inspect_and_verify_a_shard_set(tmp_path, capsys):
 
 def test_inspect_shows_a_person_tables(tmp_path, capsys):
     assert main(["inspect", str(make_set(tmp_path))]) == 0
-    told = capsys.readouterr()
-    assert "digest " in told.out and "owl" in told.out and "quarantined files: 0" in told.out
-    assert told.err == ""
+    printed = capsys.readouterr()
+    assert (
+        "digest " in printed.out and "owl" in printed.out and "quarantined files: 0" in printed.out
+    )
+    assert printed.err == ""
 
 
 def test_verify_names_damage_and_fails(tmp_path, capsys):
@@ -215,7 +180,7 @@ def test_verify_names_damage_and_fails(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (["config", "digitz"], "perceiver config: digitz: no such configuration file"),
         (["config", "digits", "training.epoch=3"], "training.epoch: unknown key; did you mean"),
@@ -230,7 +195,7 @@ def test_verify_names_damage_and_fails(tmp_path, capsys):
         (["inspect", "raw/a.txt"], "no manifest.json"),
     ],
 )
-def test_bad_input_is_told_in_one_line(tmp_path, monkeypatch, capsys, args, told):
+def test_bad_input_is_told_in_one_line(tmp_path, monkeypatch, capsys, args, message):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "a.txt").write_text("x")
     monkeypatch.chdir(tmp_path)
@@ -238,7 +203,7 @@ def test_bad_input_is_told_in_one_line(tmp_path, monkeypatch, capsys, args, told
     printed = capsys.readouterr()
     assert printed.out == ""
     (line,) = printed.err.splitlines()
-    assert line.startswith(f"perceiver {args[0]}: ") and told in line
+    assert line.startswith(f"perceiver {args[0]}: ") and message in line
     assert files_in(tmp_path) == ["raw/a.txt"]
 
 
@@ -249,7 +214,7 @@ def test_every_problem_of_a_configuration_has_its_line(capsys):
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (
             ["preprocess", "digits", "data.train=missing", "output=out"],
@@ -261,12 +226,12 @@ def test_every_problem_of_a_configuration_has_its_line(capsys):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_bad_input_leaves_nothing_behind(tmp_path, args, told):
+def test_bad_input_leaves_nothing_behind(tmp_path, args, message):
     done = perceiver(*args, folder=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"perceiver {args[0]}: ") and told in line
+    assert line.startswith(f"perceiver {args[0]}: ") and message in line
     assert files_in(tmp_path) == []
     assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
 
@@ -305,213 +270,7 @@ def test_wrong_usage_exits_2(capsys, args):
 
 def test_debug_shows_the_traceback_too(capsys):
     assert main(["config", "--debug", "digitz"]) == 2
-    told = capsys.readouterr().err
-    assert "Traceback" in told and told.splitlines()[-1].startswith("perceiver config: digitz: ")
-
-
-# --- anything else ---
-
-
-@pytest.fixture
-def defect(monkeypatch):
-    """A verb's own module fails in a way that nobody foresaw."""
-
-    def set_error(error: BaseException) -> None:
-        def broken(path: str) -> None:
-            raise error
-
-        monkeypatch.setattr("pipeline.preprocess.inspect_shards.inspect_shards", broken)
-
-    return set_error
-
-
-def test_an_unexpected_error_exits_1_in_one_line(defect, capsys):
-    defect(ZeroDivisionError("division\nby zero"))
-    assert main(["inspect", "x"]) == 1
-    assert capsys.readouterr().err == (
-        "perceiver inspect: unexpected ZeroDivisionError: division by zero; "
-        "--debug shows the traceback\n"
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed and printed.splitlines()[-1].startswith(
+        "perceiver config: digitz: "
     )
-    assert main(["inspect", "--debug", "x"]) == 1
-    told = capsys.readouterr().err
-    assert "Traceback" in told and "in broken" in told
-    assert told.splitlines()[-1].endswith("unexpected ZeroDivisionError: division by zero")
-
-
-def test_a_refusal_of_the_gate_exits_1_and_an_interrupt_130(defect, capsys):
-    defect(GateRefusedError("0.5 does not beat 0.6"))
-    assert main(["inspect", "x"]) == 1
-    assert capsys.readouterr().err == "perceiver inspect: 0.5 does not beat 0.6\n"
-    defect(KeyboardInterrupt())
-    assert main(["inspect", "x"]) == 130
-    assert capsys.readouterr().err == "perceiver inspect: interrupted\n"
-
-
-def test_sigterm_ends_a_verb_as_an_interrupt_does(monkeypatch, capsys):
-    before = signal.getsignal(signal.SIGTERM)
-
-    def killed(path: str) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)
-
-    monkeypatch.setattr("pipeline.preprocess.inspect_shards.inspect_shards", killed)
-    assert main(["inspect", "x"]) == 143
-    assert capsys.readouterr().err == "perceiver inspect: terminated (SIGTERM)\n"
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_sigterm_is_told_where_native_code_makes_a_plain_interrupt_of_it(monkeypatch, capsys):
-    def killed(path: str) -> None:
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(10)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt from None
-
-    monkeypatch.setattr("pipeline.preprocess.inspect_shards.inspect_shards", killed)
-    assert main(["inspect", "x"]) == 143
-    assert capsys.readouterr().err == "perceiver inspect: terminated (SIGTERM)\n"
-
-
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_signals_end_a_session_of_ray_and_leave_nothing(name):
-    """SIGINT comes while Ray starts, and waits for it; SIGTERM after Ray has set its own way."""
-    # Too long for Ray's sockets, and not for multiprocessing's.
-    with tempfile.TemporaryDirectory(prefix="a-rather-long-name-", dir="/tmp") as temporary:
-        done = python(SESSION, TMPDIR=temporary, SIGNAL=name)
-    wanted = {"SIGINT": "KeyboardInterrupt", "SIGTERM": "Terminated"}[name]
-    assert done.stdout.splitlines()[-1:] == [f"{wanted} False []"], done.stderr
-
-
-SESSION = """
-import os, signal, threading, time
-from pathlib import Path
-import ray
-from cluster.interrupts import Terminated, sigterm_raises
-from cluster.ray_session import ray_session
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-
-def folders():
-    return list(Path("/tmp").glob(f"perceiver-ray-{os.getpid()}-*"))
-
-def at_start():
-    while not any(folder.glob("session_*") for folder in folders()):
-        time.sleep(0.01)
-    os.kill(os.getpid(), signal.SIGINT)
-
-if os.environ["SIGNAL"] == "SIGINT":
-    threading.Thread(target=at_start).start()
-try:
-    with sigterm_raises(), ray_session(None):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)
-except KeyboardInterrupt as error:
-    print(type(error).__name__, ray.is_initialized(), folders())
-"""
-
-
-def test_what_a_verb_and_its_children_print_goes_to_the_log(tmp_path):
-    code = f"""
-import os, subprocess, sys
-from pathlib import Path
-from pipeline.runs.console import logged
-with logged({{"as_json": True}}, Path({str(tmp_path)!r}) / "logs", "train") as console:
-    print("from python")
-    os.write(2, b"from native code\\n")
-    subprocess.run(["echo", "from a child"])
-    console.say("for a person")
-    console.result({{"a": 1}})
-print("after")
-"""
-    done = python(code)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == '{"a": 1}\nafter\n'
-    assert done.stderr == "for a person\n"
-    (log,) = (tmp_path / "logs").iterdir()
-    assert log.name.startswith("train-")
-    assert sorted(log.read_text().splitlines()) == [
-        "from a child",
-        "from native code",
-        "from python",
-    ]
-
-
-# --- causes ---
-
-
-def wrapped(inner: Exception, how: str) -> Exception:
-    outer = RuntimeError("what a framework made of it")
-    if how == "from":
-        outer.__cause__ = inner
-    elif how == "cause":
-        outer.cause = inner
-    else:
-        outer.worker_failures = {0: RuntimeError("another"), 1: wrapped(inner, "cause")}
-    return outer
-
-
-@pytest.mark.parametrize("how", ["from", "cause", "worker_failures"])
-@pytest.mark.parametrize("kind", [UserError, ShardError, ClusterError, GateRefusedError])
-def test_the_cause_that_a_user_can_mend_is_found(kind, how):
-    inner = kind("mend this")
-    assert find_user_error(inner) is inner
-    assert find_user_error(wrapped(wrapped(inner, how), "from")) is inner
-    with pytest.raises(kind, match="mend this"), raise_user_errors():
-        raise wrapped(inner, how)
-
-
-def test_without_such_a_cause_the_error_stays():
-    circle = RuntimeError("itself")
-    circle.__cause__ = circle
-    assert find_user_error(circle) is None
-    with pytest.raises(ZeroDivisionError), raise_user_errors():
-        raise ZeroDivisionError
-
-
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        (OSError(28, "No space left on device", "/a"), "/a: the command cannot write or read (No"),
-        (PermissionError(13, "Permission denied", "/a"), "/a: the command cannot write or read (P"),
-        (MemoryError(), "the command ran out of memory"),
-        (wrapped(MemoryError(), "worker_failures"), "worker 1 ran out of memory"),
-    ],
-)
-def test_what_a_machine_lacks_is_told_without_a_traceback(defect, capsys, error, told):
-    defect(error)
-    assert main(["inspect", "x"]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"perceiver inspect: {told}")
-    assert "unexpected" not in line
-
-
-def test_an_error_of_mlflow_is_no_defect_of_ours(defect, capsys):
-    from mlflow.exceptions import MlflowException
-
-    defect(MlflowException("API request to http://u:secret@h/api failed"))
-    assert main(["inspect", "x"]) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("perceiver inspect: MLflow does not answer, or refuses what it is asked")
-    assert "secret" not in told
-
-
-def test_a_defect_in_a_worker_is_told_as_itself(defect, capsys):
-    from ray.train import WorkerGroupError
-
-    defect(WorkerGroupError("what Ray made of it", {0: ZeroDivisionError("division by zero")}))
-    assert main(["inspect", "x"]) == 1
-    assert "unexpected ZeroDivisionError: division by zero" in capsys.readouterr().err
-
-
-def test_an_error_of_a_process_that_reads_samples_is_told_without_its_traceback():
-    from torch._utils import ExceptionWrapper
-
-    try:
-        raise ShardError("shard-00000.tar: gone; run verify")
-    except ShardError:
-        wrapper = ExceptionWrapper(where="in DataLoader worker process 0")
-    with pytest.raises(ShardError) as caught:
-        wrapper.reraise()
-    assert "Traceback" in str(caught.value)
-    assert str(find_user_error(caught.value)) == "shard-00000.tar: gone; run verify"

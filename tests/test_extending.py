@@ -125,11 +125,7 @@ def test_a_modality_takes_two_modules_and_one_line(tmp_path):
     before, end, after = registered.read_text().partition("\n}\n")
     registered.write_text(f"{before}\n{line.rstrip()}{end}{after}")
     ((_, printed),) = [block for block in found if block[0].endswith("prints:")]
-    for number in range(4):
-        for kind in ("calm", "wild"):
-            path = folder / "raw" / kind / f"{number}.csv"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{number},1\n")
+    output_of(folder, "draw.py")
     (folder / "look.py").write_text(LOOK)
     looked, _, tokens = output_of(folder, "look.py", json.dumps(IMAGES)).partition("\n")
     assert tokens == printed
@@ -140,7 +136,7 @@ def test_a_modality_takes_two_modules_and_one_line(tmp_path):
     assert "'text', 'table' or 'series'" in seen["missing"]
     assert seen["array"] == [[1.0, 2.0], [3.0, 4.0]]
     assert seen["reason"] == "numbers of shape [1, 3]; [steps, 2] is needed"
-    assert seen["files"] == 8
+    assert seen["files"] == 80
     assert seen["series"] == {"num_steps": 4, "num_channels": 2}
     assert seen["code"] == ["perceiver_model", "pipeline", "series"]
     assert seen["example"] == "0,0"

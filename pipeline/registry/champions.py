@@ -88,7 +88,7 @@ def _artifacts(mlflow_client: Any, version: Any) -> Iterator[Path]:
             path = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder)) / "artifacts"
         if not all((path / name).is_file() for name in (CARD_FILE, WEIGHTS_FILE)):
             raise UserError(
-                f"{label}: is no Perceiver that 'perceiver promote' registered; register this one "
+                f"{label}: was not registered by 'perceiver promote'; register this run's model "
                 "under another --name"
             )
         yield path

@@ -191,7 +191,9 @@ def _against(
         console.notice(f"{champion.name} {remark}")
     broken = weights_not_finite(champion.predictor.model.state_dict())
     if broken or not theirs.finite[theirs.readable].any():
-        console.notice(f"{champion.name} gives no finite value; it is no obstacle")
+        console.notice(
+            f"{champion.name} gives no finite value, so this run does not have to beat it"
+        )
         return _verdict(candidate, ~left_out, champion_value=candidate.objective.worst)
     if not theirs.finite.all():
         console.notice(
@@ -203,8 +205,8 @@ def _against(
         raise UserError(
             f"{remaining} of {len(known)} samples of the {split} split are left that neither this "
             f"run nor {champion.name} was trained on, and registry.alpha={rules.alpha:g} needs at "
-            f"least {needed}; decide on another --split, or keep sources apart that no model has "
-            "seen"
+            f"least {needed}; choose another --split, or hold out sources that no model is "
+            "trained on"
         )
     comparison = Comparison.of(candidate.outcomes, theirs, ~left_out, type(candidate.objective))
     if not comparison.passes(rules):
@@ -234,8 +236,8 @@ def _known_to(
     """Return which samples the champion is known to be trained on, bool `[samples]`."""
     if champion.record is None:
         console.notice(
-            f"{champion.name} has no record of what it was trained on, and its shard set is gone: "
-            "it may know some of these samples, which can only help it"
+            f"{champion.name} has no record of its training samples, and its shard set is missing: "
+            "it may have been trained on some of these samples, which can only help it"
         )
     if champion.record is None or candidate.is_coarse:
         return np.zeros_like(candidate.known)
@@ -273,7 +275,7 @@ def _verdict(
     if not samples:
         raise UserError(
             f"no sample of the {candidate.split} split is left: models were trained on all "
-            f"{len(used)}; decide on another --split"
+            f"{len(used)}; choose another --split"
         )
     value = float(candidate.outcomes.values[used].mean())
     return Verdict(samples, len(used) - samples, value, champion_value, comparison)

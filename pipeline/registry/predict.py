@@ -175,7 +175,7 @@ def load_model(mlflow_client: Any, model_uri: str) -> Predictor:
     model = loaded.unwrap_python_model()
     predictor = getattr(model, "predictor", None)
     if predictor is None:
-        raise UserError(f"{model_uri}: is no Perceiver that 'perceiver promote' registered")
+        raise UserError(f"{model_uri}: was not registered by 'perceiver promote'")
     return predictor
 
 

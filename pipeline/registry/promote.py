@@ -140,7 +140,7 @@ def promote(
         now = _champion(mlflow_client, name, alias)
         if _number(now) == _number(champion):
             break
-        console.notice(f"{name}@{alias} has moved meanwhile")
+        console.notice(f"{name}@{alias} was moved by another promotion; judging again")
         champion = now
     move_alias(mlflow_client, name, alias, str(version.version))
     mark_promoted(mlflow_client, version, alias, console)
@@ -197,8 +197,8 @@ def _candidate(
     shard_set = ShardSet.open(run_shards(run_id, address, shards))
     if shard_set.digest != run.data.tags.get("perceiver.shards_digest"):
         raise UserError(
-            f"{address}: is no longer the shard set that run {run_id} was trained on; train on the "
-            "new one first"
+            f"{address}: is not the shard set that run {run_id} was trained on; train on this set "
+            "first"
         )
     formats = {
         name: fitted_media(fmt, shard_set.manifest.config)

@@ -37,7 +37,7 @@ def rollback(mlflow_client: Any, *, name: str, alias: str) -> dict[str, Any]:
     where = f"{name}@{alias}"
     current = champion_of(mlflow_client, name, alias)
     if current is None:
-        raise UserError(f"{where}: there is no such model or alias, so nothing to roll back")
+        raise UserError(f"{where}: there is no such model or alias; check --name and --alias")
     state = f"{where} is version {current.version}"
     if current.tags.get(ALIAS_TAG, alias) != alias:
         raise UserError(
@@ -50,7 +50,7 @@ def rollback(mlflow_client: Any, *, name: str, alias: str) -> dict[str, Any]:
     version = _version(mlflow_client, name, before, state)
     again = champion_of(mlflow_client, name, alias)
     if again is None or again.version != current.version:
-        raise UserError(f"{state} no longer: somebody else has just moved it; run this again")
+        raise UserError(f"{where} was moved by another command at the same time; run this again")
     move_alias(mlflow_client, name, alias, str(version.version))
     return {
         "model_uri": f"models:/{where}",
@@ -78,6 +78,5 @@ def _version(mlflow_client: Any, name: str, number: str, state: str) -> Any:
             if not is_missing(error):
                 raise
     raise UserError(
-        f"{state}; version {number}, which was before it, is no longer registered: move the alias "
-        "in MLflow"
+        f"{state}; version {number}, the version before it, was deleted; move the alias in MLflow"
     )

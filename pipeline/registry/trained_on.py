@@ -121,5 +121,8 @@ def read_record(path: Path) -> np.ndarray:
     """
     data = path.read_bytes()
     if len(data) % _DIGEST.itemsize:
-        raise UserError(f"{path.name}: {len(data)} bytes are no whole number of sha256 digests")
+        raise UserError(
+            f"{path.name}: its {len(data)} bytes are not a whole number of sha256 digests of "
+            f"{_DIGEST.itemsize} bytes"
+        )
     return np.frombuffer(data, _DIGEST)

@@ -71,7 +71,7 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
     """
     study = config.study
     if study is None:
-        raise UserError(f"{config.name}: has no section 'study'; say there what to search")
+        raise UserError(f"{config.name}: has no section 'study'; add one with the fields to search")
     config = with_shards(config, console)
     shard_set = open_shards(config)
     _require_validation(config, shard_set)
@@ -169,11 +169,11 @@ def _require_validation(config: Config, shard_set: ShardSet) -> None:
     if data.columns.split:
         raise UserError(
             f"data.columns.split={data.columns.split}: a study ranks its trials on a validation "
-            "split and no usable row of the listing is in it; write 'validation' in that column "
+            "split, and no usable row of the listing has it; write 'validation' in that column "
             "of some rows, and preprocess again"
         )
     raise UserError(
-        "data.validation: a study ranks its trials on a validation split and there is none; "
+        "data.validation: a study ranks its trials on a validation split, and the set has none; "
         "set data.validation to a share such as 0.1, or to a folder, and preprocess again"
     )
 
