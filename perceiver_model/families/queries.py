@@ -61,10 +61,10 @@ class QueryPredictor(nn.Module):
             ValueError: If a shape or a dtype is wrong, or there are fewer outputs.
         """
         total = self.config.num_queries
-        wanted = total if num_outputs is None else num_outputs
-        if not 1 <= wanted <= total:
+        count = total if num_outputs is None else num_outputs
+        if not 1 <= count <= total:
             raise ValueError(f"num_outputs is {num_outputs}; must be from 1 to {total}")
         latents = self.encoder(self.input_array(inputs, mask))
-        queries = self.queries(torch.arange(wanted, device=latents.device))
+        queries = self.queries(torch.arange(count, device=latents.device))
         outputs = self.decoder(queries.to(latents.dtype), latents)
         return outputs if outputs.dtype == torch.float64 else outputs.float()
