@@ -2,11 +2,28 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 
-from perceiver_model.config_checks import read_config
+from perceiver_model.config_checks import read_config, write_config
 
 Config = TypeVar("Config")
+
+
+class ConfigTree:
+    """The base of configuration dataclasses that are written as JSON and read again."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration and its parts in JSON's types; `from_dict` reads them."""
+        return write_config(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read a mapping that `to_dict` wrote.
+
+        Raises:
+            ValueError: If a key is unknown or missing, or a value is not allowed.
+        """
+        return read_tree(cls, values)
 
 
 def read_tree(config_type: type[Config], values: Mapping[str, Any]) -> Config:

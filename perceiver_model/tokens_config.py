@@ -1,8 +1,7 @@
 """The configuration of one input, its tokens and their positions. It does not import torch."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self, get_args
+from typing import Any, ClassVar, get_args
 
 from perceiver_model.adapters.configs import AdapterBase
 from perceiver_model.config import (
@@ -12,12 +11,12 @@ from perceiver_model.config import (
     LearnedPositions,
     PositionConfig,
 )
-from perceiver_model.config_checks import FORBID_EXTRA, check_numbers, refusal, write_config
-from perceiver_model.config_tree import read_tree
+from perceiver_model.config_checks import FORBID_EXTRA, check_numbers, refusal
+from perceiver_model.config_tree import ConfigTree
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokensConfig:
+class TokensConfig(ConfigTree):
     """The base of every configuration with one input: input → adapter → [content | positions].
 
     Attributes:
@@ -76,21 +75,20 @@ class TokensConfig:
     @property
     def max_resolution(self) -> tuple[float, ...]:
         """The `max_resolution` of the Fourier features; by default, the shape of the token grid."""
-        fourier = isinstance(self.positions, FourierConfig) and self.positions.max_resolution
-        return fourier or self.token_grid
+        return max_resolution(self.positions, self.token_grid)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the configuration and its parts in JSON's types; `from_dict` reads them."""
-        return write_config(self)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read a mapping that `to_dict` wrote.
+def max_resolution(
+    positions: PositionConfig | None, token_grid: tuple[int, ...]
+) -> tuple[float, ...]:
+    """Return the `max_resolution` of the Fourier features; by default, the shape of the grid.
 
-        Raises:
-            ValueError: If a key is unknown or missing, or a value is not allowed.
-        """
-        return read_tree(cls, values)
+    Args:
+        positions: The configuration of the positions.
+        token_grid: The shape of the token grid.
+    """
+    fourier = isinstance(positions, FourierConfig) and positions.max_resolution
+    return fourier or token_grid
 
 
 def position_channels(positions: PositionConfig | None, dims: int) -> int:

@@ -62,7 +62,7 @@ def rotate(heads: torch.Tensor, rotation: Rotation | None) -> torch.Tensor:
         return heads
     cosine, sine = rotation
     rotated_channels = 2 * cosine.shape[-1]
-    turned, kept = heads.split([rotated_channels, heads.shape[-1] - rotated_channels], dim=-1)
-    even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], dim=-1)
-    return torch.cat([turned.flatten(-2).to(heads.dtype), kept], dim=-1)
+    rotated, unrotated = heads.split([rotated_channels, heads.shape[-1] - rotated_channels], dim=-1)
+    even, odd = rotated.unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], dim=-1)
+    return torch.cat([rotated.flatten(-2).to(heads.dtype), unrotated], dim=-1)

@@ -45,8 +45,8 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _place(num_queries, groups, block_queries: tl.constexpr):
-    """Return the program's head in the batch, its group of rows and its queries."""
+def _program_indices(num_queries, groups, block_queries: tl.constexpr):
+    """Return the program's indices: the head in the batch, the group of rows, and the queries."""
     blocks = tl.cdiv(num_queries, block_queries)
     program = tl.program_id(0)
     query = program % blocks * block_queries + tl.arange(0, block_queries)
@@ -81,7 +81,7 @@ def maxima_kernel(
     block_columns: tl.constexpr,
 ):
     """Find the largest score of each query in a group of rows."""
-    batch_head, group, query = _place(num_queries, groups, block_queries)
+    batch_head, group, query = _program_indices(num_queries, groups, block_queries)
     sample, of_head = batch_head // heads, batch_head % heads * num_queries + query
     inside = query < num_queries
     queries += sample * query_stride + of_head * channels
@@ -147,7 +147,7 @@ def sums_kernel(
     `backward`, these exponentials are the attention weights, and w are the gradients of the scores:
     the attention weights times scale · (query_grads · content + row_grads + column_grads) - delta.
     """
-    batch_head, group, query = _place(num_queries, groups, block_queries)
+    batch_head, group, query = _program_indices(num_queries, groups, block_queries)
     sample, of_head = batch_head // heads, batch_head % heads * num_queries + query
     of_batch, of_group = batch_head * num_queries, (batch_head * groups + group) * num_queries
     inside = query < num_queries

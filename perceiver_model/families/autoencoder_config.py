@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from perceiver_model.adapters.multimodal_config import MultimodalInput, PaddedModalities
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, PositionConfig
@@ -13,9 +13,8 @@ from perceiver_model.config_checks import (
     check_numbers,
     check_one_of,
     refusal,
-    write_config,
 )
-from perceiver_model.config_tree import read_tree
+from perceiver_model.config_tree import ConfigTree
 from perceiver_model.tokens_config import check_cross_heads, check_decoder_heads, position_channels
 
 
@@ -89,7 +88,7 @@ class VectorOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig:
+class AutoencoderConfig(ConfigTree):
     """Modalities → one input array → encoder → one decoder for all outputs.
 
     Attributes:
@@ -140,16 +139,3 @@ class AutoencoderConfig:
         """The number of channels of an output query."""
         widest = max(output.query_channels for output in self.outputs.values())
         return widest + self.query_embedding_channels
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the configuration and its parts in JSON's types; `from_dict` reads them."""
-        return write_config(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read a mapping that `to_dict` wrote.
-
-        Raises:
-            ValueError: If a key is unknown or missing, or a value is not allowed.
-        """
-        return read_tree(cls, values)

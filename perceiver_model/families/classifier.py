@@ -3,17 +3,15 @@
 import torch
 from torch import nn
 
-from perceiver_model.adapters.build import Inputs, Masks, build_adapter
+from perceiver_model.adapters.build import Inputs, Masks
 from perceiver_model.attention.multi_head import linear
-from perceiver_model.attention.tokens import InputArray
 from perceiver_model.config import DecoderConfig
 from perceiver_model.decoder import PerceiverDecoder
 from perceiver_model.families.classifier_config import ClassifierConfig
-from perceiver_model.perceiver import PerceiverEncoder
-from perceiver_model.positions import build_positions
+from perceiver_model.families.tokens_model import TokensModel
 
 
-class PerceiverClassifier(nn.Module):
+class PerceiverClassifier(TokensModel):
     """A classifier of any input (paper, sections 3 and 4.1; IO, section 4.5).
 
     Args:
@@ -26,23 +24,14 @@ class PerceiverClassifier(nn.Module):
         ValueError: If the table does not fit the token grid of the configuration.
     """
 
+    config: ClassifierConfig
+
     def __init__(self, config: ClassifierConfig, positions: torch.Tensor | None = None) -> None:
-        super().__init__()
-        self.config = config
-        self.positions = build_positions(
-            config.positions, config.token_grid, config.max_resolution, positions
-        )
-        self.adapter = build_adapter(config)
-        self.encoder = PerceiverEncoder(config.encoder, input_channels=config.input_channels)
+        super().__init__(config, config.encoder, positions)
         if config.decoder is None:
             self.head: nn.Module = MeanHead(config.encoder.latent_dim, config.num_classes)
         else:
             self.head = QueryHead(config.decoder, config.encoder.latent_dim, config.num_classes)
-
-    def input_array(self, inputs: Inputs, mask: Masks | None = None) -> InputArray:
-        """Return the tokens that the encoder reads. The arguments are those of `forward`."""
-        content, token_mask = self.adapter(inputs, mask)
-        return InputArray(content.to(self.encoder.latents.dtype), self.positions(), token_mask)
 
     def forward(
         self,

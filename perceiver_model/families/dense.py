@@ -3,12 +3,11 @@
 import math
 
 import torch
-from torch import nn
 
-from perceiver_model.adapters.build import Inputs, Masks, build_adapter
-from perceiver_model.attention.tokens import InputArray
+from perceiver_model.adapters.build import Inputs, Masks
 from perceiver_model.decoder import PerceiverDecoder
 from perceiver_model.families.dense_config import DenseConfig
+from perceiver_model.families.tokens_model import TokensModel
 from perceiver_model.output_queries import (
     OutputPositions,
     check_indices,
@@ -17,11 +16,9 @@ from perceiver_model.output_queries import (
     nearest_tokens,
     positions_at,
 )
-from perceiver_model.perceiver import PerceiverEncoder
-from perceiver_model.positions import build_positions
 
 
-class DensePredictor(nn.Module):
+class DensePredictor(TokensModel):
     """A model with one output per position, for segmentation, depth, flow and similar tasks.
 
     The loss defines the meaning of the outputs: logits of classes for cross-entropy, or regressed
@@ -32,14 +29,10 @@ class DensePredictor(nn.Module):
         positions: The table of the tokens' Fourier features, as in `PerceiverClassifier`.
     """
 
+    config: DenseConfig
+
     def __init__(self, config: DenseConfig, positions: torch.Tensor | None = None) -> None:
-        super().__init__()
-        self.config = config
-        self.positions = build_positions(
-            config.positions, config.token_grid, config.max_resolution, positions
-        )
-        self.adapter = build_adapter(config)
-        self.encoder = PerceiverEncoder(config.encoder, input_channels=config.input_channels)
+        super().__init__(config, config.encoder, positions)
         self.query_positions = OutputPositions(config.query_positions, config.outputs)
         self.decoder = PerceiverDecoder(
             config.decoder,
@@ -47,11 +40,6 @@ class DensePredictor(nn.Module):
             latent_dim=config.encoder.latent_dim,
             output_channels=config.output_channels,
         )
-
-    def input_array(self, inputs: Inputs, mask: Masks | None = None) -> InputArray:
-        """Return the tokens that the encoder reads. The arguments are those of `forward`."""
-        content, token_mask = self.adapter(inputs, mask)
-        return InputArray(content.to(self.encoder.latents.dtype), self.positions(), token_mask)
 
     def forward(
         self,

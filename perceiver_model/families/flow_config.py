@@ -1,8 +1,7 @@
 """The configuration of optical flow with Perceiver IO (IO, section 4.2 and appendix H)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from perceiver_model.adapters.configs import VideoInput
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, PositionConfig
@@ -12,14 +11,18 @@ from perceiver_model.config_checks import (
     check_number,
     check_numbers,
     refusal,
-    write_config,
 )
-from perceiver_model.config_tree import read_tree
-from perceiver_model.tokens_config import check_cross_heads, check_decoder_heads, position_channels
+from perceiver_model.config_tree import ConfigTree
+from perceiver_model.tokens_config import (
+    check_cross_heads,
+    check_decoder_heads,
+    max_resolution,
+    position_channels,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowConfig:
+class FlowConfig(ConfigTree):
     """Optical flow: two frames → one token per pixel → encoder → the same tokens as queries → flow.
 
     The defaults are DeepMind's model: 368 × 496 pixels, 64 + 258 channels, 2,048 latents of 512
@@ -82,18 +85,4 @@ class FlowConfig:
     @property
     def max_resolution(self) -> tuple[float, ...]:
         """The `max_resolution` of the Fourier features; by default, the size of the frames."""
-        fourier = isinstance(self.positions, FourierConfig) and self.positions.max_resolution
-        return fourier or self.token_grid
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the configuration and its parts in JSON's types; `from_dict` reads them."""
-        return write_config(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read a mapping that `to_dict` wrote.
-
-        Raises:
-            ValueError: If a key is unknown or missing, or a value is not allowed.
-        """
-        return read_tree(cls, values)
+        return max_resolution(self.positions, self.token_grid)

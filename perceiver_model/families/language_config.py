@@ -1,18 +1,17 @@
 """The configuration of a masked language model. It does not import torch."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from perceiver_model.adapters.configs import TextInput, TokenEmbeddingConfig
 from perceiver_model.config import DecoderConfig, EncoderConfig
-from perceiver_model.config_checks import FORBID_EXTRA, write_config
-from perceiver_model.config_tree import read_tree
+from perceiver_model.config_checks import FORBID_EXTRA
+from perceiver_model.config_tree import ConfigTree
 from perceiver_model.tokens_config import check_cross_heads, check_decoder_heads
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageConfig:
+class LanguageConfig(ConfigTree):
     """A masked language model: text → embedding → encoder → a query per position → logits.
 
     The defaults are Perceiver IO's for UTF-8 bytes (IO, section 4.1 and appendix F): 2,048 tokens
@@ -56,16 +55,3 @@ class LanguageConfig:
     def input_channels(self) -> int:
         """The number of channels of a token and of an output query."""
         return self.adapter.num_channels
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the configuration and its parts in JSON's types; `from_dict` reads them."""
-        return write_config(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read a mapping that `to_dict` wrote.
-
-        Raises:
-            ValueError: If a key is unknown or missing, or a value is not allowed.
-        """
-        return read_tree(cls, values)

@@ -1,18 +1,15 @@
 """A model with a fixed number of outputs, one learned query for each (IO, section 3.2)."""
 
 import torch
-from torch import nn
 
-from perceiver_model.adapters.build import Inputs, Masks, build_adapter
-from perceiver_model.attention.tokens import InputArray
+from perceiver_model.adapters.build import Inputs, Masks
 from perceiver_model.decoder import PerceiverDecoder
 from perceiver_model.families.queries_config import QueriesConfig
+from perceiver_model.families.tokens_model import TokensModel
 from perceiver_model.output_queries import LearnedQueries
-from perceiver_model.perceiver import PerceiverEncoder
-from perceiver_model.positions import build_positions
 
 
-class QueryPredictor(nn.Module):
+class QueryPredictor(TokensModel):
     """A model with numbered outputs: the numbers of a regression, or positions of a sequence.
 
     Args:
@@ -20,14 +17,10 @@ class QueryPredictor(nn.Module):
         positions: The table of the tokens' Fourier features, as in `PerceiverClassifier`.
     """
 
+    config: QueriesConfig
+
     def __init__(self, config: QueriesConfig, positions: torch.Tensor | None = None) -> None:
-        super().__init__()
-        self.config = config
-        self.positions = build_positions(
-            config.positions, config.token_grid, config.max_resolution, positions
-        )
-        self.adapter = build_adapter(config)
-        self.encoder = PerceiverEncoder(config.encoder, input_channels=config.input_channels)
+        super().__init__(config, config.encoder, positions)
         self.queries = LearnedQueries(config.num_queries, config.query_width)
         self.decoder = PerceiverDecoder(
             config.decoder,
@@ -35,11 +28,6 @@ class QueryPredictor(nn.Module):
             latent_dim=config.encoder.latent_dim,
             output_channels=config.output_channels,
         )
-
-    def input_array(self, inputs: Inputs, mask: Masks | None = None) -> InputArray:
-        """Return the tokens that the encoder reads. The arguments are those of `forward`."""
-        content, token_mask = self.adapter(inputs, mask)
-        return InputArray(content.to(self.encoder.latents.dtype), self.positions(), token_mask)
 
     def forward(
         self,
@@ -61,10 +49,10 @@ class QueryPredictor(nn.Module):
             ValueError: If a shape or a dtype is wrong, or there are fewer outputs.
         """
         total = self.config.num_queries
-        wanted = total if num_outputs is None else num_outputs
-        if not 1 <= wanted <= total:
+        count = total if num_outputs is None else num_outputs
+        if not 1 <= count <= total:
             raise ValueError(f"num_outputs is {num_outputs}; must be from 1 to {total}")
         latents = self.encoder(self.input_array(inputs, mask))
-        queries = self.queries(torch.arange(wanted, device=latents.device))
+        queries = self.queries(torch.arange(count, device=latents.device))
         outputs = self.decoder(queries.to(latents.dtype), latents)
         return outputs if outputs.dtype == torch.float64 else outputs.float()

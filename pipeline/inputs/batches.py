@@ -47,8 +47,8 @@ class MemberDecoder:
                 arrays[name] = decode_member(members[member], fmt)
                 check_array(arrays[name], fmt)
         if not arrays:
-            wanted = " or ".join(map(model_member, self.formats.values()))
-            raise ValueError(f"has {', '.join(members)}, and no {wanted}")
+            expected = " or ".join(map(model_member, self.formats.values()))
+            raise ValueError(f"has {', '.join(members)}, and no {expected}")
         if self.has_target:
             arrays[TARGET] = decode_target(sample)
         return arrays

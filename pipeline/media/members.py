@@ -87,14 +87,14 @@ class MemberMaker:
                 yield encode_members(array, fmt)
             return
         required = brought.keys() - set(self._allow_missing)
-        wanted = {name: fmt, **brought}
+        formats = {name: fmt, **brought}
         for arrays in modality_of(fmt).decode_with(
             data, fmt, brought, required=required, strict=self._strict
         ):
             members: dict[str, bytes] = {}
             for field, part in arrays.items():
                 if part is not None:
-                    members |= encode_members(part, wanted[field])
+                    members |= encode_members(part, formats[field])
             yield members
 
     def _brought(self, name: str, parts: dict[str, NamedBlob]) -> dict[str, MediaFormat]:

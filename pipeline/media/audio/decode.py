@@ -3,13 +3,13 @@
 import io
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from perceiver_model.config_checks import check_integers, check_number, check_one_of
 from pipeline.media.audio.checks import check_flac, check_gsm, is_read_in_part, with_its_length
-from pipeline.media.audio.log import told_shortage
+from pipeline.media.audio.log import find_shortage
 from pipeline.media.audio.mel import MelFormat, log_mel
 from pipeline.media.audio.mp3 import find_frames
 from pipeline.media.audio.ogg import recordings_of
@@ -18,9 +18,6 @@ from pipeline.media.audio.sources import FFmpegSource, FileSource, open_sound
 from pipeline.media.audio.tags import without_tags
 from pipeline.media.errors import MediaError
 from pipeline.media.format import MediaFormat
-
-if TYPE_CHECKING:
-    pass
 
 FIELD = "audio"
 # Telephone prompts come as bare GSM 06.10 frames. They have no header that declares their rate.
@@ -145,7 +142,7 @@ def decode_audio(
         with open_sound(io.BytesIO(recordings[0]), **raw) as file:
             if file.format == "SD2":
                 raise MediaError(_UNKNOWN)
-            if strict and (shortage := told_shortage(file, data)):
+            if strict and (shortage := find_shortage(file, data)):
                 raise MediaError(shortage)
             rate = file.samplerate
             if not 0 < rate <= MAX_SOURCE_RATE:

@@ -18,7 +18,7 @@ _BYTES = (
 )
 
 
-def told_shortage(file: "SoundFile", data: bytes) -> str | None:
+def find_shortage(file: "SoundFile", data: bytes) -> str | None:
     """Return the reason that says what the header declares and libsndfile does not find.
 
     Args:

@@ -32,17 +32,17 @@ def resample_start(
     stream = None
     if rate != sample_rate:
         stream = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
-    made: list[np.ndarray] = []
+    resampled: list[np.ndarray] = []
     missing = count
     for piece in pieces:
-        made.append(piece if stream is None else stream.resample_chunk(piece))
-        missing -= len(made[-1])
+        resampled.append(piece if stream is None else stream.resample_chunk(piece))
+        missing -= len(resampled[-1])
         if missing <= 0:
             break
     else:
         if stream is not None:
-            made.append(stream.resample_chunk(np.empty(0, np.float32), last=True))
-    return np.concatenate(made)[:count] if made else np.empty(0, np.float32)
+            resampled.append(stream.resample_chunk(np.empty(0, np.float32), last=True))
+    return np.concatenate(resampled)[:count] if resampled else np.empty(0, np.float32)
 
 
 def resample_within(

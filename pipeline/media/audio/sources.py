@@ -68,11 +68,11 @@ class FileSource:
         Raises:
             MediaError: A value is not finite, or the chain changes its sample rate.
         """
-        wanted = num_source_samples(count, self._rate, sample_rate)
+        needed = num_source_samples(count, self._rate, sample_rate)
         _, further = margins(self._rate, sample_rate)
         while not self.has_ended:
             at_once = max(1, _VALUES_AT_ONCE // self._file.channels)
-            missing = wanted - self.num_samples
+            missing = needed - self.num_samples
             frames = min(missing if missing > 0 else further, at_once)
             piece = self._file.read(frames=frames, dtype="float32", always_2d=True).mean(axis=1)
             if not np.isfinite(piece).all():

@@ -29,9 +29,9 @@ def check_whole_tiff(image: Any, data: bytes) -> None:
     offsets = _numbers(tags, _TILES if in_tiles else _STRIPS)
     sizes = _numbers(tags, _TILE_BYTES if in_tiles else _STRIP_BYTES)
     what = "tiles" if in_tiles else "strips"
-    wanted = _num_parts(tags, in_tiles)
-    if len(offsets) < wanted:
-        raise MediaError(f"cut short: {len(offsets)} of {wanted} {what} are there")
+    num_parts = _num_parts(tags, in_tiles)
+    if len(offsets) < num_parts:
+        raise MediaError(f"cut short: {len(offsets)} of {num_parts} {what} are there")
     if tags.get(_COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED or len(sizes) != len(offsets):
         return  # Pillow computes the sizes from the pixels and ignores declared ones
     there = sum(offset + size <= len(data) for offset, size in zip(offsets, sizes, strict=True))
@@ -56,12 +56,12 @@ def _is_sound_deflate(content: bytes, most: int) -> bool:
         content: The data of a strip or tile.
         most: The most bytes to decompress. Bytes beyond the image's size do not matter.
     """
-    stream, made = zlib.decompressobj(), 0
+    stream, num_bytes = zlib.decompressobj(), 0
     try:
-        while not stream.eof and made < most:
+        while not stream.eof and num_bytes < most:
             piece = stream.decompress(content, _AT_ONCE)
             content = stream.unconsumed_tail
-            made += len(piece)
+            num_bytes += len(piece)
             if not piece and not content:
                 return stream.eof
     except zlib.error:

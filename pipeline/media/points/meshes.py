@@ -37,13 +37,13 @@ class MeshInstance:
     faces: np.ndarray
     transform: np.ndarray | None = None
 
-    def placed(self) -> np.ndarray:
-        """Return the vertices after the transform."""
+    def scene_vertices(self) -> np.ndarray:
+        """Return the vertices in the scene, after the transform, float64 `[points, 3]`."""
         if self.transform is None:
             return self.vertices
         with np.errstate(over="ignore", invalid="ignore"):
-            placed = self.vertices @ self.transform[:3, :3].T + self.transform[:3, 3]
-        return _finite(placed)
+            moved = self.vertices @ self.transform[:3, :3].T + self.transform[:3, 3]
+        return _finite(moved)
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Geometry:
         """Yield each part's corners, float64 `[faces, 3, 3]`."""
         for part in self.parts:
             if len(part.faces):
-                yield part.placed()[part.faces]
+                yield part.scene_vertices()[part.faces]
 
     def points(self) -> np.ndarray:
         """Return all vertices, float64 `[points, 3]`."""
-        return np.concatenate([part.placed() for part in self.parts])
+        return np.concatenate([part.scene_vertices() for part in self.parts])
 
 
 def read_geometry(data: bytes, fmt: PointsFormat, *, strict: bool = True) -> Geometry:

@@ -22,7 +22,7 @@ def read_ply(data: bytes, fmt: PointsFormat) -> tuple[np.ndarray, np.ndarray]:
             triangles, or has more faces or points than `fmt` allows.
     """
     header = read_header(data)
-    wanted = [_wanted(element, fmt) for element in header.elements]
+    properties = [_wanted(element, fmt) for element in header.elements]
     for element in header.elements:
         check_counts(
             element.count if element.name == "face" else 0,
@@ -35,7 +35,7 @@ def read_ply(data: bytes, fmt: PointsFormat) -> tuple[np.ndarray, np.ndarray]:
     else:
         body = BinaryBody(data, header.num_bytes, header.order, fmt)
     points, faces = np.empty((0, 3)), np.empty((0, 3), np.int64)
-    for element, names in zip(header.elements, wanted, strict=True):
+    for element, names in zip(header.elements, properties, strict=True):
         read = body.read(element, names)
         if element.name == "vertex":
             points = np.stack([read[axis][0].astype(np.float64) for axis in AXES], axis=1)

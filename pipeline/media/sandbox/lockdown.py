@@ -158,18 +158,18 @@ def prepare_imports() -> list[str]:
     """
     readable = [*_SYSTEM_LIBRARIES, *_SYSTEM_FACTS, *_libraries_of_python()]
     loose: dict[str, str] = {}
-    kept: list[str] = []
+    package_folders: list[str] = []
     find = importlib.machinery.PathFinder.find_spec
     for entry in sys.path:
         folder = Path(entry)
         if _is_of_packages(folder):
             readable.append(entry)
-            kept.append(entry)
+            package_folders.append(entry)
         elif folder.is_dir():
             for module in pkgutil.iter_modules([entry]):
-                if module.name not in loose and find(module.name, kept) is None:
+                if module.name not in loose and find(module.name, package_folders) is None:
                     loose[module.name] = entry
-    sys.path[:] = kept
+    sys.path[:] = package_folders
     finder = _Modules(loose)
     # Place it before the folders of packages and before editable installations.
     sys.meta_path.insert(sys.meta_path.index(importlib.machinery.PathFinder), finder)

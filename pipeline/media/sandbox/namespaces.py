@@ -94,8 +94,8 @@ def _bind(descriptor: int, target: Path) -> None:
         target.touch()
     _mount(f"/proc/self/fd/{descriptor}", str(target), flags=_BIND | _RECURSIVE)
     has = os.statvfs(target).f_flag
-    kept = sum(flag for reported, flag in _KEPT_FLAGS.items() if has & reported)
-    _mount("none", str(target), flags=_BIND | _REMOUNT | _READ_ONLY | kept)
+    kept_flags = sum(flag for reported, flag in _KEPT_FLAGS.items() if has & reported)
+    _mount("none", str(target), flags=_BIND | _REMOUNT | _READ_ONLY | kept_flags)
 
 
 def drop_privileges() -> bool:
@@ -111,14 +111,14 @@ def drop_privileges() -> bool:
         OSError: The system does not allow it.
     """
     _call("prctl", _SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    kept = _READ_ANY_FILE if os.geteuid() == 0 else 0
+    allowed = _READ_ANY_FILE if os.geteuid() == 0 else 0
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES_VERSION, 0)
     has = (ctypes.c_uint32 * 6)()
     _call("capget", header, has)
-    both = has[1] & kept
+    both = has[1] & allowed
     _call("capset", header, (ctypes.c_uint32 * 6)(both, both, 0, 0, 0, 0))
     _call("prctl", _SET_DUMPABLE, 0, 0, 0, 0)
-    return bool(has[1] & ~kept or has[4])
+    return bool(has[1] & ~allowed or has[4])
 
 
 def _mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:

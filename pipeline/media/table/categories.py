@@ -20,10 +20,10 @@ class Categories:
 
     def __init__(self, known: Sequence[str]) -> None:
         self._size = len(known)
-        self._places = {name: index for index, name in enumerate(known)}
+        self._indices = {name: index for index, name in enumerate(known)}
         self._numerals: dict[Decimal, list[str]] = {}
         for index, name in enumerate(known):
-            self._places.setdefault(name_of(name), index)
+            self._indices.setdefault(name_of(name), index)
             if (number := numeral(name)) is not None:
                 self._numerals.setdefault(number, []).append(name)
 
@@ -36,16 +36,15 @@ class Categories:
 
         Returns:
             The index of the known name; the number of known names if the value is none of them; NaN
-                if
-            the value is missing.
+            if the value is missing.
         """
-        if isinstance(given, str) and given in self._places:  # earlier vocabularies may know NA
-            return self._places[given]
+        if isinstance(given, str) and given in self._indices:  # earlier vocabularies may know NA
+            return self._indices[given]
         if name is None:
             return math.nan
-        if name not in self._places and is_number(given):
+        if name not in self._indices and is_number(given):
             name = self._written_longer(name) or name
-        return self._places.get(name, self._size)
+        return self._indices.get(name, self._size)
 
     def uncertain(self, value: Any) -> list[str]:
         """Return the known texts that a number may have been before it was read as a number.

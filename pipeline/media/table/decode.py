@@ -215,12 +215,12 @@ def fit_vocabulary(batches: Iterable["pa.RecordBatch"], fmt: TableFormat) -> Tab
             moment.add(_numbers(batch.column(column), column))
         for column, counter in counts.items():
             _count(batch.column(column), column, counter)
-    kept = {
+    frequent = {
         column: sorted(counter, key=lambda name: (-counter[name], name))[: fmt.max_categories]
         for column, counter in counts.items()
     }
     return TableVocabulary(
-        categories={column: tuple(sorted(names)) for column, names in kept.items()},
+        categories={column: tuple(sorted(names)) for column, names in frequent.items()},
         mean=tuple(moment.mean for moment in moments.values()),
         std=tuple(moment.std for moment in moments.values()),
     )

@@ -112,11 +112,11 @@ def _spoken(
     rate = sound.rate
     before, behind = margins(rate, fmt.sample_rate)
     lead = before if has_begun else 0
-    wanted = num_source_samples(fmt.num_samples, rate, fmt.sample_rate)
+    needed = num_source_samples(fmt.num_samples, rate, fmt.sample_rate)
     first = round(start * rate) - lead
-    read = sound.read(Fraction(first, rate), (lead + wanted + behind) / rate)
+    read = sound.read(Fraction(first, rate), (lead + needed + behind) / rate)
     left = len(read) - lead
-    if left <= 0 or (left < wanted and left < fmt.min_seconds * rate):
+    if left <= 0 or (left < needed and left < fmt.min_seconds * rate):
         return None
     part = resample_within(read, rate, fmt.sample_rate, lead=lead, count=fmt.num_samples)
     return to_format(part, fmt)
@@ -137,7 +137,7 @@ def _without_sound(start: Fraction, end: Fraction | None, fmt: AudioFormat) -> s
 def _clips(track: Track, fmt: VideoFormat) -> Iterator[tuple[Fraction, np.ndarray]]:
     """Yield clips with their start, in seconds of the film's clock."""
     clip = np.empty(fmt.shape, np.uint8)
-    first, filled, made = 0, 0, 0
+    first, filled, num_clips = 0, 0, 0
     begin = Fraction(0)
     for number, time, pixels in _samples(track, fmt):
         if number == 0:
@@ -149,17 +149,17 @@ def _clips(track: Track, fmt: VideoFormat) -> Iterator[tuple[Fraction, np.ndarra
         if filled < fmt.num_frames:
             continue
         yield begin + first / fmt.rate, clip
-        made += 1
+        num_clips += 1
         if fmt.clips == "first":
             return
         first += fmt.stride_frames
-        kept = max(0, fmt.num_frames - fmt.stride_frames)
+        num_overlapping = max(0, fmt.num_frames - fmt.stride_frames)
         before, clip = clip, np.empty(fmt.shape, np.uint8)
-        clip[:kept] = before[fmt.num_frames - kept :]
+        clip[:num_overlapping] = before[fmt.num_frames - num_overlapping :]
         del before
-        filled = kept
+        filled = num_overlapping
     _check_whole(track, begin, fmt)
-    if made:
+    if num_clips:
         return
     if not filled:
         raise MediaError("its video track has no frames")
