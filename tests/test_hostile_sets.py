@@ -193,9 +193,9 @@ def folder(whole: Path, tmp_path: Path) -> Iterator[Path]:
         assert path.is_dir() or path.parent.name == "locks" or len(path.name) == 64
 
 
-def use(place: Any, cache: Path) -> None:
+def use(address: Any, cache: Path) -> None:
     """All that is done with a set."""
-    shard_set = ShardSet.open(place)
+    shard_set = ShardSet.open(address)
     for split in shard_set.manifest.counts:
         for cost in (1, 1 << 30):  # by ranges, and by whole shards
             remote = RemoteReading(cache_folder=cache, request_cost=cost)
@@ -216,20 +216,20 @@ def test_a_set_that_says_what_cannot_be_is_refused(
         content = json.loads((folder / "manifest.json").read_bytes())
         change(content)
         (folder / "manifest.json").write_text(json.dumps(content, sort_keys=True, indent=2) + "\n")
-    for place in (folder, upload(folder)):
-        for attempt in (functools.partial(use, place, tmp_path / "cache"), None):
+    for address in (folder, upload(folder)):
+        for attempt in (functools.partial(use, address, tmp_path / "cache"), None):
             if attempt is None:
-                assert_verify_refuses(place)
+                assert_verify_refuses(address)
                 continue
             with pytest.raises(ShardError) as refusal:
                 attempt()
             assert_plain(str(refusal.value))
 
 
-def assert_verify_refuses(place: Any) -> None:
+def assert_verify_refuses(address: Any) -> None:
     try:
-        inspect_shards(str(place))
-        problems = verify(place)
+        inspect_shards(str(address))
+        problems = verify(address)
     except ShardError as error:
         assert_plain(str(error))
     else:
@@ -294,9 +294,9 @@ def test_a_quarantine_with_a_missing_field_is_refused(folder: Path) -> None:
 
 def test_resealing_alone_leaves_a_set_that_is_read(folder: Path, tmp_path: Path) -> None:
     reseal(folder)
-    for place in (folder, upload(folder)):
-        use(place, tmp_path / "cache")
-        assert verify(place) == []
+    for address in (folder, upload(folder)):
+        use(address, tmp_path / "cache")
+        assert verify(address) == []
 
 
 def test_a_set_over_http_cannot_name_a_path(folder: Path, tmp_path: Path) -> None:
@@ -499,16 +499,16 @@ def test_a_hostile_ledger_is_no_ledger(folder: Path) -> None:
     about = {b"digest": digest, b"seconds": b"1", b"places": b'{"train": "/data"}'}
 
     def read(rows: pa.Table, **changes: bytes) -> Ledger:
-        told = about | {name.encode(): value for name, value in changes.items()}
-        ledger_path(folder).write_bytes(encode_parquet(rows.replace_schema_metadata(told)))
+        metadata = about | {name.encode(): value for name, value in changes.items()}
+        ledger_path(folder).write_bytes(encode_parquet(rows.replace_schema_metadata(metadata)))
         return Ledger.read(folder)
 
     assert read(good).addresses == {"train": "/data"}
     for seconds in (b"nan", b"inf", b"-1", b"x", b"\xff", b""):
         assert not read(good, seconds=seconds).addresses
-    for places in (b"[]", b"5", b'{"train": 5}', b'{"../x": "a"}', b"[" * 99_999, b"\xff",
+    for addresses in (b"[]", b"5", b'{"train": 5}', b'{"../x": "a"}', b"[" * 99_999, b"\xff",
                    b'{"train": "\\u001b[2J"}', b'{"train": ""}'):  # fmt: skip
-        assert not read(good, places=places).addresses
+        assert not read(good, places=addresses).addresses
     longest = "/" + "a" * 9_999
     assert read(good, places=json.dumps({"train": longest}).encode()).addresses
     assert not read(good, places=json.dumps({"train": f"{longest}a"}).encode()).addresses
