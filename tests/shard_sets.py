@@ -152,7 +152,7 @@ def write_synthetic(folder: Path, num_shards: int, samples_per_shard: int) -> No
             "index_sha256": hashes[1],
         }
     )
-    listing = encode_parquet(table)
+    shard_table = encode_parquet(table)
     manifest = Manifest(
         config={},
         config_digest=sha256_hex(canonical_json({})),
@@ -164,10 +164,10 @@ def write_synthetic(folder: Path, num_shards: int, samples_per_shard: int) -> No
         quarantined=0,
         positions={},
         position_sha256={},
-        shards_sha256=sha256_hex(listing),
+        shards_sha256=sha256_hex(shard_table),
         quarantine_sha256=sha256_hex(b""),
     )
-    (folder / "shards.parquet").write_bytes(listing)
+    (folder / "shards.parquet").write_bytes(shard_table)
     (folder / "manifest.json").write_bytes(manifest.encode())
 
 

@@ -64,9 +64,9 @@ def make_tar(path: Path, members: dict[str, bytes], **options: Any) -> Path:
 def data_config(train: Path | str, modalities: tuple[str, ...] = ("image",), **data: Any) -> Config:
     """A configuration with these settings of `data` by keyword, and `seed`."""
     seed = data.pop("seed", 0)
-    settings = {"train": str(train), **{name: FORMATS[name] for name in modalities}, **data}
+    fields = {"train": str(train), **{name: FORMATS[name] for name in modalities}, **data}
     try:
-        section = DataConfig.model_validate_json(json.dumps(settings), strict=True)
+        section = DataConfig.model_validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:
         raise UserError(error.errors()[0]["msg"]) from None
     # SourceTable needs the data alone: no model must fit them.
@@ -92,9 +92,9 @@ def refusal(*args: Any, **data: Any) -> str:
     return str(caught.value)
 
 
-def rows(listing: SourceTable, split: str | None = None) -> list[dict[str, Any]]:
+def rows(source_table: SourceTable, split: str | None = None) -> list[dict[str, Any]]:
     """The samples in their order: uri, target, row, and parts by field."""
-    table = listing.table if split is None else listing.of_split(split)
+    table = source_table.table if split is None else source_table.of_split(split)
     found = []
     for row in table.to_pylist():
         parts = {part["field"]: part for part in row["parts"]}
@@ -103,28 +103,28 @@ def rows(listing: SourceTable, split: str | None = None) -> list[dict[str, Any]]
     return found
 
 
-def uris(listing: SourceTable, split: str | None = None) -> list[str]:
+def uris(source_table: SourceTable, split: str | None = None) -> list[str]:
     """The samples' names, in their order."""
-    return [row["uri"] for row in rows(listing, split)]
+    return [row["uri"] for row in rows(source_table, split)]
 
 
-def classes_of(listing: SourceTable, split: str | None = None) -> dict[str, str]:
+def classes_of(source_table: SourceTable, split: str | None = None) -> dict[str, str]:
     """The class of every sample, by its name."""
-    return {row["uri"]: listing.classes[row["target"]] for row in rows(listing, split)}
+    return {row["uri"]: source_table.classes[row["target"]] for row in rows(source_table, split)}
 
 
-def paths(listing: SourceTable, field: str = "image") -> dict[str, str]:
+def paths(source_table: SourceTable, field: str = "image") -> dict[str, str]:
     """The path of every sample's file for a field, by the sample's name."""
     return {
         row["uri"]: os.fsdecode(row["parts"][field]["path"])
-        for row in rows(listing)
+        for row in rows(source_table)
         if field in row["parts"]
     }
 
 
-def refused(listing: SourceTable) -> dict[str, str]:
+def refused(source_table: SourceTable) -> dict[str, str]:
     """Why things were refused, by their name."""
-    return {os.fsdecode(row["uri"]): row["reason"] for row in listing.refused.to_pylist()}
+    return {os.fsdecode(row["uri"]): row["reason"] for row in source_table.refused.to_pylist()}
 
 
 every_suffix = pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])

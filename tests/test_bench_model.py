@@ -49,8 +49,8 @@ def test_all_three_train_infer_and_cross_attend_on_the_same_images(console, tmp_
         assert training["flops_per_image"] == 3 * inference["flops_per_image"]
     report(result, console)
     printed = (tmp_path / "console.txt").read_text()
-    for told in ("training step", "× ours", "inference", "MFU %", "heavier model", "agree with"):
-        assert told in printed
+    for message in ("training step", "× ours", "inference", "MFU %", "heavier model", "agree with"):
+        assert message in printed
 
 
 def test_the_verb_measures_in_processes_of_their_own(monkeypatch, capfd):
@@ -60,7 +60,7 @@ def test_the_verb_measures_in_processes_of_their_own(monkeypatch, capfd):
     result = json.loads(capfd.readouterr().out.splitlines()[-1])
     (row,) = result["rows"]
     assert row["label"] == "ours" and row["images_per_second"] > 0
-    assert result["machine"]["matmul_size"] == 2048  # not what this process was told
+    assert result["machine"]["matmul_size"] == 2048  # not the size in this process
     assert result["agreement"] == {}
 
 
@@ -177,9 +177,11 @@ def test_nothing_is_compared_if_the_outputs_disagree(spoilt_weights, console):
 
 def test_a_disagreement_exits_1_in_one_line(spoilt_weights, bench_here, capfd):
     assert main(["bench", "model", "--preset", "tiny", "--vs", "transformers"]) == 1
-    told = capfd.readouterr()
-    assert told.out == ""
-    assert told.err.splitlines()[-1].startswith("perceiver bench: ours and transformers disagree")
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1].startswith(
+        "perceiver bench: ours and transformers disagree"
+    )
 
 
 def test_logits_that_are_not_numbers_disagree(console):

@@ -76,7 +76,7 @@ def test_time_is_of_at_least_three_steps_and_the_seconds_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (["--preset", "imagent"], "--preset imagent: no preset 'imagent': did you mean 'imagenet'"),
         (["--preset", "modelnet40"], "--preset modelnet40: not a classifier of images; those are"),
@@ -100,12 +100,12 @@ def test_time_is_of_at_least_three_steps_and_the_seconds_asked_for():
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_told_in_one_line(capfd, args, told):
+def test_bad_input_is_told_in_one_line(capfd, args, message):
     assert main(["bench", "model", *args]) == 2
     printed = capfd.readouterr()
     assert printed.out == ""
     (line,) = printed.err.splitlines()
-    assert line.startswith("perceiver bench: ") and told in line
+    assert line.startswith("perceiver bench: ") and message in line
 
 
 def test_a_peer_that_is_not_installed_is_told_how_to_get(monkeypatch, capfd):

@@ -18,7 +18,7 @@ from perceiver_model.attention.multi_head import ATTENTION_PATHS
 pytestmark = pytest.mark.usefixtures("short_bench")
 
 
-class Told:
+class ScriptedAnswers:
     """Answers from a table of seconds by (label, batch size), one after the other."""
 
     def __init__(self, seconds):
@@ -32,11 +32,11 @@ class Told:
             }  # fmt: skip
         label = Variant(implementation=job.implementation, path=job.path).label
         self.asked.append((label, job.batch_size))
-        told = self.seconds[label, job.batch_size].pop(0)
-        if isinstance(told, dict):
-            return told
+        answer = self.seconds[label, job.batch_size].pop(0)
+        if isinstance(answer, dict):
+            return answer
         return {
-            "status": "ok", "seconds": told, "flops": 7 * job.batch_size, "parameters": 3,
+            "status": "ok", "seconds": answer, "flops": 7 * job.batch_size, "parameters": 3,
             "peak_bytes": 5, "bytes_above_model": 4,
         }  # fmt: skip
 
@@ -45,22 +45,22 @@ TRAIN = dataclasses.replace(OPTIONS, peers=("lucidrains",), work=("train",))
 NO_MEMORY = {"status": "out_of_memory"}
 
 
-def rows_of(told, console, **changes):
-    result = bench_model(dataclasses.replace(TRAIN, **changes), console, ask=told)
+def rows_of(answers, console, **changes):
+    result = bench_model(dataclasses.replace(TRAIN, **changes), console, ask=answers)
     return {row["label"]: row for row in result["rows"]}, result
 
 
 def test_batches_grow_until_the_rate_falls_or_memory_ends(console):
-    told = Told(
+    answers = ScriptedAnswers(
         {
             ("ours", 16): [16 / 100], ("ours", 32): [32 / 130], ("ours", 64): [64 / 125],
             ("ours", 128): [128 / 120],
             ("lucidrains", 16): [16 / 10], ("lucidrains", 32): [NO_MEMORY],
         }
     )  # fmt: skip
-    rows, _ = rows_of(told, console)
+    rows, _ = rows_of(answers, console)
     # 125 is within 5 % of 130, 120 is not: 256 isn't tried.
-    assert told.asked == [("ours", n) for n in (16, 32, 64, 128)] + [
+    assert answers.asked == [("ours", n) for n in (16, 32, 64, 128)] + [
         ("lucidrains", 16), ("lucidrains", 32)
     ]  # fmt: skip
     assert rows["ours"]["batch_size"] == 32
@@ -72,14 +72,14 @@ def test_batches_grow_until_the_rate_falls_or_memory_ends(console):
 
 
 def test_rounds_repeat_the_best_batch_in_turn_and_ratios_are_within_rounds(console):
-    told = Told(
+    answers = ScriptedAnswers(
         {
             ("ours", 1): [1.0], ("ours", 2): [1.0, 4.0, 2.0],
             ("lucidrains", 1): [4.0], ("lucidrains", 2): [4.0, 20.0, 5.0],
         }
     )  # fmt: skip
-    rows, _ = rows_of(told, console, rounds=3, batch_sizes=(1, 2))
-    assert told.asked[4:] == [("ours", 2), ("lucidrains", 2)] * 2
+    rows, _ = rows_of(answers, console, rounds=3, batch_sizes=(1, 2))
+    assert answers.asked[4:] == [("ours", 2), ("lucidrains", 2)] * 2
     assert rows["ours"]["ms_per_step"] == pytest.approx(2000)  # the median of 1, 4 and 2 s
     assert rows["lucidrains"]["ms_per_step"] == pytest.approx(5000)
     assert rows["lucidrains"]["vs_ours"] == pytest.approx(1 / 4)  # of 1/4, 1/5 and 2/5
@@ -88,8 +88,8 @@ def test_rounds_repeat_the_best_batch_in_turn_and_ratios_are_within_rounds(conso
 
 def test_what_has_no_memory_or_breaks_costs_only_its_row(console, tmp_path):
     broken = {"status": "failed", "error": "RuntimeError: no kernel", "traceback": "…"}
-    told = Told({("ours", 1): [NO_MEMORY], ("lucidrains", 1): [broken]})
-    rows, result = rows_of(told, console, batch_sizes=(1, 2))
+    answers = ScriptedAnswers({("ours", 1): [NO_MEMORY], ("lucidrains", 1): [broken]})
+    rows, result = rows_of(answers, console, batch_sizes=(1, 2))
     assert rows["ours"]["status"] == "out_of_memory"
     assert rows["ours"]["images_per_second"] is None
     assert result["failed"] == 1

@@ -25,17 +25,19 @@ def rows_listing(path: Path, images: list[bytes], mtime: int) -> SourceTable:
     return listed(path, columns={"image": "file"}, target={"column": "kind"})
 
 
-def sha256s(listing: SourceTable, sources: pa.Table, folder: Path) -> list[str | None]:
+def sha256s(source_table: SourceTable, sources: pa.Table, folder: Path) -> list[str | None]:
     """The sha256 of each source's content."""
     plan = folder / "plan.parquet"
-    count = write_plan(replace(listing, table=sources), plan, 1000)
+    count = write_plan(replace(source_table, table=sources), plan, 1000)
     planned = [row for number in range(count) for row in read_plan(plan, number)]
-    return [source_sha256(row, read_contents(row, listing.roots[row.split])) for row in planned]
+    return [
+        source_sha256(row, read_contents(row, source_table.roots[row.split])) for row in planned
+    ]
 
 
-def ledger_of(listing: SourceTable, hashes: list[str | None]) -> pa.Table:
+def ledger_of(source_table: SourceTable, hashes: list[str | None]) -> pa.Table:
     """As if a set had been made of the listing."""
-    table = listing.table
+    table = source_table.table
     return pa.table(
         {
             "uri": table["uri"],
@@ -81,20 +83,20 @@ def test_rows_whose_bytes_changed_are_decoded_again_and_no_others(tmp_path):
 
 def test_sources_that_may_have_changed_are_asked_for_at_once(tmp_path):
     (tmp_path / "rows.csv").write_text("words,kind\n" + "a,x\nb,y\n" * 1250)
-    listing = listed(
+    source_table = listed(
         tmp_path / "rows.csv", ("text",), columns={"text": "words"}, target={"column": "kind"}
     )
-    names = [uri.decode() for uri in listing.table["uri"].to_pylist()]
-    ledger = ledger_of(listing, names)
-    place = ledger.schema.get_field_index("state")
-    ledger = ledger.set_column(place, "state", pa.nulls(2500, pa.string()))
+    names = [uri.decode() for uri in source_table.table["uri"].to_pylist()]
+    ledger = ledger_of(source_table, names)
+    index = ledger.schema.get_field_index("state")
+    ledger = ledger.set_column(index, "state", pa.nulls(2500, pa.string()))
     asked: list[int] = []
 
     def hashes(sources: pa.Table) -> list[str | None]:
         asked.append(sources.num_rows)
         return [uri.decode() for uri in sources["uri"].to_pylist()]
 
-    assert not find_changes(ledger, listing.table, NONE, hashes)
+    assert not find_changes(ledger, source_table.table, NONE, hashes)
     assert asked == [2500]
 
 

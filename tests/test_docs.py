@@ -93,9 +93,9 @@ def test_the_tutorial_draws_the_images_that_its_configuration_reads(tmp_path, mo
     (tree,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.S)
     (tmp_path / "shapes.yaml").write_text(tree, encoding="utf-8")
     config = load_config("shapes.yaml", [])
-    listing = list_sources(config)
-    assert listing.classes == ("circle", "square", "triangle")
-    assert (listing.table.num_rows, len(listing.refused)) == (300, 0)
+    source_table = list_sources(config)
+    assert source_table.classes == ("circle", "square", "triangle")
+    assert (source_table.table.num_rows, len(source_table.refused)) == (300, 0)
     asked = re.findall(r"new/\w+(?:/\w+\.png)?", text)
     assert asked and all((tmp_path / name).exists() for name in asked)
 

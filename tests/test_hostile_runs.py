@@ -99,7 +99,7 @@ def seal(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "tensors", "told"),
+    ("name", "tensors", "message"),
     [
         ("model", {"head.weight": torch.ones(2, 3).double()}, "torch.float64"),
         ("model", {"head.weight": torch.ones(2, 3).bfloat16()}, "torch.bfloat16"),
@@ -110,11 +110,11 @@ def seal(folder: Path) -> None:
     ],
 )
 def test_tensors_of_another_kind_are_refused(
-    folder: Path, name: str, tensors: dict[str, torch.Tensor], told: str
+    folder: Path, name: str, tensors: dict[str, torch.Tensor], message: str
 ) -> None:
     save_file(tensors, folder / f"{name}.safetensors")
     seal(folder)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read_checkpoint(folder).load()
 
 
@@ -130,17 +130,17 @@ def test_what_is_no_safetensors_file_is_one_line(folder: Path, data: bytes) -> N
 
 
 @pytest.mark.parametrize(
-    ("weights", "told"),
+    ("weights", "message"),
     [
         ({}, "other tensors"),
         ({"weight": torch.ones(3, 2), "bias": torch.ones(9)}, "the shape"),
         ({"weight": torch.ones(3, 2), "bias": torch.ones(3), "more": torch.ones(1)}, "more"),
     ],
 )
-def test_weights_of_another_model_are_named(weights: dict[str, torch.Tensor], told: str) -> None:
+def test_weights_of_another_model_are_named(weights: dict[str, torch.Tensor], message: str) -> None:
     model = torch.nn.Linear(2, 3)
     before = model.weight.clone()
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load_weights(model, weights, "here")
     assert torch.equal(model.weight, before)
 

@@ -237,7 +237,7 @@ def test_the_moments_of_adamw_are_refused_by_name() -> None:
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         (lambda part: part.roll(1), "lies in no flat tensor"),
         (lambda part: part[:-1], "do not cover it"),
@@ -245,7 +245,7 @@ def test_the_moments_of_adamw_are_refused_by_name() -> None:
     ],
 )
 def test_another_layout_of_deepspeed_s_is_refused(
-    monkeypatch: pytest.MonkeyPatch, stage: int, wrong: Any, told: str
+    monkeypatch: pytest.MonkeyPatch, stage: int, wrong: Any, message: str
 ) -> None:
     name = "_own_part" if stage == 3 else "_own_fragment"
     right = getattr(tensor_slices, name)
@@ -255,7 +255,7 @@ def test_another_layout_of_deepspeed_s_is_refused(
         return wrong(part) if tensor.shape == (13, 13) or hasattr(tensor, "ds_id") else part
 
     monkeypatch.setattr(tensor_slices, name, altered)
-    with pytest.raises(ClusterError, match=rf"DeepSpeed [\d.]+ lays parameters out .*{told}"):
+    with pytest.raises(ClusterError, match=rf"DeepSpeed [\d.]+ lays parameters out .*{message}"):
         engine_of(stage)
 
 

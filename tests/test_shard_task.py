@@ -64,14 +64,14 @@ def of_files(folder: Path, *files: str, allow: tuple[str, ...] = ()) -> Config:
 
 def planned(config: Config, folder: Path) -> ShardTask:
     """The task that makes all of it one shard."""
-    listing = list_sources(config)
+    source_table = list_sources(config)
     plan = folder / "work" / "plan.parquet"
     return ShardTask(
-        num_new=write_plan(listing, plan, 100),
+        num_new=write_plan(source_table, plan, 100),
         plan=str(plan),
         staging=str(plan.with_name("staging")),
-        reaches=listing.reaches,
-        media=sandbox_settings(config.data, listing.classes, {}),
+        reaches=source_table.reaches,
+        media=sandbox_settings(config.data, source_table.classes, {}),
         limits={"seconds": 60.0, "memory_bytes": 2 << 30},
     )
 
@@ -167,8 +167,10 @@ def test_a_machine_that_starts_no_decoder_ends_the_run_and_blames_no_file(tmp_pa
     task = planned(of_files(tmp_path, "a.png", "b.png"), tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(subprocess, "Popen", no_memory)
-        (told,) = task({"id": np.array([0])})["error"]
-    assert told.endswith(f": no child started: {os.strerror(errno.ENOMEM)}") and "\n" not in told
+        (message,) = task({"id": np.array([0])})["error"]
+    assert (
+        message.endswith(f": no child started: {os.strerror(errno.ENOMEM)}") and "\n" not in message
+    )
     assert read_committed(Path(task.staging), 0) is None
     assert len(made(task)[0]) == 2
 

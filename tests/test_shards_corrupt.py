@@ -120,9 +120,9 @@ def test_a_changed_bit_of_a_position_table_is_found(tmp_path: Path) -> None:
     make_set(tmp_path / "set")
     path = tmp_path / "set" / "positions" / f"{SPEC.digest}.npy"
     flip_bit(path, path.stat().st_size - 1)
-    for place in (tmp_path / "set", upload(tmp_path / "set")):
+    for address in (tmp_path / "set", upload(tmp_path / "set")):
         with pytest.raises(ShardError, match="sha256 differs from the manifest's"):
-            ShardSet.open(place).position_table(SPEC)
+            ShardSet.open(address).position_table(SPEC)
 
 
 def test_a_shard_that_is_cut_short_in_padding_is_found(tmp_path: Path) -> None:

@@ -195,8 +195,8 @@ def test_memory_is_used_again_only_when_no_one_holds_it(reader: ShardReader) -> 
     for numbers, part in held:  # views of the batches' tensors
         assert torch.equal(part[:, 0].long(), numbers[1:].clamp(min=0))
     del held, numbers, part
-    places = {batch.fields["number.npy"].data_ptr() for batch in loader}
-    assert len(places) <= 2  # that of this batch and that of the one before
+    addresses = {batch.fields["number.npy"].data_ptr() for batch in loader}
+    assert len(addresses) <= 2  # that of this batch and that of the one before
 
 
 def test_the_window_of_a_state_is_taken_over_unless_another_was_asked_for(

@@ -121,7 +121,7 @@ def test_a_position_in_a_window_can_be_asked_for_alone(
     whole = listed(EpochOrder(sizes, b"key", window))
     some = data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=20))
     order = EpochOrder(sizes, b"key", window)
-    assert order(np.array(some, dtype=np.int64)).tolist() == [whole[place] for place in some]
+    assert order(np.array(some, dtype=np.int64)).tolist() == [whole[index] for index in some]
     for outside in (-1, len(whole)):
         with pytest.raises(ValueError, match="outside"):
             order(np.array([outside]))

@@ -46,8 +46,8 @@ def bomb(declared: int | None) -> bytes:
     page = data[start:stop]
     unpacked = chunk.total_uncompressed_size - (chunk.total_compressed_size - packed(page))
     own = zigzag(unpacked)
-    place = page.index(own, 2)
-    changed = page[:place] + zigzag(declared or unpacked) + page[place + len(own) :]
+    offset = page.index(own, 2)
+    changed = page[:offset] + zigzag(declared or unpacked) + page[offset + len(own) :]
     footer = data[stop:-8].replace(zigzag(chunk.total_compressed_size), zigzag(len(changed)))
     return data[:start] + changed + footer + struct.pack("<I", len(footer)) + b"PAR1"
 
@@ -143,10 +143,10 @@ def test_strings_that_are_not_utf_8_are_refused() -> None:
 
 def test_any_changed_byte_gives_a_table_or_one_line() -> None:
     data = encode_parquet(table(20))
-    for place in range(len(data)):
+    for offset in range(len(data)):
         for mask in (0x01, 0x80, 0xFF):
             changed = bytearray(data)
-            changed[place] ^= mask
+            changed[offset] ^= mask
             try:
                 assert decode_parquet(bytes(changed), SCHEMA, "x").schema.names == SCHEMA.names
             except ShardError as error:

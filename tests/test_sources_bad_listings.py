@@ -27,10 +27,10 @@ def test_a_missing_column_is_refused_with_those_there_are(tmp_path, suffix):
     assert refusal(path, **IMAGE_ROWS) == (
         f"data.train={path}: no column 'file' (data.columns.image); it has 'path', 'label'"
     )
-    told = refusal(path, target={"column": "label"})
-    assert told.startswith(f"data.train={path}: data.columns.image is missing; name the column")
-    told = refusal(path, columns={"image": "path"})
-    assert told.startswith(f"data.train={path}: data.target.column is missing; name the column")
+    message = refusal(path, target={"column": "label"})
+    assert message.startswith(f"data.train={path}: data.columns.image is missing; name the column")
+    message = refusal(path, columns={"image": "path"})
+    assert message.startswith(f"data.train={path}: data.target.column is missing; name the column")
 
 
 def test_columns_of_a_wrong_type_are_refused(tmp_path):
@@ -40,8 +40,10 @@ def test_columns_of_a_wrong_type_are_refused(tmp_path):
         "binary (bytes of files) is needed"
     )
     path = write_listing(tmp_path, ".parquet", {"file": ["a", "b"], "kind": [[1], [2]]})
-    told = "column 'kind' (data.target.column) holds list<element: int64>; text, numbers or dates"
-    assert told in refusal(path, **IMAGE_ROWS)
+    message = (
+        "column 'kind' (data.target.column) holds list<element: int64>; text, numbers or dates"
+    )
+    assert message in refusal(path, **IMAGE_ROWS)
 
 
 def test_csv_rows_that_are_cut_or_not_utf_8_are_single_losses(tmp_path):
@@ -49,9 +51,9 @@ def test_csv_rows_that_are_cut_or_not_utf_8_are_single_losses(tmp_path):
     (tmp_path / "r.csv").write_bytes(
         b"\xef\xbb\xbffile,kind\n1.jpg,x\n2.jpg\n\xff\xfe.jpg,y\n2.jpg,y\n1.jpg,x,more\n"
     )
-    listing = listed(tmp_path / "r.csv", **IMAGE_ROWS)
-    assert set(uris(listing)) == {"train/1.jpg", "train/2.jpg"}
-    assert refused(listing) == {
+    source_table = listed(tmp_path / "r.csv", **IMAGE_ROWS)
+    assert set(uris(source_table)) == {"train/1.jpg", "train/2.jpg"}
+    assert refused(source_table) == {
         "train/r.csv#line 3": "1 values for 2 columns",
         "train/r.csv#line 6": "3 values for 2 columns",
         "train/\udcff\udcfe.jpg": "image: No such file or directory",
@@ -62,9 +64,9 @@ def test_csv_quotes_that_are_wrong_cost_their_row_or_tell_their_line(tmp_path):
     make_tree(tmp_path, "1.jpg", "2.jpg")
     start = b'file,kind\n1.jpg,"x"\n"1"2.jpg,x\n2.jpg,\xff,\xfe\n2.jpg,y\n'
     (tmp_path / "r.csv").write_bytes(start)
-    listing = listed(tmp_path / "r.csv", **IMAGE_ROWS)
-    assert set(uris(listing)) == {"train/1.jpg", "train/2.jpg"}
-    assert refused(listing) == {
+    source_table = listed(tmp_path / "r.csv", **IMAGE_ROWS)
+    assert set(uris(source_table)) == {"train/1.jpg", "train/2.jpg"}
+    assert refused(source_table) == {
         "train/r.csv#line 3": "a quote in it does not end its value",
         "train/r.csv#line 4": "3 values for 2 columns",
     }
@@ -94,9 +96,12 @@ def test_json_lines_that_are_wrong_are_single_losses(tmp_path):
     bad = ['{"file": "3', "[1]", '{"kind": "x"}', '{"file": ["1.jpg"], "kind": "x"}', "[" * 100_000]
     bad += ['{"file": "1.jpg", "kind": null}', '{"file": "\\u0000.jpg", "kind": "x"}']
     (tmp_path / "r.jsonl").write_text("\n".join([good[0], *bad, "", good[1]]))
-    listing = listed(tmp_path / "r.jsonl", **IMAGE_ROWS)
-    assert set(uris(listing)) == {"train/1.jpg", "train/2.jpg"} and listing.classes == ("7", "x")
-    assert sorted(row["reason"] for row in listing.refused.to_pylist()) == [
+    source_table = listed(tmp_path / "r.jsonl", **IMAGE_ROWS)
+    assert set(uris(source_table)) == {"train/1.jpg", "train/2.jpg"} and source_table.classes == (
+        "7",
+        "x",
+    )
+    assert sorted(row["reason"] for row in source_table.refused.to_pylist()) == [
         "column 'file' has no value", "column 'file' holds what is no path",
         "column 'kind' has no value", "image: no such name", "not JSON", "not JSON",
         "not a JSON object",
@@ -110,8 +115,8 @@ def test_json_lines_that_are_wrong_are_single_losses(tmp_path):
 )  # fmt: skip
 def test_a_listing_that_is_none_is_refused(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
-    told = refusal(tmp_path / name, **IMAGE_ROWS)
-    assert told.startswith(f"data.train={tmp_path / name}: ")
+    message = refusal(tmp_path / name, **IMAGE_ROWS)
+    assert message.startswith(f"data.train={tmp_path / name}: ")
 
 
 def test_a_damaged_parquet_file_is_refused(tmp_path):
@@ -130,5 +135,5 @@ def test_a_missing_listing_or_a_folder_is_refused(tmp_path):
     )
     (tmp_path / "dir.csv").mkdir()
     assert refusal(tmp_path / "dir.csv", **IMAGE_ROWS).endswith("dir.csv: not a file")
-    told = refusal(tmp_path / "rows.txt", layout="listing", **IMAGE_ROWS)
-    assert told.endswith("a listing's name ends in .csv, .parquet, .jsonl")
+    message = refusal(tmp_path / "rows.txt", layout="listing", **IMAGE_ROWS)
+    assert message.endswith("a listing's name ends in .csv, .parquet, .jsonl")

@@ -20,47 +20,54 @@ def test_every_file_has_its_class_path_and_size(tmp_path):
     make_files(tmp_path, {"owl": 2, "cat": 1})
     (tmp_path / "cat" / "indoors").mkdir()
     (tmp_path / "cat" / "indoors" / "a b.png").write_bytes(b"12345678")
-    listing = listed(tmp_path)
-    assert listing.classes == ("cat", "owl")
-    assert classes_of(listing) == {
+    source_table = listed(tmp_path)
+    assert source_table.classes == ("cat", "owl")
+    assert classes_of(source_table) == {
         "train/owl/000.png": "owl",
         "train/owl/001.png": "owl",
         "train/cat/000.png": "cat",
         "train/cat/indoors/a b.png": "cat",
     }
-    sizes = {row["uri"]: row["parts"]["image"]["size"] for row in rows(listing)}
+    sizes = {row["uri"]: row["parts"]["image"]["size"] for row in rows(source_table)}
     assert sizes["train/owl/001.png"] == 2 and sizes["train/cat/indoors/a b.png"] == 8
-    assert paths(listing)["train/cat/indoors/a b.png"] == "cat/indoors/a b.png"
-    assert listing.roots == {"train": str(tmp_path)}
-    assert listing.counts() == {"train": 4}
+    assert paths(source_table)["train/cat/indoors/a b.png"] == "cat/indoors/a b.png"
+    assert source_table.roots == {"train": str(tmp_path)}
+    assert source_table.counts() == {"train": 4}
 
 
 def test_splits_have_folders_of_their_own(tmp_path):
     train = make_files(tmp_path / "train", {"cat": 3, "owl": 3})
     validation = make_files(tmp_path / "val", {"owl": 2})
     test = make_files(tmp_path / "test", {"cat": 1, "owl": 1})
-    listing = listed(train, validation=str(validation), test=str(test))
-    assert listing.counts() == {"train": 6, "validation": 2, "test": 2}
-    assert set(uris(listing, "validation")) == {"validation/owl/000.png", "validation/owl/001.png"}
-    assert [row["split"] for row in rows(listing)] == ["train"] * 6 + ["validation"] * 2 + [
+    source_table = listed(train, validation=str(validation), test=str(test))
+    assert source_table.counts() == {"train": 6, "validation": 2, "test": 2}
+    assert set(uris(source_table, "validation")) == {
+        "validation/owl/000.png",
+        "validation/owl/001.png",
+    }
+    assert [row["split"] for row in rows(source_table)] == ["train"] * 6 + ["validation"] * 2 + [
         "test"
     ] * 2
-    assert listing.roots["test"] == str(test)
+    assert source_table.roots["test"] == str(test)
 
 
 def test_a_share_of_each_class_is_held_out(tmp_path):
     make_files(tmp_path, {"cat": 40, "dog": 10, "owl": 2})
-    listing = listed(tmp_path, validation=0.2)
-    assert Counter(classes_of(listing, "validation").values()) == {"cat": 8, "dog": 2, "owl": 1}
-    assert listing.counts() == {"train": 41, "validation": 11}
-    assert len(set(paths(listing).values())) == 52
-    assert listing.roots["validation"] == str(tmp_path)
+    source_table = listed(tmp_path, validation=0.2)
+    assert Counter(classes_of(source_table, "validation").values()) == {
+        "cat": 8,
+        "dog": 2,
+        "owl": 1,
+    }
+    assert source_table.counts() == {"train": 41, "validation": 11}
+    assert len(set(paths(source_table).values())) == 52
+    assert source_table.roots["validation"] == str(tmp_path)
 
 
 def test_a_class_keeps_a_file_to_train_on(tmp_path):
     make_files(tmp_path, {"cat": 2, "owl": 3})
-    listing = listed(tmp_path, validation=0.99)
-    assert listing.counts() == {"train": 2, "validation": 3}
+    source_table = listed(tmp_path, validation=0.99)
+    assert source_table.counts() == {"train": 2, "validation": 3}
 
 
 def test_what_is_held_out_stays_where_it_is(tmp_path):
@@ -135,14 +142,14 @@ def test_hidden_and_system_files_are_passed_over(tmp_path):
     make_files(tmp_path / "cat", {".thumbnails": 1})
     for name in ("cat/.DS_Store", "cat/Thumbs.db", "owl/desktop.ini", ".hidden"):
         (tmp_path / name).write_bytes(b"x")
-    listing = listed(tmp_path)
-    assert set(uris(listing)) == {"train/cat/000.png", "train/owl/000.png"}
-    assert refused(listing) == {}
+    source_table = listed(tmp_path)
+    assert set(uris(source_table)) == {"train/cat/000.png", "train/owl/000.png"}
+    assert refused(source_table) == {}
 
 
 def test_a_hidden_folder_may_hold_the_root(tmp_path):
-    listing = listed(make_files(tmp_path / ".cache" / "media", {"cat": 1, "owl": 1}))
-    assert listing.counts() == {"train": 2}
+    source_table = listed(make_files(tmp_path / ".cache" / "media", {"cat": 1, "owl": 1}))
+    assert source_table.counts() == {"train": 2}
 
 
 def test_files_beside_the_class_folders_are_kept_aside(tmp_path):
@@ -150,11 +157,11 @@ def test_files_beside_the_class_folders_are_kept_aside(tmp_path):
     test = make_files(tmp_path / "test", {"cat": 1})
     (train / "README.md").write_text("about")
     (test / "labels.csv").write_text("a,b")
-    listing = listed(train, test=str(test))
+    source_table = listed(train, test=str(test))
     loose = "lies beside the class folders"
-    assert refused(listing) == {"train/README.md": loose, "test/labels.csv": loose}
-    assert listing.counts() == {"train": 4, "test": 1}
-    assert listing.classes == ("cat", "owl")
+    assert refused(source_table) == {"train/README.md": loose, "test/labels.csv": loose}
+    assert source_table.counts() == {"train": 4, "test": 1}
+    assert source_table.classes == ("cat", "owl")
 
 
 # --- what changed ---
@@ -194,10 +201,10 @@ def test_a_root_may_be_any_url():
     memory = fsspec.filesystem("memory")
     for path in ("cat/1.png", "owl/2.png", "owl/.hidden", "note.txt"):
         memory.pipe(f"/listing-test/{path}", b"123")
-    listing = listed("memory://listing-test")
-    assert set(paths(listing).values()) == {"cat/1.png", "owl/2.png"}
-    assert [row["parts"]["image"]["size"] for row in rows(listing)] == [3, 3]
-    assert refused(listing) == {"train/note.txt": "lies beside the class folders"}
+    source_table = listed("memory://listing-test")
+    assert set(paths(source_table).values()) == {"cat/1.png", "owl/2.png"}
+    assert [row["parts"]["image"]["size"] for row in rows(source_table)] == [3, 3]
+    assert refused(source_table) == {"train/note.txt": "lies beside the class folders"}
 
 
 # --- refusals ---
@@ -208,8 +215,8 @@ def test_a_missing_folder_is_refused(tmp_path):
     missing = str(tmp_path / "missing")
     assert refusal(missing) == f"data.train={missing}: no such folder"
     for split in ("validation", "test"):
-        told = refusal(tmp_path / "train", **{split: missing})
-        assert told == f"data.{split}={missing}: no such folder"
+        message = refusal(tmp_path / "train", **{split: missing})
+        assert message == f"data.{split}={missing}: no such folder"
 
 
 def test_a_file_is_no_folder(tmp_path):
@@ -242,14 +249,14 @@ def test_one_class_is_refused(tmp_path):
 def test_a_class_that_training_lacks_is_refused(tmp_path, split):
     train = make_files(tmp_path / "train", {"cat": 2, "owl": 2})
     other = make_files(tmp_path / "other", {"cat": 1, "bat": 1, "ant": 1})
-    told = refusal(train, **{split: str(other)})
-    assert told == f"data.{split}={other}: class folders 'ant', 'bat' are not in data.train"
+    message = refusal(train, **{split: str(other)})
+    assert message == f"data.{split}={other}: class folders 'ant', 'bat' are not in data.train"
 
 
 def test_a_class_of_one_file_cannot_be_split(tmp_path):
     make_files(tmp_path, {"cat": 5, "owl": 1})
-    told = refusal(tmp_path, validation=0.2)
-    assert told.startswith(
+    message = refusal(tmp_path, validation=0.2)
+    assert message.startswith(
         "data.validation=0.2: class 'owl' has only one file, so none would be left"
     )
     assert listed(tmp_path).counts() == {"train": 6}
@@ -265,9 +272,9 @@ def plan_rows(path: Path, shards: int) -> list[list[SourceRow]]:
 def test_a_plan_cuts_each_split_into_shards(tmp_path):
     train = make_files(tmp_path / "train", {"cat": 4, "owl": 3})
     test = make_files(tmp_path / "test", {"owl": 2})
-    listing = listed(train, test=str(test))
+    source_table = listed(train, test=str(test))
     plan = tmp_path / "made" / "plan.parquet"
-    assert write_plan(listing, plan, samples_per_shard=3) == 4
+    assert write_plan(source_table, plan, samples_per_shard=3) == 4
     shards = plan_rows(plan, 4)
     assert [[row.split for row in samples] for samples in shards] == [
         ["train"] * 3,
@@ -276,7 +283,7 @@ def test_a_plan_cuts_each_split_into_shards(tmp_path):
         ["test"] * 2,
     ]
     assert [(row.split, row.uri, row.target) for samples in shards for row in samples] == [
-        (row["split"], row["uri"], row["target"]) for row in rows(listing)
+        (row["split"], row["uri"], row["target"]) for row in rows(source_table)
     ]
     first = shards[0][0]
     assert f"train/{first.parts[0].path}" == first.uri
@@ -291,16 +298,16 @@ def test_names_that_are_not_utf_8_survive(tmp_path):
     strange = os.fsencode(tmp_path / "raw") + b"/cat/caf\xe9"
     Path(os.fsdecode(strange)).mkdir()
     Path(os.fsdecode(strange + b"/\xff\n.png")).write_bytes(b"1234")
-    listing = listed(tmp_path / "raw")
-    assert len(listing.content_digest) == 64
+    source_table = listed(tmp_path / "raw")
+    assert len(source_table.content_digest) == 64
     plan = tmp_path / "plan.parquet"
-    assert write_plan(listing, plan, samples_per_shard=10) == 1
+    assert write_plan(source_table, plan, samples_per_shard=10) == 1
     by_path = {os.fsencode(row.parts[0].path): row for row in read_plan(plan, 0)}
     assert set(by_path) == {b"cat/000.png", b"dog/000.png", b"cat/caf\xe9/\xff\n.png"}
     row = by_path[b"cat/caf\xe9/\xff\n.png"]
     assert (row.target, row.parts[0].size) == (0, 4)
     assert os.fsencode(row.uri) == b"train/cat/caf\xe9/\xff\n.png"
-    assert Path(part_file(listing.reaches["train"], row.parts[0])[1]).read_bytes() == b"1234"
+    assert Path(part_file(source_table.reaches["train"], row.parts[0])[1]).read_bytes() == b"1234"
 
 
 def test_a_class_whose_name_is_not_utf_8_is_refused_before_any_work(tmp_path):

@@ -58,9 +58,9 @@ def test_a_page_that_declares_gigabytes_is_refused_before_they_are_allocated(tmp
     path.write_bytes(bomb(declared))
     assert path.stat().st_size < 1000
     with allocating_at_most(64 << 20):
-        told = refusal(path, ("text",), **TEXTS)
-    assert told.startswith(f"data.train={path}: cannot be read: it: column 'name': a page of ")
-    assert f" bytes would unpack into {declared}, more than " in told
+        message = refusal(path, ("text",), **TEXTS)
+    assert message.startswith(f"data.train={path}: cannot be read: it: column 'name': a page of ")
+    assert f" bytes would unpack into {declared}, more than " in message
 
 
 FOUR_GIB = 4 << 30
@@ -81,8 +81,8 @@ def test_a_listing_below_a_kilobyte_that_asks_for_four_gibibytes_is_refused(tmp_
     assert path.stat().st_size < 1000
     assert sum(page.declared or 0 for pages in groups for page in pages) >= FOUR_GIB
     with allocating_at_most(1 << 20):
-        told = refusal(path, ("text",), **TEXTS)
-    assert " bytes would unpack into " in told and "\n" not in told
+        message = refusal(path, ("text",), **TEXTS)
+    assert " bytes would unpack into " in message and "\n" not in message
     with pytest.raises(ShardError, match="would unpack into"), allocating_at_most(1 << 20):
         read_values(str(path), [0], ["name"])
     honest = [[replace(page, declared=None) for page in pages] for pages in groups]
@@ -96,8 +96,8 @@ def test_a_listing_of_a_few_bytes_and_billions_of_rows_is_refused(tmp_path):
     path.write_bytes(parquet([repeated(2**31 - 1)]))
     assert path.stat().st_size < 200
     with allocating_at_most(1 << 20):
-        told = refusal(path, ("text",), **TEXTS)
-    assert "2147483647 rows in 156 bytes, and at most" in told
+        message = refusal(path, ("text",), **TEXTS)
+    assert "2147483647 rows in 156 bytes, and at most" in message
     path.write_bytes(parquet([repeated(700)]))
     assert len(uris(listed(path, ("text",), **TEXTS))) == 700
 
@@ -107,16 +107,16 @@ def test_a_listing_whose_row_groups_contradict_its_footer_is_refused(tmp_path, r
     path = tmp_path / "rows.parquet"
     path.write_bytes(parquet([[PAGE], [PAGE]], rows))
     with allocating_at_most(64 << 20):
-        told = refusal(path, ("text",), **TEXTS)
-    assert "cannot be read" in told and "\n" not in told
+        message = refusal(path, ("text",), **TEXTS)
+    assert "cannot be read" in message and "\n" not in message
 
 
 def test_workers_ask_the_pages_too(tmp_path):
     path = tmp_path / "rows.parquet"
     path.write_bytes(bomb(None))
-    listing = listed(path, ("text",), **TEXTS)
+    source_table = listed(path, ("text",), **TEXTS)
     plan = tmp_path / "plan" / "p.parquet"
-    write_plan(listing, plan, 9)
+    write_plan(source_table, plan, 9)
     assert len(read_plan(plan, 0)) == 4
     path.write_bytes(bomb(2**31 - 1))  # after it was listed
     with allocating_at_most(64 << 20), pytest.raises(ShardError, match="would unpack into"):
@@ -141,11 +141,11 @@ def test_a_dictionary_that_every_row_repeats_is_read_a_few_rows_at_a_time(tmp_pa
     assert read_values(str(tmp_path / "rows.parquet"), [7, 1999], ["words"]).num_rows == 2
 
 
-@pytest.mark.parametrize("place", [-8, -6, -60, 40, 300])
-def test_a_damaged_parquet_listing_ends_with_a_line(tmp_path, place):
+@pytest.mark.parametrize("offset", [-8, -6, -60, 40, 300])
+def test_a_damaged_parquet_listing_ends_with_a_line(tmp_path, offset):
     path = write_listing(tmp_path, ".parquet", {"words": ["a"] * 50, "kind": ["x", "y"] * 25})
     data = bytearray(path.read_bytes())
-    data[place : place + 3] = b"\xff\xff\xff"
+    data[offset : offset + 3] = b"\xff\xff\xff"
     path.write_bytes(data)
     try:
         listed(path, ("text",), **TEXT_ROWS)
@@ -160,14 +160,14 @@ def test_a_csv_row_without_an_end_is_read_no_further_than_the_bound(tmp_path, mo
     monkeypatch.setattr(row_lines, "MAX_LINE_BYTES", 1 << 20)
     make_tree(tmp_path, "1.png")
     path = tmp_path / "rows.csv"
-    for body, told in {
+    for body, message in {
         b"x" * (8 << 20): "line 3 has a row of more than 1048576 bytes, or a quote",
         b'"x\n' + b"x\n" * (4 << 20): "line 3 has a row of more than 1048576 bytes, or a quote",
         b'"' + b"x" * 9000 + b'"' + b',"\n"' * (1 << 20): "line 3 has a row of more than",
     }.items():
         path.write_bytes(b"file,kind\n1.png,x\n" + body)
         with allocating_at_most(24 << 20):
-            assert told in refusal(path, **ROWS)
+            assert message in refusal(path, **ROWS)
     monkeypatch.setattr(row_lines, "MAX_LINE_VALUES", 1000)
     path.write_bytes(b"file,kind\n1.png,x\n" + b"," * 5000)
     assert refusal(path, **ROWS).endswith("line 3 has a row of more than 1000 commas")
@@ -176,7 +176,7 @@ def test_a_csv_row_without_an_end_is_read_no_further_than_the_bound(tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         (b'{"file": "' + b"x" * (2 << 20) + b'"}', "a line of more than 1048576 bytes"),
         (b"[" * 500_000, "a line of more than 100000 values"),
@@ -185,15 +185,15 @@ def test_a_csv_row_without_an_end_is_read_no_further_than_the_bound(tmp_path, mo
         (b'{"file": ' + b"9" * 100_000 + b"}", "not JSON"),
     ],
 )
-def test_a_json_line_is_bounded_in_bytes_values_and_depth(tmp_path, monkeypatch, line, told):
+def test_a_json_line_is_bounded_in_bytes_values_and_depth(tmp_path, monkeypatch, line, message):
     monkeypatch.setattr(row_lines, "MAX_LINE_BYTES", 1 << 20)
     monkeypatch.setattr(row_lines, "MAX_LINE_VALUES", 100_000)
     make_tree(tmp_path, "1.png", "2.png")
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"file": "1.png"}\n' + line + b'\n{"file": "2.png"}\n')
-    listing = listed(path, **ROWS)
-    assert set(uris(listing)) == {"train/1.png", "train/2.png"}
-    assert refused(listing) == {"train/rows.jsonl#1": told}
+    source_table = listed(path, **ROWS)
+    assert set(uris(source_table)) == {"train/1.png", "train/2.png"}
+    assert refused(source_table) == {"train/rows.jsonl#1": message}
 
 
 def test_columns_that_are_not_asked_for_are_not_kept(tmp_path):
@@ -212,10 +212,10 @@ def test_long_names_are_not_carried_along(tmp_path, column):
     values[column][1] = "x" * 100_000
     path = write_listing(tmp_path, ".csv", values)
     key = {} if column == "file" else {"key": "id"}
-    listing = listed(path, columns={"image": "file", "split": "part", **key},
+    source_table = listed(path, columns={"image": "file", "split": "part", **key},
                      target={"kind": "none"})  # fmt: skip
-    assert len(uris(listing)) == 1 and listing.refused.num_rows == 1
-    assert len(str(listing.refused.to_pylist())) < 1000
+    assert len(uris(source_table)) == 1 and source_table.refused.num_rows == 1
+    assert len(str(source_table.refused.to_pylist())) < 1000
 
 
 # --- tars ---
@@ -251,15 +251,15 @@ def test_extended_headers_are_not_collected(tmp_path):
 def test_a_long_name_costs_its_member(tmp_path):
     (tmp_path / "a.tar").write_bytes(pax({"path": "n" * 100_000 + ".png"}))
     make_tar(tmp_path / "b.tar", {"1.png": b"one"})
-    listing = listed(tmp_path / "{a,b}.tar", target={"kind": "none"})
-    assert uris(listing) == ["train/b.tar/1"]
-    ((name, told),) = refused(listing).items()
-    assert told == "a name of 100004 bytes, more than 4096" and len(name) < 5000
+    source_table = listed(tmp_path / "{a,b}.tar", target={"kind": "none"})
+    assert uris(source_table) == ["train/b.tar/1"]
+    ((name, message),) = refused(source_table).items()
+    assert message == "a name of 100004 bytes, more than 4096" and len(name) < 5000
 
 
 @pytest.mark.parametrize("size", [1 << 40, 10**18 - 1, 3 << 30])
 def test_a_member_that_declares_terabytes_ends_its_tar(tmp_path, size):
     (tmp_path / "a.tar").write_bytes(pax({"size": str(size)}))
     with allocating_at_most(4 << 20):
-        told = refusal(tmp_path / "a.tar", target={"kind": "none"})
-    assert f"has {size} bytes, and " in told
+        message = refusal(tmp_path / "a.tar", target={"kind": "none"})
+    assert f"has {size} bytes, and " in message

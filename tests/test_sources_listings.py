@@ -31,10 +31,10 @@ from pipeline.preprocess.sources.typed import to_role
 from pipeline.preprocess.sources.vocabulary import iter_values
 
 
-def planned(listing, folder: Path, samples_per_shard: int = 3) -> list:
+def planned(source_table, folder: Path, samples_per_shard: int = 3) -> list:
     """All rows of the listing's plan."""
     plan = folder / "plan" / "p.parquet"
-    count = write_plan(listing, plan, samples_per_shard)
+    count = write_plan(source_table, plan, samples_per_shard)
     return [row for number in range(count) for row in read_plan(plan, number)]
 
 
@@ -49,16 +49,17 @@ def test_paths_are_below_the_listings_folder_absolute_or_urls(tmp_path, suffix):
         tmp_path / "a", suffix, {"file": files, "kind": ["x", "y", "x", "y"], "n": [1] * 4}
     )
     allow = [str(tmp_path / "far.jpg"), "http://host"]
-    listing = listed(path, **IMAGE_ROWS, allow=allow)
-    assert paths(listing) == {f"train/{file}": file for file in files}
-    assert listing.classes == ("x", "y")
-    assert classes_of(listing)["train/img/2.jpg"] == "y"
-    by_uri = {row["uri"]: row for row in rows(listing)}
+    source_table = listed(path, **IMAGE_ROWS, allow=allow)
+    assert paths(source_table) == {f"train/{file}": file for file in files}
+    assert source_table.classes == ("x", "y")
+    assert classes_of(source_table)["train/img/2.jpg"] == "y"
+    by_uri = {row["uri"]: row for row in rows(source_table)}
     assert by_uri["train/img/1.jpg"]["parts"]["image"]["size"] == len("img/1.jpg")
     assert by_uri["train/http://host/3.jpg"]["parts"]["image"]["size"] == -1
-    assert listing.table["row"].null_count == 4
+    assert source_table.table["row"].null_count == 4
     opened = {
-        part_file(listing.reaches["train"], row.parts[0])[1] for row in planned(listing, tmp_path)
+        part_file(source_table.reaches["train"], row.parts[0])[1]
+        for row in planned(source_table, tmp_path)
     }
     assert opened == {str(tmp_path / "a/img/1.jpg"), str(tmp_path / "a/img/2.jpg"), *files[1:3]}
 
@@ -70,9 +71,11 @@ def test_files_that_are_missing_or_special_are_refused(tmp_path, suffix):
     (tmp_path / "dir.jpg").mkdir()
     files = ["1.jpg", "gone.jpg", "pipe.jpg", "dir.jpg", None, "2.jpg", "1.jpg", "2.jpg"]
     kinds = ["x", "x", "x", "x", "x", "y", "y", None]
-    listing = listed(write_listing(tmp_path, suffix, {"file": files, "kind": kinds}), **IMAGE_ROWS)
-    assert set(uris(listing)) == {"train/1.jpg", "train/2.jpg"}
-    reasons = [row["reason"] for row in listing.refused.to_pylist()]
+    source_table = listed(
+        write_listing(tmp_path, suffix, {"file": files, "kind": kinds}), **IMAGE_ROWS
+    )
+    assert set(uris(source_table)) == {"train/1.jpg", "train/2.jpg"}
+    reasons = [row["reason"] for row in source_table.refused.to_pylist()]
     assert sorted(reasons) == [
         "an earlier row has this name; name rows by data.columns.key",
         "column 'file' has no value",
@@ -93,34 +96,39 @@ def test_a_column_may_name_samples_and_another_their_split(tmp_path, suffix):
     }  # fmt: skip
     columns = {"image": "file", "key": "id", "split": "part"}
     path = write_listing(tmp_path, suffix, values)
-    listing = listed(path, columns=columns, target={"column": "kind"})
-    assert uris(listing, "validation") + uris(listing, "test") == ["validation/c", "test/d"]
-    assert set(uris(listing, "train")) == {"train/a", "train/b", "train/e"}
-    assert refused(listing) == {"train/e": "split 'other' is none of train, validation, test"}
-    assert set(listing.roots) == {"train", "validation", "test"}
-    told = refusal(path, columns=columns, target={"column": "kind"}, validation=0.5)
-    assert "columns.split names the splits; leave validation and test null" in told
+    source_table = listed(path, columns=columns, target={"column": "kind"})
+    assert uris(source_table, "validation") + uris(source_table, "test") == [
+        "validation/c",
+        "test/d",
+    ]
+    assert set(uris(source_table, "train")) == {"train/a", "train/b", "train/e"}
+    assert refused(source_table) == {"train/e": "split 'other' is none of train, validation, test"}
+    assert set(source_table.roots) == {"train", "validation", "test"}
+    message = refusal(path, columns=columns, target={"column": "kind"}, validation=0.5)
+    assert "columns.split names the splits; leave validation and test null" in message
 
 
 def test_the_order_and_what_is_held_out_are_drawn_by_hash(tmp_path):
     names = [f"{number}.jpg" for number in range(40)]
     make_tree(tmp_path, *names)
     path = write_listing(tmp_path, ".csv", {"file": names, "kind": ["x"] * 30 + ["y"] * 10})
-    listing = listed(path, validation=0.2, **IMAGE_ROWS)
-    assert listing.counts() == {"train": 32, "validation": 8}
-    assert sorted(classes_of(listing, "validation").values()) == ["x"] * 6 + ["y"] * 2
-    assert uris(listing, "train") != sorted(uris(listing, "train"), key=lambda uri: int(uri[6:-4]))
-    assert listing.roots["validation"] == str(tmp_path)
+    source_table = listed(path, validation=0.2, **IMAGE_ROWS)
+    assert source_table.counts() == {"train": 32, "validation": 8}
+    assert sorted(classes_of(source_table, "validation").values()) == ["x"] * 6 + ["y"] * 2
+    assert uris(source_table, "train") != sorted(
+        uris(source_table, "train"), key=lambda uri: int(uri[6:-4])
+    )
+    assert source_table.roots["validation"] == str(tmp_path)
 
 
 def test_whole_numbers_are_classes_in_their_order(tmp_path):
     make_tree(tmp_path, *map(str, range(12)))
     files = list(map(str, range(12)))
     for suffix, kinds in ((".csv", files), (".parquet", list(range(12)))):
-        listing = listed(
+        source_table = listed(
             write_listing(tmp_path, suffix, {"file": files, "kind": kinds}), **IMAGE_ROWS
         )
-        assert listing.classes == tuple(files)
+        assert source_table.classes == tuple(files)
 
 
 @every_suffix
@@ -132,15 +140,15 @@ def test_booleans_are_classes_of_one_spelling(tmp_path, suffix):
 
 def test_numbers_of_named_classes_may_stand_beside_names_and_nothing_else(tmp_path):
     make_tree(tmp_path, "1", "2", "3")
-    settings = {
+    options = {
         "columns": {"image": "file", "split": "part"},
         "target": {"column": "kind", "classes": ["cat", "owl"]},
     }
     values = {"file": ["1", "2", "3"], "part": ["train", "train", "val"]}
     path = write_listing(tmp_path, ".csv", {**values, "kind": ["0", "1", "emu"]})
-    assert refusal(path, **settings) == "data.target.classes: lacks 'emu', which validation has"
+    assert refusal(path, **options) == "data.target.classes: lacks 'emu', which validation has"
     path = write_listing(tmp_path, ".csv", {**values, "kind": ["0", "1", "owl"]})
-    assert classes_of(listed(path, **settings)) == {
+    assert classes_of(listed(path, **options)) == {
         "train/1": "cat", "train/2": "owl", "validation/3": "owl",
     }  # fmt: skip
 
@@ -152,12 +160,12 @@ def test_numbers_of_named_classes_may_stand_beside_names_and_nothing_else(tmp_pa
 def test_texts_lie_in_the_rows_and_keep_their_order(tmp_path, suffix):
     words = [f'text, number {n}\nwith "quotes" and é' for n in range(10)]
     path = write_listing(tmp_path, suffix, {"words": words, "kind": ["x", "y"] * 5, "more": words})
-    listing = listed(path, ("text",), validation=0.3, **TEXT_ROWS)
-    assert listing.counts() == {"train": 6, "validation": 4}
-    assert listing.of_split("train")["row"].to_pylist() == sorted(
-        listing.of_split("train")["row"].to_pylist()
+    source_table = listed(path, ("text",), validation=0.3, **TEXT_ROWS)
+    assert source_table.counts() == {"train": 6, "validation": 4}
+    assert source_table.of_split("train")["row"].to_pylist() == sorted(
+        source_table.of_split("train")["row"].to_pylist()
     )
-    for row in planned(listing, tmp_path):
+    for row in planned(source_table, tmp_path):
         assert row.inline == {"text": words[row.row].encode()}
         assert row.uri == f"{row.split}/rows{suffix}#{row.row}"
         assert row.target == row.row % 2 and row.parts == ()
@@ -174,21 +182,21 @@ def test_table_rows_are_numbers_and_names(tmp_path, suffix):
         "kind": list("xyxy"),
     }
     path = write_listing(tmp_path, suffix, values)
-    listing = listed(path, (), table=TABLE_COLUMNS, target={"column": "kind"})
-    assert [row.values for row in planned(listing, tmp_path)] == [
+    source_table = listed(path, (), table=TABLE_COLUMNS, target={"column": "kind"})
+    assert [row.values for row in planned(source_table, tmp_path)] == [
         {"table": {"age": age, "town": town}}
         for age, town in zip(values["age"], values["town"], strict=True)
     ]
-    seen = pa.Table.from_batches(iter_values(listing, "train", ["age", "town"]))
+    seen = pa.Table.from_batches(iter_values(source_table, "train", ["age", "town"]))
     assert seen.to_pydict() == {name: values[name] for name in ("age", "town")}
 
 
 def test_numbers_that_are_none_are_refused_and_missing_ones_are_not(tmp_path):
     (tmp_path / "rows.csv").write_text("age,town,kind\n1,a,x\nold,b,y\n,c,y\ninf,d,y\n2,e,y\n")
-    listing = listed(tmp_path / "rows.csv", (), table=TABLE_COLUMNS, target={"column": "kind"})
-    assert listing.table["row"].to_pylist() == [0, 2, 4]
-    told = "column 'age' holds what is no number within float32"
-    assert refused(listing) == {"train/rows.csv#1": told, "train/rows.csv#3": told}
+    source_table = listed(tmp_path / "rows.csv", (), table=TABLE_COLUMNS, target={"column": "kind"})
+    assert source_table.table["row"].to_pylist() == [0, 2, 4]
+    message = "column 'age' holds what is no number within float32"
+    assert refused(source_table) == {"train/rows.csv#1": message, "train/rows.csv#3": message}
 
 
 @every_suffix
@@ -196,14 +204,14 @@ def test_texts_that_stand_for_no_number_are_missing_in_every_format(tmp_path, su
     given = ["1.5", "nan", "NaN", "NA", "null", "N/A", "1_000", "1e308", "-1e38"]
     values = {"age": given, "town": ["NA", "None", "na"] * 3, "kind": list("xyxyxyxyx")}
     path = write_listing(tmp_path, suffix, values)
-    listing = listed(path, (), table=TABLE_COLUMNS, target={"column": "kind"})
-    seen = pa.Table.from_batches(iter_values(listing, "train", ["age", "town"])).to_pydict()
+    source_table = listed(path, (), table=TABLE_COLUMNS, target={"column": "kind"})
+    seen = pa.Table.from_batches(iter_values(source_table, "train", ["age", "town"])).to_pydict()
     assert seen == {
         "age": [1.5, None, None, None, None, None, -1e38],
         "town": [None, None, "na", None, None, "na", "na"],
     }
-    told = "column 'age' holds what is no number within float32"
-    assert set(refused(listing).values()) == {told} and len(refused(listing)) == 2
+    message = "column 'age' holds what is no number within float32"
+    assert set(refused(source_table).values()) == {message} and len(refused(source_table)) == 2
 
 
 def test_columns_of_other_arrow_types_are_read(tmp_path):
@@ -218,9 +226,9 @@ def test_columns_of_other_arrow_types_are_read(tmp_path):
     )
     pq.write_table(table, tmp_path / "rows.parquet")
     columns = {"numeric": ["age", "height"], "categorical": ["town"]}
-    listing = listed(tmp_path / "rows.parquet", (), table=columns, target={"column": "kind"})
-    assert not refused(listing)
-    seen = pa.Table.from_batches(iter_values(listing, "train", ["age", "height", "town"]))
+    source_table = listed(tmp_path / "rows.parquet", (), table=columns, target={"column": "kind"})
+    assert not refused(source_table)
+    seen = pa.Table.from_batches(iter_values(source_table, "train", ["age", "height", "town"]))
     assert seen.to_pydict() == {
         "age": [1_700_000_000.123456789, 1_700_000_000.123456, None, 0.0],
         "height": [None] * 4,
@@ -249,9 +257,9 @@ def test_dates_and_times_are_seconds(kind, ticks, seconds):
 def test_bytes_lie_in_parquet_files(tmp_path):
     images = [os.urandom(50) for _ in range(9)]
     path = write_listing(tmp_path, ".parquet", {"file": images, "kind": ["x", "y", "x"] * 3})
-    listing = listed(path, **IMAGE_ROWS)
-    assert [row.inline["image"] for row in planned(listing, tmp_path)] == images
-    before = listing.state_digest
+    source_table = listed(path, **IMAGE_ROWS)
+    assert [row.inline["image"] for row in planned(source_table, tmp_path)] == images
+    before = source_table.state_digest
     write_listing(tmp_path, ".parquet", {"file": images[::-1], "kind": ["x", "y", "x"] * 3})
     os.utime(path, (1, 1))
     assert listed(path, **IMAGE_ROWS).state_digest != before
@@ -273,9 +281,9 @@ def test_bytes_lie_in_parquet_files(tmp_path):
 def test_targets_in_columns(tmp_path, suffix, target, column, wanted):
     make_tree(tmp_path, "1", "2", "3", "4")
     path = write_listing(tmp_path, suffix, {"file": list("1234"), "t": column, "n": list(range(4))})
-    listing = listed(path, columns={"image": "file"}, target=target)
-    assert listing.classes == (("a", "b", "c") if target["kind"] == "multi_label" else ())
-    got = {row.parts[0].path: row.values.get("target") for row in planned(listing, tmp_path)}
+    source_table = listed(path, columns={"image": "file"}, target=target)
+    assert source_table.classes == (("a", "b", "c") if target["kind"] == "multi_label" else ())
+    got = {row.parts[0].path: row.values.get("target") for row in planned(source_table, tmp_path)}
     assert got == dict(zip("1234", wanted, strict=True))
 
 
@@ -286,8 +294,10 @@ def test_targets_that_are_lists(tmp_path, suffix):
     values["numbers"] = [[1.5, 2.0], [3.0, 4.0]]
     path = write_listing(tmp_path, suffix, values)
     for kind, column in (("multi_label", "names"), ("tokens", "tokens"), ("regression", "numbers")):
-        listing = listed(path, columns={"image": "file"}, target={"kind": kind, "column": column})
-        assert [row.values["target"] for row in planned(listing, tmp_path)] == values[column]
+        source_table = listed(
+            path, columns={"image": "file"}, target={"kind": kind, "column": column}
+        )
+        assert [row.values["target"] for row in planned(source_table, tmp_path)] == values[column]
 
 
 def test_tokens_may_be_a_text_and_masks_files(tmp_path):
@@ -295,11 +305,14 @@ def test_tokens_may_be_a_text_and_masks_files(tmp_path):
     path = write_listing(
         tmp_path, ".csv", {"file": ["1", "2"], "t": ["héllo", "x"], "m": ["m1", "m2"]}
     )
-    listing = listed(path, columns={"image": "file"}, target={"kind": "tokens", "column": "t"})
-    assert [row.inline["target"] for row in planned(listing, tmp_path)] == ["héllo".encode(), b"x"]
-    listing = listed(path, columns={"image": "file"}, target={"kind": "mask", "column": "m"})
-    assert paths(listing, "mask") == {"train/1": "m1"}
-    assert refused(listing) == {"train/2": "mask: No such file or directory"}
+    source_table = listed(path, columns={"image": "file"}, target={"kind": "tokens", "column": "t"})
+    assert [row.inline["target"] for row in planned(source_table, tmp_path)] == [
+        "héllo".encode(),
+        b"x",
+    ]
+    source_table = listed(path, columns={"image": "file"}, target={"kind": "mask", "column": "m"})
+    assert paths(source_table, "mask") == {"train/1": "m1"}
+    assert refused(source_table) == {"train/2": "mask: No such file or directory"}
 
 
 # --- digests, resumption ---
@@ -325,10 +338,10 @@ def test_digests_follow_the_values(tmp_path, suffix):
 
 def test_copies_of_values_are_the_same_bytes(tmp_path):
     values = {"words": [f"w{n}" for n in range(3000)], "kind": ["x", "y"] * 1500}
-    listing = listed(write_listing(tmp_path, ".csv", values), ("text",), **TEXT_ROWS)
+    source_table = listed(write_listing(tmp_path, ".csv", values), ("text",), **TEXT_ROWS)
     sums = []
     for name in ("a", "b"):
-        write_plan(listing, tmp_path / name / "p.parquet", 100)
+        write_plan(source_table, tmp_path / name / "p.parquet", 100)
         sums.append([zlib.crc32(f.read_bytes()) for f in plan_files(tmp_path / name / "p.parquet")])
     # The plan names its copy, so it alone differs.
     assert sums[0][1:] == sums[1][1:] and len(sums[0]) == 2
@@ -354,6 +367,6 @@ def test_a_copied_parquet_file_of_bytes_has_the_same_content_and_another_state(t
 def test_a_listing_may_lie_at_a_url(tmp_path):
     memory = fsspec.filesystem("memory")
     memory.pipe("/lists/rows.csv", b"file,kind\nimg/1.jpg,x\nmemory://lists/2.jpg,y\n")
-    listing = listed("memory://lists/rows.csv", **IMAGE_ROWS)
-    assert set(uris(listing)) == {"train/img/1.jpg", "train/memory://lists/2.jpg"}
-    assert listing.roots == {"train": "memory://lists"}
+    source_table = listed("memory://lists/rows.csv", **IMAGE_ROWS)
+    assert set(uris(source_table)) == {"train/img/1.jpg", "train/memory://lists/2.jpg"}
+    assert source_table.roots == {"train": "memory://lists"}

@@ -31,11 +31,11 @@ NAMES = [
 every_name = pytest.mark.parametrize("name", NAMES)
 
 
-def contents(listing) -> set[bytes]:
+def contents(source_table) -> set[bytes]:
     """What the listed files hold."""
-    table = listing.table.to_pylist()
+    table = source_table.table.to_pylist()
     parts = [SourceFile.of(part) for row in table for part in row["parts"]]
-    return {read_part(listing.reaches["train"], part) for part in parts}
+    return {read_part(source_table.reaches["train"], part) for part in parts}
 
 
 @every_name
@@ -49,9 +49,11 @@ def test_a_tar_lies_in_a_folder_of_any_name(tmp_path, name):
     ):  # fmt: skip
         if "{" in name and not pattern.endswith(("-0.tar", "/*.tar", "[01].tar")):
             continue  # braces of a name that is not there as it stands are a range's
-        listing = listed(pattern, target=NO_CLASS)
-        assert contents(listing) == {b"one %d" % n for n in range(len(uris(listing)))}, pattern
-        assert len(uris(listing)) == (1 if pattern.endswith("-0.tar") else 2), pattern
+        source_table = listed(pattern, target=NO_CLASS)
+        assert contents(source_table) == {b"one %d" % n for n in range(len(uris(source_table)))}, (
+            pattern
+        )
+        assert len(uris(source_table)) == (1 if pattern.endswith("-0.tar") else 2), pattern
     assert len(uris(listed(folder, target=NO_CLASS, layout="tars"))) == 2
 
 
@@ -60,9 +62,9 @@ def test_tars_are_found_from_the_working_directory(tmp_path, monkeypatch, name):
     make_tar(tmp_path / name / "a-0.tar", {"1.png": b"one"})
     monkeypatch.chdir(tmp_path)
     for pattern in (f"./{name}/a-0.tar", f"./{name}/a-*.tar", f"./{name}/a-{{0..0}}.tar"):
-        listing = listed(pattern, target=NO_CLASS)
+        source_table = listed(pattern, target=NO_CLASS)
         monkeypatch.chdir("/")  # where workers are does not matter
-        assert contents(listing) == {b"one"}
+        assert contents(source_table) == {b"one"}
         monkeypatch.chdir(tmp_path)
 
 
@@ -71,12 +73,12 @@ def test_class_folders_files_and_splits_have_any_name(tmp_path, name):
     for split in ("train", "test"):
         make_files(tmp_path / name / split, {f"{name} 1": 3, f"{name} 2": 3})
         make_tree(tmp_path / name / split, f"{name} 1/{name}")
-    listing = listed(tmp_path / name / "train", test=str(tmp_path / name / "test"))
-    assert listing.classes == (f"{name} 1", f"{name} 2")
-    assert f"train/{name} 1/{name}" in uris(listing)
-    assert os.fsencode(f"{name} 1/{name}") in contents(listing)
+    source_table = listed(tmp_path / name / "train", test=str(tmp_path / name / "test"))
+    assert source_table.classes == (f"{name} 1", f"{name} 2")
+    assert f"train/{name} 1/{name}" in uris(source_table)
+    assert os.fsencode(f"{name} 1/{name}") in contents(source_table)
     plan = tmp_path / name / "p.parquet"
-    assert write_plan(listing, plan, 100) == 2
+    assert write_plan(source_table, plan, 100) == 2
     assert len(read_plan(plan, 0)) == 7 and plan_files(plan) == [plan]
 
 
@@ -90,18 +92,18 @@ def test_rows_name_files_of_any_name(tmp_path, suffix, name):
     if "://" in files[1]:
         files = files[:1]
     path = write_listing(root, suffix, {"file": files}, name=f"{name}-rows")
-    listing = listed(path, columns={"image": "file"}, target=NO_CLASS)
-    assert set(paths(listing).values()) == set(files)
-    assert len(contents(listing)) == len({Path(f).name for f in files})
+    source_table = listed(path, columns={"image": "file"}, target=NO_CLASS)
+    assert set(paths(source_table).values()) == set(files)
+    assert len(contents(source_table)) == len({Path(f).name for f in files})
 
 
 @every_name
 @every_suffix
 def test_values_are_read_from_listings_of_any_name(tmp_path, suffix, name):
     path = write_listing(tmp_path / name, suffix, {"words": ["a", "b"]}, name=f"{name}-rows")
-    listing = listed(path, ("text",), columns={"text": "words"}, target=NO_CLASS)
+    source_table = listed(path, ("text",), columns={"text": "words"}, target=NO_CLASS)
     plan = tmp_path / "plans" / "p.parquet"
-    write_plan(listing, plan, 9)
+    write_plan(source_table, plan, 9)
     assert [row.inline["text"] for row in read_plan(plan, 0)] == [b"a", b"b"]
 
 
@@ -116,14 +118,16 @@ def test_a_web_server_has_files_of_any_name(tmp_path, name):
         tmp_path / "web", ".jsonl", {"file": [f"{escaped}.png", f"d/{escaped}/1.png"]}
     )
     with ShardServer(tmp_path / "web") as server:
-        listing = listed(f"{server.url}/{path.name}", columns={"image": "file"}, target=NO_CLASS)
-        assert contents(listing) == {f"{name}.png".encode(), f"d/{name}/1.png".encode()}
+        source_table = listed(
+            f"{server.url}/{path.name}", columns={"image": "file"}, target=NO_CLASS
+        )
+        assert contents(source_table) == {f"{name}.png".encode(), f"d/{name}/1.png".encode()}
 
 
 def test_a_range_that_is_none_and_a_name_that_is_missing_are_told(tmp_path):
     make_tar(tmp_path / "set [v2]" / "a-0.tar", {"1.png": b"one"})
-    told = refusal(tmp_path / "set [v2]" / "a-{0..1}.tar", target=NO_CLASS)
-    assert told.endswith(f"no such file: {tmp_path}/set [v2]/a-1.tar")
+    message = refusal(tmp_path / "set [v2]" / "a-{0..1}.tar", target=NO_CLASS)
+    assert message.endswith(f"no such file: {tmp_path}/set [v2]/a-1.tar")
     assert "names no .tar file" in refusal(tmp_path / "set [v3]" / "a-*.tar", target=NO_CLASS)
     assert "no such file" in refusal(tmp_path / "set [v2]" / "b.tar", target=NO_CLASS)
     assert "is not a range" in refusal(tmp_path / "set [v2]" / "a-{x}.tar", target=NO_CLASS)

@@ -58,11 +58,11 @@ def test_a_row_cannot_name_a_file_outside_the_listings_folder(tmp_path, suffix):
     inside = [GOOD, "in/../own.png", f"{root}/in/side.png", f"file://{root}/./{GOOD}"]
     values = {"file": [*inside, *outside], "part": ["train"] * len([*inside, *outside])}
     path = write_listing(root, suffix, values)
-    listing = listed(path, **ROWS)
-    assert set(uris(listing)) == {f"train/{name}" for name in inside}
-    assert refused(listing) == {f"train/{name}": f"image: {OUTSIDE}" for name in outside}
+    source_table = listed(path, **ROWS)
+    assert set(uris(source_table)) == {f"train/{name}" for name in inside}
+    assert refused(source_table) == {f"train/{name}": f"image: {OUTSIDE}" for name in outside}
     for name in outside[:-2]:  # whoever asks
-        assert reason_of(listing.reaches["train"], name) == OUTSIDE
+        assert reason_of(source_table.reaches["train"], name) == OUTSIDE
 
 
 def test_more_is_read_by_prefixes_of_whole_names(tmp_path):
@@ -77,9 +77,9 @@ def test_more_is_read_by_prefixes_of_whole_names(tmp_path):
         f"file://{tmp_path}/b/c/3.png",
     ]
     path = write_listing(root, ".csv", {"file": names})
-    listing = listed(path, **ROWS, allow=[f"{tmp_path}/x/../b"])
-    assert refused(listing) == {f"train/{names[3]}": f"image: {OUTSIDE}"}
-    assert [read_part(listing.reaches["train"], part(name)) for name in names[1:3]] == [
+    source_table = listed(path, **ROWS, allow=[f"{tmp_path}/x/../b"])
+    assert refused(source_table) == {f"train/{names[3]}": f"image: {OUTSIDE}"}
+    assert [read_part(source_table.reaches["train"], part(name)) for name in names[1:3]] == [
         b"b/1.png"
     ] * 2
     assert len(uris(listed(path, **ROWS, allow=[f"file://{tmp_path}"]))) == 5
@@ -94,14 +94,16 @@ def test_a_chain_is_no_prefix(tmp_path):
 def test_what_a_name_leads_to_may_change_after_it_was_listed(tmp_path):
     secret = make_tree(tmp_path, "private.png") / "private.png"
     root = make_tree(tmp_path / "a", *(f"{n}.png" for n in range(4)))
-    listing = listed(write_listing(root, ".csv", {"file": [f"{n}.png" for n in range(4)]}), **ROWS)
+    source_table = listed(
+        write_listing(root, ".csv", {"file": [f"{n}.png" for n in range(4)]}), **ROWS
+    )
     for name in ("0.png", "1.png", "2.png", "3.png"):
         (root / name).unlink()
     (root / "0.png").symlink_to(secret)
     os.mkfifo(root / "1.png")
     (root / "2.png").mkdir()
     (root / "3.png").symlink_to("/dev/zero")
-    reach = listing.reaches["train"]
+    reach = source_table.reaches["train"]
     assert reason_of(reach, "0.png") == OUTSIDE
     assert reason_of(reach, "1.png") == "a pipe, not a file"
     assert reason_of(reach, "2.png") == "a folder, not a file"
@@ -144,8 +146,8 @@ def test_a_file_is_bounded_before_it_is_read_and_while_it_grows(tmp_path, monkey
     with (root / "hole.png").open("wb") as file:
         file.truncate(1 << 40)
     reach = Reach(str(root), max_file_bytes=100)
-    told = "data.max_file_bytes"
-    assert reason_of(reach, "hole.png") == f"{1 << 40} bytes, more than 100 ({told})"
+    message = "data.max_file_bytes"
+    assert reason_of(reach, "hole.png") == f"{1 << 40} bytes, more than 100 ({message})"
     (root / "grows.png").write_bytes(b"x" * 1000)
     fstat = os.fstat
 
@@ -155,7 +157,7 @@ def test_a_file_is_bounded_before_it_is_read_and_while_it_grows(tmp_path, monkey
         return os.stat_result(found)
 
     monkeypatch.setattr("pipeline.preprocess.sources.local_files.os.fstat", before_it_grew)
-    assert reason_of(reach, "grows.png") == f"101 bytes, more than 100 ({told})"
+    assert reason_of(reach, "grows.png") == f"101 bytes, more than 100 ({message})"
     config = data_config(root, max_file_bytes=7, target={"kind": "none"})
     assert list_sources(config).reaches["train"].max_file_bytes == 7
 
@@ -181,10 +183,10 @@ def test_a_row_of_a_listing_at_a_url_cannot_name_what_lies_elsewhere(given, tmp_
     with ShardServer(tmp_path) as server:
         name = given.replace("HOST", server.url)
         write_listing(tmp_path / "data", ".csv", {"file": [GOOD, name]})
-        listing = listed(f"{server.url}/data/rows.csv", **ROWS)
-        assert uris(listing) == [f"train/{GOOD}"]
-        assert listing.refused.num_rows == 1
-        reason_of(listing.reaches["train"], name)
+        source_table = listed(f"{server.url}/data/rows.csv", **ROWS)
+        assert uris(source_table) == [f"train/{GOOD}"]
+        assert source_table.refused.num_rows == 1
+        reason_of(source_table.reaches["train"], name)
         assert set(server.requests) == {"data/rows.csv"}
 
 
@@ -196,10 +198,10 @@ def test_a_local_listing_names_addresses_only_where_they_are_allowed(tmp_path, s
         path = write_listing(tmp_path, suffix, {"file": names})
         with pytest.raises(UserError, match=r"data\.allow names what else"):
             listed(path, **ROWS)
-        listing = listed(path, **ROWS, allow=[f"{server.url}/data/"])
-        assert uris(listing) == [f"train/{names[0]}"]
+        source_table = listed(path, **ROWS, allow=[f"{server.url}/data/"])
+        assert uris(source_table) == [f"train/{names[0]}"]
         assert server.requests == {}
-        assert read_part(listing.reaches["train"], part(names[0])) == b"data/1.png"
+        assert read_part(source_table.reaches["train"], part(names[0])) == b"data/1.png"
 
 
 class _Sender(BaseHTTPRequestHandler):
@@ -253,8 +255,8 @@ def test_a_server_cannot_send_a_row_elsewhere(tmp_path, sender):
     with ShardServer(tmp_path) as other:
         handler.to = other.url
         reach = Reach(f"{url}/data", (f"{other.url}/open",))
-        told = "the server sends on to another place, which data.allow does not name"
-        assert reason_of(reach, "on/private.png") == told
+        message = "the server sends on to another place, which data.allow does not name"
+        assert reason_of(reach, "on/private.png") == message
         assert other.requests == {}
         assert read_part(reach, part("on/open/1.png")) == b"open/1.png"
         handler.to = "file:///etc/passwd"
@@ -265,8 +267,8 @@ def test_a_server_cannot_send_a_row_elsewhere(tmp_path, sender):
 def test_a_body_without_an_end_is_read_no_further_than_the_bound(sender):
     _, url = sender
     reach = Reach(f"{url}/data", max_file_bytes=1_000_000)
-    size, _, told = reason_of(reach, "endless.png").partition(" ")
-    assert told == "bytes, more than 1000000 (data.max_file_bytes)" and int(size) < 2_000_000
+    size, _, message = reason_of(reach, "endless.png").partition(" ")
+    assert message == "bytes, more than 1000000 (data.max_file_bytes)" and int(size) < 2_000_000
     member = SourceFile("image", "a.tar", 512, 100, 100, "")
     with pytest.raises(MediaError, match="more than the 100 bytes of a tar"):
         read_part(Reach(url, confined=False), member)
@@ -288,12 +290,12 @@ def test_a_long_read_is_several_requests(tmp_path, monkeypatch):
     table = pa.table({"words": words, "kind": ["x", "y", "z"] * 3})
     pq.write_table(table, tmp_path / "rows.parquet", compression="none", use_dictionary=False)
     with ShardServer(tmp_path) as server:
-        listing = listed(
+        source_table = listed(
             f"{server.url}/rows.parquet", ("text",), columns={"text": "words"},
             target={"column": "kind"},
         )  # fmt: skip
-        write_plan(listing, tmp_path / "plan.parquet", 9)
-        found = read_plan(tmp_path / "plan.parquet", 0, None, listing.value_places)
+        write_plan(source_table, tmp_path / "plan.parquet", 9)
+        found = read_plan(tmp_path / "plan.parquet", 0, None, source_table.value_addresses)
     assert [row.inline["text"].decode() for row in found] == words
 
 

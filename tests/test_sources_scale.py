@@ -34,13 +34,13 @@ def test_no_python_object_for_a_file_survives_listing_and_planning(many_files, t
     gc.collect()
     before = len(gc.get_objects())
     tracemalloc.start()
-    listing = list_sources(config)
-    digest = listing.state_digest
-    shards = write_plan(listing, tmp_path / "plan.parquet", 1000)
+    source_table = list_sources(config)
+    digest = source_table.state_digest
+    shards = write_plan(source_table, tmp_path / "plan.parquet", 1000)
     gc.collect()
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert listing.table.num_rows == NUM_FILES and shards == 20 and len(digest) == 64
+    assert source_table.table.num_rows == NUM_FILES and shards == 20 and len(digest) == 64
     assert len(gc.get_objects()) - before < NUM_FILES / 100
     # The class numbers are here, 8 bytes each; a Python object takes some 50 bytes.
     assert held < 10 * NUM_FILES
@@ -83,18 +83,18 @@ def test_the_order_of_the_file_system_does_not_matter(many_files, tmp_path, monk
 
 
 def test_digests_do_not_see_how_arrow_cut_the_table(many_files):
-    listing = list_sources(data_config(many_files))
-    pieces = [listing.table.slice(start, 777) for start in range(0, NUM_FILES, 777)]
-    cut = replace(listing, table=pa.concat_tables(pieces))
-    assert cut.content_digest == listing.content_digest
-    assert cut.state_digest == listing.state_digest
+    source_table = list_sources(data_config(many_files))
+    pieces = [source_table.table.slice(start, 777) for start in range(0, NUM_FILES, 777)]
+    cut = replace(source_table, table=pa.concat_tables(pieces))
+    assert cut.content_digest == source_table.content_digest
+    assert cut.state_digest == source_table.state_digest
 
 
 def test_a_plan_may_be_of_some_samples_alone(many_files, tmp_path):
-    listing = list_sources(data_config(many_files))
-    part = replace(listing, table=listing.table.slice(100, 250))
+    source_table = list_sources(data_config(many_files))
+    part = replace(source_table, table=source_table.table.slice(100, 250))
     assert write_plan(part, tmp_path / "p.parquet", 100) == 3
     counts = [len(read_plan(tmp_path / "p.parquet", number)) for number in range(3)]
     assert counts == [100, 100, 50]
-    uri = os.fsdecode(listing.table["uri"][100].as_py())
+    uri = os.fsdecode(source_table.table["uri"][100].as_py())
     assert read_plan(tmp_path / "p.parquet", 0)[0].uri == uri

@@ -81,32 +81,34 @@ def test_what_gives_access_to_a_listing_goes_with_its_rows(guarded):
     make_tree(folder, "a/1.png", "a b#.png", "c/2.png")
     files = ["a/1.png", "a b#.png", f"{server.url}/c/2.png", f"{server.url}/c/2.png?id=7"]
     write_listing(folder, ".csv", {"file": files})
-    listing = listed(with_secrets(server.url, "rows.csv"), **ROWS)
-    assert set(uris(listing)) == {f"train/{name}" for name in files}
-    assert listing.roots == {"train": server.url}
-    for path in paths(listing).values():
-        assert read_part(listing.reaches["train"], SourceFile("image", path, None, None, -1, ""))
+    source_table = listed(with_secrets(server.url, "rows.csv"), **ROWS)
+    assert set(uris(source_table)) == {f"train/{name}" for name in files}
+    assert source_table.roots == {"train": server.url}
+    for path in paths(source_table).values():
+        assert read_part(
+            source_table.reaches["train"], SourceFile("image", path, None, None, -1, "")
+        )
 
 
 def test_tars_and_parquet_may_be_guarded_too(guarded, tmp_path):
     server, folder = guarded
     make_tar(folder / "set" / "a-0.tar", {"1.png": b"one", "2.png": b"two"})
     make_tar(folder / "set" / "a-1.tar", {"3.png": b"three"})
-    listing = listed(with_secrets(server.url, "set/a-{0,1}.tar"), target={"kind": "none"})
-    assert set(uris(listing)) == {"train/a-0.tar/1", "train/a-0.tar/2", "train/a-1.tar/3"}
+    source_table = listed(with_secrets(server.url, "set/a-{0,1}.tar"), target={"kind": "none"})
+    assert set(uris(source_table)) == {"train/a-0.tar/1", "train/a-0.tar/2", "train/a-1.tar/3"}
     plan = tmp_path / "plan.parquet"
-    write_plan(listing, plan, 9)
-    found = [read_part(listing.reaches["train"], row.parts[0]) for row in read_plan(plan, 0)]
+    write_plan(source_table, plan, 9)
+    found = [read_part(source_table.reaches["train"], row.parts[0]) for row in read_plan(plan, 0)]
     assert sorted(found) == [b"one", b"three", b"two"]
     write_listing(folder, ".parquet", {"words": ["a", "b"], "kind": ["x", "y"]})
-    listing = listed(
+    source_table = listed(
         with_secrets(server.url, "rows.parquet"), ("text",), columns={"text": "words"},
         target={"column": "kind"},
     )  # fmt: skip
-    write_plan(listing, plan, 9)
-    rows = read_plan(plan, 0, None, listing.value_places)
+    write_plan(source_table, plan, 9)
+    rows = read_plan(plan, 0, None, source_table.value_addresses)
     assert [row.inline for row in rows] == [{"text": b"a"}, {"text": b"b"}]
-    assert SECRET not in text_of(plan) and uris(listing) == [
+    assert SECRET not in text_of(plan) and uris(source_table) == [
         "train/rows.parquet#0", "train/rows.parquet#1",
     ]  # fmt: skip
 
@@ -123,17 +125,20 @@ def test_a_source_that_is_signed_anew_is_the_same_source(tmp_path):
         for signature in ("hunter2", "hunter2again"):
             rows = [signed(server.url, signature, name) for name in ("1.png", "2.png")]
             path = write_listing(tmp_path, ".csv", {"file": rows})
-            listing = listed(path, **ROWS, allow=[server.url])
-            digests.add(listing.content_digest)
-            states.add(listing.state_digest)
-            names.update(uris(listing))
+            source_table = listed(path, **ROWS, allow=[server.url])
+            digests.add(source_table.content_digest)
+            states.add(source_table.state_digest)
+            names.update(uris(source_table))
             plan = tmp_path / "plan" / "p.parquet"
-            assert write_plan(listing, plan, 1) == 2
-            addresses = shard_addresses(listing, 1)
+            assert write_plan(source_table, plan, 1) == 2
+            addresses = shard_addresses(source_table, 1)
             assert addresses is not None
             for number, of_its_files in enumerate(addresses):
                 (row,) = read_plan(plan, number, of_its_files)
-                assert read_part(listing.reaches["train"], row.parts[0]) == row.uri[-10:-5].encode()
+                assert (
+                    read_part(source_table.reaches["train"], row.parts[0])
+                    == row.uri[-10:-5].encode()
+                )
             assert not any(SECRET in text_of(file) for file in plan_files(plan))
         assert names == {f"train/{server.url}/{name}?id=7" for name in ("1.png", "2.png")}
     assert len(digests) == len(states) == 1
@@ -142,10 +147,10 @@ def test_a_source_that_is_signed_anew_is_the_same_source(tmp_path):
 def test_a_query_that_names_content_tells_sources_apart(tmp_path):
     rows = [f"https://host/get?id={n}&sig=hunter{n}" for n in range(3)]
     path = write_listing(tmp_path, ".csv", {"file": [*rows, "https://host/get?id=1&sig=other"]})
-    listing = listed(path, **ROWS, allow=["https://host/"])
-    assert set(uris(listing)) == {f"train/https://host/get?id={n}" for n in range(3)}
-    told = "an earlier row has this name; name rows by data.columns.key"
-    assert refused(listing) == {"train/https://host/get?id=1": told}
+    source_table = listed(path, **ROWS, allow=["https://host/"])
+    assert set(uris(source_table)) == {f"train/https://host/get?id={n}" for n in range(3)}
+    message = "an earlier row has this name; name rows by data.columns.key"
+    assert refused(source_table) == {"train/https://host/get?id=1": message}
 
 
 def test_refused_rows_and_errors_hold_no_secrets(tmp_path):
@@ -153,9 +158,9 @@ def test_refused_rows_and_errors_hold_no_secrets(tmp_path):
             "s3://u:hunter2@bucket/1", "https://host/?a=b&password=hunter2"]  # fmt: skip
     make_tree(tmp_path, "1.png")
     path = write_listing(tmp_path, ".csv", {"file": ["1.png", *rows], "kind": ["x"] * 5})
-    listing = listed(path, **ROWS)
-    assert listing.refused.num_rows == 4
-    assert SECRET not in str(listing.refused.to_pylist())
+    source_table = listed(path, **ROWS)
+    assert source_table.refused.num_rows == 4
+    assert SECRET not in str(source_table.refused.to_pylist())
     keyed = {"columns": {"image": "file", "key": "file"}, "target": {"kind": "none"}}
     assert SECRET not in str(listed(path, **keyed).refused.to_pylist())
     for source in ("http://user:hunter2@127.0.0.1:1/rows.csv?token=hunter2",
@@ -225,8 +230,8 @@ def test_nothing_that_is_written_holds_a_secret_and_a_set_is_known_again(
     with pytest.raises(UserError, match=r"is not kept; give the whole address: .* data\.train=URL"):
         retry_quarantine(str(shards), console)
     with pytest.raises(UserError, match=r"data\.allow names addresses whose password"):
-        places = {"train": with_secrets(server.url, "rows.csv")}
-        retry_quarantine(str(shards), console, sources=places)
+        addresses = {"train": with_secrets(server.url, "rows.csv")}
+        retry_quarantine(str(shards), console, sources=addresses)
 
     tracked = config("rows.csv").model_copy(
         update={"shards": f"http://user:hunter2@host/shards?sig={SECRET}"}

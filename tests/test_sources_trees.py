@@ -30,26 +30,26 @@ NO_CLASS = {"kind": "none"}
 
 def test_files_of_one_name_are_one_sample(tmp_path):
     make_tree(tmp_path, "a/1.jpg", "a/1.WAV", "a/1.txt", "b/1.png", "b/1.flac", "b/1.txt")
-    listing = listed(tmp_path, ("image", "audio", "text"), target=NO_CLASS)
-    assert set(uris(listing)) == {"train/a/1", "train/b/1"}
-    assert [list(row["parts"]) for row in rows(listing)] == [["image", "audio", "text"]] * 2
-    assert paths(listing, "audio") == {"train/a/1": "a/1.WAV", "train/b/1": "b/1.flac"}
-    assert listing.table["target"].null_count == 2
-    assert listing.classes == ()
+    source_table = listed(tmp_path, ("image", "audio", "text"), target=NO_CLASS)
+    assert set(uris(source_table)) == {"train/a/1", "train/b/1"}
+    assert [list(row["parts"]) for row in rows(source_table)] == [["image", "audio", "text"]] * 2
+    assert paths(source_table, "audio") == {"train/a/1": "a/1.WAV", "train/b/1": "b/1.flac"}
+    assert source_table.table["target"].null_count == 2
+    assert source_table.classes == ()
 
 
 def test_classes_are_the_first_folders_of_grouped_files_too(tmp_path):
     make_tree(tmp_path, "cat/x/1.jpg", "cat/x/1.wav", "owl/1.jpg", "owl/1.wav", "stray.jpg")
-    listing = listed(tmp_path, ("image", "audio"))
-    assert classes_of(listing) == {"train/cat/x/1": "cat", "train/owl/1": "owl"}
-    assert refused(listing) == {"train/stray.jpg": "lies beside the class folders"}
+    source_table = listed(tmp_path, ("image", "audio"))
+    assert classes_of(source_table) == {"train/cat/x/1": "cat", "train/owl/1": "owl"}
+    assert refused(source_table) == {"train/stray.jpg": "lies beside the class folders"}
 
 
 def test_a_missing_modality_is_refused_unless_it_may_be_missing(tmp_path):
     make_tree(tmp_path, "1.jpg", "1.wav", "2.jpg", "3.wav", "4.docx", "sub/README")
-    listing = listed(tmp_path, ("image", "audio"), target=NO_CLASS)
-    assert uris(listing) == ["train/1"]
-    assert refused(listing) == {
+    source_table = listed(tmp_path, ("image", "audio"), target=NO_CLASS)
+    assert uris(source_table) == ["train/1"]
+    assert refused(source_table) == {
         "train/2": "it has no audio",
         "train/3": "it has no image",
         "train/4": "none of its files is image or audio",
@@ -62,41 +62,46 @@ def test_a_missing_modality_is_refused_unless_it_may_be_missing(tmp_path):
 
 def test_a_film_brings_its_sound(tmp_path):
     make_tree(tmp_path, "1.mp4", "2.mp4", "2.wav", "3.wav")
-    listing = listed(tmp_path, ("audio", "video"), target=NO_CLASS)
-    assert set(uris(listing)) == {"train/1", "train/2"}
-    assert refused(listing) == {"train/3": "it has no video"}
+    source_table = listed(tmp_path, ("audio", "video"), target=NO_CLASS)
+    assert set(uris(source_table)) == {"train/1", "train/2"}
+    assert refused(source_table) == {"train/3": "it has no video"}
 
 
 def test_two_files_for_one_field_are_refused(tmp_path):
     make_tree(tmp_path, "1.jpg", "1.png", "1.wav", "2.jpg", "2.wav")
-    listing = listed(tmp_path, ("image", "audio"), target=NO_CLASS)
-    assert uris(listing) == ["train/2"]
-    assert refused(listing) == {"train/1": "two files of its name are image"}
+    source_table = listed(tmp_path, ("image", "audio"), target=NO_CLASS)
+    assert uris(source_table) == ["train/2"]
+    assert refused(source_table) == {"train/1": "two files of its name are image"}
 
 
 def test_names_may_have_dots_and_say_their_field(tmp_path):
     make_tree(tmp_path, "v1.0.final.jpg", "v1.0.final.wav", "b.image.png", "b.audio.ogg")
-    listing = listed(tmp_path, ("image", "audio"), target=NO_CLASS)
-    assert set(uris(listing)) == {"train/v1.0.final", "train/b"}
-    assert paths(listing)["train/b"] == "b.image.png"
+    source_table = listed(tmp_path, ("image", "audio"), target=NO_CLASS)
+    assert set(uris(source_table)) == {"train/v1.0.final", "train/b"}
+    assert paths(source_table)["train/b"] == "b.image.png"
 
 
 def test_every_file_is_a_sample_where_one_modality_is_all(tmp_path):
     make_tree(tmp_path, "a/1.jpg", "a/1.png", "notes", "b.weird")
-    listing = listed(tmp_path, ("audio",), target=NO_CLASS)
-    assert set(uris(listing)) == {"train/a/1.jpg", "train/a/1.png", "train/notes", "train/b.weird"}
-    assert {field for row in rows(listing) for field in row["parts"]} == {"audio"}
+    source_table = listed(tmp_path, ("audio",), target=NO_CLASS)
+    assert set(uris(source_table)) == {
+        "train/a/1.jpg",
+        "train/a/1.png",
+        "train/notes",
+        "train/b.weird",
+    }
+    assert {field for row in rows(source_table) for field in row["parts"]} == {"audio"}
 
 
 @pytest.mark.parametrize("kind", ["mask", "regression", "tokens"])
 def test_a_target_may_lie_in_a_file_of_its_own(tmp_path, kind):
     ending, field = (".mask.png", "mask") if kind == "mask" else (".json", "target")
     make_tree(tmp_path, "a/1.jpg", f"a/1{ending}", "a/2.jpg", f"a/3{ending}")
-    listing = listed(tmp_path, target={"kind": kind})
-    assert uris(listing) == ["train/a/1"]
-    assert paths(listing, field) == {"train/a/1": f"a/1{ending}"}
-    assert paths(listing) == {"train/a/1": "a/1.jpg"}
-    assert refused(listing) == {
+    source_table = listed(tmp_path, target={"kind": kind})
+    assert uris(source_table) == ["train/a/1"]
+    assert paths(source_table, field) == {"train/a/1": f"a/1{ending}"}
+    assert paths(source_table) == {"train/a/1": "a/1.jpg"}
+    assert refused(source_table) == {
         "train/a/2": f"it has no {field}",
         "train/a/3": "none of its files is image",
     }
@@ -104,10 +109,12 @@ def test_a_target_may_lie_in_a_file_of_its_own(tmp_path, kind):
 
 def test_label_files_need_their_classes_named(tmp_path):
     make_tree(tmp_path, "1.jpg", "1.json")
-    told = refusal(tmp_path, target={"kind": "multi_label"})
-    assert told.startswith("data.target.classes is missing: labels that lie in files of their own")
-    listing = listed(tmp_path, target={"kind": "multi_label", "classes": ["x", "y"]})
-    assert listing.classes == ("x", "y")
+    message = refusal(tmp_path, target={"kind": "multi_label"})
+    assert message.startswith(
+        "data.target.classes is missing: labels that lie in files of their own"
+    )
+    source_table = listed(tmp_path, target={"kind": "multi_label", "classes": ["x", "y"]})
+    assert source_table.classes == ("x", "y")
 
 
 # --- what is never opened ---
@@ -130,8 +137,8 @@ def test_links_out_of_the_folder_and_special_files_are_refused(tmp_path):
         os.chdir(root / "cat")  # a socket's path must be short
         server.bind("socket.png")
         os.chdir(before)
-        listing = listed(root)
-    assert refused(listing) == {
+        source_table = listed(root)
+    assert refused(source_table) == {
         "train/cat/out.png": "a link that leads out of the folder",
         "train/cat/up.png": "a link that leads out of the folder",
         "train/cat/device.png": "a link that leads out of the folder",
@@ -142,8 +149,8 @@ def test_links_out_of_the_folder_and_special_files_are_refused(tmp_path):
         "train/cat/pipe.png": "a pipe, not a file",
         "train/cat/socket.png": "a socket, not a file",
     }
-    assert listing.counts() == {"train": 5}
-    assert "train/cat/fine.png" in uris(listing)
+    assert source_table.counts() == {"train": 5}
+    assert "train/cat/fine.png" in uris(source_table)
 
 
 def test_the_root_itself_may_be_a_link(tmp_path):
@@ -167,10 +174,10 @@ def test_any_name_is_a_name(tmp_path, modalities):
     for name in names:
         for each in (name, name[:-4] + b".txt"):
             Path(os.fsdecode(folder + b"/" + each)).write_bytes(b"x")
-    listing = listed(tmp_path, modalities, target=NO_CLASS)
+    source_table = listed(tmp_path, modalities, target=NO_CLASS)
     wanted = {b"train/" + (name[:-4] if "text" in modalities else name) for name in names}
-    assert wanted <= set(listing.table["uri"].to_pylist())
-    assert listing.table.num_rows == (12 if modalities == ("image",) else 6)
+    assert wanted <= set(source_table.table["uri"].to_pylist())
+    assert source_table.table.num_rows == (12 if modalities == ("image",) else 6)
 
 
 def test_a_folder_that_cannot_be_read_is_refused(tmp_path):
@@ -185,7 +192,9 @@ def test_a_folder_that_cannot_be_read_is_refused(tmp_path):
 
 
 def known_of(*listings) -> pa.Table:
-    return pa.concat_tables([listing.table.select(["uri", "split"]) for listing in listings])
+    return pa.concat_tables(
+        [source_table.table.select(["uri", "split"]) for source_table in listings]
+    )
 
 
 def test_known_samples_keep_their_split_and_new_ones_keep_the_share(tmp_path):
@@ -228,11 +237,11 @@ def test_known_classes_keep_their_numbers(tmp_path):
 
 def test_classes_may_be_named_in_their_order(tmp_path):
     make_files(tmp_path, {"cat": 1, "owl": 1})
-    listing = listed(tmp_path, target={"classes": ["owl", "emu", "cat"]})
-    assert listing.classes == ("owl", "emu", "cat")
-    assert classes_of(listing)["train/cat/000.png"] == "cat"
-    told = refusal(tmp_path, target={"classes": ["owl", "emu"]})
-    assert told == "data.target.classes: lacks 'cat', which train has"
+    source_table = listed(tmp_path, target={"classes": ["owl", "emu", "cat"]})
+    assert source_table.classes == ("owl", "emu", "cat")
+    assert classes_of(source_table)["train/cat/000.png"] == "cat"
+    message = refusal(tmp_path, target={"classes": ["owl", "emu"]})
+    assert message == "data.target.classes: lacks 'cat', which train has"
 
 
 # --- servers ---
@@ -243,11 +252,11 @@ def test_a_server_that_fails_is_not_taken_for_an_empty_one(tmp_path, source):
     columns = {"columns": {"image": "file"}} if source == "rows.csv" else {}
     with ShardServer(tmp_path) as server:
         url = f"{server.url}/{source}"
-        told = refusal(url, target=NO_CLASS, **columns)
-        assert told.startswith(f"data.train={url}: no such f")
+        message = refusal(url, target=NO_CLASS, **columns)
+        assert message.startswith(f"data.train={url}: no such f")
         server.fails = lambda path, times: 403
-        told = refusal(url, target=NO_CLASS, **columns)
-        assert told.startswith(f"data.train={url}: cannot be read: ClientResponseError: 403")
+        message = refusal(url, target=NO_CLASS, **columns)
+        assert message.startswith(f"data.train={url}: cannot be read: ClientResponseError: 403")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
@@ -258,18 +267,18 @@ def test_a_server_that_fails_once_is_asked_again(tmp_path, suffix, failing):
     with ShardServer(tmp_path) as server:
         server.fails = lambda path, times: 503 if times == failing else None
         url, target = f"{server.url}/{path.name}", {"column": "kind"}
-        listing = listed(url, target=target, columns={"image": "file"})
-    assert listing.table.num_rows == 9 and listing.classes == ("a", "b")
+        source_table = listed(url, target=target, columns={"image": "file"})
+    assert source_table.table.num_rows == 9 and source_table.classes == ("a", "b")
 
 
 def test_json_lines_are_read_from_a_server(tmp_path):
     rows = [{"file": f"{n}.jpg", "kind": "ab"[n % 2]} for n in range(3)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with ShardServer(tmp_path) as server:
-        listing = listed(
+        source_table = listed(
             f"{server.url}/rows.jsonl", columns={"image": "file"}, target={"column": "kind"}
         )
-    assert classes_of(listing) == {"train/0.jpg": "a", "train/1.jpg": "b", "train/2.jpg": "a"}
+    assert classes_of(source_table) == {"train/0.jpg": "a", "train/1.jpg": "b", "train/2.jpg": "a"}
 
 
 def test_a_row_with_half_a_surrogate_or_an_empty_name_is_refused_alone(tmp_path):
@@ -277,9 +286,9 @@ def test_a_row_with_half_a_surrogate_or_an_empty_name_is_refused_alone(tmp_path)
     lines = tmp_path / "rows.jsonl"
     lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
     target = {"kind": "multi_label", "column": "k"}
-    listing = listed(lines, ("text",), columns={"text": "t"}, target=target)
-    assert (listing.table.num_rows, listing.refused.num_rows) == (1, 2)
+    source_table = listed(lines, ("text",), columns={"text": "t"}, target=target)
+    assert (source_table.table.num_rows, source_table.refused.num_rows) == (1, 2)
     table = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"t": ["one", "two"], "k": [["a"], ["a", None]]}), table)
-    listing = listed(table, ("text",), columns={"text": "t"}, target=target)
-    assert (listing.table.num_rows, listing.refused.num_rows) == (1, 1)
+    source_table = listed(table, ("text",), columns={"text": "t"}, target=target)
+    assert (source_table.table.num_rows, source_table.refused.num_rows) == (1, 1)

@@ -24,8 +24,8 @@ WANTED = TableVocabulary(
 )
 
 
-def fit_table(listing: SourceTable, fmt: TableFormat) -> TableVocabulary:
-    return TableVocabulary.from_dict(fit_rows(listing, fmt))
+def fit_table(source_table: SourceTable, fmt: TableFormat) -> TableVocabulary:
+    return TableVocabulary.from_dict(fit_rows(source_table, fmt))
 
 
 def folder_of(root: Path, rows: list[Any], more: dict[str, bytes] | None = None) -> SourceTable:
@@ -42,8 +42,8 @@ def folder_of(root: Path, rows: list[Any], more: dict[str, bytes] | None = None)
 def test_rows_in_files_tell_what_a_listings_rows_do(tmp_path):
     lines = [json.dumps({**row, "kind": "xy"[n % 2]}) for n, row in enumerate(ROWS)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    listing = listed(tmp_path / "rows.jsonl", (), table=TABLE, target={"column": "kind"})
-    assert fit_table(listing, FORMAT) == WANTED
+    source_table = listed(tmp_path / "rows.jsonl", (), table=TABLE, target={"column": "kind"})
+    assert fit_table(source_table, FORMAT) == WANTED
     assert fit_table(folder_of(tmp_path / "raw", ROWS), FORMAT) == WANTED
 
 
@@ -52,17 +52,17 @@ def test_rows_in_tars_tell_the_same(tmp_path):
     for number, row in enumerate(ROWS):
         members[f"{number}.json"] = json.dumps(row).encode()
         members[f"{number}.cls"] = str(number % 2).encode()
-    listing = listed(make_tar(tmp_path / "a.tar", members), (), table=TABLE)
-    assert fit_table(listing, FORMAT) == WANTED
+    source_table = listed(make_tar(tmp_path / "a.tar", members), (), table=TABLE)
+    assert fit_table(source_table, FORMAT) == WANTED
 
 
 def test_training_rows_alone_are_read(tmp_path):
-    listing = folder_of(tmp_path / "raw", ROWS)
+    source_table = folder_of(tmp_path / "raw", ROWS)
     other = tmp_path / "held-out"
     folder_of(other, [{"age": 99, "town": "Bonn"}] * 2)
     both = listed(tmp_path / "raw", (), table=TABLE, validation=str(other))
     assert both.counts() == {"train": 4, "validation": 2}
-    assert fit_table(both, FORMAT) == fit_table(listing, FORMAT) == WANTED
+    assert fit_table(both, FORMAT) == fit_table(source_table, FORMAT) == WANTED
 
 
 def test_rows_that_decoding_refuses_tell_nothing(tmp_path):

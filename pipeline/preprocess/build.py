@@ -115,7 +115,7 @@ def sha256s(spec: ShardSetSpec, source_table: SourceTable, sources: pa.Table) ->
             row
             for shard in range(shards)
             for row in read_plan(
-                plan, shard, addresses[shard] if addresses else None, part.value_places
+                plan, shard, addresses[shard] if addresses else None, part.value_addresses
             )
         )
         return [_sha256(row, source_table.reaches[row.split]) for row in rows]
@@ -179,7 +179,7 @@ def build(
             plan=str(plan),
             staging=str(staging),
             reaches=source_table.reaches,
-            value_places=source_table.value_places,
+            value_addresses=source_table.value_addresses,
             media=sandbox_settings(spec.data, source_table.classes, fitted),
             limits={
                 "seconds": spec.data.decode_seconds,

@@ -16,7 +16,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.preprocess.ledger_check import check_rows, read_places, read_reading, read_seconds
+from pipeline.preprocess.ledger_check import check_rows, read_addresses, read_reading, read_seconds
 from pipeline.preprocess.sources.tables import without_addresses
 from shards import ShardSet
 from shards.files import AtomicFile
@@ -70,7 +70,7 @@ class Ledger:
             return cls(
                 table,
                 read_seconds(about[_SECONDS]),
-                read_places(about[_ADDRESSES]),
+                read_addresses(about[_ADDRESSES]),
                 read_reading(about.get(_READING, b"{}")),
             )
         except (OSError, KeyError, ValueError):  # missing, damaged or not plausible
@@ -91,7 +91,7 @@ def ledger_addresses(shards: Path) -> tuple[str, Mapping[str, str]]:
     try:
         with os.fdopen(open_file(path.parent, path.name), "rb") as file:
             about = open_parquet(file, str(path)).schema_arrow.metadata or {}
-        return about[_DIGEST].decode(), read_places(about[_ADDRESSES])
+        return about[_DIGEST].decode(), read_addresses(about[_ADDRESSES])
     except (OSError, KeyError, ValueError, pa.ArrowException):
         return "", {}
 

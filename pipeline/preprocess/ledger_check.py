@@ -28,7 +28,7 @@ def read_seconds(text: bytes) -> float:
     return seconds
 
 
-def read_places(text: bytes) -> dict[str, str]:
+def read_addresses(text: bytes) -> dict[str, str]:
     """Read the folder, listing or URL of each split.
 
     Raises:

@@ -79,7 +79,7 @@ class ShardTask:
     base: str | None = None
     stale: str | None = None
     rewritten: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    value_places: dict[str, str] = field(default_factory=dict)
+    value_addresses: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """Make the shards of a batch of jobs.
@@ -123,7 +123,7 @@ class ShardTask:
         if job >= self.num_new:
             self._rewrite(int(self.rewritten[job - self.num_new]))
             return 0, 0
-        rows = read_plan(Path(self.plan), job, addresses, self.value_places)
+        rows = read_plan(Path(self.plan), job, addresses, self.value_addresses)
         number = self.first_number + job
         if read_committed(Path(self.staging), number) is not None:
             return 0, len(rows)

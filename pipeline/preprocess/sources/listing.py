@@ -68,9 +68,9 @@ class SourceTable:
         return {split: without_secrets(reach.root) for split, reach in self.reaches.items()}
 
     @property
-    def value_places(self) -> dict[str, str]:
+    def value_addresses(self) -> dict[str, str]:
         """The addresses of the listings whose rows hold values, by the same without secrets."""
-        return {values.path: absolute(values.listing.source) for values in self.values.values()}
+        return {values.path: absolute(values.table_file.source) for values in self.values.values()}
 
     @cached_property
     def content_digest(self) -> str:
@@ -219,12 +219,12 @@ def _in_split(found: SourceScan, split: str) -> SourceScan:
     index = found.samples.schema.get_field_index("split")
     codes = pa.array(np.full(found.samples.num_rows, SPLITS.index(split), np.int8))
     names = {split: set().union(*found.label_names.values())}
-    refused_place = found.refused.schema.get_field_index("split")
+    refused_index = found.refused.schema.get_field_index("split")
     of_refused = pa.repeat(pa.scalar(split, pa.string()), found.refused.num_rows)
     return replace(
         found,
         samples=found.samples.set_column(index, "split", codes),
-        refused=found.refused.set_column(refused_place, "split", of_refused),
+        refused=found.refused.set_column(refused_index, "split", of_refused),
         label_names=names,
     )
 

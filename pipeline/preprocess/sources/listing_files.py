@@ -52,12 +52,12 @@ def find_in_listing(data: DataConfig, source: str, setting: str) -> SourceScan:
         UserError: There is no such file, it is damaged, lacks a column, or has no row that can be
             used.
     """
-    listing = open_listing(source, setting, wanted_columns(data, source, setting))
-    inline = tuple(column for column in listing.columns if column.is_inline)
+    table_file = open_listing(source, setting, wanted_columns(data, source, setting))
+    inline = tuple(column for column in table_file.columns if column.is_inline)
     # The workers read the bytes of files that a Parquet file holds; they are not read here.
-    heavy = listing.suffix == ".parquet" and any(c.role == "bytes" for c in listing.columns)
-    light = [c for c in listing.columns if not (heavy and c.role == "bytes")]
-    read = listing.only(tuple(light))
+    heavy = table_file.suffix == ".parquet" and any(c.role == "bytes" for c in table_file.columns)
+    light = [c for c in table_file.columns if not (heavy and c.role == "bytes")]
+    read = table_file.only(tuple(light))
     content, mtime = _parquet_state(source) if heavy else (b"", None)
     reach = Reach(absolute(folder_of(source)), data.allow, data.max_file_bytes)
     reader = _RowReader(read, reach, content, mtime, is_inline=bool(inline))
@@ -67,7 +67,7 @@ def find_in_listing(data: DataConfig, source: str, setting: str) -> SourceScan:
     refused = pa.concat_tables([reader.refused.table(), again])
     if not samples.num_rows:
         raise UserError(f"{setting}={source}: no row can be used{first_refused(refused)}")
-    values = InlineValues(listing.only(inline)) if inline else None
+    values = InlineValues(table_file.only(inline)) if inline else None
     return SourceScan(samples, refused, folder_of(source), values, reader.label_names)
 
 
@@ -92,7 +92,7 @@ class _RowReader:
     """Turns batches of rows into samples and refusals.
 
     Args:
-        listing: The listing with the columns to read.
+        table_file: The listing with the columns to read.
         reach: What its rows may name.
         content: A digest of the columns that are not read. It goes into the digest of every row.
         mtime: The time of the file that holds these columns, or None.
@@ -101,17 +101,17 @@ class _RowReader:
 
     def __init__(
         self,
-        listing: TableFile,
+        table_file: TableFile,
         reach: Reach,
         content: bytes,
         mtime: str | None,
         *,
         is_inline: bool,
     ) -> None:
-        self._columns = listing.columns
+        self._columns = table_file.columns
         self._content, self._mtime = content, mtime
         self._is_inline = is_inline
-        self._name = os.fsencode(file_name(listing.source))
+        self._name = os.fsencode(file_name(table_file.source))
         self._files = RowFiles(reach)
         self.samples, self.refused = Rows(FOUND_SCHEMA), Rows(REFUSED_SCHEMA)
         self.label_names: dict[str, set[str]] = {}

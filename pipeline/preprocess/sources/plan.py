@@ -47,7 +47,7 @@ def write_plan(source_table: SourceTable, path: Path, samples_per_shard: int) ->
     """Cut the sources into shards of one split each. Row group N lists the samples of shard N.
 
     Values in a CSV or JSON Lines file are copied to Parquet beside the plan. Addresses that hold
-    secrets are left out; see `shard_addresses` and `SourceTable.value_places`.
+    secrets are left out; see `shard_addresses` and `SourceTable.value_addresses`.
 
     Args:
         source_table: All sources, in their order.
@@ -118,7 +118,7 @@ def read_plan(
     path: Path,
     number: int,
     addresses: str | None = None,
-    value_places: Mapping[str, str] | None = None,
+    value_addresses: Mapping[str, str] | None = None,
 ) -> list[SourceRow]:
     """Read the samples of one shard, with their values from the listing.
 
@@ -126,7 +126,7 @@ def read_plan(
         path: The path of the plan.
         number: The number of the shard in the plan.
         addresses: The shard's text from `shard_addresses`.
-        value_places: The addresses from `SourceTable.value_places`.
+        value_places: The addresses from `SourceTable.value_addresses`.
     """
     parquet = pq.ParquetFile(path)
     about = parquet.schema_arrow.metadata
@@ -136,8 +136,8 @@ def read_plan(
         for part, address in zip(parts, json.loads(addresses), strict=True):
             part["address"] = address and os.fsencode(address)
     values = json.loads(about[_VALUES]).get(rows[0]["split"]) if rows else None
-    if values and value_places:
-        values["path"] = value_places.get(values["path"], values["path"])
+    if values and value_addresses:
+        values["path"] = value_addresses.get(values["path"], values["path"])
     held: Any = (
         read_row_values(values, [row["row"] for row in rows])
         if values

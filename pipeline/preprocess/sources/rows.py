@@ -119,63 +119,63 @@ def open_listing(source: str, setting: str, columns: list[Column]) -> TableFile:
         UserError: There is no such file, it is damaged, lacks a column, or a column has a wrong
             type.
     """
-    listing = TableFile(source, setting, tuple(columns))
+    table_file = TableFile(source, setting, tuple(columns))
     filesystem, path = filesystem_of(source)
     if not exists(filesystem, path):
-        raise listing._error("no such file")
+        raise table_file._error("no such file")
     if is_local(filesystem) and not filesystem.isfile(path):
-        raise listing._error("not a file")
+        raise table_file._error("not a file")
     try:
-        types = _column_types(listing)
+        types = _column_types(table_file)
     except LISTING_ERRORS as error:
-        raise listing._error(f"cannot be read: {_reason(error)}") from None
+        raise table_file._error(f"cannot be read: {_reason(error)}") from None
     resolved = []
     for column in columns:
         kinds = [kind for name, kind in types if name == column.name]
         if not kinds:
             names = ", ".join(repr(name[:MAX_SHOWN_NAME]) for name, _ in types[:50])
-            raise listing._error(f"no column {column.name!r} ({column.setting}); it has {names}")
+            raise table_file._error(f"no column {column.name!r} ({column.setting}); it has {names}")
         if len(kinds) > 1:
-            raise listing._error(f"{len(kinds)} columns are named {column.name!r}; rename one")
+            raise table_file._error(f"{len(kinds)} columns are named {column.name!r}; rename one")
         try:
             resolved.append(replace(column, role=typed_role(column, kinds[0])))
         except ValueError as error:
-            raise listing._error(f"column {column.name!r} ({column.setting}) {error}") from None
-    return replace(listing, columns=tuple(resolved))
+            raise table_file._error(f"column {column.name!r} ({column.setting}) {error}") from None
+    return replace(table_file, columns=tuple(resolved))
 
 
-def _column_types(listing: TableFile) -> list[tuple[str, Any]]:
+def _column_types(table_file: TableFile) -> list[tuple[str, Any]]:
     """Return the names and Arrow types of all columns. Untyped columns count as text."""
-    if listing.suffix == ".parquet":
-        with opened(listing.source) as file:
+    if table_file.suffix == ".parquet":
+        with opened(table_file.source) as file:
             schema = open_parquet(file, "it").schema_arrow
         return list(zip(schema.names, schema.types, strict=True))
-    if listing.suffix == ".csv":
-        with opened(listing.source) as file:
+    if table_file.suffix == ".csv":
+        with opened(table_file.source) as file:
             names = csv_names(file)
         return [(name, pa.string()) for name in names]
-    return _json_types(listing)
+    return _json_types(table_file)
 
 
 # --- CSV ---
 
 
-def _csv_batches(listing: TableFile) -> Iterator[Batch]:
-    with opened(listing.source) as file:
+def _csv_batches(table_file: TableFile) -> Iterator[Batch]:
+    with opened(table_file.source) as file:
         names = csv_names(file)
-    indices = [names.index(column.name) for column in listing.columns]
+    indices = [names.index(column.name) for column in table_file.columns]
     start = 0
-    with opened(listing.source) as file:
+    with opened(table_file.source) as file:
         for piece in csv_pieces(file, len(names), indices):
-            batch = _from_csv(listing, start, piece)
+            batch = _from_csv(table_file, start, piece)
             start += len(batch.arrays[0])
             yield batch
 
 
-def _from_csv(listing: TableFile, start: int, piece: CsvPiece) -> Batch:
+def _from_csv(table_file: TableFile, start: int, piece: CsvPiece) -> Batch:
     """Convert rows. An empty cell means missing; in a `labels` column it means no labels."""
     pairs = []
-    for column, values in zip(listing.columns, piece.columns, strict=True):
+    for column, values in zip(table_file.columns, piece.columns, strict=True):
         if column.role != "labels":
             empty = pc.equal(pc.binary_length(values), 0)
             values = pc.if_else(empty, pa.scalar(None, pa.binary()), values)
@@ -188,33 +188,33 @@ def _from_csv(listing: TableFile, start: int, piece: CsvPiece) -> Batch:
 # --- Parquet ---
 
 
-def _typed(listing: TableFile, start: int, rows: pa.RecordBatch) -> Batch:
+def _typed(table_file: TableFile, start: int, rows: pa.RecordBatch) -> Batch:
     pairs = [
         to_role(rows.column(column.name), column.role, column.separator)
-        for column in listing.columns
+        for column in table_file.columns
     ]
     return Batch(start, [array for array, _ in pairs], [bad for _, bad in pairs])
 
 
-def _parquet_batches(listing: TableFile) -> Iterator[Batch]:
-    names = list(dict.fromkeys(column.name for column in listing.columns))
+def _parquet_batches(table_file: TableFile) -> Iterator[Batch]:
+    names = list(dict.fromkeys(column.name for column in table_file.columns))
     start = 0
-    with opened(listing.source) as file:
+    with opened(table_file.source) as file:
         parquet = open_parquet(file, "it")
         for group in range(parquet.num_row_groups):
             for rows in group_batches(file, parquet, group, names, BATCH_ROWS):
-                yield _typed(listing, start, rows)
+                yield _typed(table_file, start, rows)
                 start += rows.num_rows
 
 
 # --- JSON Lines ---
 
 
-def _json_types(listing: TableFile) -> list[tuple[str, Any]]:
+def _json_types(table_file: TableFile) -> list[tuple[str, Any]]:
     """Return the columns of the first rows. Only whether a column holds text or lists matters."""
-    kinds = {column.name: TYPES[column.role] for column in listing.columns}
+    kinds = {column.name: TYPES[column.role] for column in table_file.columns}
     seen: dict[str, pa.DataType | None] = {}
-    for value, _ in json_lines(listing.source):
+    for value, _ in json_lines(table_file.source):
         if isinstance(value, str):
             continue
         for name, one in value.items():
@@ -239,28 +239,28 @@ def _json_type(wanted: pa.DataType | None, value: Any) -> pa.DataType:
     return pa.string() if wanted in (None, pa.binary()) else wanted
 
 
-def _json_batches(listing: TableFile) -> Iterator[Batch]:
+def _json_batches(table_file: TableFile) -> Iterator[Batch]:
     rows: list[list[Any]] = []
     reasons: dict[int, str] = {}
     start = size = 0
-    for value, length in json_lines(listing.source):
+    for value, length in json_lines(table_file.source):
         if isinstance(value, str):
             reasons[len(rows)] = value
             value = {}
-        rows.append([value.get(column.name) for column in listing.columns])
+        rows.append([value.get(column.name) for column in table_file.columns])
         size += length
         if len(rows) == BATCH_ROWS or size > BATCH_BYTES:
-            yield _from_json(listing, start, rows, reasons)
+            yield _from_json(table_file, start, rows, reasons)
             start, rows, reasons, size = start + len(rows), [], {}, 0
     if rows:
-        yield _from_json(listing, start, rows, reasons)
+        yield _from_json(table_file, start, rows, reasons)
 
 
 def _from_json(
-    listing: TableFile, start: int, rows: list[list[Any]], reasons: dict[int, str]
+    table_file: TableFile, start: int, rows: list[list[Any]], reasons: dict[int, str]
 ) -> Batch:
     arrays, wrong = [], []
-    for column, given in zip(listing.columns, zip(*rows, strict=True), strict=True):
+    for column, given in zip(table_file.columns, zip(*rows, strict=True), strict=True):
         array, bad = read_values(given, column.role, column.separator)
         arrays.append(array)
         wrong.append(bad)

@@ -27,15 +27,15 @@ class InlineValues:
     """The columns of a listing whose values go into the samples.
 
     Attributes:
-        listing: The listing, reduced to these columns.
+        table_file: The listing, reduced to these columns.
     """
 
-    listing: TableFile
+    table_file: TableFile
 
     @property
     def path(self) -> str:
         """The path or URL of the listing, without secrets."""
-        return without_secrets(absolute(self.listing.source))
+        return without_secrets(absolute(self.table_file.source))
 
     def prepare(self, copy: Path) -> dict[str, Any]:
         """Make the values readable by row.
@@ -49,8 +49,8 @@ class InlineValues:
         Returns:
             JSON that `read_row_values` needs.
         """
-        columns = self.listing.columns
-        in_place = self.listing.suffix == ".parquet" and self._has_small_groups()
+        columns = self.table_file.columns
+        in_place = self.table_file.suffix == ".parquet" and self._has_small_groups()
         if not in_place:
             self._write(copy)
         return {
@@ -68,26 +68,29 @@ class InlineValues:
         }
 
     def _has_small_groups(self) -> bool:
-        with opened(self.listing.source) as file:
+        with opened(self.table_file.source) as file:
             about = open_parquet(file, self.path).metadata
             sizes = [about.row_group(n).total_byte_size for n in range(about.num_row_groups)]
         return max(sizes, default=0) <= MAX_ROW_GROUP_BYTES
 
     def _write(self, path: Path) -> None:
         schema = pa.schema(
-            [(str(index), TYPES[column.role]) for index, column in enumerate(self.listing.columns)]
+            [
+                (str(index), TYPES[column.role])
+                for index, column in enumerate(self.table_file.columns)
+            ]
         )
         with pq.ParquetWriter(path, schema) as writer:
-            for batch in self.listing.batches():
+            for batch in self.table_file.batches():
                 if len(batch.arrays[0]):
                     writer.write_batch(pa.RecordBatch.from_arrays(batch.arrays, schema=schema))
 
 
-def read_values(listing: str, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
+def read_values(path: str, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
     """Read some rows of a Parquet file. Memory holds these rows and one page.
 
     Args:
-        listing: A path or URL.
+        path: The path or URL of the file.
         rows: The indices of the rows, increasing.
         columns: The names of the columns.
 
@@ -98,11 +101,11 @@ def read_values(listing: str, rows: Sequence[int], columns: Sequence[str]) -> pa
         IndexError: There is no such row.
     """
     wanted = np.asarray(rows, np.int64)
-    with opened(listing) as file:
+    with opened(path) as file:
         parquet = open_parquet(file, "it")
         about = parquet.metadata
         if len(wanted) and (wanted[-1] >= about.num_rows or wanted[0] < 0):
-            raise IndexError(f"{listing}: has {about.num_rows} rows, and no row {wanted[-1]}")
+            raise IndexError(f"{path}: has {about.num_rows} rows, and no row {wanted[-1]}")
         sizes = [about.row_group(number).num_rows for number in range(about.num_row_groups)]
         starts = np.r_[0, np.cumsum(sizes)]
         groups = np.unique(np.searchsorted(starts, wanted, side="right") - 1)

@@ -91,7 +91,7 @@ def iter_values(
     Raises:
         KeyError: No row of the split has values, or there is no such column.
     """
-    file = source_table.values[split].listing
+    file = source_table.values[split].table_file
     chosen: list[Column] = []
     for name in columns:
         chosen += [next(c for c in file.columns if c.name == name and c.role in ROW_ROLES)]
