@@ -70,6 +70,10 @@ class DataConfig(_Media):
         text: what texts become; null where the data has none.
         table: what rows of a table become; null where the data has none.
         columns: what a listing's columns hold.
+        group: what keeps samples together that belong together, as the cuts of a recording do: the
+            samples of a group lie in one split. For a listing it is a column; for folders and tars
+            a regular expression whose one capturing group names the group, on the path of the
+            sample below its root. By null every sample stands for itself.
         target: what a sample is to be mapped to.
         allow_missing: modalities that a sample may lack.
         max_bad_fraction: the run fails once more than this share of the samples cannot be used.
@@ -88,6 +92,7 @@ class DataConfig(_Media):
     """
 
     columns: ColumnsConfig = ColumnsConfig()
+    group: str | None = Field(default=None, min_length=1)
     target: TargetConfig = TargetConfig()
     allow_missing: tuple[ModalityName, ...] = ()
     max_bad_fraction: float = Field(default=0.5, ge=0, le=1)
@@ -124,6 +129,11 @@ class DataConfig(_Media):
             raise ValueError("target.kind is 'mask', which needs the section 'image'")
         if self.columns.split and (self.validation is not None or self.test is not None):
             raise ValueError("columns.split names the splits; leave validation and test null")
+        if self.group and not self.columns.split and self.validation is None and self.test is None:
+            raise ValueError(
+                "group keeps groups in one split, and there is only one; give validation, test or "
+                "columns.split, or leave group null"
+            )
         return self
 
     @property
