@@ -60,6 +60,10 @@ class DataConfig(_Media):
         validation: The source of the validation samples, or the share of the training samples to
             hold out (stratified by class, chosen by `seed`); null makes no validation split.
         test: The source of the test samples; null makes no test split.
+        group: what keeps samples together that belong together, as the cuts of a recording do: the
+            samples of a group lie in one split. For a listing it is a column; for folders and tars
+            a regular expression whose one capturing group names the group, on the path of the
+            sample below its root. By null every sample stands for itself.
         allow: The folders and URLs that rows of a listing may name, in addition to the listing's
             own folder. Relative paths start at the working directory.
         max_file_bytes: The size of the largest file that is read. A larger one is refused, before
@@ -90,6 +94,7 @@ class DataConfig(_Media):
     """
 
     columns: ColumnsConfig = ColumnsConfig()
+    group: str | None = Field(default=None, min_length=1)
     target: TargetConfig = TargetConfig()
     allow_missing: tuple[ModalityName, ...] = ()
     max_bad_fraction: float = Field(default=0.5, ge=0, le=1)
@@ -126,6 +131,11 @@ class DataConfig(_Media):
             raise ValueError("target.kind is 'mask', which needs the section 'image'")
         if self.columns.split and (self.validation is not None or self.test is not None):
             raise ValueError("columns.split names the splits; leave validation and test null")
+        if self.group and not self.columns.split and self.validation is None and self.test is None:
+            raise ValueError(
+                "group keeps groups in one split, and there is only one; give validation, test or "
+                "columns.split, or leave group null"
+            )
         return self
 
     @property

@@ -44,6 +44,8 @@ def set_identity(config: Config) -> dict[str, Any]:
     if config.data.strict:
         # Sets that are older than this field do not have it. Their digests must stay the same.
         del identity[f"{_PREFIX}strict"]
+    if config.data.group is None:
+        del identity[f"{_PREFIX}group"]
     specs = [spec.to_dict() for spec in needed_positions(config)]
     return {**identity, "seed": config.seed, "positions": specs}
 

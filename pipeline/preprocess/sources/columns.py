@@ -19,7 +19,8 @@ class Column:
     Attributes:
         name: The name of the column in the listing.
         role: What its values are.
-        use: The field that the values go to: a modality, `mask`, `target`, `key` or `split`.
+        use: The field that the values go to: a modality, `mask`, `target`, `key`, `split` or
+            `group`.
         setting: The field of the configuration that names the column, for errors.
         separator: The separator of several `labels` in one text.
         required: Whether a row without a value is refused.
@@ -75,6 +76,8 @@ def wanted_columns(data: DataConfig, source: str, field: str) -> list[Column]:
     for use in ("key", "split"):
         if getattr(columns, use) is not None:
             wanted.append(Column(getattr(columns, use), "label", use, f"data.columns.{use}"))
+    if data.group is not None:
+        wanted.append(Column(data.group, "label", "group", "data.group"))
     return wanted
 
 

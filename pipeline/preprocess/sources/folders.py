@@ -122,6 +122,7 @@ def _each(files: pa.Table, code: int, labels: pa.Array | None) -> pa.Table:
             "split": np.zeros(count, np.int8),
             "name": paths,
             "label": pa.nulls(count, pa.binary()) if labels is None else labels,
+            "group": pa.nulls(count, pa.binary()),
             "row": pa.nulls(count, pa.int64()),
             "values_digest": pa.nulls(count, pa.binary()),
             "values_mtime": pa.nulls(count, pa.string()),

@@ -110,6 +110,7 @@ def group(members: pa.Table, wanted: SampleRequirement) -> tuple[pa.Table, pa.Ta
             "split": np.zeros(len(starts), np.int8),
             "name": names,
             "label": _labels(members, order, fields, starts),
+            "group": pa.nulls(len(starts), pa.binary()),
             "row": pa.nulls(len(starts), pa.int64()),
             "values_digest": pa.nulls(len(starts), pa.binary()),
             "values_mtime": pa.nulls(len(starts), pa.string()),

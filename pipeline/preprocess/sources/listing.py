@@ -19,6 +19,11 @@ from pipeline.preprocess.sources.listing_files import find_in_listing
 from pipeline.preprocess.sources.parts import read_errors, redacted_line
 from pipeline.preprocess.sources.reach import Reach
 from pipeline.preprocess.sources.rows import SUFFIXES, suffix_of
+from pipeline.preprocess.sources.sample_groups import (
+    groups_by_pattern,
+    hold_out_groups,
+    refuse_shared_groups,
+)
 from pipeline.preprocess.sources.split import VALIDATION, hold_out, order_of
 from pipeline.preprocess.sources.tables import (
     FOUND_SCHEMA,
@@ -150,16 +155,9 @@ def list_sources(
     classes = class_names(data, found, samples, splits, known_classes)
     targets = label_numbers(data, samples, splits, classes)
     if isinstance(data.validation, float):
-        by_class = data.target.kind == "class"
-        train = np.flatnonzero(splits == 0)
-        splits[train] = hold_out(
-            samples.take(pa.array(train)),
-            data.validation,
-            config.seed,
-            known,
-            classes if by_class else (),
-            targets[train] if by_class else np.zeros(len(train), np.int64),
-        )
+        _split_train(config, samples, splits, known, classes, targets)
+    if data.group is not None:
+        refuse_shared_groups(samples["group"], splits, data.group)
     if not (splits == 0).any():
         raise UserError(f"data.train={data.train}: no sample is left to train on")
     rows = samples["row"].fill_null(-1).to_numpy()
@@ -173,6 +171,31 @@ def list_sources(
         refused=refused,
         values={s: v for s in listed if (v := found[owner[s]].values) is not None},
     )
+
+
+def _split_train(
+    config: Sources,
+    samples: pa.Table,
+    splits: np.ndarray,
+    known: pa.Table | None,
+    classes: tuple[str, ...],
+    targets: np.ndarray,
+) -> None:
+    """Hold the share `data.validation` of the training samples out, in `splits` itself."""
+    data = config.data
+    assert isinstance(data.validation, float)
+    train = np.flatnonzero(splits == 0)
+    of_train = samples.take(pa.array(train))
+    by_class = data.target.kind == "class"
+    ours = targets[train] if by_class else np.zeros(len(train), np.int64)
+    names = classes if by_class else ()
+    if data.group is None:
+        splits[train] = hold_out(of_train, data.validation, config.seed, known, names, ours)
+    else:
+        num_classes = max(1, len(names))
+        splits[train] = hold_out_groups(
+            of_train, data.validation, config.seed, known, num_classes, ours
+        )
 
 
 def _reach(data: DataConfig, found: SourceScan) -> Reach:
@@ -206,12 +229,21 @@ def _find_by_layout(data: DataConfig, source: str, setting: str) -> SourceScan:
         elif is_tars(source):
             layout = "tars"
     if layout == "tars":
-        return find_in_tars(data, source, setting)
+        return _grouped(data, find_in_tars(data, source, setting))
     if layout == "folders":
-        return find_in_folder(data, source, setting)
+        return _grouped(data, find_in_folder(data, source, setting))
     if suffix_of(source) is None:
         raise UserError(f"{setting}={source}: a listing's name ends in {', '.join(SUFFIXES)}")
     return find_in_listing(data, source, setting)
+
+
+def _grouped(data: DataConfig, found: SourceScan) -> SourceScan:
+    """Give each sample of a folder or of tars its group, by the pattern on its path."""
+    if data.group is None:
+        return found
+    groups = groups_by_pattern(found.samples["name"], data.group)
+    index = found.samples.schema.get_field_index("group")
+    return replace(found, samples=found.samples.set_column(index, "group", groups))
 
 
 def _in_split(found: SourceScan, split: str) -> SourceScan:

@@ -132,7 +132,7 @@ class _RowReader:
             for use in (column.use for column in self._columns if column.role == "path")
         }
         keys, labels = by_use.get("key"), by_use.get("target")
-        splits = by_use.get("split")
+        splits, groups = by_use.get("split"), by_use.get("group")
         label_lists = [
             array.to_pylist()
             for column, array in zip(self._columns, batch.arrays, strict=True)
@@ -159,7 +159,10 @@ class _RowReader:
             assert split is not None  # a missing split has a reason
             label = labels and labels[index]
             number = row if self._is_inline else None
-            self.samples.append(split, name, label, number, digests[index], self._mtime, parts)
+            group = groups and groups[index]
+            self.samples.append(
+                split, name, label, group, number, digests[index], self._mtime, parts
+            )
             for names in label_lists:
                 self.label_names.setdefault(SPLITS[split], set()).update(names[index])
 

@@ -72,7 +72,7 @@ def hold_out(
             f"data.validation={share:g}: {what} only one file, so none would be left to train on; "
             "add files, or give validation a folder of its own"
         )
-    splits = _known_splits(samples, known)
+    splits = known_splits(samples, known)
     wanted = np.minimum(np.maximum(1, np.rint(share * counts)), np.maximum(counts - 1, 0))
     held = np.bincount(targets[splits == VALIDATION], minlength=len(counts))
     missing = np.maximum(wanted - held, 0)
@@ -84,7 +84,7 @@ def hold_out(
     return splits
 
 
-def _known_splits(samples: pa.Table, known: pa.Table | None) -> np.ndarray:
+def known_splits(samples: pa.Table, known: pa.Table | None) -> np.ndarray:
     """Return the splits of earlier samples, and -1 for new ones."""
     splits = np.full(samples.num_rows, -1, np.int8)
     if known is None or not known.num_rows:

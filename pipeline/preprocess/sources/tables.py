@@ -46,6 +46,7 @@ FOUND_SCHEMA = pa.schema(
         ("split", pa.int8()),  # index in SPLITS
         ("name", pa.binary()),
         ("label", pa.binary()),
+        ("group", pa.binary()),  # of `data.group`, or null
         ("row", pa.int64()),
         ("values_digest", pa.binary()),
         ("values_mtime", pa.string()),
