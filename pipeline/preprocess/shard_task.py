@@ -65,7 +65,7 @@ class ShardTask:
         base: The folder of the existing set, or None.
         stale: A Parquet file with the URI and shard of each source to drop, or None.
         rewritten: The numbers of the shards that have such sources, int64.
-        value_places: The real addresses of listings whose rows hold values, by the addresses
+        value_addresses: The real addresses of listings whose rows hold values, by the addresses
             without secrets that the plan has.
     """
 

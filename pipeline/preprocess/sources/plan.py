@@ -126,7 +126,7 @@ def read_plan(
         path: The path of the plan.
         number: The number of the shard in the plan.
         addresses: The shard's text from `shard_addresses`.
-        value_places: The addresses from `SourceTable.value_addresses`.
+        value_addresses: The addresses from `SourceTable.value_addresses`.
     """
     parquet = pq.ParquetFile(path)
     about = parquet.schema_arrow.metadata
