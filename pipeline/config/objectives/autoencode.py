@@ -24,8 +24,8 @@ LABEL = "label"
 class AutoencodeConfig(ObjectiveConfig):
     """The model compresses images, films and sounds into its latents, and gives them back.
 
-    If the targets are classes, the class is one more modality. Training masks it, so that the model
-    also classifies.
+    If the targets are classes, the class is one more modality. Training hides it half of the time,
+    and evaluations always, so that the model also classifies.
 
     Attributes:
         kind: The name of the objective.
@@ -86,7 +86,7 @@ class AutoencodeConfig(ObjectiveConfig):
                 input=ClassInput(num_classes=num_classes),
                 adapter=OneHotConfig(),
                 positions=None,
-                mask_probability=1.0,
+                mask_probability=0.5,
                 masked_in_evaluation=True,
             )
             outputs[LABEL] = VectorOutput(
