@@ -14,7 +14,7 @@ from pipeline.config.load import with_values
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.training import loop as loop_module
-from pipeline.training.augmentation.images import step_seed
+from pipeline.training.augmentation.draws import step_seed
 from pipeline.training.bad_steps import bad_loss
 from pipeline.training.checkpoints import Checkpoint, last_checkpoint
 from pipeline.training.launch import run_training

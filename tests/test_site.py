@@ -32,7 +32,9 @@ def test_a_field_s_row_has_its_type_bounds_default_and_text():
     text = markdown(Config)
     assert "## `training` { #training }" in text and HEADER[0] in text
     (row,) = (line for line in text.splitlines() if line.startswith("| `label_smoothing` |"))
-    assert row.startswith("| `label_smoothing` | number; at least 0, below 1 | `0.0` | share of")
+    assert row.startswith(
+        "| `label_smoothing` | number; at least 0, below 1 | `0.0` | The share of"
+    )
     assert "| `name` | text; matches `^[A-Za-z0-9]" in text and "| must be given |" in text
     assert "| text or number (above 0, below 1) or null | `null` |" in text
     assert "[`kind: conv`](#model-adapter-conv)" in text

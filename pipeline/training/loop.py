@@ -20,7 +20,8 @@ from pipeline.runs.records import write_json
 from pipeline.runs.run_logger import RunLogger
 from pipeline.training.agreement import agreed_checkpoint
 from pipeline.training.augmentation.batch import augment_batch
-from pipeline.training.augmentation.images import augment_masks, step_seed
+from pipeline.training.augmentation.draws import step_seed
+from pipeline.training.augmentation.images import augment_masks
 from pipeline.training.augmentation.mixing import mix_batch
 from pipeline.training.bad_steps import StepGuard, bad_loss
 from pipeline.training.checkpoints import TrainState, not_finite, not_finite_line, save_checkpoint

@@ -8,7 +8,7 @@ from pipeline.config.training import AugmentConfig
 from pipeline.inputs.collate import BatchInputs, BatchMask, Inputs
 from pipeline.media.format import MediaFormat
 from pipeline.media.registered import load, modality_of
-from pipeline.training.augmentation.images import step_seed
+from pipeline.training.augmentation.draws import step_seed
 
 
 def augment_batch(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pipeline.config.augment import asked
 from pipeline.config.training import AugmentConfig
 from pipeline.inputs.pixels import COLOUR_FIELDS
-from pipeline.training.augmentation.images import step_seed, uniform_draws
+from pipeline.training.augmentation.draws import step_seed, uniform_draws
 
 Operation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Takes float32 planes `[images, channels, height, width]` in [0, 1] and a signed strength in

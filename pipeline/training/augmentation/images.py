@@ -4,7 +4,6 @@ What happens to a sample depends only on the seed and its index in the global ba
 rank.
 """
 
-import hashlib
 import math
 
 import torch
@@ -15,18 +14,13 @@ from pipeline.config.training import AugmentConfig
 from pipeline.inputs.audio import SOUND_FIELDS
 from pipeline.inputs.pixels import PICTURE_FIELDS
 from pipeline.media.format import MediaFormat
+from pipeline.training.augmentation.draws import step_seed, uniform_draws
 
 UNLABELLED = 255
 """The value of a mask's pixels that belong to no class."""
 
 NOISE = 14
 """Separates the random numbers of noise from those of the other changes of sounds."""
-
-
-def step_seed(*parts: int) -> int:
-    """Return a seed for a random generator, from integers such as (seed, epoch, step)."""
-    text = ",".join(map(str, parts)).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
 
 
 def augment_images(
@@ -234,21 +228,3 @@ def _white_noise(
     loudness = ((sound * mask).square().sum(dim=1) / count).sqrt()
     scale = most * draws.to(sound.device) * loudness
     return noise.to(sound.device) * scale[:, None] * mask
-
-
-def uniform_draws(seed: int, count: int, batch: int, rank: int, world_size: int) -> torch.Tensor:
-    """Return uniform numbers `[count, batch]` for this rank's part of the global batch.
-
-    Args:
-        seed: The seed, equal on all ranks.
-        count: How many numbers each sample gets.
-        batch: The number of samples on each rank.
-        rank: The rank.
-        world_size: The number of ranks.
-
-    Returns:
-        float32 `[count, batch]` in [0, 1).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    everyone = torch.rand(count, world_size * batch, generator=generator)
-    return everyone[:, rank * batch : (rank + 1) * batch]

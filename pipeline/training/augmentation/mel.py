@@ -6,7 +6,7 @@ from pipeline.config.augment import asked
 from pipeline.config.training import AugmentConfig
 from pipeline.inputs.audio import MEL_FIELDS
 from pipeline.media import AudioFormat
-from pipeline.training.augmentation.images import uniform_draws
+from pipeline.training.augmentation.draws import uniform_draws
 
 
 def augment_mel(

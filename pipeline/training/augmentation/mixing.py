@@ -14,7 +14,7 @@ import torch.distributed as dist
 from pipeline.config.augment import asked
 from pipeline.config.training import AugmentConfig
 from pipeline.inputs.modality import MIX_FIELDS
-from pipeline.training.augmentation.images import step_seed
+from pipeline.training.augmentation.draws import step_seed
 from pipeline.training.objectives.base import Batch, Mix
 
 MIX_STREAM = 7

@@ -10,7 +10,7 @@ from pipeline.config.training import AugmentConfig
 from pipeline.inputs.points import POINTS_FIELDS
 from pipeline.media import PointsFormat
 from pipeline.media.points.format import NUM_DIMS
-from pipeline.training.augmentation.images import uniform_draws
+from pipeline.training.augmentation.draws import uniform_draws
 
 
 def augment_points(

@@ -1,0 +1,29 @@
+"""Random numbers of augmentation: a pure function of the seed, on any number of workers."""
+
+import hashlib
+
+import torch
+
+
+def step_seed(*parts: int) -> int:
+    """Return a seed for a random generator, from integers such as (seed, epoch, step)."""
+    text = ",".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
+
+
+def uniform_draws(seed: int, count: int, batch: int, rank: int, world_size: int) -> torch.Tensor:
+    """Return uniform numbers `[count, batch]` for this rank's part of the global batch.
+
+    Args:
+        seed: The seed, equal on all ranks.
+        count: How many numbers each sample gets.
+        batch: The number of samples on each rank.
+        rank: The rank.
+        world_size: The number of ranks.
+
+    Returns:
+        float32 `[count, batch]` in [0, 1).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    everyone = torch.rand(count, world_size * batch, generator=generator)
+    return everyone[:, rank * batch : (rank + 1) * batch]
