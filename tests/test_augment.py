@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from pipeline.config.training import AugmentConfig
+from pipeline.training.augmentation.draws import step_seed
 from pipeline.training.augmentation.images import (
     augment_audio,
     augment_images,
     augment_masks,
-    step_seed,
 )
 
 # --- augmentation of images ---

@@ -40,7 +40,8 @@ def refusal(source: str, *overrides: str) -> list[str]:
 def test_shipped_names():
     assert shipped_configs() == [
         "audio", "autoencode", "autoregressive", "digits", "imagenet", "masked-language",
-        "multi-label", "perceiver-imagenet", "perceiver-io-imagenet", "regress", "segment", "sequence",
+        "multi-label", "perceiver-imagenet", "perceiver-io-imagenet", "regress", "segment",
+        "sequence",
     ]  # fmt: skip
 
 
