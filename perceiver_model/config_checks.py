@@ -160,23 +160,6 @@ def read_config(config_type: type[Config], values: Mapping[str, Any]) -> Config:
     )
 
 
-def read_kind(config_types: tuple[Any, ...], values: Any) -> Any:
-    """Build the configuration whose `kind` the mapping names, as `read_config` does.
-
-    Args:
-        config_types: The dataclasses to choose from.
-        values: The fields by name, with `kind`.
-
-    Raises:
-        ValueError: If no class has this kind, or `read_config` refuses the values.
-    """
-    by_kind = {config_type.kind: config_type for config_type in config_types}
-    kind = values.get("kind") if isinstance(values, Mapping) else None
-    if kind not in by_kind:
-        raise ValueError(f"expected a mapping whose kind is one of {list(by_kind)}, got {values!r}")
-    return read_config(by_kind[kind], values)
-
-
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested mappings into one.
 

@@ -125,8 +125,11 @@ def test_a_step_decodes_some_queries_the_same_on_every_rank() -> None:
     }  # fmt: skip
     other = Batch(**{**vars(some_batch()), "cache": {}, "numbers": torch.arange(5) + 100})
     for name, indices in own._indices(batch).items():
-        mine, theirs = indices, own._indices(other)[name]
-        assert (mine is None and theirs is None) or torch.equal(mine, theirs)  # type: ignore[arg-type]
+        theirs = own._indices(other)[name]
+        if indices is None or theirs is None:
+            assert indices is theirs
+        else:
+            assert torch.equal(indices, theirs)
     losses = own.losses(outputs, batch, training=True)
     (losses * batch.weights).sum().backward()
     assert all(parameter.grad is not None for parameter in model.decoder.parameters())

@@ -1,6 +1,7 @@
 """Regression of real numbers, from a CSV file to the registered model's answer."""
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
 from pipeline.training.objectives import Batch
 from pipeline.training.objectives.regression import Regression
+from pipeline.training.target_statistics import target_statistics
 from pipeline.training.train import train
+from shards import ShardSet
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +99,17 @@ def test_it_learns_more_than_the_mean_and_is_registered_and_asked(
     assert all(25 < value < 346 for value in values), "the numbers are in the targets' own units"
     written = list(csv.DictReader(answers.open()))
     assert [float(row["progress"]) for row in written] == pytest.approx(values)
+
+    # Statistics of a set of which a part cannot be read are not kept for when it is whole again.
+    cut, kept = patients / "cut", patients / "kept"
+    shutil.copytree(config.shards_folder, cut)
+    whole = target_statistics(ShardSet.open(cut), kept)
+    (statistics_file,) = kept.iterdir()
+    statistics_file.unlink()
+    shard = cut / "shard-00000.tar"
+    shard.write_bytes(shard.read_bytes()[:40_000])
+    assert target_statistics(ShardSet.open(cut), kept) != whole
+    assert list(kept.iterdir()) == []
 
 
 def objective(**options: Any) -> Regression:

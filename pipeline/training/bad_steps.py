@@ -57,7 +57,7 @@ class StepGuard:
         self._step = self._optimizer.step
         self._leave_out = self._left_out = False
         # ZeRO calls the method of the instance.
-        self._optimizer.step = self._guarded  # type: ignore[method-assign]
+        self._optimizer.step = self._guarded  # type: ignore[method-assign]  # of this one
 
     def step(self, *, leave_out: bool) -> bool:
         """Take the engine's step, and return whether it has changed the weights.

@@ -18,7 +18,8 @@ def target_statistics(shard_set: ShardSet, folder: Path) -> Statistics:
     """Return the mean and the standard deviation of each number over the training samples.
 
     They are computed once, and kept in the folder under the digest of the set. Samples that cannot
-    be read are left out, as a training leaves them out.
+    be read are left out, as a training leaves them out. The result is then not kept, because the
+    set may be mended under the same digest.
 
     Args:
         shard_set: A shard set with targets of the kind `regression`.
@@ -34,9 +35,10 @@ def target_statistics(shard_set: ShardSet, folder: Path) -> Statistics:
     path = folder / f"target-statistics-{shard_set.digest[:16]}.json"
     if (kept := _read(path, shard_set.digest)) is not None:
         return kept
-    means, stds = _computed(shard_set)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"digest": shard_set.digest, "means": means, "stds": stds})
+    (means, stds), is_whole = _computed(shard_set)
+    if is_whole:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"digest": shard_set.digest, "means": means, "stds": stds})
     return means, stds
 
 
@@ -53,7 +55,8 @@ def _read(path: Path, digest: str) -> Statistics | None:
     return (means, stds) if valid and len(means) == len(stds) > 0 else None
 
 
-def _computed(shard_set: ShardSet) -> Statistics:
+def _computed(shard_set: ShardSet) -> tuple[Statistics, bool]:
+    """Return the statistics, and whether every training sample could be read."""
     reader, rows = ShardReader(shard_set, "train", verify_samples=False), []
     for number in range(len(reader)):
         try:
@@ -68,4 +71,5 @@ def _computed(shard_set: ShardSet) -> Statistics:
     targets = np.stack(rows)
     stds = targets.std(axis=0)
     stds[stds == 0] = 1.0
-    return tuple(targets.mean(axis=0).tolist()), tuple(stds.tolist())
+    statistics = tuple(targets.mean(axis=0).tolist()), tuple(stds.tolist())
+    return statistics, len(rows) == len(reader)

@@ -33,6 +33,7 @@ OBJECTIVE_CONFIGS: tuple[type[ObjectiveConfig], ...] = (
 if TYPE_CHECKING:
     AnyObjective = ObjectiveConfig
 else:
+    # The members are known when the module runs, so `|` cannot be written.
     AnyObjective = Annotated[Union[OBJECTIVE_CONFIGS], Field(discriminator="kind")]  # noqa: UP007
 
 __all__ = ["OBJECTIVE_CONFIGS", "AnyObjective", "ObjectiveConfig", "default_objective"]
