@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.inputs.batches import inputs_on
 from pipeline.registry.reading import Reading
 from pipeline.registry.served.inference import Predictor
-from pipeline.training.samples import batch_of
+from pipeline.training.evaluation import answered
 from shards import ShardSet
 
 
@@ -46,13 +45,12 @@ def outcomes(predictor: Predictor, shard_set: ShardSet, split: str, reading: Rea
     objective, num_samples = predictor.card.objective, shard_set.num_samples(split)
     readable, finite = np.zeros(num_samples, bool), np.ones(num_samples, bool)
     values = np.full(num_samples, objective.worst)
-    formats = reading.formats
-    for batch in reading.batches(shard_set, split):
+    batches = reading.batches(shard_set, split)
+    for batch, samples, outputs in answered(
+        predictor.model, objective, batches, reading.formats, predictor.device
+    ):
         good = batch.weights.numpy() > 0
         numbers = batch.numbers.numpy()[good]
-        inputs, mask = inputs_on(batch, formats, predictor.device)
-        samples = batch_of(batch, inputs, mask, objective.target, predictor.device)
-        outputs = objective.outputs(predictor.model, samples, training=False)
         found = objective.sample_values(outputs, samples, shard_set.manifest.classes)
         is_finite = objective.finite(outputs)
         readable[numbers], finite[numbers] = True, is_finite[good]

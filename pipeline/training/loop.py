@@ -3,7 +3,6 @@
 import contextlib
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,43 +15,26 @@ from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.inputs.batches import inputs_on, media_loader
 from pipeline.inputs.collate import BatchInputs, BatchMask
-from pipeline.runs.records import write_json
 from pipeline.runs.run_logger import RunLogger
 from pipeline.training.agreement import agreed_checkpoint
 from pipeline.training.augmentation.batch import augment_batch
 from pipeline.training.augmentation.draws import step_seed
 from pipeline.training.augmentation.images import augment_masks
 from pipeline.training.augmentation.mixing import mix_batch
+from pipeline.training.bad_samples import BadSamples
 from pipeline.training.bad_steps import StepGuard, bad_loss
 from pipeline.training.checkpoints import TrainState, not_finite, not_finite_line, save_checkpoint
 from pipeline.training.ema import WeightAverage
-from pipeline.training.objectives import Batch, Objective
+from pipeline.training.evaluation import Metrics, answered, metrics_of, no_sums
+from pipeline.training.objectives import Objective
 from pipeline.training.progress import Progress
+from pipeline.training.rank_info import RankInfo
 from pipeline.training.samples import batch_of
 from pipeline.training.schedule import learning_rate
 from shards import ShardReader, ShardSet
 from shards.loader import ShardBatch, ShardLoader
 
 Tensors = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
-
-
-@dataclass(frozen=True)
-class RankInfo:
-    """This process among all ranks.
-
-    Attributes:
-        rank: The global rank.
-        local_rank: The rank on its machine.
-        node: The index of its machine.
-        world_size: The number of ranks.
-        device: The device that it trains on.
-    """
-
-    rank: int
-    local_rank: int
-    node: int
-    world_size: int
-    device: torch.device
 
 
 def steps_per_epoch(config: Config, shard_set: ShardSet) -> int:
@@ -102,7 +84,7 @@ class TrainLoop:
         self.eval_split = "validation" if "validation" in self.shard_set.manifest.counts else None
         if self.eval_split:
             self.eval_batches = self._loader(self.eval_split, shuffle=False, drop_last=False)
-        self.bad: dict[str, str] = {}
+        self.bad = BadSamples(self.rank_info, self.folder, self.config.data.max_bad_fraction)
         decay = training.ema_decay
         self.average = None if decay is None else WeightAverage(self.engine, decay)
         self.guard = None if training.on_bad_step == "fail" else StepGuard(self.engine)
@@ -119,11 +101,11 @@ class TrainLoop:
         started, first = time.time(), state.samples
         state, sums = self._train(state)
         metrics = {
-            **self._metrics("train", sums),
+            **metrics_of(self.objective, "train", sums),
             "bad_samples": sums[-1],
             "samples_per_second": (state.samples - first) / (time.time() - started),
         }
-        self._check_bad("train", sums[-1], state.samples)
+        self.bad.check("train", sums[-1], state.samples)
         if self.eval_split:
             with self.average.applied() if self.average else contextlib.nullcontext():
                 metrics |= self.evaluate()
@@ -150,7 +132,7 @@ class TrainLoop:
 
     def _train(self, state: TrainState) -> tuple[TrainState, tuple[float, ...]]:
         training, rank_info = self.config.training, self.rank_info
-        sums = self._no_sums()
+        sums = no_sums(self.objective)
         if state.sums:
             sums[:] = torch.tensor(state.sums, dtype=torch.float64)
         step_in_epoch = state.samples // training.batch_size
@@ -165,7 +147,7 @@ class TrainLoop:
             rate = learning_rate(state.step, self.steps_per_epoch, training)
             for group in self.engine.optimizer.param_groups:
                 group["lr"] = rate
-            step_sums = self._no_sums()
+            step_sums = no_sums(self.objective)
             for micro in range(training.gradient_accumulation_steps):
                 seed = step_seed(self.config.seed, state.epoch, step_in_epoch, micro)
                 torch.manual_seed(seed + rank_info.rank)
@@ -268,18 +250,20 @@ class TrainLoop:
         The loss is the weighted mean over the good samples of all ranks.
 
         Returns:
-            The sums over all ranks, float64 on the CPU, in the order of `_no_sums`.
+            The sums over all ranks, float64 on the CPU, in the order of `no_sums`.
         """
         augment = self.config.training.augment
         share = {"rank": self.rank_info.rank, "world_size": self.rank_info.world_size}
-        samples = self._samples(batch, *self._augment(batch, seed), seed)
+        inputs, mask = self._augment(batch, seed)
+        target, device = self.objective.target, self.rank_info.device
+        samples = batch_of(batch, inputs, mask, target, device, seed)
         if self.objective.target == "mask":
             moved = augment_masks(samples.targets, augment, seed=seed, **share)
             samples = replace(samples, targets=moved)
         samples = mix_batch(samples, augment, seed=seed, **share)
         weights = self.objective.loss_weights(samples)
         counts = self._sum_over_ranks([weights.sum(), torch.tensor(float(len(batch.bad)))])
-        self._note_bad(batch)
+        self.bad.note(batch)
         outputs = self.objective.outputs(self.engine, samples, training=True)
         total = (self.objective.losses(outputs, samples, training=True) * weights).sum()
         # DeepSpeed averages gradients over the ranks.
@@ -287,21 +271,6 @@ class TrainLoop:
         with torch.no_grad():
             parts = [total.detach(), *self.objective.sums(outputs, samples)]
         return torch.cat([self._sum_over_ranks(parts), counts]).double().cpu()
-
-    def _samples(
-        self, batch: ShardBatch, inputs: BatchInputs, mask: BatchMask, seed: int = 0
-    ) -> Batch:
-        """Return the batch as the objective takes it, on the device."""
-        return batch_of(batch, inputs, mask, self.objective.target, self.rank_info.device, seed)
-
-    def _no_sums(self) -> torch.Tensor:
-        """Return zeros: float64 `[loss, the objective's sums …, weight, bad samples]`."""
-        return torch.zeros(3 + self.objective.num_sums, dtype=torch.float64)
-
-    def _metrics(self, split: str, sums: Sequence[float]) -> dict[str, float]:
-        """Return the loss and metrics by name, from sums in the order of `_no_sums`."""
-        loss, *own, weight, _ = sums
-        return self.objective.report(split, loss, own, weight)
 
     def _augment(self, batch: ShardBatch, seed: int) -> tuple[BatchInputs, BatchMask]:
         """Return the augmented inputs and their mask on the device."""
@@ -326,50 +295,18 @@ class TrainLoop:
     def evaluate(self) -> dict[str, float]:
         """Return the loss and metrics over all samples of the validation split, each read once."""
         assert self.eval_split is not None
-        objective, formats, device = self.objective, self.config.data.formats, self.rank_info.device
+        objective, device = self.objective, self.rank_info.device
         self.engine.eval()
-        sums = self._no_sums().to(device)
-        measures = objective.measures()
-        if measures is not None:
-            measures.to(device)
-        for batch in self.eval_batches:
-            samples = self._samples(batch, *inputs_on(batch, formats, device))
-            outputs = objective.outputs(self.engine, samples, training=False)
-            weights = objective.loss_weights(samples)
-            sums[0] += (objective.losses(outputs, samples, training=False) * weights).sum()
-            sums[1:-2] += objective.sums(outputs, samples)
-            sums[-2] += weights.sum()
-            sums[-1] += len(batch.bad)
-            self._note_bad(batch)
-            if measures is not None and samples.good.any():
-                measures.update(*objective.measured(outputs, samples))
-        dist.all_reduce(sums)
-        bad = float(sums[-1])
-        self._check_bad(self.eval_split, bad, self.shard_set.num_samples(self.eval_split))
-        metrics = self._metrics("val", sums.tolist())
-        if measures is not None:  # `compute` joins what the ranks have seen
-            metrics |= {f"val_{name}": float(value) for name, value in measures.compute().items()}
-        return metrics
-
-    def _note_bad(self, batch: ShardBatch) -> None:
-        for source, reason in batch.bad:
-            self.bad.setdefault(source, reason)
-
-    def _check_bad(self, split: str, bad: float, total: float) -> None:
-        """Report the samples that could not be read, and fail if there are too many."""
-        if bad == 0:
-            return
-        everyone: list[Any] = [None] * self.rank_info.world_size
-        dist.all_gather_object(everyone, list(self.bad.items()))
-        named = sorted({bad for rank in everyone for bad in rank})
-        if self.rank_info.rank == 0:
-            write_json(self.folder / "bad_samples.json", named)
-        if bad / total > self.config.data.max_bad_fraction:
-            some = "; ".join(f"{source}: {reason}" for source, reason in named[:3])
-            raise UserError(
-                f"{bad:g} of {total:g} samples of split {split!r} cannot be read, more than "
-                f"data.max_bad_fraction={self.config.data.max_bad_fraction:g}: {some}"
-            )
+        metrics = Metrics(objective, device)
+        formats = self.config.data.formats
+        for batch, samples, outputs in answered(
+            self.engine, objective, self.eval_batches, formats, device
+        ):
+            metrics.update(outputs, samples, len(batch.bad))
+            self.bad.note(batch)
+        bad = metrics.sum_over_ranks()
+        self.bad.check(self.eval_split, bad, self.shard_set.num_samples(self.eval_split))
+        return metrics.compute()
 
     def _check_step(self, loss: float, step: int) -> None:
         """Refuse a step whose loss or gradients are not finite.

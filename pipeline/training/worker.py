@@ -1,14 +1,12 @@
 """One training process: what Ray Train runs on every worker."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from cluster.deepspeed_engine import (
     Strategy,
@@ -33,9 +31,10 @@ from pipeline.training.agreement import (
 from pipeline.training.checkpoints import TrainState, load_weights
 from pipeline.training.compiled import compiled
 from pipeline.training.ending import has_ended
-from pipeline.training.loop import RankInfo, TrainLoop
+from pipeline.training.loop import TrainLoop
 from pipeline.training.objectives import objective_of
 from pipeline.training.optimizer import make_optimizer
+from pipeline.training.rank_info import RankInfo, join
 from shards import ShardSet
 
 
@@ -83,7 +82,7 @@ def open_training(task: TrainTask) -> Iterator[tuple[TrainLoop, TrainState]]:
             or there are too few samples for a batch.
     """
     config = Config.model_validate_json(task.config)
-    rank_info = _join()
+    rank_info = join()
     folder = Path(task.folder)
     check_same_folder(folder, task.token)
     with contextlib.ExitStack() as stack:
@@ -157,19 +156,3 @@ def _open_training(
         logger.close()
         if config.cluster.num_workers == 0:
             leave_process_group()
-
-
-def _join() -> RankInfo:
-    """Return this process's rank information. Without Ray Train it is the only rank."""
-    import ray.train
-
-    context = ray.train.get_context()
-    rank, local_rank = context.get_world_rank(), context.get_local_rank()
-    world_size = context.get_world_size()
-    if not dist.is_initialized():  # cluster.num_workers=0
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    os.environ.setdefault("LOCAL_RANK", str(local_rank))
-    use_gpu = dist.get_backend() == "nccl"
-    device = ray.train.torch.get_device() if use_gpu else torch.device("cpu")
-    return RankInfo(rank, local_rank, context.get_node_rank(), world_size, device)

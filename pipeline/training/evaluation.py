@@ -1,0 +1,107 @@
+"""Evaluate a model on a split: the loss and the metrics of all samples, over all ranks."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pipeline.inputs.batches import inputs_on
+from pipeline.media import MediaFormat
+from pipeline.training.objectives import Batch, Objective
+from pipeline.training.samples import batch_of
+from shards.loader import ShardBatch
+
+
+def no_sums(objective: Objective) -> torch.Tensor:
+    """Return zeros: float64 `[loss, the objective's sums …, weight, bad samples]`."""
+    return torch.zeros(3 + objective.num_sums, dtype=torch.float64)
+
+
+def metrics_of(objective: Objective, split: str, sums: Sequence[float]) -> dict[str, float]:
+    """Return the loss and metrics by name.
+
+    Args:
+        objective: What the model is trained for.
+        split: `train` or `val`.
+        sums: Sums in the order of `no_sums`, over all ranks.
+    """
+    loss, *own, weight, _ = sums
+    return objective.report(split, loss, own, weight)
+
+
+def answered(
+    model: Any,
+    objective: Objective,
+    batches: Iterable[ShardBatch],
+    formats: Mapping[str, MediaFormat],
+    device: torch.device,
+) -> Iterator[tuple[ShardBatch, Batch, Any]]:
+    """Yield each batch, its samples as the objective takes them, and the model's outputs for them.
+
+    The caller switches gradients off and the model to evaluation mode.
+
+    Args:
+        model: The module, or DeepSpeed's engine around it.
+        objective: What the model is trained for.
+        batches: Batches with the fields of `media_loader`.
+        formats: The formats of the model's input, by modality.
+        device: The model's device.
+    """
+    for batch in batches:
+        inputs, mask = inputs_on(batch, formats, device)
+        samples = batch_of(batch, inputs, mask, objective.target, device)
+        yield batch, samples, objective.outputs(model, samples, training=False)
+
+
+class Metrics:
+    """The loss and the metrics of an evaluation, sample by sample.
+
+    Args:
+        objective: What the model is trained for.
+        device: The device of the outputs.
+    """
+
+    def __init__(self, objective: Objective, device: torch.device) -> None:
+        self._objective = objective
+        self._sums = no_sums(objective).to(device)
+        self._measures = objective.measures()
+        if self._measures is not None:
+            self._measures.to(device)
+
+    def update(self, outputs: Any, samples: Batch, bad: int) -> None:
+        """Add a batch.
+
+        Args:
+            outputs: The model's outputs.
+            samples: The samples.
+            bad: How many of them could not be read.
+        """
+        objective, sums = self._objective, self._sums
+        weights = objective.loss_weights(samples)
+        sums[0] += (objective.losses(outputs, samples, training=False) * weights).sum()
+        sums[1:-2] += objective.sums(outputs, samples)
+        sums[-2] += weights.sum()
+        sums[-1] += bad
+        if self._measures is not None and samples.good.any():
+            self._measures.update(*objective.measured(outputs, samples))
+
+    def sum_over_ranks(self) -> float:
+        """Add up the sums of all ranks. Each rank must call this once, before `compute`.
+
+        Returns:
+            The number of samples that could not be read.
+        """
+        dist.all_reduce(self._sums)
+        return float(self._sums[-1])
+
+    def compute(self) -> dict[str, float]:
+        """Return the loss and the metrics over all ranks by name, with the prefix `val_`.
+
+        Every rank must call this.
+        """
+        metrics = metrics_of(self._objective, "val", self._sums.tolist())
+        if self._measures is not None:  # `compute` joins what the ranks have seen
+            found = self._measures.compute()
+            metrics |= {f"val_{name}": float(value) for name, value in found.items()}
+        return metrics
