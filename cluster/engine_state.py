@@ -13,6 +13,9 @@ serve in four places, which are done here:
   group, when the others have no state yet, and never again: they are linked here.
 - At stage 3 `safe_set_full_…` fails for a parameter that the ranks cannot share evenly, because
   it slices the parameter without the padding. Each rank sets its own slice instead.
+
+Parameters without `requires_grad` are frozen: their weights are part of the state, and they have no
+moments. DeepSpeed keeps no float32 copies of them, so the model's own are read and written.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,7 +34,7 @@ def gather_state(engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.
     Returns:
         `(weights, moments)`, float32 on the CPU. Weights have the names of parameters and buffers.
         Moments are named `MOMENT.PARAMETER`, such as `exp_avg.head.bias`; there are none before
-        the first step.
+        the first step, and none of frozen parameters.
     """
     base = base_optimizer(engine)
     spec = spec_of(base)
@@ -43,7 +46,7 @@ def gather_state(engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.
     moments: dict[str, torch.Tensor] = {}
     for name, parameter in engine.module.named_parameters():
         weights[name] = _whole(engine, parameter, base, None)
-        for key in keys.get(parameter, spec.moments) if has_moments else ():
+        for key in _keys(parameter, keys, spec) if has_moments else ():
             moments[f"{key}.{name}"] = _whole(engine, parameter, base, key)
     persistent = engine.module.state_dict().keys()
     for name, buffer in engine.module.named_buffers():
@@ -79,7 +82,7 @@ def restore_state(
     expected = {
         f"{key}.{name}"
         for name, parameter in engine.module.named_parameters()
-        for key in keys.get(parameter, spec.moments)
+        for key in _keys(parameter, keys, spec)
     }
     if moments and (odd := sorted(expected ^ moments.keys())):
         writer = written_by(moments)
@@ -93,7 +96,7 @@ def restore_state(
     with torch.no_grad():
         for name, parameter in engine.module.named_parameters():
             _set(engine, parameter, base, None, weights[name])
-            for key in keys.get(parameter, spec.moments) if moments else ():
+            for key in _keys(parameter, keys, spec) if moments else ():
                 _set(engine, parameter, base, key, moments[f"{key}.{name}"])
 
 
@@ -133,12 +136,7 @@ def set_weights(engine: Any, weights: Mapping[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in engine.module.named_parameters():
             _set(engine, parameter, base, None, weights[name])
-            if engine.zero_optimization_stage() < 3:
-                parameter.copy_(weights[name])
-                continue
-            parameter.ds_tensor.copy_(_own_slice(parameter, weights[name]))
-            if parameter.numel():  # stage 3 keeps small parameters whole on every rank
-                parameter.copy_(weights[name])
+            _set_in_model(engine, parameter, weights[name])
 
 
 def base_optimizer(engine: Any) -> torch.optim.Optimizer:
@@ -150,11 +148,23 @@ def flat_tensors(engine: Any) -> Iterator[torch.Tensor]:
     """The float32 tensors that the base optimizer steps, on this rank."""
     match engine.zero_optimization_stage():
         case 0:
-            yield from engine.module.parameters()
+            yield from filter(is_trained, engine.module.parameters())
         case 1 | 2:
             yield from engine.optimizer.single_partition_of_fp32_groups
         case _:
             yield from engine.optimizer.fp32_partitioned_groups_flat
+
+
+def is_trained(parameter: torch.Tensor) -> bool:
+    """Return whether a parameter is trained, which it is unless it is frozen."""
+    return parameter.requires_grad
+
+
+def _keys(
+    parameter: torch.Tensor, keys: Mapping[torch.Tensor, tuple[str, ...]], spec: OptimizerSpec
+) -> tuple[str, ...]:
+    """Return the names of a parameter's moments. `keys` is from `_moments_by_tensor`."""
+    return keys.get(parameter, spec.moments) if is_trained(parameter) else ()
 
 
 def _moments_by_tensor(base: torch.optim.Optimizer) -> dict[torch.Tensor, tuple[str, ...]]:
@@ -205,6 +215,8 @@ def _whole(
 
     if engine.zero_optimization_stage() == 0:
         whole = parameter if key is None else base.state[parameter][key]
+    elif not is_trained(parameter):
+        whole = _whole_of_model(engine, parameter)
     elif key is None:
         whole = safe_get_full_fp32_param(parameter)
     else:
@@ -228,6 +240,8 @@ def _set(
     )
 
     match engine.zero_optimization_stage():
+        case _ if not is_trained(parameter):
+            _set_in_model(engine, parameter, whole)
         case 0:
             (parameter if key is None else base.state[parameter][key]).copy_(whole)
         case 3 if key is None:
@@ -238,6 +252,26 @@ def _set(
             safe_set_full_fp32_param(parameter, whole)
         case _:
             safe_set_full_optimizer_state(parameter, whole, key)
+
+
+def _whole_of_model(engine: Any, parameter: Any) -> torch.Tensor:
+    """Return the weight that the forward pass uses, whole. A collective at stage 3."""
+    if engine.zero_optimization_stage() < 3:
+        return parameter
+    part = parameter.ds_tensor
+    parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, part)
+    return torch.cat(parts)[: parameter.ds_numel].reshape(parameter.ds_shape)
+
+
+def _set_in_model(engine: Any, parameter: Any, whole: torch.Tensor) -> None:
+    """Set the weight that the forward pass uses."""
+    if engine.zero_optimization_stage() < 3:
+        parameter.copy_(whole)
+        return
+    parameter.ds_tensor.copy_(_own_slice(parameter, whole))
+    if parameter.numel():  # stage 3 keeps small parameters whole on every rank
+        parameter.copy_(whole)
 
 
 def _own_slice(parameter: Any, whole: torch.Tensor) -> torch.Tensor:

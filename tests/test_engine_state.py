@@ -22,11 +22,12 @@ from cluster.engine_state import gather_state, restore_state
 
 BATCH, STEPS, CUT = 8, 4, 2
 STAGES = (0, 1, 2, 3)
+FROZEN = ("inner.weight", "shared.weight", "shared.bias")
 CLIPPING = 0.5
 LEARNING_RATE = 1e-2
 
 
-def build() -> nn.Module:
+def build(frozen: bool = False) -> nn.Module:
     """Odd sizes, so that no tensor divides evenly among two ranks; one layer is used twice."""
     torch.manual_seed(0)
 
@@ -43,13 +44,17 @@ def build() -> nn.Module:
             hidden = self.shared(F.gelu(self.shared(hidden)))
             return self.out(self.norm(hidden)).float()
 
-    return Net()
+    model = Net()
+    for name in FROZEN if frozen else ():
+        model.get_parameter(name).requires_grad_(False)
+    return model
 
 
 def optimizer(model: nn.Module) -> torch.optim.AdamW:
+    trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
-        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=LEARNING_RATE)
 
@@ -60,8 +65,8 @@ def data(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return inputs, torch.randint(0, 3, (BATCH,), generator=generator)
 
 
-def plain_torch(steps: int) -> dict[str, torch.Tensor]:
-    model = build()
+def plain_torch(steps: int, frozen: bool = False) -> dict[str, torch.Tensor]:
+    model = build(frozen)
     adam = optimizer(model)
     for step in range(steps):
         inputs, targets = data(step)
@@ -84,10 +89,11 @@ def strategy(world_size: int, stage: int, precision: Any = "float32") -> Strateg
     )
 
 
-def run(stage: int, precision: str, first: int, last: int, state: Any = None) -> Any:
+def run(stage: int, kind: str, first: int, last: int, state: Any = None) -> Any:
     """Train from a state with this process's ranks; returns the gathered state."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    model = build()
+    precision = "float32" if kind == "frozen" else kind
+    model = build(kind == "frozen")
     if state:
         model.load_state_dict(state[0])
     engine = initialize_engine(model, optimizer(model), strategy(world_size, stage, precision))
@@ -107,18 +113,18 @@ def ranks(rank: int, world_size: int, folder: str) -> None:
     store = dist.FileStore(f"{folder}/store-{world_size}", world_size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     results = {}
-    for precision in ("float32", "bf16"):
+    for kind in ("float32", "bf16", "frozen"):
         for stage in STAGES:
-            name = f"{precision}-{stage}"
+            name = f"{kind}-{stage}"
             if world_size == 2:
-                results[name, "whole"] = run(stage, precision, 0, STEPS)
-                results[name, "half"] = run(stage, precision, 0, CUT)
-                again = run(stage, precision, CUT, STEPS, results[name, "half"])
+                results[name, "whole"] = run(stage, kind, 0, STEPS)
+                results[name, "half"] = run(stage, kind, 0, CUT)
+                again = run(stage, kind, CUT, STEPS, results[name, "half"])
                 results[name, "resumed"] = again
             else:
                 other = (stage + 1) % 4  # another world size and another stage at once
                 half = torch.load(f"{folder}/2.pt")[name, "half"]
-                results[name, "resumed"] = run(other, precision, CUT, STEPS, half)
+                results[name, "resumed"] = run(other, kind, CUT, STEPS, half)
     if rank == 0:
         torch.save(results, f"{folder}/{world_size}.pt")
     dist.barrier()
@@ -148,19 +154,34 @@ def test_steps_on_two_ranks_equal_plain_torch_on_the_whole_batch(
     assert 0 < difference(low, plain_torch(STEPS)) < STEPS * LEARNING_RATE / 2
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_frozen_parameters_stay_as_they_are_and_have_no_moments(
+    results: dict[int, Any], stage: int
+) -> None:
+    weights, moments = results[2][f"frozen-{stage}", "whole"]
+    built = build().state_dict()
+    assert [name for name in built if torch.equal(weights[name], built[name])] == [*FROZEN]
+    trained = built.keys() - {*FROZEN}
+    assert moments.keys() == {f"{key}.{n}" for key in ("exp_avg", "exp_avg_sq") for n in trained}
+    assert difference(weights, plain_torch(STEPS, frozen=True)) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["float32", "bf16", "frozen"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_restored_engine_goes_on_bit_for_bit(
-    results: dict[int, Any], stage: int, precision: str
+    results: dict[int, Any], stage: int, kind: str
 ) -> None:
-    name = f"{precision}-{stage}"
+    name = f"{kind}-{stage}"
     for part in (0, 1):  # weights, moments
         assert difference(results[2][name, "resumed"][part], results[2][name, "whole"][part]) == 0
 
 
+@pytest.mark.parametrize("kind", ["float32", "frozen"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_it_restores_at_another_world_size_and_stage(results: dict[int, Any], stage: int) -> None:
-    name = f"float32-{stage}"
+def test_it_restores_at_another_world_size_and_stage(
+    results: dict[int, Any], stage: int, kind: str
+) -> None:
+    name = f"{kind}-{stage}"
     for part in (0, 1):
         assert difference(results[1][name, "resumed"][part], results[2][name, "whole"][part]) < 1e-6
 
