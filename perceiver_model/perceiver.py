@@ -61,7 +61,12 @@ class PerceiverEncoder(nn.Module):
             return 0
         return min(index, 1) if self.config.share_cross_attends == "after_first" else index
 
-    def forward(self, inputs: InputArray, state: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        inputs: InputArray,
+        state: torch.Tensor | None = None,
+        starts: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Return latents `[batch, num_latents, latent_dim]` that have read the input.
 
         Args:
@@ -69,9 +74,15 @@ class PerceiverEncoder(nn.Module):
             state: The latents to start from, `[batch, num_latents, latent_dim]`, as an earlier call
                 returned them. A stream is read part by part in this way. None means the learned
                 latents.
+            starts: Which samples of `state` begin from the learned latents all the same, bool
+                `[batch]`. None means that none does.
         """
         # The learned latents have a batch of 1 until the first cross-attend.
-        latents = self.latents.unsqueeze(0) if state is None else state
+        latents = self.latents.unsqueeze(0)
+        if state is not None:
+            latents = (
+                state if starts is None else torch.where(starts[:, None, None], latents, state)
+            )
         memories: dict[int, Memory] = {}
         cross_index = 0
         num_self_attends = self.config.num_blocks * self.config.num_self_attends

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from shards.errors import ShardError
+from shards.lanes import LaneOrder
 from shards.order import EpochOrder, epoch_key
 from shards.reader import ShardReader
 
@@ -70,7 +71,7 @@ def num_steps(num_samples: int, global_batch_size: int, *, drop_last: bool) -> i
 class EpochPlan:
     """What one rank reads at each remaining step of an epoch; see `epoch_positions`."""
 
-    order: EpochOrder
+    order: EpochOrder | LaneOrder
     rank: int
     world_size: int
     batch_size: int
@@ -91,7 +92,7 @@ class EpochPlan:
         return num_steps(left, self.world_size * self.batch_size, drop_last=self.drop_last)
 
     def __getitem__(self, step: int) -> np.ndarray:
-        """Return sample numbers, int64 [batch_size], with `PADDING` after the last sample."""
+        """Return sample numbers, int64 [batch_size], with `PADDING` where there is no sample."""
         begin, end = self._bounds(step)
         batch = np.full(self.batch_size, PADDING, dtype=np.int64)
         if begin < end:
@@ -105,6 +106,8 @@ class EpochPlan:
 
     def read_ahead(self, reader: ShardReader, step: int) -> None:
         """Let a remote reader fetch the shards of the window at `step` and of the next window."""
+        if isinstance(self.order, LaneOrder):  # of local sets only
+            return
         if reader.is_local or self.order.window is None or not self.order.num_samples:
             return
         begin, end = self._bounds(step)

@@ -9,8 +9,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from shards.collate import decode_arrays
-from shards.epoch import EpochPlan, Window, epoch_order, num_steps, resolve_window
+from shards.epoch import EpochPlan, Window, epoch_order, resolve_window
 from shards.errors import ShardError
+from shards.lanes import LaneOrder, Lanes
 from shards.loader_batches import (
     BatchList,
     BatchMaker,
@@ -20,8 +21,10 @@ from shards.loader_batches import (
     ShardBatch,
 )
 from shards.loader_state import LoaderState
+from shards.order import EpochOrder, epoch_key
 from shards.positions import PositionSpec
 from shards.reader import ShardReader
+from shards.recordings import Recordings
 
 __all__ = ["BatchList", "BatchStream", "ShardBatch", "ShardLoader"]
 
@@ -63,9 +66,14 @@ class ShardLoader:
         skip_corrupt: The same for a sample that cannot be read or has changed since it was written.
             The default is `skip_bad`.
         prefetch: The batches that each worker makes ahead.
+        lanes: Reads the split as streams: each row of the batch is a lane, which gets the parts of
+            a recording in order, then the next recording (`LaneOrder`). A global batch is then
+            the next part of a group of lanes, and a position between two optimizer steps can be
+            resumed. None reads samples.
 
     Raises:
-        ShardError: An argument is out of range, or `pin_memory` is set without a GPU.
+        ShardError: An argument is out of range, `pin_memory` is set without a GPU, or the split has
+            no streams (`Recordings.of`).
     """
 
     def __init__(
@@ -86,12 +94,20 @@ class ShardLoader:
         skip_bad: bool = False,
         skip_corrupt: bool | None = None,
         prefetch: int = 2,
+        lanes: Lanes | None = None,
     ) -> None:
         if num_workers < 0 or prefetch < 1:
             raise ShardError(f"num_workers {num_workers}, prefetch {prefetch}: give >= 0 and >= 1")
         if pin_memory and not torch.cuda.is_available():
             raise ShardError("pin_memory: there is no GPU to pin memory for; set it to false")
+        if lanes is not None and lanes.count != world_size * batch_size * lanes.groups:
+            raise ShardError(
+                f"{lanes}: {world_size} ranks with batches of {batch_size} have "
+                f"{world_size * batch_size} lanes in a group; give as many"
+            )
         self.reader = reader
+        self._lanes = lanes
+        self._recordings = None if lanes is None else Recordings.of(reader)
         self._window: Window = window
         self._ranks = {"rank": rank, "world_size": world_size, "batch_size": batch_size}
         self._drop_last = drop_last
@@ -106,6 +122,7 @@ class ShardLoader:
             window=resolve_window(window, reader),
             epoch=0,
             samples=0,
+            lanes=None if lanes is None else (lanes.count, lanes.parts),
         )
         self._maker = BatchMaker(
             reader,
@@ -126,9 +143,7 @@ class ShardLoader:
 
     def __len__(self) -> int:
         """Return the remaining batches of the current epoch, the same number on every rank."""
-        left = len(self.reader) - self._state.samples
-        global_batch_size = self._ranks["world_size"] * self._ranks["batch_size"]
-        return num_steps(left, global_batch_size, drop_last=self._drop_last)
+        return len(self._plan())
 
     def __iter__(self) -> Iterator[ShardBatch]:
         """Yield the rest of the current epoch.
@@ -176,7 +191,12 @@ class ShardLoader:
         loaded = LoaderState.from_dict(state)
         own = replace(self._state, window=loaded.window) if self._window == "auto" else self._state
         loaded.check_same_order(own)
-        if loaded.samples > len(self.reader):
+        if self._lanes is not None and loaded.samples % self._lanes.positions:
+            raise ShardError(
+                f"loader state: {loaded.samples} positions are within a step of streams, which has "
+                f"{self._lanes.positions}; take the state between two steps"
+            )
+        if self._lanes is None and loaded.samples > len(self.reader):
             raise ShardError(
                 f"loader state: {loaded.samples} samples of split {loaded.split!r}, which has "
                 f"{len(self.reader)}; take another state"
@@ -221,13 +241,18 @@ class ShardLoader:
 
     def _plan(self) -> EpochPlan:
         state = self._state
-        order = epoch_order(
-            self.reader,
-            seed=state.seed,
-            epoch=state.epoch,
-            shuffle=state.shuffle,
-            window=state.window,
-        )
+        order: EpochOrder | LaneOrder
+        if self._lanes is not None and self._recordings is not None:
+            key = epoch_key(state.digest, state.split, state.seed, state.epoch)
+            order = LaneOrder(self._recordings, key if state.shuffle else None, self._lanes)
+        else:
+            order = epoch_order(
+                self.reader,
+                seed=state.seed,
+                epoch=state.epoch,
+                shuffle=state.shuffle,
+                window=state.window,
+            )
         return EpochPlan(order, **self._ranks, start=state.samples, drop_last=self._drop_last)
 
     def _made(self, plan: EpochPlan) -> Iterator[ShardBatch]:

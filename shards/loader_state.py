@@ -20,7 +20,9 @@ class LoaderState:
         shuffle: Whether the order is shuffled.
         window: The number of shards shuffled together, None for all.
         epoch: The epoch, from 0.
-        samples: The samples of this epoch that all ranks together have received so far.
+        samples: The samples of this epoch that all ranks together have received so far. Of streams,
+            the positions of `LaneOrder`, with the empty ones.
+        lanes: The number of lanes and of parts in a step, of a loader of streams; None for others.
     """
 
     digest: str
@@ -30,10 +32,14 @@ class LoaderState:
     window: int | None
     epoch: int
     samples: int
+    lanes: tuple[int, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return this state as a dictionary for JSON."""
-        return {"format": STATE_FORMAT, **asdict(self)}
+        content = {"format": STATE_FORMAT, **asdict(self)}
+        if self.lanes is None:
+            del content["lanes"]
+        return content
 
     @classmethod
     def from_dict(cls, content: Any) -> Self:
@@ -50,7 +56,7 @@ class LoaderState:
             )
         values = {name: value for name, value in content.items() if name != "format"}
         names = {field.name for field in fields(cls)}
-        if values.keys() != names:
+        if values.keys() != names and values.keys() != names - {"lanes"}:
             odd = ", ".join(sorted(map(str, values.keys() ^ names)))
             raise ShardError(f"loader state: missing or unknown fields: {odd}; take another state")
         for name, value in values.items():
@@ -59,11 +65,13 @@ class LoaderState:
                     f"loader state: {name} {value!r} has another type, or is negative or huge; "
                     "take another state"
                 )
+        if "lanes" in values:
+            values["lanes"] = tuple(values["lanes"])
         return cls(**values)
 
     def check_same_order(self, other: Self) -> None:
         """Raise ShardError unless `other`, the loader's own state, has the same order."""
-        for name in ("digest", "split", "seed", "shuffle", "window"):
+        for name in ("digest", "split", "seed", "shuffle", "window", "lanes"):
             saved, own = getattr(self, name), getattr(other, name)
             if saved != own:
                 raise ShardError(
@@ -77,6 +85,9 @@ def _has_type(name: str, value: Any) -> bool:
         return isinstance(value, str)
     if name == "shuffle":
         return isinstance(value, bool)
+    if name == "lanes":
+        is_pair = isinstance(value, list | tuple) and len(value) == 2
+        return is_pair and all(_has_type("window", part) and part is not None for part in value)
     if name == "window" and value is None:
         return True
     smallest = {"window": 1, "epoch": 0, "samples": 0}.get(name, -_MAX)

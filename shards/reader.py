@@ -167,6 +167,18 @@ class ShardReader:
         """Map sample numbers, int64 [n], to shards, int64 [n], as indices into `shard_sizes`."""
         return np.searchsorted(self._ends, numbers, side="right")
 
+    def keys_of(self, shard: int) -> list[str]:
+        """Return the keys of a shard's samples, in order.
+
+        Args:
+            shard: The shard, as an index into `shard_sizes`.
+
+        Raises:
+            ShardError: Its index is missing, damaged or not the published one.
+        """
+        keys: list[str] = self._indexes[shard].keys.to_pylist()
+        return keys
+
     def read_ahead(self, now: Sequence[int], later: Sequence[int]) -> None:
         """Announce which shards are read next.
 

@@ -155,3 +155,18 @@ def test_gradients_reach_the_first_part_unless_cut():
 def test_an_impossible_cut_is_refused():
     with pytest.raises(ValueError, match="detach_every 0: must be at least 1"):
         next(read_stream(PerceiverClassifier(CONFIG), [], detach_every=0))
+
+
+def test_samples_that_start_begin_from_the_learned_latents():
+    torch.manual_seed(0)
+    model = PerceiverClassifier(CONFIG).double()
+    parts, _ = streams(4, 2, torch.Generator().manual_seed(7))
+    parts = parts.double()
+    with torch.no_grad():
+        _, state = model.forward_state(parts[0])
+        starts = torch.tensor([False, True, False, True])
+        logits, latents = model(parts[1], state=state, starts=starts, return_state=True)
+        carried, anew = model.forward_state(parts[1], state=state), model.forward_state(parts[1])
+    for found, on, new in zip((logits, latents), carried, anew, strict=True):
+        torch.testing.assert_close(found[~starts], on[~starts], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found[starts], new[starts], rtol=1e-12, atol=1e-12)

@@ -39,8 +39,10 @@ class PerceiverClassifier(TokensModel):
         mask: Masks | None = None,
         *,
         state: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Return the logits `[batch, num_classes]`.
+        starts: torch.Tensor | None = None,
+        return_state: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits `[batch, num_classes]`, with the latents if `return_state` is set.
 
         The logits are float32, or float64 for a float64 model.
 
@@ -56,11 +58,15 @@ class PerceiverClassifier(TokensModel):
                 masks.
             state: The latents to start from, as `forward_state` returned them for the previous part
                 of a stream.
+            starts: Which samples begin a stream, bool `[batch]`: they start from the learned
+                latents, whatever `state` has for them. None means that none does.
+            return_state: Whether to return what `forward_state` returns.
 
         Raises:
             ValueError: If a shape or a dtype is wrong.
         """
-        return self.forward_state(inputs, mask, state=state)[0]
+        logits, latents = self.forward_state(inputs, mask, state=state, starts=starts)
+        return (logits, latents) if return_state else logits
 
     def forward_state(
         self,
@@ -68,13 +74,14 @@ class PerceiverClassifier(TokensModel):
         mask: Masks | None = None,
         *,
         state: torch.Tensor | None = None,
+        starts: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the logits, and the latents `[batch, num_latents, latent_dim]` after these inputs.
 
         Pass the latents as `state` with the next inputs. A stream, such as sound in chunks, is then
         classified with constant memory. The arguments are those of `forward`.
         """
-        latents = self.encoder(self.input_array(inputs, mask), state)
+        latents = self.encoder(self.input_array(inputs, mask), state, starts)
         logits = self.head(latents)
         return (logits if logits.dtype == torch.float64 else logits.float()), latents
 

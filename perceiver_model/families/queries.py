@@ -35,15 +35,23 @@ class QueryPredictor(TokensModel):
         mask: Masks | None = None,
         *,
         num_outputs: int | None = None,
-    ) -> torch.Tensor:
+        state: torch.Tensor | None = None,
+        starts: torch.Tensor | None = None,
+        return_state: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Return the outputs `[batch, num_outputs, output_channels]`.
 
-        The outputs are float32, or float64 for a float64 model.
+        The outputs are float32, or float64 for a float64 model. With `return_state`, the latents
+        `[batch, num_latents, latent_dim]` are returned, too: pass them as `state` with the next
+        part of a stream.
 
         Args:
             inputs: The inputs, as in `PerceiverClassifier.forward`.
             mask: The valid inputs, as in `PerceiverClassifier.forward`.
             num_outputs: The number of outputs to decode, from the first one on. None decodes all.
+            state: The latents to start from, as in `PerceiverClassifier.forward`.
+            starts: Which samples begin a stream, as in `PerceiverClassifier.forward`.
+            return_state: Whether to return the latents as well.
 
         Raises:
             ValueError: If a shape or a dtype is wrong, or there are fewer outputs.
@@ -52,7 +60,8 @@ class QueryPredictor(TokensModel):
         count = total if num_outputs is None else num_outputs
         if not 1 <= count <= total:
             raise ValueError(f"num_outputs is {num_outputs}; must be from 1 to {total}")
-        latents = self.encoder(self.input_array(inputs, mask))
+        latents = self.encoder(self.input_array(inputs, mask), state, starts)
         queries = self.queries(torch.arange(count, device=latents.device))
         outputs = self.decoder(queries.to(latents.dtype), latents)
-        return outputs if outputs.dtype == torch.float64 else outputs.float()
+        outputs = outputs if outputs.dtype == torch.float64 else outputs.float()
+        return (outputs, latents) if return_state else outputs
