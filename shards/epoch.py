@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from shards.balanced_order import BalancedOrder
 from shards.errors import ShardError
 from shards.lanes import LaneOrder
 from shards.order import EpochOrder, epoch_key
@@ -35,8 +36,22 @@ def resolve_window(window: Window, reader: ShardReader) -> int | None:
     return window
 
 
+def check_balance(balance: float, *, shuffle: bool) -> None:
+    """Raise ShardError unless `balance` is from 0 to 1, and 0 without a shuffle."""
+    if not 0 <= balance <= 1:
+        raise ShardError(f"balance {balance!r}: give a number from 0 to 1")
+    if balance and not shuffle:
+        raise ShardError(f"balance {balance!r}: samples are not shuffled; give 0, or shuffle them")
+
+
 def epoch_order(
-    reader: ShardReader, *, seed: int, epoch: int, shuffle: bool, window: Window
+    reader: ShardReader,
+    *,
+    seed: int,
+    epoch: int,
+    shuffle: bool,
+    window: Window,
+    balance: float = 0.0,
 ) -> EpochOrder:
     """Return the order of `reader`'s split in `epoch`.
 
@@ -46,12 +61,18 @@ def epoch_order(
         epoch: The epoch, which also selects the order.
         shuffle: If false, the order is that of the shards.
         window: The number of shards shuffled together, as in `epoch_positions`.
+        balance: How evenly classes are drawn, from 0 to 1, as in `BalancedOrder`; 0 draws each
+            sample once. Above 0, the indexes of all shards of the split are read first.
 
     Raises:
-        ShardError: See `resolve_window`.
+        ShardError: See `resolve_window` and `check_balance`; or a sample has no class, or an index
+            cannot be read.
     """
+    check_balance(balance, shuffle=shuffle)
     resolved = resolve_window(window, reader)
-    key = epoch_key(reader.shard_set.digest, reader.split, seed, epoch, resolved)
+    key = epoch_key(reader.shard_set.digest, reader.split, seed, epoch, resolved, balance)
+    if balance:
+        return BalancedOrder(reader.shard_sizes, reader.targets(), key, resolved, balance)
     return EpochOrder(reader.shard_sizes, key if shuffle else None, resolved)
 
 
@@ -133,13 +154,14 @@ def epoch_positions(
     shuffle: bool = True,
     drop_last: bool = False,
     window: Window = "auto",
+    balance: float = 0.0,
 ) -> Iterator[np.ndarray]:
     """Return the sample numbers that `rank` reads, one batch for each global step.
 
-    The order of an epoch is a pure function of (set digest, split, seed, epoch, window). A global
-    batch is the next `world_size * batch_size` samples of this order, and rank r reads the r-th
-    `batch_size` samples of it. So the samples of a step depend only on the global batch size. To
-    resume at another world size, keep the global batch size and give `start`. Every rank has the
+    The order of an epoch is a pure function of (set digest, split, seed, epoch, window, balance). A
+    global batch is the next `world_size * batch_size` samples of this order, and rank r reads the
+    r-th `batch_size` samples of it. So the samples of a step depend only on the global batch size.
+    To resume at another world size, keep the global batch size and give `start`. Every rank has the
     same number of steps. If the set is remote and has a window, each request for a batch lets the
     reader fetch the shards of the current and the next window.
 
@@ -155,14 +177,18 @@ def epoch_positions(
         drop_last: If true, an incomplete last global batch is dropped; else `PADDING` fills it.
         window: The number of shards shuffled together, None for all of them. "auto" means all if
             the set is local, else `REMOTE_WINDOW`.
+        balance: How evenly classes are drawn, as in `epoch_order`.
 
     Returns:
         An iterator over int64 [batch_size].
 
     Raises:
-        ShardError: The rank, batch size, start or window is out of range.
+        ShardError: The rank, batch size, start, window or balance is out of range; see also
+            `epoch_order`.
     """
-    order = epoch_order(reader, seed=seed, epoch=epoch, shuffle=shuffle, window=window)
+    order = epoch_order(
+        reader, seed=seed, epoch=epoch, shuffle=shuffle, window=window, balance=balance
+    )
     plan = EpochPlan(order, rank, world_size, batch_size, start, drop_last)
     return _batches(reader, plan)
 

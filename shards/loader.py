@@ -54,6 +54,7 @@ class ShardLoader:
         seed: The seed of the shuffle.
         shuffle: If false, the order is that of the shards.
         window: The number of shards that are shuffled together; see `epoch_positions`.
+        balance: How evenly classes are drawn; see `epoch_order`.
         drop_last: If true, an incomplete last global batch is dropped, else it is filled.
         num_workers: The number of processes that make batches; with 0, this process does. They are
             spawned, so `decode` must be importable.
@@ -86,6 +87,7 @@ class ShardLoader:
         seed: int = 0,
         shuffle: bool = True,
         window: Window = "auto",
+        balance: float = 0.0,
         drop_last: bool = False,
         num_workers: int = 0,
         pin_memory: bool = False,
@@ -105,6 +107,8 @@ class ShardLoader:
                 f"{lanes}: {world_size} ranks with batches of {batch_size} have "
                 f"{world_size * batch_size} lanes in a group; give as many"
             )
+        if lanes is not None and balance:
+            raise ShardError(f"balance {balance!r}: streams are read once each; give 0")
         self.reader = reader
         self._lanes = lanes
         self._recordings = None if lanes is None else Recordings.of(reader)
@@ -123,6 +127,7 @@ class ShardLoader:
             epoch=0,
             samples=0,
             lanes=None if lanes is None else (lanes.count, lanes.parts),
+            balance=balance,
         )
         self._maker = BatchMaker(
             reader,
@@ -252,6 +257,7 @@ class ShardLoader:
                 epoch=state.epoch,
                 shuffle=state.shuffle,
                 window=state.window,
+                balance=state.balance,
             )
         return EpochPlan(order, **self._ranks, start=state.samples, drop_last=self._drop_last)
 

@@ -7,6 +7,8 @@ from shards.errors import ShardError
 
 STATE_FORMAT = 1
 _MAX = 1 << 62
+_OPTIONAL = ("lanes", "balance")
+"""The fields that a state leaves out where they have their default values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,8 @@ class LoaderState:
         samples: The samples of this epoch that all ranks together have received so far. Of streams,
             the positions of `LaneOrder`, with the empty ones.
         lanes: The number of lanes and of parts in a step, of a loader of streams; None for others.
+        balance: How evenly classes are drawn, as in `BalancedOrder`. A state without it, which may
+            be older than it, means 0.
     """
 
     digest: str
@@ -33,12 +37,14 @@ class LoaderState:
     epoch: int
     samples: int
     lanes: tuple[int, int] | None = None
+    balance: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return this state as a dictionary for JSON."""
         content = {"format": STATE_FORMAT, **asdict(self)}
-        if self.lanes is None:
-            del content["lanes"]
+        for field in fields(self):
+            if field.name in _OPTIONAL and content[field.name] == field.default:
+                del content[field.name]
         return content
 
     @classmethod
@@ -56,8 +62,8 @@ class LoaderState:
             )
         values = {name: value for name, value in content.items() if name != "format"}
         names = {field.name for field in fields(cls)}
-        if values.keys() != names and values.keys() != names - {"lanes"}:
-            odd = ", ".join(sorted(map(str, values.keys() ^ names)))
+        if odd_names := {*values, *_OPTIONAL} ^ names:
+            odd = ", ".join(sorted(map(str, odd_names)))
             raise ShardError(f"loader state: missing or unknown fields: {odd}; take another state")
         for name, value in values.items():
             if not _has_type(name, value):
@@ -71,7 +77,7 @@ class LoaderState:
 
     def check_same_order(self, other: Self) -> None:
         """Raise ShardError unless `other`, the loader's own state, has the same order."""
-        for name in ("digest", "split", "seed", "shuffle", "window", "lanes"):
+        for name in ("digest", "split", "seed", "shuffle", "window", "lanes", "balance"):
             saved, own = getattr(self, name), getattr(other, name)
             if saved != own:
                 raise ShardError(
@@ -90,6 +96,8 @@ def _has_type(name: str, value: Any) -> bool:
         return is_pair and all(_has_type("window", part) and part is not None for part in value)
     if name == "window" and value is None:
         return True
+    if name == "balance":
+        return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
     smallest = {"window": 1, "epoch": 0, "samples": 0}.get(name, -_MAX)
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     return is_integer and smallest <= value <= _MAX

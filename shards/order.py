@@ -6,10 +6,13 @@ import json
 import numpy as np
 
 _NUM_ROUNDS = 8
-_MAX_WINDOWS_IN_USE = 8
+MAX_WINDOWS_IN_USE = 8
+"""The windows whose permutations an order keeps."""
 
 
-def epoch_key(digest: str, split: str, seed: int, epoch: int, window: int | None = None) -> bytes:
+def epoch_key(
+    digest: str, split: str, seed: int, epoch: int, window: int | None = None, balance: float = 0.0
+) -> bytes:
     """Return the key of an epoch's order, a pure function of the arguments.
 
     Args:
@@ -18,11 +21,14 @@ def epoch_key(digest: str, split: str, seed: int, epoch: int, window: int | None
         seed: The seed of the order.
         epoch: The epoch, from 0.
         window: The number of shards that are shuffled together; None for all.
+        balance: How evenly classes are drawn, as in `BalancedOrder`; 0 draws each sample once.
 
     Returns:
         64 bytes.
     """
     parts = [digest, split, seed, epoch] + ([] if window is None else [window])
+    if balance:
+        parts = [*parts, "balance", float(balance)]
     return hashlib.blake2b(json.dumps(parts).encode()).digest()
 
 
@@ -59,7 +65,7 @@ class Permutation:
         Raises:
             ValueError: A position is outside [0, n).
         """
-        _check_within(positions, self.n)
+        check_within(positions, self.n)
         values = self._feistel(positions.astype(np.uint64))
         while (outside := values >= self.n).any():
             values[outside] = self._feistel(values[outside])
@@ -95,7 +101,7 @@ class EpochOrder:
             return
         self._shards = np.arange(self.num_shards, dtype=np.int64)
         if key is not None:
-            self._shards = Permutation(self.num_shards, _subkey(key, b"shards"))(self._shards)
+            self._shards = Permutation(self.num_shards, subkey(key, b"shards"))(self._shards)
         sizes = shard_sizes[self._shards]
         self._ends = np.cumsum(sizes, dtype=np.int64)  # of shards, in the order of this epoch
         ends_in_set = np.cumsum(shard_sizes, dtype=np.int64)
@@ -120,9 +126,9 @@ class EpochOrder:
         if self._key is None or self.window is None:
             if self._key is not None:
                 return Permutation(self.num_samples, self._key)(positions)
-            _check_within(positions, self.num_samples)
+            check_within(positions, self.num_samples)
             return positions.astype(np.int64)
-        _check_within(positions, self.num_samples)
+        check_within(positions, self.num_samples)
         windows = np.searchsorted(self._window_ends, positions, side="right")
         indices = np.empty(len(positions), dtype=np.int64)  # into the samples of permuted shards
         for window in np.unique(windows).tolist():
@@ -145,19 +151,21 @@ class EpochOrder:
         """Return the first position of a window and the permutation within it."""
         assert self._key is not None
         first = int(self._window_ends[window - 1]) if window else 0
-        key = _subkey(self._key, window.to_bytes(8, "little"))
-        if len(self._permuted) >= _MAX_WINDOWS_IN_USE:
+        key = subkey(self._key, window.to_bytes(8, "little"))
+        if len(self._permuted) >= MAX_WINDOWS_IN_USE:
             self._permuted.clear()
         permuted = first, Permutation(int(self._window_ends[window]) - first, key)
         self._permuted[window] = permuted
         return permuted
 
 
-def _subkey(key: bytes, part: bytes) -> bytes:
+def subkey(key: bytes, part: bytes) -> bytes:
+    """Return the key of a part of an order."""
     return hashlib.blake2b(part, key=key).digest()
 
 
-def _check_within(positions: np.ndarray, n: int) -> None:
+def check_within(positions: np.ndarray, n: int) -> None:
+    """Raise ValueError unless all positions are in [0, n)."""
     if positions.size and not (positions.min() >= 0 and positions.max() < n):
         raise ValueError(f"positions outside [0, {n})")
 

@@ -16,6 +16,9 @@ from shards.shard_set import ShardSet
 
 __all__ = ["RawSample", "ShardReader"]
 
+_INDEXES_AHEAD = 16
+"""The indexes that are begun ahead while all of them are read."""
+
 
 class _Options(TypedDict):
     max_open_tars: int | None
@@ -107,6 +110,7 @@ class ShardReader:
             reading.num_threads,
             keep_sample_hashes=verify_samples or not self.is_local,
         )
+        self._targets: np.ndarray | None = None
         self._tars: LocalTars | RemoteTars
         if location.folder is not None:
             self._tars = LocalTars(location.folder, self._names, max_open)
@@ -178,6 +182,28 @@ class ShardReader:
         """
         keys: list[str] = self._indexes[shard].keys.to_pylist()
         return keys
+
+    def targets(self) -> np.ndarray:
+        """Return the class number of every sample, int32 [len(self)], -1 for one without a class.
+
+        The first call reads the indexes of all shards of the split.
+
+        Raises:
+            ShardError: An index is missing, unreadable, or not the published one.
+        """
+        if self._targets is None:
+            found = np.full(len(self), -1, np.int32)
+            starts = self._ends - self.shard_sizes
+            try:
+                for shard in range(len(self._ends)):
+                    self._indexes.begin(range(shard, min(shard + _INDEXES_AHEAD, len(self._ends))))
+                    own = self._indexes[shard].targets.fill_null(-1).to_numpy()
+                    found[starts[shard] : self._ends[shard]] = own
+            except BaseException:
+                self._forget()
+                raise
+            self._targets = found
+        return self._targets
 
     def read_ahead(self, now: Sequence[int], later: Sequence[int]) -> None:
         """Announce which shards are read next.

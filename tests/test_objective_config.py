@@ -56,6 +56,14 @@ def test_the_targets_imply_an_objective(target: str, kind: str | None) -> None:
             },
             "label_smoothing is 0.1, which objective 'regress' does not use",
         ),
+        (
+            {
+                "data.target": {"kind": "regression"},
+                "objective": {"kind": "regress"},
+                "training.balance_classes": 1.0,
+            },
+            "balance_classes is 1, which objective 'regress' does not use",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(values: dict[str, Any], line: str) -> None:

@@ -111,6 +111,10 @@ class TrainingConfig(ConfigBase):
         gradient_clipping: The largest norm of the whole gradient; null does not clip.
         label_smoothing: The share of the target's probability that is spread evenly over all
             classes.
+        balance_classes: How evenly the classes are drawn. Each sample is drawn in proportion to
+            `n ** -balance_classes`, where n is the number of training samples of its class. 0 draws
+            each sample once in an epoch, 1 draws each class equally often. An epoch has as many
+            draws as there are samples.
         schedule: The learning rate over the training.
         augment: The random changes to training inputs.
         precision: The precision of products. `bf16` computes matrix products in bfloat16 (autocast)
@@ -158,6 +162,7 @@ class TrainingConfig(ConfigBase):
     weight_decay: float = Field(default=0.1, ge=0, le=MAX_WEIGHT_DECAY)
     gradient_clipping: float | None = Field(default=1.0, gt=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    balance_classes: float = Field(default=0.0, ge=0, le=1)
     schedule: ScheduleConfig = ScheduleConfig()
     augment: AugmentConfig = AugmentConfig()
     precision: Literal["float32", "bf16"] = "float32"

@@ -238,6 +238,7 @@ class TrainLoop:
             world_size=self.rank_info.world_size,
             seed=self.config.seed,
             shuffle=shuffle,
+            balance=self.config.training.balance_classes if shuffle else 0.0,
             drop_last=drop_last,
             num_workers=self.config.training.loader_workers,
             skip_corrupt=self.config.data.corrupt_samples == "skip",

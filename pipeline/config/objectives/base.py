@@ -47,12 +47,15 @@ class ObjectiveConfig(ConfigBase):
         smooths_labels: Whether the objective uses `training.label_smoothing`.
         mixes_samples: Whether the objective has a loss for mixed samples (`training.augment.mixup`,
             `cutmix`).
+        balances_classes: Whether the samples have classes that `training.balance_classes` can draw
+            evenly.
         is_autoregressive: Whether the model is a Perceiver AR, from `model.autoregressive`.
     """
 
     targets: ClassVar[tuple[str, ...]]
     smooths_labels: ClassVar[bool] = False
     mixes_samples: ClassVar[bool] = False
+    balances_classes: ClassVar[bool] = False
     is_autoregressive: ClassVar[bool] = False
     kind: str = ""
 
@@ -111,5 +114,10 @@ class ObjectiveConfig(ConfigBase):
         if config.training.label_smoothing and not self.smooths_labels:
             raise ValueError(
                 f"training.label_smoothing is {config.training.label_smoothing:g}, which objective "
+                f"{self.kind!r} does not use; leave it out"
+            )
+        if config.training.balance_classes and not self.balances_classes:
+            raise ValueError(
+                f"training.balance_classes is {config.training.balance_classes:g}, which objective "
                 f"{self.kind!r} does not use; leave it out"
             )

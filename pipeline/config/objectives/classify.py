@@ -22,6 +22,7 @@ class ClassifyConfig(ObjectiveConfig):
     targets: ClassVar = ("class",)
     smooths_labels: ClassVar = True
     mixes_samples: ClassVar = True
+    balances_classes: ClassVar = True
 
     kind: Literal["classify"] = "classify"
     class_weights: Literal["balanced"] | dict[str, float] | None = None
