@@ -21,11 +21,13 @@ ASKED = {
     "flip": True,
     "crop_area": (0.3, 0.6),
     "jitter": 0.02,
+    "drop_points": 0.5,
     "shift_seconds": 0.1,
     "gain_db": 6.0,
     "noise": 0.5,
     "mask_seconds": 0.1,
     "mask_bands": 3,
+    "mask_bytes": 0.5,
     "randaugment_layers": 4,
     "brightness": 0.5,
     "contrast": 0.5,
@@ -43,10 +45,10 @@ PICTURES = {"shift_pixels", "rotate_degrees", "scale", "flip", "crop_area"}
 TAKEN = {
     "image": PICTURES | {"randaugment_layers", "brightness", "contrast", "erase"},
     "video": PICTURES,
-    "points": {"rotate_degrees", "scale", "jitter"},
+    "points": {"rotate_degrees", "scale", "flip", "jitter", "drop_points"},
     "sound": {"shift_seconds", "gain_db", "noise"},
     "mel": {"shift_seconds", "mask_seconds", "mask_bands"},
-    "text": set(),
+    "text": {"mask_bytes"},
     "table": set(),
 }
 

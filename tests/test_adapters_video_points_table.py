@@ -100,7 +100,7 @@ def test_a_bad_field_is_refused_by_name_and_value(config_type, values, message):
             "must be pixels or space_time_patches for video",
         ),
         (ImageInput(height=4, width=6), PATCHES, None, "must be pixels, patches.* for image"),
-        (FEATURES, ChunksConfig(), None, "must be pixels for feature_map"),
+        (FEATURES, ChunksConfig(), None, "must be pixels or mel_conv for feature_map"),
         (POINTS, PixelsConfig(), None, "must be points for points"),
         (TABLE, PointsConfig(), None, "must be columns for table"),
         (

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from perceiver_model import PRESETS
-from perceiver_model.adapters.configs import AudioInput, ImageInput, MelConfig
+from perceiver_model.adapters.configs import AudioInput, ImageInput, MelConvConfig
 from perceiver_model.config_checks import flatten
 from perceiver_model.flops import forward_flops
 from pipeline.config.load import load_config, shipped_configs, validate, with_values
@@ -39,9 +39,9 @@ def refusal(source: str, *overrides: str) -> list[str]:
 
 def test_shipped_names():
     assert shipped_configs() == [
-        "audio", "autoencode", "autoregressive", "digits", "imagenet", "masked-language",
-        "multi-label", "perceiver-imagenet", "perceiver-io-imagenet", "regress", "segment",
-        "sequence",
+        "audio", "autoencode", "autoregressive", "digits", "imagenet", "images",
+        "masked-language", "multi-label", "perceiver-imagenet", "perceiver-io-imagenet", "points",
+        "regress", "segment", "sequence", "table", "text", "video",
     ]  # fmt: skip
 
 
@@ -96,9 +96,10 @@ def test_the_models_input_follows_from_the_data():
     digits = load_config("digits", ["data.image.width=20", "model.pixel_std=[0.25]"])
     source = digits.classifier(10).input
     assert source == ImageInput(height=28, width=20, channels=1, mean=(0.5,), std=(0.25,))
-    audio = load_config("audio", ["data.audio.seconds=1.5"])
+    sound = ["data.audio.seconds=1.5", "data.audio.mel=null", "training.augment={gain_db: 6}"]
+    audio = load_config("audio", sound)
     assert audio.classifier(2).input == AudioInput(sample_rate=16_000, num_samples=24_000)
-    assert isinstance(audio.model.adapter, MelConfig)
+    assert isinstance(audio.model.adapter, MelConvConfig)
 
 
 def test_places_follow_from_output_and_name(tmp_path):

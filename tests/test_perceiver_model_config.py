@@ -64,7 +64,10 @@ def test_a_bad_field_is_refused_by_name_and_value(config_type, values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"input": AUDIO, "adapter": PixelsConfig()}, "adapter is Pixels.*; must be chunks or mel"),
+        (
+            {"input": AUDIO, "adapter": PixelsConfig()},
+            "adapter is Pixels.*; must be chunks, mel or mel_conv",
+        ),
         (
             {"input": IMAGE, "adapter": ChunksConfig()},
             "adapter is Chunks.*; must be pixels, patches, conv or",

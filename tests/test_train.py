@@ -181,6 +181,8 @@ def test_a_second_train_skips_and_changed_settings_are_refused(
     record = json.loads(path.read_text())
     for name in ("optimizer", "momentum", "schedule.step_epochs", "schedule.factor"):
         del record["fingerprint"][f"training.{name}"]
+    for name in ("training.augment.mask_bytes", "model.adapter.stages"):
+        del record["fingerprint"][name]
     path.write_text(json.dumps(record))
     assert train(config(), console)["skipped"]
     with pytest.raises(UserError, match=r"training\.optimizer was 'adamw', is 'lamb'"):

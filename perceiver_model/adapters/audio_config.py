@@ -5,6 +5,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from perceiver_model.adapters.config_base import AdapterBase
+from perceiver_model.adapters.residual_config import (
+    check_stages,
+    stages_channels,
+    stages_flops,
+    stages_grid,
+)
+from perceiver_model.adapters.video_config import FeatureMapInput
 from perceiver_model.config_checks import (
     FORBID_EXTRA,
     check_integers,
@@ -147,3 +154,75 @@ class MelConfig(AdapterBase):
         """Return the FLOPs of the mel filters."""
         num_bins = self.fft_size(audio.sample_rate) // 2 + 1
         return matmul_flops(self.num_frames(audio), num_bins, self.num_mels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MelConvConfig(AdapterBase):
+    """A log-mel spectrogram, read as a picture by a small convolutional front end.
+
+    One token stands for 2 × 2 cells of frames and bands, or for more with several stages. The
+    convolutions find a pattern at any time and at any pitch. So a small set teaches more than with
+    the adapter `mel`, whose latents learn each band by itself.
+
+    Attributes:
+        kind: Must be `mel_conv`.
+        num_mels, window, hop: The same as for `mel`.
+        num_channels: The number of channels of the first convolutions, at least 1.
+        stages: The number of residual blocks of each stage behind them, each at least 1; empty for
+            none. Every stage but the first halves the grid and doubles the channels.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
+    # Stored frames are a feature map of one column, whose channels are the bands.
+    reads = (AudioInput, FeatureMapInput)
+
+    kind: Literal["mel_conv"] = "mel_conv"
+    num_mels: int = 64
+    window: float = 0.025
+    hop: float = 0.010
+    num_channels: int = 32
+    stages: tuple[int, ...] = (1, 1)
+
+    def __post_init__(self) -> None:
+        check_integers(self, "num_channels")
+        check_stages(self)
+        _ = self.mel  # which checks the other fields
+
+    @property
+    def mel(self) -> MelConfig:
+        """The spectrogram, with one token per frame."""
+        return MelConfig(num_mels=self.num_mels, window=self.window, hop=self.hop)
+
+    def check(self, media: AudioInput | FeatureMapInput) -> None:
+        """Check that the spectrogram can be computed, or that stored frames have its bands.
+
+        Raises:
+            ValueError: If a field does not fit the input.
+        """
+        if isinstance(media, AudioInput):
+            self.mel.check(media)
+        elif (media.width, media.channels) != (1, self.num_mels):
+            size = f"{media.width} × {media.channels}"
+            raise refusal(self, "num_mels", f"the bands of frames of 1 × bands; they are {size}")
+
+    def token_grid(self, media: AudioInput | FeatureMapInput) -> tuple[int, ...]:
+        """Return the numbers of tokens along time and along the bands."""
+        return stages_grid(self._pooled(media), self.stages)
+
+    def content_channels(self, media: AudioInput | FeatureMapInput) -> int:
+        """Return the number of channels of the convolutions, or of the last stage."""
+        return stages_channels(self.num_channels, self.stages)
+
+    def flops(self, media: AudioInput | FeatureMapInput) -> int:
+        """Return the FLOPs of the mel filters and of the convolutions."""
+        channels, pooled = self.num_channels, self._pooled(media)
+        mel = self.mel.flops(media) if isinstance(media, AudioInput) else 0
+        first = matmul_flops(self._frames(media) * self.num_mels, 5 * 5, channels)
+        second = matmul_flops(math.prod(pooled), 3 * 3 * channels, channels)
+        return mel + first + second + stages_flops(pooled, channels, self.stages)
+
+    def _frames(self, media: AudioInput | FeatureMapInput) -> int:
+        return self.mel.num_frames(media) if isinstance(media, AudioInput) else media.height
+
+    def _pooled(self, media: AudioInput | FeatureMapInput) -> tuple[int, int]:
+        return math.ceil(self._frames(media) / 2), math.ceil(self.num_mels / 2)

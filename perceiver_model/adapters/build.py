@@ -29,6 +29,7 @@ from perceiver_model.adapters.configs import (
     FeatureMapInput,
     ImageInput,
     MelConfig,
+    MelConvConfig,
     OneHotConfig,
     PatchesConfig,
     PixelsConfig,
@@ -42,6 +43,7 @@ from perceiver_model.adapters.configs import (
 )
 from perceiver_model.adapters.features import FeatureMapAdapter
 from perceiver_model.adapters.image import ConvAdapter, PatchAdapter, PixelAdapter
+from perceiver_model.adapters.mel_conv import MelConvAdapter
 from perceiver_model.adapters.multimodal import MultimodalAdapter
 from perceiver_model.adapters.multimodal_config import MultimodalInput, PaddedModalities
 from perceiver_model.adapters.points import PointAdapter
@@ -91,6 +93,8 @@ _BUILDERS: dict[tuple[type, type], Callable[[Any, Any], nn.Module]] = {
     (ImageInput, ConvStemConfig): ConvStemAdapter,
     (AudioInput, ChunksConfig): ChunkAdapter,
     (AudioInput, MelConfig): MelAdapter,
+    (AudioInput, MelConvConfig): MelConvAdapter,
+    (FeatureMapInput, MelConvConfig): MelConvAdapter,
     (TextInput, TokenEmbeddingConfig): TokenAdapter,
     (VideoInput, PixelsConfig): _of_pixels(VideoPixelAdapter),
     (VideoInput, SpaceTimePatchesConfig): SpaceTimePatchAdapter,

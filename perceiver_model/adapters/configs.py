@@ -1,6 +1,6 @@
 """The inputs of a Perceiver and the adapters that turn them into tokens, without torch."""
 
-from perceiver_model.adapters.audio_config import AudioInput, ChunksConfig, MelConfig
+from perceiver_model.adapters.audio_config import AudioInput, ChunksConfig, MelConfig, MelConvConfig
 from perceiver_model.adapters.classes_config import ClassInput, OneHotConfig
 from perceiver_model.adapters.config_base import AdapterBase
 from perceiver_model.adapters.image_config import (
@@ -32,6 +32,7 @@ __all__ = [
     "MediaAdapter",
     "MediaInput",
     "MelConfig",
+    "MelConvConfig",
     "OneHotConfig",
     "PatchesConfig",
     "PixelsConfig",
@@ -63,6 +64,7 @@ MediaAdapter = (
     | ConvStemConfig
     | ChunksConfig
     | MelConfig
+    | MelConvConfig
     | TokenEmbeddingConfig
     | SpaceTimePatchesConfig
     | PointsConfig

@@ -5,6 +5,7 @@ from torch import nn
 
 from perceiver_model.adapters.checks import Tokens, check_inputs
 from perceiver_model.adapters.configs import ConvConfig, ImageInput, PatchesConfig, VideoInput
+from perceiver_model.adapters.residual import ResidualStages, halving_pool
 from perceiver_model.constants import Float32Constant
 
 
@@ -79,35 +80,57 @@ class PatchAdapter(nn.Module):
         return grid.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
-class ConvAdapter(nn.Module):
-    """A 5×5 convolution, normalisation, GELU, a 2×2 max-pool and a 3×3 convolution.
+class ConvTokens(nn.Module):
+    """A 5×5 convolution, normalisation, GELU, a 2×2 max-pool, a 3×3 convolution, and the stages.
 
-    Each sample is normalised alone (GroupNorm with one group), never over the batch. A
-    data-parallel step therefore equals the same step on the whole batch.
+    Each sample is normalised alone (GroupNorm), never over the batch. A data-parallel step
+    therefore equals the same step on the whole batch.
+
+    Args:
+        in_channels: The channels of the input.
+        num_channels: The channels of both convolutions.
+        stages: The number of residual blocks of each stage.
     """
 
-    def __init__(self, image: ImageInput, conv: ConvConfig) -> None:
+    def __init__(self, in_channels: int, num_channels: int, stages: tuple[int, ...]) -> None:
         super().__init__()
-        self.standardise = ImageStandardiser(image)
-        self.stem = nn.Conv2d(image.channels, conv.num_channels, kernel_size=5, padding=2)
-        self.norm = nn.GroupNorm(1, conv.num_channels)
+        self.stem = nn.Conv2d(in_channels, num_channels, kernel_size=5, padding=2)
+        self.norm = nn.GroupNorm(1, num_channels)
         self.activation = nn.GELU(approximate="tanh")
-        self.pool = nn.MaxPool2d(kernel_size=2, ceil_mode=True)
-        self.mix = nn.Conv2d(conv.num_channels, conv.num_channels, kernel_size=3, padding=1)
+        self.pool = halving_pool()
+        self.mix = nn.Conv2d(num_channels, num_channels, kernel_size=3, padding=1)
+        self.stages = ResidualStages(num_channels, stages)
+
+    def tokens(self, inputs: torch.Tensor, mask: torch.Tensor | None) -> Tokens:
+        """Return the content `[batch, tokens, channels]` and the token mask.
+
+        Args:
+            inputs: The standardised inputs, float32 `[batch, in_channels, height, width]`.
+            mask: The valid cells, bool `[batch, height, width]`, or None if all are valid.
+        """
+        features = self.stem(inputs.to(self.stem.weight.dtype))
+        features = self.stages(self.mix(self.pool(self.activation(self.norm(features)))))
+        content = features.flatten(2).transpose(1, 2)
+        if mask is None:
+            return content, None
+        pooled = self.pool(mask.float().unsqueeze(1)).squeeze(1) > 0
+        return content, self.stages.token_mask(pooled).flatten(1)
+
+
+class ConvAdapter(ConvTokens):
+    """The tokens of an image, from a small convolutional front end."""
+
+    def __init__(self, image: ImageInput, conv: ConvConfig) -> None:
+        super().__init__(image.channels, conv.num_channels, conv.stages)
+        self.standardise = ImageStandardiser(image)
 
     def forward(self, images: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
-        """Return the content `[batch, tokens, num_channels]` and the token mask.
+        """Return the content `[batch, tokens, channels]` and the token mask.
 
-        There are `ceil(height / 2) * ceil(width / 2)` tokens.
+        `ConvConfig.token_grid` and `content_channels` say how many there are.
 
         Args:
             images: The images `[batch, height, width, channels]`, uint8 or floating point.
             mask: The valid pixels, bool `[batch, height, width]`, or None if all are valid.
         """
-        standardised = self.standardise(images, mask).permute(0, 3, 1, 2)
-        features = self.stem(standardised.to(self.stem.weight.dtype))
-        features = self.mix(self.pool(self.activation(self.norm(features))))
-        content = features.flatten(2).transpose(1, 2)
-        if mask is None:
-            return content, None
-        return content, self.pool(mask.float().unsqueeze(1)).flatten(1) > 0
+        return self.tokens(self.standardise(images, mask).permute(0, 3, 1, 2), mask)

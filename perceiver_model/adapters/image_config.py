@@ -5,6 +5,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from perceiver_model.adapters.config_base import AdapterBase
+from perceiver_model.adapters.residual_config import (
+    check_stages,
+    stages_channels,
+    stages_flops,
+    stages_grid,
+)
 from perceiver_model.adapters.video_config import FeatureMapInput, VideoInput
 from perceiver_model.config_checks import (
     FORBID_EXTRA,
@@ -129,11 +135,15 @@ class ConvConfig(AdapterBase):
     """A small convolutional front end: one token per 2 × 2 pixels.
 
     It is a smaller version of Perceiver IO's "conv + maxpool" preprocessing (arXiv 2107.14795,
-    section 4.5).
+    section 4.5). A set of few images learns more with some residual blocks behind it: a deeper
+    convolutional stem gives what attention would have to learn from many images (Hassani et al.,
+    arXiv 2104.05704).
 
     Attributes:
         kind: Must be `conv`.
         num_channels: The number of channels of both convolutions and of a token, at least 1.
+        stages: The number of residual blocks of each stage behind the convolutions, each at least
+            1; empty for none. Every stage but the first halves the grid and doubles the channels.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -141,23 +151,29 @@ class ConvConfig(AdapterBase):
 
     kind: Literal["conv"] = "conv"
     num_channels: int = 32
+    stages: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_integers(self, "num_channels")
+        check_stages(self)
 
     def token_grid(self, image: ImageInput) -> tuple[int, ...]:
-        """Return half the image's rows and columns, rounded up."""
-        return math.ceil(image.height / 2), math.ceil(image.width / 2)
+        """Return half the image's rows and columns, rounded up, and halved again by the stages."""
+        return stages_grid(self._pooled(image), self.stages)
 
     def content_channels(self, image: ImageInput) -> int:
-        """Return the number of channels of the convolutions."""
-        return self.num_channels
+        """Return the number of channels of the convolutions, or of the last stage."""
+        return stages_channels(self.num_channels, self.stages)
 
     def flops(self, image: ImageInput) -> int:
-        """Return the FLOPs of both convolutions."""
-        channels, tokens = self.num_channels, math.prod(self.token_grid(image))
+        """Return the FLOPs of the convolutions."""
+        channels, pooled = self.num_channels, self._pooled(image)
         first = matmul_flops(image.height * image.width, 5 * 5 * image.channels, channels)
-        return first + matmul_flops(tokens, 3 * 3 * channels, channels)
+        second = matmul_flops(math.prod(pooled), 3 * 3 * channels, channels)
+        return first + second + stages_flops(pooled, channels, self.stages)
+
+    def _pooled(self, image: ImageInput) -> tuple[int, int]:
+        return math.ceil(image.height / 2), math.ceil(image.width / 2)
 
 
 @dataclass(frozen=True, kw_only=True)

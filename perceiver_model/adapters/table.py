@@ -1,5 +1,6 @@
 """The rows of a table as tokens: one token per column."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -44,6 +45,12 @@ class ColumnAdapter(nn.Module):
         self.categories = _learned(sum(n + 1 for n in table.num_categories), channels)
         self.missing = _learned(table.num_columns * (columns.missing == "learned"), channels)
         self.columns = nn.Parameter(_vectors(table.num_columns, channels))
+        self.frequencies = self.waves = None
+        if columns.num_bands and table.num_numeric:
+            bands = torch.randn(table.num_numeric, columns.num_bands)
+            self.frequencies = nn.Parameter(bands * columns.frequency_std)
+            waves = torch.empty(table.num_numeric, 2 * columns.num_bands, channels)
+            self.waves = nn.Parameter(nn.init.normal_(waves, std=waves.shape[1] ** -0.5))
 
     def forward(self, rows: TableRows, mask: torch.Tensor | None = None) -> Tokens:
         """Return the content `[batch, columns, num_channels]` and the token mask.
@@ -78,7 +85,12 @@ class ColumnAdapter(nn.Module):
         if self.numeric is not None:
             standardised = (numeric - self.mean()) / self.std()
             standardised = standardised.masked_fill(~numeric_valid, 0.0).to(self.numeric.dtype)
-            values.append(standardised.unsqueeze(-1) * self.numeric)
+            numbers = standardised.unsqueeze(-1) * self.numeric
+            if self.frequencies is not None:
+                angles = 2 * math.pi * standardised.unsqueeze(-1) * self.frequencies
+                waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+                numbers = numbers + torch.einsum("bck,ckd->bcd", waves, self.waves)
+            values.append(numbers)
         if self.categories is not None:
             indices = categorical.masked_fill(~categorical_valid, 0)
             indices = self.category_starts + torch.minimum(indices, self.num_categories)

@@ -7,10 +7,12 @@ from perceiver_model.adapters.config_base import AdapterBase
 from perceiver_model.config_checks import (
     FORBID_EXTRA,
     check_integers,
+    check_number,
     check_numbers,
     check_one_of,
     refusal,
 )
+from perceiver_model.layer_flops import matmul_flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +62,15 @@ class ColumnsConfig(AdapterBase):
     A numeric token is the standardised value times a learned vector, plus the embedding of the
     column. A categorical token is the embedding of the value plus the embedding of the column.
 
+    With `num_bands`, a numeric token also gets sines and cosines of its value, at frequencies that
+    are learned for its column, times learned vectors (Gorishniy et al., arXiv 2203.05556). Small
+    differences between values then count, as they do for decision trees.
+
     Attributes:
         kind: Must be `columns`.
+        num_bands: The number of learned frequencies of each numeric column; 0 for none.
+        frequency_std: The standard deviation of the normal distribution from which the frequencies
+            are drawn, in periods for each standard deviation of the column, above 0.
         num_channels: The number of channels of the learned vectors and of a token, at least 1.
         missing: `masked` masks the tokens of missing values. `learned` replaces a missing value by
             a vector that is learned for the column, so that a model can learn from the absence.
@@ -74,9 +83,13 @@ class ColumnsConfig(AdapterBase):
     kind: Literal["columns"] = "columns"
     num_channels: int = 64
     missing: Literal["masked", "learned"] = "masked"
+    num_bands: int = 0
+    frequency_std: float = 0.5
 
     def __post_init__(self) -> None:
         check_integers(self, "num_channels")
+        check_integers(self, "num_bands", least=0)
+        check_number(self, "frequency_std", above=0)
         check_one_of(self, "missing", "masked", "learned")
 
     def token_grid(self, table: TableInput) -> tuple[int, ...]:
@@ -86,3 +99,7 @@ class ColumnsConfig(AdapterBase):
     def content_channels(self, table: TableInput) -> int:
         """Return the number of channels of the learned vectors."""
         return self.num_channels
+
+    def flops(self, table: TableInput) -> int:
+        """Return the FLOPs of the products with the sines and cosines."""
+        return matmul_flops(table.num_numeric, 2 * self.num_bands, self.num_channels)

@@ -6,6 +6,7 @@ The ids are those of DeepMind's byte tokenizer: six special tokens, then byte b 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -18,6 +19,9 @@ PAD, BOS, EOS, MASK, CLS, SEP = range(6)
 
 NUM_SPECIAL = 6
 """The number of special tokens. They have the ids below it; byte b has the id b + NUM_SPECIAL."""
+
+_HASH_BASE, _HASH_FACTOR, _HASH_SHIFT = 0x10001F, 0x1E3779B97F4A7C15, 24
+"""An odd base, the odd factor of Fibonacci hashing below 2⁶³, and the low bits that are dropped."""
 
 
 def encode_bytes(text: str | bytes) -> torch.Tensor:
@@ -59,6 +63,27 @@ def pad_tokens(sequences: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.T
     return ids, torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
 
 
+def ngram_buckets(ids: torch.Tensor, length: int, num_buckets: int) -> torch.Tensor:
+    """Return a number for the n-gram that ends at each token, a hash of its ids.
+
+    The hash is a polynomial in the ids modulo 2⁶⁴, whose upper bits are taken. Before the first
+    token there is padding.
+
+    Args:
+        ids: The token ids, int64 or int32 `[batch, tokens]`.
+        length: The number of tokens of an n-gram.
+        num_buckets: The number of different results.
+
+    Returns:
+        int64 `[batch, tokens]`, at least 0 and below `num_buckets`.
+    """
+    padded = F.pad(ids.long(), (length - 1, 0), value=PAD)
+    code = torch.zeros_like(ids, dtype=torch.long)
+    for offset in range(length):
+        code = code * _HASH_BASE + padded[:, offset : offset + ids.shape[1]] + 1
+    return ((code * _HASH_FACTOR) >> _HASH_SHIFT) % num_buckets
+
+
 class TokenAdapter(nn.Module):
     """One token per id: the embedding of the id plus that of its position (IO, section 4.1)."""
 
@@ -69,6 +94,12 @@ class TokenAdapter(nn.Module):
         self.positions = nn.Parameter(torch.empty(text.max_length, embedding.num_channels))
         for parameter in (self.embedding.weight, self.positions):
             nn.init.trunc_normal_(parameter, std=0.02, a=-2.0, b=2.0)
+        self.ngrams, self.num_buckets = embedding.ngrams, embedding.num_buckets
+        self.ngram_embedding = None
+        if self.ngrams:
+            rows = len(self.ngrams) * self.num_buckets
+            self.ngram_embedding = nn.Embedding(rows, embedding.num_channels)
+            nn.init.trunc_normal_(self.ngram_embedding.weight, std=0.02, a=-2.0, b=2.0)
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
         """Return the content `[batch, length, num_channels]` and the token mask.
@@ -84,7 +115,12 @@ class TokenAdapter(nn.Module):
         self._check(ids, mask)
         if mask is not None:
             ids = ids.masked_fill(~mask, PAD)
-        return self.embedding(ids) + self.positions[: ids.shape[1]], mask
+        content = self.embedding(ids) + self.positions[: ids.shape[1]]
+        if self.ngram_embedding is not None:
+            for index, length in enumerate(self.ngrams):
+                buckets = ngram_buckets(ids, length, self.num_buckets)
+                content = content + self.ngram_embedding(buckets + index * self.num_buckets)
+        return content, mask
 
     def _check(self, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
         if ids.ndim != 2 or not 1 <= ids.shape[1] <= self.max_length:

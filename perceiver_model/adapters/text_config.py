@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from perceiver_model.adapters.config_base import AdapterBase
-from perceiver_model.config_checks import FORBID_EXTRA, check_integers
+from perceiver_model.config_checks import FORBID_EXTRA, check_integers, refusal
 
+LONGEST_NGRAM = 16
 BYTE_VOCAB_SIZE = 262
 """The 6 special tokens and 256 bytes of DeepMind's byte tokenizer (IO, section 4.1)."""
 
@@ -35,9 +36,17 @@ class TextInput:
 class TokenEmbeddingConfig(AdapterBase):
     """One token per id: the learned embedding of the id plus the learned vector of its position.
 
+    With `ngrams`, a token also gets the learned vectors of the n-grams that end at it, which are
+    numbered by a hash (Pagnoni et al., arXiv 2412.09871). Words and their parts are then known from
+    the first cross-attend on, so that a few thousand texts suffice to learn what they say. The
+    vector of a token then depends on the tokens before it.
+
     Attributes:
         kind: Must be `token_embedding`.
         num_channels: The number of channels of both learned vectors and of a token, at least 1.
+        ngrams: The lengths of the n-grams, from 2 to 16 and rising; empty for none.
+        num_buckets: The number of learned vectors for the n-grams of each length, at least 2. Those
+            with the same hash share one.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
@@ -46,9 +55,21 @@ class TokenEmbeddingConfig(AdapterBase):
 
     kind: Literal["token_embedding"] = "token_embedding"
     num_channels: int = 768
+    ngrams: tuple[int, ...] = ()
+    num_buckets: int = 16_384
 
     def __post_init__(self) -> None:
         check_integers(self, "num_channels")
+        check_integers(self, "num_buckets", least=2)
+        if (
+            not isinstance(self.ngrams, tuple)
+            or not all(
+                isinstance(n, int) and not isinstance(n, bool) and 2 <= n <= LONGEST_NGRAM
+                for n in self.ngrams
+            )
+            or list(self.ngrams) != sorted(set(self.ngrams))
+        ):
+            raise refusal(self, "ngrams", f"rising integers from 2 to {LONGEST_NGRAM}")
 
     def token_grid(self, text: TextInput) -> tuple[int, ...]:
         """Return the number of tokens of the longest text, `(max_length,)`."""

@@ -19,8 +19,8 @@ class AugmentConfig(ConfigBase):
     """Random changes to training inputs. They depend only on the seed, the epoch and the step.
 
     A field changes every modality that takes it. A field that no modality of the data takes is
-    refused (`pipeline.config.augment`). Text and tables take none. All frames of a film change in
-    the same way.
+    refused (`pipeline.config.augment`). Tables take none. All frames of a film change in the same
+    way.
 
     Attributes:
         shift_pixels: Images and films move by up to this many pixels each way.
@@ -28,17 +28,20 @@ class AugmentConfig(ConfigBase):
             a random axis.
         scale: Images and films grow or shrink by a factor drawn from this range; points by one
             factor for each coordinate.
-        flip: Images and films are mirrored left to right with probability 1/2.
+        flip: Images and films are mirrored left to right, and points along their first coordinate,
+            with probability 1/2.
         crop_area: The range of the share of the image's area that a random crop keeps. Its aspect
             ratio is 3/4 to 4/3.
         jitter: Points move by normal noise of this standard deviation, as a share of half of the
             cloud's size.
+        drop_points: Points are hidden, a share of up to this one. It is drawn for each cloud.
         shift_seconds: Sounds, or their log-mel frames, move by up to this many seconds each way.
         gain_db: Sounds grow louder or softer by up to this many decibels.
         noise: White noise is added to sounds. Its root mean square is drawn between 0 and this
             share of the recording's own.
         mask_seconds, mask_bands: Log-mel frames lose a stretch of up to this many seconds, and up
             to this many neighbouring bands (SpecAugment, Park et al., arXiv 1904.08779).
+        mask_bytes: This share of a text's bytes, in runs of 6 bytes, is hidden by the mask token.
         randaugment_layers: The number of random operations on each image (RandAugment, Cubuk et
             al., arXiv 1909.13719). 0 applies none.
         randaugment_magnitude: The strength of these operations, above 0 and up to 10.
@@ -60,11 +63,13 @@ class AugmentConfig(ConfigBase):
     flip: bool = False
     crop_area: tuple[float, float] = (1.0, 1.0)
     jitter: float = Field(default=0.0, ge=0, le=1)
+    drop_points: float = Field(default=0.0, ge=0, lt=1)
     shift_seconds: float = Field(default=0.0, ge=0)
     gain_db: float = Field(default=0.0, ge=0, le=60)
     noise: float = Field(default=0.0, ge=0, le=10)
     mask_seconds: float = Field(default=0.0, ge=0)
     mask_bands: int = Field(default=0, ge=0)
+    mask_bytes: float = Field(default=0.0, ge=0, lt=1)
     randaugment_layers: int = Field(default=0, ge=0, le=16)
     randaugment_magnitude: float = Field(default=5.0, gt=0, le=10)
     brightness: float = Field(default=0.0, ge=0, le=1)

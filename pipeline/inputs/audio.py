@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from perceiver_model.adapters.configs import AudioInput, FeatureMapInput, MelConfig, PixelsConfig
+from perceiver_model.adapters.configs import (
+    AudioInput,
+    FeatureMapInput,
+    MelConfig,
+    MelConvConfig,
+    PixelsConfig,
+)
 from perceiver_model.families.classifier_config import AdapterConfig
 from pipeline.inputs.modality import ModalityInputs, check_equal
 from pipeline.media.audio.decode import AudioFormat
@@ -61,15 +67,19 @@ class AudioInputs(ModalityInputs[AudioFormat]):
         """Return the adapter; if log-mel frames are stored, one that reads them as they are.
 
         Raises:
-            ValueError: Frames are stored, and the adapter is not `mel` with `tokens=frames`, or its
-                `num_mels`, `window` or `hop` differ from those of the stored frames.
+            ValueError: Frames are stored, and the adapter is neither `mel_conv` nor `mel` with
+                `tokens=frames`, or its `num_mels`, `window` or `hop` differ from those of the
+                stored frames.
         """
         if fmt.mel is None:
             return adapter
+        if isinstance(adapter, MelConvConfig):
+            check_equal(adapter, fmt.mel, "data.audio.mel", "num_mels window hop")
+            return adapter
         if not isinstance(adapter, MelConfig) or adapter.tokens != "frames":
             raise ValueError(
-                "data.audio.mel stores log-mel frames, which adapter mel with tokens=frames reads; "
-                "give that adapter, or leave data.audio.mel out"
+                "data.audio.mel stores log-mel frames, which adapters mel_conv, and mel with "
+                "tokens=frames, read; give one of them, or leave data.audio.mel out"
             )
         check_equal(adapter, fmt.mel, "data.audio.mel", "num_mels window hop")
         return PixelsConfig()

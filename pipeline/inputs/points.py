@@ -12,7 +12,7 @@ from pipeline.media.points.format import PointsFormat
 if TYPE_CHECKING:
     import torch
 
-POINTS_FIELDS = ("rotate_degrees", "scale", "jitter")
+POINTS_FIELDS = ("rotate_degrees", "scale", "flip", "jitter", "drop_points")
 """The fields of `training.augment` that change point clouds."""
 
 

@@ -11,6 +11,9 @@ from pipeline.media.text.decode import TextFormat
 if TYPE_CHECKING:
     import torch
 
+TEXT_FIELDS = ("mask_bytes",)
+"""The fields of `training.augment` that change texts."""
+
 
 class TextInputs(ModalityInputs[TextFormat]):
     """Texts as int64 `[batch, longest]` with a mask `[batch, longest]`.
@@ -42,3 +45,7 @@ class TextInputs(ModalityInputs[TextFormat]):
     ) -> TextInput:
         """Return a text input."""
         return TextInput(max_length=fmt.max_length)
+
+    def augment_fields(self, fmt: TextFormat) -> tuple[str, ...]:
+        """Return the fields that change texts."""
+        return TEXT_FIELDS

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import time
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ DEFAULTS = flatten(
         "training": TrainingConfig().model_dump(mode="json"),
     }
 )
-"""The default values of the fields that determine the weights."""
+"""The default values of the fields that determine the weights, without those of adapters."""
 
 
 def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _train(config: Config, console: Console, shard_set: ShardSet, *, fresh: bool
     if record:
         before: int = record.fingerprint.get(EPOCHS, 0)
         changed = record.refuse_changes(
-            {**fingerprint, EPOCHS: before}, str(folder), SAME_TO_ROUNDING, DEFAULTS
+            {**fingerprint, EPOCHS: before}, str(folder), SAME_TO_ROUNDING, default_values(config)
         )
         more = has_grown(str(folder), EPOCHS, before, config.training.epochs)
         continued = record.result.get("continued", [])
@@ -227,6 +227,25 @@ def training_fingerprint(config: Config, shard_set: ShardSet) -> dict[str, Any]:
         ignored.remove("training.checkpoint_steps")
     flat = {key: value for key, value in flatten(chosen).items() if key not in ignored}
     return {**flat, **_objective_fields(config), "shards.digest": shard_set.digest}
+
+
+def default_values(config: Config) -> dict[str, Any]:
+    """Return the default values of the fields that determine the weights.
+
+    An older record lacks the fields that were added after it, and was made with their defaults.
+    """
+    adapters = {"model.adapter": config.model.adapter}
+    adapters |= {
+        f"model.modalities.{name}.adapter": part.adapter
+        for name, part in config.model.modalities.items()
+    }
+    return DEFAULTS | {
+        f"{path}.{field.name}": list(default) if isinstance(default, tuple) else default
+        for path, adapter in adapters.items()
+        if adapter is not None
+        for field in fields(adapter)
+        if (default := field.default) is not MISSING
+    }
 
 
 def _objective_fields(config: Config) -> dict[str, Any]:

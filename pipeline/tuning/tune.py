@@ -28,9 +28,9 @@ from pipeline.runs.tracking import log_to_run, open_run, undelivered
 from pipeline.training.checkpoints import read_checkpoint
 from pipeline.training.objectives import name_field, objective_class
 from pipeline.training.train import (
-    DEFAULTS,
     LEFT,
     SAME_TO_ROUNDING,
+    default_values,
     open_shards,
     training_fingerprint,
 )
@@ -84,7 +84,7 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
     with run_lock(config.folder / f".{STAGE}.lock", str(folder), console.notice):
         record = None if fresh else read_run_record(config.folder, STAGE)
         if record:
-            more = _has_more_trials(record, fingerprint, study, folder)
+            more = _has_more_trials(record, fingerprint, study, folder, default_values(config))
             if record.done and not more:
                 best = recorded_folder(record, config.folder, "best", "checkpoint")
                 read_checkpoint(best).check()
@@ -179,7 +179,11 @@ def _require_validation(config: Config, shard_set: ShardSet) -> None:
 
 
 def _has_more_trials(
-    record: RunRecord, fingerprint: dict[str, Any], study: StudyConfig, folder: Path
+    record: RunRecord,
+    fingerprint: dict[str, Any],
+    study: StudyConfig,
+    folder: Path,
+    defaults: dict[str, Any],
 ) -> bool:
     """Return whether the study now asks for more trials than before.
 
@@ -188,7 +192,10 @@ def _has_more_trials(
     """
     trials = "study.num_trials"
     record.refuse_changes(
-        fingerprint, str(folder), {*SAME_TO_ROUNDING, *WITHOUT_EFFECT, trials}, DEFAULTS
+        fingerprint,
+        str(folder),
+        {*SAME_TO_ROUNDING, *WITHOUT_EFFECT, trials},
+        defaults,
     )
     before = StudyConfig.model_validate(
         study.model_dump() | {"num_trials": record.fingerprint.get(trials)}

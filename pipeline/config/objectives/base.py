@@ -60,15 +60,20 @@ class ObjectiveConfig(ConfigBase):
     kind: str = ""
 
     def check_text_alone(self, config: Tree) -> None:
-        """Refuse data that are not texts alone, and augmentation, which texts do not take.
+        """Refuse data that are not texts alone, and masked bytes, which are the model's targets.
 
         Raises:
-            ValueError: The data have another modality.
+            ValueError: The data have another modality, or `training.augment.mask_bytes` is given.
         """
         if list(config.data.formats) != ["text"]:
             raise ValueError(
                 f"objective.kind is {self.kind!r}, which reads texts alone; data has "
                 f"{', '.join(config.data.formats)}"
+            )
+        if config.training.augment.mask_bytes:
+            raise ValueError(
+                f"training.augment.mask_bytes is {config.training.augment.mask_bytes:g}, but "
+                f"objective {self.kind!r} learns from every byte of a text; leave it out"
             )
 
     @abstractmethod

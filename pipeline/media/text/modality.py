@@ -14,6 +14,7 @@ class TextModality(Modality[TextFormat]):
     format = TextFormat
     extensions = frozenset({"md", "text", "txt"})
     inputs = "pipeline.inputs.text:TextInputs"
+    augmentation = "pipeline.training.augmentation.text:change_text"
     source = "text"
     shortest = 1
     not_read = frozenset({"cut", "overlap", "errors"})

@@ -10,7 +10,10 @@ from pipeline.config.training import AugmentConfig
 from pipeline.inputs.points import POINTS_FIELDS
 from pipeline.media import PointsFormat
 from pipeline.media.points.format import NUM_DIMS
-from pipeline.training.augmentation.draws import uniform_draws
+from pipeline.training.augmentation.draws import step_seed, uniform_draws
+
+DROP_STREAM = 9
+"""Separates the random numbers of hidden points from those of the other augmentations."""
 
 
 def augment_points(
@@ -23,7 +26,7 @@ def augment_points(
     rank: int,
     world_size: int,
 ) -> torch.Tensor:
-    """Rotate each cloud about a random axis, scale it along its axes, and add noise to its points.
+    """Rotate, scale and mirror each cloud, and add noise to its points.
 
     Args:
         points: float32 `[batch, num_points, 3]`, or their Fourier features, whose first channels
@@ -45,10 +48,13 @@ def augment_points(
     batch, num_points, _ = points.shape
     device = points.device
     cloud = points[..., :NUM_DIMS].double()
-    draws = uniform_draws(seed, 6, batch, rank, world_size).double().to(device)
+    draws = uniform_draws(seed, 6 + config.flip, batch, rank, world_size).double().to(device)
     turned = _centred(cloud, mask) @ _rotations(draws[:3], config.rotate_degrees)
     low, high = config.scale
-    scaled = turned * (low + (high - low) * draws[3:]).T.unsqueeze(1)
+    factors = (low + (high - low) * draws[3:6]).T.unsqueeze(1)
+    if config.flip:
+        factors[:, :, 0] *= torch.where(draws[6] < 0.5, -1.0, 1.0).unsqueeze(1)
+    scaled = turned * factors
     noise = _normal(seed, batch, num_points, rank, world_size).to(device)
     half_size = scaled.abs().amax(dim=(1, 2), keepdim=True)
     moved = scaled + noise * config.jitter * half_size
@@ -69,7 +75,30 @@ def change_points(
     """Augment point clouds, as `pipeline.training.augmentation.batch.change` describes."""
     if mask is None:
         return inputs, mask
+    if config.drop_points:
+        mask = mask & ~_dropped(mask, config.drop_points, **share)
     return augment_points(inputs, mask, config, media, **share), mask
+
+
+def _dropped(
+    mask: torch.Tensor, largest: float, *, seed: int, rank: int, world_size: int
+) -> torch.Tensor:
+    """Return which points are hidden, bool `[batch, num_points]`; a cloud keeps at least one.
+
+    Args:
+        mask: The valid points, bool `[batch, num_points]`. They are the first ones.
+        largest: The largest share of the points that is hidden.
+        seed: The seed of this step, equal on all ranks.
+        rank: The rank.
+        world_size: The number of ranks.
+    """
+    batch, num_points = mask.shape
+    generator = torch.Generator().manual_seed(step_seed(seed, DROP_STREAM))
+    draws = torch.rand(world_size * batch, num_points, generator=generator)
+    draws = draws[rank * batch : (rank + 1) * batch].to(mask.device)
+    dropped = draws < largest * draws[:, :1]
+    dropped[:, 0] = False  # its number is the share of the others
+    return dropped
 
 
 def _centred(cloud: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
