@@ -72,6 +72,10 @@ class ShardLoader:
             the next part of a group of lanes, and a position between two optimizer steps can be
             resumed. None reads samples.
 
+    Attributes:
+        reader: The reader of the split.
+        recordings: The recordings of the split; None without `lanes`.
+
     Raises:
         ShardError: An argument is out of range, `pin_memory` is set without a GPU, or the split has
             no streams (`Recordings.of`).
@@ -111,7 +115,7 @@ class ShardLoader:
             raise ShardError(f"balance {balance!r}: streams are read once each; give 0")
         self.reader = reader
         self._lanes = lanes
-        self._recordings = None if lanes is None else Recordings.of(reader)
+        self.recordings = None if lanes is None else Recordings.of(reader)
         self._window: Window = window
         self._ranks = {"rank": rank, "world_size": world_size, "batch_size": batch_size}
         self._drop_last = drop_last
@@ -247,9 +251,9 @@ class ShardLoader:
     def _plan(self) -> EpochPlan:
         state = self._state
         order: EpochOrder | LaneOrder
-        if self._lanes is not None and self._recordings is not None:
+        if self._lanes is not None and self.recordings is not None:
             key = epoch_key(state.digest, state.split, state.seed, state.epoch)
-            order = LaneOrder(self._recordings, key if state.shuffle else None, self._lanes)
+            order = LaneOrder(self.recordings, key if state.shuffle else None, self._lanes)
         else:
             order = epoch_order(
                 self.reader,

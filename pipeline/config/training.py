@@ -8,6 +8,7 @@ from cluster.optimizers import DEFAULT_OPTIMIZER, HYPERPARAMETERS, OPTIMIZERS
 from pipeline.config.base import ConfigBase
 from pipeline.config.early_stopping import EarlyStoppingConfig
 from pipeline.config.schedule import ScheduleConfig
+from pipeline.config.stream import StreamConfig
 
 # The optimizer multiplies and divides by these. Beyond them, its numbers are no float32.
 MAX_LEARNING_RATE, MAX_WEIGHT_DECAY = 1e30, 1e6
@@ -136,6 +137,8 @@ class TrainingConfig(ConfigBase):
             timing, so that a training repeats, and texts are padded to `max_length`.
         early_stopping: The rule that ends a training whose score no longer improves; null has no
             rule.
+        stream: How recordings that are cut into parts are read with the latents carried over from
+            part to part; null reads each part alone, in any order.
         ema_decay: The share that the exponential moving average of the weights keeps of itself in
             each optimizer step, such as 0.999; null keeps no average. The average is evaluated,
             saved beside the weights and registered.
@@ -176,6 +179,7 @@ class TrainingConfig(ConfigBase):
     activation_checkpointing: float = Field(default=0.0, ge=0, le=1)
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
     early_stopping: EarlyStoppingConfig | None = None
+    stream: StreamConfig | None = None
     ema_decay: float | None = Field(default=None, ge=0, lt=1)
     on_bad_step: Literal["fail", "skip", "rollback"] = "fail"
     max_bad_steps: int = Field(default=10, ge=1)

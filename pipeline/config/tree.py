@@ -20,6 +20,7 @@ from pipeline.config.base import ConfigBase
 from pipeline.config.data import DataConfig, absolute
 from pipeline.config.model import ModalityConfig, ModelConfig
 from pipeline.config.objectives import AnyObjective, ObjectiveConfig, default_objective
+from pipeline.config.stream import check_stream
 from pipeline.config.study import StudyConfig
 from pipeline.config.tracking_uri import default_tracking_uri
 from pipeline.config.training import TrainingConfig
@@ -149,6 +150,7 @@ class Config(ConfigBase):
             raise ValueError(f"model: {error}") from None
         check_augment(self.training.augment, self.data.formats)
         check_mixing(self.training.augment, self.data.formats, self.trained_for)
+        check_stream(self)
         parts: dict[str, ModelConfig | ModalityConfig] = {"model": self.model}
         parts |= {f"model.modalities.{name}": p for name, p in self.model.modalities.items()}
         for path, part in parts.items():
@@ -184,13 +186,16 @@ class Config(ConfigBase):
         """Return the number of samples that one worker takes in one forward pass.
 
         Raises:
-            ValueError: The batch does not divide among the workers and accumulation steps.
+            ValueError: The batch does not divide among the workers, accumulation steps and parts.
         """
+        stream = self.training.stream
         parts = world_size * self.training.gradient_accumulation_steps
+        parts *= stream.parts_per_step if stream else 1
         if self.training.batch_size % parts:
             raise ValueError(
                 f"training.batch_size is {self.training.batch_size}; must be a multiple of "
-                f"workers x gradient_accumulation_steps = {parts}"
+                f"workers x gradient_accumulation_steps{' x stream.parts_per_step' * bool(stream)} "
+                f"= {parts}"
             )
         return self.training.batch_size // parts
 

@@ -3,6 +3,7 @@
     checkpoints/step-00000640/model.safetensors      float32 weights and buffers by name
     checkpoints/step-00000640/optimizer.safetensors  MOMENT.NAME: exp_avg.NAME, exp_avg_sq.NAME
     checkpoints/step-00000640/ema.safetensors        their moving average, with `training.ema_decay`
+    checkpoints/step-00000640/stream.safetensors     carried latents, with `training.stream`
     checkpoints/step-00000640/state.json             position in the data, metrics, sha256 of all
 
 A folder appears whole, by a rename. The last two checkpoints and the best one are kept. If the last
@@ -33,6 +34,7 @@ from shards.set_files import open_file
 WEIGHTS_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 AVERAGE_FILE = "ema.safetensors"
+STREAM_FILE = "stream.safetensors"
 STATE_FILE = "state.json"
 UNFINISHED = ".partial-"
 DAMAGED = "damaged-"
@@ -152,6 +154,19 @@ class Checkpoint:
             raise UserError(f"{self.path}: {name} is not finite; this checkpoint cannot be used")
         return weights, moments
 
+    def load_carried(self) -> dict[str, torch.Tensor] | None:
+        """Return the latents that streams carry, on the CPU; None if the checkpoint has none.
+
+        Raises:
+            UserError: The file is damaged, or holds a value that is not finite.
+        """
+        if STREAM_FILE not in self.sha256:
+            return None
+        carried = read_tensors(self.path / STREAM_FILE)
+        if name := not_finite(carried):
+            raise UserError(f"{self.path}: {name} is not finite; this checkpoint cannot be used")
+        return carried
+
     def check(self) -> None:
         """Compare the files with the sha256 recorded when they were written.
 
@@ -178,12 +193,14 @@ class ChosenCheckpoint:
         weights: The model's weights and buffers, by name.
         moments: The optimizer's moments, by name.
         averaged: The moving average of the weights, by name; None if there is none.
+        carried: The latents that streams carry, as from `CarriedLatents.gather`, or None.
     """
 
     checkpoint: Checkpoint
     weights: dict[str, torch.Tensor]
     moments: dict[str, torch.Tensor]
     averaged: dict[str, torch.Tensor] | None = None
+    carried: dict[str, torch.Tensor] | None = None
 
     @property
     def state(self) -> TrainState:
@@ -259,6 +276,7 @@ def save_checkpoint(
     weights: dict[str, torch.Tensor],
     moments: dict[str, torch.Tensor],
     averaged: dict[str, torch.Tensor] | None = None,
+    carried: dict[str, torch.Tensor] | None = None,
 ) -> Checkpoint:
     """Write a checkpoint, then delete all but the last two and the best.
 
@@ -268,6 +286,7 @@ def save_checkpoint(
         weights: The model's weights and buffers, by name.
         moments: The optimizer's moments, by name.
         averaged: The moving average of the weights, by name, or None.
+        carried: The latents that streams carry, or None.
 
     Returns:
         The checkpoint that was written.
@@ -277,6 +296,7 @@ def save_checkpoint(
     """
     files = {WEIGHTS_FILE: weights, OPTIMIZER_FILE: moments}
     files |= {} if averaged is None else {AVERAGE_FILE: averaged}
+    files |= {} if carried is None else {STREAM_FILE: carried}
     for tensors in files.values():
         if name := not_finite(tensors):
             raise UserError(not_finite_line(name, state.step))
@@ -346,7 +366,10 @@ def load_checkpoint(path: Path) -> ChosenCheckpoint:
         UserError: There is no checkpoint, or it is damaged.
     """
     checkpoint = read_checkpoint(path)
-    return ChosenCheckpoint(checkpoint, *checkpoint.load(), checkpoint.load_average())
+    tensors = checkpoint.load()
+    return ChosenCheckpoint(
+        checkpoint, *tensors, checkpoint.load_average(), checkpoint.load_carried()
+    )
 
 
 def choose_checkpoint(
@@ -406,7 +429,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         values, sha256 = read_state(
-            path, STATE_FILE, (WEIGHTS_FILE, OPTIMIZER_FILE), (AVERAGE_FILE,)
+            path, STATE_FILE, (WEIGHTS_FILE, OPTIMIZER_FILE), (AVERAGE_FILE, STREAM_FILE)
         )
         return Checkpoint(path, TrainState(**values), sha256)
     except OSError as error:

@@ -1,6 +1,7 @@
 """Evaluate a model on a split: the loss and the metrics of all samples, over all ranks."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,8 +10,11 @@ import torch.distributed as dist
 from pipeline.inputs.batches import inputs_on
 from pipeline.media import MediaFormat
 from pipeline.training.objectives import Batch, Objective
+from pipeline.training.objectives.carried import Carried, read_part
 from pipeline.training.samples import batch_of
+from pipeline.training.streams import rows_of
 from shards.loader import ShardBatch
+from shards.recordings import Recordings
 
 
 def no_sums(objective: Objective) -> torch.Tensor:
@@ -36,6 +40,7 @@ def answered(
     batches: Iterable[ShardBatch],
     formats: Mapping[str, MediaFormat],
     device: torch.device,
+    recordings: Recordings | None = None,
 ) -> Iterator[tuple[ShardBatch, Batch, Any]]:
     """Yield each batch, its samples as the objective takes them, and the model's outputs for them.
 
@@ -47,11 +52,19 @@ def answered(
         batches: Batches with the fields of `media_loader`.
         formats: The formats of the model's input, by modality.
         device: The model's device.
+        recordings: The recordings, if they are read as streams; `batches` are then those of a
+            loader with lanes. None reads each sample alone.
     """
+    carried = Carried()
     for batch in batches:
         inputs, mask = inputs_on(batch, formats, device)
         samples = batch_of(batch, inputs, mask, objective.target, device)
-        yield batch, samples, objective.outputs(model, samples, training=False)
+        if recordings is None:
+            outputs = objective.outputs(model, samples, training=False)
+        else:
+            firsts = rows_of(recordings.are_first(batch.numbers.numpy()), device)
+            outputs, carried = read_part(objective, model, samples, firsts, carried)
+        yield batch, samples, outputs
 
 
 class Metrics:
@@ -105,3 +118,33 @@ class Metrics:
             found = self._measures.compute()
             metrics |= {f"val_{name}": float(value) for name, value in found.items()}
         return metrics
+
+
+class RecordingMetrics:
+    """The same of whole recordings that are read as streams: of the answers after their last parts.
+
+    A recording whose last part cannot be read does not count.
+
+    Args:
+        objective: What the model is trained for.
+        device: The device of the outputs.
+        recordings: The recordings.
+    """
+
+    def __init__(self, objective: Objective, device: torch.device, recordings: Recordings) -> None:
+        self._metrics = Metrics(objective, device)
+        self._recordings = recordings
+
+    def update(self, outputs: Any, samples: Batch) -> None:
+        """Add the last parts in a batch. The arguments are those of `Metrics.update`."""
+        lasts = rows_of(self._recordings.are_last(samples.numbers.numpy()), samples.weights.device)
+        self._metrics.update(outputs, replace(samples, weights=samples.weights * lasts), 0)
+
+    def compute(self) -> dict[str, float]:
+        """Return the loss and the metrics by name, with the prefix `val_recording_`.
+
+        Every rank must call this.
+        """
+        self._metrics.sum_over_ranks()
+        found = self._metrics.compute()
+        return {f"val_recording_{name.removeprefix('val_')}": v for name, v in found.items()}

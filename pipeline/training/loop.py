@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,21 @@ from pipeline.training.bad_samples import BadSamples
 from pipeline.training.bad_steps import StepGuard, bad_loss
 from pipeline.training.checkpoints import TrainState, not_finite, not_finite_line, save_checkpoint
 from pipeline.training.ema import WeightAverage
-from pipeline.training.evaluation import Metrics, answered, metrics_of, no_sums
-from pipeline.training.objectives import Objective
+from pipeline.training.evaluation import Metrics, RecordingMetrics, answered, metrics_of, no_sums
+from pipeline.training.objectives import Batch, Objective
+from pipeline.training.objectives.carried import read_part
 from pipeline.training.progress import Progress
 from pipeline.training.rank_info import RankInfo
 from pipeline.training.samples import batch_of
 from pipeline.training.schedule import learning_rate
+from pipeline.training.streams import (
+    CarriedLatents,
+    rows_of,
+    stream_steps,
+    training_lanes,
+)
 from shards import ShardReader, ShardSet
+from shards.lanes import Lanes
 from shards.loader import ShardBatch, ShardLoader
 
 Tensors = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
@@ -40,11 +49,14 @@ Tensors = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 def steps_per_epoch(config: Config, shard_set: ShardSet) -> int:
     """Return the number of optimizer steps in an epoch.
 
-    Samples that do not fill a whole batch are left for a later epoch.
+    Samples that do not fill a whole batch are left for a later epoch. Streams leave none.
 
     Raises:
         UserError: The training split does not fill one batch.
+        ShardError: `training.stream` is set, and the split has no streams.
     """
+    if lanes := training_lanes(config):
+        return stream_steps(lanes, shard_set)
     samples, batch_size = shard_set.num_samples("train"), config.training.batch_size
     if samples < batch_size:
         raise UserError(
@@ -78,12 +90,15 @@ class TrainLoop:
 
     def __post_init__(self) -> None:
         training = self.config.training
+        lanes = training_lanes(self.config)
+        self.carried = None if lanes is None else CarriedLatents(lanes, self.rank_info)
         # Samples that do not fill a whole batch are left for a later epoch, which is shuffled anew.
-        self.train_batches = self._loader("train", shuffle=True, drop_last=True)
+        self.train_batches = self._loader("train", lanes, shuffle=True, drop_last=True)
         self.steps_per_epoch = steps_per_epoch(self.config, self.shard_set)
         self.eval_split = "validation" if "validation" in self.shard_set.manifest.counts else None
         if self.eval_split:
-            self.eval_batches = self._loader(self.eval_split, shuffle=False, drop_last=False)
+            lanes = lanes and Lanes(lanes.count // lanes.groups)
+            self.eval_batches = self._loader(self.eval_split, lanes, shuffle=False, drop_last=False)
         self.bad = BadSamples(self.rank_info, self.folder, self.config.data.max_bad_fraction)
         decay = training.ema_decay
         self.average = None if decay is None else WeightAverage(self.engine, decay)
@@ -142,7 +157,10 @@ class TrainLoop:
         if state.window != "auto":
             order["window"] = state.window
         self.train_batches.load_state_dict(order)
-        micro_steps = iter(self.train_batches)
+        if self.carried is not None and not state.samples:
+            self.carried.begin()
+        parts = training.stream.parts_per_step if training.stream else 1
+        batches = iter(self.train_batches)
         while step_in_epoch < self.steps_per_epoch:
             rate = learning_rate(state.step, self.steps_per_epoch, training)
             for group in self.engine.optimizer.param_groups:
@@ -151,7 +169,7 @@ class TrainLoop:
             for micro in range(training.gradient_accumulation_steps):
                 seed = step_seed(self.config.seed, state.epoch, step_in_epoch, micro)
                 torch.manual_seed(seed + rank_info.rank)
-                step_sums += self._micro_step(next(micro_steps), seed)
+                step_sums += self._micro_step([next(batches) for _ in range(parts)], seed, micro)
                 if micro + 1 < training.gradient_accumulation_steps:
                     self.engine.step()
             loss = float(step_sums[0] / step_sums[-2].clamp(min=1))
@@ -210,6 +228,8 @@ class TrainLoop:
         """
         training = self.config.training
         state = replace(state, bad_steps=state.bad_steps + 1, lost_steps=state.lost_steps + 1)
+        if self.carried is not None:  # what the rows carry may not be finite
+            self.carried.begin()
         self.logger.log({"bad_steps": float(state.bad_steps)}, state.step)
         if state.bad_steps > training.max_bad_steps:
             raise UserError(fault)
@@ -227,7 +247,9 @@ class TrainLoop:
         self._show(state)
         return state
 
-    def _loader(self, split: str, *, shuffle: bool, drop_last: bool) -> ShardLoader:
+    def _loader(
+        self, split: str, lanes: Lanes | None, *, shuffle: bool, drop_last: bool
+    ) -> ShardLoader:
         return media_loader(
             ShardReader(self.shard_set, split, verify_samples=self.config.data.verify_samples),
             self.config.data.formats,
@@ -243,16 +265,45 @@ class TrainLoop:
             num_workers=self.config.training.loader_workers,
             skip_corrupt=self.config.data.corrupt_samples == "skip",
             pin_memory=self.rank_info.device.type == "cuda",
+            lanes=lanes,
         )
 
-    def _micro_step(self, batch: ShardBatch, seed: int) -> torch.Tensor:
+    def _micro_step(self, batches: Sequence[ShardBatch], seed: int, micro: int) -> torch.Tensor:
         """Run forward and backward for one micro-batch.
 
         The loss is the weighted mean over the good samples of all ranks.
 
+        Args:
+            batches: The micro-batch; of streams, its parts in order.
+            seed: The seed of the micro-batch.
+            micro: The index of the micro-batch within its step.
+
         Returns:
             The sums over all ranks, float64 on the CPU, in the order of `no_sums`.
         """
+        seeds = [seed, *(step_seed(seed, part) for part in range(1, len(batches)))]
+        parts = [self._augmented(*each) for each in zip(batches, seeds, strict=True)]
+        weights = [self.objective.loss_weights(samples) for samples in parts]
+        bad = float(sum(len(batch.bad) for batch in batches))
+        total_weight = torch.stack([each.sum() for each in weights]).sum()
+        counts = self._sum_over_ranks([total_weight, torch.tensor(bad)])
+        losses, sums = [], []
+        for batch, samples, of_part in zip(batches, parts, weights, strict=True):
+            self.bad.note(batch)
+            outputs = self._outputs(batch, samples, micro)
+            losses.append((self.objective.losses(outputs, samples, training=True) * of_part).sum())
+            with torch.no_grad():
+                sums.append(self.objective.sums(outputs, samples))
+        total = torch.stack(losses).sum()
+        # DeepSpeed averages gradients over the ranks.
+        self.engine.backward(total * self.rank_info.world_size / counts[0].clamp(min=1))
+        if self.carried is not None:
+            self.carried.groups[micro] = self.carried.groups[micro].detached()
+        found = [total.detach(), *torch.stack(sums).sum(dim=0)]
+        return torch.cat([self._sum_over_ranks(found), counts]).double().cpu()
+
+    def _augmented(self, batch: ShardBatch, seed: int) -> Batch:
+        """Return the batch as the objective takes it, on the device, changed at random."""
         augment = self.config.training.augment
         share = {"rank": self.rank_info.rank, "world_size": self.rank_info.world_size}
         inputs, mask = self._augment(batch, seed)
@@ -261,17 +312,18 @@ class TrainLoop:
         if self.objective.target == "mask":
             moved = augment_masks(samples.targets, augment, seed=seed, **share)
             samples = replace(samples, targets=moved)
-        samples = mix_batch(samples, augment, seed=seed, **share)
-        weights = self.objective.loss_weights(samples)
-        counts = self._sum_over_ranks([weights.sum(), torch.tensor(float(len(batch.bad)))])
-        self.bad.note(batch)
-        outputs = self.objective.outputs(self.engine, samples, training=True)
-        total = (self.objective.losses(outputs, samples, training=True) * weights).sum()
-        # DeepSpeed averages gradients over the ranks.
-        self.engine.backward(total * self.rank_info.world_size / counts[0].clamp(min=1))
-        with torch.no_grad():
-            parts = [total.detach(), *self.objective.sums(outputs, samples)]
-        return torch.cat([self._sum_over_ranks(parts), counts]).double().cpu()
+        return mix_batch(samples, augment, seed=seed, **share)
+
+    def _outputs(self, batch: ShardBatch, samples: Batch, micro: int) -> Any:
+        """Return the model's outputs; of streams, from the latents that their rows carry."""
+        recordings = self.train_batches.recordings
+        if self.carried is None or recordings is None:
+            return self.objective.outputs(self.engine, samples, training=True)
+        firsts = rows_of(recordings.are_first(batch.numbers.numpy()), self.rank_info.device)
+        outputs, self.carried.groups[micro] = read_part(
+            self.objective, self.engine, samples, firsts, self.carried.groups[micro]
+        )
+        return outputs
 
     def _augment(self, batch: ShardBatch, seed: int) -> tuple[BatchInputs, BatchMask]:
         """Return the augmented inputs and their mask on the device."""
@@ -298,16 +350,19 @@ class TrainLoop:
         assert self.eval_split is not None
         objective, device = self.objective, self.rank_info.device
         self.engine.eval()
-        metrics = Metrics(objective, device)
-        formats = self.config.data.formats
+        metrics, formats = Metrics(objective, device), self.config.data.formats
+        recordings = self.eval_batches.recordings
+        own = None if recordings is None else RecordingMetrics(objective, device, recordings)
         for batch, samples, outputs in answered(
-            self.engine, objective, self.eval_batches, formats, device
+            self.engine, objective, self.eval_batches, formats, device, recordings
         ):
             metrics.update(outputs, samples, len(batch.bad))
+            if own is not None:
+                own.update(outputs, samples)
             self.bad.note(batch)
         bad = metrics.sum_over_ranks()
         self.bad.check(self.eval_split, bad, self.shard_set.num_samples(self.eval_split))
-        return metrics.compute()
+        return metrics.compute() | (own.compute() if own is not None else {})
 
     def _check_step(self, loss: float, step: int) -> None:
         """Refuse a step whose loss or gradients are not finite.
@@ -349,6 +404,15 @@ class TrainLoop:
             )
         self.average.restore(averaged)
 
+    def restore_carried(self, carried: dict[str, torch.Tensor] | None) -> None:
+        """Take up the latents that streams carry at a checkpoint.
+
+        Raises:
+            UserError: They are not those of this training.
+        """
+        if self.carried is not None:
+            self.carried.restore(carried, str(self.folder / "checkpoints"))
+
     def save(self, state: TrainState) -> None:
         """Save a checkpoint. This is a collective: all ranks must call it.
 
@@ -361,8 +425,9 @@ class TrainLoop:
         self, state: TrainState, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]
     ) -> None:
         averaged = None if self.average is None else self.average.gather()
+        carried = self.carried.gather() if self.carried is not None and state.samples else None
         if self.rank_info.rank == 0:
-            save_checkpoint(self.folder / "checkpoints", state, weights, moments, averaged)
+            save_checkpoint(self.folder / "checkpoints", state, weights, moments, averaged, carried)
         dist.barrier()
 
     def show_notes(self, notes: list[str], state: TrainState) -> None:

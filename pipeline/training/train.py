@@ -102,7 +102,10 @@ def _train(config: Config, console: Console, shard_set: ShardSet, *, fresh: bool
     if record:
         before: int = record.fingerprint.get(EPOCHS, 0)
         changed = record.refuse_changes(
-            {**fingerprint, EPOCHS: before}, str(folder), SAME_TO_ROUNDING, default_values(config)
+            {**fingerprint, EPOCHS: before},
+            str(folder),
+            _same_to_rounding(config),
+            default_values(config),
         )
         more = has_grown(str(folder), EPOCHS, before, config.training.epochs)
         continued = record.result.get("continued", [])
@@ -258,6 +261,14 @@ def _objective_fields(config: Config) -> dict[str, Any]:
     implied = default_objective(config.data.target.kind)
     default = flatten({"objective": implied.model_dump(mode="json")}) if implied else {}
     return {key: value for key, value in fields.items() if default.get(key, ...) != value}
+
+
+def _same_to_rounding(config: Config) -> frozenset[str]:
+    """Return the fields that may change between two launches of this training."""
+    if config.training.stream is None:
+        return SAME_TO_ROUNDING
+    # Rows without a part do not count in the mean of their micro-batch, and not all have some.
+    return SAME_TO_ROUNDING - {"training.gradient_accumulation_steps"}
 
 
 def _continues(part: dict[str, int], config: Config) -> str:

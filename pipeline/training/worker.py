@@ -147,6 +147,7 @@ def _open_training(
         loop = TrainLoop(config, objective, shard_set, engine, rank_info, folder, logger)
         if chosen:
             loop.restore_average(chosen.averaged)
+            loop.restore_carried(chosen.carried)
             del chosen  # its tensors take memory
         if training.on_bad_step == "rollback" and not state.step:
             loop.save(state)  # to return to, before there is a later one

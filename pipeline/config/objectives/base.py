@@ -49,6 +49,7 @@ class ObjectiveConfig(ConfigBase):
             `cutmix`).
         balances_classes: Whether the samples have classes that `training.balance_classes` can draw
             evenly.
+        reads_streams: Whether the objective reads recordings as streams (`training.stream`).
         is_autoregressive: Whether the model is a Perceiver AR, from `model.autoregressive`.
     """
 
@@ -56,6 +57,7 @@ class ObjectiveConfig(ConfigBase):
     smooths_labels: ClassVar[bool] = False
     mixes_samples: ClassVar[bool] = False
     balances_classes: ClassVar[bool] = False
+    reads_streams: ClassVar[bool] = False
     is_autoregressive: ClassVar[bool] = False
     kind: str = ""
 

@@ -23,6 +23,7 @@ class ClassifyConfig(ObjectiveConfig):
     smooths_labels: ClassVar = True
     mixes_samples: ClassVar = True
     balances_classes: ClassVar = True
+    reads_streams: ClassVar = True
 
     kind: Literal["classify"] = "classify"
     class_weights: Literal["balanced"] | dict[str, float] | None = None

@@ -25,6 +25,7 @@ class RegressConfig(ObjectiveConfig):
     """
 
     targets: ClassVar = ("regression",)
+    reads_streams: ClassVar = True
 
     kind: Literal["regress"] = "regress"
     loss: Literal["mse", "l1", "huber"] = "mse"

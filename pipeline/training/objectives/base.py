@@ -249,6 +249,25 @@ class Objective(ABC):
         """
         return model(batch.inputs, batch.mask)
 
+    def stream_outputs(
+        self, model: Any, batch: Batch, state: torch.Tensor | None, starts: torch.Tensor
+    ) -> tuple[Any, torch.Tensor]:
+        """Return the outputs for one part of each recording, and the latents after it.
+
+        Only objectives whose options have `reads_streams` define this.
+
+        Args:
+            model: The module, or DeepSpeed's engine around it.
+            batch: The parts.
+            state: The latents after the previous parts, `[batch, num_latents, latent_dim]`; None
+                if there are none.
+            starts: Which samples start from the learned latents all the same, bool `[batch]`.
+
+        Returns:
+            The outputs, as from `outputs`, and latents of the shape of `state`.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def losses(self, outputs: Any, batch: Batch, *, training: bool) -> torch.Tensor:
         """Return the loss of each sample, floating-point `[batch]`.

@@ -108,6 +108,15 @@ class Classification(Objective):
         """Return a classifier with new weights."""
         return PerceiverClassifier(self.model_config, positions=positions)
 
+    def stream_outputs(
+        self, model: Any, batch: Batch, state: torch.Tensor | None, starts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits after one part of each recording, and the latents."""
+        logits, latents = model(
+            batch.inputs, batch.mask, state=state, starts=starts, return_state=True
+        )
+        return logits, latents
+
     def losses(self, outputs: torch.Tensor, batch: Batch, *, training: bool) -> torch.Tensor:
         """Return the cross-entropy of each sample, with `label_smoothing` in training.
 

@@ -138,6 +138,15 @@ class Regression(Objective):
         found: torch.Tensor = model(batch.inputs, batch.mask)
         return found.squeeze(-1)
 
+    def stream_outputs(
+        self, model: Any, batch: Batch, state: torch.Tensor | None, starts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the standardised numbers after one part of each recording, and the latents."""
+        found, latents = model(
+            batch.inputs, batch.mask, state=state, starts=starts, return_state=True
+        )
+        return found.squeeze(-1), latents
+
     def losses(self, outputs: torch.Tensor, batch: Batch, *, training: bool) -> torch.Tensor:
         """Return the mean loss of each sample's standardised numbers, `[batch]`."""
         options = {"delta": self.huber_delta} if self.loss == "huber" else {}
