@@ -45,9 +45,9 @@ def outcomes(predictor: Predictor, shard_set: ShardSet, split: str, reading: Rea
     objective, num_samples = predictor.card.objective, shard_set.num_samples(split)
     readable, finite = np.zeros(num_samples, bool), np.ones(num_samples, bool)
     values = np.full(num_samples, objective.worst)
-    batches = reading.batches(shard_set, split)
+    loader = reading.loader(shard_set, split, is_stream=predictor.card.is_stream)
     for batch, samples, outputs in answered(
-        predictor.model, objective, batches, reading.formats, predictor.device
+        predictor.model, objective, loader, reading.formats, predictor.device, loader.recordings
     ):
         good = batch.weights.numpy() > 0
         numbers = batch.numbers.numpy()[good]

@@ -205,7 +205,8 @@ def _candidate(
         for name, fmt in config.data.formats.items()
     }
     media: Media = formats if len(formats) > 1 else next(iter(formats.values()))
-    card = ModelCard(objective_of(config, shard_set), media)
+    is_stream = config.training.stream is not None
+    card = ModelCard(objective_of(config, shard_set), media, is_stream)
     weights = checkpoint.load_model()
     return Candidate(
         name=f"run {run_id}",

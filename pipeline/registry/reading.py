@@ -18,6 +18,7 @@ from pipeline.media.format import Media, by_modality
 from pipeline.media.modality import Conversion
 from pipeline.media.registered import modality_of
 from shards import RawSample, ShardReader, ShardSet
+from shards.lanes import Lanes
 from shards.loader import ShardBatch, ShardLoader
 
 BATCH_SIZE = 64
@@ -121,15 +122,27 @@ class Reading:
             ShardError: The set has no such split, or a sample cannot be read and must not be
                 skipped.
         """
+        return iter(self.loader(shard_set, split))
+
+    def loader(self, shard_set: ShardSet, split: str, *, is_stream: bool = False) -> ShardLoader:
+        """Return a loader of every sample of a split once.
+
+        Args:
+            shard_set: The set.
+            split: A split of the set.
+            is_stream: Whether to read recordings as streams; otherwise samples come in order.
+
+        Raises:
+            ShardError: The set has no such split, or the split has no streams.
+        """
         lengths = {name: padded_length(fmt) for name, fmt in self.formats.items()}
-        return iter(
-            ShardLoader(
-                ShardReader(shard_set, split, verify_samples=self.verify_samples),
-                decode=self,
-                pad_to={name: length for name, length in lengths.items() if length is not None},
-                skip_bad=True,
-                skip_corrupt=self.skip_corrupt,
-                batch_size=BATCH_SIZE,
-                shuffle=False,
-            )
+        return ShardLoader(
+            ShardReader(shard_set, split, verify_samples=self.verify_samples),
+            decode=self,
+            pad_to={name: length for name, length in lengths.items() if length is not None},
+            skip_bad=True,
+            skip_corrupt=self.skip_corrupt,
+            batch_size=BATCH_SIZE,
+            shuffle=False,
+            lanes=Lanes(BATCH_SIZE) if is_stream else None,
         )

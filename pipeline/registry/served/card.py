@@ -28,6 +28,7 @@ from perceiver_model.families.queries_config import QueriesConfig
 from perceiver_model.tokens_config import TokensConfig
 from pipeline.media import MediaFormat, media_from_dict, media_to_dict
 from pipeline.media.format import Media, by_modality
+from pipeline.media.registered import modality_of
 from pipeline.training.objectives import Objective, name_field, objective_class
 
 CARD_FILE, WEIGHTS_FILE = "card.json", "model.safetensors"
@@ -38,6 +39,7 @@ MAX_POSITION_NUMBERS = 1 << 31
 """Limits on a model's input: its tokens, and the numbers in its Fourier position table."""
 
 _MAX_INTEGER = 1 << 40
+_STREAM = "stream"
 _MEND = "fetch the model again, or register it anew"
 
 
@@ -53,10 +55,13 @@ class ModelCard:
         objective: What the model is trained for and how it answers.
         media: The format of its media, or the formats of several modalities by their names; for
             tables, a `FittedTableFormat`.
+        is_stream: Whether the model reads the parts of a file in order and carries its latents from
+            part to part. Its answer is that after the last part.
     """
 
     objective: Objective
     media: Media
+    is_stream: bool = False
 
     @property
     def formats(self) -> dict[str, MediaFormat]:
@@ -69,6 +74,7 @@ class ModelCard:
             **name_field(type(self.objective)),
             **self.objective.to_card(),
             "media": _media_to_json(self.media),
+            **({_STREAM: True} if self.is_stream else {}),
         }
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
@@ -85,6 +91,9 @@ class ModelCard:
             raise ValueError("objective is no name")
         kind = objective_class(name)
         fields = {*kind.card_fields, "media", *name_field(kind)}
+        is_stream = isinstance(values, dict) and values.pop(_STREAM, False)
+        if not isinstance(is_stream, bool):
+            raise ValueError(f"{_STREAM} is neither true nor false")
         if not isinstance(values, dict) or values.keys() != fields:
             raise ValueError(f"a card has the fields {', '.join(sorted(fields))}")
         _check_numbers(values)
@@ -94,9 +103,22 @@ class ModelCard:
             for fmt in by_modality(media).values():
                 _check_types(fmt)
             _check_size(objective.model_config)
+            if is_stream:
+                _check_stream(objective, media)
         except (TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from None
-        return cls(objective, media)
+        return cls(objective, media, is_stream)
+
+
+def _check_stream(objective: Objective, media: Media) -> None:
+    """Refuse a model that cannot carry latents, or whose files have no parts.
+
+    Raises:
+        ValueError: The objective has no streams, or the media are not one modality in parts.
+    """
+    reads = type(objective).stream_outputs is not Objective.stream_outputs
+    if not reads or not isinstance(media, MediaFormat) or not modality_of(media).cuts(media):
+        raise ValueError(f"{_STREAM} is given, and the model reads no files in parts")
 
 
 def _media_to_json(media: Media) -> dict[str, Any]:

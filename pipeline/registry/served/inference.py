@@ -7,7 +7,7 @@ parts of the pipeline that the model also carries.
 import errno
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipeline.media.registered import modality_of
 from pipeline.registry.served.card import ModelCard, read_card, read_weights
 from pipeline.registry.served.requests import BadInput, MediaSource, as_inputs
 from pipeline.training.objectives import Batch, Prediction
+from pipeline.training.objectives.carried import Carried, read_part
 
 __all__ = ["MediaSource", "ModelCard", "Prediction", "Predictor", "as_inputs"]
 
@@ -64,6 +65,7 @@ class Predictor:
                 memory_bytes=decode_memory_mib * 1024**2,
                 strict=strict,
                 sandbox=sandbox,
+                in_parts=card.is_stream,
             )
             for name, fmt in card.formats.items()
         }
@@ -101,7 +103,8 @@ class Predictor:
     def predict(self, inputs: Sequence[MediaSource | str]) -> list[Prediction]:
         """Predict files or encoded media, in the given order.
 
-        Of a film, only the first clip is used; of a text, only the first context.
+        Of a film, only the first clip is used; of a text, only the first context. A model of
+        streams reads all parts of a file, one after another, and answers after the last one.
 
         Args:
             inputs: The bytes of files, or paths of files on this machine. For tables, rows as
@@ -114,10 +117,51 @@ class Predictor:
         Raises:
             SandboxError: No child process can be started to decode the inputs.
         """
+        if self.card.is_stream:
+            return [self._predict_stream(item, number) for number, item in enumerate(inputs)]
         predictions: list[Prediction] = []
         for start in range(0, len(inputs), BATCH_SIZE):
             predictions += self._predict_batch(inputs[start : start + BATCH_SIZE], start)
         return predictions
+
+    def _predict_stream(self, item: MediaSource | str, number: int) -> Prediction:
+        """Predict one input part by part, with the memory of one part."""
+        source = _source_name(item, number)
+        try:
+            return self._stream_answer(self._parts(item), source)
+        except ValueError as error:  # a MediaError, or a path that no file can have
+            reason = str(error)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+        return self.card.objective.prediction.unusable(source, reason)
+
+    def _parts(self, item: MediaSource | str) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the parts of one input, each by its modality."""
+        ((name, decoder),) = self.decoders.items()
+        if isinstance(item, BadInput):
+            raise MediaError(item.reason)
+        if isinstance(item, Mapping):
+            raise MediaError(f"a row of a table, but the model takes {name}")
+        if isinstance(item, str | Path):
+            arrays = decoder.decode_parts(_read_file(item), str(item))
+        else:
+            arrays = decoder.decode_parts(bytes(item))
+        for array in arrays:
+            yield {name: array}
+
+    @torch.inference_mode()
+    def _stream_answer(self, parts: Iterator[dict[str, np.ndarray]], source: str) -> Prediction:
+        """Return the prediction after the last part, of which there is at least one."""
+        objective, carried, outputs = self.card.objective, Carried(), None
+        for number, arrays in enumerate(parts):
+            first = torch.tensor([number == 0], device=self.device)
+            outputs, carried = read_part(
+                objective, self.model, self._batch([arrays]), first, carried
+            )
+        if outputs is None:
+            raise MediaError("the decoder gave no part")
+        (prediction,) = objective.predictions(outputs, [source])
+        return prediction
 
     def _predict_batch(self, inputs: Sequence[MediaSource | str], start: int) -> list[Prediction]:
         sources, arrays, errors = [], [], {}
@@ -191,9 +235,14 @@ class Predictor:
         self, arrays: Sequence[Mapping[str, np.ndarray]], sources: Sequence[str]
     ) -> list[Prediction]:
         """Return the predictions for decoded media, at least one."""
+        objective = self.card.objective
+        return objective.predictions(objective.answers(self.model, self._batch(arrays)), sources)
+
+    def _batch(self, arrays: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+        """Return decoded media as the objective takes them."""
         inputs, mask = collate_samples(arrays, self.card.formats, self.device)
-        objective, size = self.card.objective, len(arrays)
-        samples = Batch(
+        size = len(arrays)
+        return Batch(
             inputs,
             mask,
             targets=torch.full((size,), -1, device=self.device),
@@ -201,7 +250,6 @@ class Predictor:
             weights=torch.ones(size, device=self.device),
             numbers=torch.arange(size),
         )
-        return objective.predictions(objective.answers(self.model, samples), sources)
 
 
 def _encode_row(row: Mapping[str, Any], fmt: MediaFormat) -> np.ndarray:
