@@ -5,6 +5,7 @@ import json
 import struct
 import time
 import tracemalloc
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -25,6 +26,7 @@ from pipeline.media import (
     media_to_dict,
 )
 from pipeline.media.audio.mel import MelFormat
+from pipeline.media.decode import decode_all
 
 FORMAT = AudioFormat(sample_rate=8000, seconds=1.0)
 KINDS = [
@@ -424,3 +426,34 @@ def test_mp3_of_variable_rate_that_does_not_tell_its_length_is_read_whole():
     start = decode(variable, AudioFormat(sample_rate=16_000, seconds=1.0))  # by libsndfile
     assert len(start) == 16_000
     assert np.abs(whole[:16_000].astype(int) - start).max() <= 1
+
+
+# --- clips ---
+
+CLIPS = AudioFormat(sample_rate=8000, seconds=0.25, min_seconds=0.1, clips="all")
+
+
+@pytest.mark.parametrize("rate", [8000, 22_050])
+@pytest.mark.parametrize("kind", KINDS[:4], ids=lambda kind: "-".join(kind.values()))
+def test_the_clips_of_a_recording_are_the_whole_recording(rate, kind):
+    data = encoded(tone(440, rate, seconds=0.85), rate, **kind)
+    whole = decode(data, AudioFormat(sample_rate=8000, seconds=60.0))
+    clips = list(decode_all(data, CLIPS))
+    assert [len(clip) for clip in clips] == [2000, 2000, 2000, 800]
+    assert np.array_equal(np.concatenate(clips), whole)
+    assert np.array_equal(decode(data, CLIPS), clips[0])
+    assert np.array_equal(decode(data, replace(CLIPS, clips="first")), clips[0])
+
+
+def test_a_last_clip_that_is_too_short_is_left_out():
+    lengths = [len(c) for c in decode_all(encoded(tone(440, 8000, seconds=0.55), 8000), CLIPS)]
+    assert lengths == [2000, 2000]
+    lengths = [len(c) for c in decode_all(encoded(tone(440, 8000, seconds=0.15), 8000), CLIPS)]
+    assert lengths == [1200]
+
+
+def test_a_recording_that_is_cut_short_gives_no_clip():
+    data = encoded(tone(440, 8000, seconds=0.9), 8000, format="WAV", subtype="PCM_16")
+    assert "cut short" in refusal(lambda: list(decode_all(data[:-2000], CLIPS)))
+    lenient = list(decode_all(data[:-2000], CLIPS, strict=False))
+    assert [len(clip) for clip in lenient] == [2000, 2000, 2000]

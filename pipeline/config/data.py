@@ -9,7 +9,7 @@ from pipeline.config.addresses import absolute_path, local_path
 from pipeline.config.base import ConfigBase
 from pipeline.config.modalities import MediaColumns, ModalityName, with_media_sections
 from pipeline.media.format import MediaFormat
-from pipeline.media.registered import MODALITIES
+from pipeline.media.registered import MODALITIES, modality_of
 from pipeline.media.targets import TargetConfig
 
 SPLITS = ("train", "validation", "test")
@@ -124,6 +124,12 @@ class DataConfig(_Media):
                 raise ValueError(f"allow_missing names {modality!r}, which has no section")
         if len(formats) == 1 and self.allow_missing:
             raise ValueError("allow_missing: a sample's only modality cannot be missing")
+        cut = [name for name, fmt in formats.items() if modality_of(fmt).cuts(fmt)]
+        if len(cut) > 1:
+            raise ValueError(
+                f"{' and '.join(cut)} are both cut into parts, and parts of one cannot be matched "
+                "with those of the other; cut one of them (clips: all, cut: all)"
+            )
         for modality in MODALITIES:
             if self.columns.of(modality) and modality not in formats:
                 raise ValueError(f"columns.{modality} is given, but not the section {modality!r}")

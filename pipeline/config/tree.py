@@ -20,7 +20,7 @@ from pipeline.config.base import ConfigBase
 from pipeline.config.data import DataConfig, absolute
 from pipeline.config.model import ModalityConfig, ModelConfig
 from pipeline.config.objectives import AnyObjective, ObjectiveConfig, default_objective
-from pipeline.config.stream import check_stream
+from pipeline.config.stream_check import check_stream
 from pipeline.config.study import StudyConfig
 from pipeline.config.tracking_uri import default_tracking_uri
 from pipeline.config.training import TrainingConfig
@@ -150,7 +150,7 @@ class Config(ConfigBase):
             raise ValueError(f"model: {error}") from None
         check_augment(self.training.augment, self.data.formats)
         check_mixing(self.training.augment, self.data.formats, self.trained_for)
-        check_stream(self)
+        check_stream(self.training, self.data.formats, self.trained_for)
         parts: dict[str, ModelConfig | ModalityConfig] = {"model": self.model}
         parts |= {f"model.modalities.{name}": p for name, p in self.model.modalities.items()}
         for path, part in parts.items():
@@ -163,8 +163,8 @@ class Config(ConfigBase):
                 raise ValueError(
                     f"{path}.positions.precision: shard sets hold features of float64 only"
                 )
-        if self.cluster.num_workers:
-            self.micro_batch_size(self.cluster.num_workers)
+        if self.cluster.num_workers or self.training.stream:
+            self.micro_batch_size(max(1, self.cluster.num_workers))
         return self
 
     @property

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -74,6 +74,9 @@ class Modality(Generic[Format]):
         brings: The names of other modalities that a file of this one also contains.
         not_read: The fields of the format that a model does not depend on. They select samples, or
             say how shards store them.
+        later_fields: The fields of the format that are younger than shard sets that have the
+            modality, and their default values. A manifest, which is part of the set's digest, names
+            them only where they differ.
         fitted_key: The key in a shard set's manifest for the statistics of the training rows. None
             if the modality needs no statistics.
         is_in_every_manifest: Whether a set without this modality mentions it in its manifest. This
@@ -88,6 +91,7 @@ class Modality(Generic[Format]):
     shortest: int | None = None
     brings: frozenset[str] = frozenset()
     not_read: frozenset[str] = frozenset()
+    later_fields: ClassVar[Mapping[str, Any]] = {}
     fitted_key: str | None = None
     is_in_every_manifest: bool = False
 
@@ -95,6 +99,21 @@ class Modality(Generic[Format]):
     def name(self) -> str:
         """The name of the modality, from its format."""
         return self.format.modality
+
+    def in_manifest(self, fields: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Return the fields of a format as a shard set's manifest has them.
+
+        Args:
+            fields: All fields of the format; None if the set lacks the modality.
+        """
+        if fields is None:
+            return None
+        later = self.later_fields
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in later or later[name] != value
+        }
 
     # --- from a file to arrays ---
 

@@ -41,6 +41,9 @@ def set_identity(config: Config) -> dict[str, Any]:
         if identity[f"{_PREFIX}{name}"] is None and not modality(name).is_in_every_manifest:
             del identity[f"{_PREFIX}{name}"]
             identity[f"{_PREFIX}columns"].pop(name, None)
+        else:
+            fields = identity[f"{_PREFIX}{name}"]
+            identity[f"{_PREFIX}{name}"] = modality(name).in_manifest(fields)
     if config.data.strict:
         # Sets that are older than this field do not have it. Their digests must stay the same.
         del identity[f"{_PREFIX}strict"]

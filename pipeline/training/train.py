@@ -16,7 +16,7 @@ from pipeline.config.training import AugmentConfig, TrainingConfig
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.inputs.positions import load_positions
-from pipeline.media.registered import MODALITIES
+from pipeline.media.registered import MODALITIES, modality
 from pipeline.preprocess.find_shards import with_shards
 from pipeline.runs.console import Console
 from pipeline.runs.outbox import RunRef
@@ -202,7 +202,8 @@ def open_shards(config: Config) -> ShardSet:
         raise UserError(str(error)) from None
     shard_set = ShardSet.open(config.shards_folder)
     made = shard_set.manifest.config
-    wanted = {f"data.{key}": config.tree()["data"][key] for key in MODALITIES}
+    data = config.tree()["data"]
+    wanted = {f"data.{key}": modality(key).in_manifest(data[key]) for key in MODALITIES}
     for field, value in wanted.items():
         if made.get(field) != value:
             raise UserError(

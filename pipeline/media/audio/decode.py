@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -41,8 +42,11 @@ class AudioFormat(MediaFormat):
 
     Attributes:
         sample_rate: The sample rate in hertz.
-        seconds: The length in seconds. Longer recordings are cut to their first `seconds`. Shorter
-            ones are stored as they are and masked.
+        seconds: The length in seconds. Longer recordings are cut. Shorter ones are stored as they
+            are and masked.
+        clips: `first` takes only the first `seconds` of a recording, `all` cuts the whole recording
+            into clips of so many seconds. A last clip that is shorter than `min_seconds` is left
+            out, unless it is the only one.
         min_seconds: Recordings shorter than this are refused.
         encoding: How the shards hold the samples: `raw` (int16 `.npy`), or `flac`, which is
             lossless and takes about half the space.
@@ -56,11 +60,13 @@ class AudioFormat(MediaFormat):
     min_seconds: float = 0.02
     encoding: Literal["raw", "flac"] = "raw"
     mel: MelFormat | None = None
+    clips: Literal["first", "all"] = "first"
 
     def __post_init__(self) -> None:
         check_integers(self, "sample_rate", least=1)
         check_number(self, "seconds", "min_seconds", above=0)
         check_one_of(self, "encoding", "raw", "flac")
+        check_one_of(self, "clips", "first", "all")
         if not 1_000 <= self.sample_rate <= 192_000:
             raise ValueError(f"sample_rate is {self.sample_rate}; must lie in 1000 to 192000")
         if not 0 < self.min_seconds <= self.seconds:
@@ -103,7 +109,7 @@ class AudioFormat(MediaFormat):
 def decode_audio(
     data: bytes, fmt: AudioFormat, *, suffix: str = "", strict: bool = True
 ) -> np.ndarray:
-    """Decode one recording: mix it to mono, resample it, and cut it to length.
+    """Decode the first clip of a recording: mix it to mono, resample it, and cut it to length.
 
     The result is the start of the whole recording, resampled. Little more than `fmt.seconds` is
     ever decoded, whatever length the header claims. If a header does not know the length, as in a
@@ -123,6 +129,33 @@ def decode_audio(
     Raises:
         MediaError: libsndfile cannot read the bytes, or the recording is too short, is not finite,
             is cut short or is damaged.
+    """
+    return to_format(_decoded(data, fmt, fmt.num_samples, suffix, strict), fmt)
+
+
+def decode_clips(
+    data: bytes, fmt: AudioFormat, *, suffix: str = "", strict: bool = True
+) -> Iterator[np.ndarray]:
+    """Yield the clips of a recording in order, or its first one only, as `fmt.clips` says.
+
+    A whole recording is decoded at once, in the memory that the decoder may take. The arguments,
+    the arrays and the errors are those of `decode_audio`.
+    """
+    if fmt.clips == "first":
+        yield decode_audio(data, fmt, suffix=suffix, strict=strict)
+        return
+    sound = _decoded(data, fmt, _NO_LENGTH, suffix, strict)
+    length, shortest = fmt.num_samples, fmt.min_seconds * fmt.sample_rate
+    for start in range(0, max(1, len(sound)), length):
+        clip = sound[start : start + length]
+        if not start or len(clip) >= shortest:
+            yield to_format(clip, fmt)
+
+
+def _decoded(data: bytes, fmt: AudioFormat, count: int, suffix: str, strict: bool) -> np.ndarray:
+    """Return up to `count` samples of a recording: mono, float32 `[samples]`, at the format's rate.
+
+    The other arguments and the errors are those of `decode_audio`.
     """
     if not data:
         raise MediaError("the file is empty")
@@ -148,14 +181,14 @@ def decode_audio(
             if not 0 < rate <= MAX_SOURCE_RATE:
                 raise MediaError(f"its rate is {rate} Hz; it must lie in 1 to {MAX_SOURCE_RATE}")
             source: FileSource | FFmpegSource = FileSource(file, recordings[1:])
-            sound = _resampled(source, rate, fmt)
+            sound = _resampled(source, rate, fmt, count)
             if file.format in ("MP3", "MPEG"):
                 frames = find_frames(data)
                 if strict and frames.shortage:
                     raise MediaError(frames.shortage)
                 if source.has_ended and is_read_in_part(frames, source.num_samples, strict):
                     source = FFmpegSource(data, rate)
-                    sound = _resampled(source, rate, fmt)
+                    sound = _resampled(source, rate, fmt, count)
             elif (
                 strict
                 and source.has_ended
@@ -175,12 +208,14 @@ def decode_audio(
         raise MediaError(
             f"{source.num_samples} samples at {rate} Hz, shorter than min_seconds={fmt.min_seconds}"
         )
-    return to_format(sound, fmt)
+    return sound
 
 
-def _resampled(source: FileSource | FFmpegSource, rate: int, fmt: AudioFormat) -> np.ndarray:
-    pieces = source.pieces(fmt.sample_rate, fmt.num_samples)
-    return resample_start(pieces, rate, fmt.sample_rate, fmt.num_samples)
+def _resampled(
+    source: FileSource | FFmpegSource, rate: int, fmt: AudioFormat, count: int
+) -> np.ndarray:
+    pieces = source.pieces(fmt.sample_rate, count)
+    return resample_start(pieces, rate, fmt.sample_rate, count)
 
 
 def to_format(sound: np.ndarray, fmt: AudioFormat) -> np.ndarray:

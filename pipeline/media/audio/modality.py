@@ -4,11 +4,11 @@ import io
 import wave
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.media.audio.decode import AudioFormat, decode_audio, decode_flac, encode_flac
+from pipeline.media.audio.decode import AudioFormat, decode_clips, decode_flac, encode_flac
 from pipeline.media.audio.mel import MelFormat
 from pipeline.media.modality import Modality, words
 
@@ -21,14 +21,19 @@ class AudioModality(Modality[AudioFormat]):
     inputs = "pipeline.inputs.audio:AudioInputs"
     augmentation = "pipeline.training.augmentation.sound:change_sound"
     shortest = 0
-    not_read = frozenset({"encoding", "min_seconds"})
+    not_read = frozenset({"encoding", "min_seconds", "clips"})
+    later_fields: ClassVar = {"clips": "first"}
     is_in_every_manifest = True
 
     def decode(
         self, data: bytes, fmt: AudioFormat, *, name: str = "", strict: bool = True
     ) -> Iterator[np.ndarray]:
-        """Yield the file's one recording."""
-        yield decode_audio(data, fmt, suffix=PurePosixPath(name).suffix, strict=strict)
+        """Yield the clips of a recording."""
+        yield from decode_clips(data, fmt, suffix=PurePosixPath(name).suffix, strict=strict)
+
+    def cuts(self, fmt: AudioFormat) -> bool:
+        """Return whether all clips of a recording are used, not only the first."""
+        return fmt.clips == "all"
 
     def array_type(self, fmt: AudioFormat) -> tuple[np.dtype, tuple[int, ...]]:
         """Return the dtype and shape of a full recording."""
