@@ -41,7 +41,7 @@ def test_shipped_names():
     assert shipped_configs() == [
         "audio", "autoencode", "autoregressive", "digits", "imagenet", "images",
         "masked-language", "multi-label", "perceiver-imagenet", "perceiver-io-imagenet", "points",
-        "regress", "segment", "sequence", "table", "text", "video",
+        "regress", "segment", "sequence", "stream", "table", "text", "video",
     ]  # fmt: skip
 
 

@@ -1,10 +1,11 @@
-"""Trainings on documents in parts, whose class only their first part tells.
+"""Trainings on documents in parts, whose class or number only their first part tells.
 
 A document begins with 32 bytes of the names of time zones, of builtin functions or of Python's
 manual, and goes on with passages of the manual.
 """
 
 import builtins
+import hashlib
 import re
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -27,6 +28,7 @@ from perceiver_model.adapters.text import encode_bytes
 from pipeline.config.load import validate
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
+from pipeline.preprocess.identity import set_identity
 from pipeline.preprocess.preprocess import preprocess
 from pipeline.registry.predict import predict
 from pipeline.registry.promote import promote
@@ -37,7 +39,17 @@ from pipeline.training.loop import TrainLoop
 from pipeline.training.objectives import objective_of
 from pipeline.training.train import train
 from pipeline.training.worker import TrainTask, open_training
-from shards import PADDING, RawSample, ShardReader, ShardSet, decode_npy
+from shards import (
+    PADDING,
+    RawSample,
+    Sample,
+    ShardReader,
+    ShardSet,
+    decode_npy,
+    encode_npy,
+    publish,
+    write_shard,
+)
 
 LENGTH, NUM_PARTS = 32, 4
 
@@ -75,7 +87,9 @@ def cut(text: str, random: np.random.Generator, length: int) -> str:
     return text[start : start + length]
 
 
-def config_of(folder: Path, name: str = "documents", **training: Any) -> Config:
+def config_of(
+    folder: Path, name: str = "documents", target: dict[str, Any] | None = None, **training: Any
+) -> Config:
     tree = {
         "name": name,
         "output": str(folder / "runs"),
@@ -84,6 +98,7 @@ def config_of(folder: Path, name: str = "documents", **training: Any) -> Config:
             "train": str(folder / "raw"),
             "validation": 0.2,
             "text": {"max_length": LENGTH, "cut": "all"},
+            "target": target or {"kind": "class"},
             "samples_per_shard": 100,
         },
         "model": {
@@ -280,6 +295,45 @@ def reference_loss(
             (loss / count / 2).backward()
         total += float(loss.detach()) / count
     return total
+
+
+def write_counts(folder: Path, config: Config, count: int = 300) -> None:
+    """A shard set of passages of the manual. The first part ends in up to 32 digits."""
+    random = np.random.default_rng(1)
+    manual = re.sub(r"[^A-Za-z ]+", "", " ".join(topics.values()))
+    staging = folder / "staging"
+    for number, split in enumerate(("train", "validation")):
+        samples = []
+        for index in range(count if split == "train" else count // 4):
+            digits = int(random.integers(LENGTH + 1))
+            first = cut(manual, random, LENGTH - digits) + "7" * digits
+            texts = [first, *(cut(manual, random, LENGTH) for _ in range(3))]
+            key = hashlib.sha256(f"{split}{index}".encode()).hexdigest()[:24]
+            for part, text in enumerate(texts):
+                members = {
+                    "text.npy": encode_npy(np.frombuffer(text.encode(), np.uint8)),
+                    "target.npy": encode_npy(np.array([digits], np.float32)),
+                }
+                name = f"{key}-{part:05d}" if part else key
+                samples.append(Sample(name, members, None, f"{split}/{index}.txt", "0" * 64))
+        write_shard(staging, number, split, samples)
+    publish(
+        staging, Path(config.shards_folder), numbers=range(2), config=set_identity(config),
+        input_digest="", classes=(),
+    )  # fmt: skip
+
+
+def test_numbers_that_the_first_part_tells_are_known_after_the_last(
+    tmp_path: Path, console: Console
+) -> None:
+    target = {"kind": "regression", "column": "digits"}
+    config = config_of(tmp_path, target=target, stream={"parts_per_step": 4}, epochs=10)
+    write_counts(tmp_path, config)
+    metrics = train(config, console)["metrics"]
+    spread = LENGTH / 4  # the mean absolute error of the mean
+    assert metrics["val_mae"] < spread / 2
+    assert metrics["val_recording_mae"] < spread / 2
+    assert metrics["val_recording_r2"] > 0.6
 
 
 def end_after_saving(patch: pytest.MonkeyPatch) -> None:
