@@ -1,25 +1,23 @@
 """The configurations of a Perceiver's parts: frozen dataclasses without torch.
 
 Each configuration is checked when it is built. A failed check raises a `ValueError` that names the
-field, its value and the allowed values. The classes carry `__pydantic_config__`, so that a pydantic
-model can contain them and still refuse unknown keys.
+field, its value and the allowed values. A pydantic model can contain the classes.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from perceiver_model.config_checks import (
-    FORBID_EXTRA,
-    check_integers,
+    Count,
+    DropProbability,
+    PositiveNumber,
+    check_length,
     check_multiple,
-    check_number,
-    check_numbers,
-    check_one_of,
+    config_dataclass,
     refusal,
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class FourierConfig:
     """Fourier position features (paper, section 3.2).
 
@@ -32,21 +30,17 @@ class FourierConfig:
         precision: The precision of the arithmetic. The port in transformers computes in float32.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
-
     kind: Literal["fourier"] = "fourier"
-    num_bands: int = 64
-    max_resolution: tuple[float, ...] | None = None
+    num_bands: Count = 64
+    max_resolution: tuple[PositiveNumber, ...] | None = None
     precision: Literal["float64", "float32"] = "float64"
 
     def __post_init__(self) -> None:
-        check_integers(self, "num_bands")
-        check_one_of(self, "precision", "float64", "float32")
         if self.max_resolution is not None:
-            check_numbers(self, "max_resolution", (1, 2, 3), above=0)
+            check_length(self, "max_resolution", 1, 2, 3)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class LearnedPositions:
     """One learned vector per token, followed by a linear layer.
 
@@ -57,23 +51,16 @@ class LearnedPositions:
             linear layer.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
-
     kind: Literal["learned"] = "learned"
-    num_channels: int = 256
-    projected_channels: int | None = 256
-
-    def __post_init__(self) -> None:
-        check_integers(self, "num_channels")
-        if self.projected_channels is not None:
-            check_integers(self, "projected_channels")
+    num_channels: Count = 256
+    projected_channels: Count | None = 256
 
 
 PositionConfig = FourierConfig | LearnedPositions
 """The configuration of position features."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class EncoderConfig:
     """The latents, cross-attends and latent blocks. The defaults are the paper's for ImageNet.
 
@@ -113,37 +100,27 @@ class EncoderConfig:
             breaks the symmetry of its latents sooner with a larger value.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
-
-    num_latents: int = 512
-    latent_dim: int = 1024
-    num_blocks: int = 8
-    num_cross_attends: int = 8
-    num_self_attends: int = 6
-    num_cross_heads: int = 1
-    num_self_heads: int = 8
-    cross_channels: int | None = None
-    cross_value_channels: int | None = None
-    self_channels: int | None = None
-    self_value_channels: int | None = None
-    cross_widening: int = 1
-    self_widening: int = 1
+    num_latents: Count = 512
+    latent_dim: Count = 1024
+    num_blocks: Count = 8
+    num_cross_attends: Count = 8
+    num_self_attends: Count = 6
+    num_cross_heads: Count = 1
+    num_self_heads: Count = 8
+    cross_channels: Count | None = None
+    cross_value_channels: Count | None = None
+    self_channels: Count | None = None
+    self_value_channels: Count | None = None
+    cross_widening: Count = 1
+    self_widening: Count = 1
     gelu: Literal["tanh", "erf"] = "tanh"
     share_cross_attends: Literal["all", "after_first", "none"] = "after_first"
     share_self_attends: bool = True
     cross_attend_layout: Literal["interleaved", "first"] = "interleaved"
-    dropout: float = 0.0
-    latent_init_std: float = 0.02
+    dropout: DropProbability = 0.0
+    latent_init_std: PositiveNumber = 0.02
 
     def __post_init__(self) -> None:
-        check_integers(
-            self,
-            *("num_latents", "latent_dim", "num_blocks", "num_cross_attends", "num_self_attends"),
-            *("num_cross_heads", "num_self_heads", "cross_widening", "self_widening"),
-        )
-        check_one_of(self, "share_cross_attends", "all", "after_first", "none")
-        check_one_of(self, "share_self_attends", True, False)
-        check_one_of(self, "cross_attend_layout", "interleaved", "first")
         if self.cross_attend_layout == "interleaved" and self.num_cross_attends > self.num_blocks:
             raise refusal(self, "num_cross_attends", f"at most num_blocks = {self.num_blocks}")
         if self.self_channels is None:
@@ -152,9 +129,6 @@ class EncoderConfig:
         check_multiple(self, "self_value_channels", "num_self_heads")
         check_multiple(self, "cross_channels", "num_cross_heads")
         check_multiple(self, "cross_value_channels", "num_cross_heads")
-        check_one_of(self, "gelu", "tanh", "erf")
-        check_number(self, "dropout", least=0, below=1)
-        check_number(self, "latent_init_std", above=0)
 
     @property
     def cross_attends_before_block(self) -> tuple[int, ...]:
@@ -167,7 +141,7 @@ class EncoderConfig:
         return tuple(counts)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class DecoderConfig:
     """Perceiver IO's decoder: a cross-attend from output queries to the latents (IO, section 3.2).
 
@@ -183,20 +157,14 @@ class DecoderConfig:
         dropout: The probability of dropout after the attention and the MLP, at least 0 and below 1.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
-
-    num_heads: int = 1
-    qk_channels: int | None = None
-    value_channels: int | None = None
-    widening: int = 1
+    num_heads: Count = 1
+    qk_channels: Count | None = None
+    value_channels: Count | None = None
+    widening: Count = 1
     query_residual: bool = True
     gelu: Literal["tanh", "erf"] = "tanh"
-    dropout: float = 0.0
+    dropout: DropProbability = 0.0
 
     def __post_init__(self) -> None:
-        check_integers(self, "num_heads", "widening")
         check_multiple(self, "qk_channels", "num_heads")
         check_multiple(self, "value_channels", "num_heads")
-        check_one_of(self, "query_residual", True, False)
-        check_one_of(self, "gelu", "tanh", "erf")
-        check_number(self, "dropout", least=0, below=1)

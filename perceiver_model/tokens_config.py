@@ -1,7 +1,7 @@
 """The configuration of one input, its tokens and their positions. It does not import torch."""
 
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, get_args
+from dataclasses import fields
+from typing import Any, get_args
 
 from perceiver_model.adapters.configs import AdapterBase
 from perceiver_model.config import (
@@ -11,11 +11,11 @@ from perceiver_model.config import (
     LearnedPositions,
     PositionConfig,
 )
-from perceiver_model.config_checks import FORBID_EXTRA, check_numbers, refusal
+from perceiver_model.config_checks import check_length, config_dataclass, refusal
 from perceiver_model.config_tree import ConfigTree
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class TokensConfig(ConfigTree):
     """The base of every configuration with one input: input → adapter → [content | positions].
 
@@ -25,8 +25,6 @@ class TokensConfig(ConfigTree):
         positions: The position features of the token grid. None if the adapter's content already
             contains the positions.
     """
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
 
     input: Any
     adapter: Any
@@ -39,7 +37,7 @@ class TokensConfig(ConfigTree):
         if self._geometry.holds_positions and self.positions is not None:
             raise refusal(self, "positions", f"None: {self.adapter.kind} hold their own")
         if isinstance(self.positions, FourierConfig) and self.positions.max_resolution is not None:
-            check_numbers(self.positions, "max_resolution", (len(self.token_grid),), above=0)
+            check_length(self.positions, "max_resolution", len(self.token_grid))
 
     @property
     def _geometry(self) -> AdapterBase:

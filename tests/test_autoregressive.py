@@ -191,17 +191,17 @@ def test_bfloat16_keeps_the_rotation_and_returns_float32():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"vocab_size": 0}, "vocab_size is 0; must be an integer of at least 1"),
+        ({"vocab_size": 0}, "vocab_size is 0; must be greater than or equal to 1"),
         ({"num_latents": 17}, "num_latents is 17; must be at most max_length = 16"),
         ({"channels": 15}, "channels is 15; must be a multiple of num_heads = 2"),
-        ({"rotary_fraction": 0.0}, "rotary_fraction is 0.0; must be above 0 and at most 1"),
+        ({"rotary_fraction": 0.0}, "rotary_fraction is 0.0; must be greater than 0"),
         ({"rotary_fraction": 0.1}, "rotary_fraction is 0.1; must be enough for 2 of the heads' 8"),
-        ({"max_wavelength": 1.0}, "max_wavelength is 1.0; must be a number above 1"),
-        ({"positions": "sines"}, "positions is 'sines'; must be one of 'rotary', 'learned'"),
-        ({"activation": "relu"}, "activation is 'relu'; must be one of 'squared_relu'"),
+        ({"max_wavelength": 1.0}, "max_wavelength is 1.0; must be greater than 1"),
+        ({"positions": "sines"}, "positions is 'sines'; must be 'rotary' or 'learned'"),
+        ({"activation": "relu"}, "activation is 'relu'; must be 'squared_relu'"),
         (
             {"context_dropout": 1.0},
-            "context_dropout is 1.0; must be a number at least 0 and below 1",
+            "context_dropout is 1.0; must be less than 1",
         ),
     ],
 )

@@ -240,7 +240,7 @@ WRONG_VALUES = [
     ("data.validation=1.5", "data.validation: is 1.5; must be a valid string or less than 1"),
     ("data.image.channels=2", "data.image.channels: is 2; must be 1 or 3"),
     ("data.image.resize=zoom", "data.image.resize: is 'zoom'; must be 'crop', 'pad' or 'stretch'"),
-    ("data.image.height=0", "data.image: height is 0; must be at least 1"),
+    ("data.image.height=0", "data.image.height: is 0; must be greater than or equal to 1"),
     ("model.adapter.kind=mell", "model.adapter: kind is 'mell'; must be 'pixels', 'patches'"),
     ("model.adapter={}", "model.adapter: is {}, without a kind; kind must be 'pixels', 'patches'"),
     ("model.positions=null", "model.positions: is None, without a kind; kind must be "),
@@ -253,8 +253,8 @@ WRONG_VALUES = [
         "training.schedule={kind:cosine}",
         "training.schedule.kind:cosine: unknown key; write 'kind: cosine', with a space after the",
     ),
-    ("model.positions.num_bands=0", "model.positions: num_bands is 0; must be an integer of at l"),
-    ("model.pixel_std=[0]", "model: std is (0.0,); must be a tuple of 1 finite number(s) above 0"),
+    ("model.positions.num_bands=0", "model.positions.num_bands: is 0; must be greater than or eq"),
+    ("model.pixel_std=[0]", "model: std.0 is 0.0; must be greater than 0"),
     ("output=s3://a/b", "output: is 's3://a/b'; give a folder"),
     ("data={}", "data.train: is missing"),
 ]
@@ -340,7 +340,7 @@ IMPOSSIBLE = [
     (["data.image=null"], ["data: give at least one of the sections image, audio, video, points"]),
     (
         ["data.image=null", "data.audio={seconds: 0.01}"],
-        ["data.audio: min_seconds is 0.02 and seconds 0.01"],
+        ["data.audio: min_seconds is 0.02; must be at most seconds = 0.01"],
     ),
 ]
 
@@ -363,7 +363,7 @@ SPACES = [
     ("training.schedule={choice: [1]}", "no such field; did you mean 'training.schedule."),
     ("data.train={choice: [a]}", "a study searches model.encoder.*, model.decoder.*, model.au"),
     ("model.adapter.num_channels={choice: [8]}", "a study searches model.encoder.*, model.decoder"),
-    ("model.encoder.num_latents={choice: [16, 0]}", "model.encoder: num_latents is 0; must be"),
+    ("model.encoder.num_latents={choice: [16, 0]}", "model.encoder.num_latents: is 0; must be"),
     ("model.encoder.num_latents={choice: [16, '32']}", "model.encoder.num_latents: is '32'; must"),
     ("model.encoder.latent_dim={choice: [96, 97]}", "model.encoder: latent_dim is 97; must be a m"),
     ("training.zero_stage={choice: [7]}", "training.zero_stage: is 7; must be 0, 1, 2 or 3"),

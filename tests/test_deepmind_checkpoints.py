@@ -84,7 +84,12 @@ def test_one_error_names_all_tensors_that_do_not_fit():
     ("case", "settings", "options", "message"),
     [
         ("conv", {"num_latents": 6}, {}, r"latents of shape \[5, 16\], expected \[6, 16\]"),
-        ("fourier", {"num_blocks": 0}, {}, "EncoderConfig.num_blocks is 0; must be an integer"),
+        (
+            "fourier",
+            {"num_blocks": 0},
+            {},
+            "EncoderConfig.num_blocks is 0; must be greater than or equal to 1",
+        ),
         ("fourier", {"hidden_act": "relu"}, {}, "hidden_act is 'relu'; must be one of gelu"),
         ("fourier", {"use_query_residual": False}, {}, "use_query_residual is false; must be true"),
         ("learned", {}, {"image_size": (6, 5)}, r"image_size is \(6, 5\); .* for \(6, 6\)"),

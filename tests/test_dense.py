@@ -148,7 +148,7 @@ def test_flops_are_those_of_the_plain_algorithm(config):
 def test_json_round_trip(config):
     values = json.loads(json.dumps(config.to_dict()))
     assert DenseConfig.from_dict(values) == config
-    assert pydantic.TypeAdapter(DenseConfig).validate_python(values) == config
+    assert pydantic.TypeAdapter(DenseConfig).validate_json(json.dumps(values)) == config
 
 
 def test_bfloat16_and_autocast_give_nearly_the_same_in_float32():
@@ -201,14 +201,14 @@ def test_learns_to_segment_from_a_few_outputs_of_each_sample():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"output_channels": 0}, "output_channels is 0; must be an integer of at least 1"),
-        ({"output_grid": (4, 0)}, r"output_grid is \(4, 0\); must be a tuple of integers"),
+        ({"output_channels": 0}, "output_channels is 0; must be greater than or equal to 1"),
+        ({"output_grid": (4, 0)}, r"output_grid.1 is 0; must be greater than or equal to 1"),
         ({"output_grid": (4,), "query_tokens": True}, "query_tokens is True; must be False: .* 1 "),
         (
             {"input": AudioInput(sample_rate=8, num_samples=8), "adapter": ChunksConfig()},
             "output_grid is None; must be given: audio has no grid",
         ),
-        ({"query_positions": FourierConfig(max_resolution=(3,))}, "a tuple of 2 finite number"),
+        ({"query_positions": FourierConfig(max_resolution=(3,))}, "a tuple of 2 number"),
         ({"decoder": DecoderConfig(num_heads=5)}, "num_heads is 5; .* the latents' 32 channels"),
         (
             {"adapter": ChunksConfig()},

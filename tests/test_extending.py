@@ -130,7 +130,7 @@ def test_a_modality_takes_two_modules_and_one_line(tmp_path):
     looked, _, tokens = output_of(folder, "look.py", json.dumps(IMAGES)).partition("\n")
     assert tokens == printed
     seen = json.loads(looked)
-    assert seen["value"].startswith("x: data.series: num_steps is 0; must be an integer of")
+    assert seen["value"].startswith("x: data.series.num_steps: is 0; must be greater than or")
     assert "data.series.num_chanels: unknown key; did you mean 'num_channels'?" in seen["key"]
     assert "columns.series is given, but not the section 'series'" in seen["column"]
     assert "'text', 'table' or 'series'" in seen["missing"]

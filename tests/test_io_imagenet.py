@@ -257,11 +257,17 @@ def test_compiles_into_one_graph(config):
     [
         (
             lambda: ConvStemConfig(padding="full"),
-            "padding is 'full'; must be one of 'same', 'valid'",
+            "padding is 'full'; must be 'same' or 'valid'",
         ),
-        (lambda: ConvStemConfig(norm="layer"), "norm is 'layer'; must be one of 'batch', 'group'"),
-        (lambda: ConvStemConfig(num_channels=0), "num_channels is 0; must be an integer"),
-        (lambda: PixelsConfig(num_channels=0), "num_channels is 0; must be an integer"),
+        (lambda: ConvStemConfig(norm="layer"), "norm is 'layer'; must be 'batch' or 'group'"),
+        (
+            lambda: ConvStemConfig(num_channels=0),
+            "num_channels is 0; must be greater than or equal to 1",
+        ),
+        (
+            lambda: PixelsConfig(num_channels=0),
+            "num_channels is 0; must be greater than or equal to 1",
+        ),
         (
             lambda: config(
                 input=ImageInput(height=4, width=9), adapter=ConvStemConfig(padding="valid")

@@ -283,9 +283,15 @@ def test_learns_to_fill_in_masked_bytes():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TextInput(max_length=0), "max_length is 0; must be an integer of at least 1"),
-        (lambda: TextInput(max_length=2, vocab_size=0), "vocab_size is 0; must be an integer"),
-        (lambda: TokenEmbeddingConfig(num_channels=1.0), "num_channels is 1.0; must be an integer"),
+        (lambda: TextInput(max_length=0), "max_length is 0; must be greater than or equal to 1"),
+        (
+            lambda: TextInput(max_length=2, vocab_size=0),
+            "vocab_size is 0; must be greater than or equal to 1",
+        ),
+        (
+            lambda: TokenEmbeddingConfig(num_channels=1.0),
+            "num_channels is 1.0; must be a valid integer",
+        ),
         (
             lambda: dataclasses.replace(CLASSIFIER, positions=FourierConfig()),
             "positions is FourierConfig.*; must be None: token_embedding hold their own",

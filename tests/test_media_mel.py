@@ -69,10 +69,10 @@ def test_silence_has_the_floors_logarithm():
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"num_mels": 0}, "num_mels is 0; must be an integer of at least 1"),
-        ({"window": 0.0}, "window is 0.0; must be a number above 0"),
-        ({"hop": float("nan")}, "hop is nan; must be a number above 0"),
-        ({"hop": 0.03}, "hop is 0.03; must be at most window=0.025"),
+        ({"num_mels": 0}, "num_mels is 0; must be greater than or equal to 1"),
+        ({"window": 0.0}, "window is 0.0; must be greater than 0"),
+        ({"hop": float("nan")}, "hop is nan; must be a finite number"),
+        ({"hop": 0.03}, "hop is 0.03; must be at most window = 0.025"),
     ],
 )
 def test_a_mel_format_refuses_what_cannot_be(fields, told):

@@ -350,8 +350,8 @@ def test_no_other_file_is_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"num_points": 0}, "num_points is 0; must be an integer of at least 1"),
-        ({"sample": "faces"}, "sample is 'faces'; must be one of 'auto', 'surface', 'points'"),
+        ({"num_points": 0}, "num_points is 0; must be greater than or equal to 1"),
+        ({"sample": "faces"}, "sample is 'faces'; must be 'auto', 'surface' or 'points'"),
         ({"seed": -1}, "seed is -1"),
         ({"max_faces": 1.5}, "max_faces is 1.5"),
         ({"fourier": PointsFourier(), "unit_cube": False}, "Fourier features need coordinates"),

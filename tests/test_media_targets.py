@@ -186,7 +186,7 @@ def test_a_mask_is_never_run_as_postscript(monkeypatch):
         ("data.target={kind: none, column: x}", "takes neither column nor classes"),
         ("data.target={kind: class, columns: [a]}", "columns is for kind 'regression'"),
         ("data.target.classes=[a, a]", "classes names 'a' twice"),
-        ("data.target={kind: tokens, max_length: 0}", "max_length is 0"),
+        ("data.target={kind: tokens, max_length: 0}", "max_length: is 0"),
         ("data.target.colum=x", "data.target.colum: unknown key; did you mean 'column'"),
         ("data.allow_missing=[audio]", "allow_missing names 'audio', which has no section"),
         ("data.columns.audio=x", "columns.audio is given, but not the section 'audio'"),

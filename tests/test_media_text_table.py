@@ -128,10 +128,10 @@ def test_a_context_survives_its_member():
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"max_length": 3}, "max_length is 3; must be an integer of at least 4"),
+        ({"max_length": 3}, "max_length is 3; must be greater than or equal to 4"),
         ({"overlap": 4}, "overlap is 4, but cut is 'first'"),
         ({"overlap": 9, "cut": "all"}, "overlap is 9; must be at most 8"),
-        ({"cut": "last"}, "cut is 'last'; must be one of 'first', 'all'"),
+        ({"cut": "last"}, "cut is 'last'; must be 'first' or 'all'"),
         ({"errors": "ignore"}, "errors is 'ignore'"),
     ],
 )
@@ -298,7 +298,7 @@ def test_a_fitted_format_survives_json():
         ({}, "numeric and categorical are empty"),
         ({"numeric": ("a", "a")}, "column 'a' is named twice"),
         ({"numeric": ("a",), "categorical": ("a",)}, "column 'a' is named twice"),
-        ({"numeric": "age"}, "numeric is 'age'; must be a list"),
+        ({"numeric": "age"}, "numeric is 'age'; must be a valid tuple"),
         ({"numeric": ("a",), "max_categories": 0}, "max_categories is 0"),
     ],
 )

@@ -1,28 +1,21 @@
 """The configuration of sound and of the adapters that read it. It does not import torch."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from perceiver_model.adapters.config_base import AdapterBase
 from perceiver_model.adapters.residual_config import (
-    check_stages,
+    Stages,
     stages_channels,
     stages_flops,
     stages_grid,
 )
 from perceiver_model.adapters.video_config import FeatureMapInput
-from perceiver_model.config_checks import (
-    FORBID_EXTRA,
-    check_integers,
-    check_number,
-    check_one_of,
-    refusal,
-)
+from perceiver_model.config_checks import Count, PositiveNumber, config_dataclass, refusal
 from perceiver_model.layer_flops import matmul_flops
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class AudioInput:
     """Sound of one channel, `[batch, num_samples]`, int16, or floating point in [-1, 1].
 
@@ -32,17 +25,12 @@ class AudioInput:
         num_samples: The number of samples in a sound of full length, at least 1.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
-
     kind: Literal["audio"] = "audio"
-    sample_rate: int
-    num_samples: int
-
-    def __post_init__(self) -> None:
-        check_integers(self, "sample_rate", "num_samples")
+    sample_rate: Count
+    num_samples: Count
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ChunksConfig(AdapterBase):
     """One token per `chunk_size` raw samples.
 
@@ -54,14 +42,10 @@ class ChunksConfig(AdapterBase):
             zeros.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
     reads = (AudioInput,)
 
     kind: Literal["chunks"] = "chunks"
-    chunk_size: int = 128
-
-    def __post_init__(self) -> None:
-        check_integers(self, "chunk_size")
+    chunk_size: Count = 128
 
     def token_grid(self, audio: AudioInput) -> tuple[int, ...]:
         """Return the number of chunks, `(chunks,)`; the last chunk is padded with zeros."""
@@ -72,7 +56,7 @@ class ChunksConfig(AdapterBase):
         return self.chunk_size
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class MelConfig(AdapterBase):
     """A log-mel spectrogram, with one token per frame or one per cell.
 
@@ -90,20 +74,15 @@ class MelConfig(AdapterBase):
             (paper, section 4.2: 4,800 inputs).
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
     reads = (AudioInput,)
 
     kind: Literal["mel"] = "mel"
-    num_mels: int = 64
-    window: float = 0.025
-    hop: float = 0.010
+    num_mels: Count = 64
+    window: PositiveNumber = 0.025
+    hop: PositiveNumber = 0.010
     tokens: Literal["frames", "cells"] = "frames"
 
     def __post_init__(self) -> None:
-        check_integers(self, "num_mels")
-        check_one_of(self, "tokens", "frames", "cells")
-        check_number(self, "window", above=0)
-        check_number(self, "hop", above=0)
         if self.hop > self.window:
             raise refusal(self, "hop", f"at most window = {self.window}, or it would skip samples")
 
@@ -156,7 +135,7 @@ class MelConfig(AdapterBase):
         return matmul_flops(self.num_frames(audio), num_bins, self.num_mels)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class MelConvConfig(AdapterBase):
     """A log-mel spectrogram, read as a picture by a small convolutional front end.
 
@@ -172,21 +151,18 @@ class MelConvConfig(AdapterBase):
             none. Every stage but the first halves the grid and doubles the channels.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
     # Stored frames are a feature map of one column, whose channels are the bands.
     reads = (AudioInput, FeatureMapInput)
 
     kind: Literal["mel_conv"] = "mel_conv"
-    num_mels: int = 64
-    window: float = 0.025
-    hop: float = 0.010
-    num_channels: int = 32
-    stages: tuple[int, ...] = (1, 1)
+    num_mels: Count = 64
+    window: PositiveNumber = 0.025
+    hop: PositiveNumber = 0.010
+    num_channels: Count = 32
+    stages: Stages = (1, 1)
 
     def __post_init__(self) -> None:
-        check_integers(self, "num_channels")
-        check_stages(self)
-        _ = self.mel  # which checks the other fields
+        _ = self.mel  # which compares the fields
 
     @property
     def mel(self) -> MelConfig:

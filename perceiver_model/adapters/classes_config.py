@@ -3,14 +3,13 @@
 The multimodal autoencoder reads the label as an input (IO, section 4.3).
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from perceiver_model.adapters.config_base import AdapterBase
-from perceiver_model.config_checks import FORBID_EXTRA, check_integers
+from perceiver_model.config_checks import Count, config_dataclass
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ClassInput:
     """Class indices `[batch]`, int64, or probabilities `[batch, num_classes]`, floating point.
 
@@ -19,16 +18,11 @@ class ClassInput:
         num_classes: The number of classes, at least 1. Class indices are at least 0 and below it.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
-
     kind: Literal["class"] = "class"
-    num_classes: int
-
-    def __post_init__(self) -> None:
-        check_integers(self, "num_classes")
+    num_classes: Count
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class OneHotConfig(AdapterBase):
     """One token with one channel per class.
 
@@ -36,7 +30,6 @@ class OneHotConfig(AdapterBase):
         kind: Must be `one_hot`.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
     reads = (ClassInput,)
     holds_positions = True
 

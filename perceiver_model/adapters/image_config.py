@@ -1,28 +1,28 @@
 """The configuration of images and of the adapters that read them. It does not import torch."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from perceiver_model.adapters.config_base import AdapterBase
 from perceiver_model.adapters.residual_config import (
-    check_stages,
+    Stages,
     stages_channels,
     stages_flops,
     stages_grid,
 )
 from perceiver_model.adapters.video_config import FeatureMapInput, VideoInput
 from perceiver_model.config_checks import (
-    FORBID_EXTRA,
-    check_integers,
-    check_numbers,
-    check_one_of,
+    Count,
+    Number,
+    PositiveNumber,
+    check_length,
+    config_dataclass,
     refusal,
 )
 from perceiver_model.layer_flops import matmul_flops
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ImageInput:
     """Images `[batch, height, width, channels]`, uint8, or floating point in [0, 1].
 
@@ -37,19 +37,16 @@ class ImageInput:
         std: One number above 0 for each channel, or one for all channels.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
-
     kind: Literal["image"] = "image"
-    height: int
-    width: int
-    channels: int = 3
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
+    height: Count
+    width: Count
+    channels: Count = 3
+    mean: tuple[Number, ...] = (0.5,)
+    std: tuple[PositiveNumber, ...] = (0.5,)
 
     def __post_init__(self) -> None:
-        check_integers(self, "height", "width", "channels")
-        check_numbers(self, "mean", (1, self.channels))
-        check_numbers(self, "std", (1, self.channels), above=0)
+        check_length(self, "mean", 1, self.channels)
+        check_length(self, "std", 1, self.channels)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -57,7 +54,7 @@ class ImageInput:
         return self.height, self.width
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class PixelsConfig(AdapterBase):
     """One token per pixel of an image, a feature map or a video frame (paper, section 4.1).
 
@@ -68,15 +65,10 @@ class PixelsConfig(AdapterBase):
             appendix). None means no linear layer.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
     reads = (ImageInput, FeatureMapInput, VideoInput)
 
     kind: Literal["pixels"] = "pixels"
-    num_channels: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.num_channels is not None:
-            check_integers(self, "num_channels")
+    num_channels: Count | None = None
 
     def token_grid(self, pixels: ImageInput | FeatureMapInput | VideoInput) -> tuple[int, ...]:
         """Return the grid of the input."""
@@ -93,7 +85,7 @@ class PixelsConfig(AdapterBase):
         return matmul_flops(math.prod(pixels.grid), pixels.channels, self.num_channels)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class PatchesConfig(AdapterBase):
     """One token per square patch of pixels. The patches must tile the image.
 
@@ -102,14 +94,10 @@ class PatchesConfig(AdapterBase):
         patch_size: The side of a patch in pixels, a divisor of the image's height and width.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
     reads = (ImageInput,)
 
     kind: Literal["patches"] = "patches"
-    patch_size: int
-
-    def __post_init__(self) -> None:
-        check_integers(self, "patch_size")
+    patch_size: Count
 
     def check(self, image: ImageInput) -> None:
         """Check that the patches tile the image.
@@ -130,7 +118,7 @@ class PatchesConfig(AdapterBase):
         return self.patch_size * self.patch_size * image.channels
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ConvConfig(AdapterBase):
     """A small convolutional front end: one token per 2 × 2 pixels.
 
@@ -146,16 +134,11 @@ class ConvConfig(AdapterBase):
             1; empty for none. Every stage but the first halves the grid and doubles the channels.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
     reads = (ImageInput,)
 
     kind: Literal["conv"] = "conv"
-    num_channels: int = 32
-    stages: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_integers(self, "num_channels")
-        check_stages(self)
+    num_channels: Count = 32
+    stages: Stages = ()
 
     def token_grid(self, image: ImageInput) -> tuple[int, ...]:
         """Return half the image's rows and columns, rounded up, and halved again by the stages."""
@@ -176,7 +159,7 @@ class ConvConfig(AdapterBase):
         return math.ceil(image.height / 2), math.ceil(image.width / 2)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ConvStemConfig(AdapterBase):
     """Perceiver IO's "2D conv + maxpool" (IO, section 4.5): one token per 4 × 4 pixels.
 
@@ -192,18 +175,12 @@ class ConvStemConfig(AdapterBase):
             depend on how a batch is split between processes.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
     reads = (ImageInput,)
 
     kind: Literal["conv_stem"] = "conv_stem"
-    num_channels: int = 64
+    num_channels: Count = 64
     padding: Literal["same", "valid"] = "same"
     norm: Literal["batch", "group"] = "batch"
-
-    def __post_init__(self) -> None:
-        check_integers(self, "num_channels")
-        check_one_of(self, "padding", "same", "valid")
-        check_one_of(self, "norm", "batch", "group")
 
     def check(self, image: ImageInput) -> None:
         """Check that the image is large enough for the pooling without padding.

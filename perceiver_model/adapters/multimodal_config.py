@@ -2,21 +2,22 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from perceiver_model.adapters.configs import AdapterBase, MediaAdapter, MediaInput
 from perceiver_model.config_checks import (
-    FORBID_EXTRA,
-    check_integers,
-    check_number,
-    check_one_of,
+    KEEP_INTEGERS,
+    Count,
+    DropProbability,
+    config_dataclass,
     refusal,
 )
 from perceiver_model.tokens_config import TokensConfig
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class Modality(TokensConfig):
     """One modality of an input: its input, its tokens, and how training hides it.
 
@@ -35,26 +36,19 @@ class Modality(TokensConfig):
 
     input: MediaInput
     adapter: MediaAdapter
-    dropout: float = 0.0
-    mask_probability: float | None = None
+    dropout: DropProbability = 0.0
+    mask_probability: Annotated[float, Field(ge=0, le=1), KEEP_INTEGERS] | None = None
     masked_in_evaluation: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self, "dropout", least=0, below=1)
-        probability = self.mask_probability
-        if probability is not None and not (
-            isinstance(probability, int | float) and 0 <= probability <= 1
-        ):
-            raise refusal(self, "mask_probability", "from 0 to 1, or None")
-        check_one_of(self, "masked_in_evaluation", True, False)
         if self.masked_in_evaluation and self.mask_probability is None:
             raise refusal(self, "masked_in_evaluation", "False where mask_probability is None")
         if self.masked_in_evaluation and self.dropout:
             raise refusal(self, "dropout", "0 where masked_in_evaluation: its tokens are masked")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class MultimodalInput:
     """Several modalities by name. A batch is a mapping from the same names to their inputs.
 
@@ -62,8 +56,6 @@ class MultimodalInput:
         kind: Must be `multimodal`.
         modalities: Each modality by its name, at least one. A name is a Python identifier.
     """
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
 
     kind: Literal["multimodal"] = "multimodal"
     modalities: Mapping[str, Modality]
@@ -73,7 +65,7 @@ class MultimodalInput:
             raise refusal(self, "modalities", "a mapping from identifiers, with at least one")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class PaddedModalities(AdapterBase):
     """The tokens of all modalities, one modality after the other, padded to a common width.
 
@@ -89,17 +81,12 @@ class PaddedModalities(AdapterBase):
             section 4.2).
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
     reads = (MultimodalInput,)
     holds_positions = True
 
     kind: Literal["padded_modalities"] = "padded_modalities"
-    embedding_channels: int = 4
+    embedding_channels: Count = 4
     padding: Literal["learned", "zeros"] = "learned"
-
-    def __post_init__(self) -> None:
-        check_integers(self, "embedding_channels")
-        check_one_of(self, "padding", "learned", "zeros")
 
     def token_grid(self, media: MultimodalInput) -> tuple[int, ...]:
         """Return the total number of tokens of all modalities, `(tokens,)`."""

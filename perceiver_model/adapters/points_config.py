@@ -1,19 +1,13 @@
 """The configuration of point clouds and of their Fourier features. It does not import torch."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from perceiver_model.adapters.config_base import AdapterBase
-from perceiver_model.config_checks import (
-    FORBID_EXTRA,
-    check_integers,
-    check_number,
-    check_one_of,
-)
+from perceiver_model.config_checks import Count, PositiveNumber, WholeNumber, config_dataclass
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class PointsInput:
     """Point clouds `[batch, num_points, num_dims + num_features]`, floating point.
 
@@ -30,18 +24,11 @@ class PointsInput:
             it is False, the coordinates should already lie in [-1, 1].
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
-
     kind: Literal["points"] = "points"
-    num_points: int
-    num_dims: int = 3
-    num_features: int = 0
+    num_points: Count
+    num_dims: Count = 3
+    num_features: WholeNumber = 0
     unit_cube: bool = True
-
-    def __post_init__(self) -> None:
-        check_integers(self, "num_points", "num_dims")
-        check_integers(self, "num_features", least=0)
-        check_one_of(self, "unit_cube", True, False)
 
     @property
     def channels(self) -> int:
@@ -49,7 +36,7 @@ class PointsInput:
         return self.num_dims + self.num_features
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class PointsConfig(AdapterBase):
     """One token per point: its features and the Fourier features of its coordinates.
 
@@ -62,18 +49,12 @@ class PointsConfig(AdapterBase):
             distances between points can distinguish, so it needs as much data as the paper has.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
     reads = (PointsInput,)
     holds_positions = True
 
     kind: Literal["points"] = "points"
-    num_bands: int = 64
-    max_resolution: float | None = None
-
-    def __post_init__(self) -> None:
-        check_integers(self, "num_bands")
-        if self.max_resolution is not None:
-            check_number(self, "max_resolution", above=0)
+    num_bands: Count = 64
+    max_resolution: PositiveNumber | None = None
 
     def token_grid(self, points: PointsInput) -> tuple[int, ...]:
         """Return the number of points, `(num_points,)`."""

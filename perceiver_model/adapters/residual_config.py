@@ -1,27 +1,14 @@
 """The geometry of stages of residual blocks. It does not import torch."""
 
 import math
-from typing import Any
 
-from perceiver_model.config_checks import refusal
+from perceiver_model.config_checks import Count
 from perceiver_model.layer_flops import matmul_flops
 
+Stages = tuple[Count, ...]
+"""The number of residual blocks of each stage."""
 KERNEL = 3
 """The side of the convolutions in a residual block."""
-
-
-def check_stages(config: Any) -> None:
-    """Check the field `stages` of an adapter: the number of residual blocks of each stage.
-
-    Raises:
-        ValueError: If it is not a tuple of integers of at least 1.
-    """
-    stages = config.stages
-    if not isinstance(stages, tuple) or not all(
-        isinstance(blocks, int) and not isinstance(blocks, bool) and blocks >= 1
-        for blocks in stages
-    ):
-        raise refusal(config, "stages", "a tuple of integers of at least 1")
 
 
 def stages_grid(grid: tuple[int, int], stages: tuple[int, ...]) -> tuple[int, int]:

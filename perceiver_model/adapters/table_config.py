@@ -1,21 +1,21 @@
 """The configuration of table rows, with one token per column. It does not import torch."""
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from perceiver_model.adapters.config_base import AdapterBase
 from perceiver_model.config_checks import (
-    FORBID_EXTRA,
-    check_integers,
-    check_number,
-    check_numbers,
-    check_one_of,
+    Count,
+    Number,
+    PositiveNumber,
+    WholeNumber,
+    check_length,
+    config_dataclass,
     refusal,
 )
 from perceiver_model.layer_flops import matmul_flops
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class TableInput:
     """Rows of a table with numeric and categorical columns, given as `adapters.table.TableRows`.
 
@@ -29,23 +29,15 @@ class TableInput:
         num_categories: The number of known values of each categorical column, at least 1.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
-
     kind: Literal["table"] = "table"
-    num_numeric: int = 0
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    num_categories: tuple[int, ...] = ()
+    num_numeric: WholeNumber = 0
+    mean: tuple[Number, ...] = (0.0,)
+    std: tuple[PositiveNumber, ...] = (1.0,)
+    num_categories: tuple[Count, ...] = ()
 
     def __post_init__(self) -> None:
-        check_integers(self, "num_numeric", least=0)
-        check_numbers(self, "mean", (1, self.num_numeric))
-        check_numbers(self, "std", (1, self.num_numeric), above=0)
-        if not isinstance(self.num_categories, tuple) or not all(
-            isinstance(count, int) and not isinstance(count, bool) and count >= 1
-            for count in self.num_categories
-        ):
-            raise refusal(self, "num_categories", "a tuple of integers of at least 1")
+        check_length(self, "mean", 1, self.num_numeric)
+        check_length(self, "std", 1, self.num_numeric)
         if self.num_columns == 0:
             raise refusal(self, "num_numeric", "at least 1 where num_categories is empty")
 
@@ -55,7 +47,7 @@ class TableInput:
         return self.num_numeric + len(self.num_categories)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ColumnsConfig(AdapterBase):
     """One token per column. The numeric columns come first.
 
@@ -76,21 +68,14 @@ class ColumnsConfig(AdapterBase):
             a vector that is learned for the column, so that a model can learn from the absence.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
     reads = (TableInput,)
     holds_positions = True
 
     kind: Literal["columns"] = "columns"
-    num_channels: int = 64
+    num_channels: Count = 64
     missing: Literal["masked", "learned"] = "masked"
-    num_bands: int = 0
-    frequency_std: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_integers(self, "num_channels")
-        check_integers(self, "num_bands", least=0)
-        check_number(self, "frequency_std", above=0)
-        check_one_of(self, "missing", "masked", "learned")
+    num_bands: WholeNumber = 0
+    frequency_std: PositiveNumber = 0.5
 
     def token_grid(self, table: TableInput) -> tuple[int, ...]:
         """Return the number of columns, `(columns,)`."""

@@ -1,17 +1,18 @@
 """The configuration of text as token ids. It does not import torch."""
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from perceiver_model.adapters.config_base import AdapterBase
-from perceiver_model.config_checks import FORBID_EXTRA, check_integers, refusal
+from perceiver_model.config_checks import Count, config_dataclass, refusal
 
 LONGEST_NGRAM = 16
 BYTE_VOCAB_SIZE = 262
 """The 6 special tokens and 256 bytes of DeepMind's byte tokenizer (IO, section 4.1)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class TextInput:
     """Token ids `[batch, length]`, int64 or int32, of any length up to `max_length`.
 
@@ -22,17 +23,12 @@ class TextInput:
             default is the vocabulary of `encode_bytes`.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
-
     kind: Literal["text"] = "text"
-    max_length: int
-    vocab_size: int = BYTE_VOCAB_SIZE
-
-    def __post_init__(self) -> None:
-        check_integers(self, "max_length", "vocab_size")
+    max_length: Count
+    vocab_size: Count = BYTE_VOCAB_SIZE
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class TokenEmbeddingConfig(AdapterBase):
     """One token per id: the learned embedding of the id plus the learned vector of its position.
 
@@ -49,27 +45,17 @@ class TokenEmbeddingConfig(AdapterBase):
             with the same hash share one.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
     reads = (TextInput,)
     holds_positions = True
 
     kind: Literal["token_embedding"] = "token_embedding"
-    num_channels: int = 768
-    ngrams: tuple[int, ...] = ()
-    num_buckets: int = 16_384
+    num_channels: Count = 768
+    ngrams: tuple[Annotated[int, Field(ge=2, le=LONGEST_NGRAM)], ...] = ()
+    num_buckets: Annotated[int, Field(ge=2)] = 16_384
 
     def __post_init__(self) -> None:
-        check_integers(self, "num_channels")
-        check_integers(self, "num_buckets", least=2)
-        if (
-            not isinstance(self.ngrams, tuple)
-            or not all(
-                isinstance(n, int) and not isinstance(n, bool) and 2 <= n <= LONGEST_NGRAM
-                for n in self.ngrams
-            )
-            or list(self.ngrams) != sorted(set(self.ngrams))
-        ):
-            raise refusal(self, "ngrams", f"rising integers from 2 to {LONGEST_NGRAM}")
+        if list(self.ngrams) != sorted(set(self.ngrams)):
+            raise refusal(self, "ngrams", "rising integers")
 
     def token_grid(self, text: TextInput) -> tuple[int, ...]:
         """Return the number of tokens of the longest text, `(max_length,)`."""

@@ -1,18 +1,19 @@
 """The configuration of videos and of a user's feature maps. It does not import torch."""
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from perceiver_model.adapters.config_base import AdapterBase
 from perceiver_model.config_checks import (
-    FORBID_EXTRA,
-    check_integers,
-    check_numbers,
+    Count,
+    Number,
+    PositiveNumber,
+    check_length,
+    config_dataclass,
     refusal,
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class VideoInput:
     """Videos `[batch, num_frames, height, width, channels]`, uint8, or floating point in [0, 1].
 
@@ -28,20 +29,17 @@ class VideoInput:
         std: One number above 0 for each channel, or one for all channels.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
-
     kind: Literal["video"] = "video"
-    num_frames: int
-    height: int
-    width: int
-    channels: int = 3
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
+    num_frames: Count
+    height: Count
+    width: Count
+    channels: Count = 3
+    mean: tuple[Number, ...] = (0.5,)
+    std: tuple[PositiveNumber, ...] = (0.5,)
 
     def __post_init__(self) -> None:
-        check_integers(self, "num_frames", "height", "width", "channels")
-        check_numbers(self, "mean", (1, self.channels))
-        check_numbers(self, "std", (1, self.channels), above=0)
+        check_length(self, "mean", 1, self.channels)
+        check_length(self, "std", 1, self.channels)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -49,7 +47,7 @@ class VideoInput:
         return self.num_frames, self.height, self.width
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class FeatureMapInput:
     """Feature maps of a user's backbone, `[batch, height, width, channels]`, floating point.
 
@@ -62,15 +60,10 @@ class FeatureMapInput:
         channels: The number of channels of a cell of the map, at least 1.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
-
     kind: Literal["feature_map"] = "feature_map"
-    height: int
-    width: int
-    channels: int
-
-    def __post_init__(self) -> None:
-        check_integers(self, "height", "width", "channels")
+    height: Count
+    width: Count
+    channels: Count
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -78,7 +71,7 @@ class FeatureMapInput:
         return self.height, self.width
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class SpaceTimePatchesConfig(AdapterBase):
     """One token per box of pixels. The boxes must tile the video.
 
@@ -91,16 +84,12 @@ class SpaceTimePatchesConfig(AdapterBase):
         width: The number of pixel columns in a box, a divisor of the video's width.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
     reads = (VideoInput,)
 
     kind: Literal["space_time_patches"] = "space_time_patches"
-    num_frames: int = 2
-    height: int = 8
-    width: int = 8
-
-    def __post_init__(self) -> None:
-        check_integers(self, "num_frames", "height", "width")
+    num_frames: Count = 2
+    height: Count = 8
+    width: Count = 8
 
     def check(self, video: VideoInput) -> None:
         """Check that the boxes tile the video.

@@ -2,23 +2,16 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from perceiver_model.adapters.multimodal_config import MultimodalInput, PaddedModalities
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, PositionConfig
-from perceiver_model.config_checks import (
-    FORBID_EXTRA,
-    check_integers,
-    check_numbers,
-    check_one_of,
-    refusal,
-)
+from perceiver_model.config_checks import Count, check_length, config_dataclass, refusal
 from perceiver_model.config_tree import ConfigTree
 from perceiver_model.tokens_config import check_cross_heads, check_decoder_heads, position_channels
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class GridOutput:
     """A grid of outputs `[batch, *grid, num_channels]`, selected by position.
 
@@ -34,21 +27,17 @@ class GridOutput:
             selects outputs by index and so uses `steps`.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
-
     kind: Literal["grid"] = "grid"
-    grid: tuple[int, ...]
-    num_channels: int
+    grid: tuple[Count, ...]
+    num_channels: Count
     positions: PositionConfig = FourierConfig()
     spacing: Literal["ends", "steps"] = "steps"
 
     def __post_init__(self) -> None:
-        if not self.grid or not all(isinstance(size, int) and size > 0 for size in self.grid):
-            raise refusal(self, "grid", "a tuple of integers of at least 1")
-        check_integers(self, "num_channels")
+        if not self.grid:
+            raise refusal(self, "grid", "a tuple of at least one integer")
         if isinstance(self.positions, FourierConfig) and self.positions.max_resolution is not None:
-            check_numbers(self.positions, "max_resolution", (len(self.grid),), above=0)
-        check_one_of(self, "spacing", "ends", "steps")
+            check_length(self.positions, "max_resolution", len(self.grid))
 
     @property
     def num_outputs(self) -> int:
@@ -61,7 +50,7 @@ class GridOutput:
         return position_channels(self.positions, len(self.grid))
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class VectorOutput:
     """A single output `[batch, num_channels]`, such as the logits of classes.
 
@@ -72,14 +61,9 @@ class VectorOutput:
             common width.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
-
     kind: Literal["vector"] = "vector"
-    num_channels: int
-    query_channels: int = 1024
-
-    def __post_init__(self) -> None:
-        check_integers(self, "num_channels", "query_channels")
+    num_channels: Count
+    query_channels: Count = 1024
 
     @property
     def num_outputs(self) -> int:
@@ -87,7 +71,7 @@ class VectorOutput:
         return 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class AutoencoderConfig(ConfigTree):
     """Modalities → one input array → encoder → one decoder for all outputs.
 
@@ -102,20 +86,17 @@ class AutoencoderConfig(ConfigTree):
         decoded_channels: The number of channels of every output before its own linear layer.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
-
     input: MultimodalInput
     adapter: PaddedModalities = PaddedModalities()
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig(query_residual=False)
     outputs: Mapping[str, GridOutput | VectorOutput]
-    query_embedding_channels: int = 2
-    decoded_channels: int = 512
+    query_embedding_channels: Count = 2
+    decoded_channels: Count = 512
 
     def __post_init__(self) -> None:
         if not self.outputs or not all(name.isidentifier() for name in self.outputs):
             raise refusal(self, "outputs", "a mapping from identifiers, with at least one")
-        check_integers(self, "query_embedding_channels", "decoded_channels")
         check_cross_heads(self.encoder, self.input_channels)
         check_decoder_heads(self.decoder, self.encoder)
 

@@ -1,16 +1,17 @@
 """The configuration of a Perceiver AR and its FLOPs. It does not import torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field
 
 from perceiver_model.adapters.text_config import BYTE_VOCAB_SIZE
 from perceiver_model.config_checks import (
-    FORBID_EXTRA,
-    check_integers,
+    KEEP_INTEGERS,
+    Count,
+    DropProbability,
     check_multiple,
-    check_number,
-    check_one_of,
+    config_dataclass,
     read_config,
     refusal,
     write_config,
@@ -18,7 +19,7 @@ from perceiver_model.config_checks import (
 from perceiver_model.layer_flops import cross_attend_flops, matmul_flops, self_attend_flops
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ARConfig:
     """A Perceiver AR (arXiv 2202.07765, appendix C).
 
@@ -49,47 +50,29 @@ class ARConfig:
         context_dropout: The probability, in training, that the cross-attend does not see a token.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
-
     kind: Literal["autoregressive"] = "autoregressive"
-    vocab_size: int = BYTE_VOCAB_SIZE
-    max_length: int = 8192
-    num_latents: int = 1024
-    channels: int = 1024
-    num_self_attends: int = 12
-    num_heads: int = 16
-    widening: int = 4
+    vocab_size: Count = BYTE_VOCAB_SIZE
+    max_length: Count = 8192
+    num_latents: Count = 1024
+    channels: Count = 1024
+    num_self_attends: Count = 12
+    num_heads: Count = 16
+    widening: Count = 4
     activation: Literal["squared_relu", "gelu_tanh", "gelu_erf"] = "squared_relu"
     positions: Literal["rotary", "learned"] = "rotary"
-    rotary_fraction: float = 0.5
-    max_wavelength: float | None = None
+    rotary_fraction: Annotated[float, Field(gt=0, le=1), KEEP_INTEGERS] = 0.5
+    max_wavelength: Annotated[float, Field(gt=1), KEEP_INTEGERS] | None = None
     tied_logits: bool = False
-    dropout: float = 0.1
-    context_dropout: float = 0.0
+    dropout: DropProbability = 0.1
+    context_dropout: DropProbability = 0.0
 
     def __post_init__(self) -> None:
-        check_one_of(self, "kind", "autoregressive")
-        check_integers(
-            self,
-            *("vocab_size", "max_length", "num_latents", "channels", "num_self_attends"),
-            *("num_heads", "widening"),
-        )
         if self.num_latents > self.max_length:
             raise refusal(self, "num_latents", f"at most max_length = {self.max_length}")
         check_multiple(self, "channels", "num_heads")
-        check_one_of(self, "activation", "squared_relu", "gelu_tanh", "gelu_erf")
-        check_one_of(self, "positions", "rotary", "learned")
-        fraction = self.rotary_fraction
-        if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
-            raise refusal(self, "rotary_fraction", "above 0 and at most 1")
         if self.positions == "rotary" and self.rotated_channels == 0:
             allowed = f"enough for 2 of the heads' {self.head_width} channels"
             raise refusal(self, "rotary_fraction", allowed)
-        if self.max_wavelength is not None:
-            check_number(self, "max_wavelength", above=1)
-        check_one_of(self, "tied_logits", True, False)
-        check_number(self, "dropout", least=0, below=1)
-        check_number(self, "context_dropout", least=0, below=1)
 
     @property
     def head_width(self) -> int:

@@ -1,11 +1,9 @@
 """The configuration of a Perceiver classifier. It does not import torch."""
 
-from dataclasses import dataclass
-
 from perceiver_model.adapters.configs import MediaAdapter, MediaInput
 from perceiver_model.adapters.multimodal_config import MultimodalInput, PaddedModalities
 from perceiver_model.config import DecoderConfig, EncoderConfig
-from perceiver_model.config_checks import check_integers
+from perceiver_model.config_checks import Count, config_dataclass
 from perceiver_model.tokens_config import (
     TokensConfig,
     check_cross_heads,
@@ -18,7 +16,7 @@ AdapterConfig = MediaAdapter | PaddedModalities
 """The adapter of one or several modalities."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ClassifierConfig(TokensConfig):
     """A classifier: input → adapter → [content | positions] → encoder → logits.
 
@@ -37,10 +35,9 @@ class ClassifierConfig(TokensConfig):
     adapter: AdapterConfig
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig | None = None
-    num_classes: int
+    num_classes: Count
 
     def __post_init__(self) -> None:
-        check_integers(self, "num_classes")
         super().__post_init__()
         check_cross_heads(self.encoder, self.input_channels)
         if self.decoder:

@@ -1,10 +1,8 @@
 """The configuration of dense prediction: one output per element of a grid, without torch."""
 
-from dataclasses import dataclass
-
 from perceiver_model.adapters.configs import MediaAdapter, MediaInput
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, PositionConfig
-from perceiver_model.config_checks import check_integers, check_numbers, refusal
+from perceiver_model.config_checks import Count, check_length, config_dataclass, refusal
 from perceiver_model.tokens_config import (
     TokensConfig,
     check_cross_heads,
@@ -13,7 +11,7 @@ from perceiver_model.tokens_config import (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class DenseConfig(TokensConfig):
     """Dense prediction: input → tokens → encoder → decoder, with a query per output (IO, 3.2).
 
@@ -37,26 +35,22 @@ class DenseConfig(TokensConfig):
     adapter: MediaAdapter
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig(query_residual=False)
-    output_channels: int
-    output_grid: tuple[int, ...] | None = None
+    output_channels: Count
+    output_grid: tuple[Count, ...] | None = None
     query_positions: PositionConfig = FourierConfig()
     query_tokens: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integers(self, "output_channels")
-        if self.output_grid is None:
-            if not hasattr(self.input, "grid"):
-                raise refusal(self, "output_grid", f"given: {self.input.kind} has no grid")
-        elif not all(isinstance(size, int) and size > 0 for size in self.output_grid):
-            raise refusal(self, "output_grid", "a tuple of integers of at least 1")
+        if self.output_grid is None and not hasattr(self.input, "grid"):
+            raise refusal(self, "output_grid", f"given: {self.input.kind} has no grid")
         dims = len(self.outputs)
         if self.query_tokens and dims != len(self.token_grid):
             allowed = f"False: outputs have {dims} dimensions, tokens {len(self.token_grid)}"
             raise refusal(self, "query_tokens", allowed)
         fourier = self.query_positions
         if isinstance(fourier, FourierConfig) and fourier.max_resolution is not None:
-            check_numbers(fourier, "max_resolution", (dims,), above=0)
+            check_length(fourier, "max_resolution", dims)
         check_cross_heads(self.encoder, self.input_channels)
         check_decoder_heads(self.decoder, self.encoder)
 

@@ -1,15 +1,12 @@
 """The configuration of optical flow with Perceiver IO (IO, section 4.2 and appendix H)."""
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
-
 from perceiver_model.adapters.configs import VideoInput
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, PositionConfig
 from perceiver_model.config_checks import (
-    FORBID_EXTRA,
-    check_integers,
-    check_number,
-    check_numbers,
+    Count,
+    PositiveNumber,
+    check_length,
+    config_dataclass,
     refusal,
 )
 from perceiver_model.config_tree import ConfigTree
@@ -21,7 +18,7 @@ from perceiver_model.tokens_config import (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class FlowConfig(ConfigTree):
     """Optical flow: two frames → one token per pixel → encoder → the same tokens as queries → flow.
 
@@ -41,11 +38,9 @@ class FlowConfig(ConfigTree):
             predicts flow in units of 20 pixels; its released notebook multiplies by 20 afterwards.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
-
     input: VideoInput = VideoInput(num_frames=2, height=368, width=496)
-    patch_size: int = 3
-    num_channels: int = 64
+    patch_size: Count = 3
+    num_channels: Count = 64
     positions: PositionConfig = FourierConfig()
     encoder: EncoderConfig = EncoderConfig(
         num_latents=2048,
@@ -56,19 +51,16 @@ class FlowConfig(ConfigTree):
         num_self_heads=16,
     )
     decoder: DecoderConfig = DecoderConfig(query_residual=False)
-    rescale_factor: float = 100.0
-    flow_scale: float = 20.0
+    rescale_factor: PositiveNumber = 100.0
+    flow_scale: PositiveNumber = 20.0
 
     def __post_init__(self) -> None:
         if self.input.num_frames != 2:
             raise refusal(self.input, "num_frames", "2 for optical flow")
-        check_integers(self, "patch_size", "num_channels")
         if self.patch_size % 2 == 0:
             raise refusal(self, "patch_size", "odd, so that a token's pixel is in the middle")
         if isinstance(self.positions, FourierConfig) and self.positions.max_resolution is not None:
-            check_numbers(self.positions, "max_resolution", (2,), above=0)
-        check_number(self, "rescale_factor", above=0)
-        check_number(self, "flow_scale", above=0)
+            check_length(self.positions, "max_resolution", 2)
         check_cross_heads(self.encoder, self.input_channels)
         check_decoder_heads(self.decoder, self.encoder)
 

@@ -1,16 +1,13 @@
 """The configuration of a masked language model. It does not import torch."""
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
-
 from perceiver_model.adapters.configs import TextInput, TokenEmbeddingConfig
 from perceiver_model.config import DecoderConfig, EncoderConfig
-from perceiver_model.config_checks import FORBID_EXTRA
+from perceiver_model.config_checks import config_dataclass
 from perceiver_model.config_tree import ConfigTree
 from perceiver_model.tokens_config import check_cross_heads, check_decoder_heads
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class LanguageConfig(ConfigTree):
     """A masked language model: text → embedding → encoder → a query per position → logits.
 
@@ -25,8 +22,6 @@ class LanguageConfig(ConfigTree):
         encoder: The configuration of the encoder.
         decoder: The configuration of the decoder.
     """
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
 
     input: TextInput = TextInput(max_length=2048)
     adapter: TokenEmbeddingConfig = TokenEmbeddingConfig(num_channels=768)

@@ -1,15 +1,13 @@
 """The configuration of a model with a fixed number of outputs. It does not import torch."""
 
-from dataclasses import dataclass
-
 from perceiver_model.adapters.configs import MediaAdapter, MediaInput
 from perceiver_model.adapters.multimodal_config import MultimodalInput, PaddedModalities
 from perceiver_model.config import DecoderConfig, EncoderConfig
-from perceiver_model.config_checks import check_integers
+from perceiver_model.config_checks import Count, config_dataclass
 from perceiver_model.tokens_config import TokensConfig, check_cross_heads, check_decoder_heads
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class QueriesConfig(TokensConfig):
     """A fixed number of outputs: input → tokens → encoder → decoder, a learned query for each.
 
@@ -29,14 +27,11 @@ class QueriesConfig(TokensConfig):
     adapter: MediaAdapter | PaddedModalities
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
-    num_queries: int
-    query_channels: int | None = None
-    output_channels: int
+    num_queries: Count
+    query_channels: Count | None = None
+    output_channels: Count
 
     def __post_init__(self) -> None:
-        check_integers(self, "num_queries", "output_channels")
-        if self.query_channels is not None:
-            check_integers(self, "query_channels")
         super().__post_init__()
         check_cross_heads(self.encoder, self.input_channels)
         check_decoder_heads(self.decoder, self.encoder)

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from perceiver_model.config_checks import flatten
+from perceiver_model.config_checks import flatten, plain_message, shortened
 from pipeline.config.fields import field_names_at, kinds_at, step
 from pipeline.config.overrides import read_override
 from pipeline.config.tracking_uri import named_tracking_uri
@@ -169,29 +169,22 @@ def _allowed(error: Any) -> str:
         return "is missing"
     message = error["msg"]
     if kind == "value_error":  # from our own validator: drop the class that a dataclass names
-        return re.sub(r"\b[A-Z]\w+\.(?=\w+ is )", "", message.removeprefix("Value error, "))
+        return re.sub(r"\b[A-Z]\w+\.(?=[\w.]+ is )", "", message.removeprefix("Value error, "))
     if kind == "union_tag_invalid":
         return f"kind is {error['ctx']['tag']!r}; must be {error['ctx']['expected_tags']}"
     if kind == "union_tag_not_found":
-        hints = [f"is {_short(error['input'])}, without a kind", _space_hint(error["input"])]
+        hints = [f"is {shortened(error['input'])}, without a kind", _space_hint(error["input"])]
         hints.append(f"kind must be {', '.join(map(repr, kinds_at(location)))}")
         return "; ".join(filter(None, hints))
     if kind == "string_pattern_mismatch":
         message = f"must match {error['ctx']['pattern']}"
-    for theirs in ("Input should be", "Input should", "Tuple should"):
-        message = message.replace(theirs, "must be" if theirs.endswith("be") else "must")
-    return f"is {_short(error.get('input'))}; {message}"
+    return f"is {shortened(error.get('input'))}; {plain_message(message)}"
 
 
 def _space_hint(keys: typing.Iterable[Any]) -> str:
     """Say how to write the first key that YAML merged with its value, or return an empty text."""
     glued = next((key for key in map(str, keys or ()) if ":" in key), None)
     return f"write {glued.replace(':', ': ', 1)!r}, with a space after the colon" if glued else ""
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _without_tags(location: tuple[Any, ...]) -> list[Any]:

@@ -1,22 +1,22 @@
 """The base of the formats of all modalities."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from perceiver_model.config_checks import config_dataclass
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class MediaFormat:
     """The format of the arrays of one modality: `data.<modality>` in a configuration.
 
-    A subclass is a frozen dataclass of plain values: numbers, text, tuples, and dataclasses of
-    these. Its `__post_init__` rejects bad values with a ValueError.
+    A subclass is a `config_dataclass` of plain values: numbers, text, tuples, and such dataclasses.
+    Its `__post_init__` rejects values that do not fit each other with a ValueError.
 
     Attributes:
         modality: The name of the modality in `pipeline.media.registered`.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
     modality: ClassVar[str]
 
     @property

@@ -3,17 +3,17 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from perceiver_model.config_checks import check_integers, check_one_of
+from perceiver_model.config_checks import Count, Names, config_dataclass
 from pipeline.media.errors import MediaError
 from pipeline.media.image.decode import ImageFormat
 from pipeline.media.image.masks import decode_mask
 
-KINDS = ("class", "multi_label", "regression", "mask", "tokens", "none")
+Kind = Literal["class", "multi_label", "regression", "mask", "tokens", "none"]
 TARGET_MEMBER = "target.npy"
 CLASS_MEMBER = "cls"
 BYTE_OFFSET = 6
@@ -23,7 +23,7 @@ MAX_TEXT_BYTES = 2**20
 """The largest text file of numbers."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class TargetConfig:
     """The target of every sample.
 
@@ -41,30 +41,19 @@ class TargetConfig:
         max_length: For `tokens`, the longest sequence; longer ones are rejected. None for no limit.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
-
-    kind: Literal["class", "multi_label", "regression", "mask", "tokens", "none"] = "class"
-    column: str | None = None
-    columns: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()
-    separator: str = ";"
-    num_values: int = 1
-    max_length: int | None = None
+    kind: Kind = "class"
+    column: Annotated[str, Field(min_length=1)] | None = None
+    columns: Names = ()
+    classes: Names = ()
+    separator: Annotated[str, Field(min_length=1)] = ";"
+    num_values: Count = 1
+    max_length: Count | None = None
 
     def __post_init__(self) -> None:
-        check_one_of(self, "kind", *KINDS)
-        check_integers(self, "num_values", least=1)
-        if self.max_length is not None:
-            check_integers(self, "max_length", least=1)
         for name in ("columns", "classes"):
             values = getattr(self, name)
-            if isinstance(values, str) or not all(isinstance(v, str) and v for v in values):
-                raise ValueError(f"{name} is {values!r}; must be a list of names")
-            if repeated := sorted({v for v in values if list(values).count(v) > 1}):
+            if repeated := sorted({v for v in values if values.count(v) > 1}):
                 raise ValueError(f"{name} names {repeated[0]!r} twice")
-            object.__setattr__(self, name, tuple(values))
-        if self.column == "" or self.separator == "":
-            raise ValueError("column and separator must not be empty")
         if self.columns and (self.kind != "regression" or self.column is not None):
             raise ValueError("columns is for kind 'regression', and stands instead of column")
         if self.kind == "none" and (self.column is not None or self.classes):

@@ -22,6 +22,7 @@ MODEL_REQUIREMENTS = (
     "pandas",
     "pillow",
     "psutil",
+    "pydantic",
     "safetensors",
     "simplejpeg",
     "soundfile",

@@ -3,12 +3,12 @@
 import io
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
-from perceiver_model.config_checks import check_integers, check_number, check_one_of
+from perceiver_model.config_checks import PositiveNumber, config_dataclass, refusal
 from pipeline.media.audio.checks import check_flac, check_gsm, is_read_in_part, with_its_length
 from pipeline.media.audio.log import find_shortage
 from pipeline.media.audio.mel import MelFormat, log_mel
@@ -36,7 +36,7 @@ the working directory.
 """
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class AudioFormat(MediaFormat):
     """The format of every stored recording.
 
@@ -55,25 +55,16 @@ class AudioFormat(MediaFormat):
 
     modality: ClassVar[str] = "audio"
 
-    sample_rate: int = 16_000
-    seconds: float = 2.0
-    min_seconds: float = 0.02
+    sample_rate: Annotated[int, Field(ge=1_000, le=192_000)] = 16_000
+    seconds: PositiveNumber = 2.0
+    min_seconds: PositiveNumber = 0.02
     encoding: Literal["raw", "flac"] = "raw"
     mel: MelFormat | None = None
     clips: Literal["first", "all"] = "first"
 
     def __post_init__(self) -> None:
-        check_integers(self, "sample_rate", least=1)
-        check_number(self, "seconds", "min_seconds", above=0)
-        check_one_of(self, "encoding", "raw", "flac")
-        check_one_of(self, "clips", "first", "all")
-        if not 1_000 <= self.sample_rate <= 192_000:
-            raise ValueError(f"sample_rate is {self.sample_rate}; must lie in 1000 to 192000")
-        if not 0 < self.min_seconds <= self.seconds:
-            raise ValueError(
-                f"min_seconds is {self.min_seconds} and seconds {self.seconds}; "
-                "0 < min_seconds <= seconds is needed"
-            )
+        if self.min_seconds > self.seconds:
+            raise refusal(self, "min_seconds", f"at most seconds = {self.seconds}")
         if self.mel is not None:
             self.mel.check_rate(self.sample_rate)
             if self.encoding != "raw":

@@ -6,20 +6,18 @@ logarithm.
 """
 
 import math
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
 
 import numpy as np
 
-from perceiver_model.config_checks import check_integers, check_number
+from perceiver_model.config_checks import Count, PositiveNumber, config_dataclass, refusal
 
 LOG_FLOOR = 1e-6
 """This is added to mel energies before the logarithm. A full-scale sine reaches about 1e4."""
 _FRAMES_AT_ONCE = 4096
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class MelFormat:
     """A log-mel spectrogram that is stored instead of samples.
 
@@ -29,19 +27,13 @@ class MelFormat:
         hop: The time between the starts of two frames in seconds.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
-
-    num_mels: int = 64
-    window: float = 0.025
-    hop: float = 0.010
+    num_mels: Count = 64
+    window: PositiveNumber = 0.025
+    hop: PositiveNumber = 0.010
 
     def __post_init__(self) -> None:
-        check_integers(self, "num_mels", least=1)
-        check_number(self, "window", "hop", above=0)
         if self.hop > self.window:
-            raise ValueError(
-                f"hop is {self.hop}; must be at most window={self.window}, or samples are lost"
-            )
+            raise refusal(self, "hop", f"at most window = {self.window}, or samples are lost")
 
     def window_length(self, sample_rate: int) -> int:
         """Return the number of samples in a frame."""

@@ -1,11 +1,12 @@
 """Images: any format that Pillow itself reads, to a uint8 array of one fixed size."""
 
 import io
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 
 import numpy as np
+from pydantic import Field
 
+from perceiver_model.config_checks import Count, config_dataclass
 from pipeline.media.format import MediaFormat
 from pipeline.media.image.pillow import MAX_PIXELS, check_size, decode_pixels
 from pipeline.media.image.resample import resize
@@ -19,7 +20,7 @@ _DETAIL = 2.0
 to the resizing filter."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ImageFormat(MediaFormat):
     """The format that every image is brought to.
 
@@ -36,24 +37,13 @@ class ImageFormat(MediaFormat):
 
     modality: ClassVar[str] = "image"
 
-    height: int
-    width: int
+    height: Count
+    width: Count
     channels: Literal[1, 3] = 3
     resize: Literal["crop", "pad", "stretch"] = "crop"
     encoding: Literal["raw", "jpeg"] = "raw"
-    jpeg_quality: int = 92
-    max_pixels: int = MAX_PIXELS
-
-    def __post_init__(self) -> None:
-        for name in ("height", "width", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; must be at least 1")
-        if self.max_pixels > PILLOW_MAX_PIXELS:
-            raise ValueError(
-                f"max_pixels is {self.max_pixels}; Pillow refuses more than {PILLOW_MAX_PIXELS}"
-            )
-        if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"jpeg_quality is {self.jpeg_quality}; must lie in 1 to 100")
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 92
+    max_pixels: Annotated[int, Field(ge=1, le=PILLOW_MAX_PIXELS)] = MAX_PIXELS
 
     @property
     def member(self) -> str:

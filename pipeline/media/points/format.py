@@ -1,16 +1,15 @@
 """The format of meshes and point clouds: configuration that does not import trimesh."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from perceiver_model.config_checks import check_integers, check_number, check_one_of
+from perceiver_model.config_checks import Count, PositiveNumber, WholeNumber, config_dataclass
 from pipeline.media.format import MediaFormat
 
 NUM_DIMS = 3
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class PointsFourier:
     """Fourier features of every point's own coordinates, stored beside the points.
 
@@ -20,15 +19,8 @@ class PointsFourier:
             `points`, `sqrt(num_points / π)`, which matches the spacing of the points.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
-
-    num_bands: int = 64
-    max_resolution: float | None = None
-
-    def __post_init__(self) -> None:
-        check_integers(self, "num_bands", least=1)
-        if self.max_resolution is not None:
-            check_number(self, "max_resolution", above=0.0)
+    num_bands: Count = 64
+    max_resolution: PositiveNumber | None = None
 
     @property
     def channels(self) -> int:
@@ -45,7 +37,7 @@ class PointsFourier:
         return max(2.0, math.sqrt(num_points / math.pi))
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class PointsFormat(MediaFormat):
     """Point clouds of up to `num_points` points, stored as float16.
 
@@ -67,19 +59,15 @@ class PointsFormat(MediaFormat):
 
     modality: ClassVar[str] = "points"
 
-    num_points: int
+    num_points: Count
     sample: Literal["auto", "surface", "points"] = "auto"
-    seed: int = 0
+    seed: WholeNumber = 0
     unit_cube: bool = True
     fourier: PointsFourier | None = None
-    max_faces: int = 5_000_000
-    max_points: int = 20_000_000
+    max_faces: Count = 5_000_000
+    max_points: Count = 20_000_000
 
     def __post_init__(self) -> None:
-        check_integers(self, "num_points", "max_faces", "max_points", least=1)
-        check_integers(self, "seed", least=0)
-        check_one_of(self, "sample", "auto", "surface", "points")
-        check_one_of(self, "unit_cube", True, False)
         if self.fourier is not None and not self.unit_cube:
             raise ValueError(
                 "fourier is given, but unit_cube is false; Fourier features need coordinates in "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from perceiver_model.config_checks import config_dataclass
 from pipeline.media.errors import MediaError
 from pipeline.media.table.categories import Categories
 from pipeline.media.table.format import TableFormat
@@ -58,7 +59,7 @@ class TableVocabulary:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class FittedTableFormat(TableFormat):
     """A table's format with the vocabulary of its training rows. It can encode any row.
 

@@ -1,13 +1,12 @@
 """The format of a table's rows: configuration."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
-from perceiver_model.config_checks import check_integers
+from perceiver_model.config_checks import Count, Names, config_dataclass
 from pipeline.media.format import MediaFormat
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class TableFormat(MediaFormat):
     """Rows as vectors: the values of the numeric columns, then the indices of the categorical ones.
 
@@ -20,20 +19,11 @@ class TableFormat(MediaFormat):
 
     modality: ClassVar[str] = "table"
 
-    numeric: tuple[str, ...] = ()
-    categorical: tuple[str, ...] = ()
-    max_categories: int = 1000
+    numeric: Names = ()
+    categorical: Names = ()
+    max_categories: Count = 1000
 
     def __post_init__(self) -> None:
-        check_integers(self, "max_categories", least=1)
-        # Configurations that are read from JSON hold lists.
-        for name in ("numeric", "categorical"):
-            columns = getattr(self, name)
-            if isinstance(columns, str) or not all(
-                isinstance(column, str) and column for column in columns
-            ):
-                raise ValueError(f"{name} is {columns!r}; must be a list of columns' names")
-            object.__setattr__(self, name, tuple(columns))
         if not self.columns:
             raise ValueError("numeric and categorical are empty; name at least one column")
         if repeated := sorted({c for c in self.columns if self.columns.count(c) > 1}):

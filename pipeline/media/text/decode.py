@@ -1,12 +1,12 @@
 """Text: UTF-8 bytes, cut into contexts of limited length."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
-from perceiver_model.config_checks import check_integers, check_one_of
+from perceiver_model.config_checks import WholeNumber, config_dataclass
 from pipeline.media.errors import MediaError
 from pipeline.media.format import MediaFormat
 
@@ -14,7 +14,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 LONGEST_CHARACTER = 4
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class TextFormat(MediaFormat):
     """Contexts of up to `max_length` bytes.
 
@@ -32,16 +32,12 @@ class TextFormat(MediaFormat):
 
     modality: ClassVar[str] = "text"
 
-    max_length: int
-    overlap: int = 0
+    max_length: Annotated[int, Field(ge=LONGEST_CHARACTER)]
+    overlap: WholeNumber = 0
     cut: Literal["first", "all"] = "first"
     errors: Literal["strict", "replace"] = "strict"
 
     def __post_init__(self) -> None:
-        check_integers(self, "max_length", least=LONGEST_CHARACTER)
-        check_integers(self, "overlap", least=0)
-        check_one_of(self, "cut", "first", "all")
-        check_one_of(self, "errors", "strict", "replace")
         if self.overlap and self.cut == "first":
             raise ValueError(
                 f"overlap is {self.overlap}, but cut is 'first'; give cut: all, or leave it out"

@@ -1,14 +1,15 @@
 """The format that every film is brought to. This configuration does not import PyAV."""
 
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from perceiver_model.config_checks import check_integers, check_number, check_one_of
+from pydantic import Field
+
+from perceiver_model.config_checks import KEEP_INTEGERS, Count, PositiveNumber, config_dataclass
 from pipeline.media.format import MediaFormat
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class VideoFormat(MediaFormat):
     """Clips of a film: `num_frames` frames of one size, `frames_per_second` in a second.
 
@@ -33,28 +34,20 @@ class VideoFormat(MediaFormat):
 
     modality: ClassVar[str] = "video"
 
-    num_frames: int
-    height: int
-    width: int
+    num_frames: Count
+    height: Count
+    width: Count
     channels: Literal[1, 3] = 3
-    frames_per_second: float = 8.0
+    frames_per_second: Annotated[float, Field(ge=0.001, le=1000), KEEP_INTEGERS] = 8.0
     resize: Literal["crop", "pad", "stretch"] = "crop"
     clips: Literal["first", "all"] = "first"
-    stride_seconds: float | None = None
+    stride_seconds: PositiveNumber | None = None
     pad_short: bool = False
-    max_seconds: float = 4 * 3600.0
-    max_pixels: int = 50_000_000
+    max_seconds: PositiveNumber = 4 * 3600.0
+    max_pixels: Count = 50_000_000
 
     def __post_init__(self) -> None:
-        check_integers(self, "num_frames", "height", "width", "max_pixels", least=1)
-        check_one_of(self, "channels", 1, 3)
-        check_one_of(self, "resize", "crop", "pad", "stretch")
-        check_one_of(self, "clips", "first", "all")
-        check_one_of(self, "pad_short", True, False)
-        check_number(self, "frames_per_second", least=0.001, most=1000.0)
-        check_number(self, "max_seconds", above=0.0)
         if self.stride_seconds is not None:
-            check_number(self, "stride_seconds", above=0.0)
             if self.clips == "first":
                 raise ValueError(
                     f"stride_seconds is {self.stride_seconds}, but clips is 'first'; "
