@@ -23,7 +23,8 @@ from pipeline.media import FittedTableFormat, encode_members, fit_vocabulary
 from pipeline.media.table.modality import VOCABULARY
 from pipeline.runs.mlflow_client import client
 from pipeline.runs.tracking import open_run
-from pipeline.training.checkpoints import TrainState, save_checkpoint
+from pipeline.training.checkpoint_files import TrainState
+from pipeline.training.checkpoints import save_checkpoint
 from shards import Sample, ShardSet, publish, write_shard
 
 Row = dict[str, Any]

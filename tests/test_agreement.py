@@ -12,7 +12,8 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.training.agreement import folder_token
-from pipeline.training.checkpoints import TrainState, save_checkpoint
+from pipeline.training.checkpoint_files import TrainState
+from pipeline.training.checkpoints import save_checkpoint
 
 RANK = """
 import json, sys

@@ -17,7 +17,7 @@ from pipeline.config.objectives import OBJECTIVE_CONFIGS
 from pipeline.config.training import AugmentConfig
 from pipeline.training.augmentation.mixing import draw_plan, mix_batch
 from pipeline.training.objectives import Batch
-from pipeline.training.objectives.base import Mix
+from pipeline.training.objectives.batch import Mix
 from pipeline.training.objectives.classification import Classification
 from pipeline.training.objectives.multi_label import MultiLabel
 

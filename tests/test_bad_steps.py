@@ -16,7 +16,8 @@ from pipeline.errors import UserError
 from pipeline.training import loop as loop_module
 from pipeline.training.augmentation.draws import step_seed
 from pipeline.training.bad_steps import bad_loss
-from pipeline.training.checkpoints import Checkpoint, last_checkpoint
+from pipeline.training.checkpoint_files import Checkpoint
+from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.launch import run_training
 from pipeline.training.objectives.classification import Classification
 

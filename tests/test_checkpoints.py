@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.errors import UserError
+from pipeline.training.checkpoint_files import Checkpoint, TrainState
 from pipeline.training.checkpoints import (
-    Checkpoint,
-    TrainState,
     best_checkpoint,
     choose_checkpoint,
     last_checkpoint,

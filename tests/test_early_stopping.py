@@ -14,7 +14,8 @@ from pipeline.errors import UserError
 from pipeline.runs.console import Console
 from pipeline.runs.outbox import RunRef
 from pipeline.runs.records import read_run_record
-from pipeline.training.checkpoints import TrainState, last_checkpoint
+from pipeline.training.checkpoint_files import TrainState
+from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.loop import TrainLoop
 from pipeline.training.train import train
 from pipeline.tuning.journal import StudyJournal

@@ -17,7 +17,8 @@ from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
 from pipeline.training import loop as loop_module
 from pipeline.training.bad_steps import bad_loss
-from pipeline.training.checkpoints import Checkpoint, last_checkpoint, read_checkpoint
+from pipeline.training.checkpoint_files import Checkpoint
+from pipeline.training.checkpoints import last_checkpoint, read_checkpoint
 from pipeline.training.launch import run_training
 from pipeline.training.loop import TrainLoop
 from pipeline.training.train import train

@@ -13,13 +13,8 @@ from safetensors.torch import save_file
 from pipeline.errors import UserError
 from pipeline.runs.console import Console
 from pipeline.runs.records import RunRecord, read_run_record, recorded_folder, write_run_record
-from pipeline.training.checkpoints import (
-    TrainState,
-    list_checkpoints,
-    load_weights,
-    read_checkpoint,
-    save_checkpoint,
-)
+from pipeline.training.checkpoint_files import TrainState, load_weights
+from pipeline.training.checkpoints import list_checkpoints, read_checkpoint, save_checkpoint
 from pipeline.training.progress import PROGRESS_FILE, read_progress
 from pipeline.tuning.journal import JOURNAL_FILE, StudyJournal
 

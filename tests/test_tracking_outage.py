@@ -18,7 +18,7 @@ from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.runs import outbox
 from pipeline.runs.console import Console
-from pipeline.training.checkpoints import TrainState
+from pipeline.training.checkpoint_files import TrainState
 from pipeline.training.loop import TrainLoop
 from pipeline.training.train import LEFT, train
 

@@ -14,7 +14,8 @@ from pipeline.inputs.batches import inputs_on, media_loader
 from pipeline.inputs.collate import collate
 from pipeline.media import decode
 from pipeline.training.augmentation.batch import augment_batch
-from pipeline.training.checkpoints import TrainState, last_checkpoint
+from pipeline.training.checkpoint_files import TrainState
+from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.worker import TrainTask, open_training
 from shards import ShardReader
 

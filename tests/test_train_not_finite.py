@@ -10,7 +10,8 @@ from mlflow.tracking import MlflowClient
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.runs.console import Console
-from pipeline.training.checkpoints import TrainState, list_names
+from pipeline.training.checkpoint_files import TrainState
+from pipeline.training.checkpoints import list_names
 from pipeline.training.loop import TrainLoop
 from pipeline.training.train import train
 

@@ -19,7 +19,8 @@ from pipeline.errors import UserError
 from pipeline.preprocess.ledger import ledger_path
 from pipeline.runs.console import Console
 from pipeline.runs.tracking import run_config
-from pipeline.training.checkpoints import TrainState, last_checkpoint
+from pipeline.training.checkpoint_files import TrainState
+from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.loop import TrainLoop
 from pipeline.training.schedule import learning_rate
 from pipeline.training.train import train

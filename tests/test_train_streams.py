@@ -34,7 +34,8 @@ from pipeline.registry.predict import predict
 from pipeline.registry.promote import promote
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
-from pipeline.training.checkpoints import TrainState, last_checkpoint, read_checkpoint
+from pipeline.training.checkpoint_files import TrainState
+from pipeline.training.checkpoints import last_checkpoint, read_checkpoint
 from pipeline.training.loop import TrainLoop
 from pipeline.training.objectives import objective_of
 from pipeline.training.train import train

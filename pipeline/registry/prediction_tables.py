@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.runs.strict_json import to_json
 from pipeline.training.objectives import Prediction
-from pipeline.training.objectives.base import ColumnKind
+from pipeline.training.objectives.prediction import ColumnKind
 from shards.parquet import encode_parquet
 
 

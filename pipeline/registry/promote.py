@@ -34,7 +34,8 @@ from pipeline.registry.trained_on import RECORD_FILE, trained_on, write_record
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_errors import mlflow_answers
 from pipeline.runs.tracking import run_config
-from pipeline.training.checkpoints import Checkpoint, read_checkpoint
+from pipeline.training.checkpoint_files import Checkpoint
+from pipeline.training.checkpoints import read_checkpoint
 from pipeline.training.objectives import (
     Objective,
     name_field,

@@ -16,13 +16,8 @@ import torch.distributed as dist
 
 from cluster.errors import ClusterError
 from pipeline.errors import UserError
-from pipeline.training.checkpoints import (
-    ChosenCheckpoint,
-    by_step,
-    choose_checkpoint,
-    list_names,
-    load_checkpoint,
-)
+from pipeline.training.checkpoint_files import ChosenCheckpoint
+from pipeline.training.checkpoints import by_step, choose_checkpoint, list_names, load_checkpoint
 from shards.errors import ShardError
 
 # A network file system may show a new file on another machine only a moment later.

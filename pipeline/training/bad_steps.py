@@ -9,7 +9,7 @@ import torch
 
 from cluster.engine_state import base_optimizer
 from pipeline.config.training import TrainingConfig
-from pipeline.training.checkpoints import not_finite_line
+from pipeline.training.checkpoint_files import not_finite_line
 
 
 def bad_loss(

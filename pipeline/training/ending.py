@@ -1,7 +1,7 @@
 """When a training has ended: after its last epoch, or earlier if its score no longer improves."""
 
 from pipeline.config.training import TrainingConfig
-from pipeline.training.checkpoints import TrainState
+from pipeline.training.checkpoint_files import TrainState
 
 
 def stopped_early(training: TrainingConfig, state: TrainState) -> int | None:

@@ -24,7 +24,8 @@ from pipeline.training.augmentation.images import augment_masks
 from pipeline.training.augmentation.mixing import mix_batch
 from pipeline.training.bad_samples import BadSamples
 from pipeline.training.bad_steps import StepGuard, bad_loss
-from pipeline.training.checkpoints import TrainState, not_finite, not_finite_line, save_checkpoint
+from pipeline.training.checkpoint_files import TrainState, not_finite, not_finite_line
+from pipeline.training.checkpoints import save_checkpoint
 from pipeline.training.ema import WeightAverage
 from pipeline.training.evaluation import Metrics, RecordingMetrics, answered, metrics_of, no_sums
 from pipeline.training.objectives import Batch, Objective

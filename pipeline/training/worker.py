@@ -28,7 +28,7 @@ from pipeline.training.agreement import (
     check_same_shards,
     every_rank,
 )
-from pipeline.training.checkpoints import TrainState, load_weights
+from pipeline.training.checkpoint_files import TrainState, load_weights
 from pipeline.training.compiled import compiled
 from pipeline.training.ending import has_ended
 from pipeline.training.loop import TrainLoop

@@ -4,7 +4,7 @@ from typing import Any
 
 from pipeline.media.format import Media, by_modality
 from pipeline.media.registered import modality_of
-from pipeline.training.objectives.base import ColumnKind, Prediction
+from pipeline.training.objectives.prediction import ColumnKind, Prediction
 
 SETTINGS: dict[str, Any] = {
     "allow_paths": False,

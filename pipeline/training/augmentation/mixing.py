@@ -15,7 +15,7 @@ from pipeline.config.augment import asked
 from pipeline.config.training import AugmentConfig
 from pipeline.inputs.modality import MIX_FIELDS
 from pipeline.training.augmentation.draws import step_seed
-from pipeline.training.objectives.base import Batch, Mix
+from pipeline.training.objectives.batch import Batch, Mix
 
 MIX_STREAM = 7
 """Separates the random numbers of this module from those of the other augmentations."""

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from pipeline.training.objectives.autoencoding import Autoencoding
 from pipeline.training.objectives.autoregressive import Autoregression
-from pipeline.training.objectives.base import Batch, Objective, Prediction
+from pipeline.training.objectives.base import Objective
+from pipeline.training.objectives.batch import Batch
 from pipeline.training.objectives.classification import Classification
 from pipeline.training.objectives.masked_language import MaskedLanguage
 from pipeline.training.objectives.multi_label import MultiLabel
+from pipeline.training.objectives.prediction import Prediction
 from pipeline.training.objectives.regression import Regression
 from pipeline.training.objectives.segmentation import Segmentation
 from pipeline.training.objectives.sequence import TokenSequence

@@ -15,7 +15,9 @@ from PIL import Image
 from perceiver_model.adapters.configs import AudioInput
 from perceiver_model.families.autoencoder import MultimodalAutoencoder
 from perceiver_model.families.autoencoder_config import AutoencoderConfig, VectorOutput
-from pipeline.training.objectives.base import Batch, Objective, Prediction, read_names
+from pipeline.training.objectives.base import Objective, read_names
+from pipeline.training.objectives.batch import Batch
+from pipeline.training.objectives.prediction import Prediction
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection

@@ -10,7 +10,8 @@ from perceiver_model.adapters.text import BOS, PAD, decode_bytes
 from perceiver_model.families.autoregressive import PerceiverAR
 from perceiver_model.families.autoregressive_config import ARConfig
 from perceiver_model.families.generation import generate
-from pipeline.training.objectives.base import Batch, Prediction
+from pipeline.training.objectives.batch import Batch
+from pipeline.training.objectives.prediction import Prediction
 from pipeline.training.objectives.text_loss import IGNORED, TextObjective
 
 if TYPE_CHECKING:

@@ -1,20 +1,17 @@
 """The base of every objective: its model, loss, metrics and predictions."""
 
-import dataclasses
-import hashlib
 import re
-import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import nn
 
 from perceiver_model.flops import forward_flops
-from pipeline.inputs.collate import BatchInputs, BatchMask
+from pipeline.training.objectives.batch import Batch
+from pipeline.training.objectives.prediction import Prediction
 
 if TYPE_CHECKING:  # these do not travel with a registered model
     from torchmetrics import MetricCollection
@@ -22,128 +19,8 @@ if TYPE_CHECKING:  # these do not travel with a registered model
     from pipeline.config.tree import Config
     from shards import ShardSet
 
-ColumnKind = Literal["text", "number", "texts", "numbers", "integers", "numbers_by_name", "bytes"]
-"""What a column of predictions holds."""
-
-_KINDS: dict[Any, ColumnKind] = {
-    str: "text",
-    float: "number",
-    list[str]: "texts",
-    list[float]: "numbers",
-    list[int]: "integers",
-    dict[str, float]: "numbers_by_name",
-    bytes: "bytes",
-}
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """The same as in `shards.plain`, which a registered model does not carry."""
-
-
-@dataclass(frozen=True)
-class Mix:
-    """What the samples of a training batch were mixed with.
-
-    Attributes:
-        targets: The targets of the partners, as in `Batch`.
-        shares: The share of each sample itself, float32 `[batch]` in [0, 1]; the rest is its
-            partner's.
-    """
-
-    targets: torch.Tensor
-    shares: torch.Tensor
-
-    def blend(self, own: torch.Tensor, partner: torch.Tensor) -> torch.Tensor:
-        """Return the mean of two values of each sample, `[batch]`, weighted by the shares."""
-        return self.shares * own + (1 - self.shares) * partner
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples as a model takes them, on its device.
-
-    Attributes:
-        inputs: The inputs, from `inputs_on`.
-        mask: The mask of the inputs, from `inputs_on`.
-        targets: The targets. Of the kind `class`: int64 `[batch]`, with -1 where there is none. Of
-            other kinds: `[batch, …]` in the dtype of the shards, padded with zeros.
-        target_lengths: The length of each target's first axis before padding, int64 `[batch]`.
-        weights: float32 `[batch]`: 0 for padding and for samples that could not be read, else 1.
-        numbers: The number of each sample within its split or request, int64 `[batch]` on the CPU;
-            negative for padding.
-        seed: The seed of this step of a training, equal on all ranks; 0 in evaluations.
-        mix: What the samples were mixed with; None if they were not. Only objectives whose options
-            have `mixes_samples` get mixed samples.
-        cache: What an objective derives from the other fields and needs again.
-    """
-
-    inputs: BatchInputs
-    mask: BatchMask
-    targets: torch.Tensor
-    target_lengths: torch.Tensor
-    weights: torch.Tensor
-    numbers: torch.Tensor
-    seed: int = 0
-    mix: Mix | None = None
-    cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def good(self) -> torch.Tensor:
-        """Which samples count, bool `[batch]`."""
-        return self.weights > 0
-
-    def random(self, columns: int, *, stream: int = 0) -> torch.Tensor:
-        """Return random numbers that belong to the samples, whatever batch or rank they are in.
-
-        Args:
-            columns: The count of numbers for each sample.
-            stream: Another stream gives other numbers.
-
-        Returns:
-            float32 `[batch, columns]` in [0, 1), on the device of `weights`. They depend only on
-            the seed, the number of the sample and the stream.
-        """
-        rows = torch.empty(len(self.numbers), columns)
-        for row, number in zip(rows, self.numbers.tolist(), strict=True):
-            text = f"{self.seed},{number},{stream}".encode()
-            seed = int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
-            row.uniform_(generator=torch.Generator().manual_seed(seed))
-        return rows.to(self.weights.device)
-
-
-class Prediction:
-    """A model's answer for one input. Each objective has its own dataclass.
-
-    The first field is `source` and the last is `error`. The fields between them are the answer.
-    Each has a type of `ColumnKind`, or is None if the input cannot be used.
-
-    Attributes:
-        headings: Column headings for people, where they differ from the field names.
-        flat: The fields with several values that tables of single values show, too.
-        source: The name of the input.
-        error: Why the input cannot be used; None if it can.
-    """
-
-    headings: ClassVar[dict[str, str]] = {}
-    flat: ClassVar[tuple[str, ...]] = ()
-    source: str
-    error: str | None
-
-    @classmethod
-    def unusable(cls, source: str, error: str) -> Self:
-        """Return the prediction for an input that cannot be used."""
-        names = [name for name, _ in cls.columns()]
-        return cls(**{**dict.fromkeys(names), "source": source, "error": error})
-
-    @classmethod
-    def columns(cls) -> list[tuple[str, ColumnKind]]:
-        """Return the names and kinds of the columns between `source` and `error`, in order."""
-        hints = typing.get_type_hints(cls)
-        found = []
-        for each in dataclasses.fields(cls):  # type: ignore[arg-type]  # its subclasses are ones
-            hint = hints[each.name]
-            kind = next(one for one in (hint, *typing.get_args(hint)) if one in _KINDS)
-            if each.name not in ("source", "error"):
-                found.append((each.name, _KINDS[kind]))
-        return found
 
 
 class Objective(ABC):

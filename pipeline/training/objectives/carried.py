@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from pipeline.training.objectives.base import Batch, Objective
+from pipeline.training.objectives.base import Objective
+from pipeline.training.objectives.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import torch
 from perceiver_model.adapters.text import MASK, NUM_SPECIAL, decode_bytes
 from perceiver_model.families.language import MaskedLanguageModel, mask_tokens
 from perceiver_model.families.language_config import LanguageConfig
-from pipeline.training.objectives.base import Batch, Prediction
+from pipeline.training.objectives.batch import Batch
+from pipeline.training.objectives.prediction import Prediction
 from pipeline.training.objectives.text_loss import TextObjective
 
 if TYPE_CHECKING:

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 
 from perceiver_model import PerceiverClassifier
 from perceiver_model.families.classifier_config import ClassifierConfig
-from pipeline.training.objectives.base import Batch, Objective, Prediction, read_names
+from pipeline.training.objectives.base import Objective, read_names
+from pipeline.training.objectives.batch import Batch
+from pipeline.training.objectives.prediction import Prediction
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection

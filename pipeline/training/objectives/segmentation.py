@@ -13,7 +13,9 @@ from PIL import Image
 from perceiver_model import DensePredictor
 from perceiver_model.families.dense_config import DenseConfig
 from pipeline.media.image.masks import UNLABELLED
-from pipeline.training.objectives.base import Batch, Objective, Prediction, read_names
+from pipeline.training.objectives.base import Objective, read_names
+from pipeline.training.objectives.batch import Batch
+from pipeline.training.objectives.prediction import Prediction
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from perceiver_model.adapters.text_config import BYTE_VOCAB_SIZE
 from perceiver_model.families.queries import QueryPredictor
 from perceiver_model.families.queries_config import QueriesConfig
-from pipeline.training.objectives.base import Batch, Objective, Prediction
+from pipeline.training.objectives.base import Objective
+from pipeline.training.objectives.batch import Batch
+from pipeline.training.objectives.prediction import Prediction
 
 if TYPE_CHECKING:
     from pipeline.config.tree import Config

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pipeline.training.objectives.base import Batch, Objective
+from pipeline.training.objectives.base import Objective
+from pipeline.training.objectives.batch import Batch
 
 
 class TokenLosses(NamedTuple):
