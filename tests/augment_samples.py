@@ -27,6 +27,7 @@ ASKED = {
     "noise": 0.5,
     "mask_seconds": 0.1,
     "mask_bands": 3,
+    "band_gain": 0.5,
     "mask_bytes": 0.5,
     "randaugment_layers": 4,
     "brightness": 0.5,
@@ -47,7 +48,7 @@ TAKEN = {
     "video": PICTURES,
     "points": {"rotate_degrees", "scale", "flip", "jitter", "drop_points"},
     "sound": {"shift_seconds", "gain_db", "noise"},
-    "mel": {"shift_seconds", "mask_seconds", "mask_bands"},
+    "mel": {"shift_seconds", "mask_seconds", "mask_bands", "band_gain"},
     "text": {"mask_bytes"},
     "table": set(),
 }

@@ -139,3 +139,17 @@ def test_mel_masks_lie_anywhere_in_the_sound_whatever_its_shift():
     after, _ = changed("mel", frames, mask, {"mask_bands": 2})
     bands = (after[:, :16, 0] == 0).all(dim=1)
     assert bands.any(dim=0).all(), "each band is hidden from some recording"
+
+
+def test_a_curve_over_the_bands_is_the_same_in_all_frames_and_within_its_bound():
+    frames, mask = inputs_of("mel", 64)
+    after, kept = changed("mel", frames, mask, {"band_gain": 0.5})
+    assert torch.equal(kept, mask)
+    curves = (after - frames)[:, 0, 0]
+    assert torch.allclose((after - frames)[mask], curves[:, None, None].expand_as(frames)[mask],
+                          atol=1e-5)  # fmt: skip
+    assert curves.abs().max() <= 0.5 + 1e-5 and curves.abs().amax(dim=0).min() > 0.3
+    assert curves.std(dim=1).min() > 0.01 and not after[~mask].any()
+    still, _ = changed("mel", frames, mask, {"shift_seconds": 0.1})
+    both, _ = changed("mel", frames, mask, {"shift_seconds": 0.1, "band_gain": 1e-6})
+    torch.testing.assert_close(both, still, rtol=0, atol=1e-5)  # the other draws stay

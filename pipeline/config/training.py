@@ -42,6 +42,9 @@ class AugmentConfig(ConfigBase):
             share of the recording's own.
         mask_seconds, mask_bands: Log-mel frames lose a stretch of up to this many seconds, and up
             to this many neighbouring bands (SpecAugment, Park et al., arXiv 1904.08779).
+        band_gain: The bands of log-mel frames grow louder or softer by a smooth random curve of up
+            to this many standard deviations of the frames, as with another microphone (Nam et al.,
+            arXiv 2110.03282).
         mask_bytes: This share of a text's bytes, in runs of 6 bytes, is hidden by the mask token.
         randaugment_layers: The number of random operations on each image (RandAugment, Cubuk et
             al., arXiv 1909.13719). 0 applies none.
@@ -70,6 +73,7 @@ class AugmentConfig(ConfigBase):
     noise: float = Field(default=0.0, ge=0, le=10)
     mask_seconds: float = Field(default=0.0, ge=0)
     mask_bands: int = Field(default=0, ge=0)
+    band_gain: float = Field(default=0.0, ge=0, le=10)
     mask_bytes: float = Field(default=0.0, ge=0, lt=1)
     randaugment_layers: int = Field(default=0, ge=0, le=16)
     randaugment_magnitude: float = Field(default=5.0, gt=0, le=10)

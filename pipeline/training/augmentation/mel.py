@@ -1,12 +1,16 @@
 """Augment stored log-mel frames in training, with the same result at any world size."""
 
 import torch
+import torch.nn.functional as F
 
 from pipeline.config.augment import asked
 from pipeline.config.training import AugmentConfig
 from pipeline.inputs.audio import MEL_FIELDS
 from pipeline.media import AudioFormat
 from pipeline.training.augmentation.draws import uniform_draws
+
+CURVE_KNOTS = 6
+"""The number of random heights of a curve over the bands."""
 
 
 def augment_mel(
@@ -19,7 +23,7 @@ def augment_mel(
     rank: int,
     world_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shift recordings in time, and hide a span of time and some bands (SpecAugment).
+    """Shift recordings in time, bend their bands, and hide a span of time and some bands.
 
     Hidden values become 0, the mean of a standardised recording. At most half of a recording's
     frames are hidden.
@@ -42,7 +46,8 @@ def augment_mel(
     batch, length, _, num_mels = frames.shape
     device = frames.device
     per_second = media.sample_rate / media.mel.hop_length(media.sample_rate)
-    draws = uniform_draws(seed, 5, batch, rank, world_size).to(device)
+    knots = CURVE_KNOTS if config.band_gain else 0
+    draws = uniform_draws(seed, 5 + knots, batch, rank, world_size).to(device)
     shift = torch.round((2 * draws[0] - 1) * config.shift_seconds * per_second).long()
     position = torch.arange(length, device=device)
     source = position - shift[:, None]
@@ -50,6 +55,8 @@ def augment_mel(
     source = source.clamp(0, length - 1)
     kept = (mask[:, :, 0].gather(1, source) & inside).unsqueeze(-1)
     moved = frames.gather(1, source[:, :, None, None].expand_as(frames))
+    if config.band_gain:
+        moved = moved + _curves(draws[5:], num_mels)[:, None, None] * config.band_gain
     first = kept[:, :, 0].int().argmax(dim=1)
     count = kept[:, :, 0].sum(dim=1)
     longest = (count // 2).clamp(max=round(config.mask_seconds * per_second))
@@ -59,6 +66,18 @@ def augment_mel(
     band = torch.arange(num_mels, device=device)
     is_hidden = is_hidden | _within(band, first * 0, bands, widest, draws[3:])[:, None, None]
     return moved.masked_fill(is_hidden | ~kept.unsqueeze(-1), 0.0), kept
+
+
+def _curves(draws: torch.Tensor, num_mels: int) -> torch.Tensor:
+    """Return a smooth curve over the bands for each sample, float32 `[batch, num_mels]` in [-1, 1].
+
+    Args:
+        draws: The heights of evenly spaced knots, `[knots, batch]` in [0, 1). Between them the
+            curve is linear.
+        num_mels: The number of bands.
+    """
+    heights = (2 * draws - 1).T.unsqueeze(1)
+    return F.interpolate(heights, num_mels, mode="linear", align_corners=True).squeeze(1)
 
 
 def _within(
