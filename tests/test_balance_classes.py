@@ -53,9 +53,10 @@ def test_a_training_draws_each_class_equally_often_and_resumes_exactly(
     drawn: list[tuple[int, int]] = []
     micro_step = TrainLoop._micro_step
 
-    def noting(self: TrainLoop, batch: Any, seed: int) -> Any:
-        drawn.extend(zip(batch.numbers.tolist(), batch.targets.tolist(), strict=True))
-        return micro_step(self, batch, seed)
+    def noting(self: TrainLoop, batches: Any, *place: int) -> Any:
+        for batch in batches:
+            drawn.extend(zip(batch.numbers.tolist(), batch.targets.tolist(), strict=True))
+        return micro_step(self, batches, *place)
 
     monkeypatch.setattr(TrainLoop, "_micro_step", noting)
     config = config_of(tmp_path, 1.0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,15 +64,15 @@ def test_a_gradient_that_overflows_ends_the_training_though_the_loss_is_finite(
     micro_step = TrainLoop._micro_step
     steps = 0
 
-    def overflowing(loop: TrainLoop, batch, seed):
+    def overflowing(loop: TrainLoop, *arguments: Any) -> torch.Tensor:
         nonlocal steps
         steps += 1
         if steps < 9:
-            return micro_step(loop, batch, seed)
+            return micro_step(loop, *arguments)
         weight = next(p for p in loop.engine.module.parameters() if p.requires_grad)
         hook = weight.register_hook(lambda gradient: gradient * float("inf"))
         try:
-            return micro_step(loop, batch, seed)
+            return micro_step(loop, *arguments)
         finally:
             hook.remove()
 
