@@ -1,5 +1,6 @@
 """`training.ema_decay`: the moving average of the weights is evaluated, saved and resumed."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,12 +17,15 @@ from pipeline.registry.promote import promote
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
 from pipeline.training import loop as loop_module
+from pipeline.training import train as train_module
 from pipeline.training.bad_steps import bad_loss
 from pipeline.training.checkpoint_files import Checkpoint
 from pipeline.training.checkpoints import last_checkpoint, read_checkpoint
+from pipeline.training.ema import lagging_average
 from pipeline.training.launch import run_training
 from pipeline.training.loop import TrainLoop
 from pipeline.training.train import train
+from shards import ShardSet
 
 DECAY = 0.75
 
@@ -151,3 +155,20 @@ def test_a_damaged_average_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4] + b"abcd")
     with pytest.raises(UserError, match=r"ema\.safetensors: sha256 differs"):
         read_checkpoint(last.path).load()
+
+
+def test_a_training_that_is_too_short_for_its_average_is_told_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = lagging_average(0.998, 1000)
+    assert note and "holds 14% of the first weights; 0.99 would not" in note
+    assert lagging_average(0.99, 1000) is None and lagging_average(None, 10) is None
+    assert lagging_average(0.995, 100) and not lagging_average(0.9, 100)
+    said = io.StringIO()
+    monkeypatch.setattr(train_module, "_train", lambda *_, **__: {})
+    monkeypatch.setattr(train_module, "open_shards", lambda c: ShardSet.open(c.shards_folder))
+    train(config_of(tmp_path, 0), Console(progress=said))  # 12 steps
+    assert "training.ema_decay is 0.75, and the training has 12 steps" in said.getvalue()
+    said.truncate(0)
+    train(config_of(tmp_path, 0, 0.5), Console(progress=said))
+    assert "ema_decay" not in said.getvalue()

@@ -9,6 +9,31 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cluster.engine_state import flat_tensors, gather_state, set_weights
 
+FIRST_WEIGHTS = 0.01
+"""The share of the first weights in an average from which on the user is told of it."""
+LEAST_STEPS = 100
+"""The number of steps from which on another decay is proposed."""
+
+
+def lagging_average(decay: float | None, steps: int) -> str | None:
+    """Return a note if a training is too short for its average, or None.
+
+    The average forgets a weight at the rate of `decay` in each step, and so spans about
+    1 / (1 - decay) steps. If these are a large part of the training, it still holds much of the
+    first weights at the end.
+
+    Args:
+        decay: The field `training.ema_decay`.
+        steps: The number of optimizer steps of the training.
+    """
+    if decay is None or decay**steps < FIRST_WEIGHTS:
+        return None
+    fitting = f"; {1 - 10 / steps:.2g} would not" if steps >= LEAST_STEPS else ""
+    return (
+        f"training.ema_decay is {decay:g}, and the training has {steps} steps: at the end, the "
+        f"average holds {decay**steps:.0%} of the first weights{fitting}"
+    )
+
 
 class WeightAverage:
     """The moving average of an engine's weights, in float32.

@@ -31,6 +31,7 @@ from pipeline.runs.run_lock import run_lock
 from pipeline.runs.strict_json import to_json
 from pipeline.runs.tracking import log_to_run, open_run, undelivered
 from pipeline.training.checkpoints import best_checkpoint, last_checkpoint, read_checkpoint
+from pipeline.training.ema import lagging_average
 from pipeline.training.ending import stopped_early
 from pipeline.training.launch import run_training
 from pipeline.training.loop import steps_per_epoch
@@ -89,7 +90,9 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
     """
     config = with_shards(config, console)
     shard_set = open_shards(config)
-    steps_per_epoch(config, shard_set)
+    steps = steps_per_epoch(config, shard_set) * config.training.epochs
+    if note := lagging_average(config.training.ema_decay, steps):
+        console.notice(note)
     with run_lock(config.folder / f".{STAGE}.lock", str(config.folder / STAGE), console.notice):
         return _train(config, console, shard_set, fresh=fresh)
 
