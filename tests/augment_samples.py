@@ -42,13 +42,16 @@ MIXED = {"mixup": 0.2, "cutmix": 0.2}
 COLOURED = {"randaugment_magnitude": 9.0, "saturation": 0.9, "hue": 0.4}
 """Fields that need others, or images of 3 channels (`test_augment_colours`)."""
 
+REPEATED = {"views": 2}
+"""The field that repeats samples, which needs others (`test_augment_loop`)."""
+
 PICTURES = {"shift_pixels", "rotate_degrees", "scale", "flip", "crop_area"}
 TAKEN = {
     "image": PICTURES | {"randaugment_layers", "brightness", "contrast", "erase"},
     "video": PICTURES,
     "points": {"rotate_degrees", "scale", "flip", "jitter", "drop_points"},
     "sound": {"shift_seconds", "gain_db", "noise"},
-    "mel": {"shift_seconds", "mask_seconds", "mask_bands", "band_gain"},
+    "mel": {"shift_seconds", "noise", "mask_seconds", "mask_bands", "band_gain"},
     "text": {"mask_bytes"},
     "table": set(),
 }

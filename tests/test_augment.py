@@ -5,11 +5,8 @@ import torch
 
 from pipeline.config.training import AugmentConfig
 from pipeline.training.augmentation.draws import step_seed
-from pipeline.training.augmentation.images import (
-    augment_audio,
-    augment_images,
-    augment_masks,
-)
+from pipeline.training.augmentation.images import augment_images, augment_masks
+from pipeline.training.augmentation.sound import augment_audio
 
 # --- augmentation of images ---
 

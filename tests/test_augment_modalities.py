@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,24 +11,22 @@ from augment_samples import (
     IMAGE,
     KINDS,
     MIXED,
+    REPEATED,
     TAKEN,
     changed,
     config_of,
     inputs_of,
 )
-from modality_samples import ADAPTERS, COLUMNS, FORMATS, POINTS, make_config, make_shards
+from modality_samples import ADAPTERS, COLUMNS, FORMATS, POINTS, make_config
 
 from pipeline.config.training import AugmentConfig
 from pipeline.config.tree import Config
-from pipeline.inputs.batches import inputs_on, media_loader
 from pipeline.media import MediaFormat, media_to_dict
 from pipeline.training.augmentation.batch import augment_batch
-from pipeline.training.loop import TrainLoop
-from shards import ShardReader
 
 
 def test_every_field_is_tried():
-    assert {*ASKED, *MIXED, *COLOURED} == {*AugmentConfig.model_fields}
+    assert {*ASKED, *MIXED, *COLOURED, *REPEATED} == {*AugmentConfig.model_fields}
     assert set().union(*TAKEN.values()) == {*ASKED} and {*TAKEN} == {*KINDS}
 
 
@@ -188,21 +185,3 @@ def test_a_field_that_none_of_several_modalities_takes_is_refused_by_all_their_n
         Config.model_validate(config, strict=False)
     config["training"]["augment"] = {"jitter": 0.1}
     Config.model_validate(config, strict=False)
-
-
-# --- the training loop ---
-
-
-@pytest.mark.parametrize("kind", ["video", "points", "mel", "sound"])
-def test_the_training_loop_changes_its_batches(kind, tmp_path):
-    asked = {field: ASKED[field] for field in TAKEN[kind]}
-    config = make_config(kind, tmp_path, augment=asked)
-    reader = ShardReader(make_shards(kind, tmp_path, config, count=8), "train")
-    (batch,) = media_loader(reader, config.data.formats, batch_size=8, shuffle=False)
-    rank_info = SimpleNamespace(rank=0, world_size=1, device=torch.device("cpu"))
-    found, mask = TrainLoop._augment(SimpleNamespace(config=config, rank_info=rank_info), batch, 3)
-    inputs, inputs_mask = inputs_on(batch, config.data.formats, rank_info.device)
-    expected, expected_mask = changed(kind, inputs, inputs_mask, asked)
-    assert torch.equal(found, expected)
-    assert (mask is None and expected_mask is None) or torch.equal(mask, expected_mask)
-    assert found.shape != inputs.shape or not torch.equal(found, inputs)

@@ -153,3 +153,15 @@ def test_a_curve_over_the_bands_is_the_same_in_all_frames_and_within_its_bound()
     still, _ = changed("mel", frames, mask, {"shift_seconds": 0.1})
     both, _ = changed("mel", frames, mask, {"shift_seconds": 0.1, "band_gain": 1e-6})
     torch.testing.assert_close(both, still, rtol=0, atol=1e-5)  # the other draws stay
+
+
+def test_the_noise_of_mel_frames_is_up_to_its_share_of_the_recording():
+    frames, mask, _ = mel_frames(256)
+    after, after_mask = changed("mel", frames, mask, {"noise": 0.5})
+    assert torch.equal(after_mask, mask)
+    noise = (after - frames)[mask].reshape(256, -1)
+    assert not (after - frames)[~mask].any()
+    loudness = frames[mask].reshape(256, -1).square().mean(dim=1).sqrt()
+    shares = noise.square().mean(dim=1).sqrt() / loudness
+    assert 0.4 < shares.max() < 0.6 and shares.min() < 0.1
+    assert noise.mean().abs() < 0.1 * loudness.mean()

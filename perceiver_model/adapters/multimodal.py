@@ -23,13 +23,21 @@ class MultimodalAdapter(nn.Module):
         media: The configuration of the modalities.
         padded: The configuration of the common width.
         adapters: The adapter of each modality, by name.
+
+    Attributes:
+        uniforms: The numbers in [0, 1) that the next training passes draw with, by modality:
+            float32 `[batch, 1 + tokens]`. The first column drops the modality, and the others mask
+            its tokens. A modality without them draws from torch's own generator.
     """
+
+    uniforms: dict[str, torch.Tensor]
 
     def __init__(
         self, media: MultimodalInput, padded: PaddedModalities, adapters: Mapping[str, nn.Module]
     ) -> None:
         super().__init__()
         self.modalities = media.modalities
+        self.uniforms = {}
         self.adapters = nn.ModuleDict(adapters)
         self.positions = nn.ModuleDict(
             {
@@ -113,7 +121,11 @@ class MultimodalAdapter(nn.Module):
         if part.mask_probability is None or not (self.training or part.masked_in_evaluation):
             return tokens, valid
         probability = part.mask_probability if self.training else 1.0
-        hidden = torch.rand(tokens.shape[:2], device=tokens.device) < probability
+        if self.training and name in self.uniforms:
+            draws = self.uniforms[name][:, 1 : 1 + tokens.shape[1]].to(tokens.device)
+        else:
+            draws = torch.rand(tokens.shape[:2], device=tokens.device)
+        hidden = draws < probability
         if part.masked_in_evaluation and valid is not None:
             hidden, valid = hidden | ~valid, None
         return torch.where(hidden.unsqueeze(-1), self.mask_tokens[name], tokens), valid
@@ -126,7 +138,11 @@ class MultimodalAdapter(nn.Module):
         parts = [self.modalities[name] for name in valid]
         had = torch.stack([mask.any(dim=1) for mask in valid.values()], dim=1)
         dropout = torch.tensor([part.dropout for part in parts], device=had.device)
-        kept = had & (torch.rand(had.shape, device=had.device) >= dropout)
+        draws = torch.rand(had.shape, device=had.device)
+        for index, name in enumerate(valid):
+            if name in self.uniforms:
+                draws[:, index] = self.uniforms[name][:, 0]
+        kept = had & (draws >= dropout)
         # A sample of mask tokens only would carry no information.
         read = torch.tensor([not part.masked_in_evaluation for part in parts], device=had.device)
         kept = torch.where((kept & read).any(dim=1, keepdim=True), kept, had)

@@ -33,6 +33,8 @@ def check_augment(augment: AugmentConfig, formats: Mapping[str, MediaFormat]) ->
     """
     taken = {name: fields_of(media) for name, media in formats.items()}
     for field in asked(augment):
+        if field == "views":
+            continue  # of samples, whatever they hold
         if not any(field in fields for fields in taken.values()):
             found = "; ".join(_describe(formats[name], fields) for name, fields in taken.items())
             raise ValueError(f"training.augment.{field} changes none of the data: {found}")

@@ -46,6 +46,11 @@ def check_stream(
             "training.augment.mixup and cutmix blend samples of two recordings, which "
             "training.stream reads apart; leave them out"
         )
+    if training.augment.views > 1:
+        raise ValueError(
+            "training.augment.views repeats samples, and training.stream reads each part once; "
+            "leave one of them out"
+        )
     if training.balance_classes:
         raise ValueError(
             "training.balance_classes draws samples several times, and training.stream reads each "

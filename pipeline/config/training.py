@@ -38,8 +38,8 @@ class AugmentConfig(ConfigBase):
         drop_points: Points are hidden, a share of up to this one. It is drawn for each cloud.
         shift_seconds: Sounds, or their log-mel frames, move by up to this many seconds each way.
         gain_db: Sounds grow louder or softer by up to this many decibels.
-        noise: White noise is added to sounds. Its root mean square is drawn between 0 and this
-            share of the recording's own.
+        noise: White noise is added to sounds, or to their standardised log-mel frames. Its root
+            mean square is drawn between 0 and this share of the recording's own.
         mask_seconds, mask_bands: Log-mel frames lose a stretch of up to this many seconds, and up
             to this many neighbouring bands (SpecAugment, Park et al., arXiv 1904.08779).
         band_gain: The bands of log-mel frames grow louder or softer by a smooth random curve of up
@@ -59,6 +59,9 @@ class AugmentConfig(ConfigBase):
         cutmix: A box of each image or film shows another of the batch. The share of the area that
             stays is drawn from Beta(cutmix, cutmix), and classes or labels are blended by it (Yun
             et al., arXiv 1905.04899). With `mixup`, each sample takes one of the two at random.
+        views: How many times each sample is in its batch, each time with other random changes
+            (Hoffer et al., arXiv 1901.09335). The loss is the mean over all of them. Memory and
+            time grow by this factor.
     """
 
     shift_pixels: float = Field(default=0.0, ge=0)
@@ -84,6 +87,7 @@ class AugmentConfig(ConfigBase):
     erase: float = Field(default=0.0, ge=0, le=1)
     mixup: float = Field(default=0.0, ge=0, le=MAX_BETA)
     cutmix: float = Field(default=0.0, ge=0, le=MAX_BETA)
+    views: int = Field(default=1, ge=1, le=64)
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
@@ -92,6 +96,12 @@ class AugmentConfig(ConfigBase):
                 raise ValueError(f"{name} is [{low}, {high}]; 0 < low <= high is needed")
         if self.randaugment_magnitude != 5 and not self.randaugment_layers:
             raise ValueError("randaugment_magnitude changes nothing without randaugment_layers")
+        others = {name: each for name, each in type(self).model_fields.items() if name != "views"}
+        if self.views > 1 and all(getattr(self, n) == each.default for n, each in others.items()):
+            raise ValueError(
+                f"views is {self.views}, but nothing else of augment changes samples, so the views "
+                "of a sample would be equal"
+            )
         if self.crop_area[1] > 1:
             raise ValueError(f"crop_area ends at {self.crop_area[1]}; 1 is the whole image")
         return self

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 SOUND_FIELDS = ("shift_seconds", "gain_db", "noise")
-MEL_FIELDS = ("shift_seconds", "mask_seconds", "mask_bands", "band_gain")
+MEL_FIELDS = ("shift_seconds", "noise", "mask_seconds", "mask_bands", "band_gain")
 """The fields of `training.augment` for log-mel frames.
 
 A gain is not among them: each sample's frames are standardised, which would undo it.

@@ -15,13 +15,11 @@ from cluster.engine_state import gather_state, reset_state
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.inputs.batches import inputs_on, media_loader
-from pipeline.inputs.collate import BatchInputs, BatchMask
 from pipeline.runs.run_logger import RunLogger
 from pipeline.training.agreement import agreed_checkpoint
-from pipeline.training.augmentation.batch import augment_batch
 from pipeline.training.augmentation.draws import step_seed
-from pipeline.training.augmentation.images import augment_masks
-from pipeline.training.augmentation.mixing import mix_batch
+from pipeline.training.augmentation.modalities import ModalityDraws
+from pipeline.training.augmentation.samples import augment_samples
 from pipeline.training.bad_samples import BadSamples
 from pipeline.training.bad_steps import StepGuard, bad_loss
 from pipeline.training.checkpoint_files import TrainState, not_finite, not_finite_line
@@ -103,6 +101,7 @@ class TrainLoop:
         self.bad = BadSamples(self.rank_info, self.folder, self.config.data.max_bad_fraction)
         decay = training.ema_decay
         self.average = None if decay is None else WeightAverage(self.engine, decay)
+        self.modality_draws = ModalityDraws(self.engine.module)
         self.guard = None if training.on_bad_step == "fail" else StepGuard(self.engine)
         total = training.epochs * self.steps_per_epoch * training.batch_size
         self.progress = Progress(total_samples=total, epochs=training.epochs)
@@ -291,6 +290,9 @@ class TrainLoop:
         losses, sums = [], []
         for batch, samples, of_part in zip(batches, parts, weights, strict=True):
             self.bad.note(batch)
+            self.modality_draws.draw(
+                len(samples.weights), seed=samples.seed, rank=self.rank_info.rank
+            )
             outputs = self._outputs(batch, samples, micro)
             losses.append((self.objective.losses(outputs, samples, training=True) * of_part).sum())
             with torch.no_grad():
@@ -303,18 +305,6 @@ class TrainLoop:
         found = [total.detach(), *torch.stack(sums).sum(dim=0)]
         return torch.cat([self._sum_over_ranks(found), counts]).double().cpu()
 
-    def _augmented(self, batch: ShardBatch, seed: int) -> Batch:
-        """Return the batch as the objective takes it, on the device, changed at random."""
-        augment = self.config.training.augment
-        share = {"rank": self.rank_info.rank, "world_size": self.rank_info.world_size}
-        inputs, mask = self._augment(batch, seed)
-        target, device = self.objective.target, self.rank_info.device
-        samples = batch_of(batch, inputs, mask, target, device, seed)
-        if self.objective.target == "mask":
-            moved = augment_masks(samples.targets, augment, seed=seed, **share)
-            samples = replace(samples, targets=moved)
-        return mix_batch(samples, augment, seed=seed, **share)
-
     def _outputs(self, batch: ShardBatch, samples: Batch, micro: int) -> Any:
         """Return the model's outputs; of streams, from the latents that their rows carry."""
         recordings = self.train_batches.recordings
@@ -326,18 +316,19 @@ class TrainLoop:
         )
         return outputs
 
-    def _augment(self, batch: ShardBatch, seed: int) -> tuple[BatchInputs, BatchMask]:
-        """Return the augmented inputs and their mask on the device."""
-        rank_info, formats = self.rank_info, self.config.data.formats
-        inputs, mask = inputs_on(batch, formats, rank_info.device)
-        return augment_batch(
-            inputs,
-            mask,
-            formats,
+    def _augmented(self, batch: ShardBatch, seed: int) -> Batch:
+        """Return the batch as the objective takes it, on the device, changed at random."""
+        target, device = self.objective.target, self.rank_info.device
+        formats = self.config.data.formats
+        inputs, mask = inputs_on(batch, formats, device)
+        return augment_samples(
+            batch_of(batch, inputs, mask, target, device, seed),
             self.config.training.augment,
+            formats,
+            has_masks=target == "mask",
             seed=seed,
-            rank=rank_info.rank,
-            world_size=rank_info.world_size,
+            rank=self.rank_info.rank,
+            world_size=self.rank_info.world_size,
         )
 
     def _sum_over_ranks(self, values: list[torch.Tensor]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Augment images and sound in training, on the device, with the same result at any world size.
+"""Augment images and films in training, on the device, with the same result at any world size.
 
 What happens to a sample depends only on the seed and its index in the global batch, not on its
 rank.
@@ -11,16 +11,12 @@ import torch.nn.functional as F
 
 from pipeline.config.augment import asked
 from pipeline.config.training import AugmentConfig
-from pipeline.inputs.audio import SOUND_FIELDS
 from pipeline.inputs.pixels import PICTURE_FIELDS
 from pipeline.media.format import MediaFormat
-from pipeline.training.augmentation.draws import step_seed, uniform_draws
+from pipeline.training.augmentation.draws import uniform_draws
 
 UNLABELLED = 255
 """The value of a mask's pixels that belong to no class."""
-
-NOISE = 14
-"""Separates the random numbers of noise from those of the other changes of sounds."""
 
 
 def augment_images(
@@ -161,70 +157,3 @@ def change_films(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Augment films, as `pipeline.training.augmentation.batch.change` describes."""
     return augment_films(inputs, config, **share), mask
-
-
-def augment_audio(
-    sound: torch.Tensor,
-    mask: torch.Tensor,
-    config: AugmentConfig,
-    *,
-    sample_rate: int,
-    seed: int,
-    rank: int,
-    world_size: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shift recordings in time, change their loudness, and add noise.
-
-    Args:
-        sound: int16 `[batch, samples]`.
-        mask: bool `[batch, samples]`, True where there is sound. It is shifted too.
-        config: The configuration of the augmentation.
-        sample_rate: The sample rate in hertz.
-        seed: The seed of this step, equal on all ranks.
-        rank: The rank, which says which part of the global batch this is.
-        world_size: The number of ranks.
-
-    Returns:
-        float32 `[batch, samples]` in [-1, 1] and the mask; or the given tensors if the
-            configuration changes nothing.
-    """
-    if not asked(config, SOUND_FIELDS):
-        return sound, mask
-    batch, length = sound.shape
-    draws = uniform_draws(seed, 2, batch, rank, world_size)
-    shift = torch.round((2 * draws[0] - 1) * config.shift_seconds * sample_rate).long()
-    gain = 10 ** ((2 * draws[1] - 1) * config.gain_db / 20)
-    source = torch.arange(length)[None, :] - shift[:, None]
-    inside = ((source >= 0) & (source < length)).to(sound.device)
-    source = source.clamp(0, length - 1).to(sound.device)
-    moved = sound.gather(1, source).float() / 32768 * gain[:, None].to(sound.device)
-    moved, kept = moved * inside, mask.gather(1, source) & inside
-    if config.noise:
-        moved = moved + _white_noise(moved, kept, config.noise, seed, rank, world_size)
-    return moved.clamp(-1, 1), kept
-
-
-def _white_noise(
-    sound: torch.Tensor, mask: torch.Tensor, most: float, seed: int, rank: int, world_size: int
-) -> torch.Tensor:
-    """Return noise of a random loudness for each recording, 0 where the mask is False.
-
-    Each recording has its own random generator, so a rank draws only the noise of its own samples.
-
-    Args:
-        sound: float32 `[batch, samples]`.
-        mask: bool `[batch, samples]`.
-        most: The largest root mean square of the noise, as a share of the recording's.
-        seed: The seed of this step, equal on all ranks.
-        rank: The rank.
-        world_size: The number of ranks.
-    """
-    batch, length = sound.shape
-    noise = torch.empty(batch, length)
-    for number, row in enumerate(noise, start=rank * batch):
-        row.normal_(generator=torch.Generator().manual_seed(step_seed(seed, NOISE, number)))
-    draws = uniform_draws(step_seed(seed, NOISE), 1, batch, rank, world_size)[0]
-    count = mask.sum(dim=1).clamp(min=1)
-    loudness = ((sound * mask).square().sum(dim=1) / count).sqrt()
-    scale = most * draws.to(sound.device) * loudness
-    return noise.to(sound.device) * scale[:, None] * mask

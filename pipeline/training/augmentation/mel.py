@@ -8,6 +8,7 @@ from pipeline.config.training import AugmentConfig
 from pipeline.inputs.audio import MEL_FIELDS
 from pipeline.media import AudioFormat
 from pipeline.training.augmentation.draws import uniform_draws
+from pipeline.training.augmentation.noise import white_noise
 
 CURVE_KNOTS = 6
 """The number of random heights of a curve over the bands."""
@@ -23,7 +24,7 @@ def augment_mel(
     rank: int,
     world_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shift recordings in time, bend their bands, and hide a span of time and some bands.
+    """Shift recordings in time, bend their bands, add noise, and hide a span of time and bands.
 
     Hidden values become 0, the mean of a standardised recording. At most half of a recording's
     frames are hidden.
@@ -57,6 +58,10 @@ def augment_mel(
     moved = frames.gather(1, source[:, :, None, None].expand_as(frames))
     if config.band_gain:
         moved = moved + _curves(draws[5:], num_mels)[:, None, None] * config.band_gain
+    if config.noise:
+        row, where = moved.flatten(1), kept.unsqueeze(-1).expand_as(moved).flatten(1)
+        noise = white_noise(row, where, config.noise, seed, rank, world_size)
+        moved = moved + noise.reshape(moved.shape)
     first = kept[:, :, 0].int().argmax(dim=1)
     count = kept[:, :, 0].sum(dim=1)
     longest = (count // 2).clamp(max=round(config.mask_seconds * per_second))
