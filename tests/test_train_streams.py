@@ -390,7 +390,7 @@ def test_two_workers_go_on_where_one_stopped(
 @pytest.mark.parametrize(("change", "reason"), [
     ({"data": {"text": {"max_length": 32}}}, "data.text does not cut its files"),
     ({"training": {"batch_size": 63}}, "gradient_accumulation_steps x stream.parts_per_step = 2"),
-    ({"training": {"augment": {"views": 2, "scale": [0.8, 1.0]}}}, "training.augment.views repeats"),
+    ({"training": {"augment": {"views": 2, "mask_bytes": 0.1}}}, "augment.views repeats"),
     ({"training": {"balance_classes": 0.5}}, "training.balance_classes draws samples several"),
     ({"training": {"augment": {"mixup": 0.2}}}, "mixup"),
     ({"training": {"compile": "default"}}, "training.compile does not take training.stream"),
