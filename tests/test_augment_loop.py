@@ -109,8 +109,11 @@ def test_a_training_changes_its_batches(
 ) -> None:
     config = make_config(kind, tmp_path, augment={name: ASKED[name] for name in TAKEN[kind]})
     make_shards(kind, tmp_path, config, count=8)
+    drawn = []
+    monkeypatch.setattr(ModalityDraws, "draw", lambda self, *size, **own: drawn.append((size, own)))
     found = seen_in_training(config, tmp_path / "run", monkeypatch)
     stored = stored_batch(config, found.numbers)
+    assert drawn == [((8,), {"seed": stored.seed, "rank": 0})]
     expected = augment_samples(
         stored, config.training.augment, config.data.formats, has_masks=False, seed=stored.seed,
         rank=0, world_size=1,

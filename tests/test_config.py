@@ -77,6 +77,11 @@ def test_the_papers_recipes():
     for recipe in (perceiver, io):
         assert (recipe.optimizer, recipe.betas, recipe.eps) == ("lamb", (0.9, 0.999), 1e-6)
         assert (recipe.weight_decay, recipe.gradient_clipping) == (0.1, 10.0)
+        augment = recipe.augment
+        assert (augment.randaugment_layers, augment.randaugment_magnitude) == (4, 5.0)
+        assert (augment.flip, augment.crop_area) == (True, (0.08, 1.0))
+    assert (perceiver.augment.mixup, perceiver.augment.cutmix) == (0.0, 0.0)
+    assert (io.augment.mixup, io.augment.cutmix) == (0.2, 0.2)
 
 
 def test_eps_is_the_optimizers_unless_given():
