@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,8 +19,9 @@ from pipeline.training.objectives.classification import Classification
 from pipeline.training.objectives.multi_label import MultiLabel
 from pipeline.training.objectives.regression import Regression
 from pipeline.training.rank_info import RankInfo
-from pipeline.training.streams import CarriedLatents
+from pipeline.training.streams import CarriedLatents, idle_notes
 from shards.lanes import Lanes
+from shards.recordings import Recordings
 
 READING = {
     "input": TextInput(max_length=6),
@@ -119,3 +121,16 @@ def test_a_card_says_that_its_model_reads_streams() -> None:
     for wrong in (first_only, ModelCard(labels, media, is_stream=True)):
         with pytest.raises(ValueError, match="reads no files in parts"):
             ModelCard.from_json(wrong.to_json())
+
+
+@pytest.mark.parametrize(("lengths", "lanes", "share"), [
+    ([4] * 8, 4, None), ([16, 2, 2, 2, 2], 2, None), ([30, 2, 2, 2, 2, 2], 2, "33%"),
+])  # fmt: skip
+def test_the_user_is_told_of_rows_that_have_nothing_to_read(
+    lengths: list[int], lanes: int, share: str | None
+) -> None:
+    sizes = np.array(lengths)
+    notes = idle_notes(Lanes(lanes), Recordings(np.cumsum(sizes) - sizes, sizes))
+    assert [share in note and "longest of 6 files has 30 parts" in note for note in notes] == (
+        [True] if share else []
+    )

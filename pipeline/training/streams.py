@@ -14,6 +14,8 @@ from shards import ShardReader, ShardSet
 from shards.lanes import LaneOrder, Lanes
 from shards.recordings import Recordings
 
+MOST_IDLE = 0.25
+"""The share of an epoch's rows without a part above which the user is told."""
 LATENTS, WAITING = "latents", "waiting"
 """The names of the tensors that a checkpoint within an epoch has of `CarriedLatents`."""
 
@@ -44,6 +46,24 @@ def stream_steps(lanes: Lanes, shard_set: ShardSet) -> int:
             "training.batch_size"
         )
     return LaneOrder(recordings, None, lanes).num_steps
+
+
+def idle_notes(lanes: Lanes, recordings: Recordings) -> list[str]:
+    """Return a line for the user if many rows of an epoch have nothing to read; else nothing.
+
+    Args:
+        lanes: The lanes of a step, over all ranks.
+        recordings: The recordings of the training split.
+    """
+    positions = LaneOrder(recordings, None, lanes).num_samples
+    idle = 1 - recordings.num_samples / max(1, positions)
+    if idle <= MOST_IDLE:
+        return []
+    return [
+        f"training.stream: {idle:.0%} of the rows of an epoch have nothing to read, because the "
+        f"longest of {len(recordings.firsts)} files has {int(recordings.lengths.max())} parts and "
+        f"{lanes.count} files are read at once; lower training.batch_size, or split long files"
+    ]
 
 
 def rows_of(found: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -35,6 +35,7 @@ from pipeline.training.loop import TrainLoop
 from pipeline.training.objectives import objective_of
 from pipeline.training.optimizer import make_optimizer
 from pipeline.training.rank_info import RankInfo, join
+from pipeline.training.streams import idle_notes, training_lanes
 from shards import ShardSet
 
 
@@ -151,6 +152,9 @@ def _open_training(
             del chosen  # its tensors take memory
         if training.on_bad_step == "rollback" and not state.step:
             loop.save(state)  # to return to, before there is a later one
+        lanes, recordings = training_lanes(config), loop.train_batches.recordings
+        if lanes is not None and recordings is not None:
+            notes += idle_notes(lanes, recordings)
         loop.show_notes(notes, state)
         yield loop, state
     finally:
