@@ -39,7 +39,7 @@ def refusal(source: str, *overrides: str) -> list[str]:
 
 def test_shipped_names():
     assert shipped_configs() == [
-        "audio", "autoencode", "autoregressive", "digits", "imagenet", "images",
+        "audio", "autoencode", "autoregressive", "digits", "fine-tune", "imagenet", "images",
         "masked-language", "multi-label", "perceiver-imagenet", "perceiver-io-imagenet", "points",
         "regress", "segment", "sequence", "stream", "table", "text", "video",
     ]  # fmt: skip
@@ -59,7 +59,7 @@ def test_a_shipped_configuration_resolves(name):
 @pytest.mark.parametrize(
     ("name", "preset"),
     [("imagenet", "imagenet"), ("perceiver-imagenet", "imagenet"),
-     ("perceiver-io-imagenet", "io-imagenet-fourier")],
+     ("perceiver-io-imagenet", "io-imagenet-fourier"), ("fine-tune", "io-imagenet-fourier")],
 )  # fmt: skip
 def test_imagenet_is_the_papers_model(name, preset):
     assert load_config(name).classifier(num_classes=1000) == PRESETS[preset]

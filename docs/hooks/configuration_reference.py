@@ -114,7 +114,7 @@ def _fields(cls: type) -> Iterator[FieldRow]:
     texts = _texts(cls)
     for name, info in _infos(cls).items():
         yield FieldRow(
-            name=name,
+            name=info.alias or name,
             takes=_words(info.annotation),
             bounds=", ".join(_bounds(info.metadata)),
             default=_default(info),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from cluster.ray_session import in_ray_job
 from pipeline.config.addresses import absolute_path, local_path
 from pipeline.config.base import ConfigBase
 from pipeline.config.modalities import MediaColumns, ModalityName, with_media_sections
@@ -177,3 +178,16 @@ class DataConfig(_Media):
 def absolute(path: str) -> str:
     """Return a local path as an absolute path, and a URL unchanged."""
     return path if "://" in path else absolute_path(path)
+
+
+def refuse_relative_in_a_job(path: str) -> None:
+    """Refuse a relative path in a Ray job, which runs in a copy of the working directory.
+
+    Raises:
+        ValueError: The path is relative, and this process is in a Ray job.
+    """
+    if in_ray_job() and absolute(path) != path and not path.startswith("~"):
+        raise ValueError(
+            f"is {path!r}, and a Ray job runs in a temporary copy of the working directory; give "
+            "an absolute path that all machines share"
+        )

@@ -24,7 +24,9 @@ def alternatives(annotation: Any) -> list[Any]:
 def fields_of(section: Any) -> dict[str, Any]:
     """Return the types of a section's fields by name; empty if it is not a section."""
     if isinstance(section, type) and issubclass(section, BaseModel):
-        return {name: field.annotation for name, field in section.model_fields.items()}
+        return {
+            field.alias or name: field.annotation for name, field in section.model_fields.items()
+        }
     if dataclasses.is_dataclass(section):
         hints = typing.get_type_hints(section)
         return {field.name: hints[field.name] for field in dataclasses.fields(section)}

@@ -7,6 +7,7 @@ from pydantic import Discriminator, Field, Tag
 from perceiver_model.adapters.configs import MediaAdapter
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, LearnedPositions
 from pipeline.config.base import ConfigBase
+from pipeline.config.init import InitConfig
 from pipeline.config.modalities import ModalityName
 
 
@@ -92,6 +93,8 @@ class ModelConfig(ConfigBase):
             one for each channel. For images and films only.
         pixel_std: What the pixels are then divided by: one value, or one for each channel. For
             images and films only.
+        init: The weights that a training starts from, and which of them it trains; null starts from
+            new weights and trains all.
     """
 
     adapter: Annotated[MediaAdapter, Field(discriminator="kind")] | None = None
@@ -102,3 +105,4 @@ class ModelConfig(ConfigBase):
     autoregressive: AutoregressiveConfig | None = None
     pixel_mean: tuple[float, ...] = (0.5,)
     pixel_std: tuple[float, ...] = (0.5,)
+    init: InitConfig | None = None

@@ -10,14 +10,13 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cluster.ray_session import in_ray_job
 from perceiver_model.adapters.multimodal_config import Modality as ModalityModel
 from perceiver_model.adapters.multimodal_config import MultimodalInput, PaddedModalities
 from perceiver_model.config import FourierConfig
 from perceiver_model.families.classifier_config import ClassifierConfig
 from pipeline.config.augment import check_augment, check_mixing
 from pipeline.config.base import ConfigBase
-from pipeline.config.data import DataConfig, absolute
+from pipeline.config.data import DataConfig, absolute, refuse_relative_in_a_job
 from pipeline.config.model import ModalityConfig, ModelConfig
 from pipeline.config.objectives import AnyObjective, ObjectiveConfig, default_objective
 from pipeline.config.stream_check import check_stream
@@ -126,7 +125,7 @@ class Config(ConfigBase):
     def _output_is_a_folder(cls, output: str) -> str:
         if "://" in output:
             raise ValueError(f"is {output!r}; give a folder (on a cluster, one that all share)")
-        _refuse_relative_in_a_job(output)
+        refuse_relative_in_a_job(output)
         return absolute(output)
 
     @field_validator("shards")
@@ -134,7 +133,7 @@ class Config(ConfigBase):
     def _shards_are_absolute(cls, shards: str | None) -> str | None:
         if shards is None:
             return None
-        _refuse_relative_in_a_job(shards)
+        refuse_relative_in_a_job(shards)
         return absolute(shards)
 
     @model_validator(mode="after")
@@ -281,11 +280,3 @@ class Config(ConfigBase):
     def tree(self) -> dict[str, Any]:
         """Return the tree in the types of JSON."""
         return self.model_dump(mode="json")
-
-
-def _refuse_relative_in_a_job(path: str) -> None:
-    if in_ray_job() and absolute(path) != path and not path.startswith("~"):
-        raise ValueError(
-            f"is {path!r}, and a Ray job runs in a temporary copy of the working directory; give "
-            "an absolute path that all machines share"
-        )

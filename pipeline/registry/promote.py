@@ -36,6 +36,7 @@ from pipeline.runs.mlflow_errors import mlflow_answers
 from pipeline.runs.tracking import run_config
 from pipeline.training.checkpoint_files import Checkpoint
 from pipeline.training.checkpoints import read_checkpoint
+from pipeline.training.initial_weights.report import INIT_TAGS
 from pipeline.training.objectives import (
     Objective,
     name_field,
@@ -128,6 +129,7 @@ def promote(
             "perceiver.shards_digest": candidate.shard_set.digest,
             "perceiver.split": split,
             **_measured(verdict, candidate.objective.sample_metric),
+            **{tag: run.data.tags[tag] for tag in INIT_TAGS if tag in run.data.tags},
         }
         if champion is not None:
             tags[BEFORE_TAG] = str(champion.version)

@@ -230,7 +230,7 @@ def _create(
     run_id = run.info.run_id
     # No secret of an address is stored. Whoever needs one again must provide it again.
     tree = redacted_tree(config.tree())
-    values = flatten(tree) if params is None else redacted_tree(params)
+    values = _flat(tree) if params is None else redacted_tree(params)
     entries = [Param(key, str(value)[:MAX_PARAM_LENGTH]) for key, value in values.items()]
     for start in range(0, len(entries), 100):
         mlflow_client.log_batch(run_id, params=entries[start : start + 100])
@@ -245,6 +245,18 @@ def _create(
     mlflow_client.log_inputs(run_id, datasets=[DatasetInput(dataset, [context])])
     _log_config(mlflow_client, run_id, config)
     return run_id
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration's fields by dotted names, which MLflow takes for parameters.
+
+    The keys of `model.init.learning_rate_scale` are patterns, so the field stays one value.
+    """
+    init = tree["model"].get("init")
+    if init is not None:
+        scales = str(init["learning_rate_scale"])
+        tree = {**tree, "model": {**tree["model"], "init": {**init, "learning_rate_scale": scales}}}
+    return flatten(tree)
 
 
 def _log_config(mlflow_client: Any, run_id: str, config: Config) -> None:

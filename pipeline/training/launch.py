@@ -34,6 +34,7 @@ def run_training(
     *,
     callbacks: list[Any] | None = None,
     console: Console | None = None,
+    init_folder: Path | None = None,
 ) -> None:
     """Launch the workers with Ray Train and wait for them.
 
@@ -46,6 +47,7 @@ def run_training(
         run: The MLflow run.
         callbacks: Callbacks for Ray Train's RunConfig.
         console: It shows a line for each failure that is survived.
+        init_folder: The folder with the copy of the weights of `model.init`; None means `folder`.
 
     Raises:
         UserError, ShardError, ClusterError: The training cannot continue. The message says why.
@@ -56,7 +58,9 @@ def run_training(
     failures = 0
     room = _Room(config, notify)
     with folder_token(folder) as token:
-        task = TrainTask(config.model_dump_json(), str(folder), run, token)
+        task = TrainTask(
+            config.model_dump_json(), str(folder), run, token, str(init_folder or folder)
+        )
         while True:
             try:
                 _fit(config, task, callbacks or [])

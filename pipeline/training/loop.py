@@ -164,7 +164,7 @@ class TrainLoop:
         while step_in_epoch < self.steps_per_epoch:
             rate = learning_rate(state.step, self.steps_per_epoch, training)
             for group in self.engine.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("learning_rate_scale", 1.0)
             step_sums = no_sums(self.objective)
             for micro in range(training.gradient_accumulation_steps):
                 seed = step_seed(self.config.seed, state.epoch, step_in_epoch, micro)

@@ -33,6 +33,8 @@ from pipeline.runs.tracking import log_to_run, open_run, undelivered
 from pipeline.training.checkpoints import best_checkpoint, last_checkpoint, read_checkpoint
 from pipeline.training.ema import lagging_average
 from pipeline.training.ending import stopped_early
+from pipeline.training.initial_weights.report import log_init, show_init, summary
+from pipeline.training.initial_weights.start import find_init
 from pipeline.training.launch import run_training
 from pipeline.training.loop import steps_per_epoch
 from pipeline.training.objectives import objective_of
@@ -82,7 +84,8 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
         or rolled back), `continued` (for each time that
         the training was continued, its former total `epochs` and the `step` where it resumed),
         `parameters`, `forward_flops`, `bad_samples`, `seconds`, `skipped`, and `undelivered` (a
-        text on what MLflow has not received yet, or None).
+        text on what MLflow has not received yet, or None). With `model.init` also `init`: `from`,
+        `origin`, `sha256`, and the numbers of tensors that were `loaded`, `skipped` and are `new`.
 
     Raises:
         UserError: An input is wrong, or a different training has this name or is running there.
@@ -98,8 +101,10 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
 
 
 def _train(config: Config, console: Console, shard_set: ShardSet, *, fresh: bool) -> dict[str, Any]:
-    fingerprint = training_fingerprint(config, shard_set)
     folder = config.folder / STAGE
+    init = find_init(config, folder, console, fresh=fresh)
+    plan = init.plan(config, shard_set) if init else None
+    fingerprint = training_fingerprint(config, shard_set, init.sha256 if init else None)
     record = None if fresh else read_run_record(config.folder, STAGE)
     continued: list[dict[str, int]] = []
     if record:
@@ -140,6 +145,11 @@ def _train(config: Config, console: Console, shard_set: ShardSet, *, fresh: bool
         if fresh:  # only now: everything that the new training needs has been found
             remove_tree(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if init and plan:
+            init = init.saved(folder)
+            if last_checkpoint(folder / "checkpoints") is None:
+                show_init(init, plan, objective_of(config, shard_set), console)
+            log_init(run, folder, init, plan)
         if continued:
             log_to_run(run, tags={"perceiver.continued": to_json(continued)})
         noted = {"run_id": run.run_id, "continued": continued}
@@ -152,6 +162,8 @@ def _train(config: Config, console: Console, shard_set: ShardSet, *, fresh: bool
             begun = replace(begun, seconds=spent + time.time() - started)
             write_run_record(config.folder, begun)
         result = {**training_result(config, folder, run, shard_set), "continued": continued}
+        if init and plan:
+            result["init"] = summary(init, plan)
         log_best(run, result)
     seconds = spent + time.time() - started
     write_run_record(config.folder, RunRecord(STAGE, fingerprint, result, seconds, done=True))
@@ -221,14 +233,28 @@ def open_shards(config: Config) -> ShardSet:
     return shard_set
 
 
-def training_fingerprint(config: Config, shard_set: ShardSet) -> dict[str, Any]:
+def training_fingerprint(
+    config: Config, shard_set: ShardSet, init_sha256: str | None = None
+) -> dict[str, Any]:
     """Return everything that determines the weights.
 
     Where the training runs, and on how many workers, is not part of it. The fields in
     `SAME_TO_ROUNDING` are included so that a change can be reported.
+
+    Args:
+        config: The configuration.
+        shard_set: The shard set.
+        init_sha256: The digest of the weights of `model.init`, which count instead of their place.
     """
     tree = config.tree()
     chosen = {key: tree[key] for key in ("seed", "model", "training")}
+    if init := config.model.init:
+        chosen["model"] = {key: value for key, value in tree["model"].items() if key != "init"}
+        chosen |= {
+            "model.init.sha256": init_sha256,
+            "model.init.freeze": sorted(init.freeze),
+            "model.init.learning_rate_scale": sorted(map(list, init.learning_rate_scale.items())),
+        }
     ignored = {"training.log_steps", "training.loader_workers", "training.checkpoint_steps"}
     if config.training.on_bad_step == "rollback":  # to the last checkpoint
         ignored.remove("training.checkpoint_steps")

@@ -31,6 +31,8 @@ from pipeline.training.agreement import (
 from pipeline.training.checkpoint_files import TrainState, load_weights
 from pipeline.training.compiled import compiled
 from pipeline.training.ending import has_ended
+from pipeline.training.initial_weights.matching import InitPlan
+from pipeline.training.initial_weights.start import start_from
 from pipeline.training.loop import TrainLoop
 from pipeline.training.objectives import objective_of
 from pipeline.training.optimizer import make_optimizer
@@ -48,12 +50,14 @@ class TrainTask:
         folder: The folder of this run or trial, on storage that all workers share.
         run: The MLflow run.
         token: The token from `folder_token`. Workers look for it in the folder.
+        init_folder: The folder with the copy of the weights of `model.init`; empty means `folder`.
     """
 
     config: str
     folder: str
     run: RunRef | None
     token: str = ""
+    init_folder: str = ""
 
 
 def train_worker(task: TrainTask) -> None:
@@ -111,9 +115,11 @@ def _open_training(
     set_attention_path(model, training.attention_path)
     if hasattr(model, "encoder"):  # a Perceiver AR has none, and takes no share
         model.encoder.checkpointed_share = training.activation_checkpointing
+    chosen, notes = agreed_checkpoint(folder / "checkpoints")
+    init_folder = Path(task.init_folder) if task.init_folder else folder
+    plan = _started(model, config, init_folder, load=chosen is None)
     stack.enter_context(compiled(model, training.compile))
 
-    chosen, notes = agreed_checkpoint(folder / "checkpoints")
     state = chosen.state if chosen else TrainState()
     if chosen:
         load_weights(model, chosen.weights, str(chosen.checkpoint.path))
@@ -130,7 +136,7 @@ def _open_training(
         device=rank_info.device.type,
         optimizer=training.optimizer,
     )
-    optimizer = make_optimizer(model, training)
+    optimizer = make_optimizer(model, training, plan.rate_scales)
     engine = initialize_engine(model, optimizer, strategy, gathered_whole=[CrossAttend])
     if chosen:
         restore_state(engine, chosen.weights, chosen.moments, step=state.updates)
@@ -161,3 +167,10 @@ def _open_training(
         logger.close()
         if config.cluster.num_workers == 0:
             leave_process_group()
+
+
+def _started(model: Any, config: Config, folder: Path, *, load: bool) -> InitPlan:
+    """Load and freeze what `model.init` says, on every rank or on none."""
+    plans: list[InitPlan] = []
+    every_rank(lambda: plans.append(start_from(model, config.model.init, folder, load=load)))
+    return plans[0]

@@ -19,6 +19,8 @@ from pipeline.runs.records import write_json
 from pipeline.runs.tracking import begin_run, child_run, end_run, log_to_run, run_ref
 from pipeline.training.checkpoints import best_checkpoint, last_checkpoint
 from pipeline.training.ending import has_ended
+from pipeline.training.initial_weights.report import log_init
+from pipeline.training.initial_weights.start import saved_init
 from pipeline.training.objectives import objective_of
 from pipeline.training.train import STOPPED_TAG, log_best, run_training, training_result
 from pipeline.tuning.journal import StudyJournal
@@ -97,6 +99,8 @@ class Trial:
             config.cluster.wait_seconds,
         )
         write_json(folder / TRIAL_FILE, {"params": self.settings[number], "run_id": run.run_id})
+        if (init := saved_init(config, Path(self.folder))) is not None:
+            log_init(run, folder, init, init.plan(config, shard_set))
         last = last_checkpoint(folder / "checkpoints")
         if last is not None:
             # A kill can come between a checkpoint and its report. Then the checkpoint has epochs
@@ -107,7 +111,9 @@ class Trial:
                     ray_tune.report({"epoch": epoch, "score": math.nan if score is None else score})
             if has_ended(config.training, last.state):
                 return
-        run_training(config, folder, run, callbacks=[TuneReportCallback()])
+        run_training(
+            config, folder, run, callbacks=[TuneReportCallback()], init_folder=Path(self.folder)
+        )
 
     def _earlier_run(self, folder: Path, number: int) -> str | None:
         """Return the run that this trial had before the study was interrupted, or None."""

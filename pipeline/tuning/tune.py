@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.errors import ClusterError
 from cluster.ray_session import ray_session, require_resources
+from pipeline.config.load import with_values
 from pipeline.config.study import StudyConfig
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
@@ -26,6 +27,8 @@ from pipeline.runs.records import (
 from pipeline.runs.run_lock import run_lock
 from pipeline.runs.tracking import log_to_run, open_run, undelivered
 from pipeline.training.checkpoints import read_checkpoint
+from pipeline.training.initial_weights.report import show_study_init
+from pipeline.training.initial_weights.start import FoundInit, find_init
 from pipeline.training.objectives import name_field, objective_class
 from pipeline.training.train import (
     LEFT,
@@ -76,11 +79,12 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
     shard_set = open_shards(config)
     _require_validation(config, shard_set)
     base = study_base(config, study)
+    folder = config.folder / STAGE
+    init = find_init(base, folder, console, fresh=fresh)
     fingerprint = {
-        **training_fingerprint(base, shard_set),
+        **training_fingerprint(base, shard_set, init.sha256 if init else None),
         **{f"study.{key}": value for key, value in study.model_dump(mode="json").items()},
     }
-    folder = config.folder / STAGE
     with run_lock(config.folder / f".{STAGE}.lock", str(folder), console.notice):
         record = None if fresh else read_run_record(config.folder, STAGE)
         if record:
@@ -90,10 +94,12 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
                 read_checkpoint(best).check()
                 left = undelivered(config, "study")
                 return {**record.result, "seconds": record.seconds, "skipped": True, LEFT: left}
+        if init:
+            show_study_init(init, _trial_configs(base, study), shard_set, console)
         if fresh:
             client(config.tracking_uri)  # nothing is deleted if MLflow does not answer
             remove_tree(folder)
-        return _study(config, study, base, shard_set, fingerprint, record, console)
+        return _study(config, study, base, shard_set, init, fingerprint, record, console)
 
 
 def _study(
@@ -101,6 +107,7 @@ def _study(
     study: StudyConfig,
     base: Config,
     shard_set: ShardSet,
+    init: FoundInit | None,
     fingerprint: dict[str, Any],
     record: RunRecord | None,
     console: Console,
@@ -113,6 +120,8 @@ def _study(
         stack.enter_context(ray_session(config.cluster.address))
         concurrent = _concurrent_trials(base, study)
         folder.mkdir(parents=True, exist_ok=True)
+        if init:
+            init = init.saved(folder)
         journal = StudyJournal(folder)
         run = stack.enter_context(
             open_run(config, kind="study", shard_set=shard_set, run_id=run_id)
@@ -156,6 +165,11 @@ def _study(
     seconds = spent + time.time() - started
     write_run_record(config.folder, RunRecord(STAGE, fingerprint, result, seconds, done=True))
     return {**result, "seconds": seconds, "skipped": False, LEFT: undelivered(config, "study")}
+
+
+def _trial_configs(base: Config, study: StudyConfig) -> list[Config]:
+    """Return the configuration of every trial, by number."""
+    return [with_values(base, settings) for settings in draw_settings(study, base.seed)]
 
 
 def _require_validation(config: Config, shard_set: ShardSet) -> None:

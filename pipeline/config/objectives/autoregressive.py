@@ -45,7 +45,7 @@ class AutoregressConfig(ObjectiveConfig):
             raise ValueError(
                 "objective.kind is 'autoregressive', which needs the section model.autoregressive"
             )
-        plain = ModelConfig(autoregressive=config.model.autoregressive)
+        plain = ModelConfig(autoregressive=config.model.autoregressive, init=config.model.init)
         for name in type(plain).model_fields:
             if getattr(config.model, name) != getattr(plain, name):
                 raise ValueError(

@@ -1,0 +1,122 @@
+"""The copy of the source's weights in the run folder, which the workers read.
+
+init.safetensors   every tensor of the source, by the names of our models
+init.json          from, origin, sha256, settings
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from pipeline.errors import UserError
+from pipeline.runs.records import write_json
+from pipeline.training.checkpoints import not_finite, read_tensors
+from pipeline.training.initial_weights.matching import TensorKind
+from pipeline.training.initial_weights.sources import InitSource
+from shards.errors import ShardError
+from shards.plain import is_sha256
+from shards.set_files import read_file
+
+TENSORS_FILE = "init.safetensors"
+NOTE_FILE = "init.json"
+_MAX_NOTE_BYTES = 64 << 20
+_MEND = "start this training again with --fresh"
+
+
+@dataclass(frozen=True)
+class SavedInit:
+    """What `init.json` says of the weights in `init.safetensors`.
+
+    Attributes:
+        folder: The folder of both files.
+        address: The value of `model.init.from` when they were written.
+        origin: What was read, in words.
+        sha256: The digest of the tensors, from `digest_of`.
+        settings: The settings of the source's model, by dotted names.
+    """
+
+    folder: Path
+    address: str
+    origin: str
+    sha256: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def load(self) -> dict[str, torch.Tensor]:
+        """Return the tensors, on the CPU.
+
+        Raises:
+            UserError: The file is missing or damaged, or its tensors are not those of the note.
+        """
+        path = self.folder / TENSORS_FILE
+        tensors = read_tensors(path)
+        if digest_of(tensors) != self.sha256 or not_finite(tensors):
+            raise UserError(f"{path}: is damaged (its digest differs from {NOTE_FILE}); {_MEND}")
+        return tensors
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the sha256 of all names, dtypes, shapes and values. It depends on no file format."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def kinds_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorKind]:
+    """Return what must agree between tensors, by name."""
+    return {
+        name: TensorKind(tuple(tensor.shape), tensor.is_floating_point())
+        for name, tensor in tensors.items()
+    }
+
+
+def save_init(folder: Path, source: InitSource, sha256: str) -> None:
+    """Write a source's weights into a run folder, each file completely or not at all.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    partial = folder / f".partial-{TENSORS_FILE}"
+    try:
+        save_file({name: t.contiguous() for name, t in source.tensors.items()}, partial)
+        partial.replace(folder / TENSORS_FILE)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{folder / TENSORS_FILE}: cannot be written ({error})") from error
+    note = {
+        "from": source.address,
+        "origin": source.origin,
+        "sha256": sha256,
+        "settings": source.settings,
+    }
+    write_json(folder / NOTE_FILE, note)
+
+
+def read_init(folder: Path) -> SavedInit | None:
+    """Return what is saved in a run folder; None if nothing is.
+
+    Raises:
+        UserError: The note is damaged.
+    """
+    path = folder / NOTE_FILE
+    try:
+        note = json.loads(read_file(folder, NOTE_FILE, _MAX_NOTE_BYTES))
+        address, origin, sha256 = (note[name] for name in ("from", "origin", "sha256"))
+        settings = note["settings"]
+        if not isinstance(address, str) or not isinstance(origin, str) or not is_sha256(sha256):
+            raise ValueError("a field has another type")
+        if not isinstance(settings, dict):
+            raise ValueError("settings is no object")
+        return SavedInit(folder, address, origin, sha256, settings)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ShardError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({error}); {_MEND}") from None
