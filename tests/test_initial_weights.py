@@ -19,7 +19,8 @@ from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
 from pipeline.training import loop as loop_module
 from pipeline.training.bad_steps import bad_loss
-from pipeline.training.checkpoints import TrainState, last_checkpoint, save_checkpoint
+from pipeline.training.checkpoint_files import TrainState
+from pipeline.training.checkpoints import last_checkpoint, save_checkpoint
 from pipeline.training.initial_weights.sources import read_source
 from pipeline.training.train import train
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from pipeline.errors import UserError
 from pipeline.runs.records import write_json
-from pipeline.training.checkpoints import not_finite, read_tensors
+from pipeline.training.checkpoint_files import not_finite, read_tensors
 from pipeline.training.initial_weights.matching import TensorKind
 from pipeline.training.initial_weights.sources import InitSource
 from shards.errors import ShardError

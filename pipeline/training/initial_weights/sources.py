@@ -22,14 +22,8 @@ from pipeline.errors import UserError
 from pipeline.runs.mlflow_client import client
 from pipeline.runs.mlflow_errors import is_missing, mlflow_answers, reason_of
 from pipeline.runs.records import read_run_record
-from pipeline.training.checkpoints import (
-    STATE_FILE,
-    WEIGHTS_FILE,
-    best_checkpoint,
-    not_finite,
-    read_checkpoint,
-    read_tensors,
-)
+from pipeline.training.checkpoint_files import WEIGHTS_FILE, not_finite, read_tensors
+from pipeline.training.checkpoints import STATE_FILE, best_checkpoint, read_checkpoint
 
 CARD_FILE = "card.json"
 TRANSFORMERS_FILE = "config.json"
