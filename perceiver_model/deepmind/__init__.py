@@ -18,9 +18,9 @@ from perceiver_model.deepmind.checkpoint import read_checkpoint, write_checkpoin
 from perceiver_model.deepmind.flow import Flow
 from perceiver_model.deepmind.imagenet import ConvClassifier, FourierClassifier, LearnedClassifier
 from perceiver_model.deepmind.language import MaskedLanguage, TextClassifier
-from perceiver_model.deepmind.layers import export_tensors, load_tensors
+from perceiver_model.deepmind.layers import check_tensors, export_tensors, load_tensors
 from perceiver_model.deepmind.multimodal import KineticsAutoencoder
-from perceiver_model.deepmind.settings import Fidelity
+from perceiver_model.deepmind.settings import Fidelity, check_sizes
 
 ARCHITECTURES: tuple[Architecture[Any], ...] = (
     FourierClassifier(),
@@ -87,9 +87,13 @@ def from_transformers_state(
     if fidelity not in ("deepmind", "transformers"):
         raise ValueError(f"fidelity {fidelity!r}: must be 'deepmind' or 'transformers'")
     architecture = _architecture_of_checkpoint(config, state_dict)
+    check_sizes(config, len(state_dict))
     ours = architecture.read_config(config, state_dict, fidelity=fidelity, image_size=image_size)
+    maps = architecture.tensors(ours)
+    with torch.device("meta"):  # settings that the tensors do not fit take no memory
+        check_tensors(architecture.model(ours), maps, state_dict)
     model = architecture.model(ours)
-    load_tensors(model, architecture.tensors(ours), state_dict)
+    load_tensors(model, maps, state_dict)
     return model.eval()
 
 

@@ -170,9 +170,35 @@ def load_tensors(
             them, and the model is unchanged.
     """
     maps = list(tensors)
+    check_tensors(model, maps, state_dict)
+    expected = model.state_dict()
+    ours = {}
+    for entry in maps:
+        parts = [state_dict[name].detach() for name in entry.theirs]
+        joined = torch.cat(parts) if entry.rows else parts[0]
+        ours[entry.ours] = joined.reshape(expected[entry.ours].shape)
+    model.load_state_dict(ours)
+
+
+def check_tensors(
+    model: nn.Module, tensors: Iterable[TensorMap], state_dict: Mapping[str, torch.Tensor]
+) -> None:
+    """Check that a transformers state dict has the tensors of a model, with their shapes.
+
+    Args:
+        model: Our model, which may lie on the meta device.
+        tensors: The maps of all of its tensors.
+        state_dict: The tensors by transformers' names.
+
+    Raises:
+        ValueError: If tensors are missing, unexpected or of the wrong shape. The error names all of
+            them.
+    """
     expected = model.state_dict()
     shapes = {
-        name: shape for entry in maps for name, shape in _their_shapes(entry, expected[entry.ours])
+        name: shape
+        for entry in tensors
+        for name, shape in _their_shapes(entry, expected[entry.ours])
     }
     problems = [
         *(f"missing {name}" for name in shapes if name not in state_dict),
@@ -185,12 +211,6 @@ def load_tensors(
     ]
     if problems:
         raise ValueError(f"tensors that are not this model's: {'; '.join(problems)}")
-    ours = {}
-    for entry in maps:
-        parts = [state_dict[name].detach() for name in entry.theirs]
-        joined = torch.cat(parts) if entry.rows else parts[0]
-        ours[entry.ours] = joined.reshape(expected[entry.ours].shape)
-    model.load_state_dict(ours)
 
 
 def export_tensors(model: nn.Module, tensors: Iterable[TensorMap]) -> dict[str, torch.Tensor]:

@@ -46,6 +46,14 @@ DEFAULTS: dict[str, Any] = {
 }
 """The default of transformers for each setting that config.json may leave out."""
 
+MAX_SIZE = 1 << 16
+"""The most blocks, pixels a side, frames and samples a frame that a checkpoint may ask for."""
+
+_SIZES = (
+    "num_blocks", "image_size", "train_size", "num_frames", "audio_samples_per_frame",
+    "output_shape",
+)  # fmt: skip
+
 _GELUS: dict[str, Literal["tanh", "erf"]] = {
     "gelu": "erf",
     "gelu_python": "erf",
@@ -58,6 +66,24 @@ _GELUS: dict[str, Literal["tanh", "erf"]] = {
 def setting(settings: Mapping[str, Any], name: str) -> Any:
     """Return a setting, or the default of transformers."""
     return settings.get(name, DEFAULTS[name])
+
+
+def check_sizes(settings: Mapping[str, Any], num_tensors: int) -> None:
+    """Refuse counts that would take memory or time although no tensor of the checkpoint has them.
+
+    Args:
+        settings: The settings in config.json. They are untrusted.
+        num_tensors: The number of tensors of the checkpoint.
+
+    Raises:
+        ValueError: A count is larger than in any checkpoint.
+    """
+    limits = {"num_self_attends_per_block": num_tensors} | dict.fromkeys(_SIZES, MAX_SIZE)
+    for name, limit in limits.items():
+        value = setting(settings, name)
+        for size in value if isinstance(value, list | tuple) else (value,):
+            if not isinstance(size, int) or not 0 <= size <= limit:
+                raise ValueError(f"config.json: {name} is {value!r}; at most {limit} fits")
 
 
 def num_classes(
