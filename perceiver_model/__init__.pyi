@@ -1,6 +1,7 @@
 """The public names. `perceiver_model.__getattr__` imports each name when it is first used."""
 
 from perceiver_model.adapters.configs import AudioInput as AudioInput
+from perceiver_model.adapters.configs import BackboneConfig as BackboneConfig
 from perceiver_model.adapters.configs import ChunksConfig as ChunksConfig
 from perceiver_model.adapters.configs import ClassInput as ClassInput
 from perceiver_model.adapters.configs import ColumnsConfig as ColumnsConfig

@@ -164,7 +164,11 @@ def read_config(config_type: type[Config], values: Mapping[str, Any]) -> Config:
     if unknown := sorted(set(values) - {field.name for field in fields}):
         known = ", ".join(field.name for field in fields)
         raise ValueError(f"{name}: unknown key(s) {', '.join(unknown)}; known: {known}")
-    required = {field.name for field in fields if field.default is dataclasses.MISSING}
+    required = {
+        field.name
+        for field in fields
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
     if missing := sorted(required - set(values)):
         raise ValueError(f"{name}: missing key(s) {', '.join(missing)}")
     return config_type(

@@ -38,7 +38,9 @@ def forward_flops(config: ModelConfig) -> int:
     if isinstance(config, AutoencoderConfig):
         return _autoencoder_flops(config)
     encoder = encoder_flops(
-        config.encoder, tokens=math.prod(config.token_grid), input_channels=config.input_channels
+        config.encoder,
+        tokens=[math.prod(grid) for grid in config.token_grids],
+        input_channels=config.input_channels,
     )
     if isinstance(config, DenseConfig):
         head = _dense_flops(config)
@@ -152,7 +154,8 @@ def _token_flops(config: TokensConfig) -> int:
     """Return the FLOPs of everything before the encoder."""
     if isinstance(config.input, MultimodalInput):
         return sum(_token_flops(part) for part in config.input.modalities.values())
-    positions = _position_flops(config.positions, math.prod(config.token_grid))
+    grids = config.token_grids
+    positions = sum(_position_flops(config.positions, math.prod(grid)) for grid in grids)
     adapter: int = config.adapter.flops(config.input)
     return adapter + positions
 

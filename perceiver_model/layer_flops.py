@@ -4,6 +4,8 @@ Only matrix products count, at 2 FLOPs per multiply-add, for the plain algorithm
 papers report the same count. Faster paths to the same result use fewer FLOPs.
 """
 
+from collections.abc import Sequence
+
 from perceiver_model.config import DecoderConfig, EncoderConfig
 
 
@@ -102,22 +104,29 @@ def self_attend_flops(
     )
 
 
-def encoder_flops(config: EncoderConfig, *, tokens: int, input_channels: int) -> int:
+def encoder_flops(
+    config: EncoderConfig, *, tokens: int | Sequence[int], input_channels: int
+) -> int:
     """Return the FLOPs of all cross-attends and self-attends, whether or not they share weights.
 
     Args:
         config: The configuration of the encoder.
-        tokens: The number of tokens of the input array.
+        tokens: The number of tokens of the input array, or of each of several arrays that the
+            cross-attends read in turn.
         input_channels: The number of channels of a token.
     """
-    cross_attend = cross_attend_flops(
-        queries=config.num_latents,
-        query_channels=config.latent_dim,
-        tokens=tokens,
-        input_channels=input_channels,
-        qk_channels=config.cross_channels,
-        value_channels=config.cross_value_channels,
-        widening=config.cross_widening,
+    arrays = [tokens] if isinstance(tokens, int) else tokens
+    cross_attends = sum(
+        cross_attend_flops(
+            queries=config.num_latents,
+            query_channels=config.latent_dim,
+            tokens=arrays[index % len(arrays)],
+            input_channels=input_channels,
+            qk_channels=config.cross_channels,
+            value_channels=config.cross_value_channels,
+            widening=config.cross_widening,
+        )
+        for index in range(config.num_cross_attends)
     )
     self_attend = self_attend_flops(
         tokens=config.num_latents,
@@ -127,7 +136,7 @@ def encoder_flops(config: EncoderConfig, *, tokens: int, input_channels: int) ->
         widening=config.self_widening,
     )
     num_self_attends = config.num_blocks * config.num_self_attends
-    return config.num_cross_attends * cross_attend + num_self_attends * self_attend
+    return cross_attends + num_self_attends * self_attend
 
 
 def decoder_flops(

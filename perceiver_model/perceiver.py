@@ -12,6 +12,9 @@ from perceiver_model.attention.multi_head import SelfAttend
 from perceiver_model.attention.tokens import InputArray
 from perceiver_model.config import EncoderConfig
 
+EncoderInputs = InputArray | tuple[InputArray, ...]
+"""The array that all cross-attends read, or several that they read in turn."""
+
 
 class PerceiverEncoder(nn.Module):
     """Learned latents, cross-attends and latent blocks, with the configured weight sharing.
@@ -63,14 +66,16 @@ class PerceiverEncoder(nn.Module):
 
     def forward(
         self,
-        inputs: InputArray,
+        inputs: EncoderInputs,
         state: torch.Tensor | None = None,
         starts: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return latents `[batch, num_latents, latent_dim]` that have read the input.
 
         Args:
-            inputs: The tokens, with `input_channels` channels, in the dtype of the parameters.
+            inputs: The tokens, with `input_channels` channels, in the dtype of the parameters. If
+                there are several arrays, the first cross-attend reads the first one, and so on; if
+                there are more cross-attends, they begin again with the first array.
             state: The latents to start from, `[batch, num_latents, latent_dim]`, as an earlier call
                 returned them. A stream is read part by part in this way. None means the learned
                 latents.
@@ -83,15 +88,17 @@ class PerceiverEncoder(nn.Module):
             latents = (
                 state if starts is None else torch.where(starts[:, None, None], latents, state)
             )
-        memories: dict[int, Memory] = {}
+        arrays = (inputs,) if isinstance(inputs, InputArray) else inputs
+        memories: dict[tuple[int, int], Memory] = {}
         cross_index = 0
         num_self_attends = self.config.num_blocks * self.config.num_self_attends
         num_checkpointed = round(self.checkpointed_share * num_self_attends) if self.training else 0
         for block_index, num_cross_attends in enumerate(self.config.cross_attends_before_block):
             for _ in range(num_cross_attends):
                 weights = self._cross_attend_weights(cross_index)
-                latents, memories[weights] = self.cross_attends[weights](
-                    latents, inputs, memories.get(weights)
+                number = cross_index % len(arrays)
+                latents, memories[weights, number] = self.cross_attends[weights](
+                    latents, arrays[number], memories.get((weights, number))
                 )
                 cross_index += 1
             block = self.blocks[0 if self.config.share_self_attends else block_index]

@@ -37,7 +37,7 @@ class TokensConfig(ConfigTree):
         if self._geometry.holds_positions and self.positions is not None:
             raise refusal(self, "positions", f"None: {self.adapter.kind} hold their own")
         if isinstance(self.positions, FourierConfig) and self.positions.max_resolution is not None:
-            check_length(self.positions, "max_resolution", len(self.token_grid))
+            check_length(self.positions, "max_resolution", self.token_dims)
 
     @property
     def _geometry(self) -> AdapterBase:
@@ -52,8 +52,24 @@ class TokensConfig(ConfigTree):
 
     @property
     def token_grid(self) -> tuple[int, ...]:
-        """The shape of the token grid, such as (rows, columns) for images or (time,) for sound."""
+        """The shape of the token grid, such as (rows, columns) for images or (time,) for sound.
+
+        Of a backbone's feature maps, it is the grid of the first one.
+        """
         return self._geometry.token_grid(self.input)
+
+    @property
+    def token_grids(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the token grids that successive cross-attends read, again and again.
+
+        Only backbones have more than one.
+        """
+        return self._geometry.token_grids(self.input)
+
+    @property
+    def token_dims(self) -> int:
+        """The number of dimensions of the token grids."""
+        return self._geometry.token_dims(self.input)
 
     @property
     def content_channels(self) -> int:
@@ -63,7 +79,7 @@ class TokensConfig(ConfigTree):
     @property
     def position_channels(self) -> int:
         """The number of channels of a token's position features."""
-        return position_channels(self.positions, len(self.token_grid))
+        return position_channels(self.positions, self.token_dims)
 
     @property
     def input_channels(self) -> int:
@@ -115,6 +131,17 @@ def check_cross_heads(encoder: EncoderConfig, input_channels: int) -> None:
     if channels % encoder.num_cross_heads:
         allowed = f"a divisor of the cross-attend's {channels} channels"
         raise refusal(encoder, "num_cross_heads", f"{allowed}; or set cross_channels")
+
+
+def check_maps_are_read(encoder: EncoderConfig, adapter: Any) -> None:
+    """Check that the encoder has a cross-attend for each feature map of a backbone.
+
+    Raises:
+        ValueError: If it has fewer.
+    """
+    if adapter.is_successive and encoder.num_cross_attends < len(adapter.outputs):
+        count = len(adapter.outputs)
+        raise refusal(encoder, "num_cross_attends", f"at least {count}, one for each of outputs")
 
 
 def check_decoder_heads(decoder: DecoderConfig, encoder: EncoderConfig) -> None:

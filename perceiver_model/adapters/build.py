@@ -2,10 +2,10 @@
 
 The `forward(inputs, mask)` of each adapter returns the content of the tokens,
 `[batch, tokens, channels]`, and a bool mask `[batch, tokens]` of the valid tokens, or None if all
-tokens are valid. The content is float32. An adapter with weights returns the dtype of its weights,
-and feature maps keep their own dtype. The input's mask is True where a pixel, sample, point or
-column is valid. A token is valid if any part of it is valid. Invalid parts are set to zero first,
-so their values have no influence.
+tokens are valid. A backbone returns such a pair for each of its maps. The content is float32. An
+adapter with weights returns the dtype of its weights, and feature maps keep their own dtype. The
+input's mask is True where a pixel, sample, point or column is valid. A token is valid if any part
+of it is valid. Invalid parts are set to zero first, so their values have no influence.
 
 The tokens are in the row-major order of `TokensConfig.token_grid`. A wrong shape or dtype raises
 ValueError.
@@ -18,9 +18,11 @@ import torch
 from torch import nn
 
 from perceiver_model.adapters.audio import ChunkAdapter, MelAdapter
+from perceiver_model.adapters.backbone import BackboneAdapter
 from perceiver_model.adapters.classes import OneHotAdapter
 from perceiver_model.adapters.configs import (
     AudioInput,
+    BackboneConfig,
     ChunksConfig,
     ClassInput,
     ColumnsConfig,
@@ -91,6 +93,7 @@ _BUILDERS: dict[tuple[type, type], Callable[[Any, Any], nn.Module]] = {
     (ImageInput, PatchesConfig): PatchAdapter,
     (ImageInput, ConvConfig): ConvAdapter,
     (ImageInput, ConvStemConfig): ConvStemAdapter,
+    (ImageInput, BackboneConfig): BackboneAdapter,
     (AudioInput, ChunksConfig): ChunkAdapter,
     (AudioInput, MelConfig): MelAdapter,
     (AudioInput, MelConvConfig): MelConvAdapter,

@@ -1,6 +1,7 @@
 """The inputs of a Perceiver and the adapters that turn them into tokens, without torch."""
 
 from perceiver_model.adapters.audio_config import AudioInput, ChunksConfig, MelConfig, MelConvConfig
+from perceiver_model.adapters.backbone_config import BackboneConfig
 from perceiver_model.adapters.classes_config import ClassInput, OneHotConfig
 from perceiver_model.adapters.config_base import AdapterBase
 from perceiver_model.adapters.image_config import (
@@ -22,6 +23,7 @@ from perceiver_model.adapters.video_config import (
 __all__ = [
     "AdapterBase",
     "AudioInput",
+    "BackboneConfig",
     "ChunksConfig",
     "ClassInput",
     "ColumnsConfig",
@@ -70,5 +72,6 @@ MediaAdapter = (
     | PointsConfig
     | ColumnsConfig
     | OneHotConfig
+    | BackboneConfig
 )
 """The adapter of a single modality."""

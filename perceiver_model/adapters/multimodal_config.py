@@ -42,6 +42,11 @@ class Modality(TokensConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.adapter.is_successive:
+            raise ValueError(
+                f"adapter {self.adapter.kind!r} is for images alone: its maps are read one after "
+                "the other, and modalities are read together"
+            )
         if self.masked_in_evaluation and self.mask_probability is None:
             raise refusal(self, "masked_in_evaluation", "False where mask_probability is None")
         if self.masked_in_evaluation and self.dropout:

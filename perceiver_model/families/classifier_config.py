@@ -8,6 +8,7 @@ from perceiver_model.tokens_config import (
     TokensConfig,
     check_cross_heads,
     check_decoder_heads,
+    check_maps_are_read,
 )
 
 InputConfig = MediaInput | MultimodalInput
@@ -40,6 +41,7 @@ class ClassifierConfig(TokensConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_cross_heads(self.encoder, self.input_channels)
+        check_maps_are_read(self.encoder, self.adapter)
         if self.decoder:
             check_decoder_heads(self.decoder, self.encoder)
 

@@ -5,6 +5,7 @@ import math
 import torch
 
 from perceiver_model.adapters.build import Inputs, Masks
+from perceiver_model.attention.tokens import InputArray
 from perceiver_model.decoder import PerceiverDecoder
 from perceiver_model.families.dense_config import DenseConfig
 from perceiver_model.families.tokens_model import TokensModel
@@ -83,6 +84,7 @@ class DensePredictor(TokensModel):
             queries = positions_at(tables, part).to(latents.dtype)
             if not self.config.query_tokens:
                 return queries
+            assert isinstance(tokens, InputArray)  # the configuration refuses several
             tokens_there = nearest_tokens(part, grid, self.config.token_grid)
             content = content_at(tokens.content, tokens_there)
             return torch.cat([content, queries.expand(content.shape[0], -1, -1)], dim=-1)

@@ -7,6 +7,7 @@ from perceiver_model.tokens_config import (
     TokensConfig,
     check_cross_heads,
     check_decoder_heads,
+    check_maps_are_read,
     position_channels,
 )
 
@@ -45,13 +46,16 @@ class DenseConfig(TokensConfig):
         if self.output_grid is None and not hasattr(self.input, "grid"):
             raise refusal(self, "output_grid", f"given: {self.input.kind} has no grid")
         dims = len(self.outputs)
-        if self.query_tokens and dims != len(self.token_grid):
-            allowed = f"False: outputs have {dims} dimensions, tokens {len(self.token_grid)}"
+        if self.query_tokens and self.adapter.is_successive:
+            raise refusal(self, "query_tokens", "False: a backbone's maps have grids of their own")
+        if self.query_tokens and dims != self.token_dims:
+            allowed = f"False: outputs have {dims} dimensions, tokens {self.token_dims}"
             raise refusal(self, "query_tokens", allowed)
         fourier = self.query_positions
         if isinstance(fourier, FourierConfig) and fourier.max_resolution is not None:
             check_length(fourier, "max_resolution", dims)
         check_cross_heads(self.encoder, self.input_channels)
+        check_maps_are_read(self.encoder, self.adapter)
         check_decoder_heads(self.decoder, self.encoder)
 
     @property

@@ -4,7 +4,12 @@ from perceiver_model.adapters.configs import MediaAdapter, MediaInput
 from perceiver_model.adapters.multimodal_config import MultimodalInput, PaddedModalities
 from perceiver_model.config import DecoderConfig, EncoderConfig
 from perceiver_model.config_checks import Count, config_dataclass
-from perceiver_model.tokens_config import TokensConfig, check_cross_heads, check_decoder_heads
+from perceiver_model.tokens_config import (
+    TokensConfig,
+    check_cross_heads,
+    check_decoder_heads,
+    check_maps_are_read,
+)
 
 
 @config_dataclass
@@ -34,6 +39,7 @@ class QueriesConfig(TokensConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_cross_heads(self.encoder, self.input_channels)
+        check_maps_are_read(self.encoder, self.adapter)
         check_decoder_heads(self.decoder, self.encoder)
 
     @property

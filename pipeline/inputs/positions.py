@@ -12,8 +12,8 @@ from shards import PositionSpec, ShardSet
 def position_spec(config: TokensConfig) -> PositionSpec | None:
     """Return the specification of one input's Fourier position table; None if it needs no table."""
     positions = getattr(config, "positions", None)  # not every family has any
-    if not isinstance(positions, FourierConfig):
-        return None
+    if not isinstance(positions, FourierConfig) or config.adapter.is_successive:
+        return None  # a backbone's maps are known once it has run, so the model makes their tables
     return PositionSpec(
         shape=config.token_grid,
         num_bands=positions.num_bands,

@@ -233,11 +233,11 @@ def _check_size(config: Any) -> None:
             raise ValueError(f"more than {MAX_TOKENS} tokens")
         return
     for part in _token_parts(config):
-        tokens = math.prod(part.token_grid)
+        tokens = sum(math.prod(grid) for grid in part.token_grids)
         if tokens > MAX_TOKENS:
             raise ValueError(f"more than {MAX_TOKENS} tokens")
         if isinstance(part.positions, FourierConfig):
-            channels = len(part.token_grid) * (2 * part.positions.num_bands + 1)
+            channels = part.token_dims * (2 * part.positions.num_bands + 1)
             if tokens * channels > MAX_POSITION_NUMBERS:
                 raise ValueError(f"more than {MAX_POSITION_NUMBERS} numbers of positions")
 

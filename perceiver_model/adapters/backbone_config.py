@@ -1,0 +1,110 @@
+"""The configuration of a backbone: a user's torch module whose feature maps the latents read.
+
+It does not import torch.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from perceiver_model.adapters.config_base import AdapterBase
+from perceiver_model.adapters.image_config import ImageInput
+from perceiver_model.config_checks import FORBID_EXTRA, check_integers, check_one_of, refusal
+from perceiver_model.layer_flops import matmul_flops
+
+if TYPE_CHECKING:
+    from perceiver_model.adapters.backbone_module import Geometry
+
+_TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig(AdapterBase):
+    """The feature maps of a torch module, such as a pretrained ResNet, as keys and values.
+
+    The module takes standardised images, float32 `[batch, channels, height, width]`. Successive
+    cross-attends read its feature maps in the order of `outputs`, and then again from the first.
+    A map has one token per cell, and the positions of its own grid.
+
+    Attributes:
+        kind: Must be `backbone`.
+        module: What makes the module, as `package.module:callable`. Python must find the package.
+        arguments: The keyword arguments of the callable, in the types of JSON.
+        weights: A safetensors file with all tensors of the module's state dict. Null keeps the
+            weights with which the callable makes the module.
+        frozen: Whether the module is kept as it is. A trained module keeps the running statistics
+            of its batch norms, too.
+        outputs: The feature maps: names of the module's submodules, or keys of the mapping or
+            numbers of the list that the module returns. Each is `[batch, channels, rows, columns]`.
+            A map that is listed twice gets a projection of its own each time.
+        num_channels: The number of channels to which a learned linear layer projects each map, at
+            least 1.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
+    reads = (ImageInput,)
+    is_successive = True
+
+    kind: Literal["backbone"] = "backbone"
+    module: str
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    weights: str | None = None
+    frozen: bool = True
+    outputs: tuple[str, ...]
+    num_channels: int = 64
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.module, str) or not _TARGET.fullmatch(self.module):
+            raise refusal(self, "module", "written as package.module:callable")
+        try:
+            assert isinstance(self.arguments, Mapping)
+            assert all(isinstance(name, str) and name.isidentifier() for name in self.arguments)
+            self._arguments_text()
+        except (AssertionError, TypeError, ValueError, RecursionError):
+            allowed = "a mapping from Python names to values of JSON's types"
+            raise refusal(self, "arguments", allowed) from None
+        if self.weights is not None and not (isinstance(self.weights, str) and self.weights):
+            raise refusal(self, "weights", "the path of a safetensors file, or None")
+        check_one_of(self, "frozen", True, False)
+        named = isinstance(self.outputs, tuple) and all(
+            isinstance(name, str) and name for name in self.outputs
+        )
+        if not named or not self.outputs:
+            raise refusal(self, "outputs", "at least one name of a submodule or of an output")
+        check_integers(self, "num_channels")
+
+    def token_dims(self, image: ImageInput) -> int:
+        """Return 2: the rows and columns of a feature map."""
+        return 2
+
+    def token_grid(self, image: ImageInput) -> tuple[int, ...]:
+        """Return the rows and columns of the first map. It imports torch and runs the module."""
+        return self.token_grids(image)[0]
+
+    def token_grids(self, image: ImageInput) -> tuple[tuple[int, ...], ...]:
+        """Return the rows and columns of each map. It imports torch and runs the module."""
+        return tuple((rows, columns) for _, rows, columns in self._geometry(image).shapes)
+
+    def content_channels(self, image: ImageInput) -> int:
+        """Return the number of channels of the projections."""
+        return self.num_channels
+
+    def flops(self, image: ImageInput) -> int:
+        """Return the FLOPs of the module, as torch counts them, and of the projections."""
+        geometry = self._geometry(image)
+        projections = sum(
+            matmul_flops(rows * columns, channels, self.num_channels)
+            for channels, rows, columns in geometry.shapes
+        )
+        return geometry.flops + projections
+
+    def _geometry(self, image: ImageInput) -> "Geometry":
+        from perceiver_model.adapters.backbone_module import geometry
+
+        shape = (image.channels, image.height, image.width)
+        return geometry(self.module, self._arguments_text(), self.outputs, shape)
+
+    def _arguments_text(self) -> str:
+        return json.dumps(dict(self.arguments), sort_keys=True, allow_nan=False)

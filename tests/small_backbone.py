@@ -1,0 +1,65 @@
+"""A small residual network in the manner of ResNets, which tests use as a backbone."""
+
+import itertools
+
+import torch
+from torch import nn
+
+
+class SmallNet(nn.Module):
+    """Three stages, each of half the resolution, and a classifier that no feature map needs."""
+
+    def __init__(self, channels: int = 1, width: int = 8, norm: str = "batch") -> None:
+        super().__init__()
+        widths = [channels, width, 2 * width, 4 * width]
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(after) if norm == "batch" else nn.GroupNorm(1, after),
+                nn.ReLU(inplace=True),
+            )
+            for before, after in itertools.pairwise(widths)
+        )
+        self.fc = nn.Linear(widths[-1], 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        for stage in self.stages:
+            images = stage(images)
+        return self.fc(images.mean(dim=(2, 3)))
+
+
+class Pyramid(SmallNet):
+    """The same, which returns its feature maps by name."""
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        maps = {}
+        for number, stage in enumerate(self.stages):
+            images = maps[f"c{number}"] = stage(images)
+        return maps
+
+
+class Levels(SmallNet):
+    """The same, which returns a list."""
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:  # type: ignore[override]
+        return list(Pyramid.forward(self, images).values())  # type: ignore[arg-type]  # a SmallNet
+
+
+class Tied(SmallNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = self.fc
+
+
+class Precise(SmallNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.double()
+
+
+def broken() -> nn.Module:
+    raise RuntimeError("no such\nvariant")
+
+
+def not_a_module() -> str:
+    return "text"
