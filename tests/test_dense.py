@@ -212,7 +212,7 @@ def test_learns_to_segment_from_a_few_outputs_of_each_sample():
         ({"decoder": DecoderConfig(num_heads=5)}, "num_heads is 5; .* the latents' 32 channels"),
         (
             {"adapter": ChunksConfig()},
-            "adapter is Chunks.*; must be pixels, patches, conv or conv_stem",
+            "adapter is Chunks.*; must be pixels, patches, conv, conv_stem or backbone",
         ),
     ],
 )

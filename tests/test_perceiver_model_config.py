@@ -91,7 +91,7 @@ def test_a_bad_field_is_refused_by_name_and_value(config_type, values, message):
         ),
         (
             {"input": IMAGE, "adapter": ChunksConfig()},
-            "adapter is Chunks.*; must be pixels, patches, conv or",
+            "adapter is Chunks.*; must be pixels, patches, conv, conv_stem or backbone",
         ),
         ({"input": IMAGE, "adapter": PatchesConfig(patch_size=4)}, "patch_size is 4; .* 28 × 21"),
         ({"input": AUDIO, "adapter": MelConfig(num_mels=512)}, "num_mels is 512; must be lower"),

@@ -71,6 +71,8 @@ def load_weights_file(module: nn.Module, path: str | Path) -> None:
         ValueError: The file cannot be read, or has other tensors than the module.
     """
     try:
+        if not Path(path).is_file():
+            raise ValueError("there is no such file")
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: no readable safetensors file ({_line(error)})") from None

@@ -5,11 +5,13 @@ it from YAML with dotted overrides.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from perceiver_model.adapters.configs import BackboneConfig
 from perceiver_model.adapters.multimodal_config import Modality as ModalityModel
 from perceiver_model.adapters.multimodal_config import MultimodalInput, PaddedModalities
 from perceiver_model.config import FourierConfig
@@ -135,6 +137,16 @@ class Config(ConfigBase):
             return None
         refuse_relative_in_a_job(shards)
         return absolute(shards)
+
+    @field_validator("model")
+    @classmethod
+    def _weights_are_absolute(cls, model: ModelConfig) -> ModelConfig:
+        backbone = model.adapter
+        if not isinstance(backbone, BackboneConfig) or backbone.weights is None:
+            return model
+        refuse_relative_in_a_job(backbone.weights)
+        backbone = replace(backbone, weights=absolute(backbone.weights))
+        return model.model_copy(update={"adapter": backbone})
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
@@ -270,10 +282,13 @@ class Config(ConfigBase):
                 f"positions are given, but adapter {part.adapter.kind!r} holds its own; leave "
                 "them out"
             )
+        adapter = model_adapter(media, part.adapter)
+        if isinstance(adapter, BackboneConfig):  # a model is the same without its first weights
+            adapter = replace(adapter, weights=None)
         mean, std = self.model.pixel_mean, self.model.pixel_std
         return {
             "input": model_input(media, pixel_mean=mean, pixel_std=std),
-            "adapter": model_adapter(media, part.adapter),
+            "adapter": adapter,
             "positions": None if part.adapter.holds_positions else part.positions,
         }
 

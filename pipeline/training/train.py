@@ -30,6 +30,7 @@ from pipeline.runs.records import (
 from pipeline.runs.run_lock import run_lock
 from pipeline.runs.strict_json import to_json
 from pipeline.runs.tracking import log_to_run, open_run, undelivered
+from pipeline.training.backbone import check_backbone, weights_fingerprint
 from pipeline.training.checkpoints import best_checkpoint, last_checkpoint, read_checkpoint
 from pipeline.training.ema import lagging_average
 from pipeline.training.ending import stopped_early
@@ -230,6 +231,7 @@ def open_shards(config: Config) -> ShardSet:
     except ValueError as error:
         raise UserError(f"{config.shards_folder}: {error}") from None
     load_positions(shard_set, objective.model_config)
+    check_backbone(config.model, getattr(objective.model_config, "input", None))
     return shard_set
 
 
@@ -259,6 +261,7 @@ def training_fingerprint(
     if config.training.on_bad_step == "rollback":  # to the last checkpoint
         ignored.remove("training.checkpoint_steps")
     flat = {key: value for key, value in flatten(chosen).items() if key not in ignored}
+    flat |= weights_fingerprint(config.model)
     return {**flat, **_objective_fields(config), "shards.digest": shard_set.digest}
 
 

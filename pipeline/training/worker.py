@@ -28,6 +28,7 @@ from pipeline.training.agreement import (
     check_same_shards,
     every_rank,
 )
+from pipeline.training.backbone import load_backbone
 from pipeline.training.checkpoint_files import TrainState, load_weights
 from pipeline.training.compiled import compiled
 from pipeline.training.ending import has_ended
@@ -126,6 +127,8 @@ def _open_training(
         notes.append(
             f"resuming at epoch {state.epoch + 1}, step {state.step}, from {chosen.checkpoint.path}"
         )
+    else:
+        load_backbone(model, config.model)
     strategy = Strategy(
         world_size=rank_info.world_size,
         zero_stage=training.zero_stage,
