@@ -1,6 +1,7 @@
 """A small residual network in the manner of ResNets, which tests use as a backbone."""
 
 import itertools
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,6 +44,19 @@ class Levels(SmallNet):
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:  # type: ignore[override]
         return list(Pyramid.forward(self, images).values())  # type: ignore[arg-type]  # a SmallNet
+
+
+class Counting(SmallNet):
+    """The same, which counts the images that it has seen."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.register_buffer("seen", torch.tensor(0))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.seen += len(images)
+        return super().forward(images)
 
 
 class Tied(SmallNet):

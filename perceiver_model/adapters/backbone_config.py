@@ -108,3 +108,9 @@ class BackboneConfig(AdapterBase):
 
     def _arguments_text(self) -> str:
         return json.dumps(dict(self.arguments), sort_keys=True, allow_nan=False)
+
+
+def backbone_of(config: Any) -> BackboneConfig | None:
+    """Return the backbone in the configuration of a model, its field `adapter`; None if none."""
+    adapter = getattr(config, "adapter", None)
+    return adapter if isinstance(adapter, BackboneConfig) else None

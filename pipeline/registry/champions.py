@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,13 @@ from shards import ShardError, ShardSet
 from shards.digests import stream_sha256
 
 
-def load_registered(mlflow_client: Any, version: Any) -> Champion:
+def load_registered(mlflow_client: Any, version: Any, backbones: Collection[str] = ()) -> Champion:
     """Load a model version's weights, card and training record, without running its code.
+
+    Args:
+        mlflow_client: The client of the tracking server.
+        version: The version.
+        backbones: The modules that may be imported as the model's backbone.
 
     Raises:
         UserError: The version cannot be fetched, or this pipeline did not register it.
@@ -29,7 +34,7 @@ def load_registered(mlflow_client: Any, version: Any) -> Champion:
     label = f"{version.name} version {version.version}"
     with _artifacts(mlflow_client, version) as path:
         try:
-            predictor = Predictor.load(path / CARD_FILE, path / WEIGHTS_FILE)
+            predictor = Predictor.load(path / CARD_FILE, path / WEIGHTS_FILE, backbones=backbones)
         except Exception as error:  # damaged cards and weights fail in many ways
             raise UserError(
                 f"{label}: cannot be read ({reason_of(error)}); restore it, or register this one "

@@ -6,9 +6,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from perceiver_model.adapters.backbone_config import BackboneConfig, backbone_of
 from pipeline.config.data import DataConfig
 from pipeline.media.format import Media, by_modality
 from pipeline.media.registered import modality_of
+from pipeline.registry.backbone_code import module_file, requirements_of_backbone
 from pipeline.registry.served.card import CARD_FILE
 from pipeline.registry.served.contract import SETTINGS, column_types, input_example, signature
 from pipeline.registry.served.inference import ModelCard
@@ -46,6 +48,8 @@ MODEL_CODE = (
 )
 """The files and folders of code that every model carries. It loads without all others."""
 
+OWN_CODE = {path.partition("/")[0] for path in MODEL_CODE}
+
 DECODING = ("decode_seconds", "decode_memory_mib", "strict", "sandbox")
 """Fields of `data` that also say how the model's inputs are decoded."""
 
@@ -58,16 +62,24 @@ def package(card: ModelCard, folder: Path, weights_file: Path, data: DataConfig)
         folder: A folder for the card and the code. It must exist until the model is saved.
         weights_file: The weights, as safetensors.
         data: The section `data` of the configuration, which says how media are decoded.
+
+    Raises:
+        UserError: The model's backbone needs code that does not travel.
     """
     card_file = folder / CARD_FILE
     card_file.write_text(card.to_json(), "utf-8")
+    backbone = backbone_of(card.objective.model_config)
+    code_paths = copied_code(folder / "code", card.media, backbone)
+    requirements = model_requirements()
+    if backbone:
+        requirements += requirements_of_backbone(card_file, folder / "code", requirements)
     decoding = {name: getattr(data, name) for name in DECODING}
     return {
         "python_model": str(Path(__file__).with_name("served") / "registered_model.py"),
         # These are URIs, because MLflow would read a `%` or `?` in a plain path as part of a URL.
         "artifacts": {"card": card_file.as_uri(), "weights": weights_file.as_uri()},
-        "code_paths": [str(path) for path in copied_code(folder / "code", card.media)],
-        "pip_requirements": model_requirements(),
+        "code_paths": [str(path) for path in code_paths],
+        "pip_requirements": requirements,
         "signature": signature(card.media, card.objective.prediction),
         "input_example": input_example(card.media),
         "metadata": {"columns": column_types(card.media)},
@@ -80,8 +92,14 @@ def model_requirements() -> list[str]:
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in MODEL_REQUIREMENTS]
 
 
-def copied_code(folder: Path, media: Media) -> list[Path]:
-    """Copy the code that a model needs into a folder, and return the packages there."""
+def copied_code(folder: Path, media: Media, backbone: BackboneConfig | None = None) -> list[Path]:
+    """Copy the code that a model needs into a folder, and return the packages there.
+
+    Args:
+        folder: The folder.
+        media: The format of the model's media, or the formats of several modalities.
+        backbone: The model's backbone, or None. If its package is installed, it is not copied.
+    """
     root = Path(__file__).resolve().parents[2]
     compiled = shutil.ignore_patterns("__pycache__")
     for pattern in MODEL_CODE:
@@ -92,7 +110,10 @@ def copied_code(folder: Path, media: Media) -> list[Path]:
                 shutil.copytree(source, target, ignore=compiled)
             else:
                 shutil.copy(source, target)
-    for package in _own_packages(media):
+    own = _own_packages(media)
+    if backbone and (module := module_file(backbone.module.partition(":")[0].partition(".")[0])):
+        own += [module] if module.name not in OWN_CODE else []
+    for package in own:
         if package.is_dir():
             shutil.copytree(package, folder / package.name, ignore=compiled)
         else:

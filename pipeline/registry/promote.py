@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from perceiver_model.adapters.backbone_config import backbone_of
 from pipeline.config.tree import Config, RegistryConfig
 from pipeline.errors import GateRefusedError, UserError
 from pipeline.inputs.model_input import fitted_media
 from pipeline.media.format import Media
+from pipeline.registry.backbone_code import check_backbone_is_own
 from pipeline.registry.champions import load_registered, record_of, weights_of
 from pipeline.registry.judging import Candidate, Verdict, judge
 from pipeline.registry.package import package
@@ -111,6 +113,7 @@ def promote(
         if is_same:
             kind = objective_class(config.trained_for.kind if config.trained_for else None)
             return _result(kind, name, alias, champion.version, run_id, champion.tags, skipped=True)
+    check_backbone_is_own(config, run_id)
     candidate = _candidate(run, config, checkpoint, split, shards)
     console.notice(f"evaluating run {run_id} on {split} of {candidate.shard_set.location}")
     version = unfinished_version(mlflow_client, name, alias, run_id, weights_sha256)
@@ -232,7 +235,8 @@ def _judged(
 ) -> Verdict:
     if champion is None:
         return judge(candidate, None, rules, console)
-    loaded = load_registered(mlflow_client, champion)
+    own = backbone_of(candidate.objective.model_config)  # of the user's own training
+    loaded = load_registered(mlflow_client, champion, [own.module] if own else ())
     if loaded.record is None:
         loaded = replace(loaded, record=record_of(mlflow_client, champion, candidate, loaded))
     console.notice(f"evaluating {loaded.name} on the same samples")

@@ -7,19 +7,15 @@ import torch
 import torch.distributed as dist
 
 from perceiver_model.adapters.backbone import BackboneAdapter
+from perceiver_model.adapters.backbone_config import backbone_of
 from perceiver_model.adapters.backbone_module import load_weights_file
-from perceiver_model.adapters.configs import BackboneConfig, ImageInput
+from perceiver_model.adapters.configs import ImageInput
 from pipeline.config.model import ModelConfig
 from pipeline.errors import UserError
 from pipeline.training.agreement import every_rank
 from shards.digests import stream_sha256
 
 WEIGHTS_FIELD = "model.adapter.weights"
-
-
-def backbone_of(model: ModelConfig) -> BackboneConfig | None:
-    """Return the configuration of the model's backbone; None if it has none."""
-    return model.adapter if isinstance(model.adapter, BackboneConfig) else None
 
 
 def check_backbone(model: ModelConfig, image: Any) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import time
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
@@ -354,14 +353,9 @@ def training_result(
         run: The MLflow run.
         shard_set: The shard set.
     """
-    from safetensors import safe_open
-
     best = best_checkpoint(folder / "checkpoints")
     last = last_checkpoint(folder / "checkpoints")
     assert best is not None and last is not None
-    with safe_open(best.weights_file, framework="pt") as file:
-        names = file.keys()  # safe_open itself cannot be iterated
-        shapes = [file.get_slice(name).get_shape() for name in names]
     bad = folder / "bad_samples.json"
     objective = objective_of(config, shard_set)
     return {
@@ -372,7 +366,7 @@ def training_result(
         "epochs": last.state.epoch,
         "stopped_early": stopped_early(config.training, last.state),
         "bad_steps": last.state.bad_steps,
-        "parameters": sum(math.prod(shape) for shape in shapes),
+        "parameters": objective.num_parameters(),
         "forward_flops": objective.forward_flops(),
         "bad_samples": json.loads(bad.read_text("utf-8")) if bad.is_file() else [],
     }

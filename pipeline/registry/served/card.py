@@ -8,7 +8,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from perceiver_model.adapters.backbone_config import backbone_of
 from perceiver_model.adapters.multimodal_config import MultimodalInput
 from perceiver_model.config import FourierConfig
 from perceiver_model.families.autoregressive_config import ARConfig
@@ -78,11 +79,16 @@ class ModelCard:
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "ModelCard":
+    def from_json(cls, text: str, backbones: Collection[str] | None = None) -> "ModelCard":
         """Return the card that `to_json` wrote.
 
+        Args:
+            text: The card.
+            backbones: The modules that may be imported as the model's backbone; None for any.
+
         Raises:
-            ValueError: The text is not a card, or its parts contradict each other.
+            ValueError: The text is not a card, or its parts contradict each other, or it has
+                another backbone.
         """
         values = json.loads(text)
         name = values.get("objective") if isinstance(values, dict) else None
@@ -99,6 +105,9 @@ class ModelCard:
         try:
             objective = kind.from_card(values)
             media = _media_from_json(values["media"])
+            backbone = backbone_of(objective.model_config)
+            if backbone and backbones is not None and backbone.module not in backbones:
+                raise ValueError(f"its backbone {backbone.module} is code that is not trusted here")
             _check_size(objective.model_config)
             if is_stream:
                 _check_stream(objective, media)
@@ -138,8 +147,12 @@ def _media_from_json(values: Any) -> Media:
     return formats
 
 
-def read_card(path: Path) -> ModelCard:
+def read_card(path: Path, backbones: Collection[str] | None = None) -> ModelCard:
     """Read the card in a file.
+
+    Args:
+        path: The file.
+        backbones: As for `ModelCard.from_json`.
 
     Raises:
         ModelCardError: The file holds no card.
@@ -150,7 +163,7 @@ def read_card(path: Path) -> ModelCard:
             content = file.read(MAX_CARD_BYTES + 1)
         if len(content) > MAX_CARD_BYTES:
             raise ValueError(f"larger than {MAX_CARD_BYTES} bytes")
-        return ModelCard.from_json(content.decode("utf-8"))
+        return ModelCard.from_json(content.decode("utf-8"), backbones)
     except (OSError, ValueError, RecursionError) as error:
         raise ModelCardError(f"{path}: no card of a model ({_one_line(error)}); {_MEND}") from None
 

@@ -7,7 +7,7 @@ parts of the pipeline that the model also carries.
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,18 @@ class Predictor:
         decode_memory_mib: int = DECODE_MEMORY_MIB,
         strict: bool = True,
         sandbox: str = "best",
+        backbones: Collection[str] | None = None,
     ) -> "Predictor":
         """Load a card and weights from files. The other arguments are the constructor's.
+
+        Args:
+            backbones: The modules that may be imported as the model's backbone. None allows any:
+                the caller runs the code of the registered model anyway.
 
         Raises:
             ModelCardError: A file is damaged, or the two do not belong together.
         """
-        read = read_card(Path(card))
+        read = read_card(Path(card), backbones)
         return cls(
             read,
             read_weights(Path(weights), read.objective),

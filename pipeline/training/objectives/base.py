@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from perceiver_model.flops import forward_flops
+from perceiver_model.flops import forward_flops, num_parameters
 from pipeline.training.objectives.batch import Batch
 from pipeline.training.objectives.prediction import Prediction
 
@@ -113,6 +113,11 @@ class Objective(ABC):
     def forward_flops(self) -> int:
         """Return the FLOPs of one forward pass of one sample."""
         return forward_flops(self.model_config)
+
+    def num_parameters(self) -> int:
+        """Return the number of the model's parameters, trained or not."""
+        with torch.device("meta"):
+            return num_parameters(self.build_model())
 
     # --- training and evaluation ---
 
