@@ -36,9 +36,10 @@ class BackboneConfig(AdapterBase):
             weights with which the callable makes the module.
         frozen: Whether the module is kept as it is. A trained module keeps the running statistics
             of its batch norms, too.
-        outputs: The feature maps: names of the module's submodules, or keys of the mapping or
-            numbers of the list that the module returns. Each is `[batch, channels, rows, columns]`.
-            A map that is listed twice gets a projection of its own each time.
+        outputs: The feature maps: names of the module's submodules, keys of the mapping or numbers
+            of the list that the module returns, or `output` for the tensor that it returns. Each is
+            `[batch, channels, rows, columns]`. A map that is listed twice gets a projection of its
+            own each time.
         num_channels: The number of channels to which a learned linear layer projects each map, at
             least 1.
     """

@@ -14,6 +14,9 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+OUTPUT = "output"
+"""The name of the only output of a module that returns one tensor."""
+
 _DTYPES = (torch.float32, torch.int64, torch.bool)
 _FILE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -100,7 +103,7 @@ def load_weights_file(module: nn.Module, path: str | Path) -> None:
 class FeatureMaps:
     """Reads chosen feature maps of a module when it runs.
 
-    A name is a key or a number in what the module returns, or else one of its submodules.
+    A name is a key or a number in what the module returns, or `OUTPUT`, or else a submodule.
 
     Args:
         module: The module.
@@ -261,7 +264,9 @@ def _check_tensors(module: nn.Module, target: str) -> None:
 
 
 def _by_name(returned: Any) -> dict[str, Any]:
-    """Return what a module has returned, by name; nothing if it is neither mapping nor list."""
+    """Return what a module has returned, by name; nothing if it is none of these."""
+    if isinstance(returned, torch.Tensor):
+        return {OUTPUT: returned}
     if isinstance(returned, Mapping):
         return {str(key): value for key, value in returned.items()}
     if isinstance(returned, list | tuple):

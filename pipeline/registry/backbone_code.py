@@ -25,7 +25,8 @@ from pipeline.registry.served.card import ModelCardError, read_card
 def packages():
     found = {}
     for name, module in list(sys.modules.items()):
-        places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+        own = getattr(module, "__dict__", {})
+        places = [own.get("__file__"), *(own.get("__path__") or ())]
         if not any(str(place).startswith(code) for place in places):
             found[name.partition(".")[0]] = True
     return set(found)
