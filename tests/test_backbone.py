@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from resnets import resnet50
 from safetensors.torch import save_file
 from small_backbone import Levels, Pyramid, SmallNet
 from torch import nn
@@ -35,6 +36,7 @@ from perceiver_model.families.queries import QueryPredictor
 from perceiver_model.families.queries_config import QueriesConfig
 from perceiver_model.flops import forward_flops, num_parameters
 from perceiver_model.fourier import position_table
+from pipeline.config.load import load_config
 
 IMAGE = ImageInput(height=28, width=20, channels=1, mean=(0.2,), std=(0.4,))
 ENCODER = EncoderConfig(
@@ -397,3 +399,14 @@ def test_a_compiled_model_agrees(images: torch.Tensor, frozen: bool) -> None:
             results.append({n: p.grad for n, p in each.named_parameters() if p.grad is not None})
         torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-4)
         assert ("adapter.module.stages.0.0.weight" in results[1]) != frozen
+
+
+def test_the_shipped_configuration_reads_a_resnet_50() -> None:
+    shipped = load_config("backbone")
+    made = shipped.classifier(num_classes=3)
+    assert made.token_grids == ((7, 7), (14, 14), (28, 28))
+    assert num_parameters(resnet50()) == 25_557_032
+    projections = 2 * 256 * (49 * 2048 + 196 * 1024 + 784 * 512)
+    assert round((made.adapter.flops(made.input) - projections) / 2e7) == 409  # GFLOPs / 100
+    assert made.adapter.weights is None
+    assert shipped.model.adapter.weights == str(Path("resnet50.safetensors").absolute())

@@ -39,7 +39,8 @@ def refusal(source: str, *overrides: str) -> list[str]:
 
 def test_shipped_names():
     assert shipped_configs() == [
-        "audio", "autoencode", "autoregressive", "digits", "fine-tune", "imagenet", "images",
+        "audio", "autoencode", "autoregressive", "backbone", "digits", "fine-tune", "imagenet",
+        "images",
         "masked-language", "multi-label", "perceiver-imagenet", "perceiver-io-imagenet", "points",
         "regress", "segment", "sequence", "stream", "table", "text", "video",
     ]  # fmt: skip
