@@ -173,7 +173,9 @@ def test_pretrained_maps_learn_sooner_than_pixels_and_register(
         f"num_channels: 16, weights: {net}}}"
     )
     config = digits_config(make_config, tmp_path, digit_shards, adapter)
-    plain = digits_config(make_config, tmp_path, digit_shards, "{kind: pixels}", "name=pixels")
+    plain = digits_config(
+        make_config, tmp_path, digit_shards, "{kind: patches, patch_size: 2}", "name=pixels"
+    )
     result, pixels = train(config, console), train(plain, console)
     print(result["score"], pixels["score"], result["parameters"], result["forward_flops"])
     assert result["score"] > 0.9 > pixels["score"]
