@@ -6,21 +6,24 @@ It does not import torch.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from perceiver_model.adapters.config_base import AdapterBase
 from perceiver_model.adapters.image_config import ImageInput
-from perceiver_model.config_checks import FORBID_EXTRA, check_integers, check_one_of, refusal
+from perceiver_model.config_checks import Count, Names, config_dataclass, refusal
 from perceiver_model.layer_flops import matmul_flops
 
 if TYPE_CHECKING:
     from perceiver_model.adapters.backbone_module import Geometry
 
-_TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_NAME = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
+_TARGET = re.compile(f"{_NAME}:{_NAME}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class BackboneConfig(AdapterBase):
     """The feature maps of a torch module, such as a pretrained ResNet, as keys and values.
 
@@ -44,37 +47,28 @@ class BackboneConfig(AdapterBase):
             least 1.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID_EXTRA
     reads = (ImageInput,)
     is_successive = True
 
     kind: Literal["backbone"] = "backbone"
     module: str
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    weights: str | None = None
+    weights: Annotated[str, Field(min_length=1)] | None = None
     frozen: bool = True
-    outputs: tuple[str, ...]
-    num_channels: int = 64
+    outputs: Annotated[Names, Field(min_length=1)]
+    num_channels: Count = 64
 
     def __post_init__(self) -> None:
-        if not isinstance(self.module, str) or not _TARGET.fullmatch(self.module):
+        if not _TARGET.fullmatch(self.module):
             raise refusal(self, "module", "written as package.module:callable")
         try:
-            assert isinstance(self.arguments, Mapping)
-            assert all(isinstance(name, str) and name.isidentifier() for name in self.arguments)
             self._arguments_text()
-        except (AssertionError, TypeError, ValueError, RecursionError):
+            is_json = all(name.isidentifier() for name in self.arguments)
+        except (TypeError, ValueError, RecursionError):
+            is_json = False
+        if not is_json:
             allowed = "a mapping from Python names to values of JSON's types"
-            raise refusal(self, "arguments", allowed) from None
-        if self.weights is not None and not (isinstance(self.weights, str) and self.weights):
-            raise refusal(self, "weights", "the path of a safetensors file, or None")
-        check_one_of(self, "frozen", True, False)
-        named = isinstance(self.outputs, tuple) and all(
-            isinstance(name, str) and name for name in self.outputs
-        )
-        if not named or not self.outputs:
-            raise refusal(self, "outputs", "at least one name of a submodule or of an output")
-        check_integers(self, "num_channels")
+            raise refusal(self, "arguments", allowed)
 
     def token_dims(self, image: ImageInput) -> int:
         """Return 2: the rows and columns of a feature map."""
