@@ -117,6 +117,8 @@ def _open_training(
     if hasattr(model, "encoder"):  # a Perceiver AR has none, and takes no share
         model.encoder.checkpointed_share = training.activation_checkpointing
     chosen, notes = agreed_checkpoint(folder / "checkpoints")
+    if chosen is None:
+        load_backbone(model, config.model)
     init_folder = Path(task.init_folder) if task.init_folder else folder
     plan = _started(model, config, init_folder, load=chosen is None)
     stack.enter_context(compiled(model, training.compile))
@@ -127,8 +129,6 @@ def _open_training(
         notes.append(
             f"resuming at epoch {state.epoch + 1}, step {state.step}, from {chosen.checkpoint.path}"
         )
-    else:
-        load_backbone(model, config.model)
     strategy = Strategy(
         world_size=rank_info.world_size,
         zero_stage=training.zero_stage,
