@@ -177,7 +177,6 @@ def test_pretrained_maps_learn_sooner_than_pixels_and_register(
         make_config, tmp_path, digit_shards, "{kind: patches, patch_size: 2}", "name=pixels"
     )
     result, pixels = train(config, console), train(plain, console)
-    print(result["score"], pixels["score"], result["parameters"], result["forward_flops"])
     assert result["score"] > 0.9 > pixels["score"]
     objective = objective_of(config, ShardSet.open(str(digit_shards)))
     assert objective.model_config.adapter.weights is None
