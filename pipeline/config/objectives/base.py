@@ -123,8 +123,20 @@ class ObjectiveConfig(ConfigBase):
                 f"training.label_smoothing is {config.training.label_smoothing:g}, which objective "
                 f"{self.kind!r} does not use; leave it out"
             )
+        if getattr(self, "test_time", None) is not None:
+            self._check_views(config)
         if config.training.balance_classes and not self.balances_classes:
             raise ValueError(
                 f"training.balance_classes is {config.training.balance_classes:g}, which objective "
                 f"{self.kind!r} does not use; leave it out"
             )
+
+    def _check_views(self, config: Tree) -> None:
+        """Refuse test-time augmentation of data that it does not change, and of streams."""
+        if not {"image", "video"} & config.data.formats.keys():
+            raise ValueError(
+                "objective.test_time changes images and films; data has "
+                f"{', '.join(config.data.formats)}"
+            )
+        if config.training.stream is not None:
+            raise ValueError("objective.test_time does not take training.stream; leave one out")

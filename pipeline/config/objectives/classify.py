@@ -7,6 +7,7 @@ from pydantic import model_validator
 
 from perceiver_model.families.classifier_config import ClassifierConfig
 from pipeline.config.objectives.base import ObjectiveConfig, Tree
+from pipeline.config.objectives.views import ViewsConfig
 
 
 class ClassifyConfig(ObjectiveConfig):
@@ -17,6 +18,8 @@ class ClassifyConfig(ObjectiveConfig):
         class_weights: The weight of each class in the loss, by name; a class that is not named has
             weight 1. `balanced` gives each class the weight N / (C n): N training samples, n of
             them of this class, and C classes. Null weighs all samples alike.
+        test_time: The views of images and films over which answers are averaged; null answers for
+            the input as it is.
     """
 
     targets: ClassVar = ("class",)
@@ -27,6 +30,7 @@ class ClassifyConfig(ObjectiveConfig):
 
     kind: Literal["classify"] = "classify"
     class_weights: Literal["balanced"] | dict[str, float] | None = None
+    test_time: ViewsConfig | None = None
 
     @model_validator(mode="after")
     def _weights_are_positive(self) -> Self:

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from perceiver_model.families.classifier_config import ClassifierConfig
 from pipeline.config.objectives.base import ObjectiveConfig, Tree
+from pipeline.config.objectives.views import ViewsConfig
 
 
 class MultiLabelConfig(ObjectiveConfig):
@@ -15,6 +16,8 @@ class MultiLabelConfig(ObjectiveConfig):
     Attributes:
         kind: The name of the objective.
         threshold: A registered model gives an input the labels whose probability is at least this.
+        test_time: The views of images and films over which answers are averaged; null answers for
+            the input as it is.
     """
 
     targets: ClassVar = ("multi_label",)
@@ -22,6 +25,7 @@ class MultiLabelConfig(ObjectiveConfig):
 
     kind: Literal["multi_label"] = "multi_label"
     threshold: float = Field(default=0.5, gt=0, lt=1)
+    test_time: ViewsConfig | None = None
 
     def model(
         self,

@@ -8,6 +8,7 @@ from pydantic import Field
 from perceiver_model.config import DecoderConfig
 from perceiver_model.families.queries_config import QueriesConfig
 from pipeline.config.objectives.base import ObjectiveConfig, Tree
+from pipeline.config.objectives.views import ViewsConfig
 
 
 class RegressConfig(ObjectiveConfig):
@@ -22,6 +23,8 @@ class RegressConfig(ObjectiveConfig):
         loss: `mse` is the squared error, `l1` the absolute error, and `huber` is quadratic up to
             `huber_delta` and linear beyond (Huber 1964). All are of standardised numbers.
         huber_delta: Where the Huber loss becomes linear, in standard deviations.
+        test_time: The views of images and films over which answers are averaged; null answers for
+            the input as it is.
     """
 
     targets: ClassVar = ("regression",)
@@ -30,6 +33,7 @@ class RegressConfig(ObjectiveConfig):
     kind: Literal["regress"] = "regress"
     loss: Literal["mse", "l1", "huber"] = "mse"
     huber_delta: float = Field(default=1.0, gt=0)
+    test_time: ViewsConfig | None = None
 
     def check(self, config: Tree) -> None:
         """Refuse a delta that no loss uses."""

@@ -99,7 +99,8 @@ class ModelCard:
         is_stream = isinstance(values, dict) and values.pop(_STREAM, False)
         if not isinstance(is_stream, bool):
             raise ValueError(f"{_STREAM} is neither true nor false")
-        if not isinstance(values, dict) or values.keys() != fields:
+        found = values.keys() - kind.optional_card_fields if isinstance(values, dict) else None
+        if not isinstance(values, dict) or found != fields:
             raise ValueError(f"a card has the fields {', '.join(sorted(fields))}")
         _check_numbers(values)
         try:

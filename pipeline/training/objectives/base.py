@@ -48,6 +48,7 @@ class Objective(ABC):
             infinite, a promotion leaves out samples that cannot be read.
         is_right_or_wrong: Whether each sample's value of `sample_metric` is 0 or 1.
         card_fields: The fields of a card besides the format of the media.
+        optional_card_fields: Further fields that a card may have.
         model_config: The model's own configuration, from `perceiver_model.families`.
     """
 
@@ -62,6 +63,7 @@ class Objective(ABC):
     worst: ClassVar[float]
     is_right_or_wrong: ClassVar[bool] = False
     card_fields: ClassVar[frozenset[str]]
+    optional_card_fields: ClassVar[frozenset[str]] = frozenset()
     model_config: Any
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -90,7 +92,8 @@ class Objective(ABC):
         """Return the objective of a registered model. This is the inverse of `to_card`.
 
         Args:
-            values: The fields `card_fields`, in JSON types. They are untrusted.
+            values: The fields `card_fields`, and some of `optional_card_fields`, in JSON types.
+                They are untrusted.
 
         Raises:
             ValueError, TypeError, KeyError: A value is missing, is wrong, or contradicts another

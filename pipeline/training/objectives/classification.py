@@ -12,6 +12,7 @@ from perceiver_model import PerceiverClassifier
 from perceiver_model.families.classifier_config import ClassifierConfig
 from pipeline.training.objectives.base import Objective, read_names
 from pipeline.training.objectives.batch import Batch
+from pipeline.training.objectives.input_views import InputViews, card_of, mean_log_probabilities
 from pipeline.training.objectives.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Classification(Objective):
         label_smoothing: The label smoothing of the training loss only.
         class_weights: The weight of each class in the loss, in the order of `classes`; empty if all
             samples weigh alike.
+        test_time: The views over which answers are averaged; None for none.
     """
 
     name: ClassVar = "classify"
@@ -67,11 +69,13 @@ class Classification(Objective):
     worst: ClassVar = 0.0
     is_right_or_wrong: ClassVar = True
     card_fields: ClassVar = frozenset({"classifier", "classes"})
+    optional_card_fields: ClassVar = frozenset({"test_time"})
 
     model_config: ClassifierConfig
     classes: tuple[str, ...]
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] = ()
+    test_time: InputViews | None = None
 
     @classmethod
     def of(cls, config: "Config", shard_set: "ShardSet") -> Self:
@@ -87,7 +91,8 @@ class Classification(Objective):
         weights = _class_weights(
             getattr(options, "class_weights", None), classes, manifest.class_counts["train"]
         )
-        return cls(classifier, classes, config.training.label_smoothing, weights)
+        smoothing = config.training.label_smoothing
+        return cls(classifier, classes, smoothing, weights, InputViews.of(options))
 
     @classmethod
     def from_card(cls, values: Mapping[str, Any]) -> Self:
@@ -100,15 +105,27 @@ class Classification(Objective):
         classifier = ClassifierConfig.from_dict(values["classifier"])
         if classifier.num_classes != len(classes):
             raise ValueError(f"{len(classes)} classes for {classifier.num_classes} outputs")
-        return cls(classifier, classes)
+        views = InputViews.from_card(values.get("test_time"), classifier.input)
+        return cls(classifier, classes, test_time=views)
 
     def to_card(self) -> dict[str, Any]:
-        """Return the classifier's configuration and its classes."""
-        return {"classifier": self.model_config.to_dict(), "classes": list(self.classes)}
+        """Return the classifier's configuration, its classes, and the views if there are any."""
+        return {
+            "classifier": self.model_config.to_dict(),
+            "classes": list(self.classes),
+            **card_of(self.test_time),
+        }
 
     def build_model(self, positions: torch.Tensor | None = None) -> PerceiverClassifier:
         """Return a classifier with new weights."""
         return PerceiverClassifier(self.model_config, positions=positions)
+
+    def outputs(self, model: Any, batch: Batch, *, training: bool) -> torch.Tensor:
+        """Return the logits, `[batch, classes]`; with views, those of the mean probabilities."""
+        if training or self.test_time is None:
+            logits: torch.Tensor = super().outputs(model, batch, training=training)
+            return logits
+        return mean_log_probabilities(self.test_time.stack(model, batch, self.model_config.input))
 
     def stream_outputs(
         self, model: Any, batch: Batch, state: torch.Tensor | None, starts: torch.Tensor

@@ -12,6 +12,7 @@ from perceiver_model import PerceiverClassifier
 from perceiver_model.families.classifier_config import ClassifierConfig
 from pipeline.training.objectives.base import Objective, read_names
 from pipeline.training.objectives.batch import Batch
+from pipeline.training.objectives.input_views import InputViews, card_of, mean_log_odds
 from pipeline.training.objectives.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class MultiLabel(Objective):
         model_config: The configuration of a classifier with one output for each label.
         labels: The names of the labels.
         threshold: The smallest probability of a label that a prediction names.
+        test_time: The views over which answers are averaged; None for none.
     """
 
     name: ClassVar = "multi_label"
@@ -56,10 +58,12 @@ class MultiLabel(Objective):
     sample_metric: ClassVar = "sample_ranking_precision"
     worst: ClassVar = 0.0
     card_fields: ClassVar = frozenset({"classifier", "labels", "threshold"})
+    optional_card_fields: ClassVar = frozenset({"test_time"})
 
     model_config: ClassifierConfig
     labels: tuple[str, ...]
     threshold: float = 0.5
+    test_time: InputViews | None = None
 
     @classmethod
     def of(cls, config: "Config", shard_set: "ShardSet") -> Self:
@@ -67,7 +71,8 @@ class MultiLabel(Objective):
         options, manifest = config.trained_for, shard_set.manifest
         assert options is not None
         classifier = options.model(config, len(manifest.classes), manifest.config)
-        return cls(classifier, manifest.classes, getattr(options, "threshold", 0.5))
+        threshold = getattr(options, "threshold", 0.5)
+        return cls(classifier, manifest.classes, threshold, InputViews.of(options))
 
     @classmethod
     def from_card(cls, values: Mapping[str, Any]) -> Self:
@@ -84,7 +89,8 @@ class MultiLabel(Objective):
             raise ValueError(f"{len(labels)} labels for {classifier.num_classes} outputs")
         if not 0 < threshold < 1:
             raise ValueError(f"threshold is {threshold}; must be between 0 and 1")
-        return cls(classifier, labels, threshold)
+        views = InputViews.from_card(values.get("test_time"), classifier.input)
+        return cls(classifier, labels, threshold, views)
 
     def to_card(self) -> dict[str, Any]:
         """Return the classifier's configuration, its labels and the threshold."""
@@ -92,11 +98,19 @@ class MultiLabel(Objective):
             "classifier": self.model_config.to_dict(),
             "labels": list(self.labels),
             "threshold": self.threshold,
+            **card_of(self.test_time),
         }
 
     def build_model(self, positions: torch.Tensor | None = None) -> PerceiverClassifier:
         """Return a classifier with new weights."""
         return PerceiverClassifier(self.model_config, positions=positions)
+
+    def outputs(self, model: Any, batch: Batch, *, training: bool) -> torch.Tensor:
+        """Return the logits, `[batch, labels]`; with views, those of the mean probabilities."""
+        if training or self.test_time is None:
+            logits: torch.Tensor = super().outputs(model, batch, training=training)
+            return logits
+        return mean_log_odds(self.test_time.stack(model, batch, self.model_config.input))
 
     def losses(self, outputs: torch.Tensor, batch: Batch, *, training: bool) -> torch.Tensor:
         """Return the mean over the labels of the binary cross-entropy, `[batch]`.

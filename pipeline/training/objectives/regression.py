@@ -13,6 +13,7 @@ from perceiver_model.families.queries import QueryPredictor
 from perceiver_model.families.queries_config import QueriesConfig
 from pipeline.training.objectives.base import Objective, read_names
 from pipeline.training.objectives.batch import Batch
+from pipeline.training.objectives.input_views import InputViews, card_of
 from pipeline.training.objectives.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Regression(Objective):
         stds: The standard deviation of each number over the training samples; 1 where it is 0.
         loss: A name in `LOSSES`.
         huber_delta: Where the Huber loss becomes linear, in standard deviations.
+        test_time: The views over which answers are averaged; None for none.
     """
 
     name: ClassVar = "regress"
@@ -70,6 +72,7 @@ class Regression(Objective):
     higher_is_better: ClassVar = False
     worst: ClassVar = math.inf
     card_fields: ClassVar = frozenset({"model", "names", "means", "stds"})
+    optional_card_fields: ClassVar = frozenset({"test_time"})
 
     model_config: QueriesConfig
     names: tuple[str, ...]
@@ -77,6 +80,7 @@ class Regression(Objective):
     stds: tuple[float, ...]
     loss: str = "mse"
     huber_delta: float = 1.0
+    test_time: InputViews | None = None
 
     @classmethod
     def of(cls, config: "Config", shard_set: "ShardSet") -> Self:
@@ -99,6 +103,7 @@ class Regression(Objective):
             stds,
             getattr(options, "loss", "mse"),
             getattr(options, "huber_delta", 1.0),
+            InputViews.of(options),
         )
 
     @classmethod
@@ -120,7 +125,8 @@ class Regression(Objective):
             raise ValueError(
                 "an output is no single number, or a standard deviation is not above 0"
             )
-        return cls(model, names, means, stds)
+        views = InputViews.from_card(values.get("test_time"), model.input)
+        return cls(model, names, means, stds, test_time=views)
 
     def to_card(self) -> dict[str, Any]:
         """Return the model's configuration, the names and the statistics."""
@@ -129,6 +135,7 @@ class Regression(Objective):
             "names": list(self.names),
             "means": list(self.means),
             "stds": list(self.stds),
+            **card_of(self.test_time),
         }
 
     def build_model(self, positions: torch.Tensor | None = None) -> QueryPredictor:
@@ -136,8 +143,11 @@ class Regression(Objective):
         return QueryPredictor(self.model_config, positions=positions)
 
     def outputs(self, model: Any, batch: Batch, *, training: bool) -> torch.Tensor:
-        """Return the standardised numbers, `[batch, numbers]`."""
-        found: torch.Tensor = model(batch.inputs, batch.mask)
+        """Return the standardised numbers, `[batch, numbers]`; with views, their means."""
+        if training or self.test_time is None:
+            found: torch.Tensor = model(batch.inputs, batch.mask)
+        else:
+            found = self.test_time.stack(model, batch, self.model_config.input).mean(dim=0)
         return found.squeeze(-1)
 
     def stream_outputs(
