@@ -222,6 +222,15 @@ def set_copy(whole_set: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
+def two_seconds() -> bytes:
+    """A film of two seconds, whose frames have the grey levels of `film_files.LEVELS`."""
+    from film_files import LEVELS
+    from small_media import film, grey_frames
+
+    return film(grey_frames(LEVELS))
+
+
+@pytest.fixture(scope="session")
 def remote_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a set of 240 samples of about 20 kB in 6 shards of about 840 kB."""
     root = tmp_path_factory.mktemp("remote")

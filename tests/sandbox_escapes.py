@@ -8,16 +8,13 @@ import ctypes
 import errno
 import fcntl
 import functools
-import json
 import mmap
 import os
 import resource
 import signal
 import socket
 import stat
-import struct
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,7 +43,17 @@ def _syscall(name: str, *arguments: Any) -> int:
     return _libc("syscall", ctypes.c_long(_NUMBERS[name]), *arguments)
 
 
-def _read(path: str) -> None:
+def pipe_to_parent() -> int:
+    """The descriptor that answers go to."""
+    for number in range(3, 256):
+        with contextlib.suppress(OSError):
+            is_pipe = stat.S_ISFIFO(os.fstat(number).st_mode)
+            if is_pipe and fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
+                return number
+    raise AssertionError("no pipe")
+
+
+def read_byte(path: str) -> None:
     with Path(path).open("rb") as file:
         file.read(1)
 
@@ -132,7 +139,7 @@ def _spawn() -> None:
 
 def _own_signals(target: int) -> None:
     """Signals of a descriptor's to another process."""
-    fcntl.fcntl(_pipe_to_parent(), fcntl.F_SETOWN, target)
+    fcntl.fcntl(pipe_to_parent(), fcntl.F_SETOWN, target)
 
 
 def _memory_without_limit() -> None:
@@ -152,7 +159,7 @@ def _is_off(what: int) -> None:
 
 def _waiting_bytes() -> None:
     """A request to a device's driver, here a pipe's."""
-    fcntl.ioctl(_pipe_to_parent(), _FIONREAD, bytes(4))
+    fcntl.ioctl(pipe_to_parent(), _FIONREAD, bytes(4))
 
 
 def _remove(path: str) -> None:
@@ -179,13 +186,13 @@ def escapes(port: int, folder: str) -> dict[str, dict[str, Callable[[], object]]
     parent = _parent()
     return {
         "reading": {
-            "passwd": lambda: _read("/etc/passwd"),
-            "hosts": lambda: _read("/etc/hosts"),
-            "victim": lambda: _read(f"{folder}/victim"),
-            "cmdline": lambda: _read("/proc/self/cmdline"),
-            "own environment": lambda: _read("/proc/self/environ"),
+            "passwd": lambda: read_byte("/etc/passwd"),
+            "hosts": lambda: read_byte("/etc/hosts"),
+            "victim": lambda: read_byte(f"{folder}/victim"),
+            "cmdline": lambda: read_byte("/proc/self/cmdline"),
+            "own environment": lambda: read_byte("/proc/self/environ"),
             "temporary files": lambda: [*Path(folder).iterdir()],
-            "project": lambda: _read(f"{Path(__file__).parents[1]}/pyproject.toml"),
+            "project": lambda: read_byte(f"{Path(__file__).parents[1]}/pyproject.toml"),
         },
         "writing": {
             "create": lambda: Path(f"{folder}/new").write_bytes(b""),
@@ -220,7 +227,7 @@ def escapes(port: int, folder: str) -> dict[str, dict[str, Callable[[], object]]
             "group of the parent": lambda: os.killpg(os.getpgid(parent), signal.SIGCONT),
         },
         "memory": {
-            "environment of the parent": lambda: _read(f"/proc/{parent}/environ"),
+            "environment of the parent": lambda: read_byte(f"/proc/{parent}/environ"),
             "memory of the parent": lambda: _reaches_memory(_peek),
             "process_vm_readv": lambda: _reaches_memory(_vm_read),
             "ptrace": lambda: _libc("ptrace", _PTRACE_SEIZE, parent, None, None),
@@ -277,126 +284,3 @@ def _attempt(
         yield {"outcome": str(error).encode()}
     else:
         yield {"outcome": b"escaped"}
-
-
-def surroundings(settings: dict[str, Any]) -> Callable:
-    """For the sandbox: what is in its environment, and which descriptors are open."""
-    return _surroundings
-
-
-def _surroundings(parts: dict, values: dict[str, Any]) -> Iterator[dict[str, bytes]]:
-    open_files = []
-    for number in range(256):
-        try:
-            kind = os.fstat(number).st_mode
-        except OSError:
-            continue
-        open_files.append(f"{number}:{'pipe' if kind & 0o170000 == 0o010000 else oct(kind)}")
-    yield {
-        "environment": "\n".join(os.environ).encode(),
-        "descriptors": "\n".join(open_files).encode(),
-        "folder": str(Path.cwd()).encode(),
-    }
-
-
-def threads(settings: dict[str, Any]) -> Callable:
-    """For the sandbox: starts threads, and gives what they found."""
-    return _threads
-
-
-def _threads(parts: dict, values: dict[str, Any]) -> Iterator[dict[str, bytes]]:
-    found: list[str] = []
-
-    def read() -> None:
-        try:
-            _read("/etc/passwd")
-            found.append("escaped")
-        except OSError as error:
-            found.append(errno.errorcode[error.errno or 0])
-
-    workers = [threading.Thread(target=read) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    yield {"found": " ".join(found).encode()}
-
-
-def early_thread(settings: dict[str, Any]) -> Callable:
-    """For the sandbox: starts a thread at once, which tries a socket when a file comes."""
-    begin, found = threading.Event(), []
-
-    def connect() -> None:
-        begin.wait()
-        try:
-            socket.socket(socket.AF_UNIX).close()
-            found.append("escaped")
-        except OSError as error:
-            found.append(errno.errorcode[error.errno or 0])
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-
-    def decode(parts: dict, values: dict[str, Any]) -> Iterator[dict[str, bytes]]:
-        begin.set()
-        thread.join()
-        yield {"found": found[0].encode()}
-
-    return decode
-
-
-def forge(settings: dict[str, Any]) -> Callable:
-    """For the sandbox: answers by itself, around the protocol, with what `values` asks for."""
-    return _forge
-
-
-def _forge(parts: dict, values: dict[str, Any]) -> Iterator[dict[str, bytes]]:
-    if values["forged"] == "nothing":
-        yield {"ok": b""}
-        return
-    text = _ANSWERS[values["forged"]]
-    length = 1 << 31 if values["forged"] == "a long header" else len(text)
-    os.write(_pipe_to_parent(), struct.pack("<I", length) + text)
-    time.sleep(60)
-
-
-def _pipe_to_parent() -> int:
-    """The descriptor that answers go to."""
-    for number in range(3, 256):
-        with contextlib.suppress(OSError):
-            is_pipe = stat.S_ISFIFO(os.fstat(number).st_mode)
-            if is_pipe and fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
-                return number
-    raise AssertionError("no pipe")
-
-
-def _sample(**changes: object) -> bytes:
-    header = {"kind": "sample", "names": ["x"], "sizes": [1], "shared": False}
-    return json.dumps(header | changes).encode()
-
-
-_ANSWERS = {
-    "a long header": b"x",
-    "no JSON": b"{",
-    "no object": b"[]",
-    "negative size": _sample(sizes=[-1]),
-    "endless blob": _sample(sizes=[1 << 50]),
-    "beyond the shared memory": _sample(sizes=[5 << 20], shared=True),
-    "a member out of the shard": _sample(names=["../../x"]),
-    "two members of one name": _sample(names=["x", "x"], sizes=[0, 0]),
-    "a name that is none": _sample(names=[7]),
-    "a kind that is none": _sample(kind="other"),
-    "much text": json.dumps(
-        {
-            "kind": "refused", "reason": "x" * 100_000, "trace": "y\n" * 10_000,
-            "sizes": [], "shared": False,
-        }
-    ).encode(),
-    "deep JSON": b"[" * 200_000,
-    "escape codes": json.dumps(
-        {
-            "kind": "refused", "reason": "\x1b]0;title\x07\x1b[2Jgone\n", "trace": "\x1b[2J",
-            "sizes": [], "shared": False,
-        }
-    ).encode(),
-}  # fmt: skip

@@ -127,7 +127,7 @@ def main(folder: Path, user: str, blocked: list[str]) -> None:
     while (left := remaining(groups)) and time.monotonic() < deadline:
         time.sleep(0.05)
     required = ""
-    with Sandbox("sandbox_escapes:threads", {}, required=True) as sandbox:
+    with Sandbox("sandbox_probes:threads", {}, required=True) as sandbox:
         try:
             list(sandbox.run({}, {}))
         except SandboxError as error:

@@ -116,7 +116,7 @@ def test_the_layers_of_this_kernel_hold_what_they_are_for(tmp_path):
 
 
 def test_threads_are_allowed_and_held_like_the_first():
-    with Sandbox("sandbox_escapes:threads", {}) as sandbox:
+    with Sandbox("sandbox_probes:threads", {}) as sandbox:
         (members,) = sandbox.run({}, {})
         expected = "escaped" if "reading" in sandbox.protections().missing else "EACCES"
     assert members["found"].decode().split() == [expected] * 3
@@ -124,7 +124,7 @@ def test_threads_are_allowed_and_held_like_the_first():
 
 def test_a_thread_of_a_library_is_held_too():
     """One that runs since the imports, before the filter of system calls."""
-    with Sandbox("sandbox_escapes:early_thread", {}) as sandbox:
+    with Sandbox("sandbox_probes:early_thread", {}) as sandbox:
         (members,) = sandbox.run({}, {})
     has_filter = "seccomp" in expected_layers("root", ())["network"]
     assert members["found"].decode() == ("ENOSYS" if has_filter else "escaped")
@@ -174,7 +174,7 @@ def test_the_child_has_no_variable_no_file_and_no_folder_of_its_parents(monkeypa
     monkeypatch.chdir(tmp_path)
     with (tmp_path / "private").open("w") as file:
         os.set_inheritable(file.fileno(), True)
-        with Sandbox("sandbox_escapes:surroundings", {}) as sandbox:
+        with Sandbox("sandbox_probes:surroundings", {}) as sandbox:
             (members,) = sandbox.run({}, {})
     told = {name: value.decode().split("\n") for name, value in members.items()}
     needed = {"LANG", "LC_CTYPE", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE"}
@@ -207,7 +207,7 @@ def test_the_child_has_no_variable_no_file_and_no_folder_of_its_parents(monkeypa
     ],
 )
 def test_a_forged_answer_costs_its_file_alone(forged):
-    with Sandbox("sandbox_escapes:forge", {}, seconds=2, memory_bytes=400 << 20) as sandbox:
+    with Sandbox("sandbox_probes:forge", {}, seconds=2, memory_bytes=400 << 20) as sandbox:
         with pytest.raises(MediaError, match=r"^the decoder's answer is malformed$"):
             list(sandbox.run({}, {"forged": forged}))
         assert list(sandbox.run({}, {"forged": "nothing"})) == [{"ok": b""}]
@@ -215,7 +215,7 @@ def test_a_forged_answer_costs_its_file_alone(forged):
 
 def test_a_forged_reason_does_nothing_to_a_terminal():
     with (
-        Sandbox("sandbox_escapes:forge", {}, seconds=2) as sandbox,
+        Sandbox("sandbox_probes:forge", {}, seconds=2) as sandbox,
         pytest.raises(MediaError) as caught,
     ):
         list(sandbox.run({}, {"forged": "escape codes"}))
@@ -225,7 +225,7 @@ def test_a_forged_reason_does_nothing_to_a_terminal():
 
 def test_a_forged_reason_is_short():
     with (
-        Sandbox("sandbox_escapes:forge", {}, seconds=2) as sandbox,
+        Sandbox("sandbox_probes:forge", {}, seconds=2) as sandbox,
         pytest.raises(MediaError) as caught,
     ):
         list(sandbox.run({}, {"forged": "much text"}))

@@ -1,17 +1,14 @@
 """Meshes and point clouds to points: what is drawn, from which files, and with which features."""
 
-import io
 import math
-import re
 import struct
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 import trimesh
-from small_media import refusal
+from point_files import CLOUD, SURFACE, exported, glb, las, npy, reason
 
 from perceiver_model.adapters.configs import PointsConfig, PointsInput
 from perceiver_model.adapters.points import PointAdapter, to_unit_cube
@@ -20,49 +17,7 @@ from perceiver_model.fourier import fourier_features
 from pipeline.inputs.model_input import model_adapter
 from pipeline.media import PointsFormat, PointsFourier, decode, encode_members
 from pipeline.media.points.fourier import point_features
-from pipeline.media.points.meshes import read_geometry
 from shards import decode_npy
-
-SURFACE = PointsFormat(num_points=2000)
-CLOUD = PointsFormat(num_points=100, sample="points")
-
-
-def exported(geometry, kind: str) -> bytes:
-    data = geometry.export(file_type=kind)
-    return data.encode() if isinstance(data, str) else data
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
-def las(points: np.ndarray, *, minor: int = 2, point_format: int = 0, scale: float = 0.01) -> bytes:
-    """A LAS file of these points, whose records have 20 bytes."""
-    header = bytearray(375 if minor == 4 else 227)
-    header[:4], header[24], header[25] = b"LASF", 1, minor
-    struct.pack_into("<HI", header, 94, len(header), len(header))
-    struct.pack_into("<BHI", header, 104, point_format, 20, 0 if minor == 4 else len(points))
-    struct.pack_into("<6d", header, 131, scale, scale, scale, 100.0, 200.0, 0.0)
-    if minor == 4:
-        struct.pack_into("<Q", header, 247, len(points))
-    whole = np.rint((points - [100, 200, 0]) / scale).astype("<i4")
-    records = np.zeros((len(points), 20), np.uint8)
-    records[:, :12] = whole.view(np.uint8).reshape(len(points), 12)
-    return bytes(header) + records.tobytes()
-
-
-def glb(tree: bytes) -> bytes:
-    """A binary glTF file of this JSON and nothing else."""
-    tree += b" " * (-len(tree) % 4)
-    return struct.pack("<4sIIII", b"glTF", 2, 20 + len(tree), len(tree), 0x4E4F534A) + tree
-
-
-def reason(data: bytes, fmt: PointsFormat) -> str:
-    told = refusal(decode, data, fmt)
-    assert "0x" not in told
-    return told
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +117,18 @@ def test_las_is_scaled_and_moved_as_its_header_says(cloud, minor):
     fmt = PointsFormat(num_points=500, sample="points")
     points = decode(las(coordinates, minor=minor), fmt)
     assert np.abs(points.astype(float) - all_points(coordinates).astype(float)).max() < 1e-3
+
+
+def test_las_1_4_may_have_its_count_in_the_old_place_alone(cloud):
+    fmt = PointsFormat(num_points=500, sample="points")
+    data = bytearray(las(cloud, minor=4))
+    whole = decode(bytes(data), fmt)
+    struct.pack_into("<I", data, 107, 500)
+    struct.pack_into("<Q", data, 247, 0)
+    assert np.array_equal(decode(bytes(data), fmt), decode(las(cloud, minor=2), fmt))
+    assert len(whole) == 500
+    data[104] = 6  # a point format of 1.4, whose count stands in the new place alone
+    assert reason(bytes(data), fmt) == "it has no points"
 
 
 def test_of_a_large_cloud_a_random_part_is_kept_in_order(cloud):
@@ -362,349 +329,3 @@ def test_formats_that_cannot_be_are_refused(fields, told):
         PointsFormat(**{"num_points": 8, **fields})
     with pytest.raises(ValueError, match="num_bands is 0"):
         PointsFourier(num_bands=0)
-
-
-# --- what trimesh would pass over ---
-
-
-def test_obj_faces_may_count_back_and_lines_may_be_indented():
-    low = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\n"
-    high = low.replace(" 0\n", " 10\n")
-    plain = f"{low}f 1 2 3 4\n{high}f 5 6 7 8\n"
-    for text in (
-        plain,
-        f"{low}f -4 -3 -2 -1\n{high}f -4 -3 -2 -1\n",
-        f"{low}\tf\t1 2 3 4\n{high}  f 5 6 7 8\n",
-        plain.replace("\n", "\r"),
-        "\ufeff" + plain,
-    ):
-        found = decode(text.encode(), SURFACE)
-        assert 0.45 < (found[:, 2] > 0).mean() < 0.55, text
-    assert "not there" in reason(f"{low}f -5 -3 -2\n".encode(), SURFACE)
-
-
-@pytest.mark.parametrize(
-    ("tree", "told"),
-    [
-        (b'{"extensionsUsed":["KHR_draco_mesh_compression"]}', "KHR_draco_mesh_compression"),
-        (
-            b'{"extensionsUsed":["KHR_draco_mesh_compression","EXT_meshopt_compression",'
-            b'"EXT_mesh_gpu_instancing"]}',
-            "EXT_mesh_gpu_instancing",
-        ),
-        (b'{"meshes":[{"primitives":[],"weights":[0.5]}]}', "morph targets"),
-        (b'{"accessors":[{"count":3,"sparse":{}}]}', "sparse accessors"),
-        (
-            b'{"accessors":[{"count":3,"normalized":true}],'
-            b'"meshes":[{"primitives":[{"attributes":{"POSITION":0}}]}]}',
-            "normalized integers",
-        ),
-    ],
-)
-def test_glb_features_that_are_not_read_are_refused_by_name(tree, told):
-    assert told in reason(glb(tree), SURFACE)
-
-
-@pytest.mark.parametrize("unit_cube", [True, False])
-def test_nothing_that_is_not_finite_is_stored(unit_cube):
-    fmt = PointsFormat(num_points=100, sample="points", unit_cube=unit_cube)
-    huge = np.full((4, 3), 1e308)
-    huge[0] = -1e308
-    huge[1, 0] = 1.5e308
-    assert "coordinates" in reason(npy(huge), fmt)
-
-
-def test_points_that_coincide_become_zero():
-    assert not decode(npy(np.tile([0.1, 0.7, 0.3], (20, 1))), CLOUD).any()
-
-
-def test_commas_beside_semicolons_are_decimal_points():
-    german = "0,5;2,5;3,5\n1,5;2,5;3,5\n1,5;4,5;3,5\n"
-    english = german.replace(",", ".").replace(";", ", ")
-    assert np.array_equal(decode(german.encode(), CLOUD), decode(english.encode(), CLOUD))
-
-
-# --- PLY, OFF, STL and text as exporters write them ---
-
-
-CORNERS = [(0, 0, 0), (2, 0, 0), (2, 1, 0), (0, 1, 0), (1, 3, 0), (5, 0, 0)]
-MIXED = [(0, 1, 2, 3), (1, 5, 2), (0, 1, 2, 4, 3)]
-MIXED_AS_TRIANGLES = [(1, 5, 2), (0, 1, 2), (2, 3, 0), (0, 1, 2), (0, 2, 4), (0, 4, 3)]
-PLY_FORMATS = ["ascii", "binary_little_endian", "binary_big_endian"]
-TYPES = {"uchar": "u1", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4", "double": "f8"}
-
-
-def ply(order: str, elements: dict[str, tuple[list[str], list]], *, lines: str = "") -> bytes:
-    """A PLY file; rows are of numbers and of lists, as their properties say."""
-    header = f"ply\nformat {order} 1.0\n{lines}"
-    body = b""
-    for name, (properties, rows) in elements.items():
-        header += f"element {name} {len(rows)}\n"
-        header += "".join(f"property {each}\n" for each in properties)
-        for row in rows:
-            numbers = []
-            for each, value in zip(properties, row, strict=True):
-                kinds = each.split()[1:3] if each.startswith("list") else each.split()[:1]
-                if len(kinds) == 2:
-                    numbers.append((kinds[0], len(value)))
-                values = value if len(kinds) == 2 else [value]
-                numbers += [(kinds[-1], number) for number in values]
-            if order == "ascii":
-                body += (" ".join(str(number) for _, number in numbers) + "\n").encode()
-            else:
-                sign = "<" if order == "binary_little_endian" else ">"
-                arrays = [np.array(number, sign + TYPES[kind]) for kind, number in numbers]
-                body += b"".join(array.tobytes() for array in arrays)
-    return header.encode() + b"end_header\n" + body
-
-
-def mesh_ply(order: str, faces: list, *, lines: str = "", corners: str = "uchar int") -> bytes:
-    return ply(
-        order,
-        {
-            "vertex": (["float x", "float y", "float z"], CORNERS),
-            "face": ([f"list {corners} vertex_indices"], [(face,) for face in faces]),
-        },
-        lines=lines,
-    )
-
-
-def mesh(data: bytes, **fields) -> tuple[list, list]:
-    """What a file of one mesh holds: points and triangles."""
-    [part] = read_geometry(data, PointsFormat(num_points=1, **fields)).parts
-    return part.vertices.tolist(), part.faces.tolist()
-
-
-def as_lists(rows: list) -> list:
-    return [list(row) for row in rows]
-
-
-@pytest.mark.parametrize("order", PLY_FORMATS)
-@pytest.mark.parametrize("faces", [MIXED, MIXED[:2], MIXED[::-1], MIXED[1:2] * 3, MIXED[:1] * 3])
-def test_ply_faces_may_have_any_numbers_of_corners(order, faces):
-    points, triangles = mesh(mesh_ply(order, faces))
-    assert points == as_lists(CORNERS)
-    fans = [(f[0], f[i], f[i + 1]) for f in faces for i in range(1, len(f) - 1)]
-    turned = [min((a, b, c), (b, c, a), (c, a, b)) for a, b, c in triangles]
-    assert sorted(turned) == sorted(min((a, b, c), (b, c, a), (c, a, b)) for a, b, c in fans)
-
-
-@pytest.mark.parametrize("order", PLY_FORMATS)
-def test_ply_triangles_come_in_trimeshs_order_on_which_draws_depend(order):
-    assert mesh(mesh_ply(order, MIXED))[1] == as_lists(MIXED_AS_TRIANGLES)
-    quads = [(0, 1, 2, 3), (1, 5, 4, 2)]
-    loaded = trimesh.load_mesh(io.BytesIO(mesh_ply(order, quads)), "ply", process=False)
-    assert mesh(mesh_ply(order, quads))[1] == loaded.faces.tolist()
-
-
-@pytest.mark.parametrize("order", PLY_FORMATS)
-def test_of_a_ply_all_but_points_and_corners_is_passed_over(order):
-    elements = {
-        "camera": (["float fov", "list uchar double pose"], [(1, [1, 2, 3]), (2, [])]),
-        "face": (
-            ["uchar red", "list uint uint vertex_index", "list uchar float texcoord", "int id"],
-            [(7, face, [0.5] * 2 * len(face), 9) for face in MIXED],
-        ),
-        "vertex": (
-            ["double nx", "double x", "double y", "uchar q", "double z", "list uchar int of"],
-            [(9, x, y, 1, z, [5] * (x % 3)) for x, y, z in CORNERS],
-        ),
-        "edge": (["int vertex1", "int vertex2"], [(0, 1)]),
-    }
-    data = ply(order, elements, lines="comment element face 3\nobj_info none\n")
-    assert mesh(data) == (as_lists(CORNERS), as_lists(MIXED_AS_TRIANGLES))
-    for newline in (b"\r\n", b"\r"):
-        header, body = data.split(b"end_header\n")
-        told = (header + b"end_header\n").replace(b"\n", newline)
-        assert mesh(told + body) == mesh(data)
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "binary"])
-def test_a_ply_may_have_the_types_that_trimesh_writes(encoding):
-    """int64 and float16, which the library plyfile refuses to read."""
-    box = trimesh.creation.box((2, 4, 8))
-    box.vertex_attributes["label"] = np.arange(8)
-    box.vertex_attributes["weight"] = np.arange(8).astype(np.float16)
-    data = box.export(file_type="ply", encoding=encoding)
-    assert b"property int64 label" in data and b"property float16 weight" in data
-    points, triangles = mesh(data)
-    assert np.allclose(points, box.vertices) and triangles == box.faces.tolist()
-
-
-@pytest.mark.parametrize("order", PLY_FORMATS)
-def test_a_ply_cut_at_any_byte_is_refused(order):
-    data = mesh_ply(order, MIXED)
-    body = data.index(b"end_header\n") + 11
-    # Without its last digit or line end, text is a whole file still.
-    for end in range(len(data) - (2 if order == "ascii" else 0)):
-        told = reason(data[:end], SURFACE)
-        assert end < body or re.match("cut short: [0-5] of [36]|damaged PLY: .* has not", told)
-    more = f"more {'lines' if order == 'ascii' else 'bytes'} than its header says, by 1"
-    assert more in reason(data + b"7", SURFACE)
-    assert mesh(data + b"\r\n") == mesh(data)
-
-
-def test_text_that_holds_fewer_faces_than_it_says_is_refused():
-    faces = [(0, 1, 2)] * 47
-    told = "cut short: 47 of 100 faces are there"
-    data = mesh_ply("ascii", faces).replace(b"face 47", b"face 100")
-    assert reason(data, SURFACE) == told
-    lines = "".join(" ".join(map(str, point)) + "\n" for point in CORNERS) + "3 0 1 2\n" * 47
-    assert reason(f"OFF\n6 100 0\n{lines}".encode(), SURFACE) == told
-    assert "cut short: 53 of 60 points" in reason(f"OFF\n60 9 0\n{lines}".encode(), SURFACE)
-    assert "more lines than its header" in reason(f"OFF\n6 46 0\n{lines}".encode(), SURFACE)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "told"),
-    [
-        (b"element face 3", b"element face 1000000000", "more than max_faces"),
-        (b"element face 3", b"element face 5000000", "cut short: 3 of 5000000 faces"),
-        (b"element face 3", b"element face -3", "line 7 of its header: 'element face -3'"),
-        (b"element face 3", b"element tristrips 3", "strips of triangles, which are not read"),
-        (b"float z", b"float w", "its vertices have no z"),
-        (b"float z", b"float x", "has two properties of one name"),
-        (b"float z", b"quad z", "line 6 of its header: property 'quad z' is of no known type"),
-        (b"list uchar", b"list float", "a list's count cannot be float"),
-        (b"uchar int vertex", b"uchar float vertex", "are not whole numbers"),
-        (b"format ", b"formats ", "is none of a header's lines"),
-        (b"end_header", b"end_heade", "none of a header's lines"),
-    ],
-)
-def test_ply_headers_that_cannot_be_are_refused(old, new, told):
-    for order in PLY_FORMATS:
-        assert told in reason(mesh_ply(order, MIXED).replace(old, new), SURFACE)
-
-
-def test_a_million_mixed_faces_are_read_in_seconds():
-    faces = np.tile(np.frombuffer(struct.pack("<B4iB3i", 4, 0, 1, 2, 3, 3, 1, 5, 2), "u1"), 500_000)
-    small = mesh_ply("binary_little_endian", MIXED).split(b"end_header\n")
-    header = small[0].replace(b"face 3", b"face 1000000") + b"end_header\n"
-    before = time.process_time()
-    _, triangles = mesh(header + small[1][:72] + faces.tobytes())
-    assert time.process_time() - before < 20
-    assert len(triangles) == 1_500_000 and triangles[-1] == [2, 3, 0]
-
-
-POINTS = "0 0 0\n2 0 0\n2 1 0\n0 1 0\n"
-COLOURED = POINTS.replace("\n", " 255 0 0 255\n")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"OFF\n4 1 0\n{POINTS}4 0 1 2 3\n",
-        f"# made by hand\n\nOFF\n4 1 0\n{POINTS}4 0 1 2 3\n",
-        f"OFF 4 1 0 # counts\n# points\n{POINTS}# faces\n4 0 1 2 3 # the face\n",
-        f"OFF\n4 1\n\n{POINTS}\n4 0 1 2 3 0.5 0 0 1\n",
-        f"COFF\n4 1 0\n{COLOURED}4 0 1 2 3\n",
-        f"STCNOFF\n4 1 0 # 1\n{POINTS}4 0 1 2 3\n",
-        f"OFF\r\n4 1 0\r\n{POINTS}4 0 1 2 3\r\n",
-    ],
-)
-def test_off_is_read_with_comments_colours_and_counts_anywhere(text):
-    assert mesh(text.encode())[1] == [[0, 1, 2], [2, 3, 0]]
-    assert mesh(text.encode())[0] == [[0, 0, 0], [2, 0, 0], [2, 1, 0], [0, 1, 0]]
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("OFF BINARY\n\0\0\0\4", "binary OFF, which is not read"),
-        (f"4OFF\n4 1 0\n{POINTS}", "4OFF, points of four coordinates"),
-        ("nOFF\n3 4 1 0\n", "nOFF, points of any dimension"),
-        (f"OFF\n4 one 0\n{POINTS}", "no numbers of points, faces and edges"),
-        ("OFF\n", "no numbers of points, faces and edges"),
-        (f"OFF\n5 0 0\n{POINTS}4 0 1 2 3\n", "point 5 has 5 numbers, the first 3"),
-        (f"OFF\n4 1 0\n{POINTS}4 0 1 2\n", "face 1 has not the corners that it says"),
-        (f"OFF\n4 1 0\n{POINTS}3 0 1 2.5\n", "a number that is not whole"),
-        (f"OFF\n4 1 0\n{POINTS}3 0 1 4\n", "a face names a point that is not there"),
-        (f"OFF\n4 1 0\n{POINTS}3 0 1 two\n", "face 1 is not of numbers: '3 0 1 two'"),
-    ],
-)
-def test_off_that_cannot_be_read_exactly_is_refused(text, told):
-    assert told in reason(text.encode(), SURFACE)
-
-
-def stl_text(name: str, scale: int) -> str:
-    lines = ""
-    for corners in ((0, 1, 2), (0, 2, 3)):
-        lines += "  facet normal 0 0 1\n    outer loop\n"
-        for number in corners:
-            x, y, z = (scale * coordinate for coordinate in CORNERS[number])
-            lines += f"      vertex {x} {y:e} {z}\n"
-        lines += "    endloop\n  endfacet\n"
-    return f"solid {name}\n{lines}endsolid {name}\n"
-
-
-def test_stl_text_is_read_in_capitals_and_of_several_solids():
-    text = stl_text("a", 1) + stl_text("", 10)
-    points, triangles = mesh(text.encode())
-    assert triangles == np.arange(12).reshape(4, 3).tolist()
-    assert points == [[s * c for c in CORNERS[n]] for s in (1, 10) for n in (0, 1, 2, 0, 2, 3)]
-    for other in (text.upper(), text.replace("\n", "\r\n"), "\n  " + text, text.rstrip()):
-        assert mesh(other.encode()) == (points, triangles)
-
-
-def test_solids_follow_one_another_as_in_the_file():
-    texts = [stl_text(name, 1 + at) for at, name in enumerate(["b", "a", "b", ""])]
-    points, triangles = mesh("".join(texts).encode())
-    parts = [mesh(text.encode()) for text in texts]
-    expected = np.concatenate([np.array(points)[triangles] for points, triangles in parts])
-    assert np.array_equal(np.array(points)[triangles], expected)
-
-
-def test_stl_text_cut_short_is_refused_even_between_solids():
-    text = stl_text("a", 1) + stl_text("b", 2)
-    last = text.rindex("endsolid") + len("endsolid")
-    between = range(text.index("endsolid") + 8, text.rindex("solid b"))  # one whole solid
-    for end in set(range(len(stl_text("a", 1)), last)) - set(between):
-        told = reason(text[:end].encode(), SURFACE)
-        assert told.startswith(("cut short: ", "damaged STL: at line ")), end
-    assert "at line 2 begins neither" in reason(
-        text.replace("endfacet", "edge", 1).encode(), SURFACE
-    )
-
-
-def test_bytes_behind_a_binary_stl_are_passed_over_if_no_triangle_fits():
-    data = exported(trimesh.creation.box(), "stl")
-    assert mesh(data + b"made by hand\0") == mesh(data)
-    named = b"solid facet".ljust(80) + data[80:]
-    assert mesh(named + b"\n") == mesh(data)
-    assert "none of OBJ" in reason(data + bytes(50), SURFACE)
-    assert "none of OBJ" in reason(data[:-1], SURFACE)
-
-
-@pytest.mark.parametrize(
-    "head",
-    [
-        "x y z\n",
-        "X,Y,Z\n",
-        '"x";"y";"z"\n',
-        "# written by hand\n// X Y Z\n4\n",
-        "//X Y Z\n",
-        "4\n# x y z\nx y z\n",
-        "# a remark of y and x\n",
-    ],
-)
-def test_text_may_name_its_columns(head):
-    assert mesh((head + POINTS).encode())[0] == mesh(POINTS.encode())[0]
-
-
-def test_columns_in_another_order_are_refused():
-    for head in ("y x z\n", "id,x,y\n", "# z y x\n", "//Z X Y\n"):
-        assert "x, y and z must come first" in reason((head + POINTS).encode(), CLOUD)
-    assert "'lon lat height'" in reason(f"lon lat height\n{POINTS}".encode(), CLOUD)
-    assert "cut short: 4 of 5 points" in reason(f"x y z\n5\n{POINTS}".encode(), CLOUD)
-
-
-def test_las_1_4_may_have_its_count_in_the_old_place_alone(cloud):
-    fmt = PointsFormat(num_points=500, sample="points")
-    data = bytearray(las(cloud, minor=4))
-    whole = decode(bytes(data), fmt)
-    struct.pack_into("<I", data, 107, 500)
-    struct.pack_into("<Q", data, 247, 0)
-    assert np.array_equal(decode(bytes(data), fmt), decode(las(cloud, minor=2), fmt))
-    assert len(whole) == 500
-    data[104] = 6  # a point format of 1.4, whose count stands in the new place alone
-    assert reason(bytes(data), fmt) == "it has no points"

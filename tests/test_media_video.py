@@ -1,48 +1,23 @@
 """Films to clips: which frames are taken, how they are shown, and the sound that goes with them."""
 
-import io
 import tracemalloc
-from fractions import Fraction
 
-import av
 import numpy as np
 import photos
 import pytest
 import sounds
-import soxr
+from film_files import LEVELS, SMALL, levels, reason
 from PIL import Image
-from small_media import film, grey_frames, refusal, tone, turned, with_matrix
+from small_media import film, grey_frames, refusal, tone
 
 from pipeline.media import (
-    AudioFormat,
-    ImageFormat,
     MediaError,
     VideoFormat,
     decode,
     decode_all,
-    decode_film,
 )
 from pipeline.media.sandbox.child import _lacked_memory
 from pipeline.media.video import film as film_module
-
-SMALL = {"height": 24, "width": 32}
-LEVELS = range(20, 220, 4)
-"""Of the 50 frames of two seconds at 25 frames a second."""
-
-
-@pytest.fixture(scope="module")
-def two_seconds() -> bytes:
-    return film(grey_frames(LEVELS))
-
-
-def levels(clip: np.ndarray) -> list[int]:
-    """Which frame of LEVELS each frame of a clip shows."""
-    return [round((int(frame.mean().round()) - 20) / 4) for frame in clip]
-
-
-def reason(data: bytes, fmt: VideoFormat, audio: AudioFormat | None = None) -> str:
-    return refusal(lambda: list(decode_film(data, fmt, audio)))
-
 
 # --- which frames ---
 
@@ -157,188 +132,6 @@ def test_a_long_film_takes_the_memory_of_a_clip():
     assert peak < 4 * clip_bytes
 
 
-# --- how frames are shown ---
-
-
-def quarters() -> np.ndarray:
-    """Red, green / blue, white."""
-    picture = np.zeros((48, 64, 3), np.uint8)
-    picture[:24, :32, 0] = picture[:24, 32:, 1] = picture[24:, :32, 2] = 250
-    picture[24:, 32:] = 250
-    return picture
-
-
-def colours(frame: np.ndarray) -> str:
-    """The letters of the corners, row by row."""
-    rows, columns = frame.shape[0] // 4, frame.shape[1] // 4
-    picked = [frame[y, x] > 125 for y in (rows, 3 * rows) for x in (columns, 3 * columns)]
-    names = {(1, 0, 0): "r", (0, 1, 0): "g", (0, 0, 1): "b", (1, 1, 1): "w", (0, 0, 0): "."}
-    return "".join(names[tuple(map(int, corner))] for corner in picked)
-
-
-@pytest.mark.parametrize(("turns", "shown"), [(0, "rgbw"), (1, "brwg"), (2, "wbgr"), (3, "gwrb")])
-def test_rotation_in_the_header_is_applied(turns, shown):
-    data = film([quarters()] * 5)
-    data = turned(data, turns) if turns else data
-    fmt = VideoFormat(num_frames=1, height=32, width=32, resize="stretch")
-    assert colours(decode(data, fmt)[0]) == shown
-
-
-def test_pixels_that_are_not_square_are_shown_square():
-    # 64 × 48 pixels that are half as wide as high: a picture of 32 × 48.
-    data = film([quarters()] * 5, aspect=Fraction(1, 2), container="matroska")
-    fmt = VideoFormat(num_frames=1, height=48, width=64, resize="pad")
-    (clip,) = decode(data, fmt)
-    filled = np.flatnonzero(clip.max(axis=(0, 2)) > 40)
-    assert (filled[0], filled[-1]) == (16, 47)
-
-
-@pytest.mark.parametrize("resize", ["crop", "pad", "stretch"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_frames_are_resized_as_images_are(resize, channels):
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    picture = np.asarray(Image.fromarray(pixels).resize((64, 48), Image.Resampling.BICUBIC))
-    size = {"height": 20, "width": 40, "resize": resize, "channels": channels}
-    (clip,) = decode(film([picture] * 3), VideoFormat(num_frames=1, **size))
-    image = decode(photos.encoded(Image.fromarray(picture), "PNG"), ImageFormat(**size))
-    # What the encoder loses, colour at half the resolution above all, is all that differs.
-    assert np.abs(clip.astype(int) - image.astype(int)).mean() < 5
-
-
-def see_through(codec: str) -> bytes:
-    """WebM of a red frame whose left half is 0, 50, 100 … opaque and whose right half half so."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="webm") as output:
-        video = output.add_stream(codec, rate=25)
-        video.height, video.width, video.pix_fmt = 48, 64, "yuva420p"
-        video.options = {"auto-alt-ref": "0", "deadline": "realtime", "crf": "4"}
-        for number in range(5):
-            pixels = np.zeros((48, 64, 4), np.uint8)
-            pixels[..., 0], pixels[:, :32, 3], pixels[:, 32:, 3] = 200, 50 * number, 128
-            frame = av.VideoFrame.from_ndarray(pixels, "rgba").reformat(format="yuva420p")
-            frame.pts, frame.time_base = number, Fraction(1, 25)
-            output.mux(video.encode(frame))
-        output.mux(video.encode(None))
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
-def test_alpha_beside_the_frames_of_webm_is_laid_over_white(codec):
-    fmt = VideoFormat(num_frames=5, frames_per_second=25, height=48, width=64)
-    for number, frame in enumerate(decode(see_through(codec), fmt)):
-        share = 50 * number / 255
-        left = [200 * share + 255 * (1 - share), *[255 * (1 - share)] * 2]
-        assert frame[24, 16] == pytest.approx(left, abs=6)
-        assert frame[24, 48] == pytest.approx([227, 127, 127], abs=6)
-
-
-def test_alpha_that_ffmpeg_cannot_read_is_refused(monkeypatch):
-    data = see_through("libvpx-vp9")
-    monkeypatch.setattr(film_module, "LIBVPX", {"vp9": "libvpx-of-another-build"})
-    told = reason(data, VideoFormat(num_frames=1, **SMALL))
-    assert told.startswith("an alpha channel, which this FFmpeg cannot read without libvpx-of-")
-
-
-# --- sound ---
-
-AUDIO = AudioFormat(sample_rate=16_000, seconds=0.5)
-
-
-@pytest.mark.parametrize("container", ["matroska", "mp4"])
-@pytest.mark.parametrize("tracks_apart", [False, True])
-def test_each_clip_has_the_sound_of_its_span(container, tracks_apart):
-    rate = 48_000
-    sound = np.concatenate([tone(0.5, rate, hertz) for hertz in (500, 1000, 2000, 4000)])
-    data = film(grey_frames(LEVELS), container=container, sound=sound, tracks_apart=tracks_apart)
-    fmt = VideoFormat(num_frames=4, frames_per_second=8, clips="all", **SMALL)
-    heard = []
-    for _, spoken in decode_film(data, fmt, AUDIO):
-        assert (spoken.dtype, len(spoken)) == (np.int16, 8000)
-        middle = spoken[2000:6000].astype(float)
-        heard.append(4 * int(np.abs(np.fft.rfft(middle)).argmax()))
-        assert np.abs(middle).max() == pytest.approx(16384, rel=0.1)
-    assert heard == [500, 1000, 2000, 4000]
-
-
-def test_sound_of_a_film_is_what_the_same_sound_is_alone():
-    sound = np.random.default_rng(0).normal(0, 0.2, 48_000)
-    data = film(grey_frames(LEVELS), container="matroska", sound=sound)
-    fmt = VideoFormat(num_frames=4, frames_per_second=8, **SMALL)
-    ((_, spoken),) = decode_film(data, fmt, AUDIO)
-    whole = np.rint(np.clip(sound.astype(np.float32), -1, 1) * 32767).astype(np.int16)
-    alone = sounds.encoded(np.stack([whole, whole], 1), 48_000, format="WAV", subtype="PCM_16")
-    assert np.abs(spoken.astype(int) - decode(alone, AUDIO).astype(int)).max() <= 1
-
-
-@pytest.mark.parametrize("rate", [11_025, 44_100, 48_000])
-def test_the_sound_of_every_clip_is_cut_from_the_whole_resampled(rate):
-    noise = np.random.default_rng(0).normal(0, 0.2, 2 * rate)
-    data = film(grey_frames(LEVELS), container="matroska", sound=noise, sound_rate=rate)
-    stored = np.rint(noise.astype(np.float32) * 32767).astype(np.int16)
-    whole = np.rint(32768 * soxr.resample(stored / np.float32(32768), rate, 16_000))
-    # A fifth of a second is a whole number of samples at every one of these rates.
-    fmt = VideoFormat(num_frames=5, frames_per_second=25, clips="all", stride_seconds=0.2, **SMALL)
-    spoken = [sound for _, sound in decode_film(data, fmt, AUDIO)]
-    assert len(spoken) == 10
-    for number, sound in enumerate(spoken):
-        wanted = whole[3200 * number : 3200 * number + 8000]
-        assert len(sound) == len(wanted)
-        assert np.abs(sound - wanted).max() <= 1
-
-
-def test_a_clip_without_sound_may_be_refused_and_is_told_where_the_sound_ends(two_seconds):
-    fmt = VideoFormat(num_frames=4, frames_per_second=8, clips="all", **SMALL)
-    data = film(grey_frames(LEVELS), container="matroska", sound=tone(0.75, 48_000))
-    made = []
-    allow = "(list audio in data.allow_missing to keep clips without it)"
-    told = refusal(lambda: made.extend(decode_film(data, fmt, AUDIO, needs_sound=True)))
-    assert told == (
-        "its sound ends at 0.750 s, so a clip has less than min_seconds=0.02 of it from 1.000 s to "
-        f"1.500 s {allow}"
-    )
-    assert [len(sound) for _, sound in made] == [8000, 4000]
-    told = refusal(lambda: list(decode_film(two_seconds, fmt, AUDIO, needs_sound=True)))
-    assert told == f"the film has no sound track {allow}"
-
-
-def test_sound_that_starts_late_is_silent_before_and_one_that_ends_early_is_shorter():
-    data = film(
-        grey_frames(LEVELS), container="matroska", sound=tone(0.5, 48_000), sound_start=0.75
-    )
-    fmt = VideoFormat(num_frames=4, frames_per_second=8, clips="all", **SMALL)
-    spoken = [sound for _, sound in decode_film(data, fmt, AUDIO)]
-    assert [None if sound is None else len(sound) for sound in spoken] == [8000, 8000, 4000, None]
-    assert not spoken[0].any()
-    assert not spoken[1][:3900].any() and np.abs(spoken[1][4100:]).max() > 10_000
-
-
-def spoiled(mp4: bytes, numbers: range) -> bytes:
-    """An MP4 whose packets of sound with these numbers are overwritten."""
-    data = bytearray(mp4)
-    with av.open(io.BytesIO(mp4)) as container:
-        for number, packet in enumerate(container.demux(audio=0)):
-            if number in numbers:
-                data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
-    return bytes(data)
-
-
-def test_sound_may_begin_within_a_packet_but_not_break_off_within_one():
-    data = film(grey_frames(LEVELS), sound=tone(2, 48_000))
-    fmt = VideoFormat(num_frames=4, frames_per_second=8, clips="all", **SMALL)
-    assert reason(spoiled(data, range(5)), fmt, AUDIO).startswith("damaged 0.000 s after its start")
-    film_of_four = decode_film(spoiled(data, range(5)), fmt, AUDIO, strict=False)
-    spoken = [sound for _, sound in film_of_four]
-    assert [len(sound) for sound in spoken] == [8000] * 4
-    assert not spoken[0][:1000].any() and np.abs(spoken[0][4000:]).max() > 10_000
-    told = reason(spoiled(data, range(40, 45)), fmt, AUDIO)
-    assert told.startswith("damaged 0.") and told.endswith("s after its start")
-
-
-def test_a_film_without_sound_has_none(two_seconds):
-    fmt = VideoFormat(num_frames=4, frames_per_second=8, clips="all", **SMALL)
-    assert [sound for _, sound in decode_film(two_seconds, fmt, AUDIO)] == [None] * 4
-
-
 # --- what is refused ---
 
 
@@ -435,30 +228,6 @@ def test_large_frames_and_long_films_are_refused(two_seconds):
 def test_formats_that_cannot_be_are_refused(fields, told):
     with pytest.raises(ValueError, match=told):
         VideoFormat(**{"num_frames": 4, **SMALL, **fields})
-
-
-@pytest.mark.parametrize(
-    ("matrix", "turn"),
-    [
-        ((-1, 0, 0, 1), lambda p: p[:, ::-1]),
-        ((1, 0, 0, -1), lambda p: p[::-1]),
-        ((0, 1, 1, 0), lambda p: p.swapaxes(0, 1)),
-    ],
-)
-def test_mirroring_in_the_header_is_applied(matrix, turn):
-    fmt = VideoFormat(num_frames=1, height=32, width=32, resize="stretch")
-    plain = film([quarters()] * 5)
-    shown = decode(with_matrix(plain, *matrix), fmt)[0]
-    wanted = turn(decode(plain, fmt)[0])
-    assert np.abs(shown.astype(int) - wanted)[4:12, 4:12].max() < 8
-    assert np.abs(shown.astype(int) - wanted)[20:28, 4:12].max() < 8
-
-
-def test_the_containers_shape_of_pixels_counts_where_the_codec_has_none():
-    data = film([quarters()] * 5, aspect=Fraction(1, 2), codec="libvpx-vp9")
-    (clip,) = decode(data, VideoFormat(num_frames=1, height=48, width=64, resize="pad"))
-    filled = np.flatnonzero(clip.max(axis=(0, 2)) > 40)
-    assert (filled[0], filled[-1]) == (16, 47)
 
 
 def test_matroska_that_starts_late_is_whole():
