@@ -21,6 +21,7 @@ from pipeline.inputs.collate import collate
 from pipeline.inputs.model_input import fitted_media
 from pipeline.media import FittedTableFormat, encode_members, fit_vocabulary
 from pipeline.media.table.modality import VOCABULARY
+from pipeline.preprocess.identity import set_identity
 from pipeline.runs.mlflow_client import client
 from pipeline.runs.tracking import open_run
 from pipeline.training.checkpoint_files import TrainState
@@ -100,10 +101,10 @@ def write_table_set(
             target = classes.index(row["label"])
             samples.append(Sample(f"{place:05d}", members, target, f"{split}/{place}", digest))
         write_shard(staging, shard, split, samples)
+    made_with = {**set_identity(config), VOCABULARY: fmt.vocabulary.to_dict()}
     publish(
-        staging, Path(config.shards_folder), numbers=range(2),
-        config={VOCABULARY: fmt.vocabulary.to_dict()}, input_digest="0" * 64,
-        classes=tuple(classes), positions=[],
+        staging, Path(config.shards_folder), numbers=range(2), config=made_with,
+        input_digest="0" * 64, classes=tuple(classes), positions=[],
     )  # fmt: skip
     return ShardSet.open(config.shards_folder)
 

@@ -129,7 +129,16 @@ def test_every_command_in_the_docs_is_one_that_perceiver_takes(command):
 
 def test_the_docs_have_commands_of_every_verb():
     verbs = {command.split()[0] for command in commands()}
-    assert {"preprocess", "train", "tune", "promote", "predict", "submit", "bench"} <= verbs
+    assert {
+        "preprocess",
+        "train",
+        "tune",
+        "evaluate",
+        "promote",
+        "predict",
+        "submit",
+        "bench",
+    } <= verbs
 
 
 def test_the_make_targets_in_the_docs_are_there():

@@ -11,6 +11,7 @@ import torch
 from gate_runs import track
 from sklearn.datasets import load_diabetes
 from sklearn.metrics import mean_absolute_error, r2_score
+from trainings import evaluated_as_trained
 
 from perceiver_model.adapters.configs import ImageInput, PixelsConfig
 from perceiver_model.config import EncoderConfig
@@ -82,6 +83,10 @@ def test_it_learns_more_than_the_mean_and_is_registered_and_asked(
     assert metrics["val_mae"] == trained["score"] < 0.8 * baseline
     assert metrics["val_r2"] > 0.3
     assert metrics["val_mae"] < metrics["val_rmse"]
+
+    found = evaluated_as_trained(config, trained, console)
+    assert found["classes"][0]["mae"] == pytest.approx(metrics["val_mae"])
+    assert found["worst"][0]["target"].keys() == {"progress"}
 
     mlflow_client = client(config.tracking_uri)
     track(config.tracking_uri)

@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sklearn.metrics import (
     label_ranking_average_precision_score,
     roc_auc_score,
 )
+from trainings import evaluated_as_trained
 
 from perceiver_model.adapters.configs import ImageInput, PixelsConfig
 from perceiver_model.config import DecoderConfig, EncoderConfig
@@ -115,12 +117,16 @@ def learned(
     config = config_of(folder, kind, kind.replace("_", "-"), **training)
     preprocess(config, console)
     trained = train(config, console)
+    evaluation = evaluated_as_trained(config, trained, console)
+    assert evaluation["worst"][0]["attention"]["image"]["kind"] == "picture"
+    assert evaluation["calibration"]["error"] < 0.5
     mlflow_client = client(config.tracking_uri)
     track(config.tracking_uri)
     promoted = promote(mlflow_client, trained["run_id"], console)
     files = [str(folder / f"{number:03d}.png") for number in range(4)]
     found = predict(mlflow_client, promoted["model_uri"], files, console)
-    return {**trained, "promoted": promoted}, found["predictions"]
+    whole = {**trained, "promoted": promoted, "evaluation": evaluation}
+    return whole, found["predictions"]
 
 
 def truth(folder: Path, column: str) -> list[str]:
@@ -130,6 +136,7 @@ def truth(folder: Path, column: str) -> list[str]:
 
 def test_labels_are_learned(ray_cluster: None, pairs: Path, console: Console) -> None:
     result, answers = learned(pairs, "multi_label", console)
+    assert [each["name"] for each in result["evaluation"]["classes"]] == list(DIGITS)
     # Labels without their images: the share of a label, 5/9, is its average precision.
     assert result["score"] == result["metrics"]["val_mean_average_precision"] > 0.8
     assert result["metrics"]["val_mean_auc"] > 0.8
@@ -145,6 +152,12 @@ def test_masks_are_learned(ray_cluster: None, pairs: Path, console: Console) -> 
     result, answers = learned(
         pairs, "segment", console, epochs=6, batch_size=12, learning_rate=1e-2
     )
+    evaluation = result["evaluation"]
+    assert sum(each["support"] for each in evaluation["classes"]) == 120 * 14 * 28
+    shown = evaluation["worst"][0]
+    for side in ("target", "answer"):
+        mask = Image.open(io.BytesIO(base64.b64decode(shown[side]["mask"]["base64"])))
+        assert mask.size == (28, 14)
     # Paper everywhere has a mean IoU of about 0.2, and right pixels like the share of paper.
     assert result["score"] == result["metrics"]["val_mean_iou"] > 0.35
     assert result["metrics"]["val_pixel_accuracy"] > 0.85
@@ -159,6 +172,8 @@ def test_masks_are_learned(ray_cluster: None, pairs: Path, console: Console) -> 
 
 def test_sequences_are_learned(ray_cluster: None, pairs: Path, console: Console) -> None:
     result, answers = learned(pairs, "sequence", console)
+    shown = result["evaluation"]["worst"][0]
+    assert shown["target"]["text"] in ["".join(pair) for pair in product(DIGITS, repeat=2)]
     # The commonest digit and the end would have 5/9 of the tokens and 1/9 of the texts.
     assert result["score"] == result["metrics"]["val_token_accuracy"] > 0.75
     assert result["metrics"]["val_exact_match"] > 0.4

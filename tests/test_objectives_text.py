@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gate_runs import track
+from trainings import evaluated_as_trained
 
 from perceiver_model.adapters.configs import TextInput, TokenEmbeddingConfig
 from perceiver_model.adapters.text import MASK, encode_bytes, pad_tokens
@@ -110,6 +111,9 @@ def config_of(
 def learned(folder: Path, config: Config, text: str, console: Console) -> tuple[Any, Any]:
     preprocess(config, console)
     trained = train(config, console)
+    worst = evaluated_as_trained(config, trained, console)["worst"][0]
+    assert worst["target"] and worst["answer"]
+    assert worst["attention"]["text"]["kind"] == "parts"
     mlflow_client = client(config.tracking_uri)
     track(config.tracking_uri)
     promoted = promote(mlflow_client, trained["run_id"], console)

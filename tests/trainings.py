@@ -1,9 +1,15 @@
 """The results of small trainings."""
 
+from typing import Any
+
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from pipeline.config.tree import Config
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.runs.console import Console
+from pipeline.runs.mlflow_client import client
 from pipeline.training.checkpoints import last_checkpoint
 
 
@@ -16,3 +22,20 @@ def final_weights(config: Config) -> dict[str, torch.Tensor]:
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     assert a.keys() == b.keys()
     return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def evaluated_as_trained(
+    config: Config, trained: dict[str, Any], console: Console, *overrides: str
+) -> dict[str, Any]:
+    """What `perceiver evaluate` finds for a training, whose own numbers it must give again."""
+    result = evaluate(client(config.tracking_uri), trained["run_id"], console, overrides=overrides)
+    own = {
+        name.removeprefix("val_"): value
+        for name, value in trained["metrics"].items()
+        if name.startswith("val_")
+    }
+    assert result["metrics"] == pytest.approx(own, rel=1e-6, abs=1e-6)
+    losses = [each["loss"] for each in result["worst"]]
+    assert losses == sorted(losses, reverse=True)
+    assert len(losses) == min(25, result["samples"])
+    return result

@@ -13,6 +13,7 @@ PICTURE = ROOT / "docs" / "house.svg"
 FLOORS: tuple[dict[str, str], ...] = (
     {"cli": "the command line, Ray jobs"},
     {"demo": "all of it on digits", "benchmarks": "speed beside the peers"},
+    {"evaluation": "reports on a model"},
     {"registry": "promote, predict, the model", "tuning": "studies of Ray Tune"},
     {"training": "worker, loop, checkpoints"},
     {"preprocess": "raw media to shards"},

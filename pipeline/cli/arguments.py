@@ -53,6 +53,35 @@ def local_path(text: str) -> str:
     return text
 
 
+def folder_or_name(text: str) -> str:
+    """Return the absolute path if the text names a folder on this machine, and else the text."""
+    path = Path(text).expanduser()
+    return str(path.absolute()) if "://" not in text and path.is_dir() else text
+
+
+def run_or_model(text: str) -> str:
+    """Return the absolute path of a run's folder, and any other text unchanged.
+
+    A bare name may also be that of a registered model. It is a folder only if a run has worked
+    there.
+    """
+    is_bare = "/" not in text
+    return text if is_bare and not Path(text, "stages").is_dir() else folder_or_name(text)
+
+
+def json_target(text: str) -> str:
+    """Return `-` for standard output, or the absolute path of a `.json` file.
+
+    Raises:
+        ArgumentTypeError: The text is neither. It may be the next argument.
+    """
+    if text == "-":
+        return text
+    if not text.endswith(".json"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither - nor a file that ends in .json")
+    return str(Path(text).expanduser().absolute())
+
+
 def spelled(found: argparse.Namespace) -> list[str]:
     """Return a verb's command line that means the same in every working directory.
 

@@ -9,7 +9,14 @@ from pathlib import Path
 
 from pipeline import __version__
 from pipeline.cli import verbs
-from pipeline.cli.arguments import IntermixedParser, RedactedParser, local_path
+from pipeline.cli.arguments import (
+    IntermixedParser,
+    RedactedParser,
+    folder_or_name,
+    json_target,
+    local_path,
+    run_or_model,
+)
 
 DEFAULT_OUTPUT = "runs"
 
@@ -29,10 +36,24 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         dest="verb", required=True, metavar="VERB", parser_class=IntermixedParser
     )
 
-    def add(name: str, run: Callable[..., int] | None, help_text: str) -> argparse.ArgumentParser:
+    def add(
+        name: str, run: Callable[..., int] | None, help_text: str, *, json_to_file: bool = False
+    ) -> argparse.ArgumentParser:
         verb = subparsers.add_parser(name, help=help_text, description=help_text)
         verb.set_defaults(run=run, verb=name, parser=verb)
-        verb.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
+        if json_to_file:
+            verb.add_argument(
+                "--json",
+                type=json_target,
+                nargs="?",
+                const="-",
+                metavar="FILE",
+                help="write the result as JSON to FILE (.json), or end with it on stdout (-)",
+            )
+        else:
+            verb.add_argument(
+                "--json", action="store_true", help="end with one JSON object on stdout"
+            )
         verb.add_argument("--debug", action="store_true", help="show tracebacks")
         return verb
 
@@ -50,7 +71,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-Add = Callable[[str, Callable[..., int] | None, str], argparse.ArgumentParser]
+Add = Callable[..., argparse.ArgumentParser]
 """Adds a verb with its name, the function that runs it, and its help."""
 
 
@@ -95,6 +116,14 @@ def _add_shards(add: Add) -> None:
 
 
 def _add_registry(add: Add) -> None:
+    _add_evaluate(
+        add(
+            "evaluate",
+            verbs.run_evaluate,
+            "evaluate a run or a registered model on a split of a shard set",
+            json_to_file=True,
+        )
+    )
     verb = add(
         "promote", verbs.run_promote, "register a run's model if it beats the champion (MLflow)"
     )
@@ -130,6 +159,32 @@ def _add_registry(add: Add) -> None:
     verb.add_argument("--to", type=Path, metavar="FILE", help="also write .jsonl, .csv or .parquet")
     verb.add_argument(
         "--max-bad-fraction", type=float, default=1.0, help="fail above this share of bad files"
+    )
+    _add_tracking(verb)
+
+
+def _add_evaluate(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "model",
+        type=run_or_model,
+        metavar="RUN|MODEL",
+        help="folder of a run, MLflow run, models:/NAME@ALIAS, models:/NAME/VERSION, or NAME",
+    )
+    verb.add_argument(
+        "rest",
+        nargs="*",
+        type=folder_or_name,
+        metavar="SET|section.field=value",
+        help="folder or URL of a shard set (default: the model's own), and changes to settings",
+    )
+    verb.add_argument(
+        "--split", default="validation", help="split of the set (default: validation)"
+    )
+    verb.add_argument("--html", type=Path, metavar="FILE", help="write a report as one HTML file")
+    verb.add_argument(
+        "--shards",
+        metavar="URL",
+        help="address of the model's own set, with the password that is not stored",
     )
     _add_tracking(verb)
 

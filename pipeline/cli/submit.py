@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.preprocess.identity import source_addresses
 from pipeline.runs.console import Console
 
-VERBS = ("preprocess", "train", "tune", "demo", "promote", "predict")
+VERBS = ("preprocess", "train", "tune", "demo", "evaluate", "promote", "predict")
 
 
 def submit(

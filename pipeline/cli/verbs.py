@@ -206,6 +206,41 @@ def _rollback(args: argparse.Namespace, console: "Console") -> int:
     return OK
 
 
+def run_evaluate(args: argparse.Namespace) -> int:
+    """Evaluate a run or a registered model.
+
+    Raises:
+        UserError: There are several sets.
+    """
+    as_json = args.json == "-"
+    with open_console(argparse.Namespace(**{**vars(args), "json": as_json})) as console:
+        from pipeline.errors import UserError
+        from pipeline.evaluation.console_report import report
+        from pipeline.evaluation.evaluate import evaluate, split_arguments
+        from pipeline.runs.mlflow_client import registry
+
+        sets, overrides = split_arguments(args.rest)
+        if len(sets) > 1:
+            raise UserError(f"{', '.join(sets)}: give one shard set at most")
+        beside = Path(args.model).parent
+        output = str(beside) if (beside / "mlflow.db").is_file() else args.output
+        result = evaluate(
+            registry(args.tracking_uri, output),
+            args.model,
+            console,
+            given_set=sets[0] if sets else None,
+            split=args.split,
+            overrides=overrides,
+            shards=args.shards,
+            output=output,
+            json_file=None if as_json or args.json is None else Path(args.json),
+            html_file=args.html,
+        )
+        report(result, console)
+        console.result(result)
+    return OK
+
+
 def run_predict(args: argparse.Namespace) -> int:
     """Predict raw files with a registered model."""
     with open_console(args) as console:

@@ -9,8 +9,6 @@ from typing import Any
 from perceiver_model.adapters.backbone_config import backbone_of
 from pipeline.config.tree import Config, RegistryConfig
 from pipeline.errors import GateRefusedError, UserError
-from pipeline.inputs.model_input import fitted_media
-from pipeline.media.format import Media
 from pipeline.registry.backbone_code import check_backbone_is_own
 from pipeline.registry.champions import load_registered, record_of, weights_of
 from pipeline.registry.judging import Candidate, Verdict, judge
@@ -30,22 +28,15 @@ from pipeline.registry.registration import (
     wait_for_earlier,
 )
 from pipeline.registry.registration import champion_of as _champion
-from pipeline.registry.run_shards import run_shards
-from pipeline.registry.served.inference import ModelCard, Predictor
+from pipeline.registry.run_model import card_of, checkpoint_of, own_set
+from pipeline.registry.served.inference import Predictor
 from pipeline.registry.trained_on import RECORD_FILE, trained_on, write_record
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_errors import mlflow_answers
 from pipeline.runs.tracking import run_config
 from pipeline.training.checkpoint_files import Checkpoint
-from pipeline.training.checkpoints import read_checkpoint
 from pipeline.training.initial_weights.report import INIT_TAGS
-from pipeline.training.objectives import (
-    Objective,
-    name_field,
-    objective_class,
-    objective_of,
-)
-from shards import ShardSet
+from pipeline.training.objectives import Objective, name_field, objective_class
 
 
 def promote(
@@ -101,7 +92,7 @@ def promote(
     name, alias = name or config.registry.model_name, alias or config.registry.alias
     check_names(name, alias)
     rules = _rules(config.registry, min_gain, alpha)
-    checkpoint = _checkpoint_of(run)
+    checkpoint = checkpoint_of(run)
     weights_sha256 = checkpoint.sha256[checkpoint.model_file.name]
     champion = _champion(mlflow_client, name, alias)
     if champion is not None:
@@ -185,39 +176,17 @@ def _rules(registry: RegistryConfig, min_gain: float | None, alpha: float | None
         raise UserError(f"{text}: 0 <= min_gain < 1 and 0 < alpha <= 1 are needed") from None
 
 
-def _checkpoint_of(run: Any) -> Checkpoint:
-    path = run.data.tags.get("perceiver.checkpoint")
-    if path is None:
-        raise UserError(
-            f"{run.info.run_id}: has no checkpoint (its status is {run.info.status}); finish it "
-            "with 'perceiver train'"
-        )
-    return read_checkpoint(Path(path))
-
-
 def _candidate(
     run: Any, config: Config, checkpoint: Checkpoint, split: str, shards: str | None
 ) -> Candidate:
     """Return a run's model and the set that it was trained on."""
-    run_id, address = run.info.run_id, run.data.tags.get("perceiver.shards", config.shards_folder)
-    shard_set = ShardSet.open(run_shards(run_id, address, shards))
-    if shard_set.digest != run.data.tags.get("perceiver.shards_digest"):
-        raise UserError(
-            f"{address}: is not the shard set that run {run_id} was trained on; train on this set "
-            "first"
-        )
-    formats = {
-        name: fitted_media(fmt, shard_set.manifest.config)
-        for name, fmt in config.data.formats.items()
-    }
-    media: Media = formats if len(formats) > 1 else next(iter(formats.values()))
-    is_stream = config.training.stream is not None
-    card = ModelCard(objective_of(config, shard_set), media, is_stream)
+    shard_set = own_set(run, config, shards)
+    card = card_of(config, shard_set)
     weights = checkpoint.load_model()
     return Candidate(
-        name=f"run {run_id}",
+        name=f"run {run.info.run_id}",
         predictor=Predictor(card, weights),
-        record=trained_on(shard_set, media),
+        record=trained_on(shard_set, card.media),
         shard_set=shard_set,
         split=split,
         max_bad_fraction=config.data.max_bad_fraction,

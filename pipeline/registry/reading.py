@@ -124,13 +124,27 @@ class Reading:
         """
         return iter(self.loader(shard_set, split))
 
-    def loader(self, shard_set: ShardSet, split: str, *, is_stream: bool = False) -> ShardLoader:
+    def loader(
+        self,
+        shard_set: ShardSet,
+        split: str,
+        *,
+        is_stream: bool = False,
+        batch_size: int = BATCH_SIZE,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+    ) -> ShardLoader:
         """Return a loader of every sample of a split once.
 
         Args:
             shard_set: The set.
             split: A split of the set.
             is_stream: Whether to read recordings as streams; otherwise samples come in order.
+            batch_size: The number of samples that this rank gets at a time.
+            rank: The rank of this process. Each rank gets its own samples.
+            world_size: The number of ranks. All get as many batches, which padding fills.
+            num_workers: The number of processes that make batches; with 0, this process does.
 
         Raises:
             ShardError: The set has no such split, or the split has no streams.
@@ -142,7 +156,10 @@ class Reading:
             pad_to={name: length for name, length in lengths.items() if length is not None},
             skip_bad=True,
             skip_corrupt=self.skip_corrupt,
-            batch_size=BATCH_SIZE,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            num_workers=num_workers,
             shuffle=False,
-            lanes=Lanes(BATCH_SIZE) if is_stream else None,
+            lanes=Lanes(batch_size * world_size) if is_stream else None,
         )

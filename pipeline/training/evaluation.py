@@ -1,8 +1,9 @@
 """Evaluate a model on a split: the loss and the metrics of all samples, over all ranks."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,9 @@ from pipeline.training.samples import batch_of
 from pipeline.training.streams import rows_of
 from shards.loader import ShardBatch
 from shards.recordings import Recordings
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
 def no_sums(objective: Objective) -> torch.Tensor:
@@ -114,8 +118,8 @@ class Metrics:
         Every rank must call this.
         """
         metrics = metrics_of(self._objective, "val", self._sums.tolist())
-        if self._measures is not None:  # `compute` joins what the ranks have seen
-            found = self._measures.compute()
+        if self._measures is not None:
+            found = _over_ranks(self._objective, self._measures)
             metrics |= {f"val_{name}": float(value) for name, value in found.items()}
         return metrics
 
@@ -148,3 +152,41 @@ class RecordingMetrics:
         self._metrics.sum_over_ranks()
         found = self._metrics.compute()
         return {f"val_recording_{name.removeprefix('val_')}": v for name, v in found.items()}
+
+
+def _over_ranks(objective: Objective, measures: "MetricCollection") -> dict[str, torch.Tensor]:
+    """Return the values of metrics over the samples of all ranks.
+
+    torchmetrics joins tensors of equal types and numbers of dimensions only, and a rank without
+    any sample has others. So the states travel as objects.
+
+    Args:
+        objective: What the model is trained for. It made the metrics.
+        measures: The metrics of this rank.
+    """
+    states = {
+        name: (metric.update_called, _on_cpu(metric.metric_state))
+        for name, metric in measures.items()
+    }
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, states)
+    joined = objective.measures()
+    assert joined is not None
+    values = {}
+    for name, metric in joined.items():
+        metric.distributed_available_fn = lambda: False  # it holds the samples of all ranks
+        for rank in everyone:
+            updated, state = rank[name]
+            if updated:
+                metric.merge_state(state)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The ``compute`` method")  # a merge is no update
+            values[name] = metric.compute()
+    return values
+
+
+def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: [each.cpu() for each in value] if isinstance(value, list) else value.cpu()
+        for name, value in state.items()
+    }

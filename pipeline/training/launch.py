@@ -12,7 +12,7 @@ from cluster.errors import ClusterError
 from cluster.interrupts import restore_signal_handlers
 from cluster.ray_failures import Failure, read_failure, root_error
 from cluster.ray_session import missing_resources
-from pipeline.config.tree import Config
+from pipeline.config.tree import ClusterConfig, Config
 from pipeline.errors import UserError
 from pipeline.runs.console import Console
 from pipeline.runs.outbox import RunRef
@@ -63,7 +63,7 @@ def run_training(
         )
         while True:
             try:
-                _fit(config, task, callbacks or [])
+                fit_workers(config.cluster, train_worker, task, folder, callbacks)
                 return
             except SystemExit:  # Ray Train ends this way on Ctrl-C
                 raise KeyboardInterrupt from None
@@ -88,15 +88,28 @@ def run_training(
                 room.wait_for_machines()
 
 
-def _fit(config: Config, task: TrainTask, callbacks: list[Any]) -> None:
-    """Launch the workers once. Ray Train itself does not retry."""
+def fit_workers(
+    cluster: ClusterConfig,
+    worker: Callable[[Any], None],
+    task: Any,
+    folder: Path,
+    callbacks: list[Any] | None = None,
+) -> None:
+    """Launch workers with Ray Train once, and wait for them. Ray Train itself does not retry.
+
+    Args:
+        cluster: The machines and processes. Without workers, this process does the work.
+        worker: What every worker runs. It takes the task.
+        task: The task.
+        folder: A folder on storage that all workers share.
+        callbacks: Callbacks for Ray Train's RunConfig.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    cluster = config.cluster
-    storage = Path(task.folder) / "ray"
+    storage = folder / "ray"
     trainer = TorchTrainer(
-        train_worker,
+        worker,
         train_loop_config=task,
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers,
@@ -108,7 +121,7 @@ def _fit(config: Config, task: TrainTask, callbacks: list[Any]) -> None:
             name=f"{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns()}",
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
-            callbacks=callbacks,
+            callbacks=callbacks or [],
         ),
     )
     try:

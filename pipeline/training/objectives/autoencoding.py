@@ -15,9 +15,10 @@ from PIL import Image
 from perceiver_model.adapters.configs import AudioInput
 from perceiver_model.families.autoencoder import MultimodalAutoencoder
 from perceiver_model.families.autoencoder_config import AutoencoderConfig, VectorOutput
+from pipeline.training.objectives.answers import ClassAnswers, Shown
 from pipeline.training.objectives.base import Objective, read_names
 from pipeline.training.objectives.batch import Batch
-from pipeline.training.objectives.prediction import Prediction
+from pipeline.training.objectives.prediction import Prediction, answer_of
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -209,6 +210,28 @@ class Autoencoding(Objective):
                 values.append(_mean((output - target).abs(), counted).double())
             present.append(counted.flatten(1).any(dim=1))
         return torch.stack(values, dim=1)[batch.good], torch.stack(present, dim=1)[batch.good]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes; empty if the class is no output."""
+        return self.classes
+
+    def class_answers(
+        self, outputs: Mapping[str, torch.Tensor], batch: Batch
+    ) -> ClassAnswers | None:
+        """Return the classes of the good samples, if the class is an output."""
+        if LABEL not in outputs:
+            return None
+        counted = batch.good & (batch.targets >= 0)
+        return ClassAnswers.of(outputs[LABEL], batch.targets, counted)
+
+    def shown(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> list[Shown]:
+        """Return the true class, if the class is an output, and what the model gives back."""
+        found = self.predictions(outputs, [""] * len(batch.weights))
+        return [
+            Shown(self.classes[number] if self.classes and number >= 0 else None, answer_of(each))
+            for number, each in zip(batch.targets.tolist(), found, strict=True)
+        ]
 
     def predictions(
         self, outputs: Mapping[str, torch.Tensor], sources: Sequence[str]

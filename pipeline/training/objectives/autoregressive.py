@@ -10,6 +10,7 @@ from perceiver_model.adapters.text import BOS, PAD, decode_bytes
 from perceiver_model.families.autoregressive import PerceiverAR
 from perceiver_model.families.autoregressive_config import ARConfig
 from perceiver_model.families.generation import generate
+from pipeline.inputs.collate import BatchInputs, BatchMask
 from pipeline.training.objectives.batch import Batch
 from pipeline.training.objectives.prediction import Prediction
 from pipeline.training.objectives.text_loss import IGNORED, TextObjective
@@ -110,6 +111,11 @@ class Autoregression(TextObjective):
         latents = min(self.model_config.num_latents, ids.shape[1] - 1)
         counted = mask[:, -latents:] & mask[:, -latents - 1 : -1]
         return ids[:, -latents:].masked_fill(~counted, IGNORED)
+
+    def model_inputs(self, batch: Batch) -> tuple[BatchInputs, BatchMask]:
+        """Return the texts after the token BOS, without their last bytes."""
+        ids, mask = self._started(batch)
+        return ids[:, :-1], mask[:, :-1]
 
     def answers(self, model: Any, batch: Batch) -> list[torch.Tensor]:
         """Return the tokens that follow each text."""

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from perceiver_model.flops import forward_flops, num_parameters
+from pipeline.inputs.collate import BatchInputs, BatchMask
+from pipeline.training.objectives.answers import ClassAnswers, Shown
 from pipeline.training.objectives.batch import Batch
-from pipeline.training.objectives.prediction import Prediction
+from pipeline.training.objectives.prediction import Prediction, answer_of
 
 if TYPE_CHECKING:  # these do not travel with a registered model
     from torchmetrics import MetricCollection
@@ -208,6 +210,36 @@ class Objective(ABC):
             batch: The samples.
         """
         raise NotImplementedError
+
+    # --- a report on an evaluation ---
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes or labels; empty if there are none, or they have no names."""
+        return ()
+
+    def class_answers(self, outputs: Any, batch: Batch) -> ClassAnswers | None:
+        """Return the classes of all items that count; None if the objective has no classes.
+
+        Args:
+            outputs: The model's outputs, from `outputs`.
+            batch: The samples.
+        """
+        return None
+
+    def shown(self, outputs: Any, batch: Batch) -> list[Shown]:
+        """Return each sample's target and answer, for people.
+
+        Args:
+            outputs: The model's outputs, from `outputs`.
+            batch: The samples.
+        """
+        found = self.predictions(outputs, [""] * len(batch.weights))
+        return [Shown(None, answer_of(prediction)) for prediction in found]
+
+    def model_inputs(self, batch: Batch) -> tuple[BatchInputs, BatchMask]:
+        """Return what the model reads of a batch in `outputs`, and its mask."""
+        return batch.inputs, batch.mask
 
     def report(
         self, split: str, loss: float, sums: Sequence[float], weight: float

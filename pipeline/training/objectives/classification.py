@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from perceiver_model import PerceiverClassifier
 from perceiver_model.families.classifier_config import ClassifierConfig
+from pipeline.training.objectives.answers import ClassAnswers, Shown
 from pipeline.training.objectives.base import Objective, read_names
 from pipeline.training.objectives.batch import Batch
 from pipeline.training.objectives.input_views import InputViews, card_of, mean_log_probabilities
@@ -208,6 +209,28 @@ class Classification(Objective):
     def measured(self, outputs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the logits and the class numbers of the good samples."""
         return outputs[batch.good], batch.targets[batch.good]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self.classes
+
+    def class_answers(self, outputs: torch.Tensor, batch: Batch) -> ClassAnswers:
+        """Return the classes of the good samples."""
+        return ClassAnswers.of(outputs, batch.targets, batch.good & (batch.targets != NO_CLASS))
+
+    def shown(self, outputs: torch.Tensor, batch: Batch) -> list[Shown]:
+        """Return the true class, the most probable one, and the probabilities of both."""
+        found = []
+        for row, number in zip(self.probabilities(outputs), batch.targets.tolist(), strict=True):
+            best = int(row.argmax())
+            answer = {"class": self.classes[best], "probability": float(row[best])}
+            if number == NO_CLASS:
+                found.append(Shown(None, answer))
+                continue
+            answer["probability_of_target"] = float(row[number])
+            found.append(Shown(self.classes[number], answer))
+        return found
 
     def predictions(self, outputs: torch.Tensor, sources: Sequence[str]) -> list[Prediction]:
         """Return the most probable class and the probability of every class."""

@@ -9,9 +9,11 @@ import torch
 from perceiver_model.adapters.text import MASK, NUM_SPECIAL, decode_bytes
 from perceiver_model.families.language import MaskedLanguageModel, mask_tokens
 from perceiver_model.families.language_config import LanguageConfig
+from pipeline.inputs.collate import BatchInputs, BatchMask
+from pipeline.training.objectives.answers import Shown
 from pipeline.training.objectives.batch import Batch
 from pipeline.training.objectives.prediction import Prediction
-from pipeline.training.objectives.text_loss import TextObjective
+from pipeline.training.objectives.text_loss import IGNORED, TextObjective
 
 if TYPE_CHECKING:
     from pipeline.config.tree import Config
@@ -96,6 +98,21 @@ class MaskedLanguage(TextObjective):
     def targets(self, batch: Batch) -> torch.Tensor:
         """Return the bytes that were chosen."""
         return self._masked(batch)[1]
+
+    def model_inputs(self, batch: Batch) -> tuple[BatchInputs, BatchMask]:
+        """Return the masked texts."""
+        return self._masked(batch)[0], batch.mask
+
+    def shown(self, outputs: torch.Tensor, batch: Batch) -> list[Shown]:
+        """Return each text, and the same text with its chosen bytes filled in."""
+        assert isinstance(batch.inputs, torch.Tensor)
+        targets = self.targets(batch)
+        filled = outputs[..., NUM_SPECIAL:].argmax(dim=-1) + NUM_SPECIAL
+        filled = torch.where(targets == IGNORED, batch.inputs, filled)
+        return [
+            Shown(decode_bytes(whole), decode_bytes(answer))
+            for whole, answer in zip(batch.inputs, filled, strict=True)
+        ]
 
     def answers(self, model: Any, batch: Batch) -> torch.Tensor:
         """Return the texts with a byte in place of each blank, int64 `[batch, length]`."""

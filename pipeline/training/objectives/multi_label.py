@@ -10,10 +10,11 @@ import torch.nn.functional as F
 
 from perceiver_model import PerceiverClassifier
 from perceiver_model.families.classifier_config import ClassifierConfig
+from pipeline.training.objectives.answers import Shown
 from pipeline.training.objectives.base import Objective, read_names
 from pipeline.training.objectives.batch import Batch
 from pipeline.training.objectives.input_views import InputViews, card_of, mean_log_odds
-from pipeline.training.objectives.prediction import Prediction
+from pipeline.training.objectives.prediction import Prediction, answer_of
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -136,6 +137,22 @@ class MultiLabel(Objective):
     def measured(self, outputs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the probabilities, float64, and the marks, bool, of the good samples."""
         return outputs[batch.good].double().sigmoid(), batch.targets[batch.good].bool()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the labels."""
+        return self.labels
+
+    def shown(self, outputs: torch.Tensor, batch: Batch) -> list[Shown]:
+        """Return the labels of each sample, and the answer."""
+        found = self.predictions(outputs, [""] * len(outputs))
+        return [
+            Shown(
+                [name for name, mark in zip(self.labels, row, strict=True) if mark],
+                answer_of(prediction),
+            )
+            for row, prediction in zip(batch.targets.tolist(), found, strict=True)
+        ]
 
     def predictions(self, outputs: torch.Tensor, sources: Sequence[str]) -> list[Prediction]:
         """Return the labels above the threshold, and the probability of every label."""

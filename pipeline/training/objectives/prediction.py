@@ -53,3 +53,9 @@ class Prediction:
             if each.name not in ("source", "error"):
                 found.append((each.name, _KINDS[kind]))
         return found
+
+
+def answer_of(prediction: Prediction) -> dict[str, Any]:
+    """Return the fields of a prediction between `source` and `error` that have a value."""
+    values = {name: getattr(prediction, name) for name, _ in prediction.columns()}
+    return {name: value for name, value in values.items() if value is not None}

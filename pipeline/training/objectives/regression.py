@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from perceiver_model.families.queries import QueryPredictor
 from perceiver_model.families.queries_config import QueriesConfig
+from pipeline.training.objectives.answers import Shown
 from pipeline.training.objectives.base import Objective, read_names
 from pipeline.training.objectives.batch import Batch
 from pipeline.training.objectives.input_views import InputViews, card_of
@@ -19,6 +20,7 @@ from pipeline.training.objectives.prediction import Prediction
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
+    from pipeline.config.data import TargetConfig
     from pipeline.config.tree import Config
     from shards import ShardSet
 
@@ -95,7 +97,7 @@ class Regression(Objective):
         assert options is not None
         model = options.model(config, 0, shard_set.manifest.config)
         means, stds = target_statistics(shard_set, config.folder)
-        names = target.columns or _numbered(target.column or "value", target.length)
+        names = names_of_values(target)
         return cls(
             model,
             names,
@@ -176,13 +178,26 @@ class Regression(Objective):
 
     def measures(self) -> "MetricCollection":
         """Return the root of the mean squared error, and R², of all numbers together."""
-        from torchmetrics import MeanSquaredError, MetricCollection, R2Score
+        from torchmetrics import MeanSquaredError, MetricCollection
 
-        return MetricCollection({"rmse": MeanSquaredError(squared=False), "r2": R2Score()})
+        from pipeline.training.objectives.r2_score import ShiftedR2Score
+
+        shifted = ShiftedR2Score(self.means)
+        return MetricCollection({"rmse": MeanSquaredError(squared=False), "r2": shifted})
 
     def measured(self, outputs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the predicted and true numbers of the good samples, in float64."""
         return self._in_own_units(outputs[batch.good]), batch.targets[batch.good].double()
+
+    def shown(self, outputs: torch.Tensor, batch: Batch) -> list[Shown]:
+        """Return the true and the predicted numbers by name."""
+        true, answers = batch.targets.double().tolist(), self._in_own_units(outputs).tolist()
+        return [
+            Shown(
+                dict(zip(self.names, row, strict=True)), dict(zip(self.names, answer, strict=True))
+            )
+            for row, answer in zip(true, answers, strict=True)
+        ]
 
     def predictions(self, outputs: torch.Tensor, sources: Sequence[str]) -> list[Prediction]:
         """Return the numbers in the units of the targets."""
@@ -212,6 +227,11 @@ class Regression(Objective):
     def _statistics(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         means = torch.tensor(self.means, dtype=torch.float64, device=device)
         return means, torch.tensor(self.stds, dtype=torch.float64, device=device)
+
+
+def names_of_values(target: "TargetConfig") -> tuple[str, ...]:
+    """Return the names of the numbers of a target, from the section `data.target`."""
+    return target.columns or _numbered(target.column or "value", target.length)
 
 
 def _numbered(name: str, count: int) -> tuple[str, ...]:

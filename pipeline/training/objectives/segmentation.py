@@ -13,9 +13,10 @@ from PIL import Image
 from perceiver_model import DensePredictor
 from perceiver_model.families.dense_config import DenseConfig
 from pipeline.media.image.masks import UNLABELLED
+from pipeline.training.objectives.answers import ClassAnswers, Shown
 from pipeline.training.objectives.base import Objective, read_names
 from pipeline.training.objectives.batch import Batch
-from pipeline.training.objectives.prediction import Prediction
+from pipeline.training.objectives.prediction import Prediction, answer_of
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -157,6 +158,25 @@ class Segmentation(Objective):
         """Return the predicted and true classes of the good samples, int64."""
         return outputs[batch.good].argmax(dim=-1), self._targets(batch)[batch.good]
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self.classes
+
+    def class_answers(self, outputs: torch.Tensor, batch: Batch) -> ClassAnswers:
+        """Return the classes of the pixels that count."""
+        targets = self._targets(batch)
+        return ClassAnswers.of(outputs, targets, (targets != NO_CLASS) & batch.good[:, None, None])
+
+    def shown(self, outputs: torch.Tensor, batch: Batch) -> list[Shown]:
+        """Return the true mask and the answer's, as PNG."""
+        masks = batch.targets.cpu().numpy().astype(np.uint8)
+        found = self.predictions(outputs, [""] * len(masks))
+        return [
+            Shown({"mask": _png(mask), "shares": self._shares(mask)}, answer_of(prediction))
+            for mask, prediction in zip(masks, found, strict=True)
+        ]
+
     def predictions(self, outputs: torch.Tensor, sources: Sequence[str]) -> list[Prediction]:
         """Return each image's mask as PNG, and the share of each class."""
         masks = outputs.argmax(dim=-1).cpu().numpy().astype(np.uint8)
@@ -192,7 +212,7 @@ class Segmentation(Objective):
         return targets.masked_fill(uncounted, NO_CLASS)
 
     def _shares(self, mask: np.ndarray) -> dict[str, float]:
-        counts = np.bincount(mask.ravel(), minlength=len(self.classes))
+        counts = np.bincount(mask.ravel(), minlength=len(self.classes))[: len(self.classes)]
         return dict(zip(self.classes, (counts / mask.size).tolist(), strict=True))
 
 

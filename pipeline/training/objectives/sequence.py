@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from perceiver_model.adapters.text_config import BYTE_VOCAB_SIZE
 from perceiver_model.families.queries import QueryPredictor
 from perceiver_model.families.queries_config import QueriesConfig
+from pipeline.training.objectives.answers import ClassAnswers, Shown
 from pipeline.training.objectives.base import Objective
 from pipeline.training.objectives.batch import Batch
-from pipeline.training.objectives.prediction import Prediction
+from pipeline.training.objectives.prediction import Prediction, answer_of
 
 if TYPE_CHECKING:
     from pipeline.config.tree import Config
@@ -139,6 +140,20 @@ class TokenSequence(Objective):
         """Return the share of right tokens, and of samples whose tokens are all right."""
         tokens, samples = max(1.0, sums[1]), max(1.0, sums[3])
         return (sums[0] / tokens, sums[2] / samples)
+
+    def class_answers(self, outputs: torch.Tensor, batch: Batch) -> ClassAnswers:
+        """Return the tokens of the good samples, with their ends."""
+        targets = self._targets(batch)
+        return ClassAnswers.of(outputs, targets, (targets != IGNORED) & batch.good[:, None])
+
+    def shown(self, outputs: torch.Tensor, batch: Batch) -> list[Shown]:
+        """Return the true tokens and the answer's, and their texts."""
+        found = self.predictions(outputs, [""] * len(outputs))
+        rows = zip(batch.targets.tolist(), batch.target_lengths.tolist(), found, strict=True)
+        return [
+            Shown(answer_of(self._prediction("", [*row[:length], self.end])), answer_of(prediction))
+            for row, length, prediction in rows
+        ]
 
     def predictions(self, outputs: torch.Tensor, sources: Sequence[str]) -> list[Prediction]:
         """Return the most probable token of each position, up to the end."""

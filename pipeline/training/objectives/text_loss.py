@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from perceiver_model.adapters.text import BYTE_VOCAB_SIZE, decode_bytes
+from pipeline.training.objectives.answers import ClassAnswers, Shown
 from pipeline.training.objectives.base import Objective
 from pipeline.training.objectives.batch import Batch
 
@@ -78,6 +80,19 @@ class TextObjective(Objective):
         """Return the bits a byte, and the share of bytes that are predicted."""
         tokens = max(1.0, sums[2])
         return (sums[0] / math.log(2) / tokens, sums[1] / tokens)
+
+    def class_answers(self, outputs: torch.Tensor, batch: Batch) -> ClassAnswers:
+        """Return the tokens that count of the good texts."""
+        targets = self.targets(batch)
+        return ClassAnswers.of(outputs, targets, (targets != IGNORED) & batch.good[:, None])
+
+    def shown(self, outputs: torch.Tensor, batch: Batch) -> list[Shown]:
+        """Return the tokens that count as text, and the most probable ones in their places."""
+        targets, answers = self.targets(batch), outputs[..., :BYTE_VOCAB_SIZE].argmax(dim=-1)
+        return [
+            Shown(decode_bytes(true[true != IGNORED]), decode_bytes(answer[true != IGNORED]))
+            for true, answer in zip(targets, answers, strict=True)
+        ]
 
     def sample_values(self, outputs: Any, batch: Batch, classes: tuple[str, ...]) -> np.ndarray:
         """Return the bits a byte of each text; 0 for a text of which no byte counts."""

@@ -1,0 +1,168 @@
+"""What `perceiver evaluate` evaluates: the best checkpoint of a run, or a registered version."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config.tree import Config
+from pipeline.errors import UserError
+from pipeline.registry.champions import load_registered
+from pipeline.registry.registration import WEIGHTS_TAG, champion_of, check_names
+from pipeline.registry.run_model import card_of, checkpoint_of, own_set
+from pipeline.registry.served.card import ModelCard
+from pipeline.runs.console import Console
+from pipeline.runs.mlflow_errors import is_missing, mlflow_answers
+from pipeline.runs.records import read_run_record
+from pipeline.runs.tracking import run_config
+from shards import ShardError, ShardSet
+
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_MODEL = re.compile(r"(?:models:/)?(?P<name>[^/@:]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))?")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with its weights.
+
+    Attributes:
+        name: What people call it.
+        card: Its card. The objective has the options of its loss, if they are known.
+        weights: The weights by name, float32 on the CPU.
+        run_id: The MLflow run that made it.
+        config: The configuration of that run; None if the run is gone.
+        own_set: The set that it was trained on; None if it cannot be opened.
+        missing: Why `own_set` is None.
+        is_run: Whether a run was named, and not a registered version. A run is evaluated as its
+            training evaluates it, and a version in float32, as it answers.
+        versions: The registered versions with these weights.
+    """
+
+    name: str
+    card: ModelCard
+    weights: dict[str, torch.Tensor]
+    run_id: str
+    config: Config | None
+    own_set: ShardSet | None
+    missing: str
+    is_run: bool
+    versions: tuple[Any, ...]
+
+
+def find_subject(
+    mlflow_client: Any, named: str, console: Console, *, shards: str | None = None
+) -> Subject:
+    """Find a model by what a user calls it.
+
+    Args:
+        mlflow_client: The client of the tracking server.
+        named: The folder of a run, an MLflow run, `models:/NAME@ALIAS`, `models:/NAME/VERSION`,
+            `NAME@ALIAS`, or `NAME` for its alias `champion`.
+        console: The console, which shows notes.
+        shards: The whole address of the model's own set, if it has a password or a signature.
+
+    Raises:
+        UserError: There is no such run or model, or it has no weights.
+    """
+    folder = Path(named)
+    if folder.is_dir() and ("/" in named or (folder / "stages").is_dir()):
+        return _of_run(mlflow_client, _recorded_run(folder), shards)
+    if _RUN_ID.fullmatch(named):
+        return _of_run(mlflow_client, named, shards)
+    match = _MODEL.fullmatch(named)
+    if match is None:
+        raise UserError(
+            f"{named}: is no folder of a run, no MLflow run (32 hexadecimal digits) and no "
+            "registered model (models:/NAME@ALIAS, models:/NAME/VERSION or NAME)"
+        )
+    return _of_version(mlflow_client, _version(mlflow_client, named, **match.groupdict()), console)
+
+
+def _recorded_run(folder: Path) -> str:
+    """Return the MLflow run whose folder this is."""
+    for verb in ("train", "tune"):
+        record = read_run_record(folder, verb)
+        if record is not None and isinstance(record.result.get("run_id"), str):
+            return str(record.result["run_id"])
+    raise UserError(f"{folder}: is not the folder of a run; run 'perceiver train' first")
+
+
+def _of_run(mlflow_client: Any, run_id: str, shards: str | None) -> Subject:
+    config = run_config(mlflow_client, run_id)
+    with mlflow_answers(f"run {run_id}"):
+        run = mlflow_client.get_run(run_id)
+    if (best := run.data.tags.get("perceiver.best_trial")) not in (None, run_id):
+        return _of_run(mlflow_client, best, shards)
+    checkpoint = checkpoint_of(run)
+    shard_set = own_set(run, config, shards)
+    weights = checkpoint.load_model()
+    sha256 = checkpoint.sha256[checkpoint.model_file.name]
+    with mlflow_answers(f"versions of run {run_id}"):
+        found = mlflow_client.search_model_versions(f"run_id='{run_id}'")
+    return Subject(
+        name=f"run {run_id}",
+        card=card_of(config, shard_set),
+        weights=weights,
+        run_id=run_id,
+        config=config,
+        own_set=shard_set,
+        missing="",
+        is_run=True,
+        versions=tuple(each for each in found if each.tags.get(WEIGHTS_TAG) == sha256),
+    )
+
+
+def _version(
+    mlflow_client: Any, named: str, name: str, alias: str | None, version: str | None
+) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    if version is None:
+        alias = alias or "champion"
+        check_names(name, alias)
+        found = champion_of(mlflow_client, name, alias)
+        if found is None:
+            raise UserError(f"{named}: there is no model {name!r} with the alias {alias!r}")
+        return found
+    with mlflow_answers(named):
+        try:
+            return mlflow_client.get_model_version(name, version)
+        except MlflowException as error:
+            if not is_missing(error):
+                raise
+    raise UserError(f"{named}: there is no version {version} of a model {name!r}")
+
+
+def _of_version(mlflow_client: Any, version: Any, console: Console) -> Subject:
+    loaded = load_registered(mlflow_client, version)
+    card, config, shard_set, missing = loaded.predictor.card, None, None, ""
+    try:
+        config = run_config(mlflow_client, version.run_id)
+        with mlflow_answers(f"run {version.run_id}"):
+            run = mlflow_client.get_run(version.run_id)
+        shard_set = own_set(run, config, None)
+    except (UserError, ShardError) as error:
+        missing = str(error)
+    if config is not None and shard_set is not None:
+        trained = card_of(config, shard_set)
+        if trained.to_json() == card.to_json():
+            card = replace(card, objective=trained.objective)  # it has the options of the loss
+    if missing:
+        console.notice(
+            f"{loaded.name}: its training or its set cannot be read ({missing}), so the loss is "
+            "that of the objective's default options"
+        )
+    weights = loaded.predictor.model.state_dict()
+    return Subject(
+        name=loaded.name,
+        card=card,
+        weights={name: tensor.cpu() for name, tensor in weights.items()},
+        run_id=version.run_id,
+        config=config,
+        own_set=shard_set,
+        missing=missing,
+        is_run=False,
+        versions=(version,),
+    )

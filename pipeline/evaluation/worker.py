@@ -1,0 +1,210 @@
+"""One process of an evaluation: what Ray Train runs on every worker."""
+
+import base64
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from perceiver_model.attention.multi_head import set_attention_path
+from pipeline.errors import UserError
+from pipeline.evaluation.attention import attention_views
+from pipeline.evaluation.class_numbers import Renumbering
+from pipeline.evaluation.details import Details, details_of
+from pipeline.evaluation.worst import WorstSample, WorstSamples
+from pipeline.inputs.batches import inputs_on
+from pipeline.registry.reading import Reading
+from pipeline.runs.records import write_json
+from pipeline.runs.strict_json import without_nan
+from pipeline.training.agreement import check_same_folder, check_same_shards
+from pipeline.training.bad_samples import BadSamples
+from pipeline.training.checkpoint_files import load_weights, read_tensors
+from pipeline.training.evaluation import Metrics, RecordingMetrics, answered
+from pipeline.training.objectives import Objective
+from pipeline.training.rank_info import RankInfo, join
+from pipeline.training.samples import batch_of
+from shards import ShardReader, ShardSet
+from shards.location import Location
+
+WEIGHTS_FILE, RESULT_FILE = "model.safetensors", "result.json"
+
+
+@dataclass(frozen=True)
+class EvaluationTask:
+    """What the driver gives to every worker.
+
+    Attributes:
+        objective: What the model is trained for.
+        reading: How the model reads the set.
+        is_stream: Whether the model reads recordings as streams.
+        renumbering: How the set's numbers of classes become those of the model.
+        location: Where the set lies.
+        split: A split of the set.
+        folder: A folder on storage that all workers share. It holds the weights, and gets the
+            result.
+        token: The token from `folder_token`. Workers look for it in the folder.
+        batch_size: The samples that one worker takes in one forward pass.
+        loader_workers: The processes of each worker that make batches.
+        precision: `float32`, or `bf16` for autocast, as in trainings.
+        attention_path: As `training.attention_path`.
+        max_bad_fraction: The largest share of the samples that may be unreadable.
+        worst: The number of worst samples to report.
+    """
+
+    objective: Objective
+    reading: Reading
+    is_stream: bool
+    renumbering: Renumbering
+    location: Location
+    split: str
+    folder: str
+    token: str
+    batch_size: int
+    loader_workers: int
+    precision: str
+    attention_path: Any
+    max_bad_fraction: float
+    worst: int
+
+
+def evaluate_worker(task: EvaluationTask) -> None:
+    """Evaluate this worker's share of the split. Rank 0 writes the result to `RESULT_FILE`."""
+    alone = not dist.is_initialized()
+    rank_info = join()
+    try:
+        check_same_folder(Path(task.folder), task.token)
+        result = evaluate_on_rank(task, rank_info)
+        if rank_info.rank == 0:
+            write_json(Path(task.folder) / RESULT_FILE, without_nan(result))
+        dist.barrier()
+    finally:
+        if alone:
+            dist.destroy_process_group()
+
+
+@torch.no_grad()
+def evaluate_on_rank(task: EvaluationTask, rank_info: RankInfo) -> dict[str, Any] | None:
+    """Evaluate this rank's share of the split. Every rank must call this.
+
+    Returns:
+        On rank 0, `metrics`, `samples`, `bad_samples`, `worst`, and the fields of `Details.result`.
+
+    Raises:
+        UserError: The ranks see different sets, or too many samples cannot be read.
+    """
+    shard_set = ShardSet.open(task.location)
+    check_same_shards(str(task.location), shard_set.digest)
+    objective, device = task.objective, rank_info.device
+    module = objective.build_model()
+    weights_file = Path(task.folder) / WEIGHTS_FILE
+    load_weights(module, read_tensors(weights_file), str(weights_file))
+    set_attention_path(module, task.attention_path)
+    module = module.to(device).eval()
+    metrics, details = Metrics(objective, device), details_of(objective)
+    worst = WorstSamples(task.worst)
+    bad = BadSamples(rank_info, Path(task.folder), task.max_bad_fraction)
+    model = _Autocast(module, task.precision, device)
+    loader = task.reading.loader(
+        shard_set,
+        task.split,
+        is_stream=task.is_stream,
+        batch_size=task.batch_size,
+        rank=rank_info.rank,
+        world_size=rank_info.world_size,
+        num_workers=task.loader_workers,
+    )
+    recordings, formats = loader.recordings, task.reading.formats
+    own = None if recordings is None else RecordingMetrics(objective, device, recordings)
+    batches = map(task.renumbering.of, loader)
+    for batch, samples, outputs in answered(model, objective, batches, formats, device, recordings):
+        metrics.update(outputs, samples, len(batch.bad))
+        if own is not None:
+            own.update(outputs, samples)
+        bad.note(batch)
+        if samples.good.any():
+            details.update(objective, outputs, samples)
+            losses = objective.losses(outputs, samples, training=False)
+            worst.update(losses, batch, partial(objective.shown, outputs, samples))
+    num_samples, num_bad = shard_set.num_samples(task.split), metrics.sum_over_ranks()
+    bad.check(task.split, num_bad, num_samples)
+    if num_bad == num_samples:
+        raise UserError(f"none of the {num_samples} samples of {task.split!r} can be read")
+    values = metrics.compute() | (own.compute() if own is not None else {})
+    joined = joined_details(details)
+    chosen = worst.over_ranks()
+    if joined is None:
+        return None
+    reader = ShardReader(shard_set, task.split, verify_samples=False)
+    return {
+        "metrics": {name.removeprefix("val_"): value for name, value in values.items()},
+        "samples": num_samples,
+        "bad_samples": int(num_bad),
+        **joined.result(),
+        "worst": [_described(task, module, device, reader, sample) for sample in chosen],
+    }
+
+
+class _Autocast:
+    """A model that computes in the precision of a training, as DeepSpeed's engine does it."""
+
+    def __init__(self, module: torch.nn.Module, precision: str, device: torch.device) -> None:
+        self._module, self._device = module, device
+        self._enabled = precision == "bf16"
+
+    def __call__(self, *inputs: Any, **keywords: Any) -> Any:
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._enabled):
+            return self._module(*inputs, **keywords)
+
+
+def joined_details(details: Details) -> Details | None:
+    """Return the details of all ranks on rank 0, None on the others."""
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, details)
+    if dist.get_rank():
+        return None
+    first: Details = everyone[0]
+    for other in everyone[1:]:
+        first.merge(other)
+    return first
+
+
+def _described(
+    task: EvaluationTask,
+    module: torch.nn.Module,
+    device: torch.device,
+    reader: ShardReader,
+    sample: WorstSample,
+) -> dict[str, Any]:
+    """Return one of the worst samples: what it is, what the model answers, and where it looks."""
+    objective, formats, batch = task.objective, task.reading.formats, sample.batch
+    if task.is_stream:
+        reason = "the latents are carried from part to part, so a part alone has no map"
+        views: Any = {name: {"kind": "none", "reason": reason} for name in formats}
+    else:
+        inputs, mask = inputs_on(batch, formats, device)
+        samples = batch_of(batch, inputs, mask, objective.target, device)
+        views = attention_views(objective, module, formats, batch, samples)
+    number = int(batch.numbers[0])
+    return {
+        "source": reader.read(number).source_uri,
+        "number": number,
+        "loss": sample.loss,
+        "target": _as_json(sample.target),
+        "answer": _as_json(sample.answer),
+        "attention": _as_json(views),
+    }
+
+
+def _as_json(value: Any) -> Any:
+    """Return the same with `{"media_type": …, "base64": …}` in place of bytes."""
+    if isinstance(value, bytes):
+        kind = "audio/wav" if value.startswith(b"RIFF") else "image/png"
+        return {"media_type": kind, "base64": base64.b64encode(value).decode()}
+    if isinstance(value, dict):
+        return {key: _as_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(inner) for inner in value]
+    return value
