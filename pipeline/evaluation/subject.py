@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from perceiver_model.adapters.backbone_config import backbone_of
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
+from pipeline.registry.backbone_code import check_backbone_is_own
 from pipeline.registry.champions import load_registered
 from pipeline.registry.registration import WEIGHTS_TAG, champion_of, check_names
 from pipeline.registry.run_model import card_of, checkpoint_of, own_set
@@ -95,6 +97,7 @@ def _of_run(mlflow_client: Any, run_id: str, shards: str | None) -> Subject:
         run = mlflow_client.get_run(run_id)
     if (best := run.data.tags.get("perceiver.best_trial")) not in (None, run_id):
         return _of_run(mlflow_client, best, shards)
+    check_backbone_is_own(config, run_id)
     checkpoint = checkpoint_of(run)
     shard_set = own_set(run, config, shards)
     weights = checkpoint.load_model()
@@ -136,15 +139,19 @@ def _version(
 
 
 def _of_version(mlflow_client: Any, version: Any, console: Console) -> Subject:
-    loaded = load_registered(mlflow_client, version)
-    card, config, shard_set, missing = loaded.predictor.card, None, None, ""
+    config, shard_set, missing, backbones = None, None, "", list[str]()
     try:
         config = run_config(mlflow_client, version.run_id)
         with mlflow_answers(f"run {version.run_id}"):
             run = mlflow_client.get_run(version.run_id)
+        if (backbone := backbone_of(config.model)) is not None:
+            check_backbone_is_own(config, version.run_id)
+            backbones.append(backbone.module)
         shard_set = own_set(run, config, None)
     except (UserError, ShardError) as error:
         missing = str(error)
+    loaded = load_registered(mlflow_client, version, backbones)
+    card = loaded.predictor.card
     if config is not None and shard_set is not None:
         trained = card_of(config, shard_set)
         if trained.to_json() == card.to_json():
