@@ -1,7 +1,6 @@
 """The configuration of a Perceiver AR and its FLOPs. It does not import torch."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,25 +11,21 @@ from perceiver_model.config_checks import (
     DropProbability,
     check_multiple,
     config_dataclass,
-    read_config,
     refusal,
-    write_config,
 )
+from perceiver_model.config_tree import ConfigTree
 from perceiver_model.layer_flops import cross_attend_flops, matmul_flops, self_attend_flops
 
 
 @config_dataclass
-class ARConfig:
-    """A Perceiver AR (arXiv 2202.07765, appendix C).
+class ARSize:
+    """The size and the layers of a Perceiver AR (arXiv 2202.07765, appendix C).
 
-    The defaults are those of its released code, except for the vocabulary of bytes and contexts of
-    8,192 tokens.
+    The defaults are those of its released code.
 
     Attributes:
-        kind: Must be `autoregressive`, or be left out.
-        vocab_size: The number of token ids. The default is the vocabulary of `encode_bytes`.
-        max_length: The largest number of tokens in a context.
-        num_latents: The number of latents, which are the last positions of the context.
+        num_latents: The number of latents, which are the last positions of the context. Each one
+            predicts the token after it.
         channels: The width of tokens and latents, and of queries, keys and values over all heads.
         num_self_attends: The number of causal self-attends after the cross-attend.
         num_heads: The number of heads of the cross-attend and of every self-attend.
@@ -43,16 +38,13 @@ class ARConfig:
             even number of channels, from the first on. The other channels compare content
             regardless of its position.
         max_wavelength: The slowest pair of channels rotates by 1 / max_wavelength radians per
-            token, the fastest by 1 radian. None means `max_length`.
+            token, the fastest by 1 radian. None means the length of the context.
         tied_logits: Whether the logits are products with the token embeddings, divided by
             √channels.
         dropout: The probability of dropout after every attention and MLP.
         context_dropout: The probability, in training, that the cross-attend does not see a token.
     """
 
-    kind: Literal["autoregressive"] = "autoregressive"
-    vocab_size: Count = BYTE_VOCAB_SIZE
-    max_length: Count = 8192
     num_latents: Count = 1024
     channels: Count = 1024
     num_self_attends: Count = 12
@@ -65,6 +57,21 @@ class ARConfig:
     tied_logits: bool = False
     dropout: DropProbability = 0.1
     context_dropout: DropProbability = 0.0
+
+
+@config_dataclass
+class ARConfig(ARSize, ConfigTree):
+    """A Perceiver AR, with its vocabulary and the length of its context.
+
+    Attributes:
+        kind: Must be `autoregressive`, or be left out.
+        vocab_size: The number of token ids. The default is the vocabulary of `encode_bytes`.
+        max_length: The largest number of tokens in a context.
+    """
+
+    kind: Literal["autoregressive"] = "autoregressive"
+    vocab_size: Count = BYTE_VOCAB_SIZE
+    max_length: Count = 8192
 
     def __post_init__(self) -> None:
         if self.num_latents > self.max_length:
@@ -83,19 +90,6 @@ class ARConfig:
     def rotated_channels(self) -> int:
         """The number of channels of a head that rotary positions rotate; it is even."""
         return int(self.head_width * self.rotary_fraction) // 2 * 2
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the configuration in JSON's types; `from_dict` reads them."""
-        return write_config(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read a mapping that `to_dict` wrote.
-
-        Raises:
-            ValueError: If a key is unknown or missing, or a value is not allowed.
-        """
-        return read_config(cls, values)
 
 
 def autoregressive_flops(

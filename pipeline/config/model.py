@@ -1,11 +1,13 @@
 """The section `model`: the Perceiver that reads the data."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
 from perceiver_model.adapters.configs import MediaAdapter
 from perceiver_model.config import DecoderConfig, EncoderConfig, FourierConfig, LearnedPositions
+from perceiver_model.config_checks import Count, config_dataclass
+from perceiver_model.families.autoregressive_config import ARSize
 from pipeline.config.base import ConfigBase
 from pipeline.config.init import InitConfig
 from pipeline.config.modalities import ModalityName
@@ -38,41 +40,14 @@ class ModalityConfig(ConfigBase):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
-class AutoregressiveConfig(ConfigBase):
-    """A Perceiver AR (arXiv 2202.07765, appendix C) for texts of UTF-8 bytes.
+@config_dataclass
+class AutoregressiveConfig(ARSize):
+    """A Perceiver AR for texts of UTF-8 bytes. Its context is as long as `data.text.max_length`."""
 
-    Its context is as long as `data.text.max_length`.
-
-    Attributes:
-        num_latents: The number of latents. They are the last bytes of the context, and each one
-            predicts the byte after it.
-        channels: The width of tokens and latents.
-        num_self_attends: The number of causal self-attends after the cross-attend.
-        num_heads: The number of heads of the cross-attend and of every self-attend.
-        widening: The hidden width of the MLPs, in multiples of `channels`.
-        activation: The activation of the MLPs: squared ReLU, GELU by tanh, or exact GELU.
-        positions: The positions of tokens: `rotary` rotates queries and keys; `learned` adds a
-            vector to each token.
-        rotary_fraction: The share of each head's channels that are rotated.
-        max_wavelength: The slowest rotation is 1 / max_wavelength radians a token; null takes the
-            length of the context.
-        tied_logits: Whether logits are products with the token embeddings.
-        dropout: The probability of dropout after every attention and MLP.
-        context_dropout: The probability that the cross-attend does not see a token in training.
-    """
-
-    num_latents: int = 256
-    channels: int = 256
-    num_self_attends: int = 6
-    num_heads: int = 8
-    widening: int = 4
-    activation: Literal["squared_relu", "gelu_tanh", "gelu_erf"] = "squared_relu"
-    positions: Literal["rotary", "learned"] = "rotary"
-    rotary_fraction: float = 0.5
-    max_wavelength: float | None = None
-    tied_logits: bool = False
-    dropout: float = 0.1
-    context_dropout: float = 0.0
+    num_latents: Count = 256
+    channels: Count = 256
+    num_self_attends: Count = 6
+    num_heads: Count = 8
 
 
 class ModelConfig(ConfigBase):

@@ -1,6 +1,7 @@
 """The options of autoregressive modelling: the model predicts each next byte of a text."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -73,5 +74,5 @@ class AutoregressConfig(ObjectiveConfig):
         if config.model.autoregressive is None:
             raise ValueError("autoregressive is missing")
         (text,) = config.data.formats.values()
-        fields = config.model.autoregressive.model_dump()
+        fields = asdict(config.model.autoregressive)
         return ARConfig(**fields, max_length=getattr(text, "max_length"))  # noqa: B009  # of a TextFormat
