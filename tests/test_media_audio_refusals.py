@@ -152,7 +152,7 @@ def test_damage_gives_sound_or_a_reason(data, kind):
         ({"seconds": float("inf")}, "seconds is inf; must be a finite number"),
         ({"encoding": "mp3"}, "encoding is 'mp3'; must be 'raw' or 'flac'"),
         ({"encoding": "flac", "mel": MelFormat()}, "encoding is 'flac' and mel is set"),
-        ({"mel": MelFormat(num_mels=200)}, "num_mels is 200; lower it, or lengthen window"),
+        ({"mel": MelFormat(num_mels=200)}, "num_mels is 200; must be lower, or window longer"),
     ],
 )
 def test_a_format_refuses_what_cannot_be(fields, told):

@@ -43,7 +43,10 @@ class MelAdapter(nn.Module):
         self.num_mels = mel.num_mels
         self.window_length = mel.window_length(audio.sample_rate)
         self.hop_length = mel.hop_length(audio.sample_rate)
-        covered = self.window_length + (mel.num_frames(audio) - 1) * self.hop_length
+        covered = (
+            self.window_length
+            + (mel.num_frames(audio.sample_rate, audio.num_samples) - 1) * self.hop_length
+        )
         self.padding = (0, covered - audio.num_samples)
         self.fft_size = mel.fft_size(audio.sample_rate)
         self.window = Float32Constant(torch.hann_window(self.window_length))

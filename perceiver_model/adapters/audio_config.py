@@ -11,8 +11,9 @@ from perceiver_model.adapters.residual_config import (
     stages_grid,
 )
 from perceiver_model.adapters.video_config import FeatureMapInput
-from perceiver_model.config_checks import Count, PositiveNumber, config_dataclass, refusal
+from perceiver_model.config_checks import Count, config_dataclass, refusal
 from perceiver_model.layer_flops import matmul_flops
+from perceiver_model.mel_frames import MelFrames
 
 
 @config_dataclass
@@ -57,18 +58,11 @@ class ChunksConfig(AdapterBase):
 
 
 @config_dataclass
-class MelConfig(AdapterBase):
+class MelConfig(MelFrames, AdapterBase):
     """A log-mel spectrogram, with one token per frame or one per cell.
-
-    The default window and hop are those of VGGish, AudioSet's reference front end (Hershey et al.,
-    arXiv 1609.09430).
 
     Attributes:
         kind: Must be `mel`.
-        num_mels: The number of mel bands from 0 Hz to half the sample rate, at least 1.
-        window: The length of a frame in seconds, above 0.
-        hop: The time from the start of one frame to the start of the next, in seconds. It is above
-            0 and at most `window`.
         tokens: `frames` makes one token of `num_mels` channels from each frame. `cells` makes one
             token of one channel from each mel band of each frame, so the token grid has two axes
             (paper, section 4.2: 4,800 inputs).
@@ -77,52 +71,15 @@ class MelConfig(AdapterBase):
     reads = (AudioInput,)
 
     kind: Literal["mel"] = "mel"
-    num_mels: Count = 64
-    window: PositiveNumber = 0.025
-    hop: PositiveNumber = 0.010
     tokens: Literal["frames", "cells"] = "frames"
 
-    def __post_init__(self) -> None:
-        if self.hop > self.window:
-            raise refusal(self, "hop", f"at most window = {self.window}, or it would skip samples")
-
-    def window_length(self, sample_rate: int) -> int:
-        """Return the number of samples in a window at a sample rate in Hz."""
-        return max(1, round(self.window * sample_rate))
-
-    def hop_length(self, sample_rate: int) -> int:
-        """Return the number of samples between the starts of two frames at a sample rate in Hz."""
-        return max(1, round(self.hop * sample_rate))
-
-    def fft_size(self, sample_rate: int) -> int:
-        """Return the smallest power of two that holds a window at a sample rate in Hz."""
-        return 1 << (self.window_length(sample_rate) - 1).bit_length()
-
-    def num_frames(self, audio: AudioInput) -> int:
-        """Return the number of frames that cover every sample; the last is padded with zeros."""
-        beyond_first = max(0, audio.num_samples - self.window_length(audio.sample_rate))
-        return 1 + math.ceil(beyond_first / self.hop_length(audio.sample_rate))
-
     def check(self, audio: AudioInput) -> None:
-        """Check that the lowest mel filter, the narrowest one, cannot fall between two FFT bins.
-
-        Raises:
-            ValueError: If the filter is not wider than the distance between bins.
-        """
-        nyquist = audio.sample_rate / 2
-        lowest_filter_width = 700 * ((1 + nyquist / 700) ** (2 / (self.num_mels + 1)) - 1)
-        bin_spacing = audio.sample_rate / self.fft_size(audio.sample_rate)
-        if lowest_filter_width <= bin_spacing:
-            raise refusal(
-                self,
-                "num_mels",
-                f"lower, or window longer: at {audio.sample_rate} Hz the lowest filter is "
-                f"{lowest_filter_width:.1f} Hz wide and FFT bins are {bin_spacing:.1f} Hz apart",
-            )
+        """Check that the sample rate suits the mel filters, as `check_rate` does."""
+        self.check_rate(audio.sample_rate)
 
     def token_grid(self, audio: AudioInput) -> tuple[int, ...]:
         """Return `(frames,)`, or `(frames, num_mels)` if every cell is a token."""
-        frames = self.num_frames(audio)
+        frames = self.num_frames(audio.sample_rate, audio.num_samples)
         return (frames, self.num_mels) if self.tokens == "cells" else (frames,)
 
     def content_channels(self, audio: AudioInput) -> int:
@@ -132,11 +89,12 @@ class MelConfig(AdapterBase):
     def flops(self, audio: AudioInput) -> int:
         """Return the FLOPs of the mel filters."""
         num_bins = self.fft_size(audio.sample_rate) // 2 + 1
-        return matmul_flops(self.num_frames(audio), num_bins, self.num_mels)
+        num_frames = self.num_frames(audio.sample_rate, audio.num_samples)
+        return matmul_flops(num_frames, num_bins, self.num_mels)
 
 
 @config_dataclass
-class MelConvConfig(AdapterBase):
+class MelConvConfig(MelFrames, AdapterBase):
     """A log-mel spectrogram, read as a picture by a small convolutional front end.
 
     One token stands for 2 × 2 cells of frames and bands, or for more with several stages. The
@@ -145,7 +103,6 @@ class MelConvConfig(AdapterBase):
 
     Attributes:
         kind: Must be `mel_conv`.
-        num_mels, window, hop: The same as for `mel`.
         num_channels: The number of channels of the first convolutions, at least 1.
         stages: The number of residual blocks of each stage behind them, each at least 1; empty for
             none. Every stage but the first halves the grid and doubles the channels.
@@ -155,14 +112,8 @@ class MelConvConfig(AdapterBase):
     reads = (AudioInput, FeatureMapInput)
 
     kind: Literal["mel_conv"] = "mel_conv"
-    num_mels: Count = 64
-    window: PositiveNumber = 0.025
-    hop: PositiveNumber = 0.010
     num_channels: Count = 32
     stages: Stages = (1, 1)
-
-    def __post_init__(self) -> None:
-        _ = self.mel  # which compares the fields
 
     @property
     def mel(self) -> MelConfig:
@@ -176,7 +127,7 @@ class MelConvConfig(AdapterBase):
             ValueError: If a field does not fit the input.
         """
         if isinstance(media, AudioInput):
-            self.mel.check(media)
+            self.check_rate(media.sample_rate)
         elif (media.width, media.channels) != (1, self.num_mels):
             size = f"{media.width} × {media.channels}"
             raise refusal(self, "num_mels", f"the bands of frames of 1 × bands; they are {size}")
@@ -198,7 +149,9 @@ class MelConvConfig(AdapterBase):
         return mel + first + second + stages_flops(pooled, channels, self.stages)
 
     def _frames(self, media: AudioInput | FeatureMapInput) -> int:
-        return self.mel.num_frames(media) if isinstance(media, AudioInput) else media.height
+        if isinstance(media, AudioInput):
+            return self.num_frames(media.sample_rate, media.num_samples)
+        return media.height
 
     def _pooled(self, media: AudioInput | FeatureMapInput) -> tuple[int, int]:
         return math.ceil(self._frames(media) / 2), math.ceil(self.num_mels / 2)

@@ -10,7 +10,8 @@ from functools import cache
 
 import numpy as np
 
-from perceiver_model.config_checks import Count, PositiveNumber, config_dataclass, refusal
+from perceiver_model.config_checks import config_dataclass
+from perceiver_model.mel_frames import MelFrames
 
 LOG_FLOOR = 1e-6
 """This is added to mel energies before the logarithm. A full-scale sine reaches about 1e4."""
@@ -18,57 +19,8 @@ _FRAMES_AT_ONCE = 4096
 
 
 @config_dataclass
-class MelFormat:
-    """A log-mel spectrogram that is stored instead of samples.
-
-    Attributes:
-        num_mels: The number of bands from 0 Hz to half the sample rate.
-        window: The length of a frame in seconds.
-        hop: The time between the starts of two frames in seconds.
-    """
-
-    num_mels: Count = 64
-    window: PositiveNumber = 0.025
-    hop: PositiveNumber = 0.010
-
-    def __post_init__(self) -> None:
-        if self.hop > self.window:
-            raise refusal(self, "hop", f"at most window = {self.window}, or samples are lost")
-
-    def window_length(self, sample_rate: int) -> int:
-        """Return the number of samples in a frame."""
-        return max(1, round(self.window * sample_rate))
-
-    def hop_length(self, sample_rate: int) -> int:
-        """Return the number of samples from the start of one frame to the start of the next."""
-        return max(1, round(self.hop * sample_rate))
-
-    def fft_size(self, sample_rate: int) -> int:
-        """Return the smallest power of two that is at least the length of a frame."""
-        return 1 << (self.window_length(sample_rate) - 1).bit_length()
-
-    def num_frames(self, sample_rate: int, num_samples: int) -> int:
-        """Return the number of frames that cover every sample. The last frame is zero-padded."""
-        beyond_first = max(0, num_samples - self.window_length(sample_rate))
-        return 1 + math.ceil(beyond_first / self.hop_length(sample_rate))
-
-    def check_rate(self, sample_rate: int) -> None:
-        """Refuse a sample rate at which the narrowest filter could fall between two FFT bins.
-
-        The narrowest filter is the lowest one.
-
-        Raises:
-            ValueError: The filter is too narrow.
-        """
-        nyquist = sample_rate / 2
-        lowest_filter_width = 700 * ((1 + nyquist / 700) ** (2 / (self.num_mels + 1)) - 1)
-        bin_spacing = sample_rate / self.fft_size(sample_rate)
-        if lowest_filter_width <= bin_spacing:
-            raise ValueError(
-                f"num_mels is {self.num_mels}; lower it, or lengthen window: at {sample_rate} Hz "
-                f"the lowest filter is {lowest_filter_width:.1f} Hz wide and FFT bins are "
-                f"{bin_spacing:.1f} Hz apart"
-            )
+class MelFormat(MelFrames):
+    """A log-mel spectrogram that is stored instead of samples."""
 
 
 def log_mel(sound: np.ndarray, sample_rate: int, mel: MelFormat, *, num_samples: int) -> np.ndarray:
