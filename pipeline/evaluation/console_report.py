@@ -10,9 +10,12 @@ MAX_ROWS, MAX_WORST = 20, 10
 
 def report(result: dict[str, Any], console: Console) -> None:
     """Show the user what `evaluate` returned."""
-    title = f"{result['model']} on {result['samples']} samples of {result['split']}"
+    console.say(
+        f"{result['model']} on {result['samples']} samples of the split {result['split']} of "
+        f"{result['set']}"
+    )
     console.table(
-        title,
+        "metrics",
         ("metric", "value"),
         [(name, "none" if value is None else value) for name, value in result["metrics"].items()],
     )

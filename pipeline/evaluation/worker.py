@@ -17,8 +17,7 @@ from pipeline.evaluation.details import Details, details_of
 from pipeline.evaluation.worst import WorstSample, WorstSamples
 from pipeline.inputs.batches import inputs_on
 from pipeline.registry.reading import Reading
-from pipeline.runs.records import write_json
-from pipeline.runs.strict_json import without_nan
+from pipeline.runs.strict_json import to_json
 from pipeline.training.agreement import check_same_folder, check_same_shards
 from pipeline.training.bad_samples import BadSamples
 from pipeline.training.checkpoint_files import load_weights, read_tensors
@@ -78,7 +77,7 @@ def evaluate_worker(task: EvaluationTask) -> None:
         check_same_folder(Path(task.folder), task.token)
         result = evaluate_on_rank(task, rank_info)
         if rank_info.rank == 0:
-            write_json(Path(task.folder) / RESULT_FILE, without_nan(result))
+            (Path(task.folder) / RESULT_FILE).write_text(to_json(result), "utf-8")
         dist.barrier()
     finally:
         if alone:
