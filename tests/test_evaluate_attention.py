@@ -17,6 +17,7 @@ from perceiver_model.attention_maps import cross_attention_maps
 from perceiver_model.families.autoregressive_config import ARConfig
 from pipeline.evaluation.attention import attention_views
 from pipeline.inputs.batches import inputs_on
+from pipeline.inputs.modality import ModalityInputs
 from pipeline.media import AudioFormat, ImageFormat, TextFormat
 from pipeline.registry.reading import Reading
 from pipeline.training.objectives import Batch, Objective, objective_of
@@ -120,13 +121,9 @@ def row_of(whole: Batch, row: int) -> Batch:
 
 
 def test_a_modality_without_a_view_is_named() -> None:
-    class Smell(TextFormat):
-        modality = "smell"
-
-    objective = masked_language()
-    fields = {"smell": torch.zeros(1, 5, dtype=torch.uint8)}
-    views = attention_views(
-        objective, model_of(objective), {"smell": Smell(max_length=40)}, one_batch(fields),
-        texts_batch(["abcde"]),
-    )  # fmt: skip
-    assert views["smell"]["reason"] == "there is no view of attention for the modality 'smell'"
+    stored = torch.zeros(5, dtype=torch.uint8)
+    view = ModalityInputs[TextFormat]().attention_view(
+        np.ones(5), stored, stored[None], TextFormat(max_length=40)
+    )
+    reason = "there is no view of attention for the modality 'text'"
+    assert view == {"kind": "none", "reason": reason}

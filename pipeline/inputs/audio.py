@@ -12,10 +12,12 @@ from perceiver_model.adapters.configs import (
     PixelsConfig,
 )
 from perceiver_model.families.classifier_config import AdapterConfig
+from pipeline.inputs.attention_view import View, curve
 from pipeline.inputs.modality import ModalityInputs, check_equal
 from pipeline.media.audio.decode import AudioFormat
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 SOUND_FIELDS = ("shift_seconds", "gain_db", "noise")
@@ -83,6 +85,12 @@ class AudioInputs(ModalityInputs[AudioFormat]):
             )
         check_equal(adapter, fmt.mel, "data.audio.mel", "num_mels window hop")
         return PixelsConfig()
+
+    def attention_view(
+        self, weights: np.ndarray, stored: torch.Tensor, inputs: Any, fmt: AudioFormat
+    ) -> View:
+        """Return the weights over time."""
+        return curve(weights, "seconds", float(fmt.num_samples / fmt.sample_rate))
 
     def augment_fields(self, fmt: AudioFormat) -> tuple[str, ...]:
         """Return the fields that change samples, or those that change log-mel frames."""

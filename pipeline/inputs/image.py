@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from perceiver_model.adapters.configs import ImageInput
+from pipeline.inputs.attention_view import View, picture
 from pipeline.inputs.modality import MIX_FIELDS, ModalityInputs
 from pipeline.inputs.pixels import COLOUR_FIELDS, PICTURE_FIELDS, RGB_FIELDS, check_shift
 from pipeline.media.image.decode import ImageFormat
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -37,6 +39,12 @@ class ImageInputs(ModalityInputs[ImageFormat]):
             mean=pixel_mean,
             std=pixel_std,
         )
+
+    def attention_view(
+        self, weights: np.ndarray, stored: torch.Tensor, inputs: Any, fmt: ImageFormat
+    ) -> View:
+        """Return a heat map over the image."""
+        return picture(stored, weights)
 
     def augment_fields(self, fmt: ImageFormat) -> tuple[str, ...]:
         """Return the fields that change images of this number of channels."""

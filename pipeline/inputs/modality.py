@@ -9,6 +9,7 @@ import numpy as np
 
 from perceiver_model.adapters.configs import MediaInput
 from perceiver_model.families.classifier_config import AdapterConfig
+from pipeline.inputs.attention_view import View, no_view
 from pipeline.media.format import MediaFormat
 from pipeline.media.modality import Format
 from pipeline.media.registered import load, modality, modality_of
@@ -95,6 +96,29 @@ class ModalityInputs(Generic[Format]):
             ValueError: The shards hold features that differ from the adapter's.
         """
         return adapter
+
+    def token_grid(self, part: Any, inputs: Any) -> tuple[int, ...]:
+        """Return the shape of the token grid of some inputs.
+
+        Args:
+            part: The configuration of the modality's tokens, a `TokensConfig`.
+            inputs: What the adapter reads, from `tensors`.
+        """
+        grid: tuple[int, ...] = part.token_grid
+        return grid
+
+    def attention_view(
+        self, weights: np.ndarray, stored: torch.Tensor, inputs: Any, fmt: Format
+    ) -> View:
+        """Return where the latents look in one sample, for people.
+
+        Args:
+            weights: The weights of the sample's tokens, in the shape of `token_grid`.
+            stored: The sample's array, as the shards hold it.
+            inputs: What the model reads of this sample, `[1, …]`.
+            fmt: The format of the array.
+        """
+        return no_view(f"there is no view of attention for the modality {fmt.modality!r}")
 
     def augment_fields(self, fmt: Format) -> tuple[str, ...]:
         """Return the fields of `training.augment` that change such media."""

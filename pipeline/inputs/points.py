@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perceiver_model.adapters.configs import PointsConfig, PointsInput
 from perceiver_model.families.classifier_config import AdapterConfig
+from pipeline.inputs.attention_view import View, parts
 from pipeline.inputs.modality import ModalityInputs, check_equal
 from pipeline.media.points.format import PointsFormat
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 POINTS_FIELDS = ("rotate_degrees", "scale", "flip", "jitter", "drop_points")
@@ -61,6 +63,16 @@ class PointsInputs(ModalityInputs[PointsFormat]):
                 f"{stored:g}; make them equal"
             )
         return adapter
+
+    def attention_view(
+        self, weights: np.ndarray, stored: torch.Tensor, inputs: Any, fmt: PointsFormat
+    ) -> View:
+        """Return the most attended points."""
+        points = stored[:, :3].float().tolist()
+        return parts(
+            (f"point {number} ({', '.join(f'{value:.3g}' for value in point)})", weight)
+            for number, (point, weight) in enumerate(zip(points, weights.tolist(), strict=False))
+        )
 
     def augment_fields(self, fmt: PointsFormat) -> tuple[str, ...]:
         """Return the fields that change point clouds."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perceiver_model.adapters.configs import TableInput
+from pipeline.inputs.attention_view import View, no_view, parts
 from pipeline.inputs.modality import ModalityInputs
 from pipeline.media.table.decode import FittedTableFormat
 from pipeline.media.table.format import TableFormat
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from perceiver_model.adapters.table import TableRows
@@ -48,3 +50,12 @@ class TableInputs(ModalityInputs[TableFormat]):
             # A column without any values gets two embeddings: one unused, one for unknown values.
             num_categories=tuple(max(1, len(names)) for names in known),
         )
+
+    def attention_view(
+        self, weights: np.ndarray, stored: torch.Tensor, inputs: Any, fmt: TableFormat
+    ) -> View:
+        """Return the most attended columns."""
+        names = list(fmt.columns)
+        if len(names) != weights.size:
+            return no_view(f"{weights.size} tokens are not one for each of {len(names)} columns")
+        return parts(zip(names, weights.ravel().tolist(), strict=True))

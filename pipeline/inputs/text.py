@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perceiver_model.adapters.configs import TextInput
+from pipeline.inputs.attention_view import View, parts
 from pipeline.inputs.modality import ModalityInputs
 from pipeline.media.text.decode import TextFormat
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 TEXT_FIELDS = ("mask_bytes",)
@@ -49,3 +51,22 @@ class TextInputs(ModalityInputs[TextFormat]):
     def augment_fields(self, fmt: TextFormat) -> tuple[str, ...]:
         """Return the fields that change texts."""
         return TEXT_FIELDS
+
+    def token_grid(self, part: Any, inputs: Any) -> tuple[int, ...]:
+        """Return the length of the longest text."""
+        return (inputs.shape[1],)
+
+    def attention_view(
+        self, weights: np.ndarray, stored: torch.Tensor, inputs: Any, fmt: TextFormat
+    ) -> View:
+        """Return the most attended words."""
+        from perceiver_model.adapters.text import NUM_SPECIAL, decode_bytes
+
+        words: list[tuple[list[int], float]] = [([], 0.0)]
+        for token, weight in zip(inputs[0].tolist(), weights.tolist(), strict=False):
+            if token >= NUM_SPECIAL and chr(token - NUM_SPECIAL).isspace():
+                words.append(([], 0.0))
+            else:
+                letters, total = words[-1]
+                words[-1] = ([*letters, token], total + weight)
+        return parts((decode_bytes(ids), weight) for ids, weight in words if weight > 0)

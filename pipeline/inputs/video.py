@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from perceiver_model.adapters.configs import VideoInput
+from pipeline.inputs.attention_view import View, curve, heat_map
 from pipeline.inputs.modality import MIX_FIELDS, ModalityInputs
 from pipeline.inputs.pixels import PICTURE_FIELDS, check_shift
 from pipeline.media.video.format import VideoFormat
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -38,6 +40,16 @@ class VideoInputs(ModalityInputs[VideoFormat]):
             mean=pixel_mean,
             std=pixel_std,
         )
+
+    def attention_view(
+        self, weights: np.ndarray, stored: torch.Tensor, inputs: Any, fmt: VideoFormat
+    ) -> View:
+        """Return the weights over the frames, and a heat map over the most attended one."""
+        over_time = weights.reshape(len(weights), -1).sum(axis=1)
+        step, num_frames = int(over_time.argmax()), len(stored)
+        frame = stored[min(num_frames - 1, step * num_frames // len(over_time))]
+        heat = weights[step].reshape(weights.shape[1:3])
+        return {**curve(weights, "frames", num_frames), "png": heat_map(frame, heat)}
 
     def augment_fields(self, fmt: VideoFormat) -> tuple[str, ...]:
         """Return the fields that change films."""
