@@ -1,19 +1,24 @@
 """Whose code runs as a backbone, and what of it travels with a registered model."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_backbone import backbone, config
+import torch
+from test_backbone import ENCODER, backbone, config
 
 from pipeline.config.load import validate
 from pipeline.errors import UserError
+from pipeline.evaluation.attention import attention_views
 from pipeline.media import ImageFormat
 from pipeline.registry.backbone_code import check_backbone_is_own
 from pipeline.registry.package import copied_code, package
 from pipeline.registry.served.card import ModelCard, ModelCardError, read_card
 from pipeline.runs.records import RunRecord, write_run_record
+from pipeline.training.objectives import Batch
 from pipeline.training.objectives.classification import Classification
+from shards.loader import ShardBatch
 
 FORMAT = ImageFormat(height=28, width=20, channels=1)
 
@@ -107,3 +112,17 @@ def test_code_travels_or_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     copied = copied_code(tmp_path / "three", FORMAT, backbone(module="torch.nn:Conv2d"))
     assert [path.name for path in copied] == ["perceiver_model", "pipeline"]
     assert card(module="alone:SmallNet").objective.model_config.token_grid == (4, 3)  # here
+
+
+def test_the_view_of_an_evaluation_has_the_grid_of_the_last_attend() -> None:
+    objective = card().objective
+    objective = dataclasses.replace(
+        objective, model_config=config(encoder=dataclasses.replace(ENCODER, num_cross_attends=2))
+    )
+    images = torch.randint(0, 256, (1, 28, 20, 1)).byte()
+    empty, one = torch.tensor([0]), torch.ones(1)
+    batch = ShardBatch({"image": images}, {}, empty, one, empty, (), 1)
+    samples = Batch(images, None, empty, empty, one, empty)
+    model = objective.build_model().eval()
+    (view,) = attention_views(objective, model, {"image": FORMAT}, batch, samples).values()
+    assert view["share"] == pytest.approx(1, abs=1e-5)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from perceiver_model.adapters.backbone_config import backbone_of
 from perceiver_model.adapters.multimodal_config import MultimodalInput
 from perceiver_model.attention_maps import cross_attention_maps
 from pipeline.inputs.attention_view import View, no_view
@@ -96,6 +97,8 @@ def _layout(
     (name,) = formats
     if not hasattr(config, "token_grid"):  # language models
         return [(name, (total,))]
+    if backbone_of(config) is not None:  # each cross-attend has a grid of its own
+        return [(name, config.token_grids[_last_attend(config) % len(config.token_grids)])]
     return [(name, _grid(formats[name], config, inputs))]
 
 
