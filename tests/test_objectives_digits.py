@@ -19,14 +19,13 @@ from sklearn.metrics import (
     label_ranking_average_precision_score,
     roc_auc_score,
 )
-from trainings import evaluated_as_trained
+from trainings import config_here, evaluated_as_trained
 
 from perceiver_model.adapters.configs import ImageInput, PixelsConfig
 from perceiver_model.config import DecoderConfig, EncoderConfig
 from perceiver_model.families.classifier_config import ClassifierConfig
 from perceiver_model.families.dense_config import DenseConfig
 from perceiver_model.families.queries_config import QueriesConfig
-from pipeline.config.load import validate
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.preprocess.preprocess import preprocess
@@ -82,9 +81,7 @@ def config_of(folder: Path, kind: str, name: str, **training: Any) -> Config:
         "num_self_attends": 1, "num_self_heads": 2, "latent_init_std": 1.0, "cross_channels": 32,
         "num_cross_heads": 2,
     }  # fmt: skip
-    tree = {
-        "name": name,
-        "output": str(folder / "runs"),
+    sections = {
         "shards": str(folder / f"shards-{kind}"),
         "data": {
             "train": str(folder / "pairs.csv"),
@@ -99,15 +96,13 @@ def config_of(folder: Path, kind: str, name: str, **training: Any) -> Config:
             "encoder": encoder,
         },
         "objective": {"kind": kind, **({"query_tokens": True} if kind == "segment" else {})},
-        "training": {
-            "epochs": 12, "batch_size": 24, "learning_rate": 5e-3, "weight_decay": 0.01,
-            "schedule": {"warmup_epochs": 0}, **training,
-        },
-        "cluster": {"num_workers": 0},
-        "tracking": {"system_metrics": False},
-        "registry": {"model_name": name},
     }  # fmt: skip
-    return validate(tree, name)
+    return config_here(
+        name,
+        folder,
+        sections,
+        **{"epochs": 12, "batch_size": 24, "learning_rate": 5e-3, **training},
+    )
 
 
 def learned(

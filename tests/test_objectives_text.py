@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gate_runs import track
-from trainings import evaluated_as_trained
+from trainings import config_here, evaluated_as_trained
 
 from perceiver_model.adapters.configs import TextInput, TokenEmbeddingConfig
 from perceiver_model.adapters.text import MASK, encode_bytes, pad_tokens
@@ -84,9 +84,7 @@ def config_of(
     folder: Path, kind: str, objective: Any = None, texts: str = "manual.csv", **training: Any
 ) -> Config:
     name = kind.replace("_", "-")
-    tree = {
-        "name": name,
-        "output": str(folder / "runs"),
+    sections = {
         "shards": str(folder / f"shards-{kind}"),
         "data": {
             "train": str(folder / texts),
@@ -97,15 +95,10 @@ def config_of(
         },
         "model": MODELS[kind],
         "objective": {"kind": kind, **(objective or {})},
-        "training": {
-            "epochs": 5, "batch_size": 32, "learning_rate": 4e-3, "weight_decay": 0.01,
-            "schedule": {"warmup_epochs": 0}, **training,
-        },
-        "cluster": {"num_workers": 0},
-        "tracking": {"system_metrics": False},
-        "registry": {"model_name": name},
     }  # fmt: skip
-    return validate(tree, name)
+    return config_here(
+        name, folder, sections, **{"epochs": 5, "batch_size": 32, "learning_rate": 4e-3, **training}
+    )
 
 
 def learned(folder: Path, config: Config, text: str, console: Console) -> tuple[Any, Any]:

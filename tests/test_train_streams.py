@@ -20,7 +20,7 @@ from deepspeed.utils import safe_get_full_grad
 from gate_runs import track
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
-from trainings import difference, evaluated_as_trained, final_weights
+from trainings import config_here, difference, evaluated_as_trained, final_weights
 
 from cluster.engine_state import gather_state
 from perceiver_model import PerceiverClassifier
@@ -91,9 +91,7 @@ def cut(text: str, random: np.random.Generator, length: int) -> str:
 def config_of(
     folder: Path, name: str = "documents", target: dict[str, Any] | None = None, **training: Any
 ) -> Config:
-    tree = {
-        "name": name,
-        "output": str(folder / "runs"),
+    sections = {
         "shards": str(folder / "shards"),
         "data": {
             "train": str(folder / "raw"),
@@ -109,15 +107,10 @@ def config_of(
                 "num_self_attends": 1, "num_self_heads": 4, "latent_init_std": 1.0,
             },
         },
-        "training": {
-            "epochs": 6, "batch_size": 64, "learning_rate": 4e-3, "weight_decay": 0.01,
-            "schedule": {"warmup_epochs": 0}, **training,
-        },
-        "cluster": {"num_workers": 0},
-        "tracking": {"system_metrics": False},
-        "registry": {"model_name": name},
     }  # fmt: skip
-    return validate(tree, name)
+    return config_here(
+        name, folder, sections, **{"epochs": 6, "batch_size": 64, "learning_rate": 4e-3, **training}
+    )
 
 
 @pytest.fixture(scope="module")

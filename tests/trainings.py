@@ -1,16 +1,40 @@
 """The results of small trainings."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.config.load import validate
 from pipeline.config.tree import Config
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
 from pipeline.training.checkpoints import last_checkpoint
+
+
+def config_here(name: str, folder: Path, sections: dict[str, Any], **training: Any) -> Config:
+    """A configuration that trains in this process, with a learning rate that does not warm up.
+
+    Args:
+        name: The name of the run and of the registered model.
+        folder: The folder of the runs.
+        sections: The other sections, and `shards`.
+        training: Fields of the section `training`.
+    """
+    schedule = {"weight_decay": 0.01, "schedule": {"warmup_epochs": 0}}
+    tree = {
+        "name": name,
+        "output": str(folder / "runs"),
+        **sections,
+        "training": {**schedule, **training},
+        "cluster": {"num_workers": 0},
+        "tracking": {"system_metrics": False},
+        "registry": {"model_name": name},
+    }
+    return validate(tree, name)
 
 
 def final_weights(config: Config) -> dict[str, torch.Tensor]:
