@@ -243,7 +243,7 @@ def test_a_cluster_that_does_not_answer_is_told_and_leaves_nothing_behind(digit_
         done = perceiver(
             "preprocess", "digits", f"data.train={digit_images / 'train'}", "data.validation=null",
             "data.test=null", f"cluster.address={address}", folder=tmp_path,
-            RAY_py_gcs_connect_timeout_s="5", RAY_gcs_rpc_server_connect_timeout_s="1",
+            RAY_py_gcs_connect_timeout_s="1", RAY_gcs_rpc_server_connect_timeout_s="1",
         )  # fmt: skip
     assert done.returncode == 2
     assert f"cluster.address={address}: no Ray cluster answers there" in done.stderr

@@ -70,20 +70,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 
 @pytest.fixture
 def job_config(make_config: Callable[..., Config], digit_shards: Path, tmp_path: Path) -> Path:
-    config = make_config(
-        tmp_path / "out", f"shards={digit_shards}", "cluster.num_workers=2", "training.epochs=1"
-    )
+    config = make_config(tmp_path / "out", f"shards={digit_shards}", "training.epochs=1")
     path = tmp_path / "digits.yaml"
     path.write_text(json.dumps(config.tree()))
     return path
 
 
-def assert_finished_run(output: Path) -> None:
+def assert_finished_run(output: Path, world_size: str) -> None:
     client = MlflowClient(f"sqlite:///{output / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("digits")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
-    assert run.data.tags["engine.world_size"] == "2"
+    assert run.data.tags["engine.world_size"] == world_size
 
 
 def test_ray_job_submit_trains_as_the_readme_says(
@@ -91,12 +89,12 @@ def test_ray_job_submit_trains_as_the_readme_says(
 ) -> None:
     done = subprocess.run(
         [BIN / "ray", "job", "submit", "--working-dir", ".", "--",
-         "python", "-m", "pipeline", "train", str(job_config)],
+         "python", "-m", "pipeline", "train", str(job_config), "cluster.num_workers=2"],
         cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in (done.stdout + done.stderr).lower()
-    assert_finished_run(tmp_path / "out")
+    assert_finished_run(tmp_path / "out", "2")
 
 
 def test_perceiver_submit_trains_and_follows_the_log(
@@ -113,13 +111,13 @@ def test_perceiver_submit_trains_and_follows_the_log(
     job_config.rename(here / "digits.yaml")
     done = subprocess.run(
         [BIN / "perceiver", "submit", "--json", "--address", cluster["RAY_API_SERVER_ADDRESS"],
-         "--", "train", "digits.yaml", "name=digits"],
+         "--", "train", "digits.yaml", "name=digits", "cluster.num_workers=0"],
         cwd=here, env=cluster, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["status"] == "SUCCEEDED"
     assert "best checkpoint" in done.stderr, "the job's own words are followed"
-    assert_finished_run(tmp_path / "out")
+    assert_finished_run(tmp_path / "out", "1")
 
 
 def test_a_relative_output_is_refused_inside_a_job(cluster: dict[str, str], tmp_path: Path) -> None:

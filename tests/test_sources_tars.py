@@ -159,7 +159,8 @@ def test_a_tar_that_a_network_does_not_give_ends_the_run_lest_its_samples_be_los
     )
 
 
-def test_a_server_of_tars_may_fail_once_but_must_know_ranges(tmp_path):
+def test_a_server_of_tars_may_fail_once_but_must_know_ranges(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.preprocess.sources.parts.RETRY", Retry(4, first_delay=0.05))
     make_tar(tmp_path / "a.tar", labelled(9))
     for failing in range(1, 7):
         with ShardServer(tmp_path) as server:

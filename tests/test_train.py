@@ -41,36 +41,58 @@ def config(make_config: MakeConfig, digit_shards: Path, tmp_path: Path) -> Calla
     return make
 
 
-def train_and_keep_every_ranks_weights(task: TrainTask) -> None:
+def train_and_keep_every_ranks_weights(tasks: list[TrainTask]) -> None:
     import ray.train
 
-    with open_training(task) as (loop, state):
-        state = loop.run_epoch(state)
-        ray.train.report({"epoch": state.epoch})
-        weights = {name: p.detach().clone() for name, p in loop.engine.module.named_parameters()}
-        save_file(weights, f"{task.folder}/rank-{loop.rank_info.rank}.safetensors")
-        Path(f"{task.folder}/rank-{loop.rank_info.rank}.json").write_text(
-            json.dumps({"world_size": loop.rank_info.world_size, "pid": os.getpid()})
-        )
+    for task in tasks:
+        with open_training(task) as (loop, state):
+            state = loop.run_epoch(state)
+            ray.train.report({"epoch": state.epoch})
+            modules = loop.engine.module.named_parameters()
+            weights = {name: p.detach().clone() for name, p in modules}
+            save_file(weights, f"{task.folder}/rank-{loop.rank_info.rank}.safetensors")
+            Path(f"{task.folder}/rank-{loop.rank_info.rank}.json").write_text(
+                json.dumps({"world_size": loop.rank_info.world_size, "pid": os.getpid()})
+            )
 
 
-@pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("stage", [0, 2])
-def test_after_training_every_rank_has_the_same_weights(
-    config: Callable[..., Config], tmp_path: Path, stage: int
-) -> None:
+STAGES = (0, 2)
+
+
+@pytest.fixture(scope="module")
+def ranks(
+    ray_cluster: None,
+    make_config: MakeConfig,
+    digit_shards: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Config, Path]:
+    """What two ranks have after an epoch: the folder has one of each ZeRO stage in it."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    chosen = config("cluster.num_workers=2", f"training.zero_stage={stage}", "training.epochs=1")
-    folder = tmp_path / "ranks"
-    folder.mkdir()
+    root = tmp_path_factory.mktemp("ranks")
+    tasks = []
+    for stage in STAGES:
+        chosen = make_config(
+            root / "out", f"shards={digit_shards}", "cluster.num_workers=2", "training.epochs=1",
+            f"training.zero_stage={stage}",
+        )  # fmt: skip
+        (root / str(stage)).mkdir()
+        tasks.append(TrainTask(chosen.model_dump_json(), str(root / str(stage)), None))
     TorchTrainer(
         train_and_keep_every_ranks_weights,
-        train_loop_config=TrainTask(chosen.model_dump_json(), str(folder), None),
+        train_loop_config=tasks,
         scaling_config=ScalingConfig(num_workers=2),
-        run_config=RunConfig(name="ranks", storage_path=str(tmp_path / "ray")),
+        run_config=RunConfig(name="ranks", storage_path=str(root / "ray")),
     ).fit()
+    return chosen, root
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_after_training_every_rank_has_the_same_weights(
+    ranks: tuple[Config, Path], stage: int
+) -> None:
+    chosen, folder = ranks[0], ranks[1] / str(stage)
     about = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert [rank["world_size"] for rank in about] == [2, 2]
     assert about[0]["pid"] != about[1]["pid"]

@@ -1,14 +1,15 @@
 """A study: ranked on validation and only there, one parent run, each trial a nested child."""
 
 import contextlib
+import functools
 import getpass
 import json
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,11 +36,32 @@ STUDY = (
 )
 
 
-def test_a_study_runs_ranks_logs_and_is_skipped_when_done(
-    make_config: Callable[..., Config], digit_shards: Path, tmp_path: Path, console: Console
-) -> None:
-    config = make_config(tmp_path, f"shards={digit_shards}", STUDY)
-    result = tune(config, console)
+@pytest.fixture(scope="module")
+def done(
+    make_config: Callable[..., Config],
+    digit_shards: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[SimpleNamespace]:
+    """A study of three trials, of which the last one fails, and the same command once more.
+
+    A fourth trial would have the learning rate of the first. `config` makes configurations with
+    other fields in the same output folder.
+    """
+    folder = tmp_path_factory.mktemp("study")
+    space = STUDY.replace("[3e-3, 1e-6]", "[3e-3, 1e-6, 1e30]").replace("grid", "random")
+    config = functools.partial(make_config, folder, f"shards={digit_shards}", space, "seed=20")
+    with (folder / "console.txt").open("w") as file:
+        console = Console(file, file)
+        chosen = config("study.num_trials=3")
+        result, again = tune(chosen, console), tune(chosen, console)
+        yield SimpleNamespace(
+            config=config, console=console, result=result, again=again,
+            runs=runs_of(chosen), reports=reports(chosen),
+        )  # fmt: skip
+
+
+def test_a_study_ranks_its_trials_and_logs_each_as_a_child(done: SimpleNamespace) -> None:
+    result = done.result
     assert [trial["params"]["training.learning_rate"] for trial in result["trials"]] == [3e-3, 1e-6]
     best, worst = result["trials"]
     assert best["accuracy"] > worst["accuracy"]
@@ -52,10 +74,8 @@ def test_a_study_runs_ranks_logs_and_is_skipped_when_done(
     with Image.open(result["plot"]) as plot:
         assert plot.format == "PNG"
 
-    client = MlflowClient(config.tracking_uri)
-    experiment = client.get_experiment_by_name("digits")
-    runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
-    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    client = MlflowClient(done.config().tracking_uri)
+    runs = {run.info.run_id: run for run in done.runs if run.info.status == "FINISHED"}
     parent = runs.pop(result["run_id"])
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {result["run_id"]}
     assert set(runs) == {trial["run_id"] for trial in result["trials"]}
@@ -64,18 +84,42 @@ def test_a_study_runs_ranks_logs_and_is_skipped_when_done(
     assert {"accuracy_vs_flops.png", "study.json"} <= artifacts
     assert client.get_metric_history(best["run_id"], "val_accuracy")
 
-    again = tune(config, console)
-    assert again["skipped"]
-    assert again["trials"] == result["trials"]
+
+def test_a_study_that_is_done_is_skipped(done: SimpleNamespace) -> None:
+    assert done.again["skipped"]
+    assert done.again["trials"] == done.result["trials"]
+
+
+def test_a_trial_that_fails_is_told_and_the_others_count(done: SimpleNamespace) -> None:
+    (failure,) = done.result["failed"]
+    assert "not finite" in failure and "training.learning_rate" in failure
+    assert sorted(run.info.status for run in done.runs) == ["FAILED", *["FINISHED"] * 3]
+
+
+def test_a_study_that_is_done_goes_on_with_more_trials(done: SimpleNamespace) -> None:
+    longer = done.config("study.num_trials=4")
+    more = tune(longer, done.console)
+    assert more["run_id"] == done.result["run_id"]
+    assert len(more["trials"]) == 3
+    assert [t for t in more["trials"] if t["id"] != "00003"] == done.result["trials"]
+    before = len(done.reports)
+    assert reports(longer)[:before] == done.reports
+    assert {report.trial for report in reports(longer)[before:]} == {3}
+    assert tune(longer, done.console)["skipped"]
+    with pytest.raises(UserError, match=r"num_trials=4, and study\.num_trials is 3: .* more"):
+        tune(done.config("study.num_trials=3"), done.console)
+    with pytest.raises(UserError, match=r"study\.grace_epochs was 1, is 2"):
+        tune(done.config("study.num_trials=5", "study.grace_epochs=2"), done.console)
+
+
+def runs_of(config: Config) -> list[Any]:
+    client = MlflowClient(config.tracking_uri)
+    experiment = client.get_experiment_by_name("digits")
+    return [] if experiment is None else list(client.search_runs([experiment.experiment_id]))
 
 
 def runs_by_trial(config: Config) -> dict[int, Any]:
-    client = MlflowClient(config.tracking_uri)
-    experiment = client.get_experiment_by_name("digits")
-    if experiment is None:
-        return {}
-    runs = client.search_runs([experiment.experiment_id])
-    return {int(run.data.tags["perceiver.trial"]): run for run in runs
+    return {int(run.data.tags["perceiver.trial"]): run for run in runs_of(config)
             if run.data.tags["perceiver.kind"] == "trial"}  # fmt: skip
 
 
@@ -101,7 +145,7 @@ def study_process(path: Path, config: Config, *, trial: int) -> Iterator[subproc
             process.wait()
 
 
-def test_a_killed_study_goes_on_from_its_decisions_and_then_with_more_trials(
+def test_a_killed_study_goes_on_from_its_decisions(
     make_config: Callable[..., Config], digit_shards: Path, tmp_path: Path
 ) -> None:
     study = STUDY.replace("grid", "random, max_concurrent_trials: 1")
@@ -111,11 +155,6 @@ def test_a_killed_study_goes_on_from_its_decisions_and_then_with_more_trials(
     assert rates == [3e-3, 1e-6, 3e-3]
     path = tmp_path / "study.yaml"
     path.write_text(json.dumps(config.tree()))
-    with study_process(path, config, trial=0) as process:
-        process.terminate()
-        _, said = process.communicate(timeout=120)
-        assert said.splitlines()[-1] == "perceiver tune: terminated (SIGTERM)"
-        assert process.returncode == 128 + signal.SIGTERM
     with study_process(path, config, trial=2):
         # The second trial was stopped; its run has its status while the study goes on.
         stopped = runs_by_trial(config)[1]
@@ -147,22 +186,6 @@ def test_a_killed_study_goes_on_from_its_decisions_and_then_with_more_trials(
         assert run.data.tags["mlflow.user"] == getpass.getuser()
     assert result["failed"] == []
     assert {trial["id"]: trial["stopped_early"] for trial in result["trials"]}["00000"] is False
-
-    with (tmp_path / "told.txt").open("w") as file:
-        console = Console(file, file)
-        longer = make_config(tmp_path, shards, study, "study.num_trials=4", "seed=7")
-        more = tune(longer, console)
-        assert more["run_id"] == result["run_id"]
-        assert len(more["trials"]) == 4
-        assert [t for t in more["trials"] if t["id"] != "00003"] == result["trials"]
-        assert reports(config)[: len(after)] == after
-        assert {report.trial for report in reports(config)[len(after) :]} == {3}
-        assert tune(longer, console)["skipped"]
-        with pytest.raises(UserError, match=r"num_trials=4, and study\.num_trials is 3: .* more"):
-            tune(config, console)
-        with pytest.raises(UserError, match=r"study\.grace_epochs was 1, is 2"):
-            tune(make_config(tmp_path, shards, study, "study.num_trials=5", "seed=7",
-                             "study.grace_epochs=2"), console)  # fmt: skip
 
 
 def test_the_run_of_a_trial_that_was_killed_before_it_noted_it_is_found(
@@ -236,21 +259,3 @@ def test_trials_that_the_cluster_can_never_hold_are_refused(
     )
     with pytest.raises(ClusterError, match="max_concurrent_trials=99"):
         tune(too_many, console)
-
-
-def test_a_trial_that_fails_is_told_and_the_others_count(
-    make_config: Callable[..., Config], digit_shards: Path, tmp_path: Path, console: Console
-) -> None:
-    # 512 is more than the shard set has; only the trial finds that out.
-    study = STUDY.replace(
-        "training.learning_rate: {choice: [3e-3, 1e-6]}", "training.batch_size: {choice: [32, 512]}"
-    )
-    config = make_config(tmp_path, f"shards={digit_shards}", study)
-    result = tune(config, console)
-    assert [trial["params"]["training.batch_size"] for trial in result["trials"]] == [32]
-    (failure,) = result["failed"]
-    assert "batch_size is 512" in failure
-    client = MlflowClient(config.tracking_uri)
-    experiment = client.get_experiment_by_name("digits")
-    statuses = [run.info.status for run in client.search_runs([experiment.experiment_id])]
-    assert sorted(statuses) == ["FAILED", "FINISHED", "FINISHED"]

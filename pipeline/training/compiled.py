@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch._inductor
 from torch.utils import deterministic
 
 
@@ -25,6 +24,8 @@ def compiled(model: torch.nn.Module, mode: str | None) -> Iterator[None]:
     if mode is None:
         yield
         return
+    import torch._inductor  # takes a second, which most trainings need not spend
+
     options = {**torch._inductor.list_mode_options(mode), "deterministic": True}
     model.compile(options=options, dynamic=False)
     before = torch.are_deterministic_algorithms_enabled()
