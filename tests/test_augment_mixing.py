@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from augment_samples import KINDS, config_of, inputs_of
 from modality_samples import make_config
+from rank_processes import run_ranks
 
 from pipeline.config.augment import check_mixing
 from pipeline.config.objectives import OBJECTIVE_CONFIGS
@@ -140,7 +140,7 @@ def sharded(rank: int, folder: str) -> None:
 
 
 def test_two_workers_mix_a_batch_as_one_does(tmp_path: Path):
-    mp.spawn(sharded, (str(tmp_path),), nprocs=2)
+    run_ranks(sharded, (str(tmp_path),), 2)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for kind, config in (("image", BOTH), ("sound", AugmentConfig(mixup=0.2))):
         inputs, mask = inputs_of(kind, SIZE)

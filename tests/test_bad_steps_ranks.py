@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from gate_runs import some_rows, table_config, write_table_set
+from rank_processes import run_ranks
 from safetensors.torch import load_file
 
 from pipeline.config.load import with_values
@@ -93,7 +93,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of all cases on two ranks."""
     folder = tmp_path_factory.mktemp("ranks")
     config_of(folder, "skip", 0, 2)
-    mp.spawn(ranks_train, (str(folder),), nprocs=2)
+    run_ranks(ranks_train, (str(folder),), 2)
     return folder
 
 

@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from rank_processes import run_ranks
 
 from cluster.deepspeed_engine import Strategy, initialize_engine
 from cluster.engine_state import gather_state
@@ -77,7 +77,7 @@ def rank_process(rank, folder):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("perceivers")
-    mp.spawn(rank_process, (str(folder),), nprocs=2)
+    run_ranks(rank_process, (str(folder),), 2)
     return torch.load(folder / "results.pt")
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from rank_processes import run_ranks
 from torch import nn
 
 from cluster import ClusterError
@@ -134,7 +134,7 @@ def ranks(rank: int, world_size: int, folder: str) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     folder = tmp_path_factory.mktemp("engines")
     for world_size in (2, 1):
-        mp.spawn(ranks, (world_size, str(folder)), nprocs=world_size)
+        run_ranks(ranks, (world_size, str(folder)), world_size)
     return {world_size: torch.load(folder / f"{world_size}.pt") for world_size in (1, 2)}
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from rank_processes import run_ranks
 from torch import nn
 
 from cluster import ClusterError, tensor_slices
@@ -169,7 +169,7 @@ def ranks(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("lamb")
-    mp.spawn(ranks, (str(folder),), nprocs=2)
+    run_ranks(ranks, (str(folder),), 2)
     return torch.load(folder / "2.pt")
 
 
