@@ -1,6 +1,7 @@
 """Autoencoding: losses, metrics and answers of images, films, sounds and classes."""
 
 import io
+import math
 import wave
 from pathlib import Path
 from typing import Any
@@ -168,3 +169,59 @@ def test_a_card_gives_the_objective_back(tmp_path: Path) -> None:
     assert again.forward_flops() > 0
     with pytest.raises(ValueError, match="1 classes are not those of the model"):
         Autoencoding.from_card({**own.to_card(), "classes": ["a"]})
+
+
+def tones(count: int, draw: torch.Generator, seed: int = 0) -> Batch:
+    """Images of one grey, and tones of 100 to 200 Hz and any phase: 512 samples at 4 kHz."""
+    hertz = 100 + 100 * torch.rand(count, 1, generator=draw)
+    phase = 2 * math.pi * torch.rand(count, 1, generator=draw)
+    sounds = 0.5 * torch.sin(2 * math.pi * hertz * torch.arange(512) / 4000 + phase)
+    greys = torch.randint(0, 255, (count, 1, 1, 1), generator=draw, dtype=torch.uint8)
+    return Batch(
+        inputs={"image": greys.expand(count, 8, 8, 1).contiguous(),
+                "audio": (sounds * 32768).round().to(torch.int16)},
+        mask={"audio": torch.ones(count, 512, dtype=torch.bool)},
+        targets=torch.full((count,), -1),
+        target_lengths=torch.ones(count, dtype=torch.int64),
+        weights=torch.ones(count),
+        numbers=torch.arange(count),
+        seed=seed,
+    )  # fmt: skip
+
+
+def test_sounds_and_images_are_learned() -> None:
+    tree = config_of("none", loss="mse", samples_per_query=32, query_bands=8).tree()
+    tree["data"] |= {"image": {"height": 8, "width": 8, "channels": 1},
+                     "audio": {"sample_rate": 4000, "seconds": 0.128}}  # fmt: skip
+    tree["objective"]["decoded_channels"] = 64
+    modalities = tree["model"]["modalities"]
+    modalities["audio"] |= {"adapter": {"kind": "chunks", "chunk_size": 32},
+                            "positions": {"num_bands": 8}}  # fmt: skip
+    modalities["image"]["positions"] = {"num_bands": 4}
+    tree["model"] |= {
+        "encoder": {"num_latents": 32, "latent_dim": 64, "num_blocks": 1, "num_cross_attends": 1,
+                    "num_self_attends": 2, "num_self_heads": 4, "latent_init_std": 1.0},
+        "decoder": {"query_residual": False, "num_heads": 4},
+    }  # fmt: skip
+    config = validate(tree, "tones")
+    assert config.trained_for is not None
+    own = Autoencoding(config.trained_for.model(config, 0), {}, "mse")
+    torch.manual_seed(0)
+    model, draw = own.build_model(), torch.Generator().manual_seed(1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.01)
+    for step in range(160):
+        rate = min(1, (step + 1) / 20) * (1 + math.cos(math.pi * step / 200)) / 2
+        optimizer.param_groups[0]["lr"] = 4e-3 * rate
+        batch = tones(32, draw, step)
+        losses = own.losses(own.outputs(model, batch, training=True), batch, training=True)
+        optimizer.zero_grad()
+        losses.mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    model.eval()
+    batch, measures = tones(64, torch.Generator().manual_seed(7)), own.measures()
+    with torch.inference_mode():
+        measures.update(*own.measured(own.outputs(model, batch, training=False), batch))
+    found = measures.compute()
+    silence = float(batch.inputs["audio"].float().abs().mean()) / 32768  # type: ignore[call-overload]  # by modality
+    assert found["audio_error"] < 0.75 * silence and found["image_psnr"] > 20
