@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from gate_runs import track
+from safetensors.torch import load_file
 from small_digits import digits_config
 from trainings import final_weights
 from transformers_models import random_transformers
@@ -26,6 +27,7 @@ from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
 from pipeline.training.initial_weights.sources import InitSource, read_source
 from pipeline.training.train import train
+from pipeline.tuning.tune import tune
 
 
 @pytest.fixture
@@ -98,8 +100,6 @@ def test_a_bin_file_is_read_without_running_its_code(checkpoint: Path, config: C
     folder.mkdir()
     shutil.copy(checkpoint / "config.json", folder)
     expected = load_pretrained(checkpoint).state_dict()
-    from safetensors.torch import load_file
-
     torch.save(load_file(checkpoint / "model.safetensors"), folder / "pytorch_model.bin")
     found = source_of(folder, config).tensors
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
@@ -174,3 +174,27 @@ def test_registered_models_are_sources_and_results(
     shutil.rmtree(parent.folder / "train")
     assert train(child, console)["skipped"]
     assert load_model(mlflow_client, "models:/child@champion").card.objective.classes
+
+
+def test_the_trials_of_a_study_start_from_weights(
+    make_config: Callable[..., Config], digit_shards: Path, tmp_path: Path, console: Console
+) -> None:
+    common = (f"shards={digit_shards}", "cluster.num_workers=0", "training.epochs=1")
+    parent = make_config(tmp_path, "name=parent", *common)
+    train(parent, console)
+    study = "study={search: grid, num_workers: 1, space: {model.encoder.num_latents: {choice: %s}}}"
+    init = "model.init={from: %s, freeze: ['encoder.*'], strict: %s}"
+    sizes = make_config(tmp_path, *common, study % [8, 6], init % (parent.folder, "true"))
+    with pytest.raises(UserError, match=r"encoder\.latents \(\[8, 32\] in the source, \[6, 32\]"):
+        tune(sizes, console)
+    assert not (sizes.folder / "tune").exists()
+
+    config = make_config(tmp_path, *common, study % [8], init % (parent.folder, "true"))
+    (trial,) = tune(config, console)["trials"]
+    before = final_weights(parent)
+    after = load_file(Path(trial["checkpoint"]) / "model.safetensors")
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {name for name in before if name.startswith("encoder.")}
+    tags = client(config.tracking_uri).get_run(trial["run_id"]).data.tags
+    assert str(parent.folder) in tags["perceiver.init"]
+    assert f"weights from checkpoint {parent.folder}" in (tmp_path / "console.txt").read_text()
