@@ -88,3 +88,6 @@ def test_the_table_joins_what_was_loaded_and_names_the_rest() -> None:
         ("head.weight", 1, 24, "skipped", "[7, 8] in the source", "10 x learning rate"),
         ("head.bias", 1, 3, "new", "the source has none", "10 x learning rate"),
     ]
+    heads = {name: kind for name, kind in MODEL.items() if not name.startswith("encoder.blocks.")}
+    names = [row[0] for row in table_rows(plan(heads, strict=False)) if row[3] == "new"]
+    assert names == ["encoder.blocks.0.weight", "encoder.blocks.0.bias"]
