@@ -165,11 +165,11 @@ def test_registered_models_are_sources_and_results(
 
     # The alias moves to another version, and the source is gone: both leave the child as it is.
     other = with_values(parent, {"name": "other", "seed": 5, "shards": parent.shards_folder})
-    promote(mlflow_client, train(other, console)["run_id"], console, min_gain=0, alpha=1.0)
-    moved = mlflow_client.get_model_version_by_alias("parent", "champion").version
+    second = promote(mlflow_client, train(other, console)["run_id"], console, alias="second")
+    mlflow_client.set_registered_model_alias("parent", "champion", second["version"])
     assert train(child, console)["skipped"]
     told = " ".join((tmp_path / "console.txt").read_text().split())
-    assert (f"is now version {moved} of the registered model parent" in told) == (moved != "1")
+    assert "is now version 2 of the registered model parent; this training goes on" in told
     mlflow_client.delete_registered_model("parent")
     shutil.rmtree(parent.folder / "train")
     assert train(child, console)["skipped"]
@@ -197,4 +197,5 @@ def test_the_trials_of_a_study_start_from_weights(
     assert same == {name for name in before if name.startswith("encoder.")}
     tags = client(config.tracking_uri).get_run(trial["run_id"]).data.tags
     assert str(parent.folder) in tags["perceiver.init"]
-    assert f"weights from checkpoint {parent.folder}" in (tmp_path / "console.txt").read_text()
+    told = "".join((tmp_path / "console.txt").read_text().split())  # the title may be wrapped
+    assert f"weightsfromcheckpoint{parent.folder}" in told
