@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import venv
 from collections.abc import Callable
 from importlib import metadata
@@ -164,7 +165,9 @@ def test_bad_files_are_named_with_their_reason_and_get_no_class(
     shutil.copy(good, tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(good.read_bytes()[:60])
     (tmp_path / "console.txt").unlink()
+    before = sys.path.copy()
     result = predict(registry["client"], URI, [str(tmp_path)], console)
+    assert sys.path == before
     first, second = result["predictions"]
     assert (first["error"], second["label"], result["bad"]) == (None, None, 1)
     assert second["source"].endswith("b.png")

@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,22 @@ FORMATS = (".jsonl", ".csv", ".parquet")
 ROWS_AT_ONCE = 1024
 
 
+@contextlib.contextmanager
+def _same_import_path() -> Iterator[None]:
+    """Give `sys.path` back as it was.
+
+    MLflow puts the code that travels with a model in front of everything else. A model brings only
+    the parts of this pipeline that it needs, so processes that are started later, such as the
+    workers of a loader, would not find the others.
+    """
+    before = sys.path.copy()
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+@_same_import_path()
 def predict(
     mlflow_client: Any,
     model_uri: str,
