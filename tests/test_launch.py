@@ -66,7 +66,7 @@ def launches(
             if end is not None:
                 raise end
 
-        monkeypatch.setattr(launch, "_fit", fit)
+        monkeypatch.setattr(launch, "fit_workers", fit)
         with (tmp_path / "told.txt").open("w+") as file:
             run_training(config, tmp_path, None, console=Console(file, file))
             file.seek(0)

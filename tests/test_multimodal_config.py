@@ -34,7 +34,7 @@ from perceiver_model.families.kinetics_config import kinetics_autoencoder
         (lambda: dataclasses.replace(LABEL, dropout=0.1), "dropout is 0.1; must be 0 where masked"),
         (
             lambda: dataclasses.replace(AUDIO, adapter=OneHotConfig()),
-            "must be chunks or mel for audio",
+            "must be chunks, mel or mel_conv for audio",
         ),
         (
             lambda: dataclasses.replace(TEXT, positions=FourierConfig()),
