@@ -154,7 +154,8 @@ def test_recordings_of_every_format_become_int16_of_one_rate(
     config = load_config(
         "audio",
         [f"data.train={folder}", f"output={tmp_path / 'out'}", "data.validation=null",
-         "study=null", "cluster.num_workers=1"],
+         "data.audio.mel=null", "training.augment.mask_seconds=0", "training.augment.mask_bands=0",
+         "training.augment.band_gain=0", "study=null", "cluster.num_workers=1"],
     )  # fmt: skip
     result = preprocess(config, console)
     assert result["counts"] == {"train": 10}
