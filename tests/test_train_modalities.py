@@ -136,7 +136,7 @@ def test_every_step_draws_anew_and_evaluation_takes_the_data_as_they_are(tmp_pat
             seen.append(inputs.shape[-1])
         return forward(model, inputs, mask)
 
-    monkeypatch.setattr("pipeline.training.loop.augment_batch", noted)
+    monkeypatch.setattr("pipeline.training.augmentation.samples.augment_batch", noted)
     monkeypatch.setattr(PerceiverClassifier, "forward", watched)
     trained(config, tmp_path / "train")
     # Two epochs of three steps, each in two parts.
