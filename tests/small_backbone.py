@@ -32,7 +32,7 @@ class SmallNet(nn.Module):
 class Pyramid(SmallNet):
     """The same, which returns its feature maps by name."""
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]  # another result
         maps = {}
         for number, stage in enumerate(self.stages):
             images = maps[f"c{number}"] = stage(images)
@@ -42,7 +42,7 @@ class Pyramid(SmallNet):
 class Levels(SmallNet):
     """The same, which returns a list."""
 
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:  # type: ignore[override]
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:  # type: ignore[override]  # another result
         return list(Pyramid.forward(self, images).values())  # type: ignore[arg-type]  # a SmallNet
 
 

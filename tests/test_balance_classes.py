@@ -8,14 +8,12 @@ import pytest
 import torch
 from gate_runs import some_rows, table_config, write_table_set
 from safetensors.torch import load_file
-from trainings import difference
+from trainings import cut_off_after, difference
 
 from pipeline.config.load import with_values
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.runs.records import RunRecord
-from pipeline.training import loop as loop_module
-from pipeline.training.bad_steps import bad_loss
 from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.launch import run_training
 from pipeline.training.loop import TrainLoop
@@ -71,15 +69,8 @@ def test_a_training_draws_each_class_equally_often_and_resumes_exactly(
         assert set(often.values()) == {1}
     drawn.clear()
 
-    def cut(training: object, loss: float, losses: object, step: int) -> str | None:
-        if step > 5:
-            raise UserError("cut off")
-        return bad_loss(training, loss, losses, step)  # type: ignore[arg-type]  # passed on
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop_module, "bad_loss", cut)
-        with pytest.raises(UserError, match="cut off"):
-            trained(config, tmp_path / "cut")
+    with cut_off_after(5):
+        trained(config, tmp_path / "cut")
     drawn.clear()
     resumed = trained(config, tmp_path / "cut")
     assert drawn == once[32:]  # from the checkpoint after step 4

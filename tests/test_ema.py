@@ -8,6 +8,7 @@ import pytest
 import torch
 from gate_runs import some_rows, table_config, track, write_table_set
 from safetensors.torch import load_file
+from trainings import cut_off_after
 
 from pipeline.config.load import with_values
 from pipeline.config.tree import Config
@@ -18,7 +19,6 @@ from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
 from pipeline.training import loop as loop_module
 from pipeline.training import train as train_module
-from pipeline.training.bad_steps import bad_loss
 from pipeline.training.checkpoint_files import Checkpoint
 from pipeline.training.checkpoints import TrainState, last_checkpoint, read_checkpoint
 from pipeline.training.ema import lagging_average
@@ -92,24 +92,15 @@ def test_the_average_is_that_of_the_weights_after_every_step(
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_the_average_changes_no_weight_and_resumes_to_the_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
-) -> None:
+def test_the_average_changes_no_weight_and_resumes_to_the_bit(tmp_path: Path, stage: int) -> None:
     plain = trained(config_of(tmp_path, stage, None), tmp_path / "plain")
     config = config_of(tmp_path, stage)
     whole = trained(config, tmp_path / "whole")
     assert plain.model_file == plain.weights_file
     assert plain.sha256["model.safetensors"] == whole.sha256["model.safetensors"]
 
-    def cut(training: object, loss: float, losses: object, step: int) -> str | None:
-        if step > 6:
-            raise UserError("cut off")
-        return bad_loss(training, loss, losses, step)  # type: ignore[arg-type]  # passed on
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop_module, "bad_loss", cut)
-        with pytest.raises(UserError, match="cut off"):
-            trained(config, tmp_path / "cut")
+    with cut_off_after(6):
+        trained(config, tmp_path / "cut")
     assert trained(config, tmp_path / "cut").sha256 == whole.sha256
 
 

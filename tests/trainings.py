@@ -1,5 +1,7 @@
 """The results of small trainings."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,12 @@ from safetensors.torch import load_file
 
 from pipeline.config.load import validate
 from pipeline.config.tree import Config
+from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
+from pipeline.training import loop as loop_module
+from pipeline.training.bad_steps import bad_loss
 from pipeline.training.checkpoints import last_checkpoint
 
 
@@ -63,3 +68,18 @@ def evaluated_as_trained(
     assert losses == sorted(losses, reverse=True)
     assert len(losses) == min(25, result["samples"])
     return result
+
+
+@contextlib.contextmanager
+def cut_off_after(last: int) -> Iterator[None]:
+    """Expect the training inside to end with an error after a step, counted from 1."""
+
+    def cut(training: Any, loss: float, losses: Any, step: int) -> str | None:
+        if step > last:
+            raise UserError("cut off")
+        return bad_loss(training, loss, losses, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop_module, "bad_loss", cut)
+        with pytest.raises(UserError, match="cut off"):
+            yield
