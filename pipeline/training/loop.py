@@ -29,6 +29,7 @@ from pipeline.training.objectives import Objective
 from pipeline.training.progress import Progress
 from pipeline.training.rank_info import RankInfo
 from pipeline.training.schedule import learning_rate
+from pipeline.training.step_clock import StepClock
 from pipeline.training.streams import (
     CarriedLatents,
     stream_steps,
@@ -109,6 +110,7 @@ class TrainLoop:
         self.guard = None if training.on_bad_step == "fail" else StepGuard(self.engine)
         total = training.epochs * self.steps_per_epoch * training.batch_size
         self.progress = Progress(total_samples=total, epochs=training.epochs)
+        self.clock = StepClock()
 
     def run_epoch(self, state: TrainState) -> TrainState:
         """Train from `state` to the end of its epoch, evaluate, save, and return the new state.
@@ -164,7 +166,8 @@ class TrainLoop:
         if self.carried is not None and not state.samples:
             self.carried.begin()
         parts = training.stream.parts_per_step if training.stream else 1
-        batches = iter(self.train_batches)
+        batches = self.clock.timed(iter(self.train_batches))
+        self.clock.begin()
         while step_in_epoch < self.steps_per_epoch:
             rate = learning_rate(state.step, self.steps_per_epoch, training)
             for group in self.engine.optimizer.param_groups:
@@ -188,6 +191,7 @@ class TrainLoop:
                     losses = (*state.losses, loss)[-training.spike_window :]
                     after = replace(after, losses=losses)
             step_in_epoch += 1
+            self.clock.step()
             state = replace(
                 after,
                 samples=step_in_epoch * training.batch_size,
@@ -200,7 +204,9 @@ class TrainLoop:
                 self._show(state)
             due = training.checkpoint_steps and state.step % training.checkpoint_steps == 0
             if due and step_in_epoch < self.steps_per_epoch:
+                began = time.perf_counter()
                 self.save(state)
+                self.clock.leave_out(time.perf_counter() - began)
         return state, state.sums
 
     def _step(self, loss: float, after: TrainState) -> str | None:
