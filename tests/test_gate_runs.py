@@ -22,6 +22,7 @@ from gate_runs import (
 from pipeline.cli.main import main
 from pipeline.config.tree import Config, RegistryConfig
 from pipeline.errors import GateRefusedError, UserError
+from pipeline.registry import package
 from pipeline.registry.judging import judge
 from pipeline.registry.outcomes import Outcomes
 from pipeline.registry.promote import promote
@@ -84,6 +85,21 @@ def test_models_of_two_objectives_are_not_compared(
     with pytest.raises(UserError, match="is for the objective 'rank', this run for 'classify'"):
         bench.promote(good)
     assert bench.champion == "1"
+
+
+def test_a_package_that_is_not_installed_is_named_before_anything_is_evaluated(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = bench.run("good")
+    monkeypatch.setattr(package, "MODEL_REQUIREMENTS", ("numpy", "not-installed-1", "no-such-2"))
+    with pytest.raises(UserError) as refused:
+        bench.promote(run)
+    assert str(refused.value) == (
+        "a registered model requires not-installed-1, no-such-2, which is not installed here: run "
+        "'pip install not-installed-1 no-such-2', then promote again"
+    )
+    assert "evaluating" not in bench.text.read_text()
+    assert not bench.client.search_registered_models()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -8,6 +8,7 @@ from typing import Any
 
 from perceiver_model.adapters.backbone_config import BackboneConfig, backbone_of
 from pipeline.config.data import DataConfig
+from pipeline.errors import UserError
 from pipeline.media.format import Media, by_modality
 from pipeline.media.registered import modality_of
 from pipeline.registry.backbone_code import module_file, requirements_of_backbone
@@ -64,7 +65,8 @@ def package(card: ModelCard, folder: Path, weights_file: Path, data: DataConfig)
         data: The section `data` of the configuration, which says how media are decoded.
 
     Raises:
-        UserError: The model's backbone needs code that does not travel.
+        UserError: A requirement is not installed, or the model's backbone needs code that does not
+            travel.
     """
     card_file = folder / CARD_FILE
     card_file.write_text(card.to_json(), "utf-8")
@@ -88,8 +90,23 @@ def package(card: ModelCard, folder: Path, weights_file: Path, data: DataConfig)
 
 
 def model_requirements() -> list[str]:
-    """Return the pinned requirements of a registered model, without suffixes of local builds."""
-    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in MODEL_REQUIREMENTS]
+    """Return the pinned requirements of a registered model, without suffixes of local builds.
+
+    Raises:
+        UserError: One of them is not installed here, so its version is not known.
+    """
+    versions, missing = {}, []
+    for name in MODEL_REQUIREMENTS:
+        try:
+            versions[name] = metadata.version(name).partition("+")[0]
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        raise UserError(
+            f"a registered model requires {', '.join(missing)}, which is not installed here: run "
+            f"'pip install {' '.join(missing)}', then promote again"
+        )
+    return [f"{name}=={version}" for name, version in versions.items()]
 
 
 def copied_code(folder: Path, media: Media, backbone: BackboneConfig | None = None) -> list[Path]:

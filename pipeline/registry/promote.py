@@ -12,7 +12,7 @@ from pipeline.errors import GateRefusedError, UserError
 from pipeline.registry.backbone_code import check_backbone_is_own
 from pipeline.registry.champions import load_registered, record_of, weights_of
 from pipeline.registry.judging import Candidate, Verdict, judge
-from pipeline.registry.package import package
+from pipeline.registry.package import model_requirements, package
 from pipeline.registry.registration import (
     ALIAS_TAG,
     BEFORE_TAG,
@@ -77,8 +77,8 @@ def promote(
         model).
 
     Raises:
-        UserError: There is no such run, it has no checkpoint, the two models cannot be compared, or
-            MLflow fails.
+        UserError: There is no such run, it has no checkpoint, the two models cannot be compared, a
+            package that the model needs is not installed, or MLflow fails.
         GateRefusedError: The model does not beat the champion.
     """
     config = run_config(mlflow_client, run_id)
@@ -105,6 +105,7 @@ def promote(
             kind = objective_class(config.trained_for.kind if config.trained_for else None)
             return _result(kind, name, alias, champion.version, run_id, champion.tags, skipped=True)
     check_backbone_is_own(config, run_id)
+    model_requirements()  # refuse before the evaluation, which takes long
     candidate = _candidate(run, config, checkpoint, split, shards)
     console.notice(f"evaluating run {run_id} on {split} of {candidate.shard_set.location}")
     version = unfinished_version(mlflow_client, name, alias, run_id, weights_sha256)
