@@ -14,7 +14,12 @@ from perceiver_model.families.dense_config import DenseConfig
 from perceiver_model.families.flow_config import FlowConfig
 from perceiver_model.families.language_config import LanguageConfig
 from perceiver_model.families.queries_config import QueriesConfig
-from perceiver_model.layer_flops import decoder_flops, encoder_flops, matmul_flops
+from perceiver_model.layer_flops import (
+    decoder_flops,
+    encoder_flops,
+    latent_self_attend_flops,
+    matmul_flops,
+)
 from perceiver_model.tokens_config import TokensConfig
 
 if TYPE_CHECKING:
@@ -49,6 +54,37 @@ def forward_flops(config: ModelConfig) -> int:
     else:
         head = _head_flops(config)
     return _token_flops(config) + encoder + head
+
+
+def recomputed_flops(config: ModelConfig, share: float) -> int:
+    """Return the FLOPs of one sample that activation checkpointing computes again.
+
+    Args:
+        config: The configuration of the model.
+        share: The share of the latents' self-attends that are computed again, as
+            `PerceiverEncoder.checkpointed_share`. A Perceiver AR takes none.
+    """
+    if isinstance(config, ARConfig):
+        return 0
+    count = round(share * config.encoder.num_blocks * config.encoder.num_self_attends)
+    return count * latent_self_attend_flops(config.encoder)
+
+
+def num_tokens(config: ModelConfig) -> int:
+    """Return the number of tokens of one sample that the cross-attends read, its index points.
+
+    Several cross-attends that read the same tokens count once. The feature maps of a backbone,
+    which successive cross-attends read, add up. Texts count at their full length.
+    """
+    if isinstance(config, ARConfig):
+        return config.max_length
+    if isinstance(config, LanguageConfig):
+        return config.input.max_length
+    if isinstance(config, FlowConfig):
+        return math.prod(config.token_grid)
+    if isinstance(config, AutoencoderConfig):
+        return config.num_tokens
+    return sum(math.prod(grid) for grid in config.token_grids)
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -128,15 +128,19 @@ def encoder_flops(
         )
         for index in range(config.num_cross_attends)
     )
-    self_attend = self_attend_flops(
+    num_self_attends = config.num_blocks * config.num_self_attends
+    return cross_attends + num_self_attends * latent_self_attend_flops(config)
+
+
+def latent_self_attend_flops(config: EncoderConfig) -> int:
+    """Return the FLOPs of one self-attend of an encoder's latents."""
+    return self_attend_flops(
         tokens=config.num_latents,
         channels=config.latent_dim,
         qk_channels=config.self_channels,
         value_channels=config.self_value_channels,
         widening=config.self_widening,
     )
-    num_self_attends = config.num_blocks * config.num_self_attends
-    return cross_attends + num_self_attends * self_attend
 
 
 def decoder_flops(

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from pipeline.runs.console import Bar, Console
+from pipeline.runs.console import Bar, Console, Estimate
 
 
 class Clock:
@@ -20,6 +20,30 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("pipeline.runs.console.time.monotonic", clock)
     return clock
+
+
+def test_a_log_gets_a_line_at_intervals_and_no_more(clock: Clock) -> None:
+    file = io.StringIO()
+    with Console(file, file).bar("train", 1000, "samples") as bar:
+        for _ in range(14):
+            clock.now += 5
+            bar.advance(10)
+        lines = file.getvalue().splitlines()
+        assert len(lines) == 2
+        assert "60/1000" in lines[0] and "120/1000" in lines[1]
+        assert "2 samples/s" in lines[1]
+    assert len(file.getvalue().splitlines()) == 3, "the last one says how it ended"
+
+
+def test_the_work_s_own_estimate_is_shown_and_counts_down(clock: Clock) -> None:
+    file = io.StringIO()
+    with Console(file, file).bar("train", 1000, "samples") as bar:
+        estimate = Estimate(40.0, 90.0)
+        bar.update(100, estimate=estimate)
+        clock.now += 40
+        bar.update(100, estimate=estimate)
+        assert "40 samples/s" in file.getvalue()
+        assert "0:00:50" in file.getvalue()
 
 
 def bar_of(console: Console, completed: float = 0.0, total: float = 1000) -> Bar:

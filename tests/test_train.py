@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,12 +19,14 @@ from trainings import difference, final_weights
 
 from cluster import ClusterError
 from perceiver_model import PerceiverClassifier
+from perceiver_model.layer_flops import latent_self_attend_flops
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.inputs.batches import inputs_on, media_loader
 from pipeline.runs.console import Console
 from pipeline.training.checkpoints import best_checkpoint, last_checkpoint
 from pipeline.training.optimizer import make_optimizer
+from pipeline.training.step_figures import MEASURED
 from pipeline.training.train import train
 from pipeline.training.worker import TrainTask, open_training
 from shards import ShardError, ShardReader, ShardSet
@@ -141,13 +144,16 @@ def test_one_optimizer_step_is_the_same_on_two_ranks_one_process_and_by_hand(
 ) -> None:
     # One batch an epoch; no augmentation, which needs the loop. Clipping hides the loss's scale, so
     # only one of them clips, and by much.
-    one_step = ("training.batch_size=240", "training.epochs=1", "training.augment={}")
+    one_step = ("training.batch_size=240", "training.epochs=1", "training.augment={}",
+                "training.log_steps=1")  # fmt: skip
     whole, clipped = "training.gradient_clipping=null", "training.gradient_clipping=0.01"
     two = config(*one_step, whole, "cluster.num_workers=2", output="two")
-    accumulated = config(*one_step, whole, "training.gradient_accumulation_steps=4", output="four")
+    accumulated = config(*one_step, whole, "training.gradient_accumulation_steps=4",
+                         "training.zero_stage=0", output="four")  # fmt: skip
     alone = config(*one_step, clipped, output="one")
+    norm = 0.0  # of the whole gradient, before it is clipped
     for chosen in (two, accumulated, alone):
-        train(chosen, console)
+        run_id = train(chosen, console)["run_id"]
         weights, gradients = one_step_by_hand(chosen)
         # Adam's first step hides the gradient's scale: it divides by it.
         largest = max(float(gradient.abs().max()) for gradient in gradients.values())
@@ -155,13 +161,17 @@ def test_one_optimizer_step_is_the_same_on_two_ranks_one_process_and_by_hand(
         # For the same reason, rounding shows at the learning rate's scale.
         rate = chosen.training.learning_rate
         assert difference(final_weights(chosen), weights) < 2e-3 * rate * 50
+        norm = norm or float(torch.nn.utils.get_total_norm(gradients.values()))
+        found = MlflowClient(chosen.tracking_uri).get_run(run_id).data.metrics["gradient_norm"]
+        assert found == pytest.approx(norm, rel=1e-4)
 
 
 def test_training_is_one_finished_mlflow_run_with_everything_in_it(
     config: Callable[..., Config], console: Console, digit_shards: Path
 ) -> None:
     chosen = config("training.log_steps=2", "tracking.system_metrics=true",
-                    "tracking.system_metrics_seconds=600")  # fmt: skip
+                    "tracking.system_metrics_seconds=600", "cluster.device_peak_tflops=2",
+                    "training.activation_checkpointing=1")  # fmt: skip
     result = train(chosen, console)
     client = MlflowClient(chosen.tracking_uri)
     experiment = client.get_experiment_by_name("digits")
@@ -180,6 +190,21 @@ def test_training_is_one_finished_mlflow_run_with_everything_in_it(
     assert digest in dataset.dataset.source
     steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")]
     assert steps == list(range(2, 15, 2))
+    for name in ("learning_rate", "gradient_norm", *MEASURED - {"device_memory_peak_gb"}):
+        values = client.get_metric_history(run.info.run_id, name)
+        assert [value.step for value in values] == steps, name
+        assert all(value.value >= 0 for value in values)
+    last = run.data.metrics
+    # A pool halves the 28 × 28 pixels; a backward pass takes twice the FLOPs of a forward pass.
+    assert last["tokens_per_second"] == pytest.approx(14 * 14 * last["samples_per_second"])
+    speed = last["samples_per_second"] * last["forward_flops"] / 1e12
+    assert last["mfu"] == pytest.approx(3 * speed / 2)
+    self_attends = chosen.model.encoder.num_self_attends
+    again = self_attends * latent_self_attend_flops(chosen.model.encoder) / last["forward_flops"]
+    assert last["tflops_per_second"] == pytest.approx((3 + again) * speed)
+    assert 0 <= last["data_wait_share"] <= 1
+    resident = psutil.Process().memory_info().rss / 1e9
+    assert resident / 3 < last["host_memory_gb"] < 3 * resident
     epochs = client.get_metric_history(run.info.run_id, "val_accuracy")
     assert [metric.step for metric in epochs] == [7, 14]
     assert any(name.startswith("system/") for name in run.data.metrics)

@@ -41,6 +41,9 @@ class ClusterConfig(ConfigBase):
         use_gpu: Whether each training process gets one GPU.
         max_failures: How many times a training is restarted from its last checkpoint after a worker
             or a machine is lost.
+        device_peak_tflops: The peak speed of one device at `training.precision`, in 10¹² FLOPs a
+            second, which MFU is a share of. Null takes that of known GPUs; a CPU and other devices
+            then have no MFU.
         wait_seconds: How many seconds a training waits for machines, at its start and after one is
             lost, before it ends with an error; null waits for ever.
     """
@@ -50,6 +53,7 @@ class ClusterConfig(ConfigBase):
     cpus_per_worker: int = Field(default=1, ge=1)
     use_gpu: bool = False
     max_failures: int = Field(default=0, ge=0)
+    device_peak_tflops: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     wait_seconds: float | None = Field(default=600.0, ge=0)
 
 

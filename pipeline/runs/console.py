@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -46,15 +46,30 @@ class _RemainingColumn(ProgressColumn):
     """The remaining time at the shown rate, such as `0:03:20`."""
 
     def render(self, task: Task) -> Text:
-        rate = task.fields["rate"]
-        if not rate or task.remaining is None:
+        rate, end = task.fields["rate"], task.fields["end"]
+        if end is not None:
+            seconds = end - time.monotonic()
+        elif rate and task.remaining is not None:
+            seconds = task.remaining / rate
+        else:
             return Text()
-        left = timedelta(seconds=math.ceil(max(0.0, task.remaining) / rate))
-        return Text(str(left), style="dim")
+        return Text(str(timedelta(seconds=math.ceil(max(0.0, seconds)))), style="dim")
+
+
+class Estimate(NamedTuple):
+    """What the work itself knows about its speed.
+
+    Attributes:
+        rate: The units per second; None if it is not known.
+        seconds: The remaining time, in seconds; None if it is not known.
+    """
+
+    rate: float | None
+    seconds: float | None
 
 
 class Bar:
-    """One progress bar.
+    """One progress bar; in a stream that is no terminal, a line at intervals.
 
     The rate covers the last `WINDOW` seconds, or the last two steps if they took longer. Work that
     was finished earlier, or that is only copied, does not count.
@@ -66,11 +81,15 @@ class Bar:
     """
 
     WINDOW = 30.0
+    LINE_SECONDS = 30.0
+    """The interval between two lines."""
 
     def __init__(self, progress: Progress, task: Any, completed: float = 0.0) -> None:
         self._progress, self._task = progress, task
         self._completed = completed
+        self._estimate: Estimate | None = None
         self._steps: deque[tuple[float, float]] = deque([(time.monotonic(), completed)])
+        self._line_at = time.monotonic()
 
     def advance(self, amount: float) -> None:
         """Move forward by `amount`."""
@@ -82,13 +101,21 @@ class Bar:
         self._completed += amount
         self._progress.update(self._task, completed=self._completed)
 
-    def update(self, completed: float, note: str | None = None, total: float | None = None) -> None:
+    def update(
+        self,
+        completed: float,
+        note: str | None = None,
+        total: float | None = None,
+        estimate: Estimate | None = None,
+    ) -> None:
         """Move to `completed`. The bar never moves back: repeated work does not count again.
 
         Args:
             completed: The amount that is complete now.
             note: A text to show after the bar; None keeps the last one.
             total: A new total; None keeps the last one.
+            estimate: The rate and the remaining time to show; None shows those of the bar's own
+                steps.
         """
         if completed > self._completed:
             self._completed = completed
@@ -98,7 +125,21 @@ class Bar:
                 self._steps.popleft()
         if note is not None:
             self._progress.update(self._task, note=_shown(note))
-        self._progress.update(self._task, completed=self._completed, total=total, rate=self.rate())
+        rate = self.rate() if estimate is None else estimate.rate
+        self._progress.update(self._task, completed=self._completed, total=total, rate=rate)
+        if estimate is not None and estimate != self._estimate:
+            self._estimate, seconds = estimate, estimate.seconds
+            end = None if seconds is None else time.monotonic() + seconds
+            self._progress.update(self._task, end=end)
+        self._print_line()
+
+    def _print_line(self) -> None:
+        """Print the bar as a line, if no terminal shows it and the last line is old."""
+        console, now = self._progress.console, time.monotonic()
+        if console.is_terminal or now - self._line_at < self.LINE_SECONDS:
+            return
+        self._line_at = now
+        console.print(self._progress.get_renderable())
 
     def rate(self) -> float | None:
         """Return the units per second, or None before the first step."""
@@ -166,7 +207,9 @@ class Console:
             console=self._notices,
             refresh_per_second=4,
         ) as progress:
-            task = progress.add_task(description, total=total, unit=unit, note="", rate=None)
+            task = progress.add_task(
+                description, total=total, unit=unit, note="", rate=None, end=None
+            )
             progress.update(task, completed=completed)
             yield Bar(progress, task, completed)
 

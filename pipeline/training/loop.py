@@ -30,6 +30,7 @@ from pipeline.training.progress import Progress
 from pipeline.training.rank_info import RankInfo
 from pipeline.training.schedule import learning_rate
 from pipeline.training.step_clock import StepClock
+from pipeline.training.step_figures import MEASURED, StepFigures
 from pipeline.training.streams import (
     CarriedLatents,
     stream_steps,
@@ -109,8 +110,14 @@ class TrainLoop:
         )
         self.guard = None if training.on_bad_step == "fail" else StepGuard(self.engine)
         total = training.epochs * self.steps_per_epoch * training.batch_size
-        self.progress = Progress(total_samples=total, epochs=training.epochs)
+        held_out = self.shard_set.num_samples(self.eval_split) if self.eval_split else 0
+        self.progress = Progress(
+            total_samples=total, epochs=training.epochs, evaluation_samples=held_out
+        )
         self.clock = StepClock()
+        self.figures = StepFigures(
+            self.config, self.objective, self.engine, self.rank_info, self.clock
+        )
 
     def run_epoch(self, state: TrainState) -> TrainState:
         """Train from `state` to the end of its epoch, evaluate, save, and return the new state.
@@ -127,6 +134,9 @@ class TrainLoop:
             "samples_per_second": (state.samples - first) / (time.time() - started),
         }
         self.bad.check("train", sums[-1], state.samples)
+        if self.progress.samples_per_second is None:  # no step was logged yet
+            self.progress.samples_per_second = metrics["samples_per_second"]
+        evaluation_began = time.time()
         if self.eval_split:
             with self.average.applied() if self.average else contextlib.nullcontext():
                 metrics |= self.evaluate()
@@ -145,8 +155,10 @@ class TrainLoop:
             lost_steps=state.lost_steps,
         )
         weights, moments = self._gather(state.step)
-        self.logger.log({**metrics, "epoch": float(state.epoch)}, state.step)
+        logged = {name: value for name, value in metrics.items() if name not in MEASURED}
+        self.logger.log({**logged, "epoch": float(state.epoch)}, state.step)
         self._save(state, weights, moments)
+        self.progress.evaluation_seconds = time.time() - evaluation_began
         self.progress.evaluations.append((state.epoch, metrics))
         self._show(state)
         return state
@@ -181,6 +193,9 @@ class TrainLoop:
                     self.engine.step()
             loss = float(step_sums[0] / step_sums[-2].clamp(min=1))
             after = replace(state, step=state.step + 1, metrics={}, score=None)
+            is_logged = after.step % training.log_steps == 0
+            if is_logged:
+                self.figures.before_step()
             if fault := self._step(loss, after):
                 after = self._left_out(after, fault)
             else:
@@ -198,9 +213,11 @@ class TrainLoop:
                 sums=tuple(sums.tolist()),
                 window=self.train_batches.state_dict()["window"],
             )
-            if state.step % training.log_steps == 0 and not fault:
-                self.logger.log({"loss": loss, "learning_rate": rate}, state.step)
+            if is_logged and not fault:
+                figures = {"loss": loss, "learning_rate": rate, **self.figures.read()}
+                self.logger.log(figures, state.step)
                 self.progress.loss = loss
+                self.progress.samples_per_second = figures["samples_per_second"]
                 self._show(state)
             due = training.checkpoint_steps and state.step % training.checkpoint_steps == 0
             if due and step_in_epoch < self.steps_per_epoch:
@@ -376,6 +393,6 @@ class TrainLoop:
     def _show(self, state: TrainState) -> None:
         if self.rank_info.rank == 0:
             done = state.epoch * self.steps_per_epoch * self.config.training.batch_size
-            self.progress.samples = done + state.samples
+            self.progress.samples, self.progress.epoch = done + state.samples, state.epoch
             self.progress.notes += self.logger.news()
             self.progress.write(self.folder)

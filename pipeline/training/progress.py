@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pipeline.runs.console import Console
+from pipeline.runs.console import Console, Estimate
 from pipeline.runs.records import write_json
 
 PROGRESS_FILE = "progress.json"
@@ -25,7 +25,11 @@ class Progress:
         samples: The number of samples trained on so far.
         total_samples: The number of samples in all epochs.
         epochs: The number of epochs.
+        epoch: The number of epochs that are finished, each with its evaluation.
         loss: The loss of the last logged step.
+        samples_per_second: The speed of the steps up to the last logged one.
+        evaluation_samples: The number of samples in an evaluation.
+        evaluation_seconds: The time of the last evaluation and its checkpoint, in seconds.
         evaluations: `(epoch, metrics)` of the epochs that this launch has finished.
         notes: Lines for the user from this launch.
         launch: An identifier of the launch. Workers are relaunched after a failure.
@@ -34,10 +38,30 @@ class Progress:
     samples: int = 0
     total_samples: int = 0
     epochs: int = 0
+    epoch: int = 0
     loss: float | None = None
+    samples_per_second: float | None = None
+    evaluation_samples: int = 0
+    evaluation_seconds: float | None = None
     evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     launch: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def remaining_seconds(self) -> float | None:
+        """Return the remaining time with all evaluations, in seconds; None if it is not known."""
+        rate = self.samples_per_second
+        if not rate:
+            return None
+        evaluation = self.evaluation_seconds
+        if evaluation is None:  # a forward pass takes a third of the FLOPs of a training step
+            evaluation = self.evaluation_samples / (3 * rate)
+        left = max(0, self.total_samples - self.samples)
+        return left / rate + max(0, self.epochs - self.epoch) * evaluation
+
+    def note(self) -> str:
+        """Return what the bar says beside the numbers: the epoch and the loss."""
+        epoch = f"epoch {min(self.epoch + 1, self.epochs)}/{self.epochs}"
+        return epoch if self.loss is None else f"{epoch}, loss {self.loss:.4f}"
 
     def write(self, folder: Path) -> None:
         """Write the progress to the run folder, atomically."""
@@ -105,7 +129,8 @@ def _follow(folder: Path, console: Console, stop: threading.Event) -> None:
             for epoch, metrics in progress.evaluations[shown:]:
                 console.notice(f"epoch {epoch}/{progress.epochs}: {describe(metrics)}")
             shown, noted = len(progress.evaluations), len(progress.notes)
-            bar.update(progress.samples, f"loss {progress.loss:.4f}" if progress.loss else "")
+            estimate = Estimate(progress.samples_per_second, progress.remaining_seconds())
+            bar.update(progress.samples, progress.note(), estimate=estimate)
             if last:
                 return
             last = stop.wait(0.3)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from perceiver_model.flops import forward_flops, num_parameters
+from perceiver_model.flops import forward_flops, num_parameters, num_tokens, recomputed_flops
 from pipeline.inputs.collate import BatchInputs, BatchMask
 from pipeline.training.objectives.answers import ClassAnswers, Shown
 from pipeline.training.objectives.batch import Batch
@@ -118,6 +118,18 @@ class Objective(ABC):
     def forward_flops(self) -> int:
         """Return the FLOPs of one forward pass of one sample."""
         return forward_flops(self.model_config)
+
+    def recomputed_flops(self, share: float) -> int:
+        """Return the FLOPs of one sample that activation checkpointing computes again.
+
+        Args:
+            share: As `training.activation_checkpointing`.
+        """
+        return recomputed_flops(self.model_config, share)
+
+    def num_tokens(self) -> int:
+        """Return the number of tokens of one sample that the cross-attends read."""
+        return num_tokens(self.model_config)
 
     def num_parameters(self) -> int:
         """Return the number of the model's parameters, trained or not."""
