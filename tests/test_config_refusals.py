@@ -63,7 +63,9 @@ WRONG_VALUES = [
     ),
     ("model.positions.num_bands=0", "model.positions.num_bands: is 0; must be greater than or eq"),
     ("model.pixel_std=[0]", "model: std.0 is 0.0; must be greater than 0"),
-    ("output=s3://a/b", "output: is 's3://a/b'; give a folder"),
+    ("output=nope://a/b", "output: is 'nope://a/b', and fsspec knows no 'nope'"),
+    ("output=http://a/b", "output: is 'http://a/b', which cannot be written"),
+    ("output=s3://", "output: is 's3://', without a bucket"),
     ("data={}", "data.train: is missing"),
 ]
 

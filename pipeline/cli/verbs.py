@@ -35,8 +35,9 @@ def open_console(args: argparse.Namespace, config: "Config | None" = None) -> It
     from pipeline.runs.user_errors import find_user_error
 
     folder = None
-    if config is not None:
-        folder = config.folder / "logs"
+    run_folder = None if config is None else config.folder
+    if config is not None and isinstance(run_folder, Path):
+        folder = run_folder / "logs"
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -48,10 +49,10 @@ def open_console(args: argparse.Namespace, config: "Config | None" = None) -> It
             if find_user_error(error) is None:
                 console.notice(f"log: {console.log}")
             elif console.log is not None:
-                if config is None:
-                    console.log.unlink()
+                if isinstance(run_folder, Path):
+                    _remove_if_alone(console.log, run_folder)
                 else:
-                    _remove_if_alone(console.log, config.folder)
+                    console.log.unlink()
             raise
         if config is None and console.log is not None:
             console.log.unlink()

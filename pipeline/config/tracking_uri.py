@@ -9,8 +9,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.config.data import absolute
+from pipeline.config.addresses import absolute_path, local_path
 from pipeline.config.sqlite_uri import absolute_uri, sqlite_uri
+from pipeline.errors import UserError
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 
@@ -44,8 +45,19 @@ def kept_variable() -> Iterator[None]:
 
 
 def default_tracking_uri(output: str) -> str:
-    """Return the URI of the SQLite database in the output folder."""
-    return sqlite_uri(Path(absolute(output)) / "mlflow.db")
+    """Return the URI of the SQLite database in the output folder.
+
+    Raises:
+        UserError: The output folder is a URL, and object storage cannot hold a database.
+    """
+    path = local_path(output)
+    if path is None:
+        raise UserError(
+            f"output={output}: object storage cannot hold MLflow's database; name MLflow's server "
+            "with tracking.uri, --tracking-uri or MLFLOW_TRACKING_URI, or a database on this "
+            "machine (sqlite:////home/me/mlflow.db)"
+        )
+    return sqlite_uri(Path(absolute_path(path)) / "mlflow.db")
 
 
 def tracking_uri(explicit: str | None, output: str) -> str:

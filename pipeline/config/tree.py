@@ -6,7 +6,6 @@ it from YAML with dotted overrides.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -19,6 +18,7 @@ from perceiver_model.families.classifier_config import ClassifierConfig
 from pipeline.config.augment import check_augment, check_mixing
 from pipeline.config.base import ConfigBase
 from pipeline.config.data import DataConfig, absolute, refuse_relative_in_a_job
+from pipeline.config.folders import Folder, folder_at, output_address
 from pipeline.config.model import ModalityConfig, ModelConfig
 from pipeline.config.objectives import AnyObjective, ObjectiveConfig, default_objective
 from pipeline.config.stream_check import check_stream
@@ -98,8 +98,9 @@ class Config(ConfigBase):
 
     Attributes:
         name: The name of the run folder `output/name` and of the MLflow experiment.
-        output: The one folder that everything is written to. It is made absolute, because Ray's
-            workers have working directories of their own.
+        output: The one folder that everything is written to, or its fsspec URL, such as
+            `s3://bucket/prefix`. A path is made absolute, because Ray's workers have working
+            directories of their own.
         seed: The seed of splits, order, augmentation and initial weights.
         shards: The folder or URL of the shard set; null is `output/name/shards`.
         data: The raw media, and how they are decoded.
@@ -129,10 +130,8 @@ class Config(ConfigBase):
     @field_validator("output")
     @classmethod
     def _output_is_a_folder(cls, output: str) -> str:
-        if "://" in output:
-            raise ValueError(f"is {output!r}; give a folder (on a cluster, one that all share)")
         refuse_relative_in_a_job(output)
-        return absolute(output)
+        return output_address(output)
 
     @field_validator("shards")
     @classmethod
@@ -183,9 +182,9 @@ class Config(ConfigBase):
         return self
 
     @property
-    def folder(self) -> Path:
-        """The absolute path `output/name`, for everything except MLflow's files."""
-        return Path(self.output) / self.name
+    def folder(self) -> Folder:
+        """The folder `output/name`, for everything except MLflow's files."""
+        return folder_at(self.output) / self.name
 
     @property
     def shards_folder(self) -> str:
@@ -194,7 +193,11 @@ class Config(ConfigBase):
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's tracking URI. `load_config` has already read `MLFLOW_TRACKING_URI`."""
+        """MLflow's tracking URI. `load_config` has already read `MLFLOW_TRACKING_URI`.
+
+        Raises:
+            UserError: None is given, and the output folder, which is a URL, can hold no database.
+        """
         return self.tracking.uri or default_tracking_uri(self.output)
 
     def micro_batch_size(self, world_size: int) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.ray_session import ray_session
+from pipeline.config.folders import local_folder
 from pipeline.config.load import load_config
 from pipeline.config.sqlite_uri import sqlite_path
 from pipeline.config.tree import Config
@@ -52,7 +53,7 @@ def demo(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
         last run, `skipped`), `trials` (`params`, `accuracy`, `forward_flops` …), and `predictions`
         (the first few).
     """
-    raw = config.folder / "raw"
+    raw = local_folder(config.folder, "the demo") / "raw"
     if fresh:
         start_again(config)
     stages: list[dict[str, Any]] = []
@@ -141,7 +142,7 @@ def start_again(config: Config) -> None:
         if champion_of(mlflow_client, name, alias) is not None:
             with mlflow_answers(f"{name}@{alias}"):
                 mlflow_client.delete_registered_model_alias(name, alias)
-    shutil.rmtree(config.folder, ignore_errors=True)
+    shutil.rmtree(local_folder(config.folder, "the demo"), ignore_errors=True)
 
 
 def _recorded(

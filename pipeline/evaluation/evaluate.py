@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from cluster.errors import ClusterError
 from cluster.ray_failures import read_failure
 from cluster.ray_session import ray_session, require_resources
+from pipeline.config.folders import Folder, folder_at
 from pipeline.config.load import with_values
 from pipeline.config.overrides import read_override
 from pipeline.config.tree import ClusterConfig
@@ -30,6 +32,7 @@ from pipeline.evaluation.worker import (
 )
 from pipeline.registry.reading import BATCH_SIZE
 from pipeline.runs.console import Console
+from pipeline.runs.storage import exists, read_bytes, remove_folder, writable
 from pipeline.runs.strict_json import to_json
 from pipeline.runs.user_errors import find_user_error
 from pipeline.training.agreement import folder_token
@@ -38,7 +41,6 @@ from pipeline.training.objectives import name_field
 from shards import ShardSet
 from shards.files import AtomicFile
 from shards.redaction import redacted_tree
-from shards.set_files import read_file
 
 WORST = 25
 SETTINGS = (
@@ -135,12 +137,13 @@ def evaluate(
     with (
         _file(json_file) as json_out,
         _file(html_file) as html_out,
-        _working_folder(subject, output) as folder,
+        _working_folder(subject, settings.cluster, output) as folder,
         folder_token(folder) as token,
     ):
         # Shared weights have several names, and a file of safetensors holds each one apart.
         apart = {name: tensor.clone() for name, tensor in subject.weights.items()}
-        save_file(apart, folder / WEIGHTS_FILE)
+        with writable(folder / WEIGHTS_FILE) as weights_file:
+            save_file(apart, weights_file)
         task = EvaluationTask(
             objective=subject.card.objective,
             reading=reading,
@@ -233,21 +236,30 @@ def _file(path: Path | None) -> Iterator[AtomicFile | None]:
 
 
 @contextlib.contextmanager
-def _working_folder(subject: Subject, output: str) -> Iterator[Path]:
+def _working_folder(subject: Subject, cluster: ClusterConfig, output: str) -> Iterator[Folder]:
     """Make a folder on the storage of the run, which all workers see, and remove it afterwards."""
-    parent = Path(output)
-    if subject.config is not None and subject.config.folder.is_dir():
+    parent = folder_at(output)
+    if subject.config is not None and exists(subject.config.folder):
         parent = subject.config.folder
+    if not isinstance(parent, Path) and cluster.num_workers:
+        folder = parent / f".evaluate-{secrets.token_hex(8)}"
+        try:
+            yield folder
+        finally:
+            remove_folder(folder)
+        return
+    if not isinstance(parent, Path):  # nobody else has to see it
+        parent = Path(tempfile.gettempdir())
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix=".evaluate-", dir=parent)
+        temporary = tempfile.TemporaryDirectory(prefix=".evaluate-", dir=parent)
     except OSError as error:
         raise UserError(f"{parent}: cannot be written ({error.strerror})") from None
-    with folder as path:
+    with temporary as path:
         yield Path(path)
 
 
-def _run(cluster: ClusterConfig, task: EvaluationTask, folder: Path) -> dict[str, Any]:
+def _run(cluster: ClusterConfig, task: EvaluationTask, folder: Folder) -> dict[str, Any]:
     """Run the workers, and return what they found."""
     with contextlib.ExitStack() as stack:
         if cluster.num_workers:
@@ -269,5 +281,5 @@ def _run(cluster: ClusterConfig, task: EvaluationTask, folder: Path) -> dict[str
             if failure := read_failure(error):
                 raise ClusterError(f"{failure.text}; run the same command again") from error
             raise
-    found: dict[str, Any] = json.loads(read_file(folder, RESULT_FILE, _MAX_RESULT_BYTES))
+    found: dict[str, Any] = json.loads(read_bytes(folder / RESULT_FILE, _MAX_RESULT_BYTES))
     return found

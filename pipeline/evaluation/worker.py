@@ -3,13 +3,13 @@
 import base64
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from perceiver_model.attention.multi_head import set_attention_path
+from pipeline.config.folders import folder_at
 from pipeline.errors import UserError
 from pipeline.evaluation.attention import attention_views
 from pipeline.evaluation.class_numbers import Renumbering
@@ -17,6 +17,7 @@ from pipeline.evaluation.details import Details, details_of
 from pipeline.evaluation.worst import WorstSample, WorstSamples
 from pipeline.inputs.batches import inputs_on
 from pipeline.registry.reading import Reading
+from pipeline.runs.storage import local_copy, write_bytes
 from pipeline.runs.strict_json import to_json
 from pipeline.training.agreement import check_same_folder, check_same_shards
 from pipeline.training.bad_samples import BadSamples
@@ -72,12 +73,12 @@ class EvaluationTask:
 def evaluate_worker(task: EvaluationTask) -> None:
     """Evaluate this worker's share of the split. Rank 0 writes the result to `RESULT_FILE`."""
     alone = not dist.is_initialized()
-    rank_info = join()
+    rank_info, folder = join(), folder_at(task.folder)
     try:
-        check_same_folder(Path(task.folder), task.token)
+        check_same_folder(folder, task.token)
         result = evaluate_on_rank(task, rank_info)
         if rank_info.rank == 0:
-            (Path(task.folder) / RESULT_FILE).write_text(to_json(result), "utf-8")
+            write_bytes(folder / RESULT_FILE, to_json(result).encode())
         dist.barrier()
     finally:
         if alone:
@@ -98,13 +99,14 @@ def evaluate_on_rank(task: EvaluationTask, rank_info: RankInfo) -> dict[str, Any
     check_same_shards(str(task.location), shard_set.digest)
     objective, device = task.objective, rank_info.device
     module = objective.build_model()
-    weights_file = Path(task.folder) / WEIGHTS_FILE
-    load_weights(module, read_tensors(weights_file), str(weights_file))
+    folder = folder_at(task.folder)
+    with local_copy(folder / WEIGHTS_FILE) as file:
+        load_weights(module, read_tensors(file), str(folder / WEIGHTS_FILE))
     set_attention_path(module, task.attention_path)
     module = module.to(device).eval()
     metrics, details = Metrics(objective, device), details_of(objective)
     worst = WorstSamples(task.worst)
-    bad = BadSamples(rank_info, Path(task.folder), task.max_bad_fraction)
+    bad = BadSamples(rank_info, folder, task.max_bad_fraction)
     model = _Autocast(module, task.precision, device)
     loader = task.reading.loader(
         shard_set,

@@ -1,5 +1,6 @@
 """`perceiver promote`: register a run's best model if it beats the champion."""
 
+import contextlib
 import math
 import tempfile
 from dataclasses import replace
@@ -33,6 +34,7 @@ from pipeline.registry.served.inference import Predictor
 from pipeline.registry.trained_on import RECORD_FILE, trained_on, write_record
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_errors import mlflow_answers
+from pipeline.runs.storage import local_copy
 from pipeline.runs.tracking import run_config
 from pipeline.training.checkpoint_files import Checkpoint
 from pipeline.training.initial_weights.report import INIT_TAGS
@@ -247,11 +249,13 @@ def _register(
     with (
         mlflow_answers(f"logging the model of run {run.info.run_id}"),
         tempfile.TemporaryDirectory(prefix="perceiver-model-") as folder,
+        contextlib.ExitStack() as stack,
     ):
         mlflow.set_experiment(experiment_id=run.info.experiment_id)
         record_path = Path(folder) / RECORD_FILE
         card = candidate.predictor.card
-        made = package(card, Path(folder), checkpoint.model_file, config.data)
+        weights_file = stack.enter_context(local_copy(checkpoint.model_file))
+        made = package(card, Path(folder), weights_file, config.data)
         write_record(candidate.record.digests, record_path)
         made["artifacts"] |= {"trained_on": record_path.as_uri()}
         info = Model.log(

@@ -1,8 +1,8 @@
 """The model of an MLflow run: its checkpoint, its card, and the set that it was trained on."""
 
-from pathlib import Path
 from typing import Any
 
+from pipeline.config.folders import folder_at
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.inputs.model_input import fitted_media
@@ -26,7 +26,7 @@ def checkpoint_of(run: Any) -> Checkpoint:
             f"{run.info.run_id}: has no checkpoint (its status is {run.info.status}); finish it "
             "with 'perceiver train'"
         )
-    return read_checkpoint(Path(path))
+    return read_checkpoint(folder_at(path))
 
 
 def own_set(run: Any, config: Config, shards: str | None) -> ShardSet:

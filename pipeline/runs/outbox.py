@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.folders import Folder, folder_at, is_remote
 from pipeline.errors import UserError
 from pipeline.runs.mlflow_client import new_client
 from pipeline.runs.mlflow_errors import reason_of
 from pipeline.runs.records import replace_text
+from pipeline.runs.storage import exists, local_copy
 from pipeline.runs.strict_json import finite_items
 from shards.redaction import redacted
 
@@ -81,9 +83,9 @@ class Outbox:
         """Add tags of the run."""
         self._put({"tags": dict(values)})
 
-    def artifact(self, path: Path) -> None:
+    def artifact(self, path: Folder) -> None:
         """Add a file as an artifact. It is read when it is delivered, so it must stay."""
-        self._put({"artifact": str(path.absolute())})
+        self._put({"artifact": str(path if is_remote(path) else path.absolute())})
 
     def end(self, status: str) -> None:
         """Add the end of the run with its status: FINISHED, FAILED or KILLED."""
@@ -143,13 +145,19 @@ def deliver(path: Path, mlflow_client: Any) -> None:
             send()
         metrics += new_metrics
         tags += new_tags
-        if "artifact" in entry and Path(entry["artifact"]).is_file():
-            mlflow_client.log_artifact(run_id, entry["artifact"])
+        if "artifact" in entry:
+            _log_artifact(mlflow_client, run_id, folder_at(entry["artifact"]))
         if "end" in entry:
             send()
             mlflow_client.set_terminated(run_id, entry["end"], entry["time"])
         position = end
     send()
+
+
+def _log_artifact(mlflow_client: Any, run_id: str, path: Folder) -> None:
+    if exists(path):
+        with local_copy(path) as file:
+            mlflow_client.log_artifact(run_id, str(file))
 
 
 def deliver_run(run: RunRef) -> str | None:

@@ -1,20 +1,18 @@
 """Records of what each verb did last, to skip finished work and to notice changed settings."""
 
 import json
-import os
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from pipeline.config.base import differences
+from pipeline.config.folders import Folder, folder_at
 from pipeline.errors import UserError
+from pipeline.runs.storage import make_folder, read_bytes, write_bytes
 from pipeline.runs.strict_json import to_json
-from shards.files import AtomicFile
 from shards.redaction import redacted_tree
-from shards.set_files import read_file
 
 _MAX_BYTES = 256 << 20
 
@@ -71,7 +69,7 @@ class RunRecord:
         return differences({f: then[f] for f in known}, {f: now[f] for f in known})
 
 
-def recorded_folder(record: RunRecord, folder: Path, *keys: str) -> Path:
+def recorded_folder(record: RunRecord, folder: Folder, *keys: str) -> Folder:
     """Return the folder that a record's result names. It must lie in the run's own folder.
 
     Args:
@@ -85,16 +83,19 @@ def recorded_folder(record: RunRecord, folder: Path, *keys: str) -> Path:
     value: Any = record.result
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
-    own = os.path.realpath(folder)
-    try:
-        if not os.path.realpath(value).startswith(f"{own}{os.sep}"):
-            raise ValueError
-    except (ValueError, TypeError):
+    if not isinstance(value, str) or not _lies_in(value, folder):
         raise UserError(
             f"{_path(folder, record.name)}: its {'.'.join(keys)} is not a folder in {folder}; "
             "delete it, or run again with --fresh"
-        ) from None
-    return Path(value)
+        )
+    return folder_at(value)
+
+
+def _lies_in(address: str, folder: Folder) -> bool:
+    try:
+        return folder.resolve() in folder_at(address).resolve().parents
+    except (OSError, ValueError, RuntimeError):  # no path, an unknown URL, a loop of links
+        return False
 
 
 def has_grown(what: str, field: str, before: int, now: int) -> bool:
@@ -118,7 +119,7 @@ def has_grown(what: str, field: str, before: int, now: int) -> bool:
     return now > before
 
 
-def read_run_record(folder: Path, name: str) -> RunRecord | None:
+def read_run_record(folder: Folder, name: str) -> RunRecord | None:
     """Return the record of verb `name` in a run folder, or None if there is none.
 
     Raises:
@@ -126,7 +127,7 @@ def read_run_record(folder: Path, name: str) -> RunRecord | None:
     """
     path = _path(folder, name)
     try:
-        record = RunRecord(**json.loads(read_file(path.parent, path.name, _MAX_BYTES)))
+        record = RunRecord(**json.loads(read_bytes(path, _MAX_BYTES)))
         if fault := _fault(record, name):
             raise ValueError(fault)
         return record
@@ -154,37 +155,36 @@ def _fault(record: Any, name: str) -> str | None:
     return None
 
 
-def write_run_record(folder: Path, record: RunRecord) -> None:
+def write_run_record(folder: Folder, record: RunRecord) -> None:
     """Write a record atomically."""
     path = _path(folder, record.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_json(path, asdict(record))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Folder, value: Any) -> None:
     """Write a JSON file completely or not at all.
 
     Numbers that are not finite become null, and addresses lose their secrets.
 
     Raises:
-        ShardError: The file cannot be written.
+        ShardError, UserError: The file cannot be written.
     """
     replace_text(path, to_json(redacted_tree(value), indent=2, sort_keys=True) + "\n")
 
 
-def replace_text(path: Path, text: str) -> None:
+def replace_text(path: Folder, text: str) -> None:
     """Write a text file completely or not at all.
 
     Raises:
-        ShardError: The file cannot be written.
+        ShardError, UserError: The file cannot be written.
     """
-    with AtomicFile(path) as file:
-        file.write(text.encode())
+    write_bytes(path, text.encode())
 
 
 def _without(tree: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
     return {field: value for field, value in tree.items() if field not in fields}
 
 
-def _path(folder: Path, name: str) -> Path:
+def _path(folder: Folder, name: str) -> Folder:
     return folder / "stages" / f"{name}.json"

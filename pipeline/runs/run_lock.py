@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.config.folders import Folder, local_folder
 from pipeline.errors import UserError
 from shards.errors import ShardError
 from shards.files import exclusive_lock
@@ -23,7 +24,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @contextlib.contextmanager
 def run_lock(
-    path: Path, what: str, notify: Callable[[str], None], *, patient: bool = False
+    path: Folder, what: str, notify: Callable[[str], None], *, patient: bool = False
 ) -> Iterator[None]:
     """Hold a run's lock file against all other commands.
 
@@ -40,6 +41,7 @@ def run_lock(
     Raises:
         UserError: Another command holds the lock; the text names its process and machine.
     """
+    path = local_folder(path, "a lock")
     with contextlib.ExitStack() as stack:
         started = time.monotonic()
         while True:

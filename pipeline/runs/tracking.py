@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from perceiver_model.config_checks import flatten
+from pipeline.config.folders import Folder, local_folder
 from pipeline.config.sqlite_uri import sqlite_path
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
@@ -119,7 +120,7 @@ def log_to_run(
     *,
     metrics: Mapping[str, float] | None = None,
     tags: Mapping[str, str] | None = None,
-    artifacts: Iterable[Path] = (),
+    artifacts: Iterable[Folder] = (),
 ) -> None:
     """Log from the driver. What MLflow does not accept now is kept for `undelivered`.
 
@@ -171,7 +172,11 @@ def run_ref(config: Config, kind: Kind, run_id: str) -> RunRef:
 
 
 def _outbox(config: Config, kind: Kind) -> Path:
-    return config.folder / "mlflow" / ("train" if kind == "train" else "tune")
+    return (
+        local_folder(config.folder, "MLflow's outbox")
+        / "mlflow"
+        / ("train" if kind == "train" else "tune")
+    )
 
 
 def source_tags() -> dict[str, str]:

@@ -9,19 +9,21 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from cluster.errors import ClusterError
+from pipeline.config.folders import Folder
 from pipeline.errors import UserError
+from pipeline.runs.storage import read_bytes, remove, write_bytes
 from pipeline.training.checkpoint_files import ChosenCheckpoint
 from pipeline.training.checkpoints import by_step, choose_checkpoint, list_names, load_checkpoint
 from shards.errors import ShardError
 
 # A network file system may show a new file on another machine only a moment later.
 PATIENCE_SECONDS = 5.0
+_MAX_BYTES = 64 << 20
 
 
 def every_rank(check: Callable[[], None]) -> None:
@@ -48,7 +50,7 @@ def every_rank(check: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def folder_token(folder: Path) -> Iterator[str]:
+def folder_token(folder: Folder) -> Iterator[str]:
     """Write a file by which workers recognise the run's folder, and remove it afterwards.
 
     Yields:
@@ -60,18 +62,19 @@ def folder_token(folder: Path) -> Iterator[str]:
     token = f".seen-by-all-{secrets.token_hex(8)}"
     path = folder / token
     try:
-        path.write_text(token, "utf-8")
-    except OSError as error:
+        write_bytes(path, token.encode())
+    except ShardError as error:
+        reason = getattr(error.__cause__, "strerror", error)
         raise UserError(
-            f"{folder}: cannot be written ({error.strerror}); choose another 'output'"
+            f"{folder}: cannot be written ({reason}); choose another 'output'"
         ) from None
     try:
         yield token
     finally:
-        path.unlink(missing_ok=True)
+        remove(path)
 
 
-def check_same_folder(folder: Path, token: str) -> None:
+def check_same_folder(folder: Folder, token: str) -> None:
     """Check on every rank that the run's folder is the driver's.
 
     Args:
@@ -115,7 +118,7 @@ def check_same_shards(location: str, digest: str) -> None:
     every_rank(check)
 
 
-def agreed_checkpoint(folder: Path) -> tuple[ChosenCheckpoint | None, list[str]]:
+def agreed_checkpoint(folder: Folder) -> tuple[ChosenCheckpoint | None, list[str]]:
     """Return the checkpoint that all ranks resume from.
 
     Rank 0 chooses it, and all ranks confirm its hashes. This is a collective: all ranks must call
@@ -162,7 +165,7 @@ def agreed_checkpoint(folder: Path) -> tuple[ChosenCheckpoint | None, list[str]]
     return chosen, notes
 
 
-def _same(path: Path, sha256: dict[str, str]) -> ChosenCheckpoint:
+def _same(path: Folder, sha256: dict[str, str]) -> ChosenCheckpoint:
     """Return the checkpoint that rank 0 has chosen, as this rank sees it."""
     if not _appears(path / "state.json"):
         raise UserError(
@@ -178,7 +181,7 @@ def _same(path: Path, sha256: dict[str, str]) -> ChosenCheckpoint:
     return loaded
 
 
-def _refuse_later(folder: Path, names: list[str], rank_0_names: list[str], chosen: str) -> None:
+def _refuse_later(folder: Folder, names: list[str], rank_0_names: list[str], chosen: str) -> None:
     """Refuse to resume if this rank lists a later checkpoint that rank 0 cannot open.
 
     An earlier one may come from a stale listing and already be deleted.
@@ -191,13 +194,13 @@ def _refuse_later(folder: Path, names: list[str], rank_0_names: list[str], chose
         )
 
 
-def _appears(path: Path, content: str | None = None) -> bool:
+def _appears(path: Folder, content: str | None = None) -> bool:
     """Return whether the file exists with this content, now or within `PATIENCE_SECONDS`."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            text = path.read_text("utf-8")
-            if content is None or text == content:
+        with contextlib.suppress(OSError, ShardError, UserError):
+            data = read_bytes(path, _MAX_BYTES)
+            if content is None or data == content.encode():
                 return True
         if time.monotonic() > deadline:
             return False

@@ -1,11 +1,11 @@
 """The samples that cannot be read: which they are, and whether there are too many."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from pipeline.config.folders import Folder
 from pipeline.errors import UserError
 from pipeline.runs.records import write_json
 from pipeline.training.rank_info import RankInfo
@@ -24,7 +24,7 @@ class BadSamples:
     """
 
     rank_info: RankInfo
-    folder: Path
+    folder: Folder
     max_fraction: float
     reasons: dict[str, str] = field(default_factory=dict)
 

@@ -4,13 +4,13 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cluster.optimizers import parameter_of
+from pipeline.config.folders import Folder, local_folder
 from pipeline.errors import UserError
 from shards.epoch import Window
 from shards.errors import ShardError
@@ -75,17 +75,17 @@ class Checkpoint:
         sha256: The sha256 of each tensor file, by name.
     """
 
-    path: Path
+    path: Folder
     state: TrainState
     sha256: dict[str, str]
 
     @property
-    def weights_file(self) -> Path:
+    def weights_file(self) -> Folder:
         """The file with the model's weights."""
         return self.path / WEIGHTS_FILE
 
     @property
-    def model_file(self) -> Path:
+    def model_file(self) -> Folder:
         """The file with the weights that were evaluated: their moving average if there is one."""
         return self.path / (AVERAGE_FILE if AVERAGE_FILE in self.sha256 else WEIGHTS_FILE)
 
@@ -191,7 +191,7 @@ class ChosenCheckpoint:
         return self.checkpoint.state
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Folder) -> dict[str, torch.Tensor]:
     """Return the tensors of a safetensors file by name, on the CPU.
 
     Raises:
@@ -199,7 +199,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             float32.
     """
     try:
-        tensors = load_file(path)
+        tensors = load_file(local_folder(path, "a checkpoint"))
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: no readable safetensors file ({reason})") from None
@@ -266,12 +266,13 @@ def not_finite_line(name: str, step: int) -> str:
     )
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Folder) -> str:
     """Return the sha256 of a regular file.
 
     Raises:
         ShardError: It is not a regular file.
         OSError: It cannot be read.
     """
-    with os.fdopen(open_file(path.parent, path.name), "rb") as file:
+    folder = local_folder(path.parent, "a checkpoint")
+    with os.fdopen(open_file(folder, path.name), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

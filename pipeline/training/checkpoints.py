@@ -15,12 +15,12 @@ import contextlib
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from pipeline.config.folders import Folder, local_folder
 from pipeline.errors import UserError
 from pipeline.runs.records import write_json
 from pipeline.training.checkpoint_files import (
@@ -43,7 +43,7 @@ DAMAGED = "damaged-"
 
 
 def save_checkpoint(
-    folder: Path,
+    folder: Folder,
     state: TrainState,
     weights: dict[str, torch.Tensor],
     moments: dict[str, torch.Tensor],
@@ -72,6 +72,7 @@ def save_checkpoint(
     for tensors in files.values():
         if name := not_finite(tensors):
             raise UserError(not_finite_line(name, state.step))
+    folder = local_folder(folder, "a checkpoint")
     final = folder / f"step-{state.step:08d}"
     temporary = folder / f"{UNFINISHED}{final.name}"
     for leftover in folder.glob(f"{UNFINISHED}*"):
@@ -94,7 +95,7 @@ def save_checkpoint(
         keep.add(best.path)
     for checkpoint in whole:
         if checkpoint.path not in keep:
-            shutil.rmtree(checkpoint.path)
+            shutil.rmtree(local_folder(checkpoint.path, "a checkpoint"))
     shutil.rmtree(folder / f"{UNFINISHED}old-{final.name}", ignore_errors=True)
     return Checkpoint(final, state, sha256)
 
@@ -104,12 +105,12 @@ def by_step(name: str) -> tuple[int, str]:
     return len(name), name
 
 
-def list_names(folder: Path) -> list[str]:
+def list_names(folder: Folder) -> list[str]:
     """Return the names of the checkpoints in a folder, whole or not, sorted by step."""
     return sorted((path.parent.name for path in folder.glob(f"step-*/{STATE_FILE}")), key=by_step)
 
 
-def list_checkpoints(folder: Path) -> list[Checkpoint]:
+def list_checkpoints(folder: Folder) -> list[Checkpoint]:
     """Return every checkpoint whose state can be read, sorted by step. Tensors are not read."""
     found = []
     for name in list_names(folder):
@@ -118,7 +119,7 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
     return found
 
 
-def load_checkpoint(path: Path) -> ChosenCheckpoint:
+def load_checkpoint(path: Folder) -> ChosenCheckpoint:
     """Return the checkpoint in a folder, with its tensors.
 
     Raises:
@@ -132,7 +133,7 @@ def load_checkpoint(path: Path) -> ChosenCheckpoint:
 
 
 def choose_checkpoint(
-    folder: Path, names: Iterable[str]
+    folder: Folder, names: Iterable[str]
 ) -> tuple[ChosenCheckpoint | None, list[str]]:
     """Return the last checkpoint that is whole. Later ones that are damaged are set aside.
 
@@ -147,7 +148,7 @@ def choose_checkpoint(
     Raises:
         UserError: There are checkpoints, but none is whole.
     """
-    damaged: list[tuple[Path, str]] = []
+    damaged: list[tuple[Folder, str]] = []
     for name in sorted(names, key=by_step, reverse=True):
         path = folder / name
         if not path.is_dir():
@@ -170,8 +171,9 @@ def choose_checkpoint(
     return None, []
 
 
-def _set_aside(path: Path) -> None:
+def _set_aside(path: Folder) -> None:
     """Rename a damaged checkpoint so that nothing finds it."""
+    path = local_folder(path, "a checkpoint")
     aside = path.with_name(f"{DAMAGED}{path.name}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -180,7 +182,7 @@ def _set_aside(path: Path) -> None:
         raise UserError(f"{path}: cannot be renamed ({error.strerror}); delete it") from None
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Folder) -> Checkpoint:
     """Return the checkpoint in a folder, without reading its tensors.
 
     Raises:
@@ -188,7 +190,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         values, sha256 = read_state(
-            path, STATE_FILE, (WEIGHTS_FILE, OPTIMIZER_FILE), (AVERAGE_FILE, STREAM_FILE)
+            local_folder(path, "a checkpoint"),
+            STATE_FILE,
+            (WEIGHTS_FILE, OPTIMIZER_FILE),
+            (AVERAGE_FILE, STREAM_FILE),
         )
         return Checkpoint(path, TrainState(**values), sha256)
     except OSError as error:
@@ -197,12 +202,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path}/{STATE_FILE}: damaged ({error}); delete that folder") from None
 
 
-def last_checkpoint(folder: Path) -> Checkpoint | None:
+def last_checkpoint(folder: Folder) -> Checkpoint | None:
     """Return the checkpoint to resume from, or None."""
     return max(list_checkpoints(folder), key=lambda c: c.state.step, default=None)
 
 
-def best_checkpoint(folder: Path) -> Checkpoint | None:
+def best_checkpoint(folder: Folder) -> Checkpoint | None:
     """Return the checkpoint with the highest score, or the last one if there are no scores.
 
     If scores are equal, the latest checkpoint counts as the best.

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from cluster.errors import ClusterError
 from cluster.interrupts import restore_signal_handlers
 from cluster.ray_failures import Failure, read_failure, root_error
 from cluster.ray_session import missing_resources
+from pipeline.config.folders import Folder
 from pipeline.config.tree import ClusterConfig, Config
 from pipeline.errors import UserError
 from pipeline.runs.console import Console
@@ -29,12 +31,12 @@ _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 def run_training(
     config: Config,
-    folder: Path,
+    folder: Folder,
     run: RunRef | None,
     *,
     callbacks: list[Any] | None = None,
     console: Console | None = None,
-    init_folder: Path | None = None,
+    init_folder: Folder | None = None,
 ) -> None:
     """Launch the workers with Ray Train and wait for them.
 
@@ -92,7 +94,7 @@ def fit_workers(
     cluster: ClusterConfig,
     worker: Callable[[Any], None],
     task: Any,
-    folder: Path,
+    folder: Folder,
     callbacks: list[Any] | None = None,
 ) -> None:
     """Launch workers with Ray Train once, and wait for them. Ray Train itself does not retry.
@@ -107,26 +109,40 @@ def fit_workers(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    storage = folder / "ray"
-    trainer = TorchTrainer(
-        worker,
-        train_loop_config=task,
-        scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers,
-            use_gpu=cluster.use_gpu,
-            resources_per_worker={"CPU": cluster.cpus_per_worker, "GPU": int(cluster.use_gpu)},
-        ),
-        run_config=RunConfig(
-            # Each launch has a new name, because our own checkpoints do the resuming.
-            name=f"{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns()}",
-            storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
-            callbacks=callbacks or [],
-        ),
-    )
-    try:
+    with _ray_storage(folder) as storage:
+        trainer = TorchTrainer(
+            worker,
+            train_loop_config=task,
+            scaling_config=ScalingConfig(
+                num_workers=cluster.num_workers,
+                use_gpu=cluster.use_gpu,
+                resources_per_worker={"CPU": cluster.cpus_per_worker, "GPU": int(cluster.use_gpu)},
+            ),
+            run_config=RunConfig(
+                # Each launch has a new name, because our own checkpoints do the resuming.
+                name=f"{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns()}",
+                storage_path=str(storage),
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+                callbacks=callbacks or [],
+            ),
+        )
         with restore_signal_handlers(), _start_timeout(cluster.wait_seconds):
             trainer.fit()
+
+
+@contextlib.contextmanager
+def _ray_storage(folder: Folder) -> Iterator[Path]:
+    """Make the folder that Ray Train asks for, and remove it afterwards.
+
+    Nothing that has to last is kept there, so for a run in object storage it may be a local one.
+    """
+    if not isinstance(folder, Path):
+        with tempfile.TemporaryDirectory(prefix="perceiver-train-") as temporary:
+            yield Path(temporary)
+        return
+    storage = folder / "ray"
+    try:
+        yield storage
     finally:
         shutil.rmtree(storage, ignore_errors=True)
 

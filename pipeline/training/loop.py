@@ -5,13 +5,13 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from cluster.engine_state import gather_state, reset_state
+from pipeline.config.folders import Folder
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.inputs.batches import media_loader
@@ -82,7 +82,7 @@ class TrainLoop:
     shard_set: ShardSet
     engine: Any
     rank_info: RankInfo
-    folder: Path
+    folder: Folder
     logger: RunLogger
 
     def __post_init__(self) -> None:

@@ -9,12 +9,16 @@ import secrets
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
+from pipeline.config.folders import Folder
+from pipeline.errors import UserError
 from pipeline.runs.console import Console, Estimate
 from pipeline.runs.records import write_json
+from pipeline.runs.storage import read_bytes, remove
+from shards.errors import ShardError
 
 PROGRESS_FILE = "progress.json"
+_MAX_BYTES = 64 << 20
 
 
 @dataclass
@@ -63,7 +67,7 @@ class Progress:
         epoch = f"epoch {min(self.epoch + 1, self.epochs)}/{self.epochs}"
         return epoch if self.loss is None else f"{epoch}, loss {self.loss:.4f}"
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Folder) -> None:
         """Write the progress to the run folder, atomically."""
         write_json(folder / PROGRESS_FILE, asdict(self))
 
@@ -87,18 +91,18 @@ def describe(metrics: dict[str, float]) -> str:
     )
 
 
-def read_progress(folder: Path) -> Progress | None:
+def read_progress(folder: Folder) -> Progress | None:
     """Return the progress that rank 0 last wrote, or None."""
     try:
-        return Progress(**json.loads((folder / PROGRESS_FILE).read_text("utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
+        return Progress(**json.loads(read_bytes(folder / PROGRESS_FILE, _MAX_BYTES)))
+    except (OSError, ShardError, UserError, ValueError, TypeError, RecursionError):
         return None
 
 
 @contextlib.contextmanager
-def show_progress(folder: Path, console: Console) -> Iterator[None]:
+def show_progress(folder: Folder, console: Console) -> Iterator[None]:
     """Show a bar that follows the progress file in the run folder while the body runs."""
-    (folder / PROGRESS_FILE).unlink(missing_ok=True)
+    remove(folder / PROGRESS_FILE)
     stop = threading.Event()
     thread = threading.Thread(target=_follow, args=(folder, console, stop), daemon=True)
     thread.start()
@@ -109,7 +113,7 @@ def show_progress(folder: Path, console: Console) -> Iterator[None]:
         thread.join()
 
 
-def _follow(folder: Path, console: Console, stop: threading.Event) -> None:
+def _follow(folder: Folder, console: Console, stop: threading.Event) -> None:
     progress = None
     while progress is None:
         ended = stop.wait(0.3)

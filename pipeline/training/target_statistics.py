@@ -2,19 +2,21 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 
+from pipeline.config.folders import Folder
 from pipeline.errors import UserError
 from pipeline.inputs.batches import decode_target
 from pipeline.runs.records import write_json
+from pipeline.runs.storage import make_folder, read_bytes
 from shards import ShardError, ShardReader, ShardSet
 
+_MAX_BYTES = 64 << 20
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
-def target_statistics(shard_set: ShardSet, folder: Path) -> Statistics:
+def target_statistics(shard_set: ShardSet, folder: Folder) -> Statistics:
     """Return the mean and the standard deviation of each number over the training samples.
 
     They are computed once, and kept in the folder under the digest of the set. Samples that cannot
@@ -37,19 +39,19 @@ def target_statistics(shard_set: ShardSet, folder: Path) -> Statistics:
         return kept
     (means, stds), is_whole = _computed(shard_set)
     if is_whole:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_json(path, {"digest": shard_set.digest, "means": means, "stds": stds})
     return means, stds
 
 
-def _read(path: Path, digest: str) -> Statistics | None:
+def _read(path: Folder, digest: str) -> Statistics | None:
     """Return the statistics in a file; None if it does not hold those of this set."""
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(read_bytes(path, _MAX_BYTES))
         if content["digest"] != digest:
             return None
         means, stds = (tuple(map(float, content[key])) for key in ("means", "stds"))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ShardError, ValueError, TypeError, KeyError, RecursionError):
         return None
     valid = all(map(math.isfinite, means + stds)) and all(std > 0 for std in stds)
     return (means, stds) if valid and len(means) == len(stds) > 0 else None

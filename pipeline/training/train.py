@@ -4,11 +4,11 @@ import contextlib
 import json
 import time
 from dataclasses import MISSING, fields, replace
-from pathlib import Path
 from typing import Any
 
 from cluster.ray_session import ray_session, require_resources
 from perceiver_model.config_checks import flatten
+from pipeline.config.folders import Folder
 from pipeline.config.model import ModelConfig
 from pipeline.config.objectives import OBJECTIVE_CONFIGS, default_objective
 from pipeline.config.training import AugmentConfig, TrainingConfig
@@ -27,6 +27,7 @@ from pipeline.runs.records import (
     write_run_record,
 )
 from pipeline.runs.run_lock import run_lock
+from pipeline.runs.storage import make_folder, read_bytes, remove_folder
 from pipeline.runs.strict_json import to_json
 from pipeline.runs.tracking import log_to_run, open_run, undelivered
 from pipeline.training.backbone import check_backbone, weights_fingerprint
@@ -40,7 +41,6 @@ from pipeline.training.loop import steps_per_epoch
 from pipeline.training.objectives import objective_of
 from pipeline.training.progress import describe, show_progress
 from shards import ShardSet
-from shards.files import remove_tree
 
 STAGE = "train"
 LEFT = "undelivered"
@@ -55,6 +55,7 @@ SAME_TO_ROUNDING = frozenset(
 )
 """Fields that change how a training is computed, but its weights only by rounding."""
 EPOCHS = "training.epochs"
+_MAX_BYTES = 1 << 30
 STOPPED_TAG = "perceiver.stopped_at_epoch"
 DEFAULTS = flatten(
     {
@@ -143,8 +144,8 @@ def _train(config: Config, console: Console, shard_set: ShardSet, *, fresh: bool
             open_run(config, kind="train", shard_set=shard_set, run_id=run_id)
         )
         if fresh:  # only now: everything that the new training needs has been found
-            remove_tree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+            remove_folder(folder)
+        make_folder(folder)
         if init and plan:
             init = init.saved(folder)
             if last_checkpoint(folder / "checkpoints") is None:
@@ -170,7 +171,7 @@ def _train(config: Config, console: Console, shard_set: ShardSet, *, fresh: bool
     return {**result, "seconds": seconds, "skipped": False, LEFT: undelivered(config, "train")}
 
 
-def _check_best(record: RunRecord, run_folder: Path) -> None:
+def _check_best(record: RunRecord, run_folder: Folder) -> None:
     """Refuse a finished training whose best checkpoint is no longer whole."""
     try:
         read_checkpoint(recorded_folder(record, run_folder, "checkpoint")).check()
@@ -343,7 +344,7 @@ def check_resources(config: Config) -> None:
 
 
 def training_result(
-    config: Config, folder: Path, run: RunRef, shard_set: ShardSet
+    config: Config, folder: Folder, run: RunRef, shard_set: ShardSet
 ) -> dict[str, Any]:
     """Return the result of a finished training, with the fields that `train` describes.
 
@@ -356,7 +357,6 @@ def training_result(
     best = best_checkpoint(folder / "checkpoints")
     last = last_checkpoint(folder / "checkpoints")
     assert best is not None and last is not None
-    bad = folder / "bad_samples.json"
     objective = objective_of(config, shard_set)
     return {
         "run_id": run.run_id,
@@ -368,8 +368,15 @@ def training_result(
         "bad_steps": last.state.bad_steps,
         "parameters": objective.num_parameters(),
         "forward_flops": objective.forward_flops(),
-        "bad_samples": json.loads(bad.read_text("utf-8")) if bad.is_file() else [],
+        "bad_samples": _bad_samples(folder / "bad_samples.json"),
     }
+
+
+def _bad_samples(path: Folder) -> list[Any]:
+    try:
+        return list(json.loads(read_bytes(path, _MAX_BYTES)))
+    except FileNotFoundError:
+        return []
 
 
 def log_best(run: RunRef, result: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from cluster.deepspeed_engine import (
 from cluster.engine_state import restore_state
 from perceiver_model.attention.cross_attend import CrossAttend
 from perceiver_model.attention.multi_head import set_attention_path
+from pipeline.config.folders import Folder, folder_at
 from pipeline.config.tree import Config
 from pipeline.inputs.positions import load_positions
 from pipeline.runs.outbox import RunRef
@@ -89,7 +89,7 @@ def open_training(task: TrainTask) -> Iterator[tuple[TrainLoop, TrainState]]:
     """
     config = Config.model_validate_json(task.config)
     rank_info = join()
-    folder = Path(task.folder)
+    folder = folder_at(task.folder)
     check_same_folder(folder, task.token)
     with contextlib.ExitStack() as stack:
         # Workers of an earlier launch may still be ending.
@@ -97,14 +97,18 @@ def open_training(task: TrainTask) -> Iterator[tuple[TrainLoop, TrainState]]:
         yield from _open_training(task, config, rank_info, folder, stack)
 
 
-def _hold(folder: Path, rank_info: RankInfo, stack: contextlib.ExitStack) -> None:
+def _hold(folder: Folder, rank_info: RankInfo, stack: contextlib.ExitStack) -> None:
     """Lock the folder on rank 0, so that no other training writes to it."""
     if rank_info.rank == 0:
         stack.enter_context(run_lock(folder / ".writer.lock", str(folder), print, patient=True))
 
 
 def _open_training(
-    task: TrainTask, config: Config, rank_info: RankInfo, folder: Path, stack: contextlib.ExitStack
+    task: TrainTask,
+    config: Config,
+    rank_info: RankInfo,
+    folder: Folder,
+    stack: contextlib.ExitStack,
 ) -> Iterator[tuple[TrainLoop, TrainState]]:
     shard_set = ShardSet.open(config.shards_folder)
     check_same_shards(config.shards_folder, shard_set.digest)
@@ -119,7 +123,7 @@ def _open_training(
     chosen, notes = agreed_checkpoint(folder / "checkpoints")
     if chosen is None:
         load_backbone(model, config.model)
-    init_folder = Path(task.init_folder) if task.init_folder else folder
+    init_folder = folder_at(task.init_folder) if task.init_folder else folder
     plan = _started(model, config, init_folder, load=chosen is None)
     stack.enter_context(compiled(model, training.compile))
 
@@ -172,7 +176,7 @@ def _open_training(
             leave_process_group()
 
 
-def _started(model: Any, config: Config, folder: Path, *, load: bool) -> InitPlan:
+def _started(model: Any, config: Config, folder: Folder, *, load: bool) -> InitPlan:
     """Load and freeze what `model.init` says, on every rank or on none."""
     plans: list[InitPlan] = []
     every_rank(lambda: plans.append(start_from(model, config.model.init, folder, load=load)))

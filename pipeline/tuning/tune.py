@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.errors import ClusterError
 from cluster.ray_session import ray_session, require_resources
+from pipeline.config.folders import local_folder
 from pipeline.config.load import with_values
 from pipeline.config.study import StudyConfig
 from pipeline.config.tree import Config
@@ -75,17 +76,18 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
     study = config.study
     if study is None:
         raise UserError(f"{config.name}: has no section 'study'; add one with the fields to search")
+    local_folder(config.folder, "a study")
     config = with_shards(config, console)
     shard_set = open_shards(config)
     _require_validation(config, shard_set)
     base = study_base(config, study)
-    folder = config.folder / STAGE
+    folder = local_folder(config.folder, "a study") / STAGE
     init = find_init(base, folder, console, fresh=fresh)
     fingerprint = {
         **training_fingerprint(base, shard_set, init.sha256 if init else None),
         **{f"study.{key}": value for key, value in study.model_dump(mode="json").items()},
     }
-    with run_lock(config.folder / f".{STAGE}.lock", str(folder), console.notice):
+    with run_lock(folder.with_name(f".{STAGE}.lock"), str(folder), console.notice):
         record = None if fresh else read_run_record(config.folder, STAGE)
         if record:
             more = _has_more_trials(record, fingerprint, study, folder, default_values(config))
@@ -113,7 +115,7 @@ def _study(
     console: Console,
 ) -> dict[str, Any]:
     """Run the trials that have not ended, and rank all trials."""
-    folder = config.folder / STAGE
+    folder = local_folder(config.folder, "a study") / STAGE
     spent, started = record.seconds if record else 0.0, time.time()
     run_id = record.result.get("run_id") if record else None
     with contextlib.ExitStack() as stack:

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from pipeline.config.folders import Folder
 from pipeline.config.tree import Config
 from pipeline.runs.console import Console
 from pipeline.runs.outbox import RunRef
@@ -103,7 +103,7 @@ def summary(found: FoundInit, plan: InitPlan) -> dict[str, Any]:
     }
 
 
-def log_init(run: RunRef, folder: Path, found: FoundInit, plan: InitPlan) -> None:
+def log_init(run: RunRef, folder: Folder, found: FoundInit, plan: InitPlan) -> None:
     """Log to an MLflow run where the weights come from, and what became of every tensor.
 
     Args:

@@ -15,14 +15,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from pipeline.config.folders import Folder
 from pipeline.errors import UserError
 from pipeline.runs.records import write_json
+from pipeline.runs.storage import local_copy, read_bytes, writable
 from pipeline.training.checkpoint_files import not_finite, read_tensors
 from pipeline.training.initial_weights.matching import TensorKind
 from pipeline.training.initial_weights.sources import InitSource
 from shards.errors import ShardError
 from shards.plain import is_sha256
-from shards.set_files import read_file
 
 TENSORS_FILE = "init.safetensors"
 NOTE_FILE = "init.json"
@@ -42,7 +43,7 @@ class SavedInit:
         settings: The settings of the source's model, by dotted names.
     """
 
-    folder: Path
+    folder: Folder
     address: str
     origin: str
     sha256: str
@@ -55,7 +56,8 @@ class SavedInit:
             UserError: The file is missing or damaged, or its tensors are not those of the note.
         """
         path = self.folder / TENSORS_FILE
-        tensors = read_tensors(path)
+        with local_copy(path) as file:
+            tensors = read_tensors(file)
         if digest_of(tensors) != self.sha256 or not_finite(tensors):
             raise UserError(f"{path}: is damaged (its digest differs from {NOTE_FILE}); {_MEND}")
         return tensors
@@ -78,19 +80,25 @@ def kinds_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorKind]:
     }
 
 
-def save_init(folder: Path, source: InitSource, sha256: str) -> None:
+def save_init(folder: Folder, source: InitSource, sha256: str) -> None:
     """Write a source's weights into a run folder, each file completely or not at all.
 
     Raises:
         UserError: The folder cannot be written.
     """
-    partial = folder / f".partial-{TENSORS_FILE}"
-    try:
-        save_file({name: t.contiguous() for name, t in source.tensors.items()}, partial)
-        partial.replace(folder / TENSORS_FILE)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{folder / TENSORS_FILE}: cannot be written ({error})") from error
+    path = folder / TENSORS_FILE
+    tensors = {name: tensor.contiguous() for name, tensor in source.tensors.items()}
+    if isinstance(path, Path):
+        partial = path.with_name(f".partial-{TENSORS_FILE}")
+        try:
+            save_file(tensors, partial)
+            partial.replace(path)
+        except (OSError, SafetensorError) as error:
+            partial.unlink(missing_ok=True)
+            raise UserError(f"{path}: cannot be written ({error})") from error
+    else:
+        with writable(path) as file:
+            save_file(tensors, file)
     note = {
         "from": source.address,
         "origin": source.origin,
@@ -100,7 +108,7 @@ def save_init(folder: Path, source: InitSource, sha256: str) -> None:
     write_json(folder / NOTE_FILE, note)
 
 
-def read_init(folder: Path) -> SavedInit | None:
+def read_init(folder: Folder) -> SavedInit | None:
     """Return what is saved in a run folder; None if nothing is.
 
     Raises:
@@ -108,7 +116,7 @@ def read_init(folder: Path) -> SavedInit | None:
     """
     path = folder / NOTE_FILE
     try:
-        note = json.loads(read_file(folder, NOTE_FILE, _MAX_NOTE_BYTES))
+        note = json.loads(read_bytes(path, _MAX_NOTE_BYTES))
         address, origin, sha256 = (note[name] for name in ("from", "origin", "sha256"))
         settings = note["settings"]
         if not isinstance(address, str) or not isinstance(origin, str) or not is_sha256(sha256):

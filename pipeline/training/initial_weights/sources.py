@@ -17,6 +17,7 @@ import torch
 
 from perceiver_model.config_checks import flatten, write_config
 from perceiver_model.deepmind import load_pretrained
+from pipeline.config.folders import Folder, folder_at, local_folder
 from pipeline.config.init import InitConfig
 from pipeline.errors import UserError
 from pipeline.runs.mlflow_client import client
@@ -61,7 +62,7 @@ def read_source(init: InitConfig, tracking_uri: str) -> InitSource:
         UserError: There are no such weights, they are damaged, or MLflow fails.
     """
     if init.kind == "folder":
-        source = _of_folder(Path(init.source), init.source)
+        source = _of_folder(folder_at(init.source), init.source)
     elif init.kind == "run":
         source = _of_run(client(tracking_uri), init)
     else:
@@ -71,7 +72,7 @@ def read_source(init: InitConfig, tracking_uri: str) -> InitSource:
     return source
 
 
-def _of_folder(folder: Path, address: str) -> InitSource:
+def _of_folder(folder: Folder, address: str) -> InitSource:
     """Read a training's folder, a checkpoint, a registered model's files, or transformers'."""
     where = f"model.init.from={address}"
     if not folder.is_dir():
@@ -81,6 +82,7 @@ def _of_folder(folder: Path, address: str) -> InitSource:
     for inner in (folder / "train" / "checkpoints", folder / "checkpoints", folder):
         if (best := best_checkpoint(inner)) is not None:
             return _of_checkpoint(best.path, address)
+    folder = local_folder(folder, "a model's card")
     if (folder / CARD_FILE).is_file():
         return _of_registered(folder, address, f"the registered model in {folder}")
     if (folder / TRANSFORMERS_FILE).is_file():
@@ -91,7 +93,7 @@ def _of_folder(folder: Path, address: str) -> InitSource:
     )
 
 
-def _of_checkpoint(path: Path, address: str) -> InitSource:
+def _of_checkpoint(path: Folder, address: str) -> InitSource:
     try:
         tensors = read_checkpoint(path).load_model()
     except UserError as error:
@@ -99,7 +101,7 @@ def _of_checkpoint(path: Path, address: str) -> InitSource:
     return InitSource(address, f"checkpoint {path}", tensors, _settings_of_run(path))
 
 
-def _settings_of_run(checkpoint: Path) -> dict[str, Any]:
+def _settings_of_run(checkpoint: Folder) -> dict[str, Any]:
     """Return the settings in the record of the training that a checkpoint belongs to."""
     try:
         record = read_run_record(checkpoint.parents[2], "train")
@@ -144,7 +146,7 @@ def _of_run(mlflow_client: Any, init: InitConfig) -> InitSource:
             f"{where}: the run has no checkpoint (its status is {run.info.status}); finish it "
             "first, or give a run of 'perceiver train' or 'perceiver tune'"
         )
-    return _of_checkpoint(Path(path), init.source)
+    return _of_checkpoint(folder_at(path), init.source)
 
 
 def _of_version(mlflow_client: Any, address: str) -> InitSource:

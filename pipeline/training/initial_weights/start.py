@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from perceiver_model.config_checks import flatten, write_config
+from pipeline.config.folders import Folder
 from pipeline.config.init import InitConfig
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
@@ -55,7 +55,7 @@ class FoundInit:
     settings: Mapping[str, Any]
     source: InitSource | None
 
-    def saved(self, folder: Path) -> "FoundInit":
+    def saved(self, folder: Folder) -> "FoundInit":
         """Write the weights into the run folder, unless its copy is used.
 
         Returns:
@@ -90,7 +90,7 @@ class FoundInit:
 
 
 def find_init(
-    config: Config, folder: Path, console: Console, *, fresh: bool = False
+    config: Config, folder: Folder, console: Console, *, fresh: bool = False
 ) -> FoundInit | None:
     """Find the weights of `model.init.from`; None if a training starts from new ones.
 
@@ -129,7 +129,7 @@ def find_init(
     return FoundInit(init, source.origin, sha256, kinds_of(source.tensors), source.settings, source)
 
 
-def saved_init(config: Config, folder: Path) -> FoundInit | None:
+def saved_init(config: Config, folder: Folder) -> FoundInit | None:
     """Return the weights that are saved in the folder of a study; None without `model.init`.
 
     Raises:
@@ -140,7 +140,7 @@ def saved_init(config: Config, folder: Path) -> FoundInit | None:
     return _of_copy(config.model.init, _saved(config.model.init, folder))
 
 
-def _saved(init: InitConfig, folder: Path) -> SavedInit:
+def _saved(init: InitConfig, folder: Folder) -> SavedInit:
     saved = read_init(folder)
     if saved is None:
         raise UserError(
@@ -155,7 +155,9 @@ def _of_copy(init: InitConfig, saved: SavedInit) -> FoundInit:
     return FoundInit(init, saved.origin, saved.sha256, kinds, saved.settings, None)
 
 
-def start_from(model: nn.Module, init: InitConfig | None, folder: Path, *, load: bool) -> InitPlan:
+def start_from(
+    model: nn.Module, init: InitConfig | None, folder: Folder, *, load: bool
+) -> InitPlan:
     """Load the saved weights into a new model, and freeze what is not to be trained.
 
     Args:
