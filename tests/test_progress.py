@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.runs.console import Console
 from pipeline.training.progress import Progress, show_progress
+from pipeline.training.progress_writer import ProgressWriter
 
 
 def test_the_remaining_time_counts_every_evaluation_that_is_left() -> None:
@@ -24,10 +25,11 @@ def test_the_remaining_time_counts_every_evaluation_that_is_left() -> None:
 def test_the_bar_shows_what_the_training_says(tmp_path: Path) -> None:
     file = io.StringIO()
     with show_progress(tmp_path, Console(file, file)):
-        Progress(
+        progress = Progress(
             samples=1500, total_samples=4000, epochs=4, epoch=1, loss=0.0, samples_per_second=250.0,
             evaluation_seconds=30.0,
-        ).write(tmp_path)  # fmt: skip
+        )  # fmt: skip
+        ProgressWriter(tmp_path).write(progress)
     line = file.getvalue().splitlines()[-1]
     assert "1500/4000" in line
     assert "250 samples/s" in line

@@ -99,7 +99,7 @@ def spelled(found: argparse.Namespace) -> list[str]:
             continue
         texts = [
             str(Path(each).expanduser().absolute())
-            if action.type in (local_path, Path)
+            if action.type in (local_path, Path) and "://" not in str(each)
             else str(each)
             for each in (value if isinstance(value, list) else [value])
         ]

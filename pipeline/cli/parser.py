@@ -17,6 +17,7 @@ from pipeline.cli.arguments import (
     local_path,
     run_or_model,
 )
+from pipeline.cli.open_console import open_console
 
 DEFAULT_OUTPUT = "runs"
 
@@ -151,6 +152,26 @@ def _add_registry(add: Add) -> None:
     )
     _add_tracking(verb)
 
+    verb = add("export", verbs.run_export, "write a run's weights as one safetensors file")
+    verb.add_argument(
+        "run_id",
+        type=run_or_model,
+        metavar="RUN",
+        help="MLflow run of a training, trial or study, or the folder or URL of a run",
+    )
+    verb.add_argument(
+        "--to", type=local_path, metavar="FOLDER|URL", help="new folder (default: NAME-step-STEP)"
+    )
+    verb.add_argument(
+        "--checkpoint", default="best", metavar="best|last|STEP", help="which one (default: best)"
+    )
+    verb.add_argument(
+        "--shards",
+        metavar="URL",
+        help="address of the run's set, with the password that is not stored",
+    )
+    _add_tracking(verb)
+
     verb = add("predict", verbs.run_predict, "predict raw files with a registered model")
     verb.add_argument("model", metavar="MODEL", help="models:/NAME@ALIAS or models:/NAME/VERSION")
     verb.add_argument(
@@ -168,7 +189,7 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
         "model",
         type=run_or_model,
         metavar="RUN|MODEL",
-        help="folder of a run, MLflow run, models:/NAME@ALIAS, models:/NAME/VERSION, or NAME",
+        help="folder or URL of a run, MLflow run, models:/NAME@ALIAS or /VERSION, or NAME",
     )
     verb.add_argument(
         "rest",
@@ -208,7 +229,7 @@ def _add_bench(verb: argparse.ArgumentParser) -> None:
         return
     from benchmarks.cli import add_subjects
 
-    add_subjects(verb, verbs.open_console)
+    add_subjects(verb, open_console)
 
 
 def _no_benchmarks(args: argparse.Namespace) -> int:

@@ -4,69 +4,15 @@ This module imports nothing heavy: each verb's module is imported when the verb 
 """
 
 import argparse
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.cli.open_console import open_console
+
 if TYPE_CHECKING:
-    from pipeline.config.tree import Config
     from pipeline.runs.console import Console
 
 OK, FAILED = 0, 1
-
-
-@contextlib.contextmanager
-def open_console(args: argparse.Namespace, config: "Config | None" = None) -> Iterator["Console"]:
-    """Open the person's console. All other output goes to a log file.
-
-    The log file lies in the run folder. Without a configuration it is a temporary file, which is
-    removed unless an unexpected error occurs.
-
-    Args:
-        args: The arguments of the verb.
-        config: The configuration, if the verb has one.
-
-    Raises:
-        UserError: The folder of the log cannot be made.
-    """
-    from pipeline.errors import UserError
-    from pipeline.runs.console import logged
-    from pipeline.runs.user_errors import find_user_error
-
-    folder = None
-    run_folder = None if config is None else config.folder
-    if config is not None and isinstance(run_folder, Path):
-        folder = run_folder / "logs"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"output={config.output}: {folder}: {error.strerror}") from None
-    with logged({"as_json": args.json}, folder, args.verb) as console:
-        try:
-            yield console
-        except Exception as error:
-            if find_user_error(error) is None:
-                console.notice(f"log: {console.log}")
-            elif console.log is not None:
-                if isinstance(run_folder, Path):
-                    _remove_if_alone(console.log, run_folder)
-                else:
-                    console.log.unlink()
-            raise
-        if config is None and console.log is not None:
-            console.log.unlink()
-
-
-def _remove_if_alone(log: Path, folder: Path) -> None:
-    """Remove the log and its empty folders, if the run never began."""
-    others = [path for path in folder.rglob("*") if path.is_file() and path.parent != log.parent]
-    if others:
-        return
-    log.unlink()
-    for path in (log.parent, *(p for p in folder.glob("*") if p.is_dir()), folder, folder.parent):
-        with contextlib.suppress(OSError):
-            path.rmdir()
 
 
 def run_config(args: argparse.Namespace) -> int:
@@ -223,8 +169,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         sets, overrides = split_arguments(args.rest)
         if len(sets) > 1:
             raise UserError(f"{', '.join(sets)}: give one shard set at most")
-        beside = Path(args.model).parent
-        output = str(beside) if (beside / "mlflow.db").is_file() else args.output
+        output = _output_beside(args.model, args.output)
         result = evaluate(
             registry(args.tracking_uri, output),
             args.model,
@@ -240,6 +185,31 @@ def run_evaluate(args: argparse.Namespace) -> int:
         report(result, console)
         console.result(result)
     return OK
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Write the weights of a checkpoint into one file."""
+    with open_console(args) as console:
+        from pipeline.registry.export import export, report
+        from pipeline.runs.mlflow_client import registry
+
+        result = export(
+            registry(args.tracking_uri, _output_beside(args.run_id, args.output)),
+            args.run_id,
+            console,
+            to=args.to,
+            which=args.checkpoint,
+            shards=args.shards,
+        )
+        report(result, console)
+        console.result(result)
+    return OK
+
+
+def _output_beside(named: str, output: str) -> str:
+    """Return the folder that holds `mlflow.db`: beside the folder of a named run, or `--output`."""
+    beside = Path(named).parent
+    return str(beside) if "://" not in named and (beside / "mlflow.db").is_file() else output
 
 
 def run_predict(args: argparse.Namespace) -> int:

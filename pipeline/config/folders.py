@@ -22,9 +22,17 @@ def folder_at(address: str) -> Folder:
     """Return the folder or file at a local path or an fsspec URL.
 
     Listings of a URL are not cached, because other machines write there, too.
+
+    Raises:
+        UserError: The URL is of a kind that fsspec does not know.
     """
     path = local_path(address)
-    return Path(path) if path is not None else UPath(address, use_listings_cache=False)
+    if path is not None:
+        return Path(path)
+    try:
+        return UPath(address, use_listings_cache=False)
+    except ValueError as error:
+        raise UserError(f"{address}: cannot be opened ({error})") from None
 
 
 def is_remote(folder: Folder) -> bool:

@@ -2,12 +2,12 @@
 
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from perceiver_model.adapters.backbone_config import backbone_of
+from pipeline.config.folders import Folder, folder_at, is_remote
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.registry.backbone_code import check_backbone_is_own
@@ -18,6 +18,7 @@ from pipeline.registry.served.card import ModelCard
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_errors import is_missing, mlflow_answers
 from pipeline.runs.records import read_run_record
+from pipeline.runs.storage import exists
 from pipeline.runs.tracking import run_config
 from shards import ShardError, ShardSet
 
@@ -60,17 +61,16 @@ def find_subject(
 
     Args:
         mlflow_client: The client of the tracking server.
-        named: The folder of a run, an MLflow run, `models:/NAME@ALIAS`, `models:/NAME/VERSION`,
-            `NAME@ALIAS`, or `NAME` for its alias `champion`.
+        named: The folder or URL of a run, an MLflow run, `models:/NAME@ALIAS`,
+            `models:/NAME/VERSION`, `NAME@ALIAS`, or `NAME` for its alias `champion`.
         console: The console, which shows notes.
         shards: The whole address of the model's own set, if it has a password or a signature.
 
     Raises:
         UserError: There is no such run or model, or it has no weights.
     """
-    folder = Path(named)
-    if folder.is_dir() and ("/" in named or (folder / "stages").is_dir()):
-        return _of_run(mlflow_client, _recorded_run(folder), shards)
+    if is_run_folder(named):
+        return _of_run(mlflow_client, recorded_run(folder_at(named)), shards)
     if _RUN_ID.fullmatch(named):
         return _of_run(mlflow_client, named, shards)
     match = _MODEL.fullmatch(named)
@@ -82,7 +82,15 @@ def find_subject(
     return _of_version(mlflow_client, _version(mlflow_client, named, **match.groupdict()), console)
 
 
-def _recorded_run(folder: Path) -> str:
+def is_run_folder(named: str) -> bool:
+    """Return whether a user names the folder or URL of a run, and not a run or model in MLflow."""
+    folder = folder_at(named)
+    if is_remote(folder):
+        return True
+    return exists(folder) and ("/" in named or exists(folder / "stages"))
+
+
+def recorded_run(folder: Folder) -> str:
     """Return the MLflow run whose folder this is."""
     for verb in ("train", "tune"):
         record = read_run_record(folder, verb)

@@ -6,11 +6,13 @@ from typing import Any
 
 from perceiver_model.config_checks import flatten
 from pipeline.config.base import differences
+from pipeline.config.folders import folder_at, is_remote
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.preprocess.identity import comparable, set_identity, source_addresses
 from pipeline.preprocess.ledger import ledger_addresses
 from pipeline.runs.console import Console
+from pipeline.runs.storage import exists
 from shards import ShardError, ShardSet
 from shards.redaction import without_secrets
 
@@ -30,8 +32,13 @@ def with_shards(config: Config, console: Console) -> Config:
     Raises:
         UserError: There is no such set, or there are several different ones.
     """
-    if config.shards is not None or Path(config.shards_folder).exists():
+    if config.shards is not None or exists(folder_at(config.shards_folder)):
         return config
+    if is_remote(config.folder):
+        raise UserError(
+            f"{config.shards_folder}: there is no shard set; name one with shards=…, a folder or a "
+            "URL. 'perceiver preprocess' writes one to a folder"
+        )
     identity = set_identity(config)
     found: dict[Path, ShardSet] = {}
     others: list[str] = []

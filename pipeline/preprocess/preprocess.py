@@ -69,7 +69,12 @@ def preprocess(config: Config, console: Console, *, fresh: bool = False) -> dict
             bad.
     """
     if "://" in config.shards_folder:
-        raise UserError(f"shards={config.shards_folder}: shards are written to a folder, not a URL")
+        mend = "set shards to a folder; a finished set may be copied to a URL and read there"
+        if config.shards is None:
+            raise UserError(f"output={config.output}: shards cannot be written to a URL; {mend}")
+        raise UserError(
+            f"shards={config.shards}: shards are written to a folder, not a URL; {mend}"
+        )
     spec = ShardSetSpec(
         data=config.data,
         seed=config.seed,

@@ -24,8 +24,17 @@ from pipeline.config.folders import Folder, folder_at, is_remote
 from pipeline.errors import UserError
 from pipeline.runs.mlflow_client import new_client
 from pipeline.runs.mlflow_errors import reason_of
+from pipeline.runs.outbox_objects import (
+    ENTRIES,
+    SENT,
+    fetch,
+    fetch_all,
+    local_outbox,
+    read_header,
+    save,
+)
 from pipeline.runs.records import replace_text
-from pipeline.runs.storage import exists, local_copy
+from pipeline.runs.storage import exists, local_copy, remove_folder
 from pipeline.runs.strict_json import finite_items
 from shards.redaction import redacted
 
@@ -33,7 +42,6 @@ DRIVER = "driver"
 # The largest numbers that MLflow accepts in one request.
 MAX_METRICS, MAX_TAGS = 1000, 100
 PAUSE_SECONDS = 30.0
-_ENTRIES, _SENT = ".jsonl", ".sent"
 _refused_at: dict[str, float] = {}
 
 
@@ -44,7 +52,7 @@ class RunRef:
     Attributes:
         tracking_uri: The URI of MLflow.
         run_id: The ID of the run.
-        outbox: The folder of the entries to deliver, on storage that all workers share.
+        outbox: The folder or URL of the entries to deliver, on storage that all workers share.
     """
 
     tracking_uri: str
@@ -64,8 +72,10 @@ class Outbox:
     """
 
     def __init__(self, run: RunRef, writer: str) -> None:
-        self.path = Path(run.outbox) / f"{run.run_id}.{writer}{_ENTRIES}"
+        self.run = run
+        self.path = local_outbox(run.outbox) / f"{run.run_id}.{writer}{ENTRIES}"
         try:
+            fetch(run.outbox, self.path.name)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab")
             # A killed process may have left half a line.
@@ -93,11 +103,15 @@ class Outbox:
 
     def last_steps(self) -> dict[str, int]:
         """Return the last step of each metric that was ever added to this outbox."""
-        last: dict[str, int] = {}
-        for entry in _read(self.path, 0):
-            for name, _, _, step in entry.get("metrics", ()):
-                last[name] = max(step, last.get(name, step))
-        return last
+        return _last_steps(self.path)
+
+    def save(self) -> None:
+        """Upload what is not delivered, if the run lies in object storage.
+
+        If the storage does not answer, the next call uploads it.
+        """
+        with contextlib.suppress(UserError):
+            _save(self.run.outbox, self.path)
 
     def close(self) -> None:
         """Close the file. Nothing may be added afterwards."""
@@ -171,21 +185,26 @@ def deliver_run(run: RunRef) -> str | None:
     since = time.monotonic() - _refused_at.get(run.tracking_uri, -math.inf)
     if since < PAUSE_SECONDS:
         return "MLflow did not answer a moment ago"
-    return deliver_files(run.tracking_uri, _files(Path(run.outbox), run.run_id))
+    folder = local_outbox(run.outbox)
+    return deliver_files(run.tracking_uri, _files(folder, run.run_id), run.outbox)
 
 
-def deliver_folder(tracking_uri: str, folder: Path) -> str | None:
-    """Deliver the remaining entries of all runs in a folder. The runs must have ended.
+def deliver_folder(tracking_uri: str, outbox: str) -> str | None:
+    """Deliver the remaining entries of all runs in an outbox. The runs must have ended.
 
-    If everything was delivered, the folder is removed.
+    If everything was delivered, the outbox is removed.
 
     Returns:
         The same as `deliver_run`.
     """
+    fetch_all(outbox)
+    folder = local_outbox(outbox)
     paths = _files(folder, "*")
-    left = deliver_files(tracking_uri, paths)
+    left = deliver_files(tracking_uri, paths, outbox)
     if left is None and paths:
-        for path in (*paths, *(path.with_suffix(_SENT) for path in paths)):
+        if is_remote(folder_at(outbox)):
+            remove_folder(folder_at(outbox))
+        for path in (*paths, *(path.with_suffix(SENT) for path in paths)):
             path.unlink(missing_ok=True)
         for empty in (folder, folder.parent):
             with contextlib.suppress(OSError):  # the other verb may have files there
@@ -193,8 +212,8 @@ def deliver_folder(tracking_uri: str, folder: Path) -> str | None:
     return left
 
 
-def deliver_files(tracking_uri: str, paths: list[Path]) -> str | None:
-    """Deliver the entries of these files.
+def deliver_files(tracking_uri: str, paths: list[Path], outbox: str) -> str | None:
+    """Deliver the entries of these files of an outbox.
 
     Returns:
         The same as `deliver_run`.
@@ -213,14 +232,24 @@ def deliver_files(tracking_uri: str, paths: list[Path]) -> str | None:
         except Exception as error:  # stores raise many kinds
             refused[run_id] = reason_of(error)
             _refused_at[tracking_uri] = time.monotonic()
+        with contextlib.suppress(UserError):
+            _save(outbox, path)
     count = sum(num_waiting(path) for path in waiting)
     if not count:
         return None
     why = next(iter(refused.values()), "it is being written")
     return (
         f"{count} entries for MLflow at {redacted(tracking_uri)} are not delivered ({why}); they "
-        f"are kept in {waiting[0].parent}, and the same command delivers them"
+        f"are kept in {outbox}, and the same command delivers them"
     )
+
+
+def _last_steps(path: Path) -> dict[str, int]:
+    last: dict[str, int] = dict(read_header(path).get("last_steps", {}))
+    for entry in _read(path, 0):
+        for name, _, _, step in entry.get("metrics", ()):
+            last[name] = max(step, last.get(name, step))
+    return last
 
 
 def num_waiting(path: Path) -> int:
@@ -229,8 +258,8 @@ def num_waiting(path: Path) -> int:
 
 
 def _files(folder: Path, run_id: str) -> list[Path]:
-    paths = folder.glob(f"{run_id}.*{_ENTRIES}")
-    return sorted(paths, key=lambda path: (path.name.endswith(f".{DRIVER}{_ENTRIES}"), path.name))
+    paths = folder.glob(f"{run_id}.*{ENTRIES}")
+    return sorted(paths, key=lambda path: (path.name.endswith(f".{DRIVER}{ENTRIES}"), path.name))
 
 
 def _read(path: Path, start: int) -> Iterator[dict[str, Any]]:
@@ -253,15 +282,20 @@ def _read_with_ends(path: Path, start: int) -> Iterator[tuple[dict[str, Any], in
             yield entry, start
 
 
+def _save(outbox: str, path: Path) -> None:
+    if is_remote(folder_at(outbox)):
+        save(outbox, path.name, _last_steps(path), _sent(path))
+
+
 def _sent(path: Path) -> int:
     try:
-        return min(int(path.with_suffix(_SENT).read_text()), path.stat().st_size)
+        return min(int(path.with_suffix(SENT).read_text()), path.stat().st_size)
     except (OSError, ValueError):
         return 0
 
 
 def _note_sent(path: Path, position: int) -> None:
-    replace_text(path.with_suffix(_SENT), str(position))
+    replace_text(path.with_suffix(SENT), str(position))
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

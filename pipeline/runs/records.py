@@ -94,7 +94,12 @@ def recorded_folder(record: RunRecord, folder: Folder, *keys: str) -> Folder:
 def _lies_in(address: str, folder: Folder) -> bool:
     try:
         return folder.resolve() in folder_at(address).resolve().parents
-    except (OSError, ValueError, RuntimeError):  # no path, an unknown URL, a loop of links
+    except (
+        OSError,
+        UserError,
+        ValueError,
+        RuntimeError,
+    ):  # no path, an unknown URL, a loop of links
         return False
 
 

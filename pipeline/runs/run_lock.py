@@ -11,8 +11,9 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.config.folders import Folder, local_folder
+from pipeline.config.folders import Folder
 from pipeline.errors import UserError
+from pipeline.runs.object_lock import object_lock
 from shards.errors import ShardError
 from shards.files import exclusive_lock
 
@@ -25,12 +26,12 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 @contextlib.contextmanager
 def run_lock(
     path: Folder, what: str, notify: Callable[[str], None], *, patient: bool = False
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """Hold a run's lock file against all other commands.
 
     The lock is the kernel's (flock), so a killed process does not hold it. A network file system
     passes it on to its server. If a file system has no locks, a notice says so and the work
-    continues.
+    continues. Object storage has a lock of its own, `pipeline.runs.object_lock`.
 
     Args:
         path: The path of the lock file, which is removed afterwards.
@@ -38,10 +39,18 @@ def run_lock(
         notify: The function that shows the notice.
         patient: Whether to wait up to `PATIENCE_SECONDS` for another command that is still alive.
 
+    Yields:
+        A function that raises UserError if another command has taken the lock over. That happens
+        only in object storage, to a command that was cut off from it.
+
     Raises:
         UserError: Another command holds the lock; the text names its process and machine.
     """
-    path = local_folder(path, "a lock")
+    if not isinstance(path, Path):
+        patience = PATIENCE_SECONDS if patient else 0.0
+        with object_lock(path, what, patience_seconds=patience) as check:
+            yield check
+        return
     with contextlib.ExitStack() as stack:
         started = time.monotonic()
         while True:
@@ -67,7 +76,11 @@ def run_lock(
                     "ended, or give this one another name (name=…)"
                 )
             time.sleep(0.2)
-        yield
+        yield _nothing
+
+
+def _nothing() -> None:
+    """The kernel takes no lock away."""
 
 
 def _sign(path: Path) -> None:

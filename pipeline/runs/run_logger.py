@@ -70,6 +70,11 @@ class RunLogger:
         """Return new notices about MLflow for the person."""
         return self._couriers[0].news() if self._couriers else []
 
+    def save(self) -> None:
+        """Keep with a checkpoint what MLflow has not received, if the run is in object storage."""
+        for courier in self._couriers:
+            courier.save()
+
     def close(self) -> None:
         """Stop measuring the machine, and deliver what can be delivered at once."""
         if self._machine is not None:
@@ -101,11 +106,16 @@ class _Courier:
         news, self._news = self._news, []
         return news
 
+    def save(self) -> None:
+        """Upload what is not delivered, if the run lies in object storage."""
+        self._outbox.save()
+
     def close(self) -> None:
         """End the thread. It delivers what is left, unless MLflow did not answer before."""
         self._stop.set()
         self._wake.set()
         self._thread.join(CLOSE_SECONDS)
+        self._outbox.save()
         self._outbox.close()
 
     def _work(self) -> None:

@@ -7,19 +7,19 @@ import contextlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from perceiver_model.config_checks import flatten
-from pipeline.config.folders import Folder, local_folder
+from pipeline.config.folders import Folder
 from pipeline.config.sqlite_uri import sqlite_path
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.runs.mlflow_client import answering, client
 from pipeline.runs.mlflow_errors import is_missing, mlflow_answers, reason_of
 from pipeline.runs.outbox import DRIVER, Outbox, RunRef, deliver_folder, deliver_run
+from pipeline.runs.outbox_objects import fetch_all
 from shards import ShardSet
 from shards.redaction import redacted_tree
 
@@ -108,7 +108,9 @@ def begin_run(
             run_id = _create(mlflow_client, config, kind, shard_set, parent_run_id, params, tags)
         else:
             # The outbox may hold the end of an earlier launch, so it is delivered first.
-            deliver_run(run_ref(config, kind, run_id))
+            run = run_ref(config, kind, run_id)
+            fetch_all(run.outbox, run_id)
+            deliver_run(run)
             mlflow_client.update_run(run_id, status="RUNNING")
             # Fields such as the epochs may have changed. MLflow's parameters cannot, but files can.
             _log_config(mlflow_client, run_id, config)
@@ -168,15 +170,11 @@ def run_ref(config: Config, kind: Kind, run_id: str) -> RunRef:
         kind: "train", "study" or "trial".
         run_id: The ID of the run.
     """
-    return RunRef(config.tracking_uri, run_id, str(_outbox(config, kind)))
+    return RunRef(config.tracking_uri, run_id, _outbox(config, kind))
 
 
-def _outbox(config: Config, kind: Kind) -> Path:
-    return (
-        local_folder(config.folder, "MLflow's outbox")
-        / "mlflow"
-        / ("train" if kind == "train" else "tune")
-    )
+def _outbox(config: Config, kind: Kind) -> str:
+    return str(config.folder / "mlflow" / ("train" if kind == "train" else "tune"))
 
 
 def source_tags() -> dict[str, str]:

@@ -9,6 +9,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -62,11 +63,13 @@ def folder_token(folder: Folder) -> Iterator[str]:
     token = f".seen-by-all-{secrets.token_hex(8)}"
     path = folder / token
     try:
-        write_bytes(path, token.encode())
-    except ShardError as error:
-        reason = getattr(error.__cause__, "strerror", error)
+        if isinstance(path, Path):
+            path.write_text(token, "utf-8")
+        else:
+            write_bytes(path, token.encode())
+    except OSError as error:
         raise UserError(
-            f"{folder}: cannot be written ({reason}); choose another 'output'"
+            f"{folder}: cannot be written ({error.strerror}); choose another 'output'"
         ) from None
     try:
         yield token

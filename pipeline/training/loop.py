@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from pipeline.training.evaluation import Metrics, RecordingMetrics, answered, me
 from pipeline.training.micro_steps import MicroSteps
 from pipeline.training.objectives import Objective
 from pipeline.training.progress import Progress
+from pipeline.training.progress_writer import ProgressWriter
 from pipeline.training.rank_info import RankInfo
 from pipeline.training.schedule import learning_rate
 from pipeline.training.step_clock import StepClock
@@ -75,6 +76,7 @@ class TrainLoop:
         rank_info: This process among all ranks.
         folder: The folder for checkpoints and progress.
         logger: The logger of the MLflow run.
+        still_held: A function that raises UserError if another training has taken over the folder.
     """
 
     config: Config
@@ -84,6 +86,7 @@ class TrainLoop:
     rank_info: RankInfo
     folder: Folder
     logger: RunLogger
+    still_held: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         training = self.config.training
@@ -111,6 +114,7 @@ class TrainLoop:
         self.guard = None if training.on_bad_step == "fail" else StepGuard(self.engine)
         total = training.epochs * self.steps_per_epoch * training.batch_size
         held_out = self.shard_set.num_samples(self.eval_split) if self.eval_split else 0
+        self.shown = ProgressWriter(self.folder)
         self.progress = Progress(
             total_samples=total, epochs=training.epochs, evaluation_samples=held_out
         )
@@ -379,6 +383,7 @@ class TrainLoop:
     def _save(
         self, state: TrainState, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]
     ) -> None:
+        self.logger.save()
         averaged = None if self.average is None else self.average.gather()
         carried = self.carried.gather() if self.carried is not None and state.samples else None
         if self.rank_info.rank == 0:
@@ -395,4 +400,5 @@ class TrainLoop:
             done = state.epoch * self.steps_per_epoch * self.config.training.batch_size
             self.progress.samples, self.progress.epoch = done + state.samples, state.epoch
             self.progress.notes += self.logger.news()
-            self.progress.write(self.folder)
+            self.still_held()
+            self.shown.write(self.progress)

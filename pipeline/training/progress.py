@@ -8,16 +8,16 @@ import json
 import secrets
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
-from pipeline.config.folders import Folder
+from pipeline.config.folders import Folder, is_remote
 from pipeline.errors import UserError
 from pipeline.runs.console import Console, Estimate
-from pipeline.runs.records import write_json
 from pipeline.runs.storage import read_bytes, remove
 from shards.errors import ShardError
 
 PROGRESS_FILE = "progress.json"
+POLL_SECONDS, REMOTE_POLL_SECONDS = 0.3, 2.0
 _MAX_BYTES = 64 << 20
 
 
@@ -67,10 +67,6 @@ class Progress:
         epoch = f"epoch {min(self.epoch + 1, self.epochs)}/{self.epochs}"
         return epoch if self.loss is None else f"{epoch}, loss {self.loss:.4f}"
 
-    def write(self, folder: Folder) -> None:
-        """Write the progress to the run folder, atomically."""
-        write_json(folder / PROGRESS_FILE, asdict(self))
-
 
 def describe(metrics: dict[str, float]) -> str:
     """Return metrics in one line for a person: validation before training, losses last in each."""
@@ -114,9 +110,10 @@ def show_progress(folder: Folder, console: Console) -> Iterator[None]:
 
 
 def _follow(folder: Folder, console: Console, stop: threading.Event) -> None:
+    seconds = REMOTE_POLL_SECONDS if is_remote(folder) else POLL_SECONDS
     progress = None
     while progress is None:
-        ended = stop.wait(0.3)
+        ended = stop.wait(seconds)
         progress = read_progress(folder)
         if ended and progress is None:
             return
@@ -137,4 +134,4 @@ def _follow(folder: Folder, console: Console, stop: threading.Event) -> None:
             bar.update(progress.samples, progress.note(), estimate=estimate)
             if last:
                 return
-            last = stop.wait(0.3)
+            last = stop.wait(seconds)

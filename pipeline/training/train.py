@@ -3,6 +3,7 @@
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import MISSING, fields, replace
 from typing import Any
 
@@ -92,16 +93,26 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
         UserError: An input is wrong, or a different training has this name or is running there.
         ClusterError: The machines cannot run it.
     """
+    _ = config.tracking_uri  # refuse early that there is none
     config = with_shards(config, console)
     shard_set = open_shards(config)
     steps = steps_per_epoch(config, shard_set) * config.training.epochs
     if note := lagging_average(config.training.ema_decay, steps):
         console.notice(note)
-    with run_lock(config.folder / f".{STAGE}.lock", str(config.folder / STAGE), console.notice):
-        return _train(config, console, shard_set, fresh=fresh)
+    with run_lock(
+        config.folder / f".{STAGE}.lock", str(config.folder / STAGE), console.notice
+    ) as still_held:
+        return _train(config, console, shard_set, still_held, fresh=fresh)
 
 
-def _train(config: Config, console: Console, shard_set: ShardSet, *, fresh: bool) -> dict[str, Any]:
+def _train(
+    config: Config,
+    console: Console,
+    shard_set: ShardSet,
+    still_held: Callable[[], None],
+    *,
+    fresh: bool,
+) -> dict[str, Any]:
     folder = config.folder / STAGE
     init = find_init(config, folder, console, fresh=fresh)
     plan = init.plan(config, shard_set) if init else None
@@ -159,6 +170,7 @@ def _train(config: Config, console: Console, shard_set: ShardSet, *, fresh: bool
         try:
             with show_progress(folder, console):
                 run_training(config, folder, run, console=console)
+            still_held()
         finally:
             begun = replace(begun, seconds=spent + time.time() - started)
             write_run_record(config.folder, begun)

@@ -1,7 +1,7 @@
 """One training process: what Ray Train runs on every worker."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -93,14 +93,23 @@ def open_training(task: TrainTask) -> Iterator[tuple[TrainLoop, TrainState]]:
     check_same_folder(folder, task.token)
     with contextlib.ExitStack() as stack:
         # Workers of an earlier launch may still be ending.
-        every_rank(lambda: _hold(folder, rank_info, stack))
-        yield from _open_training(task, config, rank_info, folder, stack)
+        held: list[Callable[[], None]] = []
+        every_rank(lambda: held.extend(_hold(folder, rank_info, stack)))
+        yield from _open_training(task, config, rank_info, folder, stack, held)
 
 
-def _hold(folder: Folder, rank_info: RankInfo, stack: contextlib.ExitStack) -> None:
-    """Lock the folder on rank 0, so that no other training writes to it."""
-    if rank_info.rank == 0:
-        stack.enter_context(run_lock(folder / ".writer.lock", str(folder), print, patient=True))
+def _hold(
+    folder: Folder, rank_info: RankInfo, stack: contextlib.ExitStack
+) -> list[Callable[[], None]]:
+    """Lock the folder on rank 0, so that no other training writes to it.
+
+    Returns:
+        On rank 0, a function that raises UserError if the lock was lost.
+    """
+    if rank_info.rank:
+        return []
+    lock = run_lock(folder / ".writer.lock", str(folder), print, patient=True)
+    return [stack.enter_context(lock)]
 
 
 def _open_training(
@@ -109,6 +118,7 @@ def _open_training(
     rank_info: RankInfo,
     folder: Folder,
     stack: contextlib.ExitStack,
+    held: list[Callable[[], None]],
 ) -> Iterator[tuple[TrainLoop, TrainState]]:
     shard_set = ShardSet.open(config.shards_folder)
     check_same_shards(config.shards_folder, shard_set.digest)
@@ -158,7 +168,8 @@ def _open_training(
     found = {f"engine.{name}": str(value) for name, value in asdict(read_strategy(engine)).items()}
     logger.tag(found)
     try:
-        loop = TrainLoop(config, objective, shard_set, engine, rank_info, folder, logger)
+        loop = TrainLoop(config, objective, shard_set, engine, rank_info, folder, logger, *held)
+        stack.callback(loop.shown.close)
         if chosen:
             loop.restore_average(chosen.averaged)
             loop.restore_carried(chosen.carried)
