@@ -15,6 +15,7 @@ from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.runs.records import RunRecord
 from pipeline.training.checkpoints import last_checkpoint
+from pipeline.training.feed import MicroBatch
 from pipeline.training.launch import run_training
 from pipeline.training.loop import TrainLoop
 from pipeline.training.train import DEFAULTS, SAME_TO_ROUNDING, STAGE, training_fingerprint
@@ -51,10 +52,10 @@ def test_a_training_draws_each_class_equally_often_and_resumes_exactly(
     drawn: list[tuple[int, int]] = []
     micro_step = TrainLoop._micro_step
 
-    def noting(self: TrainLoop, batches: Any, *place: int) -> Any:
-        for batch in batches:
+    def noting(self: TrainLoop, micro_batch: MicroBatch, *place: int) -> Any:
+        for batch in micro_batch.batches:
             drawn.extend(zip(batch.numbers.tolist(), batch.targets.tolist(), strict=True))
-        return micro_step(self, batches, *place)
+        return micro_step(self, micro_batch, *place)
 
     monkeypatch.setattr(TrainLoop, "_micro_step", noting)
     config = config_of(tmp_path, 1.0)

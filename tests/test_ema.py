@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,12 +64,12 @@ def test_the_average_is_that_of_the_weights_after_every_step(
     def gathered(loop: TrainLoop) -> dict[str, torch.Tensor]:
         return loop_module.gather_state(loop.engine)[0]
 
-    def noting(loop: TrainLoop, loss: float, after: object) -> str | None:
+    def noting(loop: TrainLoop, *arguments: Any, **options: bool) -> Any:
         if not seen:
             seen.append(gathered(loop))
-        fault = step(loop, loss, after)
+        found = step(loop, *arguments, **options)
         seen.append(gathered(loop))
-        return fault
+        return found
 
     def noting_evaluation(loop: TrainLoop) -> dict[str, float]:
         evaluated.append(gathered(loop))

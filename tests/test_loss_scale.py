@@ -7,15 +7,14 @@ import torch
 import torch.nn.functional as F
 from gate_runs import CLASSES, new_model, some_rows, table_config, write_table_set
 from safetensors.torch import load_file
+from trainings import cut_off_after
 
 from pipeline.config.load import with_values
-from pipeline.errors import UserError
 from pipeline.inputs.collate import collate
 from pipeline.inputs.model_input import fitted_media
 from pipeline.media import FittedTableFormat
 from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.launch import run_training
-from pipeline.training.loop import TrainLoop
 
 ROWS = some_rows(0, 48)
 SMOOTHING = 0.2
@@ -62,7 +61,7 @@ def test_the_loop_s_gradient_is_that_of_the_mean_loss_by_hand(
 
 
 def test_a_resumed_epoch_reports_what_an_uninterrupted_one_would(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """To the last bit: the sums in a checkpoint are float64."""
     config = with_values(
@@ -79,17 +78,10 @@ def test_a_resumed_epoch_reports_what_an_uninterrupted_one_would(
     for folder in folders:
         folder.mkdir()
     run_training(config, folders[0], None)
-    with monkeypatch.context() as cut:
-        cut.setattr(TrainLoop, "_check_step", _end_after_four)
-        with pytest.raises(UserError, match="cut off"):
-            run_training(config, folders[1], None)
+    with cut_off_after(4):
+        run_training(config, folders[1], None)
     run_training(config, folders[1], None)
     whole, resumed = (last_checkpoint(folder / "checkpoints") for folder in folders)
     assert whole is not None and resumed is not None
     for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
         assert resumed.state.metrics[name] == whole.state.metrics[name]
-
-
-def _end_after_four(loop: TrainLoop, loss: float, step: int) -> None:
-    if step > 4:
-        raise UserError("cut off")

@@ -36,9 +36,11 @@ from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
 from pipeline.training.checkpoint_files import TrainState
 from pipeline.training.checkpoints import last_checkpoint, read_checkpoint
+from pipeline.training.feed import MicroBatch
 from pipeline.training.loop import TrainLoop
 from pipeline.training.objectives import objective_of
 from pipeline.training.step_figures import MEASURED
+from pipeline.training.step_sums import StepSums
 from pipeline.training.train import train
 from pipeline.training.worker import TrainTask, open_training
 from shards import (
@@ -214,12 +216,14 @@ class CheckedLoop:
         patch.setattr(loop, "_micro_step", self.micro)
         patch.setattr(loop, "_step", self.step)
 
-    def micro(self, batches: Any, seed: int, number: int) -> torch.Tensor:
-        self.read.append(batches)
-        return self.micro_step(batches, seed, number)
+    def micro(self, micro_batch: MicroBatch, seed: int, number: int) -> torch.Tensor:
+        self.read.append(micro_batch.batches)
+        return self.micro_step(micro_batch, seed, number)
 
-    def step(self, loss: float, after: TrainState) -> None:
+    def step(self, sums: StepSums, after: TrainState, *, reads: bool) -> tuple[None, TrainState]:
         """Compare the gradients of all micro-batches together, and take the step."""
+        (found,) = sums.read()
+        sums.count(found)
         weights, _ = gather_state(self.loop.engine)
         self.model.load_state_dict(weights)
         self.model.zero_grad()
@@ -227,17 +231,18 @@ class CheckedLoop:
             reference_loss(self.loop, self.model, batches, self.carried, group) / len(self.read)
             for group, batches in enumerate(self.read)
         )
-        assert loss == pytest.approx(expected, abs=1e-5)
+        assert found.loss == pytest.approx(expected, abs=1e-5)
         own = dict(self.model.named_parameters())
         for name, parameter in self.loop.engine.module.named_parameters():
             gradient = own[name].grad
             if gradient is None:  # no document of this step begins
                 gradient = torch.zeros_like(own[name])
-            found = safe_get_full_grad(parameter)
-            torch.testing.assert_close(found, gradient, rtol=1e-6, atol=1e-6)
+            own_gradient = safe_get_full_grad(parameter)
+            torch.testing.assert_close(own_gradient, gradient, rtol=1e-6, atol=1e-6)
         self.steps += 1
         self.read.clear()
         self.loop.engine.step()
+        return None, after
 
 
 @pytest.mark.parametrize("parts", [1, 3])

@@ -15,9 +15,10 @@ from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
-from pipeline.training import loop as loop_module
-from pipeline.training.bad_steps import bad_loss
+from pipeline.training.checkpoint_files import TrainState
 from pipeline.training.checkpoints import last_checkpoint
+from pipeline.training.loop import TrainLoop
+from pipeline.training.step_sums import StepSums
 
 
 def config_here(name: str, folder: Path, sections: dict[str, Any], **training: Any) -> Config:
@@ -74,12 +75,14 @@ def evaluated_as_trained(
 def cut_off_after(last: int) -> Iterator[None]:
     """Expect the training inside to end with an error after a step, counted from 1."""
 
-    def cut(training: Any, loss: float, losses: Any, step: int) -> str | None:
-        if step > last:
+    step = TrainLoop._step
+
+    def cut(loop: TrainLoop, sums: StepSums, after: TrainState, **options: bool) -> Any:
+        if after.step > last:
             raise UserError("cut off")
-        return bad_loss(training, loss, losses, step)
+        return step(loop, sums, after, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop_module, "bad_loss", cut)
+        patch.setattr(TrainLoop, "_step", cut)
         with pytest.raises(UserError, match="cut off"):
             yield

@@ -81,9 +81,10 @@ def target_of(
         other kinds, `[batch, …]` in the dtype of the shards. The lengths are int64 `[batch]`.
     """
     if not has_array(kind):
-        lengths = torch.ones_like(batch.targets)
-        return batch.targets.to(device), lengths.to(device)
-    return batch.fields[TARGET].to(device), batch.lengths[TARGET].to(device)
+        targets = batch.targets.to(device, non_blocking=True)
+        return targets, torch.ones_like(targets)
+    targets, lengths = batch.fields[TARGET], batch.lengths[TARGET]
+    return targets.to(device, non_blocking=True), lengths.to(device, non_blocking=True)
 
 
 def has_array(kind: str) -> bool:

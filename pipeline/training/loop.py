@@ -3,13 +3,14 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from cluster.accumulation import Accumulation
 from cluster.engine_state import gather_state, reset_state
 from pipeline.config.folders import Folder
 from pipeline.config.tree import Config
@@ -23,7 +24,8 @@ from pipeline.training.bad_steps import StepGuard, bad_loss
 from pipeline.training.checkpoint_files import TrainState, not_finite, not_finite_line
 from pipeline.training.checkpoints import save_checkpoint
 from pipeline.training.ema import WeightAverage
-from pipeline.training.evaluation import Metrics, RecordingMetrics, answered, metrics_of, no_sums
+from pipeline.training.evaluation import Metrics, RecordingMetrics, answered, metrics_of
+from pipeline.training.feed import Feed, MicroBatch
 from pipeline.training.micro_steps import MicroSteps
 from pipeline.training.objectives import Objective
 from pipeline.training.progress import Progress
@@ -32,6 +34,7 @@ from pipeline.training.rank_info import RankInfo
 from pipeline.training.schedule import learning_rate
 from pipeline.training.step_clock import StepClock
 from pipeline.training.step_figures import MEASURED, StepFigures
+from pipeline.training.step_sums import MOST_STEPS, StepSums
 from pipeline.training.streams import (
     CarriedLatents,
     stream_steps,
@@ -39,7 +42,7 @@ from pipeline.training.streams import (
 )
 from shards import ShardReader, ShardSet
 from shards.lanes import Lanes
-from shards.loader import ShardBatch, ShardLoader
+from shards.loader import ShardLoader
 
 Tensors = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
@@ -111,6 +114,7 @@ class TrainLoop:
             self.carried,
             self.train_batches.recordings,
         )
+        self.accumulation = Accumulation(self.engine)
         self.guard = None if training.on_bad_step == "fail" else StepGuard(self.engine)
         total = training.epochs * self.steps_per_epoch * training.batch_size
         held_out = self.shard_set.num_samples(self.eval_split) if self.eval_split else 0
@@ -169,9 +173,7 @@ class TrainLoop:
 
     def _train(self, state: TrainState) -> tuple[TrainState, tuple[float, ...]]:
         training, rank_info = self.config.training, self.rank_info
-        sums = no_sums(self.objective)
-        if state.sums:
-            sums[:] = torch.tensor(state.sums, dtype=torch.float64)
+        sums = StepSums(self.objective, rank_info, state.sums)
         step_in_epoch = state.samples // training.batch_size
         self.engine.train()
         order = self.train_batches.state_dict()
@@ -179,73 +181,115 @@ class TrainLoop:
         if state.window != "auto":
             order["window"] = state.window
         self.train_batches.load_state_dict(order)
+        window = self.train_batches.state_dict()["window"]
         if self.carried is not None and not state.samples:
             self.carried.begin()
-        parts = training.stream.parts_per_step if training.stream else 1
-        batches = self.clock.timed(iter(self.train_batches))
+        feed = Feed(
+            iter(self.train_batches),
+            self.config,
+            self.objective,
+            rank_info,
+            self.steps_per_epoch - step_in_epoch,
+            self.clock,
+        )
         self.clock.begin()
         while step_in_epoch < self.steps_per_epoch:
             rate = learning_rate(state.step, self.steps_per_epoch, training)
             for group in self.engine.optimizer.param_groups:
                 group["lr"] = rate * group.get("learning_rate_scale", 1.0)
-            step_sums = no_sums(self.objective)
-            for micro in range(training.gradient_accumulation_steps):
-                seed = step_seed(self.config.seed, state.epoch, step_in_epoch, micro)
-                torch.manual_seed(seed + rank_info.rank)
-                step_sums += self._micro_step([next(batches) for _ in range(parts)], seed, micro)
-                if micro + 1 < training.gradient_accumulation_steps:
-                    self.engine.step()
-            loss = float(step_sums[0] / step_sums[-2].clamp(min=1))
-            after = replace(state, step=state.step + 1, metrics={}, score=None)
+            with self.accumulation.step():
+                for micro, micro_batch in enumerate(feed.step()):
+                    if micro:
+                        self.accumulation.between()
+                    seed = step_seed(self.config.seed, state.epoch, step_in_epoch, micro)
+                    torch.manual_seed(seed + rank_info.rank)
+                    sums.add(self._micro_step(micro_batch, seed, micro))
+            sums.end_step(state.step + 1)
+            feed.read_ahead()
+            step_in_epoch += 1
+            is_last = step_in_epoch == self.steps_per_epoch
+            after = replace(
+                state,
+                step=state.step + 1,
+                samples=step_in_epoch * training.batch_size,
+                window=window,
+                metrics={},
+                score=None,
+            )
             is_logged = after.step % training.log_steps == 0
+            due = not is_last and after.step % (training.checkpoint_steps or math.inf) == 0
             if is_logged:
                 self.figures.before_step()
-            if fault := self._step(loss, after):
-                after = self._left_out(after, fault)
-            else:
-                sums += step_sums
-                if self.average is not None:
-                    self.average.update()
-                if training.spike_factor is not None:
-                    losses = (*state.losses, loss)[-training.spike_window :]
-                    after = replace(after, losses=losses)
-            step_in_epoch += 1
+            fault, after = self._step(sums, after, reads=is_logged or due or is_last)
             self.clock.step()
-            state = replace(
-                after,
-                samples=step_in_epoch * training.batch_size,
-                sums=tuple(sums.tolist()),
-                window=self.train_batches.state_dict()["window"],
-            )
+            state = replace(after, sums=tuple(sums.of_epoch.tolist()))
             if is_logged and not fault:
-                figures = {"loss": loss, "learning_rate": rate, **self.figures.read()}
+                assert sums.loss is not None
+                figures = {"loss": sums.loss, "learning_rate": rate, **self.figures.read()}
                 self.logger.log(figures, state.step)
-                self.progress.loss = loss
+                self.progress.loss = sums.loss
                 self.progress.samples_per_second = figures["samples_per_second"]
                 self._show(state)
-            due = training.checkpoint_steps and state.step % training.checkpoint_steps == 0
-            if due and step_in_epoch < self.steps_per_epoch:
+            if due:
                 began = time.perf_counter()
                 self.save(state)
                 self.clock.leave_out(time.perf_counter() - began)
         return state, state.sums
 
-    def _step(self, loss: float, after: TrainState) -> str | None:
-        """Take the optimizer's step. Return why it was left out, or None.
+    def _step(
+        self, sums: StepSums, after: TrainState, *, reads: bool
+    ) -> tuple[str | None, TrainState]:
+        """Take the optimizer's step.
+
+        If the step must be judged before it is taken, its loss is read. Else the losses are read
+        every few steps, and before anything is logged or saved.
+
+        Args:
+            sums: The sums, with those of this step.
+            after: The state after the step.
+            reads: Whether the sums are needed after this step.
+
+        Returns:
+            Why the step was left out, or None; and the state after the step.
 
         Raises:
-            UserError: The step is bad, and `training.on_bad_step` is `fail`.
+            UserError: A step is bad, and `training.on_bad_step` is `fail`.
         """
         training = self.config.training
-        fault = bad_loss(training, loss, after.losses, after.step)
+        if self.guard is None and training.spike_factor is None:
+            self.engine.step()
+            if reads or self.engine.skipped_steps or sums.unread >= MOST_STEPS:
+                for found in sums.read():
+                    self._check_finite("the loss", found.loss, found.step)
+                    sums.count(found)
+                self._check_gradient(after.step)
+            if self.average is not None:
+                self.average.update()
+            return None, after
+        (found,) = sums.read()
+        fault = bad_loss(training, found.loss, after.losses, after.step)
         if self.guard is not None:
             taken = self.guard.step(leave_out=fault is not None)
-            return fault or (None if taken else not_finite_line("the gradient", after.step))
-        if fault and math.isfinite(loss):
+            fault = fault or (None if taken else not_finite_line("the gradient", after.step))
+            if fault:
+                return fault, self._left_out(after, fault)
+        elif fault:
             raise UserError(fault)
-        self.engine.step()
-        self._check_step(loss, after.step)
-        return None
+        else:
+            self.engine.step()
+            self._check_gradient(after.step)
+        sums.count(found)
+        if self.average is not None:
+            self.average.update()
+        if training.spike_factor is not None:
+            losses = (*after.losses, found.loss)[-training.spike_window :]
+            after = replace(after, losses=losses)
+        return None, after
+
+    def _check_gradient(self, step: int) -> None:
+        """Refuse a step whose gradients are not finite. DeepSpeed silently skips it."""
+        if self.engine.skipped_steps:
+            raise UserError(not_finite_line("the gradient", step))
 
     def _left_out(self, state: TrainState, fault: str) -> TrainState:
         """Count a step that was left out, and roll back if that is wanted.
@@ -299,9 +343,9 @@ class TrainLoop:
             lanes=lanes,
         )
 
-    def _micro_step(self, batches: Sequence[ShardBatch], seed: int, micro: int) -> torch.Tensor:
+    def _micro_step(self, micro_batch: MicroBatch, seed: int, micro: int) -> torch.Tensor:
         """Run forward and backward for one micro-batch; see `MicroSteps.run`."""
-        return self.micro_steps.run(batches, seed, micro)
+        return self.micro_steps.run(micro_batch, seed, micro)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -322,16 +366,6 @@ class TrainLoop:
         bad = metrics.sum_over_ranks()
         self.bad.check(self.eval_split, bad, self.shard_set.num_samples(self.eval_split))
         return metrics.compute() | (own.compute() if own is not None else {})
-
-    def _check_step(self, loss: float, step: int) -> None:
-        """Refuse a step whose loss or gradients are not finite.
-
-        The loss is the sum over all ranks, so all ranks see the same value. DeepSpeed silently
-        skips a step whose gradients are not finite.
-        """
-        self._check_finite("the loss", loss, step)
-        if self.engine.skipped_steps:
-            raise UserError(not_finite_line("the gradient", step))
 
     def _check_finite(self, name: str, value: float, step: int) -> None:
         if not math.isfinite(value):

@@ -1,22 +1,20 @@
 """One micro-batch of a training: augmentation, forward, backward, and the sums for the metrics."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from pipeline.config.tree import Config
-from pipeline.inputs.batches import inputs_on
 from pipeline.training.augmentation.draws import step_seed
 from pipeline.training.augmentation.modalities import ModalityDraws
 from pipeline.training.augmentation.samples import augment_samples
 from pipeline.training.bad_samples import BadSamples
+from pipeline.training.feed import MicroBatch
 from pipeline.training.objectives import Batch, Objective
 from pipeline.training.objectives.carried import read_part
 from pipeline.training.rank_info import RankInfo
-from pipeline.training.samples import batch_of
 from pipeline.training.streams import CarriedLatents, rows_of
 from shards.loader import ShardBatch
 from shards.recordings import Recordings
@@ -47,25 +45,27 @@ class MicroSteps:
     def __post_init__(self) -> None:
         self._modality_draws = ModalityDraws(self.engine.module)
 
-    def run(self, batches: Sequence[ShardBatch], seed: int, micro: int) -> torch.Tensor:
-        """Run forward and backward for one micro-batch.
+    def run(self, micro_batch: MicroBatch, seed: int, micro: int) -> torch.Tensor:
+        """Run forward and backward for one micro-batch, without waiting for the device.
 
         The loss is the weighted mean over the good samples of all ranks.
 
         Args:
-            batches: The micro-batch; of streams, its parts in order.
+            micro_batch: The micro-batch.
             seed: The seed of the micro-batch.
             micro: The index of the micro-batch within its step.
 
         Returns:
-            The sums over all ranks, float64 on the CPU, in the order of `no_sums`.
+            The sums of this rank, float64 on the device, in the order of `no_sums`.
         """
+        batches = micro_batch.batches
         seeds = [seed, *(step_seed(seed, part) for part in range(1, len(batches)))]
-        parts = [self._augmented(*each) for each in zip(batches, seeds, strict=True)]
+        parts = [self._augmented(*each) for each in zip(micro_batch.samples, seeds, strict=True)]
         weights = [self.objective.loss_weights(samples) for samples in parts]
-        bad = float(sum(len(batch.bad) for batch in batches))
-        total_weight = torch.stack([each.sum() for each in weights]).sum()
-        counts = self._sum_over_ranks([total_weight, torch.tensor(bad)])
+        own_weight = torch.stack([each.sum() for each in weights]).sum()
+        total_weight = micro_batch.total_weight
+        if total_weight is None:
+            total_weight = self._sum_over_ranks(own_weight)
         losses, sums = [], []
         for batch, samples, of_part in zip(batches, parts, weights, strict=True):
             self.bad.note(batch)
@@ -76,13 +76,14 @@ class MicroSteps:
             losses.append((self.objective.losses(outputs, samples, training=True) * of_part).sum())
             with torch.no_grad():
                 sums.append(self.objective.sums(outputs, samples))
-        total = torch.stack(losses).sum()
+        loss = torch.stack(losses).sum()
         # DeepSpeed averages gradients over the ranks.
-        self.engine.backward(total * self.rank_info.world_size / counts[0].clamp(min=1))
+        self.engine.backward(loss * self.rank_info.world_size / total_weight.clamp(min=1))
         if self.carried is not None:
             self.carried.groups[micro] = self.carried.groups[micro].detached()
-        found = [total.detach(), *torch.stack(sums).sum(dim=0)]
-        return torch.cat([self._sum_over_ranks(found), counts]).double().cpu()
+        bad = own_weight.new_full((), sum(len(batch.bad) for batch in batches))
+        found = [loss.detach(), *torch.stack(sums).sum(dim=0), own_weight, bad]
+        return torch.stack([each.float() for each in found]).double()
 
     def _outputs(self, batch: ShardBatch, samples: Batch, micro: int) -> Any:
         """Return the model's outputs; of streams, from the latents that their rows carry."""
@@ -94,22 +95,21 @@ class MicroSteps:
         )
         return outputs
 
-    def _augmented(self, batch: ShardBatch, seed: int) -> Batch:
-        """Return the batch as the objective takes it, on the device, changed at random."""
-        target, device = self.objective.target, self.rank_info.device
-        formats = self.config.data.formats
-        inputs, mask = inputs_on(batch, formats, device)
+    def _augmented(self, samples: Batch, seed: int) -> Batch:
+        """Return the samples changed at random."""
         return augment_samples(
-            batch_of(batch, inputs, mask, target, device, seed),
+            replace(samples, seed=seed),
             self.config.training.augment,
-            formats,
-            has_masks=target == "mask",
+            self.config.data.formats,
+            has_masks=self.objective.target == "mask",
             seed=seed,
             rank=self.rank_info.rank,
             world_size=self.rank_info.world_size,
         )
 
-    def _sum_over_ranks(self, values: list[torch.Tensor]) -> torch.Tensor:
-        summed = torch.stack([value.float().to(self.rank_info.device) for value in values])
-        dist.all_reduce(summed)
-        return summed
+    def _sum_over_ranks(self, weight: torch.Tensor) -> torch.Tensor:
+        total = weight.float()
+        if self.rank_info.world_size > 1:
+            total = total.clone()
+            dist.all_reduce(total)
+        return total

@@ -27,4 +27,5 @@ def batch_of(
         seed: The seed of this step of a training; 0 in evaluations.
     """
     targets, lengths = target_of(batch, target, device)
-    return Batch(inputs, mask, targets, lengths, batch.weights.to(device), batch.numbers, seed)
+    weights = batch.weights.to(device, non_blocking=True)
+    return Batch(inputs, mask, targets, lengths, weights, batch.numbers, seed)

@@ -1,7 +1,7 @@
 """The time that the steps of a training take, and the part of it spent waiting for data."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -48,15 +48,24 @@ class StepClock:
         """Start a new interval now, as at the start of an epoch."""
         self.read()
 
-    def timed(self, items: Iterator[Item]) -> Iterator[Item]:
-        """Yield the items, and count the time of getting each as time spent waiting for data."""
+    def timed(
+        self, items: Iterator[Item], device_works: Callable[[], bool] | None = None
+    ) -> Iterator[Item]:
+        """Yield the items, and count the time of getting each as time spent waiting for data.
+
+        Args:
+            items: The items.
+            device_works: Says whether the device still has work when an item has been got; then
+                nothing waited for it. None means that the device is this host.
+        """
         while True:
             asked = time.perf_counter()
             try:
                 item = next(items)
             except StopIteration:
                 return
-            self._data_seconds += time.perf_counter() - asked
+            if device_works is None or not device_works():
+                self._data_seconds += time.perf_counter() - asked
             yield item
 
     def step(self) -> None:

@@ -184,6 +184,18 @@ class Objective(ABC):
         """Return each sample's weight in the mean of the losses, float32 `[batch]`."""
         return batch.weights
 
+    def weights_are_stored(self, *, mixed: bool) -> bool:
+        """Return whether `loss_weights` are the same before and after augmentation.
+
+        They are if they depend on nothing but the batch's `weights`, `targets` and
+        `target_lengths`, and augmentation does not change these. Then the workers add up the
+        weights ahead of a step; else they do so within it.
+
+        Args:
+            mixed: Whether samples are mixed (`training.augment.mixup` or `cutmix`).
+        """
+        return type(self).loss_weights is Objective.loss_weights
+
     def sums(self, outputs: Any, batch: Batch) -> torch.Tensor:
         """Return the sums from which the metrics are computed.
 

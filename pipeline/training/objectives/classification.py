@@ -173,6 +173,10 @@ class Classification(Objective):
             weights = batch.mix.blend(weights, self._weights_of(batch.mix.targets))
         return batch.weights * weights
 
+    def weights_are_stored(self, *, mixed: bool) -> bool:
+        """Return whether the weights are known before augmentation; see the base class."""
+        return not (self.class_weights and mixed)
+
     def _weights_of(self, targets: torch.Tensor) -> torch.Tensor:
         """Return the weights of classes, given by their numbers, float32 `[batch]`."""
         return torch.tensor(self.class_weights, device=targets.device)[targets.clamp(min=0)]

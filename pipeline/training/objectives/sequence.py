@@ -129,6 +129,10 @@ class TokenSequence(Objective):
         """Return the number of each sample's tokens, with its end, float32 `[batch]`."""
         return batch.weights * (batch.target_lengths + 1)
 
+    def weights_are_stored(self, *, mixed: bool) -> bool:
+        """Return whether the weights are known before augmentation; see the base class."""
+        return True
+
     def sums(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the numbers of right tokens, tokens, right samples and samples, `[4]`."""
         counted, right = self._right(outputs, batch)
