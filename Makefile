@@ -10,8 +10,9 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/perceiver demo
 
+# In two processes; tests/conftest.py says which tests stay together.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

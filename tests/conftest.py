@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -46,7 +47,37 @@ S3_PORT = point_to_loopback()
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
+# How often Ray Train looks whether its workers have ended: every 2 seconds, if this is not said.
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+
 IMPORT_PATH = sys.path.copy()
+
+
+@functools.cache
+def uses_ray(file: Path) -> bool:
+    """Return whether tests of a file use the session's Ray, as `digit_shards` does, or another."""
+    return re.search(r"\b(ray_cluster|digit_shards|ray_session)\b", file.read_text()) is not None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that use Ray first."""
+    items.sort(key=lambda item: not uses_ray(item.path))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give all files that use Ray to one process, where the session's starts once.
+
+    Each other file goes to one process as a whole, as its own fixtures are made once.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if uses_ray(config.rootpath / file) else file
+
+    return Scheduling(config, log)
 
 
 def pytest_runtest_setup() -> None:

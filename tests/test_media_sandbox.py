@@ -168,8 +168,8 @@ def test_a_hang_ends_in_time(how):
 
 
 def test_the_time_is_each_results_not_the_files():
-    with Sandbox("sandbox_functions:busy", {"seconds": 0.3}, seconds=1) as sandbox:
-        assert len(list(sandbox.run({}, {"samples": 8}))) == 8
+    with Sandbox("sandbox_functions:busy", {"seconds": 0.1}, seconds=1) as sandbox:
+        assert len(list(sandbox.run({}, {"samples": 12}))) == 12
 
 
 @pytest.mark.parametrize("how", ["allocate", "allocate and wrap"])
