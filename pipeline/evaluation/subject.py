@@ -7,18 +7,22 @@ from typing import Any
 import torch
 
 from perceiver_model.adapters.backbone_config import backbone_of
-from pipeline.config.folders import Folder, folder_at, is_remote
+from pipeline.config.folders import folder_at
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.registry.backbone_code import check_backbone_is_own
 from pipeline.registry.champions import load_registered
 from pipeline.registry.registration import WEIGHTS_TAG, champion_of, check_names
-from pipeline.registry.run_model import card_of, checkpoint_of, own_set
+from pipeline.registry.run_model import (
+    card_of,
+    checkpoint_of,
+    is_run_folder,
+    own_set,
+    recorded_run,
+)
 from pipeline.registry.served.card import ModelCard
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_errors import is_missing, mlflow_answers
-from pipeline.runs.records import read_run_record
-from pipeline.runs.storage import exists
 from pipeline.runs.tracking import run_config
 from shards import ShardError, ShardSet
 
@@ -80,23 +84,6 @@ def find_subject(
             "registered model (models:/NAME@ALIAS, models:/NAME/VERSION or NAME)"
         )
     return _of_version(mlflow_client, _version(mlflow_client, named, **match.groupdict()), console)
-
-
-def is_run_folder(named: str) -> bool:
-    """Return whether a user names the folder or URL of a run, and not a run or model in MLflow."""
-    folder = folder_at(named)
-    if is_remote(folder):
-        return True
-    return exists(folder) and ("/" in named or exists(folder / "stages"))
-
-
-def recorded_run(folder: Folder) -> str:
-    """Return the MLflow run whose folder this is."""
-    for verb in ("train", "tune"):
-        record = read_run_record(folder, verb)
-        if record is not None and isinstance(record.result.get("run_id"), str):
-            return str(record.result["run_id"])
-    raise UserError(f"{folder}: is not the folder of a run; run 'perceiver train' first")
 
 
 def _of_run(mlflow_client: Any, run_id: str, shards: str | None) -> Subject:

@@ -2,16 +2,35 @@
 
 from typing import Any
 
-from pipeline.config.folders import folder_at
+from pipeline.config.folders import Folder, folder_at, is_remote
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.inputs.model_input import fitted_media
 from pipeline.media.format import Media
 from pipeline.registry.run_shards import run_shards
 from pipeline.registry.served.card import ModelCard
+from pipeline.runs.records import read_run_record
+from pipeline.runs.storage import exists
 from pipeline.training.checkpoints import Checkpoint, read_checkpoint
 from pipeline.training.objectives import objective_of
 from shards import ShardSet
+
+
+def is_run_folder(named: str) -> bool:
+    """Return whether a user names the folder or URL of a run, and not a run or model in MLflow."""
+    folder = folder_at(named)
+    if is_remote(folder):
+        return True
+    return exists(folder) and ("/" in named or exists(folder / "stages"))
+
+
+def recorded_run(folder: Folder) -> str:
+    """Return the MLflow run whose folder this is."""
+    for verb in ("train", "tune"):
+        record = read_run_record(folder, verb)
+        if record is not None and isinstance(record.result.get("run_id"), str):
+            return str(record.result["run_id"])
+    raise UserError(f"{folder}: is not the folder of a run; run 'perceiver train' first")
 
 
 def checkpoint_of(run: Any) -> Checkpoint:
