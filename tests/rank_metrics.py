@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 
 from pipeline.evaluation.details import details_of
+from pipeline.evaluation.details import joined_details as joined
 from pipeline.evaluation.worker import evaluate_on_rank
-from pipeline.evaluation.worker import joined_details as joined
 from pipeline.training.evaluation import Metrics
 from pipeline.training.objectives import Batch, Objective
 from pipeline.training.rank_info import RankInfo

@@ -66,12 +66,15 @@ class TrackingConfig(ConfigBase):
         experiment: The name of the MLflow experiment; null takes the configuration's `name`.
         system_metrics: Whether the CPU, memory and GPU use of every machine is logged.
         system_metrics_seconds: The seconds from one measurement to the next.
+        examples: The number of validation samples whose predictions a training logs at its end as
+            pictures, with where the best checkpoint's model looks; 0 logs none.
     """
 
     uri: str | None = None
     experiment: str | None = None
     system_metrics: bool = True
     system_metrics_seconds: float = Field(default=5.0, gt=0)
+    examples: int = Field(default=8, ge=0, le=100)
 
 
 class RegistryConfig(ConfigBase):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from pipeline.evaluation.calibration import Calibration
 from pipeline.training.objectives import Batch, Objective
@@ -216,6 +217,18 @@ DETAILS: dict[str, type[Details]] = {"multi_label": LabelDetails, "regress": Num
 def details_of(objective: Objective) -> Details:
     """Return the details of an objective, without any sample yet."""
     return DETAILS.get(objective.name, ClassDetails)(objective)
+
+
+def joined_details(details: Details) -> Details | None:
+    """Return the details of all ranks on rank 0, None on the others."""
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, details)
+    if dist.get_rank():
+        return None
+    first: Details = everyone[0]
+    for other in everyone[1:]:
+        first.merge(other)
+    return first
 
 
 def _share(part: Any, whole: Any) -> np.ndarray:

@@ -1,6 +1,5 @@
 """One process of an evaluation: what Ray Train runs on every worker."""
 
-import base64
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,11 +10,10 @@ import torch.distributed as dist
 from perceiver_model.attention.multi_head import set_attention_path
 from pipeline.config.folders import folder_at
 from pipeline.errors import UserError
-from pipeline.evaluation.attention import attention_views
 from pipeline.evaluation.class_numbers import Renumbering
-from pipeline.evaluation.details import Details, details_of
-from pipeline.evaluation.worst import WorstSample, WorstSamples
-from pipeline.inputs.batches import inputs_on
+from pipeline.evaluation.described import as_json, described
+from pipeline.evaluation.details import details_of, joined_details
+from pipeline.evaluation.worst import WorstSamples
 from pipeline.registry.reading import Reading
 from pipeline.runs.storage import local_copy, write_bytes
 from pipeline.runs.strict_json import to_json
@@ -25,7 +23,6 @@ from pipeline.training.checkpoint_files import load_weights, read_tensors
 from pipeline.training.evaluation import Metrics, RecordingMetrics, answered
 from pipeline.training.objectives import Objective
 from pipeline.training.rank_info import RankInfo, join
-from pipeline.training.samples import batch_of
 from shards import ShardReader, ShardSet
 from shards.location import Location
 
@@ -139,12 +136,13 @@ def evaluate_on_rank(task: EvaluationTask, rank_info: RankInfo) -> dict[str, Any
     if joined is None:
         return None
     reader = ShardReader(shard_set, task.split, verify_samples=False)
+    describe = partial(described, objective, formats, module, device, reader, task.is_stream)
     return {
         "metrics": {name.removeprefix("val_"): value for name, value in values.items()},
         "samples": num_samples,
         "bad_samples": int(num_bad),
         **joined.result(),
-        "worst": [_described(task, module, device, reader, sample) for sample in chosen],
+        "worst": [as_json(describe(sample)) for sample in chosen],
     }
 
 
@@ -158,54 +156,3 @@ class _Autocast:
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._enabled):
             return self._module(*inputs, **keywords)
-
-
-def joined_details(details: Details) -> Details | None:
-    """Return the details of all ranks on rank 0, None on the others."""
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, details)
-    if dist.get_rank():
-        return None
-    first: Details = everyone[0]
-    for other in everyone[1:]:
-        first.merge(other)
-    return first
-
-
-def _described(
-    task: EvaluationTask,
-    module: torch.nn.Module,
-    device: torch.device,
-    reader: ShardReader,
-    sample: WorstSample,
-) -> dict[str, Any]:
-    """Return one of the worst samples: what it is, what the model answers, and where it looks."""
-    objective, formats, batch = task.objective, task.reading.formats, sample.batch
-    if task.is_stream:
-        reason = "the latents are carried from part to part, so a part alone has no map"
-        views: Any = {name: {"kind": "none", "reason": reason} for name in formats}
-    else:
-        inputs, mask = inputs_on(batch, formats, device)
-        samples = batch_of(batch, inputs, mask, objective.target, device)
-        views = attention_views(objective, module, formats, batch, samples)
-    number = int(batch.numbers[0])
-    return {
-        "source": reader.read(number).source_uri,
-        "number": number,
-        "loss": sample.loss,
-        "target": _as_json(sample.target),
-        "answer": _as_json(sample.answer),
-        "attention": _as_json(views),
-    }
-
-
-def _as_json(value: Any) -> Any:
-    """Return the same with `{"media_type": …, "base64": …}` in place of bytes."""
-    if isinstance(value, bytes):
-        kind = "audio/wav" if value.startswith(b"RIFF") else "image/png"
-        return {"media_type": kind, "base64": base64.b64encode(value).decode()}
-    if isinstance(value, dict):
-        return {key: _as_json(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_json(inner) for inner in value]
-    return value

@@ -14,8 +14,8 @@ from shards.loader import ShardBatch
 
 
 @dataclass(frozen=True, order=True)
-class WorstSample:
-    """One sample.
+class ShownSample:
+    """One sample with its target and the model's answer, for people.
 
     Attributes:
         key: What orders the samples: the loss, then the number; the first of equal ones is worse.
@@ -42,7 +42,7 @@ class WorstSamples:
     """
 
     count: int
-    heap: list[WorstSample] = field(default_factory=list)
+    heap: list[ShownSample] = field(default_factory=list)
 
     def update(
         self, losses: torch.Tensor, batch: ShardBatch, shown: Callable[[], Sequence[Shown]]
@@ -65,10 +65,10 @@ class WorstSamples:
             if is_full and (not self.count or key < self.heap[0].key):
                 continue
             told = shown() if told is None else told
-            sample = WorstSample(key, loss, *told[row], _row_of(batch, row))
+            sample = ShownSample(key, loss, *told[row], row_of(batch, row))
             (heapq.heapreplace if is_full else heapq.heappush)(self.heap, sample)
 
-    def over_ranks(self) -> list[WorstSample]:
+    def over_ranks(self) -> list[ShownSample]:
         """Return the worst samples of all ranks, the largest loss first.
 
         Every rank must call this.
@@ -82,7 +82,7 @@ class WorstSamples:
         return sorted((each for rank in everyone for each in rank), reverse=True)
 
 
-def _row_of(batch: ShardBatch, row: int) -> ShardBatch:
+def row_of(batch: ShardBatch, row: int) -> ShardBatch:
     """Return a batch of one sample alone."""
     one = slice(row, row + 1)
     return replace(

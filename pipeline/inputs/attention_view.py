@@ -57,6 +57,42 @@ def no_view(reason: str) -> View:
     return {"kind": "none", "reason": reason}
 
 
+def as_picture(image: torch.Tensor) -> np.ndarray | None:
+    """Return an image, uint8 `[height, width, channels]`; None if it has neither 1 nor 3."""
+    return image.cpu().numpy() if image.shape[-1] in (1, 3) else None
+
+
+def grey(values: np.ndarray) -> np.ndarray:
+    """Return numbers `[rows, columns]` as a grey picture, uint8 `[rows, columns, 1]`."""
+    finite = np.nan_to_num(np.asarray(values, np.float64))
+    low, high = finite.min(), finite.max()
+    scaled = (finite - low) / (high - low) if high > low else np.zeros_like(finite)
+    return np.round(scaled * 255).astype(np.uint8)[..., None]
+
+
+def wave(samples: torch.Tensor, width: int = 320, height: int = 96) -> np.ndarray:
+    """Return the range of a sound, `[samples]`, in each piece of its time, uint8 `[…, …, 1]`."""
+    values = samples.double().flatten().numpy()
+    peak = max(float(np.abs(values).max()), 1e-12)
+    pixels = np.zeros((height, width, 1), np.uint8)
+    for column, piece in enumerate(np.array_split(values, min(width, len(values)))):
+        top, bottom = ((1 - each / peak) / 2 * (height - 1) for each in (piece.max(), piece.min()))
+        pixels[int(top) : int(bottom) + 1, column] = 255
+    return pixels
+
+
+def scatter(points: torch.Tensor, size: int = 160) -> np.ndarray:
+    """Return points `[points, 2 or 3]` as dots, uint8 `[size, size, 1]`."""
+    values = np.nan_to_num(points.double().numpy())
+    spread = max(float(np.ptp(values, axis=0).max()), 1e-12)
+    scaled = (values - values.min(axis=0)) / spread
+    brightness = 255 if values.shape[1] < 3 else 95 + np.round(160 * scaled[:, 2])
+    columns, rows = (np.round(scaled[:, axis] * (size - 1)).astype(int) for axis in (0, 1))
+    pixels = np.zeros((size, size, 1), np.uint8)
+    np.maximum.at(pixels, (size - 1 - rows, columns, 0), np.uint8(brightness))
+    return pixels
+
+
 def heat_map(image: torch.Tensor, weights: np.ndarray) -> bytes:
     """Return weights `[rows, columns]` over an image, uint8 `[height, width, channels]`, as PNG."""
     from PIL import Image

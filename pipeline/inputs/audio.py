@@ -12,7 +12,7 @@ from perceiver_model.adapters.configs import (
     PixelsConfig,
 )
 from perceiver_model.families.classifier_config import AdapterConfig
-from pipeline.inputs.attention_view import View, curve
+from pipeline.inputs.attention_view import View, curve, grey, wave
 from pipeline.inputs.modality import ModalityInputs, check_equal
 from pipeline.media.audio.decode import AudioFormat
 
@@ -85,6 +85,12 @@ class AudioInputs(ModalityInputs[AudioFormat]):
             )
         check_equal(adapter, fmt.mel, "data.audio.mel", "num_mels window hop")
         return PixelsConfig()
+
+    def input_picture(self, stored: torch.Tensor, fmt: AudioFormat) -> np.ndarray | None:
+        """Return the log-mel frames with time to the right and low bands below, or the wave."""
+        if not len(stored):
+            return None
+        return wave(stored) if fmt.mel is None else grey(stored.float().numpy().T[::-1])
 
     def attention_view(
         self, weights: np.ndarray, stored: torch.Tensor, inputs: Any, fmt: AudioFormat

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from perceiver_model.adapters.configs import ImageInput
-from pipeline.inputs.attention_view import View, picture
+from pipeline.inputs.attention_view import View, as_picture, picture
 from pipeline.inputs.modality import MIX_FIELDS, ModalityInputs
 from pipeline.inputs.pixels import COLOUR_FIELDS, PICTURE_FIELDS, RGB_FIELDS, check_shift
 from pipeline.media.image.decode import ImageFormat
@@ -39,6 +39,10 @@ class ImageInputs(ModalityInputs[ImageFormat]):
             mean=pixel_mean,
             std=pixel_std,
         )
+
+    def input_picture(self, stored: torch.Tensor, fmt: ImageFormat) -> np.ndarray | None:
+        """Return the image, if it has 1 or 3 channels."""
+        return as_picture(stored)
 
     def attention_view(
         self, weights: np.ndarray, stored: torch.Tensor, inputs: Any, fmt: ImageFormat

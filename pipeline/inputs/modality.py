@@ -107,6 +107,18 @@ class ModalityInputs(Generic[Format]):
         grid: tuple[int, ...] = part.token_grid
         return grid
 
+    def input_picture(self, stored: torch.Tensor, fmt: Format) -> np.ndarray | None:
+        """Return one sample as a picture for people; None if such media have none.
+
+        Args:
+            stored: The sample's array, as the shards hold it, without padding.
+            fmt: The format of the array.
+
+        Returns:
+            uint8 `[height, width, 1 or 3]`.
+        """
+        return None
+
     def attention_view(
         self, weights: np.ndarray, stored: torch.Tensor, inputs: Any, fmt: Format
     ) -> View:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from perceiver_model.adapters.configs import PointsConfig, PointsInput
 from perceiver_model.families.classifier_config import AdapterConfig
-from pipeline.inputs.attention_view import View, parts
+from pipeline.inputs.attention_view import View, parts, scatter
 from pipeline.inputs.modality import ModalityInputs, check_equal
 from pipeline.media.points.format import PointsFormat
 
@@ -63,6 +63,10 @@ class PointsInputs(ModalityInputs[PointsFormat]):
                 f"{stored:g}; make them equal"
             )
         return adapter
+
+    def input_picture(self, stored: torch.Tensor, fmt: PointsFormat) -> np.ndarray | None:
+        """Return the first two coordinates as dots; the nearer in the third, the brighter."""
+        return scatter(stored[:, :3].float()) if len(stored) else None
 
     def attention_view(
         self, weights: np.ndarray, stored: torch.Tensor, inputs: Any, fmt: PointsFormat

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from perceiver_model.adapters.configs import VideoInput
-from pipeline.inputs.attention_view import View, curve, heat_map
+from pipeline.inputs.attention_view import View, as_picture, curve, heat_map
 from pipeline.inputs.modality import MIX_FIELDS, ModalityInputs
 from pipeline.inputs.pixels import PICTURE_FIELDS, check_shift
 from pipeline.media.video.format import VideoFormat
@@ -40,6 +40,10 @@ class VideoInputs(ModalityInputs[VideoFormat]):
             mean=pixel_mean,
             std=pixel_std,
         )
+
+    def input_picture(self, stored: torch.Tensor, fmt: VideoFormat) -> np.ndarray | None:
+        """Return the frame in the middle, if it has 1 or 3 channels."""
+        return as_picture(stored[len(stored) // 2]) if len(stored) else None
 
     def attention_view(
         self, weights: np.ndarray, stored: torch.Tensor, inputs: Any, fmt: VideoFormat

@@ -15,7 +15,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,12 @@ from pipeline.runs.outbox_objects import (
 from pipeline.runs.records import replace_text
 from pipeline.runs.storage import exists, local_copy, remove_folder
 from pipeline.runs.strict_json import finite_items
+from shards.files import remove_tree
 from shards.redaction import redacted
 
 DRIVER = "driver"
+IMAGES = "images"
+"""The folder of a run's artifacts in which MLflow looks for pictures that have a step."""
 # The largest numbers that MLflow accepts in one request.
 MAX_METRICS, MAX_TAGS = 1000, 100
 PAUSE_SECONDS = 30.0
@@ -93,16 +96,26 @@ class Outbox:
         """Add tags of the run."""
         self._put({"tags": dict(values)})
 
-    def artifact(self, path: Folder) -> None:
-        """Add a file as an artifact. It is read when it is delivered, so it must stay."""
-        self._put({"artifact": str(path if is_remote(path) else path.absolute())})
+    def artifact(self, path: Folder, to: str | None = None) -> None:
+        """Add a file as an artifact. It is read when it is delivered, so it must stay.
+
+        Args:
+            path: The file.
+            to: The folder of the run's artifacts that gets it; None for the uppermost.
+        """
+        self._put({"artifact": _address(path), **({"to": to} if to else {})})
+
+    def image(self, name: str, step: int, paths: Iterable[Folder]) -> None:
+        """Add the files of a picture of one step, with the names that MLflow gives to images."""
+        for path in paths:
+            self._put({"artifact": _address(path), "to": IMAGES, "image": [name, step]})
 
     def end(self, status: str) -> None:
         """Add the end of the run with its status: FINISHED, FAILED or KILLED."""
         self._put({"end": status, "time": int(time.time() * 1000)})
 
     def last_steps(self) -> dict[str, int]:
-        """Return the last step of each metric that was ever added to this outbox."""
+        """Return the last step of each metric, and of each `images/NAME`, that was ever added."""
         return _last_steps(self.path)
 
     def save(self) -> None:
@@ -160,7 +173,7 @@ def deliver(path: Path, mlflow_client: Any) -> None:
         metrics += new_metrics
         tags += new_tags
         if "artifact" in entry:
-            _log_artifact(mlflow_client, run_id, folder_at(entry["artifact"]))
+            _log_artifact(mlflow_client, run_id, folder_at(entry["artifact"]), entry.get("to"))
         if "end" in entry:
             send()
             mlflow_client.set_terminated(run_id, entry["end"], entry["time"])
@@ -168,10 +181,14 @@ def deliver(path: Path, mlflow_client: Any) -> None:
     send()
 
 
-def _log_artifact(mlflow_client: Any, run_id: str, path: Folder) -> None:
+def _address(path: Folder) -> str:
+    return str(path if is_remote(path) else path.absolute())
+
+
+def _log_artifact(mlflow_client: Any, run_id: str, path: Folder, to: str | None) -> None:
     if exists(path):
         with local_copy(path) as file:
-            mlflow_client.log_artifact(run_id, str(file))
+            mlflow_client.log_artifact(run_id, str(file), to)
 
 
 def deliver_run(run: RunRef) -> str | None:
@@ -206,6 +223,7 @@ def deliver_folder(tracking_uri: str, outbox: str) -> str | None:
             remove_folder(folder_at(outbox))
         for path in (*paths, *(path.with_suffix(SENT) for path in paths)):
             path.unlink(missing_ok=True)
+        remove_tree(folder / IMAGES)
         for empty in (folder, folder.parent):
             with contextlib.suppress(OSError):  # the other verb may have files there
                 empty.rmdir()
@@ -247,7 +265,11 @@ def deliver_files(tracking_uri: str, paths: list[Path], outbox: str) -> str | No
 def _last_steps(path: Path) -> dict[str, int]:
     last: dict[str, int] = dict(read_header(path).get("last_steps", {}))
     for entry in _read(path, 0):
-        for name, _, _, step in entry.get("metrics", ()):
+        steps = [(name, step) for name, _, _, step in entry.get("metrics", ())]
+        if "image" in entry:
+            name, step = entry["image"]
+            steps.append((f"{IMAGES}/{name}", step))
+        for name, step in steps:
             last[name] = max(step, last.get(name, step))
     return last
 

@@ -3,8 +3,9 @@
 import threading
 from typing import Any
 
+from pipeline.runs.images import write_image
 from pipeline.runs.mlflow_errors import reason_of
-from pipeline.runs.outbox import Outbox, RunRef, deliver
+from pipeline.runs.outbox import IMAGES, Outbox, RunRef, deliver
 from shards.redaction import redacted
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
@@ -38,6 +39,7 @@ class RunLogger:
         self._machine: _MachineMetrics | None = None
         self._couriers: list[_Courier] = []
         self._last_steps: dict[str, int] = {}
+        self._has_images = False
         if run is None:
             return
         if writes_metrics:
@@ -59,6 +61,25 @@ class RunLogger:
         if new:
             self._outbox.metrics(new, step)
             self._couriers[0].wake()
+
+    def image(self, name: str, png: bytes, step: int) -> None:
+        """Log a picture of one step, once. MLflow shows the pictures of a name by their steps.
+
+        Args:
+            name: The name of the picture.
+            png: The picture as PNG.
+            step: The step.
+        """
+        key = f"{IMAGES}/{name}"
+        if self._outbox is None or step <= self._last_steps.get(key, -1):
+            return
+        self._last_steps[key] = step
+        paths = write_image(self._outbox.path.parent / IMAGES, name, png, step)
+        self._outbox.image(name, step, paths)
+        if not self._has_images:
+            self._has_images = True
+            self._outbox.tags({"mlflow.loggedImages": "true"})
+        self._couriers[0].wake()
 
     def tag(self, tags: dict[str, str]) -> None:
         """Set tags of the run."""

@@ -123,6 +123,7 @@ def log_to_run(
     metrics: Mapping[str, float] | None = None,
     tags: Mapping[str, str] | None = None,
     artifacts: Iterable[Folder] = (),
+    to: str | None = None,
 ) -> None:
     """Log from the driver. What MLflow does not accept now is kept for `undelivered`.
 
@@ -131,6 +132,7 @@ def log_to_run(
         metrics: Metrics of step 0, by name.
         tags: Tags of the run.
         artifacts: Files to store with the run.
+        to: The folder of the run's artifacts that gets them; None for the uppermost.
 
     Raises:
         UserError: The outbox cannot be written.
@@ -141,7 +143,7 @@ def log_to_run(
         if tags:
             outbox.tags(tags)
         for path in artifacts:
-            outbox.artifact(path)
+            outbox.artifact(path, to)
     deliver_run(run)
 
 

@@ -15,6 +15,7 @@ from cluster.engine_state import gather_state, reset_state
 from pipeline.config.folders import Folder
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
+from pipeline.evaluation.details import Details, details_of, joined_details
 from pipeline.inputs.batches import media_loader
 from pipeline.runs.run_logger import RunLogger
 from pipeline.training.agreement import agreed_checkpoint
@@ -24,6 +25,7 @@ from pipeline.training.bad_steps import StepGuard, bad_loss
 from pipeline.training.checkpoint_files import TrainState, not_finite, not_finite_line
 from pipeline.training.checkpoints import save_checkpoint
 from pipeline.training.ema import WeightAverage
+from pipeline.training.epoch_report import report_evaluation
 from pipeline.training.evaluation import Metrics, RecordingMetrics, answered, metrics_of
 from pipeline.training.feed import Feed, MicroBatch
 from pipeline.training.micro_steps import MicroSteps
@@ -122,6 +124,7 @@ class TrainLoop:
         self.progress = Progress(
             total_samples=total, epochs=training.epochs, evaluation_samples=held_out
         )
+        self.details: Details | None = None
         self.clock = StepClock()
         self.figures = StepFigures(
             self.config, self.objective, self.engine, self.rank_info, self.clock
@@ -162,6 +165,7 @@ class TrainLoop:
             bad_steps=state.bad_steps,
             lost_steps=state.lost_steps,
         )
+        report_evaluation(self.folder, self.logger, self.details, state)
         weights, moments = self._gather(state.step)
         logged = {name: value for name, value in metrics.items() if name not in MEASURED}
         self.logger.log({**logged, "epoch": float(state.epoch)}, state.step)
@@ -356,15 +360,20 @@ class TrainLoop:
         metrics, formats = Metrics(objective, device), self.config.data.formats
         recordings = self.eval_batches.recordings
         own = None if recordings is None else RecordingMetrics(objective, device, recordings)
+        details = details_of(objective)
         for batch, samples, outputs in answered(
             self.engine, objective, self.eval_batches, formats, device, recordings
         ):
             metrics.update(outputs, samples, len(batch.bad))
+            if samples.good.any():
+                details.update(objective, outputs, samples)
             if own is not None:
                 own.update(outputs, samples)
             self.bad.note(batch)
         bad = metrics.sum_over_ranks()
-        self.bad.check(self.eval_split, bad, self.shard_set.num_samples(self.eval_split))
+        num_samples = self.shard_set.num_samples(self.eval_split)
+        self.bad.check(self.eval_split, bad, num_samples)
+        self.details = joined_details(details) if bad < num_samples else None
         return metrics.compute() | (own.compute() if own is not None else {})
 
     def _check_finite(self, name: str, value: float, step: int) -> None:
