@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from pipeline.evaluation.pictures import confusion_picture
 from pipeline.runs import outbox
 from pipeline.runs.mlflow_client import new_client
 from pipeline.runs.outbox import DRIVER, Outbox, RunRef, deliver, deliver_folder, deliver_run
@@ -59,6 +60,21 @@ def test_entries_arrive_in_order_with_the_time_at_which_they_were_logged(store, 
     found = store.get_run(run.run_id)
     assert (found.info.status, found.data.tags["a"]) == ("FINISHED", "b")
     assert "bad" not in found.data.metrics
+
+
+def test_a_picture_of_a_step_is_there_once_however_often_the_step_is_computed(store, run) -> None:
+    png = confusion_picture({"classes": ["a", "b"], "counts": [[3, 1], [0, 2]]})
+    assert png is not None
+    for _ in range(2):  # the second process repeats the steps of the first
+        logger = RunLogger(run, system_metrics_seconds=None, node=0, writes_metrics=True)
+        for step in (1, 2):
+            logger.image("confusions", png, step)
+            logger.image("confusions", png, step)
+        logger.close()
+    images = [each.path for each in store.list_artifacts(run.run_id, "images")]
+    assert len(images) == 4, "a picture and a small one of each step"
+    assert deliver_folder(run.tracking_uri, Path(run.outbox)) is None
+    assert not Path(run.outbox).exists()
 
 
 def test_without_a_server_all_is_kept_and_delivered_later(store, run, gone) -> None:

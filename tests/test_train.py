@@ -210,6 +210,13 @@ def test_training_is_one_finished_mlflow_run_with_everything_in_it(
     assert any(name.startswith("system/") for name in run.data.metrics)
     artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert "config.yaml" in artifacts
+    # Each evaluation has its confusion matrix, as MLflow names pictures that have a step.
+    assert run.data.tags["mlflow.loggedImages"] == "true"
+    images = [each.path for each in client.list_artifacts(run.info.run_id, "images")]
+    named = [path.split("+")[:3] for path in images if path.endswith(".png")]
+    assert sorted(named) == [["images/confusion_matrix", "step", step] for step in ("14", "7")]
+    assert sum(path.endswith("+compressed.webp") for path in images) == 2
+    assert not list(chosen.folder.glob("mlflow/*")), "all is delivered"
 
 
 def test_a_second_train_skips_and_changed_settings_are_refused(

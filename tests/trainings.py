@@ -1,6 +1,7 @@
 """The results of small trainings."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.training.checkpoint_files import TrainState
 from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.loop import TrainLoop
 from pipeline.training.step_sums import StepSums
+from shards import ShardSet
 
 
 def config_here(name: str, folder: Path, sections: dict[str, Any], **training: Any) -> Config:
@@ -65,10 +67,43 @@ def evaluated_as_trained(
         if name.startswith("val_")
     }
     assert result["metrics"] == pytest.approx(own, rel=1e-6, abs=1e-6)
+    has_its_report(config, trained, result)
     losses = [each["loss"] for each in result["worst"]]
     assert losses == sorted(losses, reverse=True)
     assert len(losses) == min(25, result["samples"])
     return result
+
+
+def has_its_report(config: Config, trained: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    """A training has left a card, the details of its best evaluation, and examples."""
+    store = client(config.tracking_uri)
+    paths = [each.path for path in ("", "report") for each in store.list_artifacts(
+        trained["run_id"], path)]  # fmt: skip
+    assert {"model_card.md", "report/report.html", "report/report.json"} <= {*paths}
+    folder = config.folder / "train"
+    report = json.loads((folder / "report" / "report.json").read_text("utf-8"))
+    for part in ("confusion_matrix", "classes"):
+        assert to_plain(report[part]) == to_plain(evaluation[part])
+    has_matrix = evaluation["confusion_matrix"] is not None
+    assert ("report/confusion_matrix.png" in paths) == has_matrix
+    count = min(config.tracking.examples, evaluation["samples"])
+    assert len(report["examples"]) == count
+    has_pictures = bool({"image", "video", "audio", "points"} & {*config.data.formats})
+    assert (f"report/example-{count}.png" in paths) == has_pictures
+    numbers = [each["number"] for each in report["examples"]]
+    assert numbers == sorted(set(numbers))
+    card = (folder / "model_card.md").read_text("utf-8")
+    assert trained["run_id"] in card and f"{trained['parameters']:,}" in card
+    assert ShardSet.open(config.shards_folder).digest in card
+
+
+def to_plain(value: Any) -> Any:
+    """The same with numbers to 9 digits, which are equal for equal computations."""
+    if isinstance(value, float):
+        return float(f"{value:.9g}")
+    if isinstance(value, dict):
+        return {name: to_plain(inner) for name, inner in value.items()}
+    return [to_plain(each) for each in value] if isinstance(value, list) else value
 
 
 @contextlib.contextmanager

@@ -82,6 +82,17 @@ def json_target(text: str) -> str:
     return str(Path(text).expanduser().absolute())
 
 
+def positive_count(text: str) -> int:
+    """Return a count of at least 1.
+
+    Raises:
+        ArgumentTypeError: The text is none. It may be the next argument.
+    """
+    if not text.isascii() or not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no count of at least 1")
+    return int(text)
+
+
 def spelled(found: argparse.Namespace) -> list[str]:
     """Return a verb's command line that means the same in every working directory.
 

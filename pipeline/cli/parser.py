@@ -15,11 +15,13 @@ from pipeline.cli.arguments import (
     folder_or_name,
     json_target,
     local_path,
+    positive_count,
     run_or_model,
 )
 from pipeline.cli.open_console import open_console
 
 DEFAULT_OUTPUT = "runs"
+PROFILED_STEPS = 5
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -93,6 +95,15 @@ def _add_stages(add: Add) -> None:
         verb = add(name, verbs.run_stage, help_text)
         _add_config(verb)
         verb.add_argument("--fresh", action="store_true", help="replace an earlier result")
+        if name == "train":
+            verb.add_argument(
+                "--profile",
+                type=positive_count,
+                nargs="?",
+                const=PROFILED_STEPS,
+                metavar="STEPS",
+                help=f"profile some steps with torch's profiler (default: {PROFILED_STEPS})",
+            )
 
 
 def _add_config(verb: argparse.ArgumentParser) -> None:

@@ -50,7 +50,8 @@ def run_stage(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     with open_console(args, config) as console:
         module = importlib.import_module(_STAGES[args.verb])
-        result = getattr(module, args.verb)(config, console, fresh=args.fresh)
+        options = {"profile": args.profile or 0} if args.verb == "train" else {}
+        result = getattr(module, args.verb)(config, console, fresh=args.fresh, **options)
         module.report(result, console)
         console.result(result)
     return OK

@@ -14,12 +14,15 @@ _SIZE = 240
 """The width and height of a diagram, in pixels."""
 
 
-def html_report(result: dict[str, Any]) -> str:
+def html_report(result: dict[str, Any], heading: str | None = None) -> str:
     """Return the report.
 
     Args:
         result: What `evaluate` returns.
+        heading: What the samples in `worst` are; None calls them those with the largest loss.
     """
+    count = len(result["worst"])
+    heading = heading or f"The {count} samples with the largest loss"
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)  # fmt: skip
     environment.filters |= {"number": _number, "text": _text, "points": _points}
@@ -27,6 +30,7 @@ def html_report(result: dict[str, Any]) -> str:
     classes = result["classes"] or []
     return environment.from_string(source).render(
         result=result,
+        heading=heading,
         columns=list(dict.fromkeys(key for each in classes for key in each)),
         matrix=_matrix(result["confusion_matrix"]),
         pairs=_confused(result["confusion_matrix"]),

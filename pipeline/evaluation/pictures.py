@@ -63,10 +63,11 @@ def _cells(
     width = 12 + int(max(font.getlength(text) for text in texts))
     left = 12 + int(max(font.getlength(text) for text in rows))
     top, height = 44, 24
-    size = (left + width * len(columns), top + height * len(rows))
-    image = Image.new("RGB", size, _PAPER)
+    heading = "rows: true; columns: answer"
+    right = max(left + width * len(columns), 8 + int(font.getlength(heading)))
+    image = Image.new("RGB", (right, top + height * len(rows)), _PAPER)
     draw = ImageDraw.Draw(image)
-    draw.text((4, 4), "rows: true; columns: answer", font=font, fill=_INK)
+    draw.text((4, 4), heading, font=font, fill=_INK)
     for column, name in enumerate(columns):
         draw.text(
             (left + (column + 0.5) * width, top - 10), name, font=font, fill=_INK, anchor="mm"

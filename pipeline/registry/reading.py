@@ -90,6 +90,12 @@ class Reading:
         }
 
     @property
+    def padded_lengths(self) -> dict[str, int]:
+        """The lengths to which modalities of varying length are padded in every batch."""
+        lengths = {name: padded_length(fmt) for name, fmt in self.formats.items()}
+        return {name: length for name, length in lengths.items() if length is not None}
+
+    @property
     def is_of_rows(self) -> bool:
         """Whether the samples are rows of a table alone."""
         return [modality_of(fmt).source for fmt in self.formats.values()] == ["row"]
@@ -149,11 +155,10 @@ class Reading:
         Raises:
             ShardError: The set has no such split, or the split has no streams.
         """
-        lengths = {name: padded_length(fmt) for name, fmt in self.formats.items()}
         return ShardLoader(
             ShardReader(shard_set, split, verify_samples=self.verify_samples),
             decode=self,
-            pad_to={name: length for name, length in lengths.items() if length is not None},
+            pad_to=self.padded_lengths,
             skip_bad=True,
             skip_corrupt=self.skip_corrupt,
             batch_size=batch_size,

@@ -3,6 +3,7 @@
 import threading
 from typing import Any
 
+from pipeline.config.folders import Folder, folder_at
 from pipeline.runs.images import write_image
 from pipeline.runs.mlflow_errors import reason_of
 from pipeline.runs.outbox import IMAGES, Outbox, RunRef, deliver
@@ -74,12 +75,19 @@ class RunLogger:
         if self._outbox is None or step <= self._last_steps.get(key, -1):
             return
         self._last_steps[key] = step
-        paths = write_image(self._outbox.path.parent / IMAGES, name, png, step)
+        folder = folder_at(self._outbox.run.outbox) / IMAGES
+        paths = write_image(folder, name, png, step)
         self._outbox.image(name, step, paths)
         if not self._has_images:
             self._has_images = True
             self._outbox.tags({"mlflow.loggedImages": "true"})
         self._couriers[0].wake()
+
+    def artifact(self, path: Folder, to: str) -> None:
+        """Log a file to a folder of the run's artifacts. The file must stay."""
+        if self._outbox is not None:
+            self._outbox.artifact(path, to)
+            self._couriers[0].wake()
 
     def tag(self, tags: dict[str, str]) -> None:
         """Set tags of the run."""

@@ -47,4 +47,8 @@ def best_details(folder: Folder, step: int) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(read_bytes(folder / BEST_FILE, _MAX_BYTES))
     except (OSError, ValueError):  # there is no validation split, or an older version trained
         return {}
-    return found if found.pop("step", None) == step else {}
+    if found.pop("step", None) != step:
+        return {}
+    # The file has its keys in order of the alphabet.
+    classes = [{"name": each["name"], **each} for each in found["classes"] or []]
+    return {**found, "classes": classes or None}

@@ -37,6 +37,7 @@ def run_training(
     callbacks: list[Any] | None = None,
     console: Console | None = None,
     init_folder: Folder | None = None,
+    profile: int = 0,
 ) -> None:
     """Launch the workers with Ray Train and wait for them.
 
@@ -50,6 +51,7 @@ def run_training(
         callbacks: Callbacks for Ray Train's RunConfig.
         console: It shows a line for each failure that is survived.
         init_folder: The folder with the copy of the weights of `model.init`; None means `folder`.
+        profile: The number of steps that rank 0 profiles; 0 profiles none.
 
     Raises:
         UserError, ShardError, ClusterError: The training cannot continue. The message says why.
@@ -61,7 +63,7 @@ def run_training(
     room = _Room(config, notify)
     with folder_token(folder) as token:
         task = TrainTask(
-            config.model_dump_json(), str(folder), run, token, str(init_folder or folder)
+            config.model_dump_json(), str(folder), run, token, str(init_folder or folder), profile
         )
         while True:
             try:

@@ -36,6 +36,7 @@ from pipeline.training.rank_info import RankInfo
 from pipeline.training.schedule import learning_rate
 from pipeline.training.step_clock import StepClock
 from pipeline.training.step_figures import MEASURED, StepFigures
+from pipeline.training.step_profile import StepProfiler
 from pipeline.training.step_sums import MOST_STEPS, StepSums
 from pipeline.training.streams import (
     CarriedLatents,
@@ -125,6 +126,7 @@ class TrainLoop:
             total_samples=total, epochs=training.epochs, evaluation_samples=held_out
         )
         self.details: Details | None = None
+        self.profiler: StepProfiler | None = None
         self.clock = StepClock()
         self.figures = StepFigures(
             self.config, self.objective, self.engine, self.rank_info, self.clock
@@ -227,6 +229,7 @@ class TrainLoop:
             fault, after = self._step(sums, after, reads=is_logged or due or is_last)
             self.clock.step()
             state = replace(after, sums=tuple(sums.of_epoch.tolist()))
+            self._profile_step(state)
             if is_logged and not fault:
                 assert sums.loss is not None
                 figures = {"loss": sums.loss, "learning_rate": rate, **self.figures.read()}
@@ -239,6 +242,15 @@ class TrainLoop:
                 self.save(state)
                 self.clock.leave_out(time.perf_counter() - began)
         return state, state.sums
+
+    def _profile_step(self, state: TrainState) -> None:
+        if self.profiler is None:
+            return
+        seconds, note = self.profiler.step()
+        self.clock.leave_out(seconds)
+        if note is not None:
+            self.progress.notes.append(note)
+            self._show(state)
 
     def _step(
         self, sums: StepSums, after: TrainState, *, reads: bool

@@ -15,6 +15,7 @@ from pipeline.config.objectives import OBJECTIVE_CONFIGS, default_objective
 from pipeline.config.training import AugmentConfig, TrainingConfig
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
+from pipeline.evaluation.best import report_best
 from pipeline.inputs.positions import load_positions
 from pipeline.media.registered import MODALITIES, modality
 from pipeline.preprocess.find_shards import with_shards
@@ -41,6 +42,8 @@ from pipeline.training.launch import run_training
 from pipeline.training.loop import steps_per_epoch
 from pipeline.training.objectives import objective_of
 from pipeline.training.progress import describe, show_progress
+from pipeline.training.step_profile import FOLDER as PROFILE
+from pipeline.training.step_profile import refuse_profile
 from shards import ShardSet
 
 STAGE = "train"
@@ -67,7 +70,9 @@ DEFAULTS = flatten(
 """The default values of the fields that determine the weights, without those of adapters."""
 
 
-def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
+def train(
+    config: Config, console: Console, *, fresh: bool = False, profile: int = 0
+) -> dict[str, Any]:
     """Train, resume, continue for more epochs, or find that the training is already done.
 
     A training that was made with fewer `training.epochs` continues from its last checkpoint. From
@@ -78,6 +83,7 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
         config: The configuration.
         console: The console, which shows progress and notes.
         fresh: Whether to delete an earlier training of this name and start anew.
+        profile: The number of steps to profile; 0 profiles none.
 
     Returns:
         `run_id`, `checkpoint` (the folder of the best one), `metrics` (of the best one), `score`
@@ -102,7 +108,7 @@ def train(config: Config, console: Console, *, fresh: bool = False) -> dict[str,
     with run_lock(
         config.folder / f".{STAGE}.lock", str(config.folder / STAGE), console.notice
     ) as still_held:
-        return _train(config, console, shard_set, still_held, fresh=fresh)
+        return _train(config, console, shard_set, still_held, fresh=fresh, profile=profile)
 
 
 def _train(
@@ -112,6 +118,7 @@ def _train(
     still_held: Callable[[], None],
     *,
     fresh: bool,
+    profile: int,
 ) -> dict[str, Any]:
     folder = config.folder / STAGE
     init = find_init(config, folder, console, fresh=fresh)
@@ -130,6 +137,8 @@ def _train(
         more = has_grown(str(folder), EPOCHS, before, config.training.epochs)
         continued = record.result.get("continued", [])
         if record.done and not more:
+            if profile:
+                refuse_profile(profile, 0)
             _check_best(record, config.folder)
             return {**record.result, "continued": continued, "seconds": record.seconds,
                     "skipped": True, LEFT: undelivered(config, "train")}  # fmt: skip
@@ -144,6 +153,10 @@ def _train(
         elif more and last is not None:
             continued = [*continued, {"epochs": before, "step": last.state.step}]
             console.notice(_continues(continued[-1], config))
+    if profile:
+        done = last_checkpoint(folder / "checkpoints") if record else None
+        steps = steps_per_epoch(config, shard_set) * config.training.epochs
+        refuse_profile(profile, steps - (done.state.step if done else 0))
     spent = record.seconds if record else 0.0
     started = time.time()
     run_id = record.result.get("run_id") if record else None
@@ -157,6 +170,8 @@ def _train(
         if fresh:  # only now: everything that the new training needs has been found
             remove_folder(folder)
         make_folder(folder)
+        if profile:  # what is there is of an earlier command
+            remove_folder(folder / PROFILE)
         if init and plan:
             init = init.saved(folder)
             if last_checkpoint(folder / "checkpoints") is None:
@@ -169,7 +184,7 @@ def _train(
         write_run_record(config.folder, begun)
         try:
             with show_progress(folder, console):
-                run_training(config, folder, run, console=console)
+                run_training(config, folder, run, console=console, profile=profile)
             still_held()
         finally:
             begun = replace(begun, seconds=spent + time.time() - started)
@@ -178,6 +193,7 @@ def _train(
         if init and plan:
             result["init"] = summary(init, plan)
         log_best(run, result)
+        report_best(config, folder, run, shard_set, result, console)
     seconds = spent + time.time() - started
     write_run_record(config.folder, RunRecord(STAGE, fingerprint, result, seconds, done=True))
     return {**result, "seconds": seconds, "skipped": False, LEFT: undelivered(config, "train")}

@@ -22,6 +22,7 @@ from pipeline.inputs.positions import load_positions
 from pipeline.runs.outbox import RunRef
 from pipeline.runs.run_lock import run_lock
 from pipeline.runs.run_logger import RunLogger
+from pipeline.runs.storage import exists
 from pipeline.training.agreement import (
     agreed_checkpoint,
     check_same_folder,
@@ -38,6 +39,8 @@ from pipeline.training.loop import TrainLoop
 from pipeline.training.objectives import objective_of
 from pipeline.training.optimizer import make_optimizer
 from pipeline.training.rank_info import RankInfo, join
+from pipeline.training.step_profile import FOLDER as PROFILE
+from pipeline.training.step_profile import TRACE, StepProfiler
 from pipeline.training.streams import idle_notes, training_lanes
 from shards import ShardSet
 
@@ -52,6 +55,7 @@ class TrainTask:
         run: The MLflow run.
         token: The token from `folder_token`. Workers look for it in the folder.
         init_folder: The folder with the copy of the weights of `model.init`; empty means `folder`.
+        profile: The number of steps that rank 0 profiles; 0 profiles none.
     """
 
     config: str
@@ -59,6 +63,7 @@ class TrainTask:
     run: RunRef | None
     token: str = ""
     init_folder: str = ""
+    profile: int = 0
 
 
 def train_worker(task: TrainTask) -> None:
@@ -179,6 +184,9 @@ def _open_training(
         lanes, recordings = training_lanes(config), loop.train_batches.recordings
         if lanes is not None and recordings is not None:
             notes += idle_notes(lanes, recordings)
+        if task.profile and rank_info.rank == 0 and not exists(folder / PROFILE / TRACE):
+            loop.profiler = StepProfiler(task.profile, folder, logger, rank_info.device)
+            stack.callback(loop.profiler.close)
         loop.show_notes(notes, state)
         yield loop, state
     finally:
