@@ -7,6 +7,7 @@ characters are replaced.
 import functools
 import io
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +161,10 @@ def _cut(text: str, length: int) -> str:
 
 @functools.cache
 def _font(size: int) -> Any:
-    import matplotlib
-
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(str(path), size)
+    spec = find_spec("matplotlib")  # to import it takes half a second
+    assert spec is not None and spec.submodule_search_locations is not None
+    folder = Path(spec.submodule_search_locations[0])
+    return ImageFont.truetype(str(folder / "mpl-data/fonts/ttf/DejaVuSans.ttf"), size)
 
 
 def _png(image: Image.Image) -> bytes:
