@@ -25,7 +25,6 @@ from trainings import config_here, difference, evaluated_as_trained, final_weigh
 from cluster.engine_state import gather_state
 from perceiver_model import PerceiverClassifier
 from perceiver_model.adapters.text import encode_bytes
-from pipeline.config.load import validate
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.preprocess.identity import set_identity
@@ -387,26 +386,6 @@ def test_two_workers_go_on_where_one_stopped(
     two = cut.model_copy(update={"cluster": cut.cluster.model_copy(update={"num_workers": 2})})
     train(two, console)
     assert difference(final_weights(cut), final_weights(whole)) < 1e-5
-
-
-@pytest.mark.parametrize(("change", "reason"), [
-    ({"data": {"text": {"max_length": 32}}}, "data.text does not cut its files"),
-    ({"training": {"batch_size": 63}}, "gradient_accumulation_steps x stream.parts_per_step = 2"),
-    ({"training": {"augment": {"views": 2, "mask_bytes": 0.1}}}, "augment.views repeats"),
-    ({"training": {"balance_classes": 0.5}}, "training.balance_classes draws samples several"),
-    ({"training": {"augment": {"mixup": 0.2}}}, "mixup"),
-    ({"training": {"compile": "default"}}, "training.compile does not take training.stream"),
-    ({"objective": {"kind": "masked_language"}, "data": {"target": {"kind": "none"}}},
-     "training.stream is for the objectives 'classify' and 'regress'"),
-])  # fmt: skip
-def test_what_cannot_be_read_as_streams_is_refused(
-    tmp_path: Path, change: dict[str, Any], reason: str
-) -> None:
-    tree = config_of(tmp_path, stream={"parts_per_step": 2}).tree()
-    for section, fields in change.items():
-        tree[section] = {**(tree[section] or {}), **fields}
-    with pytest.raises(UserError, match=re.escape(reason)):
-        validate(tree, "changed")
 
 
 def test_more_lanes_than_recordings_are_refused(documents: Path, console: Console) -> None:
