@@ -87,6 +87,7 @@ def _add_stages(add: Add) -> None:
         "--output", type=local_path, default=DEFAULT_OUTPUT, help="folder for all files of the demo"
     )
     _add_config(add("config", verbs.run_config, "print the resolved configuration"))
+    _add_plan(add("plan", verbs.run_plan, "tell what a training takes, before a GPU is rented"))
     for name, help_text in (
         ("preprocess", "turn raw media into a shard set (Ray Data)"),
         ("train", "train one model (Ray Train, DeepSpeed)"),
@@ -104,6 +105,26 @@ def _add_stages(add: Add) -> None:
                 metavar="STEPS",
                 help=f"profile some steps with torch's profiler (default: {PROFILED_STEPS})",
             )
+
+
+def _add_plan(verb: argparse.ArgumentParser) -> None:
+    _add_config(verb)
+    verb.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help="cpu, h100, h200, a100-80, a100-40, l40s, l4, t4, v100-32, rtx4090, … "
+        "(default: cpu; h100 with cluster.use_gpu)",
+    )
+    verb.add_argument("--gpu-memory", type=float, metavar="GIB", help="memory of the device")
+    verb.add_argument(
+        "--gpu-tflops", type=float, metavar="N", help="its peak at training.precision, dense"
+    )
+    verb.add_argument("--price", type=float, metavar="N", help="price of one device for an hour")
+    verb.add_argument("--samples", type=int, metavar="N", help="training samples, without a set")
+    verb.add_argument("--classes", type=int, metavar="N", help="classes or labels, without a set")
+    verb.add_argument(
+        "--mfu", type=float, metavar="SHARE", help="share of the peak, instead of the estimate"
+    )
 
 
 def _add_config(verb: argparse.ArgumentParser) -> None:

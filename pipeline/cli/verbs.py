@@ -57,6 +57,30 @@ def run_stage(args: argparse.Namespace) -> int:
     return OK
 
 
+def run_plan(args: argparse.Namespace) -> int:
+    """Plan a training. Return 1 if something would not work."""
+    from pipeline.config.load import load_config
+    from pipeline.plan.plan import Request, check_request, plan
+    from pipeline.plan.report import report
+    from pipeline.runs.console import Console
+
+    request = Request(
+        gpu=args.gpu,
+        gpu_memory=args.gpu_memory,
+        gpu_tflops=args.gpu_tflops,
+        price=args.price,
+        classes=args.classes,
+        samples=args.samples,
+        mfu=args.mfu,
+    )
+    check_request(request)
+    console = Console(as_json=args.json)
+    result = plan(load_config(args.config, args.overrides), console, request)
+    report(result, console)
+    console.result(result)
+    return FAILED if result["problems"] else OK
+
+
 def run_demo(args: argparse.Namespace) -> int:
     """Run the whole demo."""
     from pipeline.demo.demo import demo, demo_config, report

@@ -245,6 +245,22 @@ def open_shards(config: Config) -> ShardSet:
     except ValueError as error:
         raise UserError(str(error)) from None
     shard_set = ShardSet.open(config.shards_folder)
+    check_format(config, shard_set)
+    try:
+        objective = objective_of(config, shard_set)
+    except ValueError as error:
+        raise UserError(f"{config.shards_folder}: {error}") from None
+    load_positions(shard_set, objective.model_config)
+    check_backbone(config.model, getattr(objective.model_config, "input", None))
+    return shard_set
+
+
+def check_format(config: Config, shard_set: ShardSet) -> None:
+    """Check that a shard set was made with the modalities and formats of the configuration.
+
+    Raises:
+        UserError: It was made with others. The message names the first difference.
+    """
     made = shard_set.manifest.config
     data = config.tree()["data"]
     wanted = {f"data.{key}": modality(key).in_manifest(data[key]) for key in MODALITIES}
@@ -254,13 +270,6 @@ def open_shards(config: Config) -> ShardSet:
                 f"{config.shards_folder}: was made with {field}={made.get(field)}, the "
                 f"configuration has {value}; run 'perceiver preprocess' again, or mend {field}"
             )
-    try:
-        objective = objective_of(config, shard_set)
-    except ValueError as error:
-        raise UserError(f"{config.shards_folder}: {error}") from None
-    load_positions(shard_set, objective.model_config)
-    check_backbone(config.model, getattr(objective.model_config, "input", None))
-    return shard_set
 
 
 def training_fingerprint(

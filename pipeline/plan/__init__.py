@@ -1,0 +1,1 @@
+"""`perceiver plan`: what a training takes, before a machine is rented."""

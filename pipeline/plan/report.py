@@ -1,0 +1,130 @@
+"""The plan of a training, for people."""
+
+from typing import Any
+
+from pipeline.plan.devices import GIB
+from pipeline.runs.console import Console
+
+MOMENTS = {
+    "passes": "forward and backward",
+    "communication": "gradients are exchanged",
+    "step": "the optimizer steps",
+}
+
+
+def report(result: dict[str, Any], console: Console) -> None:
+    """Show a person what `plan` returned."""
+    parameters, flops, memory = result["parameters"], result["flops"], result["memory"]
+    frozen = f", {parameters['frozen']:,} frozen" if parameters["frozen"] else ""
+    console.say(f"parameters: {parameters['trained']:,} trained{frozen}")
+    again = flops["recomputed_step"]
+    console.say(
+        f"FLOPs: {_si(flops['forward_sample'])} forward a sample, as papers count; a step does "
+        f"{_si(flops['forward_step'])} forward, {_si(flops['backward_step'])} backward"
+        + (f", {_si(again)} again (activation checkpointing)" if again else "")
+    )
+    device = result["device"]
+    console.table(
+        f"memory of one worker of {memory['workers']}, micro-batches of {memory['micro_batch']}, "
+        f"in GiB; {device['name']} has {device['memory'] / GIB:.1f}",
+        ("ZeRO stage", "weights", "optimizer", "gradients", "average", "activations", "buffers",
+         "besides tensors", "peak", "when"),
+        [_stage(each, memory["zero_stage"]) for each in memory["stages"]],
+    )  # fmt: skip
+    _fit(result, console)
+    _time(result, console)
+    checkpoint, data = result["checkpoint"], result["data"]
+    console.say(
+        f"checkpoints: {_bytes(checkpoint['bytes'])} each, {checkpoint['kept']} kept: "
+        f"{_bytes(checkpoint['kept_bytes'])}"
+    )
+    if data["shards"] is not None:
+        console.say(
+            f"data: {data['samples']:,} training samples in {data['shards']} shards, "
+            f"{data['samples_per_worker']:,} a worker, {data['loader_workers']} loader workers each"
+        )
+    for note in result["notes"]:
+        console.say(f"note: {note}")
+    for text in result["not_checked"]:
+        console.say(f"not checked: {text}")
+    for text in result["problems"]:
+        console.say(f"problem: {text}")
+    if not result["problems"]:
+        console.say("nothing was found that would stop this training")
+
+
+def _stage(stage: dict[str, Any], chosen: int) -> tuple[str, ...]:
+    names = ("weights", "optimizer", "gradients", "average", "activations", "buffers", "overhead",
+             "peak")  # fmt: skip
+    mark = " (set)" if stage["stage"] == chosen else ""
+    return (
+        f"{stage['stage']}{mark}",
+        *(_gib(stage[name]) for name in names),
+        MOMENTS[stage["moment"]],
+    )
+
+
+def _fit(result: dict[str, Any], console: Console) -> None:
+    fit, memory, device = result["fit"], result["memory"], result["device"]
+    if not fit["micro_batch"]:
+        console.say(f"no micro-batch fits {device['name']} at ZeRO stage {memory['zero_stage']}")
+        return
+    console.say(
+        f"{device['name']} holds micro-batches of {fit['micro_batch']} ({_gib(fit['peak'])} GiB at "
+        f"ZeRO stage {memory['zero_stage']}): training.gradient_accumulation_steps="
+        f"{fit['gradient_accumulation_steps']}"
+    )
+
+
+def _time(result: dict[str, Any], console: Console) -> None:
+    run, step = result["run"], result["step"]
+    console.say(
+        f"a step takes about {_seconds(step['seconds'])}: {run['samples_per_second']:,.4g} "
+        f"samples/s, {run['tflops_per_second']:,.3g} TFLOP/s a worker, MFU {run['mfu']:.0%}"
+        + (
+            f" (exchange between workers {_seconds(step['communication'])})"
+            if step["communication"] > 0.02 * step["seconds"]
+            else ""
+        )
+    )
+    if "steps" not in run:
+        return
+    line = (
+        f"{run['steps']:,} steps in {run['epochs']} epochs of {run['steps_per_epoch']:,}: "
+        f"{run['samples']:,} samples, {_seconds(run['seconds_per_epoch'])} an epoch, "
+        f"{_seconds(run['seconds'])} in all"
+    )
+    if "cost" in run:
+        line += (
+            f"; {run['device_hours']:,.1f} device hours cost {run['cost']:,.2f} "
+            f"({run['cost_per_epoch']:,.2f} an epoch)"
+        )
+    console.say(line)
+
+
+def _gib(value: int) -> str:
+    gib = value / GIB
+    return "-" if not value else f"{gib:.2f}" if gib >= 0.1 else f"{gib:.4f}"
+
+
+def _bytes(value: int) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value / 1e3:.3g} kB"
+
+
+def _si(value: float) -> str:
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if value >= size:
+            return f"{value / size:.4g} {unit}FLOP"
+    return f"{value / 1e6:.4g} MFLOP"
+
+
+def _seconds(value: float) -> str:
+    if value < 1:
+        return f"{value * 1000:.3g} ms"
+    for unit, size in (("days", 86400 * 2), ("hours", 3600 * 2), ("minutes", 120)):
+        if value >= size:
+            return f"{value / {'days': 86400, 'hours': 3600, 'minutes': 60}[unit]:.3g} {unit}"
+    return f"{value:.3g} s"

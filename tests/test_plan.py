@@ -1,0 +1,228 @@
+"""`perceiver plan` tells a training's memory, time and problems, and a real training agrees."""
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.cli.main import main
+from pipeline.config.load import load_config
+from pipeline.config.tree import Config
+from pipeline.errors import UserError
+from pipeline.plan.devices import GIB, NAMES, device_named
+from pipeline.plan.live_tensors import LiveTensors
+from pipeline.plan.memory import Sizes, stage_memory
+from pipeline.plan.plan import Request, plan
+from pipeline.plan.planned_set import find_set, planned_objective
+from pipeline.plan.step_trace import StepTrace, build_on_meta, trace_step
+from pipeline.plan.timing import step_time
+from pipeline.runs.console import Console
+from pipeline.training.worker import TrainTask, open_training
+
+TOLERANCE = 0.15
+
+
+def traced(config: Config, micro_batch: int, classes: int = 1000) -> tuple[StepTrace, int]:
+    _, planned = find_set(config, Console(), classes=classes, samples=None)
+    objective = planned_objective(config, planned)
+    model = build_on_meta(objective, config)
+    trained = sum(parameter.numel() for parameter in model.parameters())
+    return trace_step(model, objective, config, micro_batch, planned.num_classes), trained
+
+
+@pytest.fixture(scope="module")
+def imagenet() -> tuple[StepTrace, int]:
+    return traced(load_config("perceiver-io-imagenet", []), micro_batch=64)
+
+
+def test_memory_and_speed_are_those_measured_on_an_h100(imagenet):
+    """`perceiver bench model`: batch 64, bf16, 37.9 GiB, 257 images/s (docs/performance.md)."""
+    trace, trained = imagenet
+    sizes = Sizes(
+        trained=trained,
+        fixed=0,
+        largest=trace.largest_gradient,
+        moments=2,
+        averages=False,
+        is_gpu=True,
+        accumulates=False,
+        overhead=0,
+    )
+    assert trained == 48_440_627
+    assert stage_memory(0, sizes, trace, workers=1).peak / GIB == pytest.approx(37.9, rel=0.05)
+    seconds = step_time(
+        trace.operations,
+        device_named("h100", "bf16"),
+        micro_batches=1,
+        trained=trained,
+        moments=2,
+        stage=0,
+        workers=1,
+        compiled=False,
+    ).total
+    assert 64 / seconds == pytest.approx(257, rel=TOLERANCE)
+
+
+def test_flops_of_the_plain_algorithm_are_those_that_papers_count():
+    config = load_config("images", ["training.attention_path=fused"])
+    trace, _ = traced(config, micro_batch=2)
+    _, planned = find_set(config, Console(), classes=1000, samples=None)
+    forward, backward, again = trace.flops()
+    assert forward / 2 == pytest.approx(
+        planned_objective(config, planned).forward_flops(), rel=0.02
+    )
+    assert backward == pytest.approx(2 * forward, rel=0.1)
+    assert again == 0
+
+
+def test_activation_checkpointing_takes_less_memory_and_does_work_again():
+    trace, _ = traced(load_config("images", []), micro_batch=4)
+    less, _ = traced(load_config("images", ["training.activation_checkpointing=1"]), micro_batch=4)
+    assert less.peak < 0.85 * trace.peak
+    forward, backward, again = less.flops()
+    assert (forward, backward) == pytest.approx(trace.flops()[:2])
+    assert 0.2 * forward < again <= forward
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_a_real_training_takes_the_planned_memory(
+    zero_stage: int,
+    make_config: Callable[..., Config],
+    digit_shards: Path,
+    tmp_path: Path,
+    console: Console,
+):
+    config = make_config(
+        tmp_path,
+        f"shards={digit_shards}",
+        "cluster.num_workers=0",
+        "training.epochs=1",
+        "model.encoder.latent_dim=96",
+        "training.batch_size=64",
+        f"training.zero_stage={zero_stage}",
+    )
+    result = plan(config, console, Request(gpu="cpu"))
+    assert result["problems"] == []
+    stage = result["memory"]["stages"][zero_stage]
+    planned = stage["peak"] - stage["overhead"]
+
+    measured = []
+
+    def loop(task: TrainTask) -> None:
+        with LiveTensors() as live, open_training(task) as (training, state):
+            for tensor in (*training.engine.module.parameters(), *training.engine.module.buffers()):
+                live.add(tensor)
+            live.restart()
+            training.run_epoch(state)
+            measured.append(live.peak_with_gradients)
+
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    folder = tmp_path / "train"
+    folder.mkdir()
+    task = TrainTask(config.model_dump_json(), str(folder), None)
+    TorchTrainer(loop, train_loop_config=task, scaling_config=ScalingConfig(num_workers=0)).fit()
+    assert planned == pytest.approx(measured[0], rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("autoencode", ["training.batch_size=4"]),
+        ("autoregressive", ["training.batch_size=4", "training.precision=bf16"]),
+        ("stream", []),
+        ("table", ["training.ema_decay=0.9"]),
+        ("text", ["training.optimizer=muon", "training.zero_stage=0"]),
+        ("regress", []),
+    ],
+)
+def test_every_objective_has_a_plan(name, overrides, tmp_path, console):
+    config = load_config(name, [f"output={tmp_path / 'runs'}", "cluster.use_gpu=false", *overrides])
+    result = plan(config, console, Request(gpu="h100", samples=1000))
+    # Products of queries that are not decoded, or that a faster path leaves out, are not done.
+    done = result["flops"]["forward_step"] / config.training.batch_size
+    assert 0.3 * result["flops"]["forward_sample"] < done < 1.3 * result["flops"]["forward_sample"]
+    peaks = [stage["peak"] for stage in result["memory"]["stages"]]
+    assert all(peak > 0.75 * GIB for peak in peaks)
+    assert result["fit"]["micro_batch"] >= 1
+    assert result["run"]["steps_per_epoch"] == 1000 // config.training.batch_size
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_would_not_work_is_named_and_the_status_is_1(tmp_path, capsys):
+    with socket.socket() as taken:  # bound, and not listening
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        arguments = [
+            "plan",
+            "perceiver-io-imagenet",
+            "model.encoder.num_blocks=1",
+            f"output={tmp_path / 'runs'}",
+            "--gpu=t4",
+            "--gpu-memory=4",
+            "--samples=100000",
+            "--price=0.5",
+            "--json",
+            f"tracking.uri=http://{address}",
+            f"cluster.address={address}",
+        ]
+        assert main(arguments) == 1
+    result = json.loads(capsys.readouterr().out)
+    texts = "\n".join(result["problems"])
+    assert "one worker needs" in texts
+    assert "training.gradient_accumulation_steps=" in texts
+    assert "'bf16', which t4 has no fast products of" in texts
+    assert f"cluster.address={address}: nothing answers there" in texts
+    assert f"tracking.uri=http://{address}: no MLflow answers there" in texts
+    assert result["run"]["cost"] == pytest.approx(
+        result["run"]["seconds"] / 3600 * 8 * 0.5, rel=1e-6
+    )
+    assert any("no shard set yet" in note for note in result["notes"])
+
+
+def test_more_cpus_than_this_machine_has_are_a_problem(tmp_path, console):
+    config = load_config("digits", [f"output={tmp_path}", "cluster.cpus_per_worker=5000"])
+    (problem,) = plan(config, console, Request())["problems"]
+    assert problem.startswith("the training needs 10000 CPUs (2 workers x 5000)")
+
+
+def test_a_full_or_closed_disk_is_a_problem(tmp_path, console):
+    folder = tmp_path / "closed"
+    folder.write_text("a file, not a folder")
+    config = load_config("digits", [f"output={folder}"])
+    problems = plan(config, console, Request())["problems"]
+    assert problems[0].startswith(f"output={folder}")
+
+
+def test_a_set_of_another_format_is_a_problem(make_config, digit_shards, tmp_path, console):
+    config = make_config(tmp_path, f"shards={digit_shards}", "data.image.height=24")
+    (problem,) = plan(config, console, Request())["problems"]
+    assert "was made with data.image" in problem
+    with pytest.raises(UserError, match="--classes is 3"):
+        plan(config, console, Request(classes=3))
+
+
+def test_devices_have_names_or_numbers():
+    for name in NAMES:
+        assert device_named(name, "bf16").memory > GIB
+    assert not device_named("v100-16", "bf16").has_bf16
+    assert device_named("mine", "bf16", memory_gib=10, tflops=50).memory == 10 * GIB
+    with pytest.raises(UserError, match="--gpu mine: is not known"):
+        device_named("mine", "bf16", memory_gib=10)
+
+
+def test_live_tensors_count_storages_once_and_until_they_are_freed():
+    with LiveTensors() as live:
+        first = torch.zeros(1000)
+        view = first[10:].view(-1)
+        assert live.live == 4000
+        second = first + 1
+        assert live.live == 8000
+        del first, view
+        assert live.live == 4000
+        del second
+    assert (live.live, live.peak) == (0, 8000)
