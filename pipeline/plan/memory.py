@@ -1,7 +1,7 @@
 """The memory of one worker by ZeRO stage: what stays, and what the parts of a step add.
 
 DeepSpeed 0.19.8 as `cluster.deepspeed_engine` configures it. The terms were read in its sources and
-measured with `LiveTensors` on real steps of 1 and 2 workers (`tests/test_plan_memory.py`).
+measured with `LiveTensors` on real steps of 1 and 2 workers (`docs/plan.md`).
 """
 
 from dataclasses import dataclass
@@ -100,7 +100,9 @@ def stage_memory(stage: int, sizes: Sizes, trace: StepTrace, workers: int) -> St
     elif stage < 3:
         # The first weights, from before they were made one flat tensor, are never freed.
         weights, optimizer = 2 * whole, (1 + sizes.moments) * part
-        gradients = whole if stage == 1 and sizes.accumulates else part
+        # `cluster.accumulation` sums a rank's own gradients first, as DeepSpeed does at stage 1.
+        whole_sums = sizes.accumulates and (stage == 1 or workers > 1)
+        gradients = whole if whole_sums else part
         earlier = gradients * sizes.accumulates
         buffers = bucket + sizes.largest
         after = 2 * bucket

@@ -104,7 +104,7 @@ def _time(result: dict[str, Any], console: Console) -> None:
 
 def _gib(value: int) -> str:
     gib = value / GIB
-    return "-" if not value else f"{gib:.2f}" if gib >= 0.1 else f"{gib:.4f}"
+    return "-" if not value else f"{gib:.2f}" if gib >= 1 else f"{gib:.3g}"
 
 
 def _bytes(value: int) -> str:
