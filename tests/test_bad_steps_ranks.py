@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from gate_runs import some_rows, table_config, write_table_set
 from rank_processes import run_ranks
-from safetensors.torch import load_file
+from saved_checkpoints import load
 
 from pipeline.config.load import with_values
 from pipeline.config.tree import Config
@@ -118,6 +118,6 @@ def test_a_fault_on_one_of_two_ranks_is_left_out_as_on_one(
     for state in (one.state, two.state, states[0]):
         found = (state.step, state.bad_steps, state.lost_steps)
         assert found == (STEPS, 1, {"skip": 1, "rollback": 2}[mode])
-    expected = load_file(one.weights_file)
-    for name, tensor in load_file(two.weights_file).items():
+    expected = load(one, "weights")
+    for name, tensor in load(two, "weights").items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from gate_runs import some_rows, table_config, write_table_set
-from safetensors.torch import load_file
+from saved_checkpoints import load
 from trainings import cut_off_after, difference
 
 from pipeline.config.load import with_values
@@ -43,7 +43,7 @@ def trained(config: Config, folder: Path) -> dict[str, torch.Tensor]:
     run_training(config, folder, None)
     last = last_checkpoint(folder / "checkpoints")
     assert last is not None
-    return load_file(last.weights_file)
+    return load(last, "weights")
 
 
 def test_a_training_draws_each_class_equally_often_and_resumes_exactly(

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from gate_runs import some_rows, table_config, track, write_table_set
-from safetensors.torch import load_file
+from saved_checkpoints import load, part_of, sha256_of
 from trainings import cut_off_after
+from whole_state import gather_state
 
 from pipeline.config.load import with_values
 from pipeline.config.tree import Config
@@ -45,6 +46,12 @@ def config_of(folder: Path, stage: int, decay: float | None = DECAY) -> Config:
     return config
 
 
+def average_of(loop: TrainLoop) -> dict[str, torch.Tensor]:
+    assert loop.average is not None
+    with loop.average.fragments() as fragments:
+        return {each.name: each.load().reshape(each.shape).clone() for each in fragments}
+
+
 def trained(config: Config, folder: Path) -> Checkpoint:
     folder.mkdir(exist_ok=True)
     run_training(config, folder, None)
@@ -62,7 +69,7 @@ def test_the_average_is_that_of_the_weights_after_every_step(
     step, evaluate = TrainLoop._step, TrainLoop.evaluate
 
     def gathered(loop: TrainLoop) -> dict[str, torch.Tensor]:
-        return loop_module.gather_state(loop.engine)[0]
+        return gather_state(loop.engine)[0]
 
     def noting(loop: TrainLoop, *arguments: Any, **options: bool) -> Any:
         if not seen:
@@ -82,12 +89,12 @@ def test_the_average_is_that_of_the_weights_after_every_step(
     expected = seen[0]
     for weights in seen[1:]:
         expected = {n: DECAY * e + (1 - DECAY) * weights[n] for n, e in expected.items()}
-    found = load_file(last.model_file)
-    assert last.model_file.name == "ema.safetensors"
+    found = last.load_model()
+    assert last.model_kind == "ema"
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
         assert torch.equal(evaluated[-1][name], found[name])
-    plain = load_file(last.weights_file)
+    plain = load(last, "weights")
     assert all(torch.equal(plain[name], tensor) for name, tensor in seen[-1].items())
     assert any(not torch.equal(plain[name], found[name]) for name in plain)
 
@@ -97,12 +104,13 @@ def test_the_average_changes_no_weight_and_resumes_to_the_bit(tmp_path: Path, st
     plain = trained(config_of(tmp_path, stage, None), tmp_path / "plain")
     config = config_of(tmp_path, stage)
     whole = trained(config, tmp_path / "whole")
-    assert plain.model_file == plain.weights_file
-    assert plain.sha256["model.safetensors"] == whole.sha256["model.safetensors"]
+    assert plain.model_kind == "weights"
+    weights = [load(each, "weights") for each in (plain, whole)]
+    assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
 
     with cut_off_after(6):
         trained(config, tmp_path / "cut")
-    assert trained(config, tmp_path / "cut").sha256 == whole.sha256
+    assert sha256_of(trained(config, tmp_path / "cut")) == sha256_of(whole)
 
 
 def test_a_rollback_returns_the_average_too(
@@ -119,11 +127,11 @@ def test_a_rollback_returns_the_average_too(
     def noting(loop: TrainLoop, state: TrainState, fault: str) -> TrainState:
         last = last_checkpoint(loop.folder / "checkpoints")
         assert last is not None and last.state.step == 4 and loop.average is not None
-        saved.append(load_file(last.model_file))
-        before = loop.average.gather()
+        saved.append(load(last, "ema"))
+        before = average_of(loop)
         assert any(not torch.equal(before[name], saved[0][name]) for name in before)
         state = left_out(loop, state, fault)
-        returned.append(loop.average.gather())
+        returned.append(average_of(loop))
         return state
 
     monkeypatch.setattr(loop_module, "bad_loss", spoiled)
@@ -146,17 +154,18 @@ def test_the_average_is_registered(
     track(config.tracking_uri)
     promoted = promote(mlflow_client, result["run_id"], console)
     version = mlflow_client.get_model_version("ema", promoted["version"])
-    sha256 = read_checkpoint(Path(result["checkpoint"])).sha256
-    assert weights_of(mlflow_client, version) == sha256["ema.safetensors"]
+    checkpoint = read_checkpoint(Path(result["checkpoint"]))
+    assert checkpoint.model_kind == "ema"
+    assert weights_of(mlflow_client, version) == checkpoint.model_sha256()
     assert promoted["accuracy"] == pytest.approx(result["metrics"]["val_accuracy"])
 
 
 def test_a_damaged_average_is_refused(tmp_path: Path) -> None:
     last = trained(config_of(tmp_path, 0), tmp_path / "run")
-    path = last.model_file
+    path = part_of(last, "ema")
     path.write_bytes(path.read_bytes()[:-4] + b"abcd")
-    with pytest.raises(UserError, match=r"ema\.safetensors: sha256 differs"):
-        read_checkpoint(last.path).load()
+    with pytest.raises(UserError, match=r"ema-.*\.safetensors: sha256 differs"):
+        read_checkpoint(last.path).load_model()
 
 
 def test_a_training_that_is_too_short_for_its_average_is_told_before_it_begins(

@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from rank_processes import run_ranks
+from whole_state import gather_state
 
 from cluster.deepspeed_engine import Strategy, initialize_engine
-from cluster.engine_state import gather_state
 from perceiver_model import (
     ClassifierConfig,
     ConvConfig,

@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from rank_processes import run_ranks
 from torch import nn
+from whole_state import gather_state, restore_state
 
 from cluster import ClusterError
 from cluster.deepspeed_engine import (
@@ -18,7 +19,6 @@ from cluster.deepspeed_engine import (
     leave_process_group,
     read_strategy,
 )
-from cluster.engine_state import gather_state, restore_state
 
 BATCH, STEPS, CUT = 8, 4, 2
 STAGES = (0, 1, 2, 3)
@@ -94,8 +94,6 @@ def run(stage: int, kind: str, first: int, last: int, state: Any = None) -> Any:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     precision = "float32" if kind == "frozen" else kind
     model = build(kind == "frozen")
-    if state:
-        model.load_state_dict(state[0])
     engine = initialize_engine(model, optimizer(model), strategy(world_size, stage, precision))
     if state:
         restore_state(engine, *state, step=first)

@@ -34,6 +34,7 @@ from pipeline.evaluation.class_numbers import Renumbering
 from pipeline.evaluation.worker import EvaluationTask, evaluate_on_rank
 from pipeline.registry.reading import Reading
 from pipeline.registry.run_model import card_of
+from pipeline.training.checkpoints import read_checkpoint
 from pipeline.training.objectives import Objective
 from pipeline.training.objectives.classification import Classification
 from pipeline.training.objectives.multi_label import MultiLabel
@@ -166,7 +167,7 @@ def test_two_workers_find_what_one_finds_and_scikit_learn(
 
     run_id = bench.run("poor")
     checkpoint = Path(bench.client.get_run(run_id).data.tags["perceiver.checkpoint"])
-    (tmp_path / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes())
+    read_checkpoint(checkpoint).export_model(tmp_path / "model.safetensors")
     shard_set = ShardSet.open(bench.first.shards_folder)
     card = card_of(bench.first, shard_set)
     task = EvaluationTask(

@@ -53,8 +53,9 @@ def test_the_blocks_of_every_section_run(title: str) -> None:
 def test_an_added_optimizer_s_state_is_gathered_and_restored_at_every_stage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from whole_state import gather_state, restore_state
+
     from cluster.deepspeed_engine import Strategy, initialize_engine, leave_process_group
-    from cluster.engine_state import gather_state, restore_state
     from pipeline.config.training import TrainingConfig
     from pipeline.training.optimizer import make_optimizer
 
@@ -65,8 +66,6 @@ def test_an_added_optimizer_s_state_is_gathered_and_restored_at_every_stage(
     def steps(stage: int, first: int, last: int, state: Any = None) -> Any:
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))
-        if state:
-            model.load_state_dict(state[0])
         strategy = Strategy(
             world_size=1, zero_stage=stage, micro_batch_size=4, gradient_accumulation_steps=1,
             gradient_clipping=0.0, precision="float32", device="cpu", optimizer="sgd",

@@ -9,24 +9,33 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from saved_checkpoints import part_of, save_as_before, save_checkpoint
 
 from pipeline.errors import UserError
 from pipeline.runs.console import Console
 from pipeline.runs.records import RunRecord, read_run_record, recorded_folder, write_run_record
 from pipeline.training.checkpoint_files import TrainState, load_weights
-from pipeline.training.checkpoints import list_checkpoints, read_checkpoint, save_checkpoint
+from pipeline.training.checkpoints import list_checkpoints, read_checkpoint
 from pipeline.training.progress import PROGRESS_FILE, read_progress
 from pipeline.tuning.journal import JOURNAL_FILE, StudyJournal
 
 WEIGHTS = {"head.weight": torch.ones(2, 3)}
 MOMENTS = {"exp_avg.head.weight": torch.ones(2, 3), "exp_avg_sq.head.weight": torch.ones(2, 3)}
 HEX = "0" * 64
+PART = "weights-0a1b2c3d-00000-of-00001.safetensors"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A whole checkpoint."""
-    return save_checkpoint(tmp_path / "run", TrainState(step=5), WEIGHTS, MOMENTS).path
+    """A whole checkpoint of an older version, with names that do not change."""
+    state = TrainState(step=5)
+    return save_as_before(tmp_path / "run", state, model=WEIGHTS, optimizer=MOMENTS).path
+
+
+def read(folder: Path) -> None:
+    checkpoint = read_checkpoint(folder)
+    checkpoint.check()
+    checkpoint.check_layout()
 
 
 def put(folder: Path, field: str, value: Any) -> None:
@@ -40,6 +49,12 @@ FIELDS = [
         {"model.safetensors": HEX, "optimizer.safetensors": HEX, "../../secret": HEX},
         {"model.safetensors": "../x", "optimizer.safetensors": HEX},
         {"model.safetensors": 5, "optimizer.safetensors": HEX}]),
+    *(("parts", bad) for bad in [
+        {}, [], None, "x", {PART: None}, {PART: {}}, {PART: {"sha256": HEX}},
+        {PART: {"sha256": HEX, "bytes": -1}}, {PART: {"sha256": HEX, "bytes": 1 << 80}},
+        {PART: {"sha256": "../x", "bytes": 1}}, {PART: {"sha256": HEX, "bytes": 1, "more": 1}},
+        {f"../{PART}": {"sha256": HEX, "bytes": 1}}, {f"{PART}\n": {"sha256": HEX, "bytes": 1}},
+        {"model.safetensors": {"sha256": HEX, "bytes": 1}}]),
     *((field, bad) for field in ("step", "epoch", "samples")
       for bad in [-1, 1.5, "5", None, True, 1 << 80, []]),
     *(("metrics", bad) for bad in [5, [], {"a/b": 1}, {"\x1b": 1}, {"a": "x"}, {"a": True},
@@ -80,7 +95,21 @@ def test_a_checkpoint_has_regular_files_only(
     else:
         path.symlink_to(tmp_path / "elsewhere" if kind == "link" else "/dev/zero")
     with pytest.raises(UserError, match="regular files"):
-        read_checkpoint(folder).load()
+        read(folder)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_a_part_is_a_regular_file(tmp_path: Path, kind: str) -> None:
+    checkpoint = save_checkpoint(tmp_path / "run", TrainState(step=5), WEIGHTS, MOMENTS)
+    path = part_of(checkpoint, "optimizer")
+    path.rename(tmp_path / "elsewhere")
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"regular files|sha256 differs"):
+        read(checkpoint.path)
 
 
 def seal(folder: Path) -> None:
@@ -96,9 +125,9 @@ def seal(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "tensors", "message"),
     [
-        ("model", {"head.weight": torch.ones(2, 3).double()}, "torch.float64"),
-        ("model", {"head.weight": torch.ones(2, 3).bfloat16()}, "torch.bfloat16"),
-        ("model", {"head.weight": torch.ones(2, 3).to(torch.complex64)}, "torch.complex64"),
+        ("model", {"head.weight": torch.ones(2, 3).double()}, "F64"),
+        ("model", {"head.weight": torch.ones(2, 3).bfloat16()}, "BF16"),
+        ("model", {"head.weight": torch.ones(2, 3).to(torch.complex64)}, "C64"),
         ("optimizer", {"exp_avg.other": torch.ones(2, 3)}, "does not belong"),
         ("optimizer", {"exp_avg.head.weight": torch.ones(3, 2)}, "does not belong"),
         ("optimizer", {"head.weight": torch.ones(2, 3)}, "does not belong"),
@@ -110,7 +139,7 @@ def test_tensors_of_another_kind_are_refused(
     save_file(tensors, folder / f"{name}.safetensors")
     seal(folder)
     with pytest.raises(UserError, match=message):
-        read_checkpoint(folder).load()
+        read(folder)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +149,7 @@ def test_what_is_no_safetensors_file_is_one_line(folder: Path, data: bytes) -> N
     (folder / "model.safetensors").write_bytes(data)
     seal(folder)
     with pytest.raises(UserError) as refusal:
-        read_checkpoint(folder).load()
+        read(folder)
     assert "\n" not in str(refusal.value)
 
 

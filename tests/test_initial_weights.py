@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from saved_checkpoints import load, save_checkpoint, sha256_of
 from small_digits import digits_config
 from trainings import final_weights
 
@@ -20,7 +20,7 @@ from pipeline.runs.mlflow_client import client
 from pipeline.training import loop as loop_module
 from pipeline.training.bad_steps import bad_loss
 from pipeline.training.checkpoint_files import TrainState
-from pipeline.training.checkpoints import last_checkpoint, save_checkpoint
+from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.initial_weights.sources import read_source
 from pipeline.training.train import train
 
@@ -136,7 +136,7 @@ def test_frozen_weights_stay_and_a_cut_training_resumes_to_the_bit(
     checkpoints = tmp_path / "whole" / "train" / "checkpoints"
     last = last_checkpoint(checkpoints)
     assert last is not None
-    moments = load_file(last.path / "optimizer.safetensors")
+    moments = load(last, "optimizer")
     assert {name.partition(".")[2] for name in moments} == before.keys() - frozen
 
     def cut(training: Any, loss: float, losses: Any, step: int) -> str | None:
@@ -149,7 +149,7 @@ def test_frozen_weights_stay_and_a_cut_training_resumes_to_the_bit(
         train(config("cut"), console)
     train(config("cut"), console)
     resumed = last_checkpoint(tmp_path / "cut" / "train" / "checkpoints")
-    assert resumed is not None and resumed.sha256 == last.sha256
+    assert resumed is not None and sha256_of(resumed) == sha256_of(last)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_damaged_sources_are_refused(parent: Config, tmp_path: Path, console: Co
     config = child_of(parent, tmp_path, "child")
     copied = tmp_path / "copied"
     shutil.copytree(parent.folder / "train" / "checkpoints", copied)
-    for path in copied.glob("step-*/model.safetensors"):
+    for path in copied.glob("step-*/weights-*"):
         path.write_bytes(path.read_bytes()[:-4] + b"abcd")
     with pytest.raises(UserError, match="sha256 differs"):
         train(from_source(config, copied), console)

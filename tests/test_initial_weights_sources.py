@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from gate_runs import track
-from safetensors.torch import load_file
+from saved_checkpoints import load
 from small_digits import digits_config
 from trainings import final_weights
 from transformers_models import random_transformers
@@ -25,6 +25,7 @@ from pipeline.registry.predict import load_model
 from pipeline.registry.promote import promote
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
+from pipeline.training.checkpoints import read_checkpoint
 from pipeline.training.initial_weights.sources import InitSource, read_source
 from pipeline.training.train import train
 from pipeline.tuning.tune import tune
@@ -100,7 +101,7 @@ def test_a_bin_file_is_read_without_running_its_code(checkpoint: Path, config: C
     folder.mkdir()
     shutil.copy(checkpoint / "config.json", folder)
     expected = load_pretrained(checkpoint).state_dict()
-    torch.save(load_file(checkpoint / "model.safetensors"), folder / "pytorch_model.bin")
+    torch.save(load(read_checkpoint(checkpoint), "weights"), folder / "pytorch_model.bin")
     found = source_of(folder, config).tensors
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
@@ -192,7 +193,7 @@ def test_the_trials_of_a_study_start_from_weights(
     config = make_config(tmp_path, *common, study % [8], init % (parent.folder, "true"))
     (trial,) = tune(config, console)["trials"]
     before = final_weights(parent)
-    after = load_file(Path(trial["checkpoint"]) / "model.safetensors")
+    after = load(read_checkpoint(Path(trial["checkpoint"])), "weights")
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert same == {name for name in before if name.startswith("encoder.")}
     tags = client(config.tracking_uri).get_run(trial["run_id"]).data.tags

@@ -11,10 +11,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from rank_processes import run_ranks
 from torch import nn
+from whole_state import gather_state, restore_state
 
 from cluster import ClusterError, tensor_slices
 from cluster.deepspeed_engine import Strategy, initialize_engine, leave_process_group
-from cluster.engine_state import gather_state, restore_state
 from cluster.lamb import Lamb
 
 BATCH, STEPS, CUT = 8, 20, 9
@@ -96,8 +96,6 @@ def by_the_paper(gradients: Sequence[Gradients] = ()) -> State:
 def engine_of(stage: int, precision: Any = "float32", weights: Any = None) -> Any:
     world_size = dist.get_world_size()
     model = build()
-    if weights:
-        model.load_state_dict(weights)
     strategy = Strategy(
         world_size=world_size,
         zero_stage=stage,

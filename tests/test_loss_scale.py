@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gate_runs import CLASSES, new_model, some_rows, table_config, write_table_set
-from safetensors.torch import load_file
+from saved_checkpoints import load
 from trainings import cut_off_after
 
 from pipeline.config.load import with_values
@@ -42,7 +42,7 @@ def test_the_loop_s_gradient_is_that_of_the_mean_loss_by_hand(
     assert last is not None and last.state.step == 1
     # After one step, Adam's first moments are this share of the gradients.
     share = 1 - config.training.betas[0]
-    moments = load_file(last.path / "optimizer.safetensors")
+    moments = load(last, "optimizer")
 
     torch.manual_seed(config.seed)
     model = new_model(config, shard_set)

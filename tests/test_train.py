@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file, save_file
+from saved_checkpoints import load
 from trainings import difference, final_weights
 
 from cluster import ClusterError
@@ -129,7 +130,7 @@ def final_gradients(config: Config) -> dict[str, torch.Tensor]:
     """The gradients of a training of one step: Adam's first moments are a share of them."""
     last = last_checkpoint(config.folder / "train" / "checkpoints")
     assert last is not None and last.state.step == 1
-    moments = load_file(last.path / "optimizer.safetensors")
+    moments = load(last, "optimizer")
     share = 1 - config.training.betas[0]
     return {
         name.removeprefix("exp_avg."): moment / share

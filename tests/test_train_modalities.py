@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from modality_samples import FORMATS, POINTS, make_config, make_shards, raw_media
+from saved_checkpoints import load
 
 from perceiver_model.families.classifier import PerceiverClassifier
 from pipeline.config.tree import Config
@@ -116,7 +117,7 @@ def test_a_compiled_training_repeats_its_bits_and_those_of_one_that_was_stopped(
 def last_weights(folder: Path) -> dict[str, torch.Tensor]:
     found = last_checkpoint(folder / "checkpoints")
     assert found is not None
-    return found.load()[0]
+    return load(found, "weights")
 
 
 def test_every_step_draws_anew_and_evaluation_takes_the_data_as_they_are(tmp_path, monkeypatch):

@@ -133,21 +133,6 @@ def test_every_value_that_is_no_finite_number_is_seen(value: float) -> None:
     loop._check_finite("the loss", 3e38, 3)
 
 
-@pytest.mark.parametrize("which", ["weights", "moments"])
-def test_every_rank_sees_what_is_not_finite_before_one_of_them_saves(
-    monkeypatch: pytest.MonkeyPatch, which: str
-) -> None:
-    """Rank 0 alone saves: the others would wait for it."""
-    state = {name: {"a": torch.ones(3)} for name in ("weights", "moments")}
-    loop = object.__new__(TrainLoop)
-    loop.engine = None
-    monkeypatch.setattr("pipeline.training.loop.gather_state", lambda _: (*state.values(),))
-    assert loop._gather(4) == (*state.values(),)
-    state[which]["a"][1] = float("-inf")
-    with pytest.raises(UserError, match=r"^a is not finite after step 4; lower"):
-        loop._gather(4)
-
-
 @pytest.mark.parametrize("field", ["learning_rate=1e39", "weight_decay=1e39"])
 def test_numbers_that_float32_cannot_hold_are_refused(config: MakeConfig, field: str) -> None:
     with pytest.raises(UserError, match=r"training\.\w+: is 1e\+39; must be less than or equal"):

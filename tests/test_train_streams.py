@@ -21,8 +21,8 @@ from gate_runs import track
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from trainings import config_here, difference, evaluated_as_trained, final_weights
+from whole_state import gather_state
 
-from cluster.engine_state import gather_state
 from perceiver_model import PerceiverClassifier
 from perceiver_model.adapters.text import encode_bytes
 from pipeline.config.tree import Config

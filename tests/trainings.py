@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from saved_checkpoints import load
 
 from pipeline.config.load import validate
 from pipeline.config.tree import Config
@@ -17,6 +17,7 @@ from pipeline.evaluation.evaluate import evaluate
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
 from pipeline.training.checkpoint_files import TrainState
+from pipeline.training.checkpoint_state import WEIGHTS
 from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.loop import TrainLoop
 from pipeline.training.step_sums import StepSums
@@ -48,7 +49,7 @@ def config_here(name: str, folder: Path, sections: dict[str, Any], **training: A
 def final_weights(config: Config) -> dict[str, torch.Tensor]:
     last = last_checkpoint(config.folder / "train" / "checkpoints")
     assert last is not None
-    return load_file(last.weights_file)
+    return load(last, WEIGHTS)
 
 
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

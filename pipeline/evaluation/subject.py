@@ -96,7 +96,7 @@ def _of_run(mlflow_client: Any, run_id: str, shards: str | None) -> Subject:
     checkpoint = checkpoint_of(run)
     shard_set = own_set(run, config, shards)
     weights = checkpoint.load_model()
-    sha256 = checkpoint.sha256[checkpoint.model_file.name]
+    sha256 = checkpoint.model_sha256()
     with mlflow_answers(f"versions of run {run_id}"):
         found = mlflow_client.search_model_versions(f"run_id='{run_id}'")
     return Subject(

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import save_file
 
 from perceiver_model.config_checks import write_config
 from pipeline.config.folders import Folder, folder_at, is_remote
@@ -28,7 +27,7 @@ from pipeline.runs.console import Console
 from pipeline.runs.mlflow_errors import mlflow_answers
 from pipeline.runs.storage import exists, unwritable, upload
 from pipeline.runs.tracking import run_config
-from pipeline.training.checkpoint_files import Checkpoint, sha256_of
+from pipeline.training.checkpoint_files import Checkpoint
 from pipeline.training.checkpoints import best_checkpoint, last_checkpoint, list_checkpoints
 from shards.redaction import redacted_tree
 
@@ -174,8 +173,7 @@ def _write(checkpoint: Checkpoint, texts: dict[str, str], target: Folder) -> str
     try:
         for name, text in texts.items():
             (folder / name).write_text(text, "utf-8")
-        save_file(checkpoint.load_model(), folder / WEIGHTS_FILE)
-        sha256 = sha256_of(folder / WEIGHTS_FILE)
+        sha256 = checkpoint.export_model(folder / WEIGHTS_FILE)
         if isinstance(target, Path):
             folder.chmod(0o755)
             folder.rename(target)

@@ -1,6 +1,5 @@
 """`perceiver promote`: register a run's best model if it beats the champion."""
 
-import contextlib
 import math
 import tempfile
 from dataclasses import replace
@@ -30,11 +29,11 @@ from pipeline.registry.registration import (
 )
 from pipeline.registry.registration import champion_of as _champion
 from pipeline.registry.run_model import card_of, checkpoint_of, own_set
+from pipeline.registry.served.card import WEIGHTS_FILE
 from pipeline.registry.served.inference import Predictor
 from pipeline.registry.trained_on import RECORD_FILE, trained_on, write_record
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_errors import mlflow_answers
-from pipeline.runs.storage import local_copy
 from pipeline.runs.tracking import run_config
 from pipeline.training.checkpoint_files import Checkpoint
 from pipeline.training.initial_weights.report import INIT_TAGS
@@ -95,7 +94,7 @@ def promote(
     check_names(name, alias)
     rules = _rules(config.registry, min_gain, alpha)
     checkpoint = checkpoint_of(run)
-    weights_sha256 = checkpoint.sha256[checkpoint.model_file.name]
+    weights_sha256 = checkpoint.model_sha256()
     champion = _champion(mlflow_client, name, alias)
     if champion is not None:
         mark_promoted(mlflow_client, champion, alias, console)
@@ -249,12 +248,12 @@ def _register(
     with (
         mlflow_answers(f"logging the model of run {run.info.run_id}"),
         tempfile.TemporaryDirectory(prefix="perceiver-model-") as folder,
-        contextlib.ExitStack() as stack,
     ):
         mlflow.set_experiment(experiment_id=run.info.experiment_id)
         record_path = Path(folder) / RECORD_FILE
         card = candidate.predictor.card
-        weights_file = stack.enter_context(local_copy(checkpoint.model_file))
+        weights_file = Path(folder) / WEIGHTS_FILE
+        checkpoint.export_model(weights_file)
         made = package(card, Path(folder), weights_file, config.data)
         write_record(candidate.record.digests, record_path)
         made["artifacts"] |= {"trained_on": record_path.as_uri()}

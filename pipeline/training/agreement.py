@@ -18,8 +18,9 @@ from cluster.errors import ClusterError
 from pipeline.config.folders import Folder
 from pipeline.errors import UserError
 from pipeline.runs.storage import read_bytes, remove, write_bytes
-from pipeline.training.checkpoint_files import ChosenCheckpoint
-from pipeline.training.checkpoints import by_step, choose_checkpoint, list_names, load_checkpoint
+from pipeline.training.checkpoint_files import Checkpoint
+from pipeline.training.checkpoints import by_step, choose_checkpoint, list_names, read_checkpoint
+from pipeline.training.stored_tensors import FileRecord, check_file, check_size
 from shards.errors import ShardError
 
 # A network file system may show a new file on another machine only a moment later.
@@ -121,18 +122,18 @@ def check_same_shards(location: str, digest: str) -> None:
     every_rank(check)
 
 
-def agreed_checkpoint(folder: Folder) -> tuple[ChosenCheckpoint | None, list[str]]:
+def agreed_checkpoint(folder: Folder) -> tuple[Checkpoint | None, list[str]]:
     """Return the checkpoint that all ranks resume from.
 
-    Rank 0 chooses it, and all ranks confirm its hashes. This is a collective: all ranks must call
-    it.
+    Rank 0 chooses it. All ranks look whether they see the same one, and each of them reads and
+    checks an equal number of its files. This is a collective: all ranks must call it.
 
     Args:
         folder: The folder of the checkpoints.
 
     Returns:
-        The checkpoint with its tensors, or None if there is none; and notes on the choice for the
-        user, which are the same on every rank.
+        The checkpoint, or None if there is none; and notes on the choice for the user, which are
+        the same on every rank.
 
     Raises:
         UserError: All ranks raise it. No checkpoint is whole, or a rank does not find the chosen
@@ -141,47 +142,97 @@ def agreed_checkpoint(folder: Folder) -> tuple[ChosenCheckpoint | None, list[str
     # A directory listing can be stale although a path is not: rank 0 also tries what others list.
     listed: list[list[str]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(listed, list_names(folder))
-    chosen: ChosenCheckpoint | None = None
-    message: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
-            chosen, notes = choose_checkpoint(folder, {n for ns in listed for n in ns})
-            found = (chosen.checkpoint.path.name, chosen.checkpoint.sha256) if chosen else None
-            message = [("chosen", found, notes)]
-        except UserError as error:
-            message = [("error", str(error), [])]
-    dist.broadcast_object_list(message, src=0)
-    kind, found, notes = message[0]
+            chosen, notes = choose_checkpoint(
+                folder, {n for ns in listed for n in ns}, _check_on_all_ranks
+            )
+            answer: _Message = ("chosen", chosen and chosen.path.name, notes)
+        except (UserError, _DiffersError) as error:
+            answer = ("error", str(error), [])
+        _broadcast(answer)
+    else:
+        while (answer := _broadcast(None))[0] == "check":
+            _check_share(folder, *answer[1:])
+    kind, name, notes = answer
     if kind == "error":
-        raise UserError(found)
-    name, sha256 = found or ("", {})
-
-    def confirm() -> None:
-        nonlocal chosen
-        _refuse_later(folder, listed[dist.get_rank()], listed[0], name)
-        if found is None:
-            return
-        if chosen is None:
-            chosen = _same(folder / name, sha256)
-
-    every_rank(confirm)
-    return chosen, notes
+        raise UserError(name)
+    own = listed[dist.get_rank()]
+    every_rank(lambda: _refuse_later(folder, own, listed[0], name or ""))
+    return (read_checkpoint(folder / name) if name else None), notes
 
 
-def _same(path: Folder, sha256: dict[str, str]) -> ChosenCheckpoint:
-    """Return the checkpoint that rank 0 has chosen, as this rank sees it."""
+_Message = tuple[str, Any, Any]
+
+
+class _DiffersError(Exception):
+    """A rank sees another checkpoint than rank 0, which is not the checkpoint's fault."""
+
+
+def _broadcast(message: _Message | None) -> Any:
+    messages = [message]
+    dist.broadcast_object_list(messages, src=0)
+    return messages[0]
+
+
+def _check_on_all_ranks(checkpoint: Checkpoint) -> None:
+    """Check a checkpoint on all ranks. The others are in `_check_share`.
+
+    Raises:
+        UserError: It is damaged.
+        _DiffersError: A rank sees another one.
+    """
+    _broadcast(("check", checkpoint.path.name, checkpoint.files))
+    faults = _check_share(checkpoint.path.parent, checkpoint.path.name, checkpoint.files)
+    for differs, file, text in faults:
+        if not differs:  # the checkpoint is damaged if this rank finds the same
+            check_file(checkpoint.path, file, checkpoint.files[file])
+        raise _DiffersError(text)
+
+
+def _check_share(
+    folder: Folder, name: str, files: dict[str, FileRecord]
+) -> list[tuple[bool, str, str]]:
+    """Compare a checkpoint with rank 0's, and read this rank's share of its files.
+
+    Returns:
+        For each rank that finds a fault: whether it sees another checkpoint than rank 0, the file,
+        and the error.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    fault, path = None, folder / name
+    where = f" (worker {rank} on {socket.gethostname()})"
+    try:
+        _same(path, files)
+    except UserError as error:
+        fault = (True, "", f"{error}{where}")
+    else:
+        for file in sorted(files)[rank::world_size]:
+            try:
+                check_file(path, file, files[file])
+            except UserError as error:
+                fault = (False, file, f"{error}{where}")
+                break
+    faults: list[tuple[bool, str, str] | None] = [None] * world_size
+    dist.all_gather_object(faults, fault)
+    return [each for each in faults if each is not None]
+
+
+def _same(path: Folder, files: dict[str, FileRecord]) -> None:
+    """Check that this rank sees the checkpoint that rank 0 has chosen."""
     if not _appears(path / "state.json"):
         raise UserError(
             f"{path}: worker 0 resumes from this checkpoint, and it is not there; set 'output' to "
             "a folder on storage that all machines share"
         )
-    loaded = load_checkpoint(path)
-    if loaded.checkpoint.sha256 != sha256:
+    found = read_checkpoint(path)
+    if found.files != files:
         raise UserError(
             f"{path}: is another checkpoint than worker 0 resumes from; set 'output' to a folder "
             "on storage that all machines share"
         )
-    return loaded
+    for file, record in files.items():
+        check_size(path, file, record)
 
 
 def _refuse_later(folder: Folder, names: list[str], rank_0_names: list[str], chosen: str) -> None:

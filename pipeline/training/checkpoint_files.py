@@ -1,9 +1,8 @@
 """One checkpoint: its files, and the position of the training that they hold."""
 
-import hashlib
-import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -12,14 +11,24 @@ from safetensors.torch import load_file
 from cluster.optimizers import parameter_of
 from pipeline.config.folders import Folder, local_folder
 from pipeline.errors import UserError
+from pipeline.training.checkpoint_state import (
+    AVERAGE,
+    CARRIED,
+    KINDS,
+    MOMENTS,
+    WEIGHTS,
+    kind_of,
+)
+from pipeline.training.part_files import whole_sha256, write_whole
+from pipeline.training.stored_tensors import (
+    FileRecord,
+    StoredTensors,
+    check_file,
+    check_size,
+    read_layout,
+)
 from shards.epoch import Window
-from shards.errors import ShardError
-from shards.set_files import open_file
 
-WEIGHTS_FILE = "model.safetensors"
-OPTIMIZER_FILE = "optimizer.safetensors"
-AVERAGE_FILE = "ema.safetensors"
-STREAM_FILE = "stream.safetensors"
 STATE_FILE = "state.json"
 
 
@@ -67,128 +76,128 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint on disk.
+    """One checkpoint in storage.
 
     Attributes:
         path: Its folder.
         state: The position of the training.
-        sha256: The sha256 of each tensor file, by name.
+        files: What its state says of each file with tensors, by name.
     """
 
     path: Folder
     state: TrainState
-    sha256: dict[str, str]
+    files: dict[str, FileRecord]
+
+    def tensors(self, kind: str) -> StoredTensors | None:
+        """Return the tensors of a kind (`checkpoint_state.KINDS`), unread; None if there are none.
+
+        Raises:
+            UserError: A file cannot be read, or the files do not fit each other.
+        """
+        files = self._files_of(kind)
+        return read_layout(self.path, files) if files else None
 
     @property
-    def weights_file(self) -> Folder:
-        """The file with the model's weights."""
-        return self.path / WEIGHTS_FILE
+    def model_kind(self) -> str:
+        """The kind of the weights that were evaluated: their moving average if there is one."""
+        return AVERAGE if self._files_of(AVERAGE) else WEIGHTS
 
-    @property
-    def model_file(self) -> Folder:
-        """The file with the weights that were evaluated: their moving average if there is one."""
-        return self.path / (AVERAGE_FILE if AVERAGE_FILE in self.sha256 else WEIGHTS_FILE)
+    def model_tensors(self) -> StoredTensors:
+        """Return the weights that were evaluated, with the buffers, unread.
+
+        Raises:
+            UserError: As `tensors`, or a kind is missing.
+        """
+        weights = self.tensors(WEIGHTS)
+        if weights is None:
+            raise UserError(f"{self.path}: has no weights; this checkpoint cannot be used")
+        averaged = self.tensors(AVERAGE)
+        if averaged is None:
+            return weights
+        for name, tensor in averaged.tensors.items():
+            if name not in weights.names or weights.tensors[name].shape != tensor.shape:
+                raise UserError(
+                    f"{self.path}: the moving average has other tensors than the weights; this "
+                    "checkpoint cannot be used"
+                )
+        return StoredTensors(self.path, weights.tensors | averaged.tensors)
 
     def load_model(self) -> dict[str, torch.Tensor]:
-        """Return the weights in `model_file`, float32 on the CPU.
-
-        Raises:
-            UserError: As `load`.
-        """
-        weights, _ = self.load()
-        averaged = self.load_average()
-        return weights if averaged is None else averaged
-
-    def load_average(self) -> dict[str, torch.Tensor] | None:
-        """Return the moving average of the weights, float32 on the CPU; None if there is none.
-
-        Raises:
-            UserError: The file is damaged, or holds a value that is not finite.
-        """
-        if AVERAGE_FILE not in self.sha256:
-            return None
-        averaged = read_tensors(self.path / AVERAGE_FILE)
-        weights = read_tensors(self.weights_file)
-        if {n: t.shape for n, t in averaged.items()} != {n: t.shape for n, t in weights.items()}:
-            raise UserError(
-                f"{self.path / AVERAGE_FILE}: has other tensors than {WEIGHTS_FILE}; this "
-                "checkpoint cannot be used"
-            )
-        if name := not_finite(averaged):
-            raise UserError(f"{self.path}: {name} is not finite; this checkpoint cannot be used")
-        return averaged
-
-    def load(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Return float32 weights and moments on the CPU, as `engine_state.gather_state` does.
+        """Return the weights that were evaluated, by name, on the CPU. Moments are not read.
 
         Raises:
             UserError: A file is missing, has changed since it was written, or holds a value that is
                 not finite.
         """
-        self.check()
-        weights = read_tensors(self.weights_file)
-        moments = read_tensors(self.path / OPTIMIZER_FILE)
-        if name := _unfit(weights, moments):
-            raise UserError(
-                f"{self.path}: {name} does not belong to these weights; this checkpoint cannot be "
-                "used"
-            )
-        if name := not_finite(weights) or not_finite(moments):
-            raise UserError(f"{self.path}: {name} is not finite; this checkpoint cannot be used")
-        return weights, moments
+        self.check((WEIGHTS, AVERAGE))
+        with self.model_tensors() as tensors:
+            return {name: tensors.whole(name) for name in sorted(tensors.names)}
 
-    def load_carried(self) -> dict[str, torch.Tensor] | None:
-        """Return the latents that streams carry, on the CPU; None if the checkpoint has none.
+    def model_sha256(self) -> str:
+        """Return the sha256 of the file that `export_model` writes.
+
+        It does not depend on the number of ranks that wrote the checkpoint.
 
         Raises:
-            UserError: The file is damaged, or holds a value that is not finite.
+            UserError: A file cannot be read.
         """
-        if STREAM_FILE not in self.sha256:
-            return None
-        carried = read_tensors(self.path / STREAM_FILE)
-        if name := not_finite(carried):
-            raise UserError(f"{self.path}: {name} is not finite; this checkpoint cannot be used")
-        return carried
+        with self.model_tensors() as tensors:
+            return whole_sha256(tensors)
 
-    def check(self) -> None:
-        """Compare the files with the sha256 recorded when they were written.
+    def export_model(self, path: Path) -> str:
+        """Write the weights that were evaluated into one safetensors file. Return its sha256.
+
+        The memory that this takes does not depend on the size of the model.
+
+        Args:
+            path: The file.
+
+        Raises:
+            UserError: As `load_model`, or the file cannot be written.
+        """
+        self.check((WEIGHTS, AVERAGE))
+        try:
+            with self.model_tensors() as tensors:
+                return write_whole(tensors, path)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{path}: cannot be written ({reason})") from None
+
+    def check(self, kinds: Collection[str] = KINDS) -> None:
+        """Compare files with what the state says of them, and find values that are not finite.
+
+        Args:
+            kinds: The kinds of the files to check.
 
         Raises:
             UserError: It names the file that differs.
         """
-        for name, expected in self.sha256.items():
-            try:
-                found = sha256_of(self.path / name)
-            except ShardError as error:  # it is not a regular file
-                raise UserError(str(error)) from None
-            except OSError as error:
-                raise UserError(f"{self.path / name}: cannot be read ({error.strerror})") from None
-            if found != expected:
-                raise UserError(f"{self.path / name}: sha256 differs from {STATE_FILE}")
+        for name, record in self.files.items():
+            if kind_of(name) in kinds:
+                check_file(self.path, name, record)
 
+    def check_layout(self) -> None:
+        """Check that the files have their sizes, and together hold every tensor whole.
 
-@dataclass(frozen=True)
-class ChosenCheckpoint:
-    """A checkpoint that is whole, with its tensors as `Checkpoint.load` returns them.
+        Raises:
+            UserError: A file is missing or has another size, or the files do not fit each other.
+        """
+        for name, record in self.files.items():
+            check_size(self.path, name, record)
+        weights = self.model_tensors()
+        moments = self.tensors(MOMENTS)
+        for name, tensor in moments.tensors.items() if moments else ():
+            parameter = parameter_of(name)
+            weight = weights.tensors.get(parameter) if parameter else None
+            if weight is None or tensor.shape != weight.shape:
+                raise UserError(
+                    f"{self.path}: {name[:200]!r} does not belong to these weights; this "
+                    "checkpoint cannot be used"
+                )
+        self.tensors(CARRIED)
 
-    Attributes:
-        checkpoint: The checkpoint.
-        weights: The model's weights and buffers, by name.
-        moments: The optimizer's moments, by name.
-        averaged: The moving average of the weights, by name; None if there is none.
-        carried: The latents that streams carry, as from `CarriedLatents.gather`, or None.
-    """
-
-    checkpoint: Checkpoint
-    weights: dict[str, torch.Tensor]
-    moments: dict[str, torch.Tensor]
-    averaged: dict[str, torch.Tensor] | None = None
-    carried: dict[str, torch.Tensor] | None = None
-
-    @property
-    def state(self) -> TrainState:
-        """The position of the training."""
-        return self.checkpoint.state
+    def _files_of(self, kind: str) -> list[str]:
+        return [name for name in self.files if kind_of(name) == kind]
 
 
 def read_tensors(path: Folder) -> dict[str, torch.Tensor]:
@@ -220,29 +229,35 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], wh
     Raises:
         UserError: Names or shapes differ from the model's.
     """
-    own = model.state_dict()
-    if odd := sorted(own.keys() ^ weights.keys()):
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    check_shapes(own, {name: tuple(tensor.shape) for name, tensor in weights.items()}, where)
+    model.load_state_dict(dict(weights))
+
+
+def check_shapes(
+    own: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Check that tensors are those of a model.
+
+    Args:
+        own: The shapes of the model's tensors, by name.
+        found: The shapes of the tensors.
+        where: What errors call the tensors.
+
+    Raises:
+        UserError: Names or shapes differ.
+    """
+    if odd := sorted(own.keys() ^ found.keys()):
         raise UserError(
             f"{where}: has other tensors than the model: {', '.join(odd)[:200]}; take the weights "
             "that belong to this model"
         )
-    for name, tensor in own.items():
-        if weights[name].shape != tensor.shape:
+    for name, shape in own.items():
+        if found[name] != shape:
             raise UserError(
-                f"{where}: {name} has the shape {list(weights[name].shape)}, the model's "
-                f"{list(tensor.shape)}; take the weights that belong to this model"
+                f"{where}: {name} has the shape {list(found[name])}, the model's {list(shape)}; "
+                "take the weights that belong to this model"
             )
-    model.load_state_dict(dict(weights))
-
-
-def _unfit(weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor]) -> str | None:
-    """Return the name of the first moment that fits no weight, or None."""
-    for name, tensor in moments.items():
-        parameter = parameter_of(name)
-        weight = weights.get(parameter) if parameter else None
-        if weight is None or tensor.shape != weight.shape:
-            return repr(name[:200])
-    return None
 
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
@@ -264,15 +279,3 @@ def not_finite_line(name: str, step: int) -> str:
         f"{name} is not finite after step {step}; lower training.learning_rate, or set "
         "training.gradient_clipping. The checkpoints before it are kept"
     )
-
-
-def sha256_of(path: Folder) -> str:
-    """Return the sha256 of a regular file.
-
-    Raises:
-        ShardError: It is not a regular file.
-        OSError: It cannot be read.
-    """
-    folder = local_folder(path.parent, "a checkpoint")
-    with os.fdopen(open_file(folder, path.name), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,27 +1,34 @@
 """Read a checkpoint's `state.json` field by field. It is untrusted: anyone may have written it."""
 
 import json
+import re
 import sys
-from collections.abc import Callable, Collection
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
+from pipeline.config.folders import Folder
+from pipeline.runs.storage import read_bytes
+from pipeline.training.stored_tensors import FileRecord
 from shards.plain import is_count, is_name, is_sha256
-from shards.set_files import read_file
 
-_MAX_BYTES = 64 << 20
+WEIGHTS, MOMENTS, AVERAGE, CARRIED = KINDS = ("weights", "optimizer", "ema", "stream")
+"""The kinds of tensors that a checkpoint may have, as its files are named."""
+MAX_BYTES = 256 << 20
+_PART = re.compile(rf"({'|'.join(KINDS)})-[0-9a-f]{{8}}-[0-9]{{5,}}-of-[0-9]{{5,}}\.safetensors")
+_OLD_FILES = {
+    "model.safetensors": WEIGHTS,
+    "optimizer.safetensors": MOMENTS,
+    "ema.safetensors": AVERAGE,
+    "stream.safetensors": CARRIED,
+}
 
 
-def read_state(
-    folder: Path, name: str, tensors: Collection[str], optional: Collection[str] = ()
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the fields of a checkpoint's state, and the sha256 of its tensor files.
+def read_state(folder: Folder, name: str) -> tuple[dict[str, Any], dict[str, FileRecord]]:
+    """Return the fields of a checkpoint's state, and what it says of the checkpoint's files.
 
     Args:
         folder: The folder of the checkpoint.
         name: The name of the state file.
-        tensors: The names of the tensor files. The state may name no others.
-        optional: The names of tensor files that it may also name.
 
     Raises:
         OSError: There is no such file.
@@ -29,16 +36,12 @@ def read_state(
             type.
     """
     try:
-        values = json.loads(read_file(folder, name, _MAX_BYTES))
+        values = json.loads(read_bytes(folder / name, MAX_BYTES))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(values, dict):
         raise ValueError("not an object")
-    sha256 = values.pop("sha256", None)
-    if not isinstance(sha256, dict) or sha256.keys() - set(optional) != set(tensors):
-        raise ValueError(f"sha256 is not of {' and '.join(sorted(tensors))}")
-    if not all(map(is_sha256, sha256.values())):
-        raise ValueError("sha256 is not 64 hexadecimal digits")
+    files = _parts(values.pop("parts")) if "parts" in values else _files(values.pop("sha256", None))
     if "step" not in values:
         raise ValueError("step is missing")
     if odd := values.keys() - _FIELDS.keys():
@@ -50,7 +53,38 @@ def read_state(
         raise ValueError("lost_steps is more than step")
     for field in ("sums", "scores", "losses"):
         values[field] = tuple(values.get(field, ()))
-    return values, sha256
+    return values, files
+
+
+def kind_of(file: str) -> str:
+    """Return the kind of the tensors in a file of a checkpoint, by its name."""
+    return _OLD_FILES.get(file) or file.partition("-")[0]
+
+
+def _parts(values: Any) -> dict[str, FileRecord]:
+    """Return the files of a checkpoint that every rank wrote a part of."""
+    if not isinstance(values, dict) or not values:
+        raise ValueError("parts is not an object with files")
+    files = {}
+    for name, fields in values.items():
+        if not _PART.fullmatch(name):
+            raise ValueError("parts names a file that is no part")
+        if not isinstance(fields, dict) or fields.keys() != {"sha256", "bytes"}:
+            raise ValueError("a part has not sha256 and bytes")
+        if not is_sha256(fields["sha256"]) or not is_count(fields["bytes"]):
+            raise ValueError("sha256 or bytes of a part is of another type or out of range")
+        files[name] = FileRecord(fields["sha256"], fields["bytes"])
+    return files
+
+
+def _files(sha256: Any) -> dict[str, FileRecord]:
+    """Return the files of a checkpoint of an older version, each with whole tensors."""
+    needed = {"model.safetensors", "optimizer.safetensors"}
+    if not isinstance(sha256, dict) or not needed <= sha256.keys() <= _OLD_FILES.keys():
+        raise ValueError(f"it has no parts, and sha256 is not of {' and '.join(sorted(needed))}")
+    if not all(map(is_sha256, sha256.values())):
+        raise ValueError("sha256 is not 64 hexadecimal digits")
+    return {name: FileRecord(value) for name, value in sha256.items()}
 
 
 def _is_number(value: Any) -> bool:

@@ -1,103 +1,36 @@
-"""Training checkpoints: whole tensors in safetensors, restorable at any world size and ZeRO stage.
+"""The checkpoints of a training: which there are, which to resume from, and which are kept.
 
-    checkpoints/step-00000640/model.safetensors      float32 weights and buffers by name
-    checkpoints/step-00000640/optimizer.safetensors  MOMENT.NAME: exp_avg.NAME, exp_avg_sq.NAME
-    checkpoints/step-00000640/ema.safetensors        their moving average, with `training.ema_decay`
-    checkpoints/step-00000640/stream.safetensors     carried latents, with `training.stream`
-    checkpoints/step-00000640/state.json             position in the data, metrics, sha256 of all
+    checkpoints/step-00000640/weights-1f3a9c04-00000-of-00002.safetensors    the part of rank 0
+    checkpoints/step-00000640/weights-1f3a9c04-00001-of-00002.safetensors    the part of rank 1
+    checkpoints/step-00000640/optimizer-1f3a9c04-00000-of-00002.safetensors  moments, and so on
+    checkpoints/step-00000640/state.json  position in the data, metrics, sha256 and size of each
 
-A folder appears whole, by a rename. The last two checkpoints and the best one are kept. If the last
-one is damaged, training resumes from the one before it. Values that are not finite are never saved
-and never loaded.
+Kinds of parts are `weights` (float32, with the buffers), `optimizer` (`MOMENT.NAME`), `ema` with
+`training.ema_decay`, and `stream` (carried latents) with `training.stream`. `state.json` is written
+last: without it, a folder is no checkpoint. The last two checkpoints and the best one are kept. If
+the last one is damaged, training resumes from the one before it. Values that are not finite are
+never saved and never loaded.
+
+Checkpoints of older versions have model.safetensors, optimizer.safetensors, ema.safetensors and
+stream.safetensors instead of parts, with whole tensors.
 """
 
 import contextlib
 import shutil
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-
-from pipeline.config.folders import Folder, local_folder
+from pipeline.config.folders import Folder
 from pipeline.errors import UserError
-from pipeline.runs.records import write_json
-from pipeline.training.checkpoint_files import (
-    AVERAGE_FILE,
-    OPTIMIZER_FILE,
-    STATE_FILE,
-    STREAM_FILE,
-    WEIGHTS_FILE,
-    Checkpoint,
-    ChosenCheckpoint,
-    TrainState,
-    not_finite,
-    not_finite_line,
-    sha256_of,
-)
-from pipeline.training.checkpoint_state import read_state
+from pipeline.runs.storage import exists, read_bytes, remove, remove_folder, write_bytes
+from pipeline.runs.storage import names as names_in
+from pipeline.training.checkpoint_files import STATE_FILE, Checkpoint, TrainState
+from pipeline.training.checkpoint_state import MAX_BYTES, read_state
 
 UNFINISHED = ".partial-"
 DAMAGED = "damaged-"
-
-
-def save_checkpoint(
-    folder: Folder,
-    state: TrainState,
-    weights: dict[str, torch.Tensor],
-    moments: dict[str, torch.Tensor],
-    averaged: dict[str, torch.Tensor] | None = None,
-    carried: dict[str, torch.Tensor] | None = None,
-) -> Checkpoint:
-    """Write a checkpoint, then delete all but the last two and the best.
-
-    Args:
-        folder: The folder of the checkpoints.
-        state: The position of the training.
-        weights: The model's weights and buffers, by name.
-        moments: The optimizer's moments, by name.
-        averaged: The moving average of the weights, by name, or None.
-        carried: The latents that streams carry, or None.
-
-    Returns:
-        The checkpoint that was written.
-
-    Raises:
-        UserError: A tensor is not finite, or the folder cannot be written.
-    """
-    files = {WEIGHTS_FILE: weights, OPTIMIZER_FILE: moments}
-    files |= {} if averaged is None else {AVERAGE_FILE: averaged}
-    files |= {} if carried is None else {STREAM_FILE: carried}
-    for tensors in files.values():
-        if name := not_finite(tensors):
-            raise UserError(not_finite_line(name, state.step))
-    folder = local_folder(folder, "a checkpoint")
-    final = folder / f"step-{state.step:08d}"
-    temporary = folder / f"{UNFINISHED}{final.name}"
-    for leftover in folder.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(leftover)
-    try:
-        temporary.mkdir(parents=True)
-        for name, tensors in files.items():
-            save_file(tensors, temporary / name)
-        sha256 = {name: sha256_of(temporary / name) for name in files}
-        write_json(temporary / STATE_FILE, {**asdict(state), "sha256": sha256})
-        if final.exists():  # written before, by a run that resumed from an earlier checkpoint
-            final.rename(folder / f"{UNFINISHED}old-{final.name}")
-        temporary.rename(final)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"{final}: cannot be written ({error})") from error
-    whole = sorted(list_checkpoints(folder), key=lambda checkpoint: checkpoint.state.step)
-    keep = {checkpoint.path for checkpoint in whole[-2:]}
-    if best := best_checkpoint(folder):
-        keep.add(best.path)
-    for checkpoint in whole:
-        if checkpoint.path not in keep:
-            shutil.rmtree(local_folder(checkpoint.path, "a checkpoint"))
-    shutil.rmtree(folder / f"{UNFINISHED}old-{final.name}", ignore_errors=True)
-    return Checkpoint(final, state, sha256)
+SET_ASIDE = "damaged.json"
+"""What the state of a damaged checkpoint is called in storage that cannot rename folders."""
 
 
 def by_step(name: str) -> tuple[int, str]:
@@ -107,7 +40,8 @@ def by_step(name: str) -> tuple[int, str]:
 
 def list_names(folder: Folder) -> list[str]:
     """Return the names of the checkpoints in a folder, whole or not, sorted by step."""
-    return sorted((path.parent.name for path in folder.glob(f"step-*/{STATE_FILE}")), key=by_step)
+    found = [name for name in names_in(folder) if name.startswith("step-")]
+    return sorted((name for name in found if exists(folder / name / STATE_FILE)), key=by_step)
 
 
 def list_checkpoints(folder: Folder) -> list[Checkpoint]:
@@ -119,27 +53,15 @@ def list_checkpoints(folder: Folder) -> list[Checkpoint]:
     return found
 
 
-def load_checkpoint(path: Folder) -> ChosenCheckpoint:
-    """Return the checkpoint in a folder, with its tensors.
-
-    Raises:
-        UserError: There is no checkpoint, or it is damaged.
-    """
-    checkpoint = read_checkpoint(path)
-    tensors = checkpoint.load()
-    return ChosenCheckpoint(
-        checkpoint, *tensors, checkpoint.load_average(), checkpoint.load_carried()
-    )
-
-
 def choose_checkpoint(
-    folder: Folder, names: Iterable[str]
-) -> tuple[ChosenCheckpoint | None, list[str]]:
+    folder: Folder, names: Iterable[str], check: Callable[[Checkpoint], None]
+) -> tuple[Checkpoint | None, list[str]]:
     """Return the last checkpoint that is whole. Later ones that are damaged are set aside.
 
     Args:
         folder: The folder of the checkpoints.
         names: The names to try, from `list_names`. Names that do not exist are skipped.
+        check: Raises UserError if a file of the checkpoint is damaged.
 
     Returns:
         The checkpoint, or None if there are no checkpoints; and a line for each one that was set
@@ -151,10 +73,12 @@ def choose_checkpoint(
     damaged: list[tuple[Folder, str]] = []
     for name in sorted(names, key=by_step, reverse=True):
         path = folder / name
-        if not path.is_dir():
+        if not exists(path / STATE_FILE):
             continue
         try:
-            chosen = load_checkpoint(path)
+            chosen = read_checkpoint(path)
+            chosen.check_layout()
+            check(chosen)
         except UserError as error:
             damaged.append((path, str(error)))
             continue
@@ -172,14 +96,63 @@ def choose_checkpoint(
 
 
 def _set_aside(path: Folder) -> None:
-    """Rename a damaged checkpoint so that nothing finds it."""
-    path = local_folder(path, "a checkpoint")
-    aside = path.with_name(f"{DAMAGED}{path.name}")
-    shutil.rmtree(aside, ignore_errors=True)
+    """Rename a damaged checkpoint, or in other storage its state, so that nothing finds it."""
     try:
-        path.rename(aside)
+        if isinstance(path, Path):
+            aside = path.with_name(f"{DAMAGED}{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+        else:
+            write_bytes(path / SET_ASIDE, read_bytes(path / STATE_FILE, MAX_BYTES))
+            remove(path / STATE_FILE)
     except OSError as error:
-        raise UserError(f"{path}: cannot be renamed ({error.strerror}); delete it") from None
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be renamed ({reason}); delete it") from None
+
+
+def keep_best_and_last(folder: Folder) -> None:
+    """Delete all checkpoints but the last two and the best, each state file first.
+
+    Raises:
+        UserError: The storage fails.
+    """
+    whole = list_checkpoints(folder)
+    keep = {checkpoint.path.name for checkpoint in whole[-2:]}
+    if best := _best(whole):
+        keep.add(best.path.name)
+    for checkpoint in whole:
+        if checkpoint.path.name not in keep:
+            remove(checkpoint.path / STATE_FILE)
+            remove_folder(checkpoint.path)
+
+
+def sweep(folder: Folder) -> None:
+    """Delete what saves that were killed have left. No save may be going on.
+
+    Raises:
+        UserError: The storage fails.
+    """
+    for name in names_in(folder):
+        if name.startswith(UNFINISHED):  # an older version's
+            remove_folder(folder / name)
+        elif name.startswith("step-"):
+            sweep_step(folder / name)
+
+
+def sweep_step(path: Folder) -> None:
+    """Delete the files in a checkpoint's folder that its state does not name; else the folder.
+
+    Raises:
+        UserError: The storage fails.
+    """
+    found = set(names_in(path))
+    if STATE_FILE not in found:
+        if SET_ASIDE not in found:
+            remove_folder(path)
+        return
+    with contextlib.suppress(UserError):  # a damaged one is set aside where it is chosen
+        for name in found - {STATE_FILE, *read_checkpoint(path).files}:
+            remove(path / name)
 
 
 def read_checkpoint(path: Folder) -> Checkpoint:
@@ -189,15 +162,10 @@ def read_checkpoint(path: Folder) -> Checkpoint:
         UserError: There is no checkpoint, or its state is damaged.
     """
     try:
-        values, sha256 = read_state(
-            local_folder(path, "a checkpoint"),
-            STATE_FILE,
-            (WEIGHTS_FILE, OPTIMIZER_FILE),
-            (AVERAGE_FILE, STREAM_FILE),
-        )
-        return Checkpoint(path, TrainState(**values), sha256)
+        values, files = read_state(path, STATE_FILE)
+        return Checkpoint(path, TrainState(**values), files)
     except OSError as error:
-        raise UserError(f"{path}: no checkpoint there ({error.strerror})") from None
+        raise UserError(f"{path}: no checkpoint there ({error.strerror or error})") from None
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}/{STATE_FILE}: damaged ({error}); delete that folder") from None
 
@@ -212,7 +180,11 @@ def best_checkpoint(folder: Folder) -> Checkpoint | None:
 
     If scores are equal, the latest checkpoint counts as the best.
     """
-    scored = [c for c in list_checkpoints(folder) if c.state.score is not None]
+    return _best(list_checkpoints(folder))
+
+
+def _best(found: list[Checkpoint]) -> Checkpoint | None:
+    scored = [c for c in found if c.state.score is not None]
     if not scored:
-        return last_checkpoint(folder)
+        return max(found, key=lambda c: c.state.step, default=None)
     return max(scored, key=lambda c: (c.state.score, c.state.step))

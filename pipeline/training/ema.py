@@ -1,13 +1,14 @@
 """The exponential moving average (EMA) of the weights over the optimizer's steps."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from cluster.engine_state import flat_tensors, gather_state, set_weights
+from cluster.engine_state import TensorSource, fill, flat_tensors, weights_to_model
+from cluster.fragments import Fragment, trained_fragments
 
 FIRST_WEIGHTS = 0.01
 """The share of the first weights in an average from which on the user is told of it."""
@@ -56,39 +57,33 @@ class WeightAverage:
         tensors = [tensor.detach() for tensor in flat_tensors(self._engine)]
         self._average(self._averaged, tensors, None)
 
-    def restore(self, averaged: Mapping[str, torch.Tensor]) -> None:
-        """Take up an average from a checkpoint. All ranks must call this (a collective).
+    def restore(self, averaged: TensorSource) -> None:
+        """Take up an average from a checkpoint. Each rank reads only what it averages."""
+        with self._swapped():
+            fill(trained_fragments(self._engine), averaged)
 
-        Args:
-            averaged: The whole average, from `gather`.
-        """
-        weights, _ = gather_state(self._engine)
-        set_weights(self._engine, averaged)
-        self._averaged = [tensor.detach().clone() for tensor in flat_tensors(self._engine)]
-        set_weights(self._engine, weights)
-
-    def gather(self) -> dict[str, torch.Tensor]:
-        """Return the whole average with the buffers. All ranks must call this (a collective).
-
-        Returns:
-            float32 on the CPU, by the names of the model's state dict.
-        """
-        self._swap()
-        try:
-            averaged, _ = gather_state(self._engine)
-        finally:
-            self._swap()
-        return averaged
+    @contextlib.contextmanager
+    def fragments(self) -> Iterator[list[Fragment]]:
+        """Yield what this rank holds of the average, which may be loaded in the body."""
+        with self._swapped():
+            yield trained_fragments(self._engine)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Let the model compute with the average in the body. All ranks must call this."""
-        weights, _ = gather_state(self._engine)
-        set_weights(self._engine, self.gather())
+        with self._swapped():
+            weights_to_model(self._engine)
+            yield
+        weights_to_model(self._engine)
+
+    @contextlib.contextmanager
+    def _swapped(self) -> Iterator[None]:
+        """Let the optimizer's tensors hold the average in the body, and the average the weights."""
+        self._swap()
         try:
             yield
         finally:
-            set_weights(self._engine, weights)
+            self._swap()
 
     @torch.no_grad()
     def _swap(self) -> None:

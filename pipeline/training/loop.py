@@ -8,10 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from cluster.accumulation import Accumulation
-from cluster.engine_state import gather_state, reset_state
 from pipeline.config.folders import Folder
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
@@ -22,8 +20,9 @@ from pipeline.training.agreement import agreed_checkpoint
 from pipeline.training.augmentation.draws import step_seed
 from pipeline.training.bad_samples import BadSamples
 from pipeline.training.bad_steps import StepGuard, bad_loss
-from pipeline.training.checkpoint_files import TrainState, not_finite, not_finite_line
-from pipeline.training.checkpoints import save_checkpoint
+from pipeline.training.checkpoint_files import Checkpoint, TrainState, not_finite_line
+from pipeline.training.checkpoint_saver import CheckpointSaver
+from pipeline.training.checkpoint_state import CARRIED
 from pipeline.training.ema import WeightAverage
 from pipeline.training.epoch_report import report_evaluation
 from pipeline.training.evaluation import Metrics, RecordingMetrics, answered, metrics_of
@@ -33,6 +32,7 @@ from pipeline.training.objectives import Objective
 from pipeline.training.progress import Progress
 from pipeline.training.progress_writer import ProgressWriter
 from pipeline.training.rank_info import RankInfo
+from pipeline.training.saved_state import own_state, restore_training
 from pipeline.training.schedule import learning_rate
 from pipeline.training.step_clock import StepClock
 from pipeline.training.step_figures import MEASURED, StepFigures
@@ -46,8 +46,6 @@ from pipeline.training.streams import (
 from shards import ShardReader, ShardSet
 from shards.lanes import Lanes
 from shards.loader import ShardLoader
-
-Tensors = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
 
 def steps_per_epoch(config: Config, shard_set: ShardSet) -> int:
@@ -118,6 +116,7 @@ class TrainLoop:
             self.train_batches.recordings,
         )
         self.accumulation = Accumulation(self.engine)
+        self.saver = CheckpointSaver(self.folder / "checkpoints", self.rank_info)
         self.guard = None if training.on_bad_step == "fail" else StepGuard(self.engine)
         total = training.epochs * self.steps_per_epoch * training.batch_size
         held_out = self.shard_set.num_samples(self.eval_split) if self.eval_split else 0
@@ -167,11 +166,11 @@ class TrainLoop:
             bad_steps=state.bad_steps,
             lost_steps=state.lost_steps,
         )
+        self.save(state)
         report_evaluation(self.folder, self.logger, self.details, state)
-        weights, moments = self._gather(state.step)
         logged = {name: value for name, value in metrics.items() if name not in MEASURED}
         self.logger.log({**logged, "epoch": float(state.epoch)}, state.step)
-        self._save(state, weights, moments)
+        self.saver.wait()  # a score that is reported has a checkpoint
         self.progress.evaluation_seconds = time.time() - evaluation_began
         self.progress.evaluations.append((state.epoch, metrics))
         self._show(state)
@@ -237,6 +236,8 @@ class TrainLoop:
                 self.progress.loss = sums.loss
                 self.progress.samples_per_second = figures["samples_per_second"]
                 self._show(state)
+            if is_logged:
+                self.saver.check()
             if due:
                 began = time.perf_counter()
                 self.save(state)
@@ -326,13 +327,12 @@ class TrainLoop:
             raise UserError(fault)
         done = "left out"
         if training.on_bad_step == "rollback":
+            self.saver.wait()
             chosen, _ = agreed_checkpoint(self.folder / "checkpoints")
             assert chosen is not None  # `open_training` has saved one
-            updates = chosen.state.updates
-            reset_state(self.engine, chosen.weights, chosen.moments, step=updates)
-            self.restore_average(chosen.averaged)
-            state = replace(state, lost_steps=state.step - updates)
-            done = f"left out, and the weights are those of {chosen.checkpoint.path.name} again"
+            self.restore(chosen)
+            state = replace(state, lost_steps=state.step - chosen.state.updates)
+            done = f"left out, and the weights are those of {chosen.path.name} again"
         number = f"{state.bad_steps} of training.max_bad_steps={training.max_bad_steps}"
         self.progress.notes.append(f"{fault.split(';')[0]}: {done} ({number})")
         self._show(state)
@@ -392,58 +392,37 @@ class TrainLoop:
         if not math.isfinite(value):
             raise UserError(not_finite_line(f"{name} ({value})", step))
 
-    def _gather(self, step: int) -> Tensors:
-        """Return the weights and moments of all ranks, on every rank. All values are finite.
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take up the weights, the moments and the average of a checkpoint.
+
+        All ranks must call this (a collective). Each reads only what it holds.
 
         Raises:
-            UserError: A value is not finite.
+            UserError: The checkpoint is not one of this training, or cannot be read.
+            ClusterError: The moments are another optimizer's.
         """
-        weights, moments = gather_state(self.engine)
-        if name := not_finite(weights) or not_finite(moments):
-            raise UserError(not_finite_line(name, step))
-        return weights, moments
+        restore_training(self.engine, checkpoint, self.average)
 
-    def restore_average(self, averaged: dict[str, torch.Tensor] | None) -> None:
-        """Take up the moving average of a checkpoint. All ranks must call this.
-
-        Raises:
-            UserError: `training.ema_decay` is set, and the checkpoint has no average.
-        """
-        if self.average is None:
-            return
-        if averaged is None:
-            raise UserError(
-                f"{self.folder / 'checkpoints'}: has no moving average of the weights, and "
-                "training.ema_decay is set; train again with --fresh"
-            )
-        self.average.restore(averaged)
-
-    def restore_carried(self, carried: dict[str, torch.Tensor] | None) -> None:
+    def restore_carried(self, checkpoint: Checkpoint) -> None:
         """Take up the latents that streams carry at a checkpoint.
 
         Raises:
             UserError: They are not those of this training.
         """
         if self.carried is not None:
-            self.carried.restore(carried, str(self.folder / "checkpoints"))
+            self.carried.restore(checkpoint.tensors(CARRIED), str(self.folder / "checkpoints"))
 
     def save(self, state: TrainState) -> None:
-        """Save a checkpoint. This is a collective: all ranks must call it.
+        """Begin to save a checkpoint. All ranks must call this (a collective).
+
+        The training may go on when this returns. `saver.wait` waits for the end.
 
         Raises:
-            UserError: A value is not finite, or the checkpoint cannot be written.
+            UserError: A value is not finite, or the checkpoint before it could not be written.
         """
-        self._save(state, *self._gather(state.step))
-
-    def _save(
-        self, state: TrainState, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]
-    ) -> None:
         self.logger.save()
-        averaged = None if self.average is None else self.average.gather()
-        carried = self.carried.gather() if self.carried is not None and state.samples else None
-        if self.rank_info.rank == 0:
-            save_checkpoint(self.folder / "checkpoints", state, weights, moments, averaged, carried)
-        dist.barrier()
+        carried = self.carried if state.samples else None
+        self.saver.save(state, own_state(self.engine, self.average, carried, self.rank_info))
 
     def show_notes(self, notes: list[str], state: TrainState) -> None:
         """Have the driver show notes to the user, and the progress of the training."""

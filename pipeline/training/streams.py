@@ -1,15 +1,17 @@
 """Trainings on recordings that are read as streams, with the latents carried from part to part."""
 
-from collections.abc import Mapping
+import math
+from dataclasses import replace
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
+from cluster.fragments import Fragment, whole
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.training.objectives.carried import Carried
 from pipeline.training.rank_info import RankInfo
+from pipeline.training.stored_tensors import StoredTensors
 from shards import ShardReader, ShardSet
 from shards.lanes import LaneOrder, Lanes
 from shards.recordings import Recordings
@@ -85,59 +87,73 @@ class CarriedLatents:
     def __init__(self, lanes: Lanes, rank_info: RankInfo) -> None:
         self._lanes = lanes
         self._rank_info = rank_info
-        self._shape = (lanes.groups, rank_info.world_size, -1)
+        self._rows = lanes.count // (lanes.groups * rank_info.world_size)
         self.begin()
 
     def begin(self) -> None:
         """Start every lane from the learned latents: an epoch begins, or a step was left out."""
         self.groups = [Carried()] * self._lanes.groups
 
-    def gather(self) -> dict[str, torch.Tensor] | None:
-        """Return what all lanes carry, on the CPU. All ranks must call this (a collective).
+    def fragments(self) -> list[Fragment]:
+        """Return what this rank's lanes carry; nothing if nothing is carried.
 
-        Returns:
-            `latents`, float32 `[lanes, num_latents, latent_dim]`, and `waiting`, bool `[lanes]`, as
-            in `Carried`; None if nothing is carried.
+        Of all ranks together, these are `latents`, float32 `[lanes, num_latents, latent_dim]`, and
+        `waiting`, bool `[lanes]`, as in `Carried`.
         """
-        tensors = {}
-        for name in (LATENTS, WAITING):
-            found = [getattr(carried, name) for carried in self.groups]
-            if any(tensor is None for tensor in found):
-                return None
-            own = torch.stack(found)
-            whole = [torch.empty_like(own) for _ in range(self._rank_info.world_size)]
-            dist.all_gather(whole, own)
-            tensors[name] = torch.stack(whole, dim=1).flatten(0, 2).cpu()
-        return tensors
+        found = []
+        for group, carried in enumerate(self.groups):
+            if carried.latents is None or carried.waiting is None:
+                return []
+            found += [
+                self._fragment(LATENTS, carried.latents, group),
+                self._fragment(WAITING, carried.waiting, group),
+            ]
+        return found
 
-    def restore(self, tensors: Mapping[str, torch.Tensor] | None, where: str) -> None:
-        """Take up what `gather` returned, at any number of ranks.
+    def _fragment(self, name: str, rows: torch.Tensor, group: int) -> Fragment:
+        first = self._first_lane(group) * rows[0].numel()
+        shape = (self._lanes.count, *rows.shape[1:])
+        own = whole(name, rows)
+        return replace(own, shape=shape, start=first, is_shared=False)
+
+    def _first_lane(self, group: int) -> int:
+        rank_info = self._rank_info
+        return (group * rank_info.world_size + rank_info.rank) * self._rows
+
+    def restore(self, tensors: StoredTensors | None, where: str) -> None:
+        """Take up what a checkpoint holds, at any number of ranks. Each reads its own lanes.
 
         Args:
-            tensors: The tensors; None carries nothing.
+            tensors: The tensors of all lanes; None carries nothing.
             where: What errors call the checkpoint.
 
         Raises:
-            UserError: The tensors are not those of these lanes.
+            UserError: The tensors are not those of these lanes, or cannot be read.
         """
         if tensors is None:
             return self.begin()
         count = self._lanes.count
-        latents, waiting = (tensors.get(name) for name in (LATENTS, WAITING))
+        latents, waiting = (tensors.tensors.get(name) for name in (LATENTS, WAITING))
         if (
-            tensors.keys() != {LATENTS, WAITING}
+            tensors.names != {LATENTS, WAITING}
             or latents is None
             or waiting is None
-            or latents.ndim != 3
+            or len(latents.shape) != 3
             or waiting.dtype != torch.bool
-            or not len(latents) == len(waiting) == count
+            or not latents.shape[0] == waiting.shape[0] == count
         ):
             raise UserError(
                 f"{where}: does not hold the latents of {count} lanes; this checkpoint cannot be "
                 "used"
             )
-        rank, device = self._rank_info.rank, self._rank_info.device
-        own_latents = latents.unflatten(0, self._shape)[:, rank].to(device)
-        own_waiting = waiting.unflatten(0, self._shape)[:, rank].to(device)
-        self.groups = [*map(Carried, own_latents, own_waiting)]
+        self.groups = [
+            Carried(self._own(tensors, LATENTS, group), self._own(tensors, WAITING, group))
+            for group in range(self._lanes.groups)
+        ]
         return None
+
+    def _own(self, tensors: StoredTensors, name: str, group: int) -> torch.Tensor:
+        shape = tensors.tensors[name].shape[1:]
+        size = math.prod(shape)
+        rows = tensors.read(name, self._first_lane(group) * size, self._rows * size)
+        return rows.reshape(self._rows, *shape).to(self._rank_info.device)

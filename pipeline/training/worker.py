@@ -13,7 +13,6 @@ from cluster.deepspeed_engine import (
     leave_process_group,
     read_strategy,
 )
-from cluster.engine_state import restore_state
 from perceiver_model.attention.cross_attend import CrossAttend
 from perceiver_model.attention.multi_head import set_attention_path
 from pipeline.config.folders import Folder, folder_at
@@ -30,7 +29,7 @@ from pipeline.training.agreement import (
     every_rank,
 )
 from pipeline.training.backbone import load_backbone
-from pipeline.training.checkpoint_files import TrainState, load_weights
+from pipeline.training.checkpoint_files import TrainState
 from pipeline.training.compiled import compiled
 from pipeline.training.ending import has_ended
 from pipeline.training.initial_weights.matching import InitPlan
@@ -144,10 +143,7 @@ def _open_training(
 
     state = chosen.state if chosen else TrainState()
     if chosen:
-        load_weights(model, chosen.weights, str(chosen.checkpoint.path))
-        notes.append(
-            f"resuming at epoch {state.epoch + 1}, step {state.step}, from {chosen.checkpoint.path}"
-        )
+        notes.append(f"resuming at epoch {state.epoch + 1}, step {state.step}, from {chosen.path}")
     strategy = Strategy(
         world_size=rank_info.world_size,
         zero_stage=training.zero_stage,
@@ -160,8 +156,6 @@ def _open_training(
     )
     optimizer = make_optimizer(model, training, plan.rate_scales)
     engine = initialize_engine(model, optimizer, strategy, gathered_whole=[CrossAttend])
-    if chosen:
-        restore_state(engine, chosen.weights, chosen.moments, step=state.updates)
 
     watch = config.tracking.system_metrics and rank_info.local_rank == 0
     logger = RunLogger(
@@ -175,20 +169,20 @@ def _open_training(
     try:
         loop = TrainLoop(config, objective, shard_set, engine, rank_info, folder, logger, *held)
         stack.callback(loop.shown.close)
-        if chosen:
-            loop.restore_average(chosen.averaged)
-            loop.restore_carried(chosen.carried)
-            del chosen  # its tensors take memory
-        if training.on_bad_step == "rollback" and not state.step:
-            loop.save(state)  # to return to, before there is a later one
-        lanes, recordings = training_lanes(config), loop.train_batches.recordings
-        if lanes is not None and recordings is not None:
-            notes += idle_notes(lanes, recordings)
-        if task.profile and rank_info.rank == 0 and not exists(folder / PROFILE / TRACE):
-            loop.profiler = StepProfiler(task.profile, folder, logger, rank_info.device)
-            stack.callback(loop.profiler.close)
-        loop.show_notes(notes, state)
-        yield loop, state
+        with contextlib.closing(loop.saver):
+            if chosen:
+                loop.restore(chosen)
+                loop.restore_carried(chosen)
+            if training.on_bad_step == "rollback" and not state.step:
+                loop.save(state)  # to return to, before there is a later one
+            lanes, recordings = training_lanes(config), loop.train_batches.recordings
+            if lanes is not None and recordings is not None:
+                notes += idle_notes(lanes, recordings)
+            if task.profile and rank_info.rank == 0 and not exists(folder / PROFILE / TRACE):
+                loop.profiler = StepProfiler(task.profile, folder, logger, rank_info.device)
+                stack.callback(loop.profiler.close)
+            loop.show_notes(notes, state)
+            yield loop, state
     finally:
         logger.close()
         if config.cluster.num_workers == 0:

@@ -23,10 +23,10 @@ from pipeline.errors import UserError
 from pipeline.runs.mlflow_client import client
 from pipeline.runs.mlflow_errors import is_missing, mlflow_answers, reason_of
 from pipeline.runs.records import read_run_record
-from pipeline.training.checkpoint_files import WEIGHTS_FILE, not_finite, read_tensors
-from pipeline.training.checkpoints import STATE_FILE, best_checkpoint, read_checkpoint
+from pipeline.training.checkpoint_files import STATE_FILE, not_finite, read_tensors
+from pipeline.training.checkpoints import best_checkpoint, read_checkpoint
 
-CARD_FILE = "card.json"
+CARD_FILE, WEIGHTS_FILE = "card.json", "model.safetensors"
 TRANSFORMERS_FILE = "config.json"
 _MAX_CARD_BYTES = 256 * 1024**2
 
