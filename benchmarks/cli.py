@@ -14,7 +14,7 @@ FAILED, OK = 1, 0
 
 
 def add_subjects(bench: argparse.ArgumentParser, open_console: OpenConsole) -> None:
-    """Add the subjects model, shards and preprocess to the parser of the verb.
+    """Add the subjects to the parser of the verb.
 
     Args:
         bench: The parser of the verb.
@@ -46,6 +46,18 @@ def add_subjects(bench: argparse.ArgumentParser, open_console: OpenConsole) -> N
     preprocess.add_argument(
         "--rounds", type=int, default=3, help="rounds; each measures all in turn"
     )
+
+    _add_checkpoints(add("checkpoints", _checkpoints, "measure what saving costs a training"))
+
+
+def _add_checkpoints(subject: argparse.ArgumentParser) -> None:
+    subject.add_argument("--parameters", type=float, default=1e6, help="parameters of the model")
+    subject.add_argument("--workers", type=int, default=2, help="processes")
+    subject.add_argument("--zero-stage", type=int, default=2, help="0, 1, 2 or 3")
+    subject.add_argument("--steps", type=int, default=50, help="steps between two saves")
+    subject.add_argument("--rounds", type=int, default=3, help="pairs of windows")
+    subject.add_argument("--batch-size", type=int, default=8, help="samples in a step of a worker")
+    subject.add_argument("--folder", default="", help="where checkpoints go (default: temporary)")
 
 
 def _add_model(subject: argparse.ArgumentParser) -> None:
@@ -109,6 +121,19 @@ def _preprocess(args: argparse.Namespace, open_console: OpenConsole) -> int:
             console, num_files=args.files, num_workers=args.workers, rounds=args.rounds
         )
         _tell(result, report, console)
+    return OK
+
+
+def _checkpoints(args: argparse.Namespace, open_console: OpenConsole) -> int:
+    with open_console(args) as console:
+        from benchmarks.checkpoints import Options, bench_checkpoints, report
+
+        options = Options(
+            num_parameters=round(args.parameters), num_workers=args.workers,
+            zero_stage=args.zero_stage, num_steps=args.steps, rounds=args.rounds,
+            batch_size=args.batch_size, folder=args.folder,
+        )  # fmt: skip
+        _tell(bench_checkpoints(console, options), report, console)
     return OK
 
 

@@ -16,7 +16,7 @@ import torch
 
 from cluster.errors import ClusterError
 from cluster.optimizers import DEFAULT_OPTIMIZER, name_of, spec_of
-from cluster.tensor_slices import slices_of, whole_squared_norms
+from cluster.tensor_slices import slices_of, tensor_length, whole_squared_norms
 
 Precision = Literal["float32", "bf16"]
 # One bucket fits all gradients of a small model. A large model uses it several times per step.
@@ -103,10 +103,8 @@ def initialize_engine(
     sliced: Any = optimizer if strategy.zero_stage and reads == "norms" else None
     squares = whole_squared_norms(sliced.tensors) if sliced else None
 
-    # Otherwise every CPU worker compiles a shared-memory kernel before the first step.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    prepare_deepspeed()
+    num_parameters = sum(map(tensor_length, model.parameters()))
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=strategy.to_deepspeed(num_parameters)
     )
@@ -119,6 +117,15 @@ def initialize_engine(
                 for parameter in module.parameters():
                     deepspeed.zero.register_external_parameter(module, parameter)
     return engine
+
+
+def prepare_deepspeed() -> None:
+    """Let DeepSpeed use the process group of torch.distributed, which must be initialized."""
+    import deepspeed
+
+    # Otherwise every CPU worker compiles a shared-memory kernel before the first step.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())
 
 
 def leave_process_group() -> None:

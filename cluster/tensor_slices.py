@@ -64,11 +64,23 @@ def squared_norms(
 
 
 def whole_squared_norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the squared norms of whole tensors, float64 `[tensors]`, as rank 0 has them."""
-    whole = [TensorSlice(index, 0, tensor.numel()) for index, tensor in enumerate(tensors)]
-    values = [tensor.detach() for tensor in tensors]
-    squares = squared_norms(values, whole, len(tensors), tensors[0].device)
-    dist.broadcast(squares, 0)
+    """Return the squared norms of whole tensors, float64 `[tensors]`, as rank 0 has them.
+
+    Tensors that stage 3 has divided already are summed over the ranks, without the padding.
+    """
+    is_own = dist.get_rank() == 0
+    slices, values = [], []
+    for index, tensor in enumerate(tensors):
+        own = tensor.detach()
+        if hasattr(tensor, "ds_tensor"):
+            own = _without_padding(tensor, tensor.ds_tensor.detach())
+        elif not is_own:
+            continue
+        if own.numel():
+            slices.append(TensorSlice(index, 0, own.numel()))
+            values.append(own)
+    squares = squared_norms(values, slices, len(tensors), tensors[0].device)
+    dist.all_reduce(squares)
     return squares
 
 
@@ -156,7 +168,10 @@ def _own_part(tensor: Any) -> torch.Tensor:
     """Return this rank's part of a parameter at stage 3, a view without the padding."""
     from deepspeed.utils import safe_get_local_fp32_param
 
-    part = safe_get_local_fp32_param(tensor)
+    return _without_padding(tensor, safe_get_local_fp32_param(tensor))
+
+
+def _without_padding(tensor: Any, part: torch.Tensor) -> torch.Tensor:
     left = tensor_length(tensor) - part.numel() * dist.get_rank()
     return part.narrow(0, 0, max(0, min(part.numel(), left)))
 

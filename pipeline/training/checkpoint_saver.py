@@ -10,6 +10,7 @@ import contextlib
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -42,6 +43,9 @@ class CheckpointSaver:
     Args:
         folder: The folder of the checkpoints, on storage that all ranks share.
         rank_info: This process among all ranks.
+
+    Attributes:
+        seconds: How long the last save took, from its begin until it was committed.
     """
 
     def __init__(self, folder: Folder, rank_info: RankInfo) -> None:
@@ -51,6 +55,12 @@ class CheckpointSaver:
         self._copies: dict[str, HostCopy] = {}
         self._thread: threading.Thread | None = None
         self._error: UserError | None = None
+        self.seconds = 0.0
+
+    @property
+    def part_bytes(self) -> int:
+        """The bytes of this rank's part of the last checkpoint."""
+        return sum(copy.num_bytes for copy in self._copies.values())
 
     def save(
         self, state: TrainState, parts: Mapping[str, AbstractContextManager[list[Fragment]]]
@@ -69,6 +79,7 @@ class CheckpointSaver:
                 save before this one failed.
         """
         self.wait()
+        began = time.perf_counter()
         problem = None
         for kind, part in parts.items():
             copy = self._copies.setdefault(kind, HostCopy(self._rank_info.device))
@@ -88,7 +99,7 @@ class CheckpointSaver:
             copied.record()
         self._thread = threading.Thread(
             target=self._write,
-            args=(state, list(parts), copied),
+            args=(state, list(parts), copied, began),
             name=f"checkpoint-{state.step}",
             daemon=True,
         )
@@ -131,12 +142,13 @@ class CheckpointSaver:
         dist.all_gather_object(values, value)
         return values
 
-    def _write(self, state: TrainState, kinds: list[str], copied: Any) -> None:
+    def _write(self, state: TrainState, kinds: list[str], copied: Any, began: float) -> None:
         path = self.folder / f"step-{state.step:08d}"
         try:
             if copied is not None:
                 copied.synchronize()
             self._write_parts(path, state, kinds)
+            self.seconds = time.perf_counter() - began
         except UserError as error:
             self._error = error
         except Exception as error:  # the thread's end: `wait` raises whatever it was

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cluster.fragments import whole_shape
 from cluster.optimizers import OPTIMIZERS
 from perceiver_model.attention.multi_head import MLP, Attend
 from pipeline.config.training import TrainingConfig
@@ -30,8 +31,8 @@ def make_optimizer(
     spec = OPTIMIZERS[config.optimizer]
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if _is_matrix(p)], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if not _is_matrix(p)], "weight_decay": 0.0},
     ]
     if spec.splits_matrices:
         hidden = hidden_matrices(model)
@@ -44,6 +45,11 @@ def make_optimizer(
     }
     groups = [part for group in groups for part in _by_scale(group, scale_of)]
     return spec.build([group for group in groups if group["params"]], config)
+
+
+def _is_matrix(parameter: torch.Tensor) -> bool:
+    """Return whether a parameter has two dimensions or more. Stage 3 may have divided it."""
+    return len(whole_shape(parameter)) > 1
 
 
 def _by_scale(

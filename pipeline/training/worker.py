@@ -13,8 +13,9 @@ from cluster.deepspeed_engine import (
     leave_process_group,
     read_strategy,
 )
+from cluster.divided_model import divided_as_built
 from perceiver_model.attention.cross_attend import CrossAttend
-from perceiver_model.attention.multi_head import set_attention_path
+from perceiver_model.attention.multi_head import MLP, Attend, set_attention_path
 from pipeline.config.folders import Folder, folder_at
 from pipeline.config.tree import Config
 from pipeline.inputs.positions import load_positions
@@ -128,8 +129,20 @@ def _open_training(
     check_same_shards(config.shards_folder, shard_set.digest)
     objective = objective_of(config, shard_set)
     training = config.training
+    strategy = Strategy(
+        world_size=rank_info.world_size,
+        zero_stage=training.zero_stage,
+        micro_batch_size=config.micro_batch_size(rank_info.world_size),
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        gradient_clipping=training.gradient_clipping or 0.0,
+        precision=training.precision,
+        device=rank_info.device.type,
+        optimizer=training.optimizer,
+    )
+    num_parameters = objective.num_parameters()
     torch.manual_seed(config.seed)
-    model: Any = objective.build_model(load_positions(shard_set, objective.model_config))
+    with divided_as_built(strategy, num_parameters, [Attend, MLP]):
+        model: Any = objective.build_model(load_positions(shard_set, objective.model_config))
     model = model.to(rank_info.device)
     set_attention_path(model, training.attention_path)
     if hasattr(model, "encoder"):  # a Perceiver AR has none, and takes no share
@@ -144,16 +157,6 @@ def _open_training(
     state = chosen.state if chosen else TrainState()
     if chosen:
         notes.append(f"resuming at epoch {state.epoch + 1}, step {state.step}, from {chosen.path}")
-    strategy = Strategy(
-        world_size=rank_info.world_size,
-        zero_stage=training.zero_stage,
-        micro_batch_size=config.micro_batch_size(rank_info.world_size),
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        gradient_clipping=training.gradient_clipping or 0.0,
-        precision=training.precision,
-        device=rank_info.device.type,
-        optimizer=training.optimizer,
-    )
     optimizer = make_optimizer(model, training, plan.rate_scales)
     engine = initialize_engine(model, optimizer, strategy, gathered_whole=[CrossAttend])
 

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from cluster.fragments import whole_shape
 from pipeline.config.folders import Folder
 from pipeline.errors import UserError
 from pipeline.runs.records import write_json
@@ -75,7 +76,7 @@ def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
 def kinds_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorKind]:
     """Return what must agree between tensors, by name."""
     return {
-        name: TensorKind(tuple(tensor.shape), tensor.is_floating_point())
+        name: TensorKind(whole_shape(tensor), tensor.is_floating_point())
         for name, tensor in tensors.items()
     }
 

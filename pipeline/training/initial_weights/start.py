@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cluster.divided_model import set_whole
 from perceiver_model.config_checks import flatten, write_config
 from pipeline.config.folders import Folder
 from pipeline.config.init import InitConfig
@@ -175,10 +176,9 @@ def start_from(
     if load:
         weights = _saved(init, folder).load()
     plan = _plan(init, kinds_of(weights) if load else None, model)
-    state = model.state_dict()
-    with torch.no_grad():
-        for name in plan.names("loaded"):
-            state[name].copy_(weights[name])
+    state = model.state_dict(keep_vars=True)
+    for name in plan.names("loaded"):
+        set_whole(state[name], weights[name])
     for name in plan.frozen:
         model.get_parameter(name).requires_grad_(False)
     return plan
@@ -193,7 +193,7 @@ def skeleton_of(objective: Objective) -> nn.Module:
 def _plan(init: InitConfig, kinds: Mapping[str, TensorKind] | None, model: nn.Module) -> InitPlan:
     parameters = dict(model.named_parameters())
     untrained = [name for name, parameter in parameters.items() if not parameter.requires_grad]
-    return plan_init(init, kinds, kinds_of(model.state_dict()), parameters, untrained)
+    return plan_init(init, kinds, kinds_of(model.state_dict(keep_vars=True)), parameters, untrained)
 
 
 def _plain(value: Any) -> Any:
