@@ -12,6 +12,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from cluster.fragments import whole
+from pipeline.config.folders import Folder
 from pipeline.training.checkpoint_files import Checkpoint, TrainState
 from pipeline.training.checkpoint_saver import CheckpointSaver
 from pipeline.training.checkpoint_state import AVERAGE, CARRIED, MOMENTS, WEIGHTS
@@ -32,7 +33,7 @@ def one_rank() -> Iterator[RankInfo]:
 
 
 def save_checkpoint(
-    folder: Path,
+    folder: Folder,
     state: TrainState,
     weights: Tensors,
     moments: Tensors,
@@ -82,7 +83,7 @@ def _kind_and_rank(name: str) -> tuple[str, str]:
     return kind, rank
 
 
-def part_of(checkpoint: Checkpoint, kind: str, rank: int = 0) -> Path:
+def part_of(checkpoint: Checkpoint, kind: str, rank: int = 0) -> Folder:
     """The file with a rank's part."""
     (name,) = (n for n in checkpoint.files if n.startswith(kind) and f"-{rank:05d}-of-" in n)
     return checkpoint.path / name

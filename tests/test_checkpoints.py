@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from saved_checkpoints import load, part_of, save_as_before, save_checkpoint
+from upath import UPath
 
 from pipeline.errors import UserError
+from pipeline.runs.storage import names
 from pipeline.training.checkpoint_files import Checkpoint, TrainState
 from pipeline.training.checkpoints import (
     best_checkpoint,
@@ -254,6 +256,30 @@ def test_a_part_with_a_value_that_is_not_finite_is_not_loaded(tmp_path):
     (checkpoint.path / "state.json").write_text(json.dumps(state))
     with pytest.raises(UserError, match=r"head\.weight is not finite; this checkpoint cannot be"):
         read_checkpoint(checkpoint.path).load_model()
+
+
+def test_checkpoints_in_object_storage_are_saved_kept_chosen_and_set_aside():
+    folder = UPath("memory://bucket/run/checkpoints")
+    assert steps(folder) == [] and choose(folder) == (None, [])
+    (folder / "step-00000001" / "weights-12345678-00000-of-00001.safetensors").write_bytes(b"half")
+    for step, score in ((2, 0.9), (3, 0.1), (4, 0.2), (5, None)):
+        save(folder, step, score)
+    assert names(folder) == ["step-00000002", "step-00000004", "step-00000005"]
+    assert best_checkpoint(folder).state.step == 2
+    last = last_checkpoint(folder)
+    assert last.load_model()["head.weight"].eq(5).all()
+    part = part_of(last, "optimizer")
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1
+    part.write_bytes(content)
+    chosen, (note,) = choose(folder)
+    assert chosen.state.step == 4 and "going on from step-00000004" in note
+    assert steps(folder) == [2, 4]
+    assert (folder / "step-00000005" / "damaged.json").exists()
+    save(folder, 5)  # the training has come to that step again
+    assert steps(folder) == [2, 4, 5]
+    again = read_checkpoint(folder / "step-00000005")
+    assert names(again.path) == sorted(["state.json", *again.files])
 
 
 def test_where_there_is_no_checkpoint_none_is_read(tmp_path):

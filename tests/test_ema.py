@@ -1,6 +1,7 @@
 """`training.ema_decay`: the moving average of the weights is evaluated, saved and resumed."""
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from gate_runs import some_rows, table_config, track, write_table_set
-from saved_checkpoints import load, part_of, sha256_of
+from saved_checkpoints import load, part_of, save_as_before, sha256_of
 from trainings import cut_off_after
 from whole_state import gather_state
 
@@ -110,6 +111,20 @@ def test_the_average_changes_no_weight_and_resumes_to_the_bit(tmp_path: Path, st
 
     with cut_off_after(6):
         trained(config, tmp_path / "cut")
+    assert sha256_of(trained(config, tmp_path / "cut")) == sha256_of(whole)
+
+
+def test_a_checkpoint_of_an_older_version_resumes_to_the_bit(tmp_path: Path) -> None:
+    config = config_of(tmp_path, 2)
+    whole = trained(config, tmp_path / "whole")
+    with cut_off_after(6):
+        trained(config, tmp_path / "cut")
+    last = last_checkpoint(tmp_path / "cut" / "checkpoints")
+    assert last is not None and last.state.step == 4
+    weights, moments, averaged = (load(last, kind) for kind in ("weights", "optimizer", "ema"))
+    shutil.rmtree(last.path)
+    old = {"model": weights, "optimizer": moments, "ema": weights | averaged}
+    save_as_before(tmp_path / "cut" / "checkpoints", last.state, **old)
     assert sha256_of(trained(config, tmp_path / "cut")) == sha256_of(whole)
 
 
