@@ -140,6 +140,7 @@ def test_a_rollback_returns_the_average_too(
         return "bad; bad" if step == 6 else None
 
     def noting(loop: TrainLoop, state: TrainState, fault: str) -> TrainState:
+        loop.saver.wait()
         last = last_checkpoint(loop.folder / "checkpoints")
         assert last is not None and last.state.step == 4 and loop.average is not None
         saved.append(load(last, "ema"))
