@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from gate_runs import some_rows, table_config, write_table_set
 from rank_processes import run_ranks
-from safetensors.torch import load_file
+from saved_checkpoints import load
 
 from cluster.accumulation import Accumulation
 from pipeline.config.load import with_values
@@ -179,6 +179,6 @@ def test_gradients_that_are_reduced_once_train_as_those_of_each_micro_batch(coun
     assert (
         quiet_steps(counted, "each")[0]["gradients"] > quiet_steps(counted, "2-4")[0]["gradients"]
     )
-    expected = load_file(each.weights_file)
-    for name, tensor in load_file(once.weights_file).items():
+    expected = load(each, "weights")
+    for name, tensor in load(once, "weights").items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
