@@ -14,8 +14,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks.machine import above, describe, memory, reset_peak
-from cluster.deepspeed_engine import Strategy, initialize_engine
+from cluster.deepspeed_engine import initialize_engine
 from cluster.divided_model import divided_as_built
+from cluster.strategy import Strategy
 from perceiver_model.adapters.configs import ImageInput, PixelsConfig
 from perceiver_model.attention.cross_attend import CrossAttend
 from perceiver_model.attention.multi_head import MLP, Attend

@@ -1,74 +1,17 @@
-"""DeepSpeed engines: configure them, and check the result.
+"""Create DeepSpeed's engines, and check that they follow what was asked for."""
 
-On CPUs and GPUs, the optimizer is torch's (`cluster.optimizers`), weights and optimizer state are
-float32, and bf16 is autocast. DeepSpeed's own `bf16` mode is not used. At ZeRO stage 0 it takes one
-hidden step before the first (Adam's counter starts at 1), and a resumed run would lose its master
-weights.
-"""
-
-import dataclasses
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from cluster.errors import ClusterError
-from cluster.optimizers import DEFAULT_OPTIMIZER, name_of, spec_of
+from cluster.loss_scale import drop_scalers
+from cluster.optimizers import spec_of
+from cluster.strategy import Strategy, check_strategy
 from cluster.tensor_slices import slices_of, tensor_length, whole_squared_norms
 
-Precision = Literal["float32", "bf16"]
-# One bucket fits all gradients of a small model. A large model uses it several times per step.
-MAX_BUCKET_ELEMENTS = 200_000 * 1024
 TORCH_LINEAR = torch.nn.functional.linear
-
-
-@dataclass(frozen=True, kw_only=True)
-class Strategy:
-    """How a model is trained in parallel, as requested or as read from an engine."""
-
-    world_size: int
-    zero_stage: int
-    micro_batch_size: int
-    gradient_accumulation_steps: int
-    gradient_clipping: float
-    precision: Precision
-    device: str
-    optimizer: str = DEFAULT_OPTIMIZER
-
-    def to_deepspeed(self, num_parameters: int) -> dict[str, Any]:
-        """Return DeepSpeed's configuration. `num_parameters` sets the communication buckets."""
-        # Buckets must be aligned; every multiple of 1,024 elements is.
-        bucket = min(math.ceil(num_parameters / 1024) * 1024, MAX_BUCKET_ELEMENTS)
-        zero: dict[str, Any] = {"stage": self.zero_stage}
-        if self.zero_stage:
-            # A weight shared by several layers gets its gradient in several parts. Overlapping
-            # communication would send the gradient before the last part (DeepSpeed issue 684).
-            zero |= {
-                "overlap_comm": False,
-                "reduce_bucket_size": bucket,
-                "allgather_bucket_size": bucket,
-            }
-        if self.zero_stage == 3:
-            # Step all parameters at once, so that an optimizer sums the norms of tensors at once.
-            zero["sub_group_size"] = num_parameters
-        return {
-            "train_micro_batch_size_per_gpu": self.micro_batch_size,
-            "gradient_accumulation_steps": self.gradient_accumulation_steps,
-            "gradient_clipping": self.gradient_clipping,
-            "zero_optimization": zero,
-            # DeepSpeed lists few optimizers; which ones ZeRO may step, `cluster.optimizers` says.
-            "zero_allow_untested_optimizer": True,
-            "torch_autocast": {
-                "enabled": self.precision == "bf16",
-                "dtype": "bfloat16",
-                # Communicate weights and gradients in float32. DeepSpeed's default is bfloat16 for
-                # linear layers; then a run resumed at stage 3 differs from an uninterrupted one.
-                "lower_precision_safe_modules": [],
-            },
-            "steps_per_print": 2**31,
-        }
 
 
 def initialize_engine(
@@ -94,6 +37,7 @@ def initialize_engine(
     """
     import deepspeed
 
+    require_nvme(strategy)
     reads = spec_of(optimizer).reads
     if strategy.zero_stage and reads == "tensors":
         raise ClusterError(
@@ -108,6 +52,7 @@ def initialize_engine(
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=strategy.to_deepspeed(num_parameters)
     )
+    drop_scalers(engine)
     check_strategy(engine, strategy)
     if squares is not None:
         sliced.use_slices(slices_of(engine, sliced.tensors, squares))
@@ -131,41 +76,30 @@ def prepare_deepspeed() -> None:
 def leave_process_group() -> None:
     """End torch.distributed and DeepSpeed's copy of it, so that this process can start again."""
     import deepspeed.comm
+    from deepspeed.runtime import torch_autocast
 
     deepspeed.comm.destroy_process_group()
+    # An engine that autocasts sets these for all later engines of the process.
+    torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
+    torch_autocast.TORCH_AUTOCAST_DTYPE = None
     # Stage 3 replaces this function and does not restore it. Its version rounds differently.
     torch.nn.functional.linear = TORCH_LINEAR
 
 
-def read_strategy(engine: Any) -> Strategy:
-    """Read the strategy that an engine reports."""
-    autocast = engine.torch_autocast_enabled()
-    low_precision = autocast and engine.torch_autocast_dtype() is torch.bfloat16
-    zero_optimizer = engine.optimizer
-    base = getattr(zero_optimizer, "optimizer", zero_optimizer)
-    return Strategy(
-        world_size=engine.dp_world_size,
-        zero_stage=engine.zero_optimization_stage(),
-        micro_batch_size=engine.train_micro_batch_size_per_gpu(),
-        gradient_accumulation_steps=engine.gradient_accumulation_steps(),
-        gradient_clipping=engine.gradient_clipping(),
-        precision="bf16" if low_precision else "float32",
-        device=torch.device(engine.device).type,
-        optimizer=name_of(base),
-    )
-
-
-def check_strategy(engine: Any, asked: Strategy) -> None:
-    """Stop a run whose engine differs from the requested strategy.
+def require_nvme(strategy: Strategy) -> None:
+    """Check that DeepSpeed can read and write NVMe here, if the strategy needs it.
 
     Raises:
-        ClusterError: The engine differs; the message names every difference.
+        ClusterError: It cannot; the message says what to install.
     """
-    found = dataclasses.asdict(read_strategy(engine))
-    differences = [
-        f"{name} is {found[name]}, {value} was asked for"
-        for name, value in dataclasses.asdict(asked).items()
-        if found[name] != value
-    ]
-    if differences:
-        raise ClusterError(f"DeepSpeed's engine differs: {'; '.join(differences)}")
+    if strategy.nvme_path is None:
+        return
+    from deepspeed.accelerator import get_accelerator
+
+    builder = get_accelerator().create_op_builder("AsyncIOBuilder")
+    if builder is None or not builder.is_compatible(verbose=False):
+        raise ClusterError(
+            f"training.offload: NVMe ({strategy.nvme_path}) is read and written with libaio, which "
+            "DeepSpeed cannot find on this machine; install it with its headers (Debian, Ubuntu: "
+            "apt install libaio-dev), g++ and ninja, or offload to cpu"
+        )

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from cluster.deepspeed_engine import Strategy, prepare_deepspeed
+from cluster.deepspeed_engine import prepare_deepspeed, require_nvme
+from cluster.strategy import Strategy
 
 
 @contextlib.contextmanager
@@ -37,6 +38,7 @@ def divided_as_built(
         return
     import deepspeed
 
+    require_nvme(strategy)
     prepare_deepspeed()
     settings = strategy.to_deepspeed(num_parameters)
 

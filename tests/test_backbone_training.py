@@ -20,7 +20,8 @@ from small_backbone import SmallNet
 from test_backbone import backbone, model
 from whole_state import gather_state, restore_state
 
-from cluster.deepspeed_engine import Strategy, initialize_engine, leave_process_group
+from cluster.deepspeed_engine import initialize_engine, leave_process_group
+from cluster.strategy import Strategy
 from perceiver_model.adapters.configs import ImageInput, PixelsConfig
 from perceiver_model.attention.cross_attend import CrossAttend
 from perceiver_model.flops import num_parameters

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from rank_processes import run_ranks
 from whole_state import gather_state
 
-from cluster.deepspeed_engine import Strategy, initialize_engine
+from cluster.deepspeed_engine import initialize_engine
+from cluster.strategy import Strategy
 from perceiver_model import (
     ClassifierConfig,
     ConvConfig,

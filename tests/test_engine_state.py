@@ -12,13 +12,8 @@ from torch import nn
 from whole_state import gather_state, restore_state
 
 from cluster import ClusterError
-from cluster.deepspeed_engine import (
-    Strategy,
-    check_strategy,
-    initialize_engine,
-    leave_process_group,
-    read_strategy,
-)
+from cluster.deepspeed_engine import initialize_engine, leave_process_group
+from cluster.strategy import Strategy, check_strategy, read_strategy
 
 BATCH, STEPS, CUT = 8, 4, 2
 STAGES = (0, 1, 2, 3)

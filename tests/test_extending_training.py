@@ -55,7 +55,8 @@ def test_an_added_optimizer_s_state_is_gathered_and_restored_at_every_stage(
 ) -> None:
     from whole_state import gather_state, restore_state
 
-    from cluster.deepspeed_engine import Strategy, initialize_engine, leave_process_group
+    from cluster.deepspeed_engine import initialize_engine, leave_process_group
+    from cluster.strategy import Strategy
     from pipeline.config.training import TrainingConfig
     from pipeline.training.optimizer import make_optimizer
 

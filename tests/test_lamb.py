@@ -14,8 +14,9 @@ from torch import nn
 from whole_state import gather_state, restore_state
 
 from cluster import ClusterError, tensor_slices
-from cluster.deepspeed_engine import Strategy, initialize_engine, leave_process_group
+from cluster.deepspeed_engine import initialize_engine, leave_process_group
 from cluster.lamb import Lamb
+from cluster.strategy import Strategy
 
 BATCH, STEPS, CUT = 8, 20, 9
 STAGES = (0, 1, 2, 3)

@@ -10,7 +10,8 @@ from torch import nn
 from whole_state import gather_state, restore_state
 
 from cluster import ClusterError
-from cluster.deepspeed_engine import Strategy, initialize_engine, leave_process_group
+from cluster.deepspeed_engine import initialize_engine, leave_process_group
+from cluster.strategy import Strategy
 from perceiver_model import PerceiverClassifier
 from perceiver_model.adapters.configs import ImageInput, PixelsConfig
 from perceiver_model.config import EncoderConfig, FourierConfig

@@ -213,11 +213,11 @@ def _check_space(config: Config, source: str) -> None:
     trial["training"]["epochs"] = config.study.epochs or config.training.epochs
     for path, space in config.study.space.items():
         where = f"{source}: study.space.{path}"
-        if path not in known:
+        if path not in known and not path.startswith("training.deepspeed."):
             allowed = f"a study searches {SEARCHED}"
             hint = did_you_mean(path, searchable) or allowed
             raise UserError(f"{where}: no such field; {hint}")
-        if path not in searchable:
+        if not path.startswith(SEARCHABLE) or path == "objective.kind":
             raise UserError(f"{where}: a study searches {SEARCHED} only")
         for value in space.choice or space.bounds:
             tree = copy.deepcopy(trial)

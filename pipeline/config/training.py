@@ -1,12 +1,14 @@
 """The section `training`: the schedule, augmentation, optimizer, precision and ZeRO stage."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from cluster.deepspeed_keys import check_keys
 from cluster.optimizers import DEFAULT_OPTIMIZER, HYPERPARAMETERS, OPTIMIZERS
 from pipeline.config.base import ConfigBase
 from pipeline.config.early_stopping import EarlyStoppingConfig
+from pipeline.config.offload import OffloadConfig
 from pipeline.config.schedule import ScheduleConfig
 from pipeline.config.stream import StreamConfig
 
@@ -137,10 +139,17 @@ class TrainingConfig(ConfigBase):
             draws as there are samples.
         schedule: The learning rate over the training.
         augment: The random changes to training inputs.
-        precision: The precision of products. `bf16` computes matrix products in bfloat16 (autocast)
-            and keeps weights, gradients and optimizer state in float32.
+        precision: The precision of products. `bf16` and `fp16` compute matrix products in bfloat16
+            or float16 (autocast) and keep weights, gradients and optimizer state in float32. `fp16`
+            also scales the loss, for GPUs without bfloat16 (`cluster.loss_scale`).
         zero_stage: The stage of DeepSpeed ZeRO. Stage 1 shares the optimizer state among the
             workers, stage 2 the gradients as well, and stage 3 the weights as well.
+        offload: What ZeRO keeps in the memory or on the disks of the machine.
+        overlap_communication: Whether gradients are reduced among the workers while the backward
+            pass goes on, in several parts. It is for ZeRO stages 1 to 3 on GPUs.
+        deepspeed: Further keys of DeepSpeed's configuration, such as
+            `{zero_optimization: {reduce_bucket_size: 50000000}}`. A key that is unknown, or that
+            contradicts another field, is refused (`cluster.deepspeed_keys`).
         attention_path: How attention is computed. Every path is the same function to rounding, and
             `auto` takes the cheapest (`perceiver_model.attention.multi_head`).
         activation_checkpointing: The share of the latents' self-attends, 0 to 1, that keep only
@@ -187,8 +196,11 @@ class TrainingConfig(ConfigBase):
     balance_classes: float = Field(default=0.0, ge=0, le=1)
     schedule: ScheduleConfig = ScheduleConfig()
     augment: AugmentConfig = AugmentConfig()
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
     zero_stage: Literal[0, 1, 2, 3] = 2
+    offload: OffloadConfig = OffloadConfig()
+    overlap_communication: bool = False
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
     attention_path: Literal["auto", "reference", "fused", "factored", "separable"] = "auto"
     activation_checkpointing: float = Field(default=0.0, ge=0, le=1)
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
@@ -227,6 +239,17 @@ class TrainingConfig(ConfigBase):
                 f"zero_stage is {self.zero_stage}, where no worker has whole tensors, which "
                 f"optimizer {self.optimizer} needs; set zero_stage to 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> Self:
+        self.offload.check(self.zero_stage)
+        if self.overlap_communication and not self.zero_stage:
+            raise ValueError("overlap_communication is for zero_stage 1 to 3; zero_stage is 0")
+        try:
+            check_keys(self.deepspeed, zero_stage=self.zero_stage, offloaded=self.offload.offloaded)
+        except ValueError as error:
+            raise ValueError(f"deepspeed.{error}") from None
         return self
 
     @model_validator(mode="after")

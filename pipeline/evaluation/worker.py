@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from cluster.strategy import AUTOCAST_DTYPES
 from perceiver_model.attention.multi_head import set_attention_path
 from pipeline.config.folders import folder_at
 from pipeline.errors import UserError
@@ -45,7 +46,7 @@ class EvaluationTask:
         token: The token from `folder_token`. Workers look for it in the folder.
         batch_size: The samples that one worker takes in one forward pass.
         loader_workers: The processes of each worker that make batches.
-        precision: `float32`, or `bf16` for autocast, as in trainings.
+        precision: `float32`, or `bf16` or `fp16` for autocast, as in trainings.
         attention_path: As `training.attention_path`.
         max_bad_fraction: The largest share of the samples that may be unreadable.
         worst: The number of worst samples to report.
@@ -151,8 +152,9 @@ class _Autocast:
 
     def __init__(self, module: torch.nn.Module, precision: str, device: torch.device) -> None:
         self._module, self._device = module, device
-        self._enabled = precision == "bf16"
+        self._dtype = AUTOCAST_DTYPES.get(precision)
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._enabled):
+        enabled = self._dtype is not None
+        with torch.autocast(self._device.type, self._dtype, enabled=enabled):
             return self._module(*inputs, **keywords)

@@ -6,7 +6,7 @@ measured with `LiveTensors` on real steps of 1 and 2 workers (`docs/plan.md`).
 
 from dataclasses import dataclass
 
-from cluster.deepspeed_engine import MAX_BUCKET_ELEMENTS
+from cluster.strategy import MAX_BUCKET_ELEMENTS
 from pipeline.plan.step_trace import StepTrace
 
 FLOAT = 4

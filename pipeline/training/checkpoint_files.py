@@ -53,7 +53,11 @@ class TrainState:
             `training.spike_factor`.
         bad_steps: The number of bad steps so far.
         lost_steps: The number of steps so far that are not in the weights, because they were
-            skipped or rolled back.
+            skipped or rolled back, or whose gradient overflowed in fp16.
+        loss_scale: The scale of the loss in fp16 (`cluster.loss_scale`); None in other precisions.
+        loss_scale_steps: The number of steps without an overflow since the scale changed.
+        overflow_steps: The number of steps so far that were left out because their scaled gradient
+            overflowed in fp16. They are not bad steps.
     """
 
     step: int = 0
@@ -67,6 +71,9 @@ class TrainState:
     losses: tuple[float, ...] = ()
     bad_steps: int = 0
     lost_steps: int = 0
+    loss_scale: float | None = None
+    loss_scale_steps: int = 0
+    overflow_steps: int = 0
 
     @property
     def updates(self) -> int:

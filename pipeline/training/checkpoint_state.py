@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from cluster.loss_scale import GREATEST_SCALE, LEAST_SCALE
 from pipeline.config.folders import Folder
 from pipeline.runs.storage import read_bytes
 from pipeline.training.stored_tensors import FileRecord
@@ -102,6 +103,10 @@ def _are_metrics(value: Any) -> bool:
     )
 
 
+def _is_scale(value: Any) -> bool:
+    return value is None or (_is_number(value) and LEAST_SCALE <= value <= GREATEST_SCALE)
+
+
 def _is_window(value: Any) -> bool:
     return value is None or value == "auto" or (is_count(value) and value >= 1)
 
@@ -118,4 +123,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "losses": _are_numbers,
     "bad_steps": is_count,
     "lost_steps": is_count,
+    "loss_scale": _is_scale,
+    "loss_scale_steps": is_count,
+    "overflow_steps": is_count,
 }

@@ -27,6 +27,7 @@ from pipeline.training.ema import WeightAverage
 from pipeline.training.epoch_report import report_evaluation
 from pipeline.training.evaluation import Metrics, RecordingMetrics, answered, metrics_of
 from pipeline.training.feed import Feed, MicroBatch
+from pipeline.training.loss_scaling import OVERFLOW, LossScaling
 from pipeline.training.micro_steps import MicroSteps
 from pipeline.training.objectives import Objective
 from pipeline.training.progress import Progress
@@ -117,7 +118,9 @@ class TrainLoop:
         )
         self.accumulation = Accumulation(self.engine)
         self.saver = CheckpointSaver(self.folder / "checkpoints", self.rank_info)
-        self.guard = None if training.on_bad_step == "fail" else StepGuard(self.engine)
+        self.scaling = LossScaling(self.engine) if training.precision == "fp16" else None
+        guarded = training.on_bad_step != "fail" or self.scaling is not None
+        self.guard = StepGuard(self.engine) if guarded else None
         total = training.epochs * self.steps_per_epoch * training.batch_size
         held_out = self.shard_set.num_samples(self.eval_split) if self.eval_split else 0
         self.shown = ProgressWriter(self.folder)
@@ -165,6 +168,9 @@ class TrainLoop:
             losses=state.losses,
             bad_steps=state.bad_steps,
             lost_steps=state.lost_steps,
+            loss_scale=state.loss_scale,
+            loss_scale_steps=state.loss_scale_steps,
+            overflow_steps=state.overflow_steps,
         )
         self.save(state)
         report_evaluation(self.folder, self.logger, self.details, state)
@@ -180,6 +186,8 @@ class TrainLoop:
         training, rank_info = self.config.training, self.rank_info
         sums = StepSums(self.objective, rank_info, state.sums)
         step_in_epoch = state.samples // training.batch_size
+        if self.scaling is not None:
+            self.scaling.restore(state)
         self.engine.train()
         order = self.train_batches.state_dict()
         order |= {"epoch": state.epoch, "samples": state.samples}
@@ -228,10 +236,14 @@ class TrainLoop:
             fault, after = self._step(sums, after, reads=is_logged or due or is_last)
             self.clock.step()
             state = replace(after, sums=tuple(sums.of_epoch.tolist()))
+            if self.scaling is not None:
+                state = self.scaling.kept_in(state)
             self._profile_step(state)
             if is_logged and not fault:
                 assert sums.loss is not None
                 figures = {"loss": sums.loss, "learning_rate": rate, **self.figures.read()}
+                if self.scaling is not None:
+                    figures |= self.scaling.metrics()
                 self.logger.log(figures, state.step)
                 self.progress.loss = sums.loss
                 self.progress.samples_per_second = figures["samples_per_second"]
@@ -287,7 +299,11 @@ class TrainLoop:
         fault = bad_loss(training, found.loss, after.losses, after.step)
         if self.guard is not None:
             taken = self.guard.step(leave_out=fault is not None)
+            if self.scaling is not None and not fault:
+                fault = self.scaling.after_step(taken=taken)
             fault = fault or (None if taken else not_finite_line("the gradient", after.step))
+            if fault and training.on_bad_step == "fail" and fault != OVERFLOW:
+                raise UserError(fault)
             if fault:
                 return fault, self._left_out(after, fault)
         elif fault:
@@ -319,7 +335,10 @@ class TrainLoop:
             UserError: There are more bad steps than `training.max_bad_steps`.
         """
         training = self.config.training
-        state = replace(state, bad_steps=state.bad_steps + 1, lost_steps=state.lost_steps + 1)
+        state = replace(state, lost_steps=state.lost_steps + 1)
+        if fault == OVERFLOW:
+            return state
+        state = replace(state, bad_steps=state.bad_steps + 1)
         if self.carried is not None:  # what the rows carry may not be finite
             self.carried.begin()
         self.logger.log({"bad_steps": float(state.bad_steps)}, state.step)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields, replace
 from typing import Any
 
+from cluster.deepspeed_keys import keys_of_weights
 from cluster.ray_session import ray_session, require_resources
 from perceiver_model.config_checks import flatten
 from pipeline.config.folders import Folder
@@ -48,6 +49,7 @@ from shards import ShardSet
 
 STAGE = "train"
 LEFT = "undelivered"
+DEEPSPEED = "training.deepspeed"
 SAME_TO_ROUNDING = frozenset(
     {
         "training.zero_stage",
@@ -55,6 +57,11 @@ SAME_TO_ROUNDING = frozenset(
         "training.activation_checkpointing",
         "training.attention_path",
         "training.compile",
+        "training.offload.optimizer",
+        "training.offload.parameters",
+        "training.offload.nvme_path",
+        "training.overlap_communication",
+        DEEPSPEED,
     }
 )
 """Fields that change how a training is computed, but its weights only by rounding."""
@@ -298,6 +305,10 @@ def training_fingerprint(
     if config.training.on_bad_step == "rollback":  # to the last checkpoint
         ignored.remove("training.checkpoint_steps")
     flat = {key: value for key, value in flatten(chosen).items() if key not in ignored}
+    flat = {key: value for key, value in flat.items() if not key.startswith(f"{DEEPSPEED}.")}
+    rounded, others = keys_of_weights(config.training.deepspeed)
+    flat |= {DEEPSPEED: rounded} if rounded else {}
+    flat |= {f"{DEEPSPEED}.{key}": value for key, value in others.items()}
     flat |= weights_fingerprint(config.model)
     return {**flat, **_objective_fields(config), "shards.digest": shard_set.digest}
 

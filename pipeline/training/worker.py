@@ -2,18 +2,14 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from cluster.deepspeed_engine import (
-    Strategy,
-    initialize_engine,
-    leave_process_group,
-    read_strategy,
-)
+from cluster.deepspeed_engine import initialize_engine, leave_process_group
 from cluster.divided_model import divided_as_built
+from cluster.strategy import Strategy, as_dict, read_strategy
 from perceiver_model.attention.cross_attend import CrossAttend
 from perceiver_model.attention.multi_head import MLP, Attend, set_attention_path
 from pipeline.config.folders import Folder, folder_at
@@ -138,6 +134,11 @@ def _open_training(
         precision=training.precision,
         device=rank_info.device.type,
         optimizer=training.optimizer,
+        offload_optimizer=training.offload.optimizer,
+        offload_parameters=training.offload.parameters,
+        nvme_path=training.offload.nvme_path,
+        overlap_communication=training.overlap_communication,
+        deepspeed=training.deepspeed,
     )
     num_parameters = objective.num_parameters()
     torch.manual_seed(config.seed)
@@ -167,7 +168,8 @@ def _open_training(
         node=rank_info.node,
         writes_metrics=rank_info.rank == 0,
     )
-    found = {f"engine.{name}": str(value) for name, value in asdict(read_strategy(engine)).items()}
+    read = as_dict(read_strategy(engine, strategy))
+    found = {f"engine.{name}": str(value) for name, value in read.items()}
     logger.tag(found)
     try:
         loop = TrainLoop(config, objective, shard_set, engine, rank_info, folder, logger, *held)

@@ -1,0 +1,59 @@
+"""The section `training.offload`: what ZeRO keeps in the memory or on the disks of the machine."""
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from pipeline.config.base import ConfigBase
+
+Place = Literal["none", "cpu", "nvme"]
+
+
+class OffloadConfig(ConfigBase):
+    """What ZeRO keeps in the memory (`cpu`) or on the disks (`nvme`) of the machine.
+
+    Attributes:
+        optimizer: Where the float32 weights and the state of the optimizer are kept. They are also
+            stepped there, on the CPU. `none` keeps them on the device. ZeRO stages 1 to 3 take
+            `cpu`, stage 3 takes `nvme`.
+        parameters: Where stage 3 keeps each worker's part of the weights until it is needed.
+        nvme_path: The folder on a local disk for what is on `nvme`. Each worker writes its own
+            files there; a checkpoint does not need them.
+    """
+
+    optimizer: Place = "none"
+    parameters: Place = "none"
+    nvme_path: str | None = None
+
+    @model_validator(mode="after")
+    def _path_fits(self) -> Self:
+        uses_nvme = "nvme" in (self.optimizer, self.parameters)
+        if uses_nvme and self.nvme_path is None:
+            raise ValueError("nvme_path is missing; give a folder on a local NVMe disk")
+        if self.nvme_path is not None and not uses_nvme:
+            raise ValueError(
+                f"nvme_path is {self.nvme_path}, but neither optimizer nor parameters is nvme; "
+                "leave it out"
+            )
+        return self
+
+    @property
+    def offloaded(self) -> list[str]:
+        """The names of the fields that offload something."""
+        return [name for name in ("optimizer", "parameters") if getattr(self, name) != "none"]
+
+    def check(self, zero_stage: int) -> None:
+        """Check that a ZeRO stage can offload this.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        for name in self.offloaded:
+            place = getattr(self, name)
+            lowest = 1 if (name, place) == ("optimizer", "cpu") else 3
+            if zero_stage < lowest:
+                stages = "1, 2 or 3" if lowest == 1 else "3"
+                raise ValueError(
+                    f"offload.{name} is {place}, which needs zero_stage {stages}; it is "
+                    f"{zero_stage}"
+                )
