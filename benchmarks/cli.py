@@ -32,6 +32,7 @@ def add_subjects(bench: argparse.ArgumentParser, open_console: OpenConsole) -> N
         return subject
 
     _add_model(add("model", _model, "compare training, inference and memory with other Perceivers"))
+    _add_train(add("train", _train, "compare a training's step with a bare torch loop's"))
     shards = add("shards", _shards, "compare our shard reader with webdataset and Ray Data")
     shards.add_argument("--samples", type=int, default=10_000, help="photographs in the set")
     shards.add_argument(
@@ -85,6 +86,31 @@ def _add_model(subject: argparse.ArgumentParser) -> None:
     subject.add_argument(
         "--checkpointed", metavar="SHARE,…", help="a row for each share of activation checkpointing"
     )
+
+
+def _add_train(subject: argparse.ArgumentParser) -> None:
+    subject.add_argument("--model", default="5m", help="digits (54 k), 5m, or imagenet (48 M)")
+    subject.add_argument("--batch-size", type=int, default=16, help="samples in a step")
+    subject.add_argument("--steps", type=int, default=10, help="steps in a round")
+    subject.add_argument("--rounds", type=int, default=15, help="rounds; each times all in turn")
+    subject.add_argument("--workers", type=int, default=1, help="workers of Ray Train; 0: none")
+    subject.add_argument("--stage", type=int, default=2, help="the ZeRO stage")
+    subject.add_argument("--device", default="auto", help="cpu or cuda")
+    subject.add_argument("--precision", default="auto", help="float32 or bf16 (on cuda)")
+    subject.add_argument("--no-lightning", action="store_true", help="time only ours and torch's")
+
+
+def _train(args: argparse.Namespace, open_console: OpenConsole) -> int:
+    with open_console(args) as console:
+        from benchmarks.train import Options, bench_train, report
+
+        options = Options(
+            model=args.model, batch_size=args.batch_size, steps=args.steps, rounds=args.rounds,
+            workers=args.workers, stage=args.stage, device=args.device, precision=args.precision,
+            lightning=not args.no_lightning,
+        )  # fmt: skip
+        _tell(bench_train(options, console), report, console)
+    return OK
 
 
 def _model(args: argparse.Namespace, open_console: OpenConsole) -> int:

@@ -25,6 +25,8 @@ class Accumulation:
             and engine.zero_optimization_stage() == 2
             and engine.dp_world_size > 1
         )
+        if engine.dp_world_size == 1 and engine.zero_optimization_stage() == 0:
+            engine.enable_backward_allreduce = False  # it would copy all gradients, for one rank
         if self._reduces_once:
             engine.set_gradient_accumulation_boundary(True)  # each of the engine's steps is one
 
