@@ -12,12 +12,14 @@ import psutil
 import pytest
 
 
-def command(work: str) -> list[str]:
+def command(work: str, prelude: str = "") -> list[str]:
     code = f"""
 import os, signal, sys, time
 from pathlib import Path
 from cluster.interrupts import sigterm_raises
+from pipeline.runs import watcher
 from pipeline.runs.watcher import report_log, watched
+{prelude}
 def work():
     report_log(Path("/a/log"))
     {work}
@@ -72,8 +74,19 @@ WAITS = """
 """
 
 
-def start(work: str = WAITS, **options: object) -> tuple[subprocess.Popen[str], int]:
-    process = subprocess.Popen(command(work), stdout=subprocess.PIPE, text=True, **options)
+SLOW_PARENT = """
+passed_on = watcher._signals_passed_on
+def slow(child):
+    time.sleep(0.5)
+    return passed_on(child)
+watcher._signals_passed_on = slow
+"""
+
+
+def start(
+    work: str = WAITS, prelude: str = "", **options: object
+) -> tuple[subprocess.Popen[str], int]:
+    process = subprocess.Popen(command(work, prelude), stdout=subprocess.PIPE, text=True, **options)
     assert process.stdout is not None
     ready, pid = process.stdout.readline().split()
     assert ready == "ready"
@@ -95,6 +108,14 @@ def test_a_signal_arrives_once(number: int, group: bool) -> None:
     kind = "KeyboardInterrupt" if number == signal.SIGINT else "Terminated"
     assert out.splitlines() == [f"{kind} {int(number)}"]
     assert process.returncode == 100 + number
+
+
+def test_a_signal_waits_until_it_can_be_passed_on() -> None:
+    """The child may be at work before its parent is ready to pass signals on."""
+    process, _ = start(WAITS, prelude=SLOW_PARENT, start_new_session=True)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=20)
+    assert (out.splitlines(), process.returncode) == (["Terminated 15"], 115)
 
 
 def test_nohup_is_obeyed() -> None:

@@ -45,8 +45,11 @@ def watched(verb: str, work: Callable[[], int]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.getpid()
+    # A signal that arrives before it can be passed on waits until then.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(reader)
         os.setpgid(0, 0)
         _die_with(parent)
@@ -58,6 +61,7 @@ def watched(verb: str, work: Callable[[], int]) -> int:
     with contextlib.suppress(OSError):  # the child does the same; either may come first
         os.setpgid(child, child)
     with _signals_passed_on(child):
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _, code = os.waitpid(child, 0)
     return _read_end(verb, _read(reader), code)
 
