@@ -26,6 +26,11 @@ CHECKPOINTS = 4
 """The last two, the best one, and the one that is being written."""
 
 
+def workers_of(config: Config) -> int:
+    """Return the number of workers that the memory is planned for."""
+    return max(1, config.cluster.num_workers)
+
+
 def problems_of_set(config: Config, planned: PlannedSet) -> Iterator[str]:
     """Yield what is wrong with the shard set.
 
@@ -105,10 +110,11 @@ def problems_of_tracking(config: Config) -> Iterator[str]:
             )
 
 
-def problems_of_cluster(config: Config, workers: int) -> Iterator[str]:
+def problems_of_cluster(config: Config) -> Iterator[str]:
     """Yield why Ray cannot start the workers, as far as that shows without Ray."""
     cluster = config.cluster
     if cluster.address is None:
+        workers = workers_of(config)
         needed, have = workers * cluster.cpus_per_worker, os.cpu_count() or 1
         if cluster.num_workers and needed > have:
             yield (

@@ -30,6 +30,8 @@ class Sizes:
         is_gpu: Whether the device is a GPU, where the optimizer steps all tensors at once.
         accumulates: Whether a step has several micro-batches.
         overhead: The bytes that are taken beside tensors.
+        host: What the machine's own memory or disk keeps instead of the device: `optimizer`,
+            `parameters`.
     """
 
     trained: int
@@ -40,6 +42,7 @@ class Sizes:
     is_gpu: bool
     accumulates: bool
     overhead: int
+    host: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class StageMemory:
         buffers: DeepSpeed's buffers for communication at that moment.
         step: What the optimizer's step takes for a moment, which is after the activations.
         overhead: What is taken beside tensors.
+        host: What the machine keeps for this worker instead of the device (`training.offload`).
         peak: The most at any moment. It is no sum, as not all is there at once.
         moment: When that is: `passes`, `communication` or `step`.
     """
@@ -70,6 +74,7 @@ class StageMemory:
     buffers: int
     step: int
     overhead: int
+    host: int
     peak: int
     moment: str
 
@@ -114,6 +119,13 @@ def stage_memory(stage: int, sizes: Sizes, trace: StepTrace, workers: int) -> St
         buffers = gathered
         after = 2 * bucket
         step = 3 * part
+    host = 0
+    if stage and "optimizer" in sizes.host:  # stepped there, too, from gradients that lie there
+        host += (1 + sizes.moments) * part + part
+        optimizer, gradients, earlier, step = 0, 0, 0, 0
+    if stage == 3 and "parameters" in sizes.host:
+        host += part
+        weights -= part
     weights += sizes.fixed
     average = part if stage else whole
     average *= sizes.averages
@@ -134,6 +146,7 @@ def stage_memory(stage: int, sizes: Sizes, trace: StepTrace, workers: int) -> St
         buffers=buffers if moment == "passes" else after if moment == "communication" else 0,
         step=step,
         overhead=sizes.overhead,
+        host=host,
         peak=moments[moment],
         moment=moment,
     )

@@ -76,7 +76,7 @@ def plan(config: Config, console: Console, request: Request) -> dict[str, Any]:
     objective = planned_objective(config, planned)
     model = build_on_meta(objective, config)
     trained, frozen = _freeze(model, config)
-    workers = max(1, config.cluster.num_workers)
+    workers = checks.workers_of(config)
     micro_batch = config.micro_batch_size(workers)
     trace = trace_step(model, objective, config, micro_batch, planned.num_classes)
     sizes = _sizes(model, config, device, trained)
@@ -102,7 +102,7 @@ def plan(config: Config, console: Console, request: Request) -> dict[str, Any]:
         *checks.problems_of_set(config, planned),
         *_problems_of_memory(config, chosen, fit, device),
         *_problems_of_device(config, device),
-        *checks.problems_of_cluster(config, workers),
+        *checks.problems_of_cluster(config),
         *checks.problems_of_storage(config, checkpoint["bytes"]),
         *checks.problems_of_tracking(config),
     ]
@@ -165,6 +165,7 @@ def _sizes(model: nn.Module, config: Config, device: Device, trained: int) -> Si
         is_gpu=device.is_gpu,
         accumulates=training.gradient_accumulation_steps > 1,
         overhead=device.overhead,
+        host=frozenset(getattr(getattr(training, "offload", None), "offloaded", ())),
     )
 
 
@@ -199,7 +200,7 @@ def _fit(
     trace: StepTrace,
 ) -> dict[str, Any]:
     """Return the largest micro-batch that fits the device, and the accumulation that it means."""
-    training, workers = config.training, max(1, config.cluster.num_workers)
+    training, workers = config.training, checks.workers_of(config)
     room = int(device.memory * (1 - SPARE_SHARE))
     other = 2 * trace.micro_batch if trace.micro_batch < 4 else trace.micro_batch // 2
     second = trace_step(model, objective, config, other, planned.num_classes)
@@ -286,7 +287,7 @@ def _run(
     request: Request,
 ) -> dict[str, Any]:
     """Return the steps, samples, seconds and costs of the training."""
-    training, workers = config.training, max(1, config.cluster.num_workers)
+    training, workers = config.training, checks.workers_of(config)
     rate = training.batch_size / time.total
     of_one = flops["model_step"] / workers / time.total
     found: dict[str, Any] = {
@@ -347,7 +348,7 @@ def _notes(
         notes.append(
             "training.loader_workers is 0: each worker reads and decodes while its GPU waits"
         )
-    readers = max(1, config.cluster.num_workers) * max(1, training.loader_workers)
+    readers = checks.workers_of(config) * max(1, training.loader_workers)
     if planned.shards is not None and planned.shards < readers:
         notes.append(
             f"{planned.shards} shards for {readers} readers: several read the same shard at once"

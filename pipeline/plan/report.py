@@ -31,6 +31,8 @@ def report(result: dict[str, Any], console: Console) -> None:
          "besides tensors", "peak", "when"),
         [_stage(each, memory["zero_stage"]) for each in memory["stages"]],
     )  # fmt: skip
+    if host := memory["stages"][memory["zero_stage"]]["host"]:
+        console.say(f"the machine keeps {_gib(host)} GiB for each worker (training.offload)")
     _fit(result, console)
     _time(result, console)
     checkpoint, data = result["checkpoint"], result["data"]

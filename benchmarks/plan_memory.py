@@ -1,0 +1,139 @@
+"""`python -m benchmarks.plan_memory`: the memory that `perceiver plan` tells beside real steps.
+
+Each line is a shipped configuration on 1 or 2 CPU workers (gloo). Two real steps of DeepSpeed run
+on zeros of the shapes of the data, while all live tensors are counted.
+"""
+
+import gc
+import os
+import tempfile
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from cluster.deepspeed_engine import Strategy, initialize_engine
+from perceiver_model.attention.cross_attend import CrossAttend
+from perceiver_model.attention.multi_head import set_attention_path
+from pipeline.config.load import load_config
+from pipeline.config.tree import Config
+from pipeline.plan.live_tensors import LiveTensors
+from pipeline.plan.plan import Request, plan
+from pipeline.plan.planned_set import PlannedSet, find_set, planned_objective
+from pipeline.plan.step_trace import batch_loss, example_batch, give_draws
+from pipeline.runs.console import Console
+from pipeline.training.objectives import Objective
+from pipeline.training.optimizer import make_optimizer
+
+CLASSES = 10
+CASES: tuple[tuple[str, int, tuple[str, ...]], ...] = (
+    ("digits", 1, ("training.zero_stage=0",)),
+    ("digits", 2, ("training.zero_stage=0",)),
+    ("digits", 2, ("training.zero_stage=2",)),
+    ("images", 2, ("training.batch_size=16",)),
+    ("images", 2, ("training.zero_stage=0", "training.batch_size=16", "training.precision=bf16")),
+    ("text", 2, ()),
+    ("points", 2, ("training.zero_stage=0",)),
+    ("points", 2, ("training.precision=bf16", "training.activation_checkpointing=0.5")),
+    ("multi-label", 2, ()),
+    ("autoencode", 2, ("training.batch_size=8",)),
+    ("masked-language", 2, ("training.zero_stage=3", "training.batch_size=8")),
+    ("autoregressive", 2, ("training.zero_stage=1", "training.batch_size=8")),
+)
+
+
+def main() -> None:
+    """Print a row of a table for each case: planned and measured MiB, and their difference."""
+    for name, workers, overrides in CASES:
+        planned, measured = _planned(name, workers, overrides), _measured(name, workers, overrides)
+        options = ", ".join(word.removeprefix("training.") for word in overrides)
+        print(
+            f"| `{name}` | {options} | {workers} | {planned / 2**20:.1f} | "
+            f"{measured / 2**20:.1f} | {planned / measured - 1:+.1%} |",
+            flush=True,
+        )
+
+
+def _load(
+    name: str, workers: int, overrides: tuple[str, ...]
+) -> tuple[Config, PlannedSet, Objective]:
+    own = (f"cluster.num_workers={workers}", "cluster.use_gpu=false", "cluster.address=null")
+    config = load_config(name, [*overrides, *own, "study=null"])
+    needs = config.data.target.kind in ("class", "multi_label", "mask")
+    classes = None if config.data.target.classes or not needs else CLASSES
+    config, planned = find_set(config, Console(), classes=classes, samples=None)
+    return config, planned, planned_objective(config, planned)
+
+
+def _planned(name: str, workers: int, overrides: tuple[str, ...]) -> int:
+    config, planned, _ = _load(name, workers, overrides)
+    result = plan(config, Console(), Request(gpu="cpu", classes=planned.num_classes or None))
+    stage = result["memory"]["stages"][config.training.zero_stage]
+    return int(stage["peak"] - stage["overhead"])
+
+
+def _measured(name: str, workers: int, overrides: tuple[str, ...]) -> int:
+    context = mp.get_context("spawn")
+    answers: Any = context.Queue()
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [
+            context.Process(
+                target=_work, args=(rank, workers, f"{folder}/store", answers, name, overrides)
+            )
+            for rank in range(workers)
+        ]
+        for process in processes:
+            process.start()
+        try:
+            return int(answers.get(timeout=600))
+        finally:
+            for process in processes:
+                process.join(60)
+                process.kill()
+
+
+def _work(
+    rank: int, workers: int, store: str, answers: Any, name: str, overrides: tuple[str, ...]
+) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(workers)}
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
+    config, planned, objective = _load(name, workers, overrides)
+    training = config.training
+    strategy = Strategy(
+        world_size=workers,
+        zero_stage=training.zero_stage,
+        micro_batch_size=config.micro_batch_size(workers),
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        gradient_clipping=training.gradient_clipping or 0.0,
+        precision=training.precision,
+        device="cpu",
+        optimizer=training.optimizer,
+    )
+    size = strategy.micro_batch_size * training.augment.views
+    with LiveTensors() as live:
+        model: Any = objective.build_model()
+        for tensor in (*model.parameters(), *model.buffers()):
+            live.add(tensor)
+        set_attention_path(model, training.attention_path)
+        if hasattr(model, "encoder"):
+            model.encoder.checkpointed_share = training.activation_checkpointing
+        optimizer = make_optimizer(model, training)
+        engine = initialize_engine(model, optimizer, strategy, gathered_whole=[CrossAttend])
+        engine.train()
+        gc.collect()
+        live.restart()
+        for _ in range(2 * training.gradient_accumulation_steps):
+            batch = example_batch(config, objective, size, planned.num_classes)
+            give_draws(model, size)
+            engine.backward(batch_loss(engine, objective, config, [batch]))
+            engine.step()
+    if rank == 0:
+        answers.put(live.peak_with_gradients)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
