@@ -226,7 +226,7 @@ def _window(engine: Any, rank_info: RankInfo, num_steps: int, batch_size: int) -
     began = time.perf_counter()
     generator = torch.Generator().manual_seed(rank_info.rank)
     for _ in range(num_steps):
-        images = torch.rand(batch_size, SIDE * SIDE, 3, generator=generator)
+        images = torch.rand(batch_size, SIDE, SIDE, 3, generator=generator)
         labels = torch.randint(0, 10, (batch_size,), generator=generator)
         logits = engine(images.to(rank_info.device))
         loss = torch.nn.functional.cross_entropy(logits.float(), labels.to(rank_info.device))

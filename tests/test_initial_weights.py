@@ -9,7 +9,7 @@ import pytest
 import torch
 from saved_checkpoints import load, save_checkpoint, sha256_of
 from small_digits import digits_config
-from trainings import final_weights
+from trainings import cut_off_after, final_weights
 
 from pipeline.config.load import with_values
 from pipeline.config.sqlite_uri import sqlite_uri
@@ -17,8 +17,6 @@ from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
-from pipeline.training import loop as loop_module
-from pipeline.training.bad_steps import bad_loss
 from pipeline.training.checkpoint_files import TrainState
 from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.initial_weights.sources import read_source
@@ -117,9 +115,8 @@ def child_of(parent: Config, folder: Path, name: str, **values: Any) -> Config:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_frozen_weights_stay_and_a_cut_training_resumes_to_the_bit(
-    parent: Config, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch,
-    stage: int,
-) -> None:  # fmt: skip
+    parent: Config, tmp_path: Path, console: Console, stage: int
+) -> None:
     def config(name: str) -> Config:
         made = child_of(
             parent, tmp_path, name,
@@ -139,13 +136,7 @@ def test_frozen_weights_stay_and_a_cut_training_resumes_to_the_bit(
     moments = load(last, "optimizer")
     assert {name.partition(".")[2] for name in moments} == before.keys() - frozen
 
-    def cut(training: Any, loss: float, losses: Any, step: int) -> str | None:
-        if step > 3:
-            raise UserError("cut off")
-        return bad_loss(training, loss, losses, step)
-
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="cut off"):
-        patch.setattr(loop_module, "bad_loss", cut)
+    with cut_off_after(3):
         train(config("cut"), console)
     train(config("cut"), console)
     resumed = last_checkpoint(tmp_path / "cut" / "train" / "checkpoints")
