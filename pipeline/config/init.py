@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field, StringConstraints, field_validator
 
 from pipeline.config.base import ConfigBase
-from pipeline.config.data import absolute, refuse_relative_in_a_job
+from pipeline.config.data import refuse_relative_in_a_job
+from pipeline.config.folders import output_address
 
 Pattern = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 SourceKind = Literal["folder", "run", "registered model"]
@@ -21,9 +22,10 @@ class InitConfig(ConfigBase):
     as in `encoder.*` or `*.bias`. A pattern that matches no parameter is refused.
 
     Attributes:
-        source: The weights: the folder of a training, of a checkpoint, of a registered model's
-            files or of a transformers checkpoint; the ID of an MLflow run; or a registered model,
-            `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        source: The weights: the folder or URL of a training, of a checkpoint, or of a model that
+            `perceiver export` wrote; the folder of a registered model's files or of a transformers
+            checkpoint; the ID of an MLflow run; or a registered model, `models:/NAME@ALIAS` or
+            `models:/NAME/VERSION`.
         strict: Whether every tensor of the model must be in the source with the same shape, and the
             source may have no others. If false, tensors that do not fit are left out, and the
             model's new weights are kept in their place.
@@ -44,13 +46,13 @@ class InitConfig(ConfigBase):
     def _source_is_known(cls, source: str) -> str:
         if _RUN.fullmatch(source) or _VERSION.fullmatch(source):
             return source
-        if "://" in source or source.startswith(("models:", "runs:")):
+        if source.startswith(("models:", "runs:")):
             raise ValueError(
-                f"is {source!r}; give a folder, the ID of an MLflow run, models:/NAME@ALIAS or "
-                "models:/NAME/VERSION"
+                f"is {source!r}; give a folder or its URL, the ID of an MLflow run, "
+                "models:/NAME@ALIAS or models:/NAME/VERSION"
             )
         refuse_relative_in_a_job(source)
-        return absolute(source)
+        return output_address(source)
 
     @field_validator("learning_rate_scale")
     @classmethod

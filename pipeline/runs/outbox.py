@@ -250,6 +250,7 @@ def deliver_files(tracking_uri: str, paths: list[Path], outbox: str) -> str | No
         except Exception as error:  # stores raise many kinds
             refused[run_id] = reason_of(error)
             _refused_at[tracking_uri] = time.monotonic()
+    for path in waiting:
         with contextlib.suppress(UserError):
             _save(outbox, path)
     count = sum(num_waiting(path) for path in waiting)

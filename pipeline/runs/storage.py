@@ -6,7 +6,7 @@ failure may be temporary.
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -124,6 +124,25 @@ def local_copy(path: Folder) -> Iterator[Path]:
         except FileNotFoundError as error:
             raise _failed(path, "read", error) from None
         yield copy
+
+
+@contextlib.contextmanager
+def local_copies(folder: Folder, wanted: Iterable[str]) -> Iterator[Path]:
+    """Yield a local folder with some files of a folder: the folder itself, or a temporary one.
+
+    Files that do not exist are left out.
+
+    Raises:
+        UserError: The storage cannot be read.
+    """
+    if isinstance(folder, Path):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="perceiver-copy-") as copies:
+        for name in wanted:
+            with contextlib.suppress(*_ABSENT):
+                download(folder / name, Path(copies) / name)
+        yield Path(copies)
 
 
 @contextlib.contextmanager

@@ -144,6 +144,7 @@ def log_to_run(
             outbox.tags(tags)
         for path in artifacts:
             outbox.artifact(path, to)
+        outbox.save()
     deliver_run(run)
 
 
@@ -151,6 +152,7 @@ def end_run(run: RunRef, status: str) -> None:
     """End a run FINISHED, FAILED or KILLED, now or when `undelivered` can deliver this."""
     with contextlib.closing(Outbox(run, DRIVER)) as outbox:
         outbox.end(status)
+        outbox.save()
     deliver_run(run)
 
 

@@ -17,12 +17,13 @@ import torch
 
 from perceiver_model.config_checks import flatten, write_config
 from perceiver_model.deepmind import load_pretrained
-from pipeline.config.folders import Folder, folder_at, local_folder
+from pipeline.config.folders import Folder, folder_at
 from pipeline.config.init import InitConfig
 from pipeline.errors import UserError
 from pipeline.runs.mlflow_client import client
 from pipeline.runs.mlflow_errors import is_missing, mlflow_answers, reason_of
 from pipeline.runs.records import read_run_record
+from pipeline.runs.storage import exists, local_copies
 from pipeline.training.checkpoint_files import STATE_FILE, not_finite, read_tensors
 from pipeline.training.checkpoints import best_checkpoint, read_checkpoint
 
@@ -75,17 +76,17 @@ def read_source(init: InitConfig, tracking_uri: str) -> InitSource:
 def _of_folder(folder: Folder, address: str) -> InitSource:
     """Read a training's folder, a checkpoint, a registered model's files, or transformers'."""
     where = f"model.init.from={address}"
-    if not folder.is_dir():
+    if not (folder.is_dir() if isinstance(folder, Path) else exists(folder)):
         raise UserError(f"{where}: no such folder")
-    if (folder / STATE_FILE).is_file():
+    if exists(folder / STATE_FILE):
         return _of_checkpoint(folder, address)
     for inner in (folder / "train" / "checkpoints", folder / "checkpoints", folder):
         if (best := best_checkpoint(inner)) is not None:
             return _of_checkpoint(best.path, address)
-    folder = local_folder(folder, "a model's card")
-    if (folder / CARD_FILE).is_file():
-        return _of_registered(folder, address, f"the registered model in {folder}")
-    if (folder / TRANSFORMERS_FILE).is_file():
+    if exists(folder / CARD_FILE):
+        with local_copies(folder, (CARD_FILE, WEIGHTS_FILE)) as copies:
+            return _of_registered(copies, address, f"the model in {folder}")
+    if isinstance(folder, Path) and (folder / TRANSFORMERS_FILE).is_file():
         return _of_transformers(folder, address)
     raise UserError(
         f"{where}: holds no weights; give the folder of a training (OUTPUT/NAME) or of a "

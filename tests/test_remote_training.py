@@ -1,0 +1,188 @@
+"""Trainings with `output=s3://…`, on a real S3 server on the loopback."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from trainings import cut_off_after, difference, evaluated_as_trained
+
+import perceiver_model
+from pipeline.config.folders import folder_at
+from pipeline.config.sqlite_uri import sqlite_uri
+from pipeline.config.tree import Config
+from pipeline.errors import UserError
+from pipeline.preprocess.preprocess import preprocess
+from pipeline.registry.export import export
+from pipeline.registry.predict import predict
+from pipeline.registry.promote import promote
+from pipeline.runs.console import Console
+from pipeline.runs.mlflow_client import client
+from pipeline.runs.storage import exists, read_bytes
+from pipeline.training.checkpoints import last_checkpoint
+from pipeline.training.train import train
+from pipeline.tuning.tune import tune
+
+MakeConfig = Callable[..., Config]
+SECRET = "not-in-any-record"
+
+
+@pytest.fixture
+def config(
+    make_config: MakeConfig,
+    digit_shards: Path,
+    s3_bucket: str,
+    empty_database: Path,
+    tmp_path: Path,
+) -> Callable[..., Config]:
+    database = tmp_path / "mlflow.db"
+    database.write_bytes(empty_database.read_bytes())
+
+    def make(*overrides: str, output: str = f"{s3_bucket}/{tmp_path.name}") -> Config:
+        return make_config(
+            output, f"shards={digit_shards}", f"tracking.uri={sqlite_uri(database)}",
+            "cluster.num_workers=0", "training.checkpoint_steps=2", *overrides,
+        )  # fmt: skip
+
+    return make
+
+
+def weights(config: Config) -> dict[str, torch.Tensor]:
+    last = last_checkpoint(config.folder / "train" / "checkpoints")
+    assert last is not None
+    return last.load_model()
+
+
+def objects(config: Config) -> dict[str, bytes]:
+    """Everything below the output, by its key."""
+    output: Any = folder_at(config.output)
+    return {path: output.fs.cat_file(path) for path in output.fs.find(output.path)}
+
+
+def test_a_training_from_its_first_step_to_an_export(
+    config: Callable[..., Config],
+    digit_images: Path,
+    console: Console,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    undisturbed = config(output=str(tmp_path / "here"))
+    train(undisturbed, console)
+    remote = config("registry.model_name=remote")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "a"))
+    with cut_off_after(5):
+        train(remote, console)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "b"))  # resumed on another machine
+    result = train(remote, console)
+    assert difference(weights(remote), weights(undisturbed)) == 0
+    assert result["checkpoint"].startswith(f"{remote.output}/digits/train/checkpoints/step-")
+    assert result["undelivered"] is None
+    assert train(remote, console)["skipped"]
+    found = objects(remote)
+    assert not any(SECRET.encode() in data for data in found.values())
+    assert not any("mlflow" in path or "seen-by-all" in path for path in found)
+    run_id = result["run_id"]
+    mlflow_client = client(remote.tracking_uri)
+    assert SECRET not in str(mlflow_client.get_run(run_id).to_dictionary())
+
+    evaluated_as_trained(remote, result, console)
+    assert objects(remote).keys() == found.keys()
+    promoted = promote(mlflow_client, run_id, console)
+    answers = predict(
+        mlflow_client, promoted["model_uri"], [str(digit_images / "test" / "0")], console
+    )["predictions"]
+    assert len(answers) == 20
+
+    by_folder = export(mlflow_client, str(remote.folder), console, to=str(tmp_path / "exported"))
+    about = json.loads((tmp_path / "exported" / "model.json").read_text())
+    exported = load_file(tmp_path / "exported" / "model.safetensors")
+    model = perceiver_model.PerceiverClassifier(
+        perceiver_model.ClassifierConfig.from_dict(about["config"])
+    )
+    model.load_state_dict(exported)
+    assert about["model"] == type(model).__name__
+    assert difference(exported, weights(undisturbed)) == 0
+    with pytest.raises(UserError, match="exported: exists already"):
+        export(mlflow_client, run_id, console, to=str(tmp_path / "exported"))
+    there = f"{remote.output}/exported"
+    by_run = export(mlflow_client, run_id, console, to=there, which="last")
+    assert by_run["sha256"] == by_folder["sha256"]
+    assert exists(folder_at(there) / "card.json")
+    with pytest.raises(UserError, match="has no checkpoint of step 99; there are those of 1"):
+        export(mlflow_client, run_id, console, to=str(tmp_path / "none"), which="99")
+
+    tuned = config("name=tuned", f"model.init.from={there}", "training.epochs=1")
+    init = train(tuned, console)["init"]
+    assert (init["skipped"], init["new"]) == (0, 0)
+    again = config("name=tuned", f"model.init.from={there}", "training.epochs=2")
+    assert train(again, console)["epochs"] == 2
+
+
+def test_two_workers_of_ray_one_of_them_killed(
+    config: Callable[..., Config], ray_cluster: None, console: Console, tmp_path: Path
+) -> None:
+    remote = config("cluster.num_workers=2", "cluster.max_failures=2", "training.epochs=8")
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        checkpoints = remote.folder / "train" / "checkpoints"
+        deadline = time.monotonic() + 120
+        while not killed and time.monotonic() < deadline:
+            if exists(checkpoints / "step-00000002" / "state.json"):
+                children = psutil.Process().children(recursive=True)
+                workers = [
+                    each for each in children if "RayTrainWorker" in " ".join(each.cmdline())
+                ]
+                os.kill(workers[0].pid, signal.SIGKILL)
+                killed.append(workers[0].pid)
+            time.sleep(0.1)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    result = train(remote, console)
+    killer.join()
+    assert killed
+    text = (tmp_path / "console.txt").read_text()
+    assert "starting again from the last checkpoint (1 of cluster.max_failures=2)" in text
+    assert f"from {remote.folder}/train/checkpoints/step-" in text
+    assert result["epochs"] == 8
+    steps = [
+        each.step
+        for each in client(remote.tracking_uri).get_metric_history(result["run_id"], "val_loss")
+    ]
+    assert len(steps) == len(set(steps)) == 8
+    left = {path.partition("/train/")[2].partition("/")[0] for path in objects(remote)} - {""}
+    assert left == {"checkpoints", "progress.json", ".writer.lock"}
+    record = json.loads(read_bytes(remote.folder / "stages" / "train.json", 1 << 20))
+    assert record["done"] is True
+
+
+def test_what_a_url_cannot_hold_is_refused_in_one_line(
+    config: Callable[..., Config], console: Console
+) -> None:
+    remote = config()
+    for verb, other, told in (
+        (preprocess, {"shards": None}, "set shards to a folder"),
+        (tune, {"study": Config.model_fields["study"].annotation}, "a study writes to a folder"),
+        (train, {"shards": None}, "there is no shard set; name one with shards="),
+    ):
+        if verb is tune:
+            study = {"space": {"training.learning_rate": {"choice": [0.1]}}}
+            bad = Config.model_validate({**remote.model_dump(), "study": study}, strict=False)
+        else:
+            bad = remote.model_copy(update=other)
+        with pytest.raises(UserError, match=told) as error:
+            verb(bad, console)
+        assert len(str(error.value).splitlines()) == 1
+    without = remote.model_copy(update={"tracking": type(remote.tracking)()})
+    with pytest.raises(UserError, match=r"object storage cannot hold MLflow's database; name"):
+        train(without, console)
+    assert not exists(remote.folder)
