@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from gate_runs import track
+from safetensors.torch import load_file
 from saved_checkpoints import load
 from small_digits import digits_config
 from trainings import final_weights
@@ -101,7 +102,7 @@ def test_a_bin_file_is_read_without_running_its_code(checkpoint: Path, config: C
     folder.mkdir()
     shutil.copy(checkpoint / "config.json", folder)
     expected = load_pretrained(checkpoint).state_dict()
-    torch.save(load(read_checkpoint(checkpoint), "weights"), folder / "pytorch_model.bin")
+    torch.save(load_file(checkpoint / "model.safetensors"), folder / "pytorch_model.bin")
     found = source_of(folder, config).tensors
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
