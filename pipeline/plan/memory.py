@@ -1,6 +1,6 @@
 """The memory of one worker by ZeRO stage: what stays, and what the parts of a step add.
 
-DeepSpeed 0.19.8 as `cluster.deepspeed_engine` configures it. The terms were read in its sources and
+DeepSpeed 0.19.8 as `cluster.strategy` configures it. The terms were read in its sources and
 measured with `LiveTensors` on real steps of 1 and 2 workers (`docs/plan.md`).
 """
 
