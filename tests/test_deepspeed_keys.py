@@ -106,7 +106,7 @@ def test_what_contradicts_or_is_unknown_is_refused_by_name(override: str, messag
 def test_offloading_needs_a_stage_that_has_it_and_a_path() -> None:
     with pytest.raises(UserError, match=r"optimizer is cpu, which needs zero_stage 1, 2 or"):
         load_config("digits", ["training.zero_stage=0", "training.offload.optimizer=cpu"])
-    with pytest.raises(UserError, match="nvme_path is missing"):
+    with pytest.raises(UserError, match="optimizer is nvme, which checkpoints cannot"):
         load_config("digits", ["training.zero_stage=3", "training.offload.optimizer=nvme"])
     with pytest.raises(UserError, match="overlap_communication is for zero_stage 1 to 3"):
         load_config("digits", ["training.zero_stage=0", "training.overlap_communication=true"])

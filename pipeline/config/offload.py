@@ -15,10 +15,9 @@ class OffloadConfig(ConfigBase):
     Attributes:
         optimizer: Where the float32 weights and the state of the optimizer are kept. They are also
             stepped there, on the CPU. `none` keeps them on the device. ZeRO stages 1 to 3 take
-            `cpu`, stage 3 takes `nvme`.
+            `cpu`. `nvme` is refused, because checkpoints cannot hold it yet.
         parameters: Where stage 3 keeps each worker's part of the weights until it is needed.
-        nvme_path: The folder on a local disk for what is on `nvme`. Each worker writes its own
-            files there; a checkpoint does not need them.
+        nvme_path: The folder on a local disk for what is on `nvme`; refused without it.
     """
 
     optimizer: Place = "none"
@@ -28,8 +27,12 @@ class OffloadConfig(ConfigBase):
     @model_validator(mode="after")
     def _path_fits(self) -> Self:
         uses_nvme = "nvme" in (self.optimizer, self.parameters)
-        if uses_nvme and self.nvme_path is None:
-            raise ValueError("nvme_path is missing; give a folder on a local NVMe disk")
+        if uses_nvme:
+            name = "optimizer" if self.optimizer == "nvme" else "parameters"
+            raise ValueError(
+                f"{name} is nvme, which checkpoints cannot hold yet: between steps, DeepSpeed moves "
+                "to files what they read; give cpu"
+            )
         if self.nvme_path is not None and not uses_nvme:
             raise ValueError(
                 f"nvme_path is {self.nvme_path}, but neither optimizer nor parameters is nvme; "
