@@ -30,8 +30,8 @@ class OffloadConfig(ConfigBase):
         if uses_nvme:
             name = "optimizer" if self.optimizer == "nvme" else "parameters"
             raise ValueError(
-                f"{name} is nvme, which checkpoints cannot hold yet: between steps, DeepSpeed moves "
-                "to files what they read; give cpu"
+                f"{name} is nvme, which checkpoints cannot hold yet: between steps, DeepSpeed "
+                "moves to files what they read; give cpu"
             )
         if self.nvme_path is not None and not uses_nvme:
             raise ValueError(
