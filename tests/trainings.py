@@ -84,7 +84,7 @@ def has_its_report(config: Config, trained: dict[str, Any], evaluation: dict[str
     folder = config.folder / "train"
     report = json.loads((folder / "report" / "report.json").read_text("utf-8"))
     for part in ("confusion_matrix", "classes"):
-        assert to_plain(report[part]) == to_plain(evaluation[part])
+        assert are_close(report[part], evaluation[part])
     has_matrix = evaluation["confusion_matrix"] is not None
     assert ("report/confusion_matrix.png" in paths) == has_matrix
     count = min(config.tracking.examples, evaluation["samples"])
@@ -98,13 +98,22 @@ def has_its_report(config: Config, trained: dict[str, Any], evaluation: dict[str
     assert ShardSet.open(config.shards_folder).digest in card
 
 
-def to_plain(value: Any) -> Any:
-    """The same with numbers to 9 digits, which are equal for equal computations."""
-    if isinstance(value, float):
-        return float(f"{value:.9g}")
+def leaves(value: Any) -> list[Any]:
+    """The numbers and texts in nested dictionaries and lists, in an order of their own."""
     if isinstance(value, dict):
-        return {name: to_plain(inner) for name, inner in value.items()}
-    return [to_plain(each) for each in value] if isinstance(value, list) else value
+        return [each for name in sorted(value) for each in (name, *leaves(value[name]))]
+    if isinstance(value, list):
+        return [each for inner in value for each in leaves(inner)]
+    return [value]
+
+
+def are_close(found: Any, expected: Any) -> bool:
+    """Whether two nested values are equal up to rounding."""
+    pairs = zip(leaves(found), leaves(expected), strict=True)
+    return all(
+        a == pytest.approx(b, rel=1e-5, abs=1e-6) if isinstance(b, float) else a == b
+        for a, b in pairs
+    )
 
 
 @contextlib.contextmanager

@@ -151,6 +151,7 @@ class TrainLoop:
         self.bad.check("train", sums[-1], state.samples)
         if self.progress.samples_per_second is None:  # no step was logged yet
             self.progress.samples_per_second = metrics["samples_per_second"]
+            self.progress.loss = metrics["train_loss"]
         evaluation_began = time.time()
         if self.eval_split:
             with self.average.applied() if self.average else contextlib.nullcontext():
