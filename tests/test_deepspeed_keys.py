@@ -108,6 +108,8 @@ def test_offloading_needs_a_stage_that_has_it_and_a_path() -> None:
         load_config("digits", ["training.zero_stage=0", "training.offload.optimizer=cpu"])
     with pytest.raises(UserError, match="optimizer is nvme, which checkpoints cannot"):
         load_config("digits", ["training.zero_stage=3", "training.offload.optimizer=nvme"])
+    with pytest.raises(UserError, match="optimizer lamb sums norms on the device"):
+        load_config("digits", ["training.optimizer=lamb", "training.offload.optimizer=cpu"])
     with pytest.raises(UserError, match="overlap_communication is for zero_stage 1 to 3"):
         load_config("digits", ["training.zero_stage=0", "training.overlap_communication=true"])
     offloaded = ["training.zero_stage=3", "training.offload={optimizer: cpu, parameters: cpu}"]

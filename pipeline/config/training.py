@@ -244,6 +244,11 @@ class TrainingConfig(ConfigBase):
     @model_validator(mode="after")
     def _engine_fits(self) -> Self:
         self.offload.check(self.zero_stage)
+        if self.offload.optimizer != "none" and OPTIMIZERS[self.optimizer].reads != "elements":
+            raise ValueError(
+                f"offload.optimizer is {self.offload.optimizer}, but optimizer {self.optimizer} "
+                "sums norms on the device; set offload.optimizer to none, or optimizer to adamw"
+            )
         if self.overlap_communication and not self.zero_stage:
             raise ValueError("overlap_communication is for zero_stage 1 to 3; zero_stage is 0")
         try:
