@@ -165,7 +165,7 @@ def _sizes(model: nn.Module, config: Config, device: Device, trained: int) -> Si
         is_gpu=device.is_gpu,
         accumulates=training.gradient_accumulation_steps > 1,
         overhead=device.overhead,
-        host=frozenset(getattr(getattr(training, "offload", None), "offloaded", ())),
+        host=frozenset(training.offload.offloaded),
     )
 
 
@@ -242,7 +242,8 @@ def _at(a: StepTrace, b: StepTrace, micro_batch: int) -> StepTrace:
 def _checkpoint(sizes: Sizes, config: Config, workers: int) -> dict[str, int]:
     """Return the bytes of a checkpoint, how many are kept, and what they take on each host."""
     size = FLOAT * sizes.trained * (1 + sizes.moments + sizes.averages) + sizes.fixed
-    return {"bytes": size, "kept": checks.CHECKPOINTS - 1, "kept_bytes": 3 * size}
+    return {"bytes": size, "kept": checks.CHECKPOINTS - 1, "kept_bytes": 3 * size,
+            "host_copy": -(-size // workers)}  # fmt: skip
 
 
 def _problems_of_memory(
@@ -268,7 +269,7 @@ def _problems_of_device(config: Config, device: Device) -> list[str]:
     if config.training.precision == "bf16" and not device.has_bf16:
         found.append(
             f"training.precision is 'bf16', which {device.name} has no fast products of; set "
-            "training.precision=float32, or take a newer GPU"
+            "training.precision=fp16, or take a newer GPU"
         )
     if device.is_gpu and not config.cluster.use_gpu:
         found.append(
@@ -344,6 +345,11 @@ def _notes(
         notes.append("memory with torch.compile is taken to be that without it")
     if "steps" in run and (note := lagging_average(training.ema_decay, run["steps"])):
         notes.append(note)
+    if training.offload.offloaded or training.overlap_communication or training.deepspeed:
+        notes.append(
+            "memory with offload, overlap_communication or further keys of DeepSpeed is not "
+            "measured, and time does not count them"
+        )
     if training.loader_workers == 0 and device.is_gpu:
         notes.append(
             "training.loader_workers is 0: each worker reads and decodes while its GPU waits"

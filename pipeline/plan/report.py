@@ -38,7 +38,8 @@ def report(result: dict[str, Any], console: Console) -> None:
     checkpoint, data = result["checkpoint"], result["data"]
     console.say(
         f"checkpoints: {_bytes(checkpoint['bytes'])} each, {checkpoint['kept']} kept: "
-        f"{_bytes(checkpoint['kept_bytes'])}"
+        f"{_bytes(checkpoint['kept_bytes'])}; while one is written, a copy of "
+        f"{_bytes(checkpoint['host_copy'])} for each worker in the machine's memory"
     )
     if data["shards"] is not None:
         console.say(
