@@ -90,7 +90,11 @@ def num_steps(num_samples: int, global_batch_size: int, *, drop_last: bool) -> i
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """What one rank reads at each remaining step of an epoch; see `epoch_positions`."""
+    """What one rank reads at each remaining step of an epoch; see `epoch_positions`.
+
+    A global batch has `global_batch` samples, by default `world_size * batch_size`. If it has
+    fewer, the last ranks have empty rows.
+    """
 
     order: EpochOrder | LaneOrder
     rank: int
@@ -98,6 +102,7 @@ class EpochPlan:
     batch_size: int
     start: int
     drop_last: bool
+    global_batch: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size or self.batch_size < 1 or self.start < 0:
@@ -106,11 +111,21 @@ class EpochPlan:
                 f"{self.start}: ranks lie below the world size, batches are not empty, start is "
                 "not negative"
             )
+        if not 0 < self._step_size <= self.world_size * self.batch_size:
+            raise ShardError(
+                f"global batch of {self._step_size}: {self.world_size} ranks with batches of "
+                f"{self.batch_size} hold at most {self.world_size * self.batch_size} samples"
+            )
+
+    @property
+    def _step_size(self) -> int:
+        whole = self.world_size * self.batch_size
+        return whole if self.global_batch is None else self.global_batch
 
     def __len__(self) -> int:
         """Return the number of steps, which is the same on every rank."""
         left = max(self.order.num_samples - self.start, 0)
-        return num_steps(left, self.world_size * self.batch_size, drop_last=self.drop_last)
+        return num_steps(left, self._step_size, drop_last=self.drop_last)
 
     def __getitem__(self, step: int) -> np.ndarray:
         """Return sample numbers, int64 [batch_size], with `PADDING` where there is no sample."""
@@ -122,7 +137,7 @@ class EpochPlan:
 
     def samples_after(self, step: int) -> int:
         """Return how many samples of the epoch all ranks together have read after `step`."""
-        samples = self.start + (step + 1) * self.world_size * self.batch_size
+        samples = self.start + (step + 1) * self._step_size
         return min(samples, self.order.num_samples)
 
     def read_ahead(self, reader: ShardReader, step: int) -> None:
@@ -132,14 +147,17 @@ class EpochPlan:
         if reader.is_local or self.order.window is None or not self.order.num_samples:
             return
         begin, end = self._bounds(step)
+        if begin >= end:
+            return
         first, last = self.order.window_at(begin), self.order.window_at(end - 1)
         later = [self.order.shards_in(window) for window in range(first + 1, last + 2)]
         reader.read_ahead(self.order.shards_in(first), [*itertools.chain(*later)])
 
     def _bounds(self, step: int) -> tuple[int, int]:
         """Return this rank's range [begin, end) of positions; begin >= end means it is empty."""
-        begin = self.start + (step * self.world_size + self.rank) * self.batch_size
-        return begin, min(begin + self.batch_size, self.order.num_samples)
+        first = self.start + step * self._step_size
+        begin = first + self.rank * self.batch_size
+        return begin, min(begin + self.batch_size, first + self._step_size, self.order.num_samples)
 
 
 def epoch_positions(
@@ -155,6 +173,7 @@ def epoch_positions(
     drop_last: bool = False,
     window: Window = "auto",
     balance: float = 0.0,
+    global_batch: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Return the sample numbers that `rank` reads, one batch for each global step.
 
@@ -178,6 +197,8 @@ def epoch_positions(
         window: The number of shards shuffled together, None for all of them. "auto" means all if
             the set is local, else `REMOTE_WINDOW`.
         balance: How evenly classes are drawn, as in `epoch_order`.
+        global_batch: The samples of a global batch, if they are fewer than `world_size *
+            batch_size`. The last ranks then have empty rows in every batch.
 
     Returns:
         An iterator over int64 [batch_size].
@@ -189,7 +210,7 @@ def epoch_positions(
     order = epoch_order(
         reader, seed=seed, epoch=epoch, shuffle=shuffle, window=window, balance=balance
     )
-    plan = EpochPlan(order, rank, world_size, batch_size, start, drop_last)
+    plan = EpochPlan(order, rank, world_size, batch_size, start, drop_last, global_batch)
     return _batches(reader, plan)
 
 

@@ -71,6 +71,9 @@ class ShardLoader:
             a recording in order, then the next recording (`LaneOrder`). A global batch is then
             the next part of a group of lanes, and a position between two optimizer steps can be
             resumed. None reads samples.
+        global_batch: The samples of one step over all ranks, if they are fewer than `world_size *
+            batch_size`; the last ranks then have empty rows. So a global batch can have a size that
+            the ranks do not divide.
 
     Attributes:
         reader: The reader of the split.
@@ -101,6 +104,7 @@ class ShardLoader:
         skip_corrupt: bool | None = None,
         prefetch: int = 2,
         lanes: Lanes | None = None,
+        global_batch: int | None = None,
     ) -> None:
         if num_workers < 0 or prefetch < 1:
             raise ShardError(f"num_workers {num_workers}, prefetch {prefetch}: give >= 0 and >= 1")
@@ -117,7 +121,12 @@ class ShardLoader:
         self._lanes = lanes
         self.recordings = None if lanes is None else Recordings.of(reader)
         self._window: Window = window
-        self._ranks = {"rank": rank, "world_size": world_size, "batch_size": batch_size}
+        self._ranks = {
+            "rank": rank,
+            "world_size": world_size,
+            "batch_size": batch_size,
+            "global_batch": global_batch,
+        }
         self._drop_last = drop_last
         self._num_workers = num_workers
         self._pin_memory = pin_memory

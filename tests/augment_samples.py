@@ -69,7 +69,7 @@ def inputs_of(kind: str, count: int = 16, media: MediaFormat | None = None):
 
 
 def changed(kind: str, inputs, mask, asked: dict, media: MediaFormat | None = None, **share):
-    where = {"seed": 3, "rank": 0, "world_size": 1} | share
+    where = {"seed": 3, "rank": 0, "global_batch": len(inputs)} | share
     formats = {kind: media or KINDS[kind]}
     return augment_batch(inputs, mask, formats, AugmentConfig(**asked), **where)
 

@@ -18,9 +18,9 @@ def some_images(count: int = 64) -> torch.Tensor:
     return torch.randint(0, 256, (count, 12, 10, 3), generator=generator, dtype=torch.uint8)
 
 
-def coloured(images: torch.Tensor, seed: int = 3, rank: int = 0, world_size: int = 1, **asked):
+def coloured(images: torch.Tensor, seed: int = 3, rank: int = 0, ranks: int = 1, **asked):
     return augment_colours(
-        images, AugmentConfig(**asked), seed=seed, rank=rank, world_size=world_size
+        images, AugmentConfig(**asked), seed=seed, rank=rank, global_batch=ranks * len(images)
     )
 
 
@@ -48,7 +48,7 @@ def test_an_image_changes_by_the_seed_alone_whatever_its_rank(asked):
     assert whole.min() >= 0 and whole.max() <= 1
     assert not torch.equal(whole, coloured(images, seed=4, **asked))
     chunks = enumerate(images.chunk(4))
-    parts = [coloured(part, rank=rank, world_size=4, **asked) for rank, part in chunks]
+    parts = [coloured(part, rank=rank, ranks=4, **asked) for rank, part in chunks]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-6)
     differs = (whole - images / 255).abs().flatten(1).amax(dim=1) > 1e-3
     assert differs.float().mean() > (0.3 if "erase" in asked else 0.85)

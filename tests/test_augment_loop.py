@@ -116,7 +116,7 @@ def test_a_training_changes_its_batches(
     assert drawn == [((8,), {"seed": stored.seed, "rank": 0})]
     expected = augment_samples(
         stored, config.training.augment, config.data.formats, has_masks=False, seed=stored.seed,
-        rank=0, world_size=1,
+        rank=0, global_batch=8,
     )  # fmt: skip
     same(found.inputs, expected.inputs)
     same(found.mask, expected.mask)
@@ -186,12 +186,12 @@ def test_views_of_a_sample_follow_each_other_and_differ_on_any_number_of_workers
     augment = AugmentConfig(flip=True, shift_pixels=3.0, erase=0.5, views=4)
     formats: dict[str, MediaFormat] = config_of("image", {"flip": True}).data.formats
 
-    def augmented(batch: Batch, rank: int, world_size: int) -> Batch:
+    def augmented(batch: Batch, rank: int) -> Batch:
         return augment_samples(
-            batch, augment, formats, has_masks=False, seed=5, rank=rank, world_size=world_size
+            batch, augment, formats, has_masks=False, seed=5, rank=rank, global_batch=16
         )
 
-    after = augmented(whole, 0, 1)
+    after = augmented(whole, 0)
     assert after.numbers.tolist() == [number for number in range(16) for _ in range(4)]
     assert torch.equal(after.targets, after.numbers) and len(after.weights) == 64
     for views in after.inputs.split(4):
@@ -201,7 +201,7 @@ def test_views_of_a_sample_follow_each_other_and_differ_on_any_number_of_workers
     for rank in range(2):
         half = slice(8 * rank, 8 * rank + 8)
         own = replace(whole, **{name: getattr(whole, name)[half] for name in names})
-        parts.append(augmented(own, rank, 2))
+        parts.append(augmented(own, rank))
     assert torch.equal(torch.cat([part.inputs for part in parts]), after.inputs)
     assert repeat_samples(whole, 1) is whole
 

@@ -51,7 +51,7 @@ def test_a_field_changes_the_modality_or_is_refused_with_those_that_do(kind, fie
     # Each sample alike, on however many workers.
     parts = [
         changed(kind, inputs[half], None if mask is None else mask[half], asked,
-                rank=rank, world_size=2)
+                rank=rank, global_batch=16)
         for rank, half in enumerate((slice(0, 8), slice(8, 16)))
     ]  # fmt: skip
     torch.testing.assert_close(torch.cat([part[0] for part in parts]), after, rtol=0, atol=1e-6)
@@ -143,7 +143,7 @@ def test_each_of_several_modalities_changes_by_its_own_fields_and_draws():
     inputs, masks = joint_batch()
     asked = {"flip": True, "gain_db": 6.0, "scale": (0.5, 0.9)}
     after, after_masks = augment_batch(
-        inputs, masks, joint_formats(), AugmentConfig(**asked), seed=1, rank=0, world_size=1
+        inputs, masks, joint_formats(), AugmentConfig(**asked), seed=1, rank=0, global_batch=16
     )
     assert after["text"] is inputs["text"] and {*after_masks} == {*masks}
     assert after["image"].dtype == after["audio"].dtype == torch.float32
@@ -153,7 +153,7 @@ def test_each_of_several_modalities_changes_by_its_own_fields_and_draws():
     video = replace(FORMATS["video"], num_frames=1, height=12, width=10)
     formats = {"image": IMAGE, "video": video}
     moved, none = augment_batch(
-        twins, None, formats, AugmentConfig(flip=True), seed=1, rank=0, world_size=1
+        twins, None, formats, AugmentConfig(flip=True), seed=1, rank=0, global_batch=16
     )
     assert none is None and not torch.equal(moved["image"], moved["video"][:, 0])
 
@@ -162,7 +162,7 @@ def test_the_mask_of_one_of_several_modalities_follows_its_shift():
     inputs, masks = joint_batch()
     after, after_masks = augment_batch(
         inputs, masks, joint_formats(), AugmentConfig(shift_seconds=0.1), seed=1, rank=0,
-        world_size=1,
+        global_batch=16,
     )  # fmt: skip
     assert not torch.equal(after_masks["audio"], masks["audio"])
     assert not after["audio"][~after_masks["audio"]].any()

@@ -30,7 +30,7 @@ def test_shipped_names():
 def test_a_shipped_configuration_resolves(name):
     config = load_config(name)
     assert config.name == name
-    assert config.micro_batch_size(config.cluster.num_workers) >= 1
+    assert config.micro_batch_size(config.cluster.max_workers) >= 1
     assert config.trained_for is not None
     config.trained_for.check(config)
     assert forward_flops(config.trained_for.model(config, num_classes=3)) > 0

@@ -97,11 +97,13 @@ def test_numbers_are_finite(path, value):
 
 
 IMPOSSIBLE = [
-    (["training.batch_size=63"], ["training.batch_size is 63", "multiple", "= 2"]),
-    (["cluster.num_workers=3"], ["training.batch_size is 64", "multiple", "= 3"]),
+    (["cluster.num_workers=65"], ["training.batch_size is 64", "workers fit: 1 to 64"]),
+    (["cluster.num_workers={min: 1, max: 65}"], ["is 65; these numbers of workers fit: 1 to 64"]),
+    (["cluster.num_workers={min: 3, max: 2}"], ["cluster.num_workers", "min is 3, and max is 2"]),
+    (["cluster.num_workers=-1"], ["cluster: num_workers is -1; give 0 or more"]),
     (
         ["training.gradient_accumulation_steps=5"],
-        ["training.batch_size is 64", "workers x gradient_accumulation_steps = 10"],
+        ["training.batch_size is 64", "multiple of gradient_accumulation_steps = 5"],
     ),
     (
         ["model.adapter={kind: mel, num_mels: 8}"],

@@ -48,7 +48,7 @@ def test_a_recipe_changes_its_samples_and_takes_a_step(name):
     config = load_config(name, overrides)
     media, (inputs, mask), made_with = batch_of_media(config)
     training = config.training
-    share = {"seed": 1, "rank": 0, "world_size": 1}
+    share = {"seed": 1, "rank": 0, "global_batch": COUNT}
     changed, moved = augment_batch(inputs, mask, {media.modality: media}, training.augment, **share)
     if asked(training.augment):
         assert changed is not inputs

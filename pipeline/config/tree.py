@@ -17,6 +17,7 @@ from perceiver_model.config import FourierConfig
 from perceiver_model.families.classifier_config import ClassifierConfig
 from pipeline.config.augment import check_augment, check_mixing
 from pipeline.config.base import ConfigBase
+from pipeline.config.cluster import ClusterConfig
 from pipeline.config.data import DataConfig, absolute, refuse_relative_in_a_job
 from pipeline.config.folders import Folder, folder_at, output_address
 from pipeline.config.model import ModalityConfig, ModelConfig
@@ -27,34 +28,6 @@ from pipeline.config.tracking_uri import default_tracking_uri
 from pipeline.config.training import TrainingConfig
 from pipeline.inputs.model_input import fitted_media, model_adapter, model_input
 from pipeline.media import MediaFormat
-
-
-class ClusterConfig(ConfigBase):
-    """The machines and processes that do the work.
-
-    Attributes:
-        address: The address of the Ray cluster. Null starts Ray on this machine for this command
-            alone; `auto` joins the cluster that runs here; `host:port` or `ray://host:port` joins
-            another one.
-        num_workers: The number of training processes; 0 trains in the calling process, without Ray.
-        cpus_per_worker: The number of CPUs that each training process reserves.
-        use_gpu: Whether each training process gets one GPU.
-        max_failures: How many times a training is restarted from its last checkpoint after a worker
-            or a machine is lost.
-        device_peak_tflops: The peak speed of one device at `training.precision`, in 10¹² FLOPs a
-            second, which MFU is a share of. Null takes that of known GPUs; a CPU and other devices
-            then have no MFU.
-        wait_seconds: How many seconds a training waits for machines, at its start and after one is
-            lost, before it ends with an error; null waits for ever.
-    """
-
-    address: str | None = None
-    num_workers: int = Field(default=1, ge=0)
-    cpus_per_worker: int = Field(default=1, ge=1)
-    use_gpu: bool = False
-    max_failures: int = Field(default=0, ge=0)
-    device_peak_tflops: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    wait_seconds: float | None = Field(default=600.0, ge=0)
 
 
 class TrackingConfig(ConfigBase):
@@ -180,8 +153,9 @@ class Config(ConfigBase):
                 raise ValueError(
                     f"{path}.positions.precision: shard sets hold features of float64 only"
                 )
-        if self.cluster.num_workers or self.training.stream:
-            self.micro_batch_size(max(1, self.cluster.num_workers))
+        fewest, most = (max(1, n) for n in (self.cluster.min_workers, self.cluster.max_workers))
+        for world_size in range(fewest, most + 1):
+            self.micro_batch_size(world_size)
         return self
 
     @property
@@ -203,22 +177,41 @@ class Config(ConfigBase):
         """
         return self.tracking.uri or default_tracking_uri(self.output)
 
+    @property
+    def global_micro_batch(self) -> int:
+        """The number of samples that all workers together take in one forward pass."""
+        stream = self.training.stream
+        parts = self.training.gradient_accumulation_steps * (stream.parts_per_step if stream else 1)
+        return self.training.batch_size // parts
+
     def micro_batch_size(self, world_size: int) -> int:
-        """Return the number of samples that one worker takes in one forward pass.
+        """Return the largest number of samples that one worker takes in one forward pass.
+
+        If the workers do not divide the samples, the last workers take fewer of them.
 
         Raises:
-            ValueError: The batch does not divide among the workers, accumulation steps and parts.
+            ValueError: The batch does not divide among the accumulation steps and parts, or there
+                are more workers than samples in a forward pass, or streams that the workers do not
+                divide.
         """
-        stream = self.training.stream
-        parts = world_size * self.training.gradient_accumulation_steps
-        parts *= stream.parts_per_step if stream else 1
-        if self.training.batch_size % parts:
+        training = self.training
+        stream = training.stream
+        parts = training.gradient_accumulation_steps * (stream.parts_per_step if stream else 1)
+        factors = f"gradient_accumulation_steps{' x stream.parts_per_step' * bool(stream)}"
+        if training.batch_size % parts:
             raise ValueError(
-                f"training.batch_size is {self.training.batch_size}; must be a multiple of "
-                f"workers x gradient_accumulation_steps{' x stream.parts_per_step' * bool(stream)} "
+                f"training.batch_size is {training.batch_size}; must be a multiple of {factors} "
                 f"= {parts}"
             )
-        return self.training.batch_size // parts
+        samples = training.batch_size // parts
+        if world_size > samples or (stream and samples % world_size):
+            fitting = [n for n in range(1, samples + 1) if not stream or samples % n == 0]
+            raise ValueError(
+                f"training.batch_size is {training.batch_size}, which is {samples} rows for all "
+                f"workers in a forward pass ({factors} = {parts}), and cluster.num_workers is "
+                f"{world_size}; these numbers of workers fit: {_in_words(fitting)}"
+            )
+        return -(-samples // world_size)
 
     @property
     def trained_for(self) -> ObjectiveConfig | None:
@@ -305,3 +298,10 @@ class Config(ConfigBase):
     def tree(self) -> dict[str, Any]:
         """Return the tree in the types of JSON."""
         return self.model_dump(mode="json")
+
+
+def _in_words(numbers: list[int]) -> str:
+    """Return whole numbers as text; a long run without gaps as its first and last."""
+    if numbers == [*range(1, len(numbers) + 1)]:
+        return f"1 to {len(numbers)}"
+    return ", ".join(map(str, numbers))

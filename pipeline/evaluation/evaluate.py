@@ -214,8 +214,8 @@ def _settings(subject: Subject, overrides: Sequence[str]) -> _Settings:
     training, data = config.training, config.data
     is_chosen = "training.precision" in values
     return _Settings(
-        cluster=config.cluster,
-        batch_size=config.micro_batch_size(max(1, config.cluster.num_workers)),
+        cluster=config.cluster.fixed(),
+        batch_size=config.micro_batch_size(max(1, config.cluster.min_workers)),
         loader_workers=training.loader_workers,
         precision=training.precision if is_chosen or subject.is_run else "float32",
         attention_path=training.attention_path,
@@ -262,10 +262,10 @@ def _working_folder(subject: Subject, cluster: ClusterConfig, output: str) -> It
 def _run(cluster: ClusterConfig, task: EvaluationTask, folder: Folder) -> dict[str, Any]:
     """Run the workers, and return what they found."""
     with contextlib.ExitStack() as stack:
-        if cluster.num_workers:
+        if cluster.min_workers:
             stack.enter_context(ray_session(cluster.address))
             require_resources(
-                num_workers=cluster.num_workers,
+                num_workers=cluster.min_workers,
                 cpus_per_worker=cluster.cpus_per_worker,
                 use_gpu=cluster.use_gpu,
                 what="the evaluation",

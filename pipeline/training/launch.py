@@ -58,7 +58,7 @@ def run_training(
     """
     notify = console.notice if console else print
     # Within this process, a failure may leave any state behind, so it is not retried.
-    allowed = config.cluster.max_failures if config.cluster.num_workers else 0
+    allowed = config.cluster.max_failures if config.cluster.max_workers else 0
     failures = 0
     room = _Room(config, notify)
     with folder_token(folder) as token:

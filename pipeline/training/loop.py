@@ -367,6 +367,7 @@ class TrainLoop:
             target=self.objective.target,
             one_length=self.config.training.compile is not None,
             batch_size=self.config.micro_batch_size(self.rank_info.world_size),
+            global_batch=self.config.global_micro_batch,
             rank=self.rank_info.rank,
             world_size=self.rank_info.world_size,
             seed=self.config.seed,

@@ -104,7 +104,7 @@ class MicroSteps:
             has_masks=self.objective.target == "mask",
             seed=seed,
             rank=self.rank_info.rank,
-            world_size=self.rank_info.world_size,
+            global_batch=self.config.global_micro_batch,
         )
 
     def _sum_over_ranks(self, weight: torch.Tensor) -> torch.Tensor:

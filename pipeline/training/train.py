@@ -168,7 +168,7 @@ def _train(
     started = time.time()
     run_id = record.result.get("run_id") if record else None
     with contextlib.ExitStack() as stack:
-        if config.cluster.num_workers:
+        if config.cluster.min_workers:
             stack.enter_context(ray_session(config.cluster.address))
             check_resources(config)
         run = stack.enter_context(
@@ -382,7 +382,7 @@ def check_resources(config: Config) -> None:
         ClusterError: The cluster has too few CPUs or GPUs.
     """
     require_resources(
-        num_workers=config.cluster.num_workers,
+        num_workers=config.cluster.min_workers,
         cpus_per_worker=config.cluster.cpus_per_worker,
         use_gpu=config.cluster.use_gpu,
         what="the training",

@@ -190,7 +190,7 @@ def _open_training(
             yield loop, state
     finally:
         logger.close()
-        if config.cluster.num_workers == 0:
+        if config.cluster.min_workers == 0:
             leave_process_group()
 
 

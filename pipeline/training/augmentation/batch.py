@@ -19,7 +19,7 @@ def augment_batch(
     *,
     seed: int,
     rank: int,
-    world_size: int,
+    global_batch: int,
 ) -> tuple[BatchInputs, BatchMask]:
     """Augment the inputs and masks of `joint_inputs` as the configuration says.
 
@@ -32,12 +32,12 @@ def augment_batch(
         config: The configuration of the augmentation.
         seed: The seed of this step, equal on all ranks.
         rank: The rank, which says which part of the global batch this is.
-        world_size: The number of ranks.
+        global_batch: The number of rows of all ranks together, without padding.
 
     Returns:
         The inputs and the mask, which may be the given ones.
     """
-    share = {"rank": rank, "world_size": world_size}
+    share = {"rank": rank, "global_batch": global_batch}
     if not isinstance(inputs, dict):
         assert not isinstance(mask, dict)
         (media,) = formats.values()
@@ -62,7 +62,7 @@ def change(
     *,
     seed: int,
     rank: int,
-    world_size: int,
+    global_batch: int,
 ) -> tuple[Inputs, torch.Tensor | None]:
     """Augment the inputs of one modality, and their mask, with the function that it names.
 
@@ -73,7 +73,7 @@ def change(
         media: The format of the media.
         seed: The seed of this step and modality, equal on all ranks.
         rank: The rank, which says which part of the global batch this is.
-        world_size: The number of ranks.
+        global_batch: The number of rows of all ranks together, without padding.
 
     Returns:
         The inputs and the mask, which may be the given ones.
@@ -82,6 +82,6 @@ def change(
     if path is None:
         return inputs, mask
     changed: tuple[Inputs, torch.Tensor | None] = load(path)(
-        inputs, mask, config, media, seed=seed, rank=rank, world_size=world_size
+        inputs, mask, config, media, seed=seed, rank=rank, global_batch=global_batch
     )
     return changed

@@ -24,7 +24,7 @@ RAND_AUGMENT, JITTER, ERASE = 11, 12, 13
 
 
 def augment_colours(
-    images: torch.Tensor, config: AugmentConfig, *, seed: int, rank: int, world_size: int
+    images: torch.Tensor, config: AugmentConfig, *, seed: int, rank: int, global_batch: int
 ) -> torch.Tensor:
     """Apply RandAugment, colour jitter and random erasing, in this order.
 
@@ -33,7 +33,7 @@ def augment_colours(
         config: The configuration of the augmentation.
         seed: The seed of this step, equal on all ranks.
         rank: The rank, which says which part of the global batch this is.
-        world_size: The number of ranks.
+        global_batch: The number of rows of all ranks together, without padding.
 
     Returns:
         float32 in [0, 1] of the same shape; or `images` itself if the configuration changes
@@ -46,7 +46,7 @@ def augment_colours(
     planes = planes / 255 if images.dtype == torch.uint8 else planes
 
     def draws(stream: int, count: int) -> torch.Tensor:
-        return uniform_draws(step_seed(seed, stream), count, len(images), rank, world_size)
+        return uniform_draws(step_seed(seed, stream), count, len(images), rank, global_batch)
 
     if config.randaugment_layers:
         planes = _rand_augment(planes, config, draws(RAND_AUGMENT, 2 * config.randaugment_layers))

@@ -11,7 +11,7 @@ def step_seed(*parts: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
 
 
-def uniform_draws(seed: int, count: int, batch: int, rank: int, world_size: int) -> torch.Tensor:
+def uniform_draws(seed: int, count: int, batch: int, rank: int, global_batch: int) -> torch.Tensor:
     """Return uniform numbers `[count, batch]` for this rank's part of the global batch.
 
     Args:
@@ -19,14 +19,30 @@ def uniform_draws(seed: int, count: int, batch: int, rank: int, world_size: int)
         count: How many numbers each sample gets.
         batch: The number of samples on each rank.
         rank: The rank.
-        world_size: The number of ranks.
+        global_batch: The number of rows of all ranks together, without padding.
 
     Returns:
         float32 `[count, batch]` in [0, 1).
     """
     generator = torch.Generator().manual_seed(seed)
-    everyone = torch.rand(count, world_size * batch, generator=generator)
-    return everyone[:, rank * batch : (rank + 1) * batch]
+    return own_rows(torch.rand(count, global_batch, generator=generator).T, batch, rank).T
+
+
+def own_rows(everyone: torch.Tensor, batch: int, rank: int) -> torch.Tensor:
+    """Return this rank's rows of numbers that were drawn for all ranks.
+
+    Args:
+        everyone: `[global_batch, …]`.
+        batch: The number of rows on each rank.
+        rank: The rank. The last ranks may have padding, which gets zeros.
+
+    Returns:
+        `[batch, …]`.
+    """
+    own = everyone[rank * batch : (rank + 1) * batch]
+    if len(own) == batch:
+        return own
+    return torch.cat([own, own.new_zeros(batch - len(own), *own.shape[1:])])
 
 
 def sample_uniforms(seed: int, count: int, batch: int, rank: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ UNLABELLED = 255
 
 
 def augment_images(
-    images: torch.Tensor, config: AugmentConfig, *, seed: int, rank: int, world_size: int
+    images: torch.Tensor, config: AugmentConfig, *, seed: int, rank: int, global_batch: int
 ) -> torch.Tensor:
     """Shift, rotate, scale, crop and mirror each image with one affine map and bilinear sampling.
 
@@ -29,7 +29,7 @@ def augment_images(
         config: The configuration of the augmentation.
         seed: The seed of this step, equal on all ranks.
         rank: The rank, which says which part of the global batch this is.
-        world_size: The number of ranks.
+        global_batch: The number of rows of all ranks together, without padding.
 
     Returns:
         float32 in [0, 1] of the same shape; or `images` itself if the configuration changes
@@ -38,7 +38,7 @@ def augment_images(
     if not asked(config, PICTURE_FIELDS):
         return images
     batch, height, width, _ = images.shape
-    maps = _affine_maps(batch, height, width, config, seed, rank, world_size).to(images.device)
+    maps = _affine_maps(batch, height, width, config, seed, rank, global_batch).to(images.device)
     planes = images.permute(0, 3, 1, 2).float() / 255
     grid = F.affine_grid(maps, list(planes.shape), align_corners=False)
     moved = F.grid_sample(planes, grid, mode="bilinear", align_corners=False)
@@ -46,7 +46,7 @@ def augment_images(
 
 
 def augment_masks(
-    masks: torch.Tensor, config: AugmentConfig, *, seed: int, rank: int, world_size: int
+    masks: torch.Tensor, config: AugmentConfig, *, seed: int, rank: int, global_batch: int
 ) -> torch.Tensor:
     """Move masks as `augment_images` moves their images, with the nearest pixel's class.
 
@@ -55,7 +55,7 @@ def augment_masks(
         config: The configuration of the augmentation.
         seed: The seed of the images' augmentation.
         rank: The rank, which says which part of the global batch this is.
-        world_size: The number of ranks.
+        global_batch: The number of rows of all ranks together, without padding.
 
     Returns:
         uint8 of the same shape, 255 where nothing came in; or `masks` itself if the configuration
@@ -64,7 +64,7 @@ def augment_masks(
     if not asked(config, PICTURE_FIELDS):
         return masks
     batch, height, width = masks.shape
-    maps = _affine_maps(batch, height, width, config, seed, rank, world_size).to(masks.device)
+    maps = _affine_maps(batch, height, width, config, seed, rank, global_batch).to(masks.device)
     planes = masks[:, None].float() + 1  # grid_sample fills with 0
     grid = F.affine_grid(maps, list(planes.shape), align_corners=False)
     moved = F.grid_sample(planes, grid, mode="nearest", align_corners=False)[:, 0].round().long()
@@ -78,14 +78,14 @@ def _affine_maps(
     config: AugmentConfig,
     seed: int,
     rank: int,
-    world_size: int,
+    global_batch: int,
 ) -> torch.Tensor:
     """Return the map of each image, as `torch.nn.functional.affine_grid` takes it.
 
     Returns:
         float32 `[batch, 2, 3]`.
     """
-    draws = uniform_draws(seed, 7, batch, rank, world_size)
+    draws = uniform_draws(seed, 7, batch, rank, global_batch)
     angle = (2 * draws[0] - 1) * math.radians(config.rotate_degrees)
     low, high = config.scale
     zoom = low + (high - low) * draws[1]
@@ -112,7 +112,7 @@ def _affine_maps(
 
 
 def augment_films(
-    films: torch.Tensor, config: AugmentConfig, *, seed: int, rank: int, world_size: int
+    films: torch.Tensor, config: AugmentConfig, *, seed: int, rank: int, global_batch: int
 ) -> torch.Tensor:
     """Augment films like `augment_images`, with the same change for all frames of a film.
 
@@ -121,14 +121,14 @@ def augment_films(
         config: The configuration of the augmentation.
         seed: The seed of this step, equal on all ranks.
         rank: The rank, which says which part of the global batch this is.
-        world_size: The number of ranks.
+        global_batch: The number of rows of all ranks together, without padding.
 
     Returns:
         float32 in [0, 1] of the same shape; or `films` itself if the configuration changes nothing.
     """
     frames = films.shape[1]
     pictures = films.permute(0, 2, 3, 1, 4).flatten(3)
-    moved = augment_images(pictures, config, seed=seed, rank=rank, world_size=world_size)
+    moved = augment_images(pictures, config, seed=seed, rank=rank, global_batch=global_batch)
     if moved is pictures:
         return films
     return moved.unflatten(3, (frames, -1)).permute(0, 3, 1, 2, 4).contiguous()

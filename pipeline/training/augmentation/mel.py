@@ -22,7 +22,7 @@ def augment_mel(
     *,
     seed: int,
     rank: int,
-    world_size: int,
+    global_batch: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Shift recordings in time, bend their bands, add noise, and hide a span of time and bands.
 
@@ -36,7 +36,7 @@ def augment_mel(
         media: The format of the recordings, with `mel`.
         seed: The seed of this step, equal on all ranks.
         rank: The rank, which says which part of the global batch this is.
-        world_size: The number of ranks.
+        global_batch: The number of rows of all ranks together, without padding.
 
     Returns:
         The frames and the mask; or the given tensors if the configuration changes nothing.
@@ -48,7 +48,7 @@ def augment_mel(
     device = frames.device
     per_second = media.sample_rate / media.mel.hop_length(media.sample_rate)
     knots = CURVE_KNOTS if config.band_gain else 0
-    draws = uniform_draws(seed, 5 + knots, batch, rank, world_size).to(device)
+    draws = uniform_draws(seed, 5 + knots, batch, rank, global_batch).to(device)
     shift = torch.round((2 * draws[0] - 1) * config.shift_seconds * per_second).long()
     position = torch.arange(length, device=device)
     source = position - shift[:, None]
@@ -60,7 +60,7 @@ def augment_mel(
         moved = moved + _curves(draws[5:], num_mels)[:, None, None] * config.band_gain
     if config.noise:
         row, where = moved.flatten(1), kept.unsqueeze(-1).expand_as(moved).flatten(1)
-        noise = white_noise(row, where, config.noise, seed, rank, world_size)
+        noise = white_noise(row, where, config.noise, seed, rank, global_batch)
         moved = moved + noise.reshape(moved.shape)
     first = kept[:, :, 0].int().argmax(dim=1)
     count = kept[:, :, 0].sum(dim=1)

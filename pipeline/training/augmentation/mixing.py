@@ -39,6 +39,15 @@ class MixPlan:
     shares: torch.Tensor
     boxes: torch.Tensor
 
+    def padded(self, size: int) -> "MixPlan":
+        """Return a plan for so many rows. The added ones are padding, and stay as they are."""
+        added = size - len(self.shares)
+        return MixPlan(
+            torch.cat([self.partners, torch.arange(len(self.shares), size)]),
+            torch.cat([self.shares, self.shares.new_ones(added)]),
+            torch.cat([self.boxes, self.boxes.new_zeros(added, 4)]),
+        )
+
 
 def draw_plan(config: AugmentConfig, samples: int, seed: int) -> MixPlan:
     """Draw how the samples of a global micro-batch are mixed.
@@ -68,7 +77,7 @@ def draw_plan(config: AugmentConfig, samples: int, seed: int) -> MixPlan:
 
 
 def mix_batch(
-    batch: Batch, config: AugmentConfig, *, seed: int, rank: int, world_size: int
+    batch: Batch, config: AugmentConfig, *, seed: int, rank: int, global_batch: int
 ) -> Batch:
     """Mix each sample of a training batch with another one of the global micro-batch.
 
@@ -80,7 +89,7 @@ def mix_batch(
         config: The configuration of the augmentation.
         seed: The seed of this step, equal on all ranks.
         rank: The rank.
-        world_size: The number of ranks.
+        global_batch: The number of rows of all ranks together, without padding.
 
     Returns:
         The batch with float32 inputs and its `mix`; or `batch` itself if the configuration mixes
@@ -91,10 +100,10 @@ def mix_batch(
     inputs, mask = batch.inputs, batch.mask
     assert isinstance(inputs, torch.Tensor) and not isinstance(mask, dict)
     size = len(inputs)
-    plan = draw_plan(config, size * world_size, seed)
+    plan = draw_plan(config, global_batch, seed).padded(size * _world_size())
 
     def partner(rows: torch.Tensor) -> torch.Tensor:
-        return partner_rows(rows, plan.partners, rank, world_size)
+        return partner_rows(rows, plan.partners, rank)
 
     part = slice(rank * size, (rank + 1) * size)
     own, other = _floats(inputs), _floats(partner(inputs))
@@ -117,20 +126,18 @@ def mix_batch(
     return replace(batch, inputs=mixed, mask=mask, mix=mix, cache={})
 
 
-def partner_rows(
-    rows: torch.Tensor, partners: torch.Tensor, rank: int, world_size: int
-) -> torch.Tensor:
+def partner_rows(rows: torch.Tensor, partners: torch.Tensor, rank: int) -> torch.Tensor:
     """Return the partner's row for each row of this rank. All ranks must call this together.
 
     Args:
         rows: `[batch, …]`, of the same shape on all ranks.
-        partners: A permutation of the rows of all ranks, int64 `[world_size * batch]` on the CPU.
+        partners: A permutation of the rows of all ranks, int64 `[ranks * batch]` on the CPU.
         rank: The rank.
-        world_size: The number of ranks.
     """
+    size = len(rows)
+    world_size = len(partners) // size
     if world_size == 1:
         return rows[partners.to(rows.device)]
-    size = len(rows)
     owners = partners // size
     mine = slice(rank * size, (rank + 1) * size)
     sent = [
@@ -153,6 +160,10 @@ def partner_rows(
     result = torch.empty_like(came)
     result[order] = came
     return result
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def _floats(inputs: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ NOISE = 14
 
 
 def white_noise(
-    sound: torch.Tensor, mask: torch.Tensor, most: float, seed: int, rank: int, world_size: int
+    sound: torch.Tensor, mask: torch.Tensor, most: float, seed: int, rank: int, global_batch: int
 ) -> torch.Tensor:
     """Return noise of a random loudness for each recording, 0 where the mask is False.
 
@@ -23,13 +23,13 @@ def white_noise(
         most: The largest root mean square of the noise, as a share of the recording's.
         seed: The seed of this step, equal on all ranks.
         rank: The rank.
-        world_size: The number of ranks.
+        global_batch: The number of rows of all ranks together, without padding.
     """
     batch, length = sound.shape
     noise = torch.empty(batch, length)
     for number, row in enumerate(noise, start=rank * batch):
         row.normal_(generator=torch.Generator().manual_seed(step_seed(seed, NOISE, number)))
-    draws = uniform_draws(step_seed(seed, NOISE), 1, batch, rank, world_size)[0]
+    draws = uniform_draws(step_seed(seed, NOISE), 1, batch, rank, global_batch)[0]
     count = mask.sum(dim=1).clamp(min=1)
     loudness = ((sound * mask).square().sum(dim=1) / count).sqrt()
     scale = most * draws.to(sound.device) * loudness

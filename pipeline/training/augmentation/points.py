@@ -10,7 +10,7 @@ from pipeline.config.training import AugmentConfig
 from pipeline.inputs.points import POINTS_FIELDS
 from pipeline.media import PointsFormat
 from pipeline.media.points.format import NUM_DIMS
-from pipeline.training.augmentation.draws import step_seed, uniform_draws
+from pipeline.training.augmentation.draws import own_rows, step_seed, uniform_draws
 
 DROP_STREAM = 9
 """Separates the random numbers of hidden points from those of the other augmentations."""
@@ -24,7 +24,7 @@ def augment_points(
     *,
     seed: int,
     rank: int,
-    world_size: int,
+    global_batch: int,
 ) -> torch.Tensor:
     """Rotate, scale and mirror each cloud, and add noise to its points.
 
@@ -37,7 +37,7 @@ def augment_points(
             cube again.
         seed: The seed of this step, equal on all ranks.
         rank: The rank, which says which part of the global batch this is.
-        world_size: The number of ranks.
+        global_batch: The number of rows of all ranks together, without padding.
 
     Returns:
         The moved coordinates, float32 `[batch, num_points, 3]`, zero where the mask is False; the
@@ -48,14 +48,14 @@ def augment_points(
     batch, num_points, _ = points.shape
     device = points.device
     cloud = points[..., :NUM_DIMS].double()
-    draws = uniform_draws(seed, 6 + config.flip, batch, rank, world_size).double().to(device)
+    draws = uniform_draws(seed, 6 + config.flip, batch, rank, global_batch).double().to(device)
     turned = _centred(cloud, mask) @ _rotations(draws[:3], config.rotate_degrees)
     low, high = config.scale
     factors = (low + (high - low) * draws[3:6]).T.unsqueeze(1)
     if config.flip:
         factors[:, :, 0] *= torch.where(draws[6] < 0.5, -1.0, 1.0).unsqueeze(1)
     scaled = turned * factors
-    noise = _normal(seed, batch, num_points, rank, world_size).to(device)
+    noise = _normal(seed, batch, num_points, rank, global_batch).to(device)
     half_size = scaled.abs().amax(dim=(1, 2), keepdim=True)
     moved = scaled + noise * config.jitter * half_size
     if media.unit_cube:
@@ -81,7 +81,7 @@ def change_points(
 
 
 def _dropped(
-    mask: torch.Tensor, largest: float, *, seed: int, rank: int, world_size: int
+    mask: torch.Tensor, largest: float, *, seed: int, rank: int, global_batch: int
 ) -> torch.Tensor:
     """Return which points are hidden, bool `[batch, num_points]`; a cloud keeps at least one.
 
@@ -90,12 +90,12 @@ def _dropped(
         largest: The largest share of the points that is hidden.
         seed: The seed of this step, equal on all ranks.
         rank: The rank.
-        world_size: The number of ranks.
+        global_batch: The number of rows of all ranks together, without padding.
     """
     batch, num_points = mask.shape
     generator = torch.Generator().manual_seed(step_seed(seed, DROP_STREAM))
-    draws = torch.rand(world_size * batch, num_points, generator=generator)
-    draws = draws[rank * batch : (rank + 1) * batch].to(mask.device)
+    draws = torch.rand(global_batch, num_points, generator=generator)
+    draws = own_rows(draws, batch, rank).to(mask.device)
     dropped = draws < largest * draws[:, :1]
     dropped[:, 0] = False  # its number is the share of the others
     return dropped
@@ -128,8 +128,8 @@ def _rotations(draws: torch.Tensor, degrees: float) -> torch.Tensor:
     return same + sin * cross + (1 - cos) * (cross @ cross)
 
 
-def _normal(seed: int, batch: int, num_points: int, rank: int, world_size: int) -> torch.Tensor:
+def _normal(seed: int, batch: int, num_points: int, rank: int, global_batch: int) -> torch.Tensor:
     """Return normal numbers for this rank's part of the batch, float64 `[batch, num_points, 3]`."""
     generator = torch.Generator().manual_seed(seed + 1)
-    everyone = torch.randn(world_size * batch, num_points, NUM_DIMS, generator=generator)
-    return everyone[rank * batch : (rank + 1) * batch].double()
+    everyone = torch.randn(global_batch, num_points, NUM_DIMS, generator=generator)
+    return own_rows(everyone, batch, rank).double()

@@ -23,7 +23,7 @@ def augment_samples(
     has_masks: bool,
     seed: int,
     rank: int,
-    world_size: int,
+    global_batch: int,
 ) -> Batch:
     """Repeat the samples of a batch for several views, change them, and mix them.
 
@@ -34,9 +34,9 @@ def augment_samples(
         has_masks: Whether the targets are masks of the images, which move with them.
         seed: The seed of this step, equal on all ranks.
         rank: The rank.
-        world_size: The number of ranks.
+        global_batch: The number of rows of all ranks together, without padding.
     """
-    share = {"seed": seed, "rank": rank, "world_size": world_size}
+    share = {"seed": seed, "rank": rank, "global_batch": config.views * global_batch}
     batch = repeat_samples(batch, config.views)
     inputs, mask = augment_batch(batch.inputs, batch.mask, formats, config, **share)
     targets = augment_masks(batch.targets, config, **share) if has_masks else batch.targets

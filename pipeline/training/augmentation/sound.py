@@ -34,7 +34,7 @@ def augment_audio(
     sample_rate: int,
     seed: int,
     rank: int,
-    world_size: int,
+    global_batch: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Shift recordings in time, change their loudness, and add noise.
 
@@ -45,7 +45,7 @@ def augment_audio(
         sample_rate: The sample rate in hertz.
         seed: The seed of this step, equal on all ranks.
         rank: The rank, which says which part of the global batch this is.
-        world_size: The number of ranks.
+        global_batch: The number of rows of all ranks together, without padding.
 
     Returns:
         float32 `[batch, samples]` in [-1, 1] and the mask; or the given tensors if the
@@ -54,7 +54,7 @@ def augment_audio(
     if not asked(config, SOUND_FIELDS):
         return sound, mask
     batch, length = sound.shape
-    draws = uniform_draws(seed, 2, batch, rank, world_size)
+    draws = uniform_draws(seed, 2, batch, rank, global_batch)
     shift = torch.round((2 * draws[0] - 1) * config.shift_seconds * sample_rate).long()
     gain = 10 ** ((2 * draws[1] - 1) * config.gain_db / 20)
     source = torch.arange(length)[None, :] - shift[:, None]
@@ -63,5 +63,5 @@ def augment_audio(
     moved = sound.gather(1, source).float() / 32768 * gain[:, None].to(sound.device)
     moved, kept = moved * inside, mask.gather(1, source) & inside
     if config.noise:
-        moved = moved + white_noise(moved, kept, config.noise, seed, rank, world_size)
+        moved = moved + white_noise(moved, kept, config.noise, seed, rank, global_batch)
     return moved.clamp(-1, 1), kept
