@@ -13,11 +13,12 @@ class Terminated(KeyboardInterrupt):
 
     Attributes:
         number: The number of the signal.
+        done: What was done before the end, for the user; may be empty.
     """
 
-    def __init__(self, number: int = signal.SIGTERM) -> None:
-        super().__init__(number)
-        self.number = number
+    def __init__(self, number: int = signal.SIGTERM, done: str = "") -> None:
+        super().__init__(number, done)
+        self.number, self.done = number, done
 
     @property
     def name(self) -> str:

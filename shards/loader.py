@@ -121,7 +121,7 @@ class ShardLoader:
         self._lanes = lanes
         self.recordings = None if lanes is None else Recordings.of(reader)
         self._window: Window = window
-        self._ranks = {
+        self._ranks: dict[str, Any] = {
             "rank": rank,
             "world_size": world_size,
             "batch_size": batch_size,

@@ -46,7 +46,8 @@ def _run(args: argparse.Namespace) -> int:
             return verb(args)
     except Terminated as end:
         with contextlib.suppress(OSError):  # the terminal itself may be gone
-            print(f"perceiver {args.verb}: terminated ({end.name})", file=sys.stderr)
+            done = f": {end.done}" if end.done else ""
+            print(f"perceiver {args.verb}: terminated ({end.name}){done}", file=sys.stderr)
         return 128 + end.number
     except KeyboardInterrupt:
         print(f"perceiver {args.verb}: interrupted", file=sys.stderr)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -10,22 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError
-from cluster.interrupts import restore_signal_handlers
+from cluster.interrupts import Terminated, restore_signal_handlers
+from cluster.notices import Notice, clear, forget, keep, signals_as_notices, tell_workers
 from cluster.ray_failures import Failure, read_failure, root_error
-from cluster.ray_session import missing_resources
+from pipeline.config.cluster import ClusterConfig, WorkerRange
 from pipeline.config.folders import Folder
-from pipeline.config.tree import ClusterConfig, Config
+from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.runs.console import Console
 from pipeline.runs.outbox import RunRef
 from pipeline.runs.user_errors import find_user_error
 from pipeline.training.agreement import folder_token
+from pipeline.training.losses import GOES_ON, Losses, Room
 from pipeline.training.worker import TrainTask, train_worker
 from shards.redaction import shortened
 
-POLL_SECONDS = 2.0
 START_SECONDS = 60.0
-GOES_ON = "the same command goes on from the last checkpoint"
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
@@ -42,7 +43,9 @@ def run_training(
     """Launch the workers with Ray Train and wait for them.
 
     After a lost worker or machine, the workers are relaunched from the last checkpoint, at most
-    `cluster.max_failures` times. Errors that the user can fix are not retried.
+    `cluster.max_failures` times. Errors that the user can fix are not retried. After a notice to
+    stop (`cluster.notices`), the workers save a checkpoint first. A notice to a worker relaunches
+    them if losses may.
 
     Args:
         config: The configuration.
@@ -55,51 +58,64 @@ def run_training(
 
     Raises:
         UserError, ShardError, ClusterError: The training cannot continue. The message says why.
+        Terminated: The training was told to stop, and has saved a checkpoint.
     """
     notify = console.notice if console else print
-    # Within this process, a failure may leave any state behind, so it is not retried.
-    allowed = config.cluster.max_failures if config.cluster.max_workers else 0
-    failures = 0
-    room = _Room(config, notify)
+    losses = Losses(config.cluster, folder)
+    room = Room(config.cluster, notify)
     with folder_token(folder) as token:
+        command = _Command(config.cluster, token, notify)
         task = TrainTask(
             config.model_dump_json(), str(folder), run, token, str(init_folder or folder), profile
         )
         while True:
             try:
-                fit_workers(config.cluster, train_worker, task, folder, callbacks)
-                return
+                with command.signals():
+                    stopped = fit_workers(
+                        config.cluster, train_worker, task, folder, callbacks, token
+                    )
+                if stopped is None:
+                    return
+                text = _told_to_stop(stopped)
+                if stopped["notice"] == Notice.COMMAND or not losses.may_go_on:
+                    raise Terminated(command.signal or signal.SIGTERM, f"{text}; {GOES_ON}")
+                notify(f"{text}; starting again from there")
+                room.wait_for_machines()
             except SystemExit:  # Ray Train ends this way on Ctrl-C
                 raise KeyboardInterrupt from None
             except Exception as error:
                 if cause := find_user_error(error):
                     raise cause from error
                 failure = read_failure(error)
+                if command.signal is not None:
+                    raise Terminated(command.signal, GOES_ON) from error
                 if failure and failure.kind == "no room":
                     room.wait_for_others()
                     continue
                 if failure and failure.is_final:
                     raise UserError(f"{failure.text}; {GOES_ON}") from error
-                if failures >= allowed:
+                if not losses.survives_another():
                     if failure is None:
                         raise
-                    raise ClusterError(_given_up(failure, failures)) from error
-                failures += 1
+                    raise ClusterError(_given_up(failure, losses)) from error
                 notify(
                     f"{failure.text if failure else _first_line(error)}; starting again from the "
-                    f"last checkpoint ({failures} of cluster.max_failures={allowed})"
+                    f"last checkpoint ({losses.count} of {losses.limit})"
                 )
                 room.wait_for_machines()
 
 
 def fit_workers(
     cluster: ClusterConfig,
-    worker: Callable[[Any], None],
+    worker: Callable[[Any], Any],
     task: Any,
     folder: Folder,
     callbacks: list[Any] | None = None,
-) -> None:
+    token: str = "",
+) -> Any:
     """Launch workers with Ray Train once, and wait for them. Ray Train itself does not retry.
+
+    With a range of workers, Ray Train takes as many as there is room for, and resizes them.
 
     Args:
         cluster: The machines and processes. Without workers, this process does the work.
@@ -107,29 +123,41 @@ def fit_workers(
         task: The task.
         folder: A folder on storage that all workers share.
         callbacks: Callbacks for Ray Train's RunConfig.
+        token: The token under which the workers listen for notices; empty if they do not.
+
+    Returns:
+        What the worker of rank 0 returns.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    workers: Any = cluster.num_workers
+    elastic = {}
+    if isinstance(workers, WorkerRange):
+        elastic = {"elastic_resize_monitor_interval_s": workers.resize_seconds}
+        workers = (workers.min, workers.max)
     with _ray_storage(folder) as storage:
         trainer = TorchTrainer(
             worker,
             train_loop_config=task,
             scaling_config=ScalingConfig(
-                num_workers=cluster.num_workers,
+                num_workers=workers,
                 use_gpu=cluster.use_gpu,
                 resources_per_worker={"CPU": cluster.cpus_per_worker, "GPU": int(cluster.use_gpu)},
+                **elastic,
             ),
             run_config=RunConfig(
                 # Each launch has a new name, because our own checkpoints do the resuming.
                 name=f"{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns()}",
                 storage_path=str(storage),
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
-                callbacks=callbacks or [],
+                failure_config=FailureConfig(
+                    max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+                ),
+                callbacks=[*(callbacks or []), *_own_callbacks(cluster, token)],
             ),
         )
         with restore_signal_handlers(), _start_timeout(cluster.wait_seconds):
-            trainer.fit()
+            return trainer.fit().return_value
 
 
 @contextlib.contextmanager
@@ -149,11 +177,26 @@ def _ray_storage(folder: Folder) -> Iterator[Path]:
         shutil.rmtree(storage, ignore_errors=True)
 
 
+def _own_callbacks(cluster: ClusterConfig, token: str) -> list[Any]:
+    if not token or not cluster.min_workers:
+        return []
+    from cluster.ray_callbacks import Resizing, WorkerNotices
+
+    clear(token)  # an earlier launch may have left some
+    seconds = _start_seconds(cluster.wait_seconds)
+    resizing = [Resizing(token, cluster.min_workers, seconds)] if cluster.is_elastic else []
+    return [WorkerNotices(), *resizing]
+
+
+def _start_seconds(wait_seconds: float | None) -> float:
+    return START_SECONDS if wait_seconds is None else min(START_SECONDS, max(1.0, wait_seconds))
+
+
 @contextlib.contextmanager
 def _start_timeout(wait_seconds: float | None) -> Iterator[None]:
     """Set the time after which Ray Train reports that the cluster has no room."""
     unset = _START_TIMEOUT not in os.environ
-    seconds = START_SECONDS if wait_seconds is None else min(START_SECONDS, max(1.0, wait_seconds))
+    seconds = _start_seconds(wait_seconds)
     os.environ.setdefault(_START_TIMEOUT, str(seconds))
     try:
         yield
@@ -162,63 +205,53 @@ def _start_timeout(wait_seconds: float | None) -> Iterator[None]:
             os.environ.pop(_START_TIMEOUT, None)
 
 
-class _Room:
-    """Wait for room on the cluster, for at most `cluster.wait_seconds`.
+class _Command:
+    """The command that runs the training: its first SIGTERM or SIGHUP stops the workers.
 
     Args:
-        config: The configuration.
-        notify: A function that takes a line when the wait begins.
+        cluster: The machines and processes.
+        token: The token under which the workers listen.
+        notify: A function that takes a line when the signal comes.
+
+    Attributes:
+        signal: The number of the signal that came, or None.
     """
 
-    def __init__(self, config: Config, notify: Callable[[str], None]) -> None:
-        self._cluster, self._notify = config.cluster, notify
-        self._since = time.monotonic()
-        self._notified = False
+    def __init__(self, cluster: ClusterConfig, token: str, notify: Callable[[str], None]) -> None:
+        self._cluster, self._token, self._notify = cluster, token, notify
+        self.signal: int | None = None
 
-    def wait_for_machines(self) -> None:
-        """Return when the cluster's machines together have what the workers need.
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """Stop the workers of one launch at the first signal, with a checkpoint."""
+        forget()
+        with signals_as_notices(self._tell):
+            yield
 
-        Raises:
-            ClusterError: They did not have it within `cluster.wait_seconds`.
-        """
-        self._since, self._notified = time.monotonic(), False
-        while missing := self._missing():
-            self._check(f"a machine was lost, and the training {missing}")
-            time.sleep(POLL_SECONDS)
-        self._since = time.monotonic()
-
-    def wait_for_others(self) -> None:
-        """Record that Ray Train found no room for the workers; called each time.
-
-        Raises:
-            ClusterError: This has lasted for `cluster.wait_seconds`.
-        """
-        missing = self._missing() or "finds no room, since others use the cluster"
-        self._check(f"the training {missing}")
-
-    def _missing(self) -> str | None:
-        return missing_resources(
-            num_workers=self._cluster.num_workers,
-            cpus_per_worker=self._cluster.cpus_per_worker,
-            use_gpu=self._cluster.use_gpu,
+    def _tell(self, number: int) -> None:
+        self.signal = number
+        self._notify(
+            f"{signal.Signals(number).name}: the training saves a checkpoint after its step and "
+            "stops; a second one stops it at once"
         )
-
-    def _check(self, what: str) -> None:
-        limit = self._cluster.wait_seconds
-        if limit is not None and time.monotonic() - self._since >= limit:
-            raise ClusterError(
-                f"{what}, for {limit:g} s (cluster.wait_seconds); add machines, or lower "
-                f"cluster.num_workers; {GOES_ON}"
-            )
-        if not self._notified:
-            bound = "for ever" if limit is None else f"at most {limit:g} s"
-            self._notify(f"{what}; waiting for room ({bound}: cluster.wait_seconds)")
-            self._notified = True
+        if self._cluster.min_workers:
+            tell_workers(self._token, Notice.COMMAND)
+        else:
+            keep(Notice.COMMAND)
 
 
-def _given_up(failure: Failure, failures: int) -> str:
-    if failures:
-        hint = f"it was started again {failures} times (cluster.max_failures)"
+def _told_to_stop(stopped: dict[str, int]) -> str:
+    """Describe in words what `train_worker` returns."""
+    why = {
+        Notice.DRAIN: "a machine of the training is about to be taken away; ",
+        Notice.WORKER_SIGNAL: f"worker {stopped['rank']} got SIGTERM; ",
+    }.get(Notice(stopped["notice"]), "")
+    return f"{why}stopped after step {stopped['step']}, with a checkpoint"
+
+
+def _given_up(failure: Failure, losses: Losses) -> str:
+    if losses.count:
+        hint = f"it was started again {losses.count} times ({losses.field})"
     else:
         hint = "with cluster.max_failures=3 it does so by itself"
     return f"{failure.text}; {GOES_ON}; {hint}"

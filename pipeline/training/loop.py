@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Never
 
 import torch
 
@@ -39,6 +39,7 @@ from pipeline.training.step_clock import StepClock
 from pipeline.training.step_figures import MEASURED, StepFigures
 from pipeline.training.step_profile import StepProfiler
 from pipeline.training.step_sums import MOST_STEPS, StepSums
+from pipeline.training.stopping import Stop, StopAgreedError, StopCheck, TrainingStoppedError
 from pipeline.training.streams import (
     CarriedLatents,
     stream_steps,
@@ -133,6 +134,7 @@ class TrainLoop:
         self.figures = StepFigures(
             self.config, self.objective, self.engine, self.rank_info, self.clock
         )
+        self.stop_check = StopCheck(self.rank_info.rank, self.rank_info.world_size)
 
     def run_epoch(self, state: TrainState) -> TrainState:
         """Train from `state` to the end of its epoch, evaluate, save, and return the new state.
@@ -140,6 +142,7 @@ class TrainLoop:
         Raises:
             UserError: A loss, metric, gradient or tensor is not finite, or too many samples cannot
                 be read.
+            TrainingStoppedError: The ranks have agreed to stop, and a checkpoint is saved.
         """
         started, first = time.time(), state.samples
         state, sums = self._train(state)
@@ -154,8 +157,11 @@ class TrainLoop:
             self.progress.loss = metrics["train_loss"]
         evaluation_began = time.time()
         if self.eval_split:
-            with self.average.applied() if self.average else contextlib.nullcontext():
-                metrics |= self.evaluate()
+            try:
+                with self.average.applied() if self.average else contextlib.nullcontext():
+                    metrics |= self.evaluate()
+            except StopAgreedError as agreed:
+                self._stop(agreed.stop, state)
         for name, value in metrics.items():
             self._check_finite(name, value, state.step)
         score = self.objective.score(metrics)
@@ -234,7 +240,9 @@ class TrainLoop:
             due = not is_last and after.step % (training.checkpoint_steps or math.inf) == 0
             if is_logged:
                 self.figures.before_step()
-            fault, after = self._step(sums, after, reads=is_logged or due or is_last)
+            stop = self.stop_check.agreed(now=is_last)
+            reads = is_logged or due or is_last or stop is not None
+            fault, after = self._step(sums, after, reads=reads)
             self.clock.step()
             state = replace(after, sums=tuple(sums.of_epoch.tolist()))
             if self.scaling is not None:
@@ -251,6 +259,8 @@ class TrainLoop:
                 self._show(state)
             if is_logged:
                 self.saver.check()
+            if stop:
+                self._stop(stop, state)
             if due:
                 began = time.perf_counter()
                 self.save(state)
@@ -265,6 +275,13 @@ class TrainLoop:
         if note is not None:
             self.progress.notes.append(note)
             self._show(state)
+
+    def _stop(self, stop: Stop, state: TrainState) -> Never:
+        """Save a checkpoint, and stop. With `rollback`, the last one stays that of the training."""
+        if self.config.training.on_bad_step != "rollback":
+            self.save(state)
+            self.saver.wait()
+        raise TrainingStoppedError(stop, state.step)
 
     def _step(
         self, sums: StepSums, after: TrainState, *, reads: bool
@@ -403,6 +420,8 @@ class TrainLoop:
             if own is not None:
                 own.update(outputs, samples)
             self.bad.note(batch)
+            if stop := self.stop_check.agreed():
+                raise StopAgreedError(stop)
         bad = metrics.sum_over_ranks()
         num_samples = self.shard_set.num_samples(self.eval_split)
         self.bad.check(self.eval_split, bad, num_samples)

@@ -37,6 +37,7 @@ from pipeline.training.optimizer import make_optimizer
 from pipeline.training.rank_info import RankInfo, join
 from pipeline.training.step_profile import FOLDER as PROFILE
 from pipeline.training.step_profile import TRACE, StepProfiler
+from pipeline.training.stopping import TrainingStoppedError, notices_of
 from pipeline.training.streams import idle_notes, training_lanes
 from shards import ShardSet
 
@@ -62,18 +63,27 @@ class TrainTask:
     profile: int = 0
 
 
-def train_worker(task: TrainTask) -> None:
+def train_worker(task: TrainTask) -> dict[str, int] | None:
     """Train from the last checkpoint, if there is one, to the last epoch or until it stops early.
 
     Every rank reports each epoch's metrics to Ray Train. Rank 0 writes checkpoints, MLflow metrics
     and the progress file.
+
+    Returns:
+        None if the training has ended. `notice`, `rank` and `step` if it has stopped before, as in
+        `TrainingStoppedError`.
     """
     import ray.train
 
-    with open_training(task) as (loop, state):
-        while not has_ended(loop.config.training, state):
-            state = loop.run_epoch(state)
-            ray.train.report({"epoch": state.epoch, "score": state.score, **state.metrics})
+    try:
+        with notices_of(task.token), open_training(task) as (loop, state):
+            while not has_ended(loop.config.training, state):
+                state = loop.run_epoch(state)
+                ray.train.report({"epoch": state.epoch, "score": state.score, **state.metrics})
+    except TrainingStoppedError as stopped:
+        stop = stopped.stop
+        return {"notice": int(stop.notice), "rank": stop.rank, "step": stopped.step}
+    return None
 
 
 @contextlib.contextmanager
