@@ -103,7 +103,7 @@ def of_name(process: psutil.Popen, name: str) -> psutil.Process:
     return random.choice(found)
 
 
-HITS: dict[str, Callable[[psutil.Popen], None]] = {
+HITS: dict[str, Callable[[psutil.Popen], Any]] = {
     "term-command": lambda process: process.terminate(),
     "term-worker": lambda process: of_name(process, "ray::RayTrainWorker").terminate(),
     "kill-worker": lambda process: of_name(process, "ray::RayTrainWorker").kill(),

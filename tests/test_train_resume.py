@@ -14,13 +14,14 @@ import pytest
 from mlflow.tracking import MlflowClient
 from trainings import difference, final_weights
 
+from cluster.interrupts import Terminated
+from cluster.notices import Notice, keep
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.preprocess.ledger import ledger_path
 from pipeline.runs.console import Console
 from pipeline.runs.tracking import run_config
 from pipeline.training.checkpoint_files import TrainState
-from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.loop import TrainLoop
 from pipeline.training.schedule import learning_rate
 from pipeline.training.train import train
@@ -47,46 +48,73 @@ def write_config(config: Config, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("signal_number", "optimizer"), [(signal.SIGKILL, "adamw"), (signal.SIGINT, "lamb")]
-)
-def test_a_killed_training_resumes_mid_epoch_and_ends_with_the_same_weights(
-    config: Callable[..., Config],
-    console: Console,
-    tmp_path: Path,
-    signal_number: int,
-    optimizer: str,
+def test_a_training_that_is_hit_within_epochs_ends_with_the_same_weights_and_metrics(
+    config: Callable[..., Config], console: Console, tmp_path: Path
 ) -> None:
-    settings = ("training.epochs=8", "training.checkpoint_steps=3",
-                "model.encoder.dropout=0.1", f"training.optimizer={optimizer}")  # fmt: skip
+    """Killed, then interrupted, then told to stop as before a preemption."""
+    settings = ("training.epochs=12", "training.checkpoint_steps=3",
+                "model.encoder.dropout=0.1", "training.optimizer=lamb")  # fmt: skip
     whole = config(*settings, output="whole")
     reference = train(whole, console)
     cut = config(*settings, output="cut")
     path = write_config(cut, tmp_path / "cut.yaml")
-    process = subprocess.Popen([*COMMAND, str(path)], stderr=subprocess.PIPE, text=True)
-    checkpoints = cut.folder / "train" / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not list(checkpoints.glob("step-*/state.json")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal_number)
-    process.wait(60)
-    kept = last_checkpoint(checkpoints)
-    assert kept is not None
-    assert kept.state.step < 8 * 7, "it was done before it was killed; the test shows nothing"
-    client = MlflowClient(cut.tracking_uri)
-    experiment = client.get_experiment_by_name("digits")
-    (interrupted,) = client.search_runs([experiment.experiment_id])
-    expected = "RUNNING" if signal_number == signal.SIGKILL else "KILLED"
-    assert interrupted.info.status == expected
+    checkpoints, before = cut.folder / "train" / "checkpoints", 0
+    ends = {signal.SIGKILL: ("RUNNING", -9), signal.SIGINT: ("KILLED", 130),
+            signal.SIGTERM: ("KILLED", 143)}  # fmt: skip
+    for number, (status, code) in ends.items():
+        process = subprocess.Popen([*COMMAND, str(path)], stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while last_step(checkpoints) <= before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        line = process.communicate(timeout=60)[1].strip().rpartition("\n")[2]
+        assert process.returncode == code
+        assert before < last_step(checkpoints) < 12 * 7, "it was not hit; the test shows nothing"
+        before = last_step(checkpoints)
+        client = MlflowClient(cut.tracking_uri)
+        experiment = client.get_experiment_by_name("digits")
+        (run,) = client.search_runs([experiment.experiment_id])
+        assert run.info.status == status
+    assert line == (
+        f"perceiver train: terminated (SIGTERM): stopped after step {before}, with a checkpoint; "
+        "the same command goes on from the last checkpoint"
+    )
     with (tmp_path / "told.txt").open("w+") as file:
         result = train(cut, Console(file, file))
         file.seek(0)
-        assert "resuming at epoch" in file.read()
+        assert f"step {before}, from" in file.read()
     assert difference(final_weights(cut), final_weights(whole)) == 0
     exact = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
     assert [result["metrics"][m] for m in exact] == [reference["metrics"][m] for m in exact]
-    (run,) = client.search_runs([experiment.experiment_id])
-    assert (run.info.run_id, run.info.status) == (interrupted.info.run_id, "FINISHED")
+    (after,) = client.search_runs([experiment.experiment_id])
+    assert (after.info.run_id, after.info.status) == (run.info.run_id, "FINISHED")
+
+
+def last_step(checkpoints: Path) -> int:
+    steps = [int(path.parent.name[5:]) for path in checkpoints.glob("step-*/state.json")]
+    return max(steps, default=0)
+
+
+def test_a_notice_within_an_evaluation_stops_before_it_and_costs_nothing(
+    config: Callable[..., Config], console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = config("training.ema_decay=0.5", output="whole")
+    reference = train(whole, console)
+    cut = config("training.ema_decay=0.5", output="cut")
+    evaluate = TrainLoop.evaluate
+
+    def told(loop: TrainLoop) -> dict[str, float]:
+        keep(Notice.COMMAND)
+        return evaluate(loop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainLoop, "evaluate", told)
+        with pytest.raises(Terminated, match="stopped after step 7, with a checkpoint"):
+            train(cut, console)
+    result = train(cut, console)
+    assert difference(final_weights(cut), final_weights(whole)) == 0
+    assert result["metrics"]["val_loss"] == reference["metrics"]["val_loss"]
+    assert result["metrics"]["train_loss"] == reference["metrics"]["train_loss"]
 
 
 @pytest.mark.usefixtures("ray_cluster")

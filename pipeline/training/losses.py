@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.ray_session import missing_resources
 from pipeline.config.cluster import ClusterConfig
+from pipeline.config.folders import Folder
 from pipeline.training.checkpoints import last_checkpoint
 
 POLL_SECONDS = 2.0
@@ -27,7 +27,7 @@ class Losses:
         count: The number of losses that count.
     """
 
-    def __init__(self, cluster: ClusterConfig, folder: Path) -> None:
+    def __init__(self, cluster: ClusterConfig, folder: Folder) -> None:
         self._cluster, self._checkpoints = cluster, folder / "checkpoints"
         self._step: int | None = None
         self.count = 0
