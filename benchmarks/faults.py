@@ -65,6 +65,7 @@ class Training:
         self.run = folder / "runs" / name
         self._arguments = [str(folder / "config.json"), f"name={name}", *overrides]
         self._log = folder / f"{name}.log"
+        self._read = 0
 
     def start(self) -> psutil.Popen:
         """Start the command."""
@@ -82,6 +83,14 @@ class Training:
     def last_line(self) -> str:
         """Return the last line that the command has printed."""
         return self._log.read_text(errors="replace").strip().splitlines()[-1]
+
+    def unread(self) -> str:
+        """Return what the command has printed since the text that was last found was returned."""
+        text = self._log.read_text(errors="replace")
+        new = text[self._read :]
+        if " workers train " in new:
+            self._read = len(text)
+        return new
 
     def wait_for_step(self, process: psutil.Popen, step: int) -> bool:
         """Return whether the training has a checkpoint of a later step before it ends."""
@@ -144,6 +153,55 @@ def hit(training: Training, fault: str) -> dict[str, Any]:
     }
 
 
+def elastic(folder: Path, epochs: str) -> float:
+    """Kill a raylet under a training with a range of workers, and add one again.
+
+    Returns:
+        The largest difference of the weights from those of the undisturbed training.
+    """
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    training = Training(
+        folder,
+        f"elastic-{time.time():.0f}",
+        epochs,
+        f"cluster.address={cluster.address}",
+        "cluster.num_workers={min: 1, max: 3, resize_seconds: 5}",
+    )
+    process = training.start()
+    try:
+        for change in ("3 workers", "2 workers", "3 workers"):
+            _wait_for_line(training, process, f"{change} train")
+            print(json.dumps({"elastic": change, "step": training.last_step()}), flush=True)
+            training.wait_for_step(process, training.last_step() + 10)
+            if change == "2 workers":
+                cluster.add_node(num_cpus=1)
+            elif nodes:
+                cluster.remove_node(nodes.pop(), allow_graceful=False)
+                nodes.clear()
+        if process.wait(3600):
+            raise SystemExit(training.last_line())
+    finally:
+        for each in [*process.children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        cluster.shutdown()
+    return differ(training.run, folder / "runs" / "whole")
+
+
+def _wait_for_line(training: Training, process: psutil.Popen, text: str) -> None:
+    """Wait until the command prints a line with this text after those that were waited for."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        if text in training.unread():
+            return
+        time.sleep(0.2)
+    raise SystemExit(f"no line with {text!r}: {training.last_line()}")
+
+
 def weights(run: Path) -> dict[str, Any]:
     """Return the weights of the last checkpoint of a training."""
     from pipeline.training.checkpoints import last_checkpoint
@@ -196,6 +254,9 @@ def main() -> None:
         whole = Training(folder, "whole", epochs)
         if whole.start().wait(3600):
             raise SystemExit(whole.last_line())
+        if args.faults == "elastic":
+            print(json.dumps({"elastic: largest difference": elastic(folder, epochs)}))
+            return
         hurt = Training(folder, f"hurt-{args.seed}", epochs)
         for fault in args.faults.split(","):
             print(json.dumps(hit(hurt, fault)), flush=True)

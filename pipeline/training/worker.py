@@ -168,6 +168,11 @@ def _open_training(
     state = chosen.state if chosen else TrainState()
     if chosen:
         notes.append(f"resuming at epoch {state.epoch + 1}, step {state.step}, from {chosen.path}")
+    if config.cluster.is_elastic:
+        fewest, most = config.cluster.min_workers, config.cluster.max_workers
+        notes.append(
+            f"{rank_info.world_size} workers train (cluster.num_workers: {fewest} to {most})"
+        )
     optimizer = make_optimizer(model, training, plan.rate_scales)
     engine = initialize_engine(model, optimizer, strategy, gathered_whole=[CrossAttend])
 
