@@ -208,7 +208,7 @@ def weights(run: Path) -> dict[str, Any]:
 
     last = last_checkpoint(run / "train" / "checkpoints")
     assert last is not None
-    return dict(last.load()[0])
+    return dict(last.load_model())
 
 
 def differ(one: Path, other: Path) -> float:

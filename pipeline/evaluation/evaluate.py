@@ -241,7 +241,7 @@ def _working_folder(subject: Subject, cluster: ClusterConfig, output: str) -> It
     parent = folder_at(output)
     if subject.config is not None and exists(subject.config.folder):
         parent = subject.config.folder
-    if not isinstance(parent, Path) and cluster.num_workers:
+    if not isinstance(parent, Path) and cluster.min_workers:
         folder = parent / f".evaluate-{secrets.token_hex(8)}"
         try:
             yield folder

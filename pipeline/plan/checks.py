@@ -27,8 +27,8 @@ CHECKPOINTS = 4
 
 
 def workers_of(config: Config) -> int:
-    """Return the number of workers that the memory is planned for."""
-    return max(1, config.cluster.num_workers)
+    """Return the number of workers that is planned for: the smallest of a range."""
+    return max(1, config.cluster.min_workers)
 
 
 def problems_of_set(config: Config, planned: PlannedSet) -> Iterator[str]:
@@ -116,7 +116,7 @@ def problems_of_cluster(config: Config) -> Iterator[str]:
     if cluster.address is None:
         workers = workers_of(config)
         needed, have = workers * cluster.cpus_per_worker, os.cpu_count() or 1
-        if cluster.num_workers and needed > have:
+        if cluster.min_workers and needed > have:
             yield (
                 f"the training needs {needed} CPUs ({workers} workers x {cluster.cpus_per_worker}),"
                 f" and this machine has {have}; lower cluster.num_workers or "
