@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from benchmarks.machine import above, describe, memory, reset_peak
+from benchmarks.machine import describe, memory, reset_peak
 from cluster.deepspeed_engine import initialize_engine
 from cluster.divided_model import divided_as_built
 from cluster.strategy import Strategy
@@ -77,8 +77,8 @@ def bench_checkpoints(console: Console, options: Options) -> dict[str, Any]:
         time that a save costs: the difference, divided by the second), `wait_seconds` (the training
         stands still), `commit_seconds` (from the begin of a save until it is committed) and
         `resume_seconds` (from the choice of the checkpoint). `part_bytes` and `peak_bytes` are of
-        the rank with the most: its part, and the memory of its process above that of a training
-        that has not saved yet.
+        the rank with the most: its part, and by how much the peak of its process in the first
+        window with a save exceeds that in the window before it.
 
     Raises:
         UserError: A number is too small.
@@ -113,7 +113,7 @@ def bench_checkpoints(console: Console, options: Options) -> dict[str, Any]:
         "commit_seconds": statistics.median(first["commit"]),
         "resume_seconds": max(each["resume"] for each in found),
         "part_bytes": max(each["part"] for each in found),
-        "peak_bytes": max(each["peak"] for each in found),
+        "peak_bytes": max(each["peak"][0] for each in found),
     }
 
 
@@ -173,11 +173,12 @@ def _worker(rank: int, options: Options) -> None:
     engine = _engine(options, rank_info)
     saver = CheckpointSaver(folder, rank_info)
     _window(engine, rank_info, 2, options.batch_size)
-    reset_peak("cpu")
-    before = memory("cpu")
-    found: dict[str, Any] = {"plain": [], "saved": [], "wait": [], "commit": []}
+    found: dict[str, Any] = {"plain": [], "saved": [], "wait": [], "commit": [], "peak": []}
     for step in range(options.rounds):
+        reset_peak("cpu")
         found["plain"].append(_window(engine, rank_info, options.num_steps, options.batch_size))
+        plain = memory("cpu").peak
+        reset_peak("cpu")
         began = time.perf_counter()
         saver.save(TrainState(step=step), own_state(engine, None, None, rank_info))
         found["wait"].append(time.perf_counter() - began)
@@ -185,8 +186,8 @@ def _worker(rank: int, options: Options) -> None:
         found["saved"].append(found["wait"][-1] + took)
         saver.wait()
         found["commit"].append(saver.seconds)
+        found["peak"].append(memory("cpu").peak - plain)
     found["part"] = saver.part_bytes
-    found["peak"] = above(before, "cpu")
     found["parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
     saver.close()
     del engine
