@@ -185,8 +185,8 @@ def elastic(folder: Path, epochs: str) -> float:
         if process.wait(3600):
             raise SystemExit(training.last_line())
     finally:
-        for each in [*process.children(recursive=True), process]:
-            with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for each in [*process.children(recursive=True), process]:
                 each.kill()
         cluster.shutdown()
     return differ(training.run, folder / "runs" / "whole")
