@@ -1,10 +1,12 @@
 """Latents that are carried from part to part: where they start, and parts that cannot be read."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from perceiver_model.adapters.configs import TextInput, TokenEmbeddingConfig
 from perceiver_model.config import DecoderConfig, EncoderConfig
@@ -19,6 +21,7 @@ from pipeline.training.objectives.classification import Classification
 from pipeline.training.objectives.multi_label import MultiLabel
 from pipeline.training.objectives.regression import Regression
 from pipeline.training.rank_info import RankInfo
+from pipeline.training.stored_tensors import StoredTensors, read_layout
 from pipeline.training.streams import CarriedLatents, idle_notes
 from shards.lanes import Lanes
 from shards.recordings import Recordings
@@ -76,6 +79,11 @@ def test_a_part_that_cannot_be_read_is_passed_over(objective: Objective, unreada
         torch.testing.assert_close(carried.latents[row], state[0])
 
 
+def stored(tensors: dict[str, torch.Tensor], folder: Path) -> StoredTensors:
+    save_file(tensors, folder / "carried.safetensors")
+    return read_layout(folder, ["carried.safetensors"])
+
+
 def ranks(world_size: int, lanes: Lanes) -> list[CarriedLatents]:
     device = torch.device("cpu")
     return [
@@ -86,12 +94,14 @@ def ranks(world_size: int, lanes: Lanes) -> list[CarriedLatents]:
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_each_rank_takes_up_the_latents_of_its_own_lanes(groups: int, world_size: int) -> None:
+def test_each_rank_takes_up_the_latents_of_its_own_lanes(
+    groups: int, world_size: int, tmp_path: Path
+) -> None:
     lanes = Lanes(12, 2, groups)
     saved = {"latents": torch.randn(12, 3, 8), "waiting": torch.arange(12) % 5 == 0}
     found = ranks(world_size, lanes)
     for each in found:
-        each.restore(saved, "checkpoint")
+        each.restore(stored(saved, tmp_path), "checkpoint")
     for name, tensor in saved.items():
         in_order = [getattr(each.groups[group], name) for group in range(groups) for each in found]
         assert torch.equal(torch.cat(in_order), tensor)
@@ -103,12 +113,12 @@ def test_each_rank_takes_up_the_latents_of_its_own_lanes(groups: int, world_size
     lambda saved: saved.update(waiting=torch.zeros(12)),
     lambda saved: saved.update(more=torch.zeros(1)),
 ])  # fmt: skip
-def test_latents_of_other_lanes_are_refused(change: Callable[[dict], None]) -> None:
+def test_latents_of_other_lanes_are_refused(change: Callable[[dict], None], tmp_path: Path) -> None:
     saved = {"latents": torch.randn(12, 3, 8), "waiting": torch.zeros(12, dtype=torch.bool)}
     change(saved)
     (one,) = ranks(1, Lanes(12))
     with pytest.raises(UserError, match="checkpoint: does not hold the latents of 12 lanes"):
-        one.restore(saved, "checkpoint")
+        one.restore(stored(saved, tmp_path), "checkpoint")
 
 
 def test_a_card_says_that_its_model_reads_streams() -> None:
