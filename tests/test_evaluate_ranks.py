@@ -3,7 +3,6 @@
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import numpy as np
 import pytest
 import rank_metrics
 import torch
-import torch.distributed as dist
 from gate_bench import VALIDATION, Bench
 from gate_runs import CLASSES
+from saved_checkpoints import one_rank
 from sklearn.metrics import (
     average_precision_score,
     f1_score,
@@ -40,7 +39,6 @@ from pipeline.training.objectives.classification import Classification
 from pipeline.training.objectives.multi_label import MultiLabel
 from pipeline.training.objectives.regression import Regression
 from pipeline.training.objectives.segmentation import Segmentation
-from pipeline.training.rank_info import RankInfo
 from shards import ShardSet
 
 PARTS: dict[str, Any] = {
@@ -113,14 +111,6 @@ def cases_of(parts: list[tuple[slice, int]]) -> rank_metrics.Cases:
     return cases
 
 
-@pytest.fixture
-def alone() -> Iterator[RankInfo]:
-    """This process as the only rank."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield RankInfo(0, 0, 0, 1, torch.device("cpu"))
-    dist.destroy_process_group()
-
-
 def of_two_processes(folder: Path, cases: Any, tasks: Any) -> list[Any]:
     (folder / "given").write_bytes(pickle.dumps((cases, tasks)))
     command = [sys.executable, rank_metrics.__file__]
@@ -149,9 +139,7 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def test_two_workers_find_what_one_finds_and_scikit_learn(
-    tmp_path: Path, bench: Bench, alone: RankInfo
-) -> None:
+def test_two_workers_find_what_one_finds_and_scikit_learn(tmp_path: Path, bench: Bench) -> None:
     # The second rank has fewer batches of samples, one of them of padding only, or no sample.
     uneven = [
         cases_of([(slice(0, 9), 0), (slice(9, 18), 0)]),
@@ -163,7 +151,8 @@ def test_two_workers_find_what_one_finds_and_scikit_learn(
          for name, case in ranks[rank].items()}
         for rank in range(2)
     ]  # fmt: skip
-    single = rank_metrics.measured(cases_of([(slice(0, 23), 0)]))
+    with one_rank():
+        single = rank_metrics.measured(cases_of([(slice(0, 23), 0)]))
 
     run_id = bench.run("poor")
     checkpoint = Path(bench.client.get_run(run_id).data.tags["perceiver.checkpoint"])
@@ -177,7 +166,8 @@ def test_two_workers_find_what_one_finds_and_scikit_learn(
         precision="float32", attention_path="auto", max_bad_fraction=0.5, worst=25,
     )  # fmt: skip
     # 120 samples: the last batch has 10 for the first rank and none for the second.
-    whole = evaluate_on_rank(task, alone)
+    with one_rank() as alone:
+        whole = evaluate_on_rank(task, alone)
     both = of_two_processes(tmp_path, given, [task, replace(task, worst=3)])
     first, second = (found for found, _ in both)
     for name in given[0]:

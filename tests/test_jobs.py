@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,12 +39,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     environment.pop("RAY_ADDRESS", None)
     dashboard = free_port()
     log = (tmp_path_factory.mktemp("head") / "log").open("w")
+    # The dashboard's sockets lie there, and a socket's path has at most 107 bytes.
+    temporary = tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True)
     head = subprocess.Popen(
         [BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1",
          f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
          f"--dashboard-agent-listen-port={free_port()}", "--num-cpus=2",
          f"--ray-client-server-port={free_port()}",
-         f"--temp-dir={tmp_path_factory.mktemp('r')}"],
+         f"--temp-dir={temporary.name}"],
         env=environment, stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
     environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
@@ -71,6 +74,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         except subprocess.TimeoutExpired:
             os.killpg(head.pid, signal.SIGKILL)
         log.close()
+        temporary.cleanup()
 
 
 @pytest.fixture
