@@ -231,7 +231,8 @@ def _targets(config: Config, objective: Objective, size: int, num_classes: int) 
     if kind == "regression":
         return torch.zeros(size, target.length)
     if kind == "mask":
-        image = config.data.formats["image"]
+        image = config.data.image
+        assert image is not None  # a set with masks has images
         shape, _ = stored_type(image)
         return torch.zeros((size, *shape[:2]), dtype=torch.uint8)
     if kind == "tokens":

@@ -108,7 +108,7 @@ class Outbox:
     def image(self, name: str, step: int, paths: Iterable[Folder]) -> None:
         """Add the files of a picture of one step, with the names that MLflow gives to images."""
         for path in paths:
-            self._put({"artifact": _address(path), "to": IMAGES, "image": [name, step]})
+            self._put({"artifact": _address(path), "to": IMAGES, "at_step": [name, step]})
 
     def end(self, status: str) -> None:
         """Add the end of the run with its status: FINISHED, FAILED or KILLED."""
@@ -267,8 +267,8 @@ def _last_steps(path: Path) -> dict[str, int]:
     last: dict[str, int] = dict(read_header(path).get("last_steps", {}))
     for entry in _read(path, 0):
         steps = [(name, step) for name, _, _, step in entry.get("metrics", ())]
-        if "image" in entry:
-            name, step = entry["image"]
+        if "at_step" in entry:
+            name, step = entry["at_step"]
             steps.append((f"{IMAGES}/{name}", step))
         for name, step in steps:
             last[name] = max(step, last.get(name, step))
