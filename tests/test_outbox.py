@@ -73,7 +73,7 @@ def test_a_picture_of_a_step_is_there_once_however_often_the_step_is_computed(st
         logger.close()
     images = [each.path for each in store.list_artifacts(run.run_id, "images")]
     assert len(images) == 4, "a picture and a small one of each step"
-    assert deliver_folder(run.tracking_uri, Path(run.outbox)) is None
+    assert deliver_folder(run.tracking_uri, run.outbox) is None
     assert not Path(run.outbox).exists()
 
 
