@@ -35,6 +35,8 @@ from shards.errors import ShardError
 
 SLOWEST = timedelta(days=1)
 """How long the threads wait for the slowest rank. If a rank dies, they notice at once."""
+MOST_FAILURES = 3
+"""How many saves in a row may fail until the training ends."""
 
 
 class CheckpointSaver:

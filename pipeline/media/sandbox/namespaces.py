@@ -66,12 +66,20 @@ def leave_files(readable: Iterable[str]) -> None:
         OSError: The system does not allow it.
     """
     _mount("none", "/", flags=_RECURSIVE | _PRIVATE)
-    # Open them first, because the mount on _EMPTY hides those that are below it.
-    opened = [(path, os.open(path, os.O_PATH)) for path in _outermost(readable)]
+    paths = _outermost(readable)
+    # The mount on _EMPTY hides what is below it, but not from this descriptor.
+    hidden = os.open(_EMPTY, os.O_PATH)
     _mount("none", _EMPTY, "tmpfs", options="size=1m,mode=755")
-    for path, descriptor in opened:
-        _bind(descriptor, Path(f"{_EMPTY}{path}"))
-        os.close(descriptor)
+    for path in paths:
+        is_hidden = Path(path).is_relative_to(_EMPTY)
+        place = os.path.relpath(path, _EMPTY) if is_hidden else path
+        # One at a time: there may be more paths than a process may have open files.
+        descriptor = os.open(place, os.O_PATH, dir_fd=hidden if is_hidden else None)
+        try:
+            _bind(descriptor, Path(f"{_EMPTY}{path}"))
+        finally:
+            os.close(descriptor)
+    os.close(hidden)
     _mount("none", _EMPTY, flags=_REMOUNT | _READ_ONLY)
     os.chdir(_EMPTY)
     os.chroot(".")
