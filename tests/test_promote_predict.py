@@ -30,7 +30,6 @@ from pipeline.registry.predict import predict
 from pipeline.registry.promote import promote
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
-from pipeline.training.checkpoints import best_checkpoint
 from pipeline.training.train import train
 
 NAME = "three-digits"
@@ -50,10 +49,12 @@ def trained(
     bad = make_config(output, *shared, "name=worse", "training.learning_rate=1e-7")
     with (output / "console.txt").open("w") as file:
         console = Console(file, file)
-        runs = {name: train(c, console)["run_id"] for name, c in (("good", good), ("bad", bad))}
+        results = {name: train(c, console) for name, c in (("good", good), ("bad", bad))}
+        runs = {name: result["run_id"] for name, result in results.items()}
         mlflow_client = client(good.tracking_uri)
         first = promote(mlflow_client, runs["good"], console)
-    return {**runs, "client": mlflow_client, "first": first, "output": output, "config": good}
+    made = {"client": mlflow_client, "output": output, "config": good}
+    return {**runs, **made, "first": first, "result": results["good"]}
 
 
 @pytest.fixture
@@ -75,10 +76,7 @@ def test_the_first_model_becomes_champion_and_its_tags_tell_why(registry: dict[s
 def test_evaluations_give_the_numbers_of_the_training_on_one_worker_and_on_two(
     registry: dict[str, Any], ray_cluster: None, console: Console, tmp_path: Path
 ) -> None:
-    config, run_id = registry["config"], registry["good"]
-    checkpoint = best_checkpoint(config.folder / "train" / "checkpoints")
-    assert checkpoint is not None
-    trained = {"run_id": run_id, "metrics": checkpoint.state.metrics}
+    config, trained = registry["config"], registry["result"]
     alone = evaluated_as_trained(config, trained, console)
     both = evaluated_as_trained(config, trained, console, "cluster.num_workers=2")
     assert both["classes"] == alone["classes"]
