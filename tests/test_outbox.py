@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipeline.evaluation.pictures import confusion_picture
 from pipeline.runs import outbox
 from pipeline.runs.mlflow_client import new_client
 from pipeline.runs.outbox import DRIVER, Outbox, RunRef, deliver, deliver_folder, deliver_run
 from pipeline.runs.run_logger import RunLogger
+from pipeline.training.reports.pictures import confusion_picture
 
 
 @pytest.fixture(scope="module")

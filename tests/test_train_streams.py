@@ -20,7 +20,7 @@ from deepspeed.utils import safe_get_full_grad
 from gate_runs import track
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
-from trainings import config_here, difference, evaluated_as_trained, final_weights
+from trainings import config_here, difference, evaluated_as_trained, final_weights, train_and_report
 from whole_state import gather_state
 
 from perceiver_model import PerceiverClassifier
@@ -120,7 +120,7 @@ def trained(documents: Path) -> tuple[Config, dict[str, Any]]:
     """A training with carried latents, and its result."""
     config = config_of(documents, "carried", stream={"parts_per_step": 2})
     with (documents / "console.txt").open("w") as file:
-        return config, train(config, Console(file, file))
+        return config, train_and_report(config, Console(file, file))
 
 
 def test_what_the_first_part_tells_is_known_after_the_last(

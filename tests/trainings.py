@@ -13,6 +13,7 @@ from saved_checkpoints import load
 from pipeline.config.load import validate
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
+from pipeline.evaluation.best import report_best
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
@@ -21,6 +22,7 @@ from pipeline.training.checkpoint_state import WEIGHTS
 from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.loop import TrainLoop
 from pipeline.training.step_sums import StepSums
+from pipeline.training.train import train
 from shards import ShardSet
 
 
@@ -55,6 +57,11 @@ def final_weights(config: Config) -> dict[str, torch.Tensor]:
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     assert a.keys() == b.keys()
     return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def train_and_report(config: Config, console: Console) -> dict[str, Any]:
+    """Train, and log what people read about the best checkpoint, as the command does."""
+    return train(config, console, report_best=report_best)
 
 
 def evaluated_as_trained(

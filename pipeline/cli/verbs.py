@@ -50,7 +50,11 @@ def run_stage(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     with open_console(args, config) as console:
         module = importlib.import_module(_STAGES[args.verb])
-        options = {"profile": args.profile or 0} if args.verb == "train" else {}
+        options = {}
+        if args.verb == "train":
+            from pipeline.evaluation.best import report_best
+
+            options = {"profile": args.profile or 0, "report_best": report_best}
         result = getattr(module, args.verb)(config, console, fresh=args.fresh, **options)
         module.report(result, console)
         console.result(result)

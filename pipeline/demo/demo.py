@@ -13,6 +13,7 @@ from pipeline.config.load import load_config
 from pipeline.config.sqlite_uri import sqlite_path
 from pipeline.config.tree import Config
 from pipeline.demo.digits import digits_state, write_digits
+from pipeline.evaluation.best import report_best
 from pipeline.preprocess.preprocess import preprocess
 from pipeline.preprocess.preprocess import report as report_preprocess
 from pipeline.registry.predict import predict
@@ -74,7 +75,7 @@ def demo(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
             stack.enter_context(ray_session(config.cluster.address))
         shards = stage("preprocess", lambda: preprocess(config, console))
         report_preprocess(shards, console)
-        training = stage("train", lambda: train(config, console))
+        training = stage("train", lambda: train(config, console, report_best=report_best))
         report_train(training, console)
         study = stage("tune", lambda: tune(config, console))
         report_tune(study, console)

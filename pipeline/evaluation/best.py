@@ -13,7 +13,6 @@ from pipeline.evaluation.described import as_json
 from pipeline.evaluation.examples import examples_of
 from pipeline.evaluation.html_report import html_report
 from pipeline.evaluation.model_card import model_card
-from pipeline.evaluation.pictures import confusion_picture, sample_picture
 from pipeline.media.errors import MediaError
 from pipeline.registry.run_model import card_of
 from pipeline.registry.served.card import ModelCard
@@ -26,6 +25,7 @@ from pipeline.training.checkpoint_files import load_weights
 from pipeline.training.checkpoints import best_checkpoint
 from pipeline.training.epoch_report import best_details
 from pipeline.training.objectives import name_field
+from pipeline.training.reports.pictures import confusion_picture, sample_picture
 from shards import ShardError, ShardSet
 from shards.redaction import redacted_tree
 

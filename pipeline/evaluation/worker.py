@@ -13,7 +13,6 @@ from pipeline.config.folders import folder_at
 from pipeline.errors import UserError
 from pipeline.evaluation.class_numbers import Renumbering
 from pipeline.evaluation.described import as_json, described
-from pipeline.evaluation.details import details_of, joined_details
 from pipeline.evaluation.worst import WorstSamples
 from pipeline.registry.reading import Reading
 from pipeline.runs.storage import local_copy, write_bytes
@@ -24,6 +23,7 @@ from pipeline.training.checkpoint_files import load_weights, read_tensors
 from pipeline.training.evaluation import Metrics, RecordingMetrics, answered
 from pipeline.training.objectives import Objective
 from pipeline.training.rank_info import RankInfo, join
+from pipeline.training.reports.details import details_of, joined_details
 from shards import ShardReader, ShardSet
 from shards.location import Location
 

@@ -231,10 +231,8 @@ def _targets(config: Config, objective: Objective, size: int, num_classes: int) 
     if kind == "regression":
         return torch.zeros(size, target.length)
     if kind == "mask":
-        image = config.data.image
-        assert image is not None  # a set with masks has images
-        shape, _ = stored_type(image)
-        return torch.zeros((size, *shape[:2]), dtype=torch.uint8)
+        image: Any = getattr(objective.model_config, "input", None)
+        return torch.zeros(size, image.height, image.width, dtype=torch.uint8)
     if kind == "tokens":
         return torch.zeros(size, target.max_length or 1, dtype=torch.int32)
     return torch.zeros(size, dtype=torch.int64)

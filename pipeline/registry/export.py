@@ -20,9 +20,8 @@ from perceiver_model.config_checks import write_config
 from pipeline.config.folders import Folder, folder_at, is_remote
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.evaluation.subject import is_run_folder, recorded_run
 from pipeline.registry.backbone_code import check_backbone_is_own
-from pipeline.registry.run_model import card_of, own_set
+from pipeline.registry.run_model import card_of, is_run_folder, own_set, recorded_run
 from pipeline.registry.served.card import CARD_FILE, WEIGHTS_FILE
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_errors import mlflow_answers

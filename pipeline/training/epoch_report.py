@@ -4,12 +4,12 @@ import json
 from typing import Any
 
 from pipeline.config.folders import Folder
-from pipeline.evaluation.details import Details
-from pipeline.evaluation.pictures import confusion_picture
 from pipeline.runs.records import write_json
 from pipeline.runs.run_logger import RunLogger
 from pipeline.runs.storage import read_bytes
 from pipeline.training.checkpoint_files import TrainState
+from pipeline.training.reports.details import Details
+from pipeline.training.reports.pictures import confusion_picture
 
 _MAX_BYTES = 1 << 30
 BEST_FILE = "best_evaluation.json"

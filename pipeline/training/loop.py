@@ -13,7 +13,6 @@ from cluster.accumulation import Accumulation
 from pipeline.config.folders import Folder
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.evaluation.details import Details, details_of, joined_details
 from pipeline.inputs.batches import media_loader
 from pipeline.runs.run_logger import RunLogger
 from pipeline.training.agreement import agreed_checkpoint
@@ -33,6 +32,7 @@ from pipeline.training.objectives import Objective
 from pipeline.training.progress import Progress
 from pipeline.training.progress_writer import ProgressWriter
 from pipeline.training.rank_info import RankInfo
+from pipeline.training.reports.details import Details, details_of, joined_details
 from pipeline.training.saved_state import own_state, restore_training
 from pipeline.training.schedule import learning_rate
 from pipeline.training.step_clock import StepClock

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, replace
 from typing import Any
 
@@ -16,7 +16,6 @@ from pipeline.config.objectives import OBJECTIVE_CONFIGS, default_objective
 from pipeline.config.training import AugmentConfig, TrainingConfig
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.evaluation.best import report_best
 from pipeline.inputs.positions import load_positions
 from pipeline.media.registered import MODALITIES, modality
 from pipeline.preprocess.find_shards import with_shards
@@ -75,10 +74,17 @@ DEFAULTS = flatten(
     }
 )
 """The default values of the fields that determine the weights, without those of adapters."""
+ReportBest = Callable[[Config, Folder, RunRef, ShardSet, Mapping[str, Any], Console], None]
+"""It gets the folder of the training, its run, its shard set and its result."""
 
 
 def train(
-    config: Config, console: Console, *, fresh: bool = False, profile: int = 0
+    config: Config,
+    console: Console,
+    *,
+    fresh: bool = False,
+    profile: int = 0,
+    report_best: ReportBest | None = None,
 ) -> dict[str, Any]:
     """Train, resume, continue for more epochs, or find that the training is already done.
 
@@ -91,6 +97,8 @@ def train(
         console: The console, which shows progress and notes.
         fresh: Whether to delete an earlier training of this name and start anew.
         profile: The number of steps to profile; 0 profiles none.
+        report_best: What logs a report on the best checkpoint at the end, such as
+            `pipeline.evaluation.best.report_best`; None logs none.
 
     Returns:
         `run_id`, `checkpoint` (the folder of the best one), `metrics` (of the best one), `score`
@@ -115,7 +123,9 @@ def train(
     with run_lock(
         config.folder / f".{STAGE}.lock", str(config.folder / STAGE), console.notice
     ) as still_held:
-        return _train(config, console, shard_set, still_held, fresh=fresh, profile=profile)
+        return _train(
+            config, console, shard_set, still_held, report_best, fresh=fresh, profile=profile
+        )
 
 
 def _train(
@@ -123,6 +133,7 @@ def _train(
     console: Console,
     shard_set: ShardSet,
     still_held: Callable[[], None],
+    report_best: ReportBest | None,
     *,
     fresh: bool,
     profile: int,
@@ -200,7 +211,8 @@ def _train(
         if init and plan:
             result["init"] = summary(init, plan)
         log_best(run, result)
-        report_best(config, folder, run, shard_set, result, console)
+        if report_best is not None:
+            report_best(config, folder, run, shard_set, result, console)
     seconds = spent + time.time() - started
     write_run_record(config.folder, RunRecord(STAGE, fingerprint, result, seconds, done=True))
     return {**result, "seconds": seconds, "skipped": False, LEFT: undelivered(config, "train")}

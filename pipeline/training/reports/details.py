@@ -7,10 +7,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline.evaluation.calibration import Calibration
 from pipeline.training.objectives import Batch, Objective
 from pipeline.training.objectives.multi_label import MultiLabel
 from pipeline.training.objectives.regression import Regression
+from pipeline.training.reports.calibration import Calibration
 
 MAX_CONFUSED = 2000
 """The largest number of classes for which confusions are counted."""

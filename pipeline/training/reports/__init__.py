@@ -1,0 +1,1 @@
+"""What trainings and evaluations report beside metrics: details by class, and pictures."""
