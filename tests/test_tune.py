@@ -24,7 +24,7 @@ from pipeline.runs.console import Console
 from pipeline.runs.tracking import begin_run, child_run
 from pipeline.training.checkpoints import read_checkpoint
 from pipeline.tuning.journal import JOURNAL_FILE, Report, StudyJournal
-from pipeline.tuning.trials import draw_settings, stopped_at
+from pipeline.tuning.trials import stopped_at
 from pipeline.tuning.tune import tune
 from shards import ShardSet
 
@@ -34,6 +34,7 @@ STUDY = (
     "study={search: grid, num_workers: 1, grace_epochs: 1, epochs: 3, space: "
     "{training.learning_rate: {choice: [3e-3, 1e-6]}}}"
 )
+ONE_AT_A_TIME = "study.max_concurrent_trials=1"
 
 
 @pytest.fixture(scope="module")
@@ -41,30 +42,41 @@ def done(
     make_config: Callable[..., Config],
     digit_shards: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[SimpleNamespace]:
-    """A study of three trials, of which the last one fails, and the same command once more.
+) -> SimpleNamespace:
+    """A study that was killed in its third trial and went on, and the same command once more.
 
-    The seed draws 3e-3, 1e-6 and 1e30, and 1e-6 for a fourth trial. `config` makes configurations
+    The seed draws 3e-3, 1e-6, 3e-3, 1e30 and 1e-6. The second trial is stopped, and the fourth
+    fails; the fifth belongs to the study if there are to be as many. `config` makes configurations
     with other fields in the same output folder.
     """
     folder = tmp_path_factory.mktemp("study")
-    space = STUDY.replace("[3e-3, 1e-6]", "[1e30, 3e-3, 1e-6, 1e-5]").replace("grid", "random")
-    config = functools.partial(make_config, folder, f"shards={digit_shards}", space, "seed=7")
-    with (folder / "console.txt").open("w") as file:
-        console = Console(file, file)
-        chosen = config("study.num_trials=3")
-        result, again = tune(chosen, console), tune(chosen, console)
-        yield SimpleNamespace(
-            config=config, console=console, result=result, again=again,
-            runs=runs_of(chosen), reports=reports(chosen),
-        )  # fmt: skip
+    space = STUDY.replace("[3e-3, 1e-6]", "[3e-3, 1e-6, 1e30]").replace("grid", "random")
+    config = functools.partial(make_config, folder, f"shards={digit_shards}", space, "seed=373")
+    chosen = config("study.num_trials=4")
+    path = folder / "study.yaml"
+    path.write_text(json.dumps(config("study.num_trials=4", ONE_AT_A_TIME).tree()))
+    with study_process(path, chosen, trial=2):
+        stopped = runs_by_trial(chosen)[1]
+    before = reports(chosen)
+    with (folder / "told.txt").open("w+") as file:
+        result = tune(chosen, Console(file, file))
+        file.seek(0)
+        told = file.read()
+        again = tune(chosen, Console(file, file))
+    return SimpleNamespace(
+        config=config, result=result, again=again, told=told, stopped=stopped, before=before,
+        runs=runs_of(chosen), runs_by_trial=runs_by_trial(chosen), reports=reports(chosen),
+    )  # fmt: skip
 
 
 def test_a_study_ranks_its_trials_and_logs_each_as_a_child(done: SimpleNamespace) -> None:
     result = done.result
-    assert [trial["params"]["training.learning_rate"] for trial in result["trials"]] == [3e-3, 1e-6]
-    best, worst = result["trials"]
-    assert best["accuracy"] > worst["accuracy"]
+    rates = [trial["params"]["training.learning_rate"] for trial in result["trials"]]
+    assert rates == [3e-3, 3e-3, 1e-6]
+    best, same, worst = result["trials"]
+    # Their training is the same, though that of the third trial was killed and went on.
+    assert (best["id"], same["id"]) == ("00000", "00002")
+    assert best["accuracy"] == same["accuracy"] > worst["accuracy"]
     assert result["best"] == best
     for trial in result["trials"]:
         # The accuracy that ranks is the validation accuracy of the checkpoint that is kept.
@@ -93,23 +105,52 @@ def test_a_study_that_is_done_is_skipped(done: SimpleNamespace) -> None:
 def test_a_trial_that_fails_is_told_and_the_others_count(done: SimpleNamespace) -> None:
     (failure,) = done.result["failed"]
     assert "not finite" in failure and "training.learning_rate" in failure
-    assert sorted(run.info.status for run in done.runs) == ["FAILED", *["FINISHED"] * 3]
+    assert sorted(run.info.status for run in done.runs) == ["FAILED", *["FINISHED"] * 4]
 
 
-def test_a_study_that_is_done_goes_on_with_more_trials(done: SimpleNamespace) -> None:
-    longer = done.config("study.num_trials=4")
-    more = tune(longer, done.console)
+def test_a_killed_study_goes_on_from_its_decisions(done: SimpleNamespace) -> None:
+    before, after = done.before, done.reports
+    ((trial, epoch),) = [(report.trial, report.epoch) for report in before if report.stop]
+    assert trial == 1 and epoch < 3
+    done_before = [(0, 1), (0, 2), (0, 3), *((1, number) for number in range(1, epoch + 1))]
+    assert [(r.trial, r.epoch) for r in before][: 3 + epoch] == done_before
+    # The run of the trial that was stopped has its status while the study goes on.
+    assert done.stopped.info.status == "FINISHED"
+    assert done.stopped.data.tags["perceiver.stopped_at_epoch"] == str(epoch)
+    assert "resuming the study" in done.told
+    assert "trial 4/4" in done.told
+    # Epochs done before count, and those that a trial does not do are not to be done.
+    assert f"{6 + epoch}/{6 + epoch}" in done.told
+    assert after[: len(before)] == before
+    assert len({(report.trial, report.epoch) for report in after}) == len(after)
+    assert {report.trial for report in after[len(before) :]} <= {2}
+    assert [(r.trial, r.epoch) for r in after if r.trial == 2] == [(2, 1), (2, 2), (2, 3)]
+    runs = done.runs_by_trial
+    assert len(runs) == len(done.runs) - 1 == 4, "no trial has two runs"
+    for run in (runs[0], runs[1], runs[2]):
+        assert run.data.tags["mlflow.source.name"].endswith("__main__.py")
+        assert run.data.tags["mlflow.user"] == getpass.getuser()
+    assert {trial["id"]: trial["stopped_early"] for trial in done.result["trials"]} == {
+        "00000": False, "00001": True, "00002": False,
+    }  # fmt: skip
+
+
+def test_a_study_that_is_done_goes_on_with_more_trials(
+    done: SimpleNamespace, console: Console
+) -> None:
+    longer = done.config("study.num_trials=5")
+    more = tune(longer, console)
     assert more["run_id"] == done.result["run_id"]
-    assert len(more["trials"]) == 3
-    assert [t for t in more["trials"] if t["id"] != "00003"] == done.result["trials"]
+    assert len(more["trials"]) == 4
+    assert [t for t in more["trials"] if t["id"] != "00004"] == done.result["trials"]
     before = len(done.reports)
     assert reports(longer)[:before] == done.reports
-    assert {report.trial for report in reports(longer)[before:]} == {3}
-    assert tune(longer, done.console)["skipped"]
-    with pytest.raises(UserError, match=r"num_trials=4, and study\.num_trials is 3: .* more"):
-        tune(done.config("study.num_trials=3"), done.console)
+    assert {report.trial for report in reports(longer)[before:]} == {4}
+    assert tune(longer, console)["skipped"]
+    with pytest.raises(UserError, match=r"num_trials=5, and study\.num_trials is 4: .* more"):
+        tune(done.config("study.num_trials=4"), console)
     with pytest.raises(UserError, match=r"study\.grace_epochs was 1, is 2"):
-        tune(done.config("study.num_trials=5", "study.grace_epochs=2"), done.console)
+        tune(done.config("study.num_trials=6", "study.grace_epochs=2"), console)
 
 
 def runs_of(config: Config) -> list[Any]:
@@ -143,49 +184,6 @@ def study_process(path: Path, config: Config, *, trial: int) -> Iterator[subproc
         finally:
             process.kill()
             process.wait()
-
-
-def test_a_killed_study_goes_on_from_its_decisions(
-    make_config: Callable[..., Config], digit_shards: Path, tmp_path: Path
-) -> None:
-    study = STUDY.replace("grid", "random, max_concurrent_trials: 1")
-    shards = f"shards={digit_shards}"
-    config = make_config(tmp_path, shards, study, "study.num_trials=3", "seed=7")
-    rates = [trial["training.learning_rate"] for trial in draw_settings(config.study, 7)]
-    assert rates == [3e-3, 1e-6, 3e-3]
-    path = tmp_path / "study.yaml"
-    path.write_text(json.dumps(config.tree()))
-    with study_process(path, config, trial=2):
-        # The second trial was stopped; its run has its status while the study goes on.
-        stopped = runs_by_trial(config)[1]
-        assert stopped.info.status == "FINISHED"
-        assert stopped.data.tags["perceiver.stopped_at_epoch"] == "1"
-    before = reports(config)
-    assert [(r.trial, r.epoch, r.stop) for r in before][:4] == [
-        (0, 1, False), (0, 2, False), (0, 3, False), (1, 1, True),
-    ]  # fmt: skip
-
-    with (tmp_path / "told.txt").open("w+") as file:
-        result = tune(config, Console(file, file))
-        file.seek(0)
-        told = file.read()
-    assert "resuming the study" in told
-    assert "trial 3/3" in told
-    # Epochs done before count, and those that the stopped trial does not do are not to be done.
-    assert "7/7" in told
-    after = reports(config)
-    assert after[: len(before)] == before
-    assert len({(report.trial, report.epoch) for report in after}) == len(after)
-    assert {report.trial for report in after[len(before) :]} <= {2}
-    assert [(r.trial, r.epoch) for r in after if r.trial == 2] == [(2, 1), (2, 2), (2, 3)]
-    runs = runs_by_trial(config)
-    assert len(runs) == 3, "no trial has two runs"
-    assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    for run in runs.values():
-        assert run.data.tags["mlflow.source.name"].endswith("__main__.py")
-        assert run.data.tags["mlflow.user"] == getpass.getuser()
-    assert result["failed"] == []
-    assert {trial["id"]: trial["stopped_early"] for trial in result["trials"]}["00000"] is False
 
 
 def test_the_run_of_a_trial_that_was_killed_before_it_noted_it_is_found(
