@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 
 # In two processes; tests/conftest.py says which tests stay together.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -60,24 +60,8 @@ def uses_ray(file: Path) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that use Ray first."""
+    """Put the files that use Ray first: they take longest. A process of xdist takes whole files."""
     items.sort(key=lambda item: not uses_ray(item.path))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give all files that use Ray to one process, where the session's starts once.
-
-    Each other file goes to one process as a whole, as its own fixtures are made once.
-    """
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Scheduling(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "ray" if uses_ray(config.rootpath / file) else file
-
-    return Scheduling(config, log)
 
 
 def pytest_runtest_setup() -> None:
