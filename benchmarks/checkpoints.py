@@ -184,7 +184,7 @@ def _worker(rank: int, options: Options) -> None:
         found["wait"].append(time.perf_counter() - began)
         took = _window(engine, rank_info, options.num_steps, options.batch_size)
         found["saved"].append(found["wait"][-1] + took)
-        saver.wait()
+        saver.wait(is_required=True)
         found["commit"].append(saver.seconds)
         found["peak"].append(memory("cpu").peak - plain)
     found["part"] = saver.part_bytes

@@ -51,7 +51,7 @@ def save_checkpoint(
                 if tensors is not None
             },
         )
-        saver.wait()
+        saver.wait(is_required=True)
     return read_checkpoint(folder / f"step-{state.step:08d}")
 
 

@@ -36,6 +36,8 @@ from shards.errors import ShardError
 SLOWEST = timedelta(days=1)
 """How long the threads wait for the slowest rank. If a rank dies, they notice at once."""
 MOST_FAILURES = 3
+"""How many saves in a row may fail to be written before the training ends."""
+MOST_FAILURES = 3
 """How many saves in a row may fail until the training ends."""
 
 
@@ -45,6 +47,9 @@ class CheckpointSaver:
     Args:
         folder: The folder of the checkpoints, on storage that all ranks share.
         rank_info: This process among all ranks.
+
+    A checkpoint that cannot be written, as on a full disk, is left out, and the training goes on.
+    It ends at the third one in a row, or if the last one of the training is among them.
 
     Attributes:
         seconds: How long the last save took, from its begin until it was committed.
@@ -58,6 +63,8 @@ class CheckpointSaver:
         self._thread: threading.Thread | None = None
         self._error: UserError | None = None
         self.seconds = 0.0
+        self._notes: list[str] = []
+        self._failures = 0
 
     @property
     def part_bytes(self) -> int:
@@ -78,7 +85,7 @@ class CheckpointSaver:
 
         Raises:
             UserError: A value is not finite, a tensor has a type that no checkpoint has, or the
-                save before this one failed.
+                save before this one was the third in a row that failed.
         """
         self.wait()
         began = time.perf_counter()
@@ -108,30 +115,44 @@ class CheckpointSaver:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise the error of a save that has failed. All ranks must call this (a collective).
+        """Note a save that has failed. All ranks must call this (a collective).
 
         Nothing is exchanged while no save is going on.
 
         Raises:
-            UserError: A save has failed on some rank.
+            UserError: It is the third one in a row.
         """
         if self._thread is not None:
             is_done = not self._thread.is_alive()
             if all(self._gather(is_done)):
                 self.wait()
 
-    def wait(self) -> None:
-        """Wait until the last save is committed.
+    def wait(self, *, is_required: bool = False) -> None:
+        """Wait until the last save is committed or has failed, which is the same on all ranks.
+
+        Args:
+            is_required: Whether the training cannot go on without this checkpoint, or ends with it.
 
         Raises:
-            UserError: It failed.
+            UserError: It failed, and is required or the third one in a row.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        error, self._error = self._error, None
+        self._failures = self._failures + 1 if error else 0
+        if error and self._failures >= MOST_FAILURES:
+            raise UserError(f"{error}; {MOST_FAILURES} checkpoints in a row could not be written")
+        if error and is_required:
             raise error
+        if error:
+            self._notes.append(f"{error}; the training goes on, and saves again later")
+
+    def news(self) -> list[str]:
+        """Return the lines about checkpoints that were left out since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
 
     def close(self) -> None:
         """Wait for the last save, and leave its error aside: the training has another one."""

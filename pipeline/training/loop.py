@@ -23,6 +23,7 @@ from pipeline.training.checkpoint_files import Checkpoint, TrainState, not_finit
 from pipeline.training.checkpoint_saver import CheckpointSaver
 from pipeline.training.checkpoint_state import CARRIED
 from pipeline.training.ema import WeightAverage
+from pipeline.training.ending import has_ended
 from pipeline.training.epoch_report import report_evaluation
 from pipeline.training.evaluation import Metrics, RecordingMetrics, answered, metrics_of
 from pipeline.training.feed import Feed, MicroBatch
@@ -180,10 +181,12 @@ class TrainLoop:
             overflow_steps=state.overflow_steps,
         )
         self.save(state)
-        report_evaluation(self.folder, self.logger, self.details, state)
+        if note := report_evaluation(self.folder, self.logger, self.details, state):
+            self.progress.notes.append(note)
         logged = {name: value for name, value in metrics.items() if name not in MEASURED}
         self.logger.log({**logged, "epoch": float(state.epoch)}, state.step)
-        self.saver.wait()  # a score that is reported has a checkpoint
+        # A score that is reported has a checkpoint, or a line says that it could not be written.
+        self.saver.wait(is_required=has_ended(self.config.training, state))
         self.progress.evaluation_seconds = time.time() - evaluation_began
         self.progress.evaluations.append((state.epoch, metrics))
         self._show(state)
@@ -280,7 +283,7 @@ class TrainLoop:
         """Save a checkpoint, and stop. With `rollback`, the last one stays that of the training."""
         if self.config.training.on_bad_step != "rollback":
             self.save(state)
-            self.saver.wait()
+            self.saver.wait(is_required=True)
         raise TrainingStoppedError(stop, state.step)
 
     def _step(
@@ -473,6 +476,6 @@ class TrainLoop:
         if self.rank_info.rank == 0:
             done = state.epoch * self.steps_per_epoch * self.config.training.batch_size
             self.progress.samples, self.progress.epoch = done + state.samples, state.epoch
-            self.progress.notes += self.logger.news()
+            self.progress.notes += [*self.logger.news(), *self.saver.news()]
             self.still_held()
             self.shown.write(self.progress)

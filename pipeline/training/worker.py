@@ -195,6 +195,7 @@ def _open_training(
                 loop.restore_carried(chosen)
             if training.on_bad_step == "rollback" and not state.step:
                 loop.save(state)  # to return to, before there is a later one
+                loop.saver.wait(is_required=True)
             lanes, recordings = training_lanes(config), loop.train_batches.recordings
             if lanes is not None and recordings is not None:
                 notes += idle_notes(lanes, recordings)
