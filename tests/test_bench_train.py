@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from whole_state import gather_state
 
 from benchmarks import train as bench
 from benchmarks.train import Options, bench_train, interval_of_median, report, rows_of
 from benchmarks.train_loops import BareLoop, OursLoop
-from cluster.engine_state import gather_state
 from pipeline.config.load import with_values
 from pipeline.errors import UserError
 from pipeline.runs.console import Console

@@ -10,6 +10,7 @@ from small_digits import digits_config
 from trainings import difference, final_weights
 
 from pipeline.errors import UserError
+from pipeline.evaluation.best import report_best
 from pipeline.runs.console import Console
 from pipeline.training.train import train
 
@@ -23,7 +24,7 @@ def test_a_profile_of_some_steps_is_in_the_run_and_changes_nothing_else(tmp_path
     with (tmp_path / "console.txt").open("w+") as file:
         console = Console(file, file)
         train(plain, console)
-        result = train(profiled, console, profile=3)
+        result = train(profiled, console, profile=3, report_best=report_best)
         with pytest.raises(UserError, match=r"--profile 3: needs 8 steps.*the training has 0 left"):
             train(profiled, console, profile=3)
         file.seek(0)
