@@ -1,6 +1,5 @@
 """Bad steps on two workers: a fault on one of them is the same decision on both."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from gate_runs import some_rows, table_config, write_table_set
-from rank_processes import run_ranks
+from rank_processes import join_ranks, run_ranks
 from saved_checkpoints import load
 
 from pipeline.config.load import with_values
@@ -67,10 +66,7 @@ def poison(kind: str, seed: int, ranks: Callable[[], bool]) -> None:
 
 def ranks_train(rank: int, folder: str) -> None:
     """Run every case on one of two ranks, in one process group."""
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    join_ranks(rank, 2, folder)
     info = RankInfo(rank, rank, 0, 2, torch.device("cpu"))
     worker.join = lambda: info  # which Ray Train tells a worker otherwise
     whole = Classification.losses

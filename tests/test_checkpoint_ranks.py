@@ -1,7 +1,6 @@
 """Checkpoints of several ranks: each writes its own part, and reads only what it holds."""
 
 import contextlib
-import os
 import resource
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from rank_processes import run_ranks
+from rank_processes import join_ranks, run_ranks
 from saved_checkpoints import load
 from small_bench import TINY
 from test_engine_state import BATCH, build, data, optimizer, strategy
@@ -51,10 +50,7 @@ def train(engine: Any, first: int, last: int) -> None:
 
 
 def ranks(rank: int, world_size: int, place: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
-    store = dist.FileStore(f"{place}/store-{world_size}", world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    join_ranks(rank, world_size, place)
     folder, rank_info = Path(place), RankInfo(rank, rank, 0, world_size, CPU)
     found: dict[str, Any] = {}
     if world_size == 2:

@@ -1,12 +1,10 @@
 """A Perceiver under DeepSpeed: every ZeRO stage and attention path trains it like plain torch."""
 
-import os
-
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from rank_processes import run_ranks
+from rank_processes import join_ranks, run_ranks
 from whole_state import gather_state
 
 from cluster.deepspeed_engine import initialize_engine
@@ -53,10 +51,7 @@ def data(step):
 
 
 def rank_process(rank, folder):
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    join_ranks(rank, 2, folder)
     part = slice(rank * BATCH // 2, (rank + 1) * BATCH // 2)
     results = {}
     for stage, path in CASES:

@@ -1,13 +1,12 @@
 """DeepSpeed's state, whole: equal to plain torch at every stage, restorable at any other."""
 
-import os
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from rank_processes import run_ranks
+from rank_processes import join_ranks, run_ranks
 from torch import nn
 from whole_state import gather_state, restore_state
 
@@ -101,10 +100,7 @@ def run(stage: int, kind: str, first: int, last: int, state: Any = None) -> Any:
 
 
 def ranks(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
-    store = dist.FileStore(f"{folder}/store-{world_size}", world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    join_ranks(rank, world_size, folder)
     results = {}
     for kind in ("float32", "bf16", "frozen"):
         for stage in STAGES:

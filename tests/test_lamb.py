@@ -1,6 +1,5 @@
 """LAMB under ZeRO: on two workers, in slices, what it is on one worker with whole tensors."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from rank_processes import run_ranks
+from rank_processes import join_ranks, run_ranks
 from torch import nn
 from whole_state import gather_state, restore_state
 
@@ -148,10 +147,7 @@ def all_reduces_of_a_step(engine: Any) -> int:
 
 
 def ranks(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    join_ranks(rank, 2, folder)
     results: dict[Any, Any] = {}
     for stage in STAGES:
         results[stage, "whole"] = run(engine_of(stage), 0, STEPS)

@@ -119,6 +119,8 @@ def test_a_training_from_its_first_step_to_an_export(
     assert exists(folder_at(there) / "card.json")
     with pytest.raises(UserError, match="has no checkpoint of step 99; there are those of 1"):
         export(mlflow_client, run_id, console, to=str(tmp_path / "none"), which="99")
+    with pytest.raises(UserError, match="there is no such folder; name a run by"):
+        export(mlflow_client, str(tmp_path / "gone"), console)
 
     tuned = config("name=tuned", f"model.init.from={there}", "training.epochs=1")
     init = train(tuned, console)["init"]

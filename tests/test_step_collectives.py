@@ -4,7 +4,6 @@ DeepSpeed's own engine trains in them.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from gate_runs import some_rows, table_config, write_table_set
-from rank_processes import run_ranks
+from rank_processes import join_ranks, run_ranks
 from saved_checkpoints import load
 
 from cluster.accumulation import Accumulation
@@ -111,10 +110,7 @@ class Counts:
 
 def ranks_train(rank: int, folder: str) -> None:
     """Count every case on one of two ranks; the last one also reduces each micro-batch."""
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    join_ranks(rank, 2, folder)
     info = RankInfo(rank, rank, 0, 2, torch.device("cpu"))
     worker.join = lambda: info  # which Ray Train tells a worker otherwise
     for stage, micros in CASES:

@@ -4,14 +4,13 @@ The model has a layer that is used twice, and odd sizes.
 """
 
 import dataclasses
-import os
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from rank_processes import run_ranks
+from rank_processes import join_ranks, run_ranks
 from test_engine_state import BATCH, CUT, STEPS, build, data, difference, optimizer, strategy
 from whole_state import gather_state, restore_state
 
@@ -55,10 +54,7 @@ def run(stage: int, fields: dict[str, Any], first: int, last: int, state: Any = 
 
 
 def ranks(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    join_ranks(rank, 2, folder)
     results = {str(stage): run(stage, {}, 0, STEPS) for stage in (1, 2, 3)}
     for name, (stage, fields) in CASES.items():
         results[name] = run(stage, fields, 0, STEPS)

@@ -109,6 +109,8 @@ def _run_of(mlflow_client: Any, named: str) -> tuple[Any, Config, Folder]:
     """Return the MLflow run, its configuration, and the folder of its checkpoints."""
     folder = folder_at(named)
     given = is_run_folder(named)
+    if not given and "/" in named:
+        raise UserError(f"{named}: there is no such folder; name a run by its folder, URL or ID")
     run_id = recorded_run(folder) if given else named
     config = run_config(mlflow_client, run_id)
     with mlflow_answers(f"run {run_id}"):
