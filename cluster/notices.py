@@ -7,17 +7,20 @@ notice is only kept here. The training asks for it at its step boundaries, and i
 - Ray drains the machine of a worker (`ray drain-node`, cloud autoscalers): Ray Train tells all
   workers, and `received` asks Ray Train.
 - SIGTERM to the command, or a resize of the workers: `tell_workers` puts a notice into the
-  key-value store of the cluster, and `listening` reads it on one worker.
+  key-value store of the cluster, and `listening` reads it on one worker. All trials of a study
+  listen to one token.
 """
 
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from types import FrameType
 
 POLL_SECONDS = 0.5
+SAME_SECONDS = 1.0
 _NAMESPACE = "perceiver"
 
 
@@ -72,6 +75,13 @@ def tell_workers(token: str, notice: Notice) -> None:
     _internal_kv_put(f"notice-{token}", str(int(notice)), namespace=_NAMESPACE)
 
 
+def is_told(token: str) -> bool:
+    """Return whether a notice was sent under this token."""
+    from ray.experimental.internal_kv import _internal_kv_exists
+
+    return bool(_internal_kv_exists(f"notice-{token}", namespace=_NAMESPACE))
+
+
 def confirm(token: str) -> None:
     """Say that the workers have stopped, for `wait_until_stopped`."""
     from ray.experimental.internal_kv import _internal_kv_put
@@ -95,18 +105,21 @@ def clear(token: str) -> None:
 
 
 @contextlib.contextmanager
-def listening(token: str) -> Iterator[None]:
-    """Keep what `tell_workers` sends under this token as notices of this process."""
+def listening(tokens: Sequence[str]) -> Iterator[None]:
+    """Keep what `tell_workers` sends under these tokens as notices of this process."""
     from ray.experimental.internal_kv import _internal_kv_get
 
     stop = threading.Event()
 
     def listen() -> None:
-        while not stop.wait(POLL_SECONDS):
+        while True:
             # The cluster's store may be away for a moment. The next look finds the notice.
             with contextlib.suppress(Exception):
-                if value := _internal_kv_get(f"notice-{token}", namespace=_NAMESPACE):
-                    keep(Notice(int(value)))
+                for token in tokens:
+                    if value := _internal_kv_get(f"notice-{token}", namespace=_NAMESPACE):
+                        keep(Notice(int(value)))
+            if stop.wait(POLL_SECONDS):
+                return
 
     thread = threading.Thread(target=listen, daemon=True, name="notices")
     thread.start()
@@ -119,7 +132,10 @@ def listening(token: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_as_notices(tell: Callable[[int], None]) -> Iterator[None]:
-    """Call a function at the first SIGTERM or SIGHUP. The next one does what it did before.
+    """Call a function at the first SIGTERM or SIGHUP. A later one does what it did before.
+
+    Signals within `SAME_SECONDS` after the first are part of it: `ray job stop` and other managers
+    send one to each process of a command, and the parent passes its own on.
 
     Args:
         tell: It takes the number of the signal, and runs in a thread of its own.
@@ -138,8 +154,16 @@ def signals_as_notices(tell: Callable[[int], None]) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
+    first: list[float] = []
+
     def handle(number: int, frame: FrameType | None) -> None:
-        restore()
+        if first and time.monotonic() - first[0] < SAME_SECONDS:
+            return
+        if first:
+            restore()
+            signal.raise_signal(number)
+            return
+        first.append(time.monotonic())
         threading.Thread(target=tell, args=(number,), daemon=True).start()
 
     for number in numbers:

@@ -8,7 +8,10 @@ import time
 import pytest
 from cli_commands import python
 
+from cluster import notices
 from cluster.errors import ClusterError
+from cluster.interrupts import Terminated, sigterm_raises
+from cluster.notices import signals_as_notices
 from pipeline.cli.main import main
 from pipeline.errors import GateRefusedError, UserError
 from pipeline.runs.user_errors import find_user_error, raise_user_errors
@@ -76,6 +79,21 @@ def test_sigterm_is_told_where_native_code_makes_a_plain_interrupt_of_it(monkeyp
     monkeypatch.setattr("pipeline.preprocess.inspect_shards.inspect_shards", killed)
     assert main(["inspect", "x"]) == 143
     assert capsys.readouterr().err == "perceiver inspect: terminated (SIGTERM)\n"
+
+
+def test_signals_at_once_are_one_notice_and_a_later_one_ends_the_verb(monkeypatch):
+    """`ray job stop` signals the command and its child, to which the command passes its own on."""
+    told: list[int] = []
+    with pytest.raises(Terminated), sigterm_raises(), signals_as_notices(told.append):
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+        assert told == [signal.SIGTERM]
+        told.append(0)
+        monkeypatch.setattr(notices, "SAME_SECONDS", 0.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    assert told == [signal.SIGTERM, 0]
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

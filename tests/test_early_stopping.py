@@ -20,7 +20,7 @@ from pipeline.training.loop import TrainLoop
 from pipeline.training.train import train
 from pipeline.tuning.journal import StudyJournal
 from pipeline.tuning.schedulers import Decisions, Scheduler
-from pipeline.tuning.study_run import Study
+from pipeline.tuning.study import Study
 
 MakeConfig = Callable[..., Config]
 

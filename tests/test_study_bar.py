@@ -10,7 +10,8 @@ from pipeline.config.tree import Config
 from pipeline.runs.console import Console
 from pipeline.runs.outbox import RunRef
 from pipeline.tuning.journal import Failure, Report, StudyJournal
-from pipeline.tuning.study_run import Study, StudyBar
+from pipeline.tuning.study import Study
+from pipeline.tuning.study_bar import StudyBar
 from pipeline.tuning.trials import draw_settings
 
 STUDY = "study={num_trials: 4, space: {training.learning_rate: {choice: [3e-3, 1e-6]}}}"

@@ -1,6 +1,7 @@
 """A trial's MLflow run has the status with which the trial ended, at once."""
 
 import io
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,12 +10,18 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
+from cluster.interrupts import Terminated
+from cluster.notices import Notice
 from pipeline.config.tree import Config
 from pipeline.runs.console import Console
 from pipeline.runs.records import write_json
 from pipeline.runs.tracking import begin_run
+from pipeline.tuning import stopping
 from pipeline.tuning.journal import Report, StudyJournal
-from pipeline.tuning.study_run import NUMBER, Study, StudyBar, _callback
+from pipeline.tuning.stopping import GOES_ON, StudyStop
+from pipeline.tuning.study import Study
+from pipeline.tuning.study_bar import StudyBar
+from pipeline.tuning.study_run import NUMBER, _callback
 from pipeline.tuning.trials import (
     STOPPED_TAG,
     TRIAL_FILE,
@@ -78,14 +85,52 @@ def test_the_runs_of_a_killed_study_are_closed_as_its_trials_ended(study: Study)
 def test_a_trial_s_run_has_its_status_while_the_study_goes_on(study: Study) -> None:
     file, errors = io.StringIO(), {}
     with StudyBar(study, Console(file, file)) as bar:
-        callback = _callback(study, bar, errors)
+        stop = StudyStop(bar.notice)
+        callback = _callback(study, bar, errors, stop)
+        for number in range(5):
+            callback.on_trial_start(1, [], SimpleNamespace(config={NUMBER: number}))
         callback.on_trial_complete(1, [], SimpleNamespace(config={NUMBER: 1}))
         callback.on_trial_error(2, [], SimpleNamespace(config={NUMBER: 3}))
+        told, unfit = SimpleNamespace(config={NUMBER: 2}), SimpleNamespace(config={NUMBER: 4})
+        callback.on_trial_result(3, [], told, {"stopped": "stopped after step 9"})
+        callback.on_trial_result(3, [], unfit, {"failed": "the loss is not finite"})
+        callback.on_trial_complete(4, [], told)
+        callback.on_trial_complete(4, [], unfit)
         assert found(study) == [
             ("RUNNING", None),
             ("FINISHED", "1"),
-            ("RUNNING", None),
+            ("KILLED", None),  # a notice has stopped it, and the same command goes on with it
             ("FAILED", None),
-            ("RUNNING", None),
+            ("FAILED", None),
         ]
-    assert {*errors} == {3}
+    assert {*errors} == {3, 4} and errors[4] == "the loss is not finite"
+    assert (stop.running, stop.stopped) == ({0}, {2: "stopped after step 9"})
+    with pytest.raises(Terminated) as ended:
+        stop.end(lambda number: number == 2)
+    assert ended.value.done == f"trial 2: stopped after step 9; {GOES_ON}"
+
+
+def test_a_study_is_over_when_those_that_ran_at_the_signal_have_ended(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    stop = StudyStop(lines.append)
+    stop.running |= {0, 1}
+    assert not stop.is_over()
+    sent: list[tuple[str, Notice]] = []
+    monkeypatch.setattr(stopping, "tell_workers", lambda *told: sent.append(told))
+    stop._tell(signal.SIGTERM)
+    assert sent == [(stop.token, Notice.COMMAND)]
+    assert lines[0].startswith("SIGTERM: each running trial saves a checkpoint")
+    assert not stop.is_over()
+    stop.running -= {0}
+    stop.running |= {2}  # it started later, and is not waited for
+    assert not stop.is_over()
+    stop.running -= {1}
+    assert stop.is_over()
+    monkeypatch.setattr(stopping, "STOP_SECONDS", 0.0)
+    hung = StudyStop(lines.append)
+    hung.running |= {0}
+    hung._tell(signal.SIGHUP)
+    hung.is_over()
+    assert hung.is_over(), "a trial that hangs is not waited for without an end"

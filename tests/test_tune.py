@@ -4,8 +4,11 @@ import contextlib
 import functools
 import getpass
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,14 +20,16 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from cluster import ClusterError
+from cluster.interrupts import Terminated
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.preprocess.preprocess import preprocess
 from pipeline.runs.console import Console
 from pipeline.runs.tracking import begin_run, child_run
-from pipeline.training.checkpoints import read_checkpoint
+from pipeline.training.checkpoints import list_names, read_checkpoint
 from pipeline.tuning.journal import JOURNAL_FILE, Report, StudyJournal
-from pipeline.tuning.trials import stopped_at
+from pipeline.tuning.stopping import GOES_ON
+from pipeline.tuning.trials import TRIAL_FILE, stopped_at, trial_folder
 from pipeline.tuning.tune import tune
 from shards import ShardSet
 
@@ -139,7 +144,29 @@ def test_a_study_that_is_done_goes_on_with_more_trials(
     done: SimpleNamespace, console: Console
 ) -> None:
     longer = done.config("study.num_trials=5")
-    more = tune(longer, console)
+    trial = trial_folder(longer.folder / "tune", 4)
+    # Told to stop while the trial's workers start: they save after their first step.
+    noted = trial / TRIAL_FILE
+    with (
+        sent_sigterm(lambda: os.getpid() if noted.is_file() else None),
+        pytest.raises(Terminated) as told,
+    ):
+        tune(longer, console)
+    stopped = "trial 4: stopped after step 1, with a checkpoint"
+    assert told.value.done == f"{stopped}; {GOES_ON}"
+    assert list_names(trial / "checkpoints") == ["step-00000001"]
+    assert runs_by_trial(longer)[4].info.status == "KILLED"
+    (study,) = [run for run in runs_of(longer) if run.data.tags["perceiver.kind"] == "study"]
+    assert study.info.status == "KILLED"
+    # Going on, a worker gets the notice before a preemption, and another one goes on from there.
+    hurt = done.config("study.num_trials=5", "cluster.max_failures=1")
+    with sent_sigterm(lambda: lock_holder(trial)) as workers:
+        more = tune(hurt, console)
+    assert len(set(workers)) == 2
+    # The same settings as those of trial 1, which was not hit.
+    scores = [[r.score for r in reports(longer) if r.trial == number] for number in (1, 4)]
+    fewest = min(map(len, scores))
+    assert scores[0][:fewest] == scores[1][:fewest]
     assert more["run_id"] == done.result["run_id"]
     assert len(more["trials"]) == 4
     assert [t for t in more["trials"] if t["id"] != "00004"] == done.result["trials"]
@@ -184,6 +211,42 @@ def study_process(path: Path, config: Config, *, trial: int) -> Iterator[subproc
         finally:
             process.kill()
             process.wait()
+
+
+def lock_holder(trial: Path) -> int | None:
+    """The process of the worker that writes to the folder of a trial, if there is one."""
+    try:
+        return int(json.loads((trial / ".writer.lock").read_text())["pid"])
+    except (OSError, ValueError):
+        return None
+
+
+@contextlib.contextmanager
+def sent_sigterm(process: Callable[[], int | None]) -> Iterator[list[int]]:
+    """Send SIGTERM once, as soon as there is a process to send it to.
+
+    Yields:
+        A list that takes the processes that there are one after the other.
+    """
+    seen: list[int] = []
+    end = threading.Event()
+
+    def look() -> None:
+        while not end.wait(0.02):
+            found = process()
+            if found is not None and found not in seen:
+                seen.append(found)
+                if len(seen) == 1:
+                    os.kill(found, signal.SIGTERM)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        end.set()
+        thread.join()
+    assert seen
 
 
 def test_the_run_of_a_trial_that_was_killed_before_it_noted_it_is_found(

@@ -27,6 +27,7 @@ from pipeline.training.worker import TrainTask, train_worker
 from shards.redaction import shortened
 
 START_SECONDS = 60.0
+NO_CHECKPOINT = "without a checkpoint of that step (training.on_bad_step: rollback)"
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
@@ -39,6 +40,7 @@ def run_training(
     console: Console | None = None,
     init_folder: Folder | None = None,
     profile: int = 0,
+    study_token: str = "",
 ) -> None:
     """Launch the workers with Ray Train and wait for them.
 
@@ -55,10 +57,12 @@ def run_training(
         console: It shows a line for each failure that is survived.
         init_folder: The folder with the copy of the weights of `model.init`; None means `folder`.
         profile: The number of steps that rank 0 profiles; 0 profiles none.
+        study_token: The token of the study that this training is a trial of; empty for none.
 
     Raises:
         UserError, ShardError, ClusterError: The training cannot continue. The message says why.
-        Terminated: The training was told to stop, and has saved a checkpoint.
+        Terminated: The training was told to stop. It has saved a checkpoint, if
+            `training.on_bad_step` is not `rollback`.
     """
     notify = console.notice if console else print
     losses = Losses(config.cluster, folder)
@@ -66,7 +70,13 @@ def run_training(
     with folder_token(folder) as token:
         command = _Command(config.cluster, token, notify)
         task = TrainTask(
-            config.model_dump_json(), str(folder), run, token, str(init_folder or folder), profile
+            config.model_dump_json(),
+            str(folder),
+            run,
+            token,
+            str(init_folder or folder),
+            profile,
+            study_token,
         )
         while True:
             try:
@@ -79,7 +89,7 @@ def run_training(
                 text = _told_to_stop(stopped)
                 if stopped["notice"] == Notice.COMMAND or not losses.may_go_on:
                     raise Terminated(command.signal or signal.SIGTERM, f"{text}; {GOES_ON}")
-                notify(f"{text}; starting again from there")
+                notify(f"{text}; starting again from the last checkpoint")
                 room.wait_for_machines()
             except SystemExit:  # Ray Train ends this way on Ctrl-C
                 raise KeyboardInterrupt from None
@@ -246,7 +256,8 @@ def _told_to_stop(stopped: dict[str, int]) -> str:
         Notice.DRAIN: "a machine of the training is about to be taken away; ",
         Notice.WORKER_SIGNAL: f"worker {stopped['rank']} got SIGTERM; ",
     }.get(Notice(stopped["notice"]), "")
-    return f"{why}stopped after step {stopped['step']}, with a checkpoint"
+    saved = "with a checkpoint" if stopped["is_saved"] else NO_CHECKPOINT
+    return f"{why}stopped after step {stopped['step']}, {saved}"
 
 
 def _given_up(failure: Failure, losses: Losses) -> str:

@@ -281,10 +281,11 @@ class TrainLoop:
 
     def _stop(self, stop: Stop, state: TrainState) -> Never:
         """Save a checkpoint, and stop. With `rollback`, the last one stays that of the training."""
-        if self.config.training.on_bad_step != "rollback":
+        saves = self.config.training.on_bad_step != "rollback"
+        if saves:
             self.save(state)
             self.saver.wait(is_required=True)
-        raise TrainingStoppedError(stop, state.step)
+        raise TrainingStoppedError(stop, state.step, is_saved=saves)
 
     def _step(
         self, sums: StepSums, after: TrainState, *, reads: bool

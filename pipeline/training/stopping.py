@@ -42,24 +42,26 @@ class StopAgreedError(Exception):
 
 
 class TrainingStoppedError(Exception):
-    """All ranks stop here, with a checkpoint.
+    """All ranks stop here.
 
     Attributes:
         stop: Why.
-        step: The step of the checkpoint.
+        step: The step after which they stop.
+        is_saved: Whether there is a checkpoint of that step.
     """
 
-    def __init__(self, stop: Stop, step: int) -> None:
+    def __init__(self, stop: Stop, step: int, *, is_saved: bool) -> None:
         super().__init__(f"stopped at step {step}: {stop.notice.name}")
-        self.stop, self.step = stop, step
+        self.stop, self.step, self.is_saved = stop, step, is_saved
 
 
 @contextlib.contextmanager
-def notices_of(token: str) -> Iterator[None]:
+def notices_of(token: str, study_token: str = "") -> Iterator[None]:
     """Receive the notices to this training, and confirm to Ray Train's controller when it is left.
 
     Args:
         token: The token of the training. Without it, only signals to this process count.
+        study_token: The token of the study that this training is a trial of; empty for none.
     """
     import ray.train
 
@@ -67,7 +69,7 @@ def notices_of(token: str) -> Iterator[None]:
     if not is_listener:
         yield
         return
-    with listening(token):
+    with listening([token, *filter(None, [study_token])]):
         try:
             yield
         finally:

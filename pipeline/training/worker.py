@@ -53,6 +53,7 @@ class TrainTask:
         token: The token from `folder_token`. Workers look for it in the folder.
         init_folder: The folder with the copy of the weights of `model.init`; empty means `folder`.
         profile: The number of steps that rank 0 profiles; 0 profiles none.
+        study_token: The token of the study that this training is a trial of; empty for none.
     """
 
     config: str
@@ -61,6 +62,7 @@ class TrainTask:
     token: str = ""
     init_folder: str = ""
     profile: int = 0
+    study_token: str = ""
 
 
 def train_worker(task: TrainTask) -> dict[str, int] | None:
@@ -70,19 +72,24 @@ def train_worker(task: TrainTask) -> dict[str, int] | None:
     and the progress file.
 
     Returns:
-        None if the training has ended. `notice`, `rank` and `step` if it has stopped before, as in
-        `TrainingStoppedError`.
+        None if the training has ended. `notice`, `rank`, `step` and `is_saved` if it has stopped
+        before, as in `TrainingStoppedError`.
     """
     import ray.train
 
     try:
-        with notices_of(task.token), open_training(task) as (loop, state):
+        with notices_of(task.token, task.study_token), open_training(task) as (loop, state):
             while not has_ended(loop.config.training, state):
                 state = loop.run_epoch(state)
                 ray.train.report({"epoch": state.epoch, "score": state.score, **state.metrics})
     except TrainingStoppedError as stopped:
         stop = stopped.stop
-        return {"notice": int(stop.notice), "rank": stop.rank, "step": stopped.step}
+        return {
+            "notice": int(stop.notice),
+            "rank": stop.rank,
+            "step": stopped.step,
+            "is_saved": stopped.is_saved,
+        }
     return None
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cluster.interrupts import Terminated
+from cluster.notices import is_told
 from pipeline.config.load import with_values
 from pipeline.config.search import SEARCHES, Settings
 from pipeline.config.study import StudyConfig
@@ -17,10 +19,12 @@ from pipeline.runs.mlflow_client import new_client
 from pipeline.runs.outbox import RunRef
 from pipeline.runs.records import write_json
 from pipeline.runs.tracking import begin_run, child_run, end_run, log_to_run, run_ref
+from pipeline.runs.user_errors import find_user_error
 from pipeline.training.checkpoints import best_checkpoint, last_checkpoint
 from pipeline.training.ending import has_ended
 from pipeline.training.initial_weights.report import log_init
 from pipeline.training.initial_weights.start import saved_init
+from pipeline.training.losses import GOES_ON
 from pipeline.training.objectives import objective_of
 from pipeline.training.train import STOPPED_TAG, log_best, run_training, training_result
 from pipeline.tuning.journal import StudyJournal
@@ -69,6 +73,7 @@ class Trial:
         settings: The settings of every trial, by number.
         reported: The number of epochs that each trial had reported when the study was started.
         source: Tags that record who started the study, and with which code.
+        token: The token under which the workers listen for notices to the study.
     """
 
     base: str
@@ -77,8 +82,31 @@ class Trial:
     settings: list[Settings]
     reported: list[int]
     source: dict[str, str]
+    token: str
 
     def __call__(self, number: int) -> None:
+        """Train the trial, and report its epochs to Ray Tune.
+
+        The last report has `stopped` if a notice has stopped the trial, and `failed` with the error
+        if it must not be tried again. Ray Tune starts a trial again whose process was lost.
+        """
+        from ray import tune as ray_tune
+
+        if is_told(self.token):
+            ray_tune.report({"stopped": ""})
+            return
+        try:
+            self._train(number)
+        except Terminated as stopped:
+            # The trial itself does not know that the study's command goes on with it.
+            ray_tune.report({"stopped": stopped.done.removesuffix(f"; {GOES_ON}")})
+        except Exception as error:
+            cause = find_user_error(error)
+            if cause is None:
+                raise
+            ray_tune.report({"failed": str(cause)})
+
+    def _train(self, number: int) -> None:
         from ray import tune as ray_tune
         from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -112,7 +140,12 @@ class Trial:
             if has_ended(config.training, last.state):
                 return
         run_training(
-            config, folder, run, callbacks=[TuneReportCallback()], init_folder=Path(self.folder)
+            config,
+            folder,
+            run,
+            callbacks=[TuneReportCallback()],
+            init_folder=Path(self.folder),
+            study_token=self.token,
         )
 
     def _earlier_run(self, folder: Path, number: int) -> str | None:

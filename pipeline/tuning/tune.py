@@ -40,7 +40,8 @@ from pipeline.training.train import (
 )
 from pipeline.tuning.journal import JOURNAL_FILE, Failure, StudyJournal
 from pipeline.tuning.plots import plot_study
-from pipeline.tuning.study_run import Study, run_trials
+from pipeline.tuning.study import Study
+from pipeline.tuning.study_run import run_trials
 from pipeline.tuning.trials import close_trials, collect_trials, draw_settings, study_base
 from shards import ShardSet
 from shards.files import remove_tree
