@@ -1,10 +1,12 @@
 """Trainings on real processes that are hit by faults, beside one that is left alone.
 
     python -m benchmarks.faults --folder FOLDER [--faults term-command,term-worker,kill-worker,…]
+    python -m benchmarks.faults --folder FOLDER --faults elastic
 
-Every fault hits one training at a random moment, the same command goes on, and at the end the
-weights are compared with those of the undisturbed training, bit by bit. `elastic` needs no bits:
-it adds and kills raylets of a cluster under a training with a range of workers.
+Faults hit one training at random moments, over and over, until it ends; a command that has ended is
+started again. The weights and metrics are then compared with those of the undisturbed training, bit
+by bit. `elastic` needs no bits: it adds and kills raylets of a cluster under a training with a
+range of workers.
 """
 
 import argparse
@@ -12,145 +14,157 @@ import contextlib
 import json
 import os
 import random
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-COMMAND = [sys.executable, "-m", "pipeline"]
-STEPS_PER_EPOCH, WORKERS = 7, 2
-WAIT_SECONDS = 600.0
-CONFIG = {
-    "name": "whole",
-    "model": {
-        "adapter": {"kind": "conv", "num_channels": 8},
-        "positions": {"num_bands": 8},
-        "encoder": {
-            "num_latents": 8,
-            "latent_dim": 32,
-            "num_blocks": 1,
-            "num_cross_attends": 1,
-            "num_self_attends": 1,
-            "num_cross_heads": 4,
-            "num_self_heads": 4,
-            "cross_channels": 32,
-        },
-    },
-    "training": {
-        "epochs": 40,
-        "batch_size": 32,
-        "checkpoint_steps": 5,
-        "schedule": {"warmup_epochs": 0},
-        "augment": {"shift_pixels": 2, "rotate_degrees": 10},
-    },
-    "cluster": {"num_workers": WORKERS, "max_failures": 0},
-    "tracking": {"system_metrics": False},
-}
+from benchmarks.hurt_training import (
+    WAIT_SECONDS,
+    Training,
+    differ,
+    metrics_that_differ,
+    prepared,
+)
+
+WORKER = "ray::RayTrainWorker"
+LEFT_SECONDS = 180.0
+"""Ray's agents notice the death of their raylet within this time."""
+MOST_STARTS_WITHOUT_A_STEP = 10
 
 
-class Training:
-    """The command of one training, which is started as often as it is hit.
+class NoTargetError(Exception):
+    """The process that a fault hits does not run at this moment."""
 
-    Args:
-        folder: The folder of the benchmark.
-        name: The name of the run.
-        overrides: Overrides of the configuration.
-    """
 
-    def __init__(self, folder: Path, name: str, *overrides: str) -> None:
-        self.run = folder / "runs" / name
-        self._arguments = [str(folder / "config.json"), f"name={name}", *overrides]
-        self._log = folder / f"{name}.log"
-        self._read = 0
+def below(process: psutil.Popen, name: str) -> list[psutil.Process]:
+    """Return the processes below the command whose name or title begins so."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in process.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if name in child.name() or name in " ".join(child.cmdline()[:1]):
+                    found.append(child)
+    if not found:
+        raise NoTargetError(name)
+    return found
 
-    def start(self) -> psutil.Popen:
-        """Start the command."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with self._log.open("ab") as log:
-            return psutil.Popen(
-                [*COMMAND, "train", *self._arguments], stdout=log, stderr=log, env=environment
-            )
 
-    def last_step(self) -> int:
-        """Return the step of the last checkpoint; 0 if there is none."""
-        found = self.run.glob("train/checkpoints/step-*/state.json")
-        return max((int(path.parent.name[5:]) for path in found), default=0)
-
-    def last_line(self) -> str:
-        """Return the last line that the command has printed."""
-        return self._log.read_text(errors="replace").strip().splitlines()[-1]
-
-    def unread(self) -> str:
-        """Return what the command has printed since the text that was last found was returned."""
-        text = self._log.read_text(errors="replace")
-        new = text[self._read :]
-        if " workers train " in new:
-            self._read = len(text)
-        return new
-
-    def wait_for_step(self, process: psutil.Popen, step: int) -> bool:
-        """Return whether the training has a checkpoint of a later step before it ends."""
-        deadline = time.monotonic() + WAIT_SECONDS
-        while time.monotonic() < deadline and process.poll() is None:
-            if self.last_step() > step:
-                return True
-            time.sleep(0.05)
+def runs(process: psutil.Process) -> bool:
+    """Return whether a process runs; one that has ended may still be in the table."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 
-def of_name(process: psutil.Popen, name: str) -> psutil.Process:
-    """Return a process below the command whose name or title begins so."""
-    found = []
-    for child in process.children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if name in child.name() or name in " ".join(child.cmdline()[:1]):
-                found.append(child)
-    return random.choice(found)
+def driver(process: psutil.Popen) -> psutil.Process:
+    """Return the process that trains for the command, which watches it."""
+    children = process.children()
+    if not children:
+        raise NoTargetError("driver")
+    return children[0]
 
 
 HITS: dict[str, Callable[[psutil.Popen], Any]] = {
     "term-command": lambda process: process.terminate(),
-    "term-worker": lambda process: of_name(process, "ray::RayTrainWorker").terminate(),
-    "kill-worker": lambda process: of_name(process, "ray::RayTrainWorker").kill(),
-    "kill-raylet": lambda process: of_name(process, "raylet").kill(),
-    "kill-command": lambda process: process.children()[0].kill(),
-    "kill-all": lambda process: [each.kill() for each in process.children(recursive=True)],
+    "term-worker": lambda process: random.choice(below(process, WORKER)).terminate(),
+    "kill-worker": lambda process: random.choice(below(process, WORKER)).kill(),
+    "kill-workers": lambda process: [each.kill() for each in below(process, WORKER)],
+    "kill-raylet": lambda process: below(process, "raylet")[0].kill(),
+    "kill-driver": lambda process: driver(process).kill(),
+    "kill-command": lambda process: process.kill(),
 }
 """What hits a training, by name. Each takes the process of the command."""
 
 
-def hit(training: Training, fault: str) -> dict[str, Any]:
-    """Start a training, hit it at a random moment after its next checkpoint, and wait for its end.
+@dataclass
+class Storm:
+    """What has happened to a training.
 
-    Returns:
-        The fault, the steps of the last checkpoints before and after it, the exit status, and the
-        last line.
+    Attributes:
+        training: The training.
+        faults: The names of the faults.
+        mean_seconds: The mean time between two faults.
+        most_hits: After so many faults, the training is left alone.
+        hits: How often each fault has hit.
+        ends: How often the command has ended with each status.
+        starts: How often the command was started.
     """
-    process = training.start()
-    before = training.last_step()
-    if not training.wait_for_step(process, before):
-        raise SystemExit(f"{fault}: the training ended before: {training.last_line()}")
-    time.sleep(random.uniform(0, 2))
-    started = process.children(recursive=True)
-    began = time.monotonic()
-    HITS[fault](process)
-    status = process.wait(WAIT_SECONDS)
-    seconds = time.monotonic() - began
-    for each in started:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.kill()
-    return {
-        "fault": fault,
-        "status": status,
-        "seconds": round(seconds, 1),
-        "step before": before,
-        "step after": training.last_step(),
-        "line": training.last_line(),
-    }
+
+    training: Training
+    faults: list[str]
+    mean_seconds: float
+    most_hits: int
+    hits: Counter[str] = field(default_factory=Counter)
+    ends: Counter[int] = field(default_factory=Counter)
+    starts: int = 0
+    _started: list[psutil.Process] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Start the command until the training is done, and hit it at random moments."""
+        idle = 0
+        while True:
+            before = self.training.last_step()
+            process = self.training.start()
+            self.starts += 1
+            started = self._hit_until_end(process)
+            status = process.wait()
+            self.ends[status] += 1
+            print(
+                json.dumps(
+                    {
+                        "status": status,
+                        "steps": [before, self.training.last_step()],
+                        "line": self.training.last_line()[-300:],
+                    }
+                ),
+                flush=True,
+            )
+            self._started += started
+            if status == 0:
+                return
+            idle = idle + 1 if self.training.last_step() == before else 0
+            if idle >= MOST_STARTS_WITHOUT_A_STEP:
+                raise SystemExit(f"no new checkpoint in {idle} starts: {self.training.last_line()}")
+
+    def _hit_until_end(self, process: psutil.Popen) -> list[psutil.Process]:
+        """Hit the command until it has ended, and return the processes that were below it."""
+        started: dict[int, psutil.Process] = {}
+        due = time.monotonic() + random.expovariate(1 / self.mean_seconds)
+        while process.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                started |= {each.pid: each for each in process.children(recursive=True)}
+            if time.monotonic() >= due and self.hits.total() < self.most_hits:
+                self._hit(process)
+                due = time.monotonic() + random.expovariate(1 / self.mean_seconds)
+            time.sleep(0.1)
+        return list(started.values())
+
+    def _hit(self, process: psutil.Popen) -> None:
+        fault = random.choice(self.faults)
+        try:
+            HITS[fault](process)
+        except (NoTargetError, psutil.NoSuchProcess):
+            return  # another moment
+        self.hits[fault] += 1
+        print(json.dumps({"fault": fault, "step": self.training.last_step()}), flush=True)
+
+    def left(self) -> list[str]:
+        """Return the processes that still run some time after the end, and end them."""
+        deadline = time.monotonic() + LEFT_SECONDS
+        while any(map(runs, self._started)) and time.monotonic() < deadline:
+            time.sleep(1)
+        found = []
+        for each in filter(runs, self._started):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append(" ".join(each.cmdline())[:120])
+                each.kill()
+        return found
 
 
 def elastic(folder: Path, epochs: str) -> float:
@@ -202,67 +216,52 @@ def _wait_for_line(training: Training, process: psutil.Popen, text: str) -> None
     raise SystemExit(f"no line with {text!r}: {training.last_line()}")
 
 
-def weights(run: Path) -> dict[str, Any]:
-    """Return the weights of the last checkpoint of a training."""
-    from pipeline.training.checkpoints import last_checkpoint
-
-    last = last_checkpoint(run / "train" / "checkpoints")
-    assert last is not None
-    return dict(last.load_model())
-
-
-def differ(one: Path, other: Path) -> float:
-    """Return the largest difference between the weights of two trainings; 0 if no bit differs."""
-    first, second = weights(one), weights(other)
-    return max(float((first[name] - second[name]).abs().max()) for name in first)
-
-
-@contextlib.contextmanager
-def prepared(folder: Path) -> Iterator[Path]:
-    """Make the shard set, the configuration, and the undisturbed training."""
-    from pipeline.demo.digits import write_digits
-
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "raw").is_dir():
-        write_digits(folder / "raw")
-    data = {
-        "train": str(folder / "raw" / "test"),
-        "validation": 0.15,
-        "image": {"height": 28, "width": 28, "channels": 1},
-        "samples_per_shard": 100,
-    }
-    config = {**CONFIG, "output": str(folder / "runs"), "data": data}
-    (folder / "config.json").write_text(json.dumps(config))
-    shards = folder / "runs" / "whole" / "shards"
-    subprocess.run([*COMMAND, "preprocess", str(folder / "config.json")], check=True)
-    config["shards"] = str(shards)
-    (folder / "config.json").write_text(json.dumps(config))
-    yield folder
-
-
 def main() -> None:
     """Run the faults that are asked for, and print what became of each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="where the runs are kept")
-    parser.add_argument("--faults", default=",".join(HITS), help=f"of {', '.join(HITS)}")
+    parser.add_argument("--faults", default=",".join(HITS), help=f"of {', '.join(HITS)}; elastic")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--mean-seconds", type=float, default=60, help="between two faults")
+    parser.add_argument("--most-hits", type=int, default=1000, help="then it is left alone")
+    parser.add_argument("--max-failures", type=int, default=0, help="cluster.max_failures")
     args = parser.parse_args()
     random.seed(args.seed)
     epochs = f"training.epochs={args.epochs}"
     with prepared(args.folder.absolute()) as folder:
         whole = Training(folder, "whole", epochs)
+        began = time.monotonic()
         if whole.start().wait(3600):
             raise SystemExit(whole.last_line())
+        alone = time.monotonic() - began
         if args.faults == "elastic":
             print(json.dumps({"elastic: largest difference": elastic(folder, epochs)}))
             return
-        hurt = Training(folder, f"hurt-{args.seed}", epochs)
-        for fault in args.faults.split(","):
-            print(json.dumps(hit(hurt, fault)), flush=True)
-        if hurt.start().wait(3600):
-            raise SystemExit(hurt.last_line())
-        print(json.dumps({"largest difference of weights": differ(hurt.run, whole.run)}))
+        hurt = Training(
+            folder, f"hurt-{args.seed}", epochs, f"cluster.max_failures={args.max_failures}"
+        )
+        storm = Storm(hurt, args.faults.split(","), args.mean_seconds, args.most_hits)
+        began = time.monotonic()
+        storm.run()
+        resumed = [line for line in hurt.lines() if "resuming at epoch" in line]
+        print(
+            json.dumps(
+                {
+                    "steps": hurt.last_step(),
+                    "seconds": round(time.monotonic() - began),
+                    "seconds of the undisturbed one": round(alone),
+                    "faults": dict(storm.hits),
+                    "starts of the command": storm.starts,
+                    "ends by status": {str(key): count for key, count in storm.ends.items()},
+                    "resumed": len(resumed),
+                    "processes left": storm.left(),
+                    "largest difference of weights": differ(hurt.run, whole.run),
+                    "metrics that differ": metrics_that_differ(whole.run, hurt.run),
+                },
+                indent=1,
+            )
+        )
 
 
 if __name__ == "__main__":

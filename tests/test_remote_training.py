@@ -1,7 +1,7 @@
 """Trainings with `output=s3://…`, on a real S3 server on the loopback."""
 
 import json
-import os
+import re
 import signal
 import threading
 import time
@@ -12,6 +12,8 @@ from typing import Any
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
+from rank_processes import join_ranks, run_ranks
 from safetensors.torch import load_file
 from trainings import cut_off_after, difference, evaluated_as_trained, train_and_report
 
@@ -28,8 +30,12 @@ from pipeline.registry.promote import promote
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
 from pipeline.runs.storage import exists, read_bytes
-from pipeline.training.checkpoints import last_checkpoint
+from pipeline.training import worker
+from pipeline.training.checkpoints import last_checkpoint, list_names
+from pipeline.training.ending import has_ended
+from pipeline.training.rank_info import RankInfo
 from pipeline.training.train import train
+from pipeline.training.worker import TrainTask, open_training
 from pipeline.tuning.tune import tune
 
 MakeConfig = Callable[..., Config]
@@ -129,39 +135,82 @@ def test_a_training_from_its_first_step_to_an_export(
     assert train(again, console)["epochs"] == 2
 
 
-def test_two_workers_of_ray_one_of_them_killed(
+def ranks_train(rank: int, config: str, folder: str) -> None:
+    """Train undisturbed, as one of two ranks, and keep the metrics of each epoch."""
+    join_ranks(rank, 2, folder)
+    info = RankInfo(rank, rank, 0, 2, torch.device("cpu"))
+    worker.join = lambda: info  # which Ray Train tells a worker otherwise
+    curve = []
+    with open_training(TrainTask(config, folder, None)) as (loop, state):
+        while not has_ended(loop.config.training, state):
+            state = loop.run_epoch(state)
+            curve.append(state.metrics)
+    if rank == 0:
+        (Path(folder) / "curve.json").write_text(json.dumps(curve))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def hit_workers(checkpoints: Any, told: Path) -> None:
+    """Kill a worker, then all of them at once, then send SIGTERM to one, each after a checkpoint.
+
+    Each launch says from where it resumes, and has trained when there is a later checkpoint.
+    """
+    hits = [("resuming", 0, signal.SIGKILL, 1), ("resuming", 1, signal.SIGKILL, 2),
+            ("resuming", 2, signal.SIGTERM, 1)]  # fmt: skip
+    hit: set[int] = set()
+    for line, count, number, workers in hits:
+        wait(lambda line=line, count=count: told.read_text().count(line) == count)
+        before = {*list_names(checkpoints)}
+        wait(lambda before=before: bool({*list_names(checkpoints)} - before))
+        found = [
+            each for each in psutil.Process().children(recursive=True)
+            if "RayTrainWorker" in " ".join(each.cmdline()) and each.pid not in hit
+        ]  # fmt: skip
+        assert len(found) == 2
+        for each in found[:workers]:
+            each.send_signal(number)
+        hit |= {each.pid for each in found}
+
+
+def wait(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_two_workers_of_ray_that_are_killed_one_and_all_and_told_to_stop(
     config: Callable[..., Config], ray_cluster: None, console: Console, tmp_path: Path
 ) -> None:
-    remote = config("cluster.num_workers=2", "cluster.max_failures=2", "training.epochs=4")
-    killed: list[int] = []
+    settings = ("cluster.num_workers=2", "cluster.max_failures=2", "training.epochs=10",
+                "training.augment={shift_pixels: 2}", "model.encoder.dropout=0.1")  # fmt: skip
+    (tmp_path / "undisturbed").mkdir()
+    undisturbed = config(*settings, output=str(tmp_path / "here")).model_dump_json()
+    run_ranks(ranks_train, (undisturbed, str(tmp_path / "undisturbed")), 2)
 
-    def kill_one() -> None:
-        checkpoints = remote.folder / "train" / "checkpoints"
-        deadline = time.monotonic() + 120
-        while not killed and time.monotonic() < deadline:
-            if exists(checkpoints / "step-00000002" / "state.json"):
-                children = psutil.Process().children(recursive=True)
-                workers = [
-                    each for each in children if "RayTrainWorker" in " ".join(each.cmdline())
-                ]
-                os.kill(workers[0].pid, signal.SIGKILL)
-                killed.append(workers[0].pid)
-            time.sleep(0.1)
-
-    killer = threading.Thread(target=kill_one)
-    killer.start()
+    remote, told = config(*settings), tmp_path / "console.txt"
+    hitter = threading.Thread(target=hit_workers, args=(remote.folder / "train/checkpoints", told))
+    hitter.start()
     result = train(remote, console)
-    killer.join()
-    assert killed
-    text = (tmp_path / "console.txt").read_text()
-    assert "starting again from the last checkpoint (1 of cluster.max_failures=2)" in text
-    assert f"from {remote.folder}/train/checkpoints/step-" in text
-    assert result["epochs"] == 4
-    steps = [
-        each.step
-        for each in client(remote.tracking_uri).get_metric_history(result["run_id"], "val_loss")
-    ]
-    assert len(steps) == len(set(steps)) == 4
+    hitter.join()
+    text = told.read_text()
+    assert "worker 0 got SIGTERM" in text or "worker 1 got SIGTERM" in text
+    # The notice is no loss, and it costs no step.
+    for line in ("(1 of cluster.max_failures=2)", "(2 of cluster.max_failures=2)"):
+        assert f"starting again from the last checkpoint {line}" in text
+    (stopped,) = re.findall(r"stopped after step (\d+), with a checkpoint", text)
+    froms = re.findall(rf"from {remote.folder}/train/checkpoints/step-(\d+)", text)
+    assert len(froms) == 3 and int(froms[2]) == int(stopped)
+    assert result["epochs"] == 10
+
+    expected = last_checkpoint(tmp_path / "undisturbed" / "checkpoints")
+    assert expected is not None
+    assert difference(weights(remote), expected.load_model()) == 0
+    curve = json.loads((tmp_path / "undisturbed" / "curve.json").read_text())
+    for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
+        history = client(remote.tracking_uri).get_metric_history(result["run_id"], name)
+        assert [each.value for each in history] == [metrics[name] for metrics in curve]
     assert not any("mlflow" in path or "seen-by-all" in path for path in objects(remote))
     record = json.loads(read_bytes(remote.folder / "stages" / "train.json", 1 << 20))
     assert record["done"] is True
