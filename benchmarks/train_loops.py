@@ -19,6 +19,7 @@ import torch.distributed as dist
 from pipeline.inputs.batches import inputs_on
 from pipeline.inputs.positions import load_positions
 from pipeline.training.checkpoint_files import TrainState
+from pipeline.training.loaders import train_loader
 from pipeline.training.loop import TrainLoop
 from pipeline.training.objectives import Batch
 from pipeline.training.optimizer import make_optimizer
@@ -91,7 +92,7 @@ class OursLoop:
     def epoch(self, number: int) -> float:
         self._state = replace(self._state, epoch=number, samples=0, sums=())
         with _timed(self._loop) as seconds:
-            self._state, _ = self._loop._train(self._state)
+            self._state, _ = self._loop.train_epoch(self._state)
         return seconds[0]
 
 
@@ -109,7 +110,7 @@ class _Plain:
         positions = load_positions(loop.shard_set, self.objective.model_config)
         self.model: Any = self.objective.build_model(positions).to(self.device)
         self.optimizer = make_optimizer(self.model, self.training)
-        self.batches = loop._loader("train", None, shuffle=True, drop_last=True)
+        self.batches = train_loader(loop.config, self.objective, loop.shard_set, loop.rank_info)
         self.step = 0
 
     def samples_of(self, batch: ShardBatch) -> Batch:

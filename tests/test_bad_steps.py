@@ -13,7 +13,7 @@ from saved_checkpoints import load
 from pipeline.config.load import with_values
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.training import loop as loop_module
+from pipeline.training import optimizer_step
 from pipeline.training.augmentation.draws import step_seed
 from pipeline.training.bad_steps import bad_loss
 from pipeline.training.checkpoint_files import Checkpoint
@@ -168,7 +168,7 @@ def test_a_training_that_was_cut_off_ends_with_the_same_weights(
         return bad_loss(training, loss, losses, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop_module, "bad_loss", cut)
+        patch.setattr(optimizer_step, "bad_loss", cut)
         with pytest.raises(UserError, match="cut off"):
             trained(chosen, tmp_path / "cut")
     resumed, weights = trained(chosen, tmp_path / "cut")

@@ -16,9 +16,10 @@ from pipeline.errors import UserError
 from pipeline.runs.records import RunRecord
 from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.feed import MicroBatch
+from pipeline.training.fingerprint import DEFAULTS, SAME_TO_ROUNDING, training_fingerprint
 from pipeline.training.launch import run_training
-from pipeline.training.loop import TrainLoop
-from pipeline.training.train import DEFAULTS, SAME_TO_ROUNDING, STAGE, training_fingerprint
+from pipeline.training.micro_steps import MicroSteps
+from pipeline.training.train import STAGE
 from shards import ShardSet
 
 
@@ -50,14 +51,14 @@ def test_a_training_draws_each_class_equally_often_and_resumes_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[int, int]] = []
-    micro_step = TrainLoop._micro_step
+    run = MicroSteps.run
 
-    def noting(self: TrainLoop, micro_batch: MicroBatch, *place: int) -> Any:
+    def noting(self: MicroSteps, micro_batch: MicroBatch, *place: int) -> Any:
         for batch in micro_batch.batches:
             drawn.extend(zip(batch.numbers.tolist(), batch.targets.tolist(), strict=True))
-        return micro_step(self, micro_batch, *place)
+        return run(self, micro_batch, *place)
 
-    monkeypatch.setattr(TrainLoop, "_micro_step", noting)
+    monkeypatch.setattr(MicroSteps, "run", noting)
     config = config_of(tmp_path, 1.0)
     whole = trained(config, tmp_path / "whole")
     once = list(drawn)

@@ -20,14 +20,16 @@ from pipeline.registry.champions import weights_of
 from pipeline.registry.promote import promote
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
-from pipeline.training import loop as loop_module
+from pipeline.training import optimizer_step
 from pipeline.training import train as train_module
 from pipeline.training.checkpoint_files import Checkpoint
 from pipeline.training.checkpoints import TrainState, last_checkpoint, read_checkpoint
 from pipeline.training.ema import lagging_average
 from pipeline.training.launch import run_training
 from pipeline.training.loop import TrainLoop
+from pipeline.training.optimizer_step import OptimizerStep
 from pipeline.training.train import train
+from pipeline.training.validation import Validation
 from shards import ShardSet
 
 DECAY = 0.75
@@ -67,24 +69,24 @@ def test_the_average_is_that_of_the_weights_after_every_step(
 ) -> None:
     seen: list[dict[str, torch.Tensor]] = []
     evaluated: list[dict[str, torch.Tensor]] = []
-    step, evaluate = TrainLoop._step, TrainLoop.evaluate
+    take, run = OptimizerStep.take, Validation.run
 
-    def gathered(loop: TrainLoop) -> dict[str, torch.Tensor]:
-        return gather_state(loop.engine)[0]
+    def gathered(own: Any) -> dict[str, torch.Tensor]:
+        return gather_state(own._engine)[0]
 
-    def noting(loop: TrainLoop, *arguments: Any, **options: bool) -> Any:
+    def noting(own: OptimizerStep, *arguments: Any, **options: bool) -> Any:
         if not seen:
-            seen.append(gathered(loop))
-        found = step(loop, *arguments, **options)
-        seen.append(gathered(loop))
+            seen.append(gathered(own))
+        found = take(own, *arguments, **options)
+        seen.append(gathered(own))
         return found
 
-    def noting_evaluation(loop: TrainLoop) -> dict[str, float]:
-        evaluated.append(gathered(loop))
-        return evaluate(loop)
+    def noting_evaluation(own: Validation) -> dict[str, float]:
+        evaluated.append(gathered(own))
+        return run(own)
 
-    monkeypatch.setattr(TrainLoop, "_step", noting)
-    monkeypatch.setattr(TrainLoop, "evaluate", noting_evaluation)
+    monkeypatch.setattr(OptimizerStep, "take", noting)
+    monkeypatch.setattr(Validation, "run", noting_evaluation)
     last = trained(config_of(tmp_path, stage), tmp_path / "run")
     assert len(seen) == 13
     expected = seen[0]
@@ -150,7 +152,7 @@ def test_a_rollback_returns_the_average_too(
         returned.append(average_of(loop))
         return state
 
-    monkeypatch.setattr(loop_module, "bad_loss", spoiled)
+    monkeypatch.setattr(optimizer_step, "bad_loss", spoiled)
     monkeypatch.setattr(TrainLoop, "_left_out", noting)
     config = with_values(config_of(tmp_path, 2), {"training.on_bad_step": "rollback"})
     trained(config, tmp_path / "run")

@@ -132,7 +132,7 @@ def test_too_many_bad_files_fail_the_run_and_leave_nothing(
 def test_a_model_with_other_fourier_features_is_refused(
     digit_shards: Path, make_config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    from pipeline.training.train import open_shards
+    from pipeline.training.open_shards import open_shards
 
     config = make_config(tmp_path, f"shards={digit_shards}", "model.positions.num_bands=4")
     with pytest.raises(ShardError, match=r"num_bands=4.*num_bands=8.*preprocess"):

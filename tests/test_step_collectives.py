@@ -58,7 +58,7 @@ class Counts:
             patch.setattr(dist, name, self._sending(getattr(dist, name)))
         for name in ("item", "tolist", "cpu", "__float__", "__bool__"):
             patch.setattr(torch.Tensor, name, self._reading(getattr(torch.Tensor, name)))
-        take, run, engine_step = loop._step, MicroSteps.run, loop.engine.step
+        take, run, engine_step = loop.optimizer_step.take, MicroSteps.run, loop.engine.step
 
         def uncounted() -> None:
             """Let DeepSpeed and torch's optimizer read: their counters are on the host."""
@@ -81,7 +81,7 @@ class Counts:
             return found
 
         patch.setattr(loop.engine, "step", uncounted)
-        patch.setattr(loop, "_step", step)
+        patch.setattr(loop.optimizer_step, "take", step)
         patch.setattr(MicroSteps, "run", micro_step)
 
     def _begin(self) -> None:

@@ -20,7 +20,8 @@ from pipeline.runs import outbox
 from pipeline.runs.console import Console
 from pipeline.training.checkpoint_files import TrainState
 from pipeline.training.loop import TrainLoop
-from pipeline.training.train import LEFT, train
+from pipeline.training.result import LEFT
+from pipeline.training.train import train
 
 
 class Server:

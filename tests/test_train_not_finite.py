@@ -11,9 +11,10 @@ from mlflow.tracking import MlflowClient
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.runs.console import Console
-from pipeline.training.checkpoint_files import TrainState
+from pipeline.training.checkpoint_files import TrainState, check_finite
 from pipeline.training.checkpoints import list_names
 from pipeline.training.loop import TrainLoop
+from pipeline.training.micro_steps import MicroSteps
 from pipeline.training.train import train
 
 MakeConfig = Callable[..., Config]
@@ -61,22 +62,22 @@ def test_a_loss_that_is_not_finite_ends_the_training_at_its_step(
 def test_a_gradient_that_overflows_ends_the_training_though_the_loss_is_finite(
     config: MakeConfig, console: Console, monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:
-    micro_step = TrainLoop._micro_step
+    run = MicroSteps.run
     steps = 0
 
-    def overflowing(loop: TrainLoop, *arguments: Any) -> torch.Tensor:
+    def overflowing(own: MicroSteps, *arguments: Any) -> torch.Tensor:
         nonlocal steps
         steps += 1
         if steps < 9:
-            return micro_step(loop, *arguments)
-        weight = next(p for p in loop.engine.module.parameters() if p.requires_grad)
+            return run(own, *arguments)
+        weight = next(p for p in own.engine.module.parameters() if p.requires_grad)
         hook = weight.register_hook(lambda gradient: gradient * float("inf"))
         try:
-            return micro_step(loop, *arguments)
+            return run(own, *arguments)
         finally:
             hook.remove()
 
-    monkeypatch.setattr(TrainLoop, "_micro_step", overflowing)
+    monkeypatch.setattr(MicroSteps, "run", overflowing)
     ends(config(f"training.zero_stage={stage}"), console, "is not finite after step (9|10); lower")
     assert names(config()) == ["step-00000007"], "the checkpoint before it is kept"
 
@@ -93,7 +94,7 @@ def test_a_validation_loss_that_is_not_finite_ends_the_training(
 def test_weights_that_are_not_finite_are_never_a_checkpoint(
     config: MakeConfig, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unnoticed(loop: TrainLoop) -> dict[str, float]:
+    def unnoticed(loop: TrainLoop, _: TrainState) -> dict[str, float]:
         with torch.no_grad():  # after the last look at the loss
             next(p for p in loop.engine.module.parameters() if p.requires_grad)[0] = float("inf")
         return {"val_loss": 1.0, "val_accuracy": 1.0}
@@ -126,11 +127,10 @@ def test_a_training_that_diverged_goes_on_from_the_checkpoint_before(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_every_value_that_is_no_finite_number_is_seen(value: float) -> None:
-    loop = object.__new__(TrainLoop)
     told = r"^the loss \(-?(nan|inf)\) is not finite after step 3; lower"
     with pytest.raises(UserError, match=told):
-        loop._check_finite("the loss", value, 3)
-    loop._check_finite("the loss", 3e38, 3)
+        check_finite("the loss", value, 3)
+    check_finite("the loss", 3e38, 3)
 
 
 @pytest.mark.parametrize("field", ["learning_rate=1e39", "weight_decay=1e39"])

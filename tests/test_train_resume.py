@@ -109,9 +109,9 @@ def test_a_notice_within_an_evaluation_stops_before_it_and_costs_nothing(
     cut = config("training.ema_decay=0.5", output="cut")
     evaluate = TrainLoop.evaluate
 
-    def told(loop: TrainLoop) -> dict[str, float]:
+    def told(loop: TrainLoop, state: TrainState) -> dict[str, float]:
         keep(Notice.COMMAND)
-        return evaluate(loop)
+        return evaluate(loop, state)
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainLoop, "evaluate", told)

@@ -211,9 +211,9 @@ class CheckedLoop:
         self.model = objective_of(loop.config, loop.shard_set).build_model()
         self.carried: list[torch.Tensor | None] = [None] * lanes
         self.read: list[Any] = []
-        self.micro_step = loop._micro_step
-        patch.setattr(loop, "_micro_step", self.micro)
-        patch.setattr(loop, "_step", self.step)
+        self.micro_step = loop.micro_steps.run
+        patch.setattr(loop.micro_steps, "run", self.micro)
+        patch.setattr(loop.optimizer_step, "take", self.step)
 
     def micro(self, micro_batch: MicroBatch, seed: int, number: int) -> torch.Tensor:
         self.read.append(micro_batch.batches)
@@ -262,7 +262,7 @@ def test_gradients_are_those_of_truncated_backpropagation(
         with open_training(task) as (loop, state):
             checked.append(CheckedLoop(loop, lanes, monkeypatch))
             loop.steps_per_epoch = steps
-            loop._train(state)
+            loop.train_epoch(state)
 
     task = TrainTask(config.model_dump_json(), str(config.folder / "train"), None)
     TorchTrainer(run, train_loop_config=task, scaling_config=ScalingConfig(num_workers=0)).fit()

@@ -20,7 +20,7 @@ from pipeline.runs.mlflow_client import client
 from pipeline.training.checkpoint_files import TrainState
 from pipeline.training.checkpoint_state import WEIGHTS
 from pipeline.training.checkpoints import last_checkpoint
-from pipeline.training.loop import TrainLoop
+from pipeline.training.optimizer_step import OptimizerStep
 from pipeline.training.step_sums import StepSums
 from pipeline.training.train import train
 from shards import ShardSet
@@ -127,14 +127,14 @@ def are_close(found: Any, expected: Any) -> bool:
 def cut_off_after(last: int) -> Iterator[None]:
     """Expect the training inside to end with an error after a step, counted from 1."""
 
-    step = TrainLoop._step
+    take = OptimizerStep.take
 
-    def cut(loop: TrainLoop, sums: StepSums, after: TrainState, **options: bool) -> Any:
+    def cut(own: OptimizerStep, sums: StepSums, after: TrainState, **options: bool) -> Any:
         if after.step > last:
             raise UserError("cut off")
-        return step(loop, sums, after, **options)
+        return take(own, sums, after, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainLoop, "_step", cut)
+        patch.setattr(OptimizerStep, "take", cut)
         with pytest.raises(UserError, match="cut off"):
             yield

@@ -16,7 +16,7 @@ from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.plan.planned_set import PlannedSet
 from pipeline.runs import storage
-from pipeline.training.train import check_format
+from pipeline.training.open_shards import check_format
 from shards import ShardError
 from shards.redaction import redacted
 

@@ -1,5 +1,6 @@
 """One checkpoint: its files, and the position of the training that they hold."""
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -273,6 +274,16 @@ def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             return name
     return None
+
+
+def check_finite(name: str, value: float, step: int) -> None:
+    """Refuse a value of a training that is not finite.
+
+    Raises:
+        UserError: It is infinite or not a number.
+    """
+    if not math.isfinite(value):
+        raise UserError(not_finite_line(f"{name} ({value})", step))
 
 
 def not_finite_line(name: str, step: int) -> str:

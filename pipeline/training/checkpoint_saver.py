@@ -37,8 +37,6 @@ SLOWEST = timedelta(days=1)
 """How long the threads wait for the slowest rank. If a rank dies, they notice at once."""
 MOST_FAILURES = 3
 """How many saves in a row may fail to be written before the training ends."""
-MOST_FAILURES = 3
-"""How many saves in a row may fail until the training ends."""
 
 
 class CheckpointSaver:

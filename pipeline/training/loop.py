@@ -13,62 +13,36 @@ from cluster.accumulation import Accumulation
 from pipeline.config.folders import Folder
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.inputs.batches import media_loader
 from pipeline.runs.run_logger import RunLogger
 from pipeline.training.agreement import agreed_checkpoint
 from pipeline.training.augmentation.draws import step_seed
 from pipeline.training.bad_samples import BadSamples
-from pipeline.training.bad_steps import StepGuard, bad_loss
-from pipeline.training.checkpoint_files import Checkpoint, TrainState, not_finite_line
+from pipeline.training.checkpoint_files import Checkpoint, TrainState, check_finite
 from pipeline.training.checkpoint_saver import CheckpointSaver
 from pipeline.training.checkpoint_state import CARRIED
 from pipeline.training.ema import WeightAverage
 from pipeline.training.ending import has_ended
 from pipeline.training.epoch_report import report_evaluation
-from pipeline.training.evaluation import Metrics, RecordingMetrics, answered, metrics_of
-from pipeline.training.feed import Feed, MicroBatch
-from pipeline.training.loss_scaling import OVERFLOW, LossScaling
+from pipeline.training.evaluation import metrics_of
+from pipeline.training.feed import Feed
+from pipeline.training.loaders import VALIDATION, steps_per_epoch, train_loader, validation_loader
+from pipeline.training.loss_scaling import OVERFLOW
 from pipeline.training.micro_steps import MicroSteps
 from pipeline.training.objectives import Objective
+from pipeline.training.optimizer_step import OptimizerStep
 from pipeline.training.progress import Progress
 from pipeline.training.progress_writer import ProgressWriter
 from pipeline.training.rank_info import RankInfo
-from pipeline.training.reports.details import Details, details_of, joined_details
 from pipeline.training.saved_state import own_state, restore_training
 from pipeline.training.schedule import learning_rate
 from pipeline.training.step_clock import StepClock
 from pipeline.training.step_figures import MEASURED, StepFigures
 from pipeline.training.step_profile import StepProfiler
-from pipeline.training.step_sums import MOST_STEPS, StepSums
+from pipeline.training.step_sums import StepSums
 from pipeline.training.stopping import Stop, StopAgreedError, StopCheck, TrainingStoppedError
-from pipeline.training.streams import (
-    CarriedLatents,
-    stream_steps,
-    training_lanes,
-)
-from shards import ShardReader, ShardSet
-from shards.lanes import Lanes
-from shards.loader import ShardLoader
-
-
-def steps_per_epoch(config: Config, shard_set: ShardSet) -> int:
-    """Return the number of optimizer steps in an epoch.
-
-    Samples that do not fill a whole batch are left for a later epoch. Streams leave none.
-
-    Raises:
-        UserError: The training split does not fill one batch.
-        ShardError: `training.stream` is set, and the split has no streams.
-    """
-    if lanes := training_lanes(config):
-        return stream_steps(lanes, shard_set)
-    samples, batch_size = shard_set.num_samples("train"), config.training.batch_size
-    if samples < batch_size:
-        raise UserError(
-            f"training.batch_size is {batch_size}, but the shard set has only {samples} training "
-            "samples; lower training.batch_size"
-        )
-    return samples // batch_size
+from pipeline.training.streams import CarriedLatents, training_lanes
+from pipeline.training.validation import Validation
+from shards import ShardSet
 
 
 @dataclass
@@ -96,46 +70,54 @@ class TrainLoop:
     still_held: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
-        training = self.config.training
-        lanes = training_lanes(self.config)
-        self.carried = None if lanes is None else CarriedLatents(lanes, self.rank_info)
-        # Samples that do not fill a whole batch are left for a later epoch, which is shuffled anew.
-        self.train_batches = self._loader("train", lanes, shuffle=True, drop_last=True)
-        self.steps_per_epoch = steps_per_epoch(self.config, self.shard_set)
-        self.eval_split = "validation" if "validation" in self.shard_set.manifest.counts else None
-        if self.eval_split:
-            lanes = lanes and Lanes(lanes.count // lanes.groups)
-            self.eval_batches = self._loader(self.eval_split, lanes, shuffle=False, drop_last=False)
-        self.bad = BadSamples(self.rank_info, self.folder, self.config.data.max_bad_fraction)
+        config, rank_info = self.config, self.rank_info
+        training, lanes = config.training, training_lanes(config)
+        self.carried = None if lanes is None else CarriedLatents(lanes, rank_info)
+        self.train_batches = train_loader(config, self.objective, self.shard_set, rank_info)
+        self.steps_per_epoch = steps_per_epoch(config, self.shard_set)
+        self.bad = BadSamples(rank_info, self.folder, config.data.max_bad_fraction)
+        self.stop_check = StopCheck(rank_info.rank, rank_info.world_size)
+        self.validation = self._validation()
         decay = training.ema_decay
         self.average = None if decay is None else WeightAverage(self.engine, decay)
         self.micro_steps = MicroSteps(
-            self.config,
+            config,
             self.objective,
             self.engine,
-            self.rank_info,
+            rank_info,
             self.bad,
             self.carried,
             self.train_batches.recordings,
         )
         self.accumulation = Accumulation(self.engine)
-        self.saver = CheckpointSaver(self.folder / "checkpoints", self.rank_info)
-        self.scaling = LossScaling(self.engine) if training.precision == "fp16" else None
-        guarded = training.on_bad_step != "fail" or self.scaling is not None
-        self.guard = StepGuard(self.engine) if guarded else None
-        total = training.epochs * self.steps_per_epoch * training.batch_size
-        held_out = self.shard_set.num_samples(self.eval_split) if self.eval_split else 0
+        self.optimizer_step = OptimizerStep(training, self.engine, self.average)
+        self.saver = CheckpointSaver(self.folder / "checkpoints", rank_info)
         self.shown = ProgressWriter(self.folder)
         self.progress = Progress(
-            total_samples=total, epochs=training.epochs, evaluation_samples=held_out
+            total_samples=training.epochs * self.steps_per_epoch * training.batch_size,
+            epochs=training.epochs,
+            evaluation_samples=self.validation.num_samples if self.validation else 0,
         )
-        self.details: Details | None = None
         self.profiler: StepProfiler | None = None
         self.clock = StepClock()
-        self.figures = StepFigures(
-            self.config, self.objective, self.engine, self.rank_info, self.clock
+        self.figures = StepFigures(config, self.objective, self.engine, rank_info, self.clock)
+
+    def _validation(self) -> Validation | None:
+        shard_set, objective, rank_info = self.shard_set, self.objective, self.rank_info
+        batches = validation_loader(self.config, objective, shard_set, rank_info)
+        if batches is None:
+            return None
+        samples = shard_set.num_samples(VALIDATION)
+        return Validation(
+            self.config,
+            objective,
+            self.engine,
+            rank_info,
+            batches,
+            samples,
+            self.bad,
+            self.stop_check,
         )
-        self.stop_check = StopCheck(self.rank_info.rank, self.rank_info.world_size)
 
     def run_epoch(self, state: TrainState) -> TrainState:
         """Train from `state` to the end of its epoch, evaluate, save, and return the new state.
@@ -146,7 +128,7 @@ class TrainLoop:
             TrainingStoppedError: The ranks have agreed to stop, and a checkpoint is saved.
         """
         started, first = time.time(), state.samples
-        state, sums = self._train(state)
+        state, sums = self.train_epoch(state)
         metrics = {
             **metrics_of(self.objective, "train", sums),
             "bad_samples": sums[-1],
@@ -157,31 +139,22 @@ class TrainLoop:
             self.progress.samples_per_second = metrics["samples_per_second"]
             self.progress.loss = metrics["train_loss"]
         evaluation_began = time.time()
-        if self.eval_split:
-            try:
-                with self.average.applied() if self.average else contextlib.nullcontext():
-                    metrics |= self.evaluate()
-            except StopAgreedError as agreed:
-                self._stop(agreed.stop, state)
+        metrics |= self.evaluate(state)
         for name, value in metrics.items():
-            self._check_finite(name, value, state.step)
+            check_finite(name, value, state.step)
         score = self.objective.score(metrics)
-        state = TrainState(
-            step=state.step,
+        state = replace(
+            state,
             epoch=state.epoch + 1,
+            samples=0,
+            sums=(),
             metrics=metrics,
             score=score,
-            window=state.window,
             scores=(*state.scores, score),
-            losses=state.losses,
-            bad_steps=state.bad_steps,
-            lost_steps=state.lost_steps,
-            loss_scale=state.loss_scale,
-            loss_scale_steps=state.loss_scale_steps,
-            overflow_steps=state.overflow_steps,
         )
         self.save(state)
-        if note := report_evaluation(self.folder, self.logger, self.details, state):
+        details = self.validation.details if self.validation else None
+        if note := report_evaluation(self.folder, self.logger, details, state):
             self.progress.notes.append(note)
         logged = {name: value for name, value in metrics.items() if name not in MEASURED}
         self.logger.log({**logged, "epoch": float(state.epoch)}, state.step)
@@ -192,83 +165,109 @@ class TrainLoop:
         self._show(state)
         return state
 
-    def _train(self, state: TrainState) -> tuple[TrainState, tuple[float, ...]]:
-        training, rank_info = self.config.training, self.rank_info
-        sums = StepSums(self.objective, rank_info, state.sums)
-        step_in_epoch = state.samples // training.batch_size
-        if self.scaling is not None:
-            self.scaling.restore(state)
+    def train_epoch(self, state: TrainState) -> tuple[TrainState, tuple[float, ...]]:
+        """Take the steps from `state` to the end of its epoch.
+
+        Returns:
+            The state after them, and the sums of the epoch over all ranks, as of `no_sums`.
+
+        Raises:
+            UserError: A loss or gradient is not finite, or too many steps are bad.
+            TrainingStoppedError: The ranks have agreed to stop, and a checkpoint is saved.
+        """
+        sums = StepSums(self.objective, self.rank_info, state.sums)
+        self.optimizer_step.restore(state)
         self.engine.train()
-        order = self.train_batches.state_dict()
-        order |= {"epoch": state.epoch, "samples": state.samples}
-        if state.window != "auto":
-            order["window"] = state.window
-        self.train_batches.load_state_dict(order)
-        window = self.train_batches.state_dict()["window"]
+        window = self._seek(state)
         if self.carried is not None and not state.samples:
             self.carried.begin()
         feed = Feed(
             iter(self.train_batches),
             self.config,
             self.objective,
-            rank_info,
-            self.steps_per_epoch - step_in_epoch,
+            self.rank_info,
+            self.steps_per_epoch - state.samples // self.config.training.batch_size,
             self.clock,
         )
         self.clock.begin()
-        while step_in_epoch < self.steps_per_epoch:
-            rate = learning_rate(state.step, self.steps_per_epoch, training)
-            for group in self.engine.optimizer.param_groups:
-                group["lr"] = rate * group.get("learning_rate_scale", 1.0)
-            with self.accumulation.step():
-                for micro, micro_batch in enumerate(feed.step()):
-                    if micro:
-                        self.accumulation.between()
-                    seed = step_seed(self.config.seed, state.epoch, step_in_epoch, micro)
-                    torch.manual_seed(seed + rank_info.rank)
-                    sums.add(self._micro_step(micro_batch, seed, micro))
-            sums.end_step(state.step + 1)
-            feed.read_ahead()
-            step_in_epoch += 1
-            is_last = step_in_epoch == self.steps_per_epoch
-            after = replace(
-                state,
-                step=state.step + 1,
-                samples=step_in_epoch * training.batch_size,
-                window=window,
-                metrics={},
-                score=None,
-            )
-            is_logged = after.step % training.log_steps == 0
-            due = not is_last and after.step % (training.checkpoint_steps or math.inf) == 0
-            if is_logged:
-                self.figures.before_step()
-            stop = self.stop_check.agreed(now=is_last)
-            reads = is_logged or due or is_last or stop is not None
-            fault, after = self._step(sums, after, reads=reads)
-            self.clock.step()
-            state = replace(after, sums=tuple(sums.of_epoch.tolist()))
-            if self.scaling is not None:
-                state = self.scaling.kept_in(state)
-            self._profile_step(state)
-            if is_logged and not fault:
-                assert sums.loss is not None
-                figures = {"loss": sums.loss, "learning_rate": rate, **self.figures.read()}
-                if self.scaling is not None:
-                    figures |= self.scaling.metrics()
-                self.logger.log(figures, state.step)
-                self.progress.loss = sums.loss
-                self.progress.samples_per_second = figures["samples_per_second"]
-                self._show(state)
-            if is_logged:
-                self.saver.check()
-            if stop:
-                self._stop(stop, state)
-            if due:
-                began = time.perf_counter()
-                self.save(state)
-                self.clock.leave_out(time.perf_counter() - began)
+        while state.samples < self.steps_per_epoch * self.config.training.batch_size:
+            state = self._train_step(feed, sums, replace(state, window=window))
         return state, state.sums
+
+    def _seek(self, state: TrainState) -> Any:
+        """Set the training batches to a state, and return the window that shuffles them."""
+        order = self.train_batches.state_dict()
+        order |= {"epoch": state.epoch, "samples": state.samples}
+        if state.window != "auto":
+            order["window"] = state.window
+        self.train_batches.load_state_dict(order)
+        return self.train_batches.state_dict()["window"]
+
+    def _train_step(self, feed: Feed, sums: StepSums, state: TrainState) -> TrainState:
+        """Take one step, log it, and save a checkpoint, where these are due.
+
+        Raises:
+            UserError: As `train_epoch`.
+            TrainingStoppedError: As `train_epoch`.
+        """
+        training = self.config.training
+        rate = learning_rate(state.step, self.steps_per_epoch, training)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate * group.get("learning_rate_scale", 1.0)
+        self._accumulate(feed, sums, state)
+        feed.read_ahead()
+        after = replace(
+            state,
+            step=state.step + 1,
+            samples=state.samples + training.batch_size,
+            metrics={},
+            score=None,
+        )
+        is_last = after.samples == self.steps_per_epoch * training.batch_size
+        is_logged = after.step % training.log_steps == 0
+        due = not is_last and after.step % (training.checkpoint_steps or math.inf) == 0
+        if is_logged:
+            self.figures.before_step()
+        stop = self.stop_check.agreed(now=is_last)
+        reads = is_logged or due or is_last or stop is not None
+        fault, after = self.optimizer_step.take(sums, after, reads=reads)
+        if fault:
+            after = self._left_out(after, fault)
+        self.clock.step()
+        after = replace(after, sums=tuple(sums.of_epoch.tolist()))
+        self._profile_step(after)
+        if is_logged and not fault:
+            self._log(sums, rate, after)
+        if is_logged:
+            self.saver.check()
+        if stop:
+            self._stop(stop, after)
+        if due:
+            began = time.perf_counter()
+            self.save(after)
+            self.clock.leave_out(time.perf_counter() - began)
+        return after
+
+    def _accumulate(self, feed: Feed, sums: StepSums, state: TrainState) -> None:
+        """Add up the gradients and the sums of the micro-batches of a step."""
+        step_in_epoch = state.samples // self.config.training.batch_size
+        with self.accumulation.step():
+            for micro, micro_batch in enumerate(feed.step()):
+                if micro:
+                    self.accumulation.between()
+                seed = step_seed(self.config.seed, state.epoch, step_in_epoch, micro)
+                torch.manual_seed(seed + self.rank_info.rank)
+                sums.add(self.micro_steps.run(micro_batch, seed, micro))
+        sums.end_step(state.step + 1)
+
+    def _log(self, sums: StepSums, rate: float, state: TrainState) -> None:
+        """Log the figures of the last step, and show them."""
+        assert sums.loss is not None
+        figures = {"loss": sums.loss, "learning_rate": rate, **self.figures.read()}
+        self.logger.log(figures | self.optimizer_step.metrics(), state.step)
+        self.progress.loss = sums.loss
+        self.progress.samples_per_second = figures["samples_per_second"]
+        self._show(state)
 
     def _profile_step(self, state: TrainState) -> None:
         if self.profiler is None:
@@ -286,65 +285,6 @@ class TrainLoop:
             self.save(state)
             self.saver.wait(is_required=True)
         raise TrainingStoppedError(stop, state.step, is_saved=saves)
-
-    def _step(
-        self, sums: StepSums, after: TrainState, *, reads: bool
-    ) -> tuple[str | None, TrainState]:
-        """Take the optimizer's step.
-
-        If the step must be judged before it is taken, its loss is read. Else the losses are read
-        every few steps, and before anything is logged or saved.
-
-        Args:
-            sums: The sums, with those of this step.
-            after: The state after the step.
-            reads: Whether the sums are needed after this step.
-
-        Returns:
-            Why the step was left out, or None; and the state after the step.
-
-        Raises:
-            UserError: A step is bad, and `training.on_bad_step` is `fail`.
-        """
-        training = self.config.training
-        if self.guard is None and training.spike_factor is None:
-            self.engine.step()
-            if reads or self.engine.skipped_steps or sums.unread >= MOST_STEPS:
-                for found in sums.read():
-                    self._check_finite("the loss", found.loss, found.step)
-                    sums.count(found)
-                self._check_gradient(after.step)
-            if self.average is not None:
-                self.average.update()
-            return None, after
-        (found,) = sums.read()
-        fault = bad_loss(training, found.loss, after.losses, after.step)
-        if self.guard is not None:
-            taken = self.guard.step(leave_out=fault is not None)
-            if self.scaling is not None and not fault:
-                fault = self.scaling.after_step(taken=taken)
-            fault = fault or (None if taken else not_finite_line("the gradient", after.step))
-            if fault and training.on_bad_step == "fail" and fault != OVERFLOW:
-                raise UserError(fault)
-            if fault:
-                return fault, self._left_out(after, fault)
-        elif fault:
-            raise UserError(fault)
-        else:
-            self.engine.step()
-            self._check_gradient(after.step)
-        sums.count(found)
-        if self.average is not None:
-            self.average.update()
-        if training.spike_factor is not None:
-            losses = (*after.losses, found.loss)[-training.spike_window :]
-            after = replace(after, losses=losses)
-        return None, after
-
-    def _check_gradient(self, step: int) -> None:
-        """Refuse a step whose gradients are not finite. DeepSpeed silently skips it."""
-        if self.engine.skipped_steps:
-            raise UserError(not_finite_line("the gradient", step))
 
     def _left_out(self, state: TrainState, fault: str) -> TrainState:
         """Count a step that was left out, and roll back if that is wanted.
@@ -379,62 +319,22 @@ class TrainLoop:
         self._show(state)
         return state
 
-    def _loader(
-        self, split: str, lanes: Lanes | None, *, shuffle: bool, drop_last: bool
-    ) -> ShardLoader:
-        return media_loader(
-            ShardReader(self.shard_set, split, verify_samples=self.config.data.verify_samples),
-            self.config.data.formats,
-            target=self.objective.target,
-            one_length=self.config.training.compile is not None,
-            batch_size=self.config.micro_batch_size(self.rank_info.world_size),
-            global_batch=self.config.global_micro_batch,
-            rank=self.rank_info.rank,
-            world_size=self.rank_info.world_size,
-            seed=self.config.seed,
-            shuffle=shuffle,
-            balance=self.config.training.balance_classes if shuffle else 0.0,
-            drop_last=drop_last,
-            num_workers=self.config.training.loader_workers,
-            skip_corrupt=self.config.data.corrupt_samples == "skip",
-            pin_memory=self.rank_info.device.type == "cuda",
-            lanes=lanes,
-        )
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Return the loss and metrics of the validation split; nothing without one.
 
-    def _micro_step(self, micro_batch: MicroBatch, seed: int, micro: int) -> torch.Tensor:
-        """Run forward and backward for one micro-batch; see `MicroSteps.run`."""
-        return self.micro_steps.run(micro_batch, seed, micro)
+        The averaged weights are evaluated if there is an average.
 
-    @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """Return the loss and metrics over all samples of the validation split, each read once."""
-        assert self.eval_split is not None
-        objective, device = self.objective, self.rank_info.device
-        self.engine.eval()
-        metrics, formats = Metrics(objective, device), self.config.data.formats
-        recordings = self.eval_batches.recordings
-        own = None if recordings is None else RecordingMetrics(objective, device, recordings)
-        details = details_of(objective)
-        for batch, samples, outputs in answered(
-            self.engine, objective, self.eval_batches, formats, device, recordings
-        ):
-            metrics.update(outputs, samples, len(batch.bad))
-            if samples.good.any():
-                details.update(objective, outputs, samples)
-            if own is not None:
-                own.update(outputs, samples)
-            self.bad.note(batch)
-            if stop := self.stop_check.agreed():
-                raise StopAgreedError(stop)
-        bad = metrics.sum_over_ranks()
-        num_samples = self.shard_set.num_samples(self.eval_split)
-        self.bad.check(self.eval_split, bad, num_samples)
-        self.details = joined_details(details) if bad < num_samples else None
-        return metrics.compute() | (own.compute() if own is not None else {})
-
-    def _check_finite(self, name: str, value: float, step: int) -> None:
-        if not math.isfinite(value):
-            raise UserError(not_finite_line(f"{name} ({value})", step))
+        Raises:
+            UserError: Too many samples cannot be read.
+            TrainingStoppedError: The ranks have agreed to stop, and a checkpoint is saved.
+        """
+        if self.validation is None:
+            return {}
+        try:
+            with self.average.applied() if self.average else contextlib.nullcontext():
+                return self.validation.run()
+        except StopAgreedError as agreed:
+            self._stop(agreed.stop, state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take up the weights, the moments and the average of a checkpoint.

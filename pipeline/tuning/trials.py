@@ -24,9 +24,10 @@ from pipeline.training.checkpoints import best_checkpoint, last_checkpoint
 from pipeline.training.ending import has_ended
 from pipeline.training.initial_weights.report import log_init
 from pipeline.training.initial_weights.start import saved_init
+from pipeline.training.launch import run_training
 from pipeline.training.losses import GOES_ON
 from pipeline.training.objectives import objective_of
-from pipeline.training.train import STOPPED_TAG, log_best, run_training, training_result
+from pipeline.training.result import STOPPED_TAG, log_best, training_result
 from pipeline.tuning.journal import StudyJournal
 from shards import ShardSet
 

@@ -28,16 +28,12 @@ from pipeline.runs.records import (
 from pipeline.runs.run_lock import run_lock
 from pipeline.runs.tracking import log_to_run, open_run, undelivered
 from pipeline.training.checkpoints import read_checkpoint
+from pipeline.training.fingerprint import SAME_TO_ROUNDING, default_values, training_fingerprint
 from pipeline.training.initial_weights.report import show_study_init
 from pipeline.training.initial_weights.start import FoundInit, find_init
 from pipeline.training.objectives import name_field, objective_class
-from pipeline.training.train import (
-    LEFT,
-    SAME_TO_ROUNDING,
-    default_values,
-    open_shards,
-    training_fingerprint,
-)
+from pipeline.training.open_shards import open_shards
+from pipeline.training.result import LEFT
 from pipeline.tuning.journal import JOURNAL_FILE, Failure, StudyJournal
 from pipeline.tuning.plots import plot_study
 from pipeline.tuning.study import Study
