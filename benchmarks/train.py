@@ -1,5 +1,6 @@
 """`perceiver bench train`: a training's step beside a bare torch loop and Lightning."""
 
+import contextlib
 import json
 import math
 import statistics
@@ -14,6 +15,7 @@ import numpy as np
 
 from benchmarks.machine import DTYPES, describe
 from benchmarks.train_loops import BARE, LIGHTNING, OURS, BenchTask, Seconds, measure
+from cluster.ray_session import ray_session
 from perceiver_model.fourier import position_table
 from pipeline.config.load import load_config
 from pipeline.config.tree import Config
@@ -257,6 +259,9 @@ def _measured(config: Config, contestants: tuple[str, ...], rounds: int) -> dict
     train = TrainTask(config.model_dump_json(), str(folder), ref)
     answer = folder / "answer.json"
     task = BenchTask(train, rounds, contestants, str(answer))
-    fit_workers(config.cluster, measure, task, folder)
+    with contextlib.ExitStack() as stack:
+        if config.cluster.min_workers:
+            stack.enter_context(ray_session(config.cluster.address))
+        fit_workers(config.cluster, measure, task, folder)
     found: dict[str, Any] = json.loads(answer.read_text())
     return found
