@@ -1,11 +1,13 @@
-"""`python -m benchmarks.plan_memory`: the memory that `perceiver plan` tells beside real steps.
+"""`python -m benchmarks.plan_memory [NAME …]`: planned memory beside that of real steps.
 
 Each line is a shipped configuration on 1 or 2 CPU workers (gloo). Two real steps of DeepSpeed run
-on zeros of the shapes of the data, while all live tensors are counted.
+on zeros of the shapes of the data, once for each of three instruments that know nothing of each
+other (`benchmarks.memory_peaks`). With names, only these configurations are measured.
 """
 
 import gc
 import os
+import sys
 import tempfile
 from typing import Any
 
@@ -13,16 +15,18 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from benchmarks.memory_peaks import INSTRUMENTS, MALLOC, Instrument
 from cluster.deepspeed_engine import Strategy, initialize_engine
 from perceiver_model.attention.cross_attend import CrossAttend
 from perceiver_model.attention.multi_head import set_attention_path
 from pipeline.config.load import load_config
 from pipeline.config.tree import Config
-from pipeline.plan.live_tensors import LiveTensors
-from pipeline.plan.plan import Request, plan
+from pipeline.plan.plan import plan
 from pipeline.plan.planned_set import PlannedSet, find_set, planned_objective
+from pipeline.plan.request import Request
 from pipeline.plan.step_trace import batch_loss, example_batch, give_draws
 from pipeline.runs.console import Console
+from pipeline.training.ema import WeightAverage
 from pipeline.training.objectives import Objective
 from pipeline.training.optimizer import make_optimizer
 
@@ -44,13 +48,19 @@ CASES: tuple[tuple[str, int, tuple[str, ...]], ...] = (
 
 
 def main() -> None:
-    """Print a row of a table for each case: planned and measured MiB, and their difference."""
+    """Print a row of a table for each case: the planned MiB, and those of each instrument."""
+    os.environ |= MALLOC  # the processes inherit it
+    print(f"| configuration | with | workers | planned | {' | '.join(INSTRUMENTS)} |")
+    print(f"|{'---|' * (4 + len(INSTRUMENTS))}")
     for name, workers, overrides in CASES:
-        planned, measured = _planned(name, workers, overrides), _measured(name, workers, overrides)
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
+        planned = _planned(name, workers, overrides)
+        found = [_measured(name, workers, overrides, each) for each in INSTRUMENTS]
         options = ", ".join(word.removeprefix("training.") for word in overrides)
+        cells = [f"{peak / 2**20:.1f} ({planned / peak - 1:+.1%})" for peak in found]
         print(
-            f"| `{name}` | {options} | {workers} | {planned / 2**20:.1f} | "
-            f"{measured / 2**20:.1f} | {planned / measured - 1:+.1%} |",
+            f"| `{name}` | {options} | {workers} | {planned / 2**20:.1f} | {' | '.join(cells)} |",
             flush=True,
         )
 
@@ -73,13 +83,15 @@ def _planned(name: str, workers: int, overrides: tuple[str, ...]) -> int:
     return int(stage["peak"] - stage["overhead"])
 
 
-def _measured(name: str, workers: int, overrides: tuple[str, ...]) -> int:
+def _measured(name: str, workers: int, overrides: tuple[str, ...], instrument: str) -> int:
+    """Return the peak of rank 0 in two steps, in bytes, as an instrument finds it."""
     context = mp.get_context("spawn")
     answers: Any = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         processes = [
             context.Process(
-                target=_work, args=(rank, workers, f"{folder}/store", answers, name, overrides)
+                target=_work,
+                args=(rank, workers, f"{folder}/store", answers, name, overrides, instrument),
             )
             for rank in range(workers)
         ]
@@ -94,12 +106,33 @@ def _measured(name: str, workers: int, overrides: tuple[str, ...]) -> int:
 
 
 def _work(
-    rank: int, workers: int, store: str, answers: Any, name: str, overrides: tuple[str, ...]
+    rank: int,
+    workers: int,
+    store: str,
+    answers: Any,
+    name: str,
+    overrides: tuple[str, ...],
+    instrument: str,
 ) -> None:
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(workers)}
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
     config, planned, objective = _load(name, workers, overrides)
+    # The first time loads libraries, whose memory is not that of the training.
+    for _ in range(2):
+        gc.collect()
+        with INSTRUMENTS[instrument]() as found:
+            _steps(config, planned, objective, workers, found)
+    if rank == 0:
+        answers.put(found.peak)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _steps(
+    config: Config, planned: PlannedSet, objective: Objective, workers: int, found: Instrument
+) -> None:
+    """Build an engine, and measure two steps of it."""
     training = config.training
     strategy = Strategy(
         world_size=workers,
@@ -112,27 +145,26 @@ def _work(
         optimizer=training.optimizer,
     )
     size = strategy.micro_batch_size * training.augment.views
-    with LiveTensors() as live:
-        model: Any = objective.build_model()
-        for tensor in (*model.parameters(), *model.buffers()):
-            live.add(tensor)
-        set_attention_path(model, training.attention_path)
-        if hasattr(model, "encoder"):
-            model.encoder.checkpointed_share = training.activation_checkpointing
-        optimizer = make_optimizer(model, training)
-        engine = initialize_engine(model, optimizer, strategy, gathered_whole=[CrossAttend])
-        engine.train()
-        gc.collect()
-        live.restart()
+    model: Any = objective.build_model()
+    found.know([*model.parameters(), *model.buffers()])
+    set_attention_path(model, training.attention_path)
+    if hasattr(model, "encoder"):
+        model.encoder.checkpointed_share = training.activation_checkpointing
+    optimizer = make_optimizer(model, training)
+    engine = initialize_engine(model, optimizer, strategy, gathered_whole=[CrossAttend])
+    engine.train()
+    average = None
+    if training.ema_decay is not None:
+        average = WeightAverage(engine, training.ema_decay)
+    gc.collect()
+    with found.measured():
         for _ in range(2 * training.gradient_accumulation_steps):
             batch = example_batch(config, objective, size, planned.num_classes)
             give_draws(model, size)
             engine.backward(batch_loss(engine, objective, config, [batch]))
             engine.step()
-    if rank == 0:
-        answers.put(live.peak_with_gradients)
-    dist.barrier()
-    dist.destroy_process_group()
+            if average is not None and engine.is_gradient_accumulation_boundary():
+                average.update()
 
 
 if __name__ == "__main__":

@@ -105,6 +105,9 @@ def _own_session() -> Iterator[None]:
         # Ray Train asks at this address whether a stopped trial's CPUs are free again. Without it,
         # Ray searches all processes for its servers, and fails if another cluster also runs.
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard_port}",
+        # Nobody drains the only machine of a session, so Ray Train starts no process for each
+        # launch that would wait for that.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }
     outer = {name: os.environ.pop(name, None) for name in (*ours, *_OF_OTHER_CLUSTERS)}
     os.environ.update(ours)

@@ -9,17 +9,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from gate_runs import some_rows, table_config, write_table_set
-from rank_processes import join_ranks, run_ranks
+from rank_processes import join_training, run_ranks
 from saved_checkpoints import load
 
 from pipeline.config.load import with_values
 from pipeline.config.tree import Config
-from pipeline.training import worker
 from pipeline.training.augmentation.draws import step_seed
 from pipeline.training.checkpoints import TrainState, last_checkpoint
 from pipeline.training.launch import run_training
 from pipeline.training.objectives.classification import Classification
-from pipeline.training.rank_info import RankInfo
 from pipeline.training.worker import TrainTask, open_training
 
 BAD, STEPS = 6, 12
@@ -66,9 +64,7 @@ def poison(kind: str, seed: int, ranks: Callable[[], bool]) -> None:
 
 def ranks_train(rank: int, folder: str) -> None:
     """Run every case on one of two ranks, in one process group."""
-    join_ranks(rank, 2, folder)
-    info = RankInfo(rank, rank, 0, 2, torch.device("cpu"))
-    worker.join = lambda: info  # which Ray Train tells a worker otherwise
+    join_training(rank, 2, folder)
     whole = Classification.losses
     for number, (mode, stage, kind) in enumerate(CASES):
         config = config_of(Path(folder), mode, stage, 2)

@@ -17,8 +17,9 @@ from pipeline.errors import UserError
 from pipeline.plan.devices import GIB, NAMES, device_named
 from pipeline.plan.live_tensors import LiveTensors
 from pipeline.plan.memory import Sizes, stage_memory
-from pipeline.plan.plan import Request, plan
+from pipeline.plan.plan import plan
 from pipeline.plan.planned_set import find_set, planned_objective
+from pipeline.plan.request import Request
 from pipeline.plan.step_trace import StepTrace, build_on_meta, trace_step
 from pipeline.plan.timing import step_time
 from pipeline.runs.console import Console
@@ -182,6 +183,22 @@ def test_what_would_not_work_is_named_and_the_status_is_1(tmp_path, capsys):
         result["run"]["seconds"] / 3600 * 8 * 0.5, rel=1e-6
     )
     assert any("no shard set yet" in note for note in result["notes"])
+
+
+@pytest.mark.parametrize(
+    ("gpu", "told"),
+    [
+        ("cpu", "it saves no time there"),
+        ("h100", "h100 has bf16, which is as fast and needs no scale"),
+        ("v100-16", "so some of the steps train nothing"),
+    ],
+)
+def test_fp16_has_a_note_on_its_loss_scale_and_its_device(gpu, told, tmp_path, console):
+    config = load_config("digits", [f"output={tmp_path}", "study=null", "training.precision=fp16"])
+    notes = [note for note in plan(config, console, Request(gpu=gpu))["notes"] if "fp16" in note]
+    assert len(notes) == 1
+    assert "multiplies the loss by a scale, at first 65,536" in notes[0]
+    assert told in notes[0]
 
 
 def test_more_cpus_than_this_machine_has_are_a_problem(tmp_path, console):

@@ -11,16 +11,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from gate_runs import some_rows, table_config, write_table_set
-from rank_processes import join_ranks, run_ranks
+from rank_processes import join_training, run_ranks
 from saved_checkpoints import load
 
 from cluster.accumulation import Accumulation
 from pipeline.config.load import with_values
 from pipeline.config.tree import Config
-from pipeline.training import worker
 from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.micro_steps import MicroSteps
-from pipeline.training.rank_info import RankInfo
 from pipeline.training.worker import TrainTask, open_training
 
 STEPS, LOG_STEPS = 8, 4
@@ -110,9 +108,7 @@ class Counts:
 
 def ranks_train(rank: int, folder: str) -> None:
     """Count every case on one of two ranks; the last one also reduces each micro-batch."""
-    join_ranks(rank, 2, folder)
-    info = RankInfo(rank, rank, 0, 2, torch.device("cpu"))
-    worker.join = lambda: info  # which Ray Train tells a worker otherwise
+    join_training(rank, 2, folder)
     for stage, micros in CASES:
         train(Path(folder), stage, micros, f"{stage}-{micros}", rank)
     accumulated = Accumulation.__init__

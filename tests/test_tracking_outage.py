@@ -1,6 +1,7 @@
 """MLflow's server goes away in the middle of a training: telemetry waits, the training does not."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -8,13 +9,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
+from small_digits import digits_config
 
-from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.runs import outbox
 from pipeline.runs.console import Console
@@ -60,7 +61,10 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(
+    empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Server]:
+    shutil.copy(empty_database, tmp_path / "server.db")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(outbox, "_refused_at", {})
     server = Server(tmp_path)
@@ -70,14 +74,13 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def test_a_training_outlives_its_tracking_server(
-    server: Server, make_config: Callable[..., Config], digit_shards: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    config = make_config(
-        tmp_path / "out", f"shards={digit_shards}", "cluster.num_workers=0", "training.epochs=4",
-        "training.log_steps=1", f"tracking.uri={server.uri}", "tracking.system_metrics=true",
-        "tracking.system_metrics_seconds=0.05",
-    )  # fmt: skip
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {
+        "training.epochs": 4, "training.log_steps": 1, "tracking.uri": server.uri,
+        "tracking.system_metrics": True, "tracking.system_metrics_seconds": 0.05,
+    }  # fmt: skip
+    config = digits_config(tmp_path / "out", "digits", (0, 1, 7), values)
     run_epoch = TrainLoop.run_epoch
 
     def losing_the_server(loop: TrainLoop, state: TrainState) -> TrainState:

@@ -12,8 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from mlflow.tracking import MlflowClient
+from rank_processes import join_training, run_ranks
 from safetensors.torch import load_file, save_file
 from saved_checkpoints import load
 from trainings import difference, final_weights
@@ -45,19 +47,19 @@ def config(make_config: MakeConfig, digit_shards: Path, tmp_path: Path) -> Calla
     return make
 
 
-def train_and_keep_every_ranks_weights(tasks: list[TrainTask]) -> None:
-    import ray.train
-
+def train_and_keep_every_ranks_weights(rank: int, tasks: list[TrainTask]) -> None:
+    join_training(rank, 2, str(Path(tasks[0].folder).parent))
     for task in tasks:
         with open_training(task) as (loop, state):
-            state = loop.run_epoch(state)
-            ray.train.report({"epoch": state.epoch})
+            loop.run_epoch(state)
             modules = loop.engine.module.named_parameters()
             weights = {name: p.detach().clone() for name, p in modules}
-            save_file(weights, f"{task.folder}/rank-{loop.rank_info.rank}.safetensors")
-            Path(f"{task.folder}/rank-{loop.rank_info.rank}.json").write_text(
-                json.dumps({"world_size": loop.rank_info.world_size, "pid": os.getpid()})
+            save_file(weights, f"{task.folder}/rank-{rank}.safetensors")
+            Path(f"{task.folder}/rank-{rank}.json").write_text(
+                json.dumps({"world_size": loop.engine.dp_world_size, "pid": os.getpid()})
             )
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 STAGES = (0, 2)
@@ -65,15 +67,9 @@ STAGES = (0, 2)
 
 @pytest.fixture(scope="module")
 def ranks(
-    ray_cluster: None,
-    make_config: MakeConfig,
-    digit_shards: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    make_config: MakeConfig, digit_shards: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Config, Path]:
     """What two ranks have after an epoch: the folder has one of each ZeRO stage in it."""
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
     root = tmp_path_factory.mktemp("ranks")
     tasks = []
     for stage in STAGES:
@@ -83,12 +79,7 @@ def ranks(
         )  # fmt: skip
         (root / str(stage)).mkdir()
         tasks.append(TrainTask(chosen.model_dump_json(), str(root / str(stage)), None))
-    TorchTrainer(
-        train_and_keep_every_ranks_weights,
-        train_loop_config=tasks,
-        scaling_config=ScalingConfig(num_workers=2),
-        run_config=RunConfig(name="ranks", storage_path=str(root / "ray")),
-    ).fit()
+    run_ranks(train_and_keep_every_ranks_weights, (tasks,), 2)
     return chosen, root
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from mlflow.tracking import MlflowClient
+from rank_processes import train_on_ranks
 from trainings import difference, final_weights
 
 from cluster.interrupts import Terminated
@@ -123,7 +124,6 @@ def test_a_notice_within_an_evaluation_stops_before_it_and_costs_nothing(
     assert result["metrics"]["train_loss"] == reference["metrics"]["train_loss"]
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_a_run_goes_on_with_another_number_of_workers(
     config: Callable[..., Config], console: Console
 ) -> None:
@@ -134,7 +134,9 @@ def test_a_run_goes_on_with_another_number_of_workers(
     task = TrainTask(cut.model_dump_json(), str(cut.folder / "train"), None)
     (cut.folder / "train").mkdir(parents=True)
     one_epoch(task)
-    train(config("training.epochs=2", "cluster.num_workers=2", output="cut"), console)
+    assert last_step(cut.folder / "train" / "checkpoints") == 7
+    train_on_ranks(config("training.epochs=2", "cluster.num_workers=2", output="cut"), 2)
+    assert last_step(cut.folder / "train" / "checkpoints") == 14
     assert difference(final_weights(cut), final_weights(whole)) < 1e-3
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from deepspeed.utils import safe_get_full_grad
 from gate_runs import track
+from rank_processes import train_on_ranks
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from trainings import config_here, difference, evaluated_as_trained, final_weights, train_and_report
@@ -384,8 +385,15 @@ def test_two_workers_go_on_where_one_stopped(
         end_after_saving(patch)
         train(cut, console)
     two = cut.model_copy(update={"cluster": cut.cluster.model_copy(update={"num_workers": 2})})
-    train(two, console)
+    train_on_ranks(two, 2)
+    assert last_step(cut) == last_step(whole)
     assert difference(final_weights(cut), final_weights(whole)) < 1e-5
+
+
+def last_step(config: Config) -> int:
+    last = last_checkpoint(config.folder / "train" / "checkpoints")
+    assert last is not None
+    return last.state.step
 
 
 def test_more_lanes_than_recordings_are_refused(documents: Path, console: Console) -> None:

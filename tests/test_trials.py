@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.config.load import load_config
 from pipeline.config.study import StudyConfig
-from pipeline.tuning.trials import draw_settings
+from pipeline.errors import UserError
+from pipeline.tuning.trials import draw_settings, study_base, trial_config
 
 SPACE = {
     "training.learning_rate": {"loguniform": (3e-4, 3e-3)},
@@ -73,3 +75,16 @@ def test_num_trials_is_for_a_random_search() -> None:
     assert study(search="grid", space=space, num_trials=2).trials == 2
     with pytest.raises(ValueError, match=r"num_trials is 5, but search 'grid' .* are 2"):
         study(search="grid", space=space, num_trials=5)
+
+
+def test_a_trial_is_a_configuration_although_another_value_does_not_go_with_it() -> None:
+    heads, width = "model.encoder.num_self_heads", "model.encoder.latent_dim"
+    space = f"{{{heads}: {{choice: [4, 8]}}, {width}: {{choice: [64, 36]}}}}"
+    config = load_config("digits", [f"study={{search: grid, space: {space}}}"])
+    assert config.study is not None
+    base = study_base(config, config.study)
+    fits = {heads: 8, width: 64}
+    assert trial_config(base, fits).model.encoder.num_self_heads == 8
+    assert trial_config(base, fits).study == config.study
+    with pytest.raises(UserError, match="latent_dim is 36; must be a multiple of num_self_heads"):
+        trial_config(base, fits | {width: 36})

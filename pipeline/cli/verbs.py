@@ -64,8 +64,9 @@ def run_stage(args: argparse.Namespace) -> int:
 def run_plan(args: argparse.Namespace) -> int:
     """Plan a training. Return 1 if something would not work."""
     from pipeline.config.load import load_config
-    from pipeline.plan.plan import Request, check_request, plan
+    from pipeline.plan.plan import plan
     from pipeline.plan.report import report
+    from pipeline.plan.request import Request, check_request
     from pipeline.runs.console import Console
 
     request = Request(

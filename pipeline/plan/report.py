@@ -3,6 +3,7 @@
 from typing import Any
 
 from pipeline.plan.devices import GIB
+from pipeline.plan.study_range import told
 from pipeline.runs.console import Console
 
 MOMENTS = {
@@ -46,6 +47,8 @@ def report(result: dict[str, Any], console: Console) -> None:
             f"data: {data['samples']:,} training samples in {data['shards']} shards, "
             f"{data['samples_per_worker']:,} a worker, {data['loader_workers']} loader workers each"
         )
+    if result["study"]:
+        _study(result["study"], console)
     for note in result["notes"]:
         console.say(f"note: {note}")
     for text in result["not_checked"]:
@@ -103,6 +106,40 @@ def _time(result: dict[str, Any], console: Console) -> None:
             f"({run['cost_per_epoch']:,.2f} an epoch)"
         )
     console.say(line)
+
+
+def _study(study: dict[str, Any], console: Console) -> None:
+    """Show the smallest and the largest trial, and which values make them so."""
+    named = {
+        "parameters": ("trained parameters", lambda value: f"{value:,}"),
+        "memory": ("memory of one worker, GiB", _gib),
+        "step_seconds": ("a step", _seconds),
+        "seconds": (f"a trial of {study['epochs']} epochs", _seconds),
+    }
+    workers = f"{study['workers']} worker{'s' * (study['workers'] > 1)}"
+    rows = []
+    for name, (label, shown) in named.items():
+        if name in study:
+            ends = [study[name][end] for end in ("smallest", "largest")]
+            cells = [(shown(end["value"]), told(end["settings"], short=True)) for end in ends]
+            rows.append((label, *cells[0], *cells[1]))
+    console.table(
+        f"study of {study['trials']} trials, each on {workers}",
+        ("of a trial", "smallest", "with", "largest", "with"),
+        rows,
+    )
+    if not study["all_corners"]:
+        console.say("each searched field's smallest and largest value were found alone")
+    if study["fields_without_effect"]:
+        console.say(f"no effect on these: {', '.join(study['fields_without_effect'])}")
+    for reason in study["refused"]:
+        console.say(f"some corners of the space are no trainings: {reason}")
+    if "most_device_hours" in study:
+        cost = f", and cost {study['most_cost']:,.2f}" if "most_cost" in study else ""
+        console.say(
+            f"the study takes at most {study['most_device_hours']:,.3g} device hours{cost}, if all "
+            "trials are as slow as the slowest and none is stopped early"
+        )
 
 
 def _gib(value: int) -> str:

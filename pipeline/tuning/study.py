@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config.load import with_values
 from pipeline.config.search import Settings
 from pipeline.config.study import StudyConfig
 from pipeline.config.tree import Config
 from pipeline.runs.outbox import RunRef
 from pipeline.training.train import EPOCHS
 from pipeline.tuning.journal import StudyJournal
+from pipeline.tuning.trials import trial_config
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Study:
 
     def stops_early(self, trial: int, scores: list[float]) -> bool:
         """Return whether the early stopping of a trial ends it after epochs with these scores."""
-        rule = with_values(self.base, self.settings[trial]).training.early_stopping
+        rule = trial_config(self.base, self.settings[trial]).training.early_stopping
         return rule is not None and rule.stops(scores)
 
     @property

@@ -44,6 +44,19 @@ def study_base(config: Config, study: StudyConfig) -> Config:
     return with_values(config, values)
 
 
+def trial_config(base: Config, settings: Settings) -> Config:
+    """Return the configuration of a trial.
+
+    The search space was checked with the base. It is not checked again, since another value of it
+    may not go with the trial's own ones.
+
+    Raises:
+        UserError: The values do not go together.
+    """
+    trial = with_values(base, {**settings, "study": None})
+    return trial.model_copy(update={"study": base.study})
+
+
 def draw_settings(study: StudyConfig, seed: int) -> list[Settings]:
     """Return the settings of every trial, by number.
 
@@ -111,7 +124,7 @@ class Trial:
         from ray import tune as ray_tune
         from ray.tune.integration.ray_train import TuneReportCallback
 
-        config = with_values(Config.model_validate_json(self.base), self.settings[number])
+        config = trial_config(Config.model_validate_json(self.base), self.settings[number])
         folder = trial_folder(Path(self.folder), number)
         folder.mkdir(parents=True, exist_ok=True)
         # The process is killed when the trial is stopped, so the driver ends the run.
@@ -201,7 +214,7 @@ def collect_trials(
         if best is None or best.state.score is None or not math.isfinite(best.state.score):
             continue
         trial = _read_note(noted)
-        config = with_values(base, trial["params"])
+        config = trial_config(base, trial["params"])
         run = run_ref(base, "trial", trial["run_id"])
         result = training_result(config, noted.parent, run, shard_set)
         log_best(run, result)

@@ -9,7 +9,6 @@ from typing import Any
 from cluster.errors import ClusterError
 from cluster.ray_session import ray_session, require_resources
 from pipeline.config.folders import local_folder
-from pipeline.config.load import with_values
 from pipeline.config.study import StudyConfig
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
@@ -38,7 +37,13 @@ from pipeline.tuning.journal import JOURNAL_FILE, Failure, StudyJournal
 from pipeline.tuning.plots import plot_study
 from pipeline.tuning.study import Study
 from pipeline.tuning.study_run import run_trials
-from pipeline.tuning.trials import close_trials, collect_trials, draw_settings, study_base
+from pipeline.tuning.trials import (
+    close_trials,
+    collect_trials,
+    draw_settings,
+    study_base,
+    trial_config,
+)
 from shards import ShardSet
 from shards.files import remove_tree
 
@@ -168,7 +173,7 @@ def _study(
 
 def _trial_configs(base: Config, study: StudyConfig) -> list[Config]:
     """Return the configuration of every trial, by number."""
-    return [with_values(base, settings) for settings in draw_settings(study, base.seed)]
+    return [trial_config(base, settings) for settings in draw_settings(study, base.seed)]
 
 
 def _require_validation(config: Config, shard_set: ShardSet) -> None:
