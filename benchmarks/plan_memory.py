@@ -118,11 +118,14 @@ def _work(
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(workers)}
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
     config, planned, objective = _load(name, workers, overrides)
-    # The first time loads libraries, whose memory is not that of the training.
-    for _ in range(2):
+    # A tiny training loads the libraries, whose memory is not that of the training.
+    training = config.training
+    tiny = (f"training.zero_stage={training.zero_stage}", "training.batch_size=8",
+            f"training.precision={training.precision}")  # fmt: skip
+    for each in (_load("digits", workers, tiny), (config, planned, objective)):
         gc.collect()
         with INSTRUMENTS[instrument]() as found:
-            _steps(config, planned, objective, workers, found)
+            _steps(*each, workers, found)
     if rank == 0:
         answers.put(found.peak)
     dist.barrier()

@@ -111,7 +111,7 @@ def row_of(whole: Batch, row: int) -> Batch:
     one = slice(row, row + 1)
     assert isinstance(whole.inputs, dict) and isinstance(whole.mask, dict)
     return Batch(
-        inputs={name: values[one] for name, values in whole.inputs.items()},  # type: ignore[index]  # tensors
+        inputs={name: values[one] for name, values in whole.inputs.items()},
         mask={name: values[one] for name, values in whole.mask.items()},
         targets=whole.targets[one],
         target_lengths=whole.target_lengths[one],

@@ -46,7 +46,7 @@ def uninterrupted(scores: list[list[float]], order: list[int], factor: int) -> D
                          grace_period=1, reduction_factor=factor)  # fmt: skip
     named = [Trial(str(number)) for number in range(len(scores))]
     for trial in named:
-        asha.on_trial_add(None, trial)  # type: ignore[arg-type]  # it asks nothing of either
+        asha.on_trial_add(None, trial)
     trials, decisions = Trials(scores), []
     for number in order:
         if not trials.can_report(number):
@@ -55,7 +55,7 @@ def uninterrupted(scores: list[list[float]], order: list[int], factor: int) -> D
         epoch = trials.reached[number]
         result = {"epoch": epoch, "score": scores[number][epoch - 1]}
         # ASHA asks the controller for nothing.
-        decision = asha.on_trial_result(None, named[number], result)  # type: ignore[arg-type]  # None will do
+        decision = asha.on_trial_result(None, named[number], result)
         if decision == TrialScheduler.STOP:
             trials.stopped.add(number)
         decisions.append((number, epoch, decision == TrialScheduler.STOP))

@@ -88,7 +88,7 @@ def test_labels_and_numbers_are_means_too() -> None:
     expected = torch.stack([linear(view, None).sigmoid() for view in views]).mean(dim=0)
     torch.testing.assert_close(outputs.sigmoid(), expected)
     numbers = Regression(config_of(None).classifier(3), NAMES, (0.0,) * 3, (1.0,) * 3,
-                         test_time=BOTH)  # type: ignore[arg-type]  # only its input is read  # fmt: skip
+                         test_time=BOTH)  # fmt: skip
     found = numbers.outputs(lambda *of: linear(*of).unsqueeze(-1), batch, training=False)
     torch.testing.assert_close(found, torch.stack([linear(v, None) for v in views]).mean(dim=0))
 

@@ -239,6 +239,7 @@ def test_live_tensors_count_storages_once_and_until_they_are_freed():
         view = first[10:].view(-1)
         assert live.live == 4000
         second = first + 1
+        assert torch.zeros(1000, device="meta").untyped_storage().nbytes() == 4000  # takes nothing
         assert live.live == 8000
         del first, view
         assert live.live == 4000

@@ -78,7 +78,9 @@ class LiveTensors(TorchDispatchMode):
         super().__init__()
 
     def add(self, tensor: torch.Tensor) -> None:
-        """Count a tensor, unless its storage is counted already."""
+        """Count a tensor, unless its storage is counted already or it is on the meta device."""
+        if tensor.device.type == "meta":  # DeepSpeed keeps the shapes of weights so
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._sizes:

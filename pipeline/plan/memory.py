@@ -103,8 +103,7 @@ def stage_memory(stage: int, sizes: Sizes, trace: StepTrace, workers: int) -> St
         temporary = whole if sizes.is_gpu else 2 * sizes.largest
         step = gradients + temporary
     elif stage < 3:
-        # The first weights, from before they were made one flat tensor, are never freed.
-        weights, optimizer = 2 * whole, (1 + sizes.moments) * part
+        weights, optimizer = whole, (1 + sizes.moments) * part
         # `cluster.accumulation` sums a rank's own gradients first, as DeepSpeed does at stage 1.
         whole_sums = sizes.accumulates and (stage == 1 or workers > 1)
         gradients = whole if whole_sums else part
