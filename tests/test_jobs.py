@@ -2,22 +2,21 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
-from small_digits import digits_config
 
 from cluster.ray_session import JOB_VARIABLE
 from pipeline.cli.main import main
+from pipeline.config.tree import Config
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -79,9 +78,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 
 
 @pytest.fixture
-def job_config(empty_database: Path, tmp_path: Path) -> Path:
-    config = digits_config(tmp_path / "out", "digits", (0, 1, 7), {"training.epochs": 1})
-    shutil.copy(empty_database, tmp_path / "out" / "mlflow.db")
+def job_config(make_config: Callable[..., Config], digit_shards: Path, tmp_path: Path) -> Path:
+    config = make_config(tmp_path / "out", f"shards={digit_shards}", "training.epochs=1")
     path = tmp_path / "digits.yaml"
     path.write_text(json.dumps(config.tree()))
     return path
