@@ -7,8 +7,10 @@ import torch
 
 from cluster.errors import ClusterError
 from cluster.loss_scale import drop_scalers
+from cluster.nvme import require_nvme
 from cluster.optimizers import spec_of
 from cluster.strategy import Strategy, check_strategy
+from cluster.swapped_state import SwappedState
 from cluster.tensor_slices import slices_of, tensor_length, whole_squared_norms
 
 TORCH_LINEAR = torch.nn.functional.linear
@@ -32,12 +34,13 @@ def initialize_engine(
             them. Stage 3 gathers all weights of such a module before its forward and backward.
 
     Raises:
-        ClusterError: The engine does not follow `strategy`, ZeRO cannot step the optimizer, or this
-            DeepSpeed lays out the slices of tensors in an unknown way.
+        ClusterError: The engine does not follow `strategy`, ZeRO cannot step the optimizer, NVMe
+            cannot be used here, or this DeepSpeed lays out the slices of tensors in an unknown way.
     """
     import deepspeed
 
-    require_nvme(strategy)
+    num_parameters = sum(map(tensor_length, model.parameters()))
+    require_nvme(strategy, num_parameters)
     reads = spec_of(optimizer).reads
     if strategy.zero_stage and reads == "tensors":
         raise ClusterError(
@@ -48,12 +51,12 @@ def initialize_engine(
     squares = whole_squared_norms(sliced.tensors) if sliced else None
 
     prepare_deepspeed()
-    num_parameters = sum(map(tensor_length, model.parameters()))
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=strategy.to_deepspeed(num_parameters)
     )
     drop_scalers(engine)
     check_strategy(engine, strategy)
+    engine.swapped_state = SwappedState(engine) if strategy.nvme_path else None
     if squares is not None:
         sliced.use_slices(slices_of(engine, sliced.tensors, squares))
     if strategy.zero_stage == 3:
@@ -84,22 +87,3 @@ def leave_process_group() -> None:
     torch_autocast.TORCH_AUTOCAST_DTYPE = None
     # Stage 3 replaces this function and does not restore it. Its version rounds differently.
     torch.nn.functional.linear = TORCH_LINEAR
-
-
-def require_nvme(strategy: Strategy) -> None:
-    """Check that DeepSpeed can read and write NVMe here, if the strategy needs it.
-
-    Raises:
-        ClusterError: It cannot; the message says what to install.
-    """
-    if strategy.nvme_path is None:
-        return
-    from deepspeed.accelerator import get_accelerator
-
-    builder = get_accelerator().create_op_builder("AsyncIOBuilder")
-    if builder is None or not builder.is_compatible(verbose=False):
-        raise ClusterError(
-            f"training.offload: NVMe ({strategy.nvme_path}) is read and written with libaio, which "
-            "DeepSpeed cannot find on this machine; install it with its headers (Debian, Ubuntu: "
-            "apt install libaio-dev), g++ and ninja, or offload to cpu"
-        )

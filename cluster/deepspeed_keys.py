@@ -16,6 +16,7 @@ _OURS = "set {} instead"
 _CHECKPOINTS = "checkpoints are not written by DeepSpeed here"
 _NOT_EXACT = "a resumed training would differ from an uninterrupted one"
 _NO_EFFECT = "has no effect here"
+_UNWRITTEN = "a checkpoint would read files on NVMe that are still being written"
 _OPTIMIZER = _OURS.format("training.optimizer and its fields")
 _PRECISION = _OURS.format("training.precision")
 _BATCH = _OURS.format("training.batch_size and training.gradient_accumulation_steps")
@@ -88,6 +89,12 @@ OFFLOAD_REFUSED: dict[str, str] = {
     "ratio": _OPTIMIZER + ": DeepSpeed's own Adam is needed for it",
     "super_offload": _OPTIMIZER + ": DeepSpeed's own Adam is needed for it",
     "cpuadam_cores_perc": _OPTIMIZER + ": DeepSpeed's own Adam is needed for it",
+    "pipeline_read": _UNWRITTEN,
+    "pipeline_write": _UNWRITTEN,
+    "buffer_count": f"{_NO_EFFECT}: Adam needs 4 buffers on NVMe",
+    "buffer_size": f"{_NO_EFFECT}: weights are not offloaded to NVMe",
+    "max_in_cpu": f"{_NO_EFFECT}: weights are not offloaded to NVMe",
+    "fast_init": f"{_NO_EFFECT}: weights are not offloaded to NVMe",
 }
 """The keys of its sections `offload_optimizer` and `offload_param` that are refused, and why."""
 
@@ -126,6 +133,8 @@ def check_keys(
         _refuse(key, key, REFUSED)
     if "aio" in given and not uses_nvme:
         raise ValueError(f"aio: {_NO_EFFECT} unless training.offload uses nvme")
+    if isinstance(given.get("aio"), Mapping) and "use_gds" in given["aio"]:
+        raise ValueError(f"aio.use_gds: {_NO_EFFECT}: weights are not offloaded to NVMe")
     zero = given.get("zero_optimization", {})
     if isinstance(zero, Mapping):
         _check_zero(zero, zero_stage, offloaded)

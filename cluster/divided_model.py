@@ -8,14 +8,14 @@ other, and their weights are the same bits as at every other stage.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from cluster.deepspeed_engine import prepare_deepspeed, require_nvme
+from cluster.deepspeed_engine import prepare_deepspeed
 from cluster.strategy import Strategy
 
 
@@ -38,7 +38,6 @@ def divided_as_built(
         return
     import deepspeed
 
-    require_nvme(strategy)
     prepare_deepspeed()
     settings = strategy.to_deepspeed(num_parameters)
 
@@ -53,17 +52,19 @@ def divided_as_built(
         hook.remove()
 
 
-def set_whole(parameter: Any, values: torch.Tensor) -> None:
-    """Set a tensor of a new model, which may be divided, on this rank.
+def fill_own(parameter: Any, read: Callable[[int, int], torch.Tensor]) -> None:
+    """Fill what this rank holds of a tensor of a new model, which may be divided.
 
     Args:
         parameter: The parameter or buffer.
-        values: The whole values.
+        read: Returns a range of the flattened whole values, `[length]`, given its start and length.
+            Nothing else is read.
     """
     with torch.no_grad():
         if not hasattr(parameter, "ds_tensor"):
-            parameter.copy_(values)
+            parameter.copy_(read(0, parameter.numel()).reshape(parameter.shape))
             return
-        size = parameter.ds_tensor.numel()
-        own = values.flatten()[size * dist.get_rank() :][:size]
-        parameter.ds_tensor.narrow(0, 0, len(own)).copy_(own)
+        start = parameter.ds_tensor.numel() * dist.get_rank()
+        length = min(parameter.ds_tensor.numel(), parameter.ds_numel - start)
+        if length > 0:
+            parameter.ds_tensor.narrow(0, 0, length).copy_(read(start, length))

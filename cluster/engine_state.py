@@ -18,9 +18,11 @@ from cluster.errors import ClusterError
 from cluster.fragments import (
     Fragment,
     base_optimizer,
+    in_memory,
     moment_fragments,
     moment_names,
     moments_by_tensor,
+    swapped_state,
     trained_fragments,
     weight_fragments,
 )
@@ -39,7 +41,7 @@ class TensorSource(Protocol):
 
 
 def saved_fragments(engine: Any) -> tuple[list[Fragment], list[Fragment]]:
-    """Return what this rank holds of an engine's state.
+    """Return what this rank holds of an engine's state. It is loaded inside `in_memory`.
 
     Returns:
         `(weights, moments)`. There are no moments before the first step.
@@ -72,11 +74,12 @@ def restore_state(
     names = moments.names if moments is not None else set()
     if names:
         _check_moments(engine, base, names)
-    if names or _has_moments(engine, base, spec_of(base)):
-        _make_moments(engine, base, spec_of(base), step)
-    fill(weight_fragments(engine), weights)
-    if moments is not None and names:
-        fill(moment_fragments(engine), moments)
+    with in_memory(engine):
+        if names or _has_moments(engine, base, spec_of(base)):
+            _make_moments(engine, base, spec_of(base), step)
+        fill(weight_fragments(engine), weights)
+        if moments is not None and names:
+            fill(moment_fragments(engine), moments)
     weights_to_model(engine)
 
 
@@ -97,9 +100,10 @@ def weights_to_model(engine: Any) -> None:
             pass
         case 3:
             zero.checkpoint_event_prologue()  # divides the parameters that are kept whole
-            with torch.no_grad():
-                for parameter in filter(is_trained, engine.module.parameters()):
-                    _to_model_at_stage_3(parameter)
+            with torch.no_grad(), in_memory(engine):
+                for fragment in trained_fragments(engine):
+                    own: Any = engine.module.get_parameter(fragment.name)
+                    own.ds_tensor.narrow(0, 0, fragment.length).copy_(fragment.load())
             zero.checkpoint_event_epilogue()  # gathers them again
         case _:
             zero.update_lp_params()
@@ -137,12 +141,6 @@ def _check_moments(engine: Any, base: torch.optim.Optimizer, found: set[str]) ->
         )
 
 
-def _to_model_at_stage_3(parameter: Any) -> None:
-    from deepspeed.utils import safe_get_local_fp32_param
-
-    parameter.ds_tensor.copy_(safe_get_local_fp32_param(parameter))
-
-
 def _has_moments(engine: Any, base: torch.optim.Optimizer, spec: OptimizerSpec) -> bool:
     keys = moments_by_tensor(base)
     return all(
@@ -157,7 +155,9 @@ def _make_moments(engine: Any, base: torch.optim.Optimizer, spec: OptimizerSpec,
     keys = moments_by_tensor(base)
     for flat in flat_tensors(engine):
         own = keys.get(flat, spec.moments)
-        base.state[flat] = {key: torch.zeros_like(flat) for key in own}
+        swapped = swapped_state(engine)
+        if swapped is None or not swapped.reset_moments(flat, own):
+            base.state[flat] = {key: torch.zeros_like(flat) for key in own}
         if spec.counts_steps:
             base.state[flat]["step"] = torch.tensor(float(step))
     _link_moments(engine, base)
@@ -177,6 +177,7 @@ __all__ = [
     "TensorSource",
     "fill",
     "flat_tensors",
+    "in_memory",
     "is_trained",
     "restore_state",
     "saved_fragments",

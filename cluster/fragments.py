@@ -5,11 +5,16 @@ a parameter group among the ranks, and at stage 3 every parameter. In all cases 
 range of a flattened tensor at most, so a tensor of the checkpoint is put together from the ranges
 of all ranks, at any world size and stage.
 
+What DeepSpeed keeps on NVMe may be loaded and stored only inside `in_memory`. Fragments are in the
+order in which each group of it is read once.
+
 Frozen parameters (without `requires_grad`) have no moments. Up to stage 2, DeepSpeed keeps no
 float32 copies of them, so the model's own are used.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.optimizers import OptimizerSpec, spec_of
+from cluster.swapped_state import SwappedState
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def trained_fragments(engine: Any) -> list[Fragment]:
     """Return what this rank holds of the weights that the optimizer steps, in float32."""
     return [
         fragment
-        for name, parameter in engine.module.named_parameters()
+        for name, parameter in _by_group(engine)
         if parameter.requires_grad
         if (fragment := _held(engine, name, parameter, None)) is not None
     ]
@@ -97,10 +103,23 @@ def moment_fragments(engine: Any) -> list[Fragment]:
     spec, keys = spec_of(base), moments_by_tensor(base)
     return [
         fragment
-        for name, parameter in engine.module.named_parameters()
+        for name, parameter in _by_group(engine)
         for key in moment_names(parameter, keys, spec)
         if (fragment := _held(engine, f"{key}.{name}", parameter, key)) is not None
     ]
+
+
+def in_memory(engine: Any) -> AbstractContextManager[SwappedState | None]:
+    """Return what brings the engine's state on NVMe into memory in its body, a group at a time.
+
+    Without NVMe, all of the state is in memory.
+    """
+    return swapped if (swapped := swapped_state(engine)) else contextlib.nullcontext()
+
+
+def swapped_state(engine: Any) -> SwappedState | None:
+    """Return the engine's state on NVMe; None if it has none there."""
+    return getattr(engine, "swapped_state", None)
 
 
 def own_share(fragments: Iterable[Fragment], rank: int, world_size: int) -> list[Fragment]:
@@ -162,12 +181,25 @@ def whole_shape(parameter: torch.Tensor) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
+def _by_group(engine: Any) -> list[tuple[str, Any]]:
+    """Return all parameters by name, those of each group on NVMe one after the other."""
+    named = list(engine.module.named_parameters())
+    if (swapped := swapped_state(engine)) is None:
+        return named
+
+    def group(each: tuple[str, Any]) -> int:
+        found = swapped.group_of(each[1])
+        return -1 if found is None else found
+
+    return sorted(named, key=group)
+
+
 def _untrained_fragments(engine: Any) -> Iterable[Fragment]:
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
             if engine.zero_optimization_stage() < 3:
                 yield whole(name, parameter)
-            elif (fragment := _held_at_stage_3(name, parameter, None)) is not None:
+            elif (fragment := _held_at_stage_3(engine, name, parameter, None)) is not None:
                 yield fragment
     persistent = engine.module.state_dict().keys()
     for name, buffer in engine.module.named_buffers():
@@ -189,7 +221,7 @@ def _held(engine: Any, name: str, parameter: Any, key: str | None) -> Fragment |
             state = base_optimizer(engine).state
             return whole(name, parameter if key is None else state[parameter][key])
         case 3:
-            return _held_at_stage_3(name, parameter, key)
+            return _held_at_stage_3(engine, name, parameter, key)
         case _:
             mapping = parameter._hp_mapping
             if mapping is None:
@@ -206,7 +238,7 @@ def _held(engine: Any, name: str, parameter: Any, key: str | None) -> Fragment |
             )
 
 
-def _held_at_stage_3(name: str, parameter: Any, key: str | None) -> Fragment | None:
+def _held_at_stage_3(engine: Any, name: str, parameter: Any, key: str | None) -> Fragment | None:
     """Return this rank's part of a parameter at stage 3, without the padding of the last ones."""
     size = parameter.ds_tensor.numel()
     start = size * dist.get_rank()
@@ -219,6 +251,13 @@ def _held_at_stage_3(name: str, parameter: Any, key: str | None) -> Fragment | N
         return Fragment(
             name, shape, torch.float32, start, length,
             lambda: part, lambda values: _copy(part, values),
+        )  # fmt: skip
+    swapped = swapped_state(engine)
+    if swapped is not None and swapped.group_of(parameter) is not None:
+        return Fragment(
+            name, shape, torch.float32, start, length,
+            lambda: swapped.read(parameter, key).narrow(0, 0, length).to(engine.device),
+            lambda values: swapped.write(parameter, key, values),
         )  # fmt: skip
     return Fragment(
         name, shape, torch.float32, start, length,

@@ -24,6 +24,10 @@ OffloadPlace = Literal["none", "cpu", "nvme"]
 AUTOCAST_DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # One bucket fits all gradients of a small model. A large model uses it several times per step.
 MAX_BUCKET_ELEMENTS = 200_000 * 1024
+# With NVMe, this many weights are stepped at once: 1 GiB of locked memory for a rank.
+NVME_GROUP_ELEMENTS = 1 << 26
+# Adam's weights, gradients and two moments.
+NVME_BUFFERS = 4
 # Communication overlaps with the backward pass only if there are several buckets in a step.
 OVERLAPPED_BUCKETS = 8
 
@@ -76,7 +80,9 @@ class Strategy:
             }
         if self.zero_stage == 3:
             # Step all parameters at once, so that an optimizer sums the norms of tensors at once.
-            zero["sub_group_size"] = num_parameters
+            # With NVMe no optimizer sums norms, and only what is stepped is in memory.
+            most = NVME_GROUP_ELEMENTS if self.nvme_path else num_parameters
+            zero["sub_group_size"] = min(num_parameters, most)
         if self.offload_optimizer != "none":
             zero["offload_optimizer"] = self._offload(self.offload_optimizer)
         if self.offload_parameters != "none":
@@ -103,12 +109,23 @@ class Strategy:
         }
         return merged(own, self.deepspeed)
 
+    def nvme_buffer_bytes(self, num_parameters: int) -> int:
+        """Return the bytes of locked memory through which a rank reads and writes NVMe.
+
+        A single tensor that is larger than a group takes more.
+        """
+        zero = self.to_deepspeed(num_parameters)["zero_optimization"]
+        group = min(zero["sub_group_size"], math.ceil(num_parameters / self.world_size))
+        return int(4 * zero["offload_optimizer"]["buffer_count"] * group)
+
     def _bucket(self, elements: float) -> int:
         # Buckets must be aligned; every multiple of 1,024 elements is.
         return min(math.ceil(elements / 1024) * 1024, MAX_BUCKET_ELEMENTS)
 
     def _offload(self, place: OffloadPlace) -> dict[str, Any]:
-        on_nvme = {"nvme_path": self.nvme_path} if place == "nvme" else {}
+        on_nvme: dict[str, Any] = {}
+        if place == "nvme":
+            on_nvme = {"nvme_path": self.nvme_path, "buffer_count": NVME_BUFFERS}
         return {"device": place, "pin_memory": self.device == "cuda", **on_nvme}
 
 

@@ -14,8 +14,7 @@ from rank_processes import join_ranks, run_ranks
 from test_engine_state import BATCH, CUT, STEPS, build, data, difference, optimizer, strategy
 from whole_state import gather_state, restore_state
 
-from cluster import ClusterError
-from cluster.deepspeed_engine import initialize_engine, require_nvme
+from cluster.deepspeed_engine import initialize_engine
 from cluster.loss_scale import set_loss_scale
 
 SCALE = 1024.0
@@ -89,18 +88,3 @@ def test_a_strategy_trains_as_without_it(results: dict[str, Any], name: str) -> 
 def test_a_resumed_strategy_has_the_same_bits(results: dict[str, Any], name: str) -> None:
     for part in (0, 1):  # weights, moments
         assert difference(results[f"{name}-resumed"][part], results[name][part]) == 0
-
-
-def test_nvme_without_libaio_ends_before_the_first_step_and_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from deepspeed.accelerator import get_accelerator
-
-    monkeypatch.setattr(
-        get_accelerator().get_op_builder("AsyncIOBuilder"),
-        "has_function",
-        lambda *arguments, **named: False,
-    )
-    chosen = dataclasses.replace(strategy(1, 3), offload_optimizer="nvme", nvme_path="/nvme")
-    with pytest.raises(ClusterError, match="apt install libaio-dev"):
-        require_nvme(chosen)

@@ -30,7 +30,8 @@ class Tensors:
 def gather_state(engine: Any) -> State:
     """Weights and moments by name, on every rank (a collective)."""
     weights, moments = engine_state.saved_fragments(engine)
-    return _whole(weights), _whole(moments)
+    with engine_state.in_memory(engine):
+        return _whole(weights), _whole(moments)
 
 
 def restore_state(engine: Any, weights: Any, moments: Any, *, step: int) -> None:

@@ -1,5 +1,6 @@
 """The section `training.offload`: what ZeRO keeps in the memory or on the disks of the machine."""
 
+from pathlib import PurePath
 from typing import Literal, Self
 
 from pydantic import model_validator
@@ -14,8 +15,8 @@ class OffloadConfig(ConfigBase):
 
     Attributes:
         optimizer: Where the float32 weights and the state of the optimizer are kept. They are also
-            stepped there, on the CPU. `none` keeps them on the device. ZeRO stages 1 to 3 take
-            `cpu`. `nvme` is refused, because checkpoints cannot hold it yet.
+            stepped on the CPU, with `nvme` a group at a time. `none` keeps them on the device.
+            ZeRO stages 1 to 3 take `cpu`, and stage 3 takes `nvme`.
         parameters: Where stage 3 keeps each worker's part of the weights until it is needed.
         nvme_path: The folder on a local disk for what is on `nvme`; refused without it.
     """
@@ -26,19 +27,24 @@ class OffloadConfig(ConfigBase):
 
     @model_validator(mode="after")
     def _path_fits(self) -> Self:
-        uses_nvme = "nvme" in (self.optimizer, self.parameters)
-        if uses_nvme:
-            name = "optimizer" if self.optimizer == "nvme" else "parameters"
+        if self.uses_nvme and self.nvme_path is None:
+            raise ValueError("nvme_path is missing: give a folder on a local disk for nvme")
+        if self.nvme_path is not None and not PurePath(self.nvme_path).is_absolute():
             raise ValueError(
-                f"{name} is nvme, which checkpoints cannot hold yet: between steps, DeepSpeed "
-                "moves to files what they read; give cpu"
+                f"nvme_path is {self.nvme_path}; give an absolute path, which is the same folder "
+                "for every worker of a machine"
             )
-        if self.nvme_path is not None and not uses_nvme:
+        if self.nvme_path is not None and not self.uses_nvme:
             raise ValueError(
                 f"nvme_path is {self.nvme_path}, but neither optimizer nor parameters is nvme; "
                 "leave it out"
             )
         return self
+
+    @property
+    def uses_nvme(self) -> bool:
+        """Whether something is offloaded to NVMe."""
+        return "nvme" in (self.optimizer, self.parameters)
 
     @property
     def offloaded(self) -> list[str]:

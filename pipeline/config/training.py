@@ -249,10 +249,21 @@ class TrainingConfig(ConfigBase):
                 f"offload.optimizer is {self.offload.optimizer}, but optimizer {self.optimizer} "
                 "sums norms on the device; set offload.optimizer to none, or optimizer to adamw"
             )
+        if self.offload.optimizer == "nvme" and self.ema_decay is not None:
+            raise ValueError(
+                f"ema_decay is {self.ema_decay}, and offload.optimizer is nvme: the average is "
+                "kept in memory, and the weights are not; set ema_decay to null, or "
+                "offload.optimizer to cpu"
+            )
         if self.overlap_communication and not self.zero_stage:
             raise ValueError("overlap_communication is for zero_stage 1 to 3; zero_stage is 0")
         try:
-            check_keys(self.deepspeed, zero_stage=self.zero_stage, offloaded=self.offload.offloaded)
+            check_keys(
+                self.deepspeed,
+                zero_stage=self.zero_stage,
+                offloaded=self.offload.offloaded,
+                uses_nvme=self.offload.uses_nvme,
+            )
         except ValueError as error:
             raise ValueError(f"deepspeed.{error}") from None
         return self

@@ -6,6 +6,7 @@ the shapes of the whole tensors. See `docs/architecture.md`.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -52,14 +53,14 @@ class HostCopy:
             {SHAPES: json.dumps({each.name: list(each.shape) for each in by_key.values()})},
         )
         self._reserve(sum(each.num_bytes for each in by_key.values()))
-        offset, extremes = 0, []
-        for key in keys:
-            fragment = by_key[key]
+        ends = itertools.accumulate(by_key[key].num_bytes for key in keys)
+        end_of = dict(zip(keys, ends, strict=True))
+        extremes = []
+        for key, fragment in by_key.items():  # state on NVMe is read once in this order
             values = fragment.load().to(fragment.dtype)
             if fragment.length and values.is_floating_point():
                 extremes.append((fragment.name, torch.stack(torch.aminmax(values))))
-            self._copy(offset, values)
-            offset += fragment.num_bytes
+            self._copy(end_of[key] - fragment.num_bytes, values)
         return _not_finite(extremes)
 
     def write(self, path: Folder) -> FileRecord:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
-from cluster.engine_state import restore_state, saved_fragments
+from cluster.engine_state import in_memory, restore_state, saved_fragments
 from cluster.fragments import Fragment, own_share, whole_shape
 from pipeline.errors import UserError
 from pipeline.training.checkpoint_files import Checkpoint, check_shapes
@@ -38,10 +38,15 @@ def own_state(
         with average.fragments() as fragments:
             yield share(fragments)
 
+    @contextlib.contextmanager
+    def held(fragments: list[Fragment]) -> Iterator[list[Fragment]]:
+        with in_memory(engine):
+            yield share(fragments)
+
     weights, moments = saved_fragments(engine)
     found: dict[str, AbstractContextManager[list[Fragment]]] = {
-        WEIGHTS: contextlib.nullcontext(share(weights)),
-        MOMENTS: contextlib.nullcontext(share(moments)),
+        WEIGHTS: held(weights),
+        MOMENTS: held(moments),
     }
     if carried is not None and (rows := carried.fragments()):
         found[CARRIED] = contextlib.nullcontext(rows)

@@ -2,13 +2,14 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from cluster.deepspeed_engine import initialize_engine, leave_process_group
 from cluster.divided_model import divided_as_built
+from cluster.nvme import swap_folder
 from cluster.strategy import Strategy, as_dict, read_strategy
 from perceiver_model.attention.cross_attend import CrossAttend
 from perceiver_model.attention.multi_head import MLP, Attend, set_attention_path
@@ -142,22 +143,8 @@ def _open_training(
     check_same_shards(config.shards_folder, shard_set.digest)
     objective = objective_of(config, shard_set)
     training = config.training
-    strategy = Strategy(
-        world_size=rank_info.world_size,
-        zero_stage=training.zero_stage,
-        micro_batch_size=config.micro_batch_size(rank_info.world_size),
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        gradient_clipping=training.gradient_clipping or 0.0,
-        precision=training.precision,
-        device=rank_info.device.type,
-        optimizer=training.optimizer,
-        offload_optimizer=training.offload.optimizer,
-        offload_parameters=training.offload.parameters,
-        nvme_path=training.offload.nvme_path,
-        overlap_communication=training.overlap_communication,
-        deepspeed=training.deepspeed,
-    )
     num_parameters = objective.num_parameters()
+    strategy = _with_swap_folder(_strategy(config, rank_info), num_parameters, rank_info, stack)
     torch.manual_seed(config.seed)
     with divided_as_built(strategy, num_parameters, [Attend, MLP]):
         model: Any = objective.build_model(load_positions(shard_set, objective.model_config))
@@ -215,6 +202,35 @@ def _open_training(
         logger.close()
         if config.cluster.min_workers == 0:
             leave_process_group()
+
+
+def _strategy(config: Config, rank_info: RankInfo) -> Strategy:
+    training = config.training
+    return Strategy(
+        world_size=rank_info.world_size,
+        zero_stage=training.zero_stage,
+        micro_batch_size=config.micro_batch_size(rank_info.world_size),
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        gradient_clipping=training.gradient_clipping or 0.0,
+        precision=training.precision,
+        device=rank_info.device.type,
+        optimizer=training.optimizer,
+        offload_optimizer=training.offload.optimizer,
+        offload_parameters=training.offload.parameters,
+        nvme_path=training.offload.nvme_path,
+        overlap_communication=training.overlap_communication,
+        deepspeed=training.deepspeed,
+    )
+
+
+def _with_swap_folder(
+    strategy: Strategy, num_parameters: int, rank_info: RankInfo, stack: contextlib.ExitStack
+) -> Strategy:
+    """Give this rank a folder of its own for what it keeps on NVMe, if it keeps something there."""
+    folders: list[str | None] = []
+    folder = swap_folder(strategy, num_parameters, local_rank=rank_info.local_rank)
+    every_rank(lambda: folders.append(stack.enter_context(folder)))
+    return replace(strategy, nvme_path=folders[0])
 
 
 def _started(model: Any, config: Config, folder: Folder, *, load: bool) -> InitPlan:

@@ -19,10 +19,10 @@ from cluster.fragments import whole_shape
 from pipeline.config.folders import Folder
 from pipeline.errors import UserError
 from pipeline.runs.records import write_json
-from pipeline.runs.storage import local_copy, read_bytes, writable
-from pipeline.training.checkpoint_files import not_finite, read_tensors
+from pipeline.runs.storage import read_bytes, writable
 from pipeline.training.initial_weights.matching import TensorKind
 from pipeline.training.initial_weights.sources import InitSource
+from pipeline.training.stored_tensors import CHUNK_BYTES, StoredTensors, bytes_of, read_layout
 from shards.errors import ShardError
 from shards.plain import is_sha256
 
@@ -50,27 +50,68 @@ class SavedInit:
     sha256: str
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def load(self) -> dict[str, torch.Tensor]:
-        """Return the tensors, on the CPU.
+    def open(self) -> StoredTensors:
+        """Return the tensors, to be read in ranges. Only the header of their file is read.
+
+        Raises:
+            UserError: The file is missing or damaged.
+        """
+        try:
+            return read_layout(self.folder, [TENSORS_FILE])
+        except UserError as error:
+            raise UserError(f"{error}; {_MEND}") from None
+
+    def kinds(self) -> dict[str, TensorKind]:
+        """Return what must agree between these tensors and a model's, by name.
+
+        Raises:
+            UserError: As `open`.
+        """
+        with self.open() as stored:
+            return {
+                name: TensorKind(tensor.shape, tensor.dtype.is_floating_point)
+                for name, tensor in stored.tensors.items()
+            }
+
+    def check(self) -> None:
+        """Read the whole file once, a bounded piece at a time, and compare it with the note.
 
         Raises:
             UserError: The file is missing or damaged, or its tensors are not those of the note.
         """
-        path = self.folder / TENSORS_FILE
-        with local_copy(path) as file:
-            tensors = read_tensors(file)
-        if digest_of(tensors) != self.sha256 or not_finite(tensors):
-            raise UserError(f"{path}: is damaged (its digest differs from {NOTE_FILE}); {_MEND}")
-        return tensors
+        with self.open() as stored:
+            digest, is_finite = _digest_of_stored(stored)
+        if digest != self.sha256 or not is_finite:
+            raise UserError(
+                f"{self.folder / TENSORS_FILE}: is damaged (its digest differs from {NOTE_FILE}); "
+                f"{_MEND}"
+            )
 
 
 def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the sha256 of all names, dtypes, shapes and values. It depends on no file format."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
+        digest.update(_heading(name, tensor.dtype, tuple(tensor.shape)))
+        digest.update(bytes_of(tensor.contiguous().reshape(-1)))
     return digest.hexdigest()
+
+
+def _digest_of_stored(stored: StoredTensors) -> tuple[str, bool]:
+    """Return the same digest of tensors in a file, and whether all values are finite."""
+    digest, is_finite = hashlib.sha256(), True
+    for name, tensor in sorted(stored.tensors.items()):
+        digest.update(_heading(name, tensor.dtype, tensor.shape))
+        step = CHUNK_BYTES // tensor.dtype.itemsize
+        for start in range(0, tensor.length, step):
+            part = stored.read(name, start, min(step, tensor.length - start))
+            digest.update(bytes_of(part))
+            is_finite = is_finite and bool(torch.isfinite(part).all())
+    return digest.hexdigest(), is_finite
+
+
+def _heading(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
+    return json.dumps([name, str(dtype), list(shape)]).encode()
 
 
 def kinds_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorKind]:

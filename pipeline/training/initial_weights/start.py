@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from cluster.divided_model import set_whole
+from cluster.divided_model import fill_own
 from perceiver_model.config_checks import flatten, write_config
 from pipeline.config.folders import Folder
 from pipeline.config.init import InitConfig
@@ -152,14 +154,17 @@ def _saved(init: InitConfig, folder: Folder) -> SavedInit:
 
 
 def _of_copy(init: InitConfig, saved: SavedInit) -> FoundInit:
-    kinds = kinds_of(saved.load())
-    return FoundInit(init, saved.origin, saved.sha256, kinds, saved.settings, None)
+    saved.check()
+    return FoundInit(init, saved.origin, saved.sha256, saved.kinds(), saved.settings, None)
 
 
 def start_from(
     model: nn.Module, init: InitConfig | None, folder: Folder, *, load: bool
 ) -> InitPlan:
     """Load the saved weights into a new model, and freeze what is not to be trained.
+
+    Each rank reads only what it holds: at ZeRO stage 3, a part of the weights that are divided
+    already. Rank 0 also reads the whole file once to check it, a bounded piece at a time.
 
     Args:
         model: The model, on its device.
@@ -172,13 +177,15 @@ def start_from(
     """
     if init is None:
         return InitPlan()
-    weights: dict[str, torch.Tensor] = {}
-    if load:
-        weights = _saved(init, folder).load()
-    plan = _plan(init, kinds_of(weights) if load else None, model)
-    state = model.state_dict(keep_vars=True)
-    for name in plan.names("loaded"):
-        set_whole(state[name], weights[name])
+    saved = _saved(init, folder) if load else None
+    plan = _plan(init, saved.kinds() if saved else None, model)
+    if saved is not None:
+        if dist.get_rank() == 0:
+            saved.check()
+        state = model.state_dict(keep_vars=True)
+        with saved.open() as stored:
+            for name in plan.names("loaded"):
+                fill_own(state[name], partial(stored.read, name))
     for name in plan.frozen:
         model.get_parameter(name).requires_grad_(False)
     return plan

@@ -1,0 +1,170 @@
+"""What an offload to NVMe needs of a machine: libaio, locked memory, and a folder with room.
+
+DeepSpeed writes its swap files at fixed names below a folder. So each process gets a folder of its
+own, or two trainings with the same `nvme_path` would overwrite each other's weights.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import functools
+import math
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from cluster.errors import ClusterError
+from cluster.strategy import NVME_BUFFERS, Strategy
+
+FIELD = "training.offload"
+_PREFIX = "perceiver-swap-"
+
+
+@contextlib.contextmanager
+def swap_folder(
+    strategy: Strategy, num_parameters: int, *, local_rank: int
+) -> Iterator[str | None]:
+    """Yield a new folder for the swap files of this process, and remove it at the end.
+
+    Folders that killed processes have left are removed first.
+
+    Args:
+        strategy: The strategy, with the `nvme_path` of the configuration.
+        num_parameters: The number of the model's parameters.
+        local_rank: The rank on this machine.
+
+    Yields:
+        The folder; None if the strategy uses no NVMe.
+
+    Raises:
+        ClusterError: DeepSpeed cannot use NVMe here, or the folder cannot be written or has not
+            enough room.
+    """
+    if strategy.nvme_path is None:
+        yield None
+        return
+    require_nvme(strategy, num_parameters)
+    parent = Path(strategy.nvme_path)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with _locked(parent / f".{_PREFIX}lock"):
+            _sweep(parent)
+            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+            held = _lock_of(folder)
+        needed = math.ceil(num_parameters / strategy.world_size) * 4 * NVME_BUFFERS
+        free = shutil.disk_usage(parent).free
+    except OSError as error:
+        raise ClusterError(
+            f"{FIELD}.nvme_path={parent}: cannot be written ({error.strerror})"
+        ) from None
+    try:
+        if free < needed * (local_rank + 1):
+            raise ClusterError(
+                f"{FIELD}.nvme_path={parent}: has {free / 2**30:.1f} GiB free, and {local_rank + 1}"
+                f" workers on this machine need {needed * (local_rank + 1) / 2**30:.1f} GiB; give "
+                "a folder with more room, or offload to cpu"
+            )
+        yield str(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
+def require_nvme(strategy: Strategy, num_parameters: int) -> None:
+    """Check that DeepSpeed can read and write NVMe here, if the strategy needs it.
+
+    Args:
+        strategy: The strategy.
+        num_parameters: The number of the model's parameters.
+
+    Raises:
+        ClusterError: It cannot; the message says what to install or to allow.
+    """
+    if strategy.nvme_path is None:
+        return
+    _build_aio(strategy.nvme_path)
+    locked = strategy.nvme_buffer_bytes(num_parameters)
+    if not _can_lock(locked):
+        raise ClusterError(
+            f"{FIELD}: NVMe is read and written through {locked / 2**20:.0f} MiB of locked memory "
+            "for each worker, and this machine does not allow as much ('ulimit -l' says how many "
+            "KiB); raise the limit (containers: --ulimit memlock=-1), lower "
+            "training.deepspeed.zero_optimization.sub_group_size, or offload to cpu"
+        )
+
+
+@functools.cache
+def _build_aio(nvme_path: str) -> None:
+    """Build the op that reads and writes NVMe, unless an earlier process has."""
+    from deepspeed.accelerator import get_accelerator
+
+    builder = get_accelerator().create_op_builder("AsyncIOBuilder")
+    if builder is None or not builder.is_compatible(verbose=False):
+        raise ClusterError(
+            f"{FIELD}: NVMe ({nvme_path}) is read and written with libaio, which DeepSpeed cannot "
+            "find on this machine; install it with its headers (Debian, Ubuntu: apt install "
+            "libaio-dev), g++ and ninja, or offload to cpu"
+        )
+    try:
+        builder.load(verbose=False)
+    except (RuntimeError, OSError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ClusterError(
+            f"{FIELD}: DeepSpeed cannot build what reads and writes NVMe ({reason}); it needs "
+            "libaio with its headers, g++ and ninja. Or offload to cpu"
+        ) from None
+
+
+def _can_lock(num_bytes: int) -> bool:
+    """Return whether this process may lock so much memory now. DeepSpeed crashes if it may not."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        pages = mmap.mmap(-1, num_bytes)
+    except OSError:
+        return False
+    with contextlib.closing(pages):
+        view = ctypes.c_char.from_buffer(pages)
+        try:
+            is_locked = libc.mlock(ctypes.byref(view), ctypes.c_size_t(num_bytes)) == 0
+            if is_locked:
+                libc.munlock(ctypes.byref(view), ctypes.c_size_t(num_bytes))
+        finally:
+            del view  # or the pages cannot be closed
+    return is_locked
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the folders whose processes have ended."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            held = _lock_of(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
+
+
+def _lock_of(folder: Path) -> int:
+    """Lock a folder while this process lives, and return the open lock.
+
+    Raises:
+        OSError: Another process holds it.
+    """
+    held = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(held)
+        raise
+    return held
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    held = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
