@@ -1,4 +1,7 @@
-"""`training.compile` in DeepSpeed's engine: one graph for each shape, and the same training."""
+"""`training.compile` in DeepSpeed's engine, with all that it may be combined with at once.
+
+In float32 it is tested with texts, in `test_train_modalities`.
+"""
 
 import shutil
 from collections.abc import Callable
@@ -9,11 +12,9 @@ import pytest
 from test_bad_steps import config as config
 from test_bad_steps import difference, trained
 from test_fp16 import begin_with
-from torch._dynamo.utils import counters
 
 from pipeline.training.loop import TrainLoop
 
-LEARNING_RATE = 1e-2
 STEPS_OF_EPOCH = 6
 ALL: dict[str, Any] = {
     "zero_stage": 2,
@@ -30,15 +31,13 @@ ALL: dict[str, Any] = {
     shutil.which("gcc") is None and shutil.which("g++") is None,
     reason="inductor writes C++, and there is no compiler for it here",
 )
-@pytest.mark.parametrize("fields", [{"zero_stage": 0}, ALL], ids=["stage 0", "all at once"])
 def test_it_compiles_each_shape_once_and_trains_as_without(
-    config: Callable[..., Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    fields: dict[str, Any],
+    config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from torch._dynamo.utils import counters  # takes a second, which a collection need not spend
+
     begin_with(monkeypatch, 1024.0)  # with the first scale, one of the steps overflows
-    plain, weights = trained(config(**fields), tmp_path / "plain")
+    plain, weights = trained(config(**ALL), tmp_path / "plain")
     counters.clear()
     graphs: list[int] = []
     step = TrainLoop._step
@@ -48,15 +47,14 @@ def test_it_compiles_each_shape_once_and_trains_as_without(
         return step(loop, *arguments, **named)
 
     monkeypatch.setattr(TrainLoop, "_step", watched)
-    compiled, others = trained(config(**fields, compile="default"), tmp_path / "compiled")
+    compiled, others = trained(config(**ALL, compile="default"), tmp_path / "compiled")
 
     assert compiled.state.overflow_steps == 0
     # The first step compiles the training's graph, and the first evaluation its own.
     assert graphs == [1] * STEPS_OF_EPOCH + [2] * STEPS_OF_EPOCH
     assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]
-    assert 0 < difference(weights, others) < LEARNING_RATE
-    is_low = "precision" in fields
+    assert 0 < difference(weights, others) < 0.1  # 12 steps of 0.01, with products in float16
     for name in ("train_loss", "val_loss"):
-        expected = pytest.approx(plain.state.metrics[name], rel=1e-2 if is_low else 1e-5)
+        expected = pytest.approx(plain.state.metrics[name], rel=1e-2)
         assert compiled.state.metrics[name] == expected

@@ -243,9 +243,8 @@ def test_a_second_train_skips_and_changed_settings_are_refused(
     [
         ["model.decoder={}", "training.activation_checkpointing=0.5"],
         ["model.positions={kind: learned, num_channels: 8, projected_channels: 16}"],
-        ["training.compile=default"],
     ],
-    ids=["a decoder, checkpointed", "learned positions", "compiled"],
+    ids=["a decoder, checkpointed", "learned positions"],
 )
 def test_other_models_and_ways_to_run_them_train(
     config: Callable[..., Config], console: Console, overrides: list[str]

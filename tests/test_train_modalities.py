@@ -95,18 +95,26 @@ def test_a_training_keeps_its_order_where_the_set_lies_elsewhere_by_then(tmp_pat
 )
 def test_a_compiled_training_repeats_its_bits_and_those_of_one_that_was_stopped(tmp_path):
     """Of texts: their batches differ in length, and several threads add their gradients."""
+    from torch._dynamo.utils import counters  # takes a second, which a collection need not spend
+
     config = make_config("text", tmp_path, epochs=2, compile="default")
     make_shards("text", tmp_path, config)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        trained(config, tmp_path / "whole")
+        counters.clear()
+        compiled = trained(config, tmp_path / "whole")
+        assert counters["stats"]["unique_graphs"] == 2  # of training and of evaluation
+        assert not counters["graph_break"]
         torch.compiler.reset()
         trained(config, tmp_path / "stopped", until=1)
         torch.compiler.reset()  # as in another process
         trained(config, tmp_path / "stopped")
+        plain = trained(make_config("text", tmp_path, epochs=2), tmp_path / "plain")
     finally:
         torch.set_num_threads(threads)
+    for name in ("train_loss", "val_loss"):
+        assert compiled.metrics[name] == pytest.approx(plain.metrics[name], rel=1e-5)
     assert not torch.are_deterministic_algorithms_enabled()
     whole, stopped = (last_weights(tmp_path / name) for name in ("whole", "stopped"))
     assert whole.keys() == stopped.keys()
