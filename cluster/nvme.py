@@ -17,9 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.errors import ClusterError
-from cluster.strategy import NVME_BUFFERS, Strategy
+from cluster.strategy import Strategy
 
 FIELD = "training.offload"
+BYTES_IN_FILES = 12
+"""The bytes of swap files for each weight: its float32 value and Adam's two moments."""
 _PREFIX = "perceiver-swap-"
 
 
@@ -54,7 +56,7 @@ def swap_folder(
             _sweep(parent)
             folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
             held = _lock_of(folder)
-        needed = math.ceil(num_parameters / strategy.world_size) * 4 * NVME_BUFFERS
+        needed = math.ceil(num_parameters / strategy.world_size) * BYTES_IN_FILES
         free = shutil.disk_usage(parent).free
     except OSError as error:
         raise ClusterError(

@@ -5,8 +5,13 @@ Here a group is brought into memory to be read or changed, one at a time. DeepSp
 read all of a group for each weight in it.
 
 A group with less than 1 MiB of weights on a rank is never swapped.
+
+Gradients stay in memory. DeepSpeed 0.19 reads each of them from its file to its place in the group,
+which is not at a multiple of 512 bytes unless all sizes are; such a read fails without an error,
+and the weights take a step with other numbers.
 """
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -26,6 +31,7 @@ class SwappedState:
         self._zero = engine.optimizer
         self._group: int | None = None
         self._changed = False
+        self._zero.optimizer_swapper.swap_out_gradients = self._keep_gradients
 
     def __enter__(self) -> Self:
         return self
@@ -81,6 +87,17 @@ class SwappedState:
                 state[key] = torch.zeros_like(flat)
         self._changed = True
         return True
+
+    def _keep_gradients(
+        self,
+        parameter: Any,
+        gradient_offsets: Sequence[int],
+        gradient_tensors: Sequence[torch.Tensor],
+    ) -> None:
+        """Keep a group's gradients in the machine's memory until its step."""
+        info = self._zero.optimizer_swapper._get_param_swap_info(parameter)
+        on_cpu = (gradient.cpu() for gradient in gradient_tensors)
+        info.unswapped_gradients.update(zip(gradient_offsets, on_cpu, strict=True))
 
     def _bring_in(self, group: int) -> torch.Tensor:
         if self._group != group:

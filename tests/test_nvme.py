@@ -1,7 +1,7 @@
 """`training.offload.optimizer=nvme`: trains, saves, resumes and moves to other machines and stages.
 
 These tests need libaio with its headers, g++ and ninja: DeepSpeed builds what reads and writes
-NVMe once on a machine, which takes a minute. CI has no libaio, so it skips them.
+NVMe once on a machine, which takes minutes. CI has no libaio, so it skips them.
 """
 
 import dataclasses
@@ -52,7 +52,10 @@ needs_libaio = pytest.mark.skipif(
 
 
 def build() -> nn.Module:
-    """Three groups of more than 1 MiB on each of two ranks, and biases, which stay in memory."""
+    """Two groups of more than 1 MiB on each of two ranks, and others, which stay in memory.
+
+    No weight begins at a multiple of 512 bytes in its group but the first.
+    """
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Linear(70, 801), nn.GELU(), nn.Linear(801, 801), nn.GELU(), nn.Linear(801, 900),
@@ -160,7 +163,7 @@ def is_same(a: Any, b: Any) -> bool:
 @needs_libaio
 def test_it_trains_as_in_memory_and_resumes_and_rolls_back_bit_for_bit(found: Any) -> None:
     states = found[2]
-    assert states["swapped"] == 3  # between steps they are only in files
+    assert states["swapped"] == 2  # between steps they are only in files
     assert is_same(states["whole"], states["cpu"])
     assert is_same(states["resumed"], states["whole"])
     assert is_same(states["back"], states["half"])
@@ -169,7 +172,7 @@ def test_it_trains_as_in_memory_and_resumes_and_rolls_back_bit_for_bit(found: An
 
 @needs_libaio
 def test_a_save_reads_each_group_once_for_the_weights_and_once_for_the_moments(found: Any) -> None:
-    assert found[2]["reads"] == 2 * 3
+    assert found[2]["reads"] == 2 * 2
 
 
 @needs_libaio
@@ -228,7 +231,7 @@ def test_trainings_with_one_path_have_folders_of_their_own_and_those_of_killed_o
 
 @needs_libaio
 def test_a_folder_without_room_or_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    num_parameters = shutil.disk_usage(tmp_path).free // 16 * 2 // 3
+    num_parameters = shutil.disk_usage(tmp_path).free // 12 * 2 // 3
     small = {"zero_optimization": {"sub_group_size": GROUP}}
     asked = dataclasses.replace(on_nvme(tmp_path), deepspeed=small)
     with (
