@@ -1,7 +1,7 @@
 """The memory of one worker by ZeRO stage: what stays, and what the parts of a step add.
 
 DeepSpeed 0.19.8 as `cluster.strategy` configures it. The terms were read in its sources and
-measured with `LiveTensors` on real steps of 1 and 2 workers (`docs/plan.md`).
+measured on real steps of 1 and 2 workers (`docs/plan.md`).
 """
 
 from dataclasses import dataclass
