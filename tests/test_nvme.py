@@ -283,6 +283,7 @@ def test_what_nvme_cannot_do_is_refused_by_name() -> None:
     for overrides, message in (
         (on, "nvme_path is missing"),
         ([*on, "training.offload.nvme_path=here"], "nvme_path is here; give an absolute path"),
+        ([on[0], "training.offload.parameters=nvme", path], "parameters is nvme: DeepSpeed"),
         ([on[1], path], "offload.optimizer is nvme, which needs zero_stage 3; it is 2"),
         ([*on, path, "training.ema_decay=0.9"], "ema_decay is 0.9, and offload.optimizer is nvme"),
     ):
