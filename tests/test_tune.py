@@ -16,8 +16,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
 from PIL import Image
+from saved_checkpoints import load
+from trainings import final_weights
 
 from cluster import ClusterError
 from cluster.interrupts import Terminated
@@ -27,6 +30,7 @@ from pipeline.preprocess.preprocess import preprocess
 from pipeline.runs.console import Console
 from pipeline.runs.tracking import begin_run, child_run
 from pipeline.training.checkpoints import list_names, read_checkpoint
+from pipeline.training.train import train
 from pipeline.tuning.journal import JOURNAL_FILE, Report, StudyJournal
 from pipeline.tuning.stopping import GOES_ON
 from pipeline.tuning.trials import TRIAL_FILE, stopped_at, trial_folder
@@ -51,12 +55,18 @@ def done(
     """A study that was killed in its third trial and went on, and the same command once more.
 
     The seed draws 3e-3, 1e-6, 3e-3, 1e30 and 1e-6. The second trial is stopped, and the fourth
-    fails; the fifth belongs to the study if there are to be as many. `config` makes configurations
-    with other fields in the same output folder.
+    fails; the fifth belongs to the study if there are to be as many. All start from the weights of
+    `parent`, whose encoder they leave as it is. `config` makes configurations with other fields in
+    the same output folder.
     """
     folder = tmp_path_factory.mktemp("study")
+    shards = f"shards={digit_shards}"
+    parent = make_config(folder, shards, "name=parent", "cluster.num_workers=0")
+    with (folder / "told.txt").open("w") as file:
+        train(parent, Console(file, file))
     space = STUDY.replace("[3e-3, 1e-6]", "[3e-3, 1e-6, 1e30]").replace("grid", "random")
-    config = functools.partial(make_config, folder, f"shards={digit_shards}", space, "seed=373")
+    init = f"model.init={{from: {parent.folder}, freeze: ['encoder.*']}}"
+    config = functools.partial(make_config, folder, shards, space, "seed=373", init)
     chosen = config("study.num_trials=4")
     path = folder / "study.yaml"
     path.write_text(json.dumps(config("study.num_trials=4", ONE_AT_A_TIME).tree()))
@@ -69,8 +79,9 @@ def done(
         told = file.read()
         again = tune(chosen, Console(file, file))
     return SimpleNamespace(
-        config=config, result=result, again=again, told=told, stopped=stopped, before=before,
-        runs=runs_of(chosen), runs_by_trial=runs_by_trial(chosen), reports=reports(chosen),
+        parent=parent, config=config, result=result, again=again, told=told, stopped=stopped,
+        before=before, runs=runs_of(chosen), runs_by_trial=runs_by_trial(chosen),
+        reports=reports(chosen),
     )  # fmt: skip
 
 
@@ -100,6 +111,19 @@ def test_a_study_ranks_its_trials_and_logs_each_as_a_child(done: SimpleNamespace
     artifacts = {artifact.path for artifact in client.list_artifacts(result["run_id"])}
     assert {"accuracy_vs_flops.png", "study.json"} <= artifacts
     assert client.get_metric_history(best["run_id"], "val_accuracy")
+
+
+def test_the_trials_of_a_study_start_from_weights(done: SimpleNamespace) -> None:
+    before = final_weights(done.parent)
+    encoder = {name for name in before if name.startswith("encoder.")}
+    for trial in done.result["trials"]:
+        after = load(read_checkpoint(Path(trial["checkpoint"])), "weights")
+        same = {name for name in before if torch.equal(before[name], after[name])}
+        assert same == encoder != before.keys()
+    for run in done.runs_by_trial.values():
+        assert str(done.parent.folder) in run.data.tags["perceiver.init"]
+    told = "".join(done.told.split())  # the title may be wrapped
+    assert f"weightsfromcheckpoint{done.parent.folder}" in told
 
 
 def test_a_study_that_is_done_is_skipped(done: SimpleNamespace) -> None:
