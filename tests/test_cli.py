@@ -1,11 +1,13 @@
 """The command line: what it prints, where, and its exit status."""
 
 import json
+import shutil
 import socket
 from pathlib import Path
 
 import pytest
 from cli_commands import files_in, perceiver, python
+from small_digits import digits_config
 
 from pipeline.cli.main import main
 from pipeline.cli.parser import parse
@@ -274,3 +276,14 @@ def test_debug_shows_the_traceback_too(capsys):
     assert "Traceback" in printed and printed.splitlines()[-1].startswith(
         "perceiver config: digitz: "
     )
+
+
+def test_a_training_ends_with_its_report(tmp_path, empty_database, capfd):
+    values = {"training.epochs": 1, "tracking.examples": 0}
+    config = digits_config(tmp_path / "out", "digits", (0, 1), values)
+    shutil.copy(empty_database, tmp_path / "out" / "mlflow.db")
+    path = tmp_path / "digits.yaml"
+    path.write_text(json.dumps(config.tree()))
+    for _ in range(2):  # done, and skipped
+        assert main(["train", str(path)]) == 0
+        assert "best checkpoint" in capfd.readouterr().out

@@ -34,11 +34,11 @@ def run_config(args: argparse.Namespace) -> int:
 
 
 _STAGES = {
-    "preprocess": "pipeline.preprocess.preprocess",
-    "train": "pipeline.training.train",
-    "tune": "pipeline.tuning.tune",
+    "preprocess": ("pipeline.preprocess.preprocess", "pipeline.preprocess.preprocess"),
+    "train": ("pipeline.training.train", "pipeline.training.result"),
+    "tune": ("pipeline.tuning.tune", "pipeline.tuning.tune"),
 }
-"""The module of each verb. It has a function of the verb's name, and `report`."""
+"""The module of each verb, which has a function of its name, and the module that has `report`."""
 
 
 def run_stage(args: argparse.Namespace) -> int:
@@ -49,14 +49,14 @@ def run_stage(args: argparse.Namespace) -> int:
 
     config = load_config(args.config, args.overrides)
     with open_console(args, config) as console:
-        module = importlib.import_module(_STAGES[args.verb])
+        module, reporter = map(importlib.import_module, _STAGES[args.verb])
         options = {}
         if args.verb == "train":
             from pipeline.evaluation.best import report_best
 
             options = {"profile": args.profile or 0, "report_best": report_best}
         result = getattr(module, args.verb)(config, console, fresh=args.fresh, **options)
-        module.report(result, console)
+        reporter.report(result, console)
         console.result(result)
     return OK
 
