@@ -13,7 +13,7 @@ from test_bad_steps import config as config
 from test_bad_steps import difference, trained
 from test_fp16 import begin_with
 
-from pipeline.training.loop import TrainLoop
+from pipeline.training.optimizer_step import OptimizerStep
 
 STEPS_OF_EPOCH = 6
 ALL: dict[str, Any] = {
@@ -40,13 +40,13 @@ def test_it_compiles_each_shape_once_and_trains_as_without(
     plain, weights = trained(config(**ALL), tmp_path / "plain")
     counters.clear()
     graphs: list[int] = []
-    step = TrainLoop._step
+    take = OptimizerStep.take
 
-    def watched(loop: TrainLoop, *arguments: Any, **named: Any) -> Any:
+    def watched(step: OptimizerStep, *arguments: Any, **named: Any) -> Any:
         graphs.append(counters["stats"]["unique_graphs"])
-        return step(loop, *arguments, **named)
+        return take(step, *arguments, **named)
 
-    monkeypatch.setattr(TrainLoop, "_step", watched)
+    monkeypatch.setattr(OptimizerStep, "take", watched)
     compiled, others = trained(config(**ALL, compile="default"), tmp_path / "compiled")
 
     assert compiled.state.overflow_steps == 0
