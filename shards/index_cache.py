@@ -7,8 +7,9 @@ import pyarrow as pa
 
 from shards.digests import sha256_hex
 from shards.errors import ShardError
-from shards.index import ShardIndex, ShardInfo, index_name, max_index_bytes
+from shards.index import ShardIndex, ShardInfo, max_index_bytes
 from shards.location import Location
+from shards.names import FileNames
 from shards.prefetch import Prefetcher
 
 REMEDY = "run 'perceiver verify', then 'perceiver preprocess' again"
@@ -19,6 +20,7 @@ class IndexCache:
 
     Args:
         location: The location of the set.
+        names: How the files of the set are named.
         shards: The split's rows of `shards.parquet`, with the columns of `ShardInfo`.
         num_classes: The number of classes; 0 if the set has none.
         max_bytes: The most memory that the indexes take. The last one read is kept in any case.
@@ -29,6 +31,7 @@ class IndexCache:
     def __init__(
         self,
         location: Location,
+        names: FileNames,
         shards: pa.Table,
         num_classes: int,
         max_bytes: int,
@@ -36,7 +39,7 @@ class IndexCache:
         *,
         keep_sample_hashes: bool,
     ) -> None:
-        self._location = location
+        self._location, self._names = location, names
         self._shards = shards
         self._num_classes = num_classes
         self._max_bytes = max_bytes
@@ -76,23 +79,26 @@ class IndexCache:
 
     def _load(self, shard: int) -> ShardIndex:
         listed = ShardInfo(**self._shards.slice(shard, 1).to_pylist()[0])
-        index = read_index(self._location, listed, self._num_classes)
+        index = read_index(self._location, self._names, listed, self._num_classes)
         index.drop_hashes(of_samples=not self._keep_sample_hashes)
         return index
 
 
-def read_index(location: Location, listed: ShardInfo, num_classes: int) -> ShardIndex:
+def read_index(
+    location: Location, names: FileNames, listed: ShardInfo, num_classes: int
+) -> ShardIndex:
     """Read the index of one shard, with all its hashes.
 
     Args:
         location: The location of the set.
+        names: How the files of the set are named.
         listed: The shard's row in `shards.parquet`.
         num_classes: The number of classes of the set; 0 if it has none.
 
     Raises:
         ShardError: The index is missing, unreadable, or not the published one.
     """
-    name = index_name(listed.number)
+    name = names.index(listed)
     where = f"{location}/{name}"
     try:
         data = location.read(name, max_index_bytes(listed.samples))

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Never, TypeVar
+from typing import Any, BinaryIO, ClassVar, Never, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -35,12 +35,15 @@ class Location:
         ShardError: The URL is invalid, or the package that reads it is not installed.
     """
 
+    options: ClassVar[dict[str, Any]] = {}
+    """The options of the file system at a URL."""
+
     def __init__(self, path: str | Path, retry: Retry | None = None) -> None:
         self.retry = retry or Retry()
         self._given = str(path)
         self._process = os.getpid()
         try:
-            self._opened, root = filesystem_of(self._given)
+            self._opened, root = filesystem_of(self._given, **self.options)
         except (ValueError, ImportError) as error:
             raise ShardError(
                 f"{self._given}: cannot be opened ({_one_line(error)}); correct the URL or install "
@@ -133,7 +136,7 @@ class Location:
     def _fs(self) -> fsspec.AbstractFileSystem:
         """The file system. A forked process opens its own, since connections cannot be shared."""
         if self._process != os.getpid():
-            self._opened, _ = filesystem_of(self._given)
+            self._opened, _ = filesystem_of(self._given, **self.options)
             self._process = os.getpid()
         return self._opened
 
@@ -157,10 +160,10 @@ class Location:
         )
 
 
-def filesystem_of(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def filesystem_of(path: str, **options: Any) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system that holds a folder, and the folder's path in it."""
     if "://" in path:
-        return fsspec.core.url_to_fs(path)
+        return fsspec.core.url_to_fs(path, **options)
     # In a local name, fsspec would take the part before `::` as a protocol.
     return LocalFileSystem(), str(Path(path).expanduser().absolute())
 

@@ -1,28 +1,20 @@
 """Turn a staging folder into a shard set: write the manifest, then rename the folder."""
 
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
+from shards.census import Census
 from shards.digests import canonical_json, sha256_hex, stream_sha256
 from shards.errors import ShardError
 from shards.files import AtomicFile, is_temporary, remove_tree, sync_folder
-from shards.index import (
-    MAX_SHARD_TABLE_BYTES,
-    ShardIndex,
-    ShardInfo,
-    decode_shard_table,
-    encode_shard_table,
-    index_name,
-)
+from shards.index import MAX_SHARD_TABLE_BYTES, decode_shard_table, index_name
 from shards.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, SHARD_TABLE_FILE, Manifest
 from shards.positions import PositionSpec, position_name
-from shards.quarantine import QUARANTINE_FILE, merge_quarantine, quarantine_table
+from shards.quarantine import QUARANTINE_FILE, quarantine_table, read_quarantine_table
 from shards.set_files import read_file
 from shards.writer import QUARANTINE_PARTS, quarantine_part, read_index
 
@@ -119,7 +111,7 @@ def _seal(
     positions: Iterable[PositionSpec],
     quarantine: pa.Table | None,
 ) -> Manifest:
-    census = _Census(classes)
+    census = Census(classes)
     parts = []
     for number in numbers:
         index = read_index(staging, number)
@@ -130,58 +122,19 @@ def _seal(
             )
         census.add(index)
         if (part := quarantine_part(staging, number)).exists():
-            parts.append(part)
+            parts.append(read_quarantine_table(part))
 
     more = quarantine_table([]) if quarantine is None else quarantine
-    quarantined = merge_quarantine(staging / QUARANTINE_FILE, parts, more)
-    shard_table = encode_shard_table(census.infos)
-    _write(staging / SHARD_TABLE_FILE, shard_table)
-    specs = {spec.digest: spec for spec in positions}
-    manifest = Manifest(
+    sealed = census.seal(
         config=config,
-        config_digest=sha256_hex(canonical_json(config)),
         input_digest=input_digest,
-        classes=tuple(classes),
-        counts=dict(census.counts),
-        class_counts={split: dict(counts) for split, counts in census.class_counts.items()},
-        members=tuple(sorted(census.members)),
-        quarantined=quarantined,
-        positions=specs,
-        position_sha256={digest: _position_sha256(staging, digest) for digest in specs},
-        shards_sha256=sha256_hex(shard_table),
-        quarantine_sha256=sha256_hex((staging / QUARANTINE_FILE).read_bytes()),
+        quarantine=pa.concat_tables([*parts, more]),
+        positions={spec: _position_sha256(staging, spec.digest) for spec in positions},
     )
-    _write(staging / MANIFEST_FILE, manifest.encode())
-    return manifest
-
-
-class _Census:
-    """Counts of samples, classes and members over the shards that are not empty."""
-
-    def __init__(self, classes: Sequence[str]) -> None:
-        self._classes = classes
-        self.infos: list[ShardInfo] = []
-        self.counts: Counter[str] = Counter()
-        self.class_counts: dict[str, Counter[str]] = {}
-        self.members: set[str] = set()
-
-    def add(self, index: ShardIndex) -> None:
-        if not index.info.samples:
-            return
-        self.infos.append(index.info)
-        self.counts[index.info.split] += index.info.samples
-        self.members.update(index.member_names)
-        if not self._classes:
-            return
-        in_split = self.class_counts.setdefault(index.info.split, Counter())
-        targets, counts = np.unique(index.targets.drop_null().to_numpy(), return_counts=True)
-        for target, count in zip(targets.tolist(), counts.tolist(), strict=True):
-            if not 0 <= target < len(self._classes):
-                raise ShardError(
-                    f"{index.info.name}: target {target} with {len(self._classes)} classes; "
-                    "name every class or correct the targets"
-                )
-            in_split[self._classes[target]] += count
+    _write(staging / QUARANTINE_FILE, sealed.quarantine)
+    _write(staging / SHARD_TABLE_FILE, sealed.shard_table)
+    _write(staging / MANIFEST_FILE, sealed.manifest.encode())
+    return sealed.manifest
 
 
 def _position_sha256(staging: Path, digest: str) -> str:

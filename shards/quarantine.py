@@ -13,7 +13,7 @@ from shards.set_files import read_file
 
 QUARANTINE_FILE = "quarantine.parquet"
 
-_MAX_BYTES = 1 << 30
+MAX_QUARANTINE_BYTES = 1 << 30
 
 _SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("source_uri", "split", "reason", "traceback")]
@@ -40,50 +40,47 @@ class Quarantined:
 def write_quarantine(path: Path, rows: Iterable[Quarantined]) -> None:
     """Write `rows`, sorted by source URI, atomically to the Parquet file `path`.
 
-    Characters that UTF-8 cannot encode (lone surrogates in a file's name) become backslash escapes.
-
     Raises:
         ShardError: The file cannot be written.
     """
-    _write(path, [quarantine_table(rows)])
+    with AtomicFile(path) as file:
+        file.write(encode_quarantine([quarantine_table(rows)]))
 
 
-def merge_quarantine(path: Path, parts: Iterable[Path], more: pa.Table) -> int:
-    """Write the rows of quarantine files and of a `quarantine_table` into one file.
-
-    Args:
-        path: The file to write.
-        parts: The quarantine files to read.
-        more: A `quarantine_table` with further rows.
-
-    Returns:
-        The number of rows in the file.
-
-    Raises:
-        ShardError: A part is damaged, or the file cannot be written.
-    """
-    return _write(path, [*map(read_quarantine_table, parts), more])
+def encode_quarantine(tables: Iterable[pa.Table]) -> bytes:
+    """Return the rows of some `quarantine_table`, sorted by source URI, as a Parquet file."""
+    table = pa.concat_tables(tables).sort_by([(name, "ascending") for name in _SCHEMA.names])
+    return encode_parquet(table)
 
 
 def quarantine_table(rows: Iterable[Quarantined]) -> pa.Table:
-    """Return the rows as an Arrow table, one column for each field of `Quarantined`."""
+    """Return the rows as an Arrow table, one column for each field of `Quarantined`.
+
+    Characters that UTF-8 cannot encode (lone surrogates in a file's name) become backslash escapes.
+    """
     columns = zip(*(map(_spellable, astuple(row)) for row in rows), strict=True)
     arrays = [list(column) for column in columns] or [[] for _ in _SCHEMA]
     return pa.table(dict(zip(_SCHEMA.names, arrays, strict=True)), schema=_SCHEMA)
 
 
-def _write(path: Path, tables: list[pa.Table]) -> int:
-    table = pa.concat_tables(tables).sort_by([(name, "ascending") for name in _SCHEMA.names])
-    with AtomicFile(path) as file:
-        file.write(encode_parquet(table))
-    return table.num_rows
-
-
 def read_quarantine_table(path: Path) -> pa.Table:
     """Read a quarantine file as a `quarantine_table`. Raises like `read_quarantine`."""
-    table = decode_parquet(read_file(path.parent, path.name, _MAX_BYTES), _SCHEMA, str(path))
+    return decode_quarantine(read_file(path.parent, path.name, MAX_QUARANTINE_BYTES), str(path))
+
+
+def decode_quarantine(data: bytes, where: str) -> pa.Table:
+    """Decode a quarantine file as a `quarantine_table`.
+
+    Args:
+        data: The whole file.
+        where: The name of the file in errors.
+
+    Raises:
+        ShardError: The file is damaged.
+    """
+    table = decode_parquet(data, _SCHEMA, where)
     if any(column.null_count for column in table.columns):
-        raise ShardError(f"{path}: a field is missing; do not use this set, or make it again")
+        raise ShardError(f"{where}: a field is missing; do not use this set, or make it again")
     return table
 
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypedDict
 
 import numpy as np
+import pyarrow as pa
 
 from shards.digests import sha256_hex
 from shards.errors import CorruptSampleError, ShardError
-from shards.index import ShardIndex
+from shards.index import ShardIndex, ShardInfo
 from shards.index_cache import REMEDY, IndexCache
 from shards.local_tars import Extent, LocalTars, default_max_open
 from shards.raw_sample import Block, RawSample
@@ -100,10 +101,11 @@ class ShardReader:
         reading = remote or RemoteReading()
         self.is_local = location.folder is not None
         self.shard_sizes: np.ndarray = shards["samples"].to_numpy()
-        self._names = shards["name"]
+        self._names = _tar_names(shard_set, shards)
         self._ends = np.cumsum(self.shard_sizes, dtype=np.int64)
         self._indexes = IndexCache(
             location,
+            shard_set.names,
             shards,
             len(shard_set.manifest.classes),
             max_index_bytes,
@@ -279,6 +281,14 @@ class ShardReader:
         self._indexes.read_ahead(())
         if isinstance(self._tars, RemoteTars):
             self._tars.forget_ranges()
+
+
+def _tar_names(shard_set: ShardSet, shards: pa.Table) -> pa.ChunkedArray:
+    """Return the paths of the tars of some shards within the set."""
+    if not shard_set.names.by_content:
+        return shards["name"]
+    named = map(shard_set.names.tar, (ShardInfo(**row) for row in shards.to_pylist()))
+    return pa.chunked_array([pa.array(named, pa.string())])
 
 
 def _rebuild(shard_set: ShardSet, split: str, options: _Options) -> ShardReader:

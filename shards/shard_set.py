@@ -1,5 +1,6 @@
 """An open shard set: its manifest and its list of shards."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -12,14 +13,14 @@ from shards.digests import sha256_hex
 from shards.errors import ShardError
 from shards.index import MAX_SHARD_TABLE_BYTES, decode_shard_table
 from shards.location import Location
-from shards.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, SHARD_TABLE_FILE, Manifest
+from shards.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest
+from shards.names import BY_CONTENT, BY_NUMBER, FileNames
 from shards.positions import (
     REMEDY,
     PositionSpec,
     decode_position_table,
-    position_name,
-    read_position_table,
 )
+from shards.set_files import map_file
 from shards.shard_table_check import check_counts
 
 
@@ -30,12 +31,14 @@ class ShardSet:
     Attributes:
         location: The location of the set.
         manifest: The manifest of the set.
+        names: How its files are named.
         shard_table: `shards.parquet`: one row for each shard, by number, with the columns of
             `ShardInfo`.
     """
 
     location: Location
     manifest: Manifest
+    names: FileNames
     shard_table: pa.Table
 
     @classmethod
@@ -52,18 +55,15 @@ class ShardSet:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise _no_set(location) from error
         manifest = Manifest.decode(data, f"{location}/{MANIFEST_FILE}")
-        where = f"{location}/{SHARD_TABLE_FILE}"
-        try:
-            data = location.read(SHARD_TABLE_FILE, MAX_SHARD_TABLE_BYTES)
-        except FileNotFoundError as error:
-            raise ShardError(f"{where}: missing; run 'perceiver preprocess' again") from error
+        names, data = _read_shard_table(location, manifest)
+        where = f"{location}/{names.shard_table(manifest)}"
         if sha256_hex(data) != manifest.shards_sha256:
             raise ShardError(
                 f"{where}: sha256 differs from {MANIFEST_FILE}; run 'perceiver preprocess' again"
             )
         shard_table = decode_shard_table(data, where)
         check_counts(shard_table, manifest.counts, where)
-        return cls(location, manifest, shard_table)
+        return cls(location, manifest, names, shard_table)
 
     @property
     def digest(self) -> str:
@@ -123,14 +123,31 @@ class ShardSet:
                 f"{self.location}: the model needs {spec}, the set has {there}; {REMEDY}"
             )
         sha256 = self.manifest.position_sha256[spec.digest]
-        if self.location.folder:
-            return read_position_table(self.location.folder, spec, sha256)
-        name = position_name(spec.digest)
+        name = self.names.position_table(spec.digest, sha256)
+        where = f"{self.location}/{name}"
         try:
-            data = self.location.read(name, spec.max_file_bytes)
+            if self.location.folder:
+                data: bytes | memoryview = map_file(self.location.folder, name)
+            else:
+                data = self.location.read(name, spec.max_file_bytes)
         except FileNotFoundError as error:
-            raise ShardError(f"{self.location}/{name}: missing; {REMEDY}") from error
-        return decode_position_table(data, spec, f"{self.location}/{name}", sha256)
+            raise ShardError(f"{where}: missing; {REMEDY}") from error
+        except OSError as error:
+            raise ShardError(f"{where}: cannot be read ({error.strerror}); {REMEDY}") from error
+        return decode_position_table(data, spec, where, sha256)
+
+
+def _read_shard_table(location: Location, manifest: Manifest) -> tuple[FileNames, bytes]:
+    """Return how the files of a set are named, and the bytes of its table of shards.
+
+    The names that are usual in such a place are tried first.
+    """
+    usual = (BY_NUMBER, BY_CONTENT) if location.folder else (BY_CONTENT, BY_NUMBER)
+    for names in usual:
+        with suppress(FileNotFoundError):
+            return names, location.read(names.shard_table(manifest), MAX_SHARD_TABLE_BYTES)
+    where = f"{location}/{usual[0].shard_table(manifest)}"
+    raise ShardError(f"{where}: missing; run 'perceiver preprocess' again")
 
 
 def _reopen(location: Location, digest: str) -> ShardSet:

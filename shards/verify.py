@@ -6,12 +6,9 @@ from pathlib import Path
 
 from shards.digests import sha256_hex, stream_sha256
 from shards.errors import ShardError
-from shards.index import ShardIndex, ShardInfo, index_name, max_index_bytes
-from shards.location import Location
-from shards.manifest import MANIFEST_FILE, SHARD_TABLE_FILE, Manifest
+from shards.index import ShardIndex, ShardInfo, max_index_bytes
+from shards.manifest import MANIFEST_FILE, SHARD_TABLE_FILE
 from shards.plain import printable
-from shards.positions import position_name
-from shards.quarantine import QUARANTINE_FILE
 from shards.shard_set import ShardSet
 from shards.tar import sample_extent
 
@@ -44,7 +41,8 @@ def verify(path: str | Path, progress: Callable[[str], None] | None = None) -> l
     shard_set = ShardSet.open(path)
     location, manifest = shard_set.location, shard_set.manifest
     present = location.names()
-    expected = {MANIFEST_FILE, SHARD_TABLE_FILE}
+    names = shard_set.names
+    expected = {MANIFEST_FILE, names.shard_table(manifest)}
     problems = []
 
     def differs(name: str, sha256: str) -> bool:
@@ -62,18 +60,18 @@ def verify(path: str | Path, progress: Callable[[str], None] | None = None) -> l
             progress(name)
         return found != sha256
 
-    for name, sha256 in _files_of_manifest(manifest):
+    for name, sha256 in names.of_manifest(manifest):
         if differs(name, sha256):
             problems.append(Problem(name, f"sha256 differs from {MANIFEST_FILE}"))
     for shard in _rows(shard_set):
-        tar, index = shard.name, index_name(shard.number)
+        tar, index = names.tar(shard), names.index(shard)
         index_differs = differs(index, shard.index_sha256)
         if index_differs:
             problems.append(Problem(index, f"sha256 differs from {SHARD_TABLE_FILE}"))
         elif what := _index_fault(shard_set, shard):
             problems.append(Problem(index, what))
         if differs(tar, shard.sha256):
-            hit = _samples_hit(location, shard) if not index_differs else "not known"
+            hit = _samples_hit(shard_set, shard) if not index_differs else "not known"
             problems.append(
                 Problem(tar, f"sha256 differs from {SHARD_TABLE_FILE}; samples hit: {hit}")
             )
@@ -83,12 +81,6 @@ def verify(path: str | Path, progress: Callable[[str], None] | None = None) -> l
     return problems
 
 
-def _files_of_manifest(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    yield QUARANTINE_FILE, manifest.quarantine_sha256
-    for digest, sha256 in manifest.position_sha256.items():
-        yield position_name(digest), sha256
-
-
 def _rows(shard_set: ShardSet) -> Iterator[ShardInfo]:
     for batch in shard_set.shard_table.to_batches(max_chunksize=1000):
         yield from (ShardInfo(**row) for row in batch.to_pylist())
@@ -96,7 +88,7 @@ def _rows(shard_set: ShardSet) -> Iterator[ShardInfo]:
 
 def _index_fault(shard_set: ShardSet, shard: ShardInfo) -> str | None:
     """Return what is wrong with the content of an index, or None if it is fine or missing."""
-    name = index_name(shard.number)
+    name = shard_set.names.index(shard)
     try:
         data = shard_set.location.read(name, max_index_bytes(shard.samples))
         index = ShardIndex.decode(data, name)
@@ -108,8 +100,9 @@ def _index_fault(shard_set: ShardSet, shard: ShardInfo) -> str | None:
     return None
 
 
-def _samples_hit(location: Location, shard: ShardInfo) -> str:
-    name = index_name(shard.number)
+def _samples_hit(shard_set: ShardSet, shard: ShardInfo) -> str:
+    location, names = shard_set.location, shard_set.names
+    name = names.index(shard)
     try:
         index = ShardIndex.decode(location.read(name, max_index_bytes(shard.samples)), name)
     except (ShardError, FileNotFoundError):
@@ -117,7 +110,10 @@ def _samples_hit(location: Location, shard: ShardInfo) -> str:
     hit = []
     for row in range(len(index)):
         start, stop = sample_extent(index.members(row))
-        if sha256_hex(location.read_range(shard.name, start, stop)) != index.sha256s[row].as_py():
+        if (
+            sha256_hex(location.read_range(names.tar(shard), start, stop))
+            != index.sha256s[row].as_py()
+        ):
             hit.append(repr(index.keys[row].as_py()))
     if not hit:
         return "none, the damage is in the end of the archive"

@@ -2,6 +2,7 @@
 
 import stat
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from shards.digests import sha256_hex
@@ -19,7 +20,7 @@ from shards.plain import is_name
 from shards.quarantine import Quarantined, write_quarantine
 from shards.sample import Sample
 from shards.set_files import read_file
-from shards.tar import TarWriter
+from shards.tar import TarWriter, Writable
 
 QUARANTINE_PARTS = "quarantine"
 """The folder in a staging folder for the quarantined sources of each shard, until `publish`."""
@@ -54,35 +55,70 @@ def write_shard(
         ShardError: The split's name is invalid, a key occurs twice, or the file system fails. No
             temporary file is left.
     """
+    tar_path = root / shard_name(number)
+    with AtomicFile(tar_path) as file:
+        filled = fill_shard(file, str(tar_path), number, split, samples)
+    if filled.quarantined:
+        write_quarantine(quarantine_part(root, number), filled.quarantined)
+    if not filled.info.samples:
+        tar_path.unlink()
+    with AtomicFile(root / index_name(number)) as file:
+        file.write(filled.index)
+    return filled.info
+
+
+@dataclass(frozen=True)
+class FilledShard:
+    """A shard whose tar has been written.
+
+    Attributes:
+        info: The facts about the shard.
+        index: The bytes of its index.
+        quarantined: The sources that gave no sample.
+    """
+
+    info: ShardInfo
+    index: bytes
+    quarantined: list[Quarantined]
+
+
+def fill_shard(
+    file: Writable, where: str, number: int, split: str, samples: Iterable[Sample | Quarantined]
+) -> FilledShard:
+    """Write the tar of a shard, and return the rest. The arguments are those of `write_shard`.
+
+    Args:
+        file: The file of the tar. That of a shard without samples does not count.
+        where: The name of the tar in errors.
+        number: The index of the shard in the plan.
+        split: The split of all `samples`.
+        samples: The samples, consumed one at a time.
+
+    Raises:
+        ShardError: The split's name is invalid, or a key occurs twice.
+    """
     if not is_name(split):
         raise ShardError(
-            f"{root}: {split!r} cannot name a split; give letters, digits, '_', '-' and single '.'"
+            f"{where}: {split!r} cannot name a split; give letters, digits, '_', '-' and single '.'"
         )
     index = IndexBuilder(number, split)
     set_aside: list[Quarantined] = []
-    tar_path = root / shard_name(number)
-    with AtomicFile(tar_path) as file:
-        tar = TarWriter(file)
-        for sample in samples:
-            if isinstance(sample, Quarantined):
-                set_aside.append(sample)
-                continue
-            if sample.key in index.keys:
-                raise ShardError(
-                    f"{tar_path}: two samples have the key {sample.key!r}, the second from "
-                    f"{sample.source_uri!r}; give each source a key of its own"
-                )
-            index.add(sample, tar.add(sample.key, sample.members))
-        size, sha256 = tar.finish()
-    if set_aside:
-        write_quarantine(quarantine_part(root, number), set_aside)
+    tar = TarWriter(file)
+    for sample in samples:
+        if isinstance(sample, Quarantined):
+            set_aside.append(sample)
+            continue
+        if sample.key in index.keys:
+            raise ShardError(
+                f"{where}: two samples have the key {sample.key!r}, the second from "
+                f"{sample.source_uri!r}; give each source a key of its own"
+            )
+        index.add(sample, tar.add(sample.key, sample.members))
+    size, sha256 = tar.finish()
     if not index.keys:
-        tar_path.unlink()
         size, sha256 = 0, sha256_hex(b"")
     info, data = index.encode(size, sha256)
-    with AtomicFile(root / index_name(number)) as file:
-        file.write(data)
-    return info
+    return FilledShard(info, data, set_aside)
 
 
 def read_committed(root: Path, number: int) -> ShardInfo | None:

@@ -78,7 +78,7 @@ def sample_digests(shard_set: ShardSet, split: str, reading: Reading) -> np.ndar
 
 def _source_digests(shard_set: ShardSet, shard: dict[str, Any]) -> list[bytes]:
     num_classes = len(shard_set.manifest.classes)
-    index = read_index(shard_set.location, ShardInfo(**shard), num_classes)
+    index = read_index(shard_set.location, shard_set.names, ShardInfo(**shard), num_classes)
     sha256s: pa.Array = index.source_sha256s
     try:
         digests = [bytes.fromhex(text) for text in sha256s.to_pylist()]
