@@ -62,7 +62,16 @@ class FileNames:
 
     def index(self, shard: ShardInfo) -> str:
         """Return the path of a shard's index within the set."""
-        return self._named(index_name(shard.number), shard.index_sha256)
+        return self.index_of(shard.number, shard.index_sha256)
+
+    def index_of(self, number: int, sha256: str) -> str:
+        """Return the path of the index of a shard within the set.
+
+        Args:
+            number: The number of the shard.
+            sha256: The sha256 of the index.
+        """
+        return self._named(index_name(number), sha256)
 
     def of_manifest(self, manifest: Manifest) -> Iterator[tuple[str, str]]:
         """Yield the path and the sha256 of each file that the manifest names, but no shard."""

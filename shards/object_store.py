@@ -74,6 +74,15 @@ class ObjectStore(Location):
         start = len(self._root) + 1
         return {path[start:]: int(facts["size"]) for path, facts in found.items()}
 
+    def matching(self, pattern: str) -> list[str]:
+        """Return the paths within this folder of the objects that match a pattern with `*`.
+
+        Raises:
+            ShardError: The storage cannot be read.
+        """
+        found = self._try(pattern, lambda path: self._fs.glob(path))
+        return [path[len(self._root) + 1 :] for path in found]
+
     def exchange(self, name: str, before: bytes | None, data: bytes) -> bool:
         """Write an object if it still has the content that it had.
 

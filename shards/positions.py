@@ -4,6 +4,7 @@ Another package computes the numbers. This module stores them, under a name that
 the parameters of the computation.
 """
 
+import io
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -149,12 +150,27 @@ def write_position_table(root: Path, spec: PositionSpec, table: np.ndarray) -> P
         ShardError: The shape or dtype is not that of `spec`, or the file system fails.
     """
     path = root / position_name(spec.digest)
-    spec.check_table(table, str(path))
+    data = encode_position_table(spec, table, str(path))
     with AtomicFile(path) as file:
-        npy_format.write_array(
-            file, np.ascontiguousarray(table), version=(1, 0), allow_pickle=False
-        )
+        file.write(data)
     return path
+
+
+def encode_position_table(spec: PositionSpec, table: np.ndarray, where: str) -> bytes:
+    """Return the bytes of a position table's file.
+
+    Args:
+        spec: The parameters of the table.
+        table: float32 [tokens, channels].
+        where: The name of the file in errors.
+
+    Raises:
+        ShardError: The shape or dtype is not that of `spec`.
+    """
+    spec.check_table(table, where)
+    file = io.BytesIO()
+    npy_format.write_array(file, np.ascontiguousarray(table), version=(1, 0), allow_pickle=False)
+    return file.getvalue()
 
 
 def read_position_table(

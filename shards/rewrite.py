@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from shards.digests import sha256_hex
 from shards.errors import ShardError
@@ -57,32 +58,44 @@ def rewrite_shard(source: Path, staging: Path, number: int, without: Collection[
         raise ShardError(
             f"{source / shard_name(number)}: missing or cut short; run 'perceiver verify' there"
         )
-    samples = _samples(source, index, frozenset(without))
-    return write_shard(staging, number, index.info.split, samples)
-
-
-def _samples(source: Path, index: ShardIndex, without: frozenset[str]) -> Iterator[Sample]:
-    tar = source / index.info.name
     with os.fdopen(open_file(source, index.info.name), "rb") as file:
-        for row in range(len(index)):
-            source_uri = index.source_uris[row].as_py()
-            if source_uri in without:
-                continue
-            key, spans = index.keys[row].as_py(), index.members(row)
-            start, stop = sample_extent(spans)
-            file.seek(start)
-            extent = file.read(stop - start)
-            if sha256_hex(extent) != index.sha256s[row].as_py():
-                raise ShardError(
-                    f"{tar}: damaged, it hits sample {key!r}; restore it, or make the set again "
-                    "with --fresh"
-                )
-            members = {
-                span.name: extent[span.offset - start : span.offset - start + span.length]
-                for span in spans
-            }
-            target, sha256 = index.targets[row].as_py(), index.source_sha256s[row].as_py()
-            yield Sample(key, members, target, source_uri, sha256)
+        samples = samples_without(file, str(source / index.info.name), index, frozenset(without))
+        return write_shard(staging, number, index.info.split, samples)
+
+
+def samples_without(
+    file: BinaryIO, tar: str, index: ShardIndex, without: Collection[str]
+) -> Iterator[Sample]:
+    """Yield the samples of a shard, except those of some sources. They are not decoded.
+
+    Args:
+        file: The tar of the shard.
+        tar: The name of the tar in errors.
+        index: The index of the shard.
+        without: The URIs of the sources to leave out.
+
+    Raises:
+        ShardError: A sample is damaged.
+    """
+    for row in range(len(index)):
+        source_uri = index.source_uris[row].as_py()
+        if source_uri in without:
+            continue
+        key, spans = index.keys[row].as_py(), index.members(row)
+        start, stop = sample_extent(spans)
+        file.seek(start)
+        extent = file.read(stop - start)
+        if sha256_hex(extent) != index.sha256s[row].as_py():
+            raise ShardError(
+                f"{tar}: damaged, it hits sample {key!r}; restore it, or make the set again "
+                "with --fresh"
+            )
+        members = {
+            span.name: extent[span.offset - start : span.offset - start + span.length]
+            for span in spans
+        }
+        target, sha256 = index.targets[row].as_py(), index.source_sha256s[row].as_py()
+        yield Sample(key, members, target, source_uri, sha256)
 
 
 def _check_regular(folder: Path, name: str) -> None:
