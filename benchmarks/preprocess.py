@@ -24,6 +24,7 @@ from pipeline.preprocess.ray_tasks import run_tasks
 from pipeline.preprocess.shard_task import ShardTask
 from pipeline.preprocess.sources import list_sources, write_plan
 from pipeline.runs.console import Console
+from shards.staging import FolderStaging
 
 SIDE = 224
 SAMPLES_PER_SHARD = 1000
@@ -142,7 +143,7 @@ def _prepare(folder: Path, num_files: int, num_workers: int) -> _Work:
     num_shards = write_plan(listing, plan, config.data.samples_per_shard)
     task = ShardTask(
         plan=str(plan),
-        staging=str(folder / "staging"),
+        staging=FolderStaging(folder / "staging", folder / "set"),
         reaches=listing.reaches,
         media=sandbox_settings(config.data, listing.classes, {}),
         limits={"seconds": 60.0, "memory_bytes": 2 << 30},
@@ -153,7 +154,7 @@ def _prepare(folder: Path, num_files: int, num_workers: int) -> _Work:
 
 def _into(work: _Work, folder: Path) -> _Work:
     folder.mkdir()
-    return replace(work, task=replace(work.task, staging=str(folder)))
+    return replace(work, task=replace(work.task, staging=FolderStaging(folder, folder / "set")))
 
 
 def _ours(work: _Work, console: Console) -> float:
@@ -178,9 +179,11 @@ def _ray_writer(work: _Work) -> float:
     """Read, transform and write as in Ray Data's documentation, and return the seconds."""
     import ray
 
+    assert isinstance(work.task.staging, FolderStaging)
+    folder = work.task.staging.folder
     started = time.perf_counter()
     files = ray.data.read_images(work.task.reaches["train"].root, mode="RGB", include_paths=True)
-    files.map(_crop).write_webdataset(str(Path(work.task.staging) / "ray"))
+    files.map(_crop).write_webdataset(str(folder / "ray"))
     return time.perf_counter() - started
 
 

@@ -1,6 +1,7 @@
 """The location of a shard set: a local folder, or a folder at any fsspec URL."""
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Never, TypeVar
@@ -125,6 +126,20 @@ class Location:
             return self._try(name, lambda _: os.fdopen(open_file(folder, name), "rb"))
         return self._try(name, lambda path: self._fs.open(path, "rb"))
 
+    def sizes(self, below: str = "") -> dict[str, int]:
+        """Return the size of each file below a folder, by its path within this one.
+
+        Links in a local folder are left out.
+        """
+        if (folder := self.folder) is not None:
+            return self._try(below, lambda path: dict(_sizes_below(folder, Path(path))))
+        try:
+            found = self._try(below, lambda path: self._fs.find(path, detail=True))
+        except _NOT_THERE:
+            return {}
+        start = len(self._root) + 1
+        return {path[start:]: int(facts["size"]) for path, facts in found.items()}
+
     def names(self) -> set[str]:
         """Return the paths of all files below the folder. A local one includes empty folders."""
         if self.folder is not None:
@@ -175,6 +190,15 @@ def _names_below(root: Path) -> Iterator[str]:
         yield from (str(below / name) for name in [*files, *links])
         if not folders and not files and below != Path():
             yield str(below)
+
+
+def _sizes_below(root: Path, below: Path) -> Iterator[tuple[str, int]]:
+    for folder, _, files in os.walk(below):
+        for name in files:
+            path = Path(folder) / name
+            facts = path.lstat()
+            if stat.S_ISREG(facts.st_mode):
+                yield str(path.relative_to(root)), facts.st_size
 
 
 def _raise(error: OSError) -> Never:

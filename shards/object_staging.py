@@ -12,13 +12,12 @@ until the manifest is exchanged. What no manifest needs is removed afterwards.
 
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +30,7 @@ from shards.index_cache import read_index
 from shards.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest
 from shards.names import BY_CONTENT
 from shards.object_store import ObjectStore
+from shards.parallel import in_order
 from shards.positions import PositionSpec, encode_position_table
 from shards.quarantine import (
     MAX_QUARANTINE_BYTES,
@@ -44,12 +44,7 @@ from shards.sample import Sample
 from shards.shard_set import ShardSet
 from shards.writer import fill_shard
 
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-
 BUILDING = "building"
-AT_ONCE = 16
-"""The number of requests that go on at the same time."""
 REMOVED_AT_ONCE = 1000
 _RECORD = re.compile(r"(\d{5,})\.([0-9a-f]{64})")
 _PART = re.compile(r"quarantine/\d{5,}\.parquet")
@@ -128,7 +123,7 @@ class ObjectStaging:
             for (source, _), (target, _) in pairs:
                 store.copy(source, target)
 
-        for _ in _at_once(copy, kept):
+        for _ in in_order(copy, kept):
             pass
 
     def quarantined(self) -> list[pa.Table]:
@@ -140,7 +135,7 @@ class ObjectStaging:
         def read(name: str) -> pa.Table:
             return decode_quarantine(store.read(name, MAX_QUARANTINE_BYTES), f"{store}/{name}")
 
-        return list(_at_once(read, names))
+        return list(in_order(read, names))
 
     def has_shards(self) -> bool:
         return bool(self._records())
@@ -169,7 +164,7 @@ class ObjectStaging:
             )
 
         census = Census(classes)
-        for index in _at_once(read, sorted(numbers)):
+        for index in in_order(read, sorted(numbers)):
             census.add(index)
         digests = {}
         for spec, table in positions.items():
@@ -234,7 +229,7 @@ def sweep(url: str) -> None:
     shard_set = ShardSet.open(store)
     names, manifest = shard_set.names, shard_set.manifest
     needed = {name for name, _ in names.of_manifest(manifest)}
-    for shard in _each_row(shard_set.shard_table):
+    for shard in shard_set.rows():
         needed.update(name for name, _ in names.of_shard(shard))
     _remove(store, (n for n in store.sizes() if _OURS.fullmatch(n) and n not in needed))
 
@@ -252,16 +247,11 @@ def _opened(url: str) -> ShardSet:
 
 def _rows(shard_set: ShardSet, numbers: Collection[int]) -> list[ShardInfo]:
     wanted = set(numbers)
-    found = [row for row in _each_row(shard_set.shard_table) if row.number in wanted]
+    found = [row for row in shard_set.rows() if row.number in wanted]
     if len(found) < len(wanted):
         lost = min(wanted.difference(row.number for row in found))
         raise ShardError(f"{shard_set.location}: has no shard {lost}; run 'perceiver verify' there")
     return found
-
-
-def _each_row(table: pa.Table) -> Iterator[ShardInfo]:
-    for batch in table.to_batches(max_chunksize=1000):
-        yield from (ShardInfo(**row) for row in batch.to_pylist())
 
 
 def _read_committed(
@@ -284,11 +274,3 @@ def _read_committed(
 
 def _lost(where: str, what: str) -> ShardError:
     return ShardError(f"{where}: {what}; run 'perceiver preprocess' again with --fresh")
-
-
-def _at_once(action: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-    """Yield the results in order. Some actions go on at once, and few results wait."""
-    left = iter(items)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        while some := list(islice(left, 4 * AT_ONCE)):
-            yield from pool.map(action, some)

@@ -61,19 +61,6 @@ class ObjectStore(Location):
             if paths:
                 self._written("", lambda _: self._fs.rm(paths))
 
-    def sizes(self, below: str = "") -> dict[str, int]:
-        """Return the size of each object below a folder, by its path within this one.
-
-        Raises:
-            ShardError: The storage cannot be read.
-        """
-        try:
-            found = self._try(below, lambda path: self._fs.find(path, detail=True))
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        start = len(self._root) + 1
-        return {path[start:]: int(facts["size"]) for path, facts in found.items()}
-
     def matching(self, pattern: str) -> list[str]:
         """Return the paths within this folder of the objects that match a pattern with `*`.
 

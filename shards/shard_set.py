@@ -1,5 +1,6 @@
 """An open shard set: its manifest and its list of shards."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from shards.positions import (
     PositionSpec,
     decode_position_table,
 )
+from shards.quarantine import MAX_QUARANTINE_BYTES, decode_quarantine
 from shards.set_files import map_file
+from shards.shard_info import ShardInfo
 from shards.shard_table_check import check_counts
 
 
@@ -93,6 +96,25 @@ class ShardSet:
     def __reduce__(self) -> tuple:
         # Another process reads two small files; a shard table may have a million rows to pickle.
         return _reopen, (self.location, self.digest)
+
+    def rows(self) -> Iterator[ShardInfo]:
+        """Yield the facts about each shard, by number."""
+        for batch in self.shard_table.to_batches(max_chunksize=1000):
+            yield from (ShardInfo(**row) for row in batch.to_pylist())
+
+    def quarantine_table(self) -> pa.Table:
+        """Return the sources that gave no sample, as a `quarantine_table`.
+
+        Raises:
+            ShardError: The file is missing or damaged.
+        """
+        name = self.names.quarantine(self.manifest)
+        where = f"{self.location}/{name}"
+        try:
+            data = self.location.read(name, MAX_QUARANTINE_BYTES)
+        except FileNotFoundError as error:
+            raise ShardError(f"{where}: missing; run 'perceiver preprocess' again") from error
+        return decode_quarantine(data, where)
 
     def shards(self, split: str) -> pa.Table:
         """Return the rows of `shard_table` for `split`. Raises ShardError like `num_samples`."""

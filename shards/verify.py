@@ -1,6 +1,6 @@
 """Compare every byte of a shard set with the hashes from when it was published."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def verify(path: str | Path, progress: Callable[[str], None] | None = None) -> l
     for name, sha256 in names.of_manifest(manifest):
         if differs(name, sha256):
             problems.append(Problem(name, f"sha256 differs from {MANIFEST_FILE}"))
-    for shard in _rows(shard_set):
+    for shard in shard_set.rows():
         tar, index = names.tar(shard), names.index(shard)
         index_differs = differs(index, shard.index_sha256)
         if index_differs:
@@ -81,9 +81,26 @@ def verify(path: str | Path, progress: Callable[[str], None] | None = None) -> l
     return problems
 
 
-def _rows(shard_set: ShardSet) -> Iterator[ShardInfo]:
-    for batch in shard_set.shard_table.to_batches(max_chunksize=1000):
-        yield from (ShardInfo(**row) for row in batch.to_pylist())
+def check_sizes(shard_set: ShardSet) -> list[Problem]:
+    """Look at the names and sizes of a set's files, and report those that are missing or differ.
+
+    One listing shows all of them. No file is read; `verify` does that.
+
+    Raises:
+        ShardError: The folder cannot be listed.
+    """
+    sizes, names = shard_set.location.sizes(), shard_set.names
+    found = [
+        Problem(name, "missing")
+        for name, _ in names.of_manifest(shard_set.manifest)
+        if name not in sizes
+    ]
+    for shard in shard_set.rows():
+        tar, index = names.tar(shard), names.index(shard)
+        found += [Problem(name, "missing") for name in (index, tar) if name not in sizes]
+        if sizes.get(tar, shard.bytes) != shard.bytes:
+            found.append(Problem(tar, f"has {sizes[tar]} bytes instead of {shard.bytes}"))
+    return found
 
 
 def _index_fault(shard_set: ShardSet, shard: ShardInfo) -> str | None:

@@ -5,6 +5,7 @@ whole shard. The plan fixes which sources make which shard. So the bytes do not 
 of tasks, on their order, or on interruptions. A shard that was committed is not made again.
 """
 
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ import pyarrow.parquet as pq
 from cluster.ray_session import ray_session
 from perceiver_model.fourier import position_table
 from pipeline.config.data import DataConfig
+from pipeline.config.folders import Folder
 from pipeline.errors import UserError
 from pipeline.media.errors import MediaError
 from pipeline.media.registered import modality
+from pipeline.preprocess.build_files import BuildFile, build_files, remove_build_files
 from pipeline.preprocess.changes import Changes
 from pipeline.preprocess.identity import sandbox_settings
 from pipeline.preprocess.ledger import Ledger
@@ -30,7 +33,6 @@ from pipeline.preprocess.sources import (
     SourceRow,
     SourceTable,
     fit_rows,
-    plan_files,
     read_plan,
     shard_addresses,
     write_plan,
@@ -38,19 +40,10 @@ from pipeline.preprocess.sources import (
 from pipeline.preprocess.sources.tables import table_digest
 from pipeline.runs.console import Console
 from pipeline.runs.user_errors import EXPECTED, raise_user_errors
-from shards import (
-    Manifest,
-    PositionSpec,
-    ShardSet,
-    link_shard,
-    publish,
-    quarantine_table,
-    read_quarantine_table,
-    write_position_table,
-)
+from shards import Manifest, PositionSpec, ShardSet, quarantine_table
 from shards.digests import canonical_json, sha256_hex
-from shards.files import AtomicFile, remove_tree
-from shards.writer import QUARANTINE_PARTS
+from shards.object_staging import ObjectStaging, read_manifest
+from shards.staging import FolderStaging, Staging
 
 HASHED_AT_ONCE = 1000
 
@@ -64,7 +57,7 @@ class ShardSetSpec:
         seed: The seed of the splits and of the order in the shards.
         identity: The set identity: everything that determines the samples besides the sources.
         specs: The specifications of the position tables.
-        final: The folder of the finished set.
+        final: The folder of the finished set, on this machine or at a URL.
         address: The address of the Ray cluster, or None for a cluster on this machine.
     """
 
@@ -72,12 +65,20 @@ class ShardSetSpec:
     seed: int
     identity: dict[str, Any]
     specs: tuple[PositionSpec, ...]
-    final: Path
+    final: Folder
     address: str | None
 
-    def beside(self, suffix: str) -> Path:
-        """Return the path beside the set that has its name and this suffix."""
-        return self.final.with_name(f"{self.final.name}.{suffix}")
+    def staging(self, fingerprint: str = "") -> Staging:
+        """Return where the set is made.
+
+        Args:
+            fingerprint: The name of the build.
+        """
+        if isinstance(self.final, Path):
+            folder = self.final.with_name(f"{self.final.name}.partial")
+            return FolderStaging(folder, self.final, fingerprint)
+        url = str(self.final)
+        return ObjectStaging(url, fingerprint, read_manifest(url))
 
 
 @dataclass(frozen=True)
@@ -85,29 +86,33 @@ class ExistingSet:
     """The set that exists already and was made with the same settings.
 
     Attributes:
-        manifest: The manifest of the set.
+        shard_set: The set.
         ledger: The sources that the set was made from.
         quarantine: The rows of its `quarantine.parquet`.
     """
 
-    manifest: Manifest
+    shard_set: ShardSet
     ledger: Ledger
     quarantine: pa.Table
 
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the set."""
+        return self.shard_set.manifest
 
-def sha256s(spec: ShardSetSpec, source_table: SourceTable, sources: pa.Table) -> list[str | None]:
+
+def sha256s(source_table: SourceTable, sources: pa.Table) -> list[str | None]:
     """Hash the content of some sources.
 
     Args:
-        spec: The set to make; the plan for the hashing is written beside it for the moment.
         source_table: All sources.
         sources: The rows of its table to hash.
 
     Returns:
         For each row 64 hexadecimal digits, or None if the source cannot be read.
     """
-    plan = spec.beside("doubtful.parquet")
-    try:
+    with tempfile.TemporaryDirectory(prefix="perceiver-plan-") as folder:
+        plan = Path(folder) / "doubtful.parquet"
         part = replace(source_table, table=sources)
         shards = write_plan(part, plan, HASHED_AT_ONCE)
         addresses = shard_addresses(part, HASHED_AT_ONCE)
@@ -119,8 +124,6 @@ def sha256s(spec: ShardSetSpec, source_table: SourceTable, sources: pa.Table) ->
             )
         )
         return [_sha256(row, source_table.reaches[row.split]) for row in rows]
-    finally:
-        _remove_plan(plan)
 
 
 def _sha256(row: SourceRow, reach: Reach) -> str | None:
@@ -128,11 +131,6 @@ def _sha256(row: SourceRow, reach: Reach) -> str | None:
         return source_sha256(row, read_contents(row, reach))
     except (MediaError, OSError):
         return None
-
-
-def _remove_plan(plan: Path) -> None:
-    for file in plan_files(plan):
-        file.unlink()
 
 
 def build(
@@ -158,82 +156,85 @@ def build(
         UserError: Too many sources cannot be used. Then no files of this build are left. After
             other errors the finished shards stay, and the same command continues from them.
     """
-    staging, made_by, plan, stale = (
-        spec.beside(name)
-        for name in ("partial", "partial.made_by", "plan.parquet", "stale.parquet")
-    )
-    _prepare(staging, made_by, _fingerprint(spec, source_table, base, changes))
+    fingerprint = _fingerprint(spec, source_table, base, changes)
+    staging = spec.staging(fingerprint)
+    staging.prepare()
+    sources = source_table.table if changes is None else changes.to_decode
     try:
-        sources = source_table.table if changes is None else changes.to_decode
-        kept, rewritten = _shards_of(spec, base, changes)
-        first_number = int(max(kept + rewritten, default=-1)) + 1
-        num_new, addresses = 0, None
-        if sources.num_rows:
-            new = replace(source_table, table=sources)
-            num_new = write_plan(new, plan, spec.data.samples_per_shard)
-            addresses = shard_addresses(new, spec.data.samples_per_shard)
-        if changes is not None:
-            pq.write_table(changes.stale, stale)
-        fitted = _fitted(spec, source_table, base)
-        task = ShardTask(
-            plan=str(plan),
-            staging=str(staging),
-            reaches=source_table.reaches,
-            value_addresses=source_table.value_addresses,
-            media=sandbox_settings(spec.data, source_table.classes, fitted),
-            limits={
-                "seconds": spec.data.decode_seconds,
-                "memory_bytes": spec.data.decode_memory_mib * 2**20,
-                "required": spec.data.sandbox == "require",
-            },
-            num_new=num_new,
-            first_number=first_number,
-            base=None if base is None else str(spec.final),
-            stale=None if changes is None else str(stale),
-            rewritten=np.asarray(rewritten, np.int64),
-        )
-        for number in kept:
-            link_shard(spec.final, staging, number)
-        if num_new + len(rewritten):
-            with raise_user_errors(), ray_session(spec.address):
-                run_tasks(task, num_new + len(rewritten), sources.num_rows, console, addresses)
-        carried = _carried(base, changes)
-        try:
-            _check_bad(spec, source_table, staging, carried)
-        except UserError:
-            remove_leftovers(spec)
-            raise
-        _write_positions(spec, staging)
-        publish(
-            staging,
-            spec.final,
-            numbers=[*kept, *rewritten, *range(first_number, first_number + num_new)],
-            config=spec.identity | fitted,
-            input_digest=source_table.content_digest,
-            classes=source_table.classes,
-            positions=spec.specs,
-            quarantine=pa.concat_tables([carried, refused_rows(source_table)]),
-            replace=spec.final.exists(),
-        )
-        made_by.unlink()
+        with build_files(spec.final, fingerprint) as files:
+            _build(spec, source_table, base, changes, console, staging, files)
     except EXPECTED:
-        if not any(staging.glob("*.tar")):
+        if not staging.has_shards():
             remove_leftovers(spec)
         raise
-    finally:
-        _remove_plan(plan)
-        stale.unlink(missing_ok=True)
     return sources.num_rows
+
+
+def _build(
+    spec: ShardSetSpec,
+    source_table: SourceTable,
+    base: ExistingSet | None,
+    changes: Changes | None,
+    console: Console,
+    staging: Staging,
+    files: tuple[BuildFile, BuildFile],
+) -> None:
+    sources = source_table.table if changes is None else changes.to_decode
+    kept, rewritten = _shards_of(base, changes)
+    first_number = int(max(kept + rewritten, default=-1)) + 1
+    plan, stale = files
+    num_new, addresses = 0, None
+    if sources.num_rows:
+        new = replace(source_table, table=sources)
+        num_new = write_plan(new, plan.path, spec.data.samples_per_shard, str(plan.address))
+        addresses = shard_addresses(new, spec.data.samples_per_shard)
+        plan.send()
+    if changes is not None:
+        pq.write_table(changes.stale, stale.path)
+        stale.send()
+    fitted = _fitted(spec, source_table, base)
+    task = ShardTask(
+        plan=str(plan.address),
+        staging=staging,
+        reaches=source_table.reaches,
+        value_addresses=source_table.value_addresses,
+        media=sandbox_settings(spec.data, source_table.classes, fitted),
+        limits={
+            "seconds": spec.data.decode_seconds,
+            "memory_bytes": spec.data.decode_memory_mib * 2**20,
+            "required": spec.data.sandbox == "require",
+        },
+        num_new=num_new,
+        first_number=first_number,
+        base=None if base is None else str(spec.final),
+        stale=None if changes is None else str(stale.address),
+        rewritten=np.asarray(rewritten, np.int64),
+    )
+    if base is not None:
+        staging.keep(base.shard_set, kept)
+    if num_new + len(rewritten):
+        with raise_user_errors(), ray_session(spec.address):
+            run_tasks(task, num_new + len(rewritten), sources.num_rows, console, addresses)
+    carried = _carried(base, changes)
+    try:
+        _check_bad(spec, source_table, staging.quarantined(), carried)
+    except UserError:
+        remove_leftovers(spec)
+        raise
+    staging.publish(
+        numbers=[*kept, *rewritten, *range(first_number, first_number + num_new)],
+        config=spec.identity | fitted,
+        input_digest=source_table.content_digest,
+        classes=tuple(source_table.classes),
+        positions=dict(map(_position_table, spec.specs)),
+        quarantine=pa.concat_tables([carried, refused_rows(source_table)]),
+    )
 
 
 def remove_leftovers(spec: ShardSetSpec) -> None:
     """Remove everything that an unfinished run left beside the set."""
-    # The fingerprint goes first. It must not vouch for shards that are partly removed.
-    for name in ("partial.made_by", "stale.parquet"):
-        spec.beside(name).unlink(missing_ok=True)
-    remove_tree(spec.beside("partial"))
-    for name in ("plan.parquet", "doubtful.parquet"):
-        _remove_plan(spec.beside(name))
+    spec.staging().remove()
+    remove_build_files(spec.final)
 
 
 def refused_rows(source_table: SourceTable) -> pa.Table:
@@ -278,28 +279,11 @@ def _fingerprint(
     return sha256_hex(canonical_json(facts))
 
 
-def _prepare(staging: Path, made_by: Path, fingerprint: str) -> None:
-    """Keep the shards of an interrupted run only if the settings and sources are still the same.
-
-    The fingerprint lies beside the staging folder, because publishing renames that folder.
-    """
-    known = made_by.read_text("utf-8") if made_by.is_file() else None
-    if known != fingerprint:
-        made_by.unlink(missing_ok=True)
-        remove_tree(staging)
-        staging.parent.mkdir(parents=True, exist_ok=True)
-        with AtomicFile(made_by) as file:
-            file.write(fingerprint.encode())
-    staging.mkdir(parents=True, exist_ok=True)
-
-
-def _shards_of(
-    spec: ShardSetSpec, base: ExistingSet | None, changes: Changes | None
-) -> tuple[list[int], list[int]]:
+def _shards_of(base: ExistingSet | None, changes: Changes | None) -> tuple[list[int], list[int]]:
     """Return the numbers of the existing shards to keep, and of those that lose samples."""
     if base is None or changes is None:
         return [], []
-    numbers = ShardSet.open(spec.final).shard_table["number"]
+    numbers = base.shard_set.shard_table["number"]
     losing = pc.is_in(numbers, value_set=pc.unique(changes.stale["shard"]))
     return (
         numbers.filter(pc.invert(losing)).to_pylist(),
@@ -339,11 +323,10 @@ def refused_by_decoders(base: ExistingSet, uris: pa.ChunkedArray) -> pa.Array:
 
 
 def _check_bad(
-    spec: ShardSetSpec, source_table: SourceTable, staging: Path, carried: pa.Table
+    spec: ShardSetSpec, source_table: SourceTable, quarantined: list[pa.Table], carried: pa.Table
 ) -> None:
     """Refuse the set if too many sources of it, or all sources of a split, cannot be used."""
-    parts = sorted((staging / QUARANTINE_PARTS).glob("*.parquet"))
-    rows = pa.concat_tables([carried, *map(read_quarantine_table, parts)])
+    rows = pa.concat_tables([carried, *quarantined])
     bad, total = rows.num_rows, source_table.table.num_rows
     if bad == 0:
         return
@@ -364,10 +347,8 @@ def _check_bad(
             raise UserError(f"none of the {count} files of split {split!r} can be used: {named}")
 
 
-def _write_positions(spec: ShardSetSpec, staging: Path) -> None:
-    for table_spec in spec.specs:
-        table = position_table(table_spec.shape, table_spec.num_bands, table_spec.max_resolution)
-        write_position_table(staging, table_spec, np.asarray(table))
+def _position_table(spec: PositionSpec) -> tuple[PositionSpec, np.ndarray]:
+    return spec, np.asarray(position_table(spec.shape, spec.num_bands, spec.max_resolution))
 
 
 def _fitted(

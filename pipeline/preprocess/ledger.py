@@ -16,14 +16,16 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config.folders import Folder
 from pipeline.preprocess.ledger_check import check_rows, read_addresses, read_reading, read_seconds
 from pipeline.preprocess.sources.tables import without_addresses
-from shards import ShardSet
-from shards.files import AtomicFile
+from pipeline.runs.storage import read_bytes, write_bytes
+from shards import ShardError, ShardInfo, ShardSet
+from shards.index_cache import read_index
+from shards.parallel import in_order
 from shards.parquet import decode_parquet, encode_parquet
 from shards.parquet_groups import open_parquet
-from shards.set_files import open_file, read_file
-from shards.writer import read_index
+from shards.set_files import open_file
 
 _SCHEMA = pa.schema(
     [
@@ -57,15 +59,15 @@ class Ledger:
     reading: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, shards: Path) -> Self:
+    def read(cls, shards: Folder) -> Self:
         """Read the ledger of the set in `shards`, or rebuild it from the set's indexes."""
         try:
             table = _read(shards)
             about = table.schema.metadata or {}
-            shard_set = ShardSet.open(shards)
+            shard_set = ShardSet.open(str(shards))
             # A run that was killed before it wrote the ledger leaves the ledger of an older set.
             if about.get(_DIGEST) != shard_set.digest.encode():
-                return cls(_sources_in(shards))
+                return cls(_sources_in(shard_set))
             check_rows(table, shard_set.shard_table["number"])
             return cls(
                 table,
@@ -74,10 +76,10 @@ class Ledger:
                 read_reading(about.get(_READING, b"{}")),
             )
         except (OSError, KeyError, ValueError):  # missing, damaged or not plausible
-            return cls(_sources_in(shards))
+            return cls(_sources_in(ShardSet.open(str(shards))))
 
 
-def ledger_path(shards: Path) -> Path:
+def ledger_path(shards: Folder) -> Folder:
     """Return the path of the ledger of the set in folder `shards`."""
     return shards.with_name(f"{shards.name}.sources.parquet")
 
@@ -87,7 +89,7 @@ def ledger_addresses(shards: Path) -> tuple[str, Mapping[str, str]]:
 
     Both are empty if they are unknown. The table of sources is not read.
     """
-    path = ledger_path(shards)
+    path = shards.with_name(ledger_path(shards).name)
     try:
         with os.fdopen(open_file(path.parent, path.name), "rb") as file:
             about = open_parquet(file, str(path)).schema_arrow.metadata or {}
@@ -96,7 +98,7 @@ def ledger_addresses(shards: Path) -> tuple[str, Mapping[str, str]]:
         return "", {}
 
 
-def _read(shards: Path) -> pa.Table:
+def _read(shards: Folder) -> pa.Table:
     """Read the table from the ledger's file.
 
     Raises:
@@ -104,7 +106,7 @@ def _read(shards: Path) -> pa.Table:
         ShardError: The file is damaged.
     """
     path = ledger_path(shards)
-    return decode_parquet(read_file(path.parent, path.name, _MAX_BYTES), _SCHEMA, str(path))
+    return decode_parquet(read_bytes(path, _MAX_BYTES), _SCHEMA, str(path))
 
 
 def source_states(table: pa.Table) -> pa.Array:
@@ -126,7 +128,7 @@ def source_states(table: pa.Table) -> pa.Array:
 
 
 def write_ledger(
-    shards: Path,
+    shards: Folder,
     table: pa.Table,
     *,
     seconds: float,
@@ -142,10 +144,11 @@ def write_ledger(
         addresses: The folder, listing or URL of each split, without secrets.
         reading: The fields of `data` that say what else may be read, without secrets.
     """
-    made = _sources_in(shards)
+    shard_set = ShardSet.open(str(shards))
+    made = _sources_in(shard_set)
     about = {
         _SECONDS: str(seconds),
-        _DIGEST: ShardSet.open(shards).digest,
+        _DIGEST: shard_set.digest,
         _ADDRESSES: json.dumps(dict(addresses)),
         _READING: json.dumps(dict(reading or {})),
     }
@@ -157,17 +160,17 @@ def write_ledger(
         **{name: made[name].take(found) for name in ("sha256", "target", "shard")},
     }
     ledger = pa.table(columns, schema=_SCHEMA.with_metadata(about))
-    with AtomicFile(ledger_path(shards)) as file:
-        file.write(encode_parquet(ledger.sort_by("uri")))
+    write_bytes(ledger_path(shards), encode_parquet(ledger.sort_by("uri")))
 
 
-def _sources_in(shards: Path) -> pa.Table:
+def _sources_in(shard_set: ShardSet) -> pa.Table:
     """Return the sources that gave samples, from the set's indexes. Their states are unknown."""
-    tables = [_SCHEMA.empty_table()]
-    for shard in ShardSet.open(shards).shard_table.select(["number", "split"]).to_pylist():
-        index = read_index(shards, shard["number"])
-        if index is None:
-            continue  # `verify` reports it
+
+    def of_shard(shard: ShardInfo) -> pa.Table:
+        try:
+            index = read_index(shard_set.location, shard_set.names, shard, 0)
+        except ShardError:
+            return _SCHEMA.empty_table()  # `verify` reports it
         samples = pa.table(
             {
                 "uri": index.source_uris.cast(pa.binary()),
@@ -176,13 +179,15 @@ def _sources_in(shards: Path) -> pa.Table:
             }
         )
         rows = samples.group_by(samples.schema.names, use_threads=False).aggregate([])
-        of_shard = {
-            "split": _repeat(shard["split"], pa.string(), len(rows)),
+        facts = {
+            "split": _repeat(shard.split, pa.string(), len(rows)),
             "state": pa.nulls(len(rows), pa.string()),
-            "shard": _repeat(shard["number"], pa.int64(), len(rows)),
+            "shard": _repeat(shard.number, pa.int64(), len(rows)),
         }
-        columns = {**{name: rows[name] for name in samples.schema.names}, **of_shard}
-        tables.append(pa.table(columns).select(_SCHEMA.names).cast(_SCHEMA))
+        columns = {**{name: rows[name] for name in samples.schema.names}, **facts}
+        return pa.table(columns).select(_SCHEMA.names).cast(_SCHEMA)
+
+    tables = [_SCHEMA.empty_table(), *in_order(of_shard, shard_set.rows())]
     return pa.concat_tables(tables).combine_chunks()
 
 

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from perceiver_model.config_checks import flatten
 from pipeline.config.base import differences
+from pipeline.config.folders import Folder, folder_at, output_address
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.preprocess.build import (
@@ -40,11 +41,14 @@ from pipeline.preprocess.identity import (
 from pipeline.preprocess.ledger import Ledger, ledger_path, write_ledger
 from pipeline.preprocess.sources import SourceTable, list_sources
 from pipeline.runs.console import Console
+from pipeline.runs.object_lock import object_lock
 from pipeline.runs.records import RunRecord, write_run_record
-from shards import ShardSet, read_quarantine_table, recover, verify
+from pipeline.runs.storage import exists
+from shards import ShardSet, recover
 from shards.files import exclusive_lock, remove_temporaries
-from shards.quarantine import QUARANTINE_FILE
+from shards.manifest import MANIFEST_FILE
 from shards.redaction import is_redacted, without_secrets
+from shards.verify import check_sizes
 
 STAGE = "preprocess"
 MAX_ROWS_TOLD = 1000
@@ -68,19 +72,12 @@ def preprocess(config: Config, console: Console, *, fresh: bool = False) -> dict
         UserError: The input is bad, the set was made with other settings, or too many files are
             bad.
     """
-    if "://" in config.shards_folder:
-        mend = "set shards to a folder; a finished set may be copied to a URL and read there"
-        if config.shards is None:
-            raise UserError(f"output={config.output}: shards cannot be written to a URL; {mend}")
-        raise UserError(
-            f"shards={config.shards}: shards are written to a folder, not a URL; {mend}"
-        )
     spec = ShardSetSpec(
         data=config.data,
         seed=config.seed,
         identity=set_identity(config),
         specs=needed_positions(config),
-        final=Path(config.shards_folder),
+        final=_set_folder(config.shards_folder),
         address=config.cluster.address,
     )
     with _alone(spec.final):
@@ -113,15 +110,28 @@ def retry_quarantine(
         UserError: `perceiver preprocess` did not make the set, its quarantine is empty, or it is
             unknown where the sources lie.
     """
-    final = Path(path).expanduser().absolute()
+    final = _set_folder(path)
     with _alone(final):
         return _retry(path, final, console, address, sources or {})
 
 
+def _set_folder(address: str) -> Folder:
+    """Return the folder of a set that is to be written.
+
+    Raises:
+        UserError: The URL cannot be written, or holds a secret.
+    """
+    try:
+        return folder_at(output_address(address))
+    except ValueError as error:
+        raise UserError(f"shards: {error}") from None
+
+
 def _retry(
-    path: str, final: Path, console: Console, address: str | None, given: Mapping[str, str]
+    path: str, final: Folder, console: Console, address: str | None, given: Mapping[str, str]
 ) -> dict[str, Any]:
-    manifest = ShardSet.open(final).manifest
+    shard_set = ShardSet.open(str(final))
+    manifest = shard_set.manifest
     if not manifest.quarantined:
         raise UserError(f"{path}: nothing is in quarantine")
     ledger = Ledger.read(final)
@@ -153,14 +163,14 @@ def _retry(
         final=final,
         address=address,
     )
-    uris = read_quarantine_table(final / QUARANTINE_FILE)["source_uri"]
+    uris = shard_set.quarantine_table()["source_uri"]
     return _bring_up_to_date(spec, console, again=uris.cast(pa.binary()).combine_chunks())
 
 
 def report(result: dict[str, Any], console: Console) -> None:
     """Show a person what `preprocess` returned."""
     counts = ", ".join(f"{count} {split}" for split, count in result["counts"].items())
-    state = "is there and verifies: skipped" if result["skipped"] else "written"
+    state = "is there, with all files: skipped" if result["skipped"] else "written"
     classes = f" in {len(result['classes'])} classes" if result["classes"] else ""
     console.say(f"{result['shards']}: {counts}{classes}; {state}")
     console.say(f"digest {result['digest']}")
@@ -174,18 +184,23 @@ def report(result: dict[str, Any], console: Console) -> None:
 
 
 @contextmanager
-def _alone(final: Path) -> Iterator[None]:
+def _alone(final: Folder) -> Iterator[None]:
     """Keep other commands away from the set, and repair what a killed one left beside it."""
-    with exclusive_lock(final.with_name(f"{final.name}.lock")):
+    name = f"{final.name}.lock"
+    if not isinstance(final, Path):
+        with object_lock(final.with_name(name), str(final), patience_seconds=0):
+            yield
+        return
+    with exclusive_lock(final.with_name(name)):
         recover(final)
-        remove_temporaries(ledger_path(final))
+        remove_temporaries(final.with_name(ledger_path(final).name))
         yield
 
 
 def _bring_up_to_date(
     spec: ShardSetSpec, console: Console, *, fresh: bool = False, again: pa.Array | None = None
 ) -> dict[str, Any]:
-    base = None if fresh or not spec.final.exists() else _open_base(spec)
+    base = None if fresh or not _is_there(spec.final) else _open_base(spec)
     known = (
         {}
         if base is None
@@ -199,7 +214,7 @@ def _bring_up_to_date(
         return _finish(spec, source_table, None, None, console)
     again = pa.array([], pa.binary()) if again is None else again
     changes = find_changes(
-        base.ledger.table, source_table.table, again, lambda rows: sha256s(spec, source_table, rows)
+        base.ledger.table, source_table.table, again, lambda rows: sha256s(source_table, rows)
     )
     _refuse_other_sources(spec, base, changes)
     if changes or _refused_otherwise(source_table, base):
@@ -208,7 +223,7 @@ def _bring_up_to_date(
             f"{changes.stale.num_rows} are to be removed"
         )
         return _finish(spec, source_table, base, changes, console)
-    problems = verify(spec.final)
+    problems = check_sizes(base.shard_set)
     if problems:
         raise UserError(
             f"{spec.final}/{problems[0].file}: {problems[0].what} ({len(problems)} problems in "
@@ -219,12 +234,17 @@ def _bring_up_to_date(
     return _result(spec, 0, base.ledger.seconds, skipped=True)
 
 
+def _is_there(final: Folder) -> bool:
+    """Return whether there is a set. A folder without one was refused before, by `recover`."""
+    if isinstance(final, Path):
+        return final.exists()
+    return exists(final / MANIFEST_FILE)
+
+
 def _open_base(spec: ShardSetSpec) -> ExistingSet:
-    manifest = ShardSet.open(spec.final).manifest
-    refuse_other_identity(manifest, spec.identity, f"{spec.final}")
-    return ExistingSet(
-        manifest, Ledger.read(spec.final), read_quarantine_table(spec.final / QUARANTINE_FILE)
-    )
+    shard_set = ShardSet.open(str(spec.final))
+    refuse_other_identity(shard_set.manifest, spec.identity, f"{spec.final}")
+    return ExistingSet(shard_set, Ledger.read(spec.final), shard_set.quarantine_table())
 
 
 def _refuse_other_sources(spec: ShardSetSpec, base: ExistingSet, changes: Changes) -> None:
@@ -280,9 +300,9 @@ def _finish(
 
 
 def _result(spec: ShardSetSpec, decoded: int, seconds: float, *, skipped: bool) -> dict[str, Any]:
-    shard_set = ShardSet.open(spec.final)
+    shard_set = ShardSet.open(str(spec.final))
     manifest = shard_set.manifest
-    shown = read_quarantine_table(spec.final / QUARANTINE_FILE).slice(0, MAX_ROWS_TOLD)
+    shown = shard_set.quarantine_table().slice(0, MAX_ROWS_TOLD)
     return {
         "shards": str(spec.final),
         "digest": manifest.digest,

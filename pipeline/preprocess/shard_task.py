@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,15 +21,9 @@ from pipeline.media.members import FUNCTION
 from pipeline.media.sandbox.child import NamedBlob
 from pipeline.media.sandbox.sandbox import Sandbox, SandboxError
 from pipeline.preprocess.sources import Reach, SourceRow, read_part, read_plan
-from pipeline.preprocess.sources.parts import why_unreadable
-from shards import (
-    Quarantined,
-    Sample,
-    ShardError,
-    read_committed,
-    rewrite_shard,
-    write_shard,
-)
+from pipeline.preprocess.sources.parts import opened, why_unreadable
+from shards import Quarantined, Sample, ShardError
+from shards.staging import Staging
 
 READ_AHEAD = 16
 READ_AHEAD_LOCALLY = 2
@@ -54,23 +47,24 @@ class ShardTask:
     from `base` without their stale sources.
 
     Attributes:
-        plan: The Parquet file whose row group N lists the sources of one shard.
-        staging: The folder that the shards are written to.
+        plan: The path or URL of the Parquet file whose row group N lists the sources of one shard.
+        staging: Where the shards are written to.
         reaches: The folder or URL of each split, and what else may be read there.
         media: The settings of `pipeline.media.members.MemberMaker`.
         limits: The limits of the decoder: `seconds` for each sample, `memory_bytes`, and whether
             its protections are `required`.
         num_new: The number of row groups of the plan.
         first_number: The number of the plan's first shard.
-        base: The folder of the existing set, or None.
-        stale: A Parquet file with the URI and shard of each source to drop, or None.
+        base: The folder or URL of the existing set, or None.
+        stale: The path or URL of a Parquet file with the URI and shard of each source to drop, or
+            None.
         rewritten: The numbers of the shards that have such sources, int64.
         value_addresses: The real addresses of listings whose rows hold values, by the addresses
             without secrets that the plan has.
     """
 
     plan: str
-    staging: str
+    staging: Staging
     reaches: dict[str, Reach]
     media: dict[str, Any]
     limits: dict[str, Any]
@@ -123,19 +117,19 @@ class ShardTask:
         if job >= self.num_new:
             self._rewrite(int(self.rewritten[job - self.num_new]))
             return 0, 0
-        rows = read_plan(Path(self.plan), job, addresses, self.value_addresses)
+        rows = read_plan(self.plan, job, addresses, self.value_addresses)
         number = self.first_number + job
-        if read_committed(Path(self.staging), number) is not None:
+        if self.staging.is_committed(number):
             return 0, len(rows)
-        write_shard(Path(self.staging), number, rows[0].split, self._samples(rows))
+        self.staging.write(number, rows[0].split, self._samples(rows))
         return len(rows), 0
 
     def _rewrite(self, number: int) -> None:
         assert self.base is not None and self.stale is not None
-        if read_committed(Path(self.staging), number) is None:
-            stale = pq.read_table(self.stale, filters=pc.field("shard") == number)["uri"]
-            without = [uri.decode() for uri in stale.to_pylist()]
-            rewrite_shard(Path(self.base), Path(self.staging), number, without)
+        if not self.staging.is_committed(number):
+            with opened(self.stale) as file:
+                stale = pq.read_table(file, filters=pc.field("shard") == number)["uri"]
+            self.staging.rewrite(self.base, number, [uri.decode() for uri in stale.to_pylist()])
 
     def _samples(self, rows: list[SourceRow]) -> Iterator[Sample | Quarantined]:
         sandbox = _sandbox(self.media, self.limits)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.preprocess.sources.listing import SourceTable
-from pipeline.preprocess.sources.parts import SourceFile
+from pipeline.preprocess.sources.parts import SourceFile, opened
 from pipeline.preprocess.sources.tables import addresses_of, without_addresses
 from pipeline.preprocess.sources.values import InlineValues, read_row_values
 
@@ -43,7 +43,9 @@ class SourceRow:
     inline: dict[str, bytes] = field(default_factory=dict)
 
 
-def write_plan(source_table: SourceTable, path: Path, samples_per_shard: int) -> int:
+def write_plan(
+    source_table: SourceTable, path: Path, samples_per_shard: int, address: str = ""
+) -> int:
     """Cut the sources into shards of one split each. Row group N lists the samples of shard N.
 
     Values in a CSV or JSON Lines file are copied to Parquet beside the plan. Addresses that hold
@@ -54,6 +56,8 @@ def write_plan(source_table: SourceTable, path: Path, samples_per_shard: int) ->
         path: The path of the plan.
         samples_per_shard: The number of samples in a shard. The last shard of a split may have
             fewer.
+        address: The path or URL at which workers find the plan and the files beside it; empty for
+            the path where they are written.
 
     Returns:
         The number of shards.
@@ -62,7 +66,11 @@ def write_plan(source_table: SourceTable, path: Path, samples_per_shard: int) ->
     prepared: dict[InlineValues, dict[str, Any]] = {}
     for split, inline in source_table.values.items():  # splits may share a listing
         if inline not in prepared:
-            prepared[inline] = inline.prepare(_copy_of_values(path, split))
+            copy = f".{split}.values.parquet"
+            about = inline.prepare(path.with_name(f"{path.name}{copy}"))
+            if address and about["path"] == f"{path}{copy}":
+                about["path"] = f"{address}{copy}"
+            prepared[inline] = about
     values = {split: prepared[inline] for split, inline in source_table.values.items()}
     table = without_addresses(source_table.table)
     table = table.replace_schema_metadata({_VALUES: json.dumps(values).encode()})
@@ -100,10 +108,6 @@ def _cuts(table: pa.Table, samples_per_shard: int) -> Iterator[tuple[int, int]]:
             yield start, min(samples_per_shard, int(last) - start)
 
 
-def _copy_of_values(plan: Path, split: str) -> Path:
-    return plan.with_name(f"{plan.name}.{split}.values.parquet")
-
-
 def plan_files(path: Path) -> list[Path]:
     """Return the plan and the files beside it, if they exist. They are removed together."""
     beside = sorted(path.parent.glob(f"{_escaped(path.name)}.*.values.parquet"))
@@ -115,7 +119,7 @@ def _escaped(name: str) -> str:
 
 
 def read_plan(
-    path: Path,
+    path: str | Path,
     number: int,
     addresses: str | None = None,
     value_addresses: Mapping[str, str] | None = None,
@@ -123,14 +127,14 @@ def read_plan(
     """Read the samples of one shard, with their values from the listing.
 
     Args:
-        path: The path of the plan.
+        path: The path or URL of the plan.
         number: The number of the shard in the plan.
         addresses: The shard's text from `shard_addresses`.
         value_addresses: The addresses from `SourceTable.value_addresses`.
     """
-    parquet = pq.ParquetFile(path)
-    about = parquet.schema_arrow.metadata
-    rows = parquet.read_row_group(number).to_pylist()
+    with opened(str(path)) as file, pq.ParquetFile(file) as parquet:
+        about = parquet.schema_arrow.metadata
+        rows = parquet.read_row_group(number).to_pylist()
     if addresses is not None:
         parts = [part for row in rows for part in row["parts"]]
         for part, address in zip(parts, json.loads(addresses), strict=True):
