@@ -4,7 +4,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Never, TypeVar
+from typing import BinaryIO, Never, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -36,15 +36,12 @@ class Location:
         ShardError: The URL is invalid, or the package that reads it is not installed.
     """
 
-    options: ClassVar[dict[str, Any]] = {}
-    """The options of the file system at a URL."""
-
     def __init__(self, path: str | Path, retry: Retry | None = None) -> None:
         self.retry = retry or Retry()
         self._given = str(path)
         self._process = os.getpid()
         try:
-            self._opened, root = filesystem_of(self._given, **self.options)
+            self._opened, root = filesystem_of(self._given)
         except (ValueError, ImportError) as error:
             raise ShardError(
                 f"{self._given}: cannot be opened ({_one_line(error)}); correct the URL or install "
@@ -151,7 +148,7 @@ class Location:
     def _fs(self) -> fsspec.AbstractFileSystem:
         """The file system. A forked process opens its own, since connections cannot be shared."""
         if self._process != os.getpid():
-            self._opened, _ = filesystem_of(self._given, **self.options)
+            self._opened, _ = filesystem_of(self._given)
             self._process = os.getpid()
         return self._opened
 
@@ -175,10 +172,13 @@ class Location:
         )
 
 
-def filesystem_of(path: str, **options: Any) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system that holds a folder, and the folder's path in it."""
+def filesystem_of(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system that holds a folder, and the folder's path in it.
+
+    Listings of a URL are not cached, because other machines write there, too.
+    """
     if "://" in path:
-        return fsspec.core.url_to_fs(path, **options)
+        return fsspec.core.url_to_fs(path, use_listings_cache=False)
     # In a local name, fsspec would take the part before `::` as a protocol.
     return LocalFileSystem(), str(Path(path).expanduser().absolute())
 

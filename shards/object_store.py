@@ -6,7 +6,7 @@ An object is written by one request, so nobody ever reads half of one. It is nev
 import contextlib
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 
@@ -18,12 +18,7 @@ _Result = TypeVar("_Result")
 
 
 class ObjectStore(Location):
-    """Reads and writes the objects of one folder at an fsspec URL. Safe for several threads.
-
-    Listings are not cached, because other machines write there, too.
-    """
-
-    options: ClassVar[dict[str, Any]] = {"use_listings_cache": False}
+    """Reads and writes the objects of one folder at an fsspec URL. Safe for several threads."""
 
     def write(self, name: str, data: bytes) -> None:
         """Write an object, or replace it.

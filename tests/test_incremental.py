@@ -272,7 +272,7 @@ def test_neither_a_kill_nor_a_passing_error_costs_a_finished_shard(
         raise end
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.preprocess.build.publish", ends)
+        patch.setattr("shards.staging.publish", ends)
         with pytest.raises(type(end), match=str(end)):
             preprocess(config, console)
     staging = Path(config.shards_folder).with_name("shards.partial")
