@@ -36,8 +36,8 @@ def with_shards(config: Config, console: Console) -> Config:
         return config
     if is_remote(config.folder):
         raise UserError(
-            f"{config.shards_folder}: there is no shard set; name one with shards=…, a folder or a "
-            "URL. 'perceiver preprocess' writes one to a folder"
+            f"{config.shards_folder}: there is no shard set; run 'perceiver preprocess' with this "
+            "configuration first, or name a set with shards=…"
         )
     identity = set_identity(config)
     found: dict[Path, ShardSet] = {}
