@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 
@@ -31,6 +33,14 @@ def defect(monkeypatch):
         monkeypatch.setattr("pipeline.preprocess.inspect_shards.inspect_shards", broken)
 
     return set_error
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_in_silence():
+    command = [sys.executable, "-m", "pipeline", "config", "images"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 141)
 
 
 def test_an_unexpected_error_exits_1_in_one_line(defect, capsys):

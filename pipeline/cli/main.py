@@ -5,6 +5,9 @@ It imports nothing heavy: each verb's module is imported when the verb runs.
 
 import argparse
 import contextlib
+import os
+import select
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -28,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit status. 0: the work is done. 1: it could not be done, or this program has a defect.
         2: the input is wrong; one line says what is wrong and how to mend it. 129, 130 and 143: the
-        verb was ended by SIGHUP, SIGINT (Ctrl-C) or SIGTERM. 128 + n: it was killed by signal n, or
+        verb was ended by SIGHUP, SIGINT (Ctrl-C) or SIGTERM. 141: nobody reads its output any more,
+        as after `head`. 128 + n: it was killed by signal n, or
         crashed.
     """
     args = parse(argv)
@@ -52,8 +56,24 @@ def _run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"perceiver {args.verb}: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError as error:
+        return 128 + signal.SIGPIPE if _reader_has_gone() else _explain(error, args)
     except Exception as error:
         return _explain(error, args)
+
+
+def _reader_has_gone() -> bool:
+    """Return whether standard output leads to a pipe that nobody reads any more, as after `head`.
+
+    Then what is left goes nowhere.
+    """
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    has_gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if has_gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return has_gone
 
 
 def _explain(error: Exception, args: argparse.Namespace) -> int:
