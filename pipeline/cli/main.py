@@ -47,7 +47,9 @@ def _run(args: argparse.Namespace) -> int:
     verb: Callable[[argparse.Namespace], int] = args.run
     try:
         with sigterm_raises():
-            return verb(args)
+            status = verb(args)
+        sys.stdout.flush()
+        return status
     except Terminated as end:
         with contextlib.suppress(OSError):  # the terminal itself may be gone
             done = f": {end.done}" if end.done else ""
