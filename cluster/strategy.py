@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from cluster.deepspeed_keys import merged, read_back
+from cluster.deepspeed_values import merged, read_back
 from cluster.errors import ClusterError
 from cluster.optimizers import DEFAULT_OPTIMIZER, name_of
 

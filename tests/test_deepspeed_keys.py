@@ -10,7 +10,8 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from cluster import deepspeed_keys
-from cluster.deepspeed_keys import OFFLOAD_REFUSED, REFUSED, ZERO_REFUSED, merged, read_back
+from cluster.deepspeed_keys import OFFLOAD_REFUSED, REFUSED, ZERO_REFUSED
+from cluster.deepspeed_values import merged, read_back
 from pipeline.config.load import load_config, with_values
 from pipeline.errors import UserError
 

@@ -103,7 +103,7 @@ def test_a_lost_machine_shrinks_the_training_and_a_returned_one_grows_it(
         reference = train(whole, Console(file, file))
     config = make_config(
         tmp_path / "out", *settings, "cluster.num_workers={min: 1, max: 2, resize_seconds: 1}",
-        f"cluster.cpus_per_worker={machines.cpus}",
+        f"cluster.cpus_per_worker={machines.cpus}", "cluster.wait_seconds=15",
     )  # fmt: skip
     folder, text = config.folder / "train", tmp_path / "told.txt"
     machines.add()
