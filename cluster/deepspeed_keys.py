@@ -2,8 +2,8 @@
 
 A key is passed to DeepSpeed, or it is refused: because a field of ours says the same, because the
 checkpoints or the exactness of a training would not hold, or because DeepSpeed has no such key.
-Names and types are checked with DeepSpeed's own models. After the engine is made, its values are read
-back (`cluster.deepspeed_values`).
+Names and types are checked with DeepSpeed's own models. After the engine is made, its values are
+read back (`cluster.deepspeed_values`).
 
 DeepSpeed is imported only when there is something to check: it takes seconds.
 """
