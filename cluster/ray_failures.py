@@ -121,8 +121,8 @@ def _read(rank: int | None, error: BaseException) -> Failure | None:
             f"{who} finds no GPU that torch can use ({text[:160]}); set cluster.use_gpu=false, or "
             "install a torch that is built for the machine's GPUs",
         )
-    if name in _DIED:
-        return Failure("lost", _death(who, text))
+    if name in _DIED:  # while it starts, a worker has no rank
+        return Failure("lost", _death("a worker" if rank is None else who, text))
     if isinstance(error, RuntimeError) and _READER.search(text):
         return Failure(
             "lost",

@@ -109,6 +109,11 @@ def test_beyond_the_limit_a_line_says_what_was_lost_and_what_to_do(launches, err
     assert launches.count == 1
 
 
+def test_a_worker_that_dies_while_it_starts_is_called_one(launches) -> None:
+    with pytest.raises(ClusterError, match=r"^a worker \(process 4711\) was lost: killed"):
+        launches(KILLED, allowed=0)
+
+
 def test_the_first_cause_is_told_and_not_what_followed_from_it(launches) -> None:
     with pytest.raises(ClusterError, match=r"worker 1 .* was lost: killed"):
         launches(workers(CUT_OFF, KILLED), allowed=0)
