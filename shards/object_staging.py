@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from shards.added_positions import files_of_added, read_added
 from shards.census import Census
 from shards.digests import sha256_hex
 from shards.errors import ShardError
@@ -229,6 +230,7 @@ def sweep(url: str) -> None:
     shard_set = ShardSet.open(store)
     names, manifest = shard_set.names, shard_set.manifest
     needed = {name for name, _ in names.of_manifest(manifest)}
+    needed.update(files_of_added(read_added(store), names))
     for shard in shard_set.rows():
         needed.update(name for name, _ in names.of_shard(shard))
     _remove(store, (n for n in store.sizes() if _OURS.fullmatch(n) and n not in needed))

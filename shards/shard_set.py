@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shards.added_positions import read_added
 from shards.digests import sha256_hex
 from shards.errors import ShardError
 from shards.index import MAX_SHARD_TABLE_BYTES, decode_shard_table
@@ -127,6 +128,14 @@ class ShardSet:
             )  # without a copy; rows are mostly adjacent
         return self.shard_table.take(rows)
 
+    def holds(self, spec: PositionSpec) -> bool:
+        """Return whether the set has a position table, from the beginning or added later.
+
+        Raises:
+            ShardError: The list of added tables is damaged.
+        """
+        return spec.digest in self.manifest.positions or spec in read_added(self.location)
+
     def position_table(self, spec: PositionSpec) -> np.ndarray:
         """Return a position table: float32 [tokens, channels], memory-mapped in a local set.
 
@@ -136,15 +145,16 @@ class ShardSet:
         Raises:
             ShardError: The set was made with other Fourier features, or the file is damaged.
         """
-        if spec.digest not in self.manifest.positions:
-            there = (
-                " and ".join(map(str, self.manifest.positions.values()))[:1000]
-                or "no position table"
-            )
+        sha256 = self.manifest.position_sha256.get(spec.digest)
+        if sha256 is None:
+            added = read_added(self.location)
+            sha256 = added.get(spec)
+        if sha256 is None:
+            held = (*self.manifest.positions.values(), *added)
+            there = " and ".join(map(str, held))[:1000] or "no position table"
             raise ShardError(
                 f"{self.location}: the model needs {spec}, the set has {there}; {REMEDY}"
             )
-        sha256 = self.manifest.position_sha256[spec.digest]
         name = self.names.position_table(spec.digest, sha256)
         where = f"{self.location}/{name}"
         try:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards.added_positions import ADDED_FILE, files_of_added, read_added
 from shards.digests import sha256_hex, stream_sha256
 from shards.errors import ShardError
 from shards.index import ShardIndex, ShardInfo, max_index_bytes
@@ -63,6 +64,15 @@ def verify(path: str | Path, progress: Callable[[str], None] | None = None) -> l
     for name, sha256 in names.of_manifest(manifest):
         if name not in expected and differs(name, sha256):
             problems.append(Problem(name, f"sha256 differs from {MANIFEST_FILE}"))
+    try:
+        added = files_of_added(read_added(location), names)
+    except ShardError as error:
+        added = {}
+        problems.append(Problem(ADDED_FILE, str(error)))
+    expected |= {ADDED_FILE} & present
+    for name, sha256 in added.items():
+        if differs(name, sha256):
+            problems.append(Problem(name, f"sha256 differs from {ADDED_FILE}"))
     for shard in shard_set.rows():
         tar, index = names.tar(shard), names.index(shard)
         index_differs = differs(index, shard.index_sha256)

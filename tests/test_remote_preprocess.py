@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.preprocess import build
 from pipeline.preprocess.preprocess import preprocess, retry_quarantine
 from pipeline.runs.console import Console
+from pipeline.training.open_shards import open_shards
 from pipeline.training.train import train
 from shards import ShardError, ShardSet, verify
 from shards.manifest import MANIFEST_FILE
@@ -71,6 +72,14 @@ def test_each_step_gives_the_same_set_as_in_a_folder(
         assert {key: found[key] for key in shown} == {key: expected[key] for key in shown}
         assert verify(config.shards_folder) == []
     assert samples_of(config.shards_folder) == samples_of(local.shards_folder)
+    more = make_config(
+        tmp_path / "out", f"data.train={copied_digits / 'train'}", "data.samples_per_shard=100",
+        f"shards={config.shards_folder}", "model.positions.num_bands=4",
+    )  # fmt: skip
+    assert preprocess(more, console)["added_positions"] == 1
+    assert verify(config.shards_folder) == []
+    open_shards(more)
+    assert preprocess(config, console)["added_positions"] == 0
     assert not [*(tmp_path / "out").rglob("*.tar")], "nothing is kept on this machine"
 
 

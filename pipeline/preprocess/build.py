@@ -6,6 +6,7 @@ of tasks, on their order, or on interruptions. A shard that was committed is not
 """
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -223,10 +224,10 @@ def _build(
         raise
     staging.publish(
         numbers=[*kept, *rewritten, *range(first_number, first_number + num_new)],
-        config=spec.identity | fitted,
+        config=spec.identity | fitted | _positions_kept(base),
         input_digest=source_table.content_digest,
         classes=tuple(source_table.classes),
-        positions=dict(map(_position_table, spec.specs)),
+        positions=dict(map(position_table_of, _tables(spec, base))),
         quarantine=pa.concat_tables([carried, refused_rows(source_table)]),
     )
 
@@ -235,6 +236,16 @@ def remove_leftovers(spec: ShardSetSpec) -> None:
     """Remove everything that an unfinished run left beside the set."""
     spec.staging().remove()
     remove_build_files(spec.final)
+
+
+def _tables(spec: ShardSetSpec, base: ExistingSet | None) -> Iterable[PositionSpec]:
+    """Return the position tables of the set: those that it was made with. Others are added."""
+    return spec.specs if base is None else base.manifest.positions.values()
+
+
+def _positions_kept(base: ExistingSet | None) -> dict[str, Any]:
+    """Return the field `positions` of an existing set: it says with which tables it was made."""
+    return {} if base is None else {"positions": base.manifest.config["positions"]}
 
 
 def refused_rows(source_table: SourceTable) -> pa.Table:
@@ -347,7 +358,8 @@ def _check_bad(
             raise UserError(f"none of the {count} files of split {split!r} can be used: {named}")
 
 
-def _position_table(spec: PositionSpec) -> tuple[PositionSpec, np.ndarray]:
+def position_table_of(spec: PositionSpec) -> tuple[PositionSpec, np.ndarray]:
+    """Return a specification with its table, float32 [tokens, channels]."""
     return spec, np.asarray(position_table(spec.shape, spec.num_bands, spec.max_resolution))
 
 

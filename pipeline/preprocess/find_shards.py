@@ -9,7 +9,12 @@ from pipeline.config.base import differences
 from pipeline.config.folders import folder_at, is_remote
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.preprocess.identity import comparable, set_identity, source_addresses
+from pipeline.preprocess.identity import (
+    comparable,
+    needed_positions,
+    set_identity,
+    source_addresses,
+)
 from pipeline.preprocess.ledger import ledger_addresses
 from pipeline.runs.console import Console
 from pipeline.runs.storage import exists
@@ -54,6 +59,11 @@ def with_shards(config: Config, console: Console) -> Config:
             continue
         if differs := _difference(shard_set.manifest.config, identity):
             others.append(f"{folder} holds the same data, made with other settings: {differs}")
+        elif not all(map(shard_set.holds, needed_positions(config))):
+            others.append(
+                f"{folder} holds the same data without this model's Fourier features: 'perceiver "
+                f"preprocess' with shards={folder} adds them"
+            )
         else:
             found[folder] = shard_set
     same_seed = {

@@ -93,9 +93,13 @@ def refuse_other_identity(manifest: Manifest, identity: dict[str, Any], what: st
 
 
 def comparable(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return an identity without what was fitted to the rows; only a finished set has that."""
-    fitted = {modality(name).fitted_key for name in MODALITIES}
-    return {key: value for key, value in identity.items() if key not in fitted}
+    """Return an identity without what any set of the same samples may have otherwise.
+
+    That is what was fitted to the rows, which only a finished set has, and the position tables,
+    which may be added to it.
+    """
+    free = {"positions", *(modality(name).fitted_key for name in MODALITIES)}
+    return {key: value for key, value in identity.items() if key not in free}
 
 
 def data_config(

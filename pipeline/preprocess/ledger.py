@@ -131,6 +131,7 @@ def write_ledger(
     shards: Folder,
     table: pa.Table,
     *,
+    made: pa.Table | None = None,
     seconds: float,
     addresses: Mapping[str, str],
     reading: Mapping[str, Any] | None = None,
@@ -140,12 +141,13 @@ def write_ledger(
     Args:
         shards: The folder of the set.
         table: A row for each source, as in `SourceTable.table`.
+        made: The table of an earlier ledger of the same set, or None to read the set's indexes.
         seconds: The duration of the run.
         addresses: The folder, listing or URL of each split, without secrets.
         reading: The fields of `data` that say what else may be read, without secrets.
     """
     shard_set = ShardSet.open(str(shards))
-    made = _sources_in(shard_set)
+    made = _sources_in(shard_set) if made is None else made
     about = {
         _SECONDS: str(seconds),
         _DIGEST: shard_set.digest,

@@ -23,6 +23,7 @@ from pipeline.preprocess.build import (
     ExistingSet,
     ShardSetSpec,
     build,
+    position_table_of,
     refused_by_decoders,
     refused_rows,
     remove_leftovers,
@@ -45,6 +46,7 @@ from pipeline.runs.object_lock import object_lock
 from pipeline.runs.records import RunRecord, write_run_record
 from pipeline.runs.storage import exists
 from shards import ShardSet, recover
+from shards.added_positions import add_positions
 from shards.files import exclusive_lock, remove_temporaries
 from shards.manifest import MANIFEST_FILE
 from shards.redaction import is_redacted, without_secrets
@@ -65,7 +67,8 @@ def preprocess(config: Config, console: Console, *, fresh: bool = False) -> dict
     Returns:
         `shards` (the path), `digest`, `counts` by split, `classes`, `num_quarantined`,
         `quarantined` (`source` and `reason` of the first 1000), `decoded` (the number of sources
-        that were new, changed or tried again), `seconds`, and `skipped` (whether the set was up to
+        that were new, changed or tried again), `added_positions` (the number of position tables
+        that the finished set got in addition), `seconds`, and `skipped` (whether the set was up to
         date).
 
     Raises:
@@ -230,8 +233,8 @@ def _bring_up_to_date(
             "all); make the set again with --fresh"
         )
     remove_leftovers(spec)
-    _note_sources(spec, source_table, base.ledger.seconds)
-    return _result(spec, 0, base.ledger.seconds, skipped=True)
+    _note_sources(spec, source_table, base.ledger.seconds, base.ledger.table)
+    return _result(spec, 0, base.ledger.seconds, console, skipped=True)
 
 
 def _is_there(final: Folder) -> bool:
@@ -263,10 +266,14 @@ def _refuse_other_sources(spec: ShardSetSpec, base: ExistingSet, changes: Change
     )
 
 
-def _note_sources(spec: ShardSetSpec, source_table: SourceTable, seconds: float) -> None:
+def _note_sources(
+    spec: ShardSetSpec, source_table: SourceTable, seconds: float, made: pa.Table | None = None
+) -> None:
+    """Write down what the set was made from; `made` is the earlier ledger, if that still holds."""
     write_ledger(
         spec.final,
         source_table.table,
+        made=made,
         seconds=seconds,
         addresses=stored_addresses(spec.data),
         reading=stored_reading(spec.data),
@@ -296,11 +303,23 @@ def _finish(
     decoded = build(spec, source_table, base, changes, console)
     seconds = time.time() - started
     _note_sources(spec, source_table, seconds)
-    return _result(spec, decoded, seconds, skipped=False)
+    return _result(spec, decoded, seconds, console, skipped=False)
 
 
-def _result(spec: ShardSetSpec, decoded: int, seconds: float, *, skipped: bool) -> dict[str, Any]:
+def _add_tables(spec: ShardSetSpec, shard_set: ShardSet, console: Console) -> int:
+    """Add the position tables that the model needs and the set does not hold. Return how many."""
+    missing = [each for each in spec.specs if not shard_set.holds(each)]
+    if missing:
+        add_positions(shard_set.location, dict(map(position_table_of, missing)))
+        console.notice(f"{spec.final}: got position tables: {', '.join(map(str, missing))}")
+    return len(missing)
+
+
+def _result(
+    spec: ShardSetSpec, decoded: int, seconds: float, console: Console, *, skipped: bool
+) -> dict[str, Any]:
     shard_set = ShardSet.open(str(spec.final))
+    added = _add_tables(spec, shard_set, console)
     manifest = shard_set.manifest
     shown = shard_set.quarantine_table().slice(0, MAX_ROWS_TOLD)
     return {
@@ -313,6 +332,7 @@ def _result(spec: ShardSetSpec, decoded: int, seconds: float, *, skipped: bool) 
             {"source": row["source_uri"], "reason": row["reason"]} for row in shown.to_pylist()
         ],
         "decoded": decoded,
+        "added_positions": added,
         "seconds": seconds,
         "skipped": skipped,
     }
