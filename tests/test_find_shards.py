@@ -65,7 +65,7 @@ def test_equal_sets_are_one(
     [
         ("data.image.height=14", r"other settings: data\.image\.height was 28, is 14"),
         ("data.validation=0.5", r"other settings: data\.validation was 0\.15, is 0\.5"),
-        ("model.positions.num_bands=4", r"other settings: positions"),
+        ("model.positions.num_bands=4", r"without this model's Fourier features: .*shards=.* adds"),
         ("data.train=/elsewhere", r"none of this data in .*run 'perceiver preprocess'"),
     ],
 )

@@ -28,6 +28,7 @@ from pipeline.preprocess.sources import Reach, SourceRow, list_sources, write_pl
 from pipeline.preprocess.sources.parts import SourceFile
 from shards import Quarantined, read_committed, read_quarantine
 from shards.retries import Retry
+from shards.staging import FolderStaging
 from shards.writer import read_index
 
 
@@ -69,7 +70,7 @@ def planned(config: Config, folder: Path) -> ShardTask:
     return ShardTask(
         num_new=write_plan(source_table, plan, 100),
         plan=str(plan),
-        staging=str(plan.with_name("staging")),
+        staging=FolderStaging(plan.with_name("staging"), plan.with_name("set")),
         reaches=source_table.reaches,
         media=sandbox_settings(config.data, source_table.classes, {}),
         limits={"seconds": 60.0, "memory_bytes": 2 << 30},
@@ -79,7 +80,7 @@ def planned(config: Config, folder: Path) -> ShardTask:
 def made(task: ShardTask) -> tuple[set[str], dict[str, Quarantined]]:
     """The sources that gave samples, and those that gave none."""
     assert task({"id": np.array([0])})["error"] == [None]
-    staging = Path(task.staging)
+    staging = task.staging.folder
     index = read_index(staging, 0)
     assert index is not None
     aside = staging / "quarantine" / "00000.parquet"
@@ -171,7 +172,7 @@ def test_a_machine_that_starts_no_decoder_ends_the_run_and_blames_no_file(tmp_pa
     assert (
         message.endswith(f": no child started: {os.strerror(errno.ENOMEM)}") and "\n" not in message
     )
-    assert read_committed(Path(task.staging), 0) is None
+    assert read_committed(task.staging.folder, 0) is None
     assert len(made(task)[0]) == 2
 
 
@@ -236,7 +237,7 @@ print(json.dumps({{name: result[name] for name in ("error", "lacking")}}))
         assert error.startswith("the sandbox of decoders is required, but") and "reading" in error
         assert not list((tmp_path / "work" / "staging").glob("*.tar"))
     else:
-        assert error is None and len(read_index(Path(task.staging), 0).source_uris) == 2
+        assert error is None and len(read_index(task.staging.folder, 0).source_uris) == 2
 
 
 def test_files_of_a_shard_that_an_interrupted_run_finished_are_not_counted_as_read(

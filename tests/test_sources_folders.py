@@ -289,8 +289,17 @@ def test_a_plan_cuts_each_split_into_shards(tmp_path):
     assert f"train/{first.parts[0].path}" == first.uri
     assert (first.parts[0].field, first.parts[0].offset) == ("image", None)
     assert (first.row, first.values, first.inline) == (None, {}, {})
-    assert pq.ParquetFile(plan).num_row_groups == 4
-    assert plan_files(plan) == [plan]
+    (file,) = plan_files(plan)
+    assert pq.ParquetFile(file).num_row_groups == 4
+
+
+def test_a_plan_of_many_shards_lies_in_several_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.preprocess.sources.plan.SHARDS_IN_A_FILE", 2)
+    make_files(tmp_path / "train", {"cat": 4, "owl": 3})
+    plan = tmp_path / "plan.parquet"
+    assert write_plan(listed(tmp_path / "train"), plan, samples_per_shard=2) == 4
+    assert [pq.ParquetFile(file).num_row_groups for file in plan_files(plan)] == [2, 2]
+    assert [len(samples) for samples in plan_rows(plan, 4)] == [2, 2, 2, 1]
 
 
 def test_names_that_are_not_utf_8_survive(tmp_path):

@@ -79,7 +79,7 @@ def test_class_folders_files_and_splits_have_any_name(tmp_path, name):
     assert os.fsencode(f"{name} 1/{name}") in contents(source_table)
     plan = tmp_path / name / "p.parquet"
     assert write_plan(source_table, plan, 100) == 2
-    assert len(read_plan(plan, 0)) == 7 and plan_files(plan) == [plan]
+    assert len(read_plan(plan, 0)) == 7 and len(plan_files(plan)) == 1
 
 
 @every_name

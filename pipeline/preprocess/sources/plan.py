@@ -1,4 +1,7 @@
-"""The plan says which samples make which shard. It is a Parquet file that workers read by shard."""
+"""The plan says which samples make which shard. Workers read it by shard, from Parquet files.
+
+A worker reads the whole footer of a file to find one shard in it, so a file has few shards.
+"""
 
 import json
 import os
@@ -17,6 +20,7 @@ from pipeline.preprocess.sources.tables import addresses_of, without_addresses
 from pipeline.preprocess.sources.values import InlineValues, read_row_values
 
 _VALUES = b"values"
+SHARDS_IN_A_FILE = 256
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class SourceRow:
 def write_plan(
     source_table: SourceTable, path: Path, samples_per_shard: int, address: str = ""
 ) -> int:
-    """Cut the sources into shards of one split each. Row group N lists the samples of shard N.
+    """Cut the sources into shards of one split each. Each row group lists the samples of a shard.
 
     Values in a CSV or JSON Lines file are copied to Parquet beside the plan. Addresses that hold
     secrets are left out; see `shard_addresses` and `SourceTable.value_addresses`.
@@ -74,12 +78,12 @@ def write_plan(
     values = {split: prepared[inline] for split, inline in source_table.values.items()}
     table = without_addresses(source_table.table)
     table = table.replace_schema_metadata({_VALUES: json.dumps(values).encode()})
-    shards = 0
-    with pq.ParquetWriter(path, table.schema) as writer:
-        for start, count in _cuts(table, samples_per_shard):
-            writer.write_table(table.slice(start, count), row_group_size=count)
-            shards += 1
-    return shards
+    cuts = list(_cuts(table, samples_per_shard))
+    for first in range(0, len(cuts), SHARDS_IN_A_FILE):
+        with pq.ParquetWriter(_file_of(path, first), table.schema) as writer:
+            for start, count in cuts[first : first + SHARDS_IN_A_FILE]:
+                writer.write_table(table.slice(start, count), row_group_size=count)
+    return len(cuts)
 
 
 def shard_addresses(source_table: SourceTable, samples_per_shard: int) -> list[str] | None:
@@ -109,9 +113,14 @@ def _cuts(table: pa.Table, samples_per_shard: int) -> Iterator[tuple[int, int]]:
 
 
 def plan_files(path: Path) -> list[Path]:
-    """Return the plan and the files beside it, if they exist. They are removed together."""
-    beside = sorted(path.parent.glob(f"{_escaped(path.name)}.*.values.parquet"))
-    return [each for each in (path, *beside) if each.exists()]
+    """Return the files of a plan and those beside them. They are removed together."""
+    own = [path] if path.exists() else []  # a file for workers that is no plan
+    return own + sorted(path.parent.glob(f"{_escaped(path.name)}.*.parquet"))
+
+
+def _file_of(path: str | Path, number: int) -> str:
+    """Return the path or URL of the file of a plan that has a shard."""
+    return f"{path}.{number // SHARDS_IN_A_FILE:05d}.parquet"
 
 
 def _escaped(name: str) -> str:
@@ -132,9 +141,9 @@ def read_plan(
         addresses: The shard's text from `shard_addresses`.
         value_addresses: The addresses from `SourceTable.value_addresses`.
     """
-    with opened(str(path)) as file, pq.ParquetFile(file) as parquet:
+    with opened(_file_of(path, number)) as file, pq.ParquetFile(file) as parquet:
         about = parquet.schema_arrow.metadata
-        rows = parquet.read_row_group(number).to_pylist()
+        rows = parquet.read_row_group(number % SHARDS_IN_A_FILE).to_pylist()
     if addresses is not None:
         parts = [part for row in rows for part in row["parts"]]
         for part, address in zip(parts, json.loads(addresses), strict=True):
