@@ -23,7 +23,6 @@ from pipeline.config.load import with_values
 from pipeline.config.sqlite_uri import sqlite_uri
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.preprocess.preprocess import preprocess
 from pipeline.registry.export import export
 from pipeline.registry.predict import predict
 from pipeline.registry.promote import promote
@@ -225,8 +224,7 @@ def test_what_a_url_cannot_hold_is_refused_in_one_line(
     space = {"training.learning_rate": {"choice": [0.1, 0.2]}}
     study = with_values(remote, {"study": {"space": space}})
     for verb, refused, told in (
-        (preprocess, without_shards, "set shards to a folder"),
-        (train, without_shards, "there is no shard set; name one with shards="),
+        (train, without_shards, "there is no shard set; run 'perceiver preprocess'"),
         (train, without_server, "object storage cannot hold MLflow's database; name"),
         (tune, study, "a study writes to a folder"),
     ):
