@@ -50,7 +50,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         env=environment, stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
     environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     try:
         while True:
             with socket.socket() as probe:
