@@ -1,6 +1,7 @@
 """A training with a range of workers follows the machines of a cluster, on real raylets."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -86,12 +87,16 @@ def machines(ray_cluster: None, tmp_path: Path) -> Iterator[Machines]:
 
 
 def wait(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
+@pytest.mark.skipif(
+    "PERCEIVER_SLOW_TESTS" not in os.environ,
+    reason="starts and kills raylets for minutes; PERCEIVER_SLOW_TESTS=1 runs it",
+)
 def test_a_lost_machine_shrinks_the_training_and_a_returned_one_grows_it(
     machines: Machines, make_config: Callable[..., Config], digit_shards: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
