@@ -108,7 +108,7 @@ def test_a_lost_machine_shrinks_the_training_and_a_returned_one_grows_it(
         reference = train(whole, Console(file, file))
     config = make_config(
         tmp_path / "out", *settings, "cluster.num_workers={min: 1, max: 2, resize_seconds: 1}",
-        f"cluster.cpus_per_worker={machines.cpus}", "cluster.wait_seconds=15",
+        f"cluster.cpus_per_worker={machines.cpus}",
     )  # fmt: skip
     folder, text = config.folder / "train", tmp_path / "told.txt"
     machines.add()
@@ -118,23 +118,29 @@ def test_a_lost_machine_shrinks_the_training_and_a_returned_one_grows_it(
         found = folder.glob("checkpoints/step-*/state.json")
         return max((int(path.parent.name[5:]) for path in found), default=0)
 
+    def trained_by() -> list[str]:
+        """The numbers of workers that have trained, in order."""
+        lines = text.read_text().splitlines()
+        return [line.split()[0] for line in lines if "workers train" in line]
+
     def follow() -> None:
-        wait(lambda: last_step() >= 2)
+        # It may begin with one worker, if the second machine is not ready at once.
+        wait(lambda: trained_by()[-1:] == ["2"] and last_step() >= 2)
         machines.lose()
-        wait(lambda: "1 workers train" in text.read_text())
+        wait(lambda: trained_by()[-1:] == ["1"])
         machines.add()
-        wait(lambda: text.read_text().count("2 workers train") == 2)
+        wait(lambda: trained_by()[-1:] == ["2"])
         (folder / FAST).touch()
 
     monkeypatch.setattr(launch, "train_worker", patient_worker)
+    monkeypatch.setattr(launch, "START_SECONDS", 15.0)
     text.touch()
     follower = threading.Thread(target=follow)
     follower.start()
     with text.open("w", buffering=1) as file:
         result = train(config, Console(file, file))
     follower.join()
-    told = [line for line in text.read_text().splitlines() if "workers train" in line]
-    assert [line.split()[0] for line in told] == ["2", "1", "2"]
+    assert trained_by()[-3:] == ["2", "1", "2"]
 
     client = MlflowClient(config.tracking_uri), MlflowClient(whole.tracking_uri)
     runs = client[0].get_run(result["run_id"]), client[1].get_run(reference["run_id"])
