@@ -9,16 +9,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from shard_sets import flip_bit
 
 from pipeline.config.load import load_config
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.preprocess.identity import needed_positions
 from pipeline.preprocess.ledger import ledger_path
 from pipeline.preprocess.preprocess import preprocess, retry_quarantine
 from pipeline.runs.console import Console
-from pipeline.training.open_shards import open_shards
 from shards import ShardError, ShardReader, ShardSet, verify
 from shards.files import exclusive_lock
 
@@ -233,41 +230,6 @@ def test_other_settings_are_refused_by_name_and_nothing_changes(
         preprocess(other, console)
     assert ShardSet.open(first["shards"]).digest == first["digest"]
     assert preprocess(other, console, fresh=True)["digest"] != first["digest"]
-
-
-def test_other_fourier_features_are_added_and_no_shard_is_touched(
-    config: Config, make_config: MakeConfig, console: Console, tmp_path: Path
-) -> None:
-    first = preprocess(config, console)
-    shards = Path(first["shards"])
-    before = {path: path.stat() for path in shards.rglob("*") if path.is_file()}
-    more = make_config(
-        tmp_path / "out", f"data.train={config.data.train}", "data.samples_per_shard=100",
-        "model.positions.num_bands=4",
-    )  # fmt: skip
-    with pytest.raises(ShardError, match=r"num_bands=4.*num_bands=8.*run 'perceiver preprocess'"):
-        open_shards(more)
-    second = preprocess(more, console)
-    assert (second["skipped"], second["added_positions"]) == (True, 1)
-    assert (second["digest"], second["decoded"]) == (first["digest"], 0)
-    assert {path: path.stat() for path in before if path.parent.name != "shards.lock"} == before
-    for each in (config, more):
-        open_shards(each)
-        assert preprocess(each, console)["added_positions"] == 0
-    assert verify(shards) == []
-    # New sources make a new set; it has the tables of the old one, and gets those that are added.
-    Image.new("L", (28, 28), 5).save(Path(config.data.train) / "0" / "new.png")
-    third = preprocess(more, console)
-    assert (third["decoded"], third["added_positions"]) == (1, 1)
-    assert preprocess(config, console)["added_positions"] == 0
-    table = next((shards / "positions").glob(f"{needed_positions(more)[0].digest}*"))
-    flip_bit(table, 200)
-    assert [problem.file for problem in verify(shards)] == [f"positions/{table.name}"]
-    with pytest.raises(ShardError, match="sha256 differs"):
-        open_shards(more)
-    (shards / "positions.json").write_text("[1]")
-    with pytest.raises(ShardError, match=r"positions\.json: damaged .*remove it, and run"):
-        open_shards(more)
 
 
 def test_a_damaged_shard_that_must_be_written_again_is_named_and_nothing_changes(
