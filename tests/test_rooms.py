@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = (
     "cli", "plan", "demo", "evaluation", "registry", "tuning", "training", "preprocess", "runs",
-    "config", "inputs", "media",
+    "deploy", "config", "inputs", "media",
 )  # fmt: skip
 """Of `pipeline`, from above; each imports only from those after it."""
 LAYERS = ("benchmarks", "pipeline", "perceiver_model", "cluster", "shards")

@@ -21,7 +21,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"registry": "promote, predict, the model", "tuning": "studies of Ray Tune"},
     {"training": "worker, loop, checkpoints"},
     {"preprocess": "raw media to shards"},
-    {"runs": "MLflow, records, console"},
+    {"runs": "MLflow, records, console", "deploy": "files that start clusters"},
     {"config": "the configuration tree"},
     {"inputs": "arrays to a model's batch", "cluster": "Ray and DeepSpeed"},
     {"perceiver_model": "the mathematics", "media": "raw media to arrays"},

@@ -17,7 +17,7 @@ from pipeline.cli.parser import parse
 from pipeline.cli.verbs import FAILED
 
 BAD_INPUT, INTERRUPTED = 2, 130
-LIGHT = ("config", "inspect", "verify")
+LIGHT = ("cluster", "config", "inspect", "verify")
 """The verbs that start no engine."""
 
 

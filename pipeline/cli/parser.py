@@ -22,6 +22,8 @@ from pipeline.cli.open_console import open_console
 
 DEFAULT_OUTPUT = "runs"
 PROFILED_STEPS = 5
+TARGETS = ("kuberay", "slurm", "aws", "gcp", "local")
+"""The kinds of clusters of `perceiver cluster render` (`pipeline.deploy.render`)."""
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -64,6 +66,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     _add_shards(add)
     _add_registry(add)
     _add_bench(add("bench", _no_benchmarks, "measure this code and its peers on this machine"))
+    _add_cluster(
+        add("cluster", verbs.run_cluster, "write the files that start a cluster elsewhere")
+    )
     _add_submit(
         add(
             "submit",
@@ -268,6 +273,23 @@ def _no_benchmarks(args: argparse.Namespace) -> int:
     from pipeline.errors import UserError
 
     raise UserError("the benchmarks are not installed; run this from a checkout of the repository")
+
+
+def _add_cluster(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("action", choices=["render"], help="write the files")
+    verb.add_argument("target", choices=TARGETS, help="kind of cluster")
+    _add_config(verb)
+    verb.add_argument(
+        "--verb",
+        dest="job",
+        choices=["preprocess", "train", "tune"],
+        default="train",
+        help="what the cluster's job does (default: train)",
+    )
+    verb.add_argument(
+        "--to", type=Path, metavar="FOLDER", help="folder for the files (default: print the first)"
+    )
+    verb.add_argument("--only", metavar="FILE", help="write or print this file alone")
 
 
 def _add_submit(verb: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from pipeline.config.base import ConfigBase
+from pipeline.config.deploy import DeployConfig
 
 
 class WorkerRange(ConfigBase):
@@ -57,6 +58,7 @@ class ClusterConfig(ConfigBase):
             then have no MFU.
         wait_seconds: How many seconds a training waits for machines, at its start and after one is
             lost, before it ends with an error; null waits for ever.
+        deploy: The machines that `perceiver cluster render` describes; null takes the defaults.
     """
 
     address: str | None = None
@@ -66,6 +68,7 @@ class ClusterConfig(ConfigBase):
     max_failures: int = Field(default=0, ge=0)
     device_peak_tflops: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     wait_seconds: float | None = Field(default=600.0, ge=0)
+    deploy: DeployConfig | None = None
 
     @model_validator(mode="after")
     def _is_a_number_of_workers(self) -> Self:

@@ -1,0 +1,1 @@
+"""Files that start a cluster elsewhere, made from the configuration's section `cluster`."""
