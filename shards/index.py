@@ -6,6 +6,7 @@ from typing import Self
 
 import pyarrow as pa
 
+from shards.arrow_values import as_numpy
 from shards.digests import sha256_hex
 from shards.errors import ShardError
 from shards.index_check import check_index
@@ -110,10 +111,10 @@ class ShardIndex:
         names = spans.field("name").dictionary_encode()
         self.member_names: list[str] = names.dictionary.to_pylist()
         # Items of a memoryview are Python integers, several times faster than items of an array.
-        self._name_codes = memoryview(names.indices.to_numpy())
-        self._offsets = memoryview(spans.field("offset").to_numpy())
-        self._lengths = memoryview(spans.field("length").to_numpy())
-        self._first_span = memoryview(members.offsets.to_numpy())
+        self._name_codes = memoryview(as_numpy(names.indices))
+        self._offsets = memoryview(as_numpy(spans.field("offset")))
+        self._lengths = memoryview(as_numpy(spans.field("length")))
+        self._first_span = memoryview(as_numpy(members.offsets))
         self._columns = self.member_names, self._name_codes, self._offsets, self._lengths
 
     @classmethod
@@ -156,7 +157,7 @@ class ShardIndex:
                 f"{where}: belongs to another shard than shards.parquet says; do not use this set, "
                 "or make it again"
             )
-        targets = self.targets.drop_null().to_numpy()
+        targets = as_numpy(self.targets.drop_null())
         if num_classes and len(targets) and not 0 <= targets.min() <= targets.max() < num_classes:
             raise ShardError(
                 f"{where}: a target is not one of the {num_classes} classes; do not use this set, "

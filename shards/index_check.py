@@ -4,11 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shards.arrow_values import as_numpy, text_scalar
 from shards.errors import ShardError
 from shards.plain import is_member
 from shards.sample import KEY_PATTERN, MAX_MEMBER_BYTES, MAX_NAME_BYTES
 from shards.shard_info import ShardInfo
-from shards.shard_table_check import SHA256_PATTERN
+from shards.shard_table_check import are_sha256s
 from shards.tar import BLOCK_BYTES, END_OF_ARCHIVE
 
 
@@ -31,10 +32,10 @@ def check_index(table: pa.Table, info: ShardInfo, where: str) -> None:
         raise _refused(where, f"it has {len(table)} rows, but its shard has {info.samples} samples")
     if any(column.null_count for name, column in columns.items() if name != "target"):
         raise _refused(where, "a field is missing")
-    if not _all(pc.equal(columns["split"], info.split)):
+    if not _all(pc.equal(columns["split"], text_scalar(info.split))):
         raise _refused(where, "a sample has another split than its shard")
     for name in ("sha256", "source_sha256"):
-        if not _all(pc.match_substring_regex(columns[name], SHA256_PATTERN)):
+        if not are_sha256s(table[name]):
             raise _refused(where, f"{name} is not 64 hexadecimal digits")
     keys = columns["key"]
     if not _all(pc.match_substring_regex(keys, KEY_PATTERN)) or (
@@ -45,7 +46,7 @@ def check_index(table: pa.Table, info: ShardInfo, where: str) -> None:
 
 
 def _check_spans(members: pa.ListArray, keys: pa.Array, info: ShardInfo, where: str) -> None:
-    first, spans = members.offsets.to_numpy(), members.flatten()
+    first, spans = as_numpy(members.offsets), members.flatten()
     first = first - first[0]
     names, offsets, lengths = (spans.field(name) for name in ("name", "offset", "length"))
     if spans.null_count or names.null_count or offsets.null_count or lengths.null_count:
@@ -59,16 +60,16 @@ def _check_spans(members: pa.ListArray, keys: pa.Array, info: ShardInfo, where: 
         raise _refused(where, "the name of a member is invalid")
     # Ranks follow the alphabetical order of the names, so they must rise within each sample.
     order = np.argsort(np.argsort(np.array(words, dtype=object))) if words else np.zeros(0, int)
-    ranks = order[coded.indices.to_numpy()]
+    ranks = order[as_numpy(coded.indices)]
     rises = np.diff(ranks) > 0
     rises[first[1:-1] - 1] = True  # the step from one sample to the next may fall
     if not rises.all():
         raise _refused(where, "the members of a sample are repeated or out of order")
-    longest = np.array([len(word) for word in words], np.int64)[coded.indices.to_numpy()]
-    key_bytes = np.repeat(pc.binary_length(keys).to_numpy(), sizes)
+    longest = np.array([len(word) for word in words], np.int64)[as_numpy(coded.indices)]
+    key_bytes = np.repeat(as_numpy(pc.binary_length(keys)), sizes)
     if len(longest) and (key_bytes + 1 + longest).max() > MAX_NAME_BYTES:
         raise _refused(where, f"a member's name in the tar has more than {MAX_NAME_BYTES} bytes")
-    _check_offsets(offsets.to_numpy(), lengths.to_numpy(), info.bytes, where)
+    _check_offsets(as_numpy(offsets), as_numpy(lengths), info.bytes, where)
 
 
 def _check_offsets(offsets: np.ndarray, lengths: np.ndarray, size: int, where: str) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 import pyarrow as pa
 
+from shards.arrow_values import as_numpy
 from shards.digests import sha256_hex
 from shards.errors import CorruptSampleError, ShardError
 from shards.index import ShardIndex, ShardInfo
@@ -100,7 +101,7 @@ class ShardReader:
         location, shards = shard_set.location, shard_set.shards(split)
         reading = remote or RemoteReading()
         self.is_local = location.folder is not None
-        self.shard_sizes: np.ndarray = shards["samples"].to_numpy()
+        self.shard_sizes: np.ndarray = as_numpy(shards["samples"])
         self._names = _tar_names(shard_set, shards)
         self._ends = np.cumsum(self.shard_sizes, dtype=np.int64)
         self._indexes = IndexCache(
@@ -117,7 +118,7 @@ class ShardReader:
         if location.folder is not None:
             self._tars = LocalTars(location.folder, self._names, max_open)
         else:
-            sizes = shards["bytes"].to_numpy()
+            sizes = as_numpy(shards["bytes"])
             self._tars = RemoteTars(
                 location, self._names, shards["sha256"], sizes, reading, max_open
             )
@@ -199,7 +200,7 @@ class ShardReader:
             try:
                 for shard in range(len(self._ends)):
                     self._indexes.begin(range(shard, min(shard + _INDEXES_AHEAD, len(self._ends))))
-                    own = self._indexes[shard].targets.fill_null(-1).to_numpy()
+                    own = as_numpy(self._indexes[shard].targets.fill_null(-1))
                     found[starts[shard] : self._ends[shard]] = own
             except BaseException:
                 self._forget()

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards.added_positions import read_added
+from shards.arrow_values import text_scalar
 from shards.digests import sha256_hex
 from shards.errors import ShardError
 from shards.index import MAX_SHARD_TABLE_BYTES, decode_shard_table
@@ -120,7 +121,7 @@ class ShardSet:
     def shards(self, split: str) -> pa.Table:
         """Return the rows of `shard_table` for `split`. Raises ShardError like `num_samples`."""
         self.num_samples(split)
-        rows = pc.indices_nonzero(pc.equal(self.shard_table["split"], split))
+        rows = pc.indices_nonzero(pc.equal(self.shard_table["split"], text_scalar(split)))
         first, num_rows = (rows[0].as_py(), len(rows)) if len(rows) else (0, 0)
         if num_rows and rows[-1].as_py() == first + num_rows - 1:
             return self.shard_table.slice(

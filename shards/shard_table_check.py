@@ -6,12 +6,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shards.arrow_values import as_numpy, text_scalar
 from shards.errors import ShardError
 from shards.plain import is_count, is_name, is_sha256
 from shards.shard_info import ShardInfo, shard_name
 from shards.tar import BLOCK_BYTES, END_OF_ARCHIVE
 
 SHA256_PATTERN = r"\A[0-9a-f]{64}\z"
+_SHA256_DIGITS = 64
+_IS_HEXADECIMAL = np.isin(np.arange(256), np.frombuffer(b"0123456789abcdef", np.uint8))
+"""Whether each byte is a lower-case hexadecimal digit, bool [256]."""
 
 MAX_BYTES = 1 << 50
 """The largest tar, in bytes."""
@@ -34,13 +38,16 @@ def check_shard_table(table: pa.Table, where: str) -> None:
     """
     if any(column.null_count for column in table.columns):
         raise _refused(where, "a field is missing")
-    numbers, samples, sizes = (table[name].to_numpy() for name in ("number", "samples", "bytes"))
+    numbers, samples, sizes = (as_numpy(table[name]) for name in ("number", "samples", "bytes"))
     if len(numbers) and (
         numbers[0] < 0 or numbers[-1] > _MAX_NUMBER or not (np.diff(numbers) > 0).all()
     ):
         raise _refused(where, "the numbers of shards are negative, huge, repeated or out of order")
     names = pc.binary_join_element_wise(
-        "shard-", pc.utf8_lpad(pc.cast(table["number"], pa.string()), 5, "0"), ".tar", ""
+        text_scalar("shard-"),
+        pc.utf8_lpad(pc.cast(table["number"], pa.string()), 5, "0"),
+        text_scalar(".tar"),
+        text_scalar(""),
     )
     if not _all(pc.equal(table["name"], names)):
         raise _refused(where, "the name of a tar does not match its number")
@@ -48,7 +55,7 @@ def check_shard_table(table: pa.Table, where: str) -> None:
     if not all(map(is_name, splits)):
         raise _refused(where, "the name of a split is invalid")
     for name in ("sha256", "index_sha256"):
-        if not _all(pc.match_substring_regex(table[name], SHA256_PATTERN)):
+        if not are_sha256s(table[name]):
             raise _refused(where, f"{name} is not 64 hexadecimal digits")
     if len(sizes) and (sizes.min() < 0 or sizes.max() > MAX_BYTES or (sizes % BLOCK_BYTES).any()):
         raise _refused(where, "the size of a tar is negative, huge or not a multiple of 512 bytes")
@@ -68,8 +75,10 @@ def check_counts(table: pa.Table, counts: Mapping[str, int], where: str) -> None
     Raises:
         ShardError: A split has another count; the message names it.
     """
-    sums = table.group_by("split", use_threads=False).aggregate([("samples", "sum")])
-    found = dict(zip(sums["split"].to_pylist(), sums["samples_sum"].to_pylist(), strict=True))
+    splits = table["split"].combine_chunks().dictionary_encode()
+    sums = np.zeros(len(splits.dictionary), np.int64)
+    np.add.at(sums, as_numpy(splits.indices), as_numpy(table["samples"]))
+    found = dict(zip(splits.dictionary.to_pylist(), sums.tolist(), strict=True))
     for split in sorted({**found, **counts}):
         if found.get(split, 0) != counts.get(split, 0):
             raise _refused(
@@ -77,6 +86,26 @@ def check_counts(table: pa.Table, counts: Mapping[str, int], where: str) -> None
                 f"split {split!r} has {found.get(split, 0)} samples, but the manifest says "
                 f"{counts.get(split, 0)}",
             )
+
+
+def are_sha256s(digests: pa.ChunkedArray) -> bool:
+    """Return whether every string is 64 lower-case hexadecimal digits. None may be missing."""
+    return all(map(_are_sha256s, digests.chunks))
+
+
+def _are_sha256s(digests: pa.Array) -> bool:
+    lengths = np.diff(_string_offsets(digests))
+    if not (lengths == _SHA256_DIGITS).all():
+        return False
+    first = int(_string_offsets(digests)[0]) if len(digests) else 0
+    characters = np.frombuffer(digests.buffers()[2] or b"", np.uint8)
+    characters = characters[first : first + _SHA256_DIGITS * len(digests)]
+    return bool(_IS_HEXADECIMAL[characters].all())
+
+
+def _string_offsets(strings: pa.Array) -> np.ndarray:
+    offsets = np.frombuffer(strings.buffers()[1] or bytes(4), np.int32)
+    return offsets[strings.offset : strings.offset + len(strings) + 1]
 
 
 def check_facts(info: ShardInfo, where: str) -> None:

@@ -48,16 +48,28 @@ class CompactReader:
         """
         if depth > _MAX_DEPTH:
             raise ValueError("nested too deeply")
+        data = self._data
         fields: Struct = {}
         number = 0
-        while (head := self._byte()) != 0:
+        while head := data[self.offset]:
+            self.offset += 1
             kind = head & 15
             number = number + (head >> 4) if head >> 4 else self._zigzag()
             if not -(1 << 15) <= number < 1 << 15:
                 raise ValueError("a field's number is out of range")
+            if kind in (INT32, INT64):
+                # Most fields are numbers of one byte, which need no call.
+                if (byte := data[self.offset]) < 128:
+                    self.offset += 1
+                    fields[number, kind] = (byte >> 1) ^ -(byte & 1)
+                    continue
+            elif kind == BINARY:
+                self._skip(self._varint())
+                continue
             value = self._value(kind, lists.get(number), depth)
             if value is not None:
                 fields[number, kind] = value
+        self.offset += 1
         return fields
 
     def _value(self, kind: int, expected: Any, depth: int) -> Any:
@@ -82,11 +94,13 @@ class CompactReader:
         wanted = STRUCT if isinstance(expected, tuple) else expected
         if isinstance(wanted, int) and kind != wanted:
             raise ValueError("a list is of another kind")
-        return [
-            value
-            for _ in range(count)
-            if isinstance(value := self._element(kind, structs, depth), dict)
-        ]
+        if wanted == STRUCT and kind == STRUCT:
+            if depth > _MAX_DEPTH:
+                raise ValueError("nested too deeply")
+            return [self.struct(structs, depth + 2) for _ in range(count)]
+        for _ in range(count):
+            self._element(kind, structs, depth)
+        return []
 
     def _element(self, kind: int, structs: Any, depth: int) -> Any:
         if depth > _MAX_DEPTH:
@@ -134,11 +148,14 @@ class CompactReader:
         self.offset += count
 
     def _varint(self) -> int:
+        data, offset = self._data, self.offset
         value = 0
         for shift in range(0, 70, 7):
-            byte = self._byte()
+            byte = data[offset]
+            offset += 1
             value |= (byte & 127) << shift
             if byte < 128:
+                self.offset = offset
                 return value
         raise ValueError("an integer of more than 64 bits")
 

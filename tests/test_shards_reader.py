@@ -1,6 +1,8 @@
 """Any sample by its number, locally and behind a URL, and a clear word where it cannot be read."""
 
 import pickle
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -244,3 +246,15 @@ def test_an_open_reader_gives_no_bytes_of_a_set_that_replaced_its_own(tmp_path):
     for number in range(5):  # their tar was closed for the second one's
         with pytest.raises(ShardError, match="replaced by another set"):
             reader.read(number)
+
+
+def test_the_first_batch_does_not_wait_for_an_import_of_pandas(tmp_path: Path) -> None:
+    make_set(tmp_path / "set")
+    code = (
+        "import sys; from shards import ShardReader, ShardSet, epoch_positions\n"
+        f"reader = ShardReader(ShardSet.open({str(tmp_path / 'set')!r}), 'train')\n"
+        "batches = epoch_positions(reader, seed=0, epoch=0, rank=0, world_size=1, batch_size=4)\n"
+        "print(len(reader.read_many(next(batches))), 'pandas' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "4 False\n"
