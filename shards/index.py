@@ -111,10 +111,10 @@ class ShardIndex:
         names = spans.field("name").dictionary_encode()
         self.member_names: list[str] = names.dictionary.to_pylist()
         # Items of a memoryview are Python integers, several times faster than items of an array.
-        self._name_codes = memoryview(as_numpy(names.indices))
-        self._offsets = memoryview(as_numpy(spans.field("offset")))
-        self._lengths = memoryview(as_numpy(spans.field("length")))
-        self._first_span = memoryview(as_numpy(members.offsets))
+        self._name_codes = as_numpy(names.indices).data
+        self._offsets = as_numpy(spans.field("offset")).data
+        self._lengths = as_numpy(spans.field("length")).data
+        self._first_span = as_numpy(members.offsets).data
         self._columns = self.member_names, self._name_codes, self._offsets, self._lengths
 
     @classmethod

@@ -1,7 +1,7 @@
 """Work that threads begin before its result is requested."""
 
 import os
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -38,15 +38,24 @@ class Prefetcher(Generic[Key, Result]):
             self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="shards")
         self._begun[key] = self._pool.submit(work, key)
 
+    def is_done(self, key: Key) -> bool:
+        """Return whether a key was begun and its work has ended."""
+        return key in self and self._begun[key].done()
+
     def take(self, key: Key) -> Result:
         """Wait for the result of a key that was begun, and forget it. Raises what `work` raised."""
         return self._begun.pop(key).result()
 
+    def forget(self, keys: Iterable[Key]) -> None:
+        """Drop the results of these keys, and cancel their work if it has not started."""
+        self._notice_fork()
+        for key in keys:
+            if key in self._begun:
+                self._begun.pop(key).cancel()
+
     def forget_all_but(self, keys: Collection[Key]) -> None:
         """Drop the results of all other keys, and cancel their work if it has not started."""
-        self._notice_fork()
-        for key in self._begun.keys() - set(keys):
-            self._begun.pop(key).cancel()
+        self.forget(self._begun.keys() - set(keys))
 
     def _notice_fork(self) -> None:
         if self._process != os.getpid():

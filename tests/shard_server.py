@@ -22,6 +22,7 @@ class ShardServer:
         requests: GET requests for each path within the folder.
         bytes_sent: of bodies, for each path.
         fails: decides which requests fail.
+        delays: called before a tar's bytes are sent, with their number.
         admits: told a request's path with its query and headers, decides whether it is answered.
         knows_ranges: false answers every request with the whole file.
         is_closed: set when the block is left; connections that are still open get no answers.
@@ -31,6 +32,7 @@ class ShardServer:
         self.requests: Counter[str] = Counter()
         self.bytes_sent: Counter[str] = Counter()
         self.fails: Failure = lambda path, times: None
+        self.delays: Callable[[int], object] = lambda size: None
         self.admits: Callable[[str, dict[str, str]], bool] = lambda path, headers: True
         self.knows_ranges = True
         self.is_closed = False
@@ -91,6 +93,8 @@ def _handler(server: ShardServer, folder: Path) -> type[BaseHTTPRequestHandler]:
                 headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
                 status, data = 206, data[first : last + 1]
             data = data[: len(data) // 2] if failure == -1 else data
+            if name.endswith(".tar"):
+                server.delays(len(data))
             self._answer(status, data, headers, cut=failure == 0)
             with lock:
                 server.bytes_sent[name] += len(data)
