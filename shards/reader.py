@@ -61,7 +61,7 @@ class ShardReader:
             caller still holds count too. The default is a quarter of the process's limit of files.
         max_index_bytes: The most memory for indexes, about 200 bytes per sample. If a shuffle
             covers more shards than fit, indexes are read again and again; then use a window.
-        remote: How to read a set that is not local.
+        remote: How to read a set that is not local. The default is `shard_set.remote`.
         verify_samples: Whether to compare each sample with its sha256 in the index, so that a
             changed bit is never used as data. If false, only ranged remote reads are compared.
 
@@ -99,7 +99,7 @@ class ShardReader:
         }
         self._verify_samples = verify_samples
         location, shards = shard_set.location, shard_set.shards(split)
-        reading = remote or RemoteReading()
+        reading = remote or shard_set.remote or RemoteReading()
         self.is_local = location.folder is not None
         self.shard_sizes: np.ndarray = as_numpy(shards["samples"])
         self._names = _tar_names(shard_set, shards)

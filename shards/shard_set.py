@@ -24,6 +24,7 @@ from shards.positions import (
     decode_position_table,
 )
 from shards.quarantine import MAX_QUARANTINE_BYTES, decode_quarantine
+from shards.remote_tars import RemoteReading
 from shards.set_files import map_file
 from shards.shard_info import ShardInfo
 from shards.shard_table_check import check_counts
@@ -39,16 +40,22 @@ class ShardSet:
         names: How its files are named.
         shard_table: `shards.parquet`: one row for each shard, by number, with the columns of
             `ShardInfo`.
+        remote: How readers of this set read it if it is not local; None is `RemoteReading()`.
     """
 
     location: Location
     manifest: Manifest
     names: FileNames
     shard_table: pa.Table
+    remote: RemoteReading | None = None
 
     @classmethod
-    def open(cls, path: str | Path | Location) -> Self:
+    def open(cls, path: str | Path | Location, remote: RemoteReading | None = None) -> Self:
         """Open the set in a local folder or at any fsspec URL.
+
+        Args:
+            path: The folder or URL of the set.
+            remote: How its readers read it if it is not local; None is `RemoteReading()`.
 
         Raises:
             ShardError: There is no set, it has another format version, or its manifest or
@@ -68,7 +75,7 @@ class ShardSet:
             )
         shard_table = decode_shard_table(data, where)
         check_counts(shard_table, manifest.counts, where)
-        return cls(location, manifest, names, shard_table)
+        return cls(location, manifest, names, shard_table, remote)
 
     @property
     def digest(self) -> str:
@@ -97,7 +104,7 @@ class ShardSet:
 
     def __reduce__(self) -> tuple:
         # Another process reads two small files; a shard table may have a million rows to pickle.
-        return _reopen, (self.location, self.digest)
+        return _reopen, (self.location, self.digest, self.remote)
 
     def rows(self) -> Iterator[ShardInfo]:
         """Yield the facts about each shard, by number."""
@@ -183,8 +190,8 @@ def _read_shard_table(location: Location, manifest: Manifest) -> tuple[FileNames
     raise ShardError(f"{where}: missing; run 'perceiver preprocess' again")
 
 
-def _reopen(location: Location, digest: str) -> ShardSet:
-    shard_set = ShardSet.open(location)
+def _reopen(location: Location, digest: str, remote: RemoteReading | None) -> ShardSet:
+    shard_set = ShardSet.open(location, remote)
     if shard_set.digest != digest:
         raise _replaced(location, shard_set.digest, digest)
     return shard_set

@@ -3,15 +3,19 @@
 import hashlib
 import multiprocessing
 import os
+import pickle
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from remote_sets import NUM_SHARDS, open_reader, read_epoch
 from shard_server import ShardServer
 
-from shards import ShardError, epoch_positions
+from pipeline.config.data import DataConfig
+from pipeline.media.image.decode import ImageFormat
+from shards import ShardError, ShardReader, ShardSet, epoch_positions
 from shards.cache import NoRoomError, ShardCache
 from shards.remote_tars import RemoteReading, default_cache_folder
 
@@ -161,3 +165,25 @@ def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch) -> No
     for wrong in ("cache_bytes", "request_bytes", "num_threads", "request_cost"):
         with pytest.raises(ShardError, match=wrong):
             RemoteReading(**{wrong: 0})
+
+
+def test_the_cache_of_a_training_is_that_of_its_configuration(
+    remote_set: Path, set_server: ShardServer, tmp_path: Path
+) -> None:
+    data = DataConfig(
+        train="photos",
+        image=ImageFormat(height=8, width=8),
+        cache_folder=str(tmp_path),
+        cache_gigabytes=0.01,
+    )
+    shard_set = ShardSet.open(set_server.url, data.remote_reading)
+    elsewhere = pickle.loads(pickle.dumps(shard_set))  # as another process opens it
+    reader = ShardReader(elsewhere, "train")
+    reader.read_ahead([0], [])
+    reader.read(0)
+    assert (tmp_path / elsewhere.shard_table["sha256"][0].as_py()).exists()
+    reader = ShardReader(
+        ShardSet.open(set_server.url, replace(data.remote_reading, cache_bytes=9)), "train"
+    )
+    with pytest.raises(ShardError, match="allow it more"):
+        reader.read_ahead([0], [])

@@ -1,6 +1,7 @@
 """The section `data`: where the raw media lie, what they are, and how they are decoded."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -43,6 +44,8 @@ class _Sources(ConfigBase):
 
 
 if TYPE_CHECKING:
+    from shards.remote_tars import RemoteReading
+
     _Media = _Sources
 else:
     _Media = with_media_sections(_Sources)
@@ -92,6 +95,11 @@ class DataConfig(_Media):
         corrupt_samples: What training and evaluation do with a sample that has changed since it was
             written, or cannot be read: `skip` leaves it out and reports its name; `fail` ends the
             run.
+        cache_folder: The folder on a node's local disk where trainings keep the shards of a set in
+            object storage. All processes of the node share it. Null is `$PERCEIVER_CACHE`, else
+            `perceiver/shards` in `$XDG_CACHE_HOME` or `~/.cache`.
+        cache_gigabytes: The most gigabytes (10^9 bytes) in that folder. The shards that were not
+            used for the longest time are removed first. Two windows of 16 shards should fit.
     """
 
     columns: ColumnsConfig = ColumnsConfig()
@@ -106,6 +114,8 @@ class DataConfig(_Media):
     sandbox: Literal["best", "require"] = "best"
     verify_samples: bool = True
     corrupt_samples: Literal["skip", "fail"] = "skip"
+    cache_folder: str | None = Field(default=None, min_length=1)
+    cache_gigabytes: float = Field(default=32.0, gt=0)
 
     @field_validator("allow")
     @classmethod
@@ -144,6 +154,14 @@ class DataConfig(_Media):
                 "columns.split, or leave group null"
             )
         return self
+
+    @property
+    def remote_reading(self) -> "RemoteReading":
+        """How trainings read a set that is not in a local folder."""
+        from shards.remote_tars import RemoteReading, default_cache_folder
+
+        folder = default_cache_folder() if self.cache_folder is None else Path(self.cache_folder)
+        return RemoteReading(folder.expanduser(), max(1, int(self.cache_gigabytes * 10**9)))
 
     @property
     def formats(self) -> dict[str, MediaFormat]:

@@ -23,7 +23,15 @@ _PREFIX = "data."
 READING = ("allow", "max_file_bytes")
 """The fields that say what may be read. They protect the machine, and do not determine samples."""
 _WITHOUT_EFFECT = frozenset(
-    {"max_bad_fraction", "sandbox", "verify_samples", "corrupt_samples", *READING}
+    {
+        "max_bad_fraction",
+        "sandbox",
+        "verify_samples",
+        "corrupt_samples",
+        "cache_folder",
+        "cache_gigabytes",
+        *READING,
+    }
 )
 
 

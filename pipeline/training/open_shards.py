@@ -28,7 +28,7 @@ def open_shards(config: Config) -> ShardSet:
         config.trained_for.check(config)
     except ValueError as error:
         raise UserError(str(error)) from None
-    shard_set = ShardSet.open(config.shards_folder)
+    shard_set = ShardSet.open(config.shards_folder, config.data.remote_reading)
     check_format(config, shard_set)
     try:
         objective = objective_of(config, shard_set)

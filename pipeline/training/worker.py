@@ -139,7 +139,7 @@ def _open_training(
     stack: contextlib.ExitStack,
     held: list[Callable[[], None]],
 ) -> Iterator[tuple[TrainLoop, TrainState]]:
-    shard_set = ShardSet.open(config.shards_folder)
+    shard_set = ShardSet.open(config.shards_folder, config.data.remote_reading)
     check_same_shards(config.shards_folder, shard_set.digest)
     objective = objective_of(config, shard_set)
     training = config.training

@@ -128,7 +128,7 @@ class Trial:
         folder = trial_folder(Path(self.folder), number)
         folder.mkdir(parents=True, exist_ok=True)
         # The process is killed when the trial is stopped, so the driver ends the run.
-        shard_set = ShardSet.open(config.shards_folder)
+        shard_set = ShardSet.open(config.shards_folder, config.data.remote_reading)
         run = _patiently(
             lambda: begin_run(
                 config,
