@@ -56,6 +56,20 @@ def test_an_unexpected_error_exits_1_in_one_line(defect, capsys):
     assert printed.splitlines()[-1].endswith("unexpected ZeroDivisionError: division by zero")
 
 
+def test_a_removed_working_directory_is_named_before_the_error(
+    defect, capsys, monkeypatch, tmp_path
+):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    defect(UserError("MLflow does not answer"))
+    assert main(["inspect", "x"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "working directory of this command has been removed" in first and "--temp-dir" in first
+    assert second.endswith("MLflow does not answer")
+
+
 def test_a_refusal_of_the_gate_exits_1_and_an_interrupt_130(defect, capsys):
     defect(GateRefusedError("0.5 does not beat 0.6"))
     assert main(["inspect", "x"]) == 1

@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from cluster.interrupts import Terminated, sigterm_raises
 from pipeline.cli.parser import parse
@@ -19,6 +20,12 @@ from pipeline.cli.verbs import FAILED
 BAD_INPUT, INTERRUPTED = 2, 130
 LIGHT = ("cluster", "config", "inspect", "verify")
 """The verbs that start no engine."""
+
+NO_WORKING_DIRECTORY = (
+    "the working directory of this command has been removed, which may be the cause of what "
+    "follows; if this is a Ray job, several raylets of one machine share a temporary folder, and "
+    "one of them removed it: start each with a --temp-dir of its own"
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,6 +93,8 @@ def _explain(error: Exception, args: argparse.Namespace) -> int:
 
     if args.debug:
         print(redacted("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    if not _has_working_directory():
+        print(f"perceiver {args.verb}: {NO_WORKING_DIRECTORY}", file=sys.stderr)
     expected = find_user_error(error)
     if expected is None:
         hint = "" if args.debug else "; --debug shows the traceback"
@@ -95,6 +104,14 @@ def _explain(error: Exception, args: argparse.Namespace) -> int:
     for line in redacted(str(expected)).splitlines():
         print(f"perceiver {args.verb}: {printable(line)}", file=sys.stderr)
     return FAILED if isinstance(expected, GateRefusedError) else BAD_INPUT
+
+
+def _has_working_directory() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _foreign(error: Exception) -> str:
