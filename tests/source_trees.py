@@ -17,7 +17,7 @@ from pipeline.config.data import DataConfig
 from pipeline.config.load import load_config
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
-from pipeline.preprocess.sources import SourceTable, list_sources
+from pipeline.preprocess.sources import SourceTable, TableStore, list_sources
 
 IMAGE = {"height": 8, "width": 8}
 # What the rows of `write_listing` hold.
@@ -81,7 +81,9 @@ def listed(
     **data: Any,
 ) -> SourceTable:
     """The listing of `data.train`, with other settings as `data_config` takes them."""
-    return list_sources(data_config(train, modalities, **data), known, known_classes)
+    store = TableStore()
+    earlier = [] if known is None else [store.put(known)]
+    return list_sources(data_config(train, modalities, **data), earlier, known_classes, store)
 
 
 def refusal(*args: Any, **data: Any) -> str:

@@ -1,7 +1,6 @@
 """What is decoded again: what has other bytes, not what has other times."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,7 +27,7 @@ def rows_listing(path: Path, images: list[bytes], mtime: int) -> SourceTable:
 def sha256s(source_table: SourceTable, sources: pa.Table, folder: Path) -> list[str | None]:
     """The sha256 of each source's content."""
     plan = folder / "plan.parquet"
-    count = write_plan(replace(source_table, table=sources), plan, 1000)
+    count = write_plan(source_table.with_table(sources), plan, 1000)
     planned = [row for number in range(count) for row in read_plan(plan, number)]
     return [
         source_sha256(row, read_contents(row, source_table.roots[row.split])) for row in planned

@@ -3,7 +3,6 @@
 import gc
 import os
 import tracemalloc
-from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -85,14 +84,14 @@ def test_the_order_of_the_file_system_does_not_matter(many_files, tmp_path, monk
 def test_digests_do_not_see_how_arrow_cut_the_table(many_files):
     source_table = list_sources(data_config(many_files))
     pieces = [source_table.table.slice(start, 777) for start in range(0, NUM_FILES, 777)]
-    cut = replace(source_table, table=pa.concat_tables(pieces))
+    cut = source_table.with_table(pa.concat_tables(pieces))
     assert cut.content_digest == source_table.content_digest
     assert cut.state_digest == source_table.state_digest
 
 
 def test_a_plan_may_be_of_some_samples_alone(many_files, tmp_path):
     source_table = list_sources(data_config(many_files))
-    part = replace(source_table, table=source_table.table.slice(100, 250))
+    part = source_table.with_table(source_table.table.slice(100, 250))
     assert write_plan(part, tmp_path / "p.parquet", 100) == 3
     counts = [len(read_plan(tmp_path / "p.parquet", number)) for number in range(3)]
     assert counts == [100, 100, 50]

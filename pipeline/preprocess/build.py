@@ -7,7 +7,7 @@ of tasks, on their order, or on interruptions. A shard that was committed is not
 
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from pipeline.preprocess.sources import (
     shard_addresses,
     write_plan,
 )
-from pipeline.preprocess.sources.tables import table_digest
+from pipeline.preprocess.sources.digests import table_digest
 from pipeline.runs.console import Console
 from pipeline.runs.user_errors import EXPECTED, raise_user_errors
 from shards import Manifest, PositionSpec, ShardSet, quarantine_table
@@ -114,7 +114,7 @@ def sha256s(source_table: SourceTable, sources: pa.Table) -> list[str | None]:
     """
     with tempfile.TemporaryDirectory(prefix="perceiver-plan-") as folder:
         plan = Path(folder) / "doubtful.parquet"
-        part = replace(source_table, table=sources)
+        part = source_table.with_table(sources)
         shards = write_plan(part, plan, HASHED_AT_ONCE)
         addresses = shard_addresses(part, HASHED_AT_ONCE)
         rows = (
@@ -186,7 +186,7 @@ def _build(
     plan, stale = files
     num_new, addresses = 0, None
     if sources.num_rows:
-        new = replace(source_table, table=sources)
+        new = source_table if changes is None else source_table.with_table(sources)
         num_new = write_plan(new, plan.path, spec.data.samples_per_shard, str(plan.address))
         addresses = shard_addresses(new, spec.data.samples_per_shard)
         plan.send()

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.ray_session import ray_session
 from perceiver_model.config_checks import flatten
 from pipeline.config.base import differences
 from pipeline.config.folders import Folder, folder_at, output_address
@@ -40,7 +41,7 @@ from pipeline.preprocess.identity import (
     stored_reading,
 )
 from pipeline.preprocess.ledger import Ledger, ledger_path, write_ledger
-from pipeline.preprocess.sources import SourceTable, list_sources
+from pipeline.preprocess.sources import SourceTable, TableStore, list_sources
 from pipeline.runs.console import Console
 from pipeline.runs.object_lock import object_lock
 from pipeline.runs.records import RunRecord, write_run_record
@@ -203,16 +204,19 @@ def _alone(final: Folder) -> Iterator[None]:
 def _bring_up_to_date(
     spec: ShardSetSpec, console: Console, *, fresh: bool = False, again: pa.Array | None = None
 ) -> dict[str, Any]:
+    with TableStore(lambda: ray_session(spec.address)) as store:
+        return _with_store(spec, console, store, fresh=fresh, again=again)
+
+
+def _with_store(
+    spec: ShardSetSpec, console: Console, store: TableStore, *, fresh: bool, again: pa.Array | None
+) -> dict[str, Any]:
     base = None if fresh or not _is_there(spec.final) else _open_base(spec)
-    known = (
-        {}
-        if base is None
-        else {
-            "known": base.ledger.table.select(["uri", "split"]),
-            "known_classes": base.manifest.classes,
-        }
-    )
-    source_table = list_sources(spec, **known)
+    if base is None:
+        source_table = list_sources(spec, store=store)
+    else:
+        known = [store.put(base.ledger.table.select(["uri", "split"]))]
+        source_table = list_sources(spec, known, base.manifest.classes, store)
     if base is None:
         return _finish(spec, source_table, None, None, console)
     again = pa.array([], pa.binary()) if again is None else again

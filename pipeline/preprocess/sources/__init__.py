@@ -19,7 +19,7 @@ for each of a million files.
     vocabulary     statistics of a table's training rows
 """
 
-from pipeline.preprocess.sources.listing import SourceTable, list_sources
+from pipeline.preprocess.sources.listing import list_sources
 from pipeline.preprocess.sources.parts import SourceFile, part_file, read_part
 from pipeline.preprocess.sources.plan import (
     SourceRow,
@@ -29,13 +29,18 @@ from pipeline.preprocess.sources.plan import (
     write_plan,
 )
 from pipeline.preprocess.sources.reach import Reach
+from pipeline.preprocess.sources.source_table import SourceChunk, SourceTable
+from pipeline.preprocess.sources.stored_tables import StoredTable, TableStore
 from pipeline.preprocess.sources.vocabulary import fit_rows
 
 __all__ = [
     "Reach",
+    "SourceChunk",
     "SourceFile",
     "SourceRow",
     "SourceTable",
+    "StoredTable",
+    "TableStore",
     "fit_rows",
     "list_sources",
     "part_file",

@@ -1,25 +1,25 @@
 """Classes: their names, in the order of their numbers, and the number of every sample."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config.data import SPLITS, DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.errors import UserError
 from pipeline.media.table.values import name_of
-from pipeline.preprocess.sources.tables import SourceScan, one_chunk
+from pipeline.preprocess.sources.scan import SourceScan
+from pipeline.preprocess.sources.tables import one_chunk
 from shards.manifest_check import MAX_CLASS_NAME
 from shards.plain import printable
 
 
 def class_names(
     data: DataConfig,
-    found: dict[str, SourceScan],
-    samples: pa.Table,
-    splits: np.ndarray,
+    found: Mapping[str, SourceScan],
+    by_split: dict[str, set[str]],
     known: Sequence[str],
 ) -> tuple[str, ...]:
     """Return all classes: the configured ones, or the sorted ones of the training samples.
@@ -30,8 +30,7 @@ def class_names(
     Args:
         data: The section `data` of the configuration.
         found: What was found for each split that has its own source.
-        samples: All samples, of `FOUND_SCHEMA`.
-        splits: The index in `SPLITS` of each sample, int8 `[samples]`.
+        by_split: The classes that the samples of each split have, if a sample has one.
         known: The classes of an existing set, in the order of their numbers.
 
     Raises:
@@ -41,12 +40,7 @@ def class_names(
     target = data.target
     if target.kind == "multi_label":
         by_split = _label_sets(data, found)
-    elif target.kind == "class":
-        by_split = {
-            split: _decoded(pc.unique(samples["label"].filter(pa.array(splits == code))))
-            for code, split in enumerate(SPLITS)
-        }
-    else:
+    elif target.kind != "class":
         return target.classes
     classes = target.classes
     if not classes:
@@ -79,21 +73,18 @@ def class_names(
     return classes
 
 
-def label_numbers(
-    data: DataConfig, samples: pa.Table, splits: np.ndarray, classes: tuple[str, ...]
-) -> np.ndarray:
+def label_numbers(kind: str, samples: pa.Table, classes: tuple[str, ...]) -> np.ndarray:
     """Return the class number of each sample, int64 `[samples]`; -1 if the target is not a class.
 
     Args:
-        data: The section `data` of the configuration.
-        samples: All samples, of `FOUND_SCHEMA`.
-        splits: The index in `SPLITS` of each sample, int8 `[samples]`.
+        kind: The kind of the target.
+        samples: Samples, of `FOUND_SCHEMA`.
         classes: The names from `class_names`.
 
     Raises:
         UserError: A label is a number, and there are not so many classes.
     """
-    if data.target.kind != "class":
+    if kind != "class":
         return np.full(samples.num_rows, -1)
     labels = one_chunk(samples["label"])
     number_of = {_as_value(name): number for number, name in reversed([*enumerate(classes)])}
@@ -126,10 +117,6 @@ def _as_value(name: str) -> str:
         return name
 
 
-def _decoded(labels: pa.Array) -> set[str]:
-    return {os.fsdecode(label) for label in labels.to_pylist() if label is not None}
-
-
 def _sorted(names: set[str], numbered: bool) -> list[str]:
     if numbered and all(_is_number(name) for name in names):
         return sorted(names, key=int)
@@ -145,7 +132,7 @@ def _are_numbers(labels: set[str], classes: tuple[str, ...]) -> bool:
     return bool(labels) and not labels & _spellings(classes) and all(map(_is_number, labels))
 
 
-def _label_sets(data: DataConfig, found: dict[str, SourceScan]) -> dict[str, set[str]]:
+def _label_sets(data: DataConfig, found: Mapping[str, SourceScan]) -> dict[str, set[str]]:
     by_split: dict[str, set[str]] = {}
     for part in found.values():
         if part.values is None and not data.target.classes:

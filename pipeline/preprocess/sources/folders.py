@@ -1,6 +1,7 @@
 """Folders: each file is a sample, or the files of one name are one together."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -13,36 +14,37 @@ from pipeline.preprocess.sources.fields import FIELD_CODES, FieldNames, target_f
 from pipeline.preprocess.sources.grouping import (
     SampleRequirement,
     as_members,
-    group,
-    join_labels,
     parts_of,
 )
 from pipeline.preprocess.sources.parts import exists, is_folder
+from pipeline.preprocess.sources.scan import SourceScan
+from pipeline.preprocess.sources.stored_tables import StoredTable, TableStore
 from pipeline.preprocess.sources.tables import (
     FOUND_SCHEMA,
     REFUSED_SCHEMA,
     Rows,
-    SourceScan,
     concat,
     first_refused,
-    one_chunk,
 )
-from pipeline.preprocess.sources.walk import File, walk
+from pipeline.preprocess.sources.walk import walk
 
 _FILE_SCHEMA = pa.schema(
     [
         ("key", pa.binary()),
         ("field", pa.int8()),
-        ("folder", pa.int32()),
+        ("label", pa.binary()),
         ("path", pa.binary()),
         ("size", pa.int64()),
         ("mtime", pa.string()),
     ]
 )
 LOOSE = "lies beside the class folders"
+FEW_FOLDERS, MOST_LEVELS = 32, 2
+"""Further levels are opened, so often at most, until there are so many folders to list at once."""
+MOST_CALLS = 1024
 
 
-def find_in_folder(data: DataConfig, root: str, field: str) -> SourceScan:
+def find_in_folder(data: DataConfig, root: str, field: str, store: TableStore) -> SourceScan:
     """Find the samples of a folder.
 
     If the target is a class, the label is the first folder on a file's path. With one modality and
@@ -53,6 +55,7 @@ def find_in_folder(data: DataConfig, root: str, field: str) -> SourceScan:
         data: The modalities, the target, and what may be missing.
         root: A folder or URL.
         field: The field of the configuration, for errors.
+        store: Runs the listing.
 
     Raises:
         UserError: The folder is missing, not a folder, empty, or has no class folders.
@@ -74,28 +77,69 @@ def find_in_folder(data: DataConfig, root: str, field: str) -> SourceScan:
         )
     modalities = tuple(data.formats)
     target = target_field(data.target.kind)
-    names = FieldNames(modalities, target) if len(modalities) > 1 or target else None
-    files, refused, folders = _list(walk(filesystem, base), names, by_class)
-    _check_any(files.num_rows, refused, by_class, field, root)
-    labels = join_labels(files["folder"].to_numpy(), folders) if by_class else None
-    if names is None:
-        samples = _each(files, FIELD_CODES[modalities[0]], labels)
-    else:
-        if labels is not None:
-            files = files.append_column("label", labels)
-        wanted = SampleRequirement(modalities, data.allow_missing, target)
-        samples, more = group(as_members(files), wanted)
-        refused = concat([refused, more], REFUSED_SCHEMA)
-    return SourceScan(samples, refused, root, numbered=False)
+    each = len(modalities) == 1 and target is None
+    tables, refused = _listed(store, root, modalities, target, each=each, by_class=by_class)
+    _check_any(sum(table.num_rows for table in tables), refused, by_class, field, root)
+    wanted = None if each else SampleRequirement(modalities, data.allow_missing, target)
+    return SourceScan(tables, refused, root, wanted, numbered=False)
+
+
+def _listed(
+    store: TableStore,
+    root: str,
+    modalities: tuple[str, ...],
+    target: str | None,
+    *,
+    each: bool,
+    by_class: bool,
+) -> tuple[list[StoredTable], pa.Table]:
+    """List a folder in calls of a few folders each, and return the files and the refused ones."""
+    tables: list[StoredTable] = []
+    refused: list[pa.Table] = []
+
+    def run(folders: list[bytes], num_folders: int, *, deep: bool) -> list[bytes]:
+        starts = range(0, len(folders), num_folders)
+        calls = (
+            (root, folders[start : start + num_folders], deep, modalities, target, each, by_class)
+            for start in starts
+        )
+        left: list[bytes] = []
+        for made, (more, below) in store.run(_list, calls):
+            tables.extend(made)
+            refused.append(more)
+            left += below
+        return left
+
+    folders = run([b""], 1, deep=False)
+    for _ in range(MOST_LEVELS):
+        if 0 < len(folders) < FEW_FOLDERS:
+            folders = run(folders, 1, deep=False)
+    run(folders, -(-len(folders) // MOST_CALLS) or 1, deep=True)
+    return tables, concat(refused, REFUSED_SCHEMA)
 
 
 def _list(
-    files: Iterator[File], names: FieldNames | None, by_class: bool
-) -> tuple[pa.Table, pa.Table, list[bytes]]:
-    """Return the files, the refused ones, and the names of the folders in the root."""
+    root: str,
+    folders: list[bytes],
+    deep: bool,
+    modalities: tuple[str, ...],
+    target: str | None,
+    each: bool,
+    by_class: bool,
+) -> Generator[pa.Table, None, tuple[pa.Table, list[bytes]]]:
+    """List some folders below the root, as a step.
+
+    Yields:
+        The files: samples of `FOUND_SCHEMA` if each is one, else members of `MEMBER_SCHEMA`.
+
+    Returns:
+        The refused files, and the folders below that are not listed if the listing is not `deep`.
+    """
+    filesystem, base = filesystem_of(root)
+    names = None if each else FieldNames(modalities, target)
+    finish = partial(_each, FIELD_CODES[modalities[0]]) if each else as_members
     rows, refused = Rows(_FILE_SCHEMA), Rows(REFUSED_SCHEMA)
-    folders: dict[bytes, int] = {}
-    for file in files:
+    for file in walk(filesystem, base, folders, deep=deep):
         first, slash, _ = file.path.partition(b"/")
         reason = file.reason or (LOOSE if by_class and not slash else None)
         if reason is not None:
@@ -106,27 +150,26 @@ def _list(
             folder, slash_before, name = file.path.rpartition(b"/")
             stem, code = names.split(name)
             key = folder + slash_before + stem
-        label = folders.setdefault(first, len(folders)) if by_class else -1
+        label = first if by_class else None
         rows.append(key, code, label, file.path, file.size, file.mtime)
-    return rows.table(), refused.table(), list(folders)
+        yield from map(finish, rows.full())
+    yield from map(finish, rows.rest())
+    return concat(list(refused.rest()), REFUSED_SCHEMA), [] if deep else folders
 
 
-def _each(files: pa.Table, code: int, labels: pa.Array | None) -> pa.Table:
+def _each(code: int, files: pa.Table) -> pa.Table:
     """Make every file a sample of its own."""
     count = files.num_rows
-    paths = one_chunk(files["path"])
-    fields = np.full(count, code)
-    flat = as_members(files.set_column(0, "key", paths))
     return pa.table(
         {
             "split": np.zeros(count, np.int8),
-            "name": paths,
-            "label": pa.nulls(count, pa.binary()) if labels is None else labels,
+            "name": files["path"],
+            "label": files["label"],
             "group": pa.nulls(count, pa.binary()),
             "row": pa.nulls(count, pa.int64()),
             "values_digest": pa.nulls(count, pa.binary()),
             "values_mtime": pa.nulls(count, pa.string()),
-            "parts": parts_of(np.arange(count + 1), fields, flat),
+            "parts": parts_of(np.arange(count + 1), np.full(count, code), as_members(files)),
         },
         schema=FOUND_SCHEMA,
     )

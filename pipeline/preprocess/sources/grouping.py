@@ -1,6 +1,6 @@
 """Groups files or tar members of one name into samples, with vectorised operations."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -180,14 +180,6 @@ def _refused(
 def _ambiguous(twice: int) -> str:
     names = _names(twice) or [".cls" if twice >> CLASS_LABEL & 1 else ".json"]
     return f"two files of its name are {' and '.join(names)}"
-
-
-def join_labels(codes: Sequence[int] | np.ndarray, names: Sequence[bytes]) -> pa.Array:
-    """Return labels from their indices in `names`; -1 means no label."""
-    indices = np.asarray(codes, np.int32)
-    return pa.DictionaryArray.from_arrays(
-        pa.array(indices, mask=indices < 0), pa.array(names, pa.binary())
-    ).cast(pa.binary())
 
 
 def as_members(files: pa.Table) -> pa.Table:

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Generator, Iterator
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -17,19 +18,25 @@ from pipeline.preprocess.sources.parts import opened
 from pipeline.preprocess.sources.reach import Reach
 from pipeline.preprocess.sources.row_files import RowFiles
 from pipeline.preprocess.sources.rows import Batch, TableFile, open_listing
+from pipeline.preprocess.sources.scan import SourceScan
+from pipeline.preprocess.sources.stored_tables import StoredTable, TableStore
 from pipeline.preprocess.sources.tables import (
+    BATCH_ROWS,
     FOUND_SCHEMA,
     REFUSED_SCHEMA,
+    RUN_ROWS,
     Rows,
-    SourceScan,
     binary_parts,
+    concat,
     first_refused,
+    one_chunk,
     split_column,
 )
 from pipeline.preprocess.sources.values import InlineValues
 from pipeline.preprocess.sources.walk import changed
 
 MAX_NAME_BYTES = 4096
+BYTES_TOGETHER = 32 << 20
 MAX_SHOWN = 100
 """A reason quotes at most so many bytes of a wrong value."""
 SPLIT_NAMES = {b"train": 0, b"validation": 1, b"valid": 1, b"val": 1, b"dev": 1, b"test": 2}
@@ -37,7 +44,7 @@ _PARQUET_END = 8
 """The bytes after a Parquet file's footer: its length (4, little-endian) and a magic number (4)."""
 
 
-def find_in_listing(data: DataConfig, source: str, setting: str) -> SourceScan:
+def find_in_listing(data: DataConfig, source: str, setting: str, store: TableStore) -> SourceScan:
     """Find the samples of a listing, in its order.
 
     The name of a row is its key. Without a key it is the path of the row's first file, or else the
@@ -47,6 +54,7 @@ def find_in_listing(data: DataConfig, source: str, setting: str) -> SourceScan:
         data: The modalities, the columns and the target.
         source: The path or URL of a `.csv`, `.parquet` or `.jsonl` file.
         setting: The field of the configuration that names the listing, for errors.
+        store: Runs the reading of rows.
 
     Raises:
         UserError: There is no such file, it is damaged, lacks a column, or has no row that can be
@@ -60,15 +68,58 @@ def find_in_listing(data: DataConfig, source: str, setting: str) -> SourceScan:
     read = table_file.only(tuple(light))
     content, mtime = _parquet_state(source) if heavy else (b"", None)
     reach = Reach(absolute(folder_of(source)), data.allow, data.max_file_bytes)
-    reader = _RowReader(read, reach, content, mtime, is_inline=bool(inline))
-    for batch in read.batches():
-        reader.take(batch)
-    samples, again = _unique(reader.samples.table())
-    refused = pa.concat_tables([reader.refused.table(), again])
-    if not samples.num_rows:
+    reader = RowReader(read, reach, content, mtime, is_inline=bool(inline))
+    if table_file.suffix == ".parquet":
+        results = store.run(_read_groups, ((reader, *piece) for piece in read.pieces(RUN_ROWS)))
+    else:
+        results = store.run(_read_batches, ((reader, some) for some in _together(read.batches())))
+    tables: list[StoredTable] = []
+    refusals: list[pa.Table] = []
+    label_names: dict[str, set[str]] = {}
+    for made, (more, names) in results:
+        tables.extend(made)
+        refusals.append(more)
+        for split, labels in names.items():
+            label_names.setdefault(split, set()).update(labels)
+    refused = concat(refusals, REFUSED_SCHEMA)
+    if not tables:
         raise UserError(f"{setting}={source}: no row can be used{first_refused(refused)}")
-    values = InlineValues(table_file.only(inline)) if inline else None
-    return SourceScan(samples, refused, folder_of(source), values, reader.label_names)
+    return SourceScan(
+        tables,
+        refused,
+        folder_of(source),
+        is_listing=True,
+        values=InlineValues(table_file.only(inline)) if inline else None,
+        label_names=label_names,
+    )
+
+
+def _together(batches: Iterator[Batch]) -> Iterator[list[Batch]]:
+    """Yield batches in groups, of which a step takes one."""
+    some: list[Batch] = []
+    rows = size = 0
+    for batch in batches:
+        some.append(batch)
+        rows += len(batch.arrays[0])
+        size += sum(array.nbytes for array in batch.arrays)
+        if rows >= BATCH_ROWS or size >= BYTES_TOGETHER:
+            yield some
+            some, rows, size = [], 0, 0
+    if some:
+        yield some
+
+
+_Made: TypeAlias = Generator[pa.Table, None, tuple[pa.Table, dict[str, set[str]]]]
+
+
+def _read_groups(reader: "RowReader", start: int, groups: list[int]) -> _Made:
+    """Turn row groups of a Parquet file into samples, as a step."""
+    return reader.read(reader.table_file.batches_of(start, groups))
+
+
+def _read_batches(reader: "RowReader", batches: list[Batch]) -> _Made:
+    """Turn rows into samples, as a step."""
+    return reader.read(iter(batches))
 
 
 def _parquet_state(source: str) -> tuple[bytes, str]:
@@ -88,7 +139,7 @@ def _parquet_state(source: str) -> tuple[bytes, str]:
     return hashed.digest(), changed(info)
 
 
-class _RowReader:
+class RowReader:
     """Turns batches of rows into samples and refusals.
 
     Args:
@@ -108,18 +159,37 @@ class _RowReader:
         *,
         is_inline: bool,
     ) -> None:
+        self.table_file = table_file
         self._columns = table_file.columns
         self._content, self._mtime = content, mtime
         self._is_inline = is_inline
         self._name = os.fsencode(file_name(table_file.source))
         self._files = RowFiles(reach)
-        self.samples, self.refused = Rows(FOUND_SCHEMA), Rows(REFUSED_SCHEMA)
-        self.label_names: dict[str, set[str]] = {}
+        self._samples, self._refused = Rows(FOUND_SCHEMA), Rows(REFUSED_SCHEMA)
+        self._label_names: dict[str, set[str]] = {}
 
-    def take(self, batch: Batch) -> None:
+    def __reduce__(self) -> tuple:
+        make = partial(RowReader, is_inline=self._is_inline)
+        return make, (self.table_file, self._files.reach, self._content, self._mtime)
+
+    def read(self, batches: Iterator[Batch]) -> _Made:
+        """Yield the samples of some batches.
+
+        Returns:
+            The refused rows, and the labels of each split.
+        """
+        for batch in batches:
+            self._take(batch)
+            yield from self._samples.full()
+        yield from self._samples.rest()
+        refused, label_names = concat(list(self._refused.rest()), REFUSED_SCHEMA), self._label_names
+        self._label_names = {}
+        return refused, label_names
+
+    def _take(self, batch: Batch) -> None:
         """Add the rows of a batch."""
         for line, problem in batch.unread:
-            self.refused.append(self._name + b"#line %d" % line, None, problem)
+            self._refused.append(self._name + b"#line %d" % line, None, problem)
         count = len(batch.arrays[0])
         reasons = _reasons(self._columns, batch)
         by_use = {
@@ -154,17 +224,17 @@ class _RowReader:
                 reason = reason or f"its name has {len(name)} bytes, more than {MAX_NAME_BYTES}"
                 name = self._name + b"#%d" % row
             if reason is not None:
-                self.refused.append(name, None if split is None else SPLITS[split], reason)
+                self._refused.append(name, None if split is None else SPLITS[split], reason)
                 continue
             assert split is not None  # a missing split has a reason
             label = labels and labels[index]
             number = row if self._is_inline else None
             group = groups and groups[index]
-            self.samples.append(
+            self._samples.append(
                 split, name, label, group, number, digests[index], self._mtime, parts
             )
             for names in label_lists:
-                self.label_names.setdefault(SPLITS[split], set()).update(names[index])
+                self._label_names.setdefault(SPLITS[split], set()).update(names[index])
 
     def _row_name(
         self, key: bytes | None, paths: dict[str, list[bytes | None]], index: int, row: int
@@ -235,12 +305,11 @@ def _value_bytes(array: pa.Array) -> Iterator[bytes | memoryview]:
             yield json.dumps(value).encode()
 
 
-def _unique(samples: pa.Table) -> tuple[pa.Table, pa.Table]:
+def unique(samples: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Return the samples whose name is new, and refusals of those whose name an earlier row has."""
     if not samples.num_rows:
         return samples, REFUSED_SCHEMA.empty_table()
-    codes = samples["name"].combine_chunks().dictionary_encode()
-    codes = codes.combine_chunks() if isinstance(codes, pa.ChunkedArray) else codes
+    codes = one_chunk(samples["name"]).dictionary_encode()
     _, first = np.unique(codes.indices.to_numpy(), return_index=True)
     if len(first) == samples.num_rows:
         return samples, REFUSED_SCHEMA.empty_table()

@@ -5,8 +5,10 @@ A worker reads the whole footer of a file to find one shard in it, so a file has
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.preprocess.sources.listing import SourceTable
+from pipeline.config.data import SPLITS
+from pipeline.config.folders import folder_at
 from pipeline.preprocess.sources.parts import SourceFile, opened
+from pipeline.preprocess.sources.source_table import SourceTable
+from pipeline.preprocess.sources.stored_tables import StoredTable
 from pipeline.preprocess.sources.tables import addresses_of, without_addresses
 from pipeline.preprocess.sources.values import InlineValues, read_row_values
+from pipeline.runs.storage import upload
 
 _VALUES = b"values"
 SHARDS_IN_A_FILE = 256
@@ -76,14 +82,45 @@ def write_plan(
                 about["path"] = f"{address}{copy}"
             prepared[inline] = about
     values = {split: prepared[inline] for split, inline in source_table.values.items()}
-    table = without_addresses(source_table.table)
-    table = table.replace_schema_metadata({_VALUES: json.dumps(values).encode()})
-    cuts = list(_cuts(table, samples_per_shard))
-    for first in range(0, len(cuts), SHARDS_IN_A_FILE):
-        with pq.ParquetWriter(_file_of(path, first), table.schema) as writer:
-            for start, count in cuts[first : first + SHARDS_IN_A_FILE]:
+    calls = _files(source_table, samples_per_shard, address or str(path), json.dumps(values))
+    for _ in source_table.store.run(_write_file, calls):
+        pass
+    return sum(1 for _ in _cuts(source_table, samples_per_shard))
+
+
+def _files(
+    source_table: SourceTable, samples_per_shard: int, address: str, values: str
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the arguments of `_write_file` for each file of a plan."""
+    chunks = [chunk.stored for chunk in source_table.chunks]
+    ends = np.cumsum([chunk.num_rows for chunk in chunks])
+    cuts = _cuts(source_table, samples_per_shard)
+    number = 0
+    while some := list(islice(cuts, SHARDS_IN_A_FILE)):
+        first, (start, count) = some[0][0], some[-1]
+        begin = int(np.searchsorted(ends, first, "right"))
+        end = int(np.searchsorted(ends, start + count, "left")) + 1
+        offset = int(ends[begin]) - chunks[begin].num_rows
+        local = [(start - offset, count) for start, count in some]
+        yield chunks[begin:end], local, _file_of(address, number), values
+        number += SHARDS_IN_A_FILE
+
+
+def _write_file(
+    chunks: list[StoredTable], cuts: list[tuple[int, int]], address: str, values: str
+) -> Iterator[pa.Table]:
+    """Write a file of the plan with a row group for each cut, as a step."""
+    yield from ()
+    table = without_addresses(pa.concat_tables([chunk.load() for chunk in chunks]))
+    table = table.replace_schema_metadata({_VALUES: values.encode()})
+    target = folder_at(address)
+    with tempfile.TemporaryDirectory(prefix="perceiver-plan-") as folder:
+        path = target if isinstance(target, Path) else Path(folder) / target.name
+        with pq.ParquetWriter(path, table.schema) as writer:
+            for start, count in cuts:
                 writer.write_table(table.slice(start, count), row_group_size=count)
-    return len(cuts)
+        if path != target:
+            upload(path, target)
 
 
 def shard_addresses(source_table: SourceTable, samples_per_shard: int) -> list[str] | None:
@@ -97,19 +134,21 @@ def shard_addresses(source_table: SourceTable, samples_per_shard: int) -> list[s
         A text for each shard, for `read_plan`, to be kept in memory only. None if nothing was left
         out.
     """
-    if not any(addresses_of(source_table.table)):
+    if not any(chunk.stored.holds_secrets for chunk in source_table.chunks):
         return None
-    cuts = _cuts(source_table.table, samples_per_shard)
-    return [json.dumps(addresses_of(source_table.table.slice(*cut))) for cut in cuts]
+    table = source_table.table.select(["parts"])
+    cuts = _cuts(source_table, samples_per_shard)
+    return [json.dumps(addresses_of(table.slice(*cut))) for cut in cuts]
 
 
-def _cuts(table: pa.Table, samples_per_shard: int) -> Iterator[tuple[int, int]]:
+def _cuts(source_table: SourceTable, samples_per_shard: int) -> Iterator[tuple[int, int]]:
     """Yield the first row and the number of rows of each shard."""
-    codes = table["split"].combine_chunks().indices.to_numpy() if table.num_rows else np.array([])
-    borders = np.flatnonzero(np.diff(codes)) + 1
-    for first, last in zip([0, *borders], [*borders, table.num_rows], strict=True):
-        for start in range(int(first), int(last), samples_per_shard):
-            yield start, min(samples_per_shard, int(last) - start)
+    first = 0
+    for split in SPLITS:
+        last = first + source_table.counts().get(split, 0)
+        for start in range(first, last, samples_per_shard):
+            yield start, min(samples_per_shard, last - start)
+        first = last
 
 
 def plan_files(path: Path) -> list[Path]:

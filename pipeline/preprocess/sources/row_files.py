@@ -22,14 +22,14 @@ class RowFiles:
     """
 
     def __init__(self, reach: Reach) -> None:
-        self._reach = reach
+        self.reach = reach
         self._real_folders: dict[str, str] = {}
 
     def named(self, path: bytes) -> bytes:
         """Return a path without secrets."""
         if b"?" not in path and b"://" not in path:
             return path
-        return os.fsencode(named(os.fsdecode(path), self._reach.root))
+        return os.fsencode(named(os.fsdecode(path), self.reach.root))
 
     def parts(self, paths: dict[str, bytes | None]) -> tuple[list[dict[str, Any]], str | None]:
         """Return the files of a row, and the reason if one cannot be used.
@@ -62,7 +62,7 @@ class RowFiles:
             OSError: The disk does not have the file.
         """
         try:
-            filesystem, full = self._reach.resolve(path)
+            filesystem, full = self.reach.resolve(path)
         except MediaError:
             raise
         except (ValueError, ImportError) as error:
@@ -87,9 +87,9 @@ class RowFiles:
         if name in ("", ".", ".."):
             folder, name = path, ""
         real_path = f"{self._real_folder(folder).rstrip('/')}/{name}".rstrip("/") or "/"
-        if self._reach.holds(real_path) and name and stat.S_ISLNK(os.lstat(path).st_mode):
+        if self.reach.holds(real_path) and name and stat.S_ISLNK(os.lstat(path).st_mode):
             real_path = os.path.realpath(path)
-        if not self._reach.holds(real_path):
+        if not self.reach.holds(real_path):
             raise MediaError(OUTSIDE)
 
     def _real_folder(self, folder: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -83,9 +83,45 @@ class TableFile:
         Raises:
             UserError: The file as a whole is damaged.
         """
-        readers = {".csv": _csv_batches, ".parquet": _parquet_batches, ".jsonl": _json_batches}
+        if self.suffix == ".parquet":
+            every = [group for _, groups in self.pieces(BATCH_ROWS) for group in groups]
+            yield from self.batches_of(0, every)
+            return
+        reader = _csv_batches if self.suffix == ".csv" else _json_batches
         try:
-            yield from readers[self.suffix](self)
+            yield from reader(self)
+        except LISTING_ERRORS as error:
+            raise self._error(f"cannot be read: {_reason(error)}") from None
+
+    def pieces(self, rows: int) -> Iterator[tuple[int, list[int]]]:
+        """Yield the first row and the row groups of pieces of a Parquet file, of some rows each.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        try:
+            with opened(self.source) as file:
+                about = open_parquet(file, "it").metadata
+        except LISTING_ERRORS as error:
+            raise self._error(f"cannot be read: {_reason(error)}") from None
+        start, count, groups = 0, 0, list[int]()
+        for group in range(about.num_row_groups):
+            if groups and count + about.row_group(group).num_rows > rows:
+                yield start, groups
+                start, count, groups = start + count, 0, []
+            groups.append(group)
+            count += about.row_group(group).num_rows
+        yield start, groups
+
+    def batches_of(self, start: int, groups: list[int]) -> Iterator[Batch]:
+        """Yield the rows of some row groups of a Parquet file; see `pieces`.
+
+        Raises:
+            UserError: The file as a whole is damaged.
+        """
+        try:
+            with opened(self.source) as file:
+                yield from _parquet_batches(self, file, start, groups)
         except LISTING_ERRORS as error:
             raise self._error(f"cannot be read: {_reason(error)}") from None
 
@@ -196,15 +232,15 @@ def _typed(table_file: TableFile, start: int, rows: pa.RecordBatch) -> Batch:
     return Batch(start, [array for array, _ in pairs], [bad for _, bad in pairs])
 
 
-def _parquet_batches(table_file: TableFile) -> Iterator[Batch]:
+def _parquet_batches(
+    table_file: TableFile, file: BinaryIO, start: int, groups: list[int]
+) -> Iterator[Batch]:
     names = list(dict.fromkeys(column.name for column in table_file.columns))
-    start = 0
-    with opened(table_file.source) as file:
-        parquet = open_parquet(file, "it")
-        for group in range(parquet.num_row_groups):
-            for rows in group_batches(file, parquet, group, names, BATCH_ROWS):
-                yield _typed(table_file, start, rows)
-                start += rows.num_rows
+    parquet = open_parquet(file, "it")
+    for group in groups:
+        for rows in group_batches(file, parquet, group, names, BATCH_ROWS):
+            yield _typed(table_file, start, rows)
+            start += rows.num_rows
 
 
 # --- JSON Lines ---

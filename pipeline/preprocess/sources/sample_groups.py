@@ -9,25 +9,21 @@ import pyarrow as pa
 
 from pipeline.config.data import SPLITS
 from pipeline.errors import UserError
-from pipeline.preprocess.sources.split import TRAIN, VALIDATION, known_splits, ranks
+from pipeline.preprocess.sources.split import TRAIN, VALIDATION, ranks
 from pipeline.preprocess.sources.tables import BATCH_ROWS, one_chunk
 
 _MAX_SHOWN = 100
 _MAX_NAMED = 3
 
 
-def groups_by_pattern(names: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
-    """Return the group of each sample: what the pattern captures on its name.
+def group_pattern(pattern: str) -> re.Pattern[str]:
+    """Compile the pattern that names the groups of files.
 
     Args:
-        names: The names of the samples, binary: paths below the root of their source.
-        pattern: A regular expression with one capturing group. It may match anywhere in a name.
-
-    Returns:
-        The groups, binary, without nulls.
+        pattern: A regular expression with one capturing group.
 
     Raises:
-        UserError: The pattern is not such an expression, or captures nothing on a name.
+        UserError: The pattern is not such an expression.
     """
     try:
         compiled = re.compile(pattern)
@@ -42,6 +38,23 @@ def groups_by_pattern(names: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
             "round brackets around the part of the path that names the group, and write all other "
             "brackets as (?:…)"
         )
+    return compiled
+
+
+def groups_by_pattern(names: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
+    """Return the group of each sample: what the pattern captures on its name.
+
+    Args:
+        names: The names of the samples, binary: paths below the root of their source.
+        pattern: The expression of `group_pattern`. It may match anywhere in a name.
+
+    Returns:
+        The groups, binary, without nulls.
+
+    Raises:
+        UserError: The pattern is not such an expression, or captures nothing on a name.
+    """
+    compiled = group_pattern(pattern)
     found: list[pa.Array] = []
     for start in range(0, len(names), BATCH_ROWS):
         captured = []
@@ -57,20 +70,43 @@ def groups_by_pattern(names: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
     return pa.chunked_array(found, pa.binary())
 
 
-def refuse_shared_groups(groups: pa.ChunkedArray, splits: np.ndarray, setting: str) -> None:
+def groups_of(samples: pa.Table, splits: np.ndarray, targets: np.ndarray | None = None) -> pa.Table:
+    """Count samples by group, split and class.
+
+    Args:
+        samples: A table with the column `group`.
+        splits: The index in `SPLITS` of each sample, or -1, int8 `[samples]`.
+        targets: The class numbers, int64 `[samples]`, or None to leave them out.
+
+    Returns:
+        The columns `group`, `split`, `target` and `count`, by the first appearance.
+    """
+    ones = np.ones(samples.num_rows, np.int64)
+    given = np.zeros(samples.num_rows, np.int64) if targets is None else targets
+    table = pa.table({"group": samples["group"], "split": splits, "target": given, "count": ones})
+    return sum_groups(table)
+
+
+def sum_groups(table: pa.Table) -> pa.Table:
+    """Add up the counts of equal groups, splits and classes in tables of `groups_of`."""
+    keys = ["group", "split", "target"]
+    summed = table.group_by(keys, use_threads=False).aggregate([("count", "sum")])
+    return summed.select([*keys, "count_sum"]).rename_columns([*keys, "count"])
+
+
+def refuse_shared_groups(counted: pa.Table, setting: str) -> None:
     """Refuse groups that have samples in more than one split.
 
     Args:
-        groups: The group of each sample, binary.
-        splits: The index in `SPLITS` of each sample, int8 `[samples]`.
+        counted: All samples, counted by `groups_of` in their final splits.
         setting: The value of `data.group`, for the error.
 
     Raises:
         UserError: There is such a group; the text names up to three of them.
     """
-    numbers, names = _numbered(groups)
+    numbers, names = _numbered(counted["group"])
     lies_in = np.zeros((len(names), len(SPLITS)), bool)
-    lies_in[numbers, splits] = True
+    lies_in[numbers, counted["split"].to_numpy()] = True
     shared = np.flatnonzero(lies_in.sum(1) > 1)
     if len(shared):
         examples = "; ".join(
@@ -109,14 +145,7 @@ class _Held:
             self.left[code] -= count
 
 
-def hold_out_groups(
-    samples: pa.Table,
-    share: float,
-    seed: int,
-    known: pa.Table | None,
-    num_classes: int,
-    targets: np.ndarray,
-) -> np.ndarray:
+def hold_out_groups(counted: pa.Table, share: float, seed: int, num_classes: int) -> pa.Table:
     """Hold out whole groups for validation, so that each class comes near to its share.
 
     Groups are tried in the order of the hashes of their names. One is held out if that brings the
@@ -125,32 +154,32 @@ def hold_out_groups(
     stays in training. The result depends only on the groups and the seed.
 
     Args:
-        samples: A table with the columns `name` and `group`.
-        share: The share of each class. The samples in `known` count.
+        counted: All training samples, counted by `groups_of`. Earlier samples have their split, and
+            their groups stay in it; new samples have -1.
+        share: The share of each class. Earlier samples count.
         seed: The seed of the hash.
-        known: The columns `uri` and `split` of earlier samples. Their groups stay in their split.
         num_classes: The number of classes, at least 1.
-        targets: The class numbers, int64 `[samples]`.
 
     Returns:
-        The index in `SPLITS` of each sample, int8 `[samples]`.
+        For each group the columns `group` and `split`, the index in `SPLITS`, int8.
 
     Raises:
         UserError: There is only one group, each group would leave a class without training
             samples, or earlier samples of one group lie in different splits.
     """
-    numbers, names = _numbered(samples["group"])
+    numbers, names = _numbered(counted["group"])
     if len(names) < 2:
         raise UserError(
             f"data.validation={share:g}: all samples are of one group by data.group "
             f"({_shown(names[0].as_py())}), and two splits need two; mend data.group, or give "
             "validation a source of its own"
         )
-    before = _splits_of_known_groups(known_splits(samples, known), numbers, names)
-    counts = np.bincount(targets, minlength=num_classes)
+    targets, weights = counted["target"].to_numpy(), counted["count"].to_numpy()
+    before = _splits_of_known_groups(counted["split"].to_numpy(), numbers, names)
+    counts = np.bincount(targets, weights, minlength=num_classes).astype(np.int64)
     wanted = np.minimum(np.maximum(1, np.rint(share * counts)), np.maximum(counts - 1, 0))
     state = _Held(wanted.astype(int).tolist(), [0] * num_classes, counts.tolist())
-    classes_of = _classes_of_groups(numbers, targets, len(names), num_classes)
+    classes_of = _classes_of_groups(numbers, targets, weights, len(names), num_classes)
     sides = before.copy()
     for number in np.flatnonzero(before == VALIDATION).tolist():
         state.take(classes_of[number])
@@ -168,7 +197,7 @@ def hold_out_groups(
             f"data.validation={share:g}: each class has a single group by data.group, so none can "
             "be held out; add groups, mend data.group, or give validation a source of its own"
         )
-    return sides[numbers]
+    return pa.table({"group": names, "split": sides})
 
 
 def _fill_empty_classes(
@@ -217,10 +246,15 @@ def _splits_of_known_groups(splits: np.ndarray, numbers: np.ndarray, names: pa.A
 
 
 def _classes_of_groups(
-    numbers: np.ndarray, targets: np.ndarray, num_groups: int, num_classes: int
+    numbers: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    num_groups: int,
+    num_classes: int,
 ) -> list[list[tuple[int, int]]]:
     """Return for each group its classes and how many samples it has of each."""
-    pairs, counts = np.unique(numbers * num_classes + targets, return_counts=True)
+    pairs, where = np.unique(numbers * num_classes + targets, return_inverse=True)
+    counts = np.bincount(where.reshape(-1), weights).astype(np.int64)
     found: list[list[tuple[int, int]]] = [[] for _ in range(num_groups)]
     for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
         found[pair // num_classes].append((pair % num_classes, count))

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.data import SPLITS
-from pipeline.errors import UserError
 from pipeline.preprocess.sources.tables import BATCH_ROWS, binary_parts, one_chunk
 
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
@@ -39,51 +38,6 @@ def ranks(names: pa.Array | pa.ChunkedArray, split: str, seed: int) -> np.ndarra
     return np.frombuffer(found, ">u8").astype(np.uint64)
 
 
-def hold_out(
-    samples: pa.Table,
-    share: float,
-    seed: int,
-    known: pa.Table | None,
-    classes: tuple[str, ...],
-    targets: np.ndarray,
-) -> np.ndarray:
-    """Hold out `share` of each class for validation, and at least one of its samples.
-
-    The choice is by hash, so that it stays the same.
-
-    Args:
-        samples: A table with the column `name`.
-        share: The share of each class. The samples in `known` count.
-        seed: The seed of the hash.
-        known: The columns `uri` and `split` of earlier samples, which stay in their split.
-        classes: The names of the classes; empty if all samples count as one class.
-        targets: The class numbers, int64 `[samples]`.
-
-    Returns:
-        The index in `SPLITS` of each sample, int8 `[samples]`.
-
-    Raises:
-        UserError: A class has only one sample.
-    """
-    counts = np.bincount(targets, minlength=max(1, len(classes)))
-    if (counts == 1).any():
-        what = f"class {classes[int(np.argmax(counts == 1))]!r} has" if classes else "there is"
-        raise UserError(
-            f"data.validation={share:g}: {what} only one file, so none would be left to train on; "
-            "add files, or give validation a folder of its own"
-        )
-    splits = known_splits(samples, known)
-    wanted = np.minimum(np.maximum(1, np.rint(share * counts)), np.maximum(counts - 1, 0))
-    held = np.bincount(targets[splits == VALIDATION], minlength=len(counts))
-    missing = np.maximum(wanted - held, 0)
-    new = np.flatnonzero(splits < 0)
-    by_rank = new[np.lexsort((ranks(samples["name"], SPLITS[TRAIN], seed)[new], targets[new]))]
-    firsts = np.searchsorted(targets[by_rank], np.arange(len(counts)))
-    rank = np.arange(len(by_rank)) - firsts[targets[by_rank]]
-    splits[by_rank] = np.where(rank < missing[targets[by_rank]], VALIDATION, TRAIN)
-    return splits
-
-
 def known_splits(samples: pa.Table, known: pa.Table | None) -> np.ndarray:
     """Return the splits of earlier samples, and -1 for new ones."""
     splits = np.full(samples.num_rows, -1, np.int8)
@@ -99,23 +53,23 @@ def known_splits(samples: pa.Table, known: pa.Table | None) -> np.ndarray:
     return splits
 
 
-def order_of(splits: np.ndarray, names: pa.Table, rows: np.ndarray, seed: int) -> np.ndarray:
-    """Return the order of samples in shards: by split, then by row, or by hash without a row.
+def order_of(splits: np.ndarray, samples: pa.Table, seed: int) -> np.ndarray:
+    """Return the key that orders each sample within its split: its row, or a hash without a row.
 
     Args:
         splits: The index in `SPLITS` of each sample, int8 `[samples]`.
-        names: A table with the column `name`.
-        rows: The row of each sample in a listing, -1 if it has none, int64 `[samples]`.
+        samples: A table with the columns `name` and `row`.
         seed: The seed of the hash.
 
     Returns:
-        The indices of the samples in their order, int64 `[samples]`.
+        uint64 `[samples]`.
     """
+    rows = samples["row"].fill_null(-1).to_numpy()
     keys = rows.astype(np.uint64)
     for code, split in enumerate(SPLITS):
         where = np.flatnonzero((splits == code) & (rows < 0))
         if len(where) == len(splits):
-            keys = ranks(names["name"], split, seed)
+            keys = ranks(samples["name"], split, seed)
         elif len(where):
-            keys[where] = ranks(names["name"].take(pa.array(where)), split, seed)
-    return np.lexsort((keys, splits))
+            keys[where] = ranks(samples["name"].take(pa.array(where)), split, seed)
+    return keys

@@ -1,9 +1,7 @@
 """The tables that hold sources, and their digests."""
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -54,6 +52,8 @@ FOUND_SCHEMA = pa.schema(
     ]
 )
 BATCH_ROWS = 1 << 15
+RUN_ROWS = 1 << 17
+"""A table of listed rows has about so many."""
 
 
 class Rows:
@@ -67,12 +67,10 @@ class Rows:
         self.schema = schema
         self._pending: list[tuple[Any, ...]] = []
         self._batches: list[pa.RecordBatch] = []
-        self.num_rows = 0
 
     def append(self, *values: Any) -> None:
         """Add one row. The values are in the order of the schema."""
         self._pending.append(values)
-        self.num_rows += 1
         if len(self._pending) == BATCH_ROWS:
             self._flush()
 
@@ -84,36 +82,19 @@ class Rows:
         self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=self.schema))
         self._pending.clear()
 
-    def table(self) -> pa.Table:
-        """Return all rows so far."""
+    def full(self) -> Iterator[pa.Table]:
+        """Yield the rows so far as a table, and drop them, once there are many."""
+        if len(self._batches) * BATCH_ROWS >= RUN_ROWS:
+            yield pa.Table.from_batches(self._batches, self.schema)
+            self._batches = []
+
+    def rest(self) -> Iterator[pa.Table]:
+        """Yield the rows that are left as a table, if there are any."""
         if self._pending:
             self._flush()
-        return pa.Table.from_batches(self._batches, self.schema)
-
-
-@dataclass(frozen=True)
-class SourceScan:
-    """The samples that were found in one source.
-
-    Attributes:
-        samples: The samples, of `FOUND_SCHEMA`.
-        refused: The refused sources, of `REFUSED_SCHEMA`; their `uri` does not begin with the
-            split.
-        root: The folder or URL that the parts' paths lie below, with what gives access to it.
-        values: The listing whose rows hold values, or None.
-        label_names: For `multi_label`, the labels that occur in each split.
-        numbered: Whether labels that are all numbers are sorted as numbers. False for folder names.
-        confined: Whether only files below the root may be read, because the sources themselves name
-            the paths.
-    """
-
-    samples: pa.Table
-    refused: pa.Table
-    root: str
-    values: Any = None
-    label_names: dict[str, set[str]] = field(default_factory=dict)
-    numbered: bool = True
-    confined: bool = True
+        if self._batches:
+            yield pa.Table.from_batches(self._batches, self.schema)
+            self._batches = []
 
 
 def without_addresses(table: pa.Table) -> pa.Table:
@@ -179,50 +160,3 @@ def binary_parts(column: pa.Array) -> tuple[np.ndarray, memoryview]:
     _, offsets, data = column.buffers()
     ends = np.frombuffer(offsets, np.int32, len(column) + 1, column.offset * 4)
     return ends, memoryview(data if data is not None else b"")
-
-
-def table_digest(tables: Sequence[pa.Table]) -> str:
-    """Return the sha256 of all rows in their order, as hexadecimal digits.
-
-    It does not depend on how the tables are cut into chunks.
-    """
-    hashed = hashlib.sha256()
-    for table in tables:
-        for name in table.column_names:
-            hashed.update(f"{name}\0{table.num_rows}\0".encode())
-            for chunk in _even_chunks(table[name]):
-                for piece in _bytes_of(chunk):
-                    hashed.update(piece)
-    return hashed.hexdigest()
-
-
-def _even_chunks(column: pa.ChunkedArray) -> Iterator[pa.Array]:
-    """Yield pieces of a fixed number of rows: the digest must not depend on Arrow's chunks."""
-    for start in range(0, len(column), BATCH_ROWS):
-        yield one_chunk(column.slice(start, BATCH_ROWS))
-
-
-def _bytes_of(array: pa.Array) -> Iterator[bytes | memoryview]:
-    """Yield the nulls, lengths and values of an array, as bytes."""
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    yield np.packbits(array.is_valid().to_numpy(zero_copy_only=False)).tobytes()
-    if pa.types.is_list(array.type):
-        yield (
-            array.value_lengths()
-            .fill_null(0)
-            .to_numpy(zero_copy_only=False)
-            .astype("<i4")
-            .tobytes()
-        )
-        yield from _bytes_of(array.flatten())
-    elif pa.types.is_struct(array.type):
-        for child in array.flatten():
-            yield from _bytes_of(child)
-    elif pa.types.is_binary(array.type) or pa.types.is_string(array.type):
-        empty = b"" if pa.types.is_binary(array.type) else ""
-        offsets, data = binary_parts(array.fill_null(empty))
-        yield np.diff(offsets).astype("<i4").tobytes()
-        yield data[offsets[0] : offsets[-1]]
-    else:
-        yield array.fill_null(0).to_numpy(zero_copy_only=False).astype("<i8").tobytes()

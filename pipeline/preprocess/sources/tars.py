@@ -2,7 +2,10 @@
 
 import os
 import re
+from collections.abc import Generator, Iterator
 from typing import IO, Any
+
+import pyarrow as pa
 
 from pipeline.config.data import DataConfig
 from pipeline.errors import UserError
@@ -16,15 +19,15 @@ from pipeline.preprocess.sources.fields import (
     FieldNames,
     target_field,
 )
-from pipeline.preprocess.sources.grouping import MEMBER_SCHEMA, SampleRequirement, group
+from pipeline.preprocess.sources.grouping import MEMBER_SCHEMA, SampleRequirement
 from pipeline.preprocess.sources.parts import opened_at, read_errors, redacted_line, retry_if_exists
 from pipeline.preprocess.sources.reach import Reach
+from pipeline.preprocess.sources.scan import SourceScan
+from pipeline.preprocess.sources.stored_tables import StoredTable, TableStore
 from pipeline.preprocess.sources.tables import (
     REFUSED_SCHEMA,
     Rows,
-    SourceScan,
     concat,
-    first_refused,
 )
 from pipeline.preprocess.sources.tar_members import (
     MAX_NAME_BYTES,
@@ -38,9 +41,11 @@ from pipeline.preprocess.sources.walk import changed, is_local
 
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$")
 MAX_CLASS_BYTES = 1000
+TARS_AT_ONCE = 8
+"""A step reads so many tars."""
 
 
-def find_in_tars(data: DataConfig, pattern: str, field: str) -> SourceScan:
+def find_in_tars(data: DataConfig, pattern: str, field: str, store: TableStore) -> SourceScan:
     """Find the samples of tars by WebDataset's rules.
 
     A key is a member's path up to the first dot of its file name. The rest of the name says the
@@ -51,13 +56,12 @@ def find_in_tars(data: DataConfig, pattern: str, field: str) -> SourceScan:
         data: The modalities, the target, and what may be missing.
         pattern: A tar, a glob or brace range of tars, or their folder; a path or URL.
         field: The field of the configuration, for errors.
+        store: Runs the reading of the tars.
 
     Raises:
         UserError: There is no tar, one is missing or compressed, or no sample is in them.
     """
     target = target_field(data.target.kind)
-    names = FieldNames(tuple(data.formats), target)
-    members, refused = Rows(MEMBER_SCHEMA), Rows(REFUSED_SCHEMA)
     if _COMPRESSED.search(base_of(pattern)):
         raise UserError(
             f"{field}={pattern}: is compressed, and samples are read as ranges of a tar; unpack it "
@@ -65,20 +69,40 @@ def find_in_tars(data: DataConfig, pattern: str, field: str) -> SourceScan:
         )
     root, tars = find_tars(pattern, field)
     label_key = data.target.key if data.target.kind == "class" else None
+    tables: list[StoredTable] = []
+    refused: list[pa.Table] = []
+    calls = (
+        (root, tars[start : start + TARS_AT_ONCE], tuple(data.formats), target, label_key)
+        for start in range(0, len(tars), TARS_AT_ONCE)
+    )
+    try:
+        for made, more in store.run(_read_tars, calls):
+            tables.extend(made)
+            refused.append(more)
+    except UnreadableTarError as error:
+        raise UserError(f"{field}={pattern}: {error}") from error.__cause__
+    return SourceScan(
+        tables,
+        concat(refused, REFUSED_SCHEMA),
+        root,
+        SampleRequirement(tuple(data.formats), data.allow_missing, target),
+        nothing=f"{field}={pattern}: no sample is in its tars",
+        confined=False,
+    )
+
+
+def _read_tars(
+    root: str, tars: list[str], modalities: tuple[str, ...], target: str | None, key: str | None
+) -> Generator[pa.Table, None, pa.Table]:
+    """Read the headers of some tars, as a step. Yield members, and return what is refused."""
+    names = FieldNames(modalities, target)
+    members, refused = Rows(MEMBER_SCHEMA), Rows(REFUSED_SCHEMA)
     for path in tars:
         filesystem, full = Reach(root, confined=False).resolve(path)
-        try:
-            _read_tar(filesystem, full, path, names, label_key, members, refused)
-        except _UnreadableTarError as error:
-            raise UserError(f"{field}={pattern}: {error}") from error.__cause__
-    wanted = SampleRequirement(tuple(data.formats), data.allow_missing, target)
-    samples, more = group(members.table(), wanted)
-    found_refused = concat([refused.table(), more], REFUSED_SCHEMA)
-    if not samples.num_rows:
-        raise UserError(
-            f"{field}={pattern}: no sample is in its tars{first_refused(found_refused)}"
-        )
-    return SourceScan(samples, found_refused, root, confined=False)
+        for _ in _read_tar(filesystem, full, path, names, key, members, refused):
+            yield from members.full()
+    yield from members.rest()
+    return concat(list(refused.rest()), REFUSED_SCHEMA)
 
 
 def is_tars(source: str) -> bool:
@@ -95,8 +119,11 @@ def _read_tar(
     label_key: str | None,
     members: Rows,
     refused: Rows,
-) -> None:
-    """Add the members of one tar. What is damaged or unusable is refused, and the rest is used."""
+) -> Iterator[None]:
+    """Add the members of one tar, and yield after each.
+
+    What is damaged or unusable is refused, and the rest is used.
+    """
     tar = os.fsencode(path)
     try:
         info = retry_if_exists(filesystem, full, lambda: filesystem.info(full))
@@ -108,26 +135,24 @@ def _read_tar(
                 raise OSError("the server does not tell its size")
             for member in tar_members(file, int(info["size"])):
                 _add(file, member, tar, changed(info), names, label_key, members, refused)
+                yield
     except MediaError as error:
         refused.append(tar, None, str(error))
     except DamagedTarError as error:
         refused.append(tar, None, f"damaged: {error}; what lies before is used")
     except read_errors(filesystem) as error:
         if not is_local(filesystem):  # a network that fails today may work tomorrow
-            raise _UnreadableTarError(path, error) from error
+            raise UnreadableTarError(
+                f"{path}: cannot be read ({redacted_line(error)}); samples are read as ranges of "
+                "their tar, which the server must give"
+            ) from error
         code = error.errno if isinstance(error, OSError) else None
         reason = f"cannot be read: {os.strerror(code)}" if code else redacted_line(error)
         refused.append(tar, None, reason)
 
 
-class _UnreadableTarError(Exception):
+class UnreadableTarError(Exception):
     """A tar could not be read over the network. Its samples must not be counted as missing."""
-
-    def __init__(self, path: str, error: Exception) -> None:
-        super().__init__(
-            f"{path}: cannot be read ({redacted_line(error)}); samples are read as ranges of their "
-            "tar, which the server must give"
-        )
 
 
 def _add(

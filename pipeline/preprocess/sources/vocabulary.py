@@ -11,11 +11,11 @@ from pipeline.media.errors import MediaError
 from pipeline.media.format import MediaFormat
 from pipeline.media.registered import modality_of
 from pipeline.preprocess.sources.columns import Column
-from pipeline.preprocess.sources.listing import SourceTable
 from pipeline.preprocess.sources.parts import SourceFile, read_part
 from pipeline.preprocess.sources.reach import Reach
 from pipeline.preprocess.sources.row_lines import MAX_LINE_BYTES
 from pipeline.preprocess.sources.rows import BATCH_ROWS
+from pipeline.preprocess.sources.source_table import SourceTable
 
 ROW_ROLES = ("number", "category")
 
@@ -51,16 +51,17 @@ def _rows(source_table: SourceTable, fmt: MediaFormat) -> Iterator[pa.RecordBatc
     types = {"number": pa.float64(), "category": pa.string()}
     columns = modality_of(fmt).columns(fmt)
     schema = pa.schema([(column.name, types[column.role]) for column in columns])
-    parts = source_table.of_split("train")["parts"]
-    for start in range(0, len(parts), BATCH_ROWS):
-        rows = [
-            row
-            for sample in parts.slice(start, BATCH_ROWS).to_pylist()
-            for part in sample
-            if part["field"] == fmt.modality
-            if (row := _row(source_table.reaches["train"], part, fmt)) is not None
-        ]
-        yield pa.RecordBatch.from_pylist(rows, schema=schema)
+    reach = source_table.reaches["train"]
+    for piece in source_table.pieces_of("train"):
+        for batch in piece.select(["parts"]).to_batches(max_chunksize=BATCH_ROWS):
+            rows = [
+                row
+                for sample in batch["parts"].to_pylist()
+                for part in sample
+                if part["field"] == fmt.modality
+                if (row := _row(reach, part, fmt)) is not None
+            ]
+            yield pa.RecordBatch.from_pylist(rows, schema=schema)
 
 
 def _row(reach: Reach, part: dict[str, Any], fmt: MediaFormat) -> dict[str, Any] | None:
@@ -95,9 +96,15 @@ def iter_values(
     chosen: list[Column] = []
     for name in columns:
         chosen += [next(c for c in file.columns if c.name == name and c.role in ROW_ROLES)]
-    rows = np.sort(source_table.of_split(split)["row"].to_numpy())
+    pieces = (piece["row"].to_numpy() for piece in source_table.pieces_of(split))  # in order
+    rows = np.zeros(0, np.int64)
     for batch in file.only(tuple(chosen)).batches():
         stop = batch.start + len(batch.arrays[0])
-        first, last = np.searchsorted(rows, [batch.start, stop])
+        while not len(rows) or rows[-1] < stop:
+            if (more := next(pieces, None)) is None:
+                break
+            rows = np.concatenate([rows, more])
+        last = np.searchsorted(rows, stop)
         taken = pa.RecordBatch.from_arrays(batch.arrays, names=list(columns))
-        yield taken.take(pa.array(rows[first:last] - batch.start))
+        yield taken.take(pa.array(rows[:last] - batch.start))
+        rows = rows[last:]

@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 
 import fsspec
 
+from shards.parallel import in_order
+
 # Files that operating systems leave in folders. They are not samples.
 IGNORED_NAMES = frozenset({b"Thumbs.db", b"desktop.ini"})
+FOLDERS_AT_ONCE = 16
 
 
 class File(NamedTuple):
@@ -29,21 +32,37 @@ class File(NamedTuple):
     reason: str | None
 
 
-def walk(filesystem: Any, base: str) -> Iterator[File]:
+def walk(
+    filesystem: Any, base: str, folders: list[bytes] | None = None, *, deep: bool = True
+) -> Iterator[File]:
     """Yield the files below `base` in no particular order.
 
     Hidden files and those in `IGNORED_NAMES` are left out. Links are followed only to files below
-    `base`. What is neither a file nor a folder is never opened. Memory holds the names of one
-    directory at most, and the folders that are still to be visited.
+    `base`. What is neither a file nor a folder is never opened. On this machine, one folder is read
+    at a time, and its names are not held. Elsewhere `FOLDERS_AT_ONCE` are listed at a time.
 
     Args:
         filesystem: An fsspec file system.
         base: The path of the folder there.
+        folders: The folders to list, below `base`; None for `base` itself. Afterwards, the folders
+            that were found in them and not listed.
+        deep: Whether to list the folders in them, too.
     """
-    if is_local(filesystem):
-        yield from _walk_local(os.fsencode(base))
-    else:
-        yield from _walk_remote(filesystem, base.rstrip("/"))
+    folders = [b""] if folders is None else folders
+    later: list[bytes] = []
+    real_root = os.path.realpath(os.fsencode(base)) if is_local(filesystem) else b""
+    while folders:
+        found: list[bytes] = []
+        if is_local(filesystem):
+            yield from _walk_local(os.fsencode(base), real_root, folders.pop(), found)
+        else:
+            some = [folders.pop() for _ in folders[:FOLDERS_AT_ONCE]]
+            yield from _walk_remote(filesystem, base.rstrip("/"), some, found)
+        if deep:
+            folders += found
+        else:
+            later += found
+    folders += later
 
 
 def is_local(filesystem: Any) -> bool:
@@ -55,25 +74,21 @@ def _passed_over(name: bytes) -> bool:
     return name.startswith(b".") or name in IGNORED_NAMES
 
 
-def _walk_local(root: bytes) -> Iterator[File]:
-    real_root = os.path.realpath(root)
-    pending = [b""]
-    while pending:
-        folder = pending.pop()
-        try:
-            with os.scandir(os.path.join(root, folder)) as entries:  # noqa: PTH118 - bytes
-                for entry in entries:
-                    if _passed_over(entry.name):
-                        continue
-                    path = folder + b"/" + entry.name if folder else entry.name
-                    if entry.is_symlink():
-                        yield _linked(path, entry.path, real_root)
-                    elif entry.is_dir(follow_symlinks=False):
-                        pending.append(path)
-                    else:
-                        yield _local_file(path, entry)
-        except OSError as error:
-            yield File(folder, 0, "", f"its folder cannot be read: {os.strerror(error.errno or 0)}")
+def _walk_local(root: bytes, real_root: bytes, folder: bytes, found: list[bytes]) -> Iterator[File]:
+    try:
+        with os.scandir(os.path.join(root, folder)) as entries:  # noqa: PTH118 - bytes
+            for entry in entries:
+                if _passed_over(entry.name):
+                    continue
+                path = folder + b"/" + entry.name if folder else entry.name
+                if entry.is_symlink():
+                    yield _linked(path, entry.path, real_root)
+                elif entry.is_dir(follow_symlinks=False):
+                    found.append(path)
+                else:
+                    yield _local_file(path, entry)
+    except OSError as error:
+        yield File(folder, 0, "", f"its folder cannot be read: {os.strerror(error.errno or 0)}")
 
 
 def _local_file(path: bytes, entry: os.DirEntry[bytes]) -> File:
@@ -110,12 +125,19 @@ def special_reason(mode: int) -> str:
     return f"a {kind}, not a file"
 
 
-def _walk_remote(filesystem: Any, base: str) -> Iterator[File]:
+def _walk_remote(
+    filesystem: Any, base: str, folders: list[bytes], found: list[bytes]
+) -> Iterator[File]:
     filesystem.invalidate_cache()
-    pending = [base]
-    while pending:
-        folder = pending.pop()
-        for info in filesystem.ls(folder, detail=True):
+    full_paths = [f"{base}/{os.fsdecode(folder)}" if folder else base for folder in folders]
+
+    def listed(folder: str) -> list[dict[str, Any]]:
+        infos: list[dict[str, Any]] = filesystem.ls(folder, detail=True)
+        filesystem.invalidate_cache(folder)
+        return infos
+
+    for folder, infos in zip(full_paths, in_order(listed, full_paths), strict=True):
+        for info in infos:
             full = info["name"].rstrip("/")
             name = os.fsencode(full[len(folder) + 1 :])
             # Object stores list a folder's own marker among its files.
@@ -123,13 +145,12 @@ def _walk_remote(filesystem: Any, base: str) -> Iterator[File]:
                 continue
             path = os.fsencode(full[len(base) + 1 :])
             if info["type"] == "directory":
-                pending.append(full)
+                found.append(path)
             elif info["type"] != "file":
                 yield File(path, 0, "", f"{info['type']}, not a file")
             else:
                 size = info.get("size")
                 yield File(path, -1 if size is None else int(size), changed(info), None)
-        filesystem.invalidate_cache(folder)
 
 
 def changed(info: dict[str, Any]) -> str:
