@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from pipeline.errors import UserError
-from pipeline.tuning.journal import JOURNAL_FILE, Failure, Report, StudyJournal
+from pipeline.tuning.journal import Failure, Report, StudyJournal
+from pipeline.tuning.journal_lines import JOURNAL_FILE
 from pipeline.tuning.schedulers import Decisions, SuccessiveHalving
 
 EPOCHS = 9

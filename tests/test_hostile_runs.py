@@ -17,7 +17,8 @@ from pipeline.runs.records import RunRecord, read_run_record, recorded_folder, w
 from pipeline.training.checkpoint_files import TrainState, load_weights
 from pipeline.training.checkpoints import list_checkpoints, read_checkpoint
 from pipeline.training.progress import PROGRESS_FILE, read_progress
-from pipeline.tuning.journal import JOURNAL_FILE, StudyJournal
+from pipeline.tuning.journal import StudyJournal
+from pipeline.tuning.journal_lines import JOURNAL_FILE
 
 WEIGHTS = {"head.weight": torch.ones(2, 3)}
 MOMENTS = {"exp_avg.head.weight": torch.ones(2, 3), "exp_avg_sq.head.weight": torch.ones(2, 3)}

@@ -49,6 +49,9 @@ def test_files_are_written_read_listed_and_removed_alike_everywhere(
     assert read_bytes(folder / "a.json", 6) == b"second"
     with pytest.raises(ShardError, match="more than 5 bytes"):
         read_bytes(folder / "a.json", 5)
+    write_bytes(folder / "empty", b"")
+    assert read_bytes(folder / "empty", 6) == b""
+    remove(folder / "empty")
     assert create(folder / "b.json", b"mine")
     assert not create(folder / "b.json", b"theirs")
     assert read_bytes(folder / "b.json", 100) == b"mine"

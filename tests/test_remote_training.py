@@ -222,11 +222,11 @@ def test_what_a_url_cannot_hold_is_refused_in_one_line(
     without_shards = remote.model_copy(update={"shards": None})
     without_server = remote.model_copy(update={"tracking": type(remote.tracking)()})
     space = {"training.learning_rate": {"choice": [0.1, 0.2]}}
-    study = with_values(remote, {"study": {"space": space}})
+    study = with_values(without_server, {"study": {"space": space}})
     for verb, refused, told in (
         (train, without_shards, "there is no shard set; run 'perceiver preprocess'"),
         (train, without_server, "object storage cannot hold MLflow's database; name"),
-        (tune, study, "a study writes to a folder"),
+        (tune, study, "object storage cannot hold MLflow's database; name"),
     ):
         with pytest.raises(UserError, match=told) as error:
             verb(refused, console)

@@ -31,7 +31,8 @@ from pipeline.runs.console import Console
 from pipeline.runs.tracking import begin_run, child_run
 from pipeline.training.checkpoints import list_names, read_checkpoint
 from pipeline.training.train import train
-from pipeline.tuning.journal import JOURNAL_FILE, Report, StudyJournal
+from pipeline.tuning.journal import Report, StudyJournal
+from pipeline.tuning.journal_lines import JOURNAL_FILE
 from pipeline.tuning.stopping import GOES_ON
 from pipeline.tuning.trials import TRIAL_FILE, stopped_at, trial_folder
 from pipeline.tuning.tune import tune

@@ -5,6 +5,7 @@ failure may be temporary.
 """
 
 import contextlib
+import errno
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -30,9 +31,16 @@ def read_bytes(path: Folder, max_bytes: int) -> bytes:
     """
     if isinstance(path, Path):
         return read_file(path.parent, path.name, max_bytes)
-    data = _try(
-        path, "read", lambda: bytes(path.fs.cat_file(path.path, start=0, end=max_bytes + 1))
-    )
+
+    def request() -> bytes:
+        try:
+            return bytes(path.fs.cat_file(path.path, start=0, end=max_bytes + 1))
+        except OSError as error:  # S3 has no range of an empty object
+            if error.errno == errno.EINVAL and path.fs.size(path.path) == 0:
+                return b""
+            raise
+
+    data = _try(path, "read", request)
     if len(data) > max_bytes:
         raise too_large(str(path), max_bytes)
     return data

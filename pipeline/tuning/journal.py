@@ -3,20 +3,19 @@
     {"trial": 3, "epoch": 1, "score": 0.448, "stop": false}      a report, and its decision
     {"trial": 5, "error": "training.batch_size is 512, …"}       a trial that ended with an error
 
-Each entry is one line of `reports.jsonl`. It is on disk before its decision takes effect. So a
-study that is killed at any moment continues from exactly the decisions that it made.
+Each entry is one line, of `reports.jsonl` or of objects (`pipeline.tuning.journal_lines`). It is
+stored before its decision takes effect. So a study that is killed at any moment continues from
+exactly the decisions that it made.
 """
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from pipeline.config.folders import Folder
 from pipeline.errors import UserError
-
-JOURNAL_FILE = "reports.jsonl"
+from pipeline.tuning.journal_lines import journal_lines
 
 
 @dataclass(frozen=True)
@@ -67,34 +66,26 @@ class StudyJournal:
     """The journal in a study's folder. Opening it reads its entries.
 
     Args:
-        folder: The folder of the study, which must exist.
+        folder: The folder of the study, which must exist if it is local.
 
     Raises:
-        UserError: A line other than the last is damaged.
+        UserError: A line is damaged, but not the last one of a local file: a kill can have left
+            that one unfinished. Or the journal cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / JOURNAL_FILE
+    def __init__(self, folder: Folder) -> None:
+        self._lines = journal_lines(folder)
         self.reports: list[Report] = []
         self.errors: dict[int, str] = {}
         self._read()
 
     def append(self, entry: Report | Failure) -> None:
-        """Add an entry. When this returns, the entry is on disk.
+        """Add an entry. When this returns, the entry is stored.
 
         Raises:
-            UserError: The entry cannot be written. No part of it is left in the file.
+            UserError: The entry cannot be written. No part of it is stored.
         """
-        line = json.dumps(asdict(entry), allow_nan=False) + "\n"
-        try:
-            with self.path.open("ab", buffering=0) as file:
-                end = file.tell()
-                if file.write(line.encode()) != len(line):
-                    file.truncate(end)
-                    raise OSError("no space left")
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error})") from None
+        self._lines.append((json.dumps(asdict(entry), allow_nan=False) + "\n").encode())
         self._note(entry)
 
     def epochs(self, trial: int) -> int:
@@ -112,26 +103,18 @@ class StudyJournal:
 
     def _read(self) -> None:
         """Read the entries, and cut off a last line that a kill left unfinished."""
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            self.path.touch()
-            return
-        lines = content.splitlines(keepends=True)
-        whole = 0
+        lines = self._lines.read()
         for number, line in enumerate(lines, start=1):
             try:
                 entry = _parse(line)
             except (ValueError, RecursionError) as error:
-                if number < len(lines):
+                if number < len(lines) or not self._lines.drop_last(line):
                     raise UserError(
-                        f"{self.path}: line {number} is damaged ({error}); the study cannot go on "
-                        "from it: run again with --fresh"
+                        f"{self._lines}: line {number} is damaged ({error}); the study cannot go "
+                        "on from it: run again with --fresh"
                     ) from None
-                os.truncate(self.path, whole)
                 return
             self._note(entry)
-            whole += len(line)
 
     def _note(self, entry: Report | Failure) -> None:
         if isinstance(entry, Report):

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from pipeline.config.folders import Folder
 from pipeline.config.search import Settings
 from pipeline.config.study import StudyConfig
 from pipeline.config.tree import Config
@@ -28,7 +28,7 @@ class Study:
 
     base: Config
     section: StudyConfig
-    folder: Path
+    folder: Folder
     run: RunRef
     settings: list[Settings]
     journal: StudyJournal

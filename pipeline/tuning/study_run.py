@@ -1,6 +1,5 @@
 """Run a study's trials under Ray Tune: choose the open ones, decide on them, and show progress."""
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from cluster.interrupts import restore_signal_handlers
 from pipeline.runs.console import Console
 from pipeline.runs.tracking import source_tags
 from pipeline.runs.user_errors import raise_user_errors
+from pipeline.training.launch import ray_storage
 from pipeline.tuning.schedulers import DEFAULT_SCHEDULER, SCHEDULERS, Decisions
 from pipeline.tuning.stopping import StudyStop
 from pipeline.tuning.study import Study
@@ -69,30 +69,29 @@ def _run(
     def run_trial(params: dict[str, Any]) -> None:
         trial(params[NUMBER])
 
-    storage = study.folder / "ray"
-    tuner = ray_tune.Tuner(
-        # The workers reserve CPUs. The process that launches them needs none, but Ray Tune does not
-        # accept a request for no resources.
-        ray_tune.with_resources(run_trial, {"memory": 1}),
-        param_space={NUMBER: ray_tune.grid_search(numbers)},
-        tune_config=ray_tune.TuneConfig(
-            max_concurrent_trials=concurrent,
-            scheduler=_scheduler(decisions),
-            trial_dirname_creator=lambda trial: str(trial.config[NUMBER]),
-        ),
-        run_config=ray_tune.RunConfig(
-            # Each launch has a new name, because the journal and our own checkpoints do the
-            # resuming.
-            name=time.strftime("%Y%m%d-%H%M%S"),
-            storage_path=str(storage),
-            callbacks=[callback],
-            stop=stop.stopper(),
-            # Only a lost process is tried again: a trial reports its other errors.
-            failure_config=ray_tune.FailureConfig(max_failures=study.base.cluster.max_failures),
-            verbose=0,
-        ),
-    )
-    try:
+    with ray_storage(study.folder) as storage:
+        tuner = ray_tune.Tuner(
+            # The workers reserve CPUs. The process that launches them needs none, but Ray Tune does
+            # not accept a request for no resources.
+            ray_tune.with_resources(run_trial, {"memory": 1}),
+            param_space={NUMBER: ray_tune.grid_search(numbers)},
+            tune_config=ray_tune.TuneConfig(
+                max_concurrent_trials=concurrent,
+                scheduler=_scheduler(decisions),
+                trial_dirname_creator=lambda trial: str(trial.config[NUMBER]),
+            ),
+            run_config=ray_tune.RunConfig(
+                # Each launch has a new name, because the journal and our own checkpoints do the
+                # resuming.
+                name=time.strftime("%Y%m%d-%H%M%S"),
+                storage_path=str(storage),
+                callbacks=[callback],
+                stop=stop.stopper(),
+                # Only a lost process is tried again: a trial reports its other errors.
+                failure_config=ray_tune.FailureConfig(max_failures=study.base.cluster.max_failures),
+                verbose=0,
+            ),
+        )
         with raise_user_errors(), restore_signal_handlers(), stop.signals():
             results = tuner.fit()
         return {
@@ -100,8 +99,6 @@ def _run(
             for result in results
             if result.error is not None
         }
-    finally:
-        shutil.rmtree(storage, ignore_errors=True)
 
 
 def _reason(error: Exception) -> str:

@@ -5,11 +5,11 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from cluster.interrupts import Terminated
 from cluster.notices import is_told
+from pipeline.config.folders import Folder, folder_at
 from pipeline.config.load import with_values
 from pipeline.config.search import SEARCHES, Settings
 from pipeline.config.study import StudyConfig
@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.runs.mlflow_client import new_client
 from pipeline.runs.outbox import RunRef
 from pipeline.runs.records import write_json
+from pipeline.runs.storage import exists, make_folder, names, read_bytes
 from pipeline.runs.tracking import begin_run, child_run, end_run, log_to_run, run_ref
 from pipeline.runs.user_errors import find_user_error
 from pipeline.training.checkpoints import best_checkpoint, last_checkpoint
@@ -29,11 +30,12 @@ from pipeline.training.losses import GOES_ON
 from pipeline.training.objectives import objective_of
 from pipeline.training.result import STOPPED_TAG, log_best, training_result
 from pipeline.tuning.journal import StudyJournal
-from shards import ShardSet
+from shards import ShardError, ShardSet
 
-TRIAL_FILE = "trial.json"
+TRIALS, TRIAL_FILE = "trials", "trial.json"
 NUMBER_TAG = "perceiver.trial"
 RETRY_SECONDS = 5.0
+_MAX_NOTE_BYTES = 1 << 20
 
 
 def study_base(config: Config, study: StudyConfig) -> Config:
@@ -69,9 +71,9 @@ def draw_settings(study: StudyConfig, seed: int) -> list[Settings]:
     return SEARCHES[study.search].settings(study.space, study.trials, seed)
 
 
-def trial_folder(folder: Path, number: int) -> Path:
+def trial_folder(folder: Folder, number: int) -> Folder:
     """Return the folder of one trial within the study's folder."""
-    return folder / "trials" / f"{number:05d}"
+    return folder / TRIALS / f"{number:05d}"
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,9 @@ class Trial:
         from ray.tune.integration.ray_train import TuneReportCallback
 
         config = trial_config(Config.model_validate_json(self.base), self.settings[number])
-        folder = trial_folder(Path(self.folder), number)
-        folder.mkdir(parents=True, exist_ok=True)
+        study_folder = folder_at(self.folder)
+        folder = trial_folder(study_folder, number)
+        make_folder(folder)
         # The process is killed when the trial is stopped, so the driver ends the run.
         shard_set = ShardSet.open(config.shards_folder, config.data.remote_reading)
         run = _patiently(
@@ -141,7 +144,7 @@ class Trial:
             config.cluster.wait_seconds,
         )
         write_json(folder / TRIAL_FILE, {"params": self.settings[number], "run_id": run.run_id})
-        if (init := saved_init(config, Path(self.folder))) is not None:
+        if (init := saved_init(config, study_folder)) is not None:
             log_init(run, folder, init, init.plan(config, shard_set))
         last = last_checkpoint(folder / "checkpoints")
         if last is not None:
@@ -158,14 +161,14 @@ class Trial:
             folder,
             run,
             callbacks=[TuneReportCallback()],
-            init_folder=Path(self.folder),
+            init_folder=study_folder,
             study_token=self.token,
         )
 
-    def _earlier_run(self, folder: Path, number: int) -> str | None:
+    def _earlier_run(self, folder: Folder, number: int) -> str | None:
         """Return the run that this trial had before the study was interrupted, or None."""
         noted = folder / TRIAL_FILE
-        if noted.is_file():
+        if exists(noted):
             return str(_read_note(noted)["run_id"])
         # A kill can come after the run was created and before it was recorded.
         return child_run(self.parent, {NUMBER_TAG: str(number)})
@@ -192,7 +195,7 @@ def _patiently(begin: Callable[[], RunRef], seconds: float | None) -> RunRef:
 
 
 def collect_trials(
-    base: Config, folder: Path, shard_set: ShardSet, journal: StudyJournal, numbers: list[int]
+    base: Config, folder: Folder, shard_set: ShardSet, journal: StudyJournal, numbers: list[int]
 ) -> list[dict[str, Any]]:
     """Return the results of the trials that have a finite score, best first.
 
@@ -239,7 +242,7 @@ def collect_trials(
 
 
 def end_trial(
-    folder: Path, parent: RunRef, number: int, status: str, journal: StudyJournal, epochs: int
+    folder: Folder, parent: RunRef, number: int, status: str, journal: StudyJournal, epochs: int
 ) -> None:
     """Set the status of a trial's run when the trial has ended.
 
@@ -254,7 +257,7 @@ def end_trial(
         epochs: The number of epochs of the trial if it is not stopped.
     """
     noted = trial_folder(folder, number) / TRIAL_FILE
-    if not noted.is_file():
+    if not exists(noted):
         return  # it failed before it had a run
     run = replace(parent, run_id=_read_note(noted)["run_id"])
     stopped = stopped_at(journal, number, epochs)
@@ -264,7 +267,7 @@ def end_trial(
 
 
 def close_trials(
-    folder: Path,
+    folder: Folder,
     parent: RunRef,
     journal: StudyJournal,
     epochs: Callable[[int], int],
@@ -281,8 +284,11 @@ def close_trials(
             were cut off with the study.
     """
     mlflow_client = new_client(parent.tracking_uri)
-    for noted in folder.glob(f"trials/*/{TRIAL_FILE}"):
-        number = int(noted.parent.name)
+    for name in filter(str.isdigit, names(folder / TRIALS)):
+        number = int(name)
+        noted = trial_folder(folder, number) / TRIAL_FILE
+        if not exists(noted):
+            continue
         found = _status(mlflow_client, _read_note(noted)["run_id"])
         if number in ended:
             status = "FINISHED" if ended[number] else "FAILED"
@@ -306,16 +312,18 @@ def stopped_at(journal: StudyJournal, number: int, epochs: int) -> int | None:
     return journal.epochs(number) if stopped else None
 
 
-def _read_note(path: Path) -> dict[str, Any]:
+def _read_note(path: Folder) -> dict[str, Any]:
     """Return what a trial recorded when it began: `params` and `run_id`.
 
     Raises:
         UserError: The file is missing or damaged.
     """
     try:
-        note = json.loads(path.read_text("utf-8"))
+        note = json.loads(read_bytes(path, _MAX_NOTE_BYTES))
         return {"params": dict(note["params"]), "run_id": str(note["run_id"])}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (
+        OSError, ShardError, ValueError, TypeError, KeyError, RecursionError,
+    ) as error:  # fmt: skip
         raise UserError(
             f"{path}: missing or damaged ({error}); run the study again with --fresh"
         ) from None

@@ -2,13 +2,14 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError
-from cluster.ray_session import ray_session, require_resources
-from pipeline.config.folders import local_folder
+from cluster.placement import capacity
+from cluster.ray_session import ray_session
+from pipeline.config.folders import Folder, folder_at
 from pipeline.config.study import StudyConfig
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
@@ -25,6 +26,7 @@ from pipeline.runs.records import (
     write_run_record,
 )
 from pipeline.runs.run_lock import run_lock
+from pipeline.runs.storage import make_folder, remove_folder, writable
 from pipeline.runs.tracking import log_to_run, open_run, undelivered
 from pipeline.training.checkpoints import read_checkpoint
 from pipeline.training.fingerprint import SAME_TO_ROUNDING, default_values, training_fingerprint
@@ -32,8 +34,10 @@ from pipeline.training.initial_weights.report import show_study_init
 from pipeline.training.initial_weights.start import FoundInit, find_init
 from pipeline.training.objectives import name_field, objective_class
 from pipeline.training.open_shards import open_shards
+from pipeline.training.placing import worker_placement
 from pipeline.training.result import LEFT
-from pipeline.tuning.journal import JOURNAL_FILE, Failure, StudyJournal
+from pipeline.tuning.journal import Failure, StudyJournal
+from pipeline.tuning.journal_lines import JOURNAL_FILE, has_journal
 from pipeline.tuning.plots import plot_study
 from pipeline.tuning.study import Study
 from pipeline.tuning.study_run import run_trials
@@ -45,7 +49,6 @@ from pipeline.tuning.trials import (
     trial_config,
 )
 from shards import ShardSet
-from shards.files import remove_tree
 
 STAGE = "tune"
 RESULTS_FILE = "study.json"
@@ -78,18 +81,19 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
     study = config.study
     if study is None:
         raise UserError(f"{config.name}: has no section 'study'; add one with the fields to search")
-    local_folder(config.folder, "a study")
+    _ = config.tracking_uri  # refuse early that there is none
     config = with_shards(config, console)
     shard_set = open_shards(config)
     _require_validation(config, shard_set)
     base = study_base(config, study)
-    folder = local_folder(config.folder, "a study") / STAGE
+    folder = config.folder / STAGE
     init = find_init(base, folder, console, fresh=fresh)
     fingerprint = {
         **training_fingerprint(base, shard_set, init.sha256 if init else None),
         **{f"study.{key}": value for key, value in study.model_dump(mode="json").items()},
     }
-    with run_lock(folder.with_name(f".{STAGE}.lock"), str(folder), console.notice):
+    lock = config.folder / f".{STAGE}.lock"
+    with run_lock(lock, str(folder), console.notice) as still_held:
         record = None if fresh else read_run_record(config.folder, STAGE)
         if record:
             more = _has_more_trials(record, fingerprint, study, folder, default_values(config))
@@ -102,8 +106,10 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
             show_study_init(init, _trial_configs(base, study), shard_set, console)
         if fresh:
             client(config.tracking_uri)  # nothing is deleted if MLflow does not answer
-            remove_tree(folder)
-        return _study(config, study, base, shard_set, init, fingerprint, record, console)
+            remove_folder(folder)
+        return _study(
+            config, study, base, shard_set, init, fingerprint, record, console, still_held
+        )
 
 
 def _study(
@@ -115,15 +121,16 @@ def _study(
     fingerprint: dict[str, Any],
     record: RunRecord | None,
     console: Console,
+    still_held: Callable[[], None],
 ) -> dict[str, Any]:
     """Run the trials that have not ended, and rank all trials."""
-    folder = local_folder(config.folder, "a study") / STAGE
+    folder = config.folder / STAGE
     spent, started = record.seconds if record else 0.0, time.time()
     run_id = record.result.get("run_id") if record else None
     with contextlib.ExitStack() as stack:
         stack.enter_context(ray_session(config.cluster.address))
         concurrent = _concurrent_trials(base, study)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if init:
             init = init.saved(folder)
         journal = StudyJournal(folder)
@@ -141,6 +148,7 @@ def _study(
         errors: dict[int, str] = {}
         try:
             errors = run_trials(under_way, concurrent, console)
+            still_held()
         finally:
             close_trials(folder, run, journal, under_way.epochs, under_way.ended(errors))
             begun = replace(begun, seconds=spent + time.time() - started)
@@ -155,7 +163,8 @@ def _study(
         assert config.trained_for is not None  # the trials were trained for it
         objective = objective_class(config.trained_for.kind)
         plot = folder / f"{objective.selection}_vs_flops.png"
-        plot_study(trials, plot, config.name, objective.selection)
+        with writable(plot) as file:
+            plot_study(trials, file, config.name, objective.selection)
         result = {
             **name_field(objective),
             "run_id": run.run_id,
@@ -200,7 +209,7 @@ def _has_more_trials(
     record: RunRecord,
     fingerprint: dict[str, Any],
     study: StudyConfig,
-    folder: Path,
+    folder: Folder,
     defaults: dict[str, Any],
 ) -> bool:
     """Return whether the study now asks for more trials than before.
@@ -219,7 +228,7 @@ def _has_more_trials(
         study.model_dump() | {"num_trials": record.fingerprint.get(trials)}
     ).trials
     more = has_grown(str(folder), trials, before, study.trials)
-    if not (folder / JOURNAL_FILE).is_file() and (more or not record.done):
+    if not has_journal(folder) and (more or not record.done):
         raise UserError(
             f"{folder}: an earlier version made this study without {JOURNAL_FILE}, so it cannot go "
             "on; run it again with --fresh"
@@ -258,20 +267,9 @@ def _concurrent_trials(base: Config, study: StudyConfig) -> int:
     Raises:
         ClusterError: The cluster cannot hold one trial, or as many as the configuration asks for.
     """
-    import ray
-
-    cluster = base.cluster
-    require_resources(
-        num_workers=study.num_workers,
-        cpus_per_worker=cluster.cpus_per_worker,
-        use_gpu=cluster.use_gpu,
-        what="a trial",
-        mend="lower study.num_workers or cluster.cpus_per_worker",
-    )
-    have = ray.cluster_resources()
-    fit = int(have["CPU"] // (study.num_workers * cluster.cpus_per_worker))
-    if cluster.use_gpu:
-        fit = min(fit, int(have["GPU"] // study.num_workers))
+    placement = worker_placement(base.cluster)
+    placement.require("a trial", "lower study.num_workers or cluster.cpus_per_worker")
+    fit = max(1, capacity(placement.place) // study.num_workers)
     wanted = study.max_concurrent_trials
     if wanted is not None and wanted > fit:
         raise ClusterError(
@@ -281,10 +279,10 @@ def _concurrent_trials(base: Config, study: StudyConfig) -> int:
     return wanted or fit
 
 
-def _log_study(run: RunRef, folder: Path, result: dict[str, Any], metric: str) -> None:
+def _log_study(run: RunRef, folder: Folder, result: dict[str, Any], metric: str) -> None:
     log_to_run(
         run,
         metrics={"best_score": result["best"][metric]},
         tags={"perceiver.best_trial": result["best"]["run_id"]},
-        artifacts=[folder / RESULTS_FILE, Path(result["plot"])],
+        artifacts=[folder / RESULTS_FILE, folder_at(result["plot"])],
     )
