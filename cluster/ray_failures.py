@@ -98,7 +98,7 @@ def root_error(error: BaseException) -> BaseException:
 def _read(rank: int | None, error: BaseException) -> Failure | None:
     name, text = type(error).__name__, redacted(" ".join(str(error).split()))
     who = "the command" if rank is None else f"worker {rank}"
-    if name == "WorkerGroupStartupTimeoutError":
+    if name in ("WorkerGroupStartupTimeoutError", "NoRoomError"):
         return Failure("no room", "the cluster has no room for the workers")
     if isinstance(error, OSError) and error.errno in _NO_STORAGE:
         where = f"{error.filename}: " if error.filename else ""

@@ -17,8 +17,10 @@ from shards.loader_batches import (
     BatchMaker,
     BatchStream,
     Decode,
+    MadeElsewhere,
     PlanSampler,
     ShardBatch,
+    steps_of,
 )
 from shards.loader_state import LoaderState
 from shards.order import EpochOrder, epoch_key
@@ -74,6 +76,8 @@ class ShardLoader:
         global_batch: The samples of one step over all ranks, if they are fewer than `world_size *
             batch_size`; the last ranks then have empty rows. So a global batch can have a size that
             the ranks do not divide.
+        made_elsewhere: Makes the batches in other processes: it takes `BatchMaker.__getitem__` and
+            the steps, and yields their batches in the same order. `num_workers` must be 0 then.
 
     Attributes:
         reader: The reader of the split.
@@ -105,9 +109,12 @@ class ShardLoader:
         prefetch: int = 2,
         lanes: Lanes | None = None,
         global_batch: int | None = None,
+        made_elsewhere: MadeElsewhere | None = None,
     ) -> None:
         if num_workers < 0 or prefetch < 1:
             raise ShardError(f"num_workers {num_workers}, prefetch {prefetch}: give >= 0 and >= 1")
+        if made_elsewhere is not None and num_workers:
+            raise ShardError(f"num_workers {num_workers}: batches are made elsewhere; give 0")
         if pin_memory and not torch.cuda.is_available():
             raise ShardError("pin_memory: there is no GPU to pin memory for; set it to false")
         if lanes is not None and lanes.count != world_size * batch_size * lanes.groups:
@@ -129,6 +136,7 @@ class ShardLoader:
         }
         self._drop_last = drop_last
         self._num_workers = num_workers
+        self._made_elsewhere = made_elsewhere
         self._pin_memory = pin_memory
         self._prefetch = prefetch
         self._state = LoaderState(
@@ -275,6 +283,10 @@ class ShardLoader:
         return EpochPlan(order, **self._ranks, start=state.samples, drop_last=self._drop_last)
 
     def _made(self, plan: EpochPlan) -> Iterator[ShardBatch]:
+        if self._made_elsewhere is not None:
+            for batch in self._made_elsewhere(self._maker.__getitem__, steps_of(plan)):
+                yield batch.pin_memory() if self._pin_memory else batch
+            return
         if not self._num_workers:
             for step in range(len(plan)):
                 yield self._maker.step(plan, step, pinned=self._pin_memory)

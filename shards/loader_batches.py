@@ -65,6 +65,12 @@ class Step:
     whole_shards: bool
 
 
+MadeElsewhere: TypeAlias = Callable[
+    [Callable[[Step], ShardBatch], Iterator[Step]], Iterator[ShardBatch]
+]
+"""Makes the batches of steps in other processes, and yields them in the order of the steps."""
+
+
 class BatchMaker(Dataset[ShardBatch]):
     """Make batches. As a data set, it does so in the workers of a DataLoader.
 
@@ -210,11 +216,16 @@ class PlanSampler:
         self._reader = reader
 
     def __iter__(self) -> Iterator[Step]:
-        plan = self.plan
-        whole_shards = plan.order.window is not None
-        for step in range(len(plan)):
-            plan.read_ahead(self._reader, step)
-            yield Step(plan[step], plan.samples_after(step), whole_shards)
+        for number, step in enumerate(steps_of(self.plan)):
+            self.plan.read_ahead(self._reader, number)
+            yield step
+
+
+def steps_of(plan: EpochPlan) -> Iterator[Step]:
+    """Yield the steps of a plan, for processes that make its batches."""
+    whole_shards = plan.order.window is not None
+    for step in range(len(plan)):
+        yield Step(plan[step], plan.samples_after(step), whole_shards)
 
 
 class BatchStream(IterableDataset[ShardBatch]):

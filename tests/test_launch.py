@@ -51,7 +51,7 @@ def launches(
 ) -> Callable[..., tuple[int, str]]:
     """Runs a training whose launches end as given; tells how many there were, and the notices."""
     monkeypatch.setattr(losses, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(losses, "missing_resources", lambda **_: None)
+    monkeypatch.setattr(losses, "missing_workers", lambda _: None)
 
     def run(*ends: Exception | None, allowed: int = 2, **settings: Any) -> tuple[int, str]:
         overrides = [f"cluster.{name}={value}" for name, value in settings.items()]
@@ -159,7 +159,7 @@ def test_waiting_for_room_is_told_once_and_bounded(launches) -> None:
 
 def test_a_machine_that_does_not_come_back_ends_the_training(launches, monkeypatch) -> None:
     lacks = "needs 2 CPUs (2 workers x 1), but the cluster has 1"
-    monkeypatch.setattr(losses, "missing_resources", lambda **_: lacks)
+    monkeypatch.setattr(losses, "missing_workers", lambda _: lacks)
     with pytest.raises(ClusterError) as caught:
         launches(workers(LOST_NODE), wait_seconds=0.2)
     assert str(caught.value) == (
@@ -171,7 +171,7 @@ def test_a_machine_that_does_not_come_back_ends_the_training(launches, monkeypat
 
 def test_a_machine_that_comes_back_in_time_is_waited_for(launches, monkeypatch) -> None:
     lacking = iter(["needs 2 CPUs", "needs 2 CPUs", None])
-    monkeypatch.setattr(losses, "missing_resources", lambda **_: next(lacking))
+    monkeypatch.setattr(losses, "missing_workers", lambda _: next(lacking))
     count, told = launches(workers(LOST_NODE), None)
     assert count == 2
     assert "a machine was lost, and the training needs 2 CPUs; waiting for room" in told

@@ -1,19 +1,12 @@
 """MLflow's server goes away in the middle of a training: telemetry waits, the training does not."""
 
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
+from mlflow_server import Server
 from small_digits import digits_config
 
 from pipeline.errors import UserError
@@ -25,41 +18,6 @@ from pipeline.training.result import LEFT
 from pipeline.training.train import train
 
 
-class Server:
-    """A real tracking server that can be stopped and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port",
-                 str(self.port), "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
-                 "--default-artifact-root", str(self.folder / "artifacts")],
-                stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
-                return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.2)
-        raise AssertionError((self.folder / "server.log").read_text())
-
-    def stop(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
 @pytest.fixture
 def server(
     empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -69,6 +27,7 @@ def server(
     monkeypatch.setattr(outbox, "_refused_at", {})
     server = Server(tmp_path)
     server.start()
+    server.wait()
     yield server
     server.stop()
 
@@ -105,6 +64,7 @@ def test_a_training_outlives_its_tracking_server(
     # The next command on the same run delivers, in order, each value once.
     monkeypatch.setattr(outbox, "_refused_at", {})
     server.start()
+    server.wait()
     again = train(config, Console(file_of(tmp_path), file_of(tmp_path)))
     assert (again["skipped"], again[LEFT]) == (True, None)
     client = MlflowClient(server.uri)

@@ -1,11 +1,18 @@
 """The section `cluster`: the machines and processes that do the work."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from pipeline.config.base import ConfigBase
 from pipeline.config.deploy import DeployConfig
+from pipeline.config.placement import (
+    CommunicationVariables,
+    DecodePlacement,
+    Labels,
+    Resources,
+    TaskPlacement,
+)
 
 
 class WorkerRange(ConfigBase):
@@ -56,6 +63,26 @@ class ClusterConfig(ConfigBase):
         device_peak_tflops: The peak speed of one device at `training.precision`, in 10¹² FLOPs a
             second, which MFU is a share of. Null takes that of known GPUs; a CPU and other devices
             then have no MFU.
+        gpus_per_worker: The share of a GPU that each process reserves, with `use_gpu`. With 0.25,
+            four trials of one process each share a GPU. Several processes of one training each need
+            a whole one.
+        resources: Further resources that each process reserves, by name: those that machines were
+            started with (`ray start --resources`), or `memory` in bytes.
+        accelerator_type: The kind of accelerator that the machines must have, by Ray's name, such
+            as H100.
+        labels: The labels of the machines that may run the processes, by key: a value, `!value`,
+            `in(a, b)` or `!in(a, b)`.
+        placement: How Ray places the processes: `pack` on few machines, `spread` over many,
+            `strict_pack` on one machine, `strict_spread` each on another.
+        workers_per_node: The number of processes on each machine, fewer on the last; null leaves
+            it to `placement`.
+        timeout_seconds: How many seconds a process waits for the others in one exchange before the
+            training fails; it then starts again as after a lost worker.
+        environment: Variables of the communication library for each process, such as
+            `NCCL_SOCKET_IFNAME` or `GLOO_SOCKET_IFNAME`.
+        preprocess: Where `perceiver preprocess` runs its tasks.
+        decode: Processes on other machines that read and decode the samples of a training; null
+            does that beside its workers. The order of the samples is the same.
         wait_seconds: How many seconds a training waits for machines, at its start and after one is
             lost, before it ends with an error; null waits for ever.
         deploy: The machines that `perceiver cluster render` describes; null takes the defaults.
@@ -67,6 +94,16 @@ class ClusterConfig(ConfigBase):
     use_gpu: bool = False
     max_failures: int = Field(default=0, ge=0)
     device_peak_tflops: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    gpus_per_worker: float = Field(default=1.0, gt=0, le=1)
+    resources: Resources = Field(default_factory=dict)
+    accelerator_type: str | None = Field(default=None, min_length=1)
+    labels: Labels = Field(default_factory=dict)
+    placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
+    workers_per_node: int | None = Field(default=None, ge=1)
+    timeout_seconds: int = Field(default=1800, ge=1)
+    environment: CommunicationVariables = Field(default_factory=dict)
+    preprocess: TaskPlacement = TaskPlacement()
+    decode: DecodePlacement | None = None
     wait_seconds: float | None = Field(default=600.0, ge=0)
     deploy: DeployConfig | None = None
 
@@ -74,6 +111,29 @@ class ClusterConfig(ConfigBase):
     def _is_a_number_of_workers(self) -> Self:
         if isinstance(self.num_workers, int) and self.num_workers < 0:
             raise ValueError(f"num_workers is {self.num_workers}; give 0 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_placed(self) -> Self:
+        if self.gpus_per_worker < 1 and not self.use_gpu:
+            raise ValueError(
+                f"gpus_per_worker is {self.gpus_per_worker:g} without a GPU; set use_gpu=true"
+            )
+        if self.gpus_per_worker < 1 and self.max_workers > 1:
+            raise ValueError(
+                f"gpus_per_worker is {self.gpus_per_worker:g} with {self.max_workers} processes, "
+                "which NCCL cannot connect on one GPU; give 1, or one process"
+            )
+        if self.workers_per_node is not None and self.placement != "pack":
+            raise ValueError(
+                f"workers_per_node and placement={self.placement} both say where processes run; "
+                "give one of them"
+            )
+        if self.workers_per_node is not None and self.is_elastic:
+            raise ValueError(
+                "workers_per_node needs a fixed num_workers, since a range follows the machines; "
+                "give placement=strict_spread for one process on each"
+            )
         return self
 
     @property

@@ -129,6 +129,11 @@ class Config(ConfigBase):
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
+        if self.cluster.decode is not None and self.training.loader_workers:
+            raise ValueError(
+                f"training.loader_workers is {self.training.loader_workers} with cluster.decode, "
+                "which decodes in other processes; give 0"
+            )
         if self.objective is not None:
             self.objective.check(self)
         try:

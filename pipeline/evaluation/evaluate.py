@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from cluster.errors import ClusterError
 from cluster.ray_failures import read_failure
-from cluster.ray_session import ray_session, require_resources
+from cluster.ray_session import ray_session
 from pipeline.config.folders import Folder, folder_at
 from pipeline.config.load import with_values
 from pipeline.config.overrides import read_override
@@ -38,6 +38,7 @@ from pipeline.runs.user_errors import find_user_error
 from pipeline.training.agreement import folder_token
 from pipeline.training.launch import fit_workers
 from pipeline.training.objectives import name_field
+from pipeline.training.placing import worker_placement
 from shards import ShardSet
 from shards.files import AtomicFile
 from shards.redaction import redacted_tree
@@ -264,12 +265,8 @@ def _run(cluster: ClusterConfig, task: EvaluationTask, folder: Folder) -> dict[s
     with contextlib.ExitStack() as stack:
         if cluster.min_workers:
             stack.enter_context(ray_session(cluster.address))
-            require_resources(
-                num_workers=cluster.min_workers,
-                cpus_per_worker=cluster.cpus_per_worker,
-                use_gpu=cluster.use_gpu,
-                what="the evaluation",
-                mend="lower cluster.num_workers or cluster.cpus_per_worker",
+            worker_placement(cluster).require(
+                "the evaluation", "lower cluster.num_workers or what each worker needs"
             )
         try:
             fit_workers(cluster, evaluate_worker, task, folder)

@@ -7,7 +7,7 @@ of tasks, on their order, or on interruptions. A shard that was committed is not
 
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from cluster.ray_session import ray_session
 from perceiver_model.fourier import position_table
 from pipeline.config.data import DataConfig
 from pipeline.config.folders import Folder
+from pipeline.config.placement import TaskPlacement, place_of
 from pipeline.errors import UserError
 from pipeline.media.errors import MediaError
 from pipeline.media.registered import modality
@@ -60,6 +61,7 @@ class ShardSetSpec:
         specs: The specifications of the position tables.
         final: The folder of the finished set, on this machine or at a URL.
         address: The address of the Ray cluster, or None for a cluster on this machine.
+        tasks: Where the tasks run.
     """
 
     data: DataConfig
@@ -68,6 +70,7 @@ class ShardSetSpec:
     specs: tuple[PositionSpec, ...]
     final: Folder
     address: str | None
+    tasks: TaskPlacement = field(default_factory=TaskPlacement)
 
     def staging(self, fingerprint: str = "") -> Staging:
         """Return where the set is made.
@@ -215,7 +218,8 @@ def _build(
         staging.keep(base.shard_set, kept)
     if num_new + len(rewritten):
         with raise_user_errors(), ray_session(spec.address):
-            run_tasks(task, num_new + len(rewritten), sources.num_rows, console, addresses)
+            jobs = num_new + len(rewritten)
+            run_tasks(task, jobs, sources.num_rows, console, addresses, place_of(spec.tasks))
     carried = _carried(base, changes)
     try:
         _check_bad(spec, source_table, staging.quarantined(), carried)

@@ -83,6 +83,7 @@ def preprocess(config: Config, console: Console, *, fresh: bool = False) -> dict
         specs=needed_positions(config),
         final=_set_folder(config.shards_folder),
         address=config.cluster.address,
+        tasks=config.cluster.preprocess,
     )
     with _alone(spec.final):
         result = _bring_up_to_date(spec, console, fresh=fresh)

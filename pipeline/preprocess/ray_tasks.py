@@ -6,11 +6,14 @@ from contextlib import suppress
 import numpy as np
 import pyarrow as pa
 
+from cluster.errors import ClusterError
+from cluster.placement import Place, capacity, missing_for, remote_options
 from pipeline.preprocess.shard_task import ShardTask
 from pipeline.runs.console import Console
 from shards import ShardError
 
 # Ray Data keeps a few bytes for each block. Larger sets get more shards in a block instead.
+ONE_CPU = Place({"CPU": 1.0})
 MAX_BLOCKS = 10_000
 MAX_JOBS_EACH = 16
 GUIDE = 1.5
@@ -23,6 +26,7 @@ def run_tasks(
     num_sources: int,
     console: Console,
     addresses: list[str] | None = None,
+    place: Place = ONE_CPU,
 ) -> None:
     """Run one Ray Data task for each block of jobs, and show the progress.
 
@@ -33,29 +37,36 @@ def run_tasks(
         console: The console that shows the progress and notices.
         addresses: The addresses of the new shards, from `shard_addresses`. They hold secrets, so
             they travel in memory with the jobs and are not written to disk.
+        place: What each task reserves, and the machines on which it may run.
 
     Raises:
+        ClusterError: No machine of the cluster can run a task.
         ShardError: A task failed with an error that a user can mend.
     """
     import ray
 
+    if missing := missing_for(place, 1, "task"):
+        raise ClusterError(
+            f"preprocessing {missing}; change cluster.preprocess, or name another cluster in "
+            "cluster.address"
+        )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     _learn_limits_at_once()
     # An operator that reads, such as `range`, would reserve CPUs for itself.
-    blocks = np.split(
-        np.arange(num_jobs), guided_self_scheduling(num_jobs, ray.cluster_resources().get("CPU", 1))
-    )
+    blocks = np.split(np.arange(num_jobs), guided_self_scheduling(num_jobs, capacity(place)))
     table = {"id": np.arange(num_jobs)}
     if addresses is not None:
         table["addresses"] = np.array(addresses + [""] * (num_jobs - len(addresses)), object)
     jobs = ray.data.from_arrow(
         [pa.table({name: column[block] for name, column in table.items()}) for block in blocks]
     )
+    # Ray Data takes one CPU a task, where nothing else is said.
+    options = {} if place == ONE_CPU else remote_options(place)
     reported: set[str | None] = {None}
     with console.bar("preprocess", num_sources, "files") as bar:
-        for row in jobs.map_batches(task, batch_size=1).iter_rows():
+        for row in jobs.map_batches(task, batch_size=1, **options).iter_rows():
             if row["error"] is not None:
                 raise ShardError(row["error"])
             if row["lacking"] not in reported:

@@ -23,6 +23,7 @@ from pipeline.runs.outbox import RunRef
 from pipeline.runs.user_errors import find_user_error
 from pipeline.training.agreement import folder_token
 from pipeline.training.losses import GOES_ON, Losses, Room
+from pipeline.training.placing import worker_placement
 from pipeline.training.worker import TrainTask, train_worker
 from shards.redaction import shortened
 
@@ -139,27 +140,34 @@ def fit_workers(
         What the worker of rank 0 returns.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
+    placement = worker_placement(cluster)
     workers: Any = cluster.num_workers
     elastic = {}
     if isinstance(workers, WorkerRange):
         elastic = {"elastic_resize_monitor_interval_s": workers.resize_seconds}
         workers = (workers.min, workers.max)
-    with _ray_storage(folder) as storage:
+    with ray_storage(folder) as storage:
         trainer = TorchTrainer(
             worker,
             train_loop_config=task,
+            torch_config=TorchConfig(timeout_s=cluster.timeout_seconds),
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu=cluster.use_gpu,
-                resources_per_worker={"CPU": cluster.cpus_per_worker, "GPU": int(cluster.use_gpu)},
+                resources_per_worker=dict(placement.place.resources),
+                placement_strategy=placement.strategy.upper(),
+                label_selector=placement.selectors() if cluster.min_workers else None,
                 **elastic,
             ),
             run_config=RunConfig(
                 # Each launch has a new name, because our own checkpoints do the resuming.
                 name=f"{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns()}",
                 storage_path=str(storage),
+                worker_runtime_env={"env_vars": dict(cluster.environment)}
+                if cluster.environment
+                else None,
                 failure_config=FailureConfig(
                     max_failures=0, controller_failure_limit=0, max_preemption_failures=0
                 ),
@@ -171,8 +179,8 @@ def fit_workers(
 
 
 @contextlib.contextmanager
-def _ray_storage(folder: Folder) -> Iterator[Path]:
-    """Make the folder that Ray Train asks for, and remove it afterwards.
+def ray_storage(folder: Folder) -> Iterator[Path]:
+    """Make the folder that Ray Train and Ray Tune ask for, and remove it afterwards.
 
     Nothing that has to last is kept there, so for a run in object storage it may be a local one.
     """

@@ -4,6 +4,7 @@ from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.inputs.batches import media_loader
 from pipeline.training.objectives import Objective
+from pipeline.training.placing import decoders
 from pipeline.training.rank_info import RankInfo
 from pipeline.training.streams import stream_steps, training_lanes
 from shards import ShardReader, ShardSet
@@ -81,4 +82,5 @@ def _loader(
         skip_corrupt=config.data.corrupt_samples == "skip",
         pin_memory=rank_info.device.type == "cuda",
         lanes=lanes,
+        made_elsewhere=decoders(config.cluster),
     )

@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable
 
 from cluster.errors import ClusterError
-from cluster.ray_session import missing_resources
 from pipeline.config.cluster import ClusterConfig
 from pipeline.config.folders import Folder
 from pipeline.training.checkpoints import last_checkpoint
+from pipeline.training.placing import missing_workers
 
 POLL_SECONDS = 2.0
 LOSSES_OF_A_RANGE = 3
@@ -104,11 +104,7 @@ class Room:
         self._check(f"the training {missing}")
 
     def _missing(self) -> str | None:
-        return missing_resources(
-            num_workers=self._cluster.min_workers,
-            cpus_per_worker=self._cluster.cpus_per_worker,
-            use_gpu=self._cluster.use_gpu,
-        )
+        return missing_workers(self._cluster)
 
     def _check(self, what: str) -> None:
         limit = self._cluster.wait_seconds

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from cluster.ray_session import ray_session, require_resources
+from cluster.ray_session import ray_session
 from pipeline.config.folders import Folder
 from pipeline.config.training import AugmentConfig
 from pipeline.config.tree import Config
@@ -39,6 +39,7 @@ from pipeline.training.launch import run_training
 from pipeline.training.loaders import steps_per_epoch
 from pipeline.training.objectives import objective_of
 from pipeline.training.open_shards import open_shards
+from pipeline.training.placing import check_room
 from pipeline.training.progress import show_progress
 from pipeline.training.result import LEFT, log_best, training_result
 from pipeline.training.step_profile import FOLDER as PROFILE
@@ -154,7 +155,7 @@ def _train(
     with contextlib.ExitStack() as stack:
         if config.cluster.min_workers:
             stack.enter_context(ray_session(config.cluster.address))
-            check_resources(config)
+            check_room(config.cluster)
         run = stack.enter_context(
             open_run(config, kind="train", shard_set=shard_set, run_id=run_id)
         )
@@ -220,19 +221,3 @@ def _goes_on_with(changed: str, config: Config) -> str:
     else:
         means = "its weights will agree to rounding with those of an unchanged one"
     return f"{changed}: the training goes on; {means}"
-
-
-def check_resources(config: Config) -> None:
-    """Refuse more workers than the cluster can hold.
-
-    Raises:
-        ClusterError: The cluster has too few CPUs or GPUs.
-    """
-    require_resources(
-        num_workers=config.cluster.min_workers,
-        cpus_per_worker=config.cluster.cpus_per_worker,
-        use_gpu=config.cluster.use_gpu,
-        what="the training",
-        mend="lower cluster.num_workers or cluster.cpus_per_worker, or name a larger cluster in "
-        "cluster.address",
-    )
