@@ -12,8 +12,8 @@ from pipeline.preprocess.shard_task import ShardTask
 from pipeline.runs.console import Console
 from shards import ShardError
 
-# Ray Data keeps a few bytes for each block. Larger sets get more shards in a block instead.
 ONE_CPU = Place({"CPU": 1.0})
+# Ray Data keeps a few bytes for each block. Larger sets get more shards in a block instead.
 MAX_BLOCKS = 10_000
 MAX_JOBS_EACH = 16
 GUIDE = 1.5
