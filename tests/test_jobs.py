@@ -2,12 +2,14 @@
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +22,9 @@ from pipeline.config.tree import Config
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
+EPOCHS = 12
+# The first test's job has a copy of this file, so the value must not be in it.
+SECRET_NAME, SECRET = "AWS_SECRET_ACCESS_KEY", secrets.token_hex(16)
 
 
 def free_port() -> int:
@@ -35,6 +40,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         **os.environ,
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "disabled",
+        SECRET_NAME: SECRET,
     }
     environment.pop("RAY_ADDRESS", None)
     dashboard = free_port()
@@ -49,6 +55,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
          f"--temp-dir={temporary.name}"],
         env=environment, stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
+    environment["RAY_TEMPORARY"] = temporary.name
     environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
     deadline = time.monotonic() + 240
     try:
@@ -106,7 +113,7 @@ def test_ray_job_submit_trains_as_the_readme_says(
     assert_finished_run(tmp_path / "out", "2")
 
 
-def test_perceiver_submit_trains_and_follows_the_log(
+def test_a_job_is_followed_stopped_and_resumed_and_shows_no_secret(
     cluster: dict[str, str], job_config: Path, tmp_path: Path
 ) -> None:
     """From a folder as people have them: its media beside the YAML, and any name."""
@@ -118,15 +125,50 @@ def test_perceiver_submit_trains_and_follows_the_log(
         (here / package).mkdir()
         (here / package / "__init__.py").write_text("raise RuntimeError('not mine')")
     job_config.rename(here / "digits.yaml")
-    done = subprocess.run(
-        [BIN / "perceiver", "submit", "--json", "--address", cluster["RAY_API_SERVER_ADDRESS"],
-         "--", "train", "digits.yaml", "name=digits", "cluster.num_workers=0"],
-        cwd=here, env=cluster, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+
+    def perceiver(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [BIN / "perceiver", *words], cwd=here, env=cluster, capture_output=True, text=True,
+            timeout=300,
+        )  # fmt: skip
+
+    train = ["--", "train", "digits.yaml", "cluster.num_workers=0", f"training.epochs={EPOCHS}",
+             f"cluster.deploy.secrets=[{SECRET_NAME}]"]  # fmt: skip
+    done = perceiver("submit", "--json", "--detach", *train)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " KiB to http" in done.stderr, "the size is named"
+    job = json.loads(done.stdout.splitlines()[-1])["job_id"]
+    deadline = time.monotonic() + 240
+    while "epoch 1/" not in (log := perceiver("jobs", "logs", job).stdout):
+        assert time.monotonic() < deadline, log
+        assert json.loads(perceiver("jobs", "status", job, "--json").stdout)["status"] in (
+            "PENDING", "RUNNING",
+        ), log  # fmt: skip
+        time.sleep(0.5)
+    stopped = perceiver("jobs", "stop", job)
+    assert (stopped.returncode, "STOPPED" in stopped.stdout) == (0, True), stopped.stderr
+    log = perceiver("jobs", "logs", job).stdout
+    assert "checkpoint" in log.splitlines()[-1], log
+    assert job in perceiver("jobs", "list").stdout
+
+    done = perceiver("submit", "--json", *train)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["status"] == "SUCCEEDED"
     assert "best checkpoint" in done.stderr, "the job's own words are followed"
+    assert f"epoch {EPOCHS}/{EPOCHS}" in done.stderr
+    assert "epoch 1/" not in done.stderr, "it goes on where it was stopped"
     assert_finished_run(tmp_path / "out", "1")
+
+    with urllib.request.urlopen(f"{cluster['RAY_API_SERVER_ADDRESS']}/api/jobs/") as answer:
+        dashboard = answer.read().decode()
+    assert "-m pipeline train -- digits.yaml" in dashboard
+    assert SECRET not in dashboard
+    places = [Path(cluster["RAY_TEMPORARY"]), tmp_path / "out"]
+    read = {path: path.read_bytes() for place in places for path in place.rglob("*")
+            if path.is_file() and not path.is_symlink()}  # fmt: skip
+    assert any(path.name == "mlflow.db" for path in read)
+    assert any(b"best checkpoint" in content for content in read.values()), "logs are read"
+    assert [path for path, content in read.items() if SECRET.encode() in content] == []
 
 
 def test_a_relative_output_is_refused_inside_a_job(

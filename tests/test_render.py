@@ -170,7 +170,7 @@ def test_ray_s_launcher_takes_the_file(target: str, config_file: str, secrets_fi
         *[text for text in CPU_TYPES if f".{target}." in text],
         f"cluster.deploy.secrets_file={secrets_file}",
     ]
-    text = files_of(target, config_file, *CLOUD, *own)["cluster.yaml"]
+    text = files_of(target, config_file, *CLOUD, *own)["ray-cluster.yaml"]
     tree = yaml.safe_load(text)
     validate_config(tree)
     with pytest.raises(jsonschema.ValidationError):

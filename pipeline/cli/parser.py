@@ -76,6 +76,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             "run a verb as a Ray job: perceiver submit -- train CONFIG …",
         )
     )
+    _add_jobs(add("jobs", verbs.run_jobs, "look at the jobs of a cluster, and stop them"))
     return parser.parse_args(argv)
 
 
@@ -292,9 +293,46 @@ def _add_cluster(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--only", metavar="FILE", help="write or print this file alone")
 
 
-def _add_submit(verb: argparse.ArgumentParser) -> None:
+def _add_address(verb: argparse.ArgumentParser) -> None:
     address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
     verb.add_argument("--address", default=address, help=f"the cluster's dashboard ({address})")
-    verb.add_argument("--no-wait", action="store_true", help="do not follow the log")
+
+
+def _add_submit(verb: argparse.ArgumentParser) -> None:
+    _add_address(verb)
+    verb.add_argument(
+        "--detach", "--no-wait", action="store_true", help="do not follow the job's log"
+    )
+    verb.add_argument(
+        "--python", metavar="PATH", help="Python of the cluster's machines (default: this one's)"
+    )
+    verb.add_argument(
+        "--requirements",
+        type=Path,
+        metavar="FILE",
+        help="packages that Ray installs on each machine; our code is sent with the job",
+    )
+    verb.add_argument(
+        "--installer", choices=["uv", "pip"], default="uv", help="what installs them (default: uv)"
+    )
+    verb.add_argument(
+        "--working-dir", type=Path, metavar="FOLDER", help="folder whose files the job needs"
+    )
+    verb.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="files and folders of it that are not sent",
+    )
     verb.add_argument("command", nargs="+", metavar="-- VERB …", help="verb and its arguments")
     verb.set_defaults(parse=parse)
+
+
+def _add_jobs(verb: argparse.ArgumentParser) -> None:
+    _add_address(verb)
+    verb.add_argument(
+        "action", choices=["list", "status", "logs", "stop"], help="what to do with jobs"
+    )
+    verb.add_argument("job_id", nargs="?", metavar="ID", help="ID that submit has printed")
+    verb.add_argument("--follow", action="store_true", help="follow the log until the job ends")

@@ -45,9 +45,13 @@ def run_stage(args: argparse.Namespace) -> int:
     """Run a verb that takes a configuration and `--fresh`: preprocess, train or tune."""
     import importlib
 
+    from cluster.ray_session import in_ray_job
     from pipeline.config.load import load_config
+    from pipeline.deploy.secret_values import require_secrets
 
     config = load_config(args.config, args.overrides)
+    if in_ray_job():
+        require_secrets(config.cluster.deploy)
     with open_console(args, config) as console:
         module, reporter = map(importlib.import_module, _STAGES[args.verb])
         options = {}
@@ -290,17 +294,37 @@ def run_cluster(args: argparse.Namespace) -> int:
 def run_submit(args: argparse.Namespace) -> int:
     """Submit a verb as a Ray job. Return 1 if it failed or was stopped."""
     with open_console(args) as console:
-        from pipeline.cli.submit import submit
+        from pipeline.cli.submit import JobFiles, submit
 
         result = submit(
             args.command,
             console,
             parse=args.parse,
             address=args.address,
-            wait=not args.no_wait,
+            wait=not args.detach,
+            files=JobFiles(
+                python=args.python,
+                requirements=args.requirements,
+                installer=args.installer,
+                working_dir=args.working_dir,
+                excludes=tuple(args.exclude),
+            ),
         )
         console.result(result)
     return OK if result["status"] in ("SUCCEEDED", "PENDING", "RUNNING") else FAILED
+
+
+def run_jobs(args: argparse.Namespace) -> int:
+    """List the jobs of a cluster, or show one, its log, or stop it.
+
+    Return 1 if the log of a failed or stopped job was followed.
+    """
+    with open_console(args) as console:
+        from pipeline.cli.jobs import jobs
+
+        result = jobs(args.action, args.job_id, console, address=args.address, follow=args.follow)
+        console.result(result)
+    return FAILED if args.follow and result["status"] != "SUCCEEDED" else OK
 
 
 def run_retry_quarantine(args: argparse.Namespace) -> int:

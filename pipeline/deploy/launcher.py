@@ -1,4 +1,4 @@
-"""Machines that Ray's launcher rents on AWS or Google Cloud: `cluster.yaml` for `ray up`."""
+"""Machines that Ray's launcher rents on AWS or Google Cloud: `ray-cluster.yaml` for `ray up`."""
 
 import os
 import shlex
@@ -9,7 +9,7 @@ import yaml
 
 from pipeline.config.deploy import GcpConfig
 from pipeline.deploy.machines import Machines, require_remote
-from pipeline.deploy.secrets_file import check_secrets_file
+from pipeline.deploy.secret_values import check_secrets_file
 from pipeline.errors import UserError
 
 PORT = 6379
@@ -20,7 +20,7 @@ PREPARED = "~/ray_bootstrap_config.yaml"
 
 
 def render_aws(machines: Machines) -> dict[str, str]:
-    """Return `cluster.yaml` for AWS.
+    """Return `ray-cluster.yaml` for AWS.
 
     Raises:
         UserError: The configuration lacks the section, or asks for what AWS cannot do.
@@ -51,7 +51,7 @@ def render_aws(machines: Machines) -> dict[str, str]:
 
 
 def render_gcp(machines: Machines) -> dict[str, str]:
-    """Return `cluster.yaml` for Google Cloud.
+    """Return `ray-cluster.yaml` for Google Cloud.
 
     Raises:
         UserError: The configuration lacks the section, or asks for what Google Cloud cannot do.
@@ -190,7 +190,9 @@ def _files(
             f"--address=$RAY_HEAD_IP:{PORT} --object-manager-port=8076",
         ],
     }
-    return {"cluster.yaml": yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=1000)}
+    return {
+        "ray-cluster.yaml": yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=1000)
+    }
 
 
 def _environment(machines: Machines, *, is_head: bool) -> str:

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from pipeline.deploy.machines import Machines, refuse
-from pipeline.deploy.secrets_file import check_secrets_file
+from pipeline.deploy.secret_values import check_secrets_file
 from pipeline.errors import UserError
 
 START_SECONDS = 300

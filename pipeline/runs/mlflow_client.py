@@ -9,7 +9,7 @@ from pipeline.config.sqlite_uri import sqlite_path
 from pipeline.config.tracking_uri import kept_variable
 from pipeline.config.tracking_uri import tracking_uri as chosen_uri
 from pipeline.errors import UserError
-from pipeline.runs.mlflow_errors import reason_of
+from pipeline.runs.mlflow_errors import reason_of, refusal_of
 
 
 def client(tracking_uri: str) -> Any:
@@ -52,6 +52,8 @@ def answering(tracking_uri: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # stores raise many kinds
+        if refusal := refusal_of(error):
+            raise UserError(f"tracking.uri={tracking_uri}: {refusal}") from error
         raise UserError(
             f"tracking.uri={tracking_uri}: MLflow does not answer there ({reason_of(error)})"
         ) from error

@@ -1,5 +1,6 @@
-"""A file with lines `NAME=value`, of which only the names are looked at."""
+"""The values of `cluster.deploy.secrets`: whether they are where they should be."""
 
+import os
 import re
 from pathlib import Path
 
@@ -29,3 +30,20 @@ def check_secrets_file(deploy: DeployConfig) -> None:
     names = {match[1] for line in lines if (match := _LINE.match(line.strip()))}
     if missing := [name for name in deploy.secrets if name not in names]:
         raise UserError(f"{what}={path}: it has no line {missing[0]}=…; add one")
+
+
+def require_secrets(deploy: DeployConfig | None) -> None:
+    """Check that this machine's environment has every variable of `cluster.deploy.secrets`.
+
+    Args:
+        deploy: The section, or None.
+
+    Raises:
+        UserError: One is missing.
+    """
+    for name in deploy.secrets if deploy is not None else ():
+        if not os.environ.get(name):
+            raise UserError(
+                f"cluster.deploy.secrets: {name} is not set on the cluster's machines; set it "
+                "where they start (docs/cluster.md)"
+            )
