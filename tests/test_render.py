@@ -218,6 +218,55 @@ def test_slurm_s_options_follow_the_configuration(config_file: str) -> None:
     assert all(script.index(f"#SBATCH {option}") < commands for option in options)
 
 
+PLACED = [
+    "cluster.resources={fast: 1, memory: 1e9}",
+    "cluster.labels={kind: gpu, ray.io/market-type: spot}",
+    "cluster.preprocess={cpus: 2, resources: {disk: 1}, labels: {kind: cpu}}",
+]
+
+
+def test_machines_offer_what_the_placement_asks_for(config_file: str, secrets_file: Path) -> None:
+    """Of 2 processes and of 4 tasks on each machine, which has 8 CPUs."""
+    spec = yaml.safe_load(files_of("kuberay", config_file, *KUBERAY, *PLACED)["raycluster.yaml"])
+    strict("RayCluster").validate(spec)
+    training, cpu = spec["spec"]["workerGroupSpecs"]
+    assert (training["resources"], training["labels"]) == ({"fast": "2"}, {"kind": "gpu"})
+    assert (cpu["resources"], cpu["labels"]) == ({"disk": "4"}, {"kind": "cpu"})
+    own = [AWS, CPU_TYPES[0], f"cluster.deploy.secrets_file={secrets_file}",
+           "cluster.accelerator_type=L4"]  # fmt: skip
+    tree = yaml.safe_load(files_of("aws", config_file, *CLOUD, *PLACED, *own)["ray-cluster.yaml"])
+    validate_config(tree)
+    types = tree["available_node_types"]
+    assert types["training"]["resources"] == {
+        "CPU": 8,
+        "GPU": 2,
+        "accelerator_type:L4": 1,
+        "fast": 2,
+    }
+    assert types["cpu"]["labels"] == {"kind": "cpu"}
+    script = files_of("slurm", config_file, *PLACED[:2], "cluster.accelerator_type=L4")[
+        "job.sbatch"
+    ]
+    assert script.count("""--resources='{"fast": 2}' --labels='kind=gpu'""") == 2
+    assert "#SBATCH --gpus-per-node=l4:2" in script
+
+
+@pytest.mark.parametrize(
+    ("overrides", "machines"),
+    [
+        (["cluster.num_workers=6", "cluster.workers_per_node=1"], 6),
+        (["cluster.num_workers=6", "cluster.placement=strict_spread"], 6),
+        (["cluster.num_workers=2", "cluster.placement=strict_pack"], 1),
+        (["cluster.num_workers=6", "cluster.use_gpu=false", "cluster.deploy.cpus=12"], 2),
+    ],
+)
+def test_processes_are_spread_over_machines_as_asked(
+    overrides: list[str], machines: int, config_file: str
+) -> None:
+    script = files_of("slurm", config_file, *overrides)["job.sbatch"]
+    assert f"#SBATCH --nodes={machines}\n" in script
+
+
 def test_the_dockerfile_pins_what_constraints_pin(config_file: str) -> None:
     text = files_of("kuberay", config_file, *KUBERAY)["Dockerfile"]
     copied = {word for line in re.findall(r"^COPY (?!--)(.*)$", text, flags=re.M)
@@ -252,6 +301,11 @@ REFUSALS = [
     ("slurm", ["cluster.deploy.image=i"], "set cluster.deploy.image to null"),
     ("slurm", ["cluster.deploy.cpu_machines=1"], "all machines of an allocation are alike"),
     ("local", ["cluster.deploy.spot=true"], "cluster.deploy.spot=True on local"),
+    ("slurm", ["cluster.labels={kind: '!cpu'}"], "kind: !cpu is a condition"),
+    ("slurm", ["cluster.labels={a: b}", "cluster.preprocess.labels={a: c}"], "a is b and c on the"),
+    ("slurm", ["cluster.decode={workers: 2}"], "cluster.decode: no machine has CPUs for it"),
+    ("slurm", ["cluster.num_workers=6", "cluster.workers_per_node=3"], "GPUs are enough for 2"),
+    ("slurm", ["cluster.num_workers=6", "cluster.placement=strict_pack"], "has room for 2 of 6"),
     ("local", ["cluster.deploy.cpus=7"], "a machine's training processes reserve 8 CPUs"),
 ]  # fmt: skip
 

@@ -130,12 +130,14 @@ class DeployConfig(ConfigBase):
             of the image, and without an image the path of the Python that renders.
         cpus: The number of CPUs of each machine; null takes as many as its training processes
             reserve.
-        gpus: The number of GPUs of each machine with `cluster.use_gpu`. It is also the number of
-            its training processes.
+        gpus: The number of GPUs of each machine with `cluster.use_gpu`. Each of its training
+            processes has one, unless `cluster.gpus_per_worker` or `cluster.workers_per_node` says
+            otherwise.
         memory_gb: The memory of each machine in GiB.
         head_memory_gb: The memory of the head in GiB.
         cpu_machines: The largest number of further machines with the same CPUs and memory, and
-            without GPUs. They start when work, such as a preprocessing, waits for CPUs.
+            without GPUs. They start when work waits for CPUs: the tasks of `cluster.preprocess` and
+            `cluster.decode`, whose resources and labels they have.
         spot: Whether machines may be such that the provider can take back. The head is not one.
         redis: The address of a Redis, `host:port`, that keeps the cluster's state, so that running
             work survives a restart of the head; null keeps it on the head alone. Its password is

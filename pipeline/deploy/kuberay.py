@@ -7,6 +7,7 @@ import yaml
 
 from pipeline.config.deploy import KubeRayConfig
 from pipeline.deploy.machines import Machines, refuse, require_remote
+from pipeline.deploy.offers import Offer
 from pipeline.errors import UserError
 
 TARGET = "kuberay"
@@ -99,9 +100,11 @@ def _cluster(machines: Machines, own: KubeRayConfig, config_map: str | None) -> 
         config_map: The ConfigMap that the head mounts, or None.
     """
     deploy = machines.deploy
-    groups = [_group(machines, own, "training", machines.least, machines.most, machines.gpus)]
+    training = _group(machines, own, "training", machines.least, machines.most, machines.gpus)
+    groups = [training | _offered(machines.training)]
     if deploy.cpu_machines:
-        groups.append(_group(machines, own, "cpu", 0, deploy.cpu_machines, 0))
+        group = _group(machines, own, "cpu", 0, deploy.cpu_machines, 0)
+        groups.append(group | _offered(machines.cpu))
     spec: dict[str, Any] = {
         "rayVersion": ray.__version__,
         "enableInTreeAutoscaling": True,
@@ -123,6 +126,13 @@ def _cluster(machines: Machines, own: KubeRayConfig, config_map: str | None) -> 
                 "valueFrom": {"secretKeyRef": {"name": own.secret, "key": REDIS_PASSWORD}}
             }
     return spec
+
+
+def _offered(offer: Offer) -> dict[str, Any]:
+    """Return the fields of a group that tell Ray about its pods."""
+    resources = {name: str(amount) for name, amount in offer.resources.items()}
+    fields: dict[str, Any] = {"resources": resources, "labels": offer.labels}
+    return {name: value for name, value in fields.items() if value}
 
 
 def _group(

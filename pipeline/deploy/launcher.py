@@ -140,10 +140,13 @@ def _files(
 ) -> dict[str, str]:
     deploy = machines.deploy
     resources = {"CPU": machines.cpus} | ({"GPU": machines.gpus} if machines.gpus else {})
+    if kind := machines.config.cluster.accelerator_type:
+        resources[f"accelerator_type:{kind}"] = 1
     types: dict[str, Any] = {
         "head": {"resources": {"CPU": 0}, "min_workers": 0, "max_workers": 0, "node_config": head},
         "training": {
-            "resources": resources,
+            "resources": resources | machines.training.resources,
+            "labels": machines.training.labels,
             "min_workers": machines.least,
             "max_workers": machines.most,
             "node_config": training,
@@ -151,7 +154,8 @@ def _files(
     }
     if deploy.cpu_machines:
         types["cpu"] = {
-            "resources": {"CPU": machines.cpus},
+            "resources": {"CPU": machines.cpus} | machines.cpu.resources,
+            "labels": machines.cpu.labels,
             "min_workers": 0,
             "max_workers": deploy.cpu_machines,
             "node_config": cpu,

@@ -10,6 +10,7 @@ import yaml
 from pipeline.config.deploy import DeployConfig
 from pipeline.config.resolved import resolved_tree
 from pipeline.config.tree import Config
+from pipeline.deploy.offers import Offer, offers, processes_of_a_machine
 from pipeline.errors import UserError
 from shards.redaction import redacted_tree
 
@@ -33,6 +34,8 @@ class Machines:
         most: The largest number of machines.
         cpus: The number of CPUs of a machine.
         gpus: The number of GPUs of a machine.
+        training: What Ray is told about a machine with training processes.
+        cpu: What Ray is told about one of `cluster.deploy.cpu_machines`.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Machines:
     most: int
     cpus: int
     gpus: int
+    training: Offer
+    cpu: Offer
 
     @property
     def ray(self) -> str:
@@ -78,7 +83,7 @@ def machines_of(config: Config, verb: str) -> Machines:
             "set cluster.address to null"
         )
     gpus = deploy.gpus if cluster.use_gpu else 0
-    per_machine = gpus or max(1, (deploy.cpus or 0) // cluster.cpus_per_worker)
+    per_machine = processes_of_a_machine(cluster, deploy)
     least, most = (math.ceil(n / per_machine) for n in (cluster.min_workers, cluster.max_workers))
     needed = min(per_machine, max(1, cluster.max_workers)) * cluster.cpus_per_worker
     cpus = deploy.cpus or needed
@@ -87,6 +92,7 @@ def machines_of(config: Config, verb: str) -> Machines:
             f"cluster.deploy.cpus={cpus}: a machine's training processes reserve {needed} CPUs "
             "(cluster.cpus_per_worker for each); give as many, or lower cluster.cpus_per_worker"
         )
+    training, cpu = offers(cluster, deploy, cpus=cpus, per_machine=per_machine, needed=needed)
     return Machines(
         name=_label(config.name),
         verb=verb,
@@ -98,6 +104,8 @@ def machines_of(config: Config, verb: str) -> Machines:
         most=max(1, most),
         cpus=cpus,
         gpus=gpus,
+        training=training,
+        cpu=cpu,
     )
 
 

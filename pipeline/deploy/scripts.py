@@ -40,11 +40,12 @@ def render_local(machines: Machines) -> dict[str, str]:
     check_secrets_file(machines.deploy)
     cpus = f" --num-cpus={machines.deploy.cpus}" if machines.deploy.cpus else ""
     gpus = f" --num-gpus={machines.gpus}" if machines.gpus else ""
+    more = f"{cpus}{gpus}{machines.training.options}"
     start = f"""\
 address=127.0.0.1
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); \
 print(s.getsockname()[1])')
-"$ray" start --head --block --node-ip-address="$address" --port="$port"{cpus}{gpus} \\
+"$ray" start --head --block --node-ip-address="$address" --port="$port"{more} \\
     --dashboard-host=127.0.0.1 --temp-dir="$work/r" > "$work/ray.log" 2>&1 &
 started=$!
 """
@@ -73,6 +74,8 @@ def render_slurm(machines: Machines) -> dict[str, str]:
     own = machines.deploy.slurm
     nodes = str(machines.least)
     nodes += f"-{machines.most}" if machines.most != machines.least else ""
+    named = machines.config.cluster.accelerator_type
+    kind = f"{named.lower()}:" if named else ""
     options = [
         f"--job-name={machines.name}-{machines.verb}",
         f"--nodes={nodes}",
@@ -85,12 +88,12 @@ def render_slurm(machines: Machines) -> dict[str, str]:
         # A job that is preempted, or whose machine is lost, starts again and resumes.
         "--requeue",
         f"--signal=B:TERM@{CHECKPOINT_SECONDS}",
-        *([f"--gpus-per-node={machines.gpus}"] if machines.gpus else []),
+        *([f"--gpus-per-node={kind}{machines.gpus}"] if machines.gpus else []),
         *([f"--partition={own.partition}"] if own.partition else []),
         *([f"--account={own.account}"] if own.account else []),
         *own.options,
     ]
-    amounts = f"--num-cpus={machines.cpus} --num-gpus={machines.gpus}"
+    amounts = f"--num-cpus={machines.cpus} --num-gpus={machines.gpus}{machines.training.options}"
     start = f"""\
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname -I | cut -d ' ' -f 1)
