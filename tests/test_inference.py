@@ -29,7 +29,7 @@ from pipeline.inputs.batches import inputs_on, media_loader
 from pipeline.inputs.collate import collate
 from pipeline.media import AudioFormat, ImageFormat, MediaFormat, check_array
 from pipeline.media.image.decode import encode_jpeg
-from pipeline.registry.predict import list_inputs
+from pipeline.registry.predict_inputs import list_inputs
 from pipeline.registry.prediction_tables import encode_predictions
 from pipeline.registry.served.inference import ModelCard, Predictor
 from pipeline.training.objectives.classification import Classification, ClassPrediction

@@ -36,7 +36,7 @@ from pipeline.registry.predict import predict
 from pipeline.registry.promote import promote
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
-from pipeline.runs.storage import exists
+from pipeline.runs.storage import exists, read_bytes
 from pipeline.training.checkpoints import last_checkpoint, list_names
 from pipeline.training.launch import fit_workers
 from pipeline.training.placing import check_room, worker_placement
@@ -142,8 +142,8 @@ def tasks_of(name: str) -> list[Any]:
 
 
 def test_each_verb_with_all_in_object_storage(
-    config: Callable[..., Config], nodes: Nodes, made: dict[str, Any], digit_images: Path,
-    console: Console, tmp_path: Path,
+    config: Callable[..., Config], nodes: Nodes, made: dict[str, Any], console: Console,
+    tmp_path: Path,
 ) -> None:  # fmt: skip
     kept = tmp_path / "console.txt"
     assert kept.exists()
@@ -172,10 +172,14 @@ def test_each_verb_with_all_in_object_storage(
 
     promoted = promote(mlflow_client, again["run_id"], console)
     assert promoted["run_id"] == best["run_id"]
+    files = folder_at(f"{searched.data.train}/0")
     answers = predict(
-        mlflow_client, promoted["model_uri"], [str(digit_images / "test" / "0")], console
-    )["predictions"]
-    assert len(answers) == 20
+        mlflow_client, promoted["model_uri"], [str(files)], console,
+        output=f"{searched.output}/answers.jsonl",
+    )["predictions"]  # fmt: skip
+    assert len(answers) == 100 and answers[0]["source"].startswith(f"{files}/")
+    written = read_bytes(folder_at(f"{searched.output}/answers.jsonl"), 1 << 20)
+    assert len(written.splitlines()) == 100
     found = evaluate(
         mlflow_client, str(searched.folder), console,
         overrides=() if SLOW else ["cluster.num_workers=0"],

@@ -4,13 +4,15 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config.folders import folder_at
 from pipeline.errors import UserError
-from pipeline.registry.predict import list_inputs
+from pipeline.registry.predict_inputs import list_inputs, local_files
 from pipeline.registry.prediction_tables import encode_predictions
 from pipeline.training.objectives.classification import ClassPrediction
 
@@ -83,3 +85,27 @@ def test_what_is_not_there_is_refused(media_folder):
     (media_folder / "empty").mkdir()
     with pytest.raises(UserError, match="empty: no files there"):
         list_inputs([str(media_folder / "empty")])
+
+
+def test_files_at_a_url_are_read_as_copies_and_named_by_their_address(tmp_path: Path) -> None:
+    home: Any = folder_at(f"memory://{tmp_path.name}")
+    for name in ("b.png", "a.png", ".hidden.png", "deep/a.png", ".git/x.png"):
+        home.fs.pipe_file(f"{home.path}/{name}", name.encode())
+    found = list_inputs([str(home), f"{home}/a.png"])
+    expected = [f"{home}/{name}" for name in ("a.png", "b.png", "deep/a.png", "a.png")]
+    assert [*map(str, found)] == expected
+    with local_files(found) as local:
+        assert [path.read_bytes() for path in local.paths[:3]] == [
+            b"a.png",
+            b"b.png",
+            b"deep/a.png",
+        ]
+        answers = [
+            ClassPrediction.unusable(f"{path}:3", f"{path}: is no picture") for path in local.paths
+        ]
+        named = [*map(local.named, answers)]
+    assert [each.source for each in named] == [f"{address}:3" for address in expected]
+    assert [each.error for each in named] == [f"{address}: is no picture" for address in expected]
+    assert not local.paths[0].exists()
+    with pytest.raises(UserError, match="nothing: no such file or folder"):
+        list_inputs([f"{home}/nothing"])

@@ -213,9 +213,11 @@ def _add_registry(add: Add) -> None:
     verb = add("predict", verbs.run_predict, "predict raw files with a registered model")
     verb.add_argument("model", metavar="MODEL", help="models:/NAME@ALIAS or models:/NAME/VERSION")
     verb.add_argument(
-        "inputs", nargs="+", type=local_path, metavar="INPUT", help="files and folders"
+        "inputs", nargs="+", type=local_path, metavar="INPUT", help="files, folders, URLs"
     )
-    verb.add_argument("--to", type=Path, metavar="FILE", help="also write .jsonl, .csv or .parquet")
+    verb.add_argument(
+        "--to", type=local_path, metavar="FILE|URL", help="also write .jsonl, .csv or .parquet"
+    )
     verb.add_argument(
         "--max-bad-fraction", type=float, default=1.0, help="fail above this share of bad files"
     )

@@ -1,22 +1,26 @@
 """`perceiver predict`: run a registered model on raw files."""
 
 import contextlib
+import functools
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.folders import Folder, folder_at
 from pipeline.errors import UserError
 from pipeline.media.registered import modality_of
 from pipeline.media.sandbox.sandbox import SandboxError
+from pipeline.registry.predict_inputs import list_inputs, local_files
 from pipeline.registry.prediction_tables import as_json, encode_predictions, flat_answers
 from pipeline.registry.served.card import ModelCardError
 from pipeline.registry.served.inference import Predictor
 from pipeline.registry.table_rows import holds_rows, input_columns, table_rows
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_errors import mlflow_answers
+from pipeline.runs.storage import remove, write_bytes
 from pipeline.training.objectives import Prediction, name_field, objective_class
 from shards.files import AtomicFile
 from shards.redaction import shortened
@@ -47,7 +51,7 @@ def predict(
     inputs: list[str],
     console: Console,
     *,
-    output: Path | None = None,
+    output: str | Path | None = None,
     max_bad_fraction: float = 1.0,
 ) -> dict[str, Any]:
     """Predict files, and all files in folders.
@@ -55,11 +59,12 @@ def predict(
     Args:
         mlflow_client: The client of the tracking server.
         model_uri: `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/RUN/model`.
-        inputs: Files and folders. A model of tables reads each row of `.csv`, `.parquet` and
-            `.jsonl` files. It reads any other file as one row, a JSON object. A model of several
-            modalities reads such rows, too (`pipeline.registry.table_rows.table_rows`).
+        inputs: Files, folders and URLs of them. A model of tables reads each row of `.csv`,
+            `.parquet` and `.jsonl` files. It reads any other file as one row, a JSON object. A
+            model of several modalities reads such rows, too
+            (`pipeline.registry.table_rows.table_rows`).
         console: The console, which shows the progress.
-        output: A path to also write the predictions to: `.jsonl`, `.csv` or `.parquet`.
+        output: A path or URL to also write the predictions to: `.jsonl`, `.csv` or `.parquet`.
         max_bad_fraction: The largest share of the files that may be unusable.
 
     Returns:
@@ -71,7 +76,8 @@ def predict(
             no sandbox to decode them in.
         ShardError: The predictions cannot be written.
     """
-    if output is not None and output.suffix not in FORMATS:
+    target = None if output is None else folder_at(str(output))
+    if target is not None and target.suffix not in FORMATS:
         raise UserError(f"--to {output}: the extension must be one of {', '.join(FORMATS)}")
     files = list_inputs(inputs)
     predictor = load_model(mlflow_client, model_uri)
@@ -79,12 +85,14 @@ def predict(
     predictions: list[Prediction] = []
     # The output is opened first, so that a path that cannot be written fails before the
     # predictions.
-    with contextlib.nullcontext() if output is None else AtomicFile(output) as file:
+    with _opened(target) as write:
         with console.bar("predict", len(files), "files") as bar:
             for start in range(0, len(files), 256):
                 chunk = files[start : start + 256]
                 try:
-                    predictions += predict_files(predictor, chunk)
+                    with local_files(chunk) as local:
+                        found = predict_files(predictor, local.paths)
+                        predictions += map(local.named, found)
                 except SandboxError as error:
                     raise UserError(f"files cannot be decoded here: {error}") from None
                 bar.advance(len(chunk))
@@ -92,14 +100,29 @@ def predict(
         if bad and (len(bad) == len(predictions) or len(bad) / len(predictions) > max_bad_fraction):
             named = "; ".join(f"{prediction.source}: {prediction.error}" for prediction in bad[:3])
             raise UserError(f"{len(bad)} of {len(predictions)} files cannot be used: {named}")
-        if file is not None:
-            file.write(encode_predictions(predictions, file.path.suffix, objective.prediction))
+        if target is not None:
+            write(encode_predictions(predictions, target.suffix, objective.prediction))
     return {
         "model_uri": model_uri,
         "predictions": [as_json(prediction) for prediction in predictions],
         "bad": len(bad),
         **name_field(objective),
     }
+
+
+@contextlib.contextmanager
+def _opened(target: Folder | None) -> Iterator[Callable[[bytes], object]]:
+    """Yield a function that writes the file, which is there at the end of the block."""
+    if target is None:
+        yield len
+    elif isinstance(target, Path):
+        with AtomicFile(target) as file:
+            yield file.write
+    else:
+        probe = target.with_name(f".{target.name}.probe")
+        write_bytes(probe, b"")
+        remove(probe)
+        yield functools.partial(write_bytes, target)
 
 
 def predict_files(predictor: Predictor, files: list[Path]) -> list[Prediction]:
@@ -143,31 +166,6 @@ def report(result: dict[str, Any], console: Console) -> None:
     )
     if result["bad"]:
         console.say(f"{result['bad']} of {len(rows)} files could not be used; see the last column")
-
-
-def list_inputs(inputs: list[str]) -> list[Path]:
-    """Return the given files, and the files in the given folders, sorted.
-
-    Raises:
-        UserError: An input does not exist, or there are no files.
-    """
-    files: list[Path] = []
-    for given in inputs:
-        path = Path(given).expanduser()
-        if path.is_dir():
-            files += sorted(
-                inner
-                for inner in path.rglob("*")
-                if inner.is_file()
-                and not any(part.startswith(".") for part in inner.relative_to(path).parts)
-            )
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise UserError(f"{given}: no such file or folder")
-    if not files:
-        raise UserError(f"{', '.join(inputs)}: no files there")
-    return files
 
 
 def load_model(mlflow_client: Any, model_uri: str) -> Predictor:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from upath import UPath
+
 from pipeline.config.folders import Folder, is_remote
 from pipeline.errors import UserError
 from shards.files import AtomicFile, remove_tree
@@ -183,6 +185,27 @@ def names(folder: Folder, suffix: str = "") -> list[str]:
             listed = []
         found = [str(each).rstrip("/").rpartition("/")[2] for each in listed]
     return sorted(name for name in found if name.endswith(suffix))
+
+
+def files_below(path: UPath) -> list[Folder]:
+    """Return the object with this address, or all objects below it, sorted.
+
+    Objects whose path below it has a part that begins with a dot are left out.
+
+    Raises:
+        UserError: The storage cannot be read.
+    """
+    try:
+        found = _try(path, "read", lambda: path.fs.find(path.path))
+    except _ABSENT:
+        return []
+    root = path.path.rstrip("/")
+    below = (each.removeprefix(root).strip("/") for each in found)
+    return [
+        path / each if each else path
+        for each in sorted(below)
+        if not any(part.startswith(".") for part in each.split("/"))
+    ]
 
 
 def exists(path: Folder) -> bool:
