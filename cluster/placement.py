@@ -1,5 +1,6 @@
 """Where workers and tasks run: what each reserves, on which machines, and whether these have it."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,8 +59,8 @@ class WorkerPlacement:
         what = f"{self.num_workers} workers of {_words(self.place.resources)}"
         if (each := self.workers_per_node) is not None:
             wanted = self._shares(each)
-            if any(have < share for have, share in zip(_padded(holds, len(wanted)), wanted,
-                                                       strict=False)):  # fmt: skip
+            largest = itertools.zip_longest(holds[: len(wanted)], wanted, fillvalue=0)
+            if any(have < share for have, share in largest):
                 fit = sum(have >= each for have in holds)
                 return (
                     f"needs {len(wanted)} machines for {what}, {each} on each "
@@ -222,10 +223,10 @@ def _fits(have: Mapping[str, float], place: Place) -> int:
 
 def _has_labels(node: dict[str, Any], wanted: Mapping[str, str]) -> bool:
     labels = node.get("Labels", {})
-    return all(_matches(labels.get(key), value) for key, value in wanted.items())
+    return all(matches(labels.get(key), value) for key, value in wanted.items())
 
 
-def _matches(label: str | None, wanted: str) -> bool:
+def matches(label: str | None, wanted: str) -> bool:
     """Return whether a label's value satisfies one of Ray's conditions."""
     negated = wanted.startswith("!")
     text = wanted.removeprefix("!")
@@ -234,10 +235,6 @@ def _matches(label: str | None, wanted: str) -> bool:
     else:
         among = [text]
     return (label in among) != negated
-
-
-def _padded(holds: list[int], length: int) -> list[int]:
-    return holds + [0] * (length - len(holds))
 
 
 def _plural(kind: str) -> str:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from cluster.placement import matches
 from pipeline.config.load import load_config
 from pipeline.errors import UserError
 
@@ -38,3 +39,16 @@ def test_a_study_of_several_processes_shares_no_gpu() -> None:
     assert load_config("digits", [*shared, "study.num_workers=1"]).study is not None
     with pytest.raises(UserError, match="NCCL cannot connect"):
         load_config("digits", [*shared, "study.num_workers=2"])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fitting"),
+    [
+        ("cpu", {"cpu"}),
+        ("!cpu", {"gpu", "tpu", None}),
+        ("in(cpu, gpu)", {"cpu", "gpu"}),
+        ("!in(cpu,gpu)", {"tpu", None}),
+    ],
+)
+def test_a_label_is_compared_as_ray_does(wanted: str, fitting: set[str | None]) -> None:
+    assert {label for label in ("cpu", "gpu", "tpu", None) if matches(label, wanted)} == fitting
