@@ -33,12 +33,7 @@ def add_subjects(bench: argparse.ArgumentParser, open_console: OpenConsole) -> N
 
     _add_model(add("model", _model, "compare training, inference and memory with other Perceivers"))
     _add_train(add("train", _train, "compare a training's step with a bare torch loop's"))
-    shards = add("shards", _shards, "compare our shard reader with webdataset and Ray Data")
-    shards.add_argument("--samples", type=int, default=10_000, help="photographs in the set")
-    shards.add_argument(
-        "--decoded", type=int, default=2_000, help="photographs that a round decodes"
-    )
-    shards.add_argument("--rounds", type=int, default=3, help="rounds; each measures all in turn")
+    _add_shards(add("shards", _shards, "compare our shard reader with those of peers"))
     preprocess = add(
         "preprocess", _preprocess, "compare making shards of JPEG files with a process pool"
     )
@@ -49,6 +44,28 @@ def add_subjects(bench: argparse.ArgumentParser, open_console: OpenConsole) -> N
     )
 
     _add_checkpoints(add("checkpoints", _checkpoints, "measure what saving costs a training"))
+
+
+def _add_shards(subject: argparse.ArgumentParser) -> None:
+    subject.add_argument(
+        "--samples", type=int, help="photographs in the set (default: 10000; 4000 with --remote)"
+    )
+    subject.add_argument(
+        "--decoded", type=int, default=2_000, help="photographs that a round decodes"
+    )
+    subject.add_argument("--rounds", type=int, default=3, help="rounds; each measures all in turn")
+    subject.add_argument(
+        "--peers-python", metavar="PYTHON", help="the Python that has the peers (default: this one)"
+    )
+    subject.add_argument(
+        "--remote", action="store_true", help="read from an S3 server on the loopback"
+    )
+    subject.add_argument(
+        "--latency", type=float, default=30.0, help="milliseconds added to each request"
+    )
+    subject.add_argument(
+        "--link", type=float, default=100.0, help="megabytes per second of the link; 0: no limit"
+    )
 
 
 def _add_checkpoints(subject: argparse.ArgumentParser) -> None:
@@ -130,11 +147,22 @@ def _model(args: argparse.Namespace, open_console: OpenConsole) -> int:
 
 def _shards(args: argparse.Namespace, open_console: OpenConsole) -> int:
     with open_console(args) as console:
+        if args.remote:
+            from benchmarks.remote_shards import bench_remote_shards
+            from benchmarks.remote_shards import report as report_remote
+
+            result = bench_remote_shards(
+                console, num_samples=args.samples or 4_000, rounds=args.rounds,
+                latency=args.latency / 1000, link=args.link, peers_python=args.peers_python,
+            )  # fmt: skip
+            _tell(result, report_remote, console)
+            return OK
         from benchmarks.shards import bench_shards, report
 
         result = bench_shards(
-            console, num_samples=args.samples, num_decoded=args.decoded, rounds=args.rounds
-        )
+            console, num_samples=args.samples or 10_000, num_decoded=args.decoded,
+            rounds=args.rounds, peers_python=args.peers_python,
+        )  # fmt: skip
         _tell(result, report, console)
     return OK
 

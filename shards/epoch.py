@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -15,6 +15,9 @@ from shards.reader import ShardReader
 
 PADDING = -1
 """The sample number of an empty row in a batch."""
+
+_ORDERED_AT_ONCE = 1024
+"""The positions whose samples are computed together."""
 
 REMOTE_WINDOW = 16
 """The default window, in shards, for a set that is not local."""
@@ -103,6 +106,7 @@ class EpochPlan:
     start: int
     drop_last: bool
     global_batch: int | None = None
+    _numbers: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size or self.batch_size < 1 or self.start < 0:
@@ -129,10 +133,19 @@ class EpochPlan:
 
     def __getitem__(self, step: int) -> np.ndarray:
         """Return sample numbers, int64 [batch_size], with `PADDING` where there is no sample."""
-        begin, end = self._bounds(step)
+        if step not in self._numbers:
+            # The order of few samples costs as much as that of many, so several steps are computed.
+            count = max(1, _ORDERED_AT_ONCE // self.batch_size)
+            bounds = [self._bounds(each) for each in range(step, step + count)]
+            ranges = [np.arange(begin, max(begin, end), dtype=np.int64) for begin, end in bounds]
+            numbers = self.order(np.concatenate(ranges))
+            ends = np.cumsum([len(own) for own in ranges])
+            parts = np.split(numbers, ends[:-1])
+            self._numbers.clear()
+            self._numbers.update(zip(range(step, step + count), parts, strict=True))
+        own = self._numbers[step]
         batch = np.full(self.batch_size, PADDING, dtype=np.int64)
-        if begin < end:
-            batch[: end - begin] = self.order(np.arange(begin, end, dtype=np.int64))
+        batch[: len(own)] = own
         return batch
 
     def samples_after(self, step: int) -> int:

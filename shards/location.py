@@ -4,7 +4,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Never, TypeVar
+from typing import Any, BinaryIO, Never, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -14,6 +14,9 @@ from shards.retries import Retry, is_final, try_again
 from shards.set_files import open_file, read_file, read_file_range, too_large
 
 _Result = TypeVar("_Result")
+
+_MAX_CONNECTIONS = 64
+"""Whole shards, ranges and indexes are requested on 16 threads each."""
 
 _NOT_THERE = (FileNotFoundError, NotADirectoryError)
 
@@ -178,9 +181,17 @@ def filesystem_of(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Listings of a URL are not cached, because other machines write there, too.
     """
     if "://" in path:
-        return fsspec.core.url_to_fs(path, use_listings_cache=False)
+        return fsspec.core.url_to_fs(path, use_listings_cache=False, **_connections(path))
     # In a local name, fsspec would take the part before `::` as a protocol.
     return LocalFileSystem(), str(Path(path).expanduser().absolute())
+
+
+def _connections(path: str) -> dict[str, Any]:
+    """Return the option by which S3 answers more requests at a time than botocore's default, 10."""
+    protocol = path.partition("://")[0]
+    if protocol not in ("s3", "s3a") or "config_kwargs" in fsspec.config.conf.get(protocol, {}):
+        return {}
+    return {"config_kwargs": {"max_pool_connections": _MAX_CONNECTIONS}}
 
 
 def _names_below(root: Path) -> Iterator[str]:

@@ -176,14 +176,13 @@ def test_the_cache_of_a_training_is_that_of_its_configuration(
         cache_folder=str(tmp_path),
         cache_gigabytes=0.01,
     )
-    shard_set = ShardSet.open(set_server.url, data.remote_reading)
+    reading = replace(data.remote_reading, early_share=0.0)
+    shard_set = ShardSet.open(set_server.url, reading)
     elsewhere = pickle.loads(pickle.dumps(shard_set))  # as another process opens it
     reader = ShardReader(elsewhere, "train")
     reader.read_ahead([0], [])
     reader.read(0)
     assert (tmp_path / elsewhere.shard_table["sha256"][0].as_py()).exists()
-    reader = ShardReader(
-        ShardSet.open(set_server.url, replace(data.remote_reading, cache_bytes=9)), "train"
-    )
+    reader = ShardReader(ShardSet.open(set_server.url, replace(reading, cache_bytes=9)), "train")
     with pytest.raises(ShardError, match="allow it more"):
         reader.read_ahead([0], [])

@@ -258,3 +258,19 @@ def test_the_first_batch_does_not_wait_for_an_import_of_pandas(tmp_path: Path) -
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "4 False\n"
+
+
+def test_copies_are_no_views_and_stay_while_they_are_referenced(url: str) -> None:
+    reader = ShardReader(ShardSet.open(url), "train")
+    numbers = np.array([8, 0, 3, 0])
+    kept = reader.read_many(numbers, copy=True)
+    views = reader.read_many(numbers)
+    member = kept[0].members
+    for _ in range(20):  # each takes the memory of the one before it, and none that of `kept`
+        reader.read_many(numbers[::-1], copy=True)
+    for copied, view in zip(kept, views, strict=True):
+        assert copied.members == view.members and copied.key == view.key
+        assert all(content.readonly for content in copied.members.values())
+    del kept, copied
+    again = reader.read_many(numbers[::-1], copy=True)
+    assert member == views[0].members and again[0].members == views[3].members
