@@ -84,7 +84,9 @@ def loopback_store(latency: float, megabytes_per_second: float) -> Iterator[Loop
         UserError: moto is not installed.
     """
     if importlib.util.find_spec("moto") is None:
-        raise UserError("moto, the S3 server, is not installed; pip install 'perceiver-pipeline[bench]'")
+        raise UserError(
+            "moto, the S3 server, is not installed; pip install 'perceiver-pipeline[bench]'"
+        )
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(child([sys.executable, "-c", _MOTO]))
         port = stack.enter_context(child(proxy_command(server, latency, megabytes_per_second)))
