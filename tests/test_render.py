@@ -11,7 +11,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipeline.cli import parser
+from pipeline.cli import cluster_parser
 from pipeline.cli.main import main
 from pipeline.config.load import load_config
 from pipeline.config.tree import Config
@@ -377,4 +377,4 @@ def test_nothing_is_left_half_written(tmp_path: Path) -> None:
 
 
 def test_every_target_of_the_command_line_is_there() -> None:
-    assert tuple(TARGETS) == parser.TARGETS
+    assert tuple(TARGETS) == cluster_parser.TARGETS

@@ -1,14 +1,13 @@
 """The command line's verbs, their arguments and their help."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline import __version__
-from pipeline.cli import verbs
+from pipeline.cli import cluster_verbs, verbs
 from pipeline.cli.arguments import (
     IntermixedParser,
     RedactedParser,
@@ -18,12 +17,11 @@ from pipeline.cli.arguments import (
     positive_count,
     run_or_model,
 )
+from pipeline.cli.cluster_parser import add_cluster, add_config, add_jobs, add_submit
 from pipeline.cli.open_console import open_console
 
 DEFAULT_OUTPUT = "runs"
 PROFILED_STEPS = 5
-TARGETS = ("kuberay", "slurm", "aws", "gcp", "local")
-"""The kinds of clusters of `perceiver cluster render` (`pipeline.deploy.render`)."""
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -66,17 +64,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     _add_shards(add)
     _add_registry(add)
     _add_bench(add("bench", _no_benchmarks, "measure this code and its peers on this machine"))
-    _add_cluster(
-        add("cluster", verbs.run_cluster, "write the files that start a cluster elsewhere")
+    add_cluster(
+        add("cluster", cluster_verbs.run_cluster, "write the files that start a cluster elsewhere")
     )
-    _add_submit(
+    add_submit(
         add(
             "submit",
-            verbs.run_submit,
+            cluster_verbs.run_submit,
             "run a verb as a Ray job: perceiver submit -- train CONFIG …",
-        )
+        ),
+        parse,
     )
-    _add_jobs(add("jobs", verbs.run_jobs, "look at the jobs of a cluster, and stop them"))
+    add_jobs(add("jobs", cluster_verbs.run_jobs, "look at the jobs of a cluster, and stop them"))
     return parser.parse_args(argv)
 
 
@@ -92,7 +91,7 @@ def _add_stages(add: Add) -> None:
     verb.add_argument(
         "--output", type=local_path, default=DEFAULT_OUTPUT, help="folder for all files of the demo"
     )
-    _add_config(add("config", verbs.run_config, "print the resolved configuration"))
+    add_config(add("config", verbs.run_config, "print the resolved configuration"))
     _add_plan(add("plan", verbs.run_plan, "tell what a training takes, before a GPU is rented"))
     for name, help_text in (
         ("preprocess", "turn raw media into a shard set (Ray Data)"),
@@ -100,7 +99,7 @@ def _add_stages(add: Add) -> None:
         ("tune", "run a study (Ray Tune)"),
     ):
         verb = add(name, verbs.run_stage, help_text)
-        _add_config(verb)
+        add_config(verb)
         verb.add_argument("--fresh", action="store_true", help="replace an earlier result")
         if name == "train":
             verb.add_argument(
@@ -114,7 +113,7 @@ def _add_stages(add: Add) -> None:
 
 
 def _add_plan(verb: argparse.ArgumentParser) -> None:
-    _add_config(verb)
+    add_config(verb)
     verb.add_argument(
         "--gpu",
         metavar="NAME",
@@ -131,11 +130,6 @@ def _add_plan(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--mfu", type=float, metavar="SHARE", help="share of the peak, instead of the estimate"
     )
-
-
-def _add_config(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("config", metavar="CONFIG", help="YAML file, or a shipped name")
-    verb.add_argument("overrides", nargs="*", metavar="section.field=value", help="changes to it")
 
 
 def _add_shards(add: Add) -> None:
@@ -276,65 +270,3 @@ def _no_benchmarks(args: argparse.Namespace) -> int:
     from pipeline.errors import UserError
 
     raise UserError("the benchmarks are not installed; run this from a checkout of the repository")
-
-
-def _add_cluster(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("action", choices=["render"], help="write the files")
-    verb.add_argument("target", choices=TARGETS, help="kind of cluster")
-    _add_config(verb)
-    verb.add_argument(
-        "--verb",
-        dest="job",
-        choices=["preprocess", "train", "tune"],
-        default="train",
-        help="what the cluster's job does (default: train)",
-    )
-    verb.add_argument(
-        "--to", type=Path, metavar="FOLDER", help="folder for the files (default: print the first)"
-    )
-    verb.add_argument("--only", metavar="FILE", help="write or print this file alone")
-
-
-def _add_address(verb: argparse.ArgumentParser) -> None:
-    address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
-    verb.add_argument("--address", default=address, help=f"the cluster's dashboard ({address})")
-
-
-def _add_submit(verb: argparse.ArgumentParser) -> None:
-    _add_address(verb)
-    verb.add_argument(
-        "--detach", "--no-wait", action="store_true", help="do not follow the job's log"
-    )
-    verb.add_argument(
-        "--python", metavar="PATH", help="Python of the cluster's machines (default: this one's)"
-    )
-    verb.add_argument(
-        "--requirements",
-        type=Path,
-        metavar="FILE",
-        help="packages that Ray installs on each machine; our code is sent with the job",
-    )
-    verb.add_argument(
-        "--installer", choices=["uv", "pip"], default="uv", help="what installs them (default: uv)"
-    )
-    verb.add_argument(
-        "--working-dir", type=Path, metavar="FOLDER", help="folder whose files the job needs"
-    )
-    verb.add_argument(
-        "--exclude",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="files and folders of it that are not sent",
-    )
-    verb.add_argument("command", nargs="+", metavar="-- VERB …", help="verb and its arguments")
-    verb.set_defaults(parse=parse)
-
-
-def _add_jobs(verb: argparse.ArgumentParser) -> None:
-    _add_address(verb)
-    verb.add_argument(
-        "action", choices=["list", "status", "logs", "stop"], help="what to do with jobs"
-    )
-    verb.add_argument("job_id", nargs="?", metavar="ID", help="ID that submit has printed")
-    verb.add_argument("--follow", action="store_true", help="follow the log until the job ends")
