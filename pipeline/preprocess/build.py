@@ -5,7 +5,7 @@ whole shard. The plan fixes which sources make which shard. So the bytes do not 
 of tasks, on their order, or on interruptions. A shard that was committed is not made again.
 """
 
-import tempfile
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,24 +22,19 @@ from pipeline.config.data import DataConfig
 from pipeline.config.folders import Folder
 from pipeline.config.placement import TaskPlacement, place_of
 from pipeline.errors import UserError
-from pipeline.media.errors import MediaError
 from pipeline.media.registered import modality
 from pipeline.preprocess.build_files import BuildFile, build_files, remove_build_files
-from pipeline.preprocess.changes import Changes
+from pipeline.preprocess.compare import STALE_SCHEMA, SetChanges, uri_texts
 from pipeline.preprocess.identity import sandbox_settings
 from pipeline.preprocess.ledger import Ledger
 from pipeline.preprocess.ray_tasks import run_tasks
-from pipeline.preprocess.shard_task import ShardTask, read_contents, source_sha256
+from pipeline.preprocess.shard_task import ShardTask
 from pipeline.preprocess.sources import (
-    Reach,
-    SourceRow,
     SourceTable,
     fit_rows,
-    read_plan,
     shard_addresses,
     write_plan,
 )
-from pipeline.preprocess.sources.digests import table_digest
 from pipeline.runs.console import Console
 from pipeline.runs.user_errors import EXPECTED, raise_user_errors
 from shards import Manifest, PositionSpec, ShardSet, quarantine_table
@@ -47,7 +42,7 @@ from shards.digests import canonical_json, sha256_hex
 from shards.object_staging import ObjectStaging, read_manifest
 from shards.staging import FolderStaging, Staging
 
-HASHED_AT_ONCE = 1000
+STALE_ROWS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,43 +100,11 @@ class ExistingSet:
         return self.shard_set.manifest
 
 
-def sha256s(source_table: SourceTable, sources: pa.Table) -> list[str | None]:
-    """Hash the content of some sources.
-
-    Args:
-        source_table: All sources.
-        sources: The rows of its table to hash.
-
-    Returns:
-        For each row 64 hexadecimal digits, or None if the source cannot be read.
-    """
-    with tempfile.TemporaryDirectory(prefix="perceiver-plan-") as folder:
-        plan = Path(folder) / "doubtful.parquet"
-        part = source_table.with_table(sources)
-        shards = write_plan(part, plan, HASHED_AT_ONCE)
-        addresses = shard_addresses(part, HASHED_AT_ONCE)
-        rows = (
-            row
-            for shard in range(shards)
-            for row in read_plan(
-                plan, shard, addresses[shard] if addresses else None, part.value_addresses
-            )
-        )
-        return [_sha256(row, source_table.reaches[row.split]) for row in rows]
-
-
-def _sha256(row: SourceRow, reach: Reach) -> str | None:
-    try:
-        return source_sha256(row, read_contents(row, reach))
-    except (MediaError, OSError):
-        return None
-
-
 def build(
     spec: ShardSetSpec,
     source_table: SourceTable,
     base: ExistingSet | None,
-    changes: Changes | None,
+    changes: SetChanges | None,
     console: Console,
 ) -> int:
     """Make the whole set, or only what has changed since the existing set was made.
@@ -163,10 +126,10 @@ def build(
     fingerprint = _fingerprint(spec, source_table, base, changes)
     staging = spec.staging(fingerprint)
     staging.prepare()
-    sources = source_table.table if changes is None else changes.to_decode
+    sources = source_table if changes is None else source_table.with_chunks(changes.to_decode)
     try:
         with build_files(spec.final, fingerprint) as files:
-            _build(spec, source_table, base, changes, console, staging, files)
+            _build(spec, source_table, sources, base, changes, console, staging, files)
     except EXPECTED:
         if not staging.has_shards():
             remove_leftovers(spec)
@@ -177,24 +140,23 @@ def build(
 def _build(
     spec: ShardSetSpec,
     source_table: SourceTable,
+    sources: SourceTable,
     base: ExistingSet | None,
-    changes: Changes | None,
+    changes: SetChanges | None,
     console: Console,
     staging: Staging,
     files: tuple[BuildFile, BuildFile],
 ) -> None:
-    sources = source_table.table if changes is None else changes.to_decode
     kept, rewritten = _shards_of(base, changes)
     first_number = int(max(kept + rewritten, default=-1)) + 1
     plan, stale = files
     num_new, addresses = 0, None
     if sources.num_rows:
-        new = source_table if changes is None else source_table.with_table(sources)
-        num_new = write_plan(new, plan.path, spec.data.samples_per_shard, str(plan.address))
-        addresses = shard_addresses(new, spec.data.samples_per_shard)
+        num_new = write_plan(sources, plan.path, spec.data.samples_per_shard, str(plan.address))
+        addresses = shard_addresses(sources, spec.data.samples_per_shard)
         plan.send()
     if changes is not None:
-        pq.write_table(changes.stale, stale.path)
+        _write_stale(changes, stale.path)
         stale.send()
     fitted = _fitted(spec, source_table, base)
     task = ShardTask(
@@ -236,6 +198,13 @@ def _build(
     )
 
 
+def _write_stale(changes: SetChanges, path: Path) -> None:
+    """Write the sources to drop. The rows of a shard lie together, so that a task reads few."""
+    with pq.ParquetWriter(path, STALE_SCHEMA) as writer:
+        for table in changes.stale:
+            writer.write_table(table.load().sort_by("shard"), row_group_size=STALE_ROWS)
+
+
 def remove_leftovers(spec: ShardSetSpec) -> None:
     """Remove everything that an unfinished run left beside the set."""
     spec.staging().remove()
@@ -266,72 +235,63 @@ def refused_rows(source_table: SourceTable) -> pa.Table:
     )
 
 
-def uri_texts(uris: pa.ChunkedArray) -> pa.Array:
-    """Return URIs as the quarantine's text: bytes that are not UTF-8 become backslash escapes."""
-    try:
-        return uris.cast(pa.string()).combine_chunks()
-    except pa.ArrowInvalid:
-        texts = (
-            uri.decode("utf-8", "surrogateescape").encode(errors="backslashreplace").decode()
-            for uri in uris.to_pylist()
-        )
-        return pa.array(texts, pa.string())
-
-
 def _fingerprint(
-    spec: ShardSetSpec, source_table: SourceTable, base: ExistingSet | None, changes: Changes | None
+    spec: ShardSetSpec,
+    source_table: SourceTable,
+    base: ExistingSet | None,
+    changes: SetChanges | None,
 ) -> str:
     """Return a sha256 of everything that the shards in the staging folder depend on."""
+    hashed = hashlib.sha256()
+    if changes is not None:
+        changes.add_to(hashed)
     facts = {
         "settings": spec.identity,
         "sources": source_table.state_digest,
         "roots": source_table.roots,
         "base": base and base.manifest.digest,
-        "changes": None
-        if changes is None
-        else table_digest([changes.to_decode.select(["uri"]), changes.stale]),
+        "changes": None if changes is None else hashed.hexdigest(),
     }
     return sha256_hex(canonical_json(facts))
 
 
-def _shards_of(base: ExistingSet | None, changes: Changes | None) -> tuple[list[int], list[int]]:
+def _shards_of(base: ExistingSet | None, changes: SetChanges | None) -> tuple[list[int], list[int]]:
     """Return the numbers of the existing shards to keep, and of those that lose samples."""
     if base is None or changes is None:
         return [], []
     numbers = base.shard_set.shard_table["number"]
-    losing = pc.is_in(numbers, value_set=pc.unique(changes.stale["shard"]))
+    losing = pc.is_in(numbers, value_set=changes.stale_shards())
     return (
         numbers.filter(pc.invert(losing)).to_pylist(),
         numbers.filter(losing).to_pylist(),
     )
 
 
-def _carried(base: ExistingSet | None, changes: Changes | None) -> pa.Table:
+def _carried(base: ExistingSet | None, changes: SetChanges | None) -> pa.Table:
     """Return the rows of the existing quarantine that belong to unchanged sources."""
     if base is None or changes is None:
         return quarantine_table([])
-    unchanged = pa.chunked_array([changes.unchanged])
-    return base.quarantine.filter(refused_by_decoders(base, unchanged))
+    unchanged = refused_by_decoders(base.quarantine, changes, changes.named_unchanged)
+    return base.quarantine.filter(unchanged)
 
 
-def refused_by_decoders(base: ExistingSet, uris: pa.ChunkedArray) -> pa.Array:
+def refused_by_decoders(quarantine: pa.Table, changes: SetChanges, uris: pa.Array) -> pa.Array:
     """Find the rows of the existing set's quarantine that come from decoding these sources.
 
     The listing may also have refused another source with the same URI. Such a row has no traceback.
     A source that is in a shard can have a row too, if it was damaged after its first samples.
 
     Args:
-        base: The existing set.
-        uris: The URIs of the sources, as bytes.
+        quarantine: The quarantine of the existing set.
+        changes: What has changed since the existing set was made.
+        uris: The URIs of the sources, as bytes: some of `changes.named`.
 
     Returns:
         A boolean for each row of the quarantine.
     """
-    ledger = base.ledger.table
-    failed = ledger["uri"].filter(pc.is_null(ledger["shard"]))
-    named, rows = uri_texts(uris), base.quarantine["source_uri"]
-    alone = uri_texts(uris.filter(pc.is_in(uris, value_set=failed.combine_chunks())))
-    decoded = pc.not_equal(base.quarantine["traceback"], "")
+    named, rows = uri_texts(uris), quarantine["source_uri"]
+    alone = uri_texts(uris.filter(pc.is_in(uris, value_set=changes.named_failed)))
+    decoded = pc.not_equal(quarantine["traceback"], "")
     return pc.or_(
         pc.is_in(rows, value_set=alone), pc.and_(pc.is_in(rows, value_set=named), decoded)
     )
@@ -342,7 +302,7 @@ def _check_bad(
 ) -> None:
     """Refuse the set if too many sources of it, or all sources of a split, cannot be used."""
     rows = pa.concat_tables([carried, *quarantined])
-    bad, total = rows.num_rows, source_table.table.num_rows
+    bad, total = rows.num_rows, source_table.num_rows
     if bad == 0:
         return
     named = "; ".join(

@@ -3,31 +3,60 @@
 It lies beside the set, not in it. Paths, sizes and times of files differ from machine to machine,
 and the set's bytes must not. If the ledger is missing or belongs to another set, the set's own
 indexes replace it. Then every source must be hashed again to find out whether it has changed.
+
+It is read and written in pieces, since its size grows with the sources.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline.config.folders import Folder
-from pipeline.preprocess.ledger_check import check_rows, read_addresses, read_reading, read_seconds
-from pipeline.preprocess.sources.tables import without_addresses
-from pipeline.runs.storage import read_bytes, write_bytes
+from pipeline.preprocess.ledger_check import (
+    check_rows,
+    check_unique,
+    read_addresses,
+    read_reading,
+    read_seconds,
+)
+from pipeline.preprocess.sources import SourceTable, StoredTable, TableStore
+from pipeline.preprocess.sources.partitions import (
+    by_hash,
+    count_partitions,
+    dealt,
+    hashes,
+    loaded,
+    released,
+    transposed,
+)
+from pipeline.preprocess.sources.row_groups import group_batches
+from pipeline.preprocess.sources.tables import (
+    BATCH_ROWS,
+    in_runs,
+    one_chunk,
+    without_addresses,
+)
+from pipeline.runs.storage import upload
 from shards import ShardError, ShardInfo, ShardSet
 from shards.index_cache import read_index
+from shards.location import Location
+from shards.names import FileNames
 from shards.parallel import in_order
-from shards.parquet import decode_parquet, encode_parquet
 from shards.parquet_groups import open_parquet
 from shards.set_files import open_file
 
-_SCHEMA = pa.schema(
+LEDGER_SCHEMA = pa.schema(
     [
         ("uri", pa.binary()),
         ("split", pa.string()),
@@ -37,7 +66,7 @@ _SCHEMA = pa.schema(
         ("shard", pa.int64()),
     ]
 )
-_MAX_BYTES = 4 << 30
+INDEXES_AT_ONCE = 256
 _SECONDS, _DIGEST, _ADDRESSES, _READING = b"seconds", b"digest", b"places", b"reading"
 
 
@@ -46,37 +75,51 @@ class Ledger:
     """The sources that a set was made from.
 
     Attributes:
-        table: One row for each source, with unique URIs. The columns are uri, split, state, sha256,
-            target and shard.
+        tables: One row for each source, with unique URIs. The columns are uri, split, state,
+            sha256, target and shard.
         seconds: The duration of the last run that changed the set.
         addresses: The folder, listing or URL of each split, without secrets. Empty if unknown.
         reading: The fields of `data` that say what else may be read.
     """
 
-    table: pa.Table
+    tables: tuple[StoredTable, ...]
     seconds: float = 0.0
     addresses: Mapping[str, str] = field(default_factory=dict)
     reading: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def table(self) -> pa.Table:
+        """All rows at once. Their size grows with the sources."""
+        return loaded(self.tables, LEDGER_SCHEMA)
+
     @classmethod
-    def read(cls, shards: Folder) -> Self:
-        """Read the ledger of the set in `shards`, or rebuild it from the set's indexes."""
+    def read(cls, shards: Folder, store: TableStore | None = None) -> Self:
+        """Read the ledger of the set in `shards`, or rebuild it from the set's indexes.
+
+        Args:
+            shards: The folder of the set.
+            store: Holds the rows and runs the work; None for a store of this process alone.
+        """
+        store = TableStore() if store is None else store
         try:
-            table = _read(shards)
-            about = table.schema.metadata or {}
-            shard_set = ShardSet.open(str(shards))
-            # A run that was killed before it wrote the ledger leaves the ledger of an older set.
-            if about.get(_DIGEST) != shard_set.digest.encode():
-                return cls(_sources_in(shard_set))
-            check_rows(table, shard_set.shard_table["number"])
-            return cls(
-                table,
-                read_seconds(about[_SECONDS]),
-                read_addresses(about[_ADDRESSES]),
-                read_reading(about.get(_READING, b"{}")),
-            )
-        except (OSError, KeyError, ValueError):  # missing, damaged or not plausible
-            return cls(_sources_in(ShardSet.open(str(shards))))
+            with _opened(shards) as file:
+                parquet = open_parquet(file, str(ledger_path(shards)))
+                about = parquet.schema_arrow.metadata or {}
+                shard_set = ShardSet.open(str(shards))
+                # A run that was killed before it wrote the ledger leaves that of an older set.
+                if about.get(_DIGEST) != shard_set.digest.encode():
+                    return cls(_sources_in(shard_set, store))
+                facts = (
+                    read_seconds(about[_SECONDS]),
+                    read_addresses(about[_ADDRESSES]),
+                    read_reading(about.get(_READING, b"{}")),
+                )
+                numbers = shard_set.shard_table["number"]
+                tables = [store.put(table) for table in _checked(file, parquet, numbers)]
+            check_unique(store, tables)
+            return cls(tuple(tables), *facts)
+        except (OSError, KeyError, ValueError, pa.ArrowException):  # missing, damaged, implausible
+            return cls(_sources_in(ShardSet.open(str(shards)), store))
 
 
 def ledger_path(shards: Folder) -> Folder:
@@ -98,15 +141,44 @@ def ledger_addresses(shards: Path) -> tuple[str, Mapping[str, str]]:
         return "", {}
 
 
-def _read(shards: Folder) -> pa.Table:
-    """Read the table from the ledger's file.
+@contextlib.contextmanager
+def _opened(shards: Folder) -> Iterator[BinaryIO]:
+    """Open the ledger of a set for reading.
 
     Raises:
         OSError: The file cannot be read.
-        ShardError: The file is damaged.
+        ShardError: It is no regular file.
     """
     path = ledger_path(shards)
-    return decode_parquet(read_bytes(path, _MAX_BYTES), _SCHEMA, str(path))
+    if isinstance(path, Path):
+        with os.fdopen(open_file(path.parent, path.name), "rb") as file:
+            yield file
+        return
+    try:
+        opened = path.fs.open(path.path, "rb")
+    except Exception as error:  # each file system has its own exceptions
+        raise OSError(f"{path}: cannot be opened") from error
+    with opened as file:
+        yield file
+
+
+def _checked(
+    file: BinaryIO, parquet: pq.ParquetFile, numbers: pa.ChunkedArray
+) -> Iterator[pa.Table]:
+    """Yield the rows of a ledger in pieces. Anyone may have written the file.
+
+    Raises:
+        ValueError: A row cannot be true of the set with shards of these numbers.
+    """
+    schema = parquet.schema_arrow
+    if not schema.equals(LEDGER_SCHEMA, check_metadata=False):
+        raise ValueError("other columns")
+    for group in range(parquet.num_row_groups):
+        for table in in_runs(group_batches(file, parquet, group, schema.names, BATCH_ROWS)):
+            rows = table.cast(LEDGER_SCHEMA)
+            rows.validate(full=True)
+            check_rows(rows, numbers)
+            yield rows
 
 
 def source_states(table: pa.Table) -> pa.Array:
@@ -129,50 +201,97 @@ def source_states(table: pa.Table) -> pa.Array:
 
 def write_ledger(
     shards: Folder,
-    table: pa.Table,
+    source_table: SourceTable,
     *,
-    made: pa.Table | None = None,
+    made: Sequence[StoredTable] | None = None,
     seconds: float,
     addresses: Mapping[str, str],
     reading: Mapping[str, Any] | None = None,
 ) -> None:
     """Write down that the set in `shards` was made from these sources.
 
+    Sources are dealt out by name, and each row group has those of a partition.
+
     Args:
         shards: The folder of the set.
-        table: A row for each source, as in `SourceTable.table`.
-        made: The table of an earlier ledger of the same set, or None to read the set's indexes.
+        source_table: The sources.
+        made: The tables of an earlier ledger of the same set, or None to read the set's indexes.
         seconds: The duration of the run.
         addresses: The folder, listing or URL of each split, without secrets.
         reading: The fields of `data` that say what else may be read, without secrets.
     """
     shard_set = ShardSet.open(str(shards))
-    made = _sources_in(shard_set) if made is None else made
+    store = source_table.store
+    made = _sources_in(shard_set, store) if made is None else made
     about = {
         _SECONDS: str(seconds),
         _DIGEST: shard_set.digest,
         _ADDRESSES: json.dumps(dict(addresses)),
         _READING: json.dumps(dict(reading or {})),
     }
-    found = pc.index_in(table["uri"], value_set=made["uri"].combine_chunks())
-    columns = {
-        "uri": table["uri"],
-        "split": table["split"].cast(pa.string()),
-        "state": source_states(table),
-        **{name: made[name].take(found) for name in ("sha256", "target", "shard")},
-    }
-    ledger = pa.table(columns, schema=_SCHEMA.with_metadata(about))
-    write_bytes(ledger_path(shards), encode_parquet(ledger.sort_by("uri")))
+    chunks = [chunk.stored for chunk in source_table.chunks]
+    count = count_partitions(chunks)
+    noted = transposed(store.run(_note, ((chunk, count) for chunk in chunks)), count)
+    earlier = by_hash(store, made, "uri", count)
+    calls = zip(released(noted), released(earlier), strict=True)
+    with tempfile.TemporaryDirectory(prefix="perceiver-ledger-") as folder:
+        path = Path(folder) / "sources.parquet"
+        schema = LEDGER_SCHEMA.with_metadata(about)
+        options: Any = {"version": "2.6", "compression": "zstd", "compression_level": 3}
+        with pq.ParquetWriter(path, schema, **options) as writer:
+            for tables, _ in store.run(_join, calls):
+                for table in tables:
+                    writer.write_table(table.load().replace_schema_metadata(about))
+        upload(path, ledger_path(shards))
 
 
-def _sources_in(shard_set: ShardSet) -> pa.Table:
+def _note(chunk: StoredTable, count: int) -> Iterator[pa.Table]:
+    """Deal the states of some sources out by name, as a step."""
+    table = chunk.load()
+    noted = pa.table(
+        {
+            "uri": table["uri"],
+            "split": table["split"].cast(pa.string()),
+            "state": source_states(table),
+        }
+    )
+    yield from dealt(noted, hashes(noted["uri"], of_uris=True) % count, count)
+
+
+def _join(sources: list[StoredTable], made: list[StoredTable]) -> Iterator[pa.Table]:
+    """Bring the states of sources together with what the set has of them, as a step."""
+    table = pa.concat_tables([source.load() for source in sources]) if sources else None
+    if table is None:
+        return
+    earlier = loaded(made, LEDGER_SCHEMA)
+    found = pc.index_in(table["uri"], value_set=one_chunk(earlier["uri"]))
+    columns = {name: table[name] for name in ("uri", "split", "state")}
+    for name in ("sha256", "target", "shard"):
+        columns[name] = earlier[name].take(found)
+    yield pa.table(columns, schema=LEDGER_SCHEMA).sort_by("uri")
+
+
+def _sources_in(shard_set: ShardSet, store: TableStore) -> tuple[StoredTable, ...]:
     """Return the sources that gave samples, from the set's indexes. Their states are unknown."""
+    rows = shard_set.rows()
+    calls = (
+        (shard_set.location, shard_set.names, some)
+        for some in iter(lambda: list(islice(rows, INDEXES_AT_ONCE)), [])
+    )
+    made = store.run(_read_indexes, calls)
+    return tuple(table for tables, _ in made for table in tables)
+
+
+def _read_indexes(
+    location: Location, names: FileNames, shards: list[ShardInfo]
+) -> Iterator[pa.Table]:
+    """Read the sources of some shards from their indexes, as a step."""
 
     def of_shard(shard: ShardInfo) -> pa.Table:
         try:
-            index = read_index(shard_set.location, shard_set.names, shard, 0)
+            index = read_index(location, names, shard, 0)
         except ShardError:
-            return _SCHEMA.empty_table()  # `verify` reports it
+            return LEDGER_SCHEMA.empty_table()  # `verify` reports it
         samples = pa.table(
             {
                 "uri": index.source_uris.cast(pa.binary()),
@@ -187,10 +306,9 @@ def _sources_in(shard_set: ShardSet) -> pa.Table:
             "shard": _repeat(shard.number, pa.int64(), len(rows)),
         }
         columns = {**{name: rows[name] for name in samples.schema.names}, **facts}
-        return pa.table(columns).select(_SCHEMA.names).cast(_SCHEMA)
+        return pa.table(columns).select(LEDGER_SCHEMA.names).cast(LEDGER_SCHEMA)
 
-    tables = [_SCHEMA.empty_table(), *in_order(of_shard, shard_set.rows())]
-    return pa.concat_tables(tables).combine_chunks()
+    yield pa.concat_tables(in_order(of_shard, shards)).combine_chunks()
 
 
 def _repeat(value: Any, kind: pa.DataType, count: int) -> pa.Array:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 
 from pipeline.config.data import SPLITS
 from pipeline.preprocess.identity import READING
+from pipeline.preprocess.sources import StoredTable, TableStore
+from pipeline.preprocess.sources.partitions import by_hash, count_partitions
 from shards.plain import is_name, is_printable
 from shards.shard_table_check import SHA256_PATTERN
 
@@ -66,9 +68,8 @@ def check_rows(table: pa.Table, shards: pa.ChunkedArray) -> None:
     Raises:
         ValueError: A row is wrong; the text names its column.
     """
-    uris = table["uri"]
-    if uris.null_count or pc.count_distinct(uris).as_py() != len(uris):
-        raise ValueError("a URI is missing or twice there")
+    if table["uri"].null_count:
+        raise ValueError("a URI is missing")
     if not all(map(is_name, pc.unique(table["split"]).to_pylist())):
         raise ValueError("the name of a split is not plain")
     known = table["sha256"].drop_null()
@@ -79,6 +80,24 @@ def check_rows(table: pa.Table, shards: pa.ChunkedArray) -> None:
     numbers = table["shard"].drop_null()
     if not pc.all(pc.is_in(numbers, value_set=shards.combine_chunks()), min_count=0).as_py():
         raise ValueError("a shard is not in the set")
+
+
+def check_unique(store: TableStore, tables: Sequence[StoredTable]) -> None:
+    """Refuse tables of a ledger that have a URI twice.
+
+    Raises:
+        ValueError: There is such a URI.
+    """
+    partitions = by_hash(store, tables, "uri", count_partitions(tables))
+    for _, is_unique in store.run(_is_unique, ((some,) for some in partitions if some)):
+        if not is_unique:
+            raise ValueError("a URI is twice there")
+
+
+def _is_unique(tables: list[StoredTable]) -> Generator[pa.Table, None, bool]:
+    yield from ()
+    uris = pa.concat_tables([table.load(["uri"]) for table in tables])["uri"]
+    return bool(pc.count_distinct(uris).as_py() == len(uris))
 
 
 def _object(text: bytes) -> dict[str, Any]:

@@ -6,7 +6,7 @@ them. All other shards are kept as they are.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,8 @@ from pipeline.preprocess.build import (
     refused_by_decoders,
     refused_rows,
     remove_leftovers,
-    sha256s,
 )
-from pipeline.preprocess.changes import Changes, find_changes
+from pipeline.preprocess.compare import SetChanges, compare
 from pipeline.preprocess.identity import (
     OTHERWISE,
     data_config,
@@ -41,7 +40,7 @@ from pipeline.preprocess.identity import (
     stored_reading,
 )
 from pipeline.preprocess.ledger import Ledger, ledger_path, write_ledger
-from pipeline.preprocess.sources import SourceTable, TableStore, list_sources
+from pipeline.preprocess.sources import SourceTable, StoredTable, TableStore, list_sources
 from pipeline.runs.console import Console
 from pipeline.runs.object_lock import object_lock
 from pipeline.runs.records import RunRecord, write_run_record
@@ -212,23 +211,20 @@ def _bring_up_to_date(
 def _with_store(
     spec: ShardSetSpec, console: Console, store: TableStore, *, fresh: bool, again: pa.Array | None
 ) -> dict[str, Any]:
-    base = None if fresh or not _is_there(spec.final) else _open_base(spec)
+    base = None if fresh or not _is_there(spec.final) else _open_base(spec, store)
     if base is None:
         source_table = list_sources(spec, store=store)
     else:
-        known = [store.put(base.ledger.table.select(["uri", "split"]))]
-        source_table = list_sources(spec, known, base.manifest.classes, store)
+        source_table = list_sources(spec, base.ledger.tables, base.manifest.classes, store)
     if base is None:
         return _finish(spec, source_table, None, None, console)
     again = pa.array([], pa.binary()) if again is None else again
-    changes = find_changes(
-        base.ledger.table, source_table.table, again, lambda rows: sha256s(source_table, rows)
-    )
+    changes = compare(base.ledger, source_table, again, base.quarantine["source_uri"])
     _refuse_other_sources(spec, base, changes)
-    if changes or _refused_otherwise(source_table, base):
+    if changes or _refused_otherwise(source_table, base, changes):
         console.notice(
-            f"{spec.final}: {changes.to_decode.num_rows} sources are new or changed, "
-            f"{changes.stale.num_rows} are to be removed"
+            f"{spec.final}: {changes.num_to_decode} sources are new or changed, "
+            f"{changes.num_stale} are to be removed"
         )
         return _finish(spec, source_table, base, changes, console)
     problems = check_sizes(base.shard_set)
@@ -238,7 +234,7 @@ def _with_store(
             "all); make the set again with --fresh"
         )
     remove_leftovers(spec)
-    _note_sources(spec, source_table, base.ledger.seconds, base.ledger.table)
+    _note_sources(spec, source_table, base.ledger.seconds, base.ledger.tables)
     return _result(spec, 0, base.ledger.seconds, console, skipped=True)
 
 
@@ -249,13 +245,13 @@ def _is_there(final: Folder) -> bool:
     return exists(final / MANIFEST_FILE)
 
 
-def _open_base(spec: ShardSetSpec) -> ExistingSet:
+def _open_base(spec: ShardSetSpec, store: TableStore) -> ExistingSet:
     shard_set = ShardSet.open(str(spec.final))
     refuse_other_identity(shard_set.manifest, spec.identity, f"{spec.final}")
-    return ExistingSet(shard_set, Ledger.read(spec.final), shard_set.quarantine_table())
+    return ExistingSet(shard_set, Ledger.read(spec.final, store), shard_set.quarantine_table())
 
 
-def _refuse_other_sources(spec: ShardSetSpec, base: ExistingSet, changes: Changes) -> None:
+def _refuse_other_sources(spec: ShardSetSpec, base: ExistingSet, changes: SetChanges) -> None:
     """Refuse to continue if none of the earlier sources is left.
 
     Some sources may move, but if all have gone, the configuration names other data by mistake.
@@ -263,7 +259,7 @@ def _refuse_other_sources(spec: ShardSetSpec, base: ExistingSet, changes: Change
     before, now = base.ledger.addresses, stored_addresses(spec.data)
     # An address with a new signature is the same source.
     same = _named(before) == _named(now)
-    if not before or same or len(changes.unchanged):
+    if not before or same or changes.num_unchanged:
         return
     moved = differences(*(flatten({"data": dict(sources)}) for sources in (before, now)))
     raise UserError(
@@ -272,12 +268,15 @@ def _refuse_other_sources(spec: ShardSetSpec, base: ExistingSet, changes: Change
 
 
 def _note_sources(
-    spec: ShardSetSpec, source_table: SourceTable, seconds: float, made: pa.Table | None = None
+    spec: ShardSetSpec,
+    source_table: SourceTable,
+    seconds: float,
+    made: Sequence[StoredTable] | None = None,
 ) -> None:
     """Write down what the set was made from; `made` is the earlier ledger, if that still holds."""
     write_ledger(
         spec.final,
-        source_table.table,
+        source_table,
         made=made,
         seconds=seconds,
         addresses=stored_addresses(spec.data),
@@ -289,9 +288,9 @@ def _named(sources: Mapping[str, str]) -> dict[str, str]:
     return {split: without_secrets(source) for split, source in sources.items()}
 
 
-def _refused_otherwise(source_table: SourceTable, base: ExistingSet) -> bool:
+def _refused_otherwise(source_table: SourceTable, base: ExistingSet, changes: SetChanges) -> bool:
     """Return whether the list of refused sources has changed since the last build."""
-    listed = refused_by_decoders(base, source_table.table["uri"])
+    listed = refused_by_decoders(base.quarantine, changes, changes.named)
     before, now = base.quarantine.filter(pc.invert(listed)), refused_rows(source_table)
     order = [(name, "ascending") for name in now.schema.names]
     return not before.sort_by(order).equals(now.sort_by(order))
@@ -301,7 +300,7 @@ def _finish(
     spec: ShardSetSpec,
     source_table: SourceTable,
     base: ExistingSet | None,
-    changes: Changes | None,
+    changes: SetChanges | None,
     console: Console,
 ) -> dict[str, Any]:
     started = time.time()

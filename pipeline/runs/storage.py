@@ -6,6 +6,7 @@ failure may be temporary.
 
 import contextlib
 import errno
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from shards.files import AtomicFile, remove_tree
 from shards.retries import Retry, is_final, try_again
 from shards.set_files import read_file, too_large
 
+COPIED_BYTES = 1 << 20
 _Result = TypeVar("_Result")
 _ABSENT = (FileNotFoundError, NotADirectoryError)
 
@@ -99,7 +101,8 @@ def upload(source: Path, path: Folder) -> None:
         UserError: The storage cannot be written.
     """
     if isinstance(path, Path):
-        write_bytes(path, source.read_bytes())
+        with source.open("rb") as file, AtomicFile(path) as target:
+            shutil.copyfileobj(file, target, COPIED_BYTES)
     else:
         _try(path, "written", lambda: path.fs.put_file(str(source), path.path))
 

@@ -135,5 +135,5 @@ def hashes(names: pa.ChunkedArray, *, of_uris: bool = False) -> np.ndarray:
 
 
 def loaded(tables: Sequence[StoredTable], schema: pa.Schema) -> pa.Table:
-    """Load tables and concatenate them."""
-    return concat([table.load() for table in tables], schema)
+    """Load the columns of a schema from tables, and concatenate them."""
+    return concat([table.load(schema.names) for table in tables], schema)

@@ -1,6 +1,7 @@
 """Looks up the files that a listing's row names, before any of them is opened."""
 
 import os
+import re
 import stat
 from typing import Any
 
@@ -12,6 +13,8 @@ from pipeline.preprocess.sources.walk import is_local, special_reason
 
 UNKNOWN_SIZE = -1
 _MAX_FOLDERS = 100_000
+_PLAIN_NAME = re.compile(rb"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+"""A name that no server reads as something else: without escapes, queries or steps upwards."""
 
 
 class RowFiles:
@@ -23,11 +26,12 @@ class RowFiles:
 
     def __init__(self, reach: Reach) -> None:
         self.reach = reach
+        self._far_folders: dict[bytes, bool] = {}
         self._real_folders: dict[str, str] = {}
 
     def named(self, path: bytes) -> bytes:
         """Return a path without secrets."""
-        if b"?" not in path and b"://" not in path:
+        if (b"?" not in path and b"://" not in path) or self._is_far(path):
             return path
         return os.fsencode(named(os.fsdecode(path), self.reach.root))
 
@@ -41,6 +45,9 @@ class RowFiles:
         for field, path in paths.items():
             if path is None:
                 continue
+            if self._is_far(path):
+                parts.append(_part(field, path, UNKNOWN_SIZE, "", None))
+                continue
             try:
                 size, mtime = self._look_up(os.fsdecode(path))
             except MediaError as error:
@@ -48,11 +55,32 @@ class RowFiles:
             except OSError as error:
                 return parts, f"{field}: {os.strerror(error.errno or 0)}"
             name = self.named(path)
-            parts.append(
-                {"field": field, "path": name, "offset": None, "length": None,
-                 "size": size, "mtime": mtime, "address": None if name == path else path}
-            )  # fmt: skip
+            parts.append(_part(field, name, size, mtime, None if name == path else path))
         return parts, None
+
+    def _is_far(self, path: bytes) -> bool:
+        """Return whether a path is a plain name in a folder at a URL, which may be read.
+
+        What holds for the folder then holds for the file. The answer is kept, since many rows share
+        a folder. Any other path is looked up by itself.
+        """
+        folder, _, name = path.rpartition(b"/")
+        if b"://" not in folder or b"?" in folder or _PLAIN_NAME.fullmatch(name) is None:
+            return False
+        if folder not in self._far_folders:
+            if len(self._far_folders) >= _MAX_FOLDERS:
+                self._far_folders.clear()
+            self._far_folders[folder] = self._may_be_read(folder)
+        return self._far_folders[folder]
+
+    def _may_be_read(self, folder: bytes) -> bool:
+        if self.named(folder) != folder:  # it holds a secret
+            return False
+        try:
+            filesystem, _ = self.reach.resolve(os.fsdecode(folder))
+        except (MediaError, ValueError, ImportError):
+            return False
+        return not is_local(filesystem)
 
     def _look_up(self, path: str) -> tuple[int, str]:
         """Return the size and time of a local file; -1 and an empty text for a file on a network.
@@ -99,3 +127,15 @@ class RowFiles:
                 self._real_folders.clear()
             self._real_folders[folder] = os.path.realpath(folder or "/")
         return self._real_folders[folder]
+
+
+def _part(field: str, path: bytes, size: int, mtime: str, address: bytes | None) -> dict[str, Any]:
+    return {
+        "field": field,
+        "path": path,
+        "offset": None,
+        "length": None,
+        "size": size,
+        "mtime": mtime,
+        "address": address,
+    }

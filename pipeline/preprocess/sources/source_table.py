@@ -30,12 +30,12 @@ class SourceChunk:
     stored: StoredTable
     counts: tuple[int, ...]
 
-    @classmethod
-    def of(cls, stored: StoredTable, table: pa.Table) -> "SourceChunk":
-        """Make a chunk of a table that was stored."""
-        column = table["split"].combine_chunks() if table.num_rows else None
-        codes = np.zeros(0, int) if column is None else column.indices.to_numpy()
-        return cls(stored, tuple(np.bincount(codes, minlength=len(SPLITS)).tolist()))
+    @staticmethod
+    def counts_of(table: pa.Table) -> tuple[int, ...]:
+        """Return how many rows of a source table are in each split."""
+        codes = [chunk.indices.to_numpy() for chunk in table["split"].chunks]
+        found = np.concatenate([np.zeros(0, np.int8), *codes])
+        return tuple(np.bincount(found, minlength=len(SPLITS)).tolist())
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class SourceTable:
 
     def with_table(self, table: pa.Table) -> "SourceTable":
         """Return the same with other rows."""
-        return self.with_chunks([SourceChunk.of(self.store.put(table), table)])
+        return self.with_chunks([SourceChunk(self.store.put(table), SourceChunk.counts_of(table))])
 
     def with_chunks(self, chunks: Sequence[SourceChunk]) -> "SourceTable":
         """Return the same with other rows."""

@@ -1,7 +1,7 @@
 """The tables that hold sources, and their digests."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,18 @@ class Rows:
         if self._batches:
             yield pa.Table.from_batches(self._batches, self.schema)
             self._batches = []
+
+
+def in_runs(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Yield batches as tables of about `RUN_ROWS` rows."""
+    some: list[pa.RecordBatch] = []
+    for batch in batches:
+        some.append(batch)
+        if sum(each.num_rows for each in some) >= RUN_ROWS:
+            yield pa.Table.from_batches(some)
+            some = []
+    if some:
+        yield pa.Table.from_batches(some)
 
 
 def without_addresses(table: pa.Table) -> pa.Table:
