@@ -24,6 +24,7 @@ from pipeline.preprocess.ray_tasks import run_tasks
 from pipeline.preprocess.shard_task import ShardTask
 from pipeline.preprocess.sources import list_sources, write_plan
 from pipeline.runs.console import Console
+from shards.census import Census
 from shards.staging import FolderStaging
 
 SIDE = 224
@@ -159,7 +160,7 @@ def _into(work: _Work, folder: Path) -> _Work:
 
 def _ours(work: _Work, console: Console) -> float:
     started = time.perf_counter()
-    run_tasks(work.task, work.num_shards, work.num_files, console)
+    run_tasks(work.task, work.num_files, console, Census(()))
     return time.perf_counter() - started
 
 

@@ -1,9 +1,10 @@
 """What the shards of a set say together: its counts, its table of shards, and its manifest."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -31,42 +32,76 @@ class Sealed:
     quarantine: bytes
 
 
+@dataclass(frozen=True)
+class ShardFacts:
+    """What a set needs to know of a shard: some hundred bytes, whatever its samples.
+
+    Attributes:
+        info: The facts about the shard.
+        class_counts: The number of samples of each target.
+        members: The distinct names of members.
+    """
+
+    info: ShardInfo
+    class_counts: Mapping[int, int]
+    members: tuple[str, ...]
+
+    @classmethod
+    def of(cls, index: ShardIndex) -> Self:
+        """Count the samples of a shard."""
+        targets, counts = np.unique(index.targets.drop_null().to_numpy(), return_counts=True)
+        pairs = zip(targets.tolist(), counts.tolist(), strict=True)
+        return cls(index.info, dict(pairs), tuple(index.member_names))
+
+    def to_json(self) -> str:
+        """Return the facts as a text, for another process."""
+        return json.dumps([asdict(self.info), list(self.class_counts.items()), self.members])
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read the text of `to_json`."""
+        info, class_counts, members = json.loads(text)
+        return cls(ShardInfo(**info), dict(class_counts), tuple(members))
+
+
 class Census:
-    """Counts of samples, classes and members over the shards that are not empty.
+    """Counts of samples, classes and members over the shards of a set.
 
     Args:
         classes: The names of the classes, which targets index; empty if there are no classes.
 
     Attributes:
-        infos: The facts about the shards, in the order in which they were added.
+        numbers: The numbers of the shards that were counted.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
         self._classes = classes
-        self.infos: list[ShardInfo] = []
+        self.numbers: set[int] = set()
+        self._infos: list[ShardInfo] = []
         self._counts: Counter[str] = Counter()
         self._class_counts: dict[str, Counter[str]] = {}
         self._members: set[str] = set()
 
-    def add(self, index: ShardIndex) -> None:
-        """Count the samples of a shard. An empty one is left out.
+    def add(self, facts: ShardFacts) -> None:
+        """Count the samples of a shard. An empty one is left out of the set.
 
         Raises:
             ShardError: A target has no class.
         """
-        if not index.info.samples:
+        info = facts.info
+        self.numbers.add(info.number)
+        if not info.samples:
             return
-        self.infos.append(index.info)
-        self._counts[index.info.split] += index.info.samples
-        self._members.update(index.member_names)
+        self._infos.append(info)
+        self._counts[info.split] += info.samples
+        self._members.update(facts.members)
         if not self._classes:
             return
-        in_split = self._class_counts.setdefault(index.info.split, Counter())
-        targets, counts = np.unique(index.targets.drop_null().to_numpy(), return_counts=True)
-        for target, count in zip(targets.tolist(), counts.tolist(), strict=True):
+        in_split = self._class_counts.setdefault(info.split, Counter())
+        for target, count in facts.class_counts.items():
             if not 0 <= target < len(self._classes):
                 raise ShardError(
-                    f"{index.info.name}: target {target} with {len(self._classes)} classes; "
+                    f"{info.name}: target {target} with {len(self._classes)} classes; "
                     "name every class or correct the targets"
                 )
             in_split[self._classes[target]] += count
@@ -87,7 +122,8 @@ class Census:
             quarantine: All sources that gave no sample, as a `quarantine_table`.
             positions: The sha256 of the file of each position table.
         """
-        shard_table = encode_shard_table(self.infos)
+        infos = sorted(self._infos, key=lambda info: info.number)
+        shard_table = encode_shard_table(infos)
         set_aside = encode_quarantine([quarantine])
         classes = self._class_counts
         manifest = Manifest(

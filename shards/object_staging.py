@@ -13,7 +13,7 @@ until the manifest is exchanged. What no manifest needs is removed afterwards.
 import re
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from shards.added_positions import files_of_added, read_added
-from shards.census import Census
+from shards.census import Census, ShardFacts
 from shards.digests import sha256_hex
 from shards.errors import ShardError
 from shards.index import MAX_INDEX_BYTES, ShardIndex, ShardInfo, shard_name
@@ -70,7 +71,6 @@ class ObjectStaging:
     url: str
     fingerprint: str
     before: bytes | None = None
-    _kept: dict[int, ShardInfo] = field(default_factory=dict, init=False, compare=False)
 
     def __reduce__(self) -> tuple:
         return ObjectStaging, (self.url, self.fingerprint)  # workers only write shards
@@ -80,8 +80,16 @@ class ObjectStaging:
         other = [name for name in store.sizes(BUILDING) if not name.startswith(f"{self._build}/")]
         _remove(store, other)
 
-    def is_committed(self, number: int) -> bool:
-        return bool(self._store.matching(f"{self._build}/{number:05d}.*"))
+    def facts(self, number: int) -> ShardFacts | None:
+        store, start = self._store, f"{self._build}/"
+        names = store.matching(f"{start}{number:05d}.*")
+        found = [_RECORD.fullmatch(name.removeprefix(start)) for name in names]
+        sha256s = [each[2] for each in found if each]
+        return ShardFacts.of(_read_committed(store, number, sha256s[0])) if sha256s else None
+
+    def facts_kept(self, base: str, number: int) -> ShardFacts:
+        listed = _rows(_opened(base, self.fingerprint), [number])[0]
+        return ShardFacts.of(read_index(self._store, BY_CONTENT, listed, 0))
 
     def write(self, number: int, split: str, samples: Iterable[Sample | Quarantined]) -> None:
         store = self._store
@@ -104,7 +112,7 @@ class ObjectStaging:
         store.write(f"{self._build}/{number:05d}.{filled.info.index_sha256}", b"")
 
     def rewrite(self, base: str, number: int, without: Collection[str]) -> None:
-        shard_set = _opened(base)
+        shard_set = _opened(base, self.fingerprint)
         listed = _rows(shard_set, [number])[0]
         index = read_index(shard_set.location, shard_set.names, listed, 0)
         tar = shard_set.names.tar(listed)
@@ -114,7 +122,6 @@ class ObjectStaging:
 
     def keep(self, base: ShardSet, numbers: Collection[int]) -> None:
         kept = _rows(base, numbers)
-        self._kept.update((shard.number, shard) for shard in kept)
         if base.names == BY_CONTENT:
             return  # the objects are there, under the same names
         store = self._store
@@ -145,28 +152,18 @@ class ObjectStaging:
         self,
         *,
         numbers: Iterable[int],
+        census: Census,
         config: dict[str, Any],
         input_digest: str,
-        classes: tuple[str, ...],
         positions: Mapping[PositionSpec, np.ndarray],
         quarantine: pa.Table,
     ) -> Manifest:
-        store, records = self._store, self._records()
-        sizes = store.sizes()
-
-        def read(number: int) -> ShardIndex:
-            if number in records:
-                return _read_committed(store, number, records[number], sizes)
-            if number in self._kept:
-                return read_index(store, BY_CONTENT, self._kept[number], len(classes))
+        store = self._store
+        if lost := set(numbers) - census.numbers:
             raise ShardError(
-                f"{self.url}: shard {number} of the plan is not finished; run 'perceiver "
+                f"{self.url}: shard {min(lost)} of the plan is not finished; run 'perceiver "
                 "preprocess' again to finish it"
             )
-
-        census = Census(classes)
-        for index in in_order(read, sorted(numbers)):
-            census.add(index)
         digests = {}
         for spec, table in positions.items():
             data = encode_position_table(spec, table, self.url)
@@ -175,7 +172,7 @@ class ObjectStaging:
         sealed = census.seal(
             config=config,
             input_digest=input_digest,
-            quarantine=pa.concat_tables([*self.quarantined(), quarantine]),
+            quarantine=quarantine,
             positions=digests,
         )
         manifest = sealed.manifest
@@ -243,22 +240,22 @@ def _remove(store: ObjectStore, names: Iterable[str]) -> None:
 
 
 @lru_cache(maxsize=1)
-def _opened(url: str) -> ShardSet:
+def _opened(url: str, build: str) -> ShardSet:
+    """Open the set that a build replaces. A worker may have seen older sets there."""
     return ShardSet.open(ObjectStore(url))
 
 
 def _rows(shard_set: ShardSet, numbers: Collection[int]) -> list[ShardInfo]:
-    wanted = set(numbers)
-    found = [row for row in shard_set.rows() if row.number in wanted]
+    wanted, table = set(numbers), shard_set.shard_table
+    rows = table.filter(pc.is_in(table["number"], value_set=pa.array(sorted(wanted), pa.int64())))
+    found = [ShardInfo(**row) for row in rows.to_pylist()]
     if len(found) < len(wanted):
         lost = min(wanted.difference(row.number for row in found))
         raise ShardError(f"{shard_set.location}: has no shard {lost}; run 'perceiver verify' there")
     return found
 
 
-def _read_committed(
-    store: ObjectStore, number: int, sha256: str, sizes: Mapping[str, int]
-) -> ShardIndex:
+def _read_committed(store: ObjectStore, number: int, sha256: str) -> ShardIndex:
     name = BY_CONTENT.index_of(number, sha256)
     where = f"{store}/{name}"
     try:
@@ -269,7 +266,7 @@ def _read_committed(
         raise _lost(where, "has another sha256 than when it was written")
     index = ShardIndex.decode(data, where)
     tar = BY_CONTENT.tar(index.info)
-    if index.info.samples and sizes.get(tar) != index.info.bytes:
+    if index.info.samples and store.sizes(tar).get(tar) != index.info.bytes:
         raise _lost(f"{store}/{tar}", "is missing or has another size")
     return index
 

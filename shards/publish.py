@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from shards.census import Census
+from shards.census import Census, ShardFacts
 from shards.digests import canonical_json, sha256_hex, stream_sha256
 from shards.errors import ShardError
 from shards.files import AtomicFile, is_temporary, remove_tree, sync_folder
@@ -29,6 +29,7 @@ def publish(
     classes: Sequence[str],
     positions: Iterable[PositionSpec] = (),
     quarantine: pa.Table | None = None,
+    census: Census | None = None,
     replace: bool = False,
 ) -> Manifest:
     """Publish the shards in `staging` as a shard set at `final`.
@@ -47,7 +48,8 @@ def publish(
         classes: The names of the classes, which targets index; empty if there are no classes.
         positions: The position tables of the set, already written by `write_position_table`.
         quarantine: A `quarantine_table` of further sources, in addition to those that `write_shard`
-            set aside.
+            set aside. With a census, all sources that gave no sample.
+        census: The shards, counted already; None to read all indexes here.
         replace: Whether to replace an existing set.
 
     Returns:
@@ -63,7 +65,17 @@ def publish(
     numbers = sorted(numbers)
     manifest = _sealed(staging, canonical_json(config), input_digest)
     if manifest is None:
-        manifest = _seal(staging, numbers, config, input_digest, classes, positions, quarantine)
+        more = quarantine_table([]) if quarantine is None else quarantine
+        if census is None:
+            census, set_aside = _counted(staging, numbers, classes)
+            more = pa.concat_tables([*set_aside, more])
+        lost = set(numbers) - census.numbers
+        if lost:
+            raise ShardError(
+                f"{staging}: shard {min(lost)} of the plan is not finished; "
+                "run 'perceiver preprocess' again to finish it"
+            )
+        manifest = _seal(staging, census, config, input_digest, positions, more)
     try:
         _tidy(staging, numbers)
         _move_into_place(staging, final)
@@ -102,33 +114,33 @@ def _sealed(staging: Path, config: bytes, input_digest: str) -> Manifest | None:
     return manifest if same else None
 
 
-def _seal(
-    staging: Path,
-    numbers: list[int],
-    config: dict[str, Any],
-    input_digest: str,
-    classes: Sequence[str],
-    positions: Iterable[PositionSpec],
-    quarantine: pa.Table | None,
-) -> Manifest:
+def _counted(
+    staging: Path, numbers: list[int], classes: Sequence[str]
+) -> tuple[Census, list[pa.Table]]:
+    """Count the shards that are complete, and return the sources that they set aside."""
     census = Census(classes)
     parts = []
     for number in numbers:
         index = read_index(staging, number)
-        if index is None:
-            raise ShardError(
-                f"{staging}: shard {number} of the plan is not finished; "
-                "run 'perceiver preprocess' again to finish it"
-            )
-        census.add(index)
+        if index is not None:
+            census.add(ShardFacts.of(index))
         if (part := quarantine_part(staging, number)).exists():
             parts.append(read_quarantine_table(part))
+    return census, parts
 
-    more = quarantine_table([]) if quarantine is None else quarantine
+
+def _seal(
+    staging: Path,
+    census: Census,
+    config: dict[str, Any],
+    input_digest: str,
+    positions: Iterable[PositionSpec],
+    quarantine: pa.Table,
+) -> Manifest:
     sealed = census.seal(
         config=config,
         input_digest=input_digest,
-        quarantine=pa.concat_tables([*parts, more]),
+        quarantine=quarantine,
         positions={spec: _position_sha256(staging, spec.digest) for spec in positions},
     )
     _write(staging / QUARANTINE_FILE, sealed.quarantine)

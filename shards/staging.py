@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from shards.census import Census, ShardFacts
+from shards.errors import ShardError
 from shards.files import AtomicFile, remove_tree
 from shards.manifest import Manifest
 from shards.positions import PositionSpec, write_position_table
@@ -20,7 +22,7 @@ from shards.quarantine import Quarantined, read_quarantine_table
 from shards.rewrite import link_shard, rewrite_shard
 from shards.sample import Sample
 from shards.shard_set import ShardSet
-from shards.writer import QUARANTINE_PARTS, read_committed, write_shard
+from shards.writer import QUARANTINE_PARTS, read_index, write_shard
 
 
 class Staging(Protocol):
@@ -29,8 +31,18 @@ class Staging(Protocol):
     def prepare(self) -> None:
         """Keep the shards of an interrupted build only if it was the same build."""
 
-    def is_committed(self, number: int) -> bool:
-        """Return whether a shard of this build is complete."""
+    def facts(self, number: int) -> ShardFacts | None:
+        """Return what the set needs to know of a shard of this build; None unless it is complete.
+
+        The shard's index is read, so this is work for a task.
+        """
+
+    def facts_kept(self, base: str, number: int) -> ShardFacts:
+        """Return the same of a shard that is kept from an older set at an address.
+
+        Raises:
+            ShardError: The shard is missing or damaged.
+        """
 
     def write(self, number: int, split: str, samples: Iterable[Sample | Quarantined]) -> None:
         """Write a shard, as `write_shard`."""
@@ -57,9 +69,9 @@ class Staging(Protocol):
         self,
         *,
         numbers: Iterable[int],
+        census: Census,
         config: dict[str, Any],
         input_digest: str,
-        classes: tuple[str, ...],
         positions: Mapping[PositionSpec, np.ndarray],
         quarantine: pa.Table,
     ) -> Manifest:
@@ -67,11 +79,11 @@ class Staging(Protocol):
 
         Args:
             numbers: All shards of the set, those that are kept among them.
+            census: The same shards, counted.
             config: The configuration, as a JSON object.
             input_digest: The name of the list of raw inputs.
-            classes: The names of the classes.
             positions: The position tables, float32 [tokens, channels].
-            quarantine: Further sources that gave no sample.
+            quarantine: All sources that gave no sample.
 
         Raises:
             ShardError: A shard is missing, a target has no class, the storage fails, or another
@@ -110,8 +122,18 @@ class FolderStaging:
                 file.write(self.fingerprint.encode())
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def is_committed(self, number: int) -> bool:
-        return read_committed(self.folder, number) is not None
+    def facts(self, number: int) -> ShardFacts | None:
+        index = read_index(self.folder, number)
+        return None if index is None else ShardFacts.of(index)
+
+    def facts_kept(self, base: str, number: int) -> ShardFacts:
+        facts = self.facts(number)
+        if facts is None:
+            raise ShardError(
+                f"{base}: shard {number} is damaged; run 'perceiver verify', and make the set "
+                "again with --fresh"
+            )
+        return facts
 
     def write(self, number: int, split: str, samples: Iterable[Sample | Quarantined]) -> None:
         write_shard(self.folder, number, split, samples)
@@ -135,9 +157,9 @@ class FolderStaging:
         self,
         *,
         numbers: Iterable[int],
+        census: Census,
         config: dict[str, Any],
         input_digest: str,
-        classes: tuple[str, ...],
         positions: Mapping[PositionSpec, np.ndarray],
         quarantine: pa.Table,
     ) -> Manifest:
@@ -149,9 +171,10 @@ class FolderStaging:
             numbers=numbers,
             config=config,
             input_digest=input_digest,
-            classes=classes,
+            classes=(),
             positions=positions,
             quarantine=quarantine,
+            census=census,
             replace=self.final.exists(),
         )
         self._made_by.unlink()

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from shard_sets import CLASSES, PLAN, SPEC, files_of, make_samples, make_set
 
@@ -20,6 +21,7 @@ from shards import (
     rewrite_shard,
     verify,
 )
+from shards.census import Census, ShardFacts
 from shards.names import BY_CONTENT, BY_NUMBER
 from shards.object_staging import ObjectStaging, read_manifest
 from shards.object_store import ObjectStore
@@ -48,16 +50,28 @@ def fill(staging: ObjectStaging, numbers: Collection[int] = range(4), seed: int 
         first += size
 
 
-def finish(staging: ObjectStaging, numbers: Collection[int] = range(4), seed: int = 0) -> str:
+def finish(
+    staging: ObjectStaging,
+    numbers: Collection[int] = range(4),
+    seed: int = 0,
+    kept: Collection[int] = (),
+) -> str:
     """Publish the shards as `shard_sets.publish_staged` does, and return the digest."""
     table = np.random.default_rng(seed).normal(size=(SPEC.num_tokens, SPEC.num_channels))
+    census = Census(CLASSES)
+    for number in numbers:
+        facts = staging.facts(number)
+        if number in kept:
+            facts = staging.facts_kept(staging.url, number)
+        if facts is not None:
+            census.add(ShardFacts.from_json(facts.to_json()))
     return staging.publish(
         numbers=numbers,
+        census=census,
         config={"image_size": 7},
         input_digest="0" * 64,
-        classes=CLASSES,
         positions={SPEC: table.astype(np.float32)},
-        quarantine=quarantine_table([]),
+        quarantine=pa.concat_tables([*staging.quarantined(), quarantine_table([])]),
     ).digest
 
 
@@ -82,10 +96,15 @@ def test_a_set_in_object_storage_is_the_set_in_a_folder(url: str, tmp_path: Path
 def test_a_build_that_was_cut_off_continues_and_another_build_starts_anew(url: str) -> None:
     staging = begun(url)
     fill(staging, [0, 3])
-    assert [begun(url).is_committed(number) for number in range(4)] == [True, False, False, True]
+    assert [begun(url).facts(number) is not None for number in range(4)] == [
+        True,
+        False,
+        False,
+        True,
+    ]
     with pytest.raises(ShardError, match="shard 1 of the plan is not finished; run 'perceiver pre"):
         finish(staging)
-    assert not begun(url, "b").is_committed(0)
+    assert begun(url, "b").facts(0) is None
     fill(again := begun(url))
     finish(again)
     assert verify(url) == []
@@ -135,7 +154,7 @@ def test_shards_are_kept_and_rewritten_as_in_a_folder(
     staging = begun(url, "b")
     staging.keep(ShardSet.open(url), [2, 3])
     staging.rewrite(url, 0, without)
-    found = finish(staging, [0, 2, 3])
+    found = finish(staging, [0, 2, 3], kept=[2, 3])
     rewrite_shard(tmp_path / "old", tmp_path / "staging", 0, without)
     for number in (2, 3):
         link_shard(tmp_path / "old", tmp_path / "staging", number)

@@ -38,6 +38,7 @@ from pipeline.preprocess.sources import (
 from pipeline.runs.console import Console
 from pipeline.runs.user_errors import EXPECTED, raise_user_errors
 from shards import Manifest, PositionSpec, ShardSet, quarantine_table
+from shards.census import Census
 from shards.digests import canonical_json, sha256_hex
 from shards.object_staging import ObjectStaging, read_manifest
 from shards.staging import FolderStaging, Staging
@@ -175,26 +176,28 @@ def _build(
         base=None if base is None else str(spec.final),
         stale=None if changes is None else str(stale.address),
         rewritten=np.asarray(rewritten, np.int64),
+        kept=np.asarray(kept, np.int64),
     )
     if base is not None:
         staging.keep(base.shard_set, kept)
-    if num_new + len(rewritten):
+    census = Census(source_table.classes)
+    if task.num_jobs:
         with raise_user_errors(), ray_session(spec.address):
-            jobs = num_new + len(rewritten)
-            run_tasks(task, jobs, sources.num_rows, console, addresses, place_of(spec.tasks))
-    carried = _carried(base, changes)
+            place = place_of(spec.tasks)
+            run_tasks(task, sources.num_rows, console, census, addresses, place)
+    carried, set_aside = _carried(base, changes), staging.quarantined()
     try:
-        _check_bad(spec, source_table, staging.quarantined(), carried)
+        _check_bad(spec, source_table, set_aside, carried)
     except UserError:
         remove_leftovers(spec)
         raise
     staging.publish(
         numbers=[*kept, *rewritten, *range(first_number, first_number + num_new)],
+        census=census,
         config=spec.identity | fitted | _positions_kept(base),
         input_digest=source_table.content_digest,
-        classes=tuple(source_table.classes),
         positions=dict(map(position_table_of, _tables(spec, base))),
-        quarantine=pa.concat_tables([carried, refused_rows(source_table)]),
+        quarantine=pa.concat_tables([*set_aside, carried, refused_rows(source_table)]),
     )
 
 

@@ -14,10 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.placement import remote_options
 from cluster.ray_session import ray_session
 from perceiver_model.config_checks import flatten
 from pipeline.config.base import differences
 from pipeline.config.folders import Folder, folder_at, output_address
+from pipeline.config.placement import place_of
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.preprocess.build import (
@@ -204,7 +206,8 @@ def _alone(final: Folder) -> Iterator[None]:
 def _bring_up_to_date(
     spec: ShardSetSpec, console: Console, *, fresh: bool = False, again: pa.Array | None = None
 ) -> dict[str, Any]:
-    with TableStore(lambda: ray_session(spec.address)) as store:
+    options = remote_options(place_of(spec.tasks))
+    with TableStore(lambda: ray_session(spec.address), options) as store:
         return _with_store(spec, console, store, fresh=fresh, again=again)
 
 

@@ -11,6 +11,7 @@ from cluster.placement import Place, capacity, missing_for, remote_options
 from pipeline.preprocess.shard_task import ShardTask
 from pipeline.runs.console import Console
 from shards import ShardError
+from shards.census import Census, ShardFacts
 
 ONE_CPU = Place({"CPU": 1.0})
 # Ray Data keeps a few bytes for each block. Larger sets get more shards in a block instead.
@@ -22,9 +23,9 @@ GUIDE = 1.5
 
 def run_tasks(
     task: ShardTask,
-    num_jobs: int,
     num_sources: int,
     console: Console,
+    census: Census,
     addresses: list[str] | None = None,
     place: Place = ONE_CPU,
 ) -> None:
@@ -32,9 +33,9 @@ def run_tasks(
 
     Args:
         task: The function that makes the shards of a batch of jobs.
-        num_jobs: The number of shards to write.
         num_sources: The number of sources to decode, for the progress bar.
         console: The console that shows the progress and notices.
+        census: Counts the shards.
         addresses: The addresses of the new shards, from `shard_addresses`. They hold secrets, so
             they travel in memory with the jobs and are not written to disk.
         place: What each task reserves, and the machines on which it may run.
@@ -54,6 +55,7 @@ def run_tasks(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     _learn_limits_at_once()
+    num_jobs = task.num_jobs
     # An operator that reads, such as `range`, would reserve CPUs for itself.
     blocks = np.split(np.arange(num_jobs), guided_self_scheduling(num_jobs, capacity(place)))
     table = {"id": np.arange(num_jobs)}
@@ -69,6 +71,8 @@ def run_tasks(
         for row in jobs.map_batches(task, batch_size=1, **options).iter_rows():
             if row["error"] is not None:
                 raise ShardError(row["error"])
+            for line in row["shards"].splitlines():
+                census.add(ShardFacts.from_json(line))
             if row["lacking"] not in reported:
                 reported.add(row["lacking"])
                 console.notice(f"the decoders' sandbox lacks protections on {row['lacking']}")

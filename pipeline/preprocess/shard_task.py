@@ -23,8 +23,11 @@ from pipeline.media.sandbox.sandbox import Sandbox, SandboxError
 from pipeline.preprocess.sources import Reach, SourceRow, read_part, read_plan
 from pipeline.preprocess.sources.parts import opened, why_unreadable
 from shards import Quarantined, Sample, ShardError
+from shards.census import ShardFacts
+from shards.parallel import in_order
 from shards.staging import Staging
 
+KEPT_AT_ONCE = 256
 READ_AHEAD = 16
 READ_AHEAD_LOCALLY = 2
 """The number of reads that go on while a source is decoded. Networks need more, to hide latency."""
@@ -43,8 +46,9 @@ _sandboxes: dict[str, Sandbox] = {}
 class ShardTask:
     """Makes the shards of the jobs in a batch; for `Dataset.map_batches`.
 
-    Job N below `num_new` writes the shard of the plan's row group N. The other jobs copy shards
-    from `base` without their stale sources.
+    Job N below `num_new` writes the shard of the plan's row group N. The next jobs copy shards from
+    `base` without their stale sources. The last ones count `KEPT_AT_ONCE` shards each that are kept
+    as they are. So no index is read by the process that started the tasks.
 
     Attributes:
         plan: The path or URL of the Parquet file whose row group N lists the sources of one shard.
@@ -59,6 +63,7 @@ class ShardTask:
         stale: The path or URL of a Parquet file with the URI and shard of each source to drop, or
             None.
         rewritten: The numbers of the shards that have such sources, int64.
+        kept: The numbers of the shards of `base` that are kept, int64.
         value_addresses: The real addresses of listings whose rows hold values, by the addresses
             without secrets that the plan has.
     """
@@ -73,7 +78,13 @@ class ShardTask:
     base: str | None = None
     stale: str | None = None
     rewritten: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    kept: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     value_addresses: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def num_jobs(self) -> int:
+        """The number of all jobs."""
+        return self.num_new + len(self.rewritten) + -(-len(self.kept) // KEPT_AT_ONCE)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """Make the shards of a batch of jobs.
@@ -84,27 +95,37 @@ class ShardTask:
             batch: The column `id` with the numbers of the jobs, and optionally `addresses`.
 
         Returns:
-            For each job four columns. `files` is the number of sources read, and `kept` the number
-            that an interrupted run had finished. `error` is an error that a user can mend, or None.
+            For each job five columns. `files` is the number of sources read, and `kept` the number
+            that an interrupted run had finished. `shards` has a line of `ShardFacts.to_json` for
+            each shard. `error` is an error that a user can mend, or None.
             `lacking` names the sandbox's protections that are missing on this machine, or None.
         """
         files: list[int] = []
         kept: list[int] = []
+        shards: list[str] = []
         errors: list[str | None] = []
         lacking: list[str | None] = []
         addresses = batch.get("addresses", [None] * len(batch["id"]))
         for job, of_its_files in zip(batch["id"], addresses, strict=True):
             read = there = 0
+            facts: list[ShardFacts] = []
             error = None
             try:
-                read, there = self._do(int(job), of_its_files or None)
+                read, there, facts = self._do(int(job), of_its_files or None)
             except (ShardError, SandboxError) as caught:
                 error = str(caught)
             files.append(read)
             kept.append(there)
+            shards.append("\n".join(each.to_json() for each in facts))
             errors.append(error)
             lacking.append(self._lacking())
-        return {"files": files, "kept": kept, "error": errors, "lacking": lacking}
+        return {
+            "files": files,
+            "kept": kept,
+            "shards": shards,
+            "error": errors,
+            "lacking": lacking,
+        }
 
     def _lacking(self) -> str | None:
         """Return which protections the last job's sandbox lacked, and on which machine."""
@@ -112,24 +133,41 @@ class ShardTask:
         missing = sandbox and sandbox.known_protections and sandbox.known_protections.lacking()
         return f"{socket.gethostname()}: {missing}" if missing else None
 
-    def _do(self, job: int, addresses: str | None) -> tuple[int, int]:
-        """Do one job. Return how many sources it read, and how many an interrupted run had read."""
+    def _do(self, job: int, addresses: str | None) -> tuple[int, int, list[ShardFacts]]:
+        """Do one job.
+
+        Returns:
+            How many sources it read, how many an interrupted run had read, and what the set needs
+            to know of the job's shards.
+        """
+        if (after := job - self.num_new - len(self.rewritten)) >= 0:
+            kept = self.kept[after * KEPT_AT_ONCE : (after + 1) * KEPT_AT_ONCE].tolist()
+            base = self.base
+            assert base is not None
+            return 0, 0, list(in_order(lambda each: self.staging.facts_kept(base, each), kept))
         if job >= self.num_new:
-            self._rewrite(int(self.rewritten[job - self.num_new]))
-            return 0, 0
+            return 0, 0, [self._rewritten(int(self.rewritten[job - self.num_new]))]
         rows = read_plan(self.plan, job, addresses, self.value_addresses)
         number = self.first_number + job
-        if self.staging.is_committed(number):
-            return 0, len(rows)
+        if (facts := self.staging.facts(number)) is not None:
+            return 0, len(rows), [facts]
         self.staging.write(number, rows[0].split, self._samples(rows))
-        return len(rows), 0
+        return len(rows), 0, [self._facts(number)]
 
-    def _rewrite(self, number: int) -> None:
+    def _rewritten(self, number: int) -> ShardFacts:
         assert self.base is not None and self.stale is not None
-        if not self.staging.is_committed(number):
-            with opened(self.stale) as file:
-                stale = pq.read_table(file, filters=pc.field("shard") == number)["uri"]
-            self.staging.rewrite(self.base, number, [uri.decode() for uri in stale.to_pylist()])
+        if (facts := self.staging.facts(number)) is not None:
+            return facts
+        with opened(self.stale) as file:
+            stale = pq.read_table(file, filters=pc.field("shard") == number)["uri"]
+        self.staging.rewrite(self.base, number, [uri.decode() for uri in stale.to_pylist()])
+        return self._facts(number)
+
+    def _facts(self, number: int) -> ShardFacts:
+        facts = self.staging.facts(number)
+        if facts is None:
+            raise ShardError(f"shard {number} was written and is gone; run the same command again")
+        return facts
 
     def _samples(self, rows: list[SourceRow]) -> Iterator[Sample | Quarantined]:
         sandbox = _sandbox(self.media, self.limits)

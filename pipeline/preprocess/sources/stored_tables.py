@@ -12,7 +12,7 @@ import os
 import tempfile
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -105,12 +105,16 @@ class TableStore:
 
     Args:
         ray_session: Starts a Ray session, or None if steps must stay in this process.
+        task_options: What a Ray task reserves, and where it may run; the options of `ray.remote`.
     """
 
     def __init__(
-        self, ray_session: Callable[[], contextlib.AbstractContextManager[None]] | None = None
+        self,
+        ray_session: Callable[[], contextlib.AbstractContextManager[None]] | None = None,
+        task_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._ray_session = ray_session
+        self._task_options = {"num_cpus": 1} if task_options is None else task_options
         self._opened = contextlib.ExitStack()
         self._in_memory = 0
         self._folder: Path | None = None
@@ -182,7 +186,7 @@ class TableStore:
             self._opened.enter_context(self._ray_session())
             import ray
 
-            self._task = ray.remote(num_cpus=1, num_returns="streaming")(_run_there)
+            self._task = ray.remote(num_returns="streaming", **self._task_options)(_run_there)
             self._most_tasks = max(2, int(TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
         return self._task is not None
 
