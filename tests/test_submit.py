@@ -55,7 +55,7 @@ def test_the_other_verbs_arguments_are_absolute_too(here: Path) -> None:
     sent = spelled(parse([*command, "--json", "--", "-dash.png"]))
     assert parse(sent).inputs == [str(here / "a b.png"), str(here / "-dash.png")]
     assert parse(sent).model == "models:/m@c"
-    assert parse(sent).to == here / "out.csv"
+    assert parse(sent).to == str(here / "out.csv")
     assert parse(sent).output == str(here / "runs")
     assert parse(sent).max_bad_fraction == 0.5
     assert parse(sent).json
