@@ -1,6 +1,5 @@
 """Which samples each rank reads at each step of an epoch."""
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -10,6 +9,7 @@ import numpy as np
 from shards.balanced_order import BalancedOrder
 from shards.errors import ShardError
 from shards.lanes import LaneOrder
+from shards.node_order import NodeOrder
 from shards.order import EpochOrder, epoch_key
 from shards.reader import ShardReader
 
@@ -39,6 +39,17 @@ def resolve_window(window: Window, reader: ShardReader) -> int | None:
     return window
 
 
+def check_nodes(nodes: int, balance: float) -> None:
+    """Raise ShardError unless `nodes` is at least 1, and 1 if classes are balanced."""
+    if isinstance(nodes, bool) or nodes < 1:
+        raise ShardError(f"nodes {nodes!r}: give at least 1")
+    if nodes > 1 and balance:
+        raise ShardError(
+            f"nodes {nodes} and balance {balance!r}: classes are drawn from the whole set; give "
+            "one of them"
+        )
+
+
 def check_balance(balance: float, *, shuffle: bool) -> None:
     """Raise ShardError unless `balance` is from 0 to 1, and 0 without a shuffle."""
     if not 0 <= balance <= 1:
@@ -55,6 +66,7 @@ def epoch_order(
     shuffle: bool,
     window: Window,
     balance: float = 0.0,
+    nodes: int = 1,
 ) -> EpochOrder:
     """Return the order of `reader`'s split in `epoch`.
 
@@ -66,14 +78,18 @@ def epoch_order(
         window: The number of shards shuffled together, as in `epoch_positions`.
         balance: How evenly classes are drawn, from 0 to 1, as in `BalancedOrder`; 0 draws each
             sample once. Above 0, the indexes of all shards of the split are read first.
+        nodes: The parts of the set that each global batch is taken from, as in `NodeOrder`.
 
     Raises:
-        ShardError: See `resolve_window` and `check_balance`; or a sample has no class, or an index
-            cannot be read.
+        ShardError: See `resolve_window`, `check_nodes` and `check_balance`; or a sample has no
+            class, or an index cannot be read.
     """
     check_balance(balance, shuffle=shuffle)
+    check_nodes(nodes, balance)
     resolved = resolve_window(window, reader)
-    key = epoch_key(reader.shard_set.digest, reader.split, seed, epoch, resolved, balance)
+    key = epoch_key(reader.shard_set.digest, reader.split, seed, epoch, resolved, balance, nodes)
+    if nodes > 1:
+        return NodeOrder(reader.shard_sizes, key if shuffle else None, resolved, nodes)
     if balance:
         return BalancedOrder(reader.shard_sizes, reader.targets(), key, resolved, balance)
     return EpochOrder(reader.shard_sizes, key if shuffle else None, resolved)
@@ -120,6 +136,12 @@ class EpochPlan:
                 f"global batch of {self._step_size}: {self.world_size} ranks with batches of "
                 f"{self.batch_size} hold at most {self.world_size * self.batch_size} samples"
             )
+        nodes = self.order.nodes
+        if self._step_size % nodes or self.start % nodes:
+            raise ShardError(
+                f"nodes {nodes}: a global batch of {self._step_size} samples, after {self.start} "
+                "samples of the epoch; both must be multiples of the nodes"
+            )
 
     @property
     def _step_size(self) -> int:
@@ -136,10 +158,9 @@ class EpochPlan:
         if step not in self._numbers:
             # The order of few samples costs as much as that of many, so several steps are computed.
             count = max(1, _ORDERED_AT_ONCE // self.batch_size)
-            bounds = [self._bounds(each) for each in range(step, step + count)]
-            ranges = [np.arange(begin, max(begin, end), dtype=np.int64) for begin, end in bounds]
-            numbers = self.order(np.concatenate(ranges))
-            ends = np.cumsum([len(own) for own in ranges])
+            positions = [self._positions(each) for each in range(step, step + count)]
+            numbers = self.order(np.concatenate(positions))
+            ends = np.cumsum([len(own) for own in positions])
             parts = np.split(numbers, ends[:-1])
             self._numbers.clear()
             self._numbers.update(zip(range(step, step + count), parts, strict=True))
@@ -159,12 +180,23 @@ class EpochPlan:
             return
         if reader.is_local or self.order.window is None or not self.order.num_samples:
             return
+        positions = self._positions(step)
+        if len(positions):
+            reader.read_ahead(*self.order.shards_at(positions))
+
+    def _positions(self, step: int) -> np.ndarray:
+        """Return the positions of this rank's rows of a step, int64 [rows].
+
+        With several nodes, the rows of a whole step are grouped by the part of the set that they
+        are taken from (`NodeOrder`), so that a rank reads few parts.
+        """
         begin, end = self._bounds(step)
-        if begin >= end:
-            return
-        first, last = self.order.window_at(begin), self.order.window_at(end - 1)
-        later = [self.order.shards_in(window) for window in range(first + 1, last + 2)]
-        reader.read_ahead(self.order.shards_in(first), [*itertools.chain(*later)])
+        rows, nodes = np.arange(begin, max(begin, end), dtype=np.int64), self.order.nodes
+        first = self.start + step * self._step_size
+        if nodes == 1 or first + self._step_size > self.order.num_samples:
+            return rows
+        part, turn = np.divmod(rows - first, self._step_size // nodes)
+        return first + turn * nodes + part
 
     def _bounds(self, step: int) -> tuple[int, int]:
         """Return this rank's range [begin, end) of positions; begin >= end means it is empty."""
@@ -187,15 +219,17 @@ def epoch_positions(
     window: Window = "auto",
     balance: float = 0.0,
     global_batch: int | None = None,
+    nodes: int = 1,
 ) -> Iterator[np.ndarray]:
     """Return the sample numbers that `rank` reads, one batch for each global step.
 
-    The order of an epoch is a pure function of (set digest, split, seed, epoch, window, balance). A
-    global batch is the next `world_size * batch_size` samples of this order, and rank r reads the
-    r-th `batch_size` samples of it. So the samples of a step depend only on the global batch size.
-    To resume at another world size, keep the global batch size and give `start`. Every rank has the
-    same number of steps. If the set is remote and has a window, each request for a batch lets the
-    reader fetch the shards of the current and the next window.
+    The order of an epoch is a pure function of (set digest, split, seed, epoch, window, balance,
+    nodes). A global batch is the next `world_size * batch_size` samples of this order, and rank r
+    reads the r-th `batch_size` samples of it, grouped by node if there are several. So the samples
+    of a step depend only on the global batch size. To resume at another world size, keep the global
+    batch size and give `start`. Every rank has the same number of steps. If the set is remote and
+    has a window, each request for a batch lets the reader fetch the shards of the current and the
+    next window.
 
     Args:
         reader: The reader of the split.
@@ -212,16 +246,24 @@ def epoch_positions(
         balance: How evenly classes are drawn, as in `epoch_order`.
         global_batch: The samples of a global batch, if they are fewer than `world_size *
             batch_size`. The last ranks then have empty rows in every batch.
+        nodes: The parts of the set that each global batch is taken from, as in `NodeOrder`. It
+            divides the global batch and `start`.
 
     Returns:
         An iterator over int64 [batch_size].
 
     Raises:
-        ShardError: The rank, batch size, start, window or balance is out of range; see also
+        ShardError: The rank, batch size, start, window, balance or nodes is out of range; see also
             `epoch_order`.
     """
     order = epoch_order(
-        reader, seed=seed, epoch=epoch, shuffle=shuffle, window=window, balance=balance
+        reader,
+        seed=seed,
+        epoch=epoch,
+        shuffle=shuffle,
+        window=window,
+        balance=balance,
+        nodes=nodes,
     )
     plan = EpochPlan(order, rank, world_size, batch_size, start, drop_last, global_batch)
     return _batches(reader, plan)

@@ -60,9 +60,11 @@ class LaneOrder:
     Attributes:
         num_samples: The number of positions, with the empty ones.
         window: None: all shards are read together.
+        nodes: 1: a rank reads the shards of all ranks.
     """
 
     window = None
+    nodes = 1
 
     def __init__(self, recordings: Recordings, key: bytes | None, lanes: Lanes) -> None:
         self._lanes = lanes

@@ -57,6 +57,8 @@ class ShardLoader:
         shuffle: If false, the order is that of the shards.
         window: The number of shards that are shuffled together; see `epoch_positions`.
         balance: How evenly classes are drawn; see `epoch_order`.
+        nodes: The parts of the set that each global batch is taken from, so that the ranks of a
+            node read shards of their own; see `NodeOrder`. It divides the global batch.
         drop_last: If true, an incomplete last global batch is dropped, else it is filled.
         num_workers: The number of processes that make batches; with 0, this process does. They are
             spawned, so `decode` must be importable.
@@ -99,6 +101,7 @@ class ShardLoader:
         shuffle: bool = True,
         window: Window = "auto",
         balance: float = 0.0,
+        nodes: int = 1,
         drop_last: bool = False,
         num_workers: int = 0,
         pin_memory: bool = False,
@@ -124,6 +127,8 @@ class ShardLoader:
             )
         if lanes is not None and balance:
             raise ShardError(f"balance {balance!r}: streams are read once each; give 0")
+        if lanes is not None and nodes != 1:
+            raise ShardError(f"nodes {nodes!r}: each rank reads its own streams; give 1")
         self.reader = reader
         self._lanes = lanes
         self.recordings = None if lanes is None else Recordings.of(reader)
@@ -149,6 +154,7 @@ class ShardLoader:
             samples=0,
             lanes=None if lanes is None else (lanes.count, lanes.parts),
             balance=balance,
+            nodes=nodes,
         )
         self._maker = BatchMaker(
             reader,
@@ -279,6 +285,7 @@ class ShardLoader:
                 shuffle=state.shuffle,
                 window=state.window,
                 balance=state.balance,
+                nodes=state.nodes,
             )
         return EpochPlan(order, **self._ranks, start=state.samples, drop_last=self._drop_last)
 

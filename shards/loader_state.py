@@ -7,7 +7,7 @@ from shards.errors import ShardError
 
 STATE_FORMAT = 1
 _MAX = 1 << 62
-_OPTIONAL = ("lanes", "balance")
+_OPTIONAL = ("lanes", "balance", "nodes")
 """The fields that a state leaves out where they have their default values."""
 
 
@@ -27,6 +27,8 @@ class LoaderState:
         lanes: The number of lanes and of parts in a step, of a loader of streams; None for others.
         balance: How evenly classes are drawn, as in `BalancedOrder`. A state without it, which may
             be older than it, means 0.
+        nodes: The parts of the set that each global batch is taken from, as in `NodeOrder`. A state
+            without it means 1.
     """
 
     digest: str
@@ -38,6 +40,7 @@ class LoaderState:
     samples: int
     lanes: tuple[int, int] | None = None
     balance: float = 0.0
+    nodes: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return this state as a dictionary for JSON."""
@@ -77,7 +80,7 @@ class LoaderState:
 
     def check_same_order(self, other: Self) -> None:
         """Raise ShardError unless `other`, the loader's own state, has the same order."""
-        for name in ("digest", "split", "seed", "shuffle", "window", "lanes", "balance"):
+        for name in ("digest", "split", "seed", "shuffle", "window", "lanes", "balance", "nodes"):
             saved, own = getattr(self, name), getattr(other, name)
             if saved != own:
                 raise ShardError(
@@ -98,6 +101,6 @@ def _has_type(name: str, value: Any) -> bool:
         return True
     if name == "balance":
         return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-    smallest = {"window": 1, "epoch": 0, "samples": 0}.get(name, -_MAX)
+    smallest = {"window": 1, "epoch": 0, "samples": 0, "nodes": 1}.get(name, -_MAX)
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     return is_integer and smallest <= value <= _MAX

@@ -1,6 +1,7 @@
 """The order of an epoch: a permutation that is computed at any position and never stored."""
 
 import hashlib
+import itertools
 import json
 
 import numpy as np
@@ -11,7 +12,13 @@ MAX_WINDOWS_IN_USE = 8
 
 
 def epoch_key(
-    digest: str, split: str, seed: int, epoch: int, window: int | None = None, balance: float = 0.0
+    digest: str,
+    split: str,
+    seed: int,
+    epoch: int,
+    window: int | None = None,
+    balance: float = 0.0,
+    nodes: int = 1,
 ) -> bytes:
     """Return the key of an epoch's order, a pure function of the arguments.
 
@@ -22,6 +29,7 @@ def epoch_key(
         epoch: The epoch, from 0.
         window: The number of shards that are shuffled together; None for all.
         balance: How evenly classes are drawn, as in `BalancedOrder`; 0 draws each sample once.
+        nodes: The parts of the set that each global batch is taken from, as in `NodeOrder`.
 
     Returns:
         64 bytes.
@@ -29,6 +37,8 @@ def epoch_key(
     parts = [digest, split, seed, epoch] + ([] if window is None else [window])
     if balance:
         parts = [*parts, "balance", float(balance)]
+    if nodes > 1:
+        parts = [*parts, "nodes", nodes]
     return hashlib.blake2b(json.dumps(parts).encode()).digest()
 
 
@@ -90,7 +100,12 @@ class EpochOrder:
         shard_sizes: The samples of each shard, int64 [shards].
         key: The key from `epoch_key`; None keeps the order of the shards.
         window: The number of shards that are read together, at least 1; None for all.
+
+    Attributes:
+        nodes: 1: a rank reads the shards of all ranks; see `NodeOrder`.
     """
+
+    nodes = 1
 
     def __init__(self, shard_sizes: np.ndarray, key: bytes | None, window: int | None) -> None:
         self.num_samples = int(shard_sizes.sum(dtype=np.int64))
@@ -129,6 +144,9 @@ class EpochOrder:
             check_within(positions, self.num_samples)
             return positions.astype(np.int64)
         check_within(positions, self.num_samples)
+        return self._permuted_in_windows(positions)
+
+    def _permuted_in_windows(self, positions: np.ndarray) -> np.ndarray:
         windows = np.searchsorted(self._window_ends, positions, side="right")
         indices = np.empty(len(positions), dtype=np.int64)  # into the samples of permuted shards
         for window in np.unique(windows).tolist():
@@ -146,6 +164,22 @@ class EpochOrder:
         """Return the shards of a window as indices into `shard_sizes`; empty after the last."""
         assert self.window is not None
         return self._shards[window * self.window : (window + 1) * self.window].tolist()
+
+    def shards_at(self, positions: np.ndarray) -> tuple[list[int], list[int]]:
+        """Return the shards that are read at some positions, and those that follow them.
+
+        The order must have a window.
+
+        Args:
+            positions: Ascending positions in the epoch, int64 [n], at least one.
+
+        Returns:
+            The shards of the window of the first position, and those of the windows after it, up to
+            the one after that of the last position, as indices into `shard_sizes`.
+        """
+        first, last = self.window_at(int(positions[0])), self.window_at(int(positions[-1]))
+        later = [self.shards_in(window) for window in range(first + 1, last + 2)]
+        return self.shards_in(first), [*itertools.chain(*later)]
 
     def _permute(self, window: int) -> tuple[int, Permutation]:
         """Return the first position of a window and the permutation within it."""

@@ -130,6 +130,12 @@ def _add_plan(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--mfu", type=float, metavar="SHARE", help="share of the peak, instead of the estimate"
     )
+    verb.add_argument(
+        "--failure-hours", type=float, metavar="H", help="mean time between failures of one worker"
+    )
+    verb.add_argument(
+        "--restart-seconds", type=float, metavar="S", help="from a failure to the next step (60)"
+    )
 
 
 def _add_shards(add: Add) -> None:

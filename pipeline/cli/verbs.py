@@ -81,6 +81,8 @@ def run_plan(args: argparse.Namespace) -> int:
         classes=args.classes,
         samples=args.samples,
         mfu=args.mfu,
+        failure_hours=args.failure_hours,
+        restart_seconds=args.restart_seconds,
     )
     check_request(request)
     console = Console(as_json=args.json)

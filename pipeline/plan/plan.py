@@ -9,7 +9,13 @@ from pipeline.plan.planned_set import find_set
 from pipeline.plan.planned_training import largest_micro_batch, plan_training
 from pipeline.plan.remarks import notes_of, problems_of_device, problems_of_memory
 from pipeline.plan.request import Request
-from pipeline.plan.run_figures import checkpoint_of, data_of, flops_of, run_of
+from pipeline.plan.run_figures import (
+    checkpoint_of,
+    data_of,
+    failures_of,
+    flops_of,
+    run_of,
+)
 from pipeline.plan.study_range import problems_of_study, study_range
 from pipeline.runs.console import Console
 
@@ -26,7 +32,7 @@ def plan(config: Config, console: Console, request: Request) -> dict[str, Any]:
 
     Returns:
         `problems`, `notes`, `not_checked`; `parameters`, `flops`, `memory`, `fit`, `step`, `run`,
-        `checkpoint`, `data` and `study`, as `docs/plan.md` describes them.
+        `checkpoint`, `failures`, `data` and `study`, as `docs/plan.md` describes them.
 
     Raises:
         UserError: The configuration is wrong, or the device is not known.
@@ -69,6 +75,7 @@ def plan(config: Config, console: Console, request: Request) -> dict[str, Any]:
         "step": asdict(time) | {"seconds": time.total},
         "run": run,
         "checkpoint": checkpoint,
+        "failures": failures_of(training, time, checkpoint, request),
         "data": data_of(training),
         "study": study and study.as_dict(),
     }

@@ -88,6 +88,12 @@ def notes_of(training: PlannedTraining, request: Request, run: dict[str, Any]) -
         notes.append(
             f"{planned.shards} shards for {readers} readers: several read the same shard at once"
         )
+    if request.failure_hours is not None:
+        notes.append(
+            "failures: without a notice, at random; machines that are taken away with a notice "
+            "lose only the restart. Checkpoints are copied and committed as fast as on CPUs, and a "
+            "restart takes what --restart-seconds says (60)"
+        )
     if request.mfu is None and device.is_gpu and device.name not in ("h100", "h200"):
         notes.append("speed: the shares of the peak are those of an H100, not measured here")
     return notes

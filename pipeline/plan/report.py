@@ -42,6 +42,8 @@ def report(result: dict[str, Any], console: Console) -> None:
         f"{_bytes(checkpoint['kept_bytes'])}; while one is written, a copy of "
         f"{_bytes(checkpoint['host_copy'])} for each worker in the machine's memory"
     )
+    if result["failures"]:
+        _failures(result["failures"], console)
     if data["shards"] is not None:
         console.say(
             f"data: {data['samples']:,} training samples in {data['shards']} shards, "
@@ -104,6 +106,24 @@ def _time(result: dict[str, Any], console: Console) -> None:
         line += (
             f"; {run['device_hours']:,.1f} device hours cost {run['cost']:,.2f} "
             f"({run['cost_per_epoch']:,.2f} an epoch)"
+        )
+    console.say(line)
+
+
+def _failures(failures: dict[str, Any], console: Console) -> None:
+    console.say(
+        f"a failure every {_seconds(failures['hours_between'] * 3600)}, and "
+        f"{_seconds(failures['restart_seconds'])} until the next step: a checkpoint every "
+        f"{failures['best_checkpoint_steps']:,} steps loses least, "
+        f"{failures['best_lost_share']:.2%} of the time"
+    )
+    if "checkpoint_steps" not in failures:
+        return
+    line = f"one every {failures['checkpoint_steps']:,} steps loses {failures['lost_share']:.2%}"
+    if failures["seconds"] is not None:
+        line += (
+            f": {_seconds(failures['seconds'])} in all, with {failures['expected_failures']:,.1f} "
+            "failures"
         )
     console.say(line)
 

@@ -20,6 +20,8 @@ class Request:
         classes: The number of classes, if there is no set.
         samples: The number of training samples, if there is no set.
         mfu: The share of the peak that the model's FLOPs reach, instead of the estimate.
+        failure_hours: The mean time between two failures of one worker.
+        restart_seconds: The time from a failure to the first step after it.
     """
 
     gpu: str | None = None
@@ -29,6 +31,8 @@ class Request:
     classes: int | None = None
     samples: int | None = None
     mfu: float | None = None
+    failure_hours: float | None = None
+    restart_seconds: float | None = None
 
     def device_of(self, config: Config) -> Device:
         """Return the device of each worker of a training.
@@ -54,5 +58,10 @@ def check_request(request: Request) -> None:
     for name, value in asdict(request).items():
         if isinstance(value, int | float) and not (value > 0 and math.isfinite(value)):
             raise UserError(f"--{name.replace('_', '-')} {value}: must be above 0")
+    if request.restart_seconds is not None and request.failure_hours is None:
+        raise UserError(
+            "--restart-seconds: has no effect without --failure-hours, the mean time between two "
+            "failures of one worker"
+        )
     if request.mfu is not None and request.mfu > 1:
         raise UserError(f"--mfu {request.mfu}: is a share of the peak, so at most 1")

@@ -1,12 +1,18 @@
 """What a training takes besides memory: FLOPs, steps, time, cost, checkpoints and samples."""
 
+import math
 from typing import Any
 
 from pipeline.plan import checks
+from pipeline.plan.lost_work import Failures
 from pipeline.plan.memory import FLOAT
 from pipeline.plan.planned_training import PlannedTraining
 from pipeline.plan.request import Request
 from pipeline.plan.timing import StepTime
+
+RESTART_SECONDS = 60.0
+COPY_RATE, COMMIT_RATE = 1.9e9, 0.21e9
+"""Bytes a second of one worker, as two CPU cores that also train copy and commit a checkpoint."""
 
 
 def flops_of(training: PlannedTraining) -> dict[str, int]:
@@ -60,6 +66,41 @@ def checkpoint_of(training: PlannedTraining) -> dict[str, int]:
     size = FLOAT * sizes.trained * (1 + sizes.moments + sizes.averages) + sizes.fixed
     return {"bytes": size, "kept": checks.CHECKPOINTS - 1, "kept_bytes": 3 * size,
             "host_copy": -(-size // training.workers)}  # fmt: skip
+
+
+def failures_of(
+    training: PlannedTraining, time: StepTime, checkpoint: dict[str, int], request: Request
+) -> dict[str, Any] | None:
+    """Return what failures cost the training; None if nothing is known of them."""
+    if request.failure_hours is None:
+        return None
+    part = checkpoint["host_copy"]
+    failures = Failures(
+        between=request.failure_hours * 3600 / training.workers,
+        restart=request.restart_seconds or RESTART_SECONDS,
+        blocked=part / COPY_RATE,
+        commit=part / COMMIT_RATE,
+    )
+    best = max(1, round(failures.best_interval() / time.total))
+    found: dict[str, Any] = {
+        "hours_between": failures.between / 3600,
+        "restart_seconds": failures.restart,
+        "best_checkpoint_steps": best,
+        "best_lost_share": failures.lost_share(best * time.total),
+    }
+    steps = training.steps_per_epoch
+    interval = training.config.training.checkpoint_steps or steps
+    if steps is not None and interval is not None:
+        interval = min(interval, steps)
+        work = steps * time.total * training.config.training.epochs
+        seconds = failures.expected_seconds(work, interval * time.total)
+        found |= {
+            "checkpoint_steps": interval,
+            "lost_share": failures.lost_share(interval * time.total),
+            "expected_failures": seconds / failures.between if math.isfinite(seconds) else None,
+            "seconds": seconds if math.isfinite(seconds) else None,
+        }
+    return found
 
 
 def data_of(training: PlannedTraining) -> dict[str, Any]:
