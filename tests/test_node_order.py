@@ -125,7 +125,7 @@ def test_two_nodes_fetch_a_remote_set_once_between_them(set_server: ShardServer,
 
 def test_what_cannot_be_divided_is_refused(remote_set: Path):
     reader = ShardReader(ShardSet.open(remote_set), "train")
-    loader = ShardLoader(reader, batch_size=8, nodes=2)
+    loader = ShardLoader(reader, batch_size=8, nodes=2, decode=lambda sample: np.zeros(1))
     next(iter(loader))
     saved = loader.state_dict()
     assert saved["nodes"] == 2

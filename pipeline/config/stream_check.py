@@ -51,6 +51,11 @@ def check_stream(
             "training.augment.views repeats samples, and training.stream reads each part once; "
             "leave one of them out"
         )
+    if training.canonical_nodes > 1:
+        raise ValueError(
+            f"training.canonical_nodes is {training.canonical_nodes}, and training.stream reads "
+            "each recording in its own row; set canonical_nodes to 1"
+        )
     if training.balance_classes:
         raise ValueError(
             "training.balance_classes draws samples several times, and training.stream reads each "

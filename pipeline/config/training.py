@@ -178,6 +178,10 @@ class TrainingConfig(ConfigBase):
         checkpoint_steps: The number of optimizer steps between checkpoints within an epoch; null
             saves only after each epoch.
         log_steps: The number of optimizer steps between two logged training metrics.
+        canonical_nodes: The number of parts of the set from which each batch is taken in equal
+            shares. If it is a multiple of the machines of a training, each machine reads shards of
+            its own; with 1, each reads all shards. It divides the samples of a forward pass of all
+            workers. The order of the samples depends on it, and not on the machines there are.
         loader_workers: The number of processes that read and decode for each training worker, and
             as many more for its evaluations; 0 reads in the worker itself.
     """
@@ -213,6 +217,7 @@ class TrainingConfig(ConfigBase):
     spike_window: int = Field(default=50, ge=1, le=10_000)
     checkpoint_steps: int | None = Field(default=None, ge=1)
     log_steps: int = Field(default=10, ge=1)
+    canonical_nodes: int = Field(default=1, ge=1)
     loader_workers: int = Field(default=0, ge=0)
 
     @field_validator("optimizer")
@@ -266,6 +271,15 @@ class TrainingConfig(ConfigBase):
             )
         except ValueError as error:
             raise ValueError(f"deepspeed.{error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _nodes_fit(self) -> Self:
+        if self.canonical_nodes > 1 and self.balance_classes:
+            raise ValueError(
+                f"canonical_nodes is {self.canonical_nodes}, and balance_classes draws from the "
+                "whole set; set one of them to its default"
+            )
         return self
 
     @model_validator(mode="after")

@@ -209,6 +209,12 @@ class Config(ConfigBase):
                 f"= {parts}"
             )
         samples = training.batch_size // parts
+        if samples % training.canonical_nodes:
+            raise ValueError(
+                f"training.canonical_nodes is {training.canonical_nodes}, and all workers take "
+                f"{samples} samples in a forward pass (training.batch_size "
+                f"{training.batch_size} / {factors} {parts}); give a divisor of {samples}"
+            )
         if world_size > samples or (stream and samples % world_size):
             fitting = [n for n in range(1, samples + 1) if not stream or samples % n == 0]
             raise ValueError(

@@ -211,7 +211,8 @@ def _settings(subject: Subject, overrides: Sequence[str]) -> _Settings:
                 "that these change"
             )
         return _Settings()
-    config = with_values(config, values) if values else config
+    # An evaluation reads in the order of the shards, so another batch size needs no nodes.
+    config = with_values(config, values | {"training.canonical_nodes": 1}) if values else config
     training, data = config.training, config.data
     is_chosen = "training.precision" in values
     return _Settings(

@@ -77,6 +77,7 @@ def _loader(
         seed=config.seed,
         shuffle=is_train,
         balance=training.balance_classes if is_train else 0.0,
+        nodes=training.canonical_nodes,
         drop_last=is_train,
         num_workers=training.loader_workers,
         skip_corrupt=config.data.corrupt_samples == "skip",
