@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError
+from cluster.job_package import in_mib
 from shards.redaction import redacted
 
 # A cluster that has just started reports this before it can run jobs.
@@ -38,13 +39,14 @@ def run_job(
     Args:
         command: The program and its arguments.
         address: The address of the cluster's dashboard, `http://host:port`.
-        working_dir: The folder or zip archive to upload. The job runs in it. Ray accepts at most
-            100 MiB.
+        working_dir: The zip archive to upload, in which the job runs. Ray accepts less than 100
+            MiB.
         environment: Environment variables for the job's processes. Ray's dashboard shows them.
         python: The part of the runtime environment that chooses the Python: `py_executable`, or
             `uv` or `pip` with packages.
         wait: Whether to follow the log until the job ends.
-        follow: Called with each line of the log.
+        follow: Called with the size before the upload, with the job's ID, and with each line of
+            the log.
 
     Returns:
         `job_id` and `status`: "SUCCEEDED", "FAILED" or "STOPPED"; without `wait`, the current
@@ -59,6 +61,7 @@ def run_job(
         **python,
     }
     with _client(address) as client:
+        follow(f"sending {in_mib(working_dir.stat().st_size)} to {address}")
         job_id = _submitted(client, shlex.join(command), runtime_env)
         follow(f"submitted {job_id} to {address}")
         if wait:

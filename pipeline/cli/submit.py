@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from cluster.job_package import JobPackage, in_mib
+from cluster.job_package import JobPackage
 from cluster.jobs import run_job
 from pipeline.cli.arguments import spelled
 from pipeline.config.load import load_config
@@ -97,8 +97,7 @@ def submit(
             )
         if files.requirements is not None:
             package.add_own_code()
-        size = package.close()
-        console.notice(f"sending {in_mib(size)} to {address}")
+        package.close()
         return run_job(
             [*_program(files), "-m", "pipeline", *words],
             address=address,
