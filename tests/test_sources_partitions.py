@@ -115,6 +115,15 @@ def test_the_digest_is_that_of_older_sets(tmp_path: Path, name: str, in_parts: b
     assert sum(source_table.counts().values()) == source_table.num_rows
 
 
+def test_long_names_lie_in_more_partitions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An Arrow array of names holds 2 GiB. Here the limit is lower.
+    monkeypatch.setattr(partitions, "MOST_BYTES", 4000)
+    make, digest = LAYOUTS["csv-share"]
+    source_table = make(tmp_path)
+    assert len(source_table.chunks) > 3
+    assert source_table.content_digest.startswith(digest)
+
+
 def test_a_plan_lists_the_sources_in_their_order(tmp_path: Path, in_parts: bool) -> None:
     source_table = pairs(tmp_path)
     count = write_plan(source_table, tmp_path / "plan.parquet", 10)

@@ -104,7 +104,7 @@ def list_sources(
         store,
         partitions,
         labels,
-        Layout.of(counts.tolist(), last_row.tolist(), share),
+        Layout.of(counts.tolist(), last_row.tolist(), share, num_partitions),
         config.seed,
         held_out,
         grouped=data.group is not None,

@@ -18,7 +18,6 @@ from pipeline.preprocess.sources.partitions import (
     dealt,
     loaded,
     released,
-    rows_of_partition,
     transposed,
 )
 from pipeline.preprocess.sources.sample_groups import groups_of, sum_groups
@@ -45,17 +44,23 @@ class Layout:
     width: tuple[int, ...]
 
     @classmethod
-    def of(cls, num_rows: Sequence[int], last_row: Sequence[int], share: float) -> "Layout":
+    def of(
+        cls,
+        num_rows: Sequence[int],
+        last_row: Sequence[int],
+        share: float,
+        num_partitions: int,
+    ) -> "Layout":
         """Choose the buckets.
 
         Args:
             num_rows: The number of samples of each split, before any are held out.
             last_row: The largest row of each split's samples in a listing, or -1 for other samples.
             share: The share of the training samples that is held out.
+            num_partitions: The number of partitions. A bucket has about as many rows as one.
         """
-        total = sum(num_rows)
-        rows = rows_of_partition(total)
-        if total <= rows:
+        rows = -(-sum(num_rows) // num_partitions)
+        if num_partitions == 1:
             return cls((0, 0, 0, 1), (0, 0, 0))
         expected = list(num_rows)
         last = list(last_row)

@@ -34,15 +34,16 @@ def count_partitions(tables: Iterable[StoredTable]) -> int:
 
 
 def bundles(tables: Sequence[StoredTable], rows: int) -> Iterator[list[StoredTable]]:
-    """Yield tables in groups of about so many rows."""
+    """Yield tables in groups of about so many rows, and of at most `MOST_BYTES`."""
     together: list[StoredTable] = []
-    total = 0
+    total = size = 0
     for table in tables:
-        if together and total + table.num_rows > rows:
+        if together and (total + table.num_rows > rows or size + table.num_bytes > MOST_BYTES):
             yield together
-            together, total = [], 0
+            together, total, size = [], 0, 0
         together.append(table)
         total += table.num_rows
+        size += table.num_bytes
     if together:
         yield together
 

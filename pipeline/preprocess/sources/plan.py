@@ -111,14 +111,16 @@ def _write_file(
 ) -> Iterator[pa.Table]:
     """Write a file of the plan with a row group for each cut, as a step."""
     yield from ()
-    table = without_addresses(pa.concat_tables([chunk.load() for chunk in chunks]))
+    first, last = cuts[0][0], sum(cuts[-1])
+    rows = pa.concat_tables([chunk.load() for chunk in chunks]).slice(first, last - first)
+    table = without_addresses(rows)
     table = table.replace_schema_metadata({_VALUES: values.encode()})
     target = folder_at(address)
     with tempfile.TemporaryDirectory(prefix="perceiver-plan-") as folder:
         path = target if isinstance(target, Path) else Path(folder) / target.name
         with pq.ParquetWriter(path, table.schema) as writer:
             for start, count in cuts:
-                writer.write_table(table.slice(start, count), row_group_size=count)
+                writer.write_table(table.slice(start - first, count), row_group_size=count)
         if path != target:
             upload(path, target)
 
