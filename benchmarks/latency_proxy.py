@@ -8,6 +8,7 @@ bodies since the last such GET.
 
 import asyncio
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -130,6 +131,7 @@ async def main(link: Link) -> None:
     )
     print(server.sockets[0].getsockname()[1], flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    os._exit(0)  # open connections are not waited for
 
 
 if __name__ == "__main__":

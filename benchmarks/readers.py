@@ -162,7 +162,7 @@ READERS: dict[str, tuple[str, Callable[[Task], Samples]]] = {
 
 
 def turbo_crop(data: Any, rng: Any) -> Any:
-    """Our decoder: libjpeg-turbo at a reduced size, only the rows of the part, antialiased."""
+    """Our decoder: libjpeg-turbo at the smallest scale that suffices, then antialiased."""
     from pipeline.media.image.jpeg import random_resized_crop
 
     return random_resized_crop(data, size=SIDE, rng=rng)
