@@ -61,6 +61,9 @@ def ours(task: Task) -> Samples:
     """`ShardReader` in the order of `epoch_positions`."""
     from shards import PADDING, RemoteReading, ShardReader, ShardSet, epoch_positions
 
+    if task.place.startswith("s3://"):
+        importlib.import_module("s3fs")
+
     def samples() -> Iterator[Any]:
         shard_set = ShardSet.open(task.place, RemoteReading(Path(task.cache)))
         reader = ShardReader(shard_set, "train", verify_samples=task.verify)

@@ -165,6 +165,8 @@ class ShardReader:
         except BaseException:
             self._forget()
             raise
+        if isinstance(self._tars, RemoteTars):
+            self._tars.begin_postponed()
         return [samples[position] for position in range(len(numbers))]
 
     def shards_of(self, numbers: np.ndarray) -> np.ndarray:

@@ -117,6 +117,8 @@ class RemoteTars:
         self._held: OrderedDict[int, memoryview] = OrderedDict()
         self._spent: OrderedDict[int, int] = OrderedDict()  # shard to cost of its ranges, in bytes
         self._early: dict[int, _Early] = {}
+        self._postponed: dict[int, None] = {}  # in order
+        self._was_called = False
         self._tars: Prefetcher[int, memoryview] = Prefetcher(_SHARDS_AT_A_TIME)
         self._ranges: Prefetcher[tuple[int, int, int], memoryview] = Prefetcher(reading.num_threads)
         self._parts: PartReader | None = None
@@ -146,16 +148,31 @@ class RemoteTars:
             del self._held[shard]
         for shard in self._early.keys() - set(wanted):
             del self._early[shard]
-        for shard in wanted:
+        self._postponed = dict.fromkeys(wanted)
+        if self._was_called or not self._reading.early_share:
+            self.begin_postponed()
+        self._was_called = True
+
+    def begin_postponed(self) -> None:
+        """Start to fetch the shards of the first `read_ahead`. A second call of it does so, too.
+
+        Until then, the link and the processor are left to the ranges of the first samples.
+        """
+        for shard in self._postponed:
             if shard not in self._held:
                 self._begin_whole(shard)
+        self._postponed.clear()
 
     def begin(self, shard: int, extents: list[Extent]) -> None:
         """Start to fetch what a later call of `blocks` with these arguments needs."""
-        if shard in self._tars:
+        if shard in self._postponed and self._cached(shard) is not None:
+            return
+        if shard in self._tars or shard in self._postponed:
             parts = _merged(extents, _EARLY_GAP_BYTES)
             if not self._tars.is_done(shard) and self._may_read_early(shard, parts):
                 self._begin_ranges(shard, parts)
+            elif shard in self._postponed:
+                self._begin_whole(shard)
         elif self._find(shard) is None:
             parts = _merged(extents, _MAX_GAP_BYTES)
             cost = len(parts) * self._reading.request_cost + sum(
@@ -233,6 +250,13 @@ class RemoteTars:
             self._early.pop(shard, None)
             if len(self._held) > self._max_open:
                 self._held.popitem(last=False)
+        return tar
+
+    def _cached(self, shard: int) -> memoryview | None:
+        """Return the whole shard if it is in the cache now."""
+        tar = self._cache.open(self._sha256s[shard].as_py(), int(self._sizes[shard]))
+        if tar is not None:
+            self._held[shard] = tar
         return tar
 
     def _taken(self, shard: int) -> memoryview | None:

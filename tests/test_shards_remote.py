@@ -225,6 +225,24 @@ def test_the_first_batch_does_not_wait_for_whole_shards(
         assert size <= sent <= size * (1 + 1 / 2)
 
 
+def test_whole_shards_are_fetched_after_the_first_read_or_a_second_announcement(
+    set_server: ShardServer, tmp_path: Path
+) -> None:
+    for number, goes_on in enumerate(
+        (lambda reader: reader.read(0), lambda reader: reader.read_ahead([0], [1]))
+    ):
+        reader = open_reader(set_server.url, tmp_path / str(number), early_share=1 / 2)
+        before = set_server.tar_requests()
+        reader.read_ahead([0], [1])
+        assert set_server.tar_requests() == before
+        goes_on(reader)
+        for _ in range(500):
+            if len(list((tmp_path / str(number)).glob("?" * 64))) == 2:
+                break
+            threading.Event().wait(0.01)
+        assert len(list((tmp_path / str(number)).glob("?" * 64))) == 2
+
+
 def test_the_parts_of_one_shard_are_requested_in_parallel(
     set_server: ShardServer, tmp_path: Path
 ) -> None:
