@@ -40,6 +40,8 @@ class Server:
                  str(self.port), "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
                  *self._artifacts],
                 stdout=log, stderr=log, start_new_session=True,
+                # Its three processes for jobs of its own would take longer to start than it.
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )  # fmt: skip
 
     def wait(self) -> None:

@@ -48,6 +48,7 @@ from shards import verify
 from shards.object_store import ObjectStore
 
 NAMES = ("first", "second", "third")
+pytestmark = pytest.mark.timeout(1800)
 GPU_MACHINE: dict[str, Any] = {
     "num_cpus": 4,
     "num_gpus": 1,  # made up: nothing computes on it
