@@ -112,7 +112,7 @@ def job_logs(
             asyncio.run(_follow(client, job_id, follow))
         else:
             for line in client.get_job_logs(job_id).splitlines():
-                follow(line)
+                follow(line.expandtabs())
         return _described(client.get_job_info(job_id))
 
 
@@ -212,10 +212,10 @@ async def _follow(client: Any, job_id: str, follow: Callable[[str], None]) -> No
             for line in lines:
                 number += 1
                 if number > passed:
-                    follow(line)
+                    follow(line.expandtabs())
             passed = max(passed, number)
         if _status(client, job_id) in ENDED:
             if pending and number >= passed:
-                follow(pending)
+                follow(pending.expandtabs())
             return
         await asyncio.sleep(2)
