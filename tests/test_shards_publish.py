@@ -3,11 +3,13 @@
 import json
 import mmap
 import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from shard_sets import (
@@ -36,7 +38,9 @@ from shards import (
     write_position_table,
     write_quarantine,
 )
+from shards.census import Census, ShardFacts
 from shards.digests import canonical_json, sha256_hex
+from shards.staging import FolderStaging
 
 
 def test_a_set_says_what_it_is(tmp_path: Path) -> None:
@@ -53,6 +57,29 @@ def test_a_set_says_what_it_is(tmp_path: Path) -> None:
     assert manifest.quarantined == len(PLAN)
     assert manifest.positions == {SPEC.digest: SPEC}
     assert shard_set.digest == sha256_hex((tmp_path / "set" / "manifest.json").read_bytes())
+
+
+def test_with_a_census_no_index_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = make_set(tmp_path / "set")
+    staging = FolderStaging(tmp_path / "staging", tmp_path / "other")
+    stage(staging.folder)
+    # In another order, as tasks end, and from other processes.
+    facts = [staging.facts(number) for number in reversed(range(len(PLAN)))]
+    census = Census(CLASSES)
+    for each in facts:
+        assert each is not None
+        census.add(ShardFacts.from_json(each.to_json()))
+    monkeypatch.setattr(sys.modules["shards.publish"], "read_index", None)
+    again = publish_staged(
+        staging.folder,
+        tmp_path / "other",
+        census=census,
+        quarantine=pa.concat_tables(staging.quarantined()),
+    )
+    assert again.digest == manifest.digest
+    with pytest.raises(ShardError, match="shard 0 of the plan is not finished"):
+        stage(tmp_path / "third")
+        publish_staged(tmp_path / "third", tmp_path / "new", census=Census(CLASSES))
 
 
 def test_shards_keep_their_numbers_and_empty_ones_are_left_out(tmp_path: Path) -> None:
