@@ -105,7 +105,8 @@ class Nodes:
 
         names = {*self._nodes}
         for node in self._nodes.values():
-            node.terminate()  # its processes end with it
+            with contextlib.suppress(psutil.NoSuchProcess):  # it could not join
+                node.terminate()  # its processes end with it
         psutil.wait_procs(self._nodes.values(), 20)
         for name in names:
             self.lose(name)
