@@ -1,5 +1,7 @@
 """What the site generates from the code: the reference of the fields, and the house."""
 
+import re
+
 import house
 import pytest
 from configuration_reference import HEADER, markdown, sections
@@ -56,3 +58,12 @@ def test_the_picture_of_the_house_shows_its_imports():
 def test_an_arrow_that_others_imply_is_left_out():
     arrows = {("a", "b"), ("b", "c"), ("a", "c"), ("c", "d"), ("a", "d")}
     assert house.without_shortcuts(arrows) == {("a", "b"), ("b", "c"), ("c", "d")}
+
+
+def test_no_room_of_the_picture_is_cut_off():
+    picture = house.PICTURE.read_text(encoding="utf-8")
+    ((width, height),) = re.findall(r'viewBox="0 0 (\d+) (\d+)" font', picture)
+    boxes = re.findall(r'<rect x="(\d+)" y="(\d+)"', picture)
+    assert len(boxes) == sum(map(len, house.FLOORS))
+    assert all(int(x) + house.WIDTH < int(width) for x, _ in boxes)
+    assert all(int(y) + house.HEIGHT < int(height) for _, y in boxes)

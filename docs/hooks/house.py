@@ -12,11 +12,8 @@ ROOT = Path(__file__).parent.parent.parent
 PICTURE = ROOT / "docs" / "house.svg"
 FLOORS: tuple[dict[str, str], ...] = (
     {"cli": "the command line, Ray jobs"},
-    {
-        "plan": "what a training takes",
-        "demo": "all of it on digits",
-        "benchmarks": "speed beside the peers",
-    },
+    {"benchmarks": "speed beside the peers"},
+    {"plan": "what a training takes", "demo": "all of it on digits"},
     {"evaluation": "reports on a model"},
     {"registry": "promote, predict, the model", "tuning": "studies of Ray Tune"},
     {"training": "worker, loop, checkpoints"},
