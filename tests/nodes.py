@@ -52,14 +52,12 @@ class Nodes:
 
     Args:
         log: The file that takes what they print.
-        address: The address of the cluster; None is the one that this process has joined.
     """
 
-    def __init__(self, log: Path, address: str | None = None) -> None:
+    def __init__(self, log: Path) -> None:
         import ray
 
-        self._address = address or ray.get_runtime_context().gcs_address
-        self._is_joined = address is None
+        self._address = ray.get_runtime_context().gcs_address
         self._log, self._command = log, _namespace()
         self._nodes: dict[str, psutil.Process] = {}
 
@@ -110,8 +108,7 @@ class Nodes:
         psutil.wait_procs(self._nodes.values(), 20)
         for name in names:
             self.lose(name)
-        if self._is_joined:
-            wait(lambda: not names & ray.cluster_resources().keys())
+        wait(lambda: not names & ray.cluster_resources().keys())
 
 
 def on_each(names: tuple[str, ...], function: Callable[[], object]) -> list[object]:
