@@ -8,12 +8,15 @@ from PIL import Image
 from shard_sets import flip_bit
 from test_incremental import config as config
 
+from pipeline.config.load import with_values
+from pipeline.config.overrides import read_override
 from pipeline.config.tree import Config
 from pipeline.preprocess.identity import needed_positions
 from pipeline.preprocess.preprocess import preprocess
 from pipeline.runs.console import Console
 from pipeline.training.open_shards import open_shards
-from shards import ShardError, verify
+from pipeline.tuning import tune as tune_module
+from shards import ShardError, ShardSet, verify
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeConfig = Callable[..., Config]
@@ -52,3 +55,28 @@ def test_other_fourier_features_are_added_and_no_shard_is_touched(
     (shards / "positions.json").write_text("[1]")
     with pytest.raises(ShardError, match=r"positions\.json: damaged .*remove it, and run"):
         open_shards(more)
+
+
+def test_a_study_adds_the_tables_of_its_trials(
+    config: Config, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = preprocess(config, console)
+    searched = "{search: grid, space: {model.positions.num_bands: {choice: [8, 2, 3]}, "
+    study = with_values(
+        config, {"study": read_override(f"study={searched}training.eps: {{choice: [1e-8]}}}}}}")[1]}
+    )
+
+    class TrialsBeginError(Exception):
+        pass
+
+    def no_trials(*args: object) -> None:
+        raise TrialsBeginError
+
+    monkeypatch.setattr(tune_module, "_study", no_trials)
+    with pytest.raises(TrialsBeginError):
+        tune_module.tune(study, console)
+    shard_set = ShardSet.open(done["shards"])
+    for bands in (8, 2, 3):
+        (spec,) = needed_positions(with_values(config, {"model.positions.num_bands": bands}))
+        assert shard_set.holds(spec)
+    assert shard_set.manifest.digest == done["digest"]

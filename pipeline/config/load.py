@@ -26,6 +26,9 @@ SEARCHABLE = (
     "model.encoder.",
     "model.decoder.",
     "model.autoregressive.",
+    "model.adapter.",
+    "model.positions.",
+    "model.modalities.",
     "objective.",
     "training.",
 )
@@ -200,13 +203,17 @@ def _without_tags(location: tuple[Any, ...]) -> list[Any]:
 _TYPE_TAGS = {"str", "float", "int", "bool", "constrained-float"}
 
 
+def _is_searchable(path: str) -> bool:
+    """Return whether a study may search a field. Sections with another kind have other fields."""
+    is_kind = path.endswith(".kind") and path.startswith(("model.", "objective."))
+    return path.startswith(SEARCHABLE) and not is_kind
+
+
 def _check_space(config: Config, source: str) -> None:
     """Check that every searched field exists, may be searched, and accepts each of its values."""
     assert config.study is not None
     known = flatten(config.tree())
-    searchable = [
-        path for path in known if path.startswith(SEARCHABLE) and path != "objective.kind"
-    ]
+    searchable = list(filter(_is_searchable, known))
     trial = config.tree()
     trial["study"] = None
     trial["cluster"]["num_workers"] = config.study.num_workers
@@ -217,7 +224,7 @@ def _check_space(config: Config, source: str) -> None:
             allowed = f"a study searches {SEARCHED}"
             hint = did_you_mean(path, searchable) or allowed
             raise UserError(f"{where}: no such field; {hint}")
-        if not path.startswith(SEARCHABLE) or path == "objective.kind":
+        if not _is_searchable(path):
             raise UserError(f"{where}: a study searches {SEARCHED} only")
         for value in space.choice or space.bounds:
             tree = copy.deepcopy(trial)

@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.ray_session import ray_session
-from perceiver_model.fourier import position_table
 from pipeline.config.data import DataConfig
 from pipeline.config.folders import Folder
 from pipeline.config.placement import TaskPlacement, place_of
@@ -27,6 +26,7 @@ from pipeline.preprocess.build_files import BuildFile, build_files, remove_build
 from pipeline.preprocess.compare import STALE_SCHEMA, SetChanges, uri_texts
 from pipeline.preprocess.identity import sandbox_settings
 from pipeline.preprocess.ledger import Ledger
+from pipeline.preprocess.position_tables import position_table_of
 from pipeline.preprocess.ray_tasks import run_tasks
 from pipeline.preprocess.shard_task import ShardTask
 from pipeline.preprocess.sources import (
@@ -323,11 +323,6 @@ def _check_bad(
     for split, count in source_table.counts().items():
         if bad_in.get(split, 0) == count:
             raise UserError(f"none of the {count} files of split {split!r} can be used: {named}")
-
-
-def position_table_of(spec: PositionSpec) -> tuple[PositionSpec, np.ndarray]:
-    """Return a specification with its table, float32 [tokens, channels]."""
-    return spec, np.asarray(position_table(spec.shape, spec.num_bands, spec.max_resolution))
 
 
 def _fitted(

@@ -26,7 +26,6 @@ from pipeline.preprocess.build import (
     ExistingSet,
     ShardSetSpec,
     build,
-    position_table_of,
     refused_by_decoders,
     refused_rows,
     remove_leftovers,
@@ -42,13 +41,13 @@ from pipeline.preprocess.identity import (
     stored_reading,
 )
 from pipeline.preprocess.ledger import Ledger, ledger_path, write_ledger
+from pipeline.preprocess.position_tables import add_missing_tables
 from pipeline.preprocess.sources import SourceTable, StoredTable, TableStore, list_sources
 from pipeline.runs.console import Console
 from pipeline.runs.object_lock import object_lock
 from pipeline.runs.records import RunRecord, write_run_record
 from pipeline.runs.storage import exists
 from shards import ShardSet, recover
-from shards.added_positions import add_positions
 from shards.files import exclusive_lock, remove_temporaries
 from shards.manifest import MANIFEST_FILE
 from shards.redaction import is_redacted, without_secrets
@@ -313,20 +312,11 @@ def _finish(
     return _result(spec, decoded, seconds, console, skipped=False)
 
 
-def _add_tables(spec: ShardSetSpec, shard_set: ShardSet, console: Console) -> int:
-    """Add the position tables that the model needs and the set does not hold. Return how many."""
-    missing = [each for each in spec.specs if not shard_set.holds(each)]
-    if missing:
-        add_positions(shard_set.location, dict(map(position_table_of, missing)))
-        console.notice(f"{spec.final}: got position tables: {', '.join(map(str, missing))}")
-    return len(missing)
-
-
 def _result(
     spec: ShardSetSpec, decoded: int, seconds: float, console: Console, *, skipped: bool
 ) -> dict[str, Any]:
     shard_set = ShardSet.open(str(spec.final))
-    added = _add_tables(spec, shard_set, console)
+    added = add_missing_tables(shard_set, spec.specs, console)
     manifest = shard_set.manifest
     shown = shard_set.quarantine_table().slice(0, MAX_ROWS_TOLD)
     return {

@@ -1,6 +1,7 @@
 """`perceiver tune`: a Ray Tune study. Each trial is a training with Ray Train and DeepSpeed."""
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,8 @@ from pipeline.config.study import StudyConfig
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.preprocess.find_shards import with_shards
+from pipeline.preprocess.identity import needed_positions
+from pipeline.preprocess.position_tables import add_missing_tables
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_client import client
 from pipeline.runs.outbox import RunRef
@@ -76,6 +79,7 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
 
     Raises:
         UserError: There is no section `study` or no validation split, or no trial succeeded.
+        ShardError: The set lacks position tables of trials, and cannot be written.
         ClusterError: The machines cannot hold one trial.
     """
     study = config.study
@@ -107,6 +111,8 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
         if fresh:
             client(config.tracking_uri)  # nothing is deleted if MLflow does not answer
             remove_folder(folder)
+        needed = map(needed_positions, _trial_configs(base, study))
+        add_missing_tables(shard_set, itertools.chain(*needed), console)
         return _study(
             config, study, base, shard_set, init, fingerprint, record, console, still_held
         )
