@@ -9,6 +9,7 @@ from cluster.errors import ClusterError
 from cluster.loss_scale import drop_scalers
 from cluster.nvme import require_nvme
 from cluster.optimizers import spec_of
+from cluster.parameters_on_nvme import largest_part, move_to_nvme
 from cluster.strategy import Strategy, check_strategy
 from cluster.swapped_state import SwappedState
 from cluster.tensor_slices import slices_of, tensor_length, whole_squared_norms
@@ -40,7 +41,8 @@ def initialize_engine(
     import deepspeed
 
     num_parameters = sum(map(tensor_length, model.parameters()))
-    require_nvme(strategy, num_parameters)
+    largest = largest_part(model, strategy.world_size)
+    require_nvme(strategy, num_parameters, largest)
     reads = spec_of(optimizer).reads
     if strategy.zero_stage and reads == "tensors":
         raise ClusterError(
@@ -51,12 +53,13 @@ def initialize_engine(
     squares = whole_squared_norms(sliced.tensors) if sliced else None
 
     prepare_deepspeed()
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=strategy.to_deepspeed(num_parameters)
-    )
+    settings = strategy.to_deepspeed(num_parameters, largest)
+    if strategy.offload_parameters == "nvme":
+        move_to_nvme(model, strategy, settings)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     drop_scalers(engine)
     check_strategy(engine, strategy)
-    engine.swapped_state = SwappedState(engine) if strategy.nvme_path else None
+    engine.swapped_state = SwappedState(engine) if strategy.offload_optimizer == "nvme" else None
     if squares is not None:
         sliced.use_slices(slices_of(engine, sliced.tensors, squares))
     if strategy.zero_stage == 3:

@@ -91,10 +91,10 @@ OFFLOAD_REFUSED: dict[str, str] = {
     "cpuadam_cores_perc": _OPTIMIZER + ": DeepSpeed's own Adam is needed for it",
     "pipeline_read": _UNWRITTEN,
     "pipeline_write": _UNWRITTEN,
-    "buffer_count": f"{_NO_EFFECT}: Adam needs 4 buffers on NVMe",
-    "buffer_size": f"{_NO_EFFECT}: weights are not offloaded to NVMe",
-    "max_in_cpu": f"{_NO_EFFECT}: weights are not offloaded to NVMe",
-    "fast_init": f"{_NO_EFFECT}: weights are not offloaded to NVMe",
+    "buffer_count": f"{_OFFLOAD}: Adam needs 4 buffers, and weights have 32",
+    "buffer_size": f"{_OFFLOAD}: a buffer holds the largest weight",
+    "max_in_cpu": f"{_OFFLOAD}: parameters=cpu keeps all weights in memory",
+    "fast_init": f"{_NO_EFFECT}: states are made here",
 }
 """The keys of its sections `offload_optimizer` and `offload_param` that are refused, and why."""
 
@@ -134,7 +134,7 @@ def check_keys(
     if "aio" in given and not uses_nvme:
         raise ValueError(f"aio: {_NO_EFFECT} unless training.offload uses nvme")
     if isinstance(given.get("aio"), Mapping) and "use_gds" in given["aio"]:
-        raise ValueError(f"aio.use_gds: {_NO_EFFECT}: weights are not offloaded to NVMe")
+        raise ValueError("aio.use_gds: needs GPUDirect Storage, which is not supported here")
     zero = given.get("zero_optimization", {})
     if isinstance(zero, Mapping):
         _check_zero(zero, zero_stage, offloaded)

@@ -39,7 +39,7 @@ def divided_as_built(
     import deepspeed
 
     prepare_deepspeed()
-    settings = strategy.to_deepspeed(num_parameters)
+    settings = strategy.while_built().to_deepspeed(num_parameters)
 
     def divide(parent: torch.nn.Module, name: str, part: torch.nn.Module | None) -> None:
         if isinstance(part, tuple(classes)):

@@ -27,6 +27,7 @@ from cluster.fragments import (
     weight_fragments,
 )
 from cluster.optimizers import OptimizerSpec, name_of, spec_of, written_by
+from cluster.parameters_on_nvme import own_part
 
 
 class TensorSource(Protocol):
@@ -103,7 +104,8 @@ def weights_to_model(engine: Any) -> None:
             with torch.no_grad(), in_memory(engine):
                 for fragment in trained_fragments(engine):
                     own: Any = engine.module.get_parameter(fragment.name)
-                    own.ds_tensor.narrow(0, 0, fragment.length).copy_(fragment.load())
+                    with own_part(own, changes=True) as part:
+                        part.narrow(0, 0, fragment.length).copy_(fragment.load())
             zero.checkpoint_event_epilogue()  # gathers them again
         case _:
             zero.update_lp_params()

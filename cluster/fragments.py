@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.optimizers import OptimizerSpec, spec_of
+from cluster.parameters_on_nvme import own_part, part_length
 from cluster.swapped_state import SwappedState
 
 
@@ -240,17 +241,17 @@ def _held(engine: Any, name: str, parameter: Any, key: str | None) -> Fragment |
 
 def _held_at_stage_3(engine: Any, name: str, parameter: Any, key: str | None) -> Fragment | None:
     """Return this rank's part of a parameter at stage 3, without the padding of the last ones."""
-    size = parameter.ds_tensor.numel()
+    size = part_length(parameter)
     start = size * dist.get_rank()
     length = min(size, parameter.ds_numel - start)
     if length <= 0:
         return None
     shape = whole_shape(parameter)
     if not parameter.requires_grad:
-        part = parameter.ds_tensor.detach().narrow(0, 0, length)
         return Fragment(
             name, shape, torch.float32, start, length,
-            lambda: part, lambda values: _copy(part, values),
+            lambda: _frozen_part(parameter, length),
+            lambda values: _set_frozen_part(parameter, values),
         )  # fmt: skip
     swapped = swapped_state(engine)
     if swapped is not None and swapped.group_of(parameter) is not None:
@@ -264,6 +265,16 @@ def _held_at_stage_3(engine: Any, name: str, parameter: Any, key: str | None) ->
         lambda: _local(parameter, key).narrow(0, 0, length),
         lambda values: _set_local(parameter, key, values, size),
     )  # fmt: skip
+
+
+def _frozen_part(parameter: Any, length: int) -> torch.Tensor:
+    with own_part(parameter) as part:
+        return part.narrow(0, 0, length).clone()
+
+
+def _set_frozen_part(parameter: Any, values: torch.Tensor) -> None:
+    with own_part(parameter, changes=True) as part:
+        _copy(part.narrow(0, 0, len(values)), values)
 
 
 def _local(parameter: Any, key: str | None) -> torch.Tensor:
@@ -280,10 +291,11 @@ def _set_local(parameter: Any, key: str | None, values: torch.Tensor, size: int)
     from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
     padded = torch.nn.functional.pad(values, (0, size - len(values)))
-    if key is None:
-        safe_set_local_fp32_param(parameter, padded)
-    else:
-        safe_set_local_optimizer_state(parameter, padded, key)
+    with own_part(parameter):  # DeepSpeed compares its length
+        if key is None:
+            safe_set_local_fp32_param(parameter, padded)
+        else:
+            safe_set_local_optimizer_state(parameter, padded, key)
 
 
 def _copy(target: torch.Tensor, values: torch.Tensor) -> None:

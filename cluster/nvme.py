@@ -20,8 +20,6 @@ from cluster.errors import ClusterError
 from cluster.strategy import Strategy
 
 FIELD = "training.offload"
-BYTES_IN_FILES = 12
-"""The bytes of swap files for each weight: its float32 value and Adam's two moments."""
 _PREFIX = "perceiver-swap-"
 
 
@@ -56,7 +54,7 @@ def swap_folder(
             _sweep(parent)
             folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
             held = _lock_of(folder)
-        needed = math.ceil(num_parameters / strategy.world_size) * BYTES_IN_FILES
+        needed = math.ceil(num_parameters / strategy.world_size) * strategy.nvme_file_bytes
         free = shutil.disk_usage(parent).free
     except OSError as error:
         raise ClusterError(
@@ -75,12 +73,13 @@ def swap_folder(
         os.close(held)
 
 
-def require_nvme(strategy: Strategy, num_parameters: int) -> None:
+def require_nvme(strategy: Strategy, num_parameters: int, largest_part: int = 0) -> None:
     """Check that DeepSpeed can read and write NVMe here, if the strategy needs it.
 
     Args:
         strategy: The strategy.
         num_parameters: The number of the model's parameters.
+        largest_part: The elements of a rank's largest part of a weight; 0 if it is not known yet.
 
     Raises:
         ClusterError: It cannot; the message says what to install or to allow.
@@ -88,7 +87,7 @@ def require_nvme(strategy: Strategy, num_parameters: int) -> None:
     if strategy.nvme_path is None:
         return
     _build_aio(strategy.nvme_path)
-    locked = strategy.nvme_buffer_bytes(num_parameters)
+    locked = strategy.nvme_buffer_bytes(num_parameters, largest_part)
     if not _can_lock(locked):
         raise ClusterError(
             f"{FIELD}: NVMe is read and written through {locked / 2**20:.0f} MiB of locked memory "

@@ -28,6 +28,8 @@ MAX_BUCKET_ELEMENTS = 200_000 * 1024
 NVME_GROUP_ELEMENTS = 1 << 26
 # Adam's weights, gradients and two moments.
 NVME_BUFFERS = 4
+# The weights that are gathered at the same time: those of a module, and of those that contain it.
+PARAMETER_BUFFERS = 32
 # Communication overlaps with the backward pass only if there are several buckets in a step.
 OVERLAPPED_BUCKETS = 8
 
@@ -67,8 +69,20 @@ class Strategy:
     overlap_communication: bool = False
     deepspeed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
-    def to_deepspeed(self, num_parameters: int) -> dict[str, Any]:
-        """Return DeepSpeed's configuration. `num_parameters` sets the communication buckets."""
+    def while_built(self) -> "Strategy":
+        """Return the strategy while the model is built: what is on NVMe later is in memory."""
+        is_moved_later = self.offload_parameters == "nvme"
+        return dataclasses.replace(self, offload_parameters="cpu") if is_moved_later else self
+
+    def to_deepspeed(self, num_parameters: int, largest_part: int = 1) -> dict[str, Any]:
+        """Return DeepSpeed's configuration.
+
+        Args:
+            num_parameters: The number of the model's parameters, which sets the communication
+                buckets.
+            largest_part: The elements of a rank's largest part of a weight, which sets the buffers
+                of weights on NVMe.
+        """
         zero: dict[str, Any] = {"stage": self.zero_stage}
         if self.zero_stage:
             buckets = OVERLAPPED_BUCKETS if self.overlap_communication else 1
@@ -87,6 +101,14 @@ class Strategy:
             zero["offload_optimizer"] = self._offload(self.offload_optimizer)
         if self.offload_parameters != "none":
             zero["offload_param"] = self._offload(self.offload_parameters)
+        if self.offload_parameters == "nvme":
+            zero["offload_param"] |= {
+                "buffer_count": PARAMETER_BUFFERS,
+                "buffer_size": largest_part,
+                "max_in_cpu": 0,
+            }
+            # A weight leaves its buffer after each use, and none is gathered before its module.
+            zero |= {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
         own = {
             "train_micro_batch_size_per_gpu": self.micro_batch_size,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
@@ -109,14 +131,29 @@ class Strategy:
         }
         return merged(own, self.deepspeed)
 
-    def nvme_buffer_bytes(self, num_parameters: int) -> int:
+    def nvme_buffer_bytes(self, num_parameters: int, largest_part: int = 0) -> int:
         """Return the bytes of locked memory through which a rank reads and writes NVMe.
 
         A single tensor that is larger than a group takes more.
+
+        Args:
+            num_parameters: The number of the model's parameters.
+            largest_part: The elements of a rank's largest part of a weight.
         """
         zero = self.to_deepspeed(num_parameters)["zero_optimization"]
         group = min(zero["sub_group_size"], math.ceil(num_parameters / self.world_size))
-        return int(4 * zero["offload_optimizer"]["buffer_count"] * group)
+        elements = 0
+        if self.offload_optimizer == "nvme":
+            elements += zero["offload_optimizer"]["buffer_count"] * group
+        if self.offload_parameters == "nvme":
+            elements += PARAMETER_BUFFERS * largest_part + group
+        return 4 * elements
+
+    @property
+    def nvme_file_bytes(self) -> int:
+        """The bytes in files on NVMe for each weight: its moments and two float32 values."""
+        optimizer = 12 if self.offload_optimizer == "nvme" else 0
+        return optimizer + (4 if self.offload_parameters == "nvme" else 0)
 
     def _bucket(self, elements: float) -> int:
         # Buckets must be aligned; every multiple of 1,024 elements is.

@@ -74,7 +74,7 @@ def engine_of(folder: str, stage: int = 3, place: Any = "nvme", **fields: Any) -
     chosen = dataclasses.replace(
         strategy(dist.get_world_size(), stage),
         offload_optimizer=place,
-        nvme_path=f"{folder}/nvme" if place == "nvme" else None,
+        nvme_path=f"{folder}/nvme" if "nvme" in (place, *fields.values()) else None,
         deepspeed={"zero_optimization": {"sub_group_size": GROUP}} if stage == 3 else {},
         **fields,
     )
@@ -283,10 +283,14 @@ def test_what_nvme_cannot_do_is_refused_by_name() -> None:
     for overrides, message in (
         (on, "nvme_path is missing"),
         ([*on, "training.offload.nvme_path=here"], "nvme_path is here; give an absolute path"),
-        ([on[0], "training.offload.parameters=nvme", path], "parameters is nvme: DeepSpeed"),
+        (
+            [on[0], "training.offload.parameters=nvme", path, "training.optimizer=lamb"],
+            "parameters is nvme, but optimizer lamb sums norms",
+        ),
         ([on[1], path], "offload.optimizer is nvme, which needs zero_stage 3; it is 2"),
         ([*on, path, "training.ema_decay=0.9"], "ema_decay is 0.9, and offload.optimizer is nvme"),
     ):
         with pytest.raises(UserError, match=message):
             load_config("digits", overrides)
     load_config("digits", [*on, path, "training.deepspeed.aio.block_size=2097152"])
+    load_config("digits", [on[0], "training.offload.parameters=nvme", path])

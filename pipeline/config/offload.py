@@ -18,7 +18,7 @@ class OffloadConfig(ConfigBase):
             stepped on the CPU, with `nvme` a group at a time. `none` keeps them on the device.
             ZeRO stages 1 to 3 take `cpu`, and stage 3 takes `nvme`.
         parameters: Where stage 3 keeps each worker's part of the weights until it is needed: on the
-            device or, with `cpu`, in the machine's memory. `nvme` is refused.
+            device, in the machine's memory, or in files.
         nvme_path: The folder on a local disk for what is on `nvme`; refused without it.
     """
 
@@ -28,11 +28,6 @@ class OffloadConfig(ConfigBase):
 
     @model_validator(mode="after")
     def _path_fits(self) -> Self:
-        if self.parameters == "nvme":
-            raise ValueError(
-                "parameters is nvme: DeepSpeed would move weights to files while the model is "
-                "built, before model.init and checkpoints fill them in; give cpu"
-            )
         if self.uses_nvme and self.nvme_path is None:
             raise ValueError("nvme_path is missing: give a folder on a local disk for nvme")
         if self.nvme_path is not None and not PurePath(self.nvme_path).is_absolute():

@@ -254,6 +254,11 @@ class TrainingConfig(ConfigBase):
                 f"offload.optimizer is {self.offload.optimizer}, but optimizer {self.optimizer} "
                 "sums norms on the device; set offload.optimizer to none, or optimizer to adamw"
             )
+        if self.offload.parameters == "nvme" and OPTIMIZERS[self.optimizer].reads != "elements":
+            raise ValueError(
+                f"offload.parameters is nvme, but optimizer {self.optimizer} sums norms of weights "
+                "in memory; set offload.parameters to cpu, or optimizer to adamw"
+            )
         if self.offload.optimizer == "nvme" and self.ema_decay is not None:
             raise ValueError(
                 f"ema_decay is {self.ema_decay}, and offload.optimizer is nvme: the average is "
