@@ -56,6 +56,7 @@ GPU_MACHINE: dict[str, Any] = {
     "resources": {"accelerator_type:H100": 1, "link": 2},
 }
 SLOW = "PERCEIVER_SLOW_TESTS" in os.environ
+slow = pytest.mark.skipif(not SLOW, reason="takes minutes; PERCEIVER_SLOW_TESTS=1 runs it")
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +143,7 @@ def tasks_of(name: str) -> list[Any]:
     return [each for each in list_tasks(limit=1000, detail=True) if name in each.name]
 
 
+@slow
 def test_each_verb_with_all_in_object_storage(
     config: Callable[..., Config], nodes: Nodes, made: dict[str, Any], console: Console,
     tmp_path: Path,
@@ -204,6 +206,7 @@ def placed(config: Config, monkeypatch: pytest.MonkeyPatch, *variables: str) -> 
     return found
 
 
+@slow
 def test_workers_run_where_the_configuration_says(
     config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,9 +283,6 @@ def test_preprocessing_that_no_machine_can_do_is_refused(
     chosen = config("name=none", "cluster.preprocess={cpus: 8, labels: {kind: '!gpu'}}")
     with pytest.raises(ClusterError, match=r"preprocessing needs room for 1 task of 8 CPU, but"):
         preprocess(chosen, console)
-
-
-slow = pytest.mark.skipif(not SLOW, reason="takes minutes; PERCEIVER_SLOW_TESTS=1 runs it")
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ def test_a_training_that_is_hit_within_epochs_ends_with_the_same_weights_and_met
     config: Callable[..., Config], console: Console, tmp_path: Path
 ) -> None:
     """Killed, then interrupted, then told to stop as before a preemption."""
-    settings = ("training.epochs=24", "training.checkpoint_steps=3",
+    settings = ("training.epochs=40", "training.checkpoint_steps=3",
                 "model.encoder.dropout=0.1", "training.optimizer=lamb")  # fmt: skip
     whole = config(*settings, output="whole")
     reference = train(whole, console)
@@ -76,7 +76,7 @@ def test_a_training_that_is_hit_within_epochs_ends_with_the_same_weights_and_met
             each.send_signal(number)
         line = process.communicate(timeout=60)[1].strip().rpartition("\n")[2]
         assert process.returncode == code
-        assert before < last_step(checkpoints) < 24 * 7, "it was not hit; the test shows nothing"
+        assert before < last_step(checkpoints) < 40 * 7, "it was not hit; the test shows nothing"
         before = last_step(checkpoints)
         client = MlflowClient(cut.tracking_uri)
         experiment = client.get_experiment_by_name("digits")
@@ -95,6 +95,29 @@ def test_a_training_that_is_hit_within_epochs_ends_with_the_same_weights_and_met
     assert [result["metrics"][m] for m in exact] == [reference["metrics"][m] for m in exact]
     (after,) = client.search_runs([experiment.experiment_id])
     assert (after.info.run_id, after.info.status) == (run.info.run_id, "FINISHED")
+
+
+def test_a_training_that_is_hit_right_after_the_checkpoint_of_an_epoch_keeps_its_metrics(
+    config: Callable[..., Config], console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = config("training.epochs=2")
+    save = TrainLoop.save
+
+    def hit(loop: TrainLoop, state: TrainState) -> None:
+        save(loop, state)
+        if not state.samples:
+            loop.saver.wait(is_required=True)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainLoop, "save", hit)
+        with pytest.raises(KeyboardInterrupt):
+            train(cut, console)
+    assert last_step(cut.folder / "train" / "checkpoints") == 7
+    result = train(cut, console)
+    for name in ("train_loss", "val_loss", "val_accuracy"):
+        history = MlflowClient(cut.tracking_uri).get_metric_history(result["run_id"], name)
+        assert [each.step for each in history] == [7, 14]
 
 
 def last_step(checkpoints: Path) -> int:

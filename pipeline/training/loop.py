@@ -120,7 +120,7 @@ class TrainLoop:
         )
 
     def run_epoch(self, state: TrainState) -> TrainState:
-        """Train from `state` to the end of its epoch, evaluate, save, and return the new state.
+        """Train from `state` to the end of its epoch, evaluate, log and save. Return the new state.
 
         Raises:
             UserError: A loss, metric, gradient or tensor is not finite, or too many samples cannot
@@ -152,12 +152,13 @@ class TrainLoop:
             score=score,
             scores=(*state.scores, score),
         )
-        self.save(state)
+        # Before the checkpoint: a training that is killed after it resumes behind this epoch.
         details = self.validation.details if self.validation else None
         if note := report_evaluation(self.folder, self.logger, details, state):
             self.progress.notes.append(note)
         logged = {name: value for name, value in metrics.items() if name not in MEASURED}
         self.logger.log({**logged, "epoch": float(state.epoch)}, state.step)
+        self.save(state)
         # A score that is reported has a checkpoint, or a line says that it could not be written.
         self.saver.wait(is_required=has_ended(self.config.training, state))
         self.progress.evaluation_seconds = time.time() - evaluation_began
