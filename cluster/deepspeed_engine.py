@@ -10,6 +10,7 @@ from cluster.loss_scale import drop_scalers
 from cluster.nvme import require_nvme
 from cluster.optimizers import spec_of
 from cluster.parameters_on_nvme import largest_part, move_to_nvme
+from cluster.partition_norm import sum_norms_in_place
 from cluster.strategy import Strategy, check_strategy
 from cluster.swapped_state import SwappedState
 from cluster.tensor_slices import slices_of, tensor_length, whole_squared_norms
@@ -59,6 +60,7 @@ def initialize_engine(
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     drop_scalers(engine)
     check_strategy(engine, strategy)
+    sum_norms_in_place(engine)
     engine.swapped_state = SwappedState(engine) if strategy.offload_optimizer == "nvme" else None
     if squares is not None:
         sliced.use_slices(slices_of(engine, sliced.tensors, squares))

@@ -69,11 +69,9 @@ class OptimizerSpec:
 
 
 def _adamw(groups: list[dict[str, Any]], training: Hyperparameters) -> torch.optim.Optimizer:
-    import torch
+    from cluster.adamw import AdamW
 
-    return torch.optim.AdamW(
-        groups, lr=training.learning_rate, betas=training.betas, eps=training.eps
-    )
+    return AdamW(groups, lr=training.learning_rate, betas=training.betas, eps=training.eps)
 
 
 def _lamb(groups: list[dict[str, Any]], training: Hyperparameters) -> torch.optim.Optimizer:
