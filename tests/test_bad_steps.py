@@ -10,6 +10,7 @@ import torch
 from gate_runs import some_rows, table_config, write_table_set
 from saved_checkpoints import load
 
+from cluster.adamw import AdamW
 from pipeline.config.load import with_values
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
@@ -79,8 +80,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, config: Config, kind: str, *steps: i
 def without_steps(
     monkeypatch: pytest.MonkeyPatch, config: Config, folder: Path, *left_out: int
 ) -> tuple[Checkpoint, Weights]:
-    """Train at ZeRO stage 0, where torch's own optimizer does nothing in some calls."""
-    step = torch.optim.AdamW.step
+    """Train at ZeRO stage 0, where the optimizer does nothing in some calls."""
+    step = AdamW.step
     calls = 0
 
     def counted(self: Any, closure: Any = None) -> Any:
@@ -89,7 +90,7 @@ def without_steps(
         return None if calls in left_out else step(self, closure)
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", counted)
+        patch.setattr(AdamW, "step", counted)
         return trained(config, folder)
 
 
