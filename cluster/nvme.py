@@ -6,17 +6,15 @@ own, or two trainings with the same `nvme_path` would overwrite each other's wei
 
 import contextlib
 import ctypes
-import fcntl
 import functools
 import math
 import mmap
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.errors import ClusterError
+from cluster.owned_folder import owned_folder
 from cluster.strategy import Strategy
 
 FIELD = "training.offload"
@@ -48,19 +46,16 @@ def swap_folder(
         return
     require_nvme(strategy, num_parameters)
     parent = Path(strategy.nvme_path)
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with _locked(parent / f".{_PREFIX}lock"):
-            _sweep(parent)
-            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-            held = _lock_of(folder)
-        needed = math.ceil(num_parameters / strategy.world_size) * strategy.nvme_file_bytes
-        free = shutil.disk_usage(parent).free
-    except OSError as error:
-        raise ClusterError(
-            f"{FIELD}.nvme_path={parent}: cannot be written ({error.strerror})"
-        ) from None
-    try:
+    needed = math.ceil(num_parameters / strategy.world_size) * strategy.nvme_file_bytes
+    with contextlib.ExitStack() as opened:
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = opened.enter_context(owned_folder(_PREFIX, parent))
+            free = shutil.disk_usage(parent).free
+        except OSError as error:
+            raise ClusterError(
+                f"{FIELD}.nvme_path={parent}: cannot be written ({error.strerror})"
+            ) from None
         if free < needed * (local_rank + 1):
             raise ClusterError(
                 f"{FIELD}.nvme_path={parent}: has {free / 2**30:.1f} GiB free, and {local_rank + 1}"
@@ -68,9 +63,6 @@ def swap_folder(
                 "a folder with more room, or offload to cpu"
             )
         yield str(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(held)
 
 
 def require_nvme(strategy: Strategy, num_parameters: int, largest_part: int = 0) -> None:
@@ -135,37 +127,3 @@ def _can_lock(num_bytes: int) -> bool:
         finally:
             del view  # or the pages cannot be closed
     return is_locked
-
-
-def _sweep(parent: Path) -> None:
-    """Remove the folders whose processes have ended."""
-    for folder in parent.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            held = _lock_of(folder)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(held)
-
-
-def _lock_of(folder: Path) -> int:
-    """Lock a folder while this process lives, and return the open lock.
-
-    Raises:
-        OSError: Another process holds it.
-    """
-    held = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(held)
-        raise
-    return held
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    held = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(held)

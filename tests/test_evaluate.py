@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -20,14 +22,16 @@ from sklearn.metrics import (
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from pipeline.cli.main import main
+from pipeline.config.load import with_values
 from pipeline.errors import UserError
 from pipeline.evaluation.class_numbers import Renumbering
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.inputs.batches import TARGET
 from pipeline.registry.champions import load_registered
 from pipeline.runs.console import Console
-from shards import Sample, publish, write_shard
+from shards import Sample, ShardError, publish, write_shard
 from shards.loader import ShardBatch
+from shards.remote_tars import default_cache_folder
 
 
 class Page(HTMLParser):
@@ -171,6 +175,34 @@ def test_a_set_may_have_fewer_classes_in_another_order(bench: Bench, truth: np.n
     unknown = anew(bench, "unknown", ROWS[:480], ROWS[480:], classes=(*CLASSES, "new"))
     with pytest.raises(UserError, match=r"has the classes new, which the model does not know"):
         evaluate(bench.client, run_id, Console(), given_set=unknown.shards_folder)
+
+
+def test_shards_of_a_remote_set_are_kept_where_the_run_or_an_override_says(
+    bench: Bench, s3_bucket: str, tmp_path: Path
+) -> None:
+    url, own, given = f"{s3_bucket}/{tmp_path.name}", tmp_path / "own", tmp_path / "given"
+    fsspec.filesystem("s3").put(bench.first.shards_folder, url, recursive=True)
+    config = with_values(bench.first, {"shards": url, "data.cache_folder": str(own)})
+    run_id = bench.run("good", config)
+    default = default_cache_folder()
+    before = sorted(default.rglob("*"))
+
+    def kept(folder: Path) -> int:
+        """The number of whole shards in a cache, which is emptied."""
+        found = [path for path in folder.rglob("*") if len(path.name) == 64 and path.is_file()]
+        shutil.rmtree(folder, ignore_errors=True)
+        return len({path.name for path in found})
+
+    evaluated(bench, run_id)
+    assert (kept(own), kept(given)) == (1, 0)
+    evaluated(bench, run_id, f"data.cache_folder={given}")
+    assert (kept(own), kept(given)) == (0, 1)
+    with pytest.raises(ShardError, match=r"the cache has 1000; allow it more"):
+        evaluate(bench.client, run_id, Console(), overrides=["data.cache_gigabytes=1e-6"])
+    kept(own)
+    bench.promote(run_id)
+    assert kept(own) == 2, "it reads the training samples, too"
+    assert sorted(default.rglob("*")) == before
 
 
 def test_labels_and_masks_get_the_numbers_of_the_model() -> None:

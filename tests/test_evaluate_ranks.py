@@ -39,7 +39,7 @@ from pipeline.training.objectives.classification import Classification
 from pipeline.training.objectives.multi_label import MultiLabel
 from pipeline.training.objectives.regression import Regression
 from pipeline.training.objectives.segmentation import Segmentation
-from shards import ShardSet
+from shards import RemoteReading, ShardSet
 
 PARTS: dict[str, Any] = {
     "input": ImageInput(height=2, width=2),
@@ -162,8 +162,9 @@ def test_two_workers_find_what_one_finds_and_scikit_learn(tmp_path: Path, bench:
     task = EvaluationTask(
         objective=card.objective, reading=Reading(card.media, card.media), is_stream=False,
         renumbering=Renumbering("class", (0, 1, 2), 3), location=shard_set.location,
-        split="validation", folder=str(tmp_path), token="", batch_size=11, loader_workers=0,
-        precision="float32", attention_path="auto", max_bad_fraction=0.5, worst=25,
+        remote=RemoteReading(), split="validation", folder=str(tmp_path), token="",
+        batch_size=11, loader_workers=0, precision="float32", attention_path="auto",
+        max_bad_fraction=0.5, worst=25,
     )  # fmt: skip
     # 120 samples: the last batch has 10 for the first rank and none for the second.
     with one_rank() as alone:

@@ -220,6 +220,7 @@ def test_trainings_with_one_path_have_folders_of_their_own_and_those_of_killed_o
     left = tmp_path / "perceiver-swap-of-a-killed-process"
     left.mkdir()
     (left / "rank0.tensor.swp").write_bytes(bytes(100))
+    (left / "lock").touch()
     with swap_folder(on_nvme(tmp_path), 1000, local_rank=0) as first:
         assert first is not None and not left.exists()
         with swap_folder(on_nvme(tmp_path), 1000, local_rank=0) as second:

@@ -207,6 +207,42 @@ def test_more_cpus_than_this_machine_has_are_a_problem(tmp_path, console):
     assert problem.startswith("the training needs 10000 CPUs (2 workers x 5000)")
 
 
+@pytest.mark.parametrize(
+    ("deploy", "cluster", "told"),
+    [
+        ("gpus: 2", {"workers_per_node": 3}, "cluster.workers_per_node=3: a machine's GPUs are"),
+        ("gpus: 2, cpus: 7", {"cpus_per_worker": 4}, "cluster.deploy.cpus=7: a machine's training"),
+        ("gpus: 2", {"placement": "strict_pack"}, "one machine has room for 2 of 4 processes"),
+        ("gpus: 4, cpus: 16", {"workers_per_node": 4, "cpus_per_worker": 4}, None),
+    ],
+)
+def test_machines_that_cannot_hold_the_workers_are_a_problem(
+    deploy, cluster, told, tmp_path, console
+):
+    config = load_config("digits", [
+        f"output={tmp_path}", f"cluster.deploy={{{deploy}}}", "cluster.use_gpu=true",
+        "cluster.num_workers=4", *(f"cluster.{name}={value}" for name, value in cluster.items()),
+    ])  # fmt: skip
+    problems = "\n".join(plan(config, console, Request())["problems"])
+    assert told in problems if told else "cluster.deploy" not in problems
+
+
+@pytest.mark.parametrize("gpu", ["cpu", "h100"])
+def test_mfu_counts_no_work_that_the_separable_path_leaves_out(gpu, tmp_path, console):
+    found = {}
+    for path in ("auto", "fused"):
+        config = load_config("imagenet", [
+            f"output={tmp_path}", f"training.attention_path={path}", "cluster.num_workers=1",
+        ])  # fmt: skip
+        found[path] = plan(config, console, Request(gpu=gpu))
+    left_out, whole = found["auto"], found["fused"]
+    done = left_out["flops"]["forward_step"] + left_out["flops"]["backward_step"]
+    assert done < left_out["flops"]["model_step"]
+    seconds, peak = left_out["step"]["seconds"], left_out["device"]["tflops"] * 1e12
+    assert left_out["run"]["mfu"] == pytest.approx(done / seconds / peak)
+    assert left_out["run"]["mfu"] < 1 and whole["run"]["mfu"] < 1
+
+
 def test_a_full_or_closed_disk_is_a_problem(tmp_path, console):
     folder = tmp_path / "closed"
     folder.write_text("a file, not a folder")

@@ -10,7 +10,7 @@ import yaml
 from pipeline.config.deploy import DeployConfig
 from pipeline.config.resolved import resolved_tree
 from pipeline.config.tree import Config
-from pipeline.deploy.offers import Offer, offers, processes_of_a_machine
+from pipeline.deploy.offers import Offer, offers, processes_of_a_machine, reserved_cpus
 from pipeline.errors import UserError
 from shards.redaction import redacted_tree
 
@@ -85,13 +85,8 @@ def machines_of(config: Config, verb: str) -> Machines:
     gpus = deploy.gpus if cluster.use_gpu else 0
     per_machine = processes_of_a_machine(cluster, deploy)
     least, most = (math.ceil(n / per_machine) for n in (cluster.min_workers, cluster.max_workers))
-    needed = min(per_machine, max(1, cluster.max_workers)) * cluster.cpus_per_worker
+    needed = reserved_cpus(cluster, deploy)
     cpus = deploy.cpus or needed
-    if cpus < needed:
-        raise UserError(
-            f"cluster.deploy.cpus={cpus}: a machine's training processes reserve {needed} CPUs "
-            "(cluster.cpus_per_worker for each); give as many, or lower cluster.cpus_per_worker"
-        )
     training, cpu = offers(cluster, deploy, cpus=cpus, per_machine=per_machine, needed=needed)
     return Machines(
         name=_label(config.name),

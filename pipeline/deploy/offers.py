@@ -64,6 +64,23 @@ def processes_of_a_machine(cluster: ClusterConfig, deploy: DeployConfig) -> int:
     return cluster.workers_per_node
 
 
+def reserved_cpus(cluster: ClusterConfig, deploy: DeployConfig) -> int:
+    """Return how many CPUs the training processes of a machine reserve.
+
+    Raises:
+        UserError: The machine has too few CPUs or GPUs, or `placement` does not allow it.
+    """
+    per_machine = min(processes_of_a_machine(cluster, deploy), max(1, cluster.max_workers))
+    needed = per_machine * cluster.cpus_per_worker
+    if deploy.cpus is not None and deploy.cpus < needed:
+        raise UserError(
+            f"cluster.deploy.cpus={deploy.cpus}: a machine's training processes reserve {needed} "
+            "CPUs (cluster.cpus_per_worker for each); give as many, or lower "
+            "cluster.cpus_per_worker"
+        )
+    return needed
+
+
 def offers(
     cluster: ClusterConfig, deploy: DeployConfig, *, cpus: int, per_machine: int, needed: int
 ) -> tuple[Offer, Offer]:

@@ -39,7 +39,7 @@ from pipeline.training.agreement import folder_token
 from pipeline.training.launch import fit_workers
 from pipeline.training.objectives import name_field
 from pipeline.training.placing import worker_placement
-from shards import ShardSet
+from shards import RemoteReading, ShardSet
 from shards.files import AtomicFile
 from shards.redaction import redacted_tree
 
@@ -49,6 +49,8 @@ SETTINGS = (
     "data.max_bad_fraction",
     "data.verify_samples",
     "data.corrupt_samples",
+    "data.cache_folder",
+    "data.cache_gigabytes",
     "training.batch_size",
     "training.gradient_accumulation_steps",
     "training.precision",
@@ -72,6 +74,7 @@ class _Settings:
     max_bad_fraction: float = 0.5
     verify_samples: bool = True
     skip_corrupt: bool = True
+    remote: RemoteReading = field(default_factory=RemoteReading)
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -151,6 +154,7 @@ def evaluate(
             is_stream=subject.card.is_stream,
             renumbering=renumbering,
             location=shard_set.location,
+            remote=settings.remote,
             split=split,
             folder=str(folder),
             token=token,
@@ -224,6 +228,7 @@ def _settings(subject: Subject, overrides: Sequence[str]) -> _Settings:
         max_bad_fraction=data.max_bad_fraction,
         verify_samples=data.verify_samples,
         skip_corrupt=data.corrupt_samples == "skip",
+        remote=data.remote_reading,
     )
 
 

@@ -24,7 +24,7 @@ from pipeline.training.evaluation import Metrics, RecordingMetrics, answered
 from pipeline.training.objectives import Objective
 from pipeline.training.rank_info import RankInfo, join
 from pipeline.training.reports.details import details_of, joined_details
-from shards import ShardReader, ShardSet
+from shards import RemoteReading, ShardReader, ShardSet
 from shards.location import Location
 
 WEIGHTS_FILE, RESULT_FILE = "model.safetensors", "result.json"
@@ -40,6 +40,7 @@ class EvaluationTask:
         is_stream: Whether the model reads recordings as streams.
         renumbering: How the set's numbers of classes become those of the model.
         location: Where the set lies.
+        remote: How the workers read the set if it is not local.
         split: A split of the set.
         folder: A folder on storage that all workers share. It holds the weights, and gets the
             result.
@@ -57,6 +58,7 @@ class EvaluationTask:
     is_stream: bool
     renumbering: Renumbering
     location: Location
+    remote: RemoteReading
     split: str
     folder: str
     token: str
@@ -93,7 +95,7 @@ def evaluate_on_rank(task: EvaluationTask, rank_info: RankInfo) -> dict[str, Any
     Raises:
         UserError: The ranks see different sets, or too many samples cannot be read.
     """
-    shard_set = ShardSet.open(task.location)
+    shard_set = ShardSet.open(task.location, task.remote)
     check_same_shards(str(task.location), shard_set.digest)
     objective, device = task.objective, rank_info.device
     module = objective.build_model()

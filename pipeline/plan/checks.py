@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pipeline.config.sqlite_uri import sqlite_path
 from pipeline.config.tree import Config
+from pipeline.deploy.offers import reserved_cpus
 from pipeline.errors import UserError
 from pipeline.plan.planned_set import PlannedSet
 from pipeline.runs import storage
@@ -113,6 +114,11 @@ def problems_of_tracking(config: Config) -> Iterator[str]:
 def problems_of_cluster(config: Config) -> Iterator[str]:
     """Yield why Ray cannot start the workers, as far as that shows without Ray."""
     cluster = config.cluster
+    if cluster.deploy is not None:
+        try:
+            reserved_cpus(cluster, cluster.deploy)
+        except UserError as error:
+            yield str(error)
     if cluster.address is None:
         workers = workers_of(config)
         needed, have = workers * cluster.cpus_per_worker, os.cpu_count() or 1

@@ -57,12 +57,11 @@ class PlannedTraining:
         """Return the time of an optimizer step.
 
         Args:
-            mfu: The share of the device's peak that the model's FLOPs reach, instead of the
-                estimate.
+            mfu: The share of the device's peak that `useful_flops` reach, instead of the estimate.
         """
         training = self.config.training
         if mfu is not None:
-            seconds = self.model_flops() / self.workers / (mfu * self.device.tflops * 1e12)
+            seconds = self.useful_flops() / self.workers / (mfu * self.device.tflops * 1e12)
             return StepTime(seconds, 0.0, 0.0)
         return step_time(
             self.trace.operations,
@@ -75,8 +74,26 @@ class PlannedTraining:
             compiled=training.compile is not None,
         )
 
+    def step_flops(self) -> tuple[int, int, int]:
+        """Return the FLOPs of one step over all workers, as `StepTrace.flops`."""
+        training = self.config.training
+        per_sample = training.batch_size / self.trace.micro_batch
+        if training.stream:
+            per_sample /= training.stream.parts_per_step
+        forward, backward, again = (round(part * per_sample) for part in self.trace.flops())
+        return forward, backward, again
+
+    def useful_flops(self) -> int:
+        """Return the FLOPs of one step over all workers, without those that are done again.
+
+        The separable path leaves out FLOPs that papers count, so a share of the peak must not count
+        them.
+        """
+        forward, backward, _ = self.step_flops()
+        return forward + backward
+
     def model_flops(self) -> int:
-        """Return the FLOPs of one step over all workers as papers count them, for the MFU."""
+        """Return the FLOPs of one step over all workers as papers count them."""
         training = self.config.training
         views = training.batch_size * training.augment.views
         return 3 * self.objective.forward_flops() * views

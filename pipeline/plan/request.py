@@ -19,7 +19,7 @@ class Request:
         price: The price of one device for an hour.
         classes: The number of classes, if there is no set.
         samples: The number of training samples, if there is no set.
-        mfu: The share of the peak that the model's FLOPs reach, instead of the estimate.
+        mfu: The share of the peak that the step's FLOPs reach, instead of the estimate.
         failure_hours: The mean time between two failures of one worker.
         restart_seconds: The time from a failure to the first step after it.
     """

@@ -17,11 +17,7 @@ COPY_RATE, COMMIT_RATE = 1.9e9, 0.21e9
 
 def flops_of(training: PlannedTraining) -> dict[str, int]:
     """Return the FLOPs of one step over all workers."""
-    settings, trace = training.config.training, training.trace
-    per_sample = settings.batch_size / trace.micro_batch
-    if settings.stream:
-        per_sample /= settings.stream.parts_per_step
-    forward, backward, again = (round(part * per_sample) for part in trace.flops())
+    forward, backward, again = training.step_flops()
     return {
         "forward_sample": training.objective.forward_flops(),
         "model_step": training.model_flops(),
@@ -35,7 +31,7 @@ def run_of(training: PlannedTraining, time: StepTime, request: Request) -> dict[
     """Return the steps, samples, seconds and costs of the training."""
     settings, workers = training.config.training, training.workers
     rate = settings.batch_size / time.total
-    of_one = training.model_flops() / workers / time.total
+    of_one = training.useful_flops() / workers / time.total
     found: dict[str, Any] = {
         "samples_per_second": rate,
         "tflops_per_second": of_one / 1e12,

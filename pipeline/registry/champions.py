@@ -65,7 +65,7 @@ def record_of(
         stored = mlflow_client.get_run(version.run_id).data.tags.get("perceiver.shards")
     try:
         address = whole_address(stored, str(candidate.shard_set.location)) if stored else None
-        shard_set = ShardSet.open(address) if address else None
+        shard_set = ShardSet.open(address, candidate.shard_set.remote) if address else None
         if shard_set is None or shard_set.digest != digest:
             return None
         return trained_on(shard_set, champion.predictor.card.media).digests

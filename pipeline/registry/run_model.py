@@ -53,7 +53,7 @@ def own_set(run: Any, config: Config, shards: str | None) -> ShardSet:
 
     Args:
         run: The MLflow run.
-        config: Its configuration.
+        config: Its configuration, which says where remote shards are kept.
         shards: The whole address of the set, if it has a password or a signature.
 
     Raises:
@@ -61,7 +61,7 @@ def own_set(run: Any, config: Config, shards: str | None) -> ShardSet:
         ShardError: No set lies there.
     """
     run_id, address = run.info.run_id, run.data.tags.get("perceiver.shards", config.shards_folder)
-    shard_set = ShardSet.open(run_shards(run_id, address, shards))
+    shard_set = ShardSet.open(run_shards(run_id, address, shards), config.data.remote_reading)
     if shard_set.digest != run.data.tags.get("perceiver.shards_digest"):
         raise UserError(
             f"{address}: is not the shard set that run {run_id} was trained on; train on this set "

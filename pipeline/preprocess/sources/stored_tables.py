@@ -8,7 +8,6 @@ work on machines without a common disk.
 """
 
 import contextlib
-import os
 import tempfile
 import weakref
 from collections import deque
@@ -21,6 +20,8 @@ from typing import Any, Self, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
+
+from cluster.owned_folder import owned_folder
 
 ROWS_HERE = 1 << 18
 """A source of more rows is listed by Ray tasks. For fewer, starting Ray takes longer."""
@@ -148,9 +149,8 @@ class TableStore:
             weakref.finalize(table, self._forget, about.num_bytes).atexit = False
             return about
         if self._folder is None:
-            made = tempfile.TemporaryDirectory(prefix=f"perceiver-sources-{os.getpid()}-")
-            self._folder = Path(made.name)
-            self._opened.callback(made.cleanup)
+            made = owned_folder("perceiver-sources-", Path(tempfile.gettempdir()))
+            self._folder = self._opened.enter_context(made)
         self._num_files += 1
         file = _SpillFile(self._folder / f"{self._num_files}.arrow", table)
         return replace(about, _held=file)
