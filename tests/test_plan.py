@@ -162,6 +162,7 @@ def test_what_would_not_work_is_named_and_the_status_is_1(tmp_path, capsys):
             "plan",
             "perceiver-io-imagenet",
             "model.encoder.num_blocks=1",
+            "model.encoder.num_cross_attends=1",
             f"output={tmp_path / 'runs'}",
             "--gpu=t4",
             "--gpu-memory=4",
@@ -227,20 +228,16 @@ def test_machines_that_cannot_hold_the_workers_are_a_problem(
     assert told in problems if told else "cluster.deploy" not in problems
 
 
-@pytest.mark.parametrize("gpu", ["cpu", "h100"])
-def test_mfu_counts_no_work_that_the_separable_path_leaves_out(gpu, tmp_path, console):
-    found = {}
-    for path in ("auto", "fused"):
-        config = load_config("imagenet", [
-            f"output={tmp_path}", f"training.attention_path={path}", "cluster.num_workers=1",
-        ])  # fmt: skip
-        found[path] = plan(config, console, Request(gpu=gpu))
-    left_out, whole = found["auto"], found["fused"]
-    done = left_out["flops"]["forward_step"] + left_out["flops"]["backward_step"]
-    assert done < left_out["flops"]["model_step"]
-    seconds, peak = left_out["step"]["seconds"], left_out["device"]["tflops"] * 1e12
-    assert left_out["run"]["mfu"] == pytest.approx(done / seconds / peak)
-    assert left_out["run"]["mfu"] < 1 and whole["run"]["mfu"] < 1
+def test_mfu_counts_no_work_that_the_separable_path_leaves_out(tmp_path, console):
+    config = load_config("imagenet", [
+        f"output={tmp_path}", "cluster.num_workers=1", "model.encoder.num_blocks=1",
+        "model.encoder.num_cross_attends=1",
+    ])  # fmt: skip
+    found = plan(config, console, Request(gpu="cpu"))
+    done = found["flops"]["forward_step"] + found["flops"]["backward_step"]
+    seconds, peak = found["step"]["seconds"], found["device"]["tflops"] * 1e12
+    assert found["run"]["mfu"] == pytest.approx(done / seconds / peak)
+    assert found["run"]["mfu"] < 1 < found["flops"]["model_step"] / seconds / peak
 
 
 def test_a_full_or_closed_disk_is_a_problem(tmp_path, console):

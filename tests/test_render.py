@@ -185,6 +185,8 @@ def test_ray_s_launcher_takes_the_file(target: str, config_file: str, secrets_fi
     head = tree["head_start_ray_commands"][-1]
     assert "RAY_AUTH_MODE=token" in head
     assert "RAY_REDIS_ADDRESS=redis:6379" in head
+    worker = tree["worker_start_ray_commands"][-1]
+    assert "RAY_gcs_rpc_server_reconnect_timeout_s=600" in worker and "REDIS" not in worker
     assert tree["file_mounts"]["~/.perceiver.env"] == str(secrets_file)
     for command in (*tree["head_start_ray_commands"], *tree["worker_start_ray_commands"]):
         subprocess.run(["sh", "-n", "-c", command], check=True)

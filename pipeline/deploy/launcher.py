@@ -13,6 +13,8 @@ from pipeline.deploy.secret_values import check_secrets_file
 from pipeline.errors import UserError
 
 PORT = 6379
+RECONNECT_SECONDS = 600
+"""How long machines wait for a head that restarts. Ray's default is 60; KubeRay takes 600."""
 SECRETS = "~/.perceiver.env"
 TOKEN = "~/.ray/auth_token"
 PREPARED = "~/ray_bootstrap_config.yaml"
@@ -207,4 +209,6 @@ def _environment(machines: Machines, *, is_head: bool) -> str:
         parts.append(f"set -a; . {SECRETS}; set +a")
     if deploy.redis is not None and is_head:
         parts.append(f"export RAY_REDIS_ADDRESS={deploy.redis}")
+    elif deploy.redis is not None:
+        parts.append(f"export RAY_gcs_rpc_server_reconnect_timeout_s={RECONNECT_SECONDS}")
     return "".join(f"{part}; " for part in parts)
