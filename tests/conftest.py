@@ -36,6 +36,11 @@ pytest.register_assert_rewrite(
     "gate_bench", "media_classifiers", "small_media", "trainings", "transformers_models"
 )
 
+# Tests start hundreds of processes, and `make` installs packages uncompiled. If Python may not keep
+# what it compiles, each of them compiles torch and Ray anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
