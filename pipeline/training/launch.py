@@ -42,6 +42,8 @@ def run_training(
     init_folder: Folder | None = None,
     profile: int = 0,
     study_token: str = "",
+    until: int = 0,
+    notify: Callable[[str], None] | None = None,
 ) -> None:
     """Launch the workers with Ray Train and wait for them.
 
@@ -59,13 +61,15 @@ def run_training(
         init_folder: The folder with the copy of the weights of `model.init`; None means `folder`.
         profile: The number of steps that rank 0 profiles; 0 profiles none.
         study_token: The token of the study that this training is a trial of; empty for none.
+        until: The number of epochs after which it pauses; 0 trains to the end.
+        notify: A function that takes these lines if there is no console; None prints them.
 
     Raises:
         UserError, ShardError, ClusterError: The training cannot continue. The message says why.
         Terminated: The training was told to stop. It has saved a checkpoint, if
             `training.on_bad_step` is not `rollback`.
     """
-    notify = console.notice if console else print
+    notify = console.notice if console else notify or print
     losses = Losses(config.cluster, folder)
     room = Room(config.cluster, notify)
     with folder_token(folder) as token:
@@ -78,6 +82,7 @@ def run_training(
             str(init_folder or folder),
             profile,
             study_token,
+            until,
         )
         while True:
             try:

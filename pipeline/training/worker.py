@@ -55,6 +55,7 @@ class TrainTask:
         init_folder: The folder with the copy of the weights of `model.init`; empty means `folder`.
         profile: The number of steps that rank 0 profiles; 0 profiles none.
         study_token: The token of the study that this training is a trial of; empty for none.
+        until: The number of epochs after which it pauses; 0 trains to the end.
     """
 
     config: str
@@ -64,6 +65,7 @@ class TrainTask:
     init_folder: str = ""
     profile: int = 0
     study_token: str = ""
+    until: int = 0
 
 
 def train_worker(task: TrainTask) -> dict[str, int] | None:
@@ -80,7 +82,8 @@ def train_worker(task: TrainTask) -> dict[str, int] | None:
 
     try:
         with notices_of(task.token, task.study_token), open_training(task) as (loop, state):
-            while not has_ended(loop.config.training, state):
+            until = task.until or loop.config.training.epochs
+            while state.epoch < until and not has_ended(loop.config.training, state):
                 state = loop.run_epoch(state)
                 ray.train.report({"epoch": state.epoch, "score": state.score, **state.metrics})
     except TrainingStoppedError as stopped:
