@@ -201,7 +201,7 @@ def test_a_study_searches_only_what_it_can(space, told):
 
 def test_a_grid_needs_choices():
     (line,) = refusal("digits", "study.space.training.eps={uniform: [1e-9, 1e-7]}")
-    assert line.startswith("digits: study: space.training.eps: search 'grid' needs {choice: ")
+    assert line.startswith("digits: study: space.training.eps: search 'grid' needs choice, integer")
 
 
 def test_a_searched_value_must_suit_the_studys_own_epochs():

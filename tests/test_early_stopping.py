@@ -7,6 +7,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pipeline.config.early_stopping import epochs_without_improvement
+from pipeline.config.scheduler import Scheduler
 from pipeline.config.space import SpaceConfig
 from pipeline.config.study import StudyConfig
 from pipeline.config.tree import Config
@@ -18,8 +19,8 @@ from pipeline.training.checkpoint_files import TrainState
 from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.loop import TrainLoop
 from pipeline.training.train import train
-from pipeline.tuning.journal import StudyJournal
-from pipeline.tuning.schedulers import Decisions, Scheduler
+from pipeline.tuning.decisions import Decisions
+from pipeline.tuning.journal import Begin, StudyJournal
 from pipeline.tuning.study import Study
 
 MakeConfig = Callable[..., Config]
@@ -86,7 +87,7 @@ def test_a_training_stops_and_a_resumed_one_stops_after_the_same_epoch(
 
 
 class NeverStops(Scheduler):
-    def stops(self, trial: int, epoch: int, score: float) -> bool:
+    def stops(self, trial: int, epoch: int, samples: int, score: float) -> bool:
         return False
 
 
@@ -111,7 +112,9 @@ def test_a_study_asks_the_rule_of_each_trial(make_config: MakeConfig, tmp_path: 
     settings = [{}, {"training.early_stopping.patience": 2}, {"training.early_stopping": None}]
     section = StudyConfig(space={"training.learning_rate": SpaceConfig(choice=(1e-3,))})
     run = RunRef(base.tracking_uri, "run", str(tmp_path))
-    study = Study(base, section, tmp_path, run, settings, StudyJournal(tmp_path))
+    study = Study(base, section, tmp_path, run, StudyJournal(tmp_path))
+    for number, each in enumerate(settings):
+        study.journal.append(Begin(number, number, 0, each))
     stops = [study.stops_early(trial, [0.5, 0.5]) for trial in range(3)]
     assert stops == [True, False, False]
 

@@ -12,8 +12,9 @@ import torch.distributed as dist
 
 from cluster.errors import ClusterError
 from cluster.optimizers import OPTIMIZERS
+from pipeline.config.scheduler import Pace
+from pipeline.config.schedulers import SCHEDULERS
 from pipeline.config.search import SEARCHES
-from pipeline.tuning.schedulers import SCHEDULERS
 
 PAGE = Path(__file__).parent.parent / "docs/extending.md"
 SECTIONS = {
@@ -105,7 +106,7 @@ def test_an_added_search_and_scheduler_are_a_study_s() -> None:
     assert all(1e-4 <= rate <= 1e-2 for rate in rates)
     more = names["study"].model_copy(update={"num_trials": 5})
     assert names["draw_settings"](more, seed=0)[:3] == names["settings"]
-    scheduler = SCHEDULERS["below_median"](names["study"], 4)
-    assert [scheduler.stops(n, 1, score) for n, score in enumerate((0.5, 0.4, 0.6))] == [
+    scheduler = SCHEDULERS["below_median"](names["study"], Pace(4, 1, 4))
+    assert [scheduler.stops(n, 1, 1, score) for n, score in enumerate((0.5, 0.4, 0.6))] == [
         False, True, False,
     ]  # fmt: skip

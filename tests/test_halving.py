@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
+from pipeline.config.scheduler import Pace
+from pipeline.config.schedulers import SCHEDULERS
+from pipeline.config.study import StudyConfig
 from pipeline.errors import UserError
+from pipeline.tuning.decisions import Decisions
 from pipeline.tuning.journal import Failure, Report, StudyJournal
 from pipeline.tuning.journal_lines import JOURNAL_FILE
-from pipeline.tuning.schedulers import Decisions, SuccessiveHalving
 
 EPOCHS = 9
 Decided = list[tuple[int, int, bool]]
@@ -32,8 +35,10 @@ class Trials:
 
 
 def start(folder: Path, reduction_factor: int) -> Decisions:
-    halving = SuccessiveHalving(epochs=EPOCHS, grace_epochs=1, reduction_factor=reduction_factor)
-    return Decisions(StudyJournal(folder), halving)
+    study = StudyConfig.model_validate(
+        {"space": {"a": {"choice": (1, 2)}}, "reduction_factor": reduction_factor}
+    )
+    return Decisions(StudyJournal(folder), SCHEDULERS["asha"](study, Pace(EPOCHS, 1, EPOCHS)))
 
 
 def uninterrupted(scores: list[list[float]], order: list[int], factor: int) -> Decided:

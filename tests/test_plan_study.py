@@ -75,7 +75,7 @@ def test_a_trial_that_does_not_fit_or_is_refused_is_a_problem(
     (reason,) = study["refused"]
     assert "num_self_heads" in reason
     problems = [text for text in result["problems"] if text.startswith("study:")]
-    assert any("would fail" in text and "num_self_heads" in text for text in problems)
+    assert any("are refused" in text and "num_self_heads" in text for text in problems)
     assert any(f"{LATENTS}=4096" in text and "mine has 1.2" in text for text in problems)
 
 

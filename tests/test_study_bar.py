@@ -9,7 +9,7 @@ import pytest
 from pipeline.config.tree import Config
 from pipeline.runs.console import Console
 from pipeline.runs.outbox import RunRef
-from pipeline.tuning.journal import Failure, Report, StudyJournal
+from pipeline.tuning.journal import Begin, Failure, Report, StudyJournal
 from pipeline.tuning.study import Study
 from pipeline.tuning.study_bar import StudyBar
 from pipeline.tuning.trials import draw_settings
@@ -22,9 +22,15 @@ def study(make_config: Callable[..., Config], tmp_path: Path) -> Study:
     """Four trials of 8 epochs, none begun."""
     config = make_config(tmp_path, STUDY, "training.epochs=8")
     assert config.study is not None
-    settings = draw_settings(config.study, 0)
     run = RunRef("sqlite:///none.db", "none", str(tmp_path))
-    return Study(config, config.study, tmp_path, run, settings, StudyJournal(tmp_path))
+    return begun(Study(config, config.study, tmp_path, run, StudyJournal(tmp_path)), 4)
+
+
+def begun(study: Study, trials: int) -> Study:
+    """The study, of which as many trials have begun."""
+    for number, settings in enumerate(draw_settings(study.section, 0)[:trials]):
+        study.journal.append(Begin(number, number, 0, settings))
+    return study
 
 
 def report(study: Study, trial: int, epoch: int, *, stop: bool = False) -> None:
@@ -38,10 +44,14 @@ def test_which_trials_have_ended_and_how(study: Study) -> None:
     report(study, 2, 1)
     assert study.open_trials() == [2, 3]
     assert study.ended() == {0: True, 1: True}
-    assert study.ended({2: "it broke"}) == {0: True, 1: True, 2: False}
+    study.journal.append(Failure(3, "no room", final=False))
+    assert study.open_trials() == [2, 3], "it is tried again when the study is resumed"
+    assert study.ended() == {0: True, 1: True, 3: False}
     study.journal.append(Failure(3, "no room"))
     assert study.open_trials() == [2]
-    assert study.ended() == {0: True, 1: True, 3: False}
+    report(study, 3, 1)
+    assert study.open_trials() == [2, 3], "it was tried again, and goes on"
+    assert study.ended() == {0: True, 1: True}
 
 
 def test_a_resumed_study_s_bar_goes_on(study: Study) -> None:
@@ -79,9 +89,8 @@ def test_trials_of_a_study_that_searches_epochs_end_at_their_own(
     search = "study={search: grid, space: {training.epochs: {choice: [2, 8, 4]}}}"
     config = make_config(tmp_path, search, "training.epochs=3")
     assert config.study is not None
-    settings = draw_settings(config.study, 0)
     run = RunRef("sqlite:///none.db", "none", str(tmp_path))
-    study = Study(config, config.study, tmp_path, run, settings, StudyJournal(tmp_path))
+    study = begun(Study(config, config.study, tmp_path, run, StudyJournal(tmp_path)), 3)
     for epoch in (1, 2):
         report(study, 0, epoch)
         report(study, 1, epoch)

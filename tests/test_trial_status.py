@@ -17,7 +17,7 @@ from pipeline.runs.console import Console
 from pipeline.runs.records import write_json
 from pipeline.runs.tracking import begin_run
 from pipeline.tuning import stopping
-from pipeline.tuning.journal import Report, StudyJournal
+from pipeline.tuning.journal import Begin, Report, StudyJournal
 from pipeline.tuning.stopping import GOES_ON, StudyStop
 from pipeline.tuning.study import Study
 from pipeline.tuning.study_bar import StudyBar
@@ -48,12 +48,13 @@ def study(make_config: Callable[..., Config], digit_shards: Path, tmp_path: Path
         write_json(folder / TRIAL_FILE, {"params": {}, "run_id": run.run_id})
         write_json(folder / "run.json", run.run_id)
     journal = StudyJournal(tmp_path)
+    for number, settings in enumerate(draw_settings(config.study, 0)):
+        journal.append(Begin(number, number, 0, settings))
     for epoch in (1, 2, 3):
         journal.append(Report(0, epoch, 0.5, False))
     journal.append(Report(1, 1, 0.1, True))
     journal.append(Report(2, 1, 0.5, False))
-    settings = draw_settings(config.study, 0)
-    return Study(config, config.study, tmp_path, parent, settings, journal)
+    return Study(config, config.study, tmp_path, parent, journal)
 
 
 def found(study: Study) -> list[tuple[str, str | None]]:
@@ -83,10 +84,10 @@ def test_the_runs_of_a_killed_study_are_closed_as_its_trials_ended(study: Study)
 
 
 def test_a_trial_s_run_has_its_status_while_the_study_goes_on(study: Study) -> None:
-    file, errors = io.StringIO(), {}
+    file, queue = io.StringIO(), SimpleNamespace(ended=lambda number: None)
     with StudyBar(study, Console(file, file)) as bar:
         stop = StudyStop(bar.notice)
-        callback = _callback(study, bar, errors, stop)
+        callback = _callback(study, bar, stop, queue)
         for number in range(5):
             callback.on_trial_start(1, [], SimpleNamespace(config={NUMBER: number}))
         callback.on_trial_complete(1, [], SimpleNamespace(config={NUMBER: 1}))
@@ -103,6 +104,7 @@ def test_a_trial_s_run_has_its_status_while_the_study_goes_on(study: Study) -> N
             ("FAILED", None),
             ("FAILED", None),
         ]
+    errors = StudyJournal(study.folder).errors
     assert {*errors} == {3, 4} and errors[4] == "the loss is not finite"
     assert (stop.running, stop.stopped) == ({0}, {2: "stopped after step 9"})
     with pytest.raises(Terminated) as ended:

@@ -3,13 +3,9 @@
 import contextlib
 import functools
 import getpass
-import json
 import os
 import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,8 +27,10 @@ from pipeline.runs.console import Console
 from pipeline.runs.tracking import begin_run, child_run
 from pipeline.training.checkpoints import list_names, read_checkpoint
 from pipeline.training.train import train
+from pipeline.tuning import stopping
 from pipeline.tuning.journal import Report, StudyJournal
 from pipeline.tuning.journal_lines import JOURNAL_FILE
+from pipeline.tuning.report import report
 from pipeline.tuning.stopping import GOES_ON
 from pipeline.tuning.trials import TRIAL_FILE, stopped_at, trial_folder
 from pipeline.tuning.tune import tune
@@ -44,7 +42,6 @@ STUDY = (
     "study={search: grid, num_workers: 1, grace_epochs: 1, epochs: 3, space: "
     "{training.learning_rate: {choice: [3e-3, 1e-6]}}}"
 )
-ONE_AT_A_TIME = "study.max_concurrent_trials=1"
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +50,11 @@ def done(
     digit_shards: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> SimpleNamespace:
-    """A study that was killed in its third trial and went on, and the same command once more.
+    """A study of two trials that was told to stop, went on, and then got a third trial.
 
-    The seed draws 3e-3, 1e-6, 3e-3, 1e30 and 1e-6. The second trial is stopped, and the fourth
-    fails; the fifth belongs to the study if there are to be as many. All start from the weights of
-    `parent`, whose encoder they leave as it is. `config` makes configurations with other fields in
-    the same output folder.
+    The seed draws 3e-3, 1e-6 and 1e30. The second trial is stopped by ASHA, and the third one
+    fails. All start from the weights of `parent`, whose encoder they leave as it is. `config` makes
+    configurations with other fields in the same output folder.
     """
     folder = tmp_path_factory.mktemp("study")
     shards = f"shards={digit_shards}"
@@ -67,33 +63,46 @@ def done(
         train(parent, Console(file, file))
     space = STUDY.replace("[3e-3, 1e-6]", "[3e-3, 1e-6, 1e30]").replace("grid", "random")
     init = f"model.init={{from: {parent.folder}, freeze: ['encoder.*']}}"
-    config = functools.partial(make_config, folder, shards, space, "seed=373", init)
-    chosen = config("study.num_trials=4")
-    path = folder / "study.yaml"
-    path.write_text(json.dumps(config("study.num_trials=4", ONE_AT_A_TIME).tree()))
-    with study_process(path, chosen, trial=2):
-        stopped = runs_by_trial(chosen)[1]
-    before = reports(chosen)
+    one_at_a_time = "study.max_concurrent_trials=1"
+    config = functools.partial(make_config, folder, shards, space, "seed=20", init, one_at_a_time)
+    two = config("study.num_trials=2")
+    trial = trial_folder(two.folder / "tune", 0)
     with (folder / "told.txt").open("w+") as file:
-        result = tune(chosen, Console(file, file))
+        console = Console(file, file)
+        # Told to stop while the trial's workers start: they save after their first step.
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            sent_sigterm(lambda: os.getpid() if (trial / TRIAL_FILE).is_file() else None),
+            pytest.raises(Terminated) as stopped,
+        ):
+            patch.setattr(stopping, "STOP_SECONDS", 500.0)  # the machine may be slow
+            tune(two, console)
+        at_stop = SimpleNamespace(
+            text=stopped.value.done, checkpoints=list_names(trial / "checkpoints"),
+            statuses=[run.info.status for run in runs_of(two)], reports=reports(two),
+        )  # fmt: skip
+        first = tune(two, console)
+        report(first, console)
+        first_reports = reports(two)
+        three = config("study.num_trials=3")
+        result = tune(three, console)
         file.seek(0)
         told = file.read()
-        again = tune(chosen, Console(file, file))
+        again = tune(three, console)
     return SimpleNamespace(
-        parent=parent, config=config, result=result, again=again, told=told, stopped=stopped,
-        before=before, runs=runs_of(chosen), runs_by_trial=runs_by_trial(chosen),
-        reports=reports(chosen),
+        parent=parent, config=config, at_stop=at_stop, first=first, result=result, again=again,
+        told=told, first_reports=first_reports, runs=runs_of(three),
+        runs_by_trial=runs_by_trial(three), reports=reports(three),
     )  # fmt: skip
 
 
 def test_a_study_ranks_its_trials_and_logs_each_as_a_child(done: SimpleNamespace) -> None:
     result = done.result
     rates = [trial["params"]["training.learning_rate"] for trial in result["trials"]]
-    assert rates == [3e-3, 3e-3, 1e-6]
-    best, same, worst = result["trials"]
-    # Their training is the same, though that of the third trial was killed and went on.
-    assert (best["id"], same["id"]) == ("00000", "00002")
-    assert best["accuracy"] == same["accuracy"] > worst["accuracy"]
+    assert rates == [3e-3, 1e-6]
+    best, worst = result["trials"]
+    assert (best["id"], best["draw"], best["seed"]) == ("00000", 0, 20)
+    assert best["accuracy"] > worst["accuracy"]
     assert result["best"] == best
     for trial in result["trials"]:
         # The accuracy that ranks is the validation accuracy of the checkpoint that is kept.
@@ -112,6 +121,10 @@ def test_a_study_ranks_its_trials_and_logs_each_as_a_child(done: SimpleNamespace
     artifacts = {artifact.path for artifact in client.list_artifacts(result["run_id"])}
     assert {"accuracy_vs_flops.png", "study.json"} <= artifacts
     assert client.get_metric_history(best["run_id"], "val_accuracy")
+    for number, run in done.runs_by_trial.items():
+        assert run.data.tags["mlflow.source.name"].endswith("__main__.py")
+        assert run.data.tags["mlflow.user"] == getpass.getuser()
+        assert run.data.tags["perceiver.settings"] == str(number)
 
 
 def test_the_trials_of_a_study_start_from_weights(done: SimpleNamespace) -> None:
@@ -135,74 +148,43 @@ def test_a_study_that_is_done_is_skipped(done: SimpleNamespace) -> None:
 def test_a_trial_that_fails_is_told_and_the_others_count(done: SimpleNamespace) -> None:
     (failure,) = done.result["failed"]
     assert "not finite" in failure and "training.learning_rate" in failure
-    assert sorted(run.info.status for run in done.runs) == ["FAILED", *["FINISHED"] * 4]
+    assert sorted(run.info.status for run in done.runs) == ["FAILED", *["FINISHED"] * 3]
 
 
-def test_a_killed_study_goes_on_from_its_decisions(done: SimpleNamespace) -> None:
-    before, after = done.before, done.reports
-    ((trial, epoch),) = [(report.trial, report.epoch) for report in before if report.stop]
-    assert trial == 1 and epoch < 3
-    done_before = [(0, 1), (0, 2), (0, 3), *((1, number) for number in range(1, epoch + 1))]
-    assert [(r.trial, r.epoch) for r in before][: 3 + epoch] == done_before
-    # The run of the trial that was stopped has its status while the study goes on.
-    assert done.stopped.info.status == "FINISHED"
-    assert done.stopped.data.tags["perceiver.stopped_at_epoch"] == str(epoch)
+def test_a_study_that_is_told_to_stop_saves_its_trials_and_goes_on(done: SimpleNamespace) -> None:
+    stopped = "trial 0: stopped after step 1, with a checkpoint"
+    assert done.at_stop.text == f"{stopped}; {GOES_ON}"
+    assert done.at_stop.checkpoints == ["step-00000001"]
+    assert done.at_stop.statuses == ["KILLED", "KILLED"]
+    assert done.at_stop.reports == []
     assert "resuming the study" in done.told
-    assert "trial 4/4" in done.told
-    # Epochs done before count, and those that a trial does not do are not to be done.
-    assert f"{6 + epoch}/{6 + epoch}" in done.told
-    assert after[: len(before)] == before
-    assert len({(report.trial, report.epoch) for report in after}) == len(after)
-    assert {report.trial for report in after[len(before) :]} <= {2}
-    assert [(r.trial, r.epoch) for r in after if r.trial == 2] == [(2, 1), (2, 2), (2, 3)]
-    runs = done.runs_by_trial
-    assert len(runs) == len(done.runs) - 1 == 4, "no trial has two runs"
-    for run in (runs[0], runs[1], runs[2]):
-        assert run.data.tags["mlflow.source.name"].endswith("__main__.py")
-        assert run.data.tags["mlflow.user"] == getpass.getuser()
-    assert {trial["id"]: trial["stopped_early"] for trial in done.result["trials"]} == {
-        "00000": False, "00001": True, "00002": False,
-    }  # fmt: skip
+    assert "trial 2/2" in done.told
+    (stop,) = [each for each in done.first_reports if each.stop]
+    assert stop.trial == 1 and stop.epoch < 3
+    # Epochs that a stopped trial does not do are not to be done.
+    assert f"{3 + stop.epoch}/{3 + stop.epoch}" in done.told
+    told = "".join(done.told.split())  # a cell may be wrapped
+    assert "whathappened" in told and "resumedfromitsstart" in told
+    assert "(stopped)" in told
+    best, worst = done.first["trials"]
+    assert (best["notes"], worst["notes"]) == (["resumed from its start"], [])
+    assert (best["stopped_early"], worst["stopped_early"]) == (False, True)
+    assert done.runs_by_trial[1].info.status == "FINISHED"
+    assert done.runs_by_trial[1].data.tags["perceiver.stopped_at_epoch"] == str(stop.epoch)
+    assert len(done.runs_by_trial) == len(done.runs) - 1 == 3, "no trial has two runs"
 
 
 def test_a_study_that_is_done_goes_on_with_more_trials(
     done: SimpleNamespace, console: Console
 ) -> None:
-    longer = done.config("study.num_trials=5")
-    trial = trial_folder(longer.folder / "tune", 4)
-    # Told to stop while the trial's workers start: they save after their first step.
-    noted = trial / TRIAL_FILE
-    with (
-        sent_sigterm(lambda: os.getpid() if noted.is_file() else None),
-        pytest.raises(Terminated) as told,
-    ):
-        tune(longer, console)
-    stopped = "trial 4: stopped after step 1, with a checkpoint"
-    assert told.value.done == f"{stopped}; {GOES_ON}"
-    assert list_names(trial / "checkpoints") == ["step-00000001"]
-    assert runs_by_trial(longer)[4].info.status == "KILLED"
-    (study,) = [run for run in runs_of(longer) if run.data.tags["perceiver.kind"] == "study"]
-    assert study.info.status == "KILLED"
-    # Going on, a worker gets the notice before a preemption, and another one goes on from there.
-    hurt = done.config("study.num_trials=5", "cluster.max_failures=1")
-    with sent_sigterm(lambda: lock_holder(trial)) as workers:
-        more = tune(hurt, console)
-    assert len(set(workers)) == 2
-    # The same settings as those of trial 1, which was not hit.
-    scores = [[r.score for r in reports(longer) if r.trial == number] for number in (1, 4)]
-    fewest = min(map(len, scores))
-    assert scores[0][:fewest] == scores[1][:fewest]
-    assert more["run_id"] == done.result["run_id"]
-    assert len(more["trials"]) == 4
-    assert [t for t in more["trials"] if t["id"] != "00004"] == done.result["trials"]
-    before = len(done.reports)
-    assert reports(longer)[:before] == done.reports
-    assert {report.trial for report in reports(longer)[before:]} == {4}
-    assert tune(longer, console)["skipped"]
-    with pytest.raises(UserError, match=r"num_trials=5, and study\.num_trials is 4: .* more"):
-        tune(done.config("study.num_trials=4"), console)
+    assert done.result["run_id"] == done.first["run_id"]
+    assert done.result["trials"] == done.first["trials"]
+    assert [(r.trial, r.epoch) for r in done.first_reports][:4] == [(0, 1), (0, 2), (0, 3), (1, 1)]
+    assert done.reports == done.first_reports, "the third trial failed before its first report"
+    with pytest.raises(UserError, match=r"num_trials=3, and study\.num_trials is 2: .* more"):
+        tune(done.config("study.num_trials=2"), console)
     with pytest.raises(UserError, match=r"study\.grace_epochs was 1, is 2"):
-        tune(done.config("study.num_trials=6", "study.grace_epochs=2"), console)
+        tune(done.config("study.num_trials=4", "study.grace_epochs=2"), console)
 
 
 def runs_of(config: Config) -> list[Any]:
@@ -219,31 +201,6 @@ def runs_by_trial(config: Config) -> dict[int, Any]:
 def reports(config: Config) -> list[Report]:
     folder = config.folder / "tune"
     return StudyJournal(folder).reports if (folder / JOURNAL_FILE).is_file() else []
-
-
-@contextlib.contextmanager
-def study_process(path: Path, config: Config, *, trial: int) -> Iterator[subprocess.Popen[str]]:
-    """`perceiver tune` in a process that has reported an epoch of a trial, and is then killed."""
-    command = [sys.executable, "-m", "pipeline", "tune", str(path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            deadline = time.monotonic() + 900
-            while not any(report.trial == trial for report in reports(config)):
-                assert process.poll() is None, "the study has ended before it was killed"
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
-
-def lock_holder(trial: Path) -> int | None:
-    """The process of the worker that writes to the folder of a trial, if there is one."""
-    try:
-        return int(json.loads((trial / ".writer.lock").read_text())["pid"])
-    except (OSError, ValueError):
-        return None
 
 
 @contextlib.contextmanager

@@ -101,6 +101,13 @@ def _add_stages(add: Add) -> None:
         verb = add(name, verbs.run_stage, help_text)
         add_config(verb)
         verb.add_argument("--fresh", action="store_true", help="replace an earlier result")
+        if name == "tune":
+            verb.add_argument(
+                "--confirm",
+                type=positive_count,
+                metavar="N",
+                help="train the best settings again from N other seeds (study.confirm)",
+            )
         if name == "train":
             verb.add_argument(
                 "--profile",

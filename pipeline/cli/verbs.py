@@ -36,7 +36,7 @@ def run_config(args: argparse.Namespace) -> int:
 _STAGES = {
     "preprocess": ("pipeline.preprocess.preprocess", "pipeline.preprocess.preprocess"),
     "train": ("pipeline.training.train", "pipeline.training.result"),
-    "tune": ("pipeline.tuning.tune", "pipeline.tuning.tune"),
+    "tune": ("pipeline.tuning.tune", "pipeline.tuning.report"),
 }
 """The module of each verb, which has a function of its name, and the module that has `report`."""
 
@@ -49,7 +49,9 @@ def run_stage(args: argparse.Namespace) -> int:
     from pipeline.config.load import load_config
     from pipeline.deploy.secret_values import require_secrets
 
-    config = load_config(args.config, args.overrides)
+    confirm = getattr(args, "confirm", None)
+    overrides = [] if confirm is None else [f"study.confirm={confirm}"]
+    config = load_config(args.config, [*args.overrides, *overrides])
     if in_ray_job():
         require_secrets(config.cluster.deploy)
     with open_console(args, config) as console:

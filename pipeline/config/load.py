@@ -14,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from perceiver_model.config_checks import flatten, plain_message, shortened
+from pipeline.config.conditions import Space, contexts
 from pipeline.config.fields import field_names_at, kinds_at, step
 from pipeline.config.overrides import read_override
 from pipeline.config.tracking_uri import named_tracking_uri
@@ -32,7 +33,8 @@ SEARCHABLE = (
     "objective.",
     "training.",
 )
-SEARCHED = ", ".join(f"{prefix}*" for prefix in SEARCHABLE)
+SEED = "seed"
+SEARCHED = ", ".join([*(f"{prefix}*" for prefix in SEARCHABLE), SEED])
 
 
 def shipped_configs() -> list[str]:
@@ -206,7 +208,7 @@ _TYPE_TAGS = {"str", "float", "int", "bool", "constrained-float"}
 def _is_searchable(path: str) -> bool:
     """Return whether a study may search a field. Sections with another kind have other fields."""
     is_kind = path.endswith(".kind") and path.startswith(("model.", "objective."))
-    return path.startswith(SEARCHABLE) and not is_kind
+    return path == SEED or (path.startswith(SEARCHABLE) and not is_kind)
 
 
 def _check_space(config: Config, source: str) -> None:
@@ -226,11 +228,20 @@ def _check_space(config: Config, source: str) -> None:
             raise UserError(f"{where}: no such field; {hint}")
         if not _is_searchable(path):
             raise UserError(f"{where}: a study searches {SEARCHED} only")
-        for value in space.choice or space.bounds:
-            tree = copy.deepcopy(trial)
-            _set(tree, path, value)
-            try:
-                validate(tree, where)
-            except UserError as error:
-                first = str(error).splitlines()[0]
-                raise UserError(first) from None
+        for value in space.ends:
+            _check_value(trial, config.study.space, path, value, where)
+
+
+def _check_value(trial: dict[str, Any], space: Space, path: str, value: Any, where: str) -> None:
+    """Check that a field accepts a value beside some values of the fields of its condition."""
+    first: str | None = None
+    for context in contexts(space, path):
+        tree = copy.deepcopy(trial)
+        for field, each in {**context, path: value}.items():
+            _set(tree, field, each)
+        try:
+            validate(tree, where)
+            return
+        except UserError as error:
+            first = first or str(error).splitlines()[0]
+    raise UserError(first or f"{where}: its conditions never hold")

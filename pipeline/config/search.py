@@ -1,62 +1,34 @@
 """The search algorithms of a study. They choose the settings of its trials."""
 
-import itertools
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from pipeline.config.space import SpaceConfig
+from pipeline.config.conditions import Settings, Space, existing, exists, in_order
+from pipeline.config.optuna_search import CMAESSearch, NSGA2Search, TPESearch
+from pipeline.config.sampler import DEFAULT_TRIALS, Search, SearchAlgorithm
 
-Space = Mapping[str, SpaceConfig]
-Settings = dict[str, Any]
-"""The value of a trial for each dotted field."""
-
-DEFAULT_TRIALS = 8
-
-
-class SearchAlgorithm(ABC):
-    """Choose the settings of every trial before the first one starts.
-
-    The settings depend only on the space and the seed. So neither concurrency nor time changes
-    them, and a study that was killed continues with the same trials.
-    """
-
-    @abstractmethod
-    def num_trials(self, space: Space, asked: int | None) -> int:
-        """Return the number of trials of the study.
-
-        Args:
-            space: The values of each dotted field.
-            asked: The value of `study.num_trials`.
-
-        Raises:
-            ValueError: The algorithm cannot search this space, or not with this many trials.
-        """
-
-    @abstractmethod
-    def settings(self, space: Space, num_trials: int, seed: int) -> list[Settings]:
-        """Return the settings of every trial, by number.
-
-        A finished study continues when `study.num_trials` grows. So a larger number of trials must
-        begin with the settings of a smaller number.
-
-        Args:
-            space: The values of each dotted field.
-            num_trials: The number of trials.
-            seed: The seed of the study.
-        """
+MAX_GRID = 100_000
 
 
 class GridSearch(SearchAlgorithm):
-    """Try every combination of the choices."""
+    """Try every combination of the values."""
 
     def num_trials(self, space: Space, asked: int | None) -> int:
         """Return the number of combinations. Any other requested number is refused."""
         for path, values in space.items():
-            if values.choice is None:
-                raise ValueError(f"space.{path}: search 'grid' needs {{choice: […]}}")
-        combinations = math.prod(len(values.choice or ()) for values in space.values())
+            if values.levels is None:
+                raise ValueError(
+                    f"space.{path}: search 'grid' needs choice, integer or quniform, since it runs "
+                    f"every value; this is {values.kind}"
+                )
+        combinations = 0
+        for _ in _combinations(space, in_order(space), {}):
+            combinations += 1
+            if combinations > MAX_GRID:
+                raise ValueError(
+                    f"search 'grid' runs every combination of the values, which are more than "
+                    f"{MAX_GRID}; narrow space, or take another search"
+                )
         # Before num_trials could be null, its default was written to the runs of grid studies.
         if asked not in (None, DEFAULT_TRIALS, combinations):
             raise ValueError(
@@ -67,17 +39,27 @@ class GridSearch(SearchAlgorithm):
 
     def settings(self, space: Space, num_trials: int, seed: int) -> list[Settings]:
         """Return the combinations. The values of the last field change fastest."""
-        fields = sorted(space)
-        choices = [space[field].choice or () for field in fields]
-        return [dict(zip(fields, values, strict=True)) for values in itertools.product(*choices)]
+        return [*_combinations(space, in_order(space), {})]
+
+
+def _combinations(space: Space, fields: list[str], before: Settings) -> Iterator[Settings]:
+    """Yield every combination of the values of fields, beside those of the fields before them."""
+    if not fields:
+        yield dict(sorted(before.items()))
+        return
+    field, *left = fields
+    if not exists(space, field, before):
+        yield from _combinations(space, left, before)
+        return
+    values = space[field]
+    assert values.levels is not None  # `num_trials` has checked it
+    levels = [values.level(index) for index in range(values.levels)]
+    for value in {(type(each), each): each for each in levels}.values():
+        yield from _combinations(space, left, {**before, field: value})
 
 
 class RandomSearch(SearchAlgorithm):
     """Draw each value independently."""
-
-    def num_trials(self, space: Space, asked: int | None) -> int:
-        """Return the requested number, or the default."""
-        return DEFAULT_TRIALS if asked is None else asked
 
     def settings(self, space: Space, num_trials: int, seed: int) -> list[Settings]:
         """Draw the values, trial by trial."""
@@ -87,13 +69,36 @@ class RandomSearch(SearchAlgorithm):
         random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
         fields = sorted(space)
         return [
-            {field: space[field].at(random.random_sample()) for field in fields}
+            existing(space, {field: space[field].at(random.random_sample()) for field in fields})
             for _ in range(num_trials)
         ]
 
 
-SEARCHES: dict[str, SearchAlgorithm] = {
+class SobolSearch(SearchAlgorithm):
+    """Fill the space evenly: a Sobol sequence, scrambled by the seed (scipy)."""
+
+    def settings(self, space: Space, num_trials: int, seed: int) -> list[Settings]:
+        """Return the first points of the sequence."""
+        import numpy as np
+        from scipy.stats import qmc
+
+        fields = sorted(space)
+        sequence = qmc.Sobol(len(fields), scramble=True, rng=np.random.default_rng(seed))
+        rows = sequence.random_base2(math.ceil(math.log2(max(num_trials, 1))))[:num_trials]
+        return [
+            existing(
+                space, {f: space[f].at(float(share)) for f, share in zip(fields, row, strict=True)}
+            )
+            for row in rows
+        ]
+
+
+SEARCHES: dict[str, Search] = {
     "grid": GridSearch(),
     "random": RandomSearch(),
+    "sobol": SobolSearch(),
+    "tpe": TPESearch(),
+    "cmaes": CMAESSearch(),
+    "nsga2": NSGA2Search(),
 }
 """The search algorithms by their names in `study.search`."""

@@ -26,7 +26,7 @@ from pipeline.runs.mlflow_errors import mlflow_answers
 from pipeline.runs.records import RunRecord, read_run_record, write_run_record
 from pipeline.training.result import report as report_train
 from pipeline.training.train import train
-from pipeline.tuning.tune import report as report_tune
+from pipeline.tuning.report import report as report_tune
 from pipeline.tuning.tune import tune
 
 CLUSTER_STAGES = ("preprocess", "train", "tune")

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config.search import Settings
-from pipeline.config.space import SpaceConfig
+from pipeline.config.conditions import Settings, Space, contexts, existing, in_order
 from pipeline.config.study import StudyConfig
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
@@ -126,13 +125,18 @@ def study_range(config: Config, planned: PlannedSet, request: Request) -> StudyR
             known[key] = _corner(base, settings, planned, request)
         return known[key]
 
-    ends = {field: _ends(values) for field, values in sorted(study.space.items())}
-    alone = {field: [at({field: value}) for value in values] for field, values in ends.items()}
+    ends = {field: _ends(study.space, field) for field in in_order(study.space)}
+    alone = {
+        field: [at({**next(contexts(study.space, field)), field: value}) for value in values]
+        for field, values in ends.items()
+    }
     by_figure = {
         name: [field for field, found in alone.items() if _has_effect(found, name)]
         for name in FIGURES
     }
-    fields = [field for field in ends if any(field in each for each in by_figure.values())]
+    has_effect = {field for field in ends if any(field in each for each in by_figure.values())}
+    conditions = {other for field in has_effect for other in _above(study.space, field)}
+    fields = [field for field in ends if field in has_effect | conditions]
     size = math.prod(len(ends[field]) for field in fields)
     whole = size <= MAX_CORNERS
     settings = (
@@ -141,7 +145,8 @@ def study_range(config: Config, planned: PlannedSet, request: Request) -> StudyR
         if whole
         else _extremes({field: alone[field] for field in fields})
     )  # fmt: skip
-    found = [at(each) for each in settings]
+    corners = (existing(study.space, each) for each in settings)
+    found = [at(each) for each in {repr(sorted(each.items())): each for each in corners}.values()]
     return StudyRange(
         study=study,
         epochs=base.training.epochs,
@@ -169,7 +174,7 @@ def problems_of_study(config: Config, found: StudyRange | None) -> list[str]:
         try:
             trial_config(base, settings)
         except UserError as error:
-            problems.append(f"study: trial {number + 1} ({told(settings)}) would fail: {error}")
+            problems.append(f"study: settings {number + 1} ({told(settings)}) are refused: {error}")
             break
     too_large = [each for each in found.corners if not each.fits]
     if too_large:
@@ -216,13 +221,21 @@ def _corner(
     )
 
 
-def _ends(values: SpaceConfig) -> list[Any]:
-    """Return the smallest and the largest value, or all of them if they are not all numbers."""
-    if values.choice is None:
-        return list(values.bounds)
-    if any(isinstance(value, bool | str) for value in values.choice):
-        return list(dict.fromkeys(values.choice))
-    return list(dict.fromkeys([min(values.choice), max(values.choice)]))
+def _ends(space: Space, field: str) -> list[Any]:
+    """Return the smallest and the largest value, or all of them if they are not all numbers.
+
+    The values that conditions of other fields name are among them.
+    """
+    named = [value for each in space.values() for value in each.when.get(field, ())]
+    ends = space[field].ends
+    if not any(isinstance(value, bool | str) for value in ends):
+        ends = (min(ends), max(ends))
+    return list(dict.fromkeys([*ends, *named]))
+
+
+def _above(space: Space, field: str) -> set[str]:
+    """Return the fields that the condition of a field names, and theirs."""
+    return {each for other in space[field].when for each in (other, *_above(space, other))}
 
 
 def _has_effect(found: list[Corner | str], name: str) -> bool:

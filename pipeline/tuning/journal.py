@@ -1,7 +1,15 @@
-"""The journal of a study: every report of its trials, in the order of arrival.
+"""The journal of a study: everything that its decisions depend on, in the order of arrival.
 
+    {"trial": 3, "draw": 3, "seed": 0, "settings": {"training.learning_rate": 0.001}}
+                                                                 a trial that begins
+    {"draw": 4, "settings": {…}, "refused": "…"}                 settings that cannot be trained
     {"trial": 3, "epoch": 1, "score": 0.448, "stop": false}      a report, and its decision
-    {"trial": 5, "error": "training.batch_size is 512, …"}       a trial that ended with an error
+    {"trial": 3, "epoch": 2, "donor": 1, "settings": {…}, "weights": "9f2c…"}
+                                                                 a trial that takes over weights
+    {"generation": 2}                            trials have waited, and all handovers are done
+    {"trial": 3, "note": "resumed after epoch 1"}                what happened to a trial
+    {"trial": 5, "error": "training.batch_size is 512, …", "final": true}
+                                                                 a trial that ended with an error
 
 Each entry is one line, of `reports.jsonl` or of objects (`pipeline.tuning.journal_lines`). It is
 stored before its decision takes effect. So a study that is killed at any moment continues from
@@ -9,57 +17,28 @@ exactly the decisions that it made.
 """
 
 import json
-import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
 
 from pipeline.config.folders import Folder
 from pipeline.errors import UserError
+from pipeline.tuning.journal_entries import (
+    Begin,
+    Entry,
+    Failure,
+    Generation,
+    Handover,
+    Note,
+    Refusal,
+    Report,
+    parse_entry,
+)
 from pipeline.tuning.journal_lines import journal_lines
+from pipeline.tuning.trial_records import TrialRecords
 
-
-@dataclass(frozen=True)
-class Report:
-    """One epoch of one trial.
-
-    Attributes:
-        trial: The number of the trial, from 0.
-        epoch: The number of epochs that the trial has finished, from 1.
-        score: The score that ranks it; None if it was not finite.
-        stop: The decision: whether the trial was stopped after this epoch.
-    """
-
-    trial: int
-    epoch: int
-    score: float | None
-    stop: bool
-
-    def __post_init__(self) -> None:
-        if not (_is_count(self.trial, 0) and _is_count(self.epoch, 1)):
-            raise ValueError("trial and epoch are not counts")
-        if self.score is not None and not (
-            isinstance(self.score, int | float) and math.isfinite(self.score)
-        ):
-            raise ValueError("score is not a finite number")
-        if not isinstance(self.stop, bool):
-            raise ValueError("stop is not true or false")
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A trial that ended with an error and is not retried.
-
-    Attributes:
-        trial: The number of the trial, from 0.
-        error: The text of the error.
-    """
-
-    trial: int
-    error: str
-
-    def __post_init__(self) -> None:
-        if not _is_count(self.trial, 0) or not isinstance(self.error, str):
-            raise ValueError("trial is not a count, or error is not a text")
+__all__ = [
+    "Begin", "Entry", "Failure", "Generation", "Handover", "Note", "Refusal", "Report",
+    "StudyJournal",
+]  # fmt: skip
 
 
 class StudyJournal:
@@ -68,6 +47,12 @@ class StudyJournal:
     Args:
         folder: The folder of the study, which must exist if it is local.
 
+    Attributes:
+        entries: All entries, in order.
+        reports: The reports among them.
+        trials: The trials that they tell of, by number.
+        generation: The last epoch at whose end trials have waited for each other; 0 before.
+
     Raises:
         UserError: A line is damaged, but not the last one of a local file: a kill can have left
             that one unfinished. Or the journal cannot be read.
@@ -75,11 +60,13 @@ class StudyJournal:
 
     def __init__(self, folder: Folder) -> None:
         self._lines = journal_lines(folder)
+        self.entries: list[Entry] = []
         self.reports: list[Report] = []
-        self.errors: dict[int, str] = {}
+        self.trials = TrialRecords()
+        self.generation = 0
         self._read()
 
-    def append(self, entry: Report | Failure) -> None:
+    def append(self, entry: Entry) -> None:
         """Add an entry. When this returns, the entry is stored.
 
         Raises:
@@ -88,25 +75,29 @@ class StudyJournal:
         self._lines.append((json.dumps(asdict(entry), allow_nan=False) + "\n").encode())
         self._note(entry)
 
+    @property
+    def errors(self) -> dict[int, str]:
+        """The errors of trials, by number. A trial that was tried again and reports has none."""
+        return {n: each.error for n, each in self.trials.items() if each.error is not None}
+
     def epochs(self, trial: int) -> int:
         """Return the last epoch that a trial has reported; 0 before its first report."""
-        return max((r.epoch for r in self.reports if r.trial == trial), default=0)
+        return self.trials[trial].epochs if trial in self.trials else 0
 
     def scores(self, trial: int) -> list[float]:
         """Return the finite scores that a trial has reported, in order."""
-        reports = (report for report in self.reports if report.trial == trial)
-        return [report.score for report in reports if report.score is not None]
+        return self.trials[trial].finite_scores if trial in self.trials else []
 
     def is_stopped(self, trial: int) -> bool:
         """Return whether a decision stopped the trial."""
-        return any(report.stop for report in self.reports if report.trial == trial)
+        return trial in self.trials and self.trials[trial].is_stopped
 
     def _read(self) -> None:
         """Read the entries, and cut off a last line that a kill left unfinished."""
         lines = self._lines.read()
         for number, line in enumerate(lines, start=1):
             try:
-                entry = _parse(line)
+                entry = parse_entry(line)
             except (ValueError, RecursionError) as error:
                 if number < len(lines) or not self._lines.drop_last(line):
                     raise UserError(
@@ -116,29 +107,10 @@ class StudyJournal:
                 return
             self._note(entry)
 
-    def _note(self, entry: Report | Failure) -> None:
+    def _note(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        self.trials.add(entry)
         if isinstance(entry, Report):
             self.reports.append(entry)
-        else:
-            self.errors[entry.trial] = entry.error
-
-
-def _parse(line: bytes) -> Report | Failure:
-    """Return the entry in a line.
-
-    Raises:
-        ValueError: The line is not an entry, or is cut short.
-    """
-    if not line.endswith(b"\n"):
-        raise ValueError("it has no end")
-    values = json.loads(line)
-    if not isinstance(values, dict):
-        raise ValueError("it is no object")
-    try:
-        return Failure(**values) if "error" in values else Report(**values)
-    except TypeError:
-        raise ValueError("it has other fields") from None
-
-
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+        if isinstance(entry, Generation):
+            self.generation = entry.generation

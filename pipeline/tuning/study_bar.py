@@ -10,16 +10,17 @@ from pipeline.tuning.study import Study
 class StudyBar:
     """The progress bar of a study: finished epochs out of all epochs of its trials.
 
-    When a trial is stopped, its remaining epochs no longer count.
+    When a trial is stopped, its remaining epochs no longer count. Trials that have not begun count
+    with the epochs of the configuration, once for each setting.
     """
 
     def __init__(self, study: Study, console: Console) -> None:
         self._study, self._console = study, console
         assert study.base.trained_for is not None  # `open_shards` has checked it
         self._objective = objective_class(study.base.trained_for.kind)
-        self._ended = {n for n in range(len(study.settings)) if study.has_ended(n)}
-        self._epochs = [study.journal.epochs(number) for number in range(len(study.settings))]
-        self._context = console.bar("tune", self._total(), "epochs", completed=sum(self._epochs))
+        self._ended = set(study.ended())
+        self._epochs = {number: each.epochs for number, each in study.records.items()}
+        self._context = console.bar("tune", self._total(), "epochs", completed=self._done())
         self._bar: Bar | None = None
 
     def __enter__(self) -> "StudyBar":
@@ -32,13 +33,13 @@ class StudyBar:
 
     def epoch(self, trial: int, epoch: int, score: float) -> None:
         """Show that a trial has finished an epoch."""
-        settings = self._study.settings[trial]
+        settings = self._study.records[trial].settings
         values = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items())
         self._console.notice(
             f"trial {trial} ({values}): epoch {epoch}/{self._study.epochs(trial)}, "
             f"val_{self._objective.selection} {self._objective.signed(score):.4f}"
         )
-        self._epochs[trial] = max(epoch, self._epochs[trial])
+        self._epochs[trial] = max(epoch, self._epochs.get(trial, 0))
         self._show()
 
     def end(self, trial: int) -> None:
@@ -50,14 +51,25 @@ class StudyBar:
         """Show one line beside the bar."""
         self._console.notice(text)
 
+    def _to_begin(self) -> int:
+        """Return the number of settings of which no trial has begun."""
+        drawn = {record.draw for record in self._study.records.values()}
+        return max(0, self._study.section.trials - len(drawn))
+
+    def _done(self) -> int:
+        return sum(self._epochs.values())
+
     def _total(self) -> int:
         """Return the number of finished and remaining epochs."""
-        return sum(
-            epochs if number in self._ended else self._study.epochs(number)
-            for number, epochs in enumerate(self._epochs)
+        begun = sum(
+            self._epochs.get(number, 0)
+            if number in self._ended
+            else self._study.epochs_of(record.settings)
+            for number, record in self._study.records.items()
         )
+        return begun + self._to_begin() * self._study.base.training.epochs
 
     def _show(self) -> None:
         assert self._bar is not None
-        note = f"trial {len(self._ended)}/{len(self._study.settings)}"
-        self._bar.update(sum(self._epochs), note, total=self._total())
+        trials = len(self._study.records) + self._to_begin()
+        self._bar.update(self._done(), f"trial {len(self._ended)}/{trials}", total=self._total())

@@ -4,36 +4,37 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cluster.interrupts import Terminated
 from cluster.notices import is_told
+from pipeline.config.conditions import Settings
 from pipeline.config.folders import Folder, folder_at
 from pipeline.config.load import with_values
-from pipeline.config.search import SEARCHES, Settings
-from pipeline.config.study import StudyConfig
+from pipeline.config.sampler import SearchAlgorithm
+from pipeline.config.search import SEARCHES
+from pipeline.config.study import SEED, StudyConfig
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.runs.mlflow_client import new_client
 from pipeline.runs.outbox import RunRef
 from pipeline.runs.records import write_json
 from pipeline.runs.storage import exists, make_folder, names, read_bytes
-from pipeline.runs.tracking import begin_run, child_run, end_run, log_to_run, run_ref
+from pipeline.runs.tracking import begin_run, child_run, end_run, log_to_run
 from pipeline.runs.user_errors import find_user_error
-from pipeline.training.checkpoints import best_checkpoint, last_checkpoint
+from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.ending import has_ended
 from pipeline.training.initial_weights.report import log_init
 from pipeline.training.initial_weights.start import saved_init
 from pipeline.training.launch import run_training
 from pipeline.training.losses import GOES_ON
-from pipeline.training.objectives import objective_of
-from pipeline.training.result import STOPPED_TAG, log_best, training_result
+from pipeline.training.result import STOPPED_TAG
 from pipeline.tuning.journal import StudyJournal
 from shards import ShardError, ShardSet
 
 TRIALS, TRIAL_FILE = "trials", "trial.json"
-NUMBER_TAG = "perceiver.trial"
+NUMBER_TAG, SETTINGS_TAG, SEED_TAG = "perceiver.trial", "perceiver.settings", "perceiver.seed"
 RETRY_SECONDS = 5.0
 _MAX_NOTE_BYTES = 1 << 20
 
@@ -60,20 +61,48 @@ def trial_config(base: Config, settings: Settings) -> Config:
 
 
 def draw_settings(study: StudyConfig, seed: int) -> list[Settings]:
-    """Return the settings of every trial, by number.
+    """Return the settings that are known before a study starts, by number.
 
-    The first ones stay the same if `num_trials` grows.
+    The first ones stay the same if `num_trials` grows. A sequential search has none.
 
     Args:
         study: The section `study` of the configuration.
         seed: The seed of the search.
     """
-    return SEARCHES[study.search].settings(study.space, study.trials, seed)
+    search = SEARCHES[study.search]
+    if not isinstance(search, SearchAlgorithm):
+        return []
+    return search.settings(study.space, study.trials, seed)[: study.trials]
 
 
 def trial_folder(folder: Folder, number: int) -> Folder:
     """Return the folder of one trial within the study's folder."""
     return folder / TRIALS / f"{number:05d}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One launch of a trial.
+
+    Attributes:
+        number: The number of the trial.
+        draw: The number of its settings.
+        seed: The seed of the training.
+        settings: The settings.
+        reported: The number of epochs that the trial had reported.
+        until: The number of epochs after which it waits for others; 0 trains to the end.
+    """
+
+    number: int
+    draw: int
+    seed: int
+    settings: Settings
+    reported: int
+    until: int = 0
+
+    def as_json(self) -> str:
+        """Return the task as JSON, which `Task(**json.loads(text))` reads."""
+        return json.dumps(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -86,8 +115,6 @@ class Trial:
         base: The configuration that every trial starts from, as JSON.
         folder: The folder of the study.
         parent: The MLflow run of the study.
-        settings: The settings of every trial, by number.
-        reported: The number of epochs that each trial had reported when the study was started.
         source: Tags that record who started the study, and with which code.
         token: The token under which the workers listen for notices to the study.
     """
@@ -95,12 +122,10 @@ class Trial:
     base: str
     folder: str
     parent: RunRef
-    settings: list[Settings]
-    reported: list[int]
     source: dict[str, str]
     token: str
 
-    def __call__(self, number: int) -> None:
+    def __call__(self, task: Task) -> None:
         """Train the trial, and report its epochs to Ray Tune.
 
         The last report has `stopped` if a notice has stopped the trial, and `failed` with the error
@@ -112,7 +137,7 @@ class Trial:
             ray_tune.report({"stopped": ""})
             return
         try:
-            self._train(number)
+            self._train(task)
         except Terminated as stopped:
             # The trial itself does not know that the study's command goes on with it.
             ray_tune.report({"stopped": stopped.done.removesuffix(f"; {GOES_ON}")})
@@ -122,13 +147,14 @@ class Trial:
                 raise
             ray_tune.report({"failed": str(cause)})
 
-    def _train(self, number: int) -> None:
+    def _train(self, task: Task) -> None:
         from ray import tune as ray_tune
         from ray.tune.integration.ray_train import TuneReportCallback
 
-        config = trial_config(Config.model_validate_json(self.base), self.settings[number])
+        base = Config.model_validate_json(self.base)
+        config = trial_config(base, {SEED: task.seed, **task.settings})
         study_folder = folder_at(self.folder)
-        folder = trial_folder(study_folder, number)
+        folder = trial_folder(study_folder, task.number)
         make_folder(folder)
         # The process is killed when the trial is stopped, so the driver ends the run.
         shard_set = ShardSet.open(config.shards_folder, config.data.remote_reading)
@@ -137,13 +163,18 @@ class Trial:
                 config,
                 kind="trial",
                 shard_set=shard_set,
-                run_id=self._earlier_run(folder, number),
+                run_id=self._earlier_run(folder, task.number),
                 parent_run_id=self.parent.run_id,
-                tags={**self.source, NUMBER_TAG: str(number)},
+                tags={
+                    **self.source,
+                    NUMBER_TAG: str(task.number),
+                    SETTINGS_TAG: str(task.draw),
+                    SEED_TAG: str(task.seed),
+                },
             ),
             config.cluster.wait_seconds,
         )
-        write_json(folder / TRIAL_FILE, {"params": self.settings[number], "run_id": run.run_id})
+        write_json(folder / TRIAL_FILE, {"params": task.settings, "run_id": run.run_id})
         if (init := saved_init(config, study_folder)) is not None:
             log_init(run, folder, init, init.plan(config, shard_set))
         last = last_checkpoint(folder / "checkpoints")
@@ -151,10 +182,10 @@ class Trial:
             # A kill can come between a checkpoint and its report. Then the checkpoint has epochs
             # that were not reported.
             for epoch, score in enumerate(last.state.scores, start=1):
-                if epoch > self.reported[number]:
+                if epoch > task.reported:
                     # JSON stores scores that are not finite as null.
                     ray_tune.report({"epoch": epoch, "score": math.nan if score is None else score})
-            if has_ended(config.training, last.state):
+            if has_ended(config.training, last.state) or 0 < task.until <= last.state.epoch:
                 return
         run_training(
             config,
@@ -163,13 +194,15 @@ class Trial:
             callbacks=[TuneReportCallback()],
             init_folder=study_folder,
             study_token=self.token,
+            until=task.until,
+            notify=lambda text: ray_tune.report({"note": text}),
         )
 
     def _earlier_run(self, folder: Folder, number: int) -> str | None:
         """Return the run that this trial had before the study was interrupted, or None."""
         noted = folder / TRIAL_FILE
         if exists(noted):
-            return str(_read_note(noted)["run_id"])
+            return str(read_note(noted)["run_id"])
         # A kill can come after the run was created and before it was recorded.
         return child_run(self.parent, {NUMBER_TAG: str(number)})
 
@@ -194,53 +227,6 @@ def _patiently(begin: Callable[[], RunRef], seconds: float | None) -> RunRef:
         time.sleep(RETRY_SECONDS)
 
 
-def collect_trials(
-    base: Config, folder: Folder, shard_set: ShardSet, journal: StudyJournal, numbers: list[int]
-) -> list[dict[str, Any]]:
-    """Return the results of the trials that have a finite score, best first.
-
-    Args:
-        base: The configuration that every trial starts from.
-        folder: The folder of the study.
-        shard_set: The shard set.
-        journal: The journal of the study.
-        numbers: The numbers of the trials to look at.
-
-    Returns:
-        A dictionary for each trial, with the fields that `tune` describes.
-    """
-    objective = objective_of(base, shard_set)
-    trials = []
-    for number in numbers:
-        noted = trial_folder(folder, number) / TRIAL_FILE
-        best = best_checkpoint(noted.parent / "checkpoints")
-        if best is None or best.state.score is None or not math.isfinite(best.state.score):
-            continue
-        trial = _read_note(noted)
-        config = trial_config(base, trial["params"])
-        run = run_ref(base, "trial", trial["run_id"])
-        result = training_result(config, noted.parent, run, shard_set)
-        log_best(run, result)
-        trials.append(
-            {
-                "id": noted.parent.name,
-                "params": trial["params"],
-                objective.selection: result["score"],
-                "forward_flops": result["forward_flops"],
-                "parameters": result["parameters"],
-                "epochs": result["epochs"],
-                "stopped_early": stopped_at(journal, number, config.training.epochs) is not None,
-                "run_id": trial["run_id"],
-                "checkpoint": result["checkpoint"],
-            }
-        )
-    # If values are equal, the trial with fewer FLOPs comes first.
-    return sorted(
-        trials,
-        key=lambda trial: (-objective.signed(trial[objective.selection]), trial["forward_flops"]),
-    )
-
-
 def end_trial(
     folder: Folder, parent: RunRef, number: int, status: str, journal: StudyJournal, epochs: int
 ) -> None:
@@ -259,7 +245,7 @@ def end_trial(
     noted = trial_folder(folder, number) / TRIAL_FILE
     if not exists(noted):
         return  # it failed before it had a run
-    run = replace(parent, run_id=_read_note(noted)["run_id"])
+    run = replace(parent, run_id=read_note(noted)["run_id"])
     stopped = stopped_at(journal, number, epochs)
     if stopped is not None:
         log_to_run(run, tags={STOPPED_TAG: str(stopped)})
@@ -289,7 +275,7 @@ def close_trials(
         noted = trial_folder(folder, number) / TRIAL_FILE
         if not exists(noted):
             continue
-        found = _status(mlflow_client, _read_note(noted)["run_id"])
+        found = _status(mlflow_client, read_note(noted)["run_id"])
         if number in ended:
             status = "FINISHED" if ended[number] else "FAILED"
         else:
@@ -312,7 +298,7 @@ def stopped_at(journal: StudyJournal, number: int, epochs: int) -> int | None:
     return journal.epochs(number) if stopped else None
 
 
-def _read_note(path: Folder) -> dict[str, Any]:
+def read_note(path: Folder) -> dict[str, Any]:
     """Return what a trial recorded when it began: `params` and `run_id`.
 
     Raises:

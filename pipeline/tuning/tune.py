@@ -22,7 +22,6 @@ from pipeline.runs.mlflow_client import client
 from pipeline.runs.outbox import RunRef
 from pipeline.runs.records import (
     RunRecord,
-    has_grown,
     read_run_record,
     recorded_folder,
     write_json,
@@ -32,21 +31,22 @@ from pipeline.runs.run_lock import run_lock
 from pipeline.runs.storage import make_folder, remove_folder, writable
 from pipeline.runs.tracking import log_to_run, open_run, undelivered
 from pipeline.training.checkpoints import read_checkpoint
-from pipeline.training.fingerprint import SAME_TO_ROUNDING, default_values, training_fingerprint
+from pipeline.training.fingerprint import default_values, training_fingerprint
 from pipeline.training.initial_weights.report import show_study_init
 from pipeline.training.initial_weights.start import FoundInit, find_init
 from pipeline.training.objectives import name_field, objective_class
 from pipeline.training.open_shards import open_shards
 from pipeline.training.placing import worker_placement
 from pipeline.training.result import LEFT
-from pipeline.tuning.journal import Failure, StudyJournal
-from pipeline.tuning.journal_lines import JOURNAL_FILE, has_journal
+from pipeline.tuning.admission import Admission
+from pipeline.tuning.growth import has_more_trials, study_fields
+from pipeline.tuning.journal import Begin, Failure, StudyJournal
 from pipeline.tuning.plots import plot_study
+from pipeline.tuning.results import checkpoint_score, study_results
 from pipeline.tuning.study import Study
 from pipeline.tuning.study_run import run_trials
 from pipeline.tuning.trials import (
     close_trials,
-    collect_trials,
     draw_settings,
     study_base,
     trial_config,
@@ -55,16 +55,15 @@ from shards import ShardSet
 
 STAGE = "tune"
 RESULTS_FILE = "study.json"
-WITHOUT_EFFECT = frozenset({"study.num_workers", "study.max_concurrent_trials"})
-"""Fields that decide only where trials run, and how many at the same time."""
 
 
 def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
     """Run a study, resume an interrupted one, or find that it is already done.
 
-    Trials are ranked only by their best value of the objective's metric on the validation split,
-    such as `accuracy`. If `study.num_trials` grows after a study is done, only the new trials are
-    run.
+    Settings are ranked only by their value of the objective's metric on the validation split, such
+    as `accuracy`: a trial's best, or the worse bound of the confidence interval of the mean over
+    `study.seeds`. If `study.num_trials` or `study.confirm` grows after a study is done, only the
+    new trials are run.
 
     Args:
         config: The configuration, with a section `study`.
@@ -72,10 +71,16 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
         fresh: Whether to delete an earlier study of this name and start anew.
 
     Returns:
-        `run_id` (the parent run), `best` (the best trial), `trials` (by rank, each with `params`,
-        the metric, `forward_flops`, `parameters`, `epochs`, `stopped_early`, `run_id` and
-        `checkpoint`), `failed` (the errors of trials), `plot`, `seconds`, `skipped`, and
-        `undelivered` (a text on what MLflow has not received yet, or None).
+        `run_id` (the parent run), `best` (the best trial of the best settings), `trials` (by rank,
+        each with its `id`, `draw` (the number of its settings), `seed`, `params`, the metric,
+        `forward_flops`, `parameters`, `epochs`, `stopped_early`, `notes` (what happened to it),
+        `run_id` and `checkpoint`), `settings` (by rank, each with `draw`, `params`, the metric's
+        mean, `interval`, `seeds`, `forward_flops`, `parameters`, `on_front` and the `ids` of its
+        trials), `front` (the IDs of the trials that are best in the metric and
+        `study.objectives`), `confirmed` (the mean and interval of the best settings from other
+        seeds, and these `trials`; None without), `failed` (the errors of trials), `refused` (why
+        settings were not trained), `plot`, `seconds`, `skipped`, and `undelivered` (a text on what
+        MLflow has not received yet, or None).
 
     Raises:
         UserError: There is no section `study` or no validation split, or no trial succeeded.
@@ -94,13 +99,13 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
     init = find_init(base, folder, console, fresh=fresh)
     fingerprint = {
         **training_fingerprint(base, shard_set, init.sha256 if init else None),
-        **{f"study.{key}": value for key, value in study.model_dump(mode="json").items()},
+        **study_fields(study),
     }
     lock = config.folder / f".{STAGE}.lock"
     with run_lock(lock, str(folder), console.notice) as still_held:
         record = None if fresh else read_run_record(config.folder, STAGE)
         if record:
-            more = _has_more_trials(record, fingerprint, study, folder, default_values(config))
+            more = has_more_trials(record, fingerprint, study, folder, default_values(config))
             if record.done and not more:
                 best = recorded_folder(record, config.folder, "best", "checkpoint")
                 read_checkpoint(best).check()
@@ -139,44 +144,53 @@ def _study(
         make_folder(folder)
         if init:
             init = init.saved(folder)
-        journal = StudyJournal(folder)
+        admission = Admission(base, shard_set, console)
+        journal = _opened_journal(folder, base, study)
         run = stack.enter_context(
             open_run(config, kind="study", shard_set=shard_set, run_id=run_id)
         )
         begun = RunRecord(STAGE, fingerprint, {"run_id": run.run_id}, spent)
         write_run_record(config.folder, begun)
-        settings = draw_settings(study, config.seed)
-        under_way = Study(base, study, folder, run, settings, journal)
+        under_way = Study(
+            base,
+            study,
+            folder,
+            run,
+            journal,
+            admission.samples_per_epoch,
+            admission.costs,
+            checkpoint_score,
+        )
         if record:
             what = "going on with more trials in" if record.done else "resuming the study in"
             console.notice(f"{what} {folder}")
+            if record.done:
+                _give_up(journal)
             close_trials(folder, run, journal, under_way.epochs, under_way.ended())
-        errors: dict[int, str] = {}
         try:
-            errors = run_trials(under_way, concurrent, console)
+            run_trials(
+                under_way, concurrent, console, admission.refuses, shard_set.num_samples("train")
+            )
             still_held()
         finally:
-            close_trials(folder, run, journal, under_way.epochs, under_way.ended(errors))
+            close_trials(folder, run, journal, under_way.epochs, under_way.ended())
             begun = replace(begun, seconds=spent + time.time() - started)
             write_run_record(config.folder, begun)
-        succeeded = [number for number, well in under_way.ended(errors).items() if well]
-        trials = collect_trials(base, folder, shard_set, journal, succeeded)
-        if not trials:
-            first = f": {next(iter(errors.values()))}" if errors else ""
+        found = study_results(under_way, shard_set)
+        if not found["trials"]:
+            reasons = [*found["failed"], *found["refused"]]
+            first = f": {reasons[0]}" if reasons else ""
             raise UserError(f"none of the study's trials succeeded{first}")
-        for number, error in errors.items():
-            journal.append(Failure(number, error))
+        _give_up(journal)
         assert config.trained_for is not None  # the trials were trained for it
         objective = objective_class(config.trained_for.kind)
         plot = folder / f"{objective.selection}_vs_flops.png"
         with writable(plot) as file:
-            plot_study(trials, file, config.name, objective.selection)
+            plot_study(found["trials"], file, config.name, objective.selection)
         result = {
             **name_field(objective),
             "run_id": run.run_id,
-            "best": trials[0],
-            "trials": trials,
-            "failed": [error for _, error in sorted(journal.errors.items())],
+            **found,
             "plot": str(plot),
         }
         write_json(folder / RESULTS_FILE, result)
@@ -187,8 +201,36 @@ def _study(
 
 
 def _trial_configs(base: Config, study: StudyConfig) -> list[Config]:
-    """Return the configuration of every trial, by number."""
-    return [trial_config(base, settings) for settings in draw_settings(study, base.seed)]
+    """Return the configurations that are known before the study starts, or else the base's.
+
+    Settings that cannot be trained are left out.
+    """
+    found = []
+    for settings in draw_settings(study, base.seed):
+        with contextlib.suppress(UserError):
+            found.append(trial_config(base, settings))
+    return found or [trial_config(base, {})]
+
+
+def _opened_journal(folder: Folder, base: Config, study: StudyConfig) -> StudyJournal:
+    """Open the journal of a study.
+
+    One of an earlier version does not say which settings its trials have. They were those of a
+    random or grid search, by number.
+    """
+    journal = StudyJournal(folder)
+    if journal.entries and not any(isinstance(each, Begin) for each in journal.entries):
+        settings = draw_settings(study, base.seed)
+        for number in range(min(max(journal.trials) + 1, len(settings))):
+            journal.append(Begin(number, number, base.seed, settings[number]))
+    return journal
+
+
+def _give_up(journal: StudyJournal) -> None:
+    """Note of each trial with an error that it is not tried again."""
+    for number, error in sorted(journal.errors.items()):
+        if not journal.trials[number].is_given_up:
+            journal.append(Failure(number, error))
 
 
 def _require_validation(config: Config, shard_set: ShardSet) -> None:
@@ -209,60 +251,6 @@ def _require_validation(config: Config, shard_set: ShardSet) -> None:
         "data.validation: a study ranks its trials on a validation split, and the set has none; "
         "set data.validation to a share such as 0.1, or to a folder, and preprocess again"
     )
-
-
-def _has_more_trials(
-    record: RunRecord,
-    fingerprint: dict[str, Any],
-    study: StudyConfig,
-    folder: Folder,
-    defaults: dict[str, Any],
-) -> bool:
-    """Return whether the study now asks for more trials than before.
-
-    Raises:
-        UserError: The study has other settings or fewer trials, or has no journal to continue from.
-    """
-    trials = "study.num_trials"
-    record.refuse_changes(
-        fingerprint,
-        str(folder),
-        {*SAME_TO_ROUNDING, *WITHOUT_EFFECT, trials},
-        defaults,
-    )
-    before = StudyConfig.model_validate(
-        study.model_dump() | {"num_trials": record.fingerprint.get(trials)}
-    ).trials
-    more = has_grown(str(folder), trials, before, study.trials)
-    if not has_journal(folder) and (more or not record.done):
-        raise UserError(
-            f"{folder}: an earlier version made this study without {JOURNAL_FILE}, so it cannot go "
-            "on; run it again with --fresh"
-        )
-    return more
-
-
-def report(result: dict[str, Any], console: Console) -> None:
-    """Show the user what `tune` returned."""
-    metric = objective_class(result.get("objective")).selection
-    fields = list(result["trials"][0]["params"])
-    rows = []
-    for rank, trial in enumerate(result["trials"], start=1):
-        values = [trial["params"][field] for field in fields]
-        epochs = f"{trial['epochs']}{' (stopped)' if trial['stopped_early'] else ''}"
-        mflops = trial["forward_flops"] / 1e6
-        rows.append((rank, *values, trial[metric], mflops, trial["parameters"], epochs))
-    columns = ("rank", *(f.rpartition(".")[2] for f in fields))
-    console.table(
-        f"study, by {metric} on validation" + (" (done before: skipped)" * result["skipped"]),
-        (*columns, metric, "MFLOPs forward", "parameters", "epochs"),
-        rows,
-    )
-    if result[LEFT]:
-        console.say(result[LEFT])
-    for error in result["failed"]:
-        console.say(f"a trial failed: {error}")
-    console.say(f"plot {result['plot']}; MLflow run {result['run_id']}")
 
 
 def _concurrent_trials(base: Config, study: StudyConfig) -> int:
@@ -286,9 +274,14 @@ def _concurrent_trials(base: Config, study: StudyConfig) -> int:
 
 
 def _log_study(run: RunRef, folder: Folder, result: dict[str, Any], metric: str) -> None:
+    metrics = {"best_score": result["best"][metric]}
+    for name, found in (("best", result["settings"][0]), ("confirmed", result["confirmed"])):
+        if found is not None and found["interval"] is not None:
+            low, high = found["interval"]
+            metrics |= {f"{name}_mean": found[metric], f"{name}_low": low, f"{name}_high": high}
     log_to_run(
         run,
-        metrics={"best_score": result["best"][metric]},
+        metrics=metrics,
         tags={"perceiver.best_trial": result["best"]["run_id"]},
         artifacts=[folder / RESULTS_FILE, folder_at(result["plot"])],
     )
