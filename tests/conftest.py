@@ -245,6 +245,31 @@ def bench(made_gate: dict[str, Any], tmp_path: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Untrained models of `served_models.card_of`, each saved when it is first asked for."""
+    from served_models import card_of, save_model
+
+    folder = tmp_path_factory.mktemp("models")
+
+    def save(kind: str) -> Path:
+        made = folder / kind
+        return made if made.is_dir() else save_model(card_of(kind, folder), folder, kind)
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def loaded(saved: Callable[[str], Path]) -> Callable[..., Any]:
+    """The model of a kind, as anyone loads it."""
+    import mlflow
+
+    def load(kind: str, **settings: Any) -> Any:
+        return mlflow.pyfunc.load_model(str(saved(kind)), model_config=settings or None)
+
+    return load
+
+
+@pytest.fixture(scope="session")
 def whole_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small shard set. No test may change it."""
     sys.addaudithook(note_paths)

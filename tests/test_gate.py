@@ -22,7 +22,8 @@ from pipeline.media import (
     fit_vocabulary,
 )
 from pipeline.media.table.row_encoder import RowEncoder
-from pipeline.registry.gate import Comparison, p_value, samples_needed
+from pipeline.registry.gate import Comparison
+from pipeline.registry.paired_test import sign_p, units_needed
 from pipeline.registry.reading import other_input
 
 RULES = RegistryConfig()
@@ -60,7 +61,7 @@ def test_alpha_1_asks_for_any_gain_and_never_for_none() -> None:
 def test_p_is_the_share_of_fair_coin_tosses_with_as_many_heads(wins: int, losses: int) -> None:
     tosses = wins + losses
     tail = sum(comb(tosses, heads) for heads in range(wins, tosses + 1)) / 2**tosses
-    assert p_value(wins, losses) == pytest.approx(tail, rel=1e-9)
+    assert sign_p(wins, losses) == pytest.approx(tail, rel=1e-9)
 
 
 @settings(deadline=None, max_examples=50)
@@ -85,8 +86,8 @@ def test_the_wins_needed_are_the_fewest_that_pass(
 
 
 def test_fewer_samples_than_could_show_anything_are_known_to_be_too_few() -> None:
-    assert samples_needed(RULES) == 5
-    assert samples_needed(RegistryConfig(alpha=1.0)) == 1
+    assert units_needed(RULES.alpha) == 5
+    assert units_needed(1.0) == 1
 
 
 @pytest.mark.parametrize("values", [{"alpha": 0.0}, {"alpha": 1.5}, {"min_gain": 1.0},

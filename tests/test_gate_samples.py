@@ -11,9 +11,12 @@ from gate_runs import (
     new_model,
     shuffled,
     some_rows,
+    table_config,
     without_class,
+    write_table_set,
 )
 
+from pipeline.config.tree import Config
 from pipeline.errors import GateRefusedError, UserError
 from pipeline.registry.predict import load_model
 from shards import ShardSet
@@ -83,6 +86,41 @@ def test_of_a_version_without_a_record_its_set_tells_or_it_is_said(
     with pytest.raises(GateRefusedError, match=rf"on {left} samples"):
         bench.promote(bench.run("untrained", config))
     assert ("has no record of its training samples" in bench.printed) is set_is_gone
+
+
+def grouped(bench: Bench, pattern: str) -> Config:
+    """A set whose samples `validation/0` to `validation/119` have groups on their paths."""
+    config = table_config(bench.output, "grouped")
+    data = config.data.model_copy(update={"group": pattern, "validation": 0.2})
+    config = config.model_copy(update={"data": data})
+    write_table_set(config, TRAIN, VALIDATION)
+    return config
+
+
+def test_the_samples_of_a_group_decide_as_one(bench: Bench) -> None:
+    config = grouped(bench, r"(\d)$")
+    bench.promote(bench.run("poor", config))
+    result = bench.promote(bench.run("good", config))
+    assert result["samples"] == 120
+    assert 8 <= result["wins"] <= 10
+    assert result["losses"] == 0
+    with pytest.raises(GateRefusedError, match=r"of 10 recordings or groups, this run is better"):
+        bench.promote(bench.run("poor", config))
+
+
+def test_too_few_groups_decide_nothing(bench: Bench) -> None:
+    config = grouped(bench, r"(\d)\d?\d?$")
+    bench.promote(bench.run("poor", config), alpha=0.001)
+    good = bench.run("good", config)
+    with pytest.raises(UserError, match=r"120 samples of 10 recordings .* needs at least 14"):
+        bench.promote(good, alpha=1e-4)
+
+
+def test_groups_that_no_path_names_are_not_told_apart_and_it_is_said(bench: Bench) -> None:
+    config = grouped(bench, "patient")
+    bench.promote(bench.run("poor", config))
+    assert bench.promote(bench.run("good", config))["wins"] > 10
+    assert "data.group=patient names no group on the paths" in bench.printed
 
 
 def test_a_set_made_anew_with_other_statistics_and_categories_is_compared(bench: Bench) -> None:

@@ -210,17 +210,17 @@ def test_rollback_goes_back_one_promotion_at_a_time_to_the_first(registry: Regis
     for run in registry.runs:
         registry.promote(run)
     assert registry.champion() == "3"
-    back = rollback(registry.client, name=NAME, alias="champion")
+    back = rollback(registry.client, Console(), name=NAME, alias="champion")
     assert back == {
         "model_uri": f"models:/{NAME}@champion",
         "version": "2",
         "rolled_back": "3",
         "run_id": registry.runs[1],
     }
-    rollback(registry.client, name=NAME, alias="champion")
+    rollback(registry.client, Console(), name=NAME, alias="champion")
     assert registry.champion() == "1"
     with pytest.raises(UserError, match=r"is version 1; there is no version before it"):
-        rollback(registry.client, name=NAME, alias="champion")
+        rollback(registry.client, Console(), name=NAME, alias="champion")
     assert registry.champion() == "1"
 
 
@@ -229,14 +229,14 @@ def test_what_is_promoted_after_a_rollback_goes_back_to_where_that_led(
 ) -> None:
     registry.promote(registry.runs[0])
     registry.promote(registry.runs[1])
-    rollback(registry.client, name=NAME, alias="champion")
+    rollback(registry.client, Console(), name=NAME, alias="champion")
     assert registry.promote(registry.runs[2])["version"] == "3"
     assert registry.promote(registry.runs[2])["skipped"]
-    rollback(registry.client, name=NAME, alias="champion")
+    rollback(registry.client, Console(), name=NAME, alias="champion")
     assert registry.champion() == "1"
     # A run that was rolled back may be promoted again, and rolled back again.
     assert registry.promote(registry.runs[2])["version"] == "4"
-    rollback(registry.client, name=NAME, alias="champion")
+    rollback(registry.client, Console(), name=NAME, alias="champion")
     assert registry.champion() == "1"
 
 
@@ -244,28 +244,28 @@ def test_every_alias_goes_back_by_its_own_promotions(registry: Registry) -> None
     registry.promote(registry.runs[0])
     registry.promote(registry.runs[1], alias="trial")
     registry.promote(registry.runs[2])
-    rollback(registry.client, name=NAME, alias="champion")
+    rollback(registry.client, Console(), name=NAME, alias="champion")
     assert (registry.champion(), registry.champion("trial")) == ("1", "2")
     registry.client.set_registered_model_alias(NAME, "champion", "2")
     with pytest.raises(UserError, match="version 2, which was promoted to 'trial'"):
-        rollback(registry.client, name=NAME, alias="champion")
+        rollback(registry.client, Console(), name=NAME, alias="champion")
 
 
 def test_rollback_refuses_what_is_not_there_and_moves_nothing(registry: Registry) -> None:
     with pytest.raises(UserError, match="there is no such model or alias"):
-        rollback(registry.client, name=NAME, alias="champion")
+        rollback(registry.client, Console(), name=NAME, alias="champion")
     registry.promote(registry.runs[0])
     registry.promote(registry.runs[1])
     registry.client.delete_model_version(NAME, "1")
     with pytest.raises(UserError, match="version 1, the version before it, was deleted"):
-        rollback(registry.client, name=NAME, alias="champion")
+        rollback(registry.client, Console(), name=NAME, alias="champion")
     assert registry.champion() == "2"
     registry.promote(registry.runs[2])
     with (
         registry.refusing("UPDATE ON registered_model_aliases"),
         pytest.raises(UserError, match="disk is full"),
     ):
-        rollback(registry.client, name=NAME, alias="champion")
+        rollback(registry.client, Console(), name=NAME, alias="champion")
     assert registry.champion() == "3"
 
 

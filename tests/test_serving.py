@@ -4,78 +4,23 @@ import base64
 import json
 import os
 import threading
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from mlflow.exceptions import MlflowException
-from mlflow.pyfunc.scoring_server import invocations
-from modality_samples import FORMATS, ROWS, TABLE, make_config, raw_media
-from safetensors.torch import save_file
+from modality_samples import ROWS, TABLE, make_config, raw_media
+from served_models import KINDS, ask, card_of
 from test_inference import image_card, png, random_weights
 
 from pipeline.media.table.modality import VOCABULARY
-from pipeline.registry.package import package
 from pipeline.registry.served.inference import ModelCard, Predictor
 from pipeline.training.objectives.classification import Classification
 
-KINDS = ("image", *FORMATS)
 MEDIA = [kind for kind in KINDS if kind not in ("table", "text")]
 PNG = png(1)
 TEXT = base64.b64encode(PNG).decode()
-
-
-def card_of(kind: str, folder: Path) -> ModelCard:
-    if kind == "image":
-        return image_card()
-    made_with = {VOCABULARY: TABLE.vocabulary.to_dict()}
-    classifier = make_config(kind, folder).classifier(2, made_with)
-    return ModelCard(Classification(classifier, ("zero", "one")), FORMATS[kind])
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Untrained models, packed as the registry's are, each saved when it is first asked for."""
-    folder = tmp_path_factory.mktemp("models")
-
-    def save(kind: str) -> Path:
-        if not (folder / kind).is_dir():
-            card = card_of(kind, folder)
-            save_file(random_weights(card), folder / f"{kind}.safetensors")
-            made = folder / f"{kind}-made"
-            made.mkdir()
-            data = make_config("text", folder).data
-            with warnings.catch_warnings(action="ignore"):
-                weights = folder / f"{kind}.safetensors"
-                mlflow.pyfunc.save_model(folder / kind, **package(card, made, weights, data))
-        return folder / kind
-
-    return save
-
-
-@pytest.fixture(scope="module")
-def loaded(saved: Callable[[str], Path]) -> Callable[..., Any]:
-    """The model of a kind, as anyone loads it."""
-
-    def load(kind: str, **settings: Any) -> Any:
-        return mlflow.pyfunc.load_model(str(saved(kind)), model_config=settings or None)
-
-    return load
-
-
-def ask(model: Any, body: Any, kind: str = "application/json") -> tuple[int, Any]:
-    """Status and answer of MLflow's server: what it does with a request, but for the socket."""
-    data = body if isinstance(body, str | bytes) else json.dumps(body)
-    try:
-        answer = invocations(data, kind, model, model.metadata.get_input_schema())
-    except MlflowException as error:
-        return error.get_http_status_code(), json.loads(error.serialize_as_json())
-    return answer.status, json.loads(answer.response)["predictions"]
 
 
 # --- what a model says of itself ---
@@ -93,7 +38,7 @@ def test_a_model_has_a_signature_and_an_example_that_it_predicts(kind, saved, lo
     else:
         assert [column.type.name for column in inputs] == ["string" if kind == "text" else "binary"]
     names = model.metadata.get_output_schema().input_names()
-    assert names == ["source", "label", "probability", "probabilities", "error"]
+    assert names == ["source", "label", "probability", "probabilities", "error", "attention"]
     status, answers = ask(model, (saved(kind) / "serving_input_example.json").read_text())
     assert status == 200 and len(answers) == 1
     assert answers[0]["label"] in model.unwrap_python_model().predictor.card.objective.classes

@@ -11,16 +11,14 @@ from pipeline.cli import cluster_verbs, verbs
 from pipeline.cli.arguments import (
     IntermixedParser,
     RedactedParser,
-    folder_or_name,
     json_target,
     local_path,
     positive_count,
-    run_or_model,
 )
 from pipeline.cli.cluster_parser import add_cluster, add_config, add_jobs, add_submit
 from pipeline.cli.open_console import open_console
+from pipeline.cli.registry_parser import DEFAULT_OUTPUT, Add, add_registry
 
-DEFAULT_OUTPUT = "runs"
 PROFILED_STEPS = 5
 
 
@@ -62,7 +60,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
     _add_stages(add)
     _add_shards(add)
-    _add_registry(add)
+    add_registry(add)
     _add_bench(add("bench", _no_benchmarks, "measure this code and its peers on this machine"))
     add_cluster(
         add("cluster", cluster_verbs.run_cluster, "write the files that start a cluster elsewhere")
@@ -77,10 +75,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_jobs(add("jobs", cluster_verbs.run_jobs, "look at the jobs of a cluster, and stop them"))
     return parser.parse_args(argv)
-
-
-Add = Callable[..., argparse.ArgumentParser]
-"""Adds a verb with its name, the function that runs it, and its help."""
 
 
 def _add_stages(add: Add) -> None:
@@ -159,111 +153,6 @@ def _add_shards(add: Add) -> None:
         help="where its sources are, with the password or signature that is not stored",
     )
     verb.add_argument("--address", help="Ray cluster to join (default: Ray on this machine)")
-
-
-def _add_registry(add: Add) -> None:
-    _add_evaluate(
-        add(
-            "evaluate",
-            verbs.run_evaluate,
-            "evaluate a run or a registered model on a split of a shard set",
-            json_to_file=True,
-        )
-    )
-    verb = add(
-        "promote", verbs.run_promote, "register a run's model if it beats the champion (MLflow)"
-    )
-    verb.add_argument(
-        "run_id", metavar="RUN", nargs="?", help="MLflow run of a training, trial or study"
-    )
-    verb.add_argument("--name", help="registered model (default: the run's registry.model_name)")
-    verb.add_argument("--alias", help="alias to move (default: the run's registry.alias)")
-    verb.add_argument("--split", help="split that decides (default: validation)")
-    verb.add_argument(
-        "--min-gain", type=float, help="smallest gain in the selection metric (default: the run's)"
-    )
-    verb.add_argument(
-        "--alpha", type=float, help="largest p-value that passes (default: the run's)"
-    )
-    verb.add_argument(
-        "--shards",
-        metavar="URL",
-        help="address of the run's set, with the password that is not stored",
-    )
-    verb.add_argument(
-        "--rollback",
-        action="store_true",
-        help="move the alias back to the version before; give the model by RUN or --name",
-    )
-    _add_tracking(verb)
-
-    verb = add("export", verbs.run_export, "write a run's weights as one safetensors file")
-    verb.add_argument(
-        "run_id",
-        type=run_or_model,
-        metavar="RUN",
-        help="MLflow run of a training, trial or study, or the folder or URL of a run",
-    )
-    verb.add_argument(
-        "--to", type=local_path, metavar="FOLDER|URL", help="new folder (default: NAME-step-STEP)"
-    )
-    verb.add_argument(
-        "--checkpoint", default="best", metavar="best|last|STEP", help="which one (default: best)"
-    )
-    verb.add_argument(
-        "--shards",
-        metavar="URL",
-        help="address of the run's set, with the password that is not stored",
-    )
-    _add_tracking(verb)
-
-    verb = add("predict", verbs.run_predict, "predict raw files with a registered model")
-    verb.add_argument("model", metavar="MODEL", help="models:/NAME@ALIAS or models:/NAME/VERSION")
-    verb.add_argument(
-        "inputs", nargs="+", type=local_path, metavar="INPUT", help="files, folders, URLs"
-    )
-    verb.add_argument(
-        "--to", type=local_path, metavar="FILE|URL", help="also write .jsonl, .csv or .parquet"
-    )
-    verb.add_argument(
-        "--max-bad-fraction", type=float, default=1.0, help="fail above this share of bad files"
-    )
-    _add_tracking(verb)
-
-
-def _add_evaluate(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "model",
-        type=run_or_model,
-        metavar="RUN|MODEL",
-        help="folder or URL of a run, MLflow run, models:/NAME@ALIAS or /VERSION, or NAME",
-    )
-    verb.add_argument(
-        "rest",
-        nargs="*",
-        type=folder_or_name,
-        metavar="SET|section.field=value",
-        help="folder or URL of a shard set (default: the model's own), and changes to settings",
-    )
-    verb.add_argument(
-        "--split", default="validation", help="split of the set (default: validation)"
-    )
-    verb.add_argument("--html", type=Path, metavar="FILE", help="write a report as one HTML file")
-    verb.add_argument(
-        "--shards",
-        metavar="URL",
-        help="address of the model's own set, with the password that is not stored",
-    )
-    _add_tracking(verb)
-
-
-def _add_tracking(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--tracking-uri", help="MLflow's URI (default: MLFLOW_TRACKING_URI, or OUTPUT/mlflow.db)"
-    )
-    verb.add_argument(
-        "--output", type=local_path, default=DEFAULT_OUTPUT, help="folder that holds mlflow.db"
-    )
 
 
 def _add_bench(verb: argparse.ArgumentParser) -> None:

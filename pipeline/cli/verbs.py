@@ -4,13 +4,8 @@ This module imports nothing heavy: each verb's module is imported when the verb 
 """
 
 import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.cli.open_console import open_console
-
-if TYPE_CHECKING:
-    from pipeline.runs.console import Console
 
 OK, FAILED = 0, 1
 
@@ -134,139 +129,6 @@ def run_inspect(args: argparse.Namespace) -> int:
     result = inspect_shards(args.shards)
     report(result, console)
     console.result(result)
-    return OK
-
-
-def run_promote(args: argparse.Namespace) -> int:
-    """Register a run's model if it beats the champion, or roll the alias back.
-
-    Raises:
-        UserError: The run is missing, or the model cannot be promoted.
-    """
-    with open_console(args) as console:
-        from pipeline.runs.mlflow_client import registry
-
-        if args.rollback:
-            return _rollback(args, console)
-        from pipeline.errors import UserError
-        from pipeline.registry.promote import promote, report
-
-        if args.run_id is None:
-            raise UserError("RUN is missing: the MLflow run of a training, trial or study")
-        result = promote(
-            registry(args.tracking_uri, args.output),
-            args.run_id,
-            console,
-            name=args.name,
-            alias=args.alias,
-            split=args.split or "validation",
-            min_gain=args.min_gain,
-            alpha=args.alpha,
-            shards=args.shards,
-        )
-        report(result, console)
-        console.result(result)
-    return OK
-
-
-def _rollback(args: argparse.Namespace, console: "Console") -> int:
-    from pipeline.errors import UserError
-    from pipeline.registry.rollback import report, rollback
-    from pipeline.runs.mlflow_client import registry
-    from pipeline.runs.tracking import run_config
-
-    for option in ("split", "min_gain", "alpha"):
-        if getattr(args, option) is not None:
-            raise UserError(f"--{option.replace('_', '-')}: has no effect with --rollback")
-    if args.run_id is None and args.name is None:
-        raise UserError("--rollback: name the registered model with --name, or give a RUN of it")
-    mlflow_client = registry(args.tracking_uri, args.output)
-    name, alias = args.name, args.alias
-    if args.run_id is not None:
-        rules = run_config(mlflow_client, args.run_id).registry
-        name, alias = name or rules.model_name, alias or rules.alias
-    result = rollback(mlflow_client, name=name, alias=alias or "champion")
-    report(result, console)
-    console.result(result)
-    return OK
-
-
-def run_evaluate(args: argparse.Namespace) -> int:
-    """Evaluate a run or a registered model.
-
-    Raises:
-        UserError: There are several sets.
-    """
-    as_json = args.json == "-"
-    with open_console(argparse.Namespace(**{**vars(args), "json": as_json})) as console:
-        from pipeline.errors import UserError
-        from pipeline.evaluation.console_report import report
-        from pipeline.evaluation.evaluate import evaluate, split_arguments
-        from pipeline.runs.mlflow_client import registry
-
-        sets, overrides = split_arguments(args.rest)
-        if len(sets) > 1:
-            raise UserError(f"{', '.join(sets)}: give one shard set at most")
-        output = _output_beside(args.model, args.output)
-        result = evaluate(
-            registry(args.tracking_uri, output),
-            args.model,
-            console,
-            given_set=sets[0] if sets else None,
-            split=args.split,
-            overrides=overrides,
-            shards=args.shards,
-            output=output,
-            json_file=None if as_json or args.json is None else Path(args.json),
-            html_file=args.html,
-        )
-        report(result, console)
-        console.result(result)
-    return OK
-
-
-def run_export(args: argparse.Namespace) -> int:
-    """Write the weights of a checkpoint into one file."""
-    with open_console(args) as console:
-        from pipeline.registry.export import export, report
-        from pipeline.runs.mlflow_client import registry
-
-        result = export(
-            registry(args.tracking_uri, _output_beside(args.run_id, args.output)),
-            args.run_id,
-            console,
-            to=args.to,
-            which=args.checkpoint,
-            shards=args.shards,
-        )
-        report(result, console)
-        console.result(result)
-    return OK
-
-
-def _output_beside(named: str, output: str) -> str:
-    """Return the folder that holds `mlflow.db`: beside the folder of a named run, or `--output`."""
-    beside = Path(named).parent
-    return str(beside) if "://" not in named and (beside / "mlflow.db").is_file() else output
-
-
-def run_predict(args: argparse.Namespace) -> int:
-    """Predict raw files with a registered model."""
-    with open_console(args) as console:
-        from pipeline.registry.predict import predict, report
-        from pipeline.runs.mlflow_client import registry
-
-        mlflow_client = registry(args.tracking_uri, args.output)
-        result = predict(
-            mlflow_client,
-            args.model,
-            args.inputs,
-            console,
-            output=args.to,
-            max_bad_fraction=args.max_bad_fraction,
-        )
-        report(result, console)
-        console.result(result)
     return OK
 
 

@@ -22,6 +22,7 @@ from pipeline.config.data import DataConfig, absolute, refuse_relative_in_a_job
 from pipeline.config.folders import Folder, folder_at, output_address
 from pipeline.config.model import ModalityConfig, ModelConfig
 from pipeline.config.objectives import AnyObjective, ObjectiveConfig, default_objective
+from pipeline.config.registry import RegistryConfig
 from pipeline.config.stream_check import check_stream
 from pipeline.config.study import StudyConfig
 from pipeline.config.tracking_uri import default_tracking_uri
@@ -48,25 +49,6 @@ class TrackingConfig(ConfigBase):
     system_metrics: bool = True
     system_metrics_seconds: float = Field(default=5.0, gt=0)
     examples: int = Field(default=8, ge=0, le=100)
-
-
-class RegistryConfig(ConfigBase):
-    """The name under which the model is registered in MLflow, and when its alias moves.
-
-    Attributes:
-        model_name: The name of the registered model in MLflow.
-        alias: The alias of the version that is the champion.
-        min_gain: How much better than the champion's the model's value of the objective's
-            selection metric (the accuracy, for classifiers) must be, on the same samples.
-        alpha: The largest p-value that replaces a champion. It is the probability that two equally
-            good models differ as much by chance, from a one-sided exact sign test on these samples
-            (McNemar's test, for classifiers). At 1, any gain of at least `min_gain` suffices.
-    """
-
-    model_name: str = "perceiver"
-    alias: str = "champion"
-    min_gain: float = Field(default=0.0, ge=0, lt=1)
-    alpha: float = Field(default=0.05, gt=0, le=1)
 
 
 class Config(ConfigBase):

@@ -12,8 +12,8 @@ from pipeline.errors import UserError
 from pipeline.evaluation.described import as_json
 from pipeline.evaluation.examples import examples_of
 from pipeline.evaluation.html_report import html_report
-from pipeline.evaluation.model_card import model_card
 from pipeline.media.errors import MediaError
+from pipeline.registry.model_card import training_card
 from pipeline.registry.run_model import card_of
 from pipeline.registry.served.card import ModelCard
 from pipeline.runs.console import Console
@@ -91,7 +91,7 @@ def report_best(
     for name, data in files.items():
         write_bytes(folder / FOLDER / name, data)
     log_to_run(run, artifacts=[folder / FOLDER / name for name in files], to=FOLDER)
-    text = model_card(config, card, shard_set, result, details)
+    text = training_card(config, card, shard_set, result, details)
     write_bytes(folder / "model_card.md", text.encode())
     log_to_run(run, artifacts=[folder / "model_card.md"])
 

@@ -8,8 +8,10 @@ import torch
 
 from pipeline.evaluation.attention import attention_views
 from pipeline.evaluation.worst import ShownSample
+from pipeline.inputs.attention_view import no_view
 from pipeline.inputs.batches import inputs_on
 from pipeline.media import MediaFormat
+from pipeline.registry.served.attention import CARRIED
 from pipeline.training.objectives import Objective
 from pipeline.training.samples import batch_of
 from shards import ShardReader
@@ -41,8 +43,7 @@ def described(
     """
     batch = sample.batch
     if is_stream:
-        reason = "the latents are carried from part to part, so a part alone has no map"
-        views: Any = {name: {"kind": "none", "reason": reason} for name in formats}
+        views: Any = {name: no_view(CARRIED) for name in formats}
     else:
         inputs, mask = inputs_on(batch, formats, device)
         samples = batch_of(batch, inputs, mask, objective.target, device)

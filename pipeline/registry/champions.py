@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.registry.judging import Candidate, Champion
+from pipeline.registry.judged_models import Candidate, Champion
 from pipeline.registry.registration import WEIGHTS_TAG
 from pipeline.registry.run_shards import whole_address
 from pipeline.registry.served.card import CARD_FILE, WEIGHTS_FILE
@@ -59,13 +59,13 @@ def record_of(
         The digests of the training samples, `S32 [digests]`, or None.
     """
     digest = version.tags.get("perceiver.shards_digest")
-    if digest == candidate.shard_set.digest:
+    if digest == candidate.trained_set.digest:
         return candidate.record.digests
     with mlflow_answers(f"run {version.run_id} of {champion.name}"):
         stored = mlflow_client.get_run(version.run_id).data.tags.get("perceiver.shards")
     try:
-        address = whole_address(stored, str(candidate.shard_set.location)) if stored else None
-        shard_set = ShardSet.open(address, candidate.shard_set.remote) if address else None
+        address = whole_address(stored, str(candidate.trained_set.location)) if stored else None
+        shard_set = ShardSet.open(address, candidate.trained_set.remote) if address else None
         if shard_set is None or shard_set.digest != digest:
             return None
         return trained_on(shard_set, champion.predictor.card.media).digests

@@ -1,6 +1,7 @@
 """`perceiver export`: the weights of one checkpoint as one file, with the model's configuration.
 
     model.safetensors   every weight and buffer by name: those that were evaluated
+    model.onnx          with `--onnx`: the outputs as a graph (`pipeline.registry.onnx_file`)
     model.json          the model's class and configuration, in `perceiver_model`
     card.json           what `perceiver predict` needs besides: the media, the classes
     config.yaml         the configuration of the training, without secrets
@@ -21,8 +22,9 @@ from pipeline.config.folders import Folder, folder_at, is_remote
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.registry.backbone_code import check_backbone_is_own
+from pipeline.registry.onnx_file import ONNX_FILE, check_onnx, write_onnx
 from pipeline.registry.run_model import card_of, is_run_folder, own_set, recorded_run
-from pipeline.registry.served.card import CARD_FILE, WEIGHTS_FILE
+from pipeline.registry.served.card import CARD_FILE, WEIGHTS_FILE, ModelCard
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_errors import mlflow_answers
 from pipeline.runs.storage import exists, unwritable, upload
@@ -42,6 +44,7 @@ def export(
     to: str | None = None,
     which: str = "best",
     shards: str | None = None,
+    onnx: bool = False,
 ) -> dict[str, Any]:
     """Write a checkpoint's weights into one file, with the model's configuration beside it.
 
@@ -53,10 +56,11 @@ def export(
         to: The new folder, or a URL. None takes `NAME-step-STEP` in the working directory.
         which: The checkpoint: `best`, `last`, or the number of its step.
         shards: The whole address of the run's set, if it has a password or a signature.
+        onnx: Whether to write `model.onnx`, too.
 
     Returns:
-        `folder`, `weights` (the file), `sha256` (of that file), `step`, `checkpoint`, `parameters`,
-        `model` (its class) and `run_id`.
+        `folder`, `weights` (the file), `sha256` (of that file), `onnx` (the file or None), `step`,
+        `checkpoint`, `parameters`, `model` (its class) and `run_id`.
 
     Raises:
         UserError: There is no such run or checkpoint, the checkpoint is damaged, or the folder
@@ -69,6 +73,8 @@ def export(
     target = _target(to or f"{config.name}-step-{checkpoint.state.step:08d}")
     check_backbone_is_own(config, run_id)
     card = card_of(config, own_set(run, config, shards))
+    if onnx:
+        check_onnx(card)
     console.notice(f"exporting {checkpoint.path} of run {run_id}")
     objective = card.objective
     model_type = _model_type(objective)
@@ -84,11 +90,12 @@ def export(
             redacted_tree(config.tree()), sort_keys=False, allow_unicode=True
         ),
     }
-    sha256 = _write(checkpoint, texts, target)
+    sha256 = _write(checkpoint, texts, target, card if onnx else None)
     return {
         "folder": str(target),
         "weights": str(target / WEIGHTS_FILE),
         "sha256": sha256,
+        "onnx": str(target / ONNX_FILE) if onnx else None,
         "step": checkpoint.state.step,
         "checkpoint": str(checkpoint.path),
         "parameters": objective.num_parameters(),
@@ -102,6 +109,7 @@ def report(result: dict[str, Any], console: Console) -> None:
     console.say(
         f"{result['weights']}: {result['model']} of {result['parameters']:,} parameters after step "
         f"{result['step']} of run {result['run_id']}"
+        + (f"; {result['onnx']}" if result["onnx"] else "")
     )
 
 
@@ -163,7 +171,9 @@ def _model_type(objective: Any) -> str:
         return type(objective.build_model()).__name__
 
 
-def _write(checkpoint: Checkpoint, texts: dict[str, str], target: Folder) -> str:
+def _write(
+    checkpoint: Checkpoint, texts: dict[str, str], target: Folder, graph_of: ModelCard | None
+) -> str:
     """Write the files: a local folder appears whole, and the weights are the last object."""
     parent = None if is_remote(target) else Path(str(target)).parent
     try:
@@ -175,12 +185,15 @@ def _write(checkpoint: Checkpoint, texts: dict[str, str], target: Folder) -> str
     try:
         for name, text in texts.items():
             (folder / name).write_text(text, "utf-8")
+        if graph_of is not None:
+            write_onnx(graph_of, checkpoint.load_model(), folder)
         sha256 = checkpoint.export_model(folder / WEIGHTS_FILE)
         if isinstance(target, Path):
             folder.chmod(0o755)
             folder.rename(target)
         else:
-            for name in (*texts, WEIGHTS_FILE):
+            names = sorted(path.name for path in folder.iterdir() if path.name != WEIGHTS_FILE)
+            for name in (*names, WEIGHTS_FILE):
                 upload(folder / name, target / name)
     except OSError as error:
         raise unwritable(target, error) from None

@@ -1,128 +1,23 @@
 """Judge a run's model against the champion, on samples of a split that neither was trained on."""
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from pipeline.config.tree import RegistryConfig
 from pipeline.errors import GateRefusedError, UserError
-from pipeline.inputs.batches import has_array
-from pipeline.registry.gate import Comparison, samples_needed
-from pipeline.registry.outcomes import Outcomes, outcomes, weights_not_finite
+from pipeline.registry.gate import Comparison, differences
+from pipeline.registry.intervals import mean_interval
+from pipeline.registry.judged_models import Candidate, Champion, Verdict
+from pipeline.registry.outcomes import outcomes, weights_not_finite
+from pipeline.registry.paired_test import smallest_p, units_needed
+from pipeline.registry.places import places_of
 from pipeline.registry.reading import Reading, other_input
-from pipeline.registry.served.inference import Predictor
-from pipeline.registry.trained_on import TRAIN, TrainedOn, sample_digests
+from pipeline.registry.slices import Places, Slice, worse_slices
+from pipeline.registry.trained_on import sample_digests
 from pipeline.runs.console import Console
-from pipeline.training.objectives import Objective
 from shards import ShardSet
-
-_COARSE = 0.5
-"""The share of a table's training rows that equal another one, above which equal rows do not count
-as the same row.
-"""
-
-
-@dataclass(frozen=True)
-class Champion:
-    """The model that an alias names.
-
-    Attributes:
-        name: The name of its registered model and its version, for people.
-        predictor: The model.
-        record: The digests of what it was trained on (`pipeline.registry.trained_on.TrainedOn`);
-            None if that is not known any more.
-    """
-
-    name: str
-    predictor: Predictor
-    record: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Why a model may be promoted.
-
-    Attributes:
-        samples: The number of samples that it was judged on.
-        left_out: The number of samples of the split that were not used.
-        value: The mean of the selection metric over the samples used, such as the accuracy. A
-            sample that cannot be read counts as wrong.
-        champion_value: The champion's value on the same samples; None if there is no champion.
-        comparison: The comparison; None if there was nothing to compare with, because there is no
-            champion or it gives no finite value.
-    """
-
-    samples: int
-    left_out: int
-    value: float
-    champion_value: float | None = None
-    comparison: Comparison | None = None
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A run's model and the data that judge it.
-
-    Attributes:
-        name: The name of the run, for people.
-        predictor: The model.
-        record: What it was trained on.
-        shard_set: The shard set that it was trained on.
-        split: The split of the set that decides.
-        max_bad_fraction: The largest share of the split's samples that may be unreadable.
-        verify_samples: The same as in `Reading`.
-        skip_corrupt: The same as in `Reading`.
-    """
-
-    name: str
-    predictor: Predictor
-    record: TrainedOn
-    shard_set: ShardSet
-    split: str
-    max_bad_fraction: float
-    verify_samples: bool = True
-    skip_corrupt: bool = True
-
-    @cached_property
-    def reading(self) -> Reading:
-        """How the model reads its own shard set."""
-        media = self.predictor.card.media
-        reads_target = has_array(self.objective.target)
-        return Reading(media, media, self.verify_samples, self.skip_corrupt, reads_target)
-
-    @property
-    def objective(self) -> Objective:
-        """What the model is trained for."""
-        return self.predictor.card.objective
-
-    @cached_property
-    def outcomes(self) -> Outcomes:
-        """The model's outcomes on the split.
-
-        Raises:
-            UserError: Too many samples cannot be read.
-        """
-        found = outcomes(self.predictor, self.shard_set, self.split, self.reading)
-        bad, total = int((~found.readable).sum()), len(found.readable)
-        if bad == total or bad / total > self.max_bad_fraction:
-            raise UserError(
-                f"{bad} of {total} samples of the {self.split} split cannot be read; run "
-                "'perceiver verify', then 'perceiver preprocess' again"
-            )
-        return found
-
-    @cached_property
-    def known(self) -> np.ndarray:
-        """Which samples the model was trained on, bool `[samples]`."""
-        return np.isin(
-            sample_digests(self.shard_set, self.split, self.reading), self.record.digests
-        )
-
-    @cached_property
-    def is_coarse(self) -> bool:
-        """Whether so many rows of a table are equal that equal rows need not be the same one."""
-        return self.reading.is_of_rows and self.split != TRAIN and self.record.repeated > _COARSE
 
 
 def judge(
@@ -149,10 +44,11 @@ def judge(
             f"training rows, as {candidate.record.repeated:.0%} of the training rows equal each "
             "other: equal rows need not be the same one here, so all count"
         )
+    places = places_of(candidate.shard_set, candidate.split, console)
     if champion is None:
         _say_left_out(candidate, {"this run": known}, console)
-        return _verdict(candidate, ~known & ~unusable)
-    return _against(candidate, known, unusable, champion, rules, console)
+        return _verdict(candidate, ~known & ~unusable, candidate.units(places))
+    return _against(candidate, known, unusable, champion, places, rules, console)
 
 
 def _against(
@@ -160,6 +56,7 @@ def _against(
     known: np.ndarray,
     unusable: np.ndarray,
     champion: Champion,
+    places: Places,
     rules: RegistryConfig,
     console: Console,
 ) -> Verdict:
@@ -189,34 +86,81 @@ def _against(
         )
     for remark in champion.predictor.card.objective.remarks(shard_set.manifest.classes):
         console.notice(f"{champion.name} {remark}")
+    units = candidate.units(places)
     broken = weights_not_finite(champion.predictor.model.state_dict())
     if broken or not theirs.finite[theirs.readable].any():
         console.notice(
             f"{champion.name} gives no finite value, so this run does not have to beat it"
         )
-        return _verdict(candidate, ~left_out, champion_value=candidate.objective.worst)
+        return _verdict(candidate, ~left_out, units, champion_value=candidate.objective.worst)
     if not theirs.finite.all():
         console.notice(
             f"{champion.name} gives values that are not finite for {(~theirs.finite).sum()} of "
             f"{len(known)} samples; these count as wrong"
         )
-    needed, remaining = samples_needed(rules), int((~left_out).sum())
-    if remaining < needed:
+    _refuse_too_few(candidate, champion, units, ~left_out, rules)
+    ours, kind = candidate.outcomes, type(candidate.objective)
+    comparison = Comparison.of(ours, theirs, ~left_out, kind, units=units, alpha=rules.alpha)
+    if rules.alpha < smallest_p(rules.alpha) and not comparison.is_exact:
         raise UserError(
-            f"{remaining} of {len(known)} samples of the {split} split are left that neither this "
-            f"run nor {champion.name} was trained on, and registry.alpha={rules.alpha:g} needs at "
-            f"least {needed}; choose another --split, or hold out sources that no model is "
-            "trained on"
+            f"registry.alpha={rules.alpha:g}: the paired test of {kind.sample_metric} gives no p "
+            f"below {smallest_p(rules.alpha):.2g}; give a larger one"
         )
-    comparison = Comparison.of(candidate.outcomes, theirs, ~left_out, type(candidate.objective))
     if not comparison.passes(rules):
         raise GateRefusedError(_refusal(candidate, champion, comparison, rules))
+    gains, classes = differences(ours, theirs, kind), shard_set.manifest.classes
+    worse = worse_slices(gains, ours, theirs, ~left_out, units, places, classes, rules.slice_alpha)
+    _judge_slices(candidate, champion, worse, rules, console)
     return _verdict(
         candidate,
         ~left_out,
+        units,
         champion_value=comparison.champion_value,
         comparison=comparison,
+        worse=worse,
     )
+
+
+def _refuse_too_few(
+    candidate: Candidate,
+    champion: Champion,
+    units: np.ndarray,
+    used: np.ndarray,
+    rules: RegistryConfig,
+) -> None:
+    """Refuse to compare two models on fewer units than could show anything."""
+    needed, remaining = units_needed(rules.alpha), len(np.unique(units[used]))
+    if remaining < needed:
+        of_units = "" if remaining == used.sum() else f" of {remaining} recordings or groups"
+        raise UserError(
+            f"{used.sum()} of {len(used)} samples{of_units} of the {candidate.split} split are "
+            f"left that neither this run nor {champion.name} was trained on, and "
+            f"registry.alpha={rules.alpha:g} needs at least {needed}; choose another --split, or "
+            "hold out sources that no model is trained on"
+        )
+
+
+def _judge_slices(
+    candidate: Candidate,
+    champion: Champion,
+    worse: Sequence[Slice],
+    rules: RegistryConfig,
+    console: Console,
+) -> None:
+    """Report the parts that got worse.
+
+    Raises:
+        GateRefusedError: There are any, and the rules refuse them.
+    """
+    if worse and rules.worse_slices == "refuse":
+        more = f", and {len(worse) - 3} more" if len(worse) > 3 else ""
+        raise GateRefusedError(
+            f"not promoted: {candidate.name} is worse than {champion.name} on "
+            f"{'; '.join(map(str, worse[:3]))}{more} (registry.worse_slices=refuse); "
+            f"{candidate.split} split"
+        )
+    for one in worse:
+        console.notice(f"worse than {champion.name} on {one}")
 
 
 def _refuse_what_is_not_finite(candidate: Candidate) -> None:
@@ -267,9 +211,11 @@ def _uncertain(reading: Reading, shard_set: ShardSet, split: str) -> np.ndarray:
 def _verdict(
     candidate: Candidate,
     used: np.ndarray,
+    units: np.ndarray,
     *,
     champion_value: float | None = None,
     comparison: Comparison | None = None,
+    worse: Sequence[Slice] = (),
 ) -> Verdict:
     samples = int(used.sum())
     if not samples:
@@ -277,8 +223,16 @@ def _verdict(
             f"no sample of the {candidate.split} split is left: models were trained on all "
             f"{len(used)}; choose another --split"
         )
-    value = float(candidate.outcomes.values[used].mean())
-    return Verdict(samples, len(used) - samples, value, champion_value, comparison)
+    values = candidate.outcomes.values[used]
+    return Verdict(
+        samples,
+        len(used) - samples,
+        float(values.mean()),
+        champion_value,
+        comparison,
+        mean_interval(values, units[used], is_right_or_wrong=candidate.objective.is_right_or_wrong),
+        tuple(worse),
+    )
 
 
 def _say_left_out(candidate: Candidate, reasons: dict[str, np.ndarray], console: Console) -> None:
@@ -295,7 +249,7 @@ def _refusal(
     candidate: Candidate, champion: Champion, comparison: Comparison, rules: RegistryConfig
 ) -> str:
     asked = f"registry.min_gain={rules.min_gain:g} and registry.alpha={rules.alpha:g}"
-    if not candidate.objective.is_right_or_wrong:
+    if not candidate.objective.is_right_or_wrong or comparison.units is not None:
         return (
             f"not promoted: {candidate.name} has {comparison} ({champion.name}); {asked} need "
             f"more; {candidate.split} split"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pipeline.media.image.masks import UNLABELLED
 from pipeline.registry.reading import Reading
 from pipeline.registry.served.inference import Predictor
 from pipeline.training.evaluation import answered
@@ -22,11 +23,16 @@ class Outcomes:
         values: The values of the selection metric, float64 `[samples]`, such as 1 where a
             classifier is right and 0 where it is wrong. Samples that cannot be read, or have
             outputs that are not finite, get the objective's worst value.
+        rows: The numbers of samples that have a class, int64 `[pairs]`; None if the targets have no
+            classes. A sample with several labels, or a mask of several classes, occurs repeatedly.
+        classes: The numbers of these classes in the set, int64 `[pairs]`.
     """
 
     readable: np.ndarray
     finite: np.ndarray
     values: np.ndarray
+    rows: np.ndarray | None = None
+    classes: np.ndarray | None = None
 
 
 @torch.inference_mode()
@@ -45,6 +51,7 @@ def outcomes(predictor: Predictor, shard_set: ShardSet, split: str, reading: Rea
     objective, num_samples = predictor.card.objective, shard_set.num_samples(split)
     readable, finite = np.zeros(num_samples, bool), np.ones(num_samples, bool)
     values = np.full(num_samples, objective.worst)
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
     loader = reading.loader(shard_set, split, is_stream=predictor.card.is_stream)
     for batch, samples, outputs in answered(
         predictor.model, objective, loader, reading.formats, predictor.device, loader.recordings
@@ -55,7 +62,27 @@ def outcomes(predictor: Predictor, shard_set: ShardSet, split: str, reading: Rea
         is_finite = objective.finite(outputs)
         readable[numbers], finite[numbers] = True, is_finite[good]
         values[numbers] = np.where(is_finite, found, objective.worst)[good]
-    return Outcomes(readable, finite, values)
+        if (has := _classes_of(objective.target, samples.targets.cpu().numpy()[good])) is not None:
+            pairs.append((numbers[has[0]], has[1]))
+    if not pairs:
+        return Outcomes(readable, finite, values)
+    rows, classes = (np.concatenate(each) for each in zip(*pairs, strict=True))
+    return Outcomes(readable, finite, values, rows, classes)
+
+
+def _classes_of(kind: str, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the rows and the class numbers of the targets of a kind, or None without classes."""
+    if kind == "class":
+        (rows,) = np.nonzero(targets >= 0)
+        return rows, targets[rows]
+    if kind == "multi_label":
+        rows, classes = np.nonzero(targets)
+        return rows, classes
+    if kind == "mask":
+        found = [np.unique(mask[mask != UNLABELLED]) for mask in targets]
+        rows = np.repeat(np.arange(len(found)), [len(each) for each in found])
+        return rows, np.concatenate([np.empty(0, np.int64), *found]).astype(np.int64)
+    return None
 
 
 def weights_not_finite(weights: dict[str, torch.Tensor]) -> list[str]:

@@ -8,6 +8,7 @@ unfinished versions wait for those with lower numbers: see `wait_for_earlier`.
 
 import re
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.errors import UserError
@@ -19,6 +20,9 @@ BEFORE_TAG = "perceiver.champion_version"
 PROMOTED_TAG = "perceiver.promoted"
 RUN_TAG = "perceiver.run_id"
 WEIGHTS_TAG = "perceiver.weights_sha256"
+SET_TAG = "perceiver.shards_digest"
+JUDGED_TAG = "perceiver.judged_digest"
+ROLLED_BACK_TAG = "perceiver.rolled_back"
 
 _ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}")
 _RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
@@ -132,6 +136,16 @@ def new_version(name: str, model_uri: str, tags: dict[str, str]) -> Any:
         return mlflow.register_model(model_uri, name, tags=tags)
 
 
+def describe(mlflow_client: Any, version: Any, text: str) -> None:
+    """Set the description of a version.
+
+    Raises:
+        UserError: The registry fails.
+    """
+    with mlflow_answers(f"{version.name} version {version.version}"):
+        mlflow_client.update_model_version(version.name, version.version, description=text)
+
+
 def set_tags(mlflow_client: Any, version: Any, tags: dict[str, str]) -> None:
     """Set tags of a version.
 
@@ -204,6 +218,12 @@ def move_alias(mlflow_client: Any, name: str, alias: str, version: str) -> None:
         mlflow_client.set_registered_model_alias(name, alias, version)
 
 
+def time_now() -> str:
+    """Return the time as a tag holds it, such as `2026-11-27T22:29:43.512Z`."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return now.replace("+00:00", "Z")
+
+
 def mark_promoted(mlflow_client: Any, version: Any, alias: str, console: Console) -> None:
     """Record that the alias was moved to a version.
 
@@ -211,8 +231,7 @@ def mark_promoted(mlflow_client: Any, version: Any, alias: str, console: Console
     """
     if version.tags.get(ALIAS_TAG) != alias or PROMOTED_TAG in version.tags:
         return
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     try:
-        set_tags(mlflow_client, version, {PROMOTED_TAG: now})
+        set_tags(mlflow_client, version, {PROMOTED_TAG: time_now()})
     except UserError as error:
         console.notice(f"the alias is moved, but its version has no tag {PROMOTED_TAG} ({error})")

@@ -6,22 +6,27 @@ from pipeline.errors import UserError
 from pipeline.registry.registration import (
     ALIAS_TAG,
     BEFORE_TAG,
+    ROLLED_BACK_TAG,
     champion_of,
     check_names,
     move_alias,
+    set_tags,
+    time_now,
 )
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_errors import is_missing, mlflow_answers
 
 
-def rollback(mlflow_client: Any, *, name: str, alias: str) -> dict[str, Any]:
+def rollback(mlflow_client: Any, console: Console, *, name: str, alias: str) -> dict[str, Any]:
     """Undo the last promotion to an alias.
 
     Every version records which version the alias named before. So another rollback goes further
-    back. The alias moves with one call of the registry, and nothing remains to be done after it.
+    back. The alias moves with one call of the registry. After it, the version that was rolled back
+    gets a tag with the time, for the history.
 
     Args:
         mlflow_client: The client of the tracking server, from `pipeline.runs.tracking.client`.
+        console: The console, which shows notes.
         name: The name of the registered model.
         alias: The alias to move.
 
@@ -52,6 +57,11 @@ def rollback(mlflow_client: Any, *, name: str, alias: str) -> dict[str, Any]:
     if again is None or again.version != current.version:
         raise UserError(f"{where} was moved by another command at the same time; run this again")
     move_alias(mlflow_client, name, alias, str(version.version))
+    times = ",".join(filter(None, [current.tags.get(ROLLED_BACK_TAG), time_now()]))
+    try:
+        set_tags(mlflow_client, current, {ROLLED_BACK_TAG: times})
+    except UserError as error:
+        console.notice(f"{where} is moved, but the history does not have it ({error})")
     return {
         "model_uri": f"models:/{where}",
         "version": str(version.version),

@@ -4,7 +4,9 @@ from typing import Any
 
 from pipeline.media.format import Media, by_modality
 from pipeline.media.registered import modality_of
-from pipeline.training.objectives.prediction import ColumnKind, Prediction
+from pipeline.registry.served.params import defaults_of
+from pipeline.training.objectives import Objective
+from pipeline.training.objectives.prediction import ColumnKind
 
 SETTINGS: dict[str, Any] = {
     "allow_paths": False,
@@ -13,13 +15,20 @@ SETTINGS: dict[str, Any] = {
     "max_input_mib": 256,
     "decode_seconds": 60.0,
     "decode_memory_mib": 2048,
+    "max_attention_maps": 16,
+    "refuse_bad_inputs": False,
+    "column": "",
     "strict": True,
     "sandbox": "best",
 }
 """The keys of `mlflow.pyfunc.load_model(…, model_config=…)` and their defaults."""
 
 
-def signature(media: Media, prediction: type[Prediction]) -> Any:
+ATTENTION_COLUMN = "attention"
+"""The column of the views of attention, if a request asks for them."""
+
+
+def signature(media: Media, objective: Objective) -> Any:
     """Return the MLflow signature of a model that takes media of a format.
 
     Media are one binary column; texts are one string column. The column has no name, because MLflow
@@ -27,14 +36,23 @@ def signature(media: Media, prediction: type[Prediction]) -> Any:
     table have their own names. They have MLflow's type *any*: with double, MLflow would refuse
     whole numbers, and in a column of categories it could not distinguish 1 from 1.0. They are
     optional. Several modalities have a column each, with the name of the modality, and these are
-    optional, too.
+    optional, too. The parameters are those of `pipeline.registry.served.params`.
 
     Args:
         media: The format, or the formats by modality; for a table, a `FittedTableFormat`.
-        prediction: The class of the model's predictions.
+        objective: What the model is trained for.
     """
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Map, Schema
+    from mlflow.types.schema import (
+        AnyType,
+        Array,
+        ColSpec,
+        DataType,
+        Map,
+        ParamSchema,
+        ParamSpec,
+        Schema,
+    )
 
     types: dict[ColumnKind, Any] = {
         "text": DataType.string,
@@ -46,6 +64,7 @@ def signature(media: Media, prediction: type[Prediction]) -> Any:
         "bytes": DataType.binary,
     }
 
+    kinds = {bool: DataType.boolean, int: DataType.long, float: DataType.double}
     formats, inputs = by_modality(media), []
     for name, fmt in formats.items():
         modality = modality_of(fmt)
@@ -58,10 +77,18 @@ def signature(media: Media, prediction: type[Prediction]) -> Any:
         inputs.append(ColSpec(kind) if len(formats) == 1 else ColSpec(kind, name, required=False))
     outputs = [
         ColSpec(DataType.string, "source"),
-        *[ColSpec(types[kind], name, required=False) for name, kind in prediction.columns()],
+        *[
+            ColSpec(types[kind], name, required=False)
+            for name, kind in objective.prediction.columns()
+        ],
         ColSpec(DataType.string, "error", required=False),
+        ColSpec(AnyType(), ATTENTION_COLUMN, required=False),
     ]
-    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
+    params = [
+        ParamSpec(name, kinds[type(default)], default)
+        for name, default in defaults_of(objective).items()
+    ]
+    return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema(params))
 
 
 def column_types(media: Media) -> dict[str, str]:

@@ -4,23 +4,27 @@ Every registered model carries this module. It imports torch, NumPy and the deco
 parts of the pipeline that the model also carries.
 """
 
+import copy
 import errno
 import os
 import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from pipeline.inputs.attention_view import View, no_view
 from pipeline.inputs.collate import collate_samples
 from pipeline.media import MediaError, MediaFormat
 from pipeline.media.arrays import Decoder
 from pipeline.media.registered import modality_of
+from pipeline.registry.served.attention import CARRIED, attention_views
 from pipeline.registry.served.card import ModelCard, read_card, read_weights
 from pipeline.registry.served.requests import BadInput, MediaSource, as_inputs
-from pipeline.training.objectives import Batch, Prediction
+from pipeline.training.objectives import Batch, Objective, Prediction
 from pipeline.training.objectives.carried import Carried, read_part
 
 __all__ = ["MediaSource", "ModelCard", "Prediction", "Predictor", "as_inputs"]
@@ -129,6 +133,50 @@ class Predictor:
             predictions += self._predict_batch(inputs[start : start + BATCH_SIZE], start)
         return predictions
 
+    def with_objective(self, objective: Objective) -> "Predictor":
+        """Return a predictor of the same model and decoders that answers by another objective."""
+        other = copy.copy(self)
+        other.card = replace(self.card, objective=objective)
+        return other
+
+    def predict_with_attention(
+        self, inputs: Sequence[MediaSource | str]
+    ) -> list[tuple[Prediction, dict[str, View] | None]]:
+        """Predict the same one by one, with where the latents look, by modality.
+
+        Args:
+            inputs: The same as for `predict`.
+
+        Returns:
+            The prediction and the views of each input; None for one that cannot be used.
+
+        Raises:
+            SandboxError: No child process can be started to decode the inputs.
+        """
+        if self.card.is_stream:
+            none = {name: no_view(CARRIED) for name in self.card.formats}
+            found = self.predict(inputs)
+            return [(each, none if each.error is None else None) for each in found]
+        answers: list[tuple[Prediction, dict[str, View] | None]] = []
+        for number, item in enumerate(inputs):
+            source, arrays = _source_name(item, number), self._decoded(item)
+            if isinstance(arrays, str):
+                answers.append((self.card.objective.prediction.unusable(source, arrays), None))
+            else:
+                (prediction,) = self._answers([arrays], [source])
+                answers.append((prediction, self._views(arrays)))
+        return answers
+
+    def _views(self, arrays: Mapping[str, np.ndarray]) -> dict[str, View]:
+        """Return where the latents look in one decoded input."""
+        formats, objective = self.card.formats, self.card.objective
+        stored = {
+            name: torch.tensor(modality_of(formats[name]).model_array(array, formats[name]))
+            for name, array in arrays.items()
+        }
+        batch = objective.as_asked(self._batch([arrays]))
+        return attention_views(objective, self.model, formats, stored, batch)
+
     def _predict_stream(self, item: MediaSource | str, number: int) -> Prediction:
         """Predict one input part by part, with the memory of one part."""
         source = _source_name(item, number)
@@ -172,14 +220,11 @@ class Predictor:
         sources, arrays, errors = [], [], {}
         for row, item in enumerate(inputs):
             sources.append(_source_name(item, start + row))
-            try:
-                arrays.append(self._decode(item))
-            except MediaError as error:
-                errors[row] = str(error)
-            except OSError as error:
-                errors[row] = error.strerror or type(error).__name__
-            except ValueError as error:  # a path that no file can have
-                errors[row] = str(error)
+            decoded = self._decoded(item)
+            if isinstance(decoded, str):
+                errors[row] = decoded
+            else:
+                arrays.append(decoded)
         good = [source for row, source in enumerate(sources) if row not in errors]
         answers = iter(self._answers(arrays, good) if arrays else [])
         return [
@@ -188,6 +233,15 @@ class Predictor:
             else next(answers)
             for row, source in enumerate(sources)
         ]
+
+    def _decoded(self, item: MediaSource | str) -> dict[str, np.ndarray] | str:
+        """Return the arrays of one input, by modality, or why it cannot be used."""
+        try:
+            return self._decode(item)
+        except OSError as error:
+            return error.strerror or type(error).__name__
+        except ValueError as error:  # a MediaError, or a path that no file can have
+            return str(error)
 
     def _decode(self, item: MediaSource | str) -> dict[str, np.ndarray]:
         """Return the arrays of one input, by modality."""

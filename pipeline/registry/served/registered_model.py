@@ -1,5 +1,6 @@
 """The registered model's code. MLflow runs this file when it loads a model (*model from code*)."""
 
+import base64
 from typing import Any
 
 import mlflow
@@ -9,8 +10,9 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 
 from pipeline.media.registered import modality_of
 from pipeline.media.sandbox.sandbox import SandboxError
-from pipeline.registry.served.contract import SETTINGS
+from pipeline.registry.served.contract import ATTENTION_COLUMN, SETTINGS
 from pipeline.registry.served.inference import Predictor
+from pipeline.registry.served.params import read_params
 from pipeline.registry.served.requests import as_inputs, as_rows_of_media, within_limits
 
 
@@ -40,6 +42,7 @@ class PerceiverModel(mlflow.pyfunc.PythonModel):
     def load_context(self, context: Any) -> None:
         """Read the weights and the card that are stored with the model."""
         self.settings = SETTINGS | (context.model_config or {})
+        self.column = self.settings["column"]
         self.predictor = Predictor.load(
             context.artifacts["card"],
             context.artifacts["weights"],
@@ -48,6 +51,14 @@ class PerceiverModel(mlflow.pyfunc.PythonModel):
             strict=self.settings["strict"],
             sandbox=self.settings["sandbox"],
         )
+        names = ["source", *(name for name, _ in self._answer()), "error"]
+        if self.column and self.column.partition(".")[0] not in names:
+            raise RequestError(
+                f"model_config: the column {self.column!r} is none of {', '.join(names)}"
+            )
+
+    def _answer(self):
+        return self.predictor.card.objective.prediction.columns()
 
     # MLflow would read type hints as a schema and warn that it cannot use them.
     def predict(self, context, model_input, params=None):
@@ -58,23 +69,26 @@ class PerceiverModel(mlflow.pyfunc.PythonModel):
             model_input: Encoded media, or rows for a model of tables, in any form that `as_inputs`
                 accepts. Paths are accepted only if the model was loaded with
                 `model_config={"allow_paths": True}`.
-            params: MLflow's parameters, which are not used.
+            params: What the answers hold (`pipeline.registry.served.params`).
 
         Returns:
-            A row for each input, in order: `source`, the answer's columns (for classifiers `label`,
-            `probability`, and `probabilities` by class name), and `error` (why there is no answer,
-                or
-            None).
+            With the setting `column`, the values of this column, or of one name in it. Otherwise
+            a row for each input, in order: `source`, the answer's columns (for classifiers `label`,
+            `probability`, and `probabilities` by class name), `error` (why there is no answer, or
+            None) and, with `attention_map`, `attention` (the views by modality, with pictures as
+            base64 of PNG).
 
         Raises:
-            RequestError: An input has a wrong form, or there is too much input. Nothing was
-                predicted.
+            RequestError: An input has a wrong form, a parameter is wrong, or there is too much
+                input. Nothing was predicted. Or, with the setting `refuse_bad_inputs`, an input
+                cannot be used.
         """
         formats = self.predictor.card.formats
         sources = {name: modality_of(fmt).source for name, fmt in formats.items()}
         allow_paths = self.settings["allow_paths"] is True
         source = next(iter(sources.values())) if len(sources) == 1 else "several"
         try:
+            asked = read_params(self.predictor.card.objective, params)
             if source == "several":
                 inputs = as_rows_of_media(model_input, sources, allow_paths=allow_paths)
             else:
@@ -89,16 +103,46 @@ class PerceiverModel(mlflow.pyfunc.PythonModel):
                 most=self.settings["max_rows" if source == "row" else "max_inputs"],
                 most_bytes=self.settings["max_input_mib"] * 1024**2,
             )
+            if asked.attention_map and len(inputs) > self.settings["max_attention_maps"]:
+                raise ValueError(
+                    f"{len(inputs)} inputs with attention_map; at most "
+                    f"{self.settings['max_attention_maps']} are taken"
+                )
         except ValueError as error:
             raise RequestError(" ".join(str(error).split())) from None
+        predictor, views = self.predictor.with_objective(asked.objective), []
         try:
-            predictions = self.predictor.predict(inputs)
+            if asked.attention_map:
+                pairs = predictor.predict_with_attention(inputs)
+                predictions, views = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+            else:
+                predictions = predictor.predict(inputs)
         except SandboxError as error:
             raise RequestError(str(error), INTERNAL_ERROR) from None
-        answered = [name for name, _ in self.predictor.card.objective.prediction.columns()]
-        columns = ["source", *answered, "error"]
-        rows = [[getattr(prediction, name) for name in columns] for prediction in predictions]
-        return pd.DataFrame(rows, columns=columns, dtype=object)
+        bad = [each for each in predictions if each.error is not None]
+        if bad and self.settings["refuse_bad_inputs"] is True:
+            raise RequestError(f"{bad[0].source}: {bad[0].error}")
+        if self.column:
+            name, _, key = self.column.partition(".")
+            values = [getattr(each, name) for each in predictions]
+            if key:
+                values = [None if value is None else value.get(key) for value in values]
+            return pd.Series(values, name=self.column)
+        columns = ["source", *(name for name, _ in self._answer()), "error"]
+        rows = [[getattr(asked.shortened(each), name) for name in columns] for each in predictions]
+        table = pd.DataFrame(rows, columns=columns, dtype=object)
+        if asked.attention_map:
+            table[ATTENTION_COLUMN] = [_as_json(view) for view in views]
+        return table
+
+
+def _as_json(value):
+    """Return the same with base64 in place of bytes."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return (
+        {name: _as_json(each) for name, each in value.items()} if isinstance(value, dict) else value
+    )
 
 
 mlflow.models.set_model(PerceiverModel())

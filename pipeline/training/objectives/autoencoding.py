@@ -75,6 +75,7 @@ class Autoencoding(Objective):
     selection: ClassVar = "reconstruction_error"
     higher_is_better: ClassVar = False
     worst: ClassVar = math.inf
+    graph_refusal: ClassVar = "its outputs have names, and are decoded in pieces"
     card_fields: ClassVar = frozenset({"model", "weights", "loss", "chunk_queries", "classes"})
 
     model_config: AutoencoderConfig

@@ -51,6 +51,7 @@ class Autoregression(TextObjective):
 
     name: ClassVar = "autoregressive"
     prediction: ClassVar = ContinuedText
+    graph_refusal: ClassVar = "it answers byte after byte"
     card_fields: ClassVar = frozenset({"model", "continue_bytes", "temperature", "top_k"})
 
     model_config: ARConfig

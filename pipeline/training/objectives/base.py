@@ -49,6 +49,7 @@ class Objective(ABC):
         worst: The value of `sample_metric` for a sample that the model cannot answer. If it is
             infinite, a promotion leaves out samples that cannot be read.
         is_right_or_wrong: Whether each sample's value of `sample_metric` is 0 or 1.
+        graph_refusal: Why the outputs cannot be exported as one graph; None if they can.
         card_fields: The fields of a card besides the format of the media.
         optional_card_fields: Further fields that a card may have.
         model_config: The model's own configuration, from `perceiver_model.families`.
@@ -64,6 +65,7 @@ class Objective(ABC):
     higher_is_better: ClassVar[bool] = True
     worst: ClassVar[float]
     is_right_or_wrong: ClassVar[bool] = False
+    graph_refusal: ClassVar[str | None] = None
     card_fields: ClassVar[frozenset[str]]
     optional_card_fields: ClassVar[frozenset[str]] = frozenset()
     model_config: Any
@@ -260,6 +262,14 @@ class Objective(ABC):
         """
         found = self.predictions(outputs, [""] * len(batch.weights))
         return [Shown(None, answer_of(prediction)) for prediction in found]
+
+    def as_asked(self, batch: Batch) -> Batch:
+        """Return a registered model's inputs as a batch whose `outputs` read what `answers` reads.
+
+        Args:
+            batch: The inputs. Their targets have no meaning.
+        """
+        return batch
 
     def model_inputs(self, batch: Batch) -> tuple[BatchInputs, BatchMask]:
         """Return what the model reads of a batch in `outputs`, and its mask."""

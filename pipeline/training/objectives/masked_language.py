@@ -1,7 +1,7 @@
 """Masked language modelling: the model fills in bytes that were masked (IO, section 4.1)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -114,11 +114,19 @@ class MaskedLanguage(TextObjective):
             for whole, answer in zip(batch.inputs, filled, strict=True)
         ]
 
+    def as_asked(self, batch: Batch) -> Batch:
+        """Return the texts with masks at their blanks, and at no other byte."""
+        assert isinstance(batch.inputs, torch.Tensor)
+        is_blank = batch.inputs == self.blank + NUM_SPECIAL
+        targets = batch.inputs.masked_fill(~is_blank, IGNORED)
+        masked = batch.inputs.masked_fill(is_blank, MASK), targets
+        return replace(batch, cache={**batch.cache, "masked": masked})
+
     def answers(self, model: Any, batch: Batch) -> torch.Tensor:
         """Return the texts with a byte in place of each blank, int64 `[batch, length]`."""
         assert isinstance(batch.inputs, torch.Tensor)
         is_blank = batch.inputs == self.blank + NUM_SPECIAL
-        logits = model(batch.inputs.masked_fill(is_blank, MASK), batch.mask)
+        logits = self.outputs(model, self.as_asked(batch), training=False)
         filled = logits[..., NUM_SPECIAL:].argmax(dim=-1) + NUM_SPECIAL
         return torch.where(is_blank, filled, batch.inputs)
 
