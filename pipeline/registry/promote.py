@@ -140,9 +140,9 @@ def promote(
         judged_on=judged_on,
         set_digest=rules.set_digest,
     )
-    console.notice(f"evaluating run {run_id} on {split} of {candidate.shard_set.location}")
     if config.registry.onnx:
         check_onnx(candidate.predictor.card)
+    console.notice(f"evaluating run {run_id} on {split} of {candidate.shard_set.location}")
     metric, kind = candidate.objective.sample_metric, type(candidate.objective)
     if dry_run:
         verdict = _judged(mlflow_client, candidate, champion, rules, console)

@@ -127,7 +127,7 @@ class PerceiverModel(mlflow.pyfunc.PythonModel):
             values = [getattr(each, name) for each in predictions]
             if key:
                 values = [None if value is None else value.get(key) for value in values]
-            return pd.Series(values, name=self.column)
+            return pd.Series(values, name=self.column, dtype=object if None in values else None)
         columns = ["source", *(name for name, _ in self._answer()), "error"]
         rows = [[getattr(asked.shortened(each), name) for name in columns] for each in predictions]
         table = pd.DataFrame(rows, columns=columns, dtype=object)
