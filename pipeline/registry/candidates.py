@@ -40,7 +40,9 @@ def candidate_of(
     """
     trained_set = own_set(run, config, shards)
     card = card_of(config, trained_set)
-    judging_set = trained_set if judged_on is None else ShardSet.open(judged_on)
+    judging_set = (
+        trained_set if judged_on is None else ShardSet.open(judged_on, config.data.remote_reading)
+    )
     if set_digest is not None and not judging_set.digest.startswith(set_digest):
         raise UserError(
             f"{judging_set.location}: has the digest {judging_set.digest}, and registry.set_digest "
