@@ -299,6 +299,6 @@ def test_a_column_alone_or_one_value_in_it(loaded):
     (cat, none) = loaded("image", column="probabilities.cat").predict([PNG, b"none"])
     assert (cat, none) == (whole["probabilities"][0]["cat"], None)
     status, answers = ask(loaded("image", column="label"), {"inputs": [TEXT]})
-    assert (status, answers) == (200, [whole["label"][0]])
+    assert (status, answers) == (200, [{"label": whole["label"][0]}])
     with pytest.raises(mlflow.MlflowException, match="the column 'lable' is none of source, label"):
         loaded("image", column="lable")
