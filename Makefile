@@ -5,6 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Where it is set, every process of the tests would compile torch and Ray anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint format docs clean
 
 demo: $(INSTALLED)

@@ -13,12 +13,13 @@ from pipeline.config.load import load_config
 from pipeline.config.scheduler import Takeover
 from pipeline.config.study import StudyConfig
 from pipeline.config.tree import Config
+from pipeline.config.trial_configs import study_base
 from pipeline.runs.outbox import RunRef
 from pipeline.tuning.decisions import Decisions
 from pipeline.tuning.journal import Begin, Failure, StudyJournal
+from pipeline.tuning.spending import Spending
 from pipeline.tuning.study import Study
 from pipeline.tuning.trial_queue import TrialQueue
-from pipeline.tuning.trials import study_base
 
 LATENTS, RATE, DECAY = (
     "model.encoder.num_latents", "training.learning_rate", "training.weight_decay",
@@ -60,6 +61,7 @@ class Simulation:
         concurrent: The number of trials at once.
         order: Draws which of the running trials reports next.
         refuses: Why settings are refused, or None.
+        seconds: How long an epoch takes.
     """
 
     def __init__(
@@ -72,12 +74,14 @@ class Simulation:
         order: int = 0,
         refuses: Callable[[Settings], str | None] = lambda settings: None,
         fails: Callable[[Begin], bool] = lambda begin: False,
+        seconds: float = 0.0,
     ) -> None:
         assert config.study is not None
         self.section: StudyConfig = config.study
         self.base = study_base(config, config.study)
         self.folder, self.score, self.concurrent = folder, score, concurrent
         self.order, self.refuses, self.fails = order, refuses, fails
+        self.seconds = seconds
         self.handed: list[tuple[int, Takeover]] = []
 
     def open(self) -> Study:
@@ -104,10 +108,13 @@ class Simulation:
             self.handed.append((epoch, takeover))
             return "0" * 64
 
-        queue = TrialQueue(study, study.scheduler(100), self.concurrent, self.refuses, hand_over)
+        spending = Spending(study)
+        queue = TrialQueue(
+            study, study.scheduler(100), self.concurrent, self.refuses, hand_over, spending
+        )
         decisions = Decisions(
             study.journal, study.scheduler(100), study.stops_early, study.samples,
-            study.is_compared,
+            study.is_compared, spending.is_out_of_time,
         )  # fmt: skip
         running: dict[int, int | None] = {}
         while not queue.is_finished:
@@ -131,7 +138,8 @@ class Simulation:
             study.journal.append(Failure(number, "it failed", final=False))
             return True
         epoch = record.epochs + 1
-        stop = decisions.report(number, epoch, self.score(record.settings, record.seed, epoch))
+        score = self.score(record.settings, record.seed, epoch)
+        stop = decisions.report(number, epoch, score, self.seconds)
         return stop or epoch == study.epochs(number) or epoch == until
 
 

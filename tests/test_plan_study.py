@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from pipeline.config.load import load_config, with_values
+from pipeline.config.trial_configs import study_base
 from pipeline.plan.plan import plan
 from pipeline.plan.report import report
 from pipeline.plan.request import Request
 from pipeline.runs.console import Console
-from pipeline.tuning.trials import study_base
 
 REQUEST = Request(gpu="h100", samples=10_000, price=2.0)
 LATENTS, CROSSES = "model.encoder.num_latents", "model.encoder.num_cross_attends"

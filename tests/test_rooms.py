@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
-    "cli", "plan", "demo", "evaluation", "registry", "tuning", "training", "preprocess", "runs",
+    "cli", "demo", "evaluation", "registry", "tuning", "plan", "training", "preprocess", "runs",
     "deploy", "config", "inputs", "media",
 )  # fmt: skip
 """Of `pipeline`, from above; each imports only from those after it."""

@@ -11,8 +11,8 @@ from pipeline.config.conditions import existing, in_order
 from pipeline.config.load import load_config
 from pipeline.config.space import SpaceConfig
 from pipeline.config.study import StudyConfig
+from pipeline.config.trial_configs import draw_settings, study_base, trial_config
 from pipeline.errors import UserError
-from pipeline.tuning.trials import draw_settings, study_base, trial_config
 
 LATENTS, RATE = "model.encoder.num_latents", "training.learning_rate"
 OPTIMIZER, MOMENTUM = "training.optimizer", "training.momentum"

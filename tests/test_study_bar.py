@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.tree import Config
+from pipeline.config.trial_configs import draw_settings
 from pipeline.runs.console import Console
 from pipeline.runs.outbox import RunRef
 from pipeline.tuning.journal import Begin, Failure, Report, StudyJournal
 from pipeline.tuning.study import Study
 from pipeline.tuning.study_bar import StudyBar
-from pipeline.tuning.trials import draw_settings
 
 STUDY = "study={num_trials: 4, space: {training.learning_rate: {choice: [3e-3, 1e-6]}}}"
 

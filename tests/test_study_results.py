@@ -9,6 +9,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pipeline.config.tree import Config
+from pipeline.config.trial_configs import study_base
 from pipeline.runs.console import Console
 from pipeline.runs.outbox import RunRef
 from pipeline.runs.records import write_json
@@ -18,7 +19,7 @@ from pipeline.tuning.journal import Begin, Failure, Handover, Note, Refusal, Rep
 from pipeline.tuning.report import report
 from pipeline.tuning.results import checkpoint_score, study_results
 from pipeline.tuning.study import Study
-from pipeline.tuning.trials import TRIAL_FILE, study_base, trial_folder
+from pipeline.tuning.trials import TRIAL_FILE, trial_folder
 from shards import ShardSet
 
 RATE, LATENTS = "training.learning_rate", "model.encoder.num_latents"

@@ -13,6 +13,7 @@ from mlflow.tracking import MlflowClient
 from cluster.interrupts import Terminated
 from cluster.notices import Notice
 from pipeline.config.tree import Config
+from pipeline.config.trial_configs import draw_settings
 from pipeline.runs.console import Console
 from pipeline.runs.records import write_json
 from pipeline.runs.tracking import begin_run
@@ -22,13 +23,7 @@ from pipeline.tuning.stopping import GOES_ON, StudyStop
 from pipeline.tuning.study import Study
 from pipeline.tuning.study_bar import StudyBar
 from pipeline.tuning.study_run import NUMBER, _callback
-from pipeline.tuning.trials import (
-    STOPPED_TAG,
-    TRIAL_FILE,
-    close_trials,
-    draw_settings,
-    trial_folder,
-)
+from pipeline.tuning.trials import STOPPED_TAG, TRIAL_FILE, close_trials, trial_folder
 from shards import ShardSet
 
 STUDY = "study={num_trials: 5, space: {training.learning_rate: {choice: [3e-3, 1e-6]}}}"

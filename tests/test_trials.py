@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from pipeline.config.load import load_config
 from pipeline.config.study import StudyConfig
+from pipeline.config.trial_configs import draw_settings, study_base, trial_config
 from pipeline.errors import UserError
-from pipeline.tuning.trials import draw_settings, study_base, trial_config
 
 SPACE = {
     "training.learning_rate": {"loguniform": (3e-4, 3e-3)},

@@ -111,6 +111,9 @@ def test_a_study_ranks_its_trials_and_logs_each_as_a_child(done: SimpleNamespace
         assert trial["forward_flops"] > 1e6
     with Image.open(result["plot"]) as plot:
         assert plot.format == "PNG"
+    page = Path(result["page"]).read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    assert "Learning curves" in page
 
     client = MlflowClient(done.config().tracking_uri)
     runs = {run.info.run_id: run for run in done.runs if run.info.status == "FINISHED"}
@@ -119,7 +122,7 @@ def test_a_study_ranks_its_trials_and_logs_each_as_a_child(done: SimpleNamespace
     assert set(runs) == {trial["run_id"] for trial in result["trials"]}
     assert parent.data.tags["perceiver.best_trial"] == best["run_id"]
     artifacts = {artifact.path for artifact in client.list_artifacts(result["run_id"])}
-    assert {"accuracy_vs_flops.png", "study.json"} <= artifacts
+    assert {"accuracy_vs_flops.png", "study.html", "study.json"} <= artifacts
     assert client.get_metric_history(best["run_id"], "val_accuracy")
     for number, run in done.runs_by_trial.items():
         assert run.data.tags["mlflow.source.name"].endswith("__main__.py")

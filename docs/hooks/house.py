@@ -13,9 +13,10 @@ PICTURE = ROOT / "docs" / "house.svg"
 FLOORS: tuple[dict[str, str], ...] = (
     {"cli": "the command line, Ray jobs"},
     {"benchmarks": "speed beside the peers"},
-    {"plan": "what a training takes", "demo": "all of it on digits"},
+    {"demo": "all of it on digits"},
     {"evaluation": "reports on a model"},
     {"registry": "promote, predict, the model", "tuning": "studies of Ray Tune"},
+    {"plan": "what a training takes"},
     {"training": "worker, loop, checkpoints"},
     {"preprocess": "raw media to shards"},
     {"runs": "MLflow, records, console", "deploy": "files that start clusters"},

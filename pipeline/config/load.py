@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from perceiver_model.config_checks import flatten, plain_message, shortened
 from pipeline.config.conditions import Space, contexts
 from pipeline.config.fields import field_names_at, kinds_at, step
+from pipeline.config.named_spaces import with_named_space
 from pipeline.config.overrides import read_override
 from pipeline.config.tracking_uri import named_tracking_uri
 from pipeline.config.tree import Config
@@ -63,7 +64,7 @@ def load_config(source: str, overrides: typing.Sequence[str] = ()) -> Config:
     for override in overrides:
         path, value = read_override(override)
         _set(tree, path, value)
-    config = validate(tree, source)
+    config = validate(with_named_space(tree, source, validate), source)
     # The URI is resolved here, because workers on other machines have other environments.
     uri = named_tracking_uri(config.tracking.uri)
     tracking = config.tracking.model_copy(update={"uri": uri})

@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import ConfigBase
+from pipeline.config.budget import BudgetConfig, LimitsConfig
 from pipeline.config.conditions import check_conditions
 from pipeline.config.population import check_perturbed
 from pipeline.config.sampler import SearchAlgorithm
@@ -20,7 +21,9 @@ class StudyConfig(ConfigBase):
 
     Attributes:
         space: The values of each searched field, by the field's dotted path, such as
-            `{choice: […]}` or `{loguniform: [low, high]}`.
+            `{choice: […]}` or `{loguniform: [low, high]}`. In a file, it may be the name
+            `perceiver`: latents, their width, the depth and the bands, scaled to the
+            configuration's own model and to the tokens of its data.
         search: The search algorithm. `grid` runs every combination of the values. `random` and
             `sobol` draw settings that depend on the space and `seed` alone. `tpe`, `cmaes` and
             `nsga2` (Optuna) learn from the trials before, in their order of arrival.
@@ -45,6 +48,8 @@ class StudyConfig(ConfigBase):
             the best `1 / reduction_factor` of them. The median rule stops none in `grace_epochs`.
             Epochs count as the samples that the configuration's own batch size trains on.
         perturb_epochs: The number of epochs after which the trials of `pbt` wait for each other.
+        limits: What a trial may cost.
+        budget: What all trials may cost together.
     """
 
     space: dict[str, SpaceConfig] = Field(min_length=1)
@@ -61,6 +66,8 @@ class StudyConfig(ConfigBase):
     grace_epochs: int = Field(default=1, ge=1)
     reduction_factor: int = Field(default=2, ge=2)
     perturb_epochs: int = Field(default=1, ge=1)
+    limits: LimitsConfig = LimitsConfig()
+    budget: BudgetConfig = BudgetConfig()
 
     @field_validator("search")
     @classmethod

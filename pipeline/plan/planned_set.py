@@ -85,12 +85,18 @@ def find_set(
     ):
         if given is not None and given != has:
             raise UserError(f"{name} is {given}, but {found.location} has {has}; leave it out")
-    return config, PlannedSet(
-        location=config.shards_folder,
+    return config, known_set(found)
+
+
+def known_set(shard_set: ShardSet) -> PlannedSet:
+    """Return what a shard set says of itself."""
+    manifest = shard_set.manifest
+    return PlannedSet(
+        location=str(shard_set.location),
         manifest=PlannedManifest(manifest.classes, manifest.class_counts, manifest.config),
         samples=manifest.counts.get("train", 0),
-        shards=len(found.shards("train")) if "train" in manifest.counts else 0,
-        real=found,
+        shards=len(shard_set.shards("train")) if "train" in manifest.counts else 0,
+        real=shard_set,
     )
 
 

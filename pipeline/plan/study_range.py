@@ -9,12 +9,12 @@ from typing import Any
 from pipeline.config.conditions import Settings, Space, contexts, existing, in_order
 from pipeline.config.study import StudyConfig
 from pipeline.config.tree import Config
+from pipeline.config.trial_configs import draw_settings, study_base, trial_config
 from pipeline.errors import UserError
 from pipeline.plan.devices import GIB
 from pipeline.plan.planned_set import PlannedSet
 from pipeline.plan.planned_training import plan_training
 from pipeline.plan.request import Request
-from pipeline.tuning.trials import draw_settings, study_base, trial_config
 
 MAX_CORNERS = 16
 """Each takes up to a second or two. A space with more corners is searched field by field."""

@@ -103,13 +103,13 @@ def _lies_in(address: str, folder: Folder) -> bool:
         return False
 
 
-def has_grown(what: str, field: str, before: int, now: int) -> bool:
+def has_grown(what: str, field: str, before: float, now: float) -> bool:
     """Return whether old work is to continue with more of something than before.
 
     Args:
         what: The name of the old work, for the error.
         field: The field of the configuration.
-        before: The value that the old work was made with.
+        before: The value that the old work was made with; infinity for no bound.
         now: The value that is wanted now.
 
     Raises:

@@ -6,13 +6,13 @@ from typing import Any
 
 from pipeline.config.conditions import Settings
 from pipeline.config.tree import Config
+from pipeline.config.trial_configs import trial_config
 from pipeline.errors import UserError
 from pipeline.preprocess.identity import needed_positions
 from pipeline.preprocess.position_tables import add_missing_tables
 from pipeline.runs.console import Console
 from pipeline.training.loaders import steps_per_epoch
-from pipeline.training.objectives import objective_of
-from pipeline.tuning.trials import trial_config
+from pipeline.tuning.trial_costs import beyond, counted_costs
 from shards import PositionSpec, ShardSet
 
 
@@ -42,7 +42,11 @@ class Admission:
         try:
             config = trial_config(self._base, settings)
             self.samples_per_epoch(settings)
-            self.costs(settings)
+            counted = self.costs(settings)
+            if self._base.study is not None:
+                limits = self._base.study.limits
+                if broken := beyond(limits, counted, config, self._shard_set):
+                    return broken
         except (UserError, ValueError) as error:
             return str(error).splitlines()[0]
         missing = set(needed_positions(config)) - self._tables
@@ -73,11 +77,7 @@ class Admission:
         """
         key = _key(settings)
         if key not in self._known:
-            objective = objective_of(trial_config(self._base, settings), self._shard_set)
-            self._known[key] = {
-                "flops": objective.forward_flops(),
-                "parameters": objective.num_parameters(),
-            }
+            self._known[key] = counted_costs(trial_config(self._base, settings), self._shard_set)
         return self._known[key]
 
 

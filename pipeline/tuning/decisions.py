@@ -23,6 +23,8 @@ class Decisions:
         samples: A function that returns the number of samples that a trial has trained on. It takes
             the number of the trial and of its epochs.
         is_compared: A function that returns whether the scheduler compares a trial with others.
+        is_out_of_time: A function that returns whether the study's time is spent. It takes the
+            seconds of the epoch that is reported.
     """
 
     def __init__(
@@ -32,14 +34,16 @@ class Decisions:
         stops_early: Callable[[int, list[float]], bool] = lambda trial, scores: False,
         samples: Callable[[int, int], int] = lambda trial, epochs: epochs,
         is_compared: Callable[[int], bool] = lambda trial: True,
+        is_out_of_time: Callable[[float], bool] = lambda seconds: False,
     ) -> None:
         self._journal, self._scheduler, self._stops_early = journal, scheduler, stops_early
         self._samples, self._is_compared = samples, is_compared
+        self._is_out_of_time = is_out_of_time
         for report in journal.reports:
             if report.score is not None:
                 self._stops(report.trial, report.epoch, report.score)
 
-    def report(self, trial: int, epoch: int, score: float) -> bool:
+    def report(self, trial: int, epoch: int, score: float, seconds: float = 0.0) -> bool:
         """Take a report, and return whether to stop the trial.
 
         A trial that resumed from an earlier epoch may repeat reports. These do not count again. A
@@ -49,6 +53,7 @@ class Decisions:
             trial: The number of the trial, from 0.
             epoch: The number of epochs that it has finished, from 1.
             score: The score, where higher is better.
+            seconds: How long the epoch took.
 
         Raises:
             UserError: The journal cannot be written.
@@ -60,9 +65,10 @@ class Decisions:
         if math.isfinite(score):
             stop = self._stops(trial, epoch, score)
             stop |= self._stops_early(trial, [*self._journal.scores(trial), score])
-            entry = Report(trial, epoch, score, stop)
+            stop |= self._is_out_of_time(seconds)
+            entry = Report(trial, epoch, score, stop, seconds)
         else:
-            entry = Report(trial, epoch, None, True)
+            entry = Report(trial, epoch, None, True, seconds)
         self._journal.append(entry)
         return entry.stop
 

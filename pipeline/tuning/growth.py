@@ -1,7 +1,9 @@
 """What may change between two commands of the same study, and whether it is to have more trials."""
 
+import math
 from typing import Any
 
+from pipeline.config.base import ConfigBase
 from pipeline.config.folders import Folder
 from pipeline.config.study import StudyConfig
 from pipeline.errors import UserError
@@ -11,7 +13,7 @@ from pipeline.tuning.journal_lines import JOURNAL_FILE, has_journal
 
 WITHOUT_EFFECT = frozenset({"study.num_workers", "study.max_concurrent_trials"})
 """Fields that decide only where trials run, and how many at the same time."""
-GROWS = frozenset({"study.num_trials", "study.confirm"})
+GROWS = frozenset({"study.num_trials", "study.confirm", "study.budget"})
 """Fields of which a finished study may continue with more."""
 _FIRST_KINDS = ("choice", "uniform", "loguniform")
 
@@ -56,6 +58,7 @@ def has_more_trials(
     # Settings that were confirmed stay so if fewer trainings are asked for.
     grown = study.confirm > before.confirm
     grown |= has_grown(str(folder), "study.num_trials", before.trials, study.trials)
+    grown |= _budget_has_grown(folder, record.fingerprint.get("study.budget") or {}, study)
     if grown and study.scheduler == "pbt":
         raise UserError(
             f"{folder} was made with study.num_trials={before.trials}: the trials of scheduler "
@@ -70,11 +73,31 @@ def has_more_trials(
     return grown
 
 
+def _budget_has_grown(folder: Folder, before: dict[str, Any], study: StudyConfig) -> bool:
+    """Return whether a bound of the budget is higher than before, or gone.
+
+    Raises:
+        UserError: A bound is lower than before.
+    """
+    grown = False
+    for name, now in study.budget.model_dump().items():
+        then = before.get(name)
+        ends = [math.inf if each is None else each for each in (then, now)]
+        grown |= has_grown(str(folder), f"study.budget.{name}", *ends)
+    return grown
+
+
 def _study_defaults() -> dict[str, Any]:
     """Return the default values of `study`. An older record lacks the fields that came later."""
     fields = StudyConfig.model_fields.items()
     return {
-        f"study.{name}": list(field.default) if isinstance(field.default, tuple) else field.default
+        f"study.{name}": _as_json(field.default)
         for name, field in fields
         if not field.is_required()
     }
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, ConfigBase):
+        return value.model_dump(mode="json")
+    return list(value) if isinstance(value, tuple) else value

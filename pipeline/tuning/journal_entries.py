@@ -57,12 +57,14 @@ class Report:
         epoch: The number of epochs that the trial has finished, from 1.
         score: The score that ranks it; None if it was not finite.
         stop: The decision: whether the trial was stopped after this epoch.
+        seconds: How long the epoch took, with the start of the trial before its first one.
     """
 
     trial: int
     epoch: int
     score: float | None
     stop: bool
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         _check(
@@ -71,6 +73,8 @@ class Report:
         number = isinstance(self.score, int | float) and math.isfinite(self.score)
         _check(self.score is None or number, "score is not a finite number")
         _check(isinstance(self.stop, bool), "stop is not true or false")
+        known = isinstance(self.seconds, int | float) and 0 <= self.seconds < math.inf
+        _check(known, "seconds is no duration")
 
 
 @dataclass(frozen=True)

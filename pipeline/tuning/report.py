@@ -5,6 +5,7 @@ from typing import Any
 from pipeline.runs.console import Console
 from pipeline.training.objectives import objective_class
 from pipeline.training.result import LEFT
+from pipeline.tuning.spending import told_of_budget
 
 
 def report(result: dict[str, Any], console: Console) -> None:
@@ -21,6 +22,10 @@ def report(result: dict[str, Any], console: Console) -> None:
         console.say(f"a trial failed: {error}")
     for reason in result.get("refused", ()):
         console.say(f"settings were not trained: {reason}")
+    for line in told_of_budget(result.get("budget")):
+        console.say(line)
+    if page := result.get("page"):
+        console.say(f"page {page}")
     console.say(f"plot {result['plot']}; MLflow run {result['run_id']}")
 
 

@@ -11,6 +11,7 @@ from pipeline.training.objectives import Objective, objective_of
 from pipeline.training.result import log_best, training_result
 from pipeline.tuning.journal import Refusal
 from pipeline.tuning.ranking import Estimate, SettingScore, confirmation, front, ranked_settings
+from pipeline.tuning.spending import Spending
 from pipeline.tuning.study import Study
 from pipeline.tuning.trial_records import TrialRecord
 from pipeline.tuning.trials import TRIAL_FILE, read_note, stopped_at, trial_folder
@@ -64,6 +65,7 @@ def study_results(study: Study, shard_set: ShardSet) -> dict[str, Any]:
         },
         "failed": [error for _, error in sorted(study.journal.errors.items())],
         "refused": [e.refused for e in study.journal.entries if isinstance(e, Refusal)],
+        "budget": Spending(study).told(),
     }
 
 
@@ -95,6 +97,7 @@ def _trial(
         "forward_flops": result["forward_flops"],
         "parameters": result["parameters"],
         "epochs": result["epochs"],
+        "val_loss": result["metrics"].get("val_loss"),
         "stopped_early": stopped_at(study.journal, record.number, epochs) is not None,
         "notes": [*record.notes, *(_handover(each.donor, each.epoch) for each in record.handovers)],
         "run_id": run.run_id,

@@ -13,10 +13,10 @@ from pipeline.config.scheduler import Pace, Scheduler
 from pipeline.config.schedulers import SCHEDULERS
 from pipeline.config.study import EPOCHS, SEED, StudyConfig
 from pipeline.config.tree import Config
+from pipeline.config.trial_configs import trial_config
 from pipeline.runs.outbox import RunRef
 from pipeline.tuning.journal import StudyJournal
 from pipeline.tuning.trial_records import TrialRecord, TrialRecords
-from pipeline.tuning.trials import trial_config
 
 Costs = Callable[[Settings], Mapping[str, float]]
 

@@ -16,6 +16,7 @@ from pipeline.training.launch import ray_storage
 from pipeline.tuning.decisions import Decisions
 from pipeline.tuning.hand_over import hand_over
 from pipeline.tuning.journal import Failure, Note
+from pipeline.tuning.spending import Spending
 from pipeline.tuning.stopping import StudyStop
 from pipeline.tuning.study import Study
 from pipeline.tuning.study_bar import StudyBar
@@ -49,12 +50,23 @@ def run_trials(
             running trial has saved a checkpoint.
     """
     scheduler = study.scheduler(most_samples_per_epoch)
+    spending = Spending(study)
     decisions = Decisions(
-        study.journal, scheduler, study.stops_early, study.samples, study.is_compared
+        study.journal,
+        scheduler,
+        study.stops_early,
+        study.samples,
+        study.is_compared,
+        spending.is_out_of_time,
     )
     stop = StudyStop(console.notice)
     queue = TrialQueue(
-        study, study.scheduler(most_samples_per_epoch), concurrent, refuses, _hand_over(study)
+        study,
+        study.scheduler(most_samples_per_epoch),
+        concurrent,
+        refuses,
+        _hand_over(study),
+        spending,
     )
     trial = Trial(
         study.base.model_dump_json(), str(study.folder), study.run, source_tags(), stop.token
@@ -170,7 +182,9 @@ def _scheduler(decisions: Decisions) -> Any:
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             if "score" not in result:
                 return TrialScheduler.CONTINUE
-            stop = decisions.report(trial.config[NUMBER], result["epoch"], result["score"])
+            stop = decisions.report(
+                trial.config[NUMBER], result["epoch"], result["score"], result["time_this_iter_s"]
+            )
             return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
         # Ray Tune pickles its scheduler for its own restoration, which is never used.

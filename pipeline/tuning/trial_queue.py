@@ -10,10 +10,13 @@ from pipeline.config.study import SEED
 from pipeline.tuning.draws import Draws
 from pipeline.tuning.journal import Begin, Generation, Handover, Note, Refusal
 from pipeline.tuning.ranking import best_draw
+from pipeline.tuning.spending import Spending
 from pipeline.tuning.study import Study
 
 MAX_REFUSALS = 1000
 """The most settings in a row that are refused before a study draws no others."""
+MAX_TOO_DEAR = 20
+"""The most settings in a row that do not fit into the budget before it counts as spent."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class TrialQueue:
         refuses: Returns why settings cannot be trained; None if they can.
         hand_over: Copies the weights of a trial to another one, and returns their sha256. It takes
             the takeover and the epoch.
+        spending: What the study has spent of its budget.
 
     Attributes:
         is_finished: Whether all trials have ended.
@@ -54,9 +58,12 @@ class TrialQueue:
         concurrent: int,
         refuses: Callable[[Settings], str | None],
         hand_over: Callable[[Takeover, int], str],
+        spending: Spending,
     ) -> None:
         self._study, self._scheduler, self._concurrent = study, scheduler, concurrent
         self._refuses, self._hand_over = refuses, hand_over
+        self._spending = spending
+        self._waits_for_budget = False
         sampler = SEARCHES[study.section.search].sampler(
             study.section.space, study.base.seed, 1 + len(study.section.objectives)
         )
@@ -73,6 +80,7 @@ class TrialQueue:
     def ended(self, trial: int) -> None:
         """Record that a trial no longer runs."""
         self._running.discard(trial)
+        self._waits_for_budget = False
         if trial in self._study.open_trials() and not self._waits(trial):
             self._left.add(trial)  # it failed, or a notice has stopped it
 
@@ -136,19 +144,28 @@ class TrialQueue:
             return None
         for draw, trials in study.by_draw(study.records).items():
             if len(trials) < study.section.seeds and study.wants_seeds(trials):
+                if self._spending.refuses(trials[0].settings):
+                    continue
                 return self._begin(draw, trials[0].settings, study.base.seed + len(trials))
         return None
 
     def _new_settings(self) -> int | None:
         """Begin a trial of new settings, as long as there are to be others."""
-        study, refused = self._study, 0
+        study, refused, too_dear = self._study, 0, 0
         while self._draws.accepted < study.section.trials and not self._no_more_draws:
+            if self._waits_for_budget or self._spending.is_out_of_time():
+                return None
             settings = self._draws.ask()
             if settings is None or refused >= MAX_REFUSALS:
                 self._no_more_draws = True
                 return None
             draw = self._draws.asked - 1
             reason = self._refuses(settings)
+            if reason is None and (reason := self._spending.refuses(settings)) is not None:
+                too_dear += 1
+                # What running trials leave over may be enough.
+                self._waits_for_budget = bool(self._running)
+                self._no_more_draws = too_dear >= MAX_TOO_DEAR and not self._running
             if reason is None:
                 number = self._begin(draw, settings, settings.get(SEED, study.base.seed))
                 self._draws.catch_up()
@@ -170,6 +187,8 @@ class TrialQueue:
         if len(before) >= study.section.confirm:
             return None
         settings = study.of_draw(study.records, draw)[0].settings
+        if self._spending.refuses(settings):
+            return None
         seed = study.base.seed + study.section.seeds + len(before)
         return self._begin(draw, settings, seed)
 

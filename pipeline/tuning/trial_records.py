@@ -30,6 +30,7 @@ class TrialRecord:
         is_given_up: Whether it is not tried again after this error.
         notes: What happened to it.
         handovers: The weights of others that it took over.
+        seconds: How long the epochs that it has reported took.
     """
 
     number: int
@@ -42,6 +43,7 @@ class TrialRecord:
     is_given_up: bool = False
     notes: list[str] = field(default_factory=list)
     handovers: list[Handover] = field(default_factory=list)
+    seconds: float = 0.0
 
     @property
     def epochs(self) -> int:
@@ -77,6 +79,7 @@ class TrialRecords(dict[int, TrialRecord]):
             case Report():
                 record.scores.setdefault(entry.epoch, entry.score)
                 record.is_stopped |= entry.stop
+                record.seconds += entry.seconds
                 record.error, record.is_given_up = None, False
             case Handover():
                 record.settings = entry.settings

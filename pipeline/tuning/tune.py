@@ -13,6 +13,7 @@ from cluster.ray_session import ray_session
 from pipeline.config.folders import Folder, folder_at
 from pipeline.config.study import StudyConfig
 from pipeline.config.tree import Config
+from pipeline.config.trial_configs import draw_settings, study_base, trial_config
 from pipeline.errors import UserError
 from pipeline.preprocess.find_shards import with_shards
 from pipeline.preprocess.identity import needed_positions
@@ -41,20 +42,16 @@ from pipeline.training.result import LEFT
 from pipeline.tuning.admission import Admission
 from pipeline.tuning.growth import has_more_trials, study_fields
 from pipeline.tuning.journal import Begin, Failure, StudyJournal
+from pipeline.tuning.page import write_page
 from pipeline.tuning.plots import plot_study
 from pipeline.tuning.results import checkpoint_score, study_results
 from pipeline.tuning.study import Study
 from pipeline.tuning.study_run import run_trials
-from pipeline.tuning.trials import (
-    close_trials,
-    draw_settings,
-    study_base,
-    trial_config,
-)
+from pipeline.tuning.trials import close_trials
 from shards import ShardSet
 
 STAGE = "tune"
-RESULTS_FILE = "study.json"
+RESULTS_FILE, PAGE_FILE = "study.json", "study.html"
 
 
 def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, Any]:
@@ -79,7 +76,8 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
         trials), `front` (the IDs of the trials that are best in the metric and
         `study.objectives`), `confirmed` (the mean and interval of the best settings from other
         seeds, and these `trials`; None without), `failed` (the errors of trials), `refused` (why
-        settings were not trained), `plot`, `seconds`, `skipped`, and `undelivered` (a text on what
+        settings were not trained), `budget` (what was spent of it; None
+        without one), `plot`, `page`, `seconds`, `skipped`, and `undelivered` (a text on what
         MLflow has not received yet, or None).
 
     Raises:
@@ -187,12 +185,15 @@ def _study(
         plot = folder / f"{objective.selection}_vs_flops.png"
         with writable(plot) as file:
             plot_study(found["trials"], file, config.name, objective.selection)
+        page = folder / PAGE_FILE
         result = {
             **name_field(objective),
             "run_id": run.run_id,
             **found,
             "plot": str(plot),
+            "page": str(page),
         }
+        write_page(page, result, under_way, config.name)
         write_json(folder / RESULTS_FILE, result)
         _log_study(run, folder, result, objective.selection)
     seconds = spent + time.time() - started
@@ -283,5 +284,9 @@ def _log_study(run: RunRef, folder: Folder, result: dict[str, Any], metric: str)
         run,
         metrics=metrics,
         tags={"perceiver.best_trial": result["best"]["run_id"]},
-        artifacts=[folder / RESULTS_FILE, folder_at(result["plot"])],
+        artifacts=[
+            folder / RESULTS_FILE,
+            folder_at(result["plot"]),
+            folder_at(result["page"]),
+        ],
     )
