@@ -18,6 +18,7 @@ from pipeline.cli.arguments import (
 from pipeline.cli.cluster_parser import add_cluster, add_config, add_jobs, add_submit
 from pipeline.cli.open_console import open_console
 from pipeline.cli.registry_parser import DEFAULT_OUTPUT, Add, add_registry
+from pipeline.workflow import STAGES
 
 PROFILED_STEPS = 5
 
@@ -85,6 +86,12 @@ def _add_stages(add: Add) -> None:
     verb.add_argument(
         "--output", type=local_path, default=DEFAULT_OUTPUT, help="folder for all files of the demo"
     )
+    verb = add("run", verbs.run_workflow, "go from raw media to a registered model, or on with it")
+    add_config(verb)
+    verb.add_argument(
+        "--until", choices=STAGES, metavar="STAGE", help=f"stop after: {', '.join(STAGES)}"
+    )
+    verb.add_argument("--fresh", action="store_true", help="replace the earlier results")
     add_config(add("config", verbs.run_config, "print the resolved configuration"))
     _add_plan(add("plan", verbs.run_plan, "tell what a training takes, before a GPU is rented"))
     for name, help_text in (

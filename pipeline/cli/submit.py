@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.runs.console import Console
 from shards.redaction import redacted
 
-VERBS = ("preprocess", "train", "tune", "demo", "evaluate", "promote", "predict")
+VERBS = ("run", "preprocess", "train", "tune", "demo", "evaluate", "promote", "predict")
 CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 
 

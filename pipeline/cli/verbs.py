@@ -62,6 +62,23 @@ def run_stage(args: argparse.Namespace) -> int:
     return OK
 
 
+def run_workflow(args: argparse.Namespace) -> int:
+    """Do every stage of a configuration that is not yet done."""
+    from cluster.ray_session import in_ray_job
+    from pipeline.config.load import load_config
+    from pipeline.deploy.secret_values import require_secrets
+    from pipeline.workflow.run import report, run
+
+    config = load_config(args.config, args.overrides)
+    if in_ray_job():
+        require_secrets(config.cluster.deploy)
+    with open_console(args, config) as console:
+        result = run(config, console, until=args.until, fresh=args.fresh)
+        report(result, console)
+        console.result(result)
+    return OK
+
+
 def run_plan(args: argparse.Namespace) -> int:
     """Plan a training. Return 1 if something would not work."""
     from pipeline.config.load import load_config
