@@ -40,7 +40,8 @@ from pipeline.media import (
 )  # fmt: skip
 from pipeline.media.points.fourier import point_features
 from pipeline.media.table.modality import VOCABULARY
-from pipeline.registry.predict import predict_files
+from pipeline.registry.predict_inputs import Inputs
+from pipeline.registry.predict_reading import predict_inputs
 from pipeline.registry.served.inference import ModelCard, Predictor, as_inputs
 from pipeline.training.objectives.classification import Classification
 
@@ -215,6 +216,6 @@ def test_each_row_of_a_file_is_classified(predictor, tmp_path, suffix):
         pq.write_table(table, path)
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    found = predict_files(model, [path])
+    (found,) = predict_inputs(model, iter(Inputs([str(path)], model.card.media)), ())
     assert [p.probabilities for p in found] == [p.probabilities for p in model.predict(ROWS)]
     assert [p.source for p in found[:2]] == [f"{path}:row 1", f"{path}:row 2"]

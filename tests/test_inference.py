@@ -29,7 +29,8 @@ from pipeline.inputs.batches import inputs_on, media_loader
 from pipeline.inputs.collate import collate
 from pipeline.media import AudioFormat, ImageFormat, MediaFormat, check_array
 from pipeline.media.image.decode import encode_jpeg
-from pipeline.registry.predict_inputs import list_inputs
+from pipeline.registry.predict_inputs import Inputs
+from pipeline.registry.predict_reading import predict_inputs
 from pipeline.registry.prediction_tables import encode_predictions
 from pipeline.registry.served.inference import ModelCard, Predictor
 from pipeline.training.objectives.classification import Classification, ClassPrediction
@@ -339,7 +340,7 @@ def test_loader_processes_give_the_same_batches_in_the_same_order(images):
 def test_names_that_are_not_utf_8_are_written(predictor, tmp_path, kind):
     strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))
     strange.write_bytes(png(0))
-    predictions = predictor.predict(list_inputs([str(strange)]))
+    (predictions,) = predict_inputs(predictor, iter(Inputs([str(strange)], IMAGES)), ())
     assert predictions[0].label in CLASSES
     content = encode_predictions(predictions, f".{kind}", ClassPrediction)
     if kind == "parquet":

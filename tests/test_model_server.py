@@ -9,7 +9,6 @@ import subprocess
 import sys
 import sysconfig
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,8 @@ from typing import Any
 import mlflow
 import pytest
 import requests
-from modality_samples import make_config
-from safetensors.torch import save_file
-from test_inference import image_card, png, random_weights
-
-from pipeline.registry.package import package
-from pipeline.runs.mlflow_client import client
+from registered_models import owls
+from test_inference import png
 
 URI = "models:/owls/1"
 PNGS = [png(seed) for seed in range(3)]
@@ -32,20 +27,7 @@ TEXTS = [base64.b64encode(data).decode() for data in PNGS]
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tracking store in which an untrained model of images is registered."""
-    folder = tmp_path_factory.mktemp("registry")
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
-    client(uri)
-    mlflow.set_tracking_uri(uri)
-    experiment = mlflow.create_experiment("owls", artifact_location=(folder / "files").as_uri())
-    card = image_card()
-    save_file(random_weights(card), folder / "model.safetensors")
-    weights = folder / "model.safetensors"
-    data = make_config("text", folder).data
-    with warnings.catch_warnings(action="ignore"), mlflow.start_run(experiment_id=experiment):
-        mlflow.pyfunc.log_model(
-            name="model", registered_model_name="owls", **package(card, folder, weights, data)
-        )
-    return uri
+    return owls(tmp_path_factory.mktemp("registry"))
 
 
 @pytest.fixture(scope="module")

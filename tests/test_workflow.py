@@ -41,7 +41,7 @@ def done(
     folder = tmp_path_factory.mktemp("workflow")
     make = functools.partial(
         make_config, folder, f"data.test={digit_images / 'test'}", "cluster.num_workers=0",
-        "data.samples_per_shard=100", "registry.model_name=flow",
+        "data.samples_per_shard=100", "registry.model_name=flow", "training.epochs=8",
     )  # fmt: skip
     config = make(STUDY)
     path = folder / "run.yaml"
@@ -100,7 +100,7 @@ def test_the_best_trial_is_trained_for_all_epochs_and_registered(done: SimpleNam
     assert (version.run_id, str(version.version)) == (result["run_id"], result["version"])
     long = run_config(client, result["run_id"])
     assert long.training.learning_rate == 3e-3
-    assert long.training.epochs == done.config.training.epochs == 2
+    assert long.training.epochs == done.config.training.epochs == 8
     assert long.folder == done.config.folder.with_name("digits-trial-0")
     assert Path(result["checkpoint"]).is_relative_to(long.folder)
     assert (result["split"], result["samples"]) == ("test", 60)
@@ -136,7 +136,7 @@ def test_a_model_that_does_not_beat_the_champion_is_refused_after_its_stages_are
     done: SimpleNamespace, tmp_path: Path
 ) -> None:
     shards = done.config.shards_folder
-    weak = done.make("name=weak", f"shards={shards}", "training.learning_rate=1e-6")
+    weak = done.make("name=weak", f"shards={shards}", "training.epochs=1")
     with (tmp_path / "told.txt").open("w+") as file:
         with pytest.raises(GateRefusedError):
             run(weak, Console(file, file))

@@ -82,6 +82,17 @@ def json_target(text: str) -> str:
     return str(Path(text).expanduser().absolute())
 
 
+def count(text: str) -> int:
+    """Return a count of at least 0.
+
+    Raises:
+        ArgumentTypeError: The text is none.
+    """
+    if not text.isascii() or not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no count")
+    return int(text)
+
+
 def positive_count(text: str) -> int:
     """Return a count of at least 1.
 

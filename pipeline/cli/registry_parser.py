@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.cli import registry_verbs
-from pipeline.cli.arguments import folder_or_name, local_path, run_or_model
+from pipeline.cli.arguments import count, folder_or_name, local_path, run_or_model
 
 DEFAULT_OUTPUT = "runs"
 
@@ -99,11 +99,27 @@ def add_registry(add: Add) -> None:
     verb = add("predict", registry_verbs.run_predict, "predict raw files with a registered model")
     verb.add_argument("model", metavar="MODEL", help="models:/NAME@ALIAS or models:/NAME/VERSION")
     verb.add_argument(
-        "inputs", nargs="+", type=local_path, metavar="INPUT", help="files, folders, URLs"
+        "inputs",
+        nargs="+",
+        type=local_path,
+        metavar="INPUT",
+        help="files, folders, listings (.csv, .parquet, .jsonl), tars, URLs of these",
     )
     verb.add_argument(
-        "--to", type=local_path, metavar="FILE|URL", help="also write .jsonl, .csv or .parquet"
+        "--to",
+        type=local_path,
+        metavar="FILE|FOLDER|URL",
+        help="also write .jsonl, .csv or .parquet; or fill a folder, which a kill only delays",
     )
+    verb.add_argument(
+        "--workers",
+        type=count,
+        metavar="N",
+        help="processes that fill a folder (default: 0, this one, for few files; for many, one for "
+        "each GPU or CPU)",
+    )
+    verb.add_argument("--address", help="Ray cluster to join (default: Ray on this machine)")
+    verb.add_argument("--fresh", action="store_true", help="replace what is in the folder")
     verb.add_argument(
         "--max-bad-fraction", type=float, default=1.0, help="fail above this share of bad files"
     )

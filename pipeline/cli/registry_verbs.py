@@ -180,6 +180,9 @@ def run_predict(args: argparse.Namespace) -> int:
             console,
             output=args.to,
             max_bad_fraction=args.max_bad_fraction,
+            workers=args.workers,
+            address=args.address,
+            fresh=args.fresh,
         )
         report(result, console)
         console.result(result)

@@ -2,31 +2,34 @@
 
 import contextlib
 import functools
-import itertools
+import hashlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from perceiver_model.adapters.backbone_config import backbone_of
 from pipeline.config.folders import Folder, folder_at
 from pipeline.errors import UserError
-from pipeline.media.registered import modality_of
-from pipeline.media.sandbox.sandbox import SandboxError
-from pipeline.registry.predict_inputs import list_inputs, local_files
+from pipeline.registry.predict_folder import Request, predict_to_folder
+from pipeline.registry.predict_inputs import Inputs, at_most
+from pipeline.registry.predict_part import Weights
+from pipeline.registry.predict_reading import predict_inputs
 from pipeline.registry.prediction_tables import as_json, encode_predictions, flat_answers
 from pipeline.registry.served.card import ModelCardError
 from pipeline.registry.served.inference import Predictor
-from pipeline.registry.table_rows import holds_rows, input_columns, table_rows
 from pipeline.runs.console import Console
 from pipeline.runs.mlflow_errors import mlflow_answers
 from pipeline.runs.storage import remove, write_bytes
 from pipeline.training.objectives import Prediction, name_field, objective_class
 from shards.files import AtomicFile
-from shards.redaction import shortened
+from shards.redaction import redacted, shortened
 
 FORMATS = (".jsonl", ".csv", ".parquet")
-ROWS_AT_ONCE = 1024
+MAX_IN_MEMORY = 100_000
+"""More predictions than these go to a folder."""
 
 
 @contextlib.contextmanager
@@ -53,53 +56,72 @@ def predict(
     *,
     output: str | Path | None = None,
     max_bad_fraction: float = 1.0,
+    workers: int | None = None,
+    address: str | None = None,
+    fresh: bool = False,
 ) -> dict[str, Any]:
-    """Predict files, and all files in folders.
+    """Predict files, folders, listings and tars.
 
     Args:
         mlflow_client: The client of the tracking server.
         model_uri: `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/RUN/model`.
-        inputs: Files, folders and URLs of them. A model of tables reads each row of `.csv`,
-            `.parquet` and `.jsonl` files. It reads any other file as one row, a JSON object. A
-            model of several modalities reads such rows, too
-            (`pipeline.registry.table_rows.table_rows`).
+        inputs: What `pipeline.registry.predict_inputs.Inputs` takes.
         console: The console, which shows the progress.
-        output: A path or URL to also write the predictions to: `.jsonl`, `.csv` or `.parquet`.
-        max_bad_fraction: The largest share of the files that may be unusable.
+        output: A path or URL to write the predictions to. `.jsonl`, `.csv` and `.parquet` are one
+            file, and predicted here. Anything else is a folder of Parquet parts
+            (`pipeline.registry.predict_folder`), for any number of inputs.
+        max_bad_fraction: The largest share of the inputs that may be unusable.
+        workers: The number of processes that fill a folder; 0 is the calling one, and None
+            chooses by the number of inputs.
+        address: The Ray cluster whose processes fill a folder; None starts Ray on this machine.
+        fresh: Whether to replace earlier predictions in a folder.
 
     Returns:
-        `model_uri`, `predictions` (a list of dictionaries with the fields of the objective's
-        `Prediction`), and `bad` (the number of predictions with an error).
+        `model_uri` and `bad` (the number of inputs without an answer). Without a folder also
+        `predictions` (a list of dictionaries with the fields of the objective's `Prediction`); with
+        a folder, what `predict_to_folder` returns.
 
     Raises:
         UserError: There is no such model or file, nothing to predict, too many unusable files, or
             no sandbox to decode them in.
+        ClusterError: The cluster has no room for a worker.
         ShardError: The predictions cannot be written.
     """
     target = None if output is None else folder_at(str(output))
     if target is not None and target.suffix not in FORMATS:
-        raise UserError(f"--to {output}: the extension must be one of {', '.join(FORMATS)}")
-    files = list_inputs(inputs)
-    predictor = load_model(mlflow_client, model_uri)
-    objective = type(predictor.card.objective)
+        if target.suffix:
+            raise UserError(
+                f"--to {output}: a file ends in {', '.join(FORMATS)}, and a folder has no extension"
+            )
+        return _to_folder(
+            mlflow_client, model_uri, inputs, target, console, max_bad_fraction=max_bad_fraction,
+            workers=workers, address=address, fresh=fresh,
+        )  # fmt: skip
+    for option, value in (("--workers", workers), ("--address", address), ("--fresh", fresh)):
+        if value not in (None, False):
+            raise UserError(f"{option}: is for predictions in a folder; give --to FOLDER")
+    model = open_model(mlflow_client, model_uri)
+    objective = type(model.predictor.card.objective)
+    wanted = Inputs(inputs, model.predictor.card.media)
+    found = at_most(wanted, MAX_IN_MEMORY)
+    if found is None:
+        raise UserError(
+            f"more than {MAX_IN_MEMORY} inputs; write their predictions to a folder of Parquet "
+            "parts with --to FOLDER"
+        )
+    if not found:
+        raise UserError(f"{', '.join(map(redacted, inputs))}: no files there")
     predictions: list[Prediction] = []
     # The output is opened first, so that a path that cannot be written fails before the
     # predictions.
     with _opened(target) as write:
-        with console.bar("predict", len(files), "files") as bar:
-            for start in range(0, len(files), 256):
-                chunk = files[start : start + 256]
-                try:
-                    with local_files(chunk) as local:
-                        found = predict_files(predictor, local.paths)
-                        predictions += map(local.named, found)
-                except SandboxError as error:
-                    raise UserError(f"files cannot be decoded here: {error}") from None
-                bar.advance(len(chunk))
+        with console.bar("predict", len(found), "files") as bar:
+            for some in predict_inputs(model.predictor, iter(found), wanted.roots):
+                predictions += some
+                bar.advance(len(some))
         bad = [prediction for prediction in predictions if prediction.error is not None]
-        if bad and (len(bad) == len(predictions) or len(bad) / len(predictions) > max_bad_fraction):
-            named = "; ".join(f"{prediction.source}: {prediction.error}" for prediction in bad[:3])
-            raise UserError(f"{len(bad)} of {len(predictions)} files cannot be used: {named}")
+        named = [(prediction.source, str(prediction.error)) for prediction in bad[:3]]
+        _refuse_too_many(len(bad), len(predictions), named, max_bad_fraction)
         if target is not None:
             write(encode_predictions(predictions, target.suffix, objective.prediction))
     return {
@@ -108,6 +130,68 @@ def predict(
         "bad": len(bad),
         **name_field(objective),
     }
+
+
+def _to_folder(
+    mlflow_client: Any,
+    model_uri: str,
+    inputs: list[str],
+    folder: Folder,
+    console: Console,
+    *,
+    max_bad_fraction: float,
+    workers: int | None,
+    address: str | None,
+    fresh: bool,
+) -> dict[str, Any]:
+    model = open_model(mlflow_client, model_uri)
+    weights = weights_of(model)
+    request = Request(
+        model_uri=model_uri,
+        digest=_digest(weights),
+        inputs=Inputs(inputs, model.predictor.card.media),
+        folder=folder,
+        workers=workers,
+        address=address,
+        fresh=fresh,
+    )
+    del model
+    result = predict_to_folder(request, weights, console)
+    named = [(each["source"], each["error"]) for each in result["bad_files"][:3]]
+    _refuse_too_many(result["bad"], result["files"], named, max_bad_fraction)
+    return {"model_uri": model_uri, **result}
+
+
+def _refuse_too_many(bad: int, total: int, named: list[tuple[str, str]], share: float) -> None:
+    if bad and (bad == total or bad / total > share):
+        text = "; ".join(f"{source}: {error}" for source, error in named)
+        raise UserError(f"{bad} of {total} files cannot be used: {text}")
+
+
+def weights_of(model: Any) -> Weights:
+    """Return a loaded model in a form that other processes can be sent."""
+    predictor = model.predictor
+    code: tuple[str, ...] = ()
+    if (backbone := backbone_of(predictor.card.objective.model_config)) is not None:
+        module = sys.modules[backbone.module.partition(".")[0]]
+        code = (str(Path(str(module.__file__)).resolve().parent),)
+        if Path(str(module.__file__)).name == "__init__.py":
+            code = (str(Path(code[0]).parent),)
+    return Weights(
+        card=predictor.card.to_json(),
+        tensors={name: value.cpu().numpy() for name, value in predictor.model.state_dict().items()},
+        settings=dict(model.settings),
+        code=code,
+    )
+
+
+def _digest(weights: Weights) -> str:
+    """Return the sha256 of a model's card and weights."""
+    digest = hashlib.sha256(weights.card.encode())
+    for name, value in sorted(weights.tensors.items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value).data)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -125,34 +209,11 @@ def _opened(target: Folder | None) -> Iterator[Callable[[bytes], object]]:
         yield functools.partial(write_bytes, target)
 
 
-def predict_files(predictor: Predictor, files: list[Path]) -> list[Prediction]:
-    """Return the predictions for files, in order: one for each file, or for each row of a table."""
-    media, unusable = predictor.card.media, predictor.card.objective.prediction.unusable
-    sources = [modality_of(fmt).source for fmt in predictor.card.formats.values()]
-    if len(sources) == 1 and sources != ["row"]:
-        return predictor.predict(files)
-    predictions: list[Prediction] = []
-    for file in files:
-        if not holds_rows(file) and len(sources) == 1:
-            predictions += predictor.predict([file])
-            continue
-        if not holds_rows(file):
-            columns = ", ".join(column.name for column in input_columns(media))
-            reason = f"no .csv, .parquet or .jsonl file with the columns {columns}"
-            predictions.append(unusable(str(file), reason))
-            continue
-        rows = table_rows(file, media)
-        while chunk := list(itertools.islice(rows, ROWS_AT_ONCE)):
-            found = iter(predictor.predict([row for _, row in chunk if not isinstance(row, str)]))
-            predictions += [
-                unusable(name, row) if isinstance(row, str) else _renamed(next(found), name)
-                for name, row in chunk
-            ]
-    return predictions
-
-
 def report(result: dict[str, Any], console: Console) -> None:
     """Show the user what `predict` returned."""
+    if "predictions" not in result:
+        _report_folder(result, console)
+        return
     kind = objective_class(result.get("objective")).prediction
     names, answers = flat_answers(result["predictions"], kind)
     rows = [
@@ -168,8 +229,29 @@ def report(result: dict[str, Any], console: Console) -> None:
         console.say(f"{result['bad']} of {len(rows)} files could not be used; see the last column")
 
 
+def _report_folder(result: dict[str, Any], console: Console) -> None:
+    if result["bad"]:
+        console.table(
+            f"{result['bad']} of {result['files']} files could not be used",
+            ("file", "error"),
+            [(each["source"], each["error"]) for each in result["bad_files"]],
+        )
+    state = "done before: skipped" if result["skipped"] else f"{result['made']} made now"
+    parts = f"{result['parts']} Parquet files ({state})"
+    console.say(f"{result['to']}: {result['files']} predictions in {parts}")
+
+
 def load_model(mlflow_client: Any, model_uri: str) -> Predictor:
+    """Load a model as `open_model` does, and return its predictor."""
+    predictor: Predictor = open_model(mlflow_client, model_uri).predictor
+    return predictor
+
+
+def open_model(mlflow_client: Any, model_uri: str) -> Any:
     """Load a model from the registry, as any user of MLflow would.
+
+    Returns:
+        The `PerceiverModel`, with its `predictor` and its `settings`.
 
     Raises:
         UserError: There is no model with this name, alias or version, or this pipeline did not
@@ -189,14 +271,9 @@ def load_model(mlflow_client: Any, model_uri: str) -> Predictor:
     except ModelCardError as error:
         raise UserError(f"{model_uri}: {error}") from None
     model = loaded.unwrap_python_model()
-    predictor = getattr(model, "predictor", None)
-    if predictor is None:
+    if getattr(model, "predictor", None) is None:
         raise UserError(f"{model_uri}: was not registered by 'perceiver promote'")
-    return predictor
-
-
-def _renamed(prediction: Any, source: str) -> Any:
-    return replace(prediction, source=source)
+    return model
 
 
 def _cell(value: Any) -> str:

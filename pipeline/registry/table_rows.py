@@ -9,13 +9,8 @@ from pipeline.media import MediaFormat
 from pipeline.media.format import Media, by_modality
 from pipeline.media.registered import modality_of
 from pipeline.preprocess.sources.columns import Column, row_columns
-from pipeline.preprocess.sources.rows import SUFFIXES, open_listing
+from pipeline.preprocess.sources.rows import open_listing
 from pipeline.preprocess.sources.typed import Role
-
-
-def holds_rows(path: Path) -> bool:
-    """Return whether the extension of a file means that it holds rows."""
-    return path.suffix.lower() in SUFFIXES
 
 
 def table_rows(path: Path, media: Media) -> Iterator[tuple[str, dict[str, Any] | str]]:
