@@ -77,7 +77,7 @@ def report(result: dict[str, Any], console: Console) -> None:
         ("file", "class", "probability"),
         [(p["source"], p["label"], f"{p['probability']:.4f}") for p in result["predictions"]],
     )
-    show_stages(result["stages"], console)
+    show_stages(result["stages"], console, outcomes=False)
     console.say(
         f"test accuracy {result['test_accuracy']:.4f} on {result['test_files']} PNG files that "
         f"{result['model_uri']} never saw"

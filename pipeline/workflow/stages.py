@@ -112,21 +112,17 @@ def recorded(
     return {"skipped": False, **result, "seconds": seconds}
 
 
-def show_stages(done: Sequence[dict[str, Any]], console: Console) -> None:
-    """Show the table of the stages."""
-    console.table(
-        "stages",
-        ("stage", "seconds", "", "result"),
-        [
-            (
-                stage["name"],
-                f"{stage['seconds']:.1f}",
-                "skipped" if stage["skipped"] else "",
-                stage["outcome"],
-            )
-            for stage in done
-        ],
-    )
+def show_stages(done: Sequence[dict[str, Any]], console: Console, *, outcomes: bool = True) -> None:
+    """Show the table of the stages, with what they have made unless that was shown before."""
+    rows = [
+        (stage["name"], f"{stage['seconds']:.1f}", "skipped" if stage["skipped"] else "")
+        for stage in done
+    ]
+    columns: tuple[str, ...] = ("stage", "seconds", "")
+    if outcomes:
+        columns = (*columns, "result")
+        rows = [(*row, stage["outcome"]) for row, stage in zip(rows, done, strict=True)]
+    console.table("stages", columns, rows)
 
 
 def _is_recorded(config: Config, name: str) -> bool:
