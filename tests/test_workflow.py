@@ -18,9 +18,8 @@ from pipeline.cli.parser import parse
 from pipeline.config.tree import Config
 from pipeline.errors import GateRefusedError, UserError
 from pipeline.runs.console import Console
+from pipeline.runs.records import read_run_record
 from pipeline.runs.tracking import run_config
-from pipeline.tuning.journal import StudyJournal
-from pipeline.tuning.journal_lines import JOURNAL_FILE
 from pipeline.workflow import STAGES
 from pipeline.workflow.run import run
 
@@ -34,41 +33,40 @@ MakeConfig = Callable[..., Config]
 
 
 @pytest.fixture(scope="module")
-def done(
+def make(
     make_config: MakeConfig, digit_images: Path, tmp_path_factory: pytest.TempPathFactory
-) -> SimpleNamespace:
-    """The command, killed within its study, and then stopped after each stage. Then all of it."""
+) -> MakeConfig:
+    """Configurations in one output folder, on one set with a test split."""
     folder = tmp_path_factory.mktemp("workflow")
-    make = functools.partial(
+    return functools.partial(
         make_config, folder, f"data.test={digit_images / 'test'}", "cluster.num_workers=0",
-        "data.samples_per_shard=100", "registry.model_name=flow", "training.epochs=8",
+        "data.samples_per_shard=100", "registry.model_name=flow",
     )  # fmt: skip
-    config = make(STUDY)
-    path = folder / "run.yaml"
-    path.write_text(json.dumps(config.tree()))
-    kill_within_the_study([sys.executable, "-m", "pipeline", "run", str(path)], config)
-    with (folder / "told.txt").open("w+") as file:
+
+
+@pytest.fixture(scope="module")
+def done(make: MakeConfig) -> SimpleNamespace:
+    """The command, stopped after each stage, and then all of it."""
+    config = make(STUDY, "training.epochs=8")
+    with (Path(config.output) / "told.txt").open("w+") as file:
         console = Console(file, file)
         parts = [run(config, console, until=stage)["stages"] for stage in STAGES]
-        file.seek(0)
-        told = file.read()
         runs = num_runs(config)
         again = run(config, console)
-    return SimpleNamespace(
-        config=config, make=make, parts=parts, told=told, again=again, runs=runs, folder=folder
-    )
+    return SimpleNamespace(config=config, parts=parts, again=again, runs=runs)
 
 
-def kill_within_the_study(command: list[str], config: Config) -> None:
-    """Run a command until its study has reported an epoch, and kill it."""
-    journal = config.folder / "tune" / JOURNAL_FILE
-    deadline = time.monotonic() + 600
+def run_until_killed(config: Config, path: Path) -> None:
+    """Run the command in a process of its own until it has a checkpoint, and kill it."""
+    path.write_text(json.dumps(config.tree()))
+    deadline = time.monotonic() + 400
+    command = [sys.executable, "-m", "pipeline", "run", str(path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
-            while not (journal.is_file() and StudyJournal(journal.parent).reports):
+            while not any((config.folder / "train" / "checkpoints").glob("step-*/state.json")):
                 assert process.poll() is None, "the command has ended before it was killed"
                 assert time.monotonic() < deadline
-                time.sleep(0.05)
+                time.sleep(0.01)
         finally:
             process.kill()
 
@@ -88,8 +86,31 @@ def test_each_stage_goes_on_from_those_before_it(done: SimpleNamespace) -> None:
     for number, part in enumerate(done.parts):
         earlier = [stage["skipped"] for stage in part[:number]]
         assert all(earlier) and len(part) == number + 1
-        assert part[-1]["skipped"] == (number == 0), "the shard set was made before the kill"
-    assert "resuming the study" in done.told
+        assert not part[-1]["skipped"]
+
+
+def test_a_killed_command_goes_on_where_it_was(
+    done: SimpleNamespace, make: MakeConfig, console: Console, tmp_path: Path
+) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    config = make(
+        "name=killed", "registry.model_name=killed", "training.epochs=30",
+        "training.checkpoint_steps=3", f"cluster.address={address}",
+    )  # fmt: skip
+    run_until_killed(config, tmp_path / "killed.yaml")
+    before = read_run_record(config.folder, "train")
+    assert before is not None and not before.done
+    result = run(config, console)
+    assert skipped(result) == {
+        "preprocess": True, "train": False, "evaluate": False, "promote": False,
+    }  # fmt: skip
+    record = read_run_record(config.folder, "train")
+    assert record is not None and record.seconds > before.seconds
+    assert result["run_id"] == before.result["run_id"], "it is the same training"
+    told = (tmp_path / "console.txt").read_text()
+    assert told.count("its output is there and verifies; skipped") == 1
 
 
 def test_the_best_trial_is_trained_for_all_epochs_and_registered(done: SimpleNamespace) -> None:
@@ -133,10 +154,10 @@ def test_an_alias_that_is_gone_is_set_again_and_one_that_has_moved_on_stays(
 
 
 def test_a_model_that_does_not_beat_the_champion_is_refused_after_its_stages_are_told(
-    done: SimpleNamespace, tmp_path: Path
+    done: SimpleNamespace, make: MakeConfig, tmp_path: Path
 ) -> None:
     shards = done.config.shards_folder
-    weak = done.make("name=weak", f"shards={shards}", "training.epochs=1")
+    weak = make("name=weak", f"shards={shards}", "training.epochs=1")
     with (tmp_path / "told.txt").open("w+") as file:
         with pytest.raises(GateRefusedError):
             run(weak, Console(file, file))
