@@ -114,7 +114,7 @@ def recorded(
 
 def show_stages(done: Sequence[dict[str, Any]], console: Console, *, outcomes: bool = True) -> None:
     """Show the table of the stages, with what they have made unless that was shown before."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (stage["name"], f"{stage['seconds']:.1f}", "skipped" if stage["skipped"] else "")
         for stage in done
     ]
