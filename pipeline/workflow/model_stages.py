@@ -220,7 +220,7 @@ def _trained(config: Config) -> Callable[[dict[str, Any]], str]:
     def outcome(result: dict[str, Any]) -> str:
         assert config.trained_for is not None  # it was trained for it
         metric = objective_class(config.trained_for.kind).selection
-        return f"{metric} {result['score']:.4f} after {result['epochs']} epochs"
+        return f"{metric} {result['score']:.4f}, {result['epochs']} epochs"
 
     return outcome
 
