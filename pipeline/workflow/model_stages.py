@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.config.folders import folder_at
 from pipeline.config.load import with_values
+from pipeline.config.study import EPOCHS
 from pipeline.config.tree import Config
 from pipeline.evaluation.best import report_best
 from pipeline.evaluation.console_report import report as report_evaluation
@@ -21,8 +22,8 @@ from pipeline.runs.strict_json import to_json
 from pipeline.training.checkpoints import read_checkpoint
 from pipeline.training.objectives import objective_class
 from pipeline.training.result import report as report_train
-from pipeline.training.train import EPOCHS, train
-from pipeline.tuning.tune import report as report_tune
+from pipeline.training.train import train
+from pipeline.tuning.report import report as report_tune
 from pipeline.tuning.tune import tune
 from pipeline.workflow.stages import Results, Stage, recorded
 
@@ -101,6 +102,7 @@ def best_config(config: Config, best: dict[str, Any]) -> Config:
     return with_values(
         config,
         {
+            "seed": best.get("seed", config.seed),  # of studies with several seeds
             **best["params"],
             "name": f"{config.name}-trial-{int(best['id'])}",
             "shards": config.shards_folder,
@@ -111,13 +113,17 @@ def best_config(config: Config, best: dict[str, Any]) -> Config:
 
 
 def trains_the_best(config: Config) -> bool:
-    """Return whether the trials of the study are shorter than a training."""
+    """Return whether the trials of the study are shorter than a training.
+
+    A trial of a population has had several settings, so none of them can be trained for longer.
+    """
     study = config.study
     return (
         study is not None
         and study.epochs is not None
         and study.epochs < config.training.epochs
         and EPOCHS not in study.space
+        and study.scheduler != "pbt"
     )
 
 
