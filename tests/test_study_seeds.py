@@ -67,10 +67,13 @@ def test_settings_that_the_scheduler_cuts_off_get_no_other_seeds(tmp_path: Path)
     better_first = section.replace("[1e-3, 2e-3, 3e-3]", "[3e-3, 2e-3, 1e-3]")
 
     def flat(settings: dict[str, Any], seed: int, epoch: int) -> float:
-        return MEANS[settings[RATE]] + seed / 1000
+        return MEANS[settings[RATE]] - seed / 1000
 
     study = Simulation(config_of(better_first), tmp_path, flat, concurrent=1).run()
     assert trained(study) == {3e-3: [0, 1, 2], 2e-3: [0], 1e-3: [0]}
+    # Further seeds are not compared, though each is worse than the one before.
+    epochs = [r.epochs for r in study.records.values() if r.settings[RATE] == 3e-3]
+    assert epochs == [4, 4, 4]
     ranked = ranked_settings(study)
     assert [each.estimate.count for each in ranked] == [3, 1, 1]
     assert [each.estimate.low is None for each in ranked] == [False, True, True]
