@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import getpass
+import json
 import os
 import signal
 import threading
@@ -50,7 +51,7 @@ def done(
     digit_shards: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> SimpleNamespace:
-    """A study of two trials that was told to stop, went on, and then got a third trial.
+    """A study of two trials that was told to stop, went on, lost a worker, and got a third trial.
 
     The seed draws 3e-3, 1e-6 and 1e30. The second trial is stopped by ASHA, and the third one
     fails. All start from the weights of `parent`, whose encoder they leave as it is. `config` makes
@@ -72,7 +73,7 @@ def done(
         # Told to stop while the trial's workers start: they save after their first step.
         with (
             pytest.MonkeyPatch.context() as patch,
-            sent_sigterm(lambda: os.getpid() if (trial / TRIAL_FILE).is_file() else None),
+            sent(signal.SIGTERM, lambda: os.getpid() if (trial / TRIAL_FILE).is_file() else None),
             pytest.raises(Terminated) as stopped,
         ):
             patch.setattr(stopping, "STOP_SECONDS", 500.0)  # the machine may be slow
@@ -81,7 +82,9 @@ def done(
             text=stopped.value.done, checkpoints=list_names(trial / "checkpoints"),
             statuses=[run.info.status for run in runs_of(two)], reports=reports(two),
         )  # fmt: skip
-        first = tune(two, console)
+        hurt = config("study.num_trials=2", "cluster.max_failures=1")
+        with sent(signal.SIGKILL, lambda: lock_holder(trial)) as workers:
+            first = tune(hurt, console)
         report(first, console)
         first_reports = reports(two)
         three = config("study.num_trials=3")
@@ -90,8 +93,8 @@ def done(
         told = file.read()
         again = tune(three, console)
     return SimpleNamespace(
-        parent=parent, config=config, at_stop=at_stop, first=first, result=result, again=again,
-        told=told, first_reports=first_reports, runs=runs_of(three),
+        parent=parent, config=config, at_stop=at_stop, workers=workers, first=first, result=result,
+        again=again, told=told, first_reports=first_reports, runs=runs_of(three),
         runs_by_trial=runs_by_trial(three), reports=reports(three),
     )  # fmt: skip
 
@@ -170,7 +173,10 @@ def test_a_study_that_is_told_to_stop_saves_its_trials_and_goes_on(done: SimpleN
     assert "whathappened" in told and "resumedfromitsstart" in told
     assert "(stopped)" in told
     best, worst = done.first["trials"]
-    assert (best["notes"], worst["notes"]) == (["resumed from its start"], [])
+    resumed, lost = best["notes"]
+    assert resumed == "resumed from its start" and worst["notes"] == []
+    assert "starting again from the last checkpoint (1 of cluster.max_failures=1)" in lost
+    assert len(set(done.workers)) == 2
     assert (best["stopped_early"], worst["stopped_early"]) == (False, True)
     assert done.runs_by_trial[1].info.status == "FINISHED"
     assert done.runs_by_trial[1].data.tags["perceiver.stopped_at_epoch"] == str(stop.epoch)
@@ -206,9 +212,18 @@ def reports(config: Config) -> list[Report]:
     return StudyJournal(folder).reports if (folder / JOURNAL_FILE).is_file() else []
 
 
+def lock_holder(trial: Path) -> int | None:
+    """The process of the worker that writes to the folder of a trial, if there is one."""
+    try:
+        found = int(json.loads((trial / ".writer.lock").read_text())["pid"])
+    except (OSError, ValueError):
+        return None
+    return found if Path(f"/proc/{found}").exists() else None
+
+
 @contextlib.contextmanager
-def sent_sigterm(process: Callable[[], int | None]) -> Iterator[list[int]]:
-    """Send SIGTERM once, as soon as there is a process to send it to.
+def sent(number: signal.Signals, process: Callable[[], int | None]) -> Iterator[list[int]]:
+    """Send a signal once, as soon as there is a process to send it to.
 
     Yields:
         A list that takes the processes that there are one after the other.
@@ -222,7 +237,7 @@ def sent_sigterm(process: Callable[[], int | None]) -> Iterator[list[int]]:
             if found is not None and found not in seen:
                 seen.append(found)
                 if len(seen) == 1:
-                    os.kill(found, signal.SIGTERM)
+                    os.kill(found, number)
 
     thread = threading.Thread(target=look)
     thread.start()
