@@ -14,7 +14,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"cli": "the command line, Ray jobs"},
     {"benchmarks": "speed beside the peers"},
     {"demo": "all of it on digits"},
-    {"workflow": "stages, one after another"},
+    {"workflow": "stages, one after another", "serving": "the model over HTTP"},
     {"evaluation": "reports on a model"},
     {"registry": "promote, predict, the model", "tuning": "studies of Ray Tune"},
     {"plan": "what a training takes"},

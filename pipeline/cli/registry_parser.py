@@ -5,7 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.cli import registry_verbs
-from pipeline.cli.arguments import count, folder_or_name, local_path, run_or_model
+from pipeline.cli.arguments import (
+    count,
+    folder_or_name,
+    local_path,
+    positive_count,
+    run_or_model,
+)
 
 DEFAULT_OUTPUT = "runs"
 
@@ -123,6 +129,27 @@ def add_registry(add: Add) -> None:
     verb.add_argument(
         "--max-bad-fraction", type=float, default=1.0, help="fail above this share of bad files"
     )
+    _add_tracking(verb)
+    _add_serve(
+        add("serve", registry_verbs.run_serve, "serve a registered model over HTTP (Ray Serve)")
+    )
+
+
+def _add_serve(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("model", metavar="MODEL", help="models:/NAME@ALIAS or models:/NAME/VERSION")
+    verb.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    verb.add_argument("--port", type=positive_count, default=8000, help="port (8000)")
+    verb.add_argument(
+        "--replicas", type=positive_count, default=1, help="copies of the model, one CPU each (1)"
+    )
+    verb.add_argument("--num-gpus", type=float, default=0.0, help="GPUs of each copy (0)")
+    verb.add_argument(
+        "--max-batch", type=positive_count, default=32, help="inputs answered together (32)"
+    )
+    verb.add_argument(
+        "--max-body-mib", type=positive_count, default=32, help="largest body of a request (32)"
+    )
+    verb.add_argument("--timeout", type=float, default=60.0, help="most seconds of a request (60)")
     _add_tracking(verb)
 
 

@@ -187,3 +187,30 @@ def run_predict(args: argparse.Namespace) -> int:
         report(result, console)
         console.result(result)
     return OK
+
+
+def run_serve(args: argparse.Namespace) -> int:
+    """Serve a registered model over HTTP until it is stopped."""
+    with open_console(args) as console:
+        from pipeline.config.tracking_uri import tracking_uri
+        from pipeline.runs.mlflow_client import registry
+        from pipeline.serving.serve import ServeOptions, serve_model
+
+        options = ServeOptions(
+            host=args.host,
+            port=args.port,
+            replicas=args.replicas,
+            num_gpus=args.num_gpus,
+            max_batch=args.max_batch,
+            max_body_mib=args.max_body_mib,
+            timeout=args.timeout,
+        )
+        uri = tracking_uri(args.tracking_uri, args.output)
+        serve_model(
+            registry(args.tracking_uri, args.output),
+            args.model,
+            console,
+            options,
+            tracking_uri=uri,
+        )
+    return OK

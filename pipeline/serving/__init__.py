@@ -1,0 +1,1 @@
+"""A registered model behind an HTTP endpoint, by Ray Serve."""
