@@ -223,6 +223,7 @@ def test_the_page_shows_the_answer_for_a_dropped_file(
         assert tab.value("document.querySelector('#answer td').textContent") == row["label"]
         shown = tab.value("document.querySelector('#answer meter').value")
         assert shown == pytest.approx(max(row["probabilities"].values()), abs=1e-4)
+        tab.until("(document.querySelector('#attention img') || {}).naturalWidth > 0")
         text = tab.value("document.querySelector('.drop span').textContent")
         assert text.startswith(name), "a file's name is text"
         tab.value(DROP % (base64.b64encode(b"no image").decode(), "'x.png'"))
