@@ -27,9 +27,9 @@ from pipeline.config.sampler import Outcome
 from pipeline.config.search import SEARCHES
 from pipeline.config.study import StudyConfig
 from pipeline.errors import UserError
+from pipeline.tuning.front import front
 from pipeline.tuning.journal import Refusal
 from pipeline.tuning.journal_lines import JOURNAL_FILE
-from pipeline.tuning.ranking import front
 
 SPACE = (
     f"{{{RATE}: {{loguniform: [1e-5, 1e-1]}}, {DECAY}: {{uniform: [0.0, 0.2]}}, "

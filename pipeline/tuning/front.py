@@ -1,6 +1,5 @@
 """What a study shows of quality against cost: its Pareto front and a scaling law over it."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,24 @@ _RESAMPLES = 2000
 _INTERVAL = (2.5, 97.5)
 
 
+def front(points: Sequence[Sequence[float]]) -> list[int]:
+    """Return the numbers of the points that no other one dominates (the Pareto front).
+
+    A point dominates another one if it is at least as high in each coordinate and higher in one. Of
+    equal points, all are on the front.
+    """
+    return [
+        number
+        for number, point in enumerate(points)
+        if not any(_dominates(other, point) for other in points)
+    ]
+
+
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    pairs = list(zip(one, other, strict=True))
+    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+
+
 def pareto_front(
     trials: Sequence[Mapping[str, Any]], metric: str, sign: int, cost: str
 ) -> list[int]:
@@ -32,19 +49,16 @@ def pareto_front(
         cost: One of `COSTS`.
 
     Returns:
-        The indices of the trials on the front, from the cheapest to the dearest. Of trials that are
+        The numbers of the trials on the front, from the cheapest to the dearest. Of trials that are
         equal in both, the first one is taken.
     """
-    known = [number for number, trial in enumerate(trials) if trial.get(cost) is not None]
-    known.sort(key=lambda number: (trials[number][cost], -sign * trials[number][metric], number))
-    front: list[int] = []
-    best = -math.inf
-    for number in known:
-        quality = sign * trials[number][metric]
-        if quality > best:
-            front.append(number)
-            best = quality
-    return front
+    points = {
+        (sign * trial[metric], -trial[cost]): number
+        for number, trial in reversed(list(enumerate(trials)))
+        if trial.get(cost) is not None
+    }
+    places = list(points)
+    return [points[places[at]] for at in sorted(front(places), key=lambda at: -places[at][1])]
 
 
 @dataclass(frozen=True)

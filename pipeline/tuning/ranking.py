@@ -131,21 +131,3 @@ def confirmation(study: Study, draw: int) -> tuple[Estimate, list[TrialRecord]] 
         return None
     scores = [score for score, _ in found]
     return estimate(scores, study.section.confidence), [record for _, record in found]
-
-
-def front(points: Sequence[Sequence[float]]) -> list[int]:
-    """Return the numbers of the points that no other one dominates (the Pareto front).
-
-    A point dominates another one if it is at least as high in each coordinate and higher in one. Of
-    equal points, all are on the front.
-    """
-    return [
-        number
-        for number, point in enumerate(points)
-        if not any(_dominates(other, point) for other in points)
-    ]
-
-
-def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    pairs = list(zip(one, other, strict=True))
-    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)

@@ -9,8 +9,9 @@ from pipeline.runs.tracking import log_to_run, run_ref
 from pipeline.training.checkpoints import best_checkpoint
 from pipeline.training.objectives import Objective, objective_of
 from pipeline.training.result import log_best, training_result
+from pipeline.tuning.front import front
 from pipeline.tuning.journal import Refusal
-from pipeline.tuning.ranking import Estimate, SettingScore, confirmation, front, ranked_settings
+from pipeline.tuning.ranking import Estimate, SettingScore, confirmation, ranked_settings
 from pipeline.tuning.spending import Spending
 from pipeline.tuning.study import Study
 from pipeline.tuning.trial_records import TrialRecord
