@@ -25,7 +25,10 @@ def test_an_unknown_key_is_named_in_full_with_the_nearest_one(override, path, me
 
 def test_an_unknown_key_like_no_other_gets_all_that_are_allowed():
     (line,) = refusal("digits", "registry.zzz=1")
-    assert line == "digits: registry.zzz: unknown key; allowed: model_name, alias, min_gain, alpha"
+    assert line == (
+        "digits: registry.zzz: unknown key; allowed: model_name, alias, min_gain, alpha, "
+        "worse_slices, slice_alpha, set_digest, licence, onnx"
+    )
 
 
 WRONG_VALUES = [
