@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pipeline.config.sqlite_uri import sqlite_path
@@ -21,13 +22,30 @@ def client(tracking_uri: str) -> Any:
     import mlflow
 
     if (database := sqlite_path(tracking_uri)) is not None:
-        database.parent.mkdir(parents=True, exist_ok=True)
+        _require_writable(database, tracking_uri)
     with kept_variable():
         mlflow.set_tracking_uri(tracking_uri)
     with answering(tracking_uri):
         mlflow_client = new_client(tracking_uri)
         mlflow_client.search_experiments(max_results=1)
     return mlflow_client
+
+
+def _require_writable(database: Path, tracking_uri: str) -> None:
+    """Check that a database can be written. MLflow would try again for two minutes.
+
+    Raises:
+        UserError: It cannot.
+    """
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with database.open("ab"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"tracking.uri={tracking_uri}: cannot be written ({error.strerror}); name a database "
+            "in a folder of yours"
+        ) from None
 
 
 def new_client(tracking_uri: str) -> Any:
