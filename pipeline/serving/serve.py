@@ -111,7 +111,8 @@ def serve_model(
                 max_body=options.max_body_mib * 1024**2,
                 seconds=options.timeout,
             )
-            endpoint = Endpoint.options(ray_actor_options={"num_cpus": 0}).bind(  # type: ignore[attr-defined]
+            no_cpus = {"num_cpus": 0}
+            endpoint = Endpoint.options(ray_actor_options=no_cpus).bind(  # type: ignore[attr-defined]  # the same
                 served, replicas.bind(model, options.max_batch)
             )
             try:
