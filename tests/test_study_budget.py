@@ -99,9 +99,17 @@ def test_a_killed_study_spends_the_same_budget(tmp_path: Path) -> None:
         with pytest.raises(KilledError):
             Simulation(config, tmp_path / "killed").run(kill_at)
     resumed = Simulation(config, tmp_path / "killed").run()
-    assert Spending(resumed).flops() <= flops_of(64) * 5
-    assert begins(resumed)[0] == begins(undisturbed)[0]
-    assert decisions_of(resumed)[:1] == decisions_of(undisturbed)[:1]
+    assert decisions_of(resumed) == decisions_of(undisturbed)
+    assert Spending(resumed).flops() == Spending(undisturbed).flops() <= flops_of(64) * 5
+
+
+def test_a_study_that_ended_at_its_budget_goes_on_with_a_larger_one(tmp_path: Path) -> None:
+    ended = Simulation(config_of(section(f"{{flops: {flops_of(16) * 3}}}")), tmp_path).run()
+    assert len(begins(ended)) <= 3
+    larger = f"{{flops: {flops_of(16) * 6}}}"
+    more = Simulation(config_of(section(larger)), tmp_path).run()
+    assert begins(more)[: len(begins(ended))] == begins(ended)
+    assert Spending(ended).flops() < Spending(more).flops() <= flops_of(16) * 6
 
 
 def test_further_seeds_and_confirmations_need_room_too(tmp_path: Path) -> None:

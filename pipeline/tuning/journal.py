@@ -2,8 +2,10 @@
 
     {"trial": 3, "draw": 3, "seed": 0, "settings": {"training.learning_rate": 0.001}}
                                                                  a trial that begins
-    {"draw": 4, "settings": {…}, "refused": "…"}                 settings that cannot be trained
-    {"trial": 3, "epoch": 1, "score": 0.448, "stop": false}      a report, and its decision
+    {"draw": 4, "settings": {…}, "refused": "…", "is_too_dear": false}
+                                                                 settings that are not trained
+    {"trial": 3, "epoch": 1, "score": 0.448, "stop": false, "seconds": 12.5}
+                                                                 a report, and its decision
     {"trial": 3, "epoch": 2, "donor": 1, "settings": {…}, "weights": "9f2c…"}
                                                                  a trial that takes over weights
     {"generation": 2}                            trials have waited, and all handovers are done

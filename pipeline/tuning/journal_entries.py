@@ -37,14 +37,17 @@ class Refusal:
         draw: The number of the settings.
         settings: The settings.
         refused: Why.
+        is_too_dear: Whether they did not fit into the rest of the study's budget.
     """
 
     draw: int
     settings: Settings
     refused: str
+    is_too_dear: bool = False
 
     def __post_init__(self) -> None:
         _check(_are_counts(self.draw) and isinstance(self.refused, str), "draw or refused is none")
+        _check(isinstance(self.is_too_dear, bool), "is_too_dear is not true or false")
         _check(isinstance(self.settings, dict), "settings is no object")
 
 

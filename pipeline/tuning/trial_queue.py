@@ -8,7 +8,15 @@ from pipeline.config.scheduler import Member, Scheduler, Takeover
 from pipeline.config.search import SEARCHES
 from pipeline.config.study import SEED
 from pipeline.tuning.draws import Draws
-from pipeline.tuning.journal import Begin, Generation, Handover, Note, Refusal
+from pipeline.tuning.journal import (
+    Begin,
+    Failure,
+    Generation,
+    Handover,
+    Note,
+    Refusal,
+    Report,
+)
 from pipeline.tuning.ranking import best_draw
 from pipeline.tuning.spending import Spending
 from pipeline.tuning.study import Study
@@ -63,7 +71,6 @@ class TrialQueue:
         self._study, self._scheduler, self._concurrent = study, scheduler, concurrent
         self._refuses, self._hand_over = refuses, hand_over
         self._spending = spending
-        self._waits_for_budget = False
         sampler = SEARCHES[study.section.search].sampler(
             study.section.space, study.base.seed, 1 + len(study.section.objectives)
         )
@@ -72,6 +79,8 @@ class TrialQueue:
         self._running: set[int] = set()
         self._left: set[int] = set()
         self._no_more_draws = False
+        # A study that had ended at its budget goes on because the budget has grown.
+        self._counted_from = 0 if study.open_trials() else len(study.journal.entries)
         for number in study.open_trials():
             if not self._waits(number):
                 study.journal.append(Note(number, _restarted(study, number)))
@@ -80,7 +89,6 @@ class TrialQueue:
     def ended(self, trial: int) -> None:
         """Record that a trial no longer runs."""
         self._running.discard(trial)
-        self._waits_for_budget = False
         if trial in self._study.open_trials() and not self._waits(trial):
             self._left.add(trial)  # it failed, or a notice has stopped it
 
@@ -151,9 +159,13 @@ class TrialQueue:
 
     def _new_settings(self) -> int | None:
         """Begin a trial of new settings, as long as there are to be others."""
-        study, refused, too_dear = self._study, 0, 0
+        study, refused = self._study, 0
         while self._draws.accepted < study.section.trials and not self._no_more_draws:
-            if self._waits_for_budget or self._spending.is_out_of_time():
+            too_dear = self._too_dear_since_an_end()
+            # What running trials leave over may be enough for others.
+            if too_dear >= (1 if self._running else MAX_TOO_DEAR):
+                return None
+            if self._spending.is_out_of_time():
                 return None
             settings = self._draws.ask()
             if settings is None or refused >= MAX_REFUSALS:
@@ -161,19 +173,31 @@ class TrialQueue:
                 return None
             draw = self._draws.asked - 1
             reason = self._refuses(settings)
-            if reason is None and (reason := self._spending.refuses(settings)) is not None:
-                too_dear += 1
-                # What running trials leave over may be enough.
-                self._waits_for_budget = bool(self._running)
-                self._no_more_draws = too_dear >= MAX_TOO_DEAR and not self._running
+            is_too_dear = reason is None and bool(reason := self._spending.refuses(settings))
             if reason is None:
                 number = self._begin(draw, settings, settings.get(SEED, study.base.seed))
                 self._draws.catch_up()
                 return number
             refused += 1
-            study.journal.append(Refusal(draw, settings, reason))
+            study.journal.append(Refusal(draw, settings, reason, is_too_dear))
             self._draws.catch_up()
         return None
+
+    def _too_dear_since_an_end(self) -> int:
+        """Return how many settings did not fit into the budget since a trial has last ended."""
+        count = 0
+        for entry in reversed(self._study.journal.entries[self._counted_from :]):
+            match entry:
+                case Refusal(is_too_dear=True):
+                    count += 1
+                case Failure():
+                    break
+                case Report(trial=trial, epoch=epoch, stop=stop):
+                    if stop or epoch >= self._study.epochs(trial):
+                        break
+                case _:
+                    pass
+        return count
 
     def _confirmation(self) -> int | None:
         """Begin the next training of the best settings from another seed."""
