@@ -92,6 +92,9 @@ def test_settings_with_several_seeds_have_means_and_intervals(
         assert setting["interval"] == pytest.approx([accuracy, accuracy])
         assert (setting["seeds"], len(setting["ids"])) == (2, 2)
         assert setting["forward_flops"] > 1e6
+    first, second = result["settings"]
+    assert first["memory"] > 2**20 and first["latency_ms"] > 0
+    assert not {"memory", "latency_ms"} & second.keys(), "it is on no front: worse and no cheaper"
     assert [trial["id"] for trial in result["trials"]] == ["00000", "00002", "00001", "00003"]
     assert [trial["seed"] for trial in result["trials"]] == [0, 1, 0, 1]
     assert result["best"] == result["trials"][0]

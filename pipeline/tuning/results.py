@@ -9,11 +9,12 @@ from pipeline.runs.tracking import log_to_run, run_ref
 from pipeline.training.checkpoints import best_checkpoint
 from pipeline.training.objectives import Objective, objective_of
 from pipeline.training.result import log_best, training_result
-from pipeline.tuning.front import front
+from pipeline.tuning.front import front, pareto_front
 from pipeline.tuning.journal import Refusal
 from pipeline.tuning.ranking import Estimate, SettingScore, confirmation, ranked_settings
 from pipeline.tuning.spending import Spending
 from pipeline.tuning.study import Study
+from pipeline.tuning.trial_costs import measured_latency, planned_memory
 from pipeline.tuning.trial_records import TrialRecord
 from pipeline.tuning.trials import TRIAL_FILE, read_note, stopped_at, trial_folder
 from shards import ShardSet
@@ -51,6 +52,7 @@ def study_results(study: Study, shard_set: ShardSet) -> dict[str, Any]:
     settings = [_setting(objective, each) for each in ranked]
     for setting in settings:
         setting["on_front"] = setting["draw"] in on_front if study.section.objectives else None
+    _add_measured_costs(study, objective, ranked, settings, shard_set)
     if study.section.seeds > 1:
         _log_settings(study, objective.selection, ranked, settings)
     return {
@@ -119,6 +121,24 @@ def _setting(objective: Objective, setting: SettingScore) -> dict[str, Any]:
         "parameters": setting.costs["parameters"],
         "ids": [f"{record.number:05d}" for record in setting.trials],
     }
+
+
+def _add_measured_costs(
+    study: Study,
+    objective: Objective,
+    ranked: Sequence[SettingScore],
+    settings: Sequence[dict[str, Any]],
+    shard_set: ShardSet,
+) -> None:
+    """Add `memory` and `latency_ms` to the settings on the front of the metric against FLOPs.
+
+    Each takes seconds to find out, so other settings do not get them.
+    """
+    sign = 1 if objective.higher_is_better else -1
+    for number in pareto_front(settings, objective.selection, sign, "forward_flops"):
+        config = study.config(ranked[number].trials[0])
+        settings[number]["memory"] = planned_memory(config, shard_set)
+        settings[number]["latency_ms"] = measured_latency(config, shard_set)
 
 
 def _numbers(objective: Objective, estimate: Estimate) -> dict[str, Any]:

@@ -72,13 +72,13 @@ def tune(config: Config, console: Console, *, fresh: bool = False) -> dict[str, 
         each with its `id`, `draw` (the number of its settings), `seed`, `params`, the metric,
         `forward_flops`, `parameters`, `epochs`, `stopped_early`, `notes` (what happened to it),
         `run_id` and `checkpoint`), `settings` (by rank, each with `draw`, `params`, the metric's
-        mean, `interval`, `seeds`, `forward_flops`, `parameters`, `on_front` and the `ids` of its
-        trials), `front` (the IDs of the trials that are best in the metric and
-        `study.objectives`), `confirmed` (the mean and interval of the best settings from other
-        seeds, and these `trials`; None without), `failed` (the errors of trials), `refused` (why
-        settings were not trained), `budget` (what was spent of it; None
-        without one), `plot`, `page`, `seconds`, `skipped`, and `undelivered` (a text on what
-        MLflow has not received yet, or None).
+        mean, `interval`, `seeds`, `forward_flops`, `parameters`, `on_front`, the `ids` of its
+        trials, and, on the front against FLOPs, `memory` and `latency_ms`), `front` (the IDs of the
+        trials that are best in the metric and `study.objectives`), `confirmed` (the mean and
+        interval of the best settings from other seeds, and these `trials`; None without), `failed`
+        (the errors of trials), `refused` (why settings were not trained), `budget` (what was spent
+        of it; None without one), `plot`, `page`, `seconds`, `skipped`, and `undelivered` (a text on
+        what MLflow has not received yet, or None).
 
     Raises:
         UserError: There is no section `study` or no validation split, or no trial succeeded.
