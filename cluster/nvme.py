@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.errors import ClusterError
+from cluster.extension_builds import builds_held
 from cluster.owned_folder import owned_folder
 from cluster.strategy import Strategy
 
@@ -102,7 +103,8 @@ def _build_aio(nvme_path: str) -> None:
             "libaio-dev), g++ and ninja, or offload to cpu"
         )
     try:
-        builder.load(verbose=False)
+        with builds_held((builder.name, "pin_memory")):
+            builder.load(verbose=False)
     except (RuntimeError, OSError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(
