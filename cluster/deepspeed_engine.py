@@ -81,11 +81,18 @@ def prepare_deepspeed() -> None:
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())
 
 
-def leave_process_group() -> None:
-    """End torch.distributed and DeepSpeed's copy of it, so that this process can start again."""
+def leave_process_group(*engines: Any) -> None:
+    """End torch.distributed and DeepSpeed's copy of it, so that this process can start again.
+
+    Args:
+        engines: The engines that end with it. Hooks would keep those of ZeRO in memory, each with a
+            thread of the group that wakes a hundred times a second.
+    """
     import deepspeed.comm
     from deepspeed.runtime import torch_autocast
 
+    for engine in engines:
+        engine.destroy()
     deepspeed.comm.destroy_process_group()
     # An engine that autocasts sets these for all later engines of the process.
     torch_autocast.TORCH_AUTOCAST_INITIALIZED = False

@@ -204,7 +204,7 @@ def _open_training(
     finally:
         logger.close()
         if config.cluster.min_workers == 0:
-            leave_process_group()
+            leave_process_group(engine)
 
 
 def _strategy(config: Config, rank_info: RankInfo) -> Strategy:
