@@ -1,6 +1,7 @@
 """The bar of a study: it goes on where the study stands, and a stopped trial's rest is no work."""
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from pipeline.config.tree import Config
 from pipeline.config.trial_configs import draw_settings
 from pipeline.runs.console import Console
 from pipeline.runs.outbox import RunRef
+from pipeline.training.objectives import objective_class
 from pipeline.tuning.journal import Begin, Failure, Report, StudyJournal
 from pipeline.tuning.study import Study
 from pipeline.tuning.study_bar import StudyBar
+from pipeline.tuning.study_table import study_table
 
 STUDY = "study={num_trials: 4, space: {training.learning_rate: {choice: [3e-3, 1e-6]}}}"
 
@@ -81,6 +84,51 @@ def test_what_a_trial_does_not_do_is_no_longer_to_be_done(study: Study) -> None:
     assert "3/17" in text
     assert "trial 2/4" in text
     assert "epoch 2/8, val_accuracy 0.6000" in text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_a_table_of_the_trials(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LINES", "40")
+    monkeypatch.setenv("COLUMNS", "120")
+    for epoch in range(1, 9):
+        report(study, 0, epoch)
+    study.journal.append(Report(1, 1, 0.75, stop=True))
+    study.journal.append(Failure(3, "no room", final=False))
+    file = Terminal()
+    with StudyBar(study, Console(file, file)) as bar:
+        bar.begin(2)
+        study.journal.append(Report(2, 1, 0.125, stop=False))
+        bar.epoch(2, 1, 0.125)
+        assert bar._bar is not None
+        bar._bar._progress.refresh()  # as it does four times a second
+        drawn = file.getvalue()
+    shown = drawn.rpartition("trials")[2]
+    rows = [re.findall(r"[\w./+-]+", row) for row in shown.splitlines() if "│" in row]
+    assert [(row[0], row[-1]) for row in rows] == [
+        ("2", "running"), ("1", "stopped"), ("0", "finished"), ("3", "failed"),
+    ]  # fmt: skip
+    assert rows[0][2:5] == ["1/8", "0.125", "0.125"]
+    assert "10/" in shown, "the bar is below"
+    assert "val_accuracy" not in drawn, "the table says it"
+    assert "│" not in file.getvalue()[len(drawn) :], "the result has its own table"
+    bar.leave(2)
+    _, _, (first, *_) = study_table(study, objective_class("classify"), set(), 4)
+    assert first[0] == 1, "the best is first"
+    _, _, rows = study_table(study, objective_class("classify"), set(), 4)
+    assert rows[2][-1] == "waiting"
+
+
+def test_a_low_terminal_shows_the_best_trials_and_counts_the_others(study: Study) -> None:
+    report(study, 1, 1)
+    title, _, rows = study_table(study, objective_class("classify"), {3}, 2)
+    assert [row[0] for row in rows] == [3, 1]
+    assert title == "trials; 2 more"
 
 
 def test_trials_of_a_study_that_searches_epochs_end_at_their_own(

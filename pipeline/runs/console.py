@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from rich.console import Console as RichConsole
+from rich.console import RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -68,6 +69,17 @@ class Estimate(NamedTuple):
     seconds: float | None
 
 
+class _Display(Progress):
+    """A progress bar below a table, if it has one."""
+
+    table: Table | None = None
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        if self.table is not None:
+            yield self.table
+        yield from super().get_renderables()
+
+
 class Bar:
     """One progress bar; in a stream that is no terminal, a line at intervals.
 
@@ -75,7 +87,7 @@ class Bar:
     was finished earlier, or that is only copied, does not count.
 
     Args:
-        progress: The progress display of rich.
+        progress: The display of the bar.
         task: The bar's task in it.
         completed: The amount that is complete at the start.
     """
@@ -84,7 +96,7 @@ class Bar:
     LINE_SECONDS = 30.0
     """The interval between two lines."""
 
-    def __init__(self, progress: Progress, task: Any, completed: float = 0.0) -> None:
+    def __init__(self, progress: _Display, task: Any, completed: float = 0.0) -> None:
         self._progress, self._task = progress, task
         self._completed = completed
         self._estimate: Estimate | None = None
@@ -133,6 +145,11 @@ class Bar:
             self._progress.update(self._task, end=end)
         self._print_line()
 
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a table above the bar in a terminal, in place of the last one."""
+        if self._progress.console.is_terminal:
+            self._progress.table = _table(title, columns, rows)
+
     def _print_line(self) -> None:
         """Print the bar as a line, if no terminal shows it and the last line is old."""
         console, now = self._progress.console, time.monotonic()
@@ -177,13 +194,12 @@ class Console:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Print a table of results. Columns of numbers are aligned to the right."""
-        table = Table(title=redacted(title), title_justify="left", title_style="bold", expand=False)
-        for number, column in enumerate(columns):
-            numeric = all(isinstance(row[number], int | float) for row in rows) and rows
-            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(_shown(_cell(value))) for value in row))
-        self._out.print(table)
+        self._out.print(_table(title, columns, rows))
+
+    @property
+    def terminal_height(self) -> int | None:
+        """The number of lines of the terminal that shows the progress; None if there is none."""
+        return self._notices.height if self._notices.is_terminal else None
 
     @contextlib.contextmanager
     def bar(
@@ -197,7 +213,7 @@ class Console:
             unit: The unit of the amount, in the plural.
             completed: The amount that was finished earlier.
         """
-        with Progress(
+        with _Display(
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
@@ -211,7 +227,10 @@ class Console:
                 description, total=total, unit=unit, note="", rate=None, end=None
             )
             progress.update(task, completed=completed)
-            yield Bar(progress, task, completed)
+            try:
+                yield Bar(progress, task, completed)
+            finally:
+                progress.table = None  # what is left in the terminal is the bar
 
     def result(self, value: dict[str, Any]) -> None:
         """Print the command's JSON object as the last line of the output, if `as_json` is set."""
@@ -222,6 +241,16 @@ class Console:
 def _rich(file: IO[str]) -> RichConsole:
     # Without a terminal rich would wrap tables at 80 columns.
     return RichConsole(file=file, width=None if file.isatty() else 200)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    table = Table(title=redacted(title), title_justify="left", title_style="bold", expand=False)
+    for number, column in enumerate(columns):
+        numeric = all(isinstance(row[number], int | float) for row in rows) and rows
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_shown(_cell(value))) for value in row))
+    return table
 
 
 def _shown(text: str) -> str:

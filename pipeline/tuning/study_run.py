@@ -223,6 +223,7 @@ def _callback(study: Study, bar: StudyBar, stop: StudyStop, queue: TrialQueue) -
 
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             stop.running.add(trial.config[NUMBER])
+            bar.begin(trial.config[NUMBER])
 
         def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             self._note(trial.config[NUMBER], LOST)
@@ -250,6 +251,7 @@ def _callback(study: Study, bar: StudyBar, stop: StudyStop, queue: TrialQueue) -
 
         def _left(self, number: int) -> None:
             stop.running.discard(number)
+            bar.leave(number)
             queue.ended(number)
 
         def _end(self, number: int, status: str) -> None:
