@@ -214,6 +214,7 @@ def test_more_cpus_than_this_machine_has_are_a_problem(tmp_path, console):
         ("gpus: 2", {"workers_per_node": 3}, "cluster.workers_per_node=3: a machine's GPUs are"),
         ("gpus: 2, cpus: 7", {"cpus_per_worker": 4}, "cluster.deploy.cpus=7: a machine's training"),
         ("gpus: 2", {"placement": "strict_pack"}, "one machine has room for 2 of 4 processes"),
+        ("gpus: 1", {"use_gpu": "false"}, "cluster.deploy.gpus=1: no GPU is used"),
         ("gpus: 4, cpus: 16", {"workers_per_node": 4, "cpus_per_worker": 4}, None),
     ],
 )

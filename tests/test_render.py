@@ -49,6 +49,7 @@ GCP = (
     "cluster.deploy.gcp={project: p, region: us-west1, zone: us-west1-a, accelerator: nvidia-l4, "
     "machine_type: g2-standard-8, machine_image: projects/p/global/images/docker-cuda}"
 )
+WITHOUT_GPU = ["cluster.use_gpu=false", "cluster.deploy.gpus=null"]
 CPU_TYPES = ["cluster.deploy.aws.cpu_machine_type=m7i.2xlarge",
              "cluster.deploy.gcp.cpu_machine_type=n2-standard-8"]  # fmt: skip
 
@@ -259,7 +260,7 @@ def test_machines_offer_what_the_placement_asks_for(config_file: str, secrets_fi
         (["cluster.num_workers=6", "cluster.workers_per_node=1"], 6),
         (["cluster.num_workers=6", "cluster.placement=strict_spread"], 6),
         (["cluster.num_workers=2", "cluster.placement=strict_pack"], 1),
-        (["cluster.num_workers=6", "cluster.use_gpu=false", "cluster.deploy.cpus=12"], 2),
+        (["cluster.num_workers=6", *WITHOUT_GPU, "cluster.deploy.cpus=12"], 2),
     ],
 )
 def test_processes_are_spread_over_machines_as_asked(
@@ -278,8 +279,7 @@ def test_the_dockerfile_pins_what_constraints_pin(config_file: str) -> None:
     (install,) = re.findall(r"^RUN uv pip install (.*)$", text, flags=re.M)
     assert "--constraint constraints.txt" in install and "'.[" in install
     assert "FROM nvidia/cuda" in text
-    plain = files_of("kuberay", config_file, *KUBERAY, "cluster.use_gpu=false",
-                     "cluster.deploy.cpus=8")["Dockerfile"]  # fmt: skip
+    plain = files_of("kuberay", config_file, *KUBERAY, *WITHOUT_GPU)["Dockerfile"]
     assert "nvidia" not in plain and "--torch-backend=cpu" in plain
 
 
@@ -308,6 +308,10 @@ REFUSALS = [
     ("slurm", ["cluster.decode={workers: 2}"], "cluster.decode: no machine has CPUs for it"),
     ("slurm", ["cluster.num_workers=6", "cluster.workers_per_node=3"], "GPUs are enough for 2"),
     ("slurm", ["cluster.num_workers=6", "cluster.placement=strict_pack"], "has room for 2 of 6"),
+    *(
+        (target, ["cluster.use_gpu=false"], "cluster.deploy.gpus=2: no GPU is used; set cluster.us")
+        for target in TARGETS
+    ),
     ("local", ["cluster.deploy.cpus=7"], "a machine's training processes reserve 8 CPUs"),
 ]  # fmt: skip
 

@@ -130,9 +130,10 @@ class DeployConfig(ConfigBase):
             of the image, and without an image the path of the Python that renders.
         cpus: The number of CPUs of each machine; null takes as many as its training processes
             reserve.
-        gpus: The number of GPUs of each machine with `cluster.use_gpu`. Each of its training
-            processes has one, unless `cluster.gpus_per_worker` or `cluster.workers_per_node` says
-            otherwise.
+        gpus: The number of GPUs of each machine; null takes 1 with `cluster.use_gpu`, and else
+            none. Each of its training processes has one, unless `cluster.gpus_per_worker` or
+            `cluster.workers_per_node` says otherwise. A number without `cluster.use_gpu` is
+            refused.
         memory_gb: The memory of each machine in GiB.
         head_memory_gb: The memory of the head in GiB.
         cpu_machines: The largest number of further machines with the same CPUs and memory, and
@@ -156,7 +157,7 @@ class DeployConfig(ConfigBase):
     base_image: str | None = Field(default=None, pattern=_ONE_WORD)
     python: str | None = None
     cpus: int | None = Field(default=None, ge=1)
-    gpus: int = Field(default=1, ge=1)
+    gpus: int | None = Field(default=None, ge=1)
     memory_gb: int = Field(default=16, ge=1)
     head_memory_gb: int = Field(default=8, ge=2)
     cpu_machines: int = Field(default=0, ge=0)

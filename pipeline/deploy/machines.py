@@ -10,7 +10,13 @@ import yaml
 from pipeline.config.deploy import DeployConfig
 from pipeline.config.resolved import resolved_tree
 from pipeline.config.tree import Config
-from pipeline.deploy.offers import Offer, offers, processes_of_a_machine, reserved_cpus
+from pipeline.deploy.offers import (
+    Offer,
+    gpus_of_a_machine,
+    offers,
+    processes_of_a_machine,
+    reserved_cpus,
+)
 from pipeline.errors import UserError
 from shards.redaction import redacted_tree
 
@@ -72,8 +78,8 @@ def machines_of(config: Config, verb: str) -> Machines:
         verb: The verb of the job.
 
     Raises:
-        UserError: A machine is too small for its training processes, or an address in the
-            configuration holds a secret.
+        UserError: A machine is too small for its training processes or has GPUs that they do not
+            use, or an address in the configuration holds a secret.
     """
     cluster, deploy = config.cluster, config.cluster.deploy or DeployConfig()
     _refuse_secrets(config)
@@ -82,7 +88,7 @@ def machines_of(config: Config, verb: str) -> Machines:
             f"cluster.address={cluster.address}: the rendered files start a cluster of their own; "
             "set cluster.address to null"
         )
-    gpus = deploy.gpus if cluster.use_gpu else 0
+    gpus = gpus_of_a_machine(cluster, deploy)
     per_machine = processes_of_a_machine(cluster, deploy)
     least, most = (math.ceil(n / per_machine) for n in (cluster.min_workers, cluster.max_workers))
     needed = reserved_cpus(cluster, deploy)

@@ -33,14 +33,32 @@ class Offer:
         return resources + (f" --labels='{labels}'" if labels else "")
 
 
+def gpus_of_a_machine(cluster: ClusterConfig, deploy: DeployConfig) -> int:
+    """Return how many GPUs a machine has.
+
+    Raises:
+        UserError: It shall have some, and the training uses none.
+    """
+    if cluster.use_gpu:
+        return deploy.gpus or 1
+    if deploy.gpus is not None:
+        raise UserError(
+            f"cluster.deploy.gpus={deploy.gpus}: no GPU is used; set cluster.use_gpu=true, or gpus "
+            "to null"
+        )
+    return 0
+
+
 def processes_of_a_machine(cluster: ClusterConfig, deploy: DeployConfig) -> int:
     """Return how many training processes a machine runs.
 
     Raises:
-        UserError: The machine has too few GPUs, or `placement` does not allow it.
+        UserError: The machine has too few GPUs or ones that are not used, or `placement` does not
+            allow it.
     """
+    gpus = gpus_of_a_machine(cluster, deploy)
     if cluster.use_gpu:
-        room = int(deploy.gpus / cluster.gpus_per_worker)
+        room = int(gpus / cluster.gpus_per_worker)
     else:
         room = max(1, (deploy.cpus or 0) // cluster.cpus_per_worker)
     if cluster.placement == "strict_spread":
@@ -59,7 +77,7 @@ def processes_of_a_machine(cluster: ClusterConfig, deploy: DeployConfig) -> int:
     if cluster.use_gpu and room < cluster.workers_per_node:
         raise UserError(
             f"cluster.workers_per_node={cluster.workers_per_node}: a machine's GPUs are enough for "
-            f"{room} (cluster.deploy.gpus={deploy.gpus}); give as many, or lower workers_per_node"
+            f"{room} (cluster.deploy.gpus={gpus}); give as many, or lower workers_per_node"
         )
     return cluster.workers_per_node
 
