@@ -5,6 +5,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import UserError
+
 if TYPE_CHECKING:
     from pipeline.runs.console import Console
 
@@ -57,7 +59,13 @@ def _add_shards(subject: argparse.ArgumentParser) -> None:
     subject.add_argument(
         "--peers-python", metavar="PYTHON", help="the Python that has the peers (default: this one)"
     )
-    subject.add_argument(
+    kind = subject.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--first-batch",
+        action="store_true",
+        help="instead, the time to the first batch of sets of 1, 10 and 100 shards",
+    )
+    kind.add_argument(
         "--remote", action="store_true", help="read from an S3 server on the loopback"
     )
     subject.add_argument(
@@ -147,6 +155,15 @@ def _model(args: argparse.Namespace, open_console: OpenConsole) -> int:
 
 def _shards(args: argparse.Namespace, open_console: OpenConsole) -> int:
     with open_console(args) as console:
+        if args.first_batch:
+            if args.samples is not None:
+                raise UserError("--first-batch has sets of its own; leave out --samples")
+            from benchmarks.first_batch import bench_first_batch
+            from benchmarks.first_batch import report as report_first
+
+            result = bench_first_batch(console, rounds=args.rounds, peers_python=args.peers_python)
+            _tell(result, report_first, console)
+            return OK
         if args.remote:
             from benchmarks.remote_shards import bench_remote_shards
             from benchmarks.remote_shards import report as report_remote

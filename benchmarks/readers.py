@@ -2,9 +2,10 @@
 
 It runs as `python -P readers.py TASK`, with a `Task` in JSON, under any Python that has the reader
 installed. So a peer may live in an environment of its own. It prints its result in JSON: the
-seconds to the first batch, the seconds of all batches, the processor seconds of a sample, and the
-number of samples; or `missing`, with the reason. Imports are not measured. The processor time is
-that after the first batch, of this process and of its children that have ended.
+seconds and the processor seconds to the first batch, the seconds of all batches, the processor
+seconds of a sample, and the number of samples; or `missing`, with the reason. Imports are not
+measured. The processor time of a sample is that after the first batch, of this process and of its
+children that have ended.
 """
 
 import importlib
@@ -213,6 +214,7 @@ def measure(task: Task) -> dict[str, Any]:
     rng, decode = np.random.default_rng(0), DECODERS[task.decoder]
     decode(_photograph(), rng)  # imports and warms up
     is_array = task.decoder in ("pillow", "turbo")
+    cpu_before = _cpu_seconds()
     started, read, first, cpu = time.perf_counter(), 0, 0.0, 0.0
     with ThreadPoolExecutor(task.threads) as pool:
         content = itertools.islice(samples(), task.limit)
@@ -230,6 +232,7 @@ def measure(task: Task) -> dict[str, Any]:
     return {
         "samples": read,
         "first_batch_seconds": first,
+        "first_batch_cpu_seconds": cpu - cpu_before,
         "seconds": time.perf_counter() - started,
         "cpu_seconds_per_sample": (_cpu_seconds() - cpu) / max(1, read - BATCH_SIZE),
     }

@@ -35,15 +35,18 @@ class Row:
         return self.task.reader == "ours"
 
 
-def make_set(folder: Path, num_samples: int, per_shard: int) -> int:
+def make_set(
+    folder: Path, num_samples: int, per_shard: int, contents: Sequence[bytes] | None = None
+) -> int:
     """Write a shard set of photographs. Return the bytes of the photographs.
 
     Args:
         folder: The folder of the set.
         num_samples: The photographs, of which 500 are distinct.
         per_shard: The photographs in a shard.
+        contents: What the samples hold in turn, in place of photographs.
     """
-    distinct = list(photographs(min(DISTINCT, num_samples)))
+    distinct = contents or list(photographs(min(DISTINCT, num_samples)))
     staging = folder.with_name("staging")
     starts = range(0, num_samples, per_shard)
     total = 0

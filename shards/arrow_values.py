@@ -8,13 +8,18 @@ import numpy as np
 import pyarrow as pa
 
 
+def as_array(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array. `combine_chunks` copies even a single chunk; this does not."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
 def as_numpy(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Return a column of integers or floats as an array, read-only and without a copy.
 
     Args:
         column: The numbers, none of them missing. Several chunks are copied into one.
     """
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    array = as_array(column) if isinstance(column, pa.ChunkedArray) else column
     return np.from_dlpack(array)
 
 

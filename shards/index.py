@@ -1,12 +1,13 @@
 """A shard's index: one row for each sample, and facts about the shard in the file's metadata."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Self
 
 import pyarrow as pa
 
-from shards.arrow_values import as_numpy
+from shards.arrow_values import as_array, as_numpy
 from shards.digests import sha256_hex
 from shards.errors import ShardError
 from shards.index_check import check_index
@@ -31,6 +32,9 @@ _SCHEMA = pa.schema(
         ("members", pa.list_(pa.field("element", _SPAN))),  # offset and length of the payloads
     ]
 )
+
+_OF_SAMPLES = ("key", "target", "sha256", "members")
+"""The columns that reading samples needs."""
 
 _INFO_KEY = b"shard"
 
@@ -86,27 +90,29 @@ class IndexBuilder:
         return ShardInfo(**facts, index_sha256=sha256_hex(data)), data  # type: ignore[arg-type]  # facts are the other fields
 
 
+ReadWhole = Callable[[], "ShardIndex"]
+
+
 class ShardIndex:
     """A shard's index in memory: Arrow columns and numpy arrays, about 200 bytes per sample.
 
     Attributes:
         info: The facts about the shard.
         keys: The keys of the samples, Arrow strings [samples].
-        source_uris: The sources of the samples, Arrow strings [samples].
-        source_sha256s: The sha256 of each source, Arrow strings [samples].
         sha256s: The sha256 of each sample's extent in the tar, Arrow strings [samples].
         targets: The class numbers, Arrow int64 [samples], null for a sample without a class.
         member_names: The distinct names of members, in order of appearance.
     """
 
-    def __init__(self, table: pa.Table, info: ShardInfo) -> None:
+    def __init__(self, table: pa.Table, info: ShardInfo, whole: ReadWhole | None = None) -> None:
         self.info = info
-        self.keys = table["key"].combine_chunks()
-        self.source_uris = table["source_uri"].combine_chunks()
-        self.source_sha256s = table["source_sha256"].combine_chunks()
-        self.sha256s = table["sha256"].combine_chunks()
-        self.targets = table["target"].combine_chunks()
-        members = table["members"].combine_chunks()
+        self._whole = whole
+        self._source_uris = None if whole else as_array(table["source_uri"])
+        self._source_sha256s = None if whole else as_array(table["source_sha256"])
+        self.keys = as_array(table["key"])
+        self.sha256s = as_array(table["sha256"])
+        self.targets = as_array(table["target"])
+        members = as_array(table["members"])
         spans = members.values
         names = spans.field("name").dictionary_encode()
         self.member_names: list[str] = names.dictionary.to_pylist()
@@ -118,28 +124,39 @@ class ShardIndex:
         self._columns = self.member_names, self._name_codes, self._offsets, self._lengths
 
     @classmethod
-    def decode(cls, data: bytes, where: str) -> Self:
+    def decode(
+        cls,
+        data: bytes,
+        where: str,
+        *,
+        sha256: str | None = None,
+        whole: ReadWhole | None = None,
+    ) -> Self:
         """Decode the bytes of an index file.
 
         Args:
             data: The whole file.
             where: The name of the file in errors.
+            sha256: The sha256 of the file, if it is known.
+            whole: Reads the whole index. If given, only what reading samples needs is decoded and
+                checked now, and the sources of the samples once they are asked for.
 
         Raises:
             ShardError: The bytes are damaged, are not an index, or the samples do not follow each
                 other in the tar as the format requires.
         """
-        table = decode_parquet(data, _SCHEMA, where)
+        columns = _OF_SAMPLES if whole else None
+        table = decode_parquet(data, _SCHEMA, where, columns=columns)
         try:
             facts = json.loads((table.schema.metadata or {})[_INFO_KEY])
-            info = ShardInfo(**facts, index_sha256=sha256_hex(data))
+            info = ShardInfo(**facts, index_sha256=sha256 or sha256_hex(data))
         except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise ShardError(
                 f"{where}: lacks the facts about its shard; run 'perceiver preprocess' again"
             ) from error
         check_facts(info, where)
         check_index(table, info, where)
-        return cls(table, info)
+        return cls(table, info, whole)
 
     def check_listed(self, listed: ShardInfo, num_classes: int, where: str) -> None:
         """Compare the index with `shards.parquet` and the manifest.
@@ -185,17 +202,31 @@ class ShardIndex:
         ]
 
     @property
-    def nbytes(self) -> int:
-        """The memory that this index takes, in bytes."""
-        arrays = (self.keys, self.source_uris, self.source_sha256s, self.sha256s, self.targets)
-        views = (self._name_codes, self._offsets, self._lengths, self._first_span)
-        return sum(array.nbytes for array in arrays) + sum(view.nbytes for view in views)
+    def source_uris(self) -> pa.Array:
+        """The sources of the samples, Arrow strings [samples]. Raises what reading them raises."""
+        if self._source_uris is None:
+            assert self._whole is not None
+            self._source_uris = self._whole().source_uris
+        return self._source_uris
 
-    def drop_hashes(self, *, of_samples: bool) -> None:
-        """Release the hashes of sources, and also of samples on request: half of the memory."""
-        self.source_sha256s = pa.nulls(len(self))
-        if of_samples:
-            self.sha256s = pa.nulls(len(self))
+    @property
+    def source_sha256s(self) -> pa.Array:
+        """The sha256 of each source, Arrow strings [samples]. Raises what reading them raises."""
+        if self._source_sha256s is None:
+            assert self._whole is not None
+            self._source_sha256s = self._whole().source_sha256s
+        return self._source_sha256s
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that this index takes, in bytes, without sources that are read later."""
+        arrays = (self.keys, self._source_uris, self._source_sha256s, self.sha256s, self.targets)
+        views = (self._name_codes, self._offsets, self._lengths, self._first_span)
+        return sum(each.nbytes for each in (*arrays, *views) if each is not None)
+
+    def drop_sample_hashes(self) -> None:
+        """Release the hashes of samples, half of the memory."""
+        self.sha256s = pa.nulls(len(self))
 
     def extent(self, row: int) -> tuple[int, int]:
         """Return the range [start, stop) of sample `row` in its tar; see `sample_extent`."""

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import pyarrow as pa
 
@@ -79,13 +80,19 @@ class IndexCache:
 
     def _load(self, shard: int) -> ShardIndex:
         listed = ShardInfo(**self._shards.slice(shard, 1).to_pylist()[0])
-        index = read_index(self._location, self._names, listed, self._num_classes)
-        index.drop_hashes(of_samples=not self._keep_sample_hashes)
+        index = read_index(self._location, self._names, listed, self._num_classes, sources=False)
+        if not self._keep_sample_hashes:
+            index.drop_sample_hashes()
         return index
 
 
 def read_index(
-    location: Location, names: FileNames, listed: ShardInfo, num_classes: int
+    location: Location,
+    names: FileNames,
+    listed: ShardInfo,
+    num_classes: int,
+    *,
+    sources: bool = True,
 ) -> ShardIndex:
     """Read the index of one shard, with all its hashes.
 
@@ -94,6 +101,8 @@ def read_index(
         names: How the files of the set are named.
         listed: The shard's row in `shards.parquet`.
         num_classes: The number of classes of the set; 0 if it has none.
+        sources: Whether to read the sources of the samples now, too. If not, the file is read again
+            when they are asked for.
 
     Raises:
         ShardError: The index is missing, unreadable, or not the published one.
@@ -104,8 +113,9 @@ def read_index(
         data = location.read(name, max_index_bytes(listed.samples))
     except FileNotFoundError as error:
         raise ShardError(f"{where}: missing; {REMEDY}") from error
-    if sha256_hex(data) != listed.index_sha256:
+    if (sha256 := sha256_hex(data)) != listed.index_sha256:
         raise ShardError(f"{where}: sha256 differs from shards.parquet; {REMEDY}")
-    index = ShardIndex.decode(data, where)
+    whole = None if sources else partial(read_index, location, names, listed, num_classes)
+    index = ShardIndex.decode(data, where, sha256=sha256, whole=whole)
     index.check_listed(listed, num_classes, where)
     return index

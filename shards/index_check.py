@@ -4,13 +4,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.arrow_values import as_numpy, text_scalar
+from shards.arrow_values import as_array, as_numpy, text_scalar
 from shards.errors import ShardError
 from shards.plain import is_member
 from shards.sample import KEY_PATTERN, MAX_MEMBER_BYTES, MAX_NAME_BYTES
 from shards.shard_info import ShardInfo
-from shards.shard_table_check import are_sha256s
+from shards.shard_table_check import are_sha256s, string_offsets
 from shards.tar import BLOCK_BYTES, END_OF_ARCHIVE
+
+_FORBIDDEN = bytes(byte for byte in range(128) if byte < 32 or byte in b"./\x7f")
+"""The ASCII characters that `KEY_PATTERN` excludes."""
 
 
 def check_index(table: pa.Table, info: ShardInfo, where: str) -> None:
@@ -20,27 +23,25 @@ def check_index(table: pa.Table, info: ShardInfo, where: str) -> None:
     zeros up to the next multiple of 512. So every range lies inside the tar, and no two overlap.
 
     Args:
-        table: The index, one row for each sample.
+        table: The index, one row for each sample, with all columns or those of `samples`.
         info: The facts about the shard.
         where: The name of the index in errors.
 
     Raises:
         ShardError: A column is invalid; the message names it.
     """
-    columns = {name: table[name].combine_chunks() for name in table.schema.names}
+    columns = {name: as_array(table[name]) for name in table.schema.names}
     if len(table) != info.samples:
         raise _refused(where, f"it has {len(table)} rows, but its shard has {info.samples} samples")
     if any(column.null_count for name, column in columns.items() if name != "target"):
         raise _refused(where, "a field is missing")
-    if not _all(pc.equal(columns["split"], text_scalar(info.split))):
+    if "split" in columns and not _all(pc.equal(columns["split"], text_scalar(info.split))):
         raise _refused(where, "a sample has another split than its shard")
     for name in ("sha256", "source_sha256"):
-        if not are_sha256s(table[name]):
+        if name in columns and not are_sha256s(table[name]):
             raise _refused(where, f"{name} is not 64 hexadecimal digits")
     keys = columns["key"]
-    if not _all(pc.match_substring_regex(keys, KEY_PATTERN)) or (
-        pc.count_distinct(keys).as_py() != len(keys)
-    ):
+    if not _are_keys(keys) or pc.count_distinct(keys).as_py() != len(keys):
         raise _refused(where, "the keys are not distinct valid names")
     _check_spans(columns["members"], keys, info, where)
 
@@ -85,6 +86,16 @@ def _check_offsets(offsets: np.ndarray, lengths: np.ndarray, size: int, where: s
         raise _refused(where, "a member does not follow the previous one")
     if ends[-1] + len(END_OF_ARCHIVE) != size:
         raise _refused(where, "its members do not fill the tar")
+
+
+def _are_keys(keys: pa.Array) -> bool:
+    """Return whether all are valid keys. ASCII, which is usual, needs no regular expression."""
+    ends = string_offsets(keys)
+    text = bytes(memoryview(keys.buffers()[2] or b"")[ends[0] : ends[-1]])
+    if text.isascii():
+        lengths = np.diff(ends)
+        return bool(lengths.all()) and len(text.translate(None, _FORBIDDEN)) == len(text)
+    return _all(pc.match_substring_regex(keys, KEY_PATTERN))
 
 
 def _all(values: pa.Array) -> bool:

@@ -4,6 +4,8 @@ The same table gives the same bytes with the same version of pyarrow on any mach
 contains the version of pyarrow, so another version gives other bytes.
 """
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -27,7 +29,12 @@ def encode_parquet(table: pa.Table) -> bytes:
 
 
 def decode_parquet(
-    data: bytes, schema: pa.Schema, where: str, *, max_rows: int | None = None
+    data: bytes,
+    schema: pa.Schema,
+    where: str,
+    *,
+    max_rows: int | None = None,
+    columns: Sequence[str] | None = None,
 ) -> pa.Table:
     """Decode a Parquet file whose schema is known.
 
@@ -39,6 +46,7 @@ def decode_parquet(
         schema: The expected columns and types; its metadata is not compared.
         where: The name of the file in errors.
         max_rows: The most rows that the file may have. The default is its size in bytes.
+        columns: The columns to read; None for all. Others are not unpacked, and not checked.
 
     Returns:
         The table, with the file's own metadata in its schema.
@@ -49,7 +57,7 @@ def decode_parquet(
     """
     limit = _SLACK_BYTES + _MAX_RATIO * len(data)
     rows = len(data) if max_rows is None else max_rows
-    metadata = check_parquet(data, where, max_bytes=limit, max_rows=rows)
+    metadata = check_parquet(data, where, max_bytes=limit, max_rows=rows, columns=columns)
     try:
         found = metadata.schema.to_arrow_schema()
         if not found.equals(schema, check_metadata=False):
@@ -64,10 +72,11 @@ def decode_parquet(
             metadata=metadata,
             pre_buffer=False,
             read_dictionary=dictionary_columns(metadata),
-        ).read(use_threads=False)
+        ).read(columns=columns, use_threads=False)
         if unpacked_bytes(table) > limit:
             raise refused(where, f"it would unpack into more than {limit} bytes")
-        table = table.cast(schema.with_metadata(table.schema.metadata))
+        wanted = schema if columns is None else pa.schema(map(schema.field, columns))
+        table = table.cast(wanted.with_metadata(table.schema.metadata))
         table.validate(full=True)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise refused(

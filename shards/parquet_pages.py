@@ -6,14 +6,16 @@ so the page headers themselves are read.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from shards.arrow_values import as_numpy
 from shards.errors import ShardError
 from shards.thrift_compact import BINARY, INT32, INT64, LIST, STRUCT, CompactReader, Lists, Struct
 
@@ -43,7 +45,12 @@ _FOOTER: Lists = {2: ({},), 4: ({1: (_CHUNK,), 4: ({},)},), 5: ({},), 7: ({},)}
 
 
 def check_parquet(
-    file: BinaryIO | bytes, where: str, *, max_bytes: int, max_rows: int
+    file: BinaryIO | bytes,
+    where: str,
+    *,
+    max_bytes: int,
+    max_rows: int,
+    columns: Collection[str] | None = None,
 ) -> pq.FileMetaData:
     """Reject a Parquet file that would unpack to too many bytes. Nothing is unpacked.
 
@@ -55,6 +62,7 @@ def check_parquet(
         where: The name of the file in errors.
         max_bytes: The most memory that all pages together may take.
         max_rows: The most rows that the file may have.
+        columns: The columns that will be read; None for all. The pages of others are not checked.
 
     Returns:
         The metadata of the file.
@@ -67,8 +75,8 @@ def check_parquet(
     try:
         rows, groups = read_footer(file)
         metadata = pq.read_metadata(file)
-        columns = [*map(metadata.schema.column, range(metadata.num_columns))]
-        names = [column.path for column in columns]
+        leaves = [*map(metadata.schema.column, range(metadata.num_columns))]
+        names = [leaf.path for leaf in leaves]
     except (pa.ArrowException, OSError, ValueError, IndexError) as error:
         raise refused(where, f"not a readable Parquet file ({_one_line(error)})") from error
     if rows != metadata.num_rows or len(groups) != metadata.num_row_groups:
@@ -79,9 +87,11 @@ def check_parquet(
     total = rows * metadata.num_columns * _VALUE_BYTES
     for group in groups:
         chunks = group.get((1, LIST), [])
-        if len(chunks) != len(columns):
+        if len(chunks) != len(leaves):
             raise refused(where, "a row group has other columns than the file")
-        for name, column, chunk in zip(names, columns, chunks, strict=True):
+        for name, column, chunk in zip(names, leaves, chunks, strict=True):
+            if columns is not None and name.partition(".")[0] not in columns:
+                continue
             named = f"{where}: column {name!r}"
             total += _chunk_bytes(file, size, _chunk(chunk), _rows(group), column, named)
             if total > max_bytes:
@@ -110,8 +120,8 @@ def _expanded(array: pa.Array) -> int:
     if pa.types.is_dictionary(array.type):
         if not _is_binary(array.type.value_type):
             return array.nbytes
-        lengths = pc.binary_length(array.dictionary).cast(pa.int64())
-        return (pc.sum(lengths.take(array.indices)).as_py() or 0) + 8 * len(array)
+        lengths = pc.binary_length(array.dictionary).take(array.indices).drop_null()
+        return int(as_numpy(lengths).sum(dtype=np.int64)) + 8 * len(array)
     if pa.types.is_struct(array.type):
         return sum(map(_expanded, array.flatten()))
     if pa.types.is_map(array.type):

@@ -14,8 +14,7 @@ from shards.tar import BLOCK_BYTES, END_OF_ARCHIVE
 
 SHA256_PATTERN = r"\A[0-9a-f]{64}\z"
 _SHA256_DIGITS = 64
-_IS_HEXADECIMAL = np.isin(np.arange(256), np.frombuffer(b"0123456789abcdef", np.uint8))
-"""Whether each byte is a lower-case hexadecimal digit, bool [256]."""
+_HEXADECIMAL = b"0123456789abcdef"
 
 MAX_BYTES = 1 << 50
 """The largest tar, in bytes."""
@@ -94,16 +93,19 @@ def are_sha256s(digests: pa.ChunkedArray) -> bool:
 
 
 def _are_sha256s(digests: pa.Array) -> bool:
-    lengths = np.diff(_string_offsets(digests))
+    lengths = np.diff(string_offsets(digests))
     if not (lengths == _SHA256_DIGITS).all():
         return False
-    first = int(_string_offsets(digests)[0]) if len(digests) else 0
-    characters = np.frombuffer(digests.buffers()[2] or b"", np.uint8)
+    first = int(string_offsets(digests)[0]) if len(digests) else 0
+    characters = memoryview(digests.buffers()[2] or b"")
     characters = characters[first : first + _SHA256_DIGITS * len(digests)]
-    return bool(_IS_HEXADECIMAL[characters].all())
+    return not bytes(characters).translate(
+        None, _HEXADECIMAL
+    )  # what is left when these are removed
 
 
-def _string_offsets(strings: pa.Array) -> np.ndarray:
+def string_offsets(strings: pa.Array) -> np.ndarray:
+    """Return where each string begins in the buffer of characters, and the last one ends."""
     offsets = np.frombuffer(strings.buffers()[1] or bytes(4), np.int32)
     return offsets[strings.offset : strings.offset + len(strings) + 1]
 

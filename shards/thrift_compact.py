@@ -1,6 +1,5 @@
 """Read Thrift's compact protocol, which Parquet uses for its footer and page headers."""
 
-from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 INT32, INT64, BINARY, LIST, STRUCT = 5, 6, 8, 9, 12
@@ -12,7 +11,7 @@ _MAX_DEPTH = 16
 Struct: TypeAlias = dict[tuple[int, int], Any]
 """The fields of a struct by number and kind: integers, structs, and lists of structs."""
 
-Lists: TypeAlias = Mapping[int, Any]
+Lists: TypeAlias = dict[int, Any]
 """The lists and structs that a struct may contain, by field number.
 
 For a list, the value is the kind of its elements. If the elements are structs, it is the tuple
@@ -81,7 +80,7 @@ class CompactReader:
         if kind == INT64:
             return self._zigzag()
         if kind == STRUCT:
-            return self.struct(expected if isinstance(expected, Mapping) else {}, depth + 1)
+            return self.struct(expected if isinstance(expected, dict) else {}, depth + 1)
         if kind == LIST:
             head = self._byte()
             count = head >> 4 if head >> 4 < 15 else self._varint()

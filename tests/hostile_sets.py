@@ -109,7 +109,7 @@ def use(address: Any, cache: Path) -> None:
             remote = RemoteReading(cache_folder=cache, request_cost=cost)
             reader = ShardReader(shard_set, split, remote=remote)
             for sample in reader.read_many(np.arange(len(reader))):
-                assert sample.members and sample.key
+                assert sample.members and sample.key and sample.source_uri is not None
     for spec in shard_set.manifest.positions.values():
         shard_set.position_table(spec)
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from shard_server import ShardServer
 
-from benchmarks import readers
+from benchmarks import first_batch, readers
+from benchmarks.first_batch import bench_first_batch
 from benchmarks.loopback_store import LoopbackStore, child, proxy_command
 from benchmarks.readers import Task
 from benchmarks.reading import Row, make_set, measure, summary
 from benchmarks.shards import RAW
+from pipeline.runs.console import Console
 
 NUM_SAMPLES, PER_SHARD = 150, 40
 
@@ -49,6 +51,19 @@ def test_the_row_of_a_peer_that_is_not_installed_says_so(photographs: Path) -> N
     found = measure(row, sys.executable, {})
     assert "wids cannot be imported" in found["missing"]
     assert "missing" in summary(row, [found]) and "rates" not in summary(row, [found])
+
+
+def test_the_first_batch_is_timed_for_each_number_of_shards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(first_batch, "NUM_SHARDS", (1, 3))
+    monkeypatch.setattr(first_batch, "SAMPLES_PER_SHARD", 70)
+    monkeypatch.setattr(first_batch, "_READERS", {"ours": "ours", "wids": "wids"})
+    rows = bench_first_batch(Console(), rounds=1, peers_python=None)["rows"]
+    assert [(row["shards"], row["label"], "missing" in row) for row in rows] == [
+        (1, "ours", False), (1, "wids", True), (3, "ours", False), (3, "wids", True),
+    ]  # fmt: skip
+    assert all(row["cpu_seconds"] > 0 < row["seconds"] for row in rows if row["label"] == "ours")
 
 
 def test_the_link_delays_and_counts(tmp_path: Path) -> None:

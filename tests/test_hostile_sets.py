@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hostile_sets import (
     BAD_DIGESTS,
@@ -22,6 +23,7 @@ from shard_sets import SPEC, upload
 from pipeline.preprocess.inspect_shards import inspect_shards
 from shards import (
     ShardError,
+    ShardReader,
     ShardSet,
     verify,
 )
@@ -88,7 +90,7 @@ INDEX: list[Change] = [
     *(put(1, *SPAN, "name", bad) for bad in [
         *BAD_NAMES, "json", "image.npy", "UPPER", "a" * 99, None]),
     *(put(1, "key", bad) for bad in [
-        "a.b", "a/b", "", "a\nb", "\x1b", "k" * 200, "sample-000", None]),
+        "a.b", "a/b", "", "a\nb", "\x1b", "\x7f", "é.b", "\x9f", "k" * 200, "sample-000", None]),
     *(put(1, "target", bad) for bad in [-1, 3, 1 << 62, -(1 << 63)]),
     *(put(1, "split", bad) for bad in ["val", OUTSIDE, None]),
     *(put(1, field, bad) for field in ("sha256", "source_sha256") for bad in [*BAD_DIGESTS, None]),
@@ -192,6 +194,26 @@ def test_each_check_of_a_manifest_holds_by_itself(set_copy: Path, fields: dict[s
     with pytest.raises(ShardError, match="do not use this set") as refusal:
         ShardSet.open(set_copy)
     assert_plain(str(refusal.value))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [put(1, "source_sha256", OUTSIDE), put(1, "source_uri", None), put(1, "split", "val")],
+)
+def test_sources_that_cannot_be_are_refused_once_they_are_asked_for(
+    set_copy: Path, change: Change
+) -> None:
+    reseal(set_copy, index=change)
+    samples = ShardReader(ShardSet.open(set_copy), "train").read_many(np.arange(5))
+    assert all(sample.key and sample.members for sample in samples)
+    with pytest.raises(ShardError, match="do not use this set"):
+        _ = samples[0].source_uri
+    assert verify(set_copy)
+
+
+def test_a_key_may_have_characters_beyond_ascii(set_copy: Path) -> None:
+    reseal(set_copy, index=put(1, "key", "clé-ж"))
+    assert ShardReader(ShardSet.open(set_copy), "train").read(1).key == "clé-ж"
 
 
 def test_resealing_alone_leaves_a_set_that_is_read(set_copy: Path, tmp_path: Path) -> None:
