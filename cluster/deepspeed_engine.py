@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from cluster.errors import ClusterError
+from cluster.flat_gradients import use_flat_gradients
 from cluster.loss_scale import drop_scalers
 from cluster.nvme import require_nvme
 from cluster.optimizers import spec_of
@@ -60,6 +61,7 @@ def initialize_engine(
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     drop_scalers(engine)
     check_strategy(engine, strategy)
+    use_flat_gradients(engine, strategy)
     sum_norms_in_place(engine)
     engine.swapped_state = SwappedState(engine) if strategy.offload_optimizer == "nvme" else None
     if squares is not None:
