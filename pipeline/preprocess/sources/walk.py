@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import fsspec
 
+from pipeline.preprocess.sources.s3_listing import list_folders, lists_ranges
 from shards.parallel import in_order
 
 # Files that operating systems leave in folders. They are not samples.
@@ -128,29 +129,37 @@ def special_reason(mode: int) -> str:
 def _walk_remote(
     filesystem: Any, base: str, folders: list[bytes], found: list[bytes]
 ) -> Iterator[File]:
-    filesystem.invalidate_cache()
     full_paths = [f"{base}/{os.fsdecode(folder)}" if folder else base for folder in folders]
+    for folder, info in _listed(filesystem, full_paths):
+        full = info["name"].rstrip("/")
+        name = os.fsencode(full[len(folder) + 1 :])
+        # Object stores list a folder's own marker among its files.
+        if full == folder or not name or _passed_over(name):
+            continue
+        path = os.fsencode(full[len(base) + 1 :])
+        if info["type"] == "directory":
+            found.append(path)
+        elif info["type"] != "file":
+            yield File(path, 0, "", f"{info['type']}, not a file")
+        else:
+            size = info.get("size")
+            yield File(path, -1 if size is None else int(size), changed(info), None)
+
+
+def _listed(filesystem: Any, folders: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what some folders hold, with the folder of each."""
+    filesystem.invalidate_cache()
+    if lists_ranges(filesystem) and all(folders):
+        yield from list_folders(filesystem, folders)
+        return
 
     def listed(folder: str) -> list[dict[str, Any]]:
         infos: list[dict[str, Any]] = filesystem.ls(folder, detail=True)
         filesystem.invalidate_cache(folder)
         return infos
 
-    for folder, infos in zip(full_paths, in_order(listed, full_paths), strict=True):
-        for info in infos:
-            full = info["name"].rstrip("/")
-            name = os.fsencode(full[len(folder) + 1 :])
-            # Object stores list a folder's own marker among its files.
-            if full == folder or not name or _passed_over(name):
-                continue
-            path = os.fsencode(full[len(base) + 1 :])
-            if info["type"] == "directory":
-                found.append(path)
-            elif info["type"] != "file":
-                yield File(path, 0, "", f"{info['type']}, not a file")
-            else:
-                size = info.get("size")
-                yield File(path, -1 if size is None else int(size), changed(info), None)
+    for folder, infos in zip(folders, in_order(listed, folders), strict=True):
+        yield from ((folder, info) for info in infos)
 
 
 def changed(info: dict[str, Any]) -> str:
