@@ -113,9 +113,11 @@ def test_a_param_of_another_type_is_refused_by_mlflow(kind, params, loaded):
     assert status == 400 and "Traceback" not in json.dumps(answer)
     with pytest.raises(mlflow.MlflowException, match="arameters"):
         model.predict([PNG], params=params)
-    if isinstance(params, dict):
-        with pytest.raises(mlflow.MlflowException, match=f"params: {next(iter(params))} is a "):
-            model.unwrap_python_model().predict(None, [PNG], params)
+    line = (
+        f"{next(iter(params))} is a " if isinstance(params, dict) else "a list; give them by name"
+    )
+    with pytest.raises(mlflow.MlflowException, match=f"params: {line}"):
+        model.unwrap_python_model().predict(None, [PNG], params)
 
 
 def test_a_param_of_another_model_is_refused_where_mlflow_does_not_drop_it(loaded):

@@ -118,6 +118,22 @@ def test_a_server_refuses_a_bad_request_in_one_line(served: str, body: Any, line
     assert line in answer["message"] and "\n" not in answer["message"]
 
 
+@pytest.mark.parametrize("params", [{"top_k": "three"}, {"attention_map": 1}, [1], "top_k"])
+def test_a_server_refuses_params_of_another_type(served: str, params: Any) -> None:
+    status, answer = ask(served, {"inputs": TEXTS, "params": params})
+    assert status == 400, "in MLflow's own words, which repeat the request"
+    assert "arameters" in answer["message"] and "stack_trace" not in answer
+
+
+def test_a_server_refuses_params_that_are_no_json(served: str) -> None:
+    body = b'{"inputs": [], "params": {"top_k": three}}'
+    headers = {"content-type": "application/json"}
+    answer = requests.post(served, data=body, headers=headers, timeout=60)
+    assert answer.status_code == 400
+    assert "Expecting value: line 1 column 36" in answer.json()["message"]
+    assert "stack_trace" not in answer.json()
+
+
 def test_mlflow_predicts_the_model_s_own_example(store: str, tmp_path: Path) -> None:
     mlflow.set_tracking_uri(store)
     example = mlflow.artifacts.download_artifacts(

@@ -2,14 +2,19 @@
 
 import base64
 import json
+import logging
 import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager, suppress
+from http.client import HTTPResponse
 from pathlib import Path
+from select import select
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,14 +24,19 @@ import pytest
 import requests
 from browser import browser
 from registered_models import owls
+from test_answer_params import bomb
 from test_inference import png
 
 from pipeline.cli.main import main
+from pipeline.serving.app import AT_ONCE, WAITING
+from pipeline.serving.invocations import AskedModel
 from pipeline.serving.page import Page
 
 PNGS = [png(seed) for seed in range(3)]
 TEXTS = [base64.b64encode(data).decode() for data in PNGS]
 URI = "models:/owls@champion"
+TIMEOUT = 10
+JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +47,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def served(store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """A served model: its `address`, its `process` and the tracking `store`. SIGTERM ends it."""
+    """A model with two replicas: `address`, `process` and the tracking `store`. SIGTERM ends it."""
     folder = tmp_path_factory.mktemp("serve")
     port = free_port()
     command = [sys.executable, "-m", "pipeline", "serve", URI, f"--port={port}", "--json",
-               f"--tracking-uri={store}", "--max-body-mib=1", "--timeout=30"]  # fmt: skip
+               f"--tracking-uri={store}", "--max-body-mib=1", f"--timeout={TIMEOUT}",
+               "--replicas=2"]  # fmt: skip
     with (
         (folder / "log").open("wb") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log) as process,
@@ -121,6 +132,7 @@ def test_it_opens_no_path(served: SimpleNamespace, tmp_path: Path) -> None:
         ({"inputs": ["x"] * 1001}, "1001 inputs in one request; at most 1000 are taken"),
         ({"inputs": {"a": 1}}, "un-named"),
         ({"nothing": []}, "exactly one of the input fields"),
+        ([1], "the body is no JSON object"),
     ],
 )
 def test_a_bad_request_is_refused_in_one_line(
@@ -131,18 +143,60 @@ def test_a_bad_request_is_refused_in_one_line(
     assert line in answer["message"] and "\n" not in answer["message"]
 
 
+@pytest.mark.parametrize(
+    ("params", "line"),
+    [
+        ({"top_k": "three"}, "params: top_k is a str; give a whole number"),
+        ({"top_k": 1.5}, "params: top_k is a float; give a whole number"),
+        ({"attention_map": 1}, "params: attention_map is a int; give a boolean"),
+        ({"topk": 3}, "params: this model does not take topk; it takes top_k, attention_map"),
+        ([1], "params: a list; give them by name, as an object"),
+        ("", "params: a str; give them by name, as an object"),
+    ],
+)
+def test_bad_params_are_refused_in_one_line(
+    served: SimpleNamespace, params: Any, line: str
+) -> None:
+    status, answer = ask(served, {"inputs": TEXTS, "params": params})
+    assert (status, answer) == (400, {"error_code": "INVALID_PARAMETER_VALUE", "message": line})
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "line"),
+    [
+        (b'{"inputs": ["9876543210"], "params": {"top_k": three}}', "application/json",
+         "the body is no JSON: Expecting value: line 1 column 48 (char 47)"),
+        (b'{"inputs": ' + b"9876543210" * 500 + b"}", "application/json", "the body is no JSON: "),
+        (b"\xff9876543210", "application/json", "the body is no JSON: "),
+        (b"PAR19876543210", "application/vnd.apache.parquet", "Failed to parse input as a Pandas"),
+        (b"x\n9876543210,2", "text/csv", "the input does not fit the model: Incompatible input"),
+    ],
+    ids=["params", "number", "text", "parquet", "schema"],
+)  # fmt: skip
+def test_a_refusal_repeats_no_request_and_shows_no_trace(
+    served: SimpleNamespace, data: bytes, kind: str, line: str
+) -> None:
+    headers = {"content-type": kind}
+    answer = requests.post(f"{served.address}/invocations", data=data, headers=headers, timeout=60)
+    assert answer.status_code == 400
+    assert set(answer.json()) == {"error_code", "message"}
+    message = answer.json()["message"]
+    assert message.startswith(line) and "\n" not in message
+    for word in ("9876543210", "Traceback", "site-packages", ".py"):
+        assert word not in message
+
+
 def test_hostile_requests_are_refused_and_the_next_one_is_answered(
     served: SimpleNamespace,
 ) -> None:
     url = f"{served.address}/invocations"
-    kind = {"content-type": "application/json"}
     large = b'{"inputs": ["' + b"A" * 2**21 + b'"]}'
 
     def pieces() -> Iterator[bytes]:
         for start in range(0, len(large), 2**16):
             yield large[start : start + 2**16]
 
-    def status(data: Any, headers: dict[str, str] = kind) -> int:
+    def status(data: Any, headers: dict[str, str] = JSON) -> int:
         answer = requests.post(url, data=data, headers=headers, timeout=60)
         assert "Traceback" not in answer.text
         return answer.status_code
@@ -169,6 +223,122 @@ def test_a_host_that_hangs_up_in_the_middle_costs_nothing(served: SimpleNamespac
             b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"
         )
     assert ask(served, {"inputs": [TEXTS[0]]})[0] == 200
+
+
+# --- time and load ---
+
+
+def replicas_of(served: SimpleNamespace) -> list[psutil.Process]:
+    """The processes of the model's copies."""
+    started = psutil.Process(served.process.pid).children(recursive=True)
+    found = [each for each in started if "ServeReplica:perceiver:Model" in " ".join(each.cmdline())]
+    assert len(found) == 2
+    return found
+
+
+def seconds_of_decoding(replica: psutil.Process) -> float:
+    times = [each.cpu_times() for each in replica.children(recursive=True)]
+    return sum(each.user + each.system for each in times)
+
+
+@contextmanager
+def stopped(*processes: psutil.Process) -> Iterator[None]:
+    """Let processes stand still for a while."""
+    for each in processes:
+        each.suspend()
+    try:
+        yield
+    finally:
+        for each in processes:
+            with suppress(psutil.NoSuchProcess):
+                each.resume()
+
+
+def begun(served: SimpleNamespace) -> socket.socket:
+    """A request whose body never ends."""
+    host, port = served.address.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    connection.sendall(
+        b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 1000\r\n\r\n{"
+    )
+    return connection
+
+
+def response_of(connection: socket.socket) -> tuple[int, Any]:
+    answer = HTTPResponse(connection)
+    answer.begin()
+    return answer.status, json.loads(answer.read())
+
+
+def test_each_replica_answers(served: SimpleNamespace) -> None:
+    for still in replicas_of(served):
+        with ThreadPoolExecutor(8) as pool, stopped(still):
+            asked = [pool.submit(ask, served, {"inputs": [TEXTS[0]]}) for _ in range(8)]
+            first = next(as_completed(asked, timeout=60)).result()
+        assert first[0] == 200, "the other one answered"
+
+
+def test_what_takes_too_long_is_refused_and_the_next_one_is_answered(
+    served: SimpleNamespace,
+) -> None:
+    endless = begun(served)
+    with stopped(*replicas_of(served)), ThreadPoolExecutor(2) as pool:
+        late = pool.submit(ask, served, {"inputs": TEXTS})
+        health = requests.get(f"{served.address}/health", timeout=60)
+        assert health.status_code == 503
+        assert health.json() == {"status": "no replica answers (TimeoutError)"}
+        line = f"no answer within {TIMEOUT} s"
+        assert late.result() == (504, {"error_code": "DEADLINE_EXCEEDED", "message": line})
+        wait_for(lambda: metric(served, "perceiver_inputs_waiting") == 0)  # they are given up
+    line = f"no whole body within {TIMEOUT} s"
+    assert response_of(endless) == (408, {"error_code": "BAD_REQUEST", "message": line})
+    assert ask(served, {"inputs": TEXTS})[0] == 200
+
+
+def test_more_than_can_wait_is_refused_while_health_is_answered(served: SimpleNamespace) -> None:
+    most = AT_ONCE + WAITING
+    with ExitStack() as stack:
+        for _ in range(most):
+            stack.enter_context(begun(served))
+        one_more = stack.enter_context(begun(served))
+        while not select([one_more], [], [], 1)[0]:  # one of the others has yet to arrive
+            one_more = stack.enter_context(begun(served))
+        line = f"{most} requests are worked on or wait; send this one again later"
+        refused = (503, {"error_code": "TEMPORARILY_UNAVAILABLE", "message": line})
+        assert response_of(one_more) == refused
+        assert ask(served, {"inputs": TEXTS}) == refused
+        assert requests.get(f"{served.address}/health", timeout=60).status_code == 200
+    wait_for(lambda: ask(served, {"inputs": TEXTS})[0] == 200)
+
+
+def test_a_request_whose_replica_dies_is_refused_and_the_other_one_answers(
+    served: SimpleNamespace,
+) -> None:
+    slow = base64.b64encode(bomb(8000)).decode()
+    before = {each: seconds_of_decoding(each) for each in replicas_of(served)}
+    busy = list[psutil.Process]()
+
+    def is_decoding() -> bool:
+        busy[:] = [each for each in before if seconds_of_decoding(each) > before[each] + 0.1]
+        return bool(busy)
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, served, {"inputs": [slow] * 4})
+        wait_for(is_decoding)
+        busy[0].kill()
+        line = "the copy of the model that was asked has ended; send the request again"
+        assert asked.result() == (
+            503, {"error_code": "TEMPORARILY_UNAVAILABLE", "message": line},
+        )  # fmt: skip
+    assert ask(served, {"inputs": TEXTS})[0] == 200
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_requests_at_the_same_time_are_answered_together(served: SimpleNamespace) -> None:
@@ -269,6 +439,24 @@ def test_a_taken_port_is_named(store: str, capfd: pytest.CaptureFixture[str]) ->
         port = taken.getsockname()[1]
         assert main(["serve", URI, f"--port={port}", f"--tracking-uri={store}"]) == 2
     assert f"--port {port}: cannot be listened on: Address already" in capfd.readouterr().err
+
+
+def test_a_model_that_fails_says_why_in_the_log_alone(loaded: Callable[..., Any]) -> None:
+    model, lines = loaded("image"), list[logging.LogRecord]()
+    predictor = model.unwrap_python_model().predictor
+    predictor.model = None
+    handler = logging.Handler()
+    handler.emit = lines.append  # type: ignore[method-assign]  # it only collects
+    logging.getLogger("ray.serve").addHandler(handler)
+    body = json.dumps({"inputs": TEXTS}).encode()
+    try:
+        answer = AskedModel(model, predictor.card.objective).respond(body, "application/json")
+    finally:
+        logging.getLogger("ray.serve").removeHandler(handler)
+    assert answer.status_code == 500
+    line = "the server failed; its log says why"
+    assert json.loads(answer.body) == {"error_code": "INTERNAL_ERROR", "message": line}
+    assert lines[0].exc_info is not None and "NoneType" in str(lines[0].exc_info[1])
 
 
 def test_the_page_refers_to_nothing_elsewhere() -> None:

@@ -1,13 +1,19 @@
 """The web application: MLflow's own requests and answers, a page, health and metrics."""
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.serving.limits import App, Limited, Message, Receive, Send, refuse
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from pipeline.serving.invocations import FAILED, AskedModel
+from pipeline.serving.limits import App, Limited, Message, Receive, Send, refusal
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.page import Page
 from pipeline.serving.questions import Answer, Question
@@ -15,8 +21,9 @@ from pipeline.serving.remote_predictor import RemotePredictor
 
 AT_ONCE = 64
 """The most requests that are worked on."""
+WAITING = 256
+"""So many requests wait at most. Others get the status 503."""
 HEALTH_SECONDS = 5.0
-_NOT_SERVED = ("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/health", "/ping")
 
 
 @dataclass(frozen=True)
@@ -52,29 +59,33 @@ class WebApp:
         ready: Callable[[], Awaitable[Any]],
     ) -> None:
         import mlflow
-        from mlflow.pyfunc.scoring_server import init
 
-        os.environ["MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"] = str(max(1, int(served.seconds)))
         mlflow.set_tracking_uri(served.tracking_uri)
         loaded = mlflow.pyfunc.load_model(served.model_uri)
         python_model = loaded.unwrap_python_model()
         card = python_model.predictor.card
         # The weights are where the questions are answered.
-        python_model.predictor = RemotePredictor(card, self._counted, lambda: self._loop)
+        python_model.predictor = RemotePredictor(
+            card, self._counted, lambda: self._loop, served.seconds
+        )
         self._served, self._ask, self._ready = served, ask, ready
+        self._model = AskedModel(loaded, card.objective)
         self._metrics, self._page = Metrics(), Page(served.model_uri, card)
         self._loop: Any = None
-        app = init(loaded)
-        app.router.routes[:] = [
-            route for route in app.router.routes if getattr(route, "path", "") not in _NOT_SERVED
-        ]
-        app.add_api_route("/", self._show_page, methods=["GET"])
-        app.add_api_route("/metrics", self._show_metrics, methods=["GET"])
-        for path in ("/health", "/ping"):
-            app.add_api_route(path, self._health, methods=["GET"])
-        app.add_exception_handler(RecursionError, _too_deep)
+        app = Starlette(
+            routes=[
+                Route("/", self._show_page),
+                Route("/invocations", self._invocations, methods=["POST"]),
+                Route("/health", self._health),
+                Route("/ping", self._health),
+                Route("/metrics", self._show_metrics),
+                Route("/version", self._show_version),
+            ],
+            exception_handlers={HTTPException: _not_served, Exception: _failed},
+        )
         self._app: App = Limited(
             app,
+            most=AT_ONCE + WAITING,
             max_body=served.max_body,
             seconds=served.seconds,
             observe=self._metrics.request,
@@ -86,24 +97,16 @@ class WebApp:
             self._loop = asyncio.get_running_loop()
             # A request waits for its answers in a thread.
             self._loop.set_default_executor(ThreadPoolExecutor(AT_ONCE))
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        begun = False
+        await self._app(scope, receive, send)
 
-        async def noted(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
+    async def _invocations(self, request: Request) -> Response:
+        body, kind = await request.body(), request.headers["content-type"]
+        seconds = self._served.seconds
         try:
-            await self._app(scope, receive, noted)
-        except Exception:
-            if begun:
-                raise
-            # A client gets no trace of the error.
-            line = "the server failed; its log says why"
-            await refuse(send, 500, "INTERNAL_ERROR", line)
+            async with asyncio.timeout(seconds):
+                return await asyncio.to_thread(self._model.respond, body, kind)
+        except TimeoutError:
+            return refusal(504, "DEADLINE_EXCEEDED", f"no answer within {seconds:g} s")
 
     async def _counted(self, question: Question) -> Answer:
         self._metrics.asked()
@@ -115,21 +118,21 @@ class WebApp:
         self._metrics.answered(usable=usable, batch=answer.batch)
         return answer
 
-    async def _show_page(self) -> Any:
-        from starlette.responses import HTMLResponse
-
+    async def _show_page(self, _request: Request) -> Response:
         return HTMLResponse(self._page.html, headers=self._page.headers)
 
-    async def _show_metrics(self) -> Any:
+    async def _show_metrics(self, _request: Request) -> Response:
         from prometheus_client import CONTENT_TYPE_LATEST
-        from starlette.responses import Response
 
         return Response(self._metrics.text(), headers={"content-type": CONTENT_TYPE_LATEST})
 
-    async def _health(self) -> Any:
-        """Answer whether the model answers."""
-        from starlette.responses import JSONResponse
+    async def _show_version(self, _request: Request) -> Response:
+        from mlflow.version import VERSION
 
+        return Response(VERSION, media_type="application/json")  # as MLflow's server
+
+    async def _health(self, _request: Request) -> Response:
+        """Answer whether the model answers."""
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
                 await self._ready()
@@ -139,9 +142,13 @@ class WebApp:
         return JSONResponse({"status": "ok", "model": self._served.model_uri})
 
 
-async def _too_deep(_request: Any, _error: Exception) -> Any:
-    """Answer a body that MLflow's reader fails on."""
-    from starlette.responses import JSONResponse
+async def _not_served(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = refusal(error.status_code, "ENDPOINT_NOT_FOUND", error.detail)
+    response.headers.update(error.headers or {})
+    return response
 
-    line = "the JSON is nested too deep"
-    return JSONResponse({"error_code": "BAD_REQUEST", "message": line}, status_code=400)
+
+async def _failed(_request: Request, _error: Exception) -> Response:
+    """Answer without a trace of the error, which Ray logs."""
+    return refusal(500, "INTERNAL_ERROR", FAILED)

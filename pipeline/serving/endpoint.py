@@ -3,14 +3,16 @@
 import asyncio
 from typing import Any
 
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from pipeline.registry.predict_part import Weights
-from pipeline.serving.app import AT_ONCE, Served, WebApp
+from pipeline.registry.served.request_error import RequestError
+from pipeline.serving.app import AT_ONCE, WAITING, Served, WebApp
 from pipeline.serving.questions import Answer, Question, answers
 
-WAITING = 256
-"""So many requests wait at most. Others get the status 503."""
 BATCH_WAIT_SECONDS = 0.01
 """A batch waits so long for more inputs."""
 
@@ -38,7 +40,8 @@ class Model:
         return True
 
 
-@serve.deployment(max_ongoing_requests=AT_ONCE, max_queued_requests=WAITING)
+# The application refuses what is too much, and answers for its health even then.
+@serve.deployment(max_ongoing_requests=4 * (AT_ONCE + WAITING), max_queued_requests=WAITING)
 @serve.ingress()
 class Endpoint:
     """The web application.
@@ -49,7 +52,19 @@ class Endpoint:
     """
 
     def __init__(self, served: Served, model: Any) -> None:
-        self._app = WebApp(served, model.answer.remote, model.ready.remote)
+        async def ask(question: Question) -> Answer:
+            response = model.answer.remote(question)
+            try:
+                found: Answer = await response
+            except asyncio.CancelledError:
+                response.cancel()  # Nobody waits for it any more.
+                raise
+            except (RayActorError, DeploymentUnavailableError):
+                line = "the copy of the model that was asked has ended; send the request again"
+                raise RequestError(line, TEMPORARILY_UNAVAILABLE) from None
+            return found
+
+        self._app = WebApp(served, ask, model.ready.remote)
 
     def __serve_build_asgi_app__(self) -> WebApp:
         """Return the web application."""

@@ -1,9 +1,10 @@
-"""Limits and headers around a web application: bodies, time, and what browsers may do."""
+"""Limits and headers around a web application: requests, bodies, and what browsers may do."""
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+
+from starlette.responses import JSONResponse, Response
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -24,16 +25,23 @@ class Limited:
 
     Args:
         app: The application.
+        most: The most requests with a body at once. Others are never too many.
         max_body: The largest body, in bytes.
         seconds: The most time for a body to come.
         observe: Is told the path, the status and the seconds of each request.
     """
 
     def __init__(
-        self, app: App, *, max_body: int, seconds: float, observe: Callable[[str, int, float], None]
+        self,
+        app: App,
+        *,
+        most: int,
+        max_body: int,
+        seconds: float,
+        observe: Callable[[str, int, float], None],
     ) -> None:
         self._app, self._max_body, self._seconds = app, max_body, seconds
-        self._observe = observe
+        self._observe, self._most, self._now = observe, most, 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -53,30 +61,29 @@ class Limited:
             await send(message)
 
         try:
-            await self._handle(scope, receive, with_headers)
+            await self._counted(scope, receive, with_headers)
         finally:
             self._observe(scope["path"], status, loop.time() - begun)
 
-    async def _handle(self, scope: Message, receive: Receive, send: Send) -> None:
-        headers = dict(scope["headers"])
-        declared = headers.get(b"content-length", b"0")
-        if not declared.isdigit():
-            await refuse(send, 400, "BAD_REQUEST", "content-length is no number")
+    async def _counted(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            await self._handle(scope, receive, send)
             return
-        if int(declared[:20]) > self._max_body:
-            await self._too_large(send)
+        if self._now >= self._most:
+            line = f"{self._now} requests are worked on or wait; send this one again later"
+            refused = refusal(503, "TEMPORARILY_UNAVAILABLE", line, close=True)
+            await refused(scope, receive, send)
             return
+        self._now += 1
         try:
-            async with asyncio.timeout(self._seconds):
-                body = await self._body(receive)
-        except TimeoutError:
-            await refuse(send, 408, "BAD_REQUEST", f"no whole body within {self._seconds:g} s")
-            return
-        if body is None:
-            await self._too_large(send)
-            return
-        if scope["method"] == "POST" and b"content-type" not in headers:
-            await refuse(send, 415, "BAD_REQUEST", "the header content-type is missing")
+            await self._handle(scope, receive, send)
+        finally:
+            self._now -= 1
+
+    async def _handle(self, scope: Message, receive: Receive, send: Send) -> None:
+        body = await self._body(scope, receive)
+        if isinstance(body, Response):
+            await body(scope, receive, send)
             return
         given: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -85,7 +92,30 @@ class Limited:
 
         await self._app(scope, replay, send)
 
-    async def _body(self, receive: Receive) -> bytes | None:
+    async def _body(self, scope: Message, receive: Receive) -> bytes | Response:
+        """Return the whole body, or why there is none."""
+        headers = dict(scope["headers"])
+        declared = headers.get(b"content-length", b"0")
+        too_large = refusal(
+            413, "REQUEST_LIMIT_EXCEEDED", f"a body of more than {self._max_body} bytes", close=True
+        )
+        if not declared.isdigit():
+            return refusal(400, "BAD_REQUEST", "content-length is no number", close=True)
+        if int(declared[:20]) > self._max_body:
+            return too_large
+        try:
+            async with asyncio.timeout(self._seconds):
+                body = await self._received(receive)
+        except TimeoutError:
+            line = f"no whole body within {self._seconds:g} s"
+            return refusal(408, "BAD_REQUEST", line, close=True)
+        if body is None:
+            return too_large
+        if scope["method"] == "POST" and b"content-type" not in headers:
+            return refusal(415, "BAD_REQUEST", "the header content-type is missing")
+        return body
+
+    async def _received(self, receive: Receive) -> bytes | None:
         """Return the whole body; None if it is too large."""
         parts = bytearray()
         while True:
@@ -98,18 +128,15 @@ class Limited:
             if not message.get("more_body"):
                 return bytes(parts)
 
-    async def _too_large(self, send: Send) -> None:
-        line = f"a body of more than {self._max_body} bytes"
-        await refuse(send, 413, "REQUEST_LIMIT_EXCEEDED", line)
 
+def refusal(status: int, code: str, line: str, *, close: bool = False) -> Response:
+    """Return a refusal in the form of MLflow's errors, an ASGI application.
 
-async def refuse(send: Send, status: int, code: str, line: str) -> None:
-    """Send an error in the form of MLflow's, and close the connection."""
-    body = json.dumps({"error_code": code, "message": line}).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    Args:
+        status: The status of HTTP.
+        code: MLflow's name of the kind of error.
+        line: What the client is told.
+        close: Whether to close the connection, because the request was not read.
+    """
+    headers = {"connection": "close"} if close else None
+    return JSONResponse({"error_code": code, "message": line}, status, headers)

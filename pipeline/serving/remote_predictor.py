@@ -6,8 +6,11 @@ from concurrent.futures import CancelledError
 from dataclasses import replace
 from typing import Any
 
+from mlflow.protos.databricks_pb2 import DEADLINE_EXCEEDED, TEMPORARILY_UNAVAILABLE
+
 from pipeline.media.sandbox.sandbox import SandboxError
 from pipeline.registry.served.card import ModelCard
+from pipeline.registry.served.request_error import RequestError
 from pipeline.registry.served.requests import MediaSource
 from pipeline.serving.questions import Answer, Question
 from pipeline.training.objectives import Objective, Prediction
@@ -20,6 +23,7 @@ class RemotePredictor:
         card: The model's card.
         ask: Asks a replica one question.
         loop: The event loop that the questions are asked in.
+        seconds: The most time for the answers of a request. Then its thread is free again.
         objective: Another objective to answer by; None for the card's.
     """
 
@@ -28,16 +32,17 @@ class RemotePredictor:
         card: ModelCard,
         ask: Callable[[Question], Awaitable[Answer]],
         loop: Callable[[], asyncio.AbstractEventLoop],
+        seconds: float,
         objective: Objective | None = None,
     ) -> None:
         self.card = card
-        self._ask, self._loop, self._objective = ask, loop, objective
+        self._ask, self._loop, self._seconds, self._objective = ask, loop, seconds, objective
 
     def with_objective(self, objective: Objective) -> "RemotePredictor":
         """Return the same, answering by another objective."""
         other = None if objective == self.card.objective else objective
         card = self.card if other is None else replace(self.card, objective=other)
-        return RemotePredictor(card, self._ask, self._loop, other)
+        return RemotePredictor(card, self._ask, self._loop, self._seconds, other)
 
     def predict(self, inputs: Sequence[MediaSource]) -> list[Prediction]:
         """Predict inputs, in the given order, as `Predictor.predict` does."""
@@ -64,10 +69,19 @@ class RemotePredictor:
 
     def _all(self, questions: Sequence[Question]) -> list[Answer]:
         async def asked() -> list[Answer]:
-            return list(await asyncio.gather(*map(self._ask, questions)))
+            tasks = [asyncio.ensure_future(self._ask(question)) for question in questions]
+            try:
+                return list(await asyncio.gather(*tasks))
+            finally:
+                for task in tasks:  # Of a request that failed, no more is asked.
+                    task.cancel()
 
         running = asyncio.run_coroutine_threadsafe(asked(), self._loop())
         try:
-            return running.result()
+            return running.result(self._seconds)
+        except TimeoutError:
+            running.cancel()
+            line = f"no answer within {self._seconds:g} s"
+            raise RequestError(line, DEADLINE_EXCEEDED) from None
         except CancelledError:
-            raise RuntimeError("the server ends") from None
+            raise RequestError("the server ends", TEMPORARILY_UNAVAILABLE) from None

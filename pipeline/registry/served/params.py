@@ -46,16 +46,19 @@ def defaults_of(objective: Objective) -> dict[str, int | float | bool]:
     return {**found, ATTENTION: False}
 
 
-def read_params(objective: Objective, params: Mapping[str, Any] | None) -> Asked:
+def read_params(objective: Objective, params: Any) -> Asked:
     """Return what a request asks.
 
     Args:
         objective: The model's objective.
-        params: The parameters. None stands for the default, of one or of all.
+        params: The parameters by name. None stands for the default, of one or of all.
 
     Raises:
-        ValueError: A parameter is unknown to this model, has another type, or is out of range.
+        ValueError: The parameters are no mapping, or one is unknown to this model, has another
+            type, or is out of range.
     """
+    if params is not None and not isinstance(params, Mapping):
+        raise ValueError(f"params: a {type(params).__name__}; give them by name, as an object")
     defaults = defaults_of(objective)
     given = {name: value for name, value in (params or {}).items() if value is not None}
     if unknown := given.keys() - defaults:

@@ -5,35 +5,15 @@ from typing import Any
 
 import mlflow
 import pandas as pd
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 
 from pipeline.media.registered import modality_of
 from pipeline.media.sandbox.sandbox import SandboxError
 from pipeline.registry.served.contract import ATTENTION_COLUMN, SETTINGS
 from pipeline.registry.served.inference import Predictor
 from pipeline.registry.served.params import read_params
+from pipeline.registry.served.request_error import RequestError
 from pipeline.registry.served.requests import as_inputs, as_rows_of_media, within_limits
-
-
-class RequestError(MlflowException):
-    """An error in a request, in one line.
-
-    MLflow's server puts the whole request before an error's message. This class prevents that.
-    """
-
-    def __init__(self, line: str, code: int = INVALID_PARAMETER_VALUE) -> None:
-        self._line = line
-        super().__init__(line, error_code=code)
-
-    @property
-    def message(self) -> str:
-        """The line."""
-        return self._line
-
-    @message.setter
-    def message(self, _: str) -> None:
-        pass
 
 
 class PerceiverModel(mlflow.pyfunc.PythonModel):
