@@ -11,6 +11,7 @@ import pytest
 import torch
 from gate_bench import VALIDATION, Bench
 from gate_runs import NAME, track
+from modality_samples import ROWS
 from served_models import card_of
 from test_answer_params import AUTOREGRESSION
 from test_inference import image_card, png, random_weights
@@ -49,6 +50,74 @@ def test_a_file_takes_batches_of_any_size_and_answers_as_the_model(tmp_path: Pat
         (logits,) = session.run(None, {"inputs": pixels[:count]})
         wanted = [list(one.probabilities.values()) for one in predictor.predict(images[:count])]
         np.testing.assert_allclose(softmax(logits), wanted, atol=1e-5)
+
+
+# One text has the full length, which graphs take.
+RAW: dict[str, list[Any]] = {
+    "labels": [png(1), png(2)],
+    "segment": [png(1), png(2)],
+    "sequence": [b"short", b"a text of 24 bytes, whole"[:24]],
+    "masked_language": [b"a w_rd", b"a text of f_rty bytes, which is its wh_le"[:40]],
+    "regress": [
+        {"image": png(1), "text": "a text of 24 bytes, whole"[:24], **ROWS[1]},
+        {"text": "no picture", **ROWS[2]},
+        {"image": png(2)},
+        {"image": png(3), "x": None, "y": 2.0, "c": None},
+    ],
+}
+INPUTS = {
+    "regress": {
+        "inputs_image": [8, 8, 1], "inputs_text": [24],
+        "inputs_table_numeric": [2], "inputs_table_categorical": [1],
+        "mask_image": [8, 8], "mask_text": [24],
+    },
+    "sequence": {"inputs": [24], "mask": [24]},
+    "masked_language": {"inputs": [40], "mask": [40]},
+}  # fmt: skip
+
+
+def named(kind: str, values: Any) -> dict[str, np.ndarray]:
+    """What a graph takes, by name: the tensors of a batch's inputs, or of its mask."""
+    if isinstance(values, torch.Tensor):
+        return {kind: values.numpy()}
+    parts = values._asdict() if hasattr(values, "_asdict") else values or {}
+    found = {}
+    for name, value in parts.items():
+        found |= named(f"{kind}_{name}", value)
+    return found
+
+
+@pytest.mark.parametrize("kind", RAW)
+def test_every_objective_s_file_answers_as_the_model(kind: str, tmp_path: Path) -> None:
+    card = card_of(kind, tmp_path)
+    weights, objective = random_weights(card), card.objective
+    session = onnxruntime.InferenceSession(write_onnx(card, weights, tmp_path))
+    shapes = {given.name: given.shape for given in session.get_inputs()}
+    expected = INPUTS.get(kind, {"inputs": [8, 8, 1]})
+    assert shapes == {name: ["batch", *shape] for name, shape in expected.items()}
+    predictor = Predictor(card, weights, torch.device("cpu"))
+    batch = predictor._batch([predictor._decode(each) for each in RAW[kind]])
+    (found,) = session.run(None, named("inputs", batch.inputs) | named("mask", batch.mask))
+    with torch.no_grad():
+        wanted = objective.outputs(predictor.model, objective.as_asked(batch), training=False)
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4 * max(1, wanted.abs().max()))
+    assert len({row.tobytes() for row in found}) == len(found), "samples differ"
+
+
+def test_a_file_that_ignores_what_a_sample_lacks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = card_of("regress", tmp_path)
+    run = onnxruntime.InferenceSession.run
+
+    def ignoring(self: Any, names: Any, given: dict[str, np.ndarray], *rest: Any) -> Any:
+        whole = {name: value | name.startswith("mask_") for name, value in given.items()
+                 if name.startswith("mask_")}  # fmt: skip
+        return run(self, names, given | whole, *rest)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", ignoring)
+    with pytest.raises(UserError, match="differ from torch's by"):
+        write_onnx(card, random_weights(card), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from torch import nn
 from perceiver_model.export import export_onnx
 from pipeline.errors import UserError
 from pipeline.inputs.collate import BatchInputs, BatchMask, collate_samples
+from pipeline.inputs.modality import inputs_of
 from pipeline.media import MediaFormat
 from pipeline.media.registered import modality_of
 from pipeline.registry.served.card import ModelCard
@@ -78,7 +79,8 @@ def write_onnx(card: ModelCard, weights: dict[str, torch.Tensor], folder: Path) 
     """Write `model.onnx`, after ONNX Runtime has given torch's results for two sizes of batches.
 
     The graph takes `inputs` and, if the model does, `mask`, as `pipeline.inputs.collate` makes
-    them, of any batch size; it gives the objective's outputs. Its metadata have the model's card.
+    them, of any batch size; it gives the objective's outputs. Of several modalities, each has its
+    own input and, but for rows, its own mask. The metadata have the model's card.
 
     Args:
         card: The card of the model.
@@ -92,7 +94,7 @@ def write_onnx(card: ModelCard, weights: dict[str, torch.Tensor], folder: Path) 
     model = card.objective.build_model()
     model.load_state_dict(weights)
     graph, path = _Graph(card.objective, model).eval(), folder / ONNX_FILE
-    examples = [_example(card, size) for size in (1, _CHECKED_BATCH)]
+    examples = [_example(card, size) for size in (1, max(_CHECKED_BATCH, 1 + len(card.formats)))]
     try:
         with _quiet_exporter():
             export_onnx(graph, path, examples[0], tolerance=TOLERANCE)
@@ -180,19 +182,37 @@ def _check(path: Path, graph: nn.Module, example: tuple[Any, ...]) -> None:
         apart = float(np.abs(got - expected).max(initial=0.0)) / scale
         if not apart <= TOLERANCE:  # this form also refuses NaN
             raise UserError(
-                f"ONNX: results for {_CHECKED_BATCH} inputs differ from torch's by {apart:.1e} of "
+                f"ONNX: results for {len(tensors[0])} inputs differ from torch's by {apart:.1e} of "
                 f"the largest, more than {TOLERANCE:g}"
             )
 
 
 def _example(card: ModelCard, size: int) -> tuple[BatchInputs, BatchMask] | tuple[BatchInputs]:
-    """Return inputs, and a mask if the model takes one. The values are drawn at random."""
-    random = np.random.default_rng(size)
+    """Return inputs, and a mask if the model takes one. The values are drawn at random.
+
+    Of several modalities, each sample after the first lacks another one. Of a single modality with
+    a mask, the second half of each sample after the first is masked.
+    """
+    random, others = np.random.default_rng(size), torch.arange(size) > 0
     samples = [
         {name: _values(fmt, random) for name, fmt in card.formats.items()} for _ in range(size)
     ]
     inputs, mask = collate_samples(samples, card.formats)
-    return (inputs,) if mask is None else (inputs, mask)
+    if isinstance(mask, torch.Tensor):
+        mask[others, mask.shape[1] // 2 :] = False
+        return inputs, mask
+    if not isinstance(inputs, dict):
+        return (inputs,)
+    masks: dict[str, torch.Tensor] = {}
+    for number, (name, fmt) in enumerate(card.formats.items()):
+        present = torch.arange(size) != number + 1
+        of_present = inputs_of(fmt).mask_of_present(present, fmt)
+        if mask and name in mask:
+            masks[name] = mask[name].clone()
+            masks[name][~present] = False
+        elif of_present is not None:
+            masks[name] = of_present.clone()
+    return (inputs, masks) if masks else (inputs,)
 
 
 def _values(fmt: MediaFormat, random: np.random.Generator) -> np.ndarray:
