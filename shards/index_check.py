@@ -66,10 +66,14 @@ def _check_spans(members: pa.ListArray, keys: pa.Array, info: ShardInfo, where: 
     rises[first[1:-1] - 1] = True  # the step from one sample to the next may fall
     if not rises.all():
         raise _refused(where, "the members of a sample are repeated or out of order")
-    longest = np.array([len(word) for word in words], np.int64)[as_numpy(coded.indices)]
-    key_bytes = np.repeat(as_numpy(pc.binary_length(keys)), sizes)
-    if len(longest) and (key_bytes + 1 + longest).max() > MAX_NAME_BYTES:
-        raise _refused(where, f"a member's name in the tar has more than {MAX_NAME_BYTES} bytes")
+    key_bytes = np.diff(string_offsets(keys))
+    longest = max(map(len, words), default=0)
+    if len(words) and key_bytes.max() + 1 + longest > MAX_NAME_BYTES:  # of any key and any name
+        name_bytes = np.array([len(word) for word in words], np.int64)[as_numpy(coded.indices)]
+        if (np.repeat(key_bytes, sizes) + 1 + name_bytes).max() > MAX_NAME_BYTES:
+            raise _refused(
+                where, f"a member's name in the tar has more than {MAX_NAME_BYTES} bytes"
+            )
     _check_offsets(as_numpy(offsets), as_numpy(lengths), info.bytes, where)
 
 

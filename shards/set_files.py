@@ -53,9 +53,10 @@ def open_file(folder: Path, name: str) -> int:
 def read_file(folder: Path, name: str, max_bytes: int) -> bytes:
     """Read a whole file. Raises like `open_file`, and ShardError above `max_bytes` bytes."""
     with os.fdopen(open_file(folder, name), "rb") as file:
-        if os.fstat(file.fileno()).st_size > max_bytes:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
             raise too_large(f"{folder / name}", max_bytes)
-        return file.read(max_bytes)
+        return file.read(size)  # a larger number would be allocated
 
 
 def read_file_range(folder: Path, name: str, start: int, stop: int) -> bytes:
