@@ -61,7 +61,7 @@ def initialize_engine(
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     drop_scalers(engine)
     check_strategy(engine, strategy)
-    use_flat_gradients(engine, strategy)
+    use_flat_gradients(engine, strategy, num_parameters)
     sum_norms_in_place(engine)
     engine.swapped_state = SwappedState(engine) if strategy.offload_optimizer == "nvme" else None
     if squares is not None:

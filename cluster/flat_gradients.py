@@ -1,44 +1,80 @@
 """Gradients at ZeRO stages 1 and 2 on a CPU: one flat tensor, from the backward pass to the step.
 
+The optimizer steps the model's own weights, too, of which DeepSpeed keeps a copy in float32.
+
 DeepSpeed copies each gradient into a bucket, its own part of the bucket into a partition, and the
 partition into the flat tensor that the optimizer steps. On a CPU each copy reads and writes memory
 that no cache holds. Here a gradient is copied once, to the place in a flat tensor that its weight
 has among the flat weights. The ranks exchange slices of that tensor, and the optimizer steps one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from cluster.strategy import Strategy
+from cluster.strategy import MAX_BUCKET_ELEMENTS, Strategy
 
 
-def use_flat_gradients(engine: Any, strategy: Strategy) -> None:
-    """Let an engine keep its gradients in flat tensors, where all of them fit into one bucket.
+def are_flat(
+    num_parameters: int,
+    *,
+    device: str,
+    offloads: bool,
+    overlaps: bool,
+    keys: Mapping[str, Any],
+) -> bool:
+    """Return whether gradients lie in flat tensors at ZeRO stages 1 and 2.
 
-    These are engines at stages 1 and 2 on a CPU, without offload or overlapped communication, whose
-    section `zero_optimization` has no further keys.
+    They do if all of them fit into one bucket, so that DeepSpeed would hold as much.
+
+    Args:
+        num_parameters: The number of trained parameters.
+        device: The type of the device: only those of a `cpu` do.
+        offloads: Whether the optimizer or the weights are offloaded.
+        overlaps: Whether communication overlaps the backward pass.
+        keys: The further keys of DeepSpeed's configuration. With any for ZeRO, its own way is kept.
+    """
+    is_own_way = offloads or overlaps or bool(keys.get("zero_optimization"))
+    return device == "cpu" and not is_own_way and num_parameters <= MAX_BUCKET_ELEMENTS
+
+
+def use_flat_gradients(engine: Any, strategy: Strategy, num_parameters: int) -> None:
+    """Let an engine at stage 1 or 2 step the model's weights by flat gradients, if `are_flat`.
 
     Args:
         engine: The engine.
         strategy: The strategy that was asked for.
+        num_parameters: The number of the model's parameters.
     """
     zero = engine.optimizer
     if (
         engine.zero_optimization_stage() in (1, 2)
-        and engine.device.type == "cpu"
-        and not zero.cpu_offload
-        and not zero.overlap_comm
+        and are_flat(
+            num_parameters,
+            device=strategy.device,
+            offloads=strategy.offload_optimizer != "none",
+            overlaps=strategy.overlap_communication,
+            keys=strategy.deepspeed,
+        )
         and not zero.use_grad_accum_attribute
-        and not strategy.deepspeed.get("zero_optimization")
-        and sum(flat.numel() for flat in zero.bit16_groups_flat) <= zero.reduce_bucket_size
         and hasattr(zero, "_get_preflattened_grad_partition")  # since DeepSpeed 0.19
     ):
         gradients = _FlatGradients(zero)
         zero.reduce_independent_p_g_buckets_and_remove_grads = gradients.keep
         zero.independent_gradient_partition_epilogue = gradients.reduce
+        _step_own_weights(zero)
+
+
+def _step_own_weights(zero: Any) -> None:
+    """Let the optimizer's tensors be those of the model. Their copy after a step costs nothing."""
+    for number, partitions in enumerate(zero.parallel_partitioned_bit16_groups):
+        own = partitions[dist.get_rank(zero.real_dp_process_group[number])]
+        stepped = zero.single_partition_of_fp32_groups[number]
+        if own.dtype == stepped.dtype:
+            stepped.data = own.data
+    zero._link_all_hp_params()  # the parameters know their slices of what is stepped
 
 
 class _FlatGradients:
@@ -90,7 +126,11 @@ class _FlatGroup:
         }
         self._gradients: torch.Tensor | None = None
         self._kept: set[torch.nn.Parameter] = set()
+        # Fresh memory is slow: the system clears its pages when they are first written.
+        self._spare: torch.Tensor | None = None
+        self._received: torch.Tensor | None = None
         self._sum: torch.Tensor | None = None
+        self._sum_lies_in: torch.Tensor | None = None
 
     def _place(self, part: torch.Tensor) -> int:
         """Return the index of the first element of a view of the flat weights."""
@@ -99,7 +139,7 @@ class _FlatGroup:
     def keep(self, parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None:
         """Copy a gradient to its place, and let it be a view of that."""
         if self._gradients is None:
-            self._gradients = torch.empty_like(self._weights)
+            self._gradients = self._unused()
         begin, end = self._places[parameter]
         place = self._gradients[begin:end].view_as(gradient)
         place.copy_(gradient)
@@ -108,21 +148,33 @@ class _FlatGroup:
 
     def reduce(self) -> None:
         """Add the average of this rank's partition to the sum over the micro-batches."""
-        gradients = torch.zeros_like(self._weights) if self._gradients is None else self._gradients
+        gradients = self._unused() if self._gradients is None else self._gradients
         for begin, end in self._left_out():
             gradients[begin:end].zero_()
         own = self._exchanged(gradients)
-        self._sum = own if self._sum is None else self._sum.add_(own)
+        if self._sum is None:
+            self._sum, self._sum_lies_in = own, gradients
+        else:
+            self._sum += own
+            self._spare = gradients
         self._gradients = None
         self._kept.clear()
 
     def take(self) -> Any:
-        """Return the sum as DeepSpeed's step takes it, and begin a new one."""
+        """Return the sum as DeepSpeed's step takes it, and begin a new one.
+
+        It is valid until the next backward pass.
+        """
         from deepspeed.runtime.zero.stage_1_and_2 import GradPartitionBufferGroup
 
         assert self._sum is not None
-        flat, self._sum = self._sum, None
+        flat, self._sum, self._spare = self._sum, None, self._sum_lies_in
         return GradPartitionBufferGroup(list(self._views(flat)), flat)
+
+    def _unused(self) -> torch.Tensor:
+        """Return a flat tensor that holds nothing of use."""
+        spare, self._spare = self._spare, None
+        return torch.empty_like(self._weights) if spare is None else spare
 
     def _left_out(self) -> Iterator[tuple[int, int]]:
         """Yield the places without a gradient: of weights that were not used, and of padding."""
@@ -146,19 +198,20 @@ class _FlatGroup:
         ranks = len(self._partitions)
         if ranks == 1:
             return own
-        received = torch.empty_like(own)
+        if self._received is None:
+            self._received = torch.empty_like(own)
         for distance in range(1, ranks):
             to, source = (self._rank + distance) % ranks, (self._rank - distance) % ranks
             sent = gradients[slice(*self._partitions[to])]
             group = self._process_group
             works = [
                 dist.isend(sent, group=group, group_dst=to),
-                dist.irecv(received, group=group, group_src=source),
+                dist.irecv(self._received, group=group, group_src=source),
             ]
             for work in works:
                 assert work is not None  # this rank is in the group
                 work.wait()
-            own += received
+            own += self._received
         return own.div_(ranks)
 
     def _views(self, partition: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -32,6 +32,8 @@ class Sizes:
         overhead: The bytes that are taken beside tensors.
         host: What the machine's own memory or disk keeps instead of the device: `optimizer`,
             `parameters`.
+        is_flat: Whether gradients lie in flat tensors at stages 1 and 2, and the model's weights
+            are stepped (`cluster.flat_gradients`).
     """
 
     trained: int
@@ -43,6 +45,7 @@ class Sizes:
     accumulates: bool
     overhead: int
     host: frozenset[str] = frozenset()
+    is_flat: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class StageMemory:
         stage: The ZeRO stage.
         weights: The weights that the model computes with, its buffers, and its frozen parameters.
         gradients: The gradients that are kept until the optimizer's step.
-        optimizer: The optimizer's state, with its own copy of the weights at stages 1 to 3.
+        optimizer: The optimizer's state, with its own copy of the weights at stages 1 to 3; at 1
+            and 2 only if they are not flat.
         average: The moving average of the weights.
         activations: What the backward pass needs of the forward pass, and what is computed on the
             way, at the worst moment.
@@ -111,6 +115,10 @@ def stage_memory(stage: int, sizes: Sizes, trace: StepTrace, workers: int) -> St
         buffers = bucket + sizes.largest
         after = 2 * bucket
         step = 4 * part
+        if sizes.is_flat:
+            optimizer = sizes.moments * part
+            after = whole + part * (workers > 1)
+            step = whole
     else:
         gathered = min(whole, FLOAT * GATHERED_ELEMENTS + sizes.largest)
         weights, optimizer = part + bucket, (1 + sizes.moments) * part + part

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from cluster.flat_gradients import are_flat
 from cluster.optimizers import OPTIMIZERS
 from pipeline.config.tree import Config
 from pipeline.plan import checks
@@ -176,6 +177,13 @@ def _sizes(model: nn.Module, config: Config, device: Device, trained: int) -> Si
         accumulates=training.gradient_accumulation_steps > 1,
         overhead=device.overhead,
         host=frozenset(training.offload.offloaded),
+        is_flat=are_flat(
+            trained,
+            device="cuda" if device.is_gpu else "cpu",
+            offloads=bool(training.offload.offloaded),
+            overlaps=training.overlap_communication,
+            keys=training.deepspeed,
+        ),
     )
 
 
