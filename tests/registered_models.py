@@ -4,6 +4,7 @@ import warnings
 from pathlib import Path
 
 import mlflow
+from gate_runs import track
 from modality_samples import make_config
 from safetensors.torch import save_file
 from test_inference import image_card, random_weights
@@ -16,7 +17,7 @@ def owls(folder: Path) -> str:
     """Register a model of images as `owls` with the alias `champion`. Return the store's URI."""
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     store = client(uri)
-    mlflow.set_tracking_uri(uri)
+    track(uri)
     experiment = mlflow.create_experiment("owls", artifact_location=(folder / "files").as_uri())
     card = image_card()
     save_file(random_weights(card), folder / "model.safetensors")

@@ -12,6 +12,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from gate_runs import track
 from modality_samples import FORMATS, ROWS, raw_media
 from PIL import Image
 from served_models import KINDS, ask, save_model
@@ -279,7 +280,7 @@ def test_mlflow_evaluates_the_model_on_a_data_frame(saved, loaded, tmp_path: Pat
     images = [png(seed) for seed in range(12)]
     answers = list(loaded("image").predict(images)["label"])
     labels = [*answers[:9], *(["cat" if label != "cat" else "dog" for label in answers[9:]])]
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    track(f"sqlite:///{tmp_path / 'mlflow.db'}")
     mlflow.create_experiment("evaluated", artifact_location=(tmp_path / "files").as_uri())
     mlflow.set_experiment("evaluated")
     with mlflow.start_run():

@@ -16,6 +16,7 @@ from typing import Any
 import mlflow
 import pytest
 import requests
+from gate_runs import track
 from registered_models import owls
 from test_inference import png
 
@@ -73,7 +74,7 @@ def ask(address: str, body: Any) -> tuple[int, Any]:
 
 
 def test_a_server_takes_media_in_base64(served: str, store: str) -> None:
-    mlflow.set_tracking_uri(store)
+    track(store)
     wanted = list(mlflow.pyfunc.load_model(URI).predict(PNGS)["label"])
     assert None not in wanted
     for body in (
@@ -135,7 +136,7 @@ def test_a_server_refuses_params_that_are_no_json(served: str) -> None:
 
 
 def test_mlflow_predicts_the_model_s_own_example(store: str, tmp_path: Path) -> None:
-    mlflow.set_tracking_uri(store)
+    track(store)
     example = mlflow.artifacts.download_artifacts(
         f"{URI}/serving_input_example.json", dst_path=str(tmp_path)
     )

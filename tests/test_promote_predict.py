@@ -17,6 +17,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from gate_runs import track
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
@@ -59,7 +60,7 @@ def trained(
 
 @pytest.fixture
 def registry(trained: dict[str, Any]) -> dict[str, Any]:
-    mlflow.set_tracking_uri(trained["config"].tracking_uri)
+    track(trained["config"].tracking_uri)
     return trained
 
 
