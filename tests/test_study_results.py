@@ -116,7 +116,8 @@ def test_what_happened_to_each_trial_is_told(
     section = f"{{num_trials: 4, space: {{{RATE}: {{loguniform: [1e-6, 3e-3]}}}}}}"
     study, shard_set = trained["make"](tmp_path, section, [(0, 0), (1, 0)], console)
     journal = study.journal
-    journal.append(Note(0, "resumed, after epoch 1"))
+    for _ in range(3):
+        journal.append(Note(0, "resumed, after epoch 1"))
     journal.append(Handover(1, 1, 0, {RATE: 2e-3}, "0" * 64))
     journal.append(Begin(2, 2, 0, {RATE: 1e-5}))
     journal.append(Failure(2, "the loss is not finite", final=False))
@@ -125,13 +126,17 @@ def test_what_happened_to_each_trial_is_told(
     assert result["failed"] == ["the loss is not finite"]
     assert result["refused"] == ["latent_dim is 36"]
     assert [trial["notes"] for trial in result["trials"]] == [
-        ["resumed, after epoch 1"], ["took over the weights of trial 0 after epoch 1"],
+        ["resumed, after epoch 1"] * 3, ["took over the weights of trial 0 after epoch 1"],
     ]  # fmt: skip
     assert result["trials"][1]["params"] == {RATE: 2e-3}
     assert [setting["interval"] for setting in result["settings"]] == [None, None]
     report({**result, **LEFT}, console)
-    for text in ("resumed,afterepoch1", "tookovertheweights", "atrialfailed:thelossisnotfinite",
-                 "settingswerenottrained:latent_dimis36"):  # fmt: skip
+    for text in (
+        "resumed,afterepoch1(3times)",
+        "tookovertheweights",
+        "atrialfailed:thelossisnotfinite",
+        "settingswerenottrained:latent_dimis36",
+    ):
         assert text in told(tmp_path)
 
 

@@ -19,6 +19,7 @@ from pipeline.tuning.figures import (
     searched_fields,
 )
 from pipeline.tuning.front import COSTS, pareto_front, scaling_law
+from pipeline.tuning.report import happened
 from pipeline.tuning.spending import told_of_budget
 from pipeline.tuning.study import Study
 
@@ -89,6 +90,7 @@ def study_page(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)  # fmt: skip
     environment.filters["number"] = _number
+    environment.filters["happened"] = happened
     source = files("pipeline.tuning").joinpath("study.html.jinja").read_text("utf-8")
     return environment.from_string(source).render(
         name=name,

@@ -1,5 +1,7 @@
 """Show the user what a study found."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.runs.console import Console
@@ -29,6 +31,14 @@ def report(result: dict[str, Any], console: Console) -> None:
     console.say(f"plot {result['plot']}; MLflow run {result['run_id']}")
 
 
+def happened(notes: Sequence[str]) -> str:
+    """Return what happened to a trial as one line, what happened repeatedly once."""
+    counts = Counter(notes)
+    return "; ".join(
+        note if count == 1 else f"{note} ({count} times)" for note, count in counts.items()
+    )
+
+
 def _show_trials(result: dict[str, Any], metric: str, console: Console) -> None:
     fields = _fields(result["trials"])
     has_notes = any(trial.get("notes") for trial in result["trials"])
@@ -44,7 +54,7 @@ def _show_trials(result: dict[str, Any], metric: str, console: Console) -> None:
                 trial["forward_flops"] / 1e6,
                 trial["parameters"],
                 f"{trial['epochs']}{' (stopped)' if trial['stopped_early'] else ''}",
-                *(["; ".join(trial["notes"])] if has_notes else []),
+                *([happened(trial["notes"])] if has_notes else []),
             )
         )
     title = f"study, by {metric} on validation" + (" (done before: skipped)" * result["skipped"])
