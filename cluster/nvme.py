@@ -105,7 +105,12 @@ def _build_aio(nvme_path: str) -> None:
     try:
         with builds_held((builder.name, "pin_memory")):
             builder.load(verbose=False)
-    except (RuntimeError, OSError, ImportError) as error:
+    except OSError as error:
+        raise ClusterError(
+            f"{FIELD}: DeepSpeed builds what reads and writes NVMe in a folder that cannot be "
+            f"written ({error}); set TORCH_EXTENSIONS_DIR to another one, or offload to cpu"
+        ) from None
+    except (RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(
             f"{FIELD}: DeepSpeed cannot build what reads and writes NVMe ({reason}); it needs "

@@ -295,3 +295,14 @@ def test_what_nvme_cannot_do_is_refused_by_name() -> None:
             load_config("digits", overrides)
     load_config("digits", [*on, path, "training.deepspeed.aio.block_size=2097152"])
     load_config("digits", [on[0], "training.offload.parameters=nvme", path])
+
+
+@needs_libaio
+def test_a_folder_of_builds_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "file"))
+    nvme._build_aio.cache_clear()
+    with pytest.raises(ClusterError, match=r"cannot be written .*file.*TORCH_EXTENSIONS_DIR"):
+        require_nvme(on_nvme(tmp_path), 1000)
