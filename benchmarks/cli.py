@@ -119,7 +119,7 @@ def _add_train(subject: argparse.ArgumentParser) -> None:
     subject.add_argument("--steps", type=int, default=10, help="steps in a round")
     subject.add_argument("--rounds", type=int, default=15, help="rounds; each times all in turn")
     subject.add_argument("--workers", type=int, default=1, help="workers of Ray Train; 0: none")
-    subject.add_argument("--stage", type=int, default=2, help="the ZeRO stage")
+    subject.add_argument("--stage", default="auto", help="the ZeRO stage")
     subject.add_argument("--device", default="auto", help="cpu or cuda")
     subject.add_argument("--precision", default="auto", help="float32 or bf16 (on cuda)")
     subject.add_argument("--no-lightning", action="store_true", help="time only ours and torch's")

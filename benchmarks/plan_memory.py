@@ -79,7 +79,7 @@ def _load(
 def _planned(name: str, workers: int, overrides: tuple[str, ...]) -> int:
     config, planned, _ = _load(name, workers, overrides)
     result = plan(config, Console(), Request(gpu="cpu", classes=planned.num_classes or None))
-    stage = result["memory"]["stages"][config.training.zero_stage]
+    stage = result["memory"]["stages"][config.zero_stage]
     return int(stage["peak"] - stage["overhead"])
 
 
@@ -120,7 +120,7 @@ def _work(
     config, planned, objective = _load(name, workers, overrides)
     # A tiny training loads the libraries, whose memory is not that of the training.
     training = config.training
-    tiny = (f"training.zero_stage={training.zero_stage}", "training.batch_size=8",
+    tiny = (f"training.zero_stage={config.zero_stage}", "training.batch_size=8",
             f"training.precision={training.precision}")  # fmt: skip
     for each in (_load("digits", workers, tiny), (config, planned, objective)):
         gc.collect()
@@ -139,7 +139,7 @@ def _steps(
     training = config.training
     strategy = Strategy(
         world_size=workers,
-        zero_stage=training.zero_stage,
+        zero_stage=config.zero_stage,
         micro_batch_size=config.micro_batch_size(workers),
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         gradient_clipping=training.gradient_clipping or 0.0,

@@ -58,7 +58,7 @@ class Options:
         steps: The steps of a round.
         rounds: The number of rounds, in each of which all are timed in turn.
         workers: The workers of Ray Train; 0 trains in this process.
-        stage: The ZeRO stage of ours.
+        stage: The ZeRO stage of ours, `0` to `3`, or `auto`.
         device: `cpu`, `cuda` or `auto`.
         precision: `float32`, `bf16` or `auto`.
         lightning: Whether Lightning is timed, too.
@@ -69,7 +69,7 @@ class Options:
     steps: int = 10
     rounds: int = 15
     workers: int = 1
-    stage: int = 2
+    stage: str = "auto"
     device: str = "auto"
     precision: str = "auto"
     lightning: bool = True
@@ -79,8 +79,8 @@ class Options:
             raise UserError(f"--model {self.model}: is none of {', '.join(MODELS)}")
         if min(self.batch_size, self.steps, self.rounds) < 1 or self.workers < 0:
             raise UserError("--batch-size, --steps, --rounds: must be at least 1; --workers 0")
-        if self.stage not in range(4):
-            raise UserError(f"--stage {self.stage}: must be 0, 1, 2 or 3")
+        if self.stage not in ("auto", "0", "1", "2", "3"):
+            raise UserError(f"--stage {self.stage}: must be auto, 0, 1, 2 or 3")
         if self.device not in ("auto", "cpu", "cuda"):
             raise UserError(f"--device {self.device}: must be auto, cpu or cuda")
         if self.precision not in ("auto", *DTYPES):
@@ -116,14 +116,16 @@ def bench_train(options: Options, console: Console) -> dict[str, Any]:
         console.notice(f"making {options.steps * options.batch_size} pictures in shards")
         write_pictures(config, options.steps * options.batch_size)
         answer = _measured(config, tuple(contestants), options.rounds)
-    shown = {field: getattr(options, field) for field in ("batch_size", "steps", "rounds",
-             "workers", "stage")}  # fmt: skip
+    shown = {
+        field: getattr(options, field) for field in ("batch_size", "steps", "rounds", "workers")
+    }
     return {
         "machine": machine,
         "model": options.model,
         "parameters": answer["parameters"],
         "threads": answer["threads"],
         **shown,
+        "stage": config.zero_stage,
         "rows": rows_of(answer["seconds"], answer["steps"]),
     }
 

@@ -15,7 +15,7 @@ from pipeline.runs.console import Console
 from pipeline.training.launch import fit_workers
 from pipeline.training.worker import TrainTask, open_training
 
-SMALL = Options(model="digits", batch_size=8, steps=2, rounds=2, workers=0, stage=2, device="cpu")
+SMALL = Options(model="digits", batch_size=8, steps=2, rounds=2, workers=0, stage="2", device="cpu")
 
 
 def test_all_contestants_take_the_steps_and_ours_is_put_beside_bare_torch(console: Console) -> None:
@@ -44,7 +44,7 @@ def test_the_interval_is_that_of_the_sign_test(count: int, left_out: int) -> Non
 
 @pytest.mark.parametrize(
     ("wrong", "told"),
-    [({"model": "huge"}, "--model huge: is none of"), ({"stage": 4}, "--stage 4: must be"),
+    [({"model": "huge"}, "--model huge: is none of"), ({"stage": "4"}, "--stage 4: must be"),
      ({"rounds": 0}, "must be at least 1"), ({"device": "tpu"}, "--device tpu: must be"),
      ({"precision": "fp8"}, "--precision fp8: must be"), ({"workers": -1}, "--workers")],
 )  # fmt: skip

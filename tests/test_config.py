@@ -67,7 +67,7 @@ def test_the_papers_recipes():
 
 def test_eps_is_the_optimizers_unless_given():
     found = {
-        name: load_config("digits", [f"training.optimizer={name}", "training.zero_stage=0"])
+        name: load_config("digits", [f"training.optimizer={name}", "training.zero_stage=auto"])
         for name in ("adamw", "lamb", "muon")
     }
     assert {name: config.training.eps for name, config in found.items()} == {
@@ -76,6 +76,28 @@ def test_eps_is_the_optimizers_unless_given():
     assert all(validate(config.tree(), "x") == config for config in found.values())
     given = load_config("digits", ["training.optimizer=lamb", "training.eps=1e-8"])
     assert given.training.eps == 1e-8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "workers", "stage"),
+    [
+        ([], "1", 0),
+        ([], "0", 0),
+        ([], "2", 2),
+        ([], "{min: 1, max: 4}", 2),
+        (["training.optimizer=muon"], "4", 0),
+        (["training.offload.optimizer=cpu"], "1", 2),
+        (["training.offload.parameters=cpu"], "1", 3),
+        (["training.offload={optimizer: nvme, nvme_path: /nvme}"], "1", 3),
+        (["training.overlap_communication=true"], "1", 2),
+        (["training.deepspeed.zero_optimization.reduce_bucket_size=1000000"], "1", 2),
+        (["training.deepspeed.wall_clock_breakdown=true"], "1", 0),
+        (["training.zero_stage=1"], "1", 1),
+    ],
+)
+def test_auto_takes_the_lowest_zero_stage_that_shares_what_can_be_shared(overrides, workers, stage):
+    chosen = ["training.zero_stage=auto", f"cluster.num_workers={workers}", *overrides]
+    assert load_config("digits", chosen).zero_stage == stage
 
 
 def test_the_models_input_follows_from_the_data():

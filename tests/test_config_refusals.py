@@ -5,6 +5,7 @@ from config_files import refusal, write
 
 from pipeline.config.load import load_config, shipped_configs
 
+AUTO = "training.zero_stage=auto"
 UNKNOWN_KEYS = [
     ("trainig.epochs=1", "trainig", "'training'"),
     ("training.learning_rat=1", "training.learning_rat", "'learning_rate'"),
@@ -40,7 +41,7 @@ WRONG_VALUES = [
     ("training.learning_rate=fast", "training.learning_rate: is 'fast'; must be a valid number"),
     ("training.learning_rate=0", "training.learning_rate: is 0; must be greater than 0"),
     ("training.precision=fp8", "training.precision: is 'fp8'; must be 'float32', 'bf16' or 'fp16'"),
-    ("training.zero_stage=4", "training.zero_stage: is 4; must be 0, 1, 2 or 3"),
+    ("training.zero_stage=4", "training.zero_stage: is 4; must be 'auto', 0, 1, 2 or 3"),
     ("training.augment.flip=1", "training.augment.flip: is 1; must be a valid boolean"),
     ("training.betas=0.9", "training.betas: is 0.9; must be a valid array"),
     ("training=3", "training: is 3; must be an object"),
@@ -130,7 +131,18 @@ IMPOSSIBLE = [
     (["training.optimizer=adam"], ["training.optimizer: is 'adam'", "'adamw' or 'lamb' or 'muon'"]),
     (["training.momentum=0.9"], ["training: momentum is 0.9, which optimizer adamw does not have"]),
     (["training.optimizer=lamb", "training.momentum=0"], ["momentum is 0.0", "lamb does not have"]),
-    (["training.optimizer=muon"], ["training: zero_stage is 2", "muon needs; set zero_stage to 0"]),
+    (
+        ["training.optimizer=muon", "training.zero_stage=2"],
+        ["training: zero_stage is 2", "muon needs; set zero_stage to 0 or auto"],
+    ),
+    (
+        ["training.optimizer=muon", AUTO, "training.overlap_communication=true"],
+        ["overlap_communication is for zero_stage 1 to 3; zero_stage is 0"],
+    ),
+    (
+        ["training.offload.parameters=cpu", AUTO, "training.compile=default"],
+        ["compile is for zero_stage 0 to 2; zero_stage is 3"],
+    ),
     (["training.schedule.kind=steps"], ["training.schedule: step_epochs is missing"]),
     (["training.schedule.step_epochs=[2]"], ["step_epochs is for kind steps; the kind is cosine"]),
     (["training.schedule.factor=0.5"], ["factor is for kind steps; the kind is cosine"]),
@@ -182,7 +194,7 @@ SPACES = [
     ("model.encoder.num_latents={choice: [16, 0]}", "model.encoder.num_latents: is 0; must be"),
     ("model.encoder.num_latents={choice: [16, '32']}", "model.encoder.num_latents: is '32'; must"),
     ("model.encoder.latent_dim={choice: [96, 97]}", "model.encoder: latent_dim is 97; must be a m"),
-    ("training.zero_stage={choice: [7]}", "training.zero_stage: is 7; must be 0, 1, 2 or 3"),
+    ("training.zero_stage={choice: [7]}", "training.zero_stage: is 7; must be 'auto', 0, 1, 2 or 3"),
     ("training.gradient_accumulation_steps={choice: [1, 5]}", "training.batch_size is 64; must"),
     ("training.eps={choice: [1], uniform: [0, 1]}", "give exactly one of 'choice', 'uniform'"),
     ("training.eps={}", "give exactly one of 'choice', 'uniform'"),

@@ -96,7 +96,6 @@ def test_keys_are_merged_and_read_back_from_deepspeed_s_own_configuration() -> N
         ("deepspeed.train_batch_size=8", "train_batch_size: set training.batch_size"),
         ("deepspeed.optimizer.type=Adam", "optimizer: set training.optimizer"),
         ("deepspeed.aio.block_size=4096", "aio: has no effect here unless training.offload"),
-        ("offload.parameters=cpu", "offload.parameters is cpu, which needs zero_stage 3; it is 2"),
         ("offload.optimizer=disk", "must be 'none', 'cpu' or 'nvme'"),
         ("offload.nvme_path=/nvme", "nvme_path is /nvme, but neither"),
     ],
@@ -109,6 +108,8 @@ def test_what_contradicts_or_is_unknown_is_refused_by_name(override: str, messag
 def test_offloading_needs_a_stage_that_has_it_and_a_path() -> None:
     with pytest.raises(UserError, match=r"optimizer is cpu, which needs zero_stage 1, 2 or"):
         load_config("digits", ["training.zero_stage=0", "training.offload.optimizer=cpu"])
+    with pytest.raises(UserError, match="parameters is cpu, which needs zero_stage 3; it is 2"):
+        load_config("digits", ["training.zero_stage=2", "training.offload.parameters=cpu"])
     with pytest.raises(UserError, match="optimizer lamb sums norms on the device"):
         load_config("digits", ["training.optimizer=lamb", "training.offload.optimizer=cpu"])
     with pytest.raises(UserError, match="overlap_communication is for zero_stage 1 to 3"):

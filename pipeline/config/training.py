@@ -143,7 +143,8 @@ class TrainingConfig(ConfigBase):
             or float16 (autocast) and keep weights, gradients and optimizer state in float32. `fp16`
             also scales the loss, for GPUs without bfloat16 (`cluster.loss_scale`).
         zero_stage: The stage of DeepSpeed ZeRO. Stage 1 shares the optimizer state among the
-            workers, stage 2 the gradients as well, and stage 3 the weights as well.
+            workers, stage 2 the gradients as well, and stage 3 the weights as well. `auto` takes
+            the lowest stage that shares what can be shared (`stage_for`).
         offload: What ZeRO keeps in the memory or on the disks of the machine.
         overlap_communication: Whether gradients are reduced among the workers while the backward
             pass goes on, in several parts. It is for ZeRO stages 1 to 3 on GPUs.
@@ -201,7 +202,7 @@ class TrainingConfig(ConfigBase):
     schedule: ScheduleConfig = ScheduleConfig()
     augment: AugmentConfig = AugmentConfig()
     precision: Literal["float32", "bf16", "fp16"] = "float32"
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
     offload: OffloadConfig = OffloadConfig()
     overlap_communication: bool = False
     deepspeed: dict[str, Any] = Field(default_factory=dict)
@@ -239,16 +240,37 @@ class TrainingConfig(ConfigBase):
                     f"{name} is {getattr(self, name)}, which optimizer {self.optimizer} does not "
                     "have; leave it out"
                 )
-        if self.zero_stage and spec.reads == "tensors":
+        if self.zero_stage not in ("auto", 0) and spec.reads == "tensors":
             raise ValueError(
                 f"zero_stage is {self.zero_stage}, where no worker has whole tensors, which "
-                f"optimizer {self.optimizer} needs; set zero_stage to 0"
+                f"optimizer {self.optimizer} needs; set zero_stage to 0 or auto"
             )
         return self
 
+    def stage_for(self, workers: int) -> int:
+        """Return the ZeRO stage of a training with this many workers.
+
+        `auto` is 3 if weights or NVMe are offloaded to, as these need it. It is 0 for an optimizer
+        that needs whole tensors, and for one worker, who has nobody to share with, unless another
+        field asks for ZeRO. Else it is 2.
+        """
+        if self.zero_stage != "auto":
+            return self.zero_stage
+        if self.offload.parameters != "none" or self.offload.uses_nvme:
+            return 3
+        if OPTIMIZERS[self.optimizer].reads == "tensors":
+            return 0
+        asks_for_zero = (
+            self.offload.offloaded
+            or self.overlap_communication
+            or self.deepspeed.get("zero_optimization")
+        )
+        return 2 if workers > 1 or asks_for_zero else 0
+
     @model_validator(mode="after")
     def _engine_fits(self) -> Self:
-        self.offload.check(self.zero_stage)
+        stage = self.stage_for(workers=2)
+        self.offload.check(stage)
         if self.offload.optimizer != "none" and OPTIMIZERS[self.optimizer].reads != "elements":
             raise ValueError(
                 f"offload.optimizer is {self.offload.optimizer}, but optimizer {self.optimizer} "
@@ -265,12 +287,12 @@ class TrainingConfig(ConfigBase):
                 "kept in memory, and the weights are not; set ema_decay to null, or "
                 "offload.optimizer to cpu"
             )
-        if self.overlap_communication and not self.zero_stage:
+        if self.overlap_communication and not stage:
             raise ValueError("overlap_communication is for zero_stage 1 to 3; zero_stage is 0")
         try:
             check_keys(
                 self.deepspeed,
-                zero_stage=self.zero_stage,
+                zero_stage=stage,
                 offloaded=self.offload.offloaded,
                 uses_nvme=self.offload.uses_nvme,
             )
@@ -290,7 +312,7 @@ class TrainingConfig(ConfigBase):
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:
         self.schedule.check(self.epochs)
-        if self.compile and self.zero_stage == 3:
+        if self.compile and self.stage_for(workers=2) == 3:
             raise ValueError("compile is for zero_stage 0 to 2; zero_stage is 3")
         for beta in self.betas:
             if not 0 <= beta < 1:

@@ -171,6 +171,11 @@ class Config(ConfigBase):
         parts = self.training.gradient_accumulation_steps * (stream.parts_per_step if stream else 1)
         return self.training.batch_size // parts
 
+    @property
+    def zero_stage(self) -> int:
+        """The ZeRO stage of the training, as `training.zero_stage` says it or `auto` finds it."""
+        return self.training.stage_for(self.cluster.max_workers)
+
     def micro_batch_size(self, world_size: int) -> int:
         """Return the largest number of samples that one worker takes in one forward pass.
 

@@ -41,7 +41,7 @@ def plan(config: Config, console: Console, request: Request) -> dict[str, Any]:
     config, planned = find_set(config, console, classes=request.classes, samples=request.samples)
     training = plan_training(config, planned, device)
     stages = {stage: training.memory(stage) for stage in STAGES}
-    chosen = stages[config.training.zero_stage]
+    chosen = stages[config.zero_stage]
     fit = largest_micro_batch(training)
     time = training.step_time(request.mfu)
     checkpoint = checkpoint_of(training)
@@ -67,7 +67,7 @@ def plan(config: Config, console: Console, request: Request) -> dict[str, Any]:
         "memory": {
             "micro_batch": training.trace.micro_batch,
             "workers": training.workers,
-            "zero_stage": config.training.zero_stage,
+            "zero_stage": config.zero_stage,
             "saved_activations": training.trace.saved,
             "stages": [asdict(stage) for stage in stages.values()],
         },

@@ -70,7 +70,7 @@ class PlannedTraining:
             micro_batches=training.gradient_accumulation_steps,
             trained=self.trained,
             moments=self.sizes.moments,
-            stage=training.zero_stage,
+            stage=self.config.zero_stage,
             workers=self.workers,
             compiled=training.compile is not None,
         )
@@ -203,7 +203,7 @@ def largest_micro_batch(training: PlannedTraining) -> dict[str, Any]:
     parts = config.training.stream.parts_per_step if config.training.stream else 1
     share = config.training.batch_size // (workers * parts)
     divisors = [size for size in range(1, share + 1) if share % size == 0]
-    stage = config.training.zero_stage
+    stage = config.zero_stage
     fitting = {
         size: stage_memory(stage, training.sizes, _at(a, b, size), workers).peak
         for size in divisors

@@ -207,7 +207,7 @@ def _corner(
         training = plan_training(config, planned, request.device_of(config))
     except UserError as error:
         return str(error)
-    memory = training.memory(config.training.zero_stage).peak
+    memory = training.memory(config.zero_stage).peak
     step, steps = training.step_time(request.mfu).total, training.steps_per_epoch
     return Corner(
         settings=settings,

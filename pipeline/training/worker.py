@@ -211,7 +211,7 @@ def _strategy(config: Config, rank_info: RankInfo) -> Strategy:
     training = config.training
     return Strategy(
         world_size=rank_info.world_size,
-        zero_stage=training.zero_stage,
+        zero_stage=config.zero_stage,
         micro_batch_size=config.micro_batch_size(rank_info.world_size),
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         gradient_clipping=training.gradient_clipping or 0.0,

@@ -32,7 +32,7 @@ def planned_memory(config: Config, shard_set: ShardSet) -> int:
         UserError: The model cannot be built.
     """
     training = plan_training(config, known_set(shard_set), Request().device_of(config))
-    return training.memory(config.training.zero_stage).peak
+    return training.memory(config.zero_stage).peak
 
 
 def measured_latency(config: Config, shard_set: ShardSet) -> float:
