@@ -194,7 +194,10 @@ SPACES = [
     ("model.encoder.num_latents={choice: [16, 0]}", "model.encoder.num_latents: is 0; must be"),
     ("model.encoder.num_latents={choice: [16, '32']}", "model.encoder.num_latents: is '32'; must"),
     ("model.encoder.latent_dim={choice: [96, 97]}", "model.encoder: latent_dim is 97; must be a m"),
-    ("training.zero_stage={choice: [7]}", "training.zero_stage: is 7; must be 'auto', 0, 1, 2 or 3"),
+    (
+        "training.zero_stage={choice: [7]}",
+        "training.zero_stage: is 7; must be 'auto', 0, 1, 2 or 3",
+    ),
     ("training.gradient_accumulation_steps={choice: [1, 5]}", "training.batch_size is 64; must"),
     ("training.eps={choice: [1], uniform: [0, 1]}", "give exactly one of 'choice', 'uniform'"),
     ("training.eps={}", "give exactly one of 'choice', 'uniform'"),
