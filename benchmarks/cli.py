@@ -53,7 +53,7 @@ def _add_shards(subject: argparse.ArgumentParser) -> None:
         "--samples", type=int, help="photographs in the set (default: 10000; 4000 with --remote)"
     )
     subject.add_argument(
-        "--decoded", type=int, default=2_000, help="photographs that a round decodes"
+        "--decoded", type=int, help="photographs that a round decodes (default: 2000)"
     )
     subject.add_argument("--rounds", type=int, default=3, help="rounds; each measures all in turn")
     subject.add_argument(
@@ -69,10 +69,14 @@ def _add_shards(subject: argparse.ArgumentParser) -> None:
         "--remote", action="store_true", help="read from an S3 server on the loopback"
     )
     subject.add_argument(
-        "--latency", type=float, default=30.0, help="milliseconds added to each request"
+        "--latency",
+        type=float,
+        help="with --remote: milliseconds added to each request (default: 30)",
     )
     subject.add_argument(
-        "--link", type=float, default=100.0, help="megabytes per second of the link; 0: no limit"
+        "--link",
+        type=float,
+        help="with --remote: megabytes per second of the link; 0: no limit (default: 100)",
     )
 
 
@@ -155,9 +159,8 @@ def _model(args: argparse.Namespace, open_console: OpenConsole) -> int:
 
 def _shards(args: argparse.Namespace, open_console: OpenConsole) -> int:
     with open_console(args) as console:
+        _check_shards(args)
         if args.first_batch:
-            if args.samples is not None:
-                raise UserError("--first-batch has sets of its own; leave out --samples")
             from benchmarks.first_batch import bench_first_batch
             from benchmarks.first_batch import report as report_first
 
@@ -169,19 +172,39 @@ def _shards(args: argparse.Namespace, open_console: OpenConsole) -> int:
             from benchmarks.remote_shards import report as report_remote
 
             result = bench_remote_shards(
-                console, num_samples=args.samples or 4_000, rounds=args.rounds,
-                latency=args.latency / 1000, link=args.link, peers_python=args.peers_python,
+                console, num_samples=_given(args.samples, 4_000), rounds=args.rounds,
+                latency=_given(args.latency, 30.0) / 1000, link=_given(args.link, 100.0),
+                peers_python=args.peers_python,
             )  # fmt: skip
             _tell(result, report_remote, console)
             return OK
         from benchmarks.shards import bench_shards, report
 
         result = bench_shards(
-            console, num_samples=args.samples or 10_000, num_decoded=args.decoded,
-            rounds=args.rounds, peers_python=args.peers_python,
+            console, num_samples=_given(args.samples, 10_000),
+            num_decoded=_given(args.decoded, 2_000), rounds=args.rounds,
+            peers_python=args.peers_python,
         )  # fmt: skip
         _tell(result, report, console)
     return OK
+
+
+def _check_shards(args: argparse.Namespace) -> None:
+    """Refuse an option that what is measured does not have."""
+    if args.first_batch:
+        measured, others = "--first-batch", ("samples", "decoded", "latency", "link")
+    elif args.remote:
+        measured, others = "--remote", ("decoded",)
+    else:
+        measured, others = "reading from a disk", ("latency", "link")
+    for name in others:
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name} changes nothing about {measured}; leave it out")
+
+
+def _given(value: Any, default: Any) -> Any:
+    """Return an option's value, or its default if it was not given."""
+    return default if value is None else value
 
 
 def _preprocess(args: argparse.Namespace, open_console: OpenConsole) -> int:

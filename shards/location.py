@@ -181,14 +181,17 @@ def filesystem_of(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Listings of a URL are not cached, because other machines write there, too.
     """
     if "://" in path:
-        return fsspec.core.url_to_fs(path, use_listings_cache=False, **_connections(path))
+        return fsspec.core.url_to_fs(path, use_listings_cache=False, **connection_options(path))
     # In a local name, fsspec would take the part before `::` as a protocol.
     return LocalFileSystem(), str(Path(path).expanduser().absolute())
 
 
-def _connections(path: str) -> dict[str, Any]:
-    """Return the option by which S3 answers more requests at a time than botocore's default, 10."""
-    protocol = path.partition("://")[0]
+def connection_options(url: str) -> dict[str, Any]:
+    """Return the options of a URL's file system that let it have many requests at a time.
+
+    For S3, botocore's own limit is 10 connections.
+    """
+    protocol = url.partition("://")[0]
     if protocol not in ("s3", "s3a") or "config_kwargs" in fsspec.config.conf.get(protocol, {}):
         return {}
     return {"config_kwargs": {"max_pool_connections": _MAX_CONNECTIONS}}

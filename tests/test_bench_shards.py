@@ -14,6 +14,7 @@ from benchmarks.loopback_store import LoopbackStore, child, proxy_command
 from benchmarks.readers import Task
 from benchmarks.reading import Row, make_set, measure, summary
 from benchmarks.shards import RAW
+from pipeline.cli.main import main
 from pipeline.runs.console import Console
 
 NUM_SAMPLES, PER_SHARD = 150, 40
@@ -87,3 +88,19 @@ def test_the_servers_of_the_benchmark_end_with_it() -> None:
         pass
     with pytest.raises(OSError):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("words", "option", "measured"),
+    [
+        (["--first-batch", "--samples", "9"], "--samples", "--first-batch"),
+        (["--first-batch", "--latency", "9"], "--latency", "--first-batch"),
+        (["--remote", "--decoded", "9"], "--decoded", "--remote"),
+        (["--link", "0"], "--link", "reading from a disk"),
+    ],
+)
+def test_an_option_of_something_else_is_refused(
+    words: list[str], option: str, measured: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "shards", *words]) == 2
+    assert f"{option} changes nothing about {measured}; leave it out" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.config.addresses import absolute_path, is_web, local_path
+from shards.location import connection_options
 from shards.redaction import redacted, secrets_of, without_secrets
 
 _QUERY = re.compile(r"\?(?![\w.\-\[\]]+=)")
@@ -36,7 +37,7 @@ def filesystem_of(source: str) -> tuple[Any, str]:
 
         filesystem = fsspec.filesystem("http", get_client=bounded_client)
         return filesystem, source.replace("#", "%23")
-    return fsspec.core.url_to_fs(source)
+    return fsspec.core.url_to_fs(source, **connection_options(source))
 
 
 def base_of(source: str) -> str:
