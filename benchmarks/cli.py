@@ -98,7 +98,7 @@ def _add_model(subject: argparse.ArgumentParser) -> None:
         help="transformers,lucidrains, or none (default: peers with such a model)",
     )
     subject.add_argument("--device", default="auto", help="cpu or cuda")
-    subject.add_argument("--precision", default="auto", help="float32 or bf16 (on cuda)")
+    subject.add_argument("--precision", default="auto", help="float32, bf16 or bf16_autocast")
     subject.add_argument(
         "--batch-sizes", metavar="N,…", help="tried in ascending order while the rate grows"
     )
@@ -108,6 +108,11 @@ def _add_model(subject: argparse.ArgumentParser) -> None:
     subject.add_argument("--rounds", type=int, default=1, help="rounds; each measures all in turn")
     subject.add_argument(
         "--no-compile", action="store_true", help="measure only without torch.compile"
+    )
+    subject.add_argument(
+        "--quick",
+        action="store_true",
+        help="within 3 minutes: one batch size, training and inference, only our step compiled",
     )
     subject.add_argument(
         "--paths", action="store_true", help="a row for each path of our attention"
@@ -125,7 +130,7 @@ def _add_train(subject: argparse.ArgumentParser) -> None:
     subject.add_argument("--workers", type=int, default=1, help="workers of Ray Train; 0: none")
     subject.add_argument("--stage", default="auto", help="the ZeRO stage")
     subject.add_argument("--device", default="auto", help="cpu or cuda")
-    subject.add_argument("--precision", default="auto", help="float32 or bf16 (on cuda)")
+    subject.add_argument("--precision", default="auto", help="float32, bf16 or bf16_autocast")
     subject.add_argument("--no-lightning", action="store_true", help="time only ours and torch's")
 
 
@@ -151,6 +156,7 @@ def _model(args: argparse.Namespace, open_console: OpenConsole) -> int:
             preset_name=args.preset, vs=args.vs, device=args.device, precision=args.precision,
             batch_sizes=args.batch_sizes, work=args.work, rounds=args.rounds,
             compile=not args.no_compile, paths=args.paths, checkpointed=args.checkpointed,
+            quick=args.quick,
         )  # fmt: skip
         result = bench_model(options, console)
         _tell(result, report, console)
@@ -191,12 +197,14 @@ def _shards(args: argparse.Namespace, open_console: OpenConsole) -> int:
 
 def _check_shards(args: argparse.Namespace) -> None:
     """Refuse an option that what is measured does not have."""
+    of_a_link = ("latency", "link")
+    others: tuple[str, ...]
     if args.first_batch:
-        measured, others = "--first-batch", ("samples", "decoded", "latency", "link")
+        measured, others = "--first-batch", ("samples", "decoded", *of_a_link)
     elif args.remote:
         measured, others = "--remote", ("decoded",)
     else:
-        measured, others = "reading from a disk", ("latency", "link")
+        measured, others = "reading from a disk", of_a_link
     for name in others:
         if getattr(args, name) is not None:
             raise UserError(f"--{name} changes nothing about {measured}; leave it out")

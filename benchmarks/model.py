@@ -2,14 +2,16 @@
 
 import dataclasses
 import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.jobs import Answer, Ask, Job, Task, ask_worker
+from benchmarks.jobs import Answer, Ask, Job, Task, ask_until, ask_worker
 from benchmarks.rows import Row, measure_rows, memory_rows
 from benchmarks.variants import (
     OURS,
     PATHS,
+    Compiled,
     Variant,
     as_transformers,
     choose_peers,
@@ -27,9 +29,12 @@ WORK: tuple[Task, ...] = ("train", "inference", "cross-attend", "memory")
 DEFAULT_WORK: tuple[Task, ...] = ("train", "inference", "cross-attend")
 DEFAULT_BATCH_SIZES = {"cpu": (1,), "cuda": (16, 32, 64, 128, 256)}
 DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "float32", "bf16")
+PRECISIONS = ("auto", "float32", "bf16", "bf16_autocast")
 TOLERANCE = 1e-4
 SECONDS = 2.0
+QUICK_SECONDS, QUICK_STEP_SECONDS = 170.0, 0.5
+QUICK_BATCH_SIZE = {"cpu": (1,), "cuda": (64,)}
+QUICK_WORK: tuple[Task, ...] = ("train", "inference")
 MEMORY_SIDES = tuple(round(10 ** (power / 4)) for power in (8, 9, 10, 11, 12))
 """The sides of square grids of 10⁴, 10⁴·⁵, … 10⁶ tokens, rounded."""
 
@@ -51,6 +56,8 @@ class Options:
         precision: The precision on the command line, which may be `auto`.
         batch_sizes: The batch sizes, ascending. None means the device's defaults.
         compile: Whether each variant is also measured with `torch.compile`.
+        quick: Whether to measure a part within `QUICK_SECONDS`: one batch size, training and
+            inference, short steps, and of compiled variants only our training step.
         paths: Whether each of our attention paths gets a row.
         checkpointed: The fractions of activation checkpointing that get a row each in `train`.
         work: The kinds of work, from `WORK`.
@@ -67,12 +74,19 @@ class Options:
     precision: str = "auto"
     batch_sizes: tuple[int, ...] | None = None
     compile: bool = True
+    quick: bool = False
     paths: bool = False
     checkpointed: tuple[float, ...] = ()
     work: tuple[Task, ...] = DEFAULT_WORK
     rounds: int = 1
     seconds: float = SECONDS
     memory_sides: tuple[int, ...] = MEMORY_SIDES
+
+    def compiled(self, work: Task) -> Compiled:
+        """Return which variants are compiled for a kind of work."""
+        if not self.compile or (self.quick and work != "train"):
+            return "none"
+        return "ours" if self.quick else "all"
 
 
 def read_options(
@@ -87,6 +101,7 @@ def read_options(
     compile: bool,
     paths: bool,
     checkpointed: str | None = None,
+    quick: bool = False,
 ) -> Options:
     """Turn the words on the command line into `Options`.
 
@@ -99,9 +114,18 @@ def read_options(
         raise UserError(f"--device {device}: must be one of {', '.join(DEVICES)}")
     if precision not in PRECISIONS:
         raise UserError(f"--precision {precision}: must be one of {', '.join(PRECISIONS)}")
+    if quick:
+        chosen_by_it = {
+            "--work": work is not None, "--rounds": rounds != 1, "--paths": paths,
+            "--checkpointed": checkpointed is not None,
+        }  # fmt: skip
+        for name, given in chosen_by_it.items():
+            if given:
+                raise UserError(f"--quick has its own choice for {name}; leave one of them out")
     if rounds < 1:
         raise UserError(f"--rounds {rounds}: must be at least 1")
-    chosen = DEFAULT_WORK if work is None else _work(work)
+    default = QUICK_WORK if quick else DEFAULT_WORK
+    chosen = default if work is None else _work(work)
     if "memory" in chosen and not _is_of_pixels(config):
         raise UserError(
             f"--work memory: needs a preset of pixels with Fourier features, not {preset_name}"
@@ -118,17 +142,18 @@ def read_options(
         checkpointed=() if checkpointed is None else _shares(checkpointed),
         work=chosen,
         rounds=rounds,
-        seconds=SECONDS,
+        seconds=QUICK_STEP_SECONDS if quick else SECONDS,
+        quick=quick,
     )
 
 
-def bench_model(options: Options, console: Console, ask: Ask = ask_worker) -> dict[str, Any]:
+def bench_model(options: Options, console: Console, ask: Ask | None = None) -> dict[str, Any]:
     """Measure everything.
 
     Args:
         options: The options.
         console: The console for progress notices.
-        ask: A function that does one job.
+        ask: A function that does one job; None does it in a process.
 
     Returns:
         `preset`, `config`, `machine`, `agreement` (the largest relative difference of each of our
@@ -139,6 +164,8 @@ def bench_model(options: Options, console: Console, ask: Ask = ask_worker) -> di
         UserError: If the device does not exist.
         DisagreementError: If outputs differ that must be equal.
     """
+    if ask is None:
+        ask = ask_until(time.monotonic() + QUICK_SECONDS) if options.quick else ask_worker
     console.notice("measuring the machine")
     base = Job(
         task="machine",
@@ -153,13 +180,14 @@ def bench_model(options: Options, console: Console, ask: Ask = ask_worker) -> di
     if "transformers" in options.peers:
         console.notice("comparing our logits with transformers'")
         agreement["transformers"] = _agreement(options, base, ask)
-    sizes = options.batch_sizes or DEFAULT_BATCH_SIZES[base.device]
+    defaults = QUICK_BATCH_SIZE if options.quick else DEFAULT_BATCH_SIZES
+    sizes = options.batch_sizes or defaults[base.device]
     rows: list[Row] = []
     for work in options.work:
         if work != "memory":
             chosen = variants(
                 options.peers,
-                compile=options.compile,
+                compile=options.compiled(work),
                 paths=options.paths,
                 checkpointed=options.checkpointed if work == "train" else (),
             )
@@ -183,6 +211,10 @@ def _ask(ask: Ask, job: Job) -> Answer:
     answer = ask(job)
     if answer["status"] == "refused":
         raise UserError(answer["message"])
+    if answer["status"] == "out_of_time":
+        raise UserError(
+            f"--quick: {job.task} is not done after {QUICK_SECONDS:.0f} seconds; leave out --quick"
+        )
     if answer["status"] != "ok":
         raise RuntimeError(f"{job.task}: {answer['status']}: {answer.get('error', '')}")
     return answer

@@ -18,7 +18,6 @@ import torch.multiprocessing as mp
 from benchmarks.memory_peaks import INSTRUMENTS, MALLOC, Instrument
 from cluster.deepspeed_engine import Strategy, initialize_engine
 from perceiver_model.attention.cross_attend import CrossAttend
-from perceiver_model.attention.multi_head import set_attention_path
 from pipeline.config.load import load_config
 from pipeline.config.tree import Config
 from pipeline.plan.plan import plan
@@ -29,6 +28,7 @@ from pipeline.runs.console import Console
 from pipeline.training.ema import WeightAverage
 from pipeline.training.objectives import Objective
 from pipeline.training.optimizer import make_optimizer
+from pipeline.training.precision import compute_as, products_in
 
 CLASSES = 10
 CASES: tuple[tuple[str, int, tuple[str, ...]], ...] = (
@@ -143,14 +143,14 @@ def _steps(
         micro_batch_size=config.micro_batch_size(workers),
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         gradient_clipping=training.gradient_clipping or 0.0,
-        precision=training.precision,
+        precision=products_in(training.precision),
         device="cpu",
         optimizer=training.optimizer,
     )
     size = strategy.micro_batch_size * training.augment.views
     model: Any = objective.build_model()
     found.know([*model.parameters(), *model.buffers()])
-    set_attention_path(model, training.attention_path)
+    compute_as(model, training.precision, training.attention_path)
     if hasattr(model, "encoder"):
         model.encoder.checkpointed_share = training.activation_checkpointing
     optimizer = make_optimizer(model, training)

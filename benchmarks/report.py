@@ -113,8 +113,12 @@ def _notes(result: dict[str, Any]) -> list[str]:
             "CPU memory is the process's resident size; the peak counts libraries, too, and "
             "above model what torch.compile's compiler keeps."
         )
-    if machine["precision"] == "bf16":
-        notes.append("bf16: torch.autocast, with float32 weights and optimizer, for all.")
+    if machine["precision"] != "float32":
+        stream = "; ours with its residual stream in bfloat16" * (machine["precision"] == "bf16")
+        notes.append(
+            f"{machine['precision']}: torch.autocast, with float32 weights and optimizer, for "
+            f"all{stream}."
+        )
     elif machine["device"] == "cuda":
         precision = machine["float32_matmul_precision"]
         notes.append(

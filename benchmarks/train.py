@@ -60,7 +60,7 @@ class Options:
         workers: The workers of Ray Train; 0 trains in this process.
         stage: The ZeRO stage of ours, `0` to `3`, or `auto`.
         device: `cpu`, `cuda` or `auto`.
-        precision: `float32`, `bf16` or `auto`.
+        precision: `float32`, `bf16`, `bf16_autocast` or `auto`.
         lightning: Whether Lightning is timed, too.
     """
 
@@ -84,7 +84,7 @@ class Options:
         if self.device not in ("auto", "cpu", "cuda"):
             raise UserError(f"--device {self.device}: must be auto, cpu or cuda")
         if self.precision not in ("auto", *DTYPES):
-            raise UserError(f"--precision {self.precision}: must be auto, float32 or bf16")
+            raise UserError(f"--precision {self.precision}: must be auto or {', '.join(DTYPES)}")
 
 
 def bench_train(options: Options, console: Console) -> dict[str, Any]:

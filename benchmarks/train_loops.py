@@ -23,6 +23,7 @@ from pipeline.training.loaders import train_loader
 from pipeline.training.loop import TrainLoop
 from pipeline.training.objectives import Batch
 from pipeline.training.optimizer import make_optimizer
+from pipeline.training.precision import compute_as, products_in
 from pipeline.training.samples import batch_of
 from pipeline.training.schedule import learning_rate
 from pipeline.training.worker import TrainTask, open_training
@@ -109,6 +110,7 @@ class _Plain:
         torch.manual_seed(loop.config.seed)
         positions = load_positions(loop.shard_set, self.objective.model_config)
         self.model: Any = self.objective.build_model(positions).to(self.device)
+        compute_as(self.model, self.training.precision, self.training.attention_path)
         self.optimizer = make_optimizer(self.model, self.training)
         self.batches = train_loader(loop.config, self.objective, loop.shard_set, loop.rank_info)
         self.step = 0
@@ -121,7 +123,7 @@ class _Plain:
     def loss_of(self, model: Any, samples: Batch) -> torch.Tensor:
         """Return the mean loss of the samples."""
         with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.training.precision == "bf16"
+            self.device.type, torch.bfloat16, enabled=products_in(self.training.precision) == "bf16"
         ):
             outputs = self.objective.outputs(model, samples, training=True)
             return self.objective.losses(outputs, samples, training=True).mean()

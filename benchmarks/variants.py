@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from perceiver_model.adapters.configs import ConvStemConfig, ImageInput, PixelsConfig
 from perceiver_model.config import EncoderConfig, FourierConfig, LearnedPositions
@@ -63,14 +63,18 @@ class Variant:
         )
 
 
+Compiled = Literal["all", "ours", "none"]
+"""Which variants also get a compiled row: all, ours on the cheapest path, or none."""
+
+
 def variants(
-    peers: tuple[str, ...], *, compile: bool, paths: bool, checkpointed: tuple[float, ...] = ()
+    peers: tuple[str, ...], *, compile: Compiled, paths: bool, checkpointed: tuple[float, ...] = ()
 ) -> list[Variant]:
     """Return the variants of all rows: ours first, then the peers.
 
     Args:
         peers: The names of the peers.
-        compile: Whether each variant also gets a compiled row.
+        compile: Which variants also get a compiled row.
         paths: Whether each of our attention paths gets a row.
         checkpointed: The fractions of activation checkpointing that get a row each.
     """
@@ -82,7 +86,8 @@ def variants(
     return [
         dataclasses.replace(kind, compiled=compiled)
         for kind in kinds
-        for compiled in ((False, True) if compile else (False,))
+        for compiled in (False, True)
+        if not compiled or compile == "all" or (compile == "ours" and kind == kinds[0])
     ]
 
 

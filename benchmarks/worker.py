@@ -23,6 +23,7 @@ from perceiver_model.families.classifier_config import ClassifierConfig
 from perceiver_model.flops import num_parameters
 from pipeline.errors import UserError
 from pipeline.runs.strict_json import to_json
+from pipeline.training.precision import compute_as
 
 LEARNING_RATE = 1e-4
 WARM_UP_SIDE = 16
@@ -232,14 +233,15 @@ def _timed(step: Step, job: Job, forward_flops: int) -> dict[str, Any]:
 def _ready(model: nn.Module, job: Job) -> nn.Module:
     """Move the model to the device, set its attention path, and compile it if requested."""
     model.to(job.device)
-    set_attention_path(model, job.path)  # type: ignore[arg-type]  # one of variants.PATHS
+    # It changes nothing in a peer. The path is one of variants.PATHS.
+    compute_as(model, job.precision, job.path)  # type: ignore[arg-type]
     if job.checkpointed:
         model.encoder.checkpointed_share = job.checkpointed  # type: ignore[union-attr]  # ours
     return torch.compile(model) if job.compiled else model  # type: ignore[return-value]  # a module
 
 
 def _autocast(job: Job) -> torch.autocast:
-    return torch.autocast(job.device, torch.bfloat16, enabled=job.precision == "bf16")
+    return torch.autocast(job.device, torch.bfloat16, enabled=job.precision != "float32")
 
 
 if __name__ == "__main__":

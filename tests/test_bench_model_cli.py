@@ -86,7 +86,10 @@ def test_time_is_of_at_least_three_steps_and_the_seconds_asked_for():
             "--vs transformers: has no such model; of the presets it has io-imagenet-fourier",
         ),
         (["--device", "tpu"], "--device tpu: must be one of auto, cpu, cuda"),
-        (["--precision", "fp8"], "--precision fp8: must be one of auto, float32, bf16"),
+        (
+            ["--precision", "fp8"],
+            "--precision fp8: must be one of auto, float32, bf16, bf16_autocast",
+        ),
         (["--batch-sizes", "1,zwei"], "--batch-sizes 1,zwei: must be integers of at least 1"),
         (["--batch-sizes", "0"], "--batch-sizes 0: must be integers of at least 1"),
         (["--checkpointed", "0.5,2"], "--checkpointed 0.5,2: must be shares above 0"),

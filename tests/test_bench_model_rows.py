@@ -1,6 +1,7 @@
 """`perceiver bench model`: the rows of its tables."""
 
 import dataclasses
+import time
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from benchmarks.report import report
 from benchmarks.variants import PATHS, Variant
 from benchmarks.worker import do
 from perceiver_model.attention.multi_head import ATTENTION_PATHS
+from pipeline.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("short_bench")
 
@@ -125,9 +127,9 @@ def test_memory_is_a_line_through_the_sizes_that_fit(console, tmp_path):
 
 def test_a_row_for_every_attention_path_of_ours():
     assert ("auto", *PATHS) == ATTENTION_PATHS
-    labels = [row.label for row in variants.variants((), compile=False, paths=True)]
+    labels = [row.label for row in variants.variants((), compile="none", paths=True)]
     assert labels == ["ours", *(f"ours, {path}" for path in PATHS)]
-    pairs = [(v.label, v.compiled) for v in variants.variants((), compile=True, paths=False)]
+    pairs = [(v.label, v.compiled) for v in variants.variants((), compile="all", paths=False)]
     assert pairs == [("ours", False), ("ours", True)]
 
 
@@ -177,3 +179,44 @@ def test_checkpointed_self_attends_keep_their_inputs_alone_and_learn_the_same():
     for others in gradients[1:]:
         for expected, gradient in zip(gradients[0], others, strict=True):
             torch.testing.assert_close(gradient, expected)
+
+
+def test_quick_compiles_only_our_training_step_and_leaves_out_what_has_no_time(console):
+    options = model.read_options(
+        preset_name="io-imagenet-conv", vs="none", device="cpu", precision="float32",
+        batch_sizes=None, work=None, rounds=1, compile=True, paths=False, quick=True,
+    )  # fmt: skip
+    options = dataclasses.replace(options, config=TINY, peers=("lucidrains",))
+    asked = []
+
+    def ask(job: Job) -> jobs.Answer:
+        if job.task == "machine":
+            return do(job)
+        asked.append((job.task, job.implementation, job.compiled, job.batch_size, job.seconds))
+        return {"status": "out_of_time"}
+
+    rows = bench_model(options, console, ask=ask)["rows"]
+    assert asked == [
+        ("train", "ours", False, 1, 0.5), ("train", "ours", True, 1, 0.5),
+        ("train", "lucidrains", False, 1, 0.5),
+        ("inference", "ours", False, 1, 0.5), ("inference", "lucidrains", False, 1, 0.5),
+    ]  # fmt: skip
+    assert {row["status"] for row in rows} == {"out_of_time"}
+
+
+def test_a_job_is_killed_when_its_time_is_over():
+    asked = job("train")
+    assert jobs.ask_until(time.monotonic() + 0.2)(asked) == {"status": "out_of_time"}
+    assert jobs.ask_until(time.monotonic() - 1)(asked) == {"status": "out_of_time"}
+
+
+@pytest.mark.parametrize(
+    "given", [{"work": "train"}, {"rounds": 2}, {"paths": True}, {"checkpointed": "1"}]
+)
+def test_quick_chooses_what_it_measures(given):
+    chosen = {"work": None, "rounds": 1, "paths": False, "batch_sizes": None, **given}
+    with pytest.raises(UserError, match=f"own choice for --{next(iter(given))}"):
+        model.read_options(
+            preset_name="imagenet", vs="none", device="cpu", precision="auto", compile=True,
+            quick=True, **chosen,
+        )  # fmt: skip

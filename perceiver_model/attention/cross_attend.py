@@ -22,6 +22,7 @@ from perceiver_model.attention.multi_head import (
     reference_attention,
     split_heads,
 )
+from perceiver_model.attention.residual import LayerNorm
 from perceiver_model.attention.separable import separable_attention
 from perceiver_model.attention.tokens import InputArray
 
@@ -100,13 +101,13 @@ class CrossAttend(Attend):
         value_channels = value_channels or qk_channels
         self.num_heads = num_heads
         self.query_residual = query_residual
-        self.query_norm = nn.LayerNorm(query_channels)
-        self.input_norm = nn.LayerNorm(input_channels)
+        self.query_norm = LayerNorm(query_channels)
+        self.input_norm = LayerNorm(input_channels)
         self.query = linear(query_channels, qk_channels)
         self.key = linear(input_channels, qk_channels)
         self.value = linear(input_channels, value_channels)
         self.output = linear(value_channels, query_channels)
-        self.mlp_norm = nn.LayerNorm(query_channels)
+        self.mlp_norm = LayerNorm(query_channels)
         self.mlp = MLP(channels=query_channels, widening=widening, gelu=gelu)
         self.dropout = nn.Dropout(dropout)
 
@@ -125,6 +126,7 @@ class CrossAttend(Attend):
         Returns:
             The queries `[batch, queries, query_channels]`, and the memory.
         """
+        queries = self.stream(queries)
         projected = split_heads(self.query(self.query_norm(queries)), self.num_heads)
         if memory is None:
             memory = self._memorise(inputs, queries.shape[1])

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from perceiver_model.attention.residual import LayerNorm, ResidualStream
+
 AttentionPath = Literal["auto", "reference", "fused", "factored", "separable"]
 """How attention is computed. Every path is the same function of the same weights.
 
@@ -28,7 +30,7 @@ ATTENTION_PATHS: tuple[AttentionPath, ...] = (
 )  # fmt: skip
 
 
-class Attend(nn.Module):
+class Attend(ResidualStream):
     """An attention with its MLP. `attention_path` selects how it is computed."""
 
     attention_path: AttentionPath = "auto"
@@ -190,15 +192,16 @@ class SelfAttend(Attend):
         value_channels = value_channels or qk_channels
         self.num_heads = num_heads
         self.widths = (qk_channels, qk_channels, value_channels)
-        self.attention_norm = nn.LayerNorm(channels)
+        self.attention_norm = LayerNorm(channels)
         self.query_key_value = linear(channels, sum(self.widths))
         self.output = linear(value_channels, channels)
-        self.mlp_norm = nn.LayerNorm(channels)
+        self.mlp_norm = LayerNorm(channels)
         self.mlp = MLP(channels=channels, widening=widening, gelu=gelu)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """Return new latents of the same shape, `[batch, num_latents, channels]`."""
+        latents = self.stream(latents)
         projected = self.query_key_value(self.attention_norm(latents))
         parts = projected.split(self.widths, dim=-1)
         query, key, value = (split_heads(part, self.num_heads) for part in parts)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from perceiver_model.attention.multi_head import linear
+from perceiver_model.attention.residual import LayerNorm
 from perceiver_model.attention.rotary import RotaryTable
 from perceiver_model.families.autoregressive_config import ARConfig
 from perceiver_model.families.causal_attend import (
@@ -61,7 +62,7 @@ class PerceiverAR(nn.Module):
         self.self_attends = nn.ModuleList(
             CausalSelfAttend(config) for _ in range(config.num_self_attends)
         )
-        self.output_norm = nn.LayerNorm(config.channels)
+        self.output_norm = LayerNorm(config.channels)
         self.output: nn.Linear | None = None
         if not config.tied_logits:
             self.output = linear(config.channels, config.vocab_size)

@@ -20,6 +20,7 @@ from perceiver_model.attention.multi_head import (
     reference_attention,
     split_heads,
 )
+from perceiver_model.attention.residual import LayerNorm
 from perceiver_model.attention.rotary import Rotation, rotate
 from perceiver_model.families.autoregressive_config import ARConfig
 
@@ -131,7 +132,7 @@ class CausalAttend(Attend):
         channels = config.channels
         self.num_heads = config.num_heads
         self.output = linear(channels, channels)
-        self.mlp_norm = nn.LayerNorm(channels)
+        self.mlp_norm = LayerNorm(channels)
         gelu: Literal["tanh", "erf"] = "erf" if config.activation == "gelu_erf" else "tanh"
         self.mlp = MLP(channels=channels, widening=config.widening, gelu=gelu)
         if config.activation == "squared_relu":
@@ -173,8 +174,8 @@ class CausalCrossAttend(CausalAttend):
     def __init__(self, config: ARConfig) -> None:
         super().__init__(config)
         channels = config.channels
-        self.query_norm = nn.LayerNorm(channels)
-        self.input_norm = nn.LayerNorm(channels)
+        self.query_norm = LayerNorm(channels)
+        self.input_norm = LayerNorm(channels)
         self.query = linear(channels, channels)
         self.key_value = linear(channels, 2 * channels)
 
@@ -194,11 +195,12 @@ class CausalCrossAttend(CausalAttend):
                 None for all.
             cache: The cache of keys and values, or None.
         """
-        query = self.query(self.query_norm(queries.content))
-        key_value = self.key_value(self.input_norm(inputs.content))
+        latents = self.stream(queries.content)
+        query = self.query(self.query_norm(latents))
+        key_value = self.key_value(self.input_norm(self.stream(inputs.content)))
         key, value = key_value.chunk(2, dim=-1)
         rotations = queries.rotation, inputs.rotation
-        return self._attend(queries.content, (query, key, value), rotations, mask, cache)
+        return self._attend(latents, (query, key, value), rotations, mask, cache)
 
     def attention_map(
         self, queries: Tokens, inputs: Tokens, mask: torch.Tensor | None = None
@@ -220,7 +222,7 @@ class CausalSelfAttend(CausalAttend):
 
     def __init__(self, config: ARConfig) -> None:
         super().__init__(config)
-        self.attention_norm = nn.LayerNorm(config.channels)
+        self.attention_norm = LayerNorm(config.channels)
         self.query_key_value = linear(config.channels, 3 * config.channels)
 
     def forward(
@@ -238,6 +240,7 @@ class CausalSelfAttend(CausalAttend):
             mask: The mask of the whole context, as in `CausalCrossAttend.forward`.
             cache: The cache of keys and values, or None.
         """
+        latents = self.stream(latents)
         projected = self.query_key_value(self.attention_norm(latents))
         query, key, value = projected.chunk(3, dim=-1)
         return self._attend(latents, (query, key, value), (rotation, rotation), mask, cache)

@@ -140,8 +140,10 @@ class TrainingConfig(ConfigBase):
         schedule: The learning rate over the training.
         augment: The random changes to training inputs.
         precision: The precision of products. `bf16` and `fp16` compute matrix products in bfloat16
-            or float16 (autocast) and keep weights, gradients and optimizer state in float32. `fp16`
-            also scales the loss, for GPUs without bfloat16 (`cluster.loss_scale`).
+            or float16 (autocast) and keep weights, gradients and optimizer state in float32. `bf16`
+            also keeps in bfloat16 what attends and MLPs add to, the residual stream, of which
+            layer norms compute mean and variance in float32; `bf16_autocast` keeps it in float32.
+            `fp16` also scales the loss, for GPUs without bfloat16 (`cluster.loss_scale`).
         zero_stage: The stage of DeepSpeed ZeRO. Stage 1 shares the optimizer state among the
             workers, stage 2 the gradients as well, and stage 3 the weights as well. `auto` takes
             the lowest stage that shares what can be shared (`stage_for`).
@@ -201,7 +203,7 @@ class TrainingConfig(ConfigBase):
     balance_classes: float = Field(default=0.0, ge=0, le=1)
     schedule: ScheduleConfig = ScheduleConfig()
     augment: AugmentConfig = AugmentConfig()
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    precision: Literal["float32", "bf16", "bf16_autocast", "fp16"] = "float32"
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
     offload: OffloadConfig = OffloadConfig()
     overlap_communication: bool = False

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 
 from cluster.strategy import AUTOCAST_DTYPES
-from perceiver_model.attention.multi_head import set_attention_path
 from pipeline.config.folders import folder_at
 from pipeline.errors import UserError
 from pipeline.evaluation.class_numbers import Renumbering
@@ -22,6 +21,7 @@ from pipeline.training.bad_samples import BadSamples
 from pipeline.training.checkpoint_files import load_weights, read_tensors
 from pipeline.training.evaluation import Metrics, RecordingMetrics, answered
 from pipeline.training.objectives import Objective
+from pipeline.training.precision import compute_as, products_in
 from pipeline.training.rank_info import RankInfo, join
 from pipeline.training.reports.details import details_of, joined_details
 from shards import RemoteReading, ShardReader, ShardSet
@@ -47,7 +47,7 @@ class EvaluationTask:
         token: The token from `folder_token`. Workers look for it in the folder.
         batch_size: The samples that one worker takes in one forward pass.
         loader_workers: The processes of each worker that make batches.
-        precision: `float32`, or `bf16` or `fp16` for autocast, as in trainings.
+        precision: As `training.precision`.
         attention_path: As `training.attention_path`.
         max_bad_fraction: The largest share of the samples that may be unreadable.
         worst: The number of worst samples to report.
@@ -102,7 +102,7 @@ def evaluate_on_rank(task: EvaluationTask, rank_info: RankInfo) -> dict[str, Any
     folder = folder_at(task.folder)
     with local_copy(folder / WEIGHTS_FILE) as file:
         load_weights(module, read_tensors(file), str(folder / WEIGHTS_FILE))
-    set_attention_path(module, task.attention_path)
+    compute_as(module, task.precision, task.attention_path)
     module = module.to(device).eval()
     metrics, details = Metrics(objective, device), details_of(objective)
     worst = WorstSamples(task.worst)
@@ -154,7 +154,7 @@ class _Autocast:
 
     def __init__(self, module: torch.nn.Module, precision: str, device: torch.device) -> None:
         self._module, self._device = module, device
-        self._dtype = AUTOCAST_DTYPES.get(precision)
+        self._dtype = AUTOCAST_DTYPES.get(products_in(precision))
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         enabled = self._dtype is not None

@@ -9,6 +9,7 @@ from pipeline.plan.memory import StageMemory
 from pipeline.plan.planned_training import PlannedTraining
 from pipeline.plan.request import Request
 from pipeline.training.ema import lagging_average
+from pipeline.training.precision import products_in
 
 
 def problems_of_memory(
@@ -40,10 +41,11 @@ def problems_of_memory(
 def problems_of_device(config: Config, device: Device) -> list[str]:
     """Return what is wrong between the settings and the device."""
     found = []
-    if config.training.precision == "bf16" and not device.has_bf16:
+    precision = config.training.precision
+    if products_in(precision) == "bf16" and not device.has_bf16:
         found.append(
-            f"training.precision is 'bf16', which {device.name} has no fast products of; set "
-            "training.precision=fp16, or take a newer GPU"
+            f"training.precision is {precision!r}, which {device.name} has no fast products of; "
+            "set training.precision=fp16, or take a newer GPU"
         )
     if device.is_gpu and not config.cluster.use_gpu:
         found.append(

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.plan.devices import Device, device_named
+from pipeline.training.precision import products_in
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Request:
         """
         return device_named(
             self.gpu or ("h100" if config.cluster.use_gpu else "cpu"),
-            config.training.precision,
+            products_in(config.training.precision),
             cores=config.cluster.cpus_per_worker,
             memory_gib=self.gpu_memory,
             tflops=self.gpu_tflops,

@@ -11,7 +11,6 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from perceiver_model.adapters.multimodal import MultimodalAdapter
-from perceiver_model.attention.multi_head import set_attention_path
 from pipeline.config.tree import Config
 from pipeline.inputs.collate import joint_inputs
 from pipeline.inputs.modality import inputs_of
@@ -20,6 +19,7 @@ from pipeline.media.registered import modality_of
 from pipeline.plan.live_tensors import ALIGNMENT, LiveTensors, Operation
 from pipeline.training.objectives import Batch, Objective
 from pipeline.training.objectives.carried import Carried, read_part
+from pipeline.training.precision import compute_as, products_in
 
 CPU = torch.device("cpu")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,7 +71,7 @@ def build_on_meta(objective: Objective, config: Config) -> nn.Module:
     """Return the model of a training, without memory for its weights."""
     with torch.device("meta"):
         model = objective.build_model()
-    set_attention_path(model, config.training.attention_path)
+    compute_as(model, config.training.precision, config.training.attention_path)
     if hasattr(model, "encoder"):  # a Perceiver AR has none
         encoder: Any = model.encoder
         encoder.checkpointed_share = config.training.activation_checkpointing
@@ -155,7 +155,7 @@ def batch_loss(
     model: Any, objective: Objective, config: Config, batches: list[Batch]
 ) -> torch.Tensor:
     """Return the loss of the parts of a micro-batch, as a training computes it."""
-    dtype = DTYPES.get(config.training.precision)
+    dtype = DTYPES.get(products_in(config.training.precision))
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):

@@ -13,6 +13,8 @@ from pipeline.training.backbone import weights_fingerprint
 from shards import ShardSet
 
 DEEPSPEED = "training.deepspeed"
+PRECISIONS = {"bf16": "bf16, residual stream too", "bf16_autocast": "bf16"}
+"""How records name a precision. Older ones knew `bf16_autocast` alone, and called it `bf16`."""
 SAME_TO_ROUNDING = frozenset(
     {
         "training.zero_stage",
@@ -64,6 +66,8 @@ def training_fingerprint(
         ignored.remove("training.checkpoint_steps")
     flat = {key: value for key, value in flatten(chosen).items() if key not in ignored}
     flat = {key: value for key, value in flat.items() if not key.startswith(f"{DEEPSPEED}.")}
+    precision = config.training.precision
+    flat["training.precision"] = PRECISIONS.get(precision, precision)
     rounded, others = keys_of_weights(config.training.deepspeed)
     flat |= {DEEPSPEED: rounded} if rounded else {}
     flat |= {f"{DEEPSPEED}.{key}": value for key, value in others.items()}

@@ -10,6 +10,7 @@ from cluster.device_peaks import peak_of
 from cluster.gradient_norm import GradientNorm
 from pipeline.config.tree import Config
 from pipeline.training.objectives import Objective
+from pipeline.training.precision import products_in
 from pipeline.training.rank_info import RankInfo
 from pipeline.training.step_clock import StepClock
 
@@ -60,7 +61,7 @@ class StepFigures:
         again = objective.recomputed_flops(training.activation_checkpointing)
         self._flops = self._model_flops + views * again
         self._peak = config.cluster.device_peak_tflops or peak_of(
-            rank_info.device, training.precision
+            rank_info.device, products_in(training.precision)
         )
         self._process = psutil.Process()
 

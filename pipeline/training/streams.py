@@ -105,7 +105,7 @@ class CarriedLatents:
             if carried.latents is None or carried.waiting is None:
                 return []
             found += [
-                self._fragment(LATENTS, carried.latents, group),
+                self._fragment(LATENTS, carried.latents.float(), group),
                 self._fragment(WAITING, carried.waiting, group),
             ]
         return found

@@ -12,7 +12,7 @@ from cluster.divided_model import divided_as_built
 from cluster.nvme import swap_folder
 from cluster.strategy import Strategy, as_dict, read_strategy
 from perceiver_model.attention.cross_attend import CrossAttend
-from perceiver_model.attention.multi_head import MLP, Attend, set_attention_path
+from perceiver_model.attention.multi_head import MLP, Attend
 from pipeline.config.folders import Folder, folder_at
 from pipeline.config.tree import Config
 from pipeline.inputs.positions import load_positions
@@ -35,6 +35,7 @@ from pipeline.training.initial_weights.start import start_from
 from pipeline.training.loop import TrainLoop
 from pipeline.training.objectives import objective_of
 from pipeline.training.optimizer import make_optimizer
+from pipeline.training.precision import compute_as, products_in
 from pipeline.training.rank_info import RankInfo, join
 from pipeline.training.step_profile import FOLDER as PROFILE
 from pipeline.training.step_profile import TRACE, StepProfiler
@@ -152,7 +153,7 @@ def _open_training(
     with divided_as_built(strategy, num_parameters, [Attend, MLP]):
         model: Any = objective.build_model(load_positions(shard_set, objective.model_config))
     model = model.to(rank_info.device)
-    set_attention_path(model, training.attention_path)
+    compute_as(model, training.precision, training.attention_path)
     if hasattr(model, "encoder"):  # a Perceiver AR has none, and takes no share
         model.encoder.checkpointed_share = training.activation_checkpointing
     chosen, notes = agreed_checkpoint(folder / "checkpoints")
@@ -215,7 +216,7 @@ def _strategy(config: Config, rank_info: RankInfo) -> Strategy:
         micro_batch_size=config.micro_batch_size(rank_info.world_size),
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         gradient_clipping=training.gradient_clipping or 0.0,
-        precision=training.precision,
+        precision=products_in(training.precision),
         device=rank_info.device.type,
         optimizer=training.optimizer,
         offload_optimizer=training.offload.optimizer,
