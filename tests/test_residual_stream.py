@@ -29,15 +29,25 @@ ULP = 2.0**-8
 
 
 @pytest.mark.parametrize("offset", [0.0, 30.0])
-def test_a_norm_computes_mean_and_variance_in_float32(offset: float) -> None:
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+        ),
+    ],
+)
+def test_a_norm_computes_mean_and_variance_in_float32(offset: float, device: str) -> None:
     torch.manual_seed(0)
     norm = LayerNorm(256)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     tokens = (torch.randn(4, 9, 256) + offset).to(BF16)
     set_residual_dtype(norm, BF16)
-    with torch.autocast("cpu", BF16):
-        found = norm(tokens)
+    with torch.autocast(device, BF16):
+        found = norm.to(device)(tokens.to(device)).cpu()
+    norm.cpu()
     exact = nn.functional.layer_norm(
         tokens.double(), (256,), norm.weight.to(BF16).double(), norm.bias.to(BF16).double()
     )

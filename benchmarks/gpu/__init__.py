@@ -1,0 +1,1 @@
+"""The whole way on a GPU, as one prepared run: `python -m benchmarks.gpu`."""
