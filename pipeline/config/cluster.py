@@ -7,11 +7,11 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pipeline.config.base import ConfigBase
 from pipeline.config.deploy import DeployConfig
 from pipeline.config.placement import (
-    CommunicationVariables,
     DecodePlacement,
     Labels,
     Resources,
     TaskPlacement,
+    WorkerVariables,
 )
 
 
@@ -78,8 +78,8 @@ class ClusterConfig(ConfigBase):
             it to `placement`.
         timeout_seconds: How many seconds a process waits for the others in one exchange before the
             training fails; it then starts again as after a lost worker.
-        environment: Variables of the communication library for each process, such as
-            `NCCL_SOCKET_IFNAME` or `GLOO_SOCKET_IFNAME`.
+        environment: Variables of the communication library and of torch's compiler for each
+            process, such as `NCCL_SOCKET_IFNAME` or `TORCHINDUCTOR_CACHE_DIR`.
         preprocess: Where `perceiver preprocess` runs its tasks.
         decode: Processes on other machines that read and decode the samples of a training; null
             does that beside its workers. The order of the samples is the same.
@@ -101,7 +101,7 @@ class ClusterConfig(ConfigBase):
     placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
     workers_per_node: int | None = Field(default=None, ge=1)
     timeout_seconds: int = Field(default=1800, ge=1)
-    environment: CommunicationVariables = Field(default_factory=dict)
+    environment: WorkerVariables = Field(default_factory=dict)
     preprocess: TaskPlacement = TaskPlacement()
     decode: DecodePlacement | None = None
     wait_seconds: float | None = Field(default=600.0, ge=0)

@@ -8,8 +8,9 @@ from cluster.placement import Place
 from pipeline.config.base import ConfigBase
 
 _OF_FIELDS = ("CPU", "GPU", "TPU")
-COMMUNICATION = (
+WORKER_VARIABLES = (
     "NCCL_", "TORCH_NCCL_", "TORCH_DISTRIBUTED_", "TORCH_FR_", "GLOO_", "FI_", "UCX_",
+    "TORCHINDUCTOR_", "TRITON_",
 )  # fmt: skip
 """What the names of the variables in `cluster.environment` begin with."""
 
@@ -28,19 +29,19 @@ def _own_names(resources: dict[str, float]) -> dict[str, float]:
     return resources
 
 
-def _communication(variables: dict[str, str]) -> dict[str, str]:
+def _of_workers(variables: dict[str, str]) -> dict[str, str]:
     for name in variables:
-        if not name.startswith(COMMUNICATION):
+        if not name.startswith(WORKER_VARIABLES):
             raise ValueError(
-                f"names {name!r}; it takes variables of the communication library, whose names "
-                f"begin with {', '.join(COMMUNICATION)}"
+                f"names {name!r}; it takes variables of communication and of the compiler, whose "
+                f"names begin with {', '.join(WORKER_VARIABLES)}"
             )
     return variables
 
 
 Resources = Annotated[dict[str, float], AfterValidator(_own_names)]
 Labels = dict[str, str]
-CommunicationVariables = Annotated[dict[str, str], AfterValidator(_communication)]
+WorkerVariables = Annotated[dict[str, str], AfterValidator(_of_workers)]
 
 
 class TaskPlacement(ConfigBase):
