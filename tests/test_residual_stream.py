@@ -118,6 +118,8 @@ def test_every_attend_of_every_model_has_the_stream_in_bf16() -> None:
         found = copy.deepcopy(seen)
         compute_as(models.whole, "bf16_autocast", "auto")
         again = models.outputs()
+    compute_as(models.whole, "bf16", "auto")
+    assert all(map(torch.equal, models.outputs(), exact))  # without autocast, it changes nothing
     of_inputs = {name for name in found if name.startswith("0.") and name.endswith("input_norm")}
     assert len(of_inputs) == 2  # the input array is no part of the stream
     others = {name: dtypes for name, dtypes in found.items() if name not in of_inputs}

@@ -33,20 +33,23 @@ class ResidualStream(nn.Module):
     """A module that adds to its input.
 
     Attributes:
-        residual_dtype: The dtype of the residual stream; None is that of the input.
+        residual_dtype: The dtype of the residual stream under autocast; None is that of the input.
     """
 
     residual_dtype: torch.dtype | None = None
 
     def stream(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return tokens as the residual stream has them. The first module of a stream casts."""
-        return tokens if self.residual_dtype is None else tokens.to(self.residual_dtype)
+        if self.residual_dtype is None or not torch.is_autocast_enabled(tokens.device.type):
+            return tokens
+        return tokens.to(self.residual_dtype)
 
 
 def set_residual_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
     """Set the dtype of the residual streams in `module`.
 
     It is for autocast to the same dtype: weights stay float32, and products are in `dtype` already.
+    Without autocast it changes nothing.
 
     Args:
         module: A model or a part of one.
