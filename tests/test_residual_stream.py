@@ -1,6 +1,7 @@
 """The residual stream in bfloat16: `training.precision` of `bf16`, beside `bf16_autocast`."""
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,33 @@ def test_a_norm_computes_mean_and_variance_in_float32(offset: float, device: str
     )
     assert found.dtype == BF16
     assert (found.double() - exact).abs().max() <= 2 * ULP * exact.abs().max()
+
+
+@pytest.mark.skipif(
+    shutil.which("gcc") is None and shutil.which("g++") is None,
+    reason="inductor writes C++, and there is no compiler for it here",
+)
+def test_a_compiled_norm_is_the_same_to_rounding_and_is_kept_in_the_compilers_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.utils import counters  # takes a second, which a collection need not spend
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    attend = SelfAttend(channels=32, num_heads=4)
+    compute_as(attend, "bf16", "auto")
+    latents = torch.randn(2, 8, 32)
+    with torch.autocast("cpu", BF16):
+        expected = attend(latents)
+    counters.clear()
+    for _ in range(2):
+        torch.compiler.reset()
+        with torch.autocast("cpu", BF16):
+            found = torch.compile(attend)(latents)
+        found.float().sum().backward()  # which is compiled only now
+        assert found.dtype == BF16
+        assert (found - expected).abs().max() <= 4 * ULP * expected.abs().max()
+    assert counters["aot_autograd"]["autograd_cache_hit"] == 1
+    assert counters["aot_autograd"]["autograd_cache_bypass"] == 0
 
 
 def test_a_norm_of_another_dtype_is_torchs_own() -> None:

@@ -24,9 +24,22 @@ class LayerNorm(nn.LayerNorm):
         """
         if tokens.dtype != self.residual_dtype:
             return super().forward(tokens)
+        if torch.compiler.is_compiling():
+            return self._spelled_out(tokens)
         weight, bias = self.weight.to(tokens.dtype), self.bias.to(tokens.dtype)
         with torch.autocast(tokens.device.type, enabled=False):
             return F.layer_norm(tokens, self.normalized_shape, weight, bias, self.eps)
+
+    def _spelled_out(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the same by operations that autocast leaves alone.
+
+        The compiler makes one kernel of them. A graph that switches autocast off is not kept in
+        its cache.
+        """
+        content = tokens.float()
+        centred = content - content.mean(dim=-1, keepdim=True)
+        scale = (centred.square().mean(dim=-1, keepdim=True) + self.eps).rsqrt()
+        return (centred * scale * self.weight + self.bias).to(tokens.dtype)
 
 
 class ResidualStream(nn.Module):
