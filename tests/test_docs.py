@@ -18,7 +18,7 @@ from shards import ShardReader, ShardSet
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 PACKAGES = "(?:perceiver_model|shards|cluster|pipeline|benchmarks|tests)"
 
 

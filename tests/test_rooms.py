@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
-    "cli", "demo", "workflow", "serving", "evaluation", "registry", "tuning", "plan", "training",
-    "preprocess", "runs", "deploy", "config", "inputs", "media",
+    "cli", "studies", "demo", "workflow", "serving", "evaluation", "registry", "tuning", "plan",
+    "training", "preprocess", "runs", "deploy", "config", "inputs", "media",
 )  # fmt: skip
 """Of `pipeline`, from above; each imports only from those after it."""
 LAYERS = ("benchmarks", "pipeline", "perceiver_model", "cluster", "shards")

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent.parent
 PICTURE = ROOT / "docs" / "house.svg"
 FLOORS: tuple[dict[str, str], ...] = (
     {"cli": "the command line, Ray jobs"},
-    {"benchmarks": "speed beside the peers"},
+    {"benchmarks": "speed beside the peers", "studies": "questions, by trainings"},
     {"demo": "all of it on digits"},
     {"workflow": "stages, one after another", "serving": "the model over HTTP"},
     {"evaluation": "reports on a model"},

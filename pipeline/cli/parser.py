@@ -18,6 +18,7 @@ from pipeline.cli.arguments import (
 from pipeline.cli.cluster_parser import add_cluster, add_config, add_jobs, add_submit
 from pipeline.cli.open_console import open_console
 from pipeline.cli.registry_parser import DEFAULT_OUTPUT, Add, add_registry
+from pipeline.cli.study_verb import add_study, run_study
 from pipeline.workflow import STAGES
 
 PROFILED_STEPS = 5
@@ -62,6 +63,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     _add_stages(add)
     _add_shards(add)
     add_registry(add)
+    add_study(add("study", run_study, "answer a question about Perceivers by trainings"))
     _add_bench(add("bench", _no_benchmarks, "measure this code and its peers on this machine"))
     add_cluster(
         add("cluster", cluster_verbs.run_cluster, "write the files that start a cluster elsewhere")

@@ -1,0 +1,1 @@
+"""Studies: questions about Perceivers, answered by trainings from several seeds."""

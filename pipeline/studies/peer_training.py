@@ -1,0 +1,138 @@
+"""Trains a peer like the Perceiver of the same configuration: same batches, optimizer, schedule."""
+
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cluster.strategy import AUTOCAST_DTYPES
+from perceiver_model.config import FourierConfig
+from pipeline.config.tree import Config
+from pipeline.errors import UserError
+from pipeline.inputs.batches import inputs_on
+from pipeline.inputs.positions import load_positions
+from pipeline.studies.data import image_format
+from pipeline.studies.peers.table import Images, count_parameters, sized_peer
+from pipeline.studies.trainings import test_accuracy, trained_samples
+from pipeline.training.loaders import steps_per_epoch, train_loader
+from pipeline.training.objectives import objective_of
+from pipeline.training.optimizer import make_optimizer
+from pipeline.training.precision import products_in
+from pipeline.training.rank_info import RankInfo
+from pipeline.training.schedule import learning_rate
+from shards import ShardSet
+from shards.loader import ShardBatch
+
+
+class PeerTraining:
+    """The training of a peer.
+
+    The peer reads the pixels as the Perceiver does, and the features of their positions as further
+    channels, as in the paper's table of permuted ImageNet.
+
+    Args:
+        config: The configuration of the arm: the set, the Perceiver whose size counts, the section
+            `training`, and the seed. It must not augment.
+        name: The name of the peer.
+    """
+
+    def __init__(self, config: Config, name: str) -> None:
+        self.config = config
+        self.shard_set = ShardSet.open(config.shards_folder, config.data.remote_reading)
+        self.objective = objective_of(config, self.shard_set)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        image = image_format(config)
+        table = None
+        if isinstance(config.model.positions, FourierConfig):
+            table = load_positions(self.shard_set, self.objective.model_config)
+        self.channels = image.channels + (0 if table is None else table.shape[1])
+        self.positions = None
+        if table is not None:
+            maps = table.T.reshape(1, -1, image.height, image.width)
+            self.positions = maps.to(self.device)
+        shape = Images(
+            self.channels, image.height, image.width, len(self.shard_set.manifest.classes)
+        )
+        torch.manual_seed(config.seed)
+        self.model: nn.Module = sized_peer(name, shape, self.objective.num_parameters())
+        self.model.to(self.device)
+
+    def batches(self) -> Any:
+        """Return the loader of the training split, that of a training with this configuration."""
+        alone = RankInfo(0, 0, 0, 1, self.device)
+        return train_loader(self.config, self.objective, self.shard_set, alone)
+
+    def logits(self, inputs: Any) -> torch.Tensor:
+        """Return logits `[batch, classes]` of pixels `[batch, height, width, channels]`."""
+        model = self.config.model
+        scaled = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs.float()
+        mean = torch.tensor(model.pixel_mean, device=self.device)
+        std = torch.tensor(model.pixel_std, device=self.device)
+        images = ((scaled - mean) / std).permute(0, 3, 1, 2)
+        if self.positions is not None:
+            maps = self.positions.expand(len(images), -1, -1, -1)
+            images = torch.cat([images, maps], dim=1)
+        found: torch.Tensor = self.model(images)
+        return found
+
+    def train(self) -> None:
+        """Train for all epochs."""
+        training = self.config.training
+        optimizer = make_optimizer(self.model, training)
+        steps, step = steps_per_epoch(self.config, self.shard_set), 0
+        loader = self.batches()
+        self.model.train()
+        parts = training.gradient_accumulation_steps
+        for epoch in range(training.epochs):
+            loader.set_epoch(epoch)
+            for number, batch in enumerate(loader, start=1):
+                (self._loss(batch) / parts).backward()
+                if number % parts:
+                    continue
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, steps, training)
+                if training.gradient_clipping is not None:
+                    nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clipping)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                step += 1
+
+    def _loss(self, batch: ShardBatch) -> torch.Tensor:
+        if batch.bad:
+            raise UserError(f"{self.shard_set.location}: has training samples that cannot be read")
+        inputs, _ = inputs_on(batch, self.config.data.formats, self.device)
+        training = self.config.training
+        dtype = AUTOCAST_DTYPES.get(products_in(training.precision))
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            logits = self.logits(inputs)
+        targets = batch.targets.to(self.device)
+        return F.cross_entropy(logits.float(), targets, label_smoothing=training.label_smoothing)
+
+    def forward_flops(self) -> int:
+        """Return the FLOPs of matrix products and convolutions of one sample, as torch counts."""
+        image = image_format(self.config)
+        sample = torch.zeros(
+            1, image.height, image.width, image.channels, dtype=torch.uint8, device=self.device
+        )
+        self.model.eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self.logits(sample)
+        return counter.get_total_flops()
+
+
+def train_peer(config: Config, name: str) -> dict[str, Any]:
+    """Train a peer and test it. Returns the same as `train_perceiver`, without `run_id`."""
+    started = time.time()
+    peer = PeerTraining(config, name)
+    peer.train()
+    seconds = time.time() - started
+    return {
+        "accuracy": test_accuracy(config, peer.shard_set, peer.logits, peer.model),
+        "parameters": count_parameters(peer.model),
+        "forward_flops": peer.forward_flops(),
+        "seconds": seconds,
+        "samples_per_second": trained_samples(config, peer.shard_set) / seconds,
+    }

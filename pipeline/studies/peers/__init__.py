@@ -1,0 +1,1 @@
+"""The models that a study trains beside the Perceiver, in plain torch."""

@@ -1,0 +1,257 @@
+"""`perceiver study`: what it refuses, that a killed study goes on, and what its page says."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cli.main import main
+from pipeline.config.training import AugmentConfig
+from pipeline.runs.console import Console
+from pipeline.studies.conduct import Request, base_config, conduct, definition_digest
+from pipeline.studies.page import page_text, write_index, write_study
+from pipeline.studies.questions.permuted import FOURIER, LEARNED
+from pipeline.studies.questions.table import STUDIES
+from pipeline.studies.statistics import differences_of, mean_of
+from pipeline.studies.study import Arm, Found, Pair, Study
+
+OVERRIDES = ("data.image.height=8", "data.image.width=8", "training.batch_size=64")
+OURS, PEER = "ours", "a ViT"
+
+
+def two_arms() -> Study:
+    """The study of permuted pixels with two of its arms."""
+    return replace(
+        STUDIES["permuted"],
+        arms=(Arm(OURS), Arm(PEER, peer="vit")),
+        pairs=(Pair(PEER, OURS),),
+        answer=lambda found: f"{PEER} {100 * found.difference(PEER, OURS).mean:+.1f} points",
+    )
+
+
+DRIVER = """
+    import sys
+    from pathlib import Path
+    import test_studies
+    from pipeline.runs.console import Console
+    from pipeline.studies.conduct import Request, conduct
+    from pipeline.studies.questions.table import STUDIES
+
+    STUDIES["permuted"] = test_studies.two_arms()
+    conduct(test_studies.request(*map(Path, sys.argv[1:3])), Console(sys.stdout, sys.stderr))
+"""
+
+
+def request(output: Path, data: Path) -> Request:
+    """A study of four trainings, of 8 × 8 pixels."""
+    return Request(
+        "permuted", scale="tiny", output=str(output), data=data, device="cpu", overrides=OVERRIDES
+    )
+
+
+@pytest.fixture
+def two_arm_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STUDIES, "permuted", two_arms())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["permutted"], "'permutted': there is no such study; did you mean 'permuted'?"),
+        (["permuted", "--seeds", "1"], "--seeds 1: an interval takes at least 2"),
+        (["ablations", "--scale", "full"], "--scale full: give --data FOLDER"),
+        (["ablations", "--data", "nowhere"], "--data nowhere: has no folder train"),
+        (["ablations", "seed=3"], "seed: the study sets it itself"),
+        (["ablations", "cluster.num_workers=2"], "cluster.num_workers: the study sets it itself"),
+        (["ablations", "training.epoch=3"], "did you mean 'epochs'?"),
+        (["ablations", "--device", "cuda"], "--device cuda: Ray sees no GPU here"),
+    ],
+)
+def test_what_is_wrong_is_refused_in_one_line(
+    arguments: list[str],
+    text: str,
+    tmp_path: Path,
+    ray_cluster: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["study", *arguments, "--output", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert text in said
+    assert len([line for line in said.splitlines() if line.startswith("perceiver study:")]) == 1
+
+
+def test_the_studies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out.splitlines()[-1])["studies"]
+    assert {each["name"] for each in listed} == {"ablations", "permuted"}
+    assert all(each["question"].endswith("?") for each in listed)
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_a_study_is_whole(study: Study) -> None:
+    labels = [arm.label for arm in study.arms]
+    assert len(set(labels)) == len(labels)
+    assert {label for pair in study.pairs for label in (pair.arm, pair.base)} == set(labels)
+    assert study.scales["small"].seeds >= 5
+    for scale in study.scales.values():
+        base = base_config(Request(study.name, output="runs"), scale)
+        assert base.training.augment == AugmentConfig() or scale.needs_data
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [("ablations", ("latents × 4", "nothing shared")), ("permuted", (FOURIER, LEARNED))],
+)
+def test_the_largest_arms_of_the_full_scale_fit_an_h100(
+    name: str, labels: tuple[str, ...], console: Console
+) -> None:
+    from pipeline.plan.plan import plan
+    from pipeline.plan.request import Request as PlanRequest
+
+    study = STUDIES[name]
+    base = base_config(Request(name, output="runs"), study.scales["full"])
+    for arm in study.arms:
+        if arm.label in labels:
+            config = arm.config(base, {"cluster.use_gpu": True})
+            found = plan(config, console, PlanRequest(gpu="h100", samples=1_281_167, classes=1000))
+            assert not found["problems"], arm.label
+
+
+def test_a_killed_study_goes_on_and_trains_nothing_twice(
+    tmp_path: Path, digit_images: Path, ray_cluster: None, two_arm_study: None, console: Console
+) -> None:
+    results = tmp_path / "runs" / "study-permuted-tiny" / "results"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", textwrap.dedent(DRIVER), str(tmp_path / "runs")]
+    driver = subprocess.Popen([*command, str(digit_images)], env=environment)
+    deadline = time.monotonic() + 240
+    while not list(results.glob("*.json")) and driver.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    assert driver.wait() == -signal.SIGKILL
+    time.sleep(2)  # Ray's processes notice
+    before = {path: path.read_text() for path in results.glob("*.json")}
+    assert 1 <= len(before) < 4
+
+    found = conduct(request(tmp_path / "runs", digit_images), console)
+    assert (found["trained"], found["skipped"]) == (4 - len(before), len(before))
+    assert {path: path.read_text() for path in before} == before
+    assert len(list(results.glob("*.json"))) == 4
+    has_nested_runs(tmp_path / "runs", found)
+    page = Path(found["page"]).read_text()
+    for label in (OURS, PEER):
+        assert f"| {label} | {100 * found['means'][label]['mean']:.2f} |" in page
+
+    again = conduct(request(tmp_path / "runs", digit_images), console)
+    assert (again["trained"], again["skipped"]) == (0, 4)
+    assert again["means"] == found["means"]
+    assert again["run_id"] == found["run_id"]
+
+
+def has_nested_runs(output: Path, found: dict[str, Any]) -> None:
+    """The trainings are nested in the study's run, with their numbers."""
+    from pipeline.config.sqlite_uri import sqlite_uri
+    from pipeline.runs.mlflow_client import client
+
+    mlflow_client = client(sqlite_uri(output / "mlflow.db"))
+    parent = mlflow_client.get_run(found["run_id"])
+    assert parent.info.status == "FINISHED"
+    wish = f"tags.`mlflow.parentRunId` = '{found['run_id']}'"
+    nested = mlflow_client.search_runs([parent.info.experiment_id], filter_string=wish)
+    told = {
+        (run.data.tags["perceiver.arm"], run.data.tags["perceiver.seed"])
+        for run in nested
+        if "study_accuracy" in run.data.metrics
+    }
+    assert told == {(label, seed) for label in (OURS, PEER) for seed in "01"}
+
+
+def test_a_changed_definition_has_another_digest() -> None:
+    base = base_config(Request("permuted", output="runs"), STUDIES["permuted"].scales["tiny"])
+    arm, peer = Arm("a"), Arm("a", peer="vit")
+    digest = definition_digest(arm, base, "data", "cpu")
+    longer = base.model_copy(update={"training": base.training.model_copy(update={"epochs": 3})})
+    elsewhere = base.model_copy(update={"output": "/elsewhere", "name": "other"})
+    assert definition_digest(arm, elsewhere, "data", "cpu") == digest
+    assert digest not in {
+        definition_digest(arm, longer, "data", "cpu"),
+        definition_digest(arm, base, "other data", "cpu"),
+        definition_digest(peer, base, "data", "cpu"),
+        definition_digest(arm, base.model_copy(update={"seed": 9}), "data", "cpu"),
+    }
+
+
+ROW = {
+    "parameters": 1234,
+    "forward_flops": 5_600_000,
+    "seconds": 30.0,
+    "samples_per_second": 800.0,
+}
+VALUES = {OURS: [0.90, 0.91, 0.92], PEER: [0.95, 0.955, 0.965]}
+ABOUT = {
+    "scale": "small",
+    "seeds": 3,
+    "command": "perceiver study permuted --scale small",
+    "data": "some images",
+    "machine": "a machine",
+    "versions": "torch 2",
+    "date": "2026-01-01",
+    "minutes": 3.0,
+}
+
+
+@pytest.fixture
+def found_values() -> tuple[Found, dict[str, list[dict[str, Any]]]]:
+    found = Found(
+        {label: mean_of(values) for label, values in VALUES.items()},
+        differences_of([(PEER, OURS)], VALUES),
+    )
+    rows = {label: [{**ROW, "accuracy": v} for v in values] for label, values in VALUES.items()}
+    return found, rows
+
+
+def test_a_page_tells_where_a_peer_wins(
+    found_values: tuple[Found, dict[str, list[dict[str, Any]]]],
+) -> None:
+    study, (found, rows) = two_arms(), found_values
+    page = page_text(study, found, rows, ABOUT)
+    assert page.startswith(f"# {study.question}\n\n**A ViT +4.7 points.**")
+    assert "| ours | 91.00 | 88.52 to 93.48 | 3 | 1,234 | 5.6 | 30 | 800 |" in page
+    assert "| a ViT | ours | +4.67 | +3.95 to +5.38 | 0.001 |" in page
+    assert "```bash\nperceiver study permuted --scale small\n```" in page
+    for text in (*study.uncontrolled, study.paper):
+        assert " ".join(text.split()) in " ".join(page.split())
+    outside = [line for line in page.splitlines() if not line.startswith("|")]
+    assert max(map(len, outside)) <= 100
+
+
+def test_the_index_has_a_row_for_each_study(
+    found_values: tuple[Found, dict[str, list[dict[str, Any]]]], tmp_path: Path
+) -> None:
+    found, rows = found_values
+    for name in ("one", "two"):
+        write_study(tmp_path, replace(two_arms(), name=name), found, rows, ABOUT)
+    index = write_index(tmp_path).read_text()
+    for name in ("one", "two"):
+        assert f"| [Does it need the image's structure?]({name}.md) | A ViT +4.7 points. |" in index
+        assert (tmp_path / f"{name}.svg").read_text().count("ours") == 1
+    assert "± 0.7 points, 3 seeds | `perceiver study permuted --scale small` |" in index
+
+
+def test_the_same_results_make_the_same_figures(
+    found_values: tuple[Found, dict[str, list[dict[str, Any]]]], tmp_path: Path
+) -> None:
+    found, rows = found_values
+    for folder in ("a", "b"):
+        write_study(tmp_path / folder, two_arms(), found, rows, ABOUT)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
