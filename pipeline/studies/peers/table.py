@@ -1,8 +1,8 @@
 """The peers by name, each built with as many parameters as a Perceiver has."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import nn
@@ -41,16 +41,26 @@ def sized_peer(name: str, images: Images, num_parameters: int) -> nn.Module:
     Raises:
         UserError: None comes within 5 %.
     """
-    build, settings = PEERS[name](images)
-    with torch.device("meta"):
-        sizes = {each: count_parameters(build(*each)) for each in settings}
-    best = min(sizes, key=lambda each: abs(sizes[each] - num_parameters))
-    if abs(sizes[best] - num_parameters) > TOLERANCE * num_parameters:
+    widths, second, build = PEERS[name](images)
+
+    def size(width: int, other: int) -> int:
+        with torch.device("meta"):
+            return count_parameters(build(width, other))
+
+    def apart(width: int, other: int) -> int:
+        return abs(size(width, other) - num_parameters)
+
+    width = min(widths, key=lambda each: apart(each, second(each)))
+    others = range(1, 4 * second(width))
+    above = bisect_left(others, num_parameters, key=lambda other: size(width, other))
+    near = [others[index] for index in (above - 1, above) if 0 <= index < len(others)]
+    other = min(near, key=lambda each: apart(width, each))
+    if apart(width, other) > TOLERANCE * num_parameters:
         raise UserError(
             f"no {name} has {num_parameters} parameters within {TOLERANCE:.0%}; the nearest has "
-            f"{sizes[best]}: change the Perceiver's size"
+            f"{size(width, other)}: change the Perceiver's size"
         )
-    return build(*best)
+    return build(width, other)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -58,38 +68,34 @@ def count_parameters(model: nn.Module) -> int:
     return sum(each.numel() for each in model.parameters() if each.requires_grad)
 
 
-Settings = tuple[int, int]
-Builder = tuple[Callable[[int, int], nn.Module], Iterable[Settings]]
+Builder = tuple[Iterable[int], Callable[[int], int], Callable[[int, int], nn.Module]]
+"""The widths that are tried, the usual second width for a width, and what builds a model of both.
+
+The width is that with which the usual model comes nearest; the second width does the rest.
+"""
 
 
 def _resnets(images: Images) -> Builder:
     depth = 1 if images.height <= _SMALL_SIDE else 3
 
     def build(width: int, last_width: int) -> nn.Module:
-        return ResNet(
-            images.channels, images.num_classes, width, last_width, depth, 4 if depth > 1 else 1
-        )
+        stem_stride = 1 if images.height <= _SMALL_SIDE else 4
+        return ResNet(images.channels, images.num_classes, width, last_width, depth, stem_stride)
 
-    widths = (4, 6, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384)
-    # The last stage has about twice the channels of the second, as in the paper.
-    return build, [(w, 4 * w * share // 16) for w, share in product(widths, range(12, 22))]
+    return (*range(4, 64, 2), *range(64, 513, 16)), lambda width: 4 * width, build
 
 
 def _vits(images: Images) -> Builder:
     patch, depth = (4, 2) if images.height <= _SMALL_SIDE else (16, 12)
     if images.height % patch or images.width % patch:
-        raise UserError(
-            f"the ViT reads patches of {patch} × {patch} pixels, which must tile images"
-        )
+        raise UserError(f"the ViT reads patches of {patch} × {patch} pixels; give images they tile")
     grid = (images.height // patch, images.width // patch)
 
     def build(dim: int, hidden: int) -> nn.Module:
         return ViT(images.channels, images.num_classes, grid, patch, dim, hidden, depth, HEADS)
 
-    dims = (16, 24, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256, 384, 512, 768)
-    return build, [
-        (dim, MLP_RATIO * dim * share // 16) for dim, share in product(dims, range(10, 26))
-    ]
+    dims = (*range(16, 128, HEADS), *range(128, 769, 32))
+    return dims, lambda dim: MLP_RATIO * dim, build
 
 
 PEERS: dict[str, Callable[[Images], Builder]] = {"resnet": _resnets, "vit": _vits}

@@ -86,7 +86,7 @@ STUDY = Study(
     ),
     scales={
         "tiny": Scale("digits", {**_small(2), "training.batch_size": 256}, seeds=2),
-        "small": Scale("digits", _small(10), seeds=5),
+        "small": Scale("digits", _small(7), seeds=5),
         "full": Scale(
             "imagenet",
             {
