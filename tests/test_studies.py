@@ -15,8 +15,15 @@ import pytest
 
 from pipeline.cli.main import main
 from pipeline.config.training import AugmentConfig
+from pipeline.errors import UserError
 from pipeline.runs.console import Console
-from pipeline.studies.conduct import Request, base_config, conduct, definition_digest
+from pipeline.studies.conduct import (
+    Request,
+    base_config,
+    conduct,
+    definition_digest,
+    trial_resources,
+)
 from pipeline.studies.page import page_text, write_index, write_study
 from pipeline.studies.questions.permuted import FOURIER, LEARNED
 from pipeline.studies.questions.table import STUDIES
@@ -86,6 +93,26 @@ def test_what_is_wrong_is_refused_in_one_line(
     said = capsys.readouterr().err
     assert text in said
     assert len([line for line in said.splitlines() if line.startswith("perceiver study:")]) == 1
+
+
+def test_a_study_that_no_trial_could_train_is_refused_before_any_begins(
+    tmp_path: Path, digit_images: Path, ray_cluster: None, two_arm_study: None, console: Console
+) -> None:
+    asked = replace(
+        request(tmp_path, digit_images), overrides=(*OVERRIDES, "training.batch_size=512")
+    )
+    with pytest.raises(UserError, match="has only 300 training samples"):
+        conduct(asked, console)
+    assert not (tmp_path / "study-permuted-tiny" / "trainings").exists()
+
+
+def test_trials_take_cpus_for_their_readers(ray_cluster: None) -> None:
+    import ray
+
+    cpus = int(ray.cluster_resources()["CPU"])
+    assert trial_resources("cpu", 0) == ({"num_cpus": 1}, cpus)
+    assert trial_resources("cpu", 1) == ({"num_cpus": 2}, cpus // 2)
+    assert trial_resources("cpu", 1000) == ({"num_cpus": cpus}, 1)
 
 
 def test_the_studies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

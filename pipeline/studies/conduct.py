@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from cluster.errors import ClusterError
+from cluster.interrupts import Terminated
 from cluster.ray_session import ray_session
 from pipeline.config.folders import local_folder
 from pipeline.config.load import load_config, with_values
@@ -35,6 +36,8 @@ from pipeline.studies.questions.table import study_named
 from pipeline.studies.running import Trial, parent_run, read_result, run_trials
 from pipeline.studies.statistics import differences_of, mean_of
 from pipeline.studies.study import Arm, Found, Scale, Study
+from pipeline.training.loaders import steps_per_epoch
+from pipeline.training.open_shards import open_shards
 from shards import ShardSet
 
 STAGE = "study"
@@ -110,7 +113,7 @@ def conduct(request: Request, console: Console) -> dict[str, Any]:
         run_lock(folder.parent / f".{folder.name}.lock", str(folder), console.notice),
         ray_session(base.cluster.address),
     ):
-        resources, concurrent = trial_resources(request.device)
+        resources, concurrent = trial_resources(request.device, base.training.loader_workers)
         if request.fresh:
             remove_folder(folder)
         sets = shard_sets(study, base, request, folder, console)
@@ -118,7 +121,7 @@ def conduct(request: Request, console: Console) -> dict[str, Any]:
         earlier = record.result.get("run_id") if record else None
         run = parent_run(base, next(iter(sets.values())), earlier)
         write_run_record(folder, RunRecord(STAGE, {}, {"run_id": run.run_id}))
-        status = "FAILED"
+        status = "FINISHED"
         try:
             trials = planned_trials(study, base, sets, seeds, folder, run, request.device)
             left = [trial for trial in trials if read_result(trial) is None]
@@ -129,9 +132,9 @@ def conduct(request: Request, console: Console) -> dict[str, Any]:
             found, results = summary_of(study, trials)
             about = {**_about(request, seeds, base, sets), "minutes": _minutes(results)}
             page = write_study(folder / "page", study, found, results, about)
-            status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt | Terminated)
+            status = "KILLED" if stopped else "FAILED"
             raise
         finally:
             end_run(run, status)
@@ -174,6 +177,7 @@ def base_config(request: Request, scale: Scale) -> Config:
             "name": name,
             "study": None,
             "cluster.num_workers": 0,
+            "cluster.address": None,
             "tracking.experiment": name,
             "tracking.system_metrics": False,
             **({"tracking.uri": request.tracking_uri} if request.tracking_uri else {}),
@@ -194,13 +198,19 @@ def load_overridden(config: Config, overrides: Sequence[str]) -> Config:
     refused = ("name", "output", "shards", "seed", "study", "data.train", "data.test")
     values = dict(map(read_override, overrides))
     for path in values:
-        if path in refused or path.startswith(("cluster.", "tracking.", "training.augment")):
+        is_place = path.startswith(("cluster.", "tracking.")) and path != "cluster.address"
+        if path in refused or is_place or path.startswith("training.augment"):
             raise UserError(f"{path}: the study sets it itself; see 'perceiver study --help'")
     return with_values(config, values) if values else config
 
 
-def trial_resources(device: str) -> tuple[dict[str, float], int]:
+def trial_resources(device: str, loader_workers: int) -> tuple[dict[str, int], int]:
     """Return what each trial takes of Ray's resources, and how many run at the same time.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`.
+        loader_workers: The processes that read for each training. They have CPUs of their own,
+            as far as there are any.
 
     Raises:
         ClusterError: `cuda` is asked for, and there is no GPU.
@@ -211,9 +221,11 @@ def trial_resources(device: str) -> tuple[dict[str, float], int]:
     gpus = int(there.get("GPU", 0))
     if device == "cuda" and not gpus:
         raise ClusterError("--device cuda: Ray sees no GPU here; give --device cpu")
+    cpus, wanted = max(1, int(there.get("CPU", 1))), 1 + loader_workers
     if device != "cpu" and gpus:
-        return {"num_cpus": 1.0, "num_gpus": 1.0}, gpus
-    return {"num_cpus": 1.0}, max(1, int(there.get("CPU", 1)))
+        return {"num_cpus": max(1, min(wanted, cpus // gpus)), "num_gpus": 1}, gpus
+    wanted = min(wanted, cpus)
+    return {"num_cpus": wanted}, cpus // wanted
 
 
 def shard_sets(
@@ -239,12 +251,18 @@ def planned_trials(
     run: Any,
     device: str,
 ) -> list[Trial]:
-    """Return the trainings of a study: every arm from every seed, seed by seed."""
+    """Return the trainings of a study: every arm from every seed, seed by seed.
+
+    Raises:
+        UserError: An arm cannot be trained on its set.
+    """
     tags, trials = source_tags(), []
     for seed in range(seeds):
         for number, arm in enumerate(study.arms):
             values = {"seed": seed, "shards": str(sets[arm.data].location)}
             config = arm.config(base, values)
+            if not seed:  # what no trial could train is refused before any begins
+                steps_per_epoch(config, open_shards(config))
             digest = definition_digest(arm, config, sets[arm.data].digest, device)
             name = f"{number:02d}-seed-{seed}-{digest[:10]}"
             config = with_values(config, {"name": name, "output": str(folder / "trainings")})

@@ -49,8 +49,9 @@ _METHOD = """\
   cover less than it says. Differences are paired by seed, with a paired t-test and Holm's
   correction for all tests of a page.
 - **`--scale full`** takes images from `--data FOLDER`, which has `train` and `test` with a folder
-  for each class, and trains the paper's model on each GPU. Fields given on the command line change
-  all arms.
+  for each class, and trains the paper's model on each GPU. `cluster.address=auto` runs the trials
+  on a cluster whose machines share `--output`. Other fields given on the command line change all
+  arms.
 - **`--docs FOLDER`** copies page and figures there and writes this table again.
 """
 

@@ -107,7 +107,7 @@ def run_trials(
     trials: Sequence[Trial],
     folder: Path,
     console: Console,
-    resources: dict[str, float],
+    resources: dict[str, int],
     concurrent: int,
 ) -> None:
     """Run trials.
