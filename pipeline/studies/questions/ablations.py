@@ -83,10 +83,12 @@ STUDY = Study(
     ),
     paper=(
         "The paper (Jaegle et al. 2021, [arXiv 2103.03206](https://arxiv.org/abs/2103.03206)) "
-        "reports single trainings on ImageNet, without intervals. It finds that sharing weights "
-        "reduces the parameters by about ten times, reduces overfitting and raises the accuracy on "
-        "validation, and that more latents, more cross-attends and more bands help, as far as the "
-        "model does not overfit."
+        "reports single trainings on ImageNet, without intervals. Sharing weights: 78.0 % on "
+        "validation and 79.5 % on training with 44.9 M parameters; without any sharing 72.9 % and "
+        "87.7 % with 326.2 M. Interleaved cross-attends (appendix B, table 6): 76.7 % with 1, "
+        "76.5 % with 2, 76.5 % with 4, 78.0 % with 8; with all 8 at the start 73.7 %. Around a "
+        "smaller base model (appendix B, figures 5 and 6) a larger size tends to be better, except "
+        "where the largest model overfits, and more bands and a higher resolution tend to help."
     ),
     uncontrolled=(
         "The interval is over seeds of the training (weights and order of the samples), not over "
