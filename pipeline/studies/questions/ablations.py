@@ -1,5 +1,6 @@
 """Is weight sharing better? How many latents, cross-attends, blocks and bands?"""
 
+from pipeline.studies.questions.small import SMALL
 from pipeline.studies.study import Arm, Found, Pair, Scale, Study
 
 BASE = "base"
@@ -25,23 +26,12 @@ _CHANGES = (
 
 def _small(epochs: int) -> dict[str, object]:
     return {
-        "data.validation": None,
-        "data.samples_per_shard": 500,
+        **SMALL,
         "model.adapter": {"kind": "conv", "num_channels": 16},
-        "model.positions": {"num_bands": 8},
-        f"{_ENCODER}.num_latents": 32,
-        f"{_ENCODER}.latent_dim": 64,
         f"{_ENCODER}.num_blocks": 4,
         f"{_ENCODER}.num_cross_attends": 4,
-        f"{_ENCODER}.num_self_attends": 1,
-        f"{_ENCODER}.num_cross_heads": 2,
-        f"{_ENCODER}.cross_channels": 32,
         f"{_ENCODER}.share_cross_attends": "after_first",
-        "training.augment": {},
-        "training.label_smoothing": 0.0,
         "training.epochs": epochs,
-        "training.learning_rate": 4e-3,
-        "training.zero_stage": "auto",
     }
 
 

@@ -1,6 +1,7 @@
 """Does the Perceiver need the image's structure? Permuted pixels, as in the paper's Table 2."""
 
 from pipeline.studies.data import PERMUTED, SHUFFLED
+from pipeline.studies.questions.small import SMALL
 from pipeline.studies.study import Arm, Found, Pair, Scale, Study
 
 FOURIER, LEARNED = "Perceiver, Fourier", "Perceiver, learned positions"
@@ -14,24 +15,13 @@ def _permuted(label: str) -> str:
 
 def _small(epochs: int) -> dict[str, object]:
     return {
-        "data.validation": None,
-        "data.samples_per_shard": 500,
+        **SMALL,
         "data.image.height": 16,
         "data.image.width": 16,
         "model.adapter": {"kind": "pixels"},
-        "model.positions": {"num_bands": 8},
-        "model.encoder.num_latents": 32,
-        "model.encoder.latent_dim": 64,
         "model.encoder.num_blocks": 2,
         "model.encoder.num_cross_attends": 2,
-        "model.encoder.num_self_attends": 1,
-        "model.encoder.num_cross_heads": 2,
-        "model.encoder.cross_channels": 32,
-        "training.augment": {},
-        "training.label_smoothing": 0.0,
         "training.epochs": epochs,
-        "training.learning_rate": 4e-3,
-        "training.zero_stage": "auto",
     }
 
 
