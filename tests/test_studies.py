@@ -17,16 +17,12 @@ from pipeline.cli.main import main
 from pipeline.config.training import AugmentConfig
 from pipeline.errors import UserError
 from pipeline.runs.console import Console
-from pipeline.studies.conduct import (
-    Request,
-    base_config,
-    conduct,
-    definition_digest,
-    trial_resources,
-)
+from pipeline.studies.conduct import conduct, trial_resources
 from pipeline.studies.page import page_text, write_index, write_study
+from pipeline.studies.planning import base_config, definition_digest
 from pipeline.studies.questions.permuted import FOURIER, LEARNED
 from pipeline.studies.questions.table import STUDIES
+from pipeline.studies.request import Request
 from pipeline.studies.statistics import differences_of, mean_of
 from pipeline.studies.study import Arm, Found, Pair, Study
 
@@ -49,7 +45,7 @@ DRIVER = """
     from pathlib import Path
     import test_studies
     from pipeline.runs.console import Console
-    from pipeline.studies.conduct import Request, conduct
+    from pipeline.studies.conduct import conduct
     from pipeline.studies.questions.table import STUDIES
 
     STUDIES["permuted"] = test_studies.two_arms()

@@ -12,12 +12,14 @@ from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.inputs.batches import inputs_on
 from pipeline.runs.console import Console
-from pipeline.studies.conduct import Request, base_config
-from pipeline.studies.data import PERMUTED, PLAIN, SHUFFLED, make_set, pixel_order
+from pipeline.studies.data import make_set
+from pipeline.studies.image_data import PERMUTED, PLAIN, SHUFFLED, pixel_order
 from pipeline.studies.peer_training import PeerTraining
 from pipeline.studies.peers.table import PEERS, Images, count_parameters, sized_peer
+from pipeline.studies.planning import base_config
 from pipeline.studies.positions import add_tables
 from pipeline.studies.questions.table import STUDIES
+from pipeline.studies.request import Request
 from pipeline.training.loaders import train_loader
 from pipeline.training.objectives import objective_of
 from pipeline.training.rank_info import RankInfo
@@ -40,7 +42,7 @@ def sets(base: Config, digit_images: Path, ray_cluster: None) -> dict[str, Shard
     with (base.folder.parent / "console.txt").open("w") as file:
         for name in (PLAIN, PERMUTED, SHUFFLED):
             folder = Path(str(base.folder)) / "data"
-            made[name] = make_set(base, name, digit_images, folder, Console(file, file))
+            made[name] = make_set(base, name, 0, folder, digit_images, Console(file, file))
             add_tables(made[name], name, base)
     return made
 
@@ -90,7 +92,7 @@ def pixels_and_positions(
 ) -> tuple[dict[bytes, int], torch.Tensor]:
     """The images of a split, each as the sorted pairs of its pixel and place, with its class."""
     from pipeline.inputs.positions import load_positions
-    from pipeline.studies.data import split_loader
+    from pipeline.studies.sets import split_loader
 
     table = load_positions(shard_set, objective_of(config, shard_set).model_config)
     assert table is not None

@@ -63,7 +63,8 @@ def run_study(args: argparse.Namespace) -> int:
         console.result({"studies": [{"name": name, "question": text} for name, text in rows]})
         return 0
     with open_console(args) as console:
-        from pipeline.studies.conduct import Request, conduct, report
+        from pipeline.studies.conduct import conduct, report
+        from pipeline.studies.request import Request
 
         request = Request(
             name=args.name,

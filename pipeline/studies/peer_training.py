@@ -14,7 +14,7 @@ from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.inputs.batches import inputs_on
 from pipeline.inputs.positions import load_positions
-from pipeline.studies.data import image_format
+from pipeline.studies.image_data import image_format
 from pipeline.studies.peers.table import Images, count_parameters, sized_peer
 from pipeline.studies.trainings import test_accuracy, trained_samples
 from pipeline.training.loaders import steps_per_epoch, train_loader

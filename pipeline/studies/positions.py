@@ -5,7 +5,7 @@ import numpy as np
 from pipeline.config.tree import Config
 from pipeline.preprocess.identity import needed_positions
 from pipeline.preprocess.position_tables import position_table_of
-from pipeline.studies.data import PERMUTED, pixel_order
+from pipeline.studies.image_data import PERMUTED, pixel_order
 from shards import ShardSet
 from shards.added_positions import add_positions
 

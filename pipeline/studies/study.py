@@ -48,15 +48,28 @@ class Arm:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two arms whose values are subtracted, seed by seed.
+    """Two arms or pools whose values are subtracted, seed by seed.
 
     Attributes:
-        arm: The label of the arm.
-        base: The label of the arm whose values are subtracted.
+        arm: The label of the arm or pool.
+        base: The label of the one whose values are subtracted.
     """
 
     arm: str
     base: str
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Several arms that are compared as one: seed by seed, their mean.
+
+    Attributes:
+        label: Its name in tables and figures, as an arm has one.
+        arms: The labels of the arms.
+    """
+
+    label: str
+    arms: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -67,14 +80,16 @@ class Scale:
         config: The shipped configuration that every arm starts from.
         values: The dotted fields that the scale changes, for all arms.
         seeds: The number of seeds.
-        needs_data: Whether the person gives the images (`--data`); otherwise they are the demo's
-            handwritten digits.
+        needs_data: Whether the person gives the images (`--data`); otherwise the data are those
+            that Python packages carry, such as the demo's handwritten digits.
+        by_data: The dotted fields that the scale changes for the arms of one set, by its name.
     """
 
     config: str
     values: Mapping[str, Any]
     seeds: int
     needs_data: bool = False
+    by_data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,6 +123,7 @@ class Study:
         notes: Paragraphs of Markdown on what the arms are.
         paper: A paragraph of Markdown on what the papers report, with its source.
         uncontrolled: What was not controlled, and what would change the answer, one line each.
+        pools: The arms that are compared as one. The table shows them first.
     """
 
     name: str
@@ -119,3 +135,4 @@ class Study:
     notes: tuple[str, ...]
     paper: str
     uncontrolled: tuple[str, ...]
+    pools: tuple[Pool, ...] = ()

@@ -9,7 +9,7 @@ from pipeline.errors import UserError
 from pipeline.inputs.batches import inputs_on
 from pipeline.inputs.positions import load_positions
 from pipeline.runs.console import Console
-from pipeline.studies.data import split_loader
+from pipeline.studies.sets import split_loader
 from pipeline.training.checkpoint_files import load_weights
 from pipeline.training.checkpoints import last_checkpoint
 from pipeline.training.loaders import steps_per_epoch

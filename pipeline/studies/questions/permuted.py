@@ -1,6 +1,6 @@
 """Does the Perceiver need the image's structure? Permuted pixels, as in the paper's Table 2."""
 
-from pipeline.studies.data import PERMUTED, SHUFFLED
+from pipeline.studies.image_data import PERMUTED, SHUFFLED
 from pipeline.studies.questions.small import SMALL
 from pipeline.studies.study import Arm, Found, Pair, Scale, Study
 
