@@ -11,20 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.cli.main import main
 from pipeline.config.training import AugmentConfig
 from pipeline.errors import UserError
 from pipeline.runs.console import Console
-from pipeline.studies.conduct import conduct, trial_resources
+from pipeline.studies.conduct import conduct, pooled, trial_resources
 from pipeline.studies.page import page_text, write_index, write_study
-from pipeline.studies.planning import base_config, definition_digest
+from pipeline.studies.planning import base_config, bases_of, definition_digest
 from pipeline.studies.questions.permuted import FOURIER, LEARNED
 from pipeline.studies.questions.table import STUDIES
 from pipeline.studies.request import Request
 from pipeline.studies.statistics import differences_of, mean_of
-from pipeline.studies.study import Arm, Found, Pair, Study
+from pipeline.studies.study import Arm, Found, Pair, Pool, Study
 
 OVERRIDES = ("data.image.height=8", "data.image.width=8", "training.batch_size=64")
 OURS, PEER = "ours", "a ViT"
@@ -114,7 +115,7 @@ def test_trials_take_cpus_for_their_readers(ray_cluster: None) -> None:
 def test_the_studies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out.splitlines()[-1])["studies"]
-    assert {each["name"] for each in listed} == {"ablations", "permuted"}
+    assert {each["name"] for each in listed} == set(STUDIES) >= {"ablations", "permuted"}
     assert all(each["question"].endswith("?") for each in listed)
 
 
@@ -122,11 +123,55 @@ def test_the_studies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_study_is_whole(study: Study) -> None:
     labels = [arm.label for arm in study.arms]
     assert len(set(labels)) == len(labels)
-    assert {label for pair in study.pairs for label in (pair.arm, pair.base)} == set(labels)
+    pools = {pool.label: pool.arms for pool in study.pools}
+    assert not pools.keys() & set(labels)
+    compared = {label for pair in study.pairs for label in (pair.arm, pair.base)}
+    assert pools.keys() <= compared
+    members = {label for each in compared for label in pools.get(each, (each,))}
+    assert members == set(labels)
     assert study.scales["small"].seeds >= 5
     for scale in study.scales.values():
         base = base_config(Request(study.name, output="runs"), scale)
         assert base.training.augment == AugmentConfig() or scale.needs_data
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_every_study_answers_whatever_was_found(study: Study) -> None:
+    random = np.random.default_rng(0)
+    rows = {
+        arm.label: [{"accuracy": value} for value in random.uniform(size=3)] for arm in study.arms
+    }
+    rows |= {pool.label: pooled(pool, rows) for pool in study.pools}
+    values = {label: [row["accuracy"] for row in each] for label, each in rows.items()}
+    found = Found(
+        {label: mean_of(each) for label, each in values.items()},
+        differences_of([(pair.arm, pair.base) for pair in study.pairs], values),
+    )
+    answer = study.answer(found)
+    assert "\n" not in answer and not answer.endswith(".")
+    first = study.pairs[0]
+    assert f"{100 * found.difference(first.arm, first.base).mean:+.1f}" in answer
+
+
+def test_a_pool_is_the_mean_of_its_arms_seed_by_seed() -> None:
+    rows = {
+        "a": [{"accuracy": 0.5, "label": "a"}, {"accuracy": 0.7, "label": "a"}],
+        "b": [{"accuracy": 1.0, "label": "b"}, {"accuracy": 0.9, "label": "b"}],
+    }
+    assert pooled(Pool("both", ("a", "b")), rows) == [
+        {"accuracy": 0.75},
+        {"accuracy": pytest.approx(0.8)},
+    ]
+
+
+def test_what_the_person_asks_for_goes_before_what_the_scale_does_for_one_table() -> None:
+    study, asked = STUDIES["tables"], ("training.epochs=3",)
+    scale = study.scales["small"]
+    base = base_config(Request("tables", output="runs", overrides=asked), scale)
+    assert {each.training.epochs for each in bases_of(study, scale, base, asked).values()} == {3}
+    plain = bases_of(study, scale, base_config(Request("tables", output="runs"), scale), ())
+    assert plain["wine"].training.epochs == scale.by_data["wine"]["training.epochs"]
+    assert plain["wine"].data.formats.keys() == {"table"}
 
 
 @pytest.mark.parametrize(

