@@ -19,6 +19,7 @@ from pipeline.config.training import AugmentConfig
 from pipeline.errors import UserError
 from pipeline.runs.console import Console
 from pipeline.studies.conduct import conduct, pooled, trial_resources
+from pipeline.studies.costs import TIMES
 from pipeline.studies.page import page_text, write_index, write_study
 from pipeline.studies.planning import base_config, bases_of, definition_digest
 from pipeline.studies.questions.permuted import FOURIER, LEARNED
@@ -35,7 +36,7 @@ def two_arms() -> Study:
     """The study of permuted pixels with two of its arms."""
     return replace(
         STUDIES["permuted"],
-        arms=(Arm(OURS), Arm(PEER, peer="vit")),
+        arms=(Arm(OURS, costs=True), Arm(PEER, peer="vit")),
         pairs=(Pair(PEER, OURS),),
         answer=lambda found: f"{PEER} {100 * found.difference(PEER, OURS).mean:+.1f} points",
     )
@@ -143,10 +144,14 @@ def test_every_study_answers_whatever_was_found(study: Study) -> None:
     }
     rows |= {pool.label: pooled(pool, rows) for pool in study.pools}
     values = {label: [row["accuracy"] for row in each] for label, each in rows.items()}
+    names = [f"{name}_x{k}" for name in ("step_ms", "infer_ms", "step_mib") for k in TIMES]
     found = Found(
         {label: mean_of(each) for label, each in values.items()},
         differences_of([(pair.arm, pair.base) for pair in study.pairs], values),
+        {arm.label: dict.fromkeys(names, 2.0) for arm in study.arms if arm.costs},
     )
+    if study.section is not None:
+        assert study.section(found).startswith("## ")
     answer = study.answer(found)
     assert "\n" not in answer and not answer.endswith(".")
     first = study.pairs[0]
@@ -176,7 +181,12 @@ def test_what_the_person_asks_for_goes_before_what_the_scale_does_for_one_table(
 
 @pytest.mark.parametrize(
     ("name", "labels"),
-    [("ablations", ("latents × 4", "nothing shared")), ("permuted", (FOURIER, LEARNED))],
+    [
+        ("ablations", ("latents × 4", "nothing shared")),
+        ("permuted", (FOURIER, LEARNED)),
+        ("fourier", ("points, bands × 4",)),
+        ("peers", ("Perceiver",)),
+    ],
 )
 def test_the_largest_arms_of_the_full_scale_fit_an_h100(
     name: str, labels: tuple[str, ...], console: Console
@@ -185,10 +195,11 @@ def test_the_largest_arms_of_the_full_scale_fit_an_h100(
     from pipeline.plan.request import Request as PlanRequest
 
     study = STUDIES[name]
-    base = base_config(Request(name, output="runs"), study.scales["full"])
+    scale = study.scales["full"]
+    bases = bases_of(study, scale, base_config(Request(name, output="runs"), scale), ())
     for arm in study.arms:
         if arm.label in labels:
-            config = arm.config(base, {"cluster.use_gpu": True})
+            config = arm.config(bases[arm.data], {"cluster.use_gpu": True})
             found = plan(config, console, PlanRequest(gpu="h100", samples=1_281_167, classes=1000))
             assert not found["problems"], arm.label
 
@@ -213,7 +224,9 @@ def test_a_killed_study_goes_on_and_trains_nothing_twice(
     found = conduct(request(tmp_path / "runs", digit_images), console)
     assert (found["trained"], found["skipped"]) == (4 - len(before), len(before))
     assert {path: path.read_text() for path in before} == before
-    assert len(list(results.glob("*.json"))) == 4
+    written = [json.loads(path.read_text()) for path in results.glob("*.json")]
+    assert sorted(each["label"] for each in written) == [PEER, PEER, OURS, OURS]
+    assert all(("step_ms_x2" in each) == (each["label"] == OURS) for each in written)
     has_nested_runs(tmp_path / "runs", found)
     page = Path(found["page"]).read_text()
     for label in (OURS, PEER):

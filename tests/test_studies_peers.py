@@ -12,6 +12,7 @@ from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.inputs.batches import inputs_on
 from pipeline.runs.console import Console
+from pipeline.studies.costs import TIMES, _peak_bytes, image_costs
 from pipeline.studies.data import make_set
 from pipeline.studies.image_data import PERMUTED, PLAIN, SHUFFLED, pixel_order
 from pipeline.studies.peer_training import PeerTraining
@@ -142,3 +143,26 @@ def test_a_peer_sees_positions_as_channels(
     plain = PeerTraining(config_on(base, sets[PLAIN]), "resnet").reading.positions
     assert plain is not None
     torch.testing.assert_close(maps[0, 1:].flatten(1), plain[0].flatten(1)[:, order])
+
+
+@pytest.mark.parametrize("peer", [None, "vit"])
+def test_costs_grow_as_the_arithmetic_says(base: Config, peer: str | None) -> None:
+    """Memory is exact: the tensors of a step, measured twice. Times are positive."""
+    found, again = (image_costs(base, peer, 3) for _ in range(2))
+    memory = [found[f"step_mib_x{times}"] for times in TIMES]
+    assert memory == [again[f"step_mib_x{times}"] for times in TIMES]
+    assert all(value > 0 for value in found.values())
+    # What is kept grows at least with the tokens, beside a part that does not grow.
+    assert memory[0] < memory[1] < memory[2]
+    assert memory[2] - memory[1] >= 3.5 * (memory[1] - memory[0])
+
+
+def test_a_steps_memory_is_that_of_the_tensors_it_keeps() -> None:
+    """For each row the outputs of Tanh, and their gradients, of 1000 numbers."""
+    model = torch.nn.Sequential(torch.nn.Linear(100, 1000), torch.nn.Tanh())
+
+    def bytes_of(num_rows: int) -> int:
+        rows = torch.zeros(num_rows, 100)
+        return _peak_bytes(lambda: model(rows).sum().backward(), model)
+
+    assert bytes_of(800) - bytes_of(400) == 400 * 2 * 1000 * 4

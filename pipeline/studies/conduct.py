@@ -156,20 +156,20 @@ def summary_of(
     values = {label: [each["accuracy"] for each in rows] for label, rows in results.items()}
     means = {label: mean_of(each) for label, each in values.items()}
     pairs = [(pair.arm, pair.base) for pair in study.pairs]
-    return Found(means, differences_of(pairs, values)), results
+    numbers = {label: numbers_of(rows) for label, rows in results.items()}
+    return Found(means, differences_of(pairs, values), numbers), results
+
+
+def numbers_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the mean of each number that results have."""
+    names = [name for name, value in rows[0].items() if isinstance(value, int | float)]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in names}
 
 
 def pooled(pool: Pool, results: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Return results of a pool, seed by seed: the mean of each number over its arms."""
     rows = zip(*(results[label] for label in pool.arms), strict=True)
-    return [
-        {
-            name: sum(each[name] for each in row) / len(row)
-            for name, value in row[0].items()
-            if isinstance(value, int | float)
-        }
-        for row in rows
-    ]
+    return [numbers_of(row) for row in rows]
 
 
 def copy_to(docs: Path, page_folder: Path) -> None:

@@ -118,6 +118,7 @@ def page_text(
             f"FLOPs are of one forward pass of one {study.samples}, seconds of one training with "
             "its start, on the resources of one trial. Both are means over the seeds."
         ),
+        *([] if study.section is None else [study.section(found)]),
         "## Differences",
         f"![paired differences]({study.name}-differences.svg)",
         _differences_table(found.differences),

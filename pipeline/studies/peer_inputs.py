@@ -22,25 +22,26 @@ class ImageReading:
 
     Args:
         config: The configuration of the arm.
-        shard_set: Its set.
-        objective: Its objective.
+        positions: The table of positions `[pixels, channels]`; None if the model has no such table.
+        num_classes: The number of classes.
         device: The device of the inputs.
     """
 
     def __init__(
-        self, config: Config, shard_set: ShardSet, objective: Any, device: torch.device
+        self,
+        config: Config,
+        positions: torch.Tensor | None,
+        num_classes: int,
+        device: torch.device,
     ) -> None:
         image, model = image_format(config), config.model
-        self.positions = None
         channels: int = image.channels
-        if isinstance(model.positions, FourierConfig):
-            table = load_positions(shard_set, objective.model_config)
-            assert table is not None  # every model with such positions has one
-            channels += table.shape[1]
-            maps = table.T.reshape(1, -1, image.height, image.width)
+        self.positions = None
+        if positions is not None:
+            channels += positions.shape[1]
+            maps = positions.T.reshape(1, -1, image.height, image.width)
             self.positions = maps.to(device)
-        classes = len(shard_set.manifest.classes)
-        self.shape = Images(channels, image.height, image.width, classes)
+        self.shape = Images(channels, image.height, image.width, num_classes)
         self._pixel_channels = image.channels
         self._mean = torch.tensor(model.pixel_mean, device=device)
         self._std = torch.tensor(model.pixel_std, device=device)
@@ -105,7 +106,10 @@ def reading_of(
         objective: Its objective.
         device: The device of the inputs.
     """
-    table = objective.model_config.input
+    table, num_classes = objective.model_config.input, len(shard_set.manifest.classes)
     if isinstance(table, TableInput):
-        return TableReading(table, len(shard_set.manifest.classes), device)
-    return ImageReading(config, shard_set, objective, device)
+        return TableReading(table, num_classes, device)
+    positions = None
+    if isinstance(config.model.positions, FourierConfig):
+        positions = load_positions(shard_set, objective.model_config)
+    return ImageReading(config, positions, num_classes, device)

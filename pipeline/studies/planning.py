@@ -140,6 +140,7 @@ def planned_trials(
                     seed,
                     config.model_dump_json(),
                     arm.peer,
+                    arm.costs,
                     digest,
                     str(folder / "results" / f"{name}.json"),
                     run,
@@ -159,7 +160,7 @@ def definition_digest(arm: Arm, config: Config, data_digest: str, device: str) -
     sources = b"".join(
         path.read_bytes() for path in sorted(Path(str(peers.__file__)).parent.glob("*.py"))
     )
-    text = {
+    text: dict[str, Any] = {
         "config": tree,
         "seed": config.seed,
         "data": data_digest,
@@ -169,4 +170,6 @@ def definition_digest(arm: Arm, config: Config, data_digest: str, device: str) -
         "device": device,
         "versions": [version("perceiver-pipeline"), torch.__version__],
     }
+    if arm.costs:
+        text["costs"] = True
     return hashlib.sha256(json.dumps(text, sort_keys=True, default=str).encode()).hexdigest()

@@ -35,6 +35,7 @@ class Trial:
         seed: Its seed.
         config: Its configuration as JSON.
         peer: The name of the peer; None trains the Perceiver.
+        costs: Whether to measure the costs of its model, too.
         digest: The digest of all that determines its result.
         result_file: The file that gets its result.
         parent: The MLflow run of the study.
@@ -45,6 +46,7 @@ class Trial:
     seed: int
     config: str
     peer: str | None
+    costs: bool
     digest: str
     result_file: str
     parent: RunRef
@@ -55,6 +57,11 @@ class Trial:
         config = Config.model_validate_json(self.config)
         config.folder.mkdir(parents=True, exist_ok=True)
         found = self._peer(config) if self.peer else self._perceiver(config)
+        if self.costs:
+            from pipeline.studies.costs import image_costs
+
+            classes = ShardSet.open(config.shards_folder).manifest.classes
+            found |= image_costs(config, self.peer, len(classes))
         identity = {"label": self.label, "seed": self.seed, "digest": self.digest}
         write_json(Path(self.result_file), {**identity, **found})
 

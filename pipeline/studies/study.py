@@ -18,12 +18,14 @@ class Arm:
     Attributes:
         label: Its name in tables and figures, which no other arm of the study has.
         values: The dotted fields of the configuration that differ from the study's base.
-        factors: The dotted fields that the arm multiplies; the products are whole numbers.
+        factors: The dotted fields that the arm multiplies, each number of a list; the products are
+            whole numbers.
         data: The name of the shard set that it is trained on (`pipeline.studies.data`).
         peer: The name of the peer that is trained instead of the Perceiver: one of
             `pipeline.studies.peers.table`, which gets as many parameters as the Perceiver of the
             arm's configuration has, or one of `pipeline.studies.peers.estimators`. None trains the
             Perceiver.
+        costs: Whether each trial also measures `pipeline.studies.costs` of its model.
     """
 
     label: str
@@ -31,6 +33,7 @@ class Arm:
     factors: Mapping[str, float] = field(default_factory=dict)
     data: str = "plain"
     peer: str | None = None
+    costs: bool = False
 
     def config(self, base: Config, values: Mapping[str, Any] = MappingProxyType({})) -> Config:
         """Return the configuration of the arm.
@@ -43,8 +46,14 @@ class Arm:
             UserError: The base leaves no room for the change.
         """
         tree = flatten(base.tree())
-        scaled = {path: round(tree[path] * factor) for path, factor in self.factors.items()}
+        scaled = {path: _times(tree[path], factor) for path, factor in self.factors.items()}
         return with_values(base, {**self.values, **scaled, **values})
+
+
+def _times(value: Any, factor: float) -> Any:
+    if isinstance(value, list):
+        return [_times(each, factor) for each in value]
+    return round(value * factor)
 
 
 @dataclass(frozen=True)
@@ -100,10 +109,13 @@ class Found:
     Attributes:
         means: The mean of the metric and its interval, by the arm's label.
         differences: The paired differences, in the order of `Study.pairs`.
+        numbers: The mean over seeds of each number that the arm's trials returned, by the arm's
+            label and the name of the number.
     """
 
     means: Mapping[str, Mean]
     differences: tuple[Difference, ...]
+    numbers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def difference(self, arm: str, base: str) -> Difference:
         """Return the difference of two arms, which the study must have among its pairs."""
@@ -126,6 +138,7 @@ class Study:
         uncontrolled: What was not controlled, and what would change the answer, one line each.
         pools: The arms that are compared as one. The table shows them first.
         samples: What one sample is called, such as `image`.
+        section: Returns a further section of the page, in Markdown; None for no such section.
     """
 
     name: str
@@ -139,3 +152,4 @@ class Study:
     uncontrolled: tuple[str, ...]
     pools: tuple[Pool, ...] = ()
     samples: str = "image"
+    section: Callable[[Found], str] | None = None

@@ -16,8 +16,8 @@ from pipeline.studies.peers.vit import ViT
 TOLERANCE = 0.05
 """The largest share by which a peer's number of parameters may differ."""
 HEADS, MLP_RATIO = 4, 2
-_SMALL_SIDE = 64
-"""Images of at most so many rows get shallow peers, and others those of ImageNet."""
+_SMALL = 2_000_000
+"""Up to so many parameters, peers are shallow. Larger ones are those of ImageNet."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def sized_peer(name: str, shape: Images | Rows, num_parameters: int) -> nn.Modul
     Raises:
         UserError: None comes within 5 %.
     """
-    widths, second, build = PEERS[name](shape)
+    widths, second, build = PEERS[name](shape, num_parameters)
 
     def size(width: int, other: int) -> int:
         with torch.device("meta"):
@@ -90,18 +90,20 @@ The width is that with which the usual model comes nearest; the second width doe
 """
 
 
-def _resnets(images: Images) -> Builder:
-    depth = 1 if images.height <= _SMALL_SIDE else 3
+_DIMS = (*range(16, 128, HEADS), *range(128, 769, 32))
+
+
+def _resnets(images: Images, num_parameters: int) -> Builder:
+    depth, stem_stride = (1, 1) if num_parameters <= _SMALL else (3, 4)
 
     def build(width: int, last_width: int) -> nn.Module:
-        stem_stride = 1 if images.height <= _SMALL_SIDE else 4
         return ResNet(images.channels, images.num_classes, width, last_width, depth, stem_stride)
 
     return (*range(4, 64, 2), *range(64, 513, 16)), lambda width: 4 * width, build
 
 
-def _vits(images: Images) -> Builder:
-    patch, depth = (4, 2) if images.height <= _SMALL_SIDE else (16, 12)
+def _vits(images: Images, num_parameters: int) -> Builder:
+    patch, depth = (4, 2) if num_parameters <= _SMALL else (16, 12)
     if images.height % patch or images.width % patch:
         raise UserError(f"the ViT reads patches of {patch} × {patch} pixels; give images they tile")
     grid = (images.height // patch, images.width // patch)
@@ -109,15 +111,32 @@ def _vits(images: Images) -> Builder:
     def build(dim: int, hidden: int) -> nn.Module:
         return ViT(images.channels, images.num_classes, grid, patch, dim, hidden, depth, HEADS)
 
-    dims = (*range(16, 128, HEADS), *range(128, 769, 32))
-    return dims, lambda dim: MLP_RATIO * dim, build
+    return _DIMS, lambda dim: MLP_RATIO * dim, build
 
 
-def _tabnets(rows: Rows) -> Builder:
+def _transformers(images: Images, num_parameters: int) -> Builder:
+    """A token for each pixel. Positions are channels of the pixels, as the Perceiver has them."""
+    depth = 2 if num_parameters <= _SMALL else 12
+
+    def build(dim: int, hidden: int) -> nn.Module:
+        grid = (images.height, images.width)
+        shape = (images.channels, images.num_classes, grid, 1, dim, hidden, depth, HEADS)
+        return ViT(*shape, learned_positions=False)
+
+    return _DIMS, lambda dim: MLP_RATIO * dim, build
+
+
+def _tabnets(rows: Rows, num_parameters: int) -> Builder:
     def build(decision_dim: int, attention_dim: int) -> nn.Module:
         return TabNet(rows.features, rows.num_classes, decision_dim, attention_dim)
 
     return range(2, 129), lambda dim: dim, build
 
 
-PEERS: dict[str, Callable[[Any], Builder]] = {"resnet": _resnets, "vit": _vits, "tabnet": _tabnets}
+PEERS: dict[str, Callable[[Any, int], Builder]] = {
+    "resnet": _resnets,
+    "vit": _vits,
+    "transformer": _transformers,
+    "tabnet": _tabnets,
+}
+"""What returns the builder of a peer for the shape of its inputs and a number of parameters."""

@@ -1,4 +1,4 @@
-"""A small vision transformer (Dosovitskiy et al., arXiv 2010.11929) of torch's own layers."""
+"""Transformers over patches or pixels (Dosovitskiy et al., arXiv 2010.11929), of torch's layers."""
 
 import torch
 from torch import nn
@@ -16,6 +16,8 @@ class ViT(nn.Module):
         hidden: The hidden width of the MLPs.
         depth: The number of layers.
         heads: The number of attention heads.
+        learned_positions: Whether a vector is learned for each patch. Otherwise the model knows
+            positions only if the pixels hold them.
     """
 
     def __init__(
@@ -28,10 +30,13 @@ class ViT(nn.Module):
         hidden: int,
         depth: int,
         heads: int,
+        learned_positions: bool = True,
     ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(channels, dim, patch_size, patch_size)
-        self.positions = nn.Parameter(0.02 * torch.randn(1, grid[0] * grid[1], dim))
+        self.positions = None
+        if learned_positions:
+            self.positions = nn.Parameter(0.02 * torch.randn(1, grid[0] * grid[1], dim))
         layer = nn.TransformerEncoderLayer(
             dim, heads, hidden, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
@@ -45,6 +50,8 @@ class ViT(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits `[batch, classes]` of images `[batch, channels, height, width]`."""
-        tokens = self.patches(images).flatten(2).transpose(1, 2) + self.positions
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        if self.positions is not None:
+            tokens = tokens + self.positions
         logits: torch.Tensor = self.head(self.layers(tokens).mean(dim=1))
         return logits

@@ -3,10 +3,11 @@
 import difflib
 
 from pipeline.errors import UserError
-from pipeline.studies.questions import ablations, permuted, tables
+from pipeline.studies.questions import ablations, fourier, peers, permuted, tables
 from pipeline.studies.study import Study
 
-STUDIES: dict[str, Study] = {each.STUDY.name: each.STUDY for each in (ablations, permuted, tables)}
+_ALL = (ablations, fourier, peers, permuted, tables)
+STUDIES: dict[str, Study] = {each.STUDY.name: each.STUDY for each in _ALL}
 
 
 def study_named(name: str) -> Study:

@@ -39,17 +39,17 @@ def _epochs(factor: float) -> dict[str, dict[str, Any]]:
 
 _SMALL = {
     "data.validation": None,
-    "model.adapter": {"kind": "columns", "num_channels": 32, "num_bands": 8},
+    "model.adapter": {"kind": "columns", "num_channels": 64},
     "model.encoder.num_latents": 8,
-    "model.encoder.latent_dim": 32,
+    "model.encoder.latent_dim": 64,
     "model.encoder.num_blocks": 1,
     "model.encoder.num_cross_attends": 1,
-    "model.encoder.cross_channels": 32,
+    "model.encoder.cross_channels": 64,
     "model.encoder.num_cross_heads": 4,
     "model.encoder.num_self_heads": 4,
     "training.ema_decay": None,
     "training.batch_size": 32,
-    "training.learning_rate": 2e-3,
+    "training.learning_rate": 1e-3,
     "training.zero_stage": "auto",
 }
 
