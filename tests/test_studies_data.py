@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.config.load import with_values
 from pipeline.config.tree import Config
@@ -23,6 +24,7 @@ from pipeline.studies.table_data import (
     table_named,
     without,
 )
+from pipeline.studies.trainings import test_accuracy as accuracy_on_test
 from shards import ShardSet
 
 
@@ -121,6 +123,14 @@ def test_the_ink_of_a_digit_becomes_points(
     assert found.manifest.counts == {"train": 2, "test": 2}
     (batch,) = split_loader(config, found, "test")
     assert batch.lengths["points"][batch.weights > 0].tolist() == [20, 20]
+    outputs = []
+
+    def logits(points: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        outputs.append((points.shape, mask.sum(dim=1)[:2].tolist()))
+        return torch.zeros(len(points), 2)
+
+    accuracy_on_test(config, found, logits, torch.nn.Identity())
+    assert outputs == [(torch.Size([256, 32, 3]), [20, 20])]
 
 
 def test_blurred_images_are_smooth(

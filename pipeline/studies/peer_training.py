@@ -51,8 +51,9 @@ class PeerTraining:
         alone = RankInfo(0, 0, 0, 1, self.device)
         return train_loader(self.config, self.objective, self.shard_set, alone)
 
-    def logits(self, inputs: Any) -> torch.Tensor:
+    def logits(self, inputs: Any, mask: Any = None) -> torch.Tensor:
         """Return logits `[batch, classes]` of inputs, as `inputs_on` returns them."""
+        assert mask is None  # images and rows have none
         found: torch.Tensor = self.model(self.reading(inputs))
         return found
 

@@ -35,7 +35,7 @@ def train_perceiver(config: Config, console: Console) -> dict[str, Any]:
     load_weights(model, checkpoint.load_model(), str(checkpoint.path))
     compute_as(model, config.training.precision, config.training.attention_path)
     return {
-        "accuracy": test_accuracy(config, shard_set, lambda inputs: model(inputs), model),
+        "accuracy": test_accuracy(config, shard_set, model, model),
         "parameters": trained["parameters"],
         "forward_flops": trained["forward_flops"],
         "seconds": trained["seconds"],
@@ -51,14 +51,18 @@ def trained_samples(config: Config, shard_set: ShardSet) -> int:
 
 
 @torch.inference_mode()
-def test_accuracy(config: Config, shard_set: ShardSet, logits: Any, model: Any) -> float:
+def test_accuracy(
+    config: Config, shard_set: ShardSet, logits: Any, model: Any, split: str = "test"
+) -> float:
     """Return the share of the test split whose largest logit is that of its class.
 
     Args:
         config: The configuration of the arm.
         shard_set: The set.
-        logits: Returns logits `[batch, classes]` of inputs, as `inputs_on` returns them.
+        logits: Returns logits `[batch, classes]` of inputs and their mask, as `inputs_on` returns
+            them.
         model: The module, which is moved to the device and to evaluation mode.
+        split: The split.
 
     Raises:
         UserError: A sample cannot be read. An answer of another number of samples would not be
@@ -67,11 +71,13 @@ def test_accuracy(config: Config, shard_set: ShardSet, logits: Any, model: Any) 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()
     right = total = 0
-    for batch in split_loader(config, shard_set, "test"):
+    for batch in split_loader(config, shard_set, split):
         if batch.bad:
-            raise UserError(f"{shard_set.location}: the test split has samples that cannot be read")
-        inputs, _ = inputs_on(batch, config.data.formats, device)
+            raise UserError(
+                f"{shard_set.location}: the {split} split has samples that cannot be read"
+            )
+        inputs, mask = inputs_on(batch, config.data.formats, device)
         there = batch.weights > 0  # the last batch is filled up
-        right += int(((logits(inputs).argmax(dim=1).cpu() == batch.targets) & there).sum())
+        right += int(((logits(inputs, mask).argmax(dim=1).cpu() == batch.targets) & there).sum())
         total += int(there.sum())
     return right / total
