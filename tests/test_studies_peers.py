@@ -17,6 +17,7 @@ from pipeline.studies.data import make_set
 from pipeline.studies.image_data import PERMUTED, PLAIN, SHUFFLED, pixel_order
 from pipeline.studies.peer_training import PeerTraining
 from pipeline.studies.peers.table import PEERS, Images, count_parameters, sized_peer
+from pipeline.studies.peers.vit import ViT
 from pipeline.studies.planning import base_config
 from pipeline.studies.positions import add_tables
 from pipeline.studies.questions.table import STUDIES
@@ -125,6 +126,24 @@ def test_shuffled_images_lose_their_positions(base: Config, sets: dict[str, Shar
     lost, other = pixels_and_positions(config_on(base, sets[SHUFFLED]), sets[SHUFFLED], "test")
     assert torch.equal(other, table)
     assert not lost.keys() & plain.keys()
+
+
+@pytest.mark.parametrize(("name", "patch"), [("vit", 4), ("transformer", 1)])
+def test_the_flops_of_a_transformer_are_those_of_its_layers(
+    name: str, patch: int, base: Config, sets: dict[str, ShardSet]
+) -> None:
+    peer = PeerTraining(config_on(base, sets[PLAIN]), name)
+    vit = peer.model
+    assert isinstance(vit, ViT)
+    layer = vit.layers.layers[0]
+    dim, hidden, tokens = (
+        layer.linear1.in_features,
+        layer.linear1.out_features,
+        (SIDE // patch) ** 2,
+    )
+    products = 2 * tokens * (4 * dim**2 + 2 * dim * hidden) + 4 * tokens**2 * dim
+    embedded = 2 * tokens * peer.reading.shape.channels * patch**2 * dim
+    assert peer.forward_flops() == len(vit.layers.layers) * products + embedded + 2 * dim * 3
 
 
 def test_a_peer_sees_positions_as_channels(

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.config.tree import Config
 from pipeline.runs.console import Console
+from pipeline.studies.caption_data import CAPTIONED, CAPTIONS, caption_set
 from pipeline.studies.image_data import IMAGES, image_format, image_set
 from pipeline.studies.point_data import POINTS, point_set
 from pipeline.studies.table_data import table_named, table_of, table_sections, table_set
@@ -45,6 +46,8 @@ def make_set(
         return table_set(config, name, fold, folder, console)
     if name == POINTS:
         return point_set(config, folder, given, console)
+    if name in (CAPTIONED, CAPTIONS):
+        return caption_set(config, name, folder, given, console)
     assert name in IMAGES  # a study names no other data
     return image_set(config, name, folder, given, console)
 
@@ -70,6 +73,10 @@ def described(
     if clouds:
         source = "the ink of these digits" if given is None else f"the meshes of {given}"
         parts.append(f"{source} ({_counts(clouds[0])}) as points")
+    captions = [found for (name, _), found in sets.items() if name in (CAPTIONED, CAPTIONS)]
+    if captions:
+        source = "captions of these digits" if given is None else f"the texts of {given}"
+        parts.append(f"{source} ({_counts(captions[0])})")
     return ", ".join(filter(None, parts))
 
 

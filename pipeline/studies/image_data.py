@@ -24,7 +24,7 @@ images of `plain`, with positions that are all zeros. `blurred` holds them after
 IMAGES = (PLAIN, PERMUTED, SHUFFLED, UNPLACED, BLURRED)
 PERMUTATION_SEED = 20210303
 BLUR = 1 / 12
-_WITHOUT_TABLES = {"model.positions": {"kind": "learned", "num_channels": 4}}
+WITHOUT_TABLES = {"model.positions": {"kind": "learned", "num_channels": 4}}
 """Sets are made without position tables. `pipeline.studies.positions` adds them."""
 
 
@@ -77,7 +77,7 @@ def image_set(
     Returns:
         The set, without position tables.
     """
-    config = with_values(config, _WITHOUT_TABLES)
+    config = with_values(config, WITHOUT_TABLES)
     source = image_folder(folder, given)
     if name not in (PLAIN, UNPLACED):
         plain = image_set(config, PLAIN, folder, given, console)

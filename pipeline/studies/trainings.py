@@ -23,8 +23,22 @@ def train_perceiver(config: Config, console: Console) -> dict[str, Any]:
     """Train the configuration's Perceiver, and test its last checkpoint.
 
     Returns:
-        `accuracy` on the test split, `parameters`, `forward_flops` (of one sample), `seconds` (of
-        the training, with its start), `samples_per_second` (of the same time), and `run_id`.
+        The numbers of `trained_perceiver`, and `accuracy` on the test split.
+    """
+    trained, shard_set, model = trained_perceiver(config, console)
+    return {"accuracy": test_accuracy(config, shard_set, model, model), **trained}
+
+
+def trained_perceiver(
+    config: Config, console: Console
+) -> tuple[dict[str, Any], ShardSet, torch.nn.Module]:
+    """Train the configuration's Perceiver.
+
+    Returns:
+        `parameters`, `forward_flops` (of one sample), `seconds` (of the training, with its start),
+            `samples_per_second` (of the same time), and `run_id`.
+        The set.
+        The model with the weights of the last checkpoint.
     """
     trained = train(config, console)
     shard_set = ShardSet.open(config.shards_folder, config.data.remote_reading)
@@ -34,14 +48,14 @@ def train_perceiver(config: Config, console: Console) -> dict[str, Any]:
     assert checkpoint is not None  # every training saves one at its end
     load_weights(model, checkpoint.load_model(), str(checkpoint.path))
     compute_as(model, config.training.precision, config.training.attention_path)
-    return {
-        "accuracy": test_accuracy(config, shard_set, model, model),
+    numbers = {
         "parameters": trained["parameters"],
         "forward_flops": trained["forward_flops"],
         "seconds": trained["seconds"],
         "samples_per_second": trained_samples(config, shard_set) / trained["seconds"],
         "run_id": trained["run_id"],
     }
+    return numbers, shard_set, model
 
 
 def trained_samples(config: Config, shard_set: ShardSet) -> int:

@@ -1,0 +1,1 @@
+"""What the arms of studies do other than to train and test: one module each."""
