@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,15 +19,19 @@ from pipeline.cli.main import main
 from pipeline.config.training import AugmentConfig
 from pipeline.errors import UserError
 from pipeline.runs.console import Console
-from pipeline.studies.conduct import conduct, pooled, trial_resources
+from pipeline.studies.conduct import conduct, trial_resources
 from pipeline.studies.costs import TIMES
-from pipeline.studies.page import page_text, write_index, write_study
+from pipeline.studies.index import write_index
+from pipeline.studies.metrics import Metric
+from pipeline.studies.page import page_text, write_study
 from pipeline.studies.planning import base_config, bases_of, definition_digest
 from pipeline.studies.questions.permuted import FOURIER, LEARNED
 from pipeline.studies.questions.table import STUDIES
 from pipeline.studies.request import Request
-from pipeline.studies.statistics import differences_of, mean_of
+from pipeline.studies.running import logged_metrics
 from pipeline.studies.study import Arm, Found, Pair, Pool, Study
+from pipeline.studies.summary import by_label, found_of, pooled
+from pipeline.studies.works.table import WORKS
 
 OVERRIDES = ("data.image.height=8", "data.image.width=8", "training.batch_size=64")
 OURS, PEER = "ours", "a ViT"
@@ -122,40 +127,59 @@ def test_the_studies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
 def test_a_study_is_whole(study: Study) -> None:
-    labels = [arm.label for arm in study.arms]
+    labels = [label for arm in study.arms for label in (arm.label, *arm.also)]
     assert len(set(labels)) == len(labels)
+    lines = {arm.label: arm.line[0] for arm in study.arms if arm.line}
+    shown = {lines.get(label, label) for label in labels}
     pools = {pool.label: pool.arms for pool in study.pools}
-    assert not pools.keys() & set(labels)
+    assert not pools.keys() & shown
     compared = {label for pair in study.pairs for label in (pair.arm, pair.base)}
     assert pools.keys() <= compared
     members = {label for each in compared for label in pools.get(each, (each,))}
-    assert members == set(labels)
+    assert members == shown
+    names = [metric.name for metric in study.metrics]
+    assert len(set(names)) == len(names)
+    assert {pair.metric for pair in study.pairs} <= {None, *names}
+    assert {arm.work for arm in study.arms} <= {None, *WORKS}
     assert study.scales["small"].seeds >= 5
     for scale in study.scales.values():
         base = base_config(Request(study.name, output="runs"), scale)
         assert base.training.augment == AugmentConfig() or scale.needs_data
 
 
-@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
-def test_every_study_answers_whatever_was_found(study: Study) -> None:
+def some_results(study: Study) -> dict[str, list[dict[str, Any]]]:
+    """Results of all arms from three seeds: every metric, and curves where the study has them."""
     random = np.random.default_rng(0)
-    rows = {
-        arm.label: [{"accuracy": value} for value in random.uniform(size=3)] for arm in study.arms
+    numbers = {pair.at for pair in study.pairs if pair.at is not None} | {1, 2}
+
+    def row(arm: Arm) -> dict[str, Any]:
+        curves = [each for each in study.metrics if each.along and not arm.line]
+        found: dict[str, Any] = {each.name: random.uniform() for each in study.metrics}
+        if arm.costs:
+            names = [f"{name}_x{k}" for name in ("step_ms", "infer_ms", "step_mib") for k in TIMES]
+            found |= dict.fromkeys(names, 2.0)
+        return found | {each.name: {n: random.uniform() for n in numbers} for each in curves}
+
+    return {
+        arm.label: [{**row(arm), "also": {each: row(arm) for each in arm.also}} for _ in range(3)]
+        for arm in study.arms
     }
-    rows |= {pool.label: pooled(pool, rows) for pool in study.pools}
-    values = {label: [row["accuracy"] for row in each] for label, each in rows.items()}
-    names = [f"{name}_x{k}" for name in ("step_ms", "infer_ms", "step_mib") for k in TIMES]
-    found = Found(
-        {label: mean_of(each) for label, each in values.items()},
-        differences_of([(pair.arm, pair.base) for pair in study.pairs], values),
-        {arm.label: dict.fromkeys(names, 2.0) for arm in study.arms if arm.costs},
-    )
-    if study.section is not None:
-        assert study.section(found).startswith("## ")
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_every_study_answers_whatever_was_found(study: Study, tmp_path: Path) -> None:
+    results = by_label(study, some_results(study))
+    found = found_of(study, results)
     answer = study.answer(found)
     assert "\n" not in answer and not answer.endswith(".")
     first = study.pairs[0]
-    assert f"{100 * found.difference(first.arm, first.base).mean:+.1f}" in answer
+    difference = found.difference(first.arm, first.base, first.metric, first.at)
+    metric = next(each for each in study.metrics if each.name == difference.metric)
+    assert metric.shown_difference(difference.mean, ".1f") in answer
+    page = write_study(tmp_path, study, found, results, ABOUT).read_text()
+    assert study.section is None or study.section(found) in page
+    figures = re.findall(r"\((\S+\.svg)\)", page)
+    assert sorted(figures) == sorted(path.name for path in tmp_path.glob("*.svg"))
 
 
 def test_a_pool_is_the_mean_of_its_arms_seed_by_seed() -> None:
@@ -292,12 +316,8 @@ ABOUT = {
 
 @pytest.fixture
 def found_values() -> tuple[Found, dict[str, list[dict[str, Any]]]]:
-    found = Found(
-        {label: mean_of(values) for label, values in VALUES.items()},
-        differences_of([(PEER, OURS)], VALUES),
-    )
     rows = {label: [{**ROW, "accuracy": v} for v in values] for label, values in VALUES.items()}
-    return found, rows
+    return found_of(two_arms(), rows), rows
 
 
 def test_a_page_tells_where_a_peer_wins(
@@ -336,3 +356,79 @@ def test_the_same_results_make_the_same_figures(
         write_study(tmp_path / folder, two_arms(), found, rows, ABOUT)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+MILLISECONDS = Metric(
+    "step", "time of a step", "ms", 1000, ".1f", is_ratio=True, along="tokens", log_along=True
+)
+SCORE = Metric("score", "score", spec=".1f")
+
+
+def curves_study() -> Study:
+    """One arm whose work returns a curve, and the same curve as arms of one point each."""
+    return replace(
+        two_arms(),
+        arms=(
+            Arm("whole", work="costs", also=("half",)),
+            *(Arm(f"apart at {n}", work="costs", line=("apart", n)) for n in (10, 1000)),
+        ),
+        pairs=(
+            Pair("whole", "half", "score"),
+            Pair("apart", "whole", "step", 10),
+            Pair("apart", "whole", "step", 1000),
+        ),
+        metrics=(SCORE, MILLISECONDS),
+        columns=(),
+        answer=lambda found: f"{len(found.differences)} differences",
+    )
+
+
+def curves_results() -> dict[str, list[dict[str, Any]]]:
+    def whole(seed: int) -> dict[str, Any]:
+        curve = {"10": 0.001 * (1 + seed), "1000": None}
+        ends = "it ends before 1,000 tokens"
+        return {"score": 3.0 + seed, "step": curve, "ends": ends, "also": {"half": {"score": seed}}}
+
+    return {
+        "whole": [whole(seed) for seed in range(3)],
+        "apart at 10": [{"step": value} for value in (0.004, 0.0081, 0.0119)],
+        "apart at 1000": [{"step": 0.5} for _ in range(3)],
+    }
+
+
+def test_metrics_are_numbers_or_curves_and_are_compared_by_differences_or_ratios() -> None:
+    study = curves_study()
+    results = by_label(study, curves_results())
+    found = found_of(study, results)
+    assert {label: mean.mean for label, mean in found.means.items()} == {"whole": 4.0, "half": 1.0}
+    curves = found.curves("step")
+    assert {label: list(curve) for label, curve in curves.items()} == {
+        "whole": [10],
+        "apart": [10, 1000],
+    }
+    # What a curve does not reach is not compared.
+    assert [(d.metric, d.at) for d in found.differences] == [("score", None), ("step", 10)]
+    ratio = found.difference("apart", "whole", "step", 10)
+    assert MILLISECONDS.shown_difference(ratio.mean) == "× 4.01"
+    page = page_text(study, found, results, ABOUT)
+    for line in (
+        "| arm | score | interval | seeds |",
+        "| whole | 4.0 | 1.5 to 6.5 | 3 |",
+        "| time of a step, ms; tokens | 10 | 1,000 |",
+        "| whole | 2.0 (-0.5 to 4.5) | — |",
+        "| arm | over | tokens | ratio | interval | p, corrected |",
+        "- whole: it ends before 1,000 tokens",
+        "![time of a step by tokens](permuted-step-curves.svg)",
+    ):
+        assert line in page.splitlines(), page
+    assert "| apart | whole | 10 | × 4.01 |" in page
+
+
+def test_curves_are_logged_by_their_numbers() -> None:
+    found = {
+        "score": 2,
+        "step": {"10": 0.5, "100": None},
+        "also": {"x": {"score": 1}},
+        "label": "a",
+    }
+    assert logged_metrics(found) == {"study_score": 2, "study_step_at_10": 0.5}

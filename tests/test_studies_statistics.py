@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.studies.statistics import differences_of, holm, mean_of
+from pipeline.studies.statistics import corrected, difference_of, holm, mean_of
 
 BASE, BETTER = [0.90, 0.91, 0.89, 0.92, 0.90], [0.93, 0.95, 0.91, 0.94, 0.94]
 
@@ -29,7 +29,7 @@ def test_intervals_of_five_seeds_hold_the_mean_as_often_as_they_say() -> None:
 
 
 def test_a_difference_is_paired_by_seeds() -> None:
-    (found,) = differences_of([("better", "base")], {"base": BASE, "better": BETTER})
+    found = difference_of("better", "base", BETTER, BASE)
     assert found.mean == pytest.approx(0.03)
     assert found.p == pytest.approx(stats.ttest_rel(BETTER, BASE).pvalue)
     interval = stats.ttest_rel(BETTER, BASE).confidence_interval(0.95)
@@ -38,7 +38,7 @@ def test_a_difference_is_paired_by_seeds() -> None:
 
 
 def test_arms_with_the_same_values_do_not_differ() -> None:
-    (found,) = differences_of([("same", "base")], {"base": BASE, "same": BASE})
+    found = difference_of("same", "base", BASE, BASE)
     assert (found.mean, found.low, found.high, found.p) == (0, 0, 0, 1)
     assert not found.is_clear
 
@@ -54,7 +54,7 @@ def test_many_arms_that_do_not_differ_rarely_seem_to() -> None:
     random = np.random.default_rng(3)
     wrong = 0
     for _ in range(200):
-        values = {str(n): random.normal(size=5).tolist() for n in range(11)}
-        found = differences_of([(str(n), "0") for n in range(1, 11)], values)
+        base, *others = random.normal(size=(11, 5)).tolist()
+        found = corrected([difference_of("arm", "base", each, base) for each in others])
         wrong += any(each.is_clear for each in found)
     assert wrong / 200 < 0.08

@@ -1,4 +1,4 @@
-"""`perceiver study`: answer a question about Perceivers by trainings, and write its page."""
+"""`perceiver study`: answer a question about Perceivers by trials, and write its page."""
 
 import contextlib
 import os
@@ -24,13 +24,14 @@ from pipeline.runs.run_lock import run_lock
 from pipeline.runs.storage import remove_folder
 from pipeline.runs.tracking import end_run
 from pipeline.studies.data import described
-from pipeline.studies.page import write_index, write_study
+from pipeline.studies.index import write_index
+from pipeline.studies.page import write_study
 from pipeline.studies.planning import base_config, bases_of, planned_trials, shard_sets
 from pipeline.studies.questions.table import study_named
 from pipeline.studies.request import Request
 from pipeline.studies.running import Trial, parent_run, read_result, run_trials
-from pipeline.studies.statistics import differences_of, mean_of
-from pipeline.studies.study import Found, Pool, Study
+from pipeline.studies.study import Study
+from pipeline.studies.summary import by_label, found_of
 from shards import ShardSet
 
 STAGE = "study"
@@ -40,11 +41,12 @@ def conduct(request: Request, console: Console) -> dict[str, Any]:
     """Run the trainings of a study that have not ended yet, and write its page.
 
     Returns:
-        `study`, `question`, `answer`, `page`, `run_id`, `means` and `differences` (as on the page),
-        `trained` (the trainings that this command ran), and `skipped` (those that had ended).
+        `study`, `question`, `answer`, `page`, `run_id`, `means` (of the main metric, by arm),
+        `points` (the means of all metrics), `differences`, `trained` (the trials that this command
+        ran), and `skipped` (those that had ended).
 
     Raises:
-        UserError: What is asked for is wrong, or a training failed.
+        UserError: What is asked for is wrong, or a trial failed.
         ClusterError: There is no GPU, or it holds no trial.
     """
     study = study_named(request.name)
@@ -78,11 +80,12 @@ def conduct(request: Request, console: Console) -> dict[str, Any]:
             trials = planned_trials(study, bases, sets, seeds, folder, run, request.device)
             left = [trial for trial in trials if read_result(trial) is None]
             if len(left) < len(trials):
-                console.notice(f"{len(trials) - len(left)} of {len(trials)} trainings have ended")
+                console.notice(f"{len(trials) - len(left)} of {len(trials)} trials have ended")
             if left:
                 run_trials(left, folder, console, resources, concurrent)
-            found, results = summary_of(study, trials)
-            about = {**_about(request, seeds, bases, sets), "minutes": _minutes(results)}
+            results = results_of(study, trials)
+            found = found_of(study, results)
+            about = {**_about(request, seeds, bases, sets), "minutes": _minutes(trials)}
             page = write_study(folder / "page", study, found, results, about)
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt | Terminated)
@@ -99,6 +102,7 @@ def conduct(request: Request, console: Console) -> dict[str, Any]:
         "page": str(page),
         "run_id": run.run_id,
         "means": {label: vars(mean) for label, mean in found.means.items()},
+        "points": [{**each._asdict(), **vars(mean)} for each, mean in found.points.items()],
         "differences": [vars(each) for each in found.differences],
         "trained": len(left),
         "skipped": len(trials) - len(left),
@@ -107,14 +111,19 @@ def conduct(request: Request, console: Console) -> dict[str, Any]:
 
 def report(result: Mapping[str, Any], console: Console) -> None:
     """Show a person what `conduct` returned."""
-    console.table(
-        "accuracy on test, %",
-        ("arm", "mean", "interval"),
-        [
-            (label, f"{100 * m['mean']:.2f}", f"{100 * m['low']:.2f} to {100 * m['high']:.2f}")
-            for label, m in result["means"].items()
-        ],
-    )
+    for metric in study_named(result["study"]).metrics:
+        rows = [each for each in result["points"] if each["metric"] == metric.name]
+        names = ("arm", *([metric.along] if metric.along else []), "mean", "interval")
+        cells = [
+            (
+                each["label"],
+                *([f"{each['at']:,}"] if metric.along else []),
+                metric.shown(each["mean"]),
+                f"{metric.shown(each['low'])} to {metric.shown(each['high'])}",
+            )
+            for each in rows
+        ]
+        console.table(metric.heading, names, cells)
     console.say(f"{result['answer']}\npage {result['page']}; MLflow run {result['run_id']}")
 
 
@@ -142,34 +151,18 @@ def trial_resources(device: str, loader_workers: int) -> tuple[dict[str, int], i
     return {"num_cpus": wanted}, cpus // wanted
 
 
-def summary_of(
-    study: Study, trials: Sequence[Trial]
-) -> tuple[Found, dict[str, list[dict[str, Any]]]]:
-    """Return the means and differences of finished trials, and the results by label."""
+def results_of(study: Study, trials: Sequence[Trial]) -> dict[str, list[dict[str, Any]]]:
+    """Return the results of finished trials by label, those of pools and further labels too."""
     results: dict[str, list[dict[str, Any]]] = {arm.label: [] for arm in study.arms}
     for trial in trials:  # seed by seed
-        found = read_result(trial)
-        assert found is not None  # all have ended
-        results[trial.label].append(found)
-    # Pools first: they are what the answer is about.
-    results = {**{pool.label: pooled(pool, results) for pool in study.pools}, **results}
-    values = {label: [each["accuracy"] for each in rows] for label, rows in results.items()}
-    means = {label: mean_of(each) for label, each in values.items()}
-    pairs = [(pair.arm, pair.base) for pair in study.pairs]
-    numbers = {label: numbers_of(rows) for label, rows in results.items()}
-    return Found(means, differences_of(pairs, values), numbers), results
+        results[trial.label].append(_result(trial))
+    return by_label(study, results)
 
 
-def numbers_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the mean of each number that results have."""
-    names = [name for name, value in rows[0].items() if isinstance(value, int | float)]
-    return {name: sum(row[name] for row in rows) / len(rows) for name in names}
-
-
-def pooled(pool: Pool, results: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return results of a pool, seed by seed: the mean of each number over its arms."""
-    rows = zip(*(results[label] for label in pool.arms), strict=True)
-    return [numbers_of(row) for row in rows]
+def _result(trial: Trial) -> dict[str, Any]:
+    found = read_result(trial)
+    assert found is not None  # all have ended
+    return found
 
 
 def copy_to(docs: Path, page_folder: Path) -> None:
@@ -210,5 +203,5 @@ def _about(
     }
 
 
-def _minutes(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> float:
-    return sum(float(each["seconds"]) for rows in results.values() for each in rows) / 60
+def _minutes(trials: Sequence[Trial]) -> float:
+    return sum(float(_result(trial)["seconds"]) for trial in trials) / 60

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.runs.console import Console
 from pipeline.runs.tracking import source_tags
-from pipeline.studies import peers
+from pipeline.studies import peers, works
 from pipeline.studies.data import data_sections, fold_of, make_set
 from pipeline.studies.positions import add_tables
 from pipeline.studies.request import Request
@@ -118,7 +119,7 @@ def planned_trials(
     run: Any,
     device: str,
 ) -> list[Trial]:
-    """Return the trainings of a study: every arm from every seed, seed by seed.
+    """Return the trials of a study: every arm from every seed, seed by seed.
 
     Raises:
         UserError: An arm cannot be trained on its set.
@@ -141,6 +142,8 @@ def planned_trials(
                     config.model_dump_json(),
                     arm.peer,
                     arm.costs,
+                    arm.work,
+                    dict(arm.options),
                     digest,
                     str(folder / "results" / f"{name}.json"),
                     run,
@@ -157,19 +160,25 @@ def definition_digest(arm: Arm, config: Config, data_digest: str, device: str) -
     """
     tree = {key: value for key, value in config.tree().items() if key not in PLACES}
     tree["data"] = {k: v for k, v in tree["data"].items() if k not in ("train", "test")}
-    sources = b"".join(
-        path.read_bytes() for path in sorted(Path(str(peers.__file__)).parent.glob("*.py"))
-    )
     text: dict[str, Any] = {
         "config": tree,
         "seed": config.seed,
         "data": data_digest,
         "set": arm.data,
         "peer": arm.peer,
-        "peers": hashlib.sha256(sources).hexdigest() if arm.peer else None,
+        "peers": _sources(peers) if arm.peer else None,
         "device": device,
         "versions": [version("perceiver-pipeline"), torch.__version__],
     }
     if arm.costs:
         text["costs"] = True
+    if arm.work:
+        text |= {"work": arm.work, "options": dict(arm.options), "works": _sources(works)}
+        text["peers"] = _sources(peers)
     return hashlib.sha256(json.dumps(text, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _sources(package: ModuleType) -> str:
+    """Return the digest of a package's modules."""
+    files = sorted(Path(str(package.__file__)).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()

@@ -1,12 +1,12 @@
-"""Runs the trainings of a study as Ray Tune trials.
+"""Runs the work of a study as Ray Tune trials.
 
-Each trial starts a Ray task, which trains. A function that Ray Tune calls must not ask Ray Train
+Each trial starts a Ray task, which works. A function that Ray Tune calls must not ask Ray Train
 for its rank, and a training without workers does.
 """
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,10 @@ from pipeline.runs.user_errors import find_user_error, raise_user_errors
 from pipeline.training.launch import ray_storage
 from shards import ShardSet
 
-NUMBERS = ("accuracy", "parameters", "forward_flops", "seconds", "samples_per_second")
-
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of a study.
+    """One piece of work of a study.
 
     Attributes:
         label: The label of its arm.
@@ -36,6 +34,8 @@ class Trial:
         config: Its configuration as JSON.
         peer: The name of the peer; None trains the Perceiver.
         costs: Whether to measure the costs of its model, too.
+        work: The name of the work that is done instead of a training; None trains.
+        options: What the work gets beside the configuration.
         digest: The digest of all that determines its result.
         result_file: The file that gets its result.
         parent: The MLflow run of the study.
@@ -47,61 +47,83 @@ class Trial:
     config: str
     peer: str | None
     costs: bool
+    work: str | None
+    options: dict[str, Any]
     digest: str
     result_file: str
     parent: RunRef
     tags: dict[str, str]
 
     def __call__(self) -> None:
-        """Train, test, log, and write the result file last."""
+        """Do the work, log it, and write the result file last."""
         config = Config.model_validate_json(self.config)
         config.folder.mkdir(parents=True, exist_ok=True)
-        found = self._peer(config) if self.peer else self._perceiver(config)
+        started = time.time()
+        with (config.folder / "console.txt").open("a") as file:
+            found = self._found(config, Console(file, file))
         if self.costs:
             from pipeline.studies.costs import image_costs
 
             classes = ShardSet.open(config.shards_folder).manifest.classes
             found |= image_costs(config, self.peer, len(classes))
         identity = {"label": self.label, "seed": self.seed, "digest": self.digest}
-        write_json(Path(self.result_file), {**identity, **found})
+        seconds = {"seconds": time.time() - started}
+        write_json(Path(self.result_file), {**seconds, **identity, **found})
 
-    def _perceiver(self, config: Config) -> dict[str, Any]:
-        from pipeline.studies.trainings import train_perceiver
-
-        with (config.folder / "console.txt").open("a") as file:
-            found = train_perceiver(config, Console(file, file))
-        nested = {**self.tags, "mlflow.parentRunId": self.parent.run_id}
-        log_to_run(
-            run_ref(config, "train", found["run_id"]), metrics=_test_metrics(found), tags=nested
-        )
-        return found
-
-    def _peer(self, config: Config) -> dict[str, Any]:
+    def _found(self, config: Config, console: Console) -> dict[str, Any]:
         from pipeline.studies.fitting import fit_peer
         from pipeline.studies.peer_training import train_peer
         from pipeline.studies.peers.estimators import ESTIMATORS
+        from pipeline.studies.trainings import train_perceiver
+        from pipeline.studies.works.table import WORKS
 
-        assert self.peer is not None
+        if self.work is not None:
+            work = WORKS[self.work]
+            return self._run(work.run, work.has_run, config, console)
+        if self.peer is None:
+            return self._run(
+                lambda *given: train_perceiver(given[0], given[2]), True, config, console
+            )
+        fit, name = (fit_peer if self.peer in ESTIMATORS else train_peer), self.peer
+        return self._run(lambda *given: fit(given[0], name), False, config, console)
+
+    def _run(
+        self, work: Callable[..., dict[str, Any]], has_run: bool, config: Config, console: Console
+    ) -> dict[str, Any]:
+        """Do work in an MLflow run nested in the study's: the work's own training, or a new one."""
+        if has_run:
+            found = work(config, self.options, console)
+            tags = {**self.tags, "mlflow.parentRunId": self.parent.run_id}
+            run = run_ref(config, "train", found["run_id"])
+            log_to_run(run, metrics=logged_metrics(found), tags=tags)
+            return found
         run = begin_run(
             config,
             kind="trial",
             shard_set=ShardSet.open(config.shards_folder),
             parent_run_id=self.parent.run_id,
-            tags={**self.tags, "perceiver.peer": self.peer},
+            tags={**self.tags, **({"perceiver.peer": self.peer} if self.peer else {})},
         )
         try:
-            work = fit_peer if self.peer in ESTIMATORS else train_peer
-            found = work(config, self.peer)
+            found = work(config, self.options, console)
         except BaseException:
             end_run(run, "FAILED")
             raise
-        log_to_run(run, metrics=_test_metrics(found))
+        log_to_run(run, metrics=logged_metrics(found))
         end_run(run, "FINISHED")
         return {**found, "run_id": run.run_id}
 
 
-def _test_metrics(found: dict[str, Any]) -> dict[str, float]:
-    return {f"study_{name}": found[name] for name in NUMBERS}
+def logged_metrics(found: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a result by their names in MLflow, those of curves too."""
+    numbers: dict[str, float] = {}
+    for name, value in found.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            numbers[f"study_{name}"] = value
+        elif isinstance(value, Mapping) and name != "also":
+            curve = {at: each for at, each in value.items() if each is not None}
+            numbers |= {f"study_{name}_at_{at}": float(each) for at, each in curve.items()}
+    return numbers
 
 
 def read_result(trial: Trial) -> dict[str, Any] | None:
@@ -192,8 +214,8 @@ def _progress(by_text: dict[str, Trial], console: Console) -> Any:
             self.done += 1
             if found is not None:
                 console.notice(
-                    f"{self.done} of {len(by_text)}: {ours.label}, seed {ours.seed}: accuracy "
-                    f"{found['accuracy']:.4f} in {found['seconds']:.0f} s"
+                    f"{self.done} of {len(by_text)}: {ours.label}, seed {ours.seed}: "
+                    f"{_first(found)}in {found['seconds']:.0f} s"
                 )
 
         # Ray Tune pickles its callbacks, but a terminal cannot be pickled.
@@ -201,6 +223,10 @@ def _progress(by_text: dict[str, Trial], console: Console) -> Any:
             return Callback, ()
 
     return Progress()
+
+
+def _first(found: Mapping[str, Any]) -> str:
+    return f"accuracy {found['accuracy']:.4f} " if "accuracy" in found else ""
 
 
 def parent_run(config: Config, shard_set: ShardSet, earlier: str | None) -> RunRef:

@@ -4,7 +4,7 @@ A study has few seeds. A bootstrap of five values covers far less than it says, 
 Student's: they assume that the values over seeds are about normal.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,6 +41,8 @@ class Difference:
         high: The upper end.
         p: The p-value of the paired t-test, two-sided.
         corrected_p: The p-value after Holm's correction for all tests of the study.
+        metric: The name of the metric.
+        at: The number at which two curves are compared; None compares numbers.
     """
 
     arm: str
@@ -50,6 +52,8 @@ class Difference:
     high: float
     p: float
     corrected_p: float
+    metric: str
+    at: int | None = None
 
     @property
     def is_clear(self) -> bool:
@@ -73,21 +77,24 @@ def mean_of(values: Sequence[float]) -> Mean:
     return Mean(mean, mean - half, mean + half, len(values))
 
 
-def differences_of(
-    pairs: Sequence[tuple[str, str]], values: Mapping[str, Sequence[float]]
-) -> tuple[Difference, ...]:
-    """Return the paired differences of arms, corrected for the number of pairs.
+def difference_of(
+    arm: str,
+    base: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    metric: str = "accuracy",
+    at: int | None = None,
+) -> Difference:
+    """Return the paired difference of two arms. Its p-value is not corrected yet.
 
     Args:
-        pairs: The labels of the arm and of the arm that is subtracted.
-        values: The values by label, in the order of the seeds.
+        arm: The label of the arm.
+        base: The label of the arm that is subtracted.
+        ours: The values of the arm, in the order of the seeds.
+        theirs: The values of the other.
+        metric: The name of the metric.
+        at: The number at which two curves are compared.
     """
-    found = [_difference(arm, base, values[arm], values[base]) for arm, base in pairs]
-    corrected = holm([each.p for each in found])
-    return tuple(replace(d, corrected_p=p) for d, p in zip(found, corrected, strict=True))
-
-
-def _difference(arm: str, base: str, ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     from scipy import stats
 
     apart = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
@@ -96,7 +103,13 @@ def _difference(arm: str, base: str, ours: Sequence[float], theirs: Sequence[flo
         p = 1.0 if mean.mean == 0 else 0.0
     else:
         p = float(stats.ttest_rel(ours, theirs).pvalue)
-    return Difference(arm, base, mean.mean, mean.low, mean.high, p, p)
+    return Difference(arm, base, mean.mean, mean.low, mean.high, p, p, metric, at)
+
+
+def corrected(differences: Sequence[Difference]) -> tuple[Difference, ...]:
+    """Return differences with their p-values corrected for their number."""
+    p_values = holm([each.p for each in differences])
+    return tuple(replace(d, corrected_p=p) for d, p in zip(differences, p_values, strict=True))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,19 +1,20 @@
-"""What a study is: a question, the arms that are trained for it, and how they are compared."""
+"""What a study is: a question, the arms that answer it, what they measure, and their comparison."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from perceiver_model.config_checks import flatten
 from pipeline.config.load import with_values
 from pipeline.config.tree import Config
+from pipeline.studies.metrics import ACCURACY, COLUMNS, Metric
 from pipeline.studies.statistics import Difference, Mean
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train, which every seed runs once.
+    """One piece of work, such as a training, which every seed runs once.
 
     Attributes:
         label: Its name in tables and figures, which no other arm of the study has.
@@ -26,6 +27,12 @@ class Arm:
             arm's configuration has, or one of `pipeline.studies.peers.estimators`. None trains the
             Perceiver.
         costs: Whether each trial also measures `pipeline.studies.costs` of its model.
+        work: The name of the work (`pipeline.studies.works.table`) that is done instead of a
+            training and a test; None trains and tests.
+        options: What the work gets beside the configuration, as JSON can hold it.
+        also: Further labels of which the same work returns results.
+        line: The label of a curve and the number, such as the tokens, at which this arm is a point
+            of it. Arms whose work returns whole curves have None.
     """
 
     label: str
@@ -34,6 +41,10 @@ class Arm:
     data: str = "plain"
     peer: str | None = None
     costs: bool = False
+    work: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+    line: tuple[str, int] | None = None
 
     def config(self, base: Config, values: Mapping[str, Any] = MappingProxyType({})) -> Config:
         """Return the configuration of the arm.
@@ -58,15 +69,19 @@ def _times(value: Any, factor: float) -> Any:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two arms or pools whose values are subtracted, seed by seed.
+    """Two arms, pools or curves whose values are subtracted, seed by seed.
 
     Attributes:
-        arm: The label of the arm or pool.
+        arm: The label of the arm, pool or curve.
         base: The label of the one whose values are subtracted.
+        metric: The name of the metric; None takes the study's main one.
+        at: The number at which two curves are compared; None compares numbers.
     """
 
     arm: str
     base: str
+    metric: str | None = None
+    at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,29 +117,68 @@ class Scale:
     by_data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Found:
-    """What the trainings of a study have found.
+class Point(NamedTuple):
+    """What has one mean: a metric of an arm, or of a curve at a number.
 
     Attributes:
-        means: The mean of the metric and its interval, by the arm's label.
-        differences: The paired differences, in the order of `Study.pairs`.
+        metric: The name of the metric.
+        label: The label of the arm, pool or curve.
+        at: The number, such as the tokens; None for a metric that is one number.
+    """
+
+    metric: str
+    label: str
+    at: int | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a study has found.
+
+    Attributes:
+        main: The name of the study's main metric.
+        points: The means and their intervals, in the order of metrics and arms.
+        values: The values of the seeds, point by point.
+        differences: The paired differences, in the order of `Study.pairs`. Those of a metric that
+            is compared by ratios are differences of logarithms.
         numbers: The mean over seeds of each number that the arm's trials returned, by the arm's
             label and the name of the number.
     """
 
-    means: Mapping[str, Mean]
+    main: str
+    points: Mapping[Point, Mean]
+    values: Mapping[Point, Sequence[float]]
     differences: tuple[Difference, ...]
     numbers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
-    def difference(self, arm: str, base: str) -> Difference:
+    @property
+    def means(self) -> dict[str, Mean]:
+        """The means of the main metric by label, curves left out."""
+        return self.means_of(self.main)
+
+    def means_of(self, metric: str) -> dict[str, Mean]:
+        """Return the means of a metric by label, curves left out."""
+        return {p.label: m for p, m in self.points.items() if p.metric == metric and p.at is None}
+
+    def curves(self, metric: str) -> dict[str, dict[int, Mean]]:
+        """Return the means of a metric by label of the curve and number."""
+        found: dict[str, dict[int, Mean]] = {}
+        for point, mean in self.points.items():
+            if point.metric == metric and point.at is not None:
+                found.setdefault(point.label, {})[point.at] = mean
+        return {label: dict(sorted(curve.items())) for label, curve in found.items()}
+
+    def difference(
+        self, arm: str, base: str, metric: str | None = None, at: int | None = None
+    ) -> Difference:
         """Return the difference of two arms, which the study must have among its pairs."""
-        return next(d for d in self.differences if (d.arm, d.base) == (arm, base))
+        wanted = (arm, base, metric or self.main, at)
+        return next(d for d in self.differences if (d.arm, d.base, d.metric, d.at) == wanted)
 
 
 @dataclass(frozen=True)
 class Study:
-    """A question and the trainings that answer it.
+    """A question and the work that answers it.
 
     Attributes:
         name: Its name on the command line.
@@ -139,6 +193,10 @@ class Study:
         pools: The arms that are compared as one. The table shows them first.
         samples: What one sample is called, such as `image`.
         section: Returns a further section of the page, in Markdown; None for no such section.
+        metrics: What is measured, the main metric first. Each has its means, intervals and figures.
+        columns: What the table of the arms has beside, as means.
+        measured: A sentence of Markdown on how the metrics are measured; empty says it of an
+            accuracy.
     """
 
     name: str
@@ -153,3 +211,6 @@ class Study:
     pools: tuple[Pool, ...] = ()
     samples: str = "image"
     section: Callable[[Found], str] | None = None
+    metrics: tuple[Metric, ...] = (ACCURACY,)
+    columns: tuple[Metric, ...] = COLUMNS
+    measured: str = ""
