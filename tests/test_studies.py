@@ -125,8 +125,10 @@ def test_the_studies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(each["question"].endswith("?") for each in listed)
 
 
-@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
-def test_a_study_is_whole(study: Study) -> None:
+@pytest.mark.parametrize("scale", ["tiny", "small", "full"])
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_is_whole(name: str, scale: str) -> None:
+    study = STUDIES[name].at_scale(scale)
     labels = [label for arm in study.arms for label in (arm.label, *arm.also)]
     assert len(set(labels)) == len(labels)
     lines = {arm.label: arm.line[0] for arm in study.arms if arm.line}
@@ -142,9 +144,8 @@ def test_a_study_is_whole(study: Study) -> None:
     assert {pair.metric for pair in study.pairs} <= {None, *names}
     assert {arm.work for arm in study.arms} <= {None, *WORKS}
     assert study.scales["small"].seeds >= 5
-    for scale in study.scales.values():
-        base = base_config(Request(study.name, output="runs"), scale)
-        assert base.training.augment == AugmentConfig() or scale.needs_data
+    base = base_config(Request(name, output="runs"), study.scales[scale])
+    assert base.training.augment == AugmentConfig() or study.scales[scale].needs_data
 
 
 def some_results(study: Study) -> dict[str, list[dict[str, Any]]]:
@@ -209,6 +210,7 @@ def test_what_the_person_asks_for_goes_before_what_the_scale_does_for_one_table(
         ("ablations", ("latents × 4", "nothing shared")),
         ("permuted", (FOURIER, LEARNED)),
         ("fourier", ("points, bands × 4",)),
+        ("linear-cost", ("Perceiver, 50,176 tokens",)),
         ("peers", ("Perceiver",)),
     ],
 )
@@ -218,7 +220,7 @@ def test_the_largest_arms_of_the_full_scale_fit_an_h100(
     from pipeline.plan.plan import plan
     from pipeline.plan.request import Request as PlanRequest
 
-    study = STUDIES[name]
+    study = STUDIES[name].at_scale("full")
     scale = study.scales["full"]
     bases = bases_of(study, scale, base_config(Request(name, output="runs"), scale), ())
     for arm in study.arms:

@@ -49,7 +49,7 @@ def conduct(request: Request, console: Console) -> dict[str, Any]:
         UserError: What is asked for is wrong, or a trial failed.
         ClusterError: There is no GPU, or it holds no trial.
     """
-    study = study_named(request.name)
+    study = study_named(request.name).at_scale(request.scale)
     scale = study.scales[request.scale]
     seeds = scale.seeds if request.seeds is None else request.seeds
     if seeds < 2:

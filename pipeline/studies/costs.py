@@ -46,8 +46,8 @@ def image_costs(config: Config, peer: str | None, num_classes: int) -> dict[str,
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     side, found = image_format(config).height, {}
     for times in TIMES:
-        at = _sized(config, times * side, times * image_format(config).width)
-        model, logits = _model(at, peer, num_classes, device)
+        at = sized(config, times * side, times * image_format(config).width)
+        model, logits = model_of(at, peer, num_classes, device)
         image = image_format(at)
         pixels = torch.randint(
             256,
@@ -73,14 +73,14 @@ def image_costs(config: Config, peer: str | None, num_classes: int) -> dict[str,
                 logits(pixels)
 
         model.train()
-        found[f"step_ms_x{times}"] = _milliseconds(step, device) / BATCH
-        found[f"step_mib_x{times}"] = _peak_bytes(step, model) / BATCH / 2**20
+        found[f"step_ms_x{times}"] = milliseconds(step, device) / BATCH
+        found[f"step_mib_x{times}"] = peak_bytes(step, model) / BATCH / 2**20
         model.eval()
-        found[f"infer_ms_x{times}"] = _milliseconds(infer, device) / BATCH
+        found[f"infer_ms_x{times}"] = milliseconds(infer, device) / BATCH
     return found
 
 
-def _sized(config: Config, height: int, width: int) -> Config:
+def sized(config: Config, height: int, width: int) -> Config:
     """Return the configuration for larger images, whose positions reach their resolution."""
     values: dict[str, Any] = {"data.image.height": height, "data.image.width": width}
     if isinstance(config.model.positions, FourierConfig):
@@ -88,7 +88,7 @@ def _sized(config: Config, height: int, width: int) -> Config:
     return with_values(config, values)
 
 
-def _model(
+def model_of(
     config: Config, peer: str | None, num_classes: int, device: torch.device
 ) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
     """Return a model, and what returns its logits of pixels."""
@@ -106,7 +106,7 @@ def _model(
     return theirs, lambda pixels: theirs(reading(pixels))
 
 
-def _milliseconds(run: Callable[[], None], device: torch.device) -> float:
+def milliseconds(run: Callable[[], None], device: torch.device) -> float:
     """Return the median time of repeats, after one that warms up."""
     seconds = []
     for _ in range(1 + REPEATS):
@@ -123,7 +123,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def _peak_bytes(step: Callable[[], None], model: nn.Module) -> int:
+def peak_bytes(step: Callable[[], None], model: nn.Module) -> int:
     """Return the most bytes of tensors that a step makes, without finished gradients."""
     live = LiveTensors()
     hooks = [

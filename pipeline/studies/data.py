@@ -8,6 +8,7 @@ from pipeline.config.tree import Config
 from pipeline.runs.console import Console
 from pipeline.studies.caption_data import CAPTIONED, CAPTIONS, caption_set
 from pipeline.studies.image_data import IMAGES, image_format, image_set
+from pipeline.studies.image_sizes import side_of, size_sections
 from pipeline.studies.point_data import POINTS, point_set
 from pipeline.studies.table_data import table_named, table_of, table_sections, table_set
 from shards import ShardSet
@@ -15,7 +16,7 @@ from shards import ShardSet
 
 def data_sections(name: str) -> dict[str, Any]:
     """Return the dotted fields of the configuration that the data of this name need."""
-    return table_sections(name) if table_of(name) else {}
+    return table_sections(name) if table_of(name) else size_sections(name)
 
 
 def fold_of(name: str, seed: int) -> int:
@@ -48,7 +49,7 @@ def make_set(
         return point_set(config, folder, given, console)
     if name in (CAPTIONED, CAPTIONS):
         return caption_set(config, name, folder, given, console)
-    assert name in IMAGES  # a study names no other data
+    assert _is_images(name)  # a study names no other data
     return image_set(config, name, folder, given, console)
 
 
@@ -63,11 +64,12 @@ def described(
         given: The folder that the person gives.
     """
     parts = [_tables(dict.fromkeys(filter(None, (table_of(name) for name, _ in sets))))]
-    images = {name: found for (name, _), found in sets.items() if name in IMAGES}
+    images = {name: found for (name, _), found in sets.items() if _is_images(name)}
     for name, found in list(images.items())[:1]:
         image = image_format(bases[name])
         source = "5,000 of MNIST's digits" if given is None else f"the images of {given}"
-        pixels = f"{image.height} × {image.width} pixels"
+        sides = [f"{n} × {n}" for n in filter(None, map(side_of, images))]
+        pixels = f"{', '.join(sides) or f'{image.height} × {image.width}'} pixels"
         parts.append(f"{source} ({_counts(found)}) of {pixels}")
     clouds = [found for (name, _), found in sets.items() if name == POINTS]
     if clouds:
@@ -88,3 +90,7 @@ def _counts(shard_set: ShardSet) -> str:
 def _tables(names: Iterable[str]) -> str:
     found = [f"{name} ({len(table_named(name).rows):,} rows)" for name in names]
     return f"the tables {', '.join(found)}" if found else ""
+
+
+def _is_images(name: str) -> bool:
+    return name in IMAGES or side_of(name) is not None

@@ -79,7 +79,7 @@ def image_set(
     """
     config = with_values(config, WITHOUT_TABLES)
     source = image_folder(folder, given)
-    if name not in (PLAIN, UNPLACED):
+    if name in (PERMUTED, SHUFFLED, BLURRED):
         plain = image_set(config, PLAIN, folder, given, console)
         kind = "blurred" if name == BLURRED else "permuted"
         change = _blurred if name == BLURRED else _permuted

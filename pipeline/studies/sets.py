@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.config.load import with_values
 from pipeline.config.tree import Config
-from pipeline.inputs.batches import media_loader
+from pipeline.errors import UserError
+from pipeline.inputs.batches import inputs_on, media_loader
 from pipeline.preprocess.preprocess import preprocess
 from pipeline.runs.console import Console
 from shards import ShardReader, ShardSet
@@ -46,3 +49,23 @@ def split_loader(config: Config, shard_set: ShardSet, split: str) -> Any:
         shuffle=False,
         drop_last=False,
     )
+
+
+def split_images(
+    config: Config, shard_set: ShardSet, split: str, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return all images of a split `[images, height, width, channels]`, and their classes.
+
+    Raises:
+        UserError: A sample cannot be read.
+    """
+    images, targets = [], []
+    for batch in split_loader(config, shard_set, split):
+        if batch.bad:
+            raise UserError(f"{shard_set.location}: the {split} split has unreadable samples")
+        inputs, _ = inputs_on(batch, config.data.formats, device)
+        assert isinstance(inputs, torch.Tensor)  # of images
+        there = batch.weights.to(device) > 0  # the last batch is filled up
+        images.append(inputs[there])
+        targets.append(batch.targets.to(device)[there])
+    return torch.cat(images), torch.cat(targets)

@@ -1,7 +1,7 @@
 """What a study is: a question, the arms that answer it, what they measure, and their comparison."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -108,6 +108,8 @@ class Scale:
         needs_data: Whether the person gives the images (`--data`); otherwise the data are those
             that Python packages carry, such as the demo's handwritten digits.
         by_data: The dotted fields that the scale changes for the arms of one set, by its name.
+        arms: The arms at this scale; empty for those of the study.
+        pairs: The arms that are compared at this scale; empty for those of the study.
     """
 
     config: str
@@ -115,6 +117,8 @@ class Scale:
     seeds: int
     needs_data: bool = False
     by_data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    arms: tuple[Arm, ...] = ()
+    pairs: tuple[Pair, ...] = ()
 
 
 class Point(NamedTuple):
@@ -183,7 +187,7 @@ class Study:
     Attributes:
         name: Its name on the command line.
         question: The question, as people ask it.
-        arms: The arms, in the order of the table. The arms of the scale `tiny` are the same.
+        arms: The arms, in the order of the table.
         pairs: The arms that are compared.
         scales: The scales by name: `small`, `full`, and `tiny` for tests.
         answer: Returns the answer in one line.
@@ -214,3 +218,9 @@ class Study:
     metrics: tuple[Metric, ...] = (ACCURACY,)
     columns: tuple[Metric, ...] = COLUMNS
     measured: str = ""
+
+    def at_scale(self, name: str) -> "Study":
+        """Return the study with the arms and pairs of one of its scales."""
+        scale = self.scales[name]
+        arms, pairs = scale.arms or self.arms, scale.pairs or self.pairs
+        return replace(self, arms=arms, pairs=pairs)

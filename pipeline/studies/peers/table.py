@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import UserError
+from pipeline.studies.peers.linear import Performer, SetTransformer
 from pipeline.studies.peers.resnet import ResNet
 from pipeline.studies.peers.tabnet import TabNet
 from pipeline.studies.peers.vit import ViT
@@ -56,7 +57,28 @@ def sized_peer(name: str, shape: Images | Rows, num_parameters: int) -> nn.Modul
     Raises:
         UserError: None comes within 5 %.
     """
-    widths, second, build = PEERS[name](shape, num_parameters)
+    return nearest_in_size(name, *PEERS[name](shape, num_parameters), num_parameters)
+
+
+def nearest_in_size(
+    name: str,
+    widths: Iterable[int],
+    second: Callable[[int], int],
+    build: Callable[[int, int], nn.Module],
+    num_parameters: int,
+) -> nn.Module:
+    """Return the model whose number of parameters is nearest to the one wanted, with new weights.
+
+    Args:
+        name: What messages call it.
+        widths: The widths that are tried.
+        second: Returns the usual second width for a width.
+        build: Returns a model of both widths.
+        num_parameters: The number wanted.
+
+    Raises:
+        UserError: None comes within 5 %.
+    """
 
     def size(width: int, other: int) -> int:
         with torch.device("meta"):
@@ -126,6 +148,25 @@ def _transformers(images: Images, num_parameters: int) -> Builder:
     return _DIMS, lambda dim: MLP_RATIO * dim, build
 
 
+def _performers(images: Images, num_parameters: int) -> Builder:
+    depth = 2 if num_parameters <= _SMALL else 12
+
+    def build(dim: int, hidden: int) -> nn.Module:
+        return Performer(images.channels, images.num_classes, dim, hidden, depth, HEADS)
+
+    return _DIMS, lambda dim: MLP_RATIO * dim, build
+
+
+def _set_transformers(images: Images, num_parameters: int) -> Builder:
+    depth, points = (2, 32) if num_parameters <= _SMALL else (6, 128)
+
+    def build(dim: int, hidden: int) -> nn.Module:
+        shape = (images.channels, images.num_classes, dim, hidden, depth, HEADS)
+        return SetTransformer(*shape, num_inducing=points)
+
+    return _DIMS, lambda dim: dim, build
+
+
 def _tabnets(rows: Rows, num_parameters: int) -> Builder:
     def build(decision_dim: int, attention_dim: int) -> nn.Module:
         return TabNet(rows.features, rows.num_classes, decision_dim, attention_dim)
@@ -137,6 +178,8 @@ PEERS: dict[str, Callable[[Any, int], Builder]] = {
     "resnet": _resnets,
     "vit": _vits,
     "transformer": _transformers,
+    "performer": _performers,
+    "set-transformer": _set_transformers,
     "tabnet": _tabnets,
 }
 """What returns the builder of a peer for the shape of its inputs and a number of parameters."""

@@ -3,10 +3,19 @@
 import difflib
 
 from pipeline.errors import UserError
-from pipeline.studies.questions import ablations, fourier, peers, permuted, tables
+from pipeline.studies.questions import (
+    ablations,
+    attention,
+    fourier,
+    linear_cost,
+    memory,
+    peers,
+    permuted,
+    tables,
+)
 from pipeline.studies.study import Study
 
-_ALL = (ablations, fourier, peers, permuted, tables)
+_ALL = (ablations, attention, fourier, linear_cost, memory, peers, permuted, tables)
 STUDIES: dict[str, Study] = {each.STUDY.name: each.STUDY for each in _ALL}
 
 

@@ -6,6 +6,9 @@ from typing import Any
 
 from pipeline.config.tree import Config
 from pipeline.runs.console import Console
+from pipeline.studies.works.attention import train_and_look
+from pipeline.studies.works.ladder import measure_ladder
+from pipeline.studies.works.recall import train_recall
 
 
 @dataclass(frozen=True)
@@ -25,4 +28,8 @@ class Work:
     has_run: bool = False
 
 
-WORKS: dict[str, Work] = {}
+WORKS: dict[str, Work] = {
+    "attention": Work(train_and_look, has_run=True),
+    "ladder": Work(measure_ladder),
+    "recall": Work(train_recall),
+}
