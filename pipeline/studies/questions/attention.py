@@ -14,7 +14,7 @@ DIVERGENCE = Metric(
     "divergence",
     "divergence of maps",
     "bits",
-    spec=".3f",
+    spec=".4f",
     along="cross-attend",
     told="The Jensen-Shannon divergence between the attention maps of two of 16 test images, the "
     "mean over pairs, heads and latents. At 0 the maps are the same whatever the image is; at 1 "

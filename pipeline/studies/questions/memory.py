@@ -65,7 +65,9 @@ def answer(found: Found) -> str:
         shown = [RECALL.shown_difference(e, ".1f") for e in (each.mean, each.low, each.high)]
         return f"{label} {shown[0]} ({shown[1]} to {shown[2]}{clear})"
 
-    ours = ", ".join(f"{RECALL.shown(mean.mean)} % {at} ago" for at, mean in curves[BASE].items())
+    ours = ", ".join(
+        f"{RECALL.shown(mean.mean)} % {at} parts ago" for at, mean in curves[BASE].items()
+    )
     others = ", ".join(map(told, (FEW, MANY, CUT, TRUNCATED, GRU, SLOTS)))
     best = max(curves, key=lambda label: curves[label][last].mean)
     return (
