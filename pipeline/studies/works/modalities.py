@@ -29,12 +29,11 @@ def train_modalities(
         The same as `train_perceiver`, and `also`: the `accuracy` of each condition, by label.
     """
     trained, shard_set, model = trained_perceiver(config, console)
-    accuracies = {
-        label: test_accuracy(config, shard_set, _under(condition, model), model)
+    also = {
+        label: {"accuracy": test_accuracy(config, shard_set, _under(condition, model), model)}
         for label, condition in options["conditions"].items()
     }
     whole = test_accuracy(config, shard_set, model, model)
-    also = {label: {**trained, "accuracy": value} for label, value in accuracies.items()}
     return {**trained, "accuracy": whole, "also": also}
 
 

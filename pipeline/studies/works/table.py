@@ -8,6 +8,7 @@ from pipeline.config.tree import Config
 from pipeline.runs.console import Console
 from pipeline.studies.works.attention import train_and_look
 from pipeline.studies.works.ladder import measure_ladder
+from pipeline.studies.works.modalities import train_modalities
 from pipeline.studies.works.recall import train_recall
 
 
@@ -31,5 +32,6 @@ class Work:
 WORKS: dict[str, Work] = {
     "attention": Work(train_and_look, has_run=True),
     "ladder": Work(measure_ladder),
+    "modalities": Work(train_modalities, has_run=True),
     "recall": Work(train_recall),
 }
