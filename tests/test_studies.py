@@ -142,6 +142,7 @@ def test_a_study_is_whole(name: str, scale: str) -> None:
     names = [metric.name for metric in study.metrics]
     assert len(set(names)) == len(names)
     assert {pair.metric for pair in study.pairs} <= {None, *names}
+    assert len(set(study.pairs)) == len(study.pairs)
     assert {arm.work for arm in study.arms} <= {None, *WORKS}
     assert study.scales["small"].seeds >= 5
     base = base_config(Request(name, output="runs"), study.scales[scale])
@@ -417,13 +418,15 @@ def test_metrics_are_numbers_or_curves_and_are_compared_by_differences_or_ratios
         "| arm | score | interval | seeds |",
         "| whole | 4.0 | 1.5 to 6.5 | 3 |",
         "| time of a step, ms; tokens | 10 | 1,000 |",
-        "| whole | 2.0 (-0.5 to 4.5) | — |",
         "| arm | over | tokens | ratio | interval | p, corrected |",
         "- whole: it ends before 1,000 tokens",
         "![time of a step by tokens](permuted-step-curves.svg)",
     ):
         assert line in page.splitlines(), page
     assert "| apart | whole | 10 | × 4.01 |" in page
+    # What is compared by ratios has a geometric mean, and an interval above zero.
+    assert found.curves("step")["whole"][10].mean == pytest.approx(6 ** (1 / 3) / 1000)
+    assert found.curves("step")["whole"][10].low > 0
 
 
 def test_curves_are_logged_by_their_numbers() -> None:

@@ -63,8 +63,6 @@ def draw_curves(path: Path, curves: Mapping[str, Mapping[int, Mean]], metric: Me
         at, means = list(curve), list(curve.values())
         middle = [metric.factor * each.mean for each in means]
         ends = [[metric.factor * getattr(each, end) for each in means] for end in ("low", "high")]
-        if metric.is_ratio:  # Student's interval may end below zero, where no logarithm is
-            ends[0] = [max(low, each / 10) for low, each in zip(ends[0], middle, strict=True)]
         axes.plot(at, middle, marker=marker, color=colour, label=label, markersize=4, linewidth=1.4)
         axes.fill_between(at, *ends, color=colour, alpha=0.15, linewidth=0)
     numbers = sorted({at for curve in curves.values() for at in curve})

@@ -16,7 +16,7 @@ class Metric:
         spec: The format of a shown value.
         higher_is_better: The direction.
         is_ratio: Whether two arms are compared by the ratio of their values, not the difference.
-            The values are positive.
+            The values are positive, and so means and intervals are geometric.
         step: The unit of differences, such as `points`; empty takes `unit`.
         along: What a curve runs along, such as `tokens`; empty for a metric that is one number.
         log_along: Whether the axis of `along` is logarithmic.
@@ -64,7 +64,9 @@ class Metric:
             spec: The format of a difference that is no ratio; empty takes the metric's.
         """
         shown = self.difference(value)
-        return f"× {shown:.2f}" if self.is_ratio else format(shown, f"+{spec or self.spec}")
+        if self.is_ratio:
+            return f"× {shown:.2f}" if shown < 1000 else f"× {shown:.2g}"
+        return format(shown, f"+{spec or self.spec}")
 
     def difference(self, value: float) -> float:
         """Return a difference in the unit that is shown, or the ratio."""

@@ -104,10 +104,11 @@ def _curve_parts(study: Study, found: Found, metric: Metric) -> list[str]:
     curves = found.curves(metric.name)
     if not curves:
         return []
+    geometric = " Means and intervals are geometric." if metric.is_ratio else ""
     return [
         f"## {_capital(metric.title)} by {metric.along}",
         f"![{metric.title} by {metric.along}]({_figure(study, metric, 'curves')})",
-        *([_wrapped(metric.told)] if metric.told else []),
+        *([_wrapped(f"{metric.told}{geometric}")] if metric.told else []),
         curves_table(metric, curves),
     ]
 

@@ -1,10 +1,11 @@
 """What a study has found: the means of its metrics and their paired differences."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.studies.metrics import Metric
-from pipeline.studies.statistics import Difference, corrected, difference_of, mean_of
+from pipeline.studies.statistics import Difference, Mean, corrected, difference_of, mean_of
 from pipeline.studies.study import Found, Pair, Point, Pool, Study
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -54,11 +55,21 @@ def found_of(study: Study, results: Results) -> Found:
             line, at = lines.get(label, (label, None))
             for number, found in _by_number(metric, rows).items():
                 values[Point(metric.name, line, at if number is None else number)] = found
-    points = {point: mean_of(found) for point, found in values.items()}
+    metrics = {each.name: each for each in study.metrics}
+    points = {point: _mean(metrics[point.metric], found) for point, found in values.items()}
     differences = [_difference(study, pair, values) for pair in study.pairs]
     known = corrected([each for each in differences if each is not None])
     numbers = {label: numbers_of(rows) for label, rows in results.items()}
     return Found(study.metrics[0].name, points, values, known, numbers)
+
+
+def _mean(metric: Metric, values: Sequence[float]) -> Mean:
+    """Return the mean of a metric. If it is compared by ratios, the mean is geometric."""
+    found = mean_of([metric.compared(value) for value in values])
+    if not metric.is_ratio:
+        return found
+    ends = (math.exp(each) for each in (found.mean, found.low, found.high))
+    return Mean(*ends, found.count)
 
 
 def _by_number(metric: Metric, rows: Sequence[Mapping[str, Any]]) -> dict[int | None, list[float]]:

@@ -76,7 +76,7 @@ def _pairs(sides: tuple[int, ...], cost_sides: tuple[int, ...]) -> tuple[Pair, .
         *(
             Pair(peer, OURS, metric.name, at)
             for metric in (TIME, MEMORY)
-            for at in (first, third, last)
+            for at in dict.fromkeys((first, third, last))
             for peer in PEERS
         ),
     )
@@ -189,8 +189,8 @@ STUDY = Study(
         "searched for any arm.",
         "Accuracy is measured on far fewer tokens than time and memory. That a model affords many "
         "tokens does not say that it learns from them.",
-        "Parameters are equal, and depths are not: the Perceiver has four layers, and the others "
-        "two, each with its own weights.",
+        "Parameters are equal, and depths are not: at the small scale the Perceiver has two "
+        "cross-attends and two self-attends, and each of the others has two layers of tokens.",
         "A Performer gains by more random features, and a Set Transformer by more inducing points; "
         "both cost time in proportion.",
     ),
