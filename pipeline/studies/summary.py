@@ -68,8 +68,7 @@ def _mean(metric: Metric, values: Sequence[float]) -> Mean:
     found = mean_of([metric.compared(value) for value in values])
     if not metric.is_ratio:
         return found
-    ends = (math.exp(each) for each in (found.mean, found.low, found.high))
-    return Mean(*ends, found.count)
+    return Mean(math.exp(found.mean), math.exp(found.low), math.exp(found.high), found.count)
 
 
 def _by_number(metric: Metric, rows: Sequence[Mapping[str, Any]]) -> dict[int | None, list[float]]:
