@@ -437,3 +437,16 @@ def test_curves_are_logged_by_their_numbers() -> None:
         "label": "a",
     }
     assert logged_metrics(found) == {"study_score": 2, "study_step_at_10": 0.5}
+
+
+def test_the_first_seeds_pictures_are_on_the_page(
+    found_values: tuple[Found, dict[str, list[dict[str, Any]]]], tmp_path: Path
+) -> None:
+    found, rows = found_values
+    for seed, row in enumerate(rows[OURS]):
+        (tmp_path / f"{seed}.png").write_bytes(b"%d" % seed)
+        file = str(tmp_path / f"{seed}.png")
+        row["pictures"] = [{"file": file, "name": "maps", "caption": "Maps of ours. Of one seed."}]
+    page = write_study(tmp_path / "page", two_arms(), found, rows, ABOUT)
+    assert "![Maps of ours](permuted-maps.png)\n\nMaps of ours. Of one seed." in page.read_text()
+    assert (tmp_path / "page" / "permuted-maps.png").read_bytes() == b"0"
