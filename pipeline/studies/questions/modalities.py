@@ -131,12 +131,13 @@ STUDY = Study(
     answer=answer,
     notes=(
         "The images are handwritten digits. A caption is the word of the digit in English, German, "
-        "French or Spanish, in which each letter was replaced by another one with a probability of "
-        "60 %, so that neither medium tells all. The model reads pixels and bytes as tokens of one "
+        "French or Spanish, in which each letter was replaced by a random one with a probability "
+        "of 60 %, so that neither medium tells all. The model reads pixels and bytes as tokens of one "
         "array, padded to one width by vectors that are learned for each medium.",
         "*Dropout* loses each medium of a training sample with a probability of 30 %, never both. "
         "*No caption* and *no image* leave the tokens of one medium out at test time. With "
-        "*others' captions* each image has the caption of another sample. With *labels swapped*, "
+        "*others' captions* each image has the caption of another sample, which shows the same "
+        "digit one time in ten. With *labels swapped*, "
         "tokens of pixels and of bytes end in the learned channels that say what the other is.",
         "The conditions test the weights of the same trainings, so that they differ in nothing "
         "else. `--scale full` takes images from `--data FOLDER`, and from `FOLDER/captioned` "
