@@ -132,8 +132,8 @@ STUDY = Study(
     notes=(
         "The images are handwritten digits. A caption is the word of the digit in English, German, "
         "French or Spanish, in which each letter was replaced by a random one with a probability "
-        "of 60 %, so that neither medium tells all. The model reads pixels and bytes as tokens of one "
-        "array, padded to one width by vectors that are learned for each medium.",
+        "of 60 %, so that neither medium tells all. The model reads pixels and bytes as tokens of "
+        "one array, padded to one width by vectors that are learned for each medium.",
         "*Dropout* loses each medium of a training sample with a probability of 30 %, never both. "
         "*No caption* and *no image* leave the tokens of one medium out at test time. With "
         "*others' captions* each image has the caption of another sample, which shows the same "
