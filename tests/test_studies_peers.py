@@ -12,7 +12,7 @@ from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.inputs.batches import inputs_on
 from pipeline.runs.console import Console
-from pipeline.studies.costs import TIMES, _peak_bytes, image_costs
+from pipeline.studies.costs import TIMES, image_costs, peak_bytes
 from pipeline.studies.data import make_set
 from pipeline.studies.image_data import PERMUTED, PLAIN, SHUFFLED, pixel_order
 from pipeline.studies.peer_training import PeerTraining
@@ -182,6 +182,6 @@ def test_a_steps_memory_is_that_of_the_tensors_it_keeps() -> None:
 
     def bytes_of(num_rows: int) -> int:
         rows = torch.zeros(num_rows, 100)
-        return _peak_bytes(lambda: model(rows).sum().backward(), model)
+        return peak_bytes(lambda: model(rows).sum().backward(), model)
 
     assert bytes_of(800) - bytes_of(400) == 400 * 2 * 1000 * 4
