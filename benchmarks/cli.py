@@ -98,7 +98,7 @@ def _add_model(subject: argparse.ArgumentParser) -> None:
         help="transformers,lucidrains, or none (default: peers with such a model)",
     )
     subject.add_argument("--device", default="auto", help="cpu or cuda")
-    subject.add_argument("--precision", default="auto", help="float32, bf16 or bf16_autocast")
+    subject.add_argument("--precision", default="auto", help="float32, bf16, bf16_autocast or fp8")
     subject.add_argument(
         "--batch-sizes", metavar="N,…", help="tried in ascending order while the rate grows"
     )
@@ -130,7 +130,7 @@ def _add_train(subject: argparse.ArgumentParser) -> None:
     subject.add_argument("--workers", type=int, default=1, help="workers of Ray Train; 0: none")
     subject.add_argument("--stage", default="auto", help="the ZeRO stage")
     subject.add_argument("--device", default="auto", help="cpu or cuda")
-    subject.add_argument("--precision", default="auto", help="float32, bf16 or bf16_autocast")
+    subject.add_argument("--precision", default="auto", help="float32, bf16, bf16_autocast or fp8")
     subject.add_argument("--no-lightning", action="store_true", help="time only ours and torch's")
 
 

@@ -29,7 +29,7 @@ class Job:
             `train`, `inference` and `cross-attend` time steps. `memory` measures the memory of a
             step of a cross-attend.
         device: `cpu` or `cuda`; for `machine`, also `auto`.
-        precision: `float32`, `bf16` or `bf16_autocast`; for `machine`, also `auto`.
+        precision: `float32`, `bf16`, `bf16_autocast` or `fp8`; for `machine`, also `auto`.
         config: A `ClassifierConfig` as a dictionary.
         implementation: As in `Variant`.
         path: As in `Variant`.

@@ -19,9 +19,12 @@ import torch
 from pipeline.errors import UserError
 
 DTYPES = {
-    "float32": torch.float32, "bf16": torch.bfloat16, "bf16_autocast": torch.bfloat16
-}  # fmt: skip
-"""The dtype of products, by precision as in `training.precision`."""
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bf16_autocast": torch.bfloat16,
+    "fp8": torch.bfloat16,
+}
+"""What products are autocast to, by precision as in `training.precision`."""
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
 WARM_UP_STEPS = 2
 MIN_STEPS = 3
@@ -33,7 +36,7 @@ def describe(device: str, precision: str, seconds: float) -> dict[str, Any]:
 
     Args:
         device: `cpu`, `cuda` or `auto`, which means CUDA if there is a device.
-        precision: `float32`, `bf16`, `bf16_autocast` or `auto`, which means bf16 with CUDA.
+        precision: `float32`, `bf16`, `bf16_autocast`, `fp8` or `auto`, which means bf16 with CUDA.
         seconds: How long to multiply matrices, in seconds.
 
     Returns:

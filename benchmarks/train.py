@@ -60,7 +60,7 @@ class Options:
         workers: The workers of Ray Train; 0 trains in this process.
         stage: The ZeRO stage of ours, `0` to `3`, or `auto`.
         device: `cpu`, `cuda` or `auto`.
-        precision: `float32`, `bf16`, `bf16_autocast` or `auto`.
+        precision: `float32`, `bf16`, `bf16_autocast`, `fp8` or `auto`.
         lightning: Whether Lightning is timed, too.
     """
 

@@ -15,18 +15,20 @@ class PeakTflops:
         tf32: Of TF32; None if the device has none.
         float32: Of float32.
         bf16: Whether the device multiplies bfloat16 at that speed.
+        fp8: Whether the device multiplies fp8.
     """
 
     half: float
     tf32: float | None
     float32: float
     bf16: bool = True
+    fp8: bool = True
 
 
 _OTHER = re.compile(r"\b(Laptop|Max-Q|MIG|Ti|4090 D)\b")
 """What makes a name that of a slower GPU, or of a part of one."""
 _HOPPER_SXM = PeakTflops(989.4, 494.7, 66.9)
-_AMPERE_100 = PeakTflops(312.0, 156.0, 19.5)
+_AMPERE_100 = PeakTflops(312.0, 156.0, 19.5, fp8=False)
 
 # The first name that is in the device's name, as whole words, counts; so longer names come before
 # their parts. The numbers are from NVIDIA's data sheets and architecture white papers of each GPU
@@ -50,15 +52,15 @@ PEAKS: dict[str, PeakTflops] = {
     "RTX 4090": PeakTflops(165.2, 82.6, 82.6),
     "A100": _AMPERE_100,
     "A800": _AMPERE_100,
-    "RTX A6000": PeakTflops(154.8, 77.4, 38.7),
-    "A40": PeakTflops(149.7, 74.8, 37.4),
-    "A30": PeakTflops(165.0, 82.0, 10.3),
-    "A10G": PeakTflops(70.0, 35.0, 35.0),
-    "A10": PeakTflops(125.0, 62.5, 31.2),
-    "RTX 3090": PeakTflops(71.0, 35.6, 35.6),
-    "V100-SXM2": PeakTflops(125.0, None, 15.7, bf16=False),
-    "V100-PCIE": PeakTflops(112.0, None, 14.0, bf16=False),
-    "T4": PeakTflops(65.0, None, 8.1, bf16=False),
+    "RTX A6000": PeakTflops(154.8, 77.4, 38.7, fp8=False),
+    "A40": PeakTflops(149.7, 74.8, 37.4, fp8=False),
+    "A30": PeakTflops(165.0, 82.0, 10.3, fp8=False),
+    "A10G": PeakTflops(70.0, 35.0, 35.0, fp8=False),
+    "A10": PeakTflops(125.0, 62.5, 31.2, fp8=False),
+    "RTX 3090": PeakTflops(71.0, 35.6, 35.6, fp8=False),
+    "V100-SXM2": PeakTflops(125.0, None, 15.7, bf16=False, fp8=False),
+    "V100-PCIE": PeakTflops(112.0, None, 14.0, bf16=False, fp8=False),
+    "T4": PeakTflops(65.0, None, 8.1, bf16=False, fp8=False),
     "MI300X": PeakTflops(1307.4, 653.7, 163.4),
 }
 """The peaks of GPUs, by a part of the name that `torch.cuda.get_device_name` gives."""
@@ -69,7 +71,8 @@ def peak_tflops(device_name: str, precision: str, *, tf32: bool = False) -> floa
 
     Args:
         device_name: The name that `torch.cuda.get_device_name` gives.
-        precision: The precision of products: `bf16`, `fp16` or `float32`.
+        precision: The precision of products: `fp8`, `bf16`, `fp16` or `float32`. Of a device with
+            fp8, its peak in bfloat16 is returned: most products are in that.
         tf32: Whether products of float32 are computed in TF32.
     """
     if _OTHER.search(device_name):
@@ -78,6 +81,8 @@ def peak_tflops(device_name: str, precision: str, *, tf32: bool = False) -> floa
     found = next(named, None)
     if found is None or (precision == "bf16" and not found.bf16):
         return None
+    if precision == "fp8":
+        return found.half if found.fp8 else None
     if precision in ("bf16", "fp16"):
         return found.half
     return found.tf32 if tf32 and found.tf32 is not None else found.float32

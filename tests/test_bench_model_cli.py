@@ -87,8 +87,8 @@ def test_time_is_of_at_least_three_steps_and_the_seconds_asked_for():
         ),
         (["--device", "tpu"], "--device tpu: must be one of auto, cpu, cuda"),
         (
-            ["--precision", "fp8"],
-            "--precision fp8: must be one of auto, float32, bf16, bf16_autocast",
+            ["--precision", "fp4"],
+            "--precision fp4: must be one of auto, float32, bf16, bf16_autocast, fp8",
         ),
         (["--batch-sizes", "1,zwei"], "--batch-sizes 1,zwei: must be integers of at least 1"),
         (["--batch-sizes", "0"], "--batch-sizes 0: must be integers of at least 1"),

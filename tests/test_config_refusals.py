@@ -41,8 +41,8 @@ WRONG_VALUES = [
     ("training.learning_rate=fast", "training.learning_rate: is 'fast'; must be a valid number"),
     ("training.learning_rate=0", "training.learning_rate: is 0; must be greater than 0"),
     (
-        "training.precision=fp8",
-        "training.precision: is 'fp8'; must be 'float32', 'bf16', 'bf16_autocast' or 'fp16'",
+        "training.precision=fp4",
+        "training.precision: is 'fp4'; must be 'float32', 'bf16', 'bf16_autocast', 'fp16' or 'fp8'",
     ),
     ("training.zero_stage=4", "training.zero_stage: is 4; must be 'auto', 0, 1, 2 or 3"),
     ("training.augment.flip=1", "training.augment.flip: is 1; must be a valid boolean"),

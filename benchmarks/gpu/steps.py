@@ -14,6 +14,7 @@ STAGES = (0, 2, 3)
 TESTS = (
     "tests/test_separable_triton.py",
     "tests/test_residual_stream.py",
+    "tests/test_fp8.py",
     "tests/test_shards_loader_refusals.py",
 )
 _MODEL = "gpu"
@@ -144,10 +145,18 @@ def _predict(place: Place, run: Run) -> Figures:
 
 
 def _table(place: Place, run: Run) -> Figures:
-    words = ["--quick", "--device", place.device]
-    words += (
-        ["--preset", "io-imagenet-conv", "--vs", "none", "--no-compile"] if place.is_small else []
-    )
+    return _model_table(place, run, [])
+
+
+def _table_fp8(place: Place, run: Run) -> Figures:
+    return _model_table(place, run, ["--precision", "fp8", "--vs", "none"])
+
+
+def _model_table(place: Place, run: Run, more: Sequence[str]) -> Figures:
+    words = ["--quick", "--device", place.device, *more]
+    if place.is_small:
+        words += ["--preset", "io-imagenet-conv", "--no-compile"]
+        words += [] if more else ["--vs", "none"]
     found = _json(run(["-m", "pipeline", "bench", "model", *words, "--json"]))
     rows = {
         f"{row['work']}, {row['label']}{', compiled' * row['compiled']}": row["images_per_second"]
@@ -175,4 +184,5 @@ STEPS: Sequence[Step] = (
     Step("promote", _promote, 60.0),
     Step("predict", _predict, 60.0),
     Step("table", _table, 180.0),
+    Step("table-fp8", _table_fp8, 120.0),
 )

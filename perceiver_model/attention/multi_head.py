@@ -31,9 +31,16 @@ ATTENTION_PATHS: tuple[AttentionPath, ...] = (
 
 
 class Attend(ResidualStream):
-    """An attention with its MLP. `attention_path` selects how it is computed."""
+    """An attention with its MLP.
+
+    Attributes:
+        attention_path: How the attention is computed.
+        reads_latents: Whether it reads latents alone, so that its products may be in fp8
+            (`perceiver_model.attention.fp8`).
+    """
 
     attention_path: AttentionPath = "auto"
+    reads_latents: bool = False
 
 
 def set_attention_path(module: nn.Module, path: AttentionPath) -> None:
@@ -175,6 +182,8 @@ class SelfAttend(Attend):
         gelu: The GELU of the MLP, with its tanh approximation or exact.
         dropout: The probability of dropout after the attention and the MLP.
     """
+
+    reads_latents = True
 
     def __init__(
         self,

@@ -220,6 +220,8 @@ class CausalCrossAttend(CausalAttend):
 class CausalSelfAttend(CausalAttend):
     """The latents attend to the latents up to their own position."""
 
+    reads_latents = True
+
     def __init__(self, config: ARConfig) -> None:
         super().__init__(config)
         self.attention_norm = LayerNorm(config.channels)

@@ -143,6 +143,8 @@ class TrainingConfig(ConfigBase):
             or float16 (autocast) and keep weights, gradients and optimizer state in float32. `bf16`
             also keeps in bfloat16 what attends and MLPs add to, the residual stream, of which
             layer norms compute mean and variance in float32; `bf16_autocast` keeps it in float32.
+            `fp8` is `bf16` with the products of the latents' self-attends in 8-bit floats, with a
+            scale for each row (`perceiver_model.attention.fp8`); other products stay bfloat16.
             `fp16` also scales the loss, for GPUs without bfloat16 (`cluster.loss_scale`).
         zero_stage: The stage of DeepSpeed ZeRO. Stage 1 shares the optimizer state among the
             workers, stage 2 the gradients as well, and stage 3 the weights as well. `auto` takes
@@ -203,7 +205,7 @@ class TrainingConfig(ConfigBase):
     balance_classes: float = Field(default=0.0, ge=0, le=1)
     schedule: ScheduleConfig = ScheduleConfig()
     augment: AugmentConfig = AugmentConfig()
-    precision: Literal["float32", "bf16", "bf16_autocast", "fp16"] = "float32"
+    precision: Literal["float32", "bf16", "bf16_autocast", "fp16", "fp8"] = "float32"
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
     offload: OffloadConfig = OffloadConfig()
     overlap_communication: bool = False

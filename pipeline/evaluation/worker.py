@@ -16,7 +16,7 @@ from pipeline.evaluation.worst import WorstSamples
 from pipeline.registry.reading import Reading
 from pipeline.runs.storage import local_copy, write_bytes
 from pipeline.runs.strict_json import to_json
-from pipeline.training.agreement import check_same_folder, check_same_shards
+from pipeline.training.agreement import check_same_folder, check_same_shards, every_rank
 from pipeline.training.bad_samples import BadSamples
 from pipeline.training.checkpoint_files import load_weights, read_tensors
 from pipeline.training.evaluation import Metrics, RecordingMetrics, answered
@@ -102,8 +102,8 @@ def evaluate_on_rank(task: EvaluationTask, rank_info: RankInfo) -> dict[str, Any
     folder = folder_at(task.folder)
     with local_copy(folder / WEIGHTS_FILE) as file:
         load_weights(module, read_tensors(file), str(folder / WEIGHTS_FILE))
-    compute_as(module, task.precision, task.attention_path)
     module = module.to(device).eval()
+    every_rank(lambda: compute_as(module, task.precision, task.attention_path))
     metrics, details = Metrics(objective, device), details_of(objective)
     worst = WorstSamples(task.worst)
     bad = BadSamples(rank_info, folder, task.max_bad_fraction)

@@ -31,6 +31,7 @@ class Device:
         link: How fast it sends to another one of the same machine, in 10⁹ bytes a second.
         overhead: The bytes that are taken beside tensors.
         has_bf16: Whether it multiplies bfloat16 at its full speed.
+        has_fp8: Whether it multiplies fp8.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Device:
     link: float
     overhead: int
     has_bf16: bool = True
+    has_fp8: bool = True
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,17 @@ def device_named(
         memory = psutil.virtual_memory().total if memory_gib is None else int(memory_gib * GIB)
         peak = tflops or own
         overhead = int(PROCESS_GIB * GIB)
-        return Device(name, False, memory, peak, peak, CPU_BANDWIDTH, CPU_BANDWIDTH / 4, overhead)
+        return Device(
+            name,
+            False,
+            memory,
+            peak,
+            peak,
+            CPU_BANDWIDTH,
+            CPU_BANDWIDTH / 4,
+            overhead,
+            has_fp8=False,
+        )
     overhead = int(CUDA_CONTEXT_GIB * GIB)
     sheet = GPUS.get(name)
     if sheet is None:
@@ -124,6 +136,7 @@ def device_named(
     float32 = peak_tflops(sheet.name, "float32")
     assert known is not None and float32 is not None
     has_bf16 = peak_tflops(sheet.name, "bf16") is not None
+    has_fp8 = peak_tflops(sheet.name, "fp8") is not None
     gib = sheet.gib if memory_gib is None else memory_gib
     return Device(
         name,
@@ -135,4 +148,5 @@ def device_named(
         sheet.link,
         overhead,
         has_bf16,
+        has_fp8,
     )

@@ -47,6 +47,11 @@ def problems_of_device(config: Config, device: Device) -> list[str]:
             f"training.precision is {precision!r}, which {device.name} has no fast products of; "
             "set training.precision=fp16, or take a newer GPU"
         )
+    elif precision == "fp8" and not device.has_fp8:
+        found.append(
+            f"training.precision is {precision!r}, which {device.name} has no products of: they "
+            "would be emulated, and slow; set training.precision=bf16"
+        )
     if device.is_gpu and not config.cluster.use_gpu:
         found.append(
             f"--gpu {device.name}: cluster.use_gpu is false, so the training would run on CPUs; "
@@ -72,6 +77,8 @@ def notes_of(training: PlannedTraining, request: Request, run: dict[str, Any]) -
         notes.append("texts are taken at their full length; shorter ones take less")
     if settings.precision == "fp16":
         notes.append(_of_fp16(device))
+    if settings.precision == "fp8":
+        notes.append("fp8: memory and time are those of bf16; fp8 has not been measured")
     if settings.compile:
         notes.append("memory with torch.compile is taken to be that without it")
     if "steps" in run and (note := lagging_average(settings.ema_decay, run["steps"])):

@@ -68,10 +68,17 @@ class _PlannedBatch(Batch):
 
 
 def build_on_meta(objective: Objective, config: Config) -> nn.Module:
-    """Return the model of a training, without memory for its weights."""
+    """Return the model of a training, without memory for its weights.
+
+    With the precision `fp8` it is that of `bf16`: the casts between the two are fused with other
+    operations on a GPU, and are not modelled.
+    """
+    precision = config.training.precision
     with torch.device("meta"):
         model = objective.build_model()
-    compute_as(model, config.training.precision, config.training.attention_path)
+    compute_as(
+        model, "bf16" if precision == "fp8" else precision, config.training.attention_path
+    )
     if hasattr(model, "encoder"):  # a Perceiver AR has none
         encoder: Any = model.encoder
         encoder.checkpointed_share = config.training.activation_checkpointing

@@ -35,7 +35,7 @@ from pipeline.training.initial_weights.start import start_from
 from pipeline.training.loop import TrainLoop
 from pipeline.training.objectives import objective_of
 from pipeline.training.optimizer import make_optimizer
-from pipeline.training.precision import compute_as, products_in
+from pipeline.training.precision import compute_as, precision_notes, products_in
 from pipeline.training.rank_info import RankInfo, join
 from pipeline.training.step_profile import FOLDER as PROFILE
 from pipeline.training.step_profile import TRACE, StepProfiler
@@ -153,7 +153,7 @@ def _open_training(
     with divided_as_built(strategy, num_parameters, [Attend, MLP]):
         model: Any = objective.build_model(load_positions(shard_set, objective.model_config))
     model = model.to(rank_info.device)
-    compute_as(model, training.precision, training.attention_path)
+    every_rank(lambda: compute_as(model, training.precision, training.attention_path))
     if hasattr(model, "encoder"):  # a Perceiver AR has none, and takes no share
         model.encoder.checkpointed_share = training.activation_checkpointing
     chosen, notes = agreed_checkpoint(folder / "checkpoints")
@@ -163,6 +163,7 @@ def _open_training(
     plan = _started(model, config, init_folder, load=chosen is None)
     stack.enter_context(compiled(model, training.compile))
 
+    notes += precision_notes(training.precision, rank_info.device)
     state = chosen.state if chosen else TrainState()
     if chosen:
         notes.append(f"resuming at epoch {state.epoch + 1}, step {state.step}, from {chosen.path}")
