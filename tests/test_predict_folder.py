@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,28 @@ def test_many_files_are_predicted_by_ray_to_the_same_table_in_the_same_order(
     assert [Path(each["source"]).stem for each in by_ray["bad_files"]] == [f"{n:05d}" for n in bad]
     assert all("image" in each["error"] for each in by_ray["bad_files"])
     assert not (Path(by_ray["to"]) / "_plan").exists()
+
+
+def test_relative_paths_are_below_the_folder_of_the_command(
+    made: dict[str, Any], by_ray: dict[str, Any], monkeypatch: pytest.MonkeyPatch, console: Console
+) -> None:
+    monkeypatch.chdir(made["folder"])
+    with tarfile.open("some.tar", "w") as tar:
+        tar.add("images/0/00000.png", "a.png")
+    Path("some.csv").write_text("image\nimages/0/00001.png\n", encoding="utf-8")
+    given = ["images/2", "some.tar", "some.csv", "./images/0/00002.png"]
+    found = {}
+    for workers in (0, 1):
+        to = f"relative-{workers}"
+        result = predict(made["client"], URI, given, console, output=Path(to), workers=workers)
+        assert result["to"] == str(made["folder"] / to)
+        found[workers] = parts(made["folder"] / to)
+    assert found[0] == found[1]
+    rows = pq.read_table("relative-1").to_pylist()
+    names = [row["source"] for row in rows]
+    images = [str(p.relative_to(made["folder"])) for p in sorted((made["images"] / "2").iterdir())]
+    assert names == [*images, "some.tar/a.png", "images/0/00001.png", "images/0/00002.png"]
+    assert all(row["error"] is None for row in rows[-3:])
 
 
 def test_this_process_writes_the_same_bytes(

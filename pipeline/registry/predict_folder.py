@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,8 @@ def predict_to_folder(request: Request, model: Weights, console: Console) -> dic
         UserError: The folder has other predictions or other files, or an input cannot be listed.
         ClusterError: The cluster has no room for a worker.
     """
+    if isinstance(request.folder, Path):  # Ray's workers work in another folder
+        request = replace(request, folder=request.folder.absolute())
     folder = request.folder
     _refuse_foreign(folder)
     with run_lock(folder / ".predict.lock", str(folder), console.notice):

@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -76,11 +76,14 @@ class Inputs:
         media: The format of the model's media, or the formats by modality.
         roots: Where objects and tars lie, with what gives access to them. They are known once the
             inputs were iterated, and must not be written down.
+        below: The folder that relative paths are below: this process's own. Another process lists
+            the same inputs, and names them as they were given.
     """
 
     given: Sequence[str]
     media: Media
     roots: list[str] = field(default_factory=list)
+    below: str = field(default_factory=os.getcwd)
 
     def __iter__(self) -> Iterator[Input]:
         """Yield the inputs in order.
@@ -90,13 +93,17 @@ class Inputs:
         """
         self.roots.clear()
         for given in self.given:
+            prefix = f"{_shown(self.below)}/" if _is_relative(given) else ""
             try:
                 filesystem, base = filesystem_of(given)
             except (ImportError, ValueError) as error:
                 reason = " ".join(str(error).split())
                 raise UserError(f"{redacted(given)}: cannot be opened: {reason}") from None
             try:
-                yield from self._of(given, filesystem, base)
+                address = str(Path(self.below, given)) if prefix else given
+                for each in self._of(address, filesystem, base):
+                    name = each.source.removeprefix(prefix)
+                    yield each if name == each.source else replace(each, source=name)
             except UserError:
                 raise
             except read_errors(filesystem) as error:
@@ -238,6 +245,11 @@ def at_most(inputs: Inputs, most: int) -> list[Input] | None:
 def are_more(inputs: Inputs, most: int) -> bool:
     """Return whether there are more inputs than so many, without holding them."""
     return any(number >= most for number, _ in enumerate(inputs))
+
+
+def _is_relative(given: str) -> bool:
+    """Return whether an input is a path below the working directory."""
+    return "://" not in given and not given.startswith("~") and not Path(given).is_absolute()
 
 
 def _named_in(value: str, folder: Path, number: int, *, far: bool) -> Input:
