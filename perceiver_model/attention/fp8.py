@@ -33,7 +33,7 @@ def multiplies_fp8(device: torch.device) -> bool:
 
 
 def set_fp8_products(module: nn.Module, enabled: bool) -> None:
-    """Let the attends of latents in `module` multiply in fp8, or in the precision of autocast again.
+    """Let the attends of latents multiply in fp8, or in the precision of autocast again.
 
     The names of the parameters stay, and the parameters themselves do. On a device that does not
     multiply fp8, the factors are rounded to fp8 and multiplied in the precision of autocast: the
