@@ -76,9 +76,7 @@ def build_on_meta(objective: Objective, config: Config) -> nn.Module:
     precision = config.training.precision
     with torch.device("meta"):
         model = objective.build_model()
-    compute_as(
-        model, "bf16" if precision == "fp8" else precision, config.training.attention_path
-    )
+    compute_as(model, "bf16" if precision == "fp8" else precision, config.training.attention_path)
     if hasattr(model, "encoder"):  # a Perceiver AR has none
         encoder: Any = model.encoder
         encoder.checkpointed_share = config.training.activation_checkpointing
