@@ -103,7 +103,7 @@ STUDY = Study(
             seeds=2,
             by_data=_DIGITS_AS_POINTS,
         ),
-        "small": Scale("digits", _small(5), seeds=5, by_data=_DIGITS_AS_POINTS),
+        "small": Scale("digits", _small(8), seeds=5, by_data=_DIGITS_AS_POINTS),
         "full": Scale(
             "imagenet",
             {
