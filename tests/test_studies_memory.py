@@ -17,7 +17,7 @@ from pipeline.studies.peers.recurrent import (
 from pipeline.studies.planning import base_config
 from pipeline.studies.questions.table import STUDIES
 from pipeline.studies.request import Request
-from pipeline.studies.works.recall import recall_loss, recall_model, tested_recall
+from pipeline.studies.works.recall import measure_recall, parts_in, recall_loss, recall_model
 
 LAGS, SIDE = 2, 4
 
@@ -76,6 +76,13 @@ def test_gradients_reach_earlier_parts_unless_they_are_cut(kind: str) -> None:
     assert gradient[:, 2].abs().sum() > 0
 
 
+def test_streams_grow_to_their_full_length_in_half_of_the_epochs() -> None:
+    grown = [parts_in(epoch, 40, 12) for epoch in range(40)]
+    assert grown[0] == 1 and grown == sorted(grown)
+    assert set(grown) == set(range(1, 13)) and grown[20:] == [12] * 20
+    assert [parts_in(epoch, 1, 12) for epoch in range(1)] == [1]
+
+
 class Perfect(Recall):
     """Knows the class of the part before, which is its first pixel."""
 
@@ -89,7 +96,7 @@ class Perfect(Recall):
 def test_recall_is_counted_by_distance() -> None:
     targets = torch.arange(10).repeat(4)
     images = targets[:, None, None, None].expand(-1, 2, 2, 1).to(torch.uint8)
-    found = tested_recall(Perfect(), images, targets, {"lags": [0, 1, 3], "tested_parts": 8})
+    found = measure_recall(Perfect(), images, targets, {"lags": [0, 1, 3], "tested_parts": 8})
     assert (found[0], found[1]) == (1, 1)
     assert 0 < found[3] < 0.4
 

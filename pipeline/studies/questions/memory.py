@@ -85,8 +85,8 @@ def _small(epochs: int, parts: int) -> dict[str, Any]:
         _LATENTS: 16,
         "model.encoder.num_blocks": 1,
         "model.encoder.num_cross_attends": 1,
-        "training.batch_size": 32 * parts,
-        "training.learning_rate": 3e-3,
+        "model.encoder.latent_init_std": 1.0,
+        "training.batch_size": 8 * parts,
         "training.epochs": epochs,
     }
 
@@ -107,7 +107,7 @@ STUDY = Study(
             arms=_arms(4, (0, 2)),
             pairs=_pairs((0, 2)),
         ),
-        "small": Scale("digits", _small(60, _PARTS), seeds=5),
+        "small": Scale("digits", _small(40, _PARTS), seeds=5),
         "full": Scale(
             "digits",
             {
@@ -127,8 +127,8 @@ STUDY = Study(
         "A stream is a sequence of handwritten digits, one for each part, in random order. After "
         "each part the model names the digit that it sees and those of some parts ago, all by "
         "learned output queries of its state. So its memory has to keep the last digits in order, "
-        "and to drop older ones. Training streams have as many parts as the scale says, and test "
-        "streams twice as many.",
+        "and to drop older ones. Training streams grow from one part to 12 in the first half of "
+        "the epochs (48 at the full scale), and test streams have twice as many.",
         "The Perceiver starts each part from the latents after the part before, as `state` does in "
         "`PerceiverClassifier.forward_state` and `training.stream` in trainings. Gradients reach "
         "back through all parts of a training stream. *No gradient between parts* carries the same "

@@ -1,6 +1,5 @@
 """Time and memory of a model of images as the number of its tokens grows."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,8 +23,8 @@ def measure_ladder(config: Config, options: Mapping[str, Any], console: Console)
     Args:
         config: The configuration of the arm, which reads images.
         options: `peer`, its name, or None for the Perceiver; `sides` of the images, ascending; and
-            `limit_s`, the longest step in seconds. A size whose step would take longer, as the
-            growth so far says, is not measured, nor are larger ones.
+            `limit_s`, the longest step in seconds. A size whose step would take longer if time
+            grew with the square of the tokens is not measured, nor are larger ones.
         console: The console, which is told why sizes are left out.
 
     Returns:
@@ -42,11 +41,11 @@ def measure_ladder(config: Config, options: Mapping[str, Any], console: Console)
         times[tokens] = memory[tokens] = None
         if "ends" in found:
             continue
-        expected = _next_ms(times, tokens) / 1000
-        if expected > options["limit_s"]:
+        most = _most_ms(times, tokens) / 1000
+        if most > options["limit_s"]:
             found["ends"] = (
-                f"not measured at {tokens:,} tokens and above, where a step would take about "
-                f"{expected:,.0f} s; the limit is {options['limit_s']:g} s"
+                f"not measured at {tokens:,} tokens and above, where a step may take {most:,.0f} "
+                f"s; the limit is {options['limit_s']:g} s"
             )
             console.notice(found["ends"])
             continue
@@ -60,17 +59,16 @@ def measure_ladder(config: Config, options: Mapping[str, Any], console: Console)
     return found
 
 
-def _next_ms(times: Mapping[int, float | None], tokens: int) -> float:
-    """Return what a step would take at a number of tokens, by the growth between the last two."""
+def _most_ms(times: Mapping[int, float | None], tokens: int) -> float:
+    """Return what a step takes at a number of tokens if it grows with their square; 0 if unknown.
+
+    The growth between small sizes says nothing: most of their time does not depend on the tokens.
+    """
     known = [(n, ms) for n, ms in times.items() if ms is not None]
     if not known:
         return 0.0
     last, ms = known[-1]
-    power = 2.0
-    if len(known) > 1:
-        before, earlier = known[-2]
-        power = max(1.0, math.log(ms / earlier) / math.log(last / before))
-    return float(ms * (tokens / last) ** power)
+    return float(ms * (tokens / last) ** 2)
 
 
 def _measured(config: Config, peer: str | None, device: torch.device) -> tuple[int, float, float]:

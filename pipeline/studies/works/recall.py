@@ -66,7 +66,7 @@ def train_recall(config: Config, options: Mapping[str, Any], console: Console) -
     images, targets = split_images(config, shard_set, "train", device)
     _train(config, options, model, images, targets)
     images, targets = split_images(config, shard_set, "test", device)
-    recall = tested_recall(model, images, targets, options)
+    recall = measure_recall(model, images, targets, options)
     console.notice(f"{options['model']}: {recall}")
     return {"recall": recall, "parameters": num_parameters(model)}
 
@@ -115,21 +115,23 @@ def _train(
     images: torch.Tensor,
     targets: torch.Tensor,
 ) -> None:
-    training, parts = config.training, options["parts"]
-    num_streams = training.batch_size // parts
-    steps = len(images) // (num_streams * parts) if num_streams else 0
-    if not steps:
+    training = config.training
+    steps = len(images) // training.batch_size
+    if not steps or training.batch_size < options["parts"]:
         raise UserError(
             f"training.batch_size {training.batch_size}: {len(images)} images are too few for it, "
-            f"or it holds no stream of {parts} parts"
+            f"or it holds no stream of {options['parts']} parts"
         )
     optimizer = make_optimizer(model, training)
     generator = torch.Generator().manual_seed(config.seed)
     model.train()
     for step in range(steps * training.epochs):
-        if step % steps == 0:
+        epoch, number = divmod(step, steps)
+        if number == 0:
             order = torch.randperm(len(images), generator=generator).to(images.device)
-        first = (step % steps) * num_streams * parts
+            parts = parts_in(epoch, training.epochs, options["parts"])
+            num_streams = training.batch_size // parts
+        first = number * training.batch_size
         chosen = order[first : first + num_streams * parts].view(num_streams, parts)
         loss = recall_loss(model, images[chosen], targets[chosen], options)
         loss.backward()
@@ -139,6 +141,15 @@ def _train(
             nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clipping)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+
+def parts_in(epoch: int, epochs: int, most: int) -> int:
+    """Return how many parts the streams of an epoch have.
+
+    They grow evenly, from one in the first epoch to all of them in the second half. A model that
+    cannot yet name what it sees learns nothing from what it saw before.
+    """
+    return min(most, 1 + 2 * epoch * (most - 1) // epochs)
 
 
 def recall_loss(
@@ -159,7 +170,7 @@ def recall_loss(
 
 
 @torch.inference_mode()
-def tested_recall(
+def measure_recall(
     model: Recall, images: torch.Tensor, targets: torch.Tensor, options: Mapping[str, Any]
 ) -> dict[int, float]:
     """Return the share of parts whose class at each distance is named, in longer streams."""
