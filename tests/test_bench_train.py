@@ -46,7 +46,7 @@ def test_the_interval_is_that_of_the_sign_test(count: int, left_out: int) -> Non
     ("wrong", "told"),
     [({"model": "huge"}, "--model huge: is none of"), ({"stage": "4"}, "--stage 4: must be"),
      ({"rounds": 0}, "must be at least 1"), ({"device": "tpu"}, "--device tpu: must be"),
-     ({"precision": "fp8"}, "--precision fp8: must be"), ({"workers": -1}, "--workers")],
+     ({"precision": "fp4"}, "--precision fp4: must be"), ({"workers": -1}, "--workers")],
 )  # fmt: skip
 def test_options_that_make_no_sense_are_refused(wrong: dict, told: str) -> None:
     with pytest.raises(UserError, match=told):
