@@ -211,7 +211,7 @@ OWN_FILES = re.compile(
     rf"pipeline/(media|inputs)/({'|'.join(MODALITIES)})[/.]|pipeline/training/augmentation/"
     r"|pipeline/inputs/pixels\.py"  # what images and films share
     r"|pipeline/media/(__init__|members|targets)\.py"  # masks are read with an image's format
-    r"|pipeline/studies/(data|peer_training)\.py"  # studies of images, and their peers
+    r"|pipeline/studies/"  # a study asks about data of one kind, and its peers read that kind
 )
 
 
