@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.studies.caption_data import CAPTIONED, CAPTIONS, MAX_BYTES
-from pipeline.studies.questions.small import SMALL
+from pipeline.studies.questions.small import small_images
 from pipeline.studies.study import Arm, Found, Pair, Scale, Study
 
 IMAGE, CAPTION, BOTH, DROPS = "image", "caption", "both", "both, dropout"
@@ -31,18 +31,6 @@ def _arm(model: str) -> Arm:
         options={"conditions": conditions},
         also=tuple(conditions),
     )
-
-
-def _small(epochs: int) -> dict[str, Any]:
-    return {
-        **SMALL,
-        "data.image.height": 16,
-        "data.image.width": 16,
-        "model.adapter": {"kind": "pixels"},
-        "model.encoder.num_blocks": 2,
-        "model.encoder.num_cross_attends": 2,
-        "training.epochs": epochs,
-    }
 
 
 def _by_data(
@@ -110,11 +98,11 @@ STUDY = Study(
     scales={
         "tiny": Scale(
             "digits",
-            {**_small(2), "training.batch_size": 256},
+            {**small_images(2), "training.batch_size": 256},
             seeds=2,
             by_data=_by_data(32, 8),
         ),
-        "small": Scale("digits", _small(10), seeds=5, by_data=_by_data(32, 8)),
+        "small": Scale("digits", small_images(10), seeds=5, by_data=_by_data(32, 8)),
         "full": Scale(
             "imagenet",
             {

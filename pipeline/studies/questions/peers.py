@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.studies.costs import TIMES
-from pipeline.studies.questions.small import SMALL
+from pipeline.studies.questions.small import small_images
 from pipeline.studies.study import Arm, Found, Pair, Scale, Study
 
 OURS, RESNET, VIT, TRANSFORMER = "Perceiver", "ResNet", "ViT", "Transformer"
@@ -17,16 +17,7 @@ def _as_long(peer: str) -> str:
 
 
 def _small(epochs: int) -> dict[str, Any]:
-    return {
-        **SMALL,
-        "data.image.height": 16,
-        "data.image.width": 16,
-        "model.adapter": {"kind": "pixels"},
-        "model.encoder.num_blocks": 2,
-        "model.encoder.num_cross_attends": 2,
-        "training.schedule.warmup_epochs": 0,
-        "training.epochs": epochs,
-    }
+    return {**small_images(epochs), "training.schedule.warmup_epochs": 0}
 
 
 def answer(found: Found) -> str:

@@ -1,7 +1,7 @@
 """Does the Perceiver need the image's structure? Permuted pixels, as in the paper's Table 2."""
 
 from pipeline.studies.image_data import PERMUTED, SHUFFLED
-from pipeline.studies.questions.small import SMALL
+from pipeline.studies.questions.small import small_images
 from pipeline.studies.study import Arm, Found, Pair, Scale, Study
 
 FOURIER, LEARNED = "Perceiver, Fourier", "Perceiver, learned positions"
@@ -11,18 +11,6 @@ _LEARNED = {"model.positions": {"kind": "learned", "num_channels": 32, "projecte
 
 def _permuted(label: str) -> str:
     return f"{label}, permuted"
-
-
-def _small(epochs: int) -> dict[str, object]:
-    return {
-        **SMALL,
-        "data.image.height": 16,
-        "data.image.width": 16,
-        "model.adapter": {"kind": "pixels"},
-        "model.encoder.num_blocks": 2,
-        "model.encoder.num_cross_attends": 2,
-        "training.epochs": epochs,
-    }
 
 
 def answer(found: Found) -> str:
@@ -75,8 +63,8 @@ STUDY = Study(
         *(Pair(_permuted(name), _permuted(FOURIER)) for name in PEERS),
     ),
     scales={
-        "tiny": Scale("digits", {**_small(2), "training.batch_size": 256}, seeds=2),
-        "small": Scale("digits", _small(7), seeds=5),
+        "tiny": Scale("digits", {**small_images(2), "training.batch_size": 256}, seeds=2),
+        "small": Scale("digits", small_images(7), seeds=5),
         "full": Scale(
             "imagenet",
             {

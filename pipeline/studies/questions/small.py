@@ -21,3 +21,20 @@ SMALL: Mapping[str, Any] = MappingProxyType(
     }
 )
 """The dotted fields of the configuration that they change."""
+
+
+def small_images(epochs: int) -> dict[str, Any]:
+    """Return the dotted fields of a small training on the pixels of digits.
+
+    Args:
+        epochs: The number of epochs.
+    """
+    return {
+        **SMALL,
+        "data.image.height": 16,
+        "data.image.width": 16,
+        "model.adapter": {"kind": "pixels"},
+        "model.encoder.num_blocks": 2,
+        "model.encoder.num_cross_attends": 2,
+        "training.epochs": epochs,
+    }
