@@ -32,6 +32,16 @@ from pipeline.studies.works.table import WORKS
 
 OVERRIDES = ("data.image.height=8", "data.image.width=8", "training.batch_size=64")
 OURS, PEER = "ours", "a ViT"
+ABOUT = {
+    "scale": "small",
+    "seeds": 3,
+    "command": "perceiver study permuted --scale small",
+    "data": "some images",
+    "machine": "a machine",
+    "versions": "torch 2",
+    "date": "2026-01-01",
+    "minutes": 3.0,
+}
 
 
 def two_arms() -> Study:

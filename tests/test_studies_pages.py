@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_studies import OURS, PEER, two_arms
+from test_studies import ABOUT, OURS, PEER, two_arms
 
 from pipeline.studies.index import write_index
 from pipeline.studies.metrics import Metric
@@ -21,16 +21,6 @@ ROW = {
     "samples_per_second": 800.0,
 }
 VALUES = {OURS: [0.90, 0.91, 0.92], PEER: [0.95, 0.955, 0.965]}
-ABOUT = {
-    "scale": "small",
-    "seeds": 3,
-    "command": "perceiver study permuted --scale small",
-    "data": "some images",
-    "machine": "a machine",
-    "versions": "torch 2",
-    "date": "2026-01-01",
-    "minutes": 3.0,
-}
 
 
 @pytest.fixture
