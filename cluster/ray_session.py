@@ -7,6 +7,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _CONNECTION_ATTEMPTS = "RAY_gcs_server_port_wait_time_s"
 _FOLDER_PREFIX = "perceiver-ray-"
 _LONGEST_TEMPORARY = 8
+_REMOVING_SECONDS = 10.0
 _OF_OTHER_CLUSTERS = ("RAY_ADDRESS", "RAY_AUTH_MODE")
 # One token for the whole process, because Ray caches the first one that it sees.
 _TOKEN = secrets.token_hex(32)
@@ -120,7 +122,17 @@ def _own_session() -> Iterator[None]:
         for name in (*ours, *_OF_OTHER_CLUSTERS):
             os.environ.pop(name, None)
         os.environ.update({name: value for name, value in outer.items() if value is not None})
+        _remove_folder(folder)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a session's folder, to which Ray's agents may write for a moment after its end."""
+    end = time.monotonic() + _REMOVING_SECONDS
+    while True:
         shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists() or time.monotonic() > end:
+            return
+        time.sleep(0.05)
 
 
 def _start(folder: Path, dashboard_port: int) -> None:

@@ -17,6 +17,7 @@ from shards.plain import is_sha256
 
 _ANOTHER_HAS_IT = (errno.EWOULDBLOCK, errno.EACCES)
 _TEMPORARY = ".part"
+_LISTING = "evict"
 _OURS = re.compile(rf"[0-9a-f]{{64}}(\.\d+-[0-9a-f]{{8}}{re.escape(_TEMPORARY)})?")
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -87,8 +88,13 @@ class ShardCache:
             return self._write(sha256, size, chunks)
 
     def total_bytes(self) -> int:
-        """Return the bytes of all files, including unfinished ones."""
-        return sum(size for _, size, _ in self._files())
+        """Return the bytes of all files, including unfinished ones.
+
+        Raises:
+            ShardError: The folder cannot be read, or nothing was ever written to it.
+        """
+        with self._lock(_LISTING):
+            return sum(size for _, size, _ in self._files())
 
     @property
     def _locks(self) -> Path:
@@ -136,6 +142,8 @@ class ShardCache:
                 )
             with self._refusing():
                 os.fsync(descriptor)
+            # A listing may miss a file that is renamed meanwhile, and so keep too many.
+            with self._lock(_LISTING), self._refusing():
                 path.rename(self.folder / sha256)
                 return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
         except BaseException:
@@ -147,7 +155,7 @@ class ShardCache:
     def _reserve(self, sha256: str, size: int) -> tuple[int, Path]:
         """Make room, then create a locked file of `size` bytes under a temporary name."""
         path = self.folder / f"{sha256}.{os.getpid()}-{secrets.token_hex(4)}{_TEMPORARY}"
-        with self._lock("evict"):
+        with self._lock(_LISTING):
             self._make_room(size)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
             try:
