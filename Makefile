@@ -1,5 +1,5 @@
-# make demo | make test | make lint | make docs: each makes .venv first and installs what
-# constraints.txt pins.
+# make demo | make test | make test-nvme | make lint | make docs: each makes .venv first and installs
+# what constraints.txt pins.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 # Where it is set, every process of the tests would compile torch and Ray anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint format docs clean
+.PHONY: demo test test-nvme lint format docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/perceiver demo
@@ -16,6 +16,10 @@ demo: $(INSTALLED)
 # In two processes, each of which takes whole files.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+
+# DeepSpeed builds what reads and writes NVMe, which takes minutes once on a machine.
+test-nvme: $(INSTALLED)
+	TEST_NVME=1 $(BIN)/python -m pytest tests/test_nvme.py tests/test_nvme_parameters.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
