@@ -1,17 +1,17 @@
-"""What peers read: pixels with their positions, and rows of tables as numbers."""
+"""What peers read: pixels with their positions, rows of tables as numbers, clouds of points."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from perceiver_model.adapters.configs import TableInput
+from perceiver_model.adapters.configs import PointsInput, TableInput
 from perceiver_model.adapters.table import TableRows
 from perceiver_model.config import FourierConfig
 from pipeline.config.tree import Config
 from pipeline.inputs.positions import load_positions
 from pipeline.studies.image_data import image_format
-from pipeline.studies.peers.table import Images, Rows
+from pipeline.studies.peers.table import Images, Points, Rows
 from shards import ShardSet
 
 
@@ -95,9 +95,31 @@ class TableReading:
         )
 
 
+class PointReading:
+    """Clouds of points as they are, without Fourier features.
+
+    Args:
+        points: The input of the arm's model.
+        num_classes: The number of classes.
+        device: The device of the inputs.
+    """
+
+    def __init__(self, points: PointsInput, num_classes: int, device: torch.device) -> None:
+        self._blank = torch.zeros(1, points.num_points, points.channels, device=device)
+        self.shape = Points(points.num_points, num_classes)
+
+    def __call__(self, points: torch.Tensor) -> torch.Tensor:
+        """Return the points `[batch, points, 3]` in float32."""
+        return points.float()
+
+    def blank(self) -> torch.Tensor:
+        """Return a cloud whose points all coincide."""
+        return self._blank
+
+
 def reading_of(
     config: Config, shard_set: ShardSet, objective: Any, device: torch.device
-) -> ImageReading | TableReading:
+) -> ImageReading | TableReading | PointReading:
     """Return how a peer reads the inputs of an arm.
 
     Args:
@@ -106,9 +128,11 @@ def reading_of(
         objective: Its objective.
         device: The device of the inputs.
     """
-    table, num_classes = objective.model_config.input, len(shard_set.manifest.classes)
-    if isinstance(table, TableInput):
-        return TableReading(table, num_classes, device)
+    read, num_classes = objective.model_config.input, len(shard_set.manifest.classes)
+    if isinstance(read, TableInput):
+        return TableReading(read, num_classes, device)
+    if isinstance(read, PointsInput):
+        return PointReading(read, num_classes, device)
     positions = None
     if isinstance(config.model.positions, FourierConfig):
         positions = load_positions(shard_set, objective.model_config)

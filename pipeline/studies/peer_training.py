@@ -52,9 +52,12 @@ class PeerTraining:
         return train_loader(self.config, self.objective, self.shard_set, alone)
 
     def logits(self, inputs: Any, mask: Any = None) -> torch.Tensor:
-        """Return logits `[batch, classes]` of inputs, as `inputs_on` returns them."""
-        assert mask is None  # images and rows have none
-        found: torch.Tensor = self.model(self.reading(inputs))
+        """Return logits `[batch, classes]` of inputs and their mask, as `inputs_on` returns them.
+
+        Only clouds of points have a mask.
+        """
+        masks = () if mask is None else (mask,)
+        found: torch.Tensor = self.model(self.reading(inputs), *masks)
         return found
 
     def train(self) -> None:
@@ -82,11 +85,11 @@ class PeerTraining:
     def _loss(self, batch: ShardBatch) -> torch.Tensor:
         if batch.bad:
             raise UserError(f"{self.shard_set.location}: has training samples that cannot be read")
-        inputs, _ = inputs_on(batch, self.config.data.formats, self.device)
+        inputs, mask = inputs_on(batch, self.config.data.formats, self.device)
         training = self.config.training
         dtype = AUTOCAST_DTYPES.get(products_in(training.precision))
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            logits = self.logits(inputs)
+            logits = self.logits(inputs, mask)
         targets = batch.targets.to(self.device)
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=training.label_smoothing)
         return loss + getattr(self.model, "penalty", 0.0)  # TabNet's masks have one

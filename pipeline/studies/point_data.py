@@ -54,12 +54,13 @@ def point_set(config: Config, folder: Path, given: Path | None, console: Console
         source = folder / "ink"
         if not (source / ".whole").exists():
             remove_folder(source)
-            _write_ink(image_folder(folder, None), source)
+            write_ink(image_folder(folder, None), source)
             (source / ".whole").touch()
     return build_set(config, POINTS, (source / "train", source / "test"), folder, console)
 
 
-def _write_ink(images: Path, to: Path) -> None:
+def write_ink(images: Path, to: Path) -> None:
+    """Write the ink of pictures `SPLIT/CLASS/NAME.png` as clouds `SPLIT/CLASS/NAME.npy`."""
     from PIL import Image
 
     for path in sorted(images.glob("*/*/*.png")):

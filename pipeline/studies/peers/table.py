@@ -10,6 +10,7 @@ from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.studies.peers.linear import Performer, SetTransformer
+from pipeline.studies.peers.pointnet import Level, PointNet
 from pipeline.studies.peers.resnet import ResNet
 from pipeline.studies.peers.tabnet import TabNet
 from pipeline.studies.peers.vit import ViT
@@ -51,7 +52,20 @@ class Rows:
     num_classes: int
 
 
-def sized_peer(name: str, shape: Images | Rows, num_parameters: int) -> nn.Module:
+@dataclass(frozen=True)
+class Points:
+    """The clouds that a peer reads.
+
+    Attributes:
+        num_points: The most points of a cloud.
+        num_classes: The number of classes.
+    """
+
+    num_points: int
+    num_classes: int
+
+
+def sized_peer(name: str, shape: Images | Rows | Points, num_parameters: int) -> nn.Module:
     """Return the peer whose number of parameters is nearest to the one wanted, with new weights.
 
     Raises:
@@ -174,6 +188,21 @@ def _tabnets(rows: Rows, num_parameters: int) -> Builder:
     return range(2, 129), lambda dim: dim, build
 
 
+def _pointnets(clouds: Points, num_parameters: int) -> Builder:
+    """The paper's levels for clouds of 1024 points and more; wider ones for clouds of fewer."""
+    if clouds.num_points >= 1024:
+        levels = (Level(512, 0.2, 32), Level(128, 0.4, 64))
+    else:
+        kept = max(clouds.num_points // 2, 1), max(clouds.num_points // 8, 1)
+        levels = (Level(kept[0], 0.3, 16), Level(kept[1], 0.6, 16))
+    dropout = 0.0 if num_parameters <= _SMALL else 0.5
+
+    def build(width: int, last_width: int) -> nn.Module:
+        return PointNet(clouds.num_classes, width, last_width, levels, dropout)
+
+    return (*range(4, 64, 2), *range(64, 513, 16)), lambda width: 16 * width, build
+
+
 PEERS: dict[str, Callable[[Any, int], Builder]] = {
     "resnet": _resnets,
     "vit": _vits,
@@ -181,5 +210,6 @@ PEERS: dict[str, Callable[[Any, int], Builder]] = {
     "performer": _performers,
     "set-transformer": _set_transformers,
     "tabnet": _tabnets,
+    "pointnet++": _pointnets,
 }
 """What returns the builder of a peer for the shape of its inputs and a number of parameters."""

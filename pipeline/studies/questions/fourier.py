@@ -4,7 +4,7 @@ from typing import Any
 
 from pipeline.studies.image_data import BLURRED, UNPLACED
 from pipeline.studies.point_data import POINTS
-from pipeline.studies.questions.small import SMALL
+from pipeline.studies.questions.small import LARGE_CLOUDS, SMALL, SMALL_CLOUDS
 from pipeline.studies.study import Arm, Found, Pair, Scale, Study
 
 LEARNED, NONE = "learned positions", "no positions"
@@ -45,15 +45,6 @@ _BLURRED = _arms(SMOOTH, BLURRED, _POSITIONS, (LOW, HIGH))
 _POINTS = _arms(CLOUDS, POINTS, _ADAPTER, (LOW, HIGH, FEW, MANY))
 
 
-def _points(num_points: int, num_bands: int, max_resolution: float) -> dict[str, Any]:
-    return {
-        "data.image": None,
-        "data.points": {"num_points": num_points},
-        _ADAPTER: {"kind": "points", "num_bands": num_bands, "max_resolution": max_resolution},
-        _POSITIONS: {},
-    }
-
-
 def _small(epochs: int) -> dict[str, Any]:
     return {
         **SMALL,
@@ -65,9 +56,6 @@ def _small(epochs: int) -> dict[str, Any]:
         "model.encoder.num_cross_attends": 2,
         "training.epochs": epochs,
     }
-
-
-_DIGITS_AS_POINTS = {POINTS: _points(128, 8, 16)}
 
 
 def answer(found: Found) -> str:
@@ -101,9 +89,9 @@ STUDY = Study(
             "digits",
             {**_small(2), "training.batch_size": 256},
             seeds=2,
-            by_data=_DIGITS_AS_POINTS,
+            by_data={POINTS: SMALL_CLOUDS},
         ),
-        "small": Scale("digits", _small(8), seeds=5, by_data=_DIGITS_AS_POINTS),
+        "small": Scale("digits", _small(8), seeds=5, by_data={POINTS: SMALL_CLOUDS}),
         "full": Scale(
             "imagenet",
             {
@@ -115,14 +103,7 @@ STUDY = Study(
             },
             seeds=5,
             needs_data=True,
-            by_data={
-                POINTS: {
-                    **_points(2048, 64, 2240),
-                    "model.encoder.num_blocks": 2,
-                    "model.encoder.num_cross_attends": 2,
-                    "training.batch_size": 512,
-                }
-            },
+            by_data={POINTS: LARGE_CLOUDS},
         ),
     },
     answer=answer,

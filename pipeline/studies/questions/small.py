@@ -1,4 +1,4 @@
-"""What the small trainings of all studies of digits have in common."""
+"""What the trainings of all studies of digits, and of points, have in common."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -38,3 +38,34 @@ def small_images(epochs: int) -> dict[str, Any]:
         "model.encoder.num_cross_attends": 2,
         "training.epochs": epochs,
     }
+
+
+def cloud_values(num_points: int, num_bands: int, max_resolution: float) -> dict[str, Any]:
+    """Return the dotted fields that make a training on images one on clouds of points.
+
+    Args:
+        num_points: The most points of a cloud.
+        num_bands: The frequencies of each coordinate.
+        max_resolution: The resolution of the coordinates; half of it is the highest frequency.
+    """
+    return {
+        "data.image": None,
+        "data.points": {"num_points": num_points},
+        "model.adapter": {
+            "kind": "points",
+            "num_bands": num_bands,
+            "max_resolution": max_resolution,
+        },
+        "model.positions": {},
+    }
+
+
+SMALL_CLOUDS = cloud_values(128, 8, 16)
+"""The dotted fields for the ink of digits."""
+LARGE_CLOUDS = {
+    **cloud_values(2048, 64, 2240),
+    "model.encoder.num_blocks": 2,
+    "model.encoder.num_cross_attends": 2,
+    "training.batch_size": 512,
+}
+"""The dotted fields for meshes, with the paper's model for ModelNet40 (section 4.3)."""

@@ -6,6 +6,7 @@ from pipeline.errors import UserError
 from pipeline.studies.questions import (
     ablations,
     attention,
+    features,
     fourier,
     linear_cost,
     memory,
@@ -16,7 +17,18 @@ from pipeline.studies.questions import (
 )
 from pipeline.studies.study import Study
 
-_ALL = (ablations, attention, fourier, linear_cost, memory, modalities, peers, permuted, tables)
+_ALL = (
+    ablations,
+    attention,
+    features,
+    fourier,
+    linear_cost,
+    memory,
+    modalities,
+    peers,
+    permuted,
+    tables,
+)
 STUDIES: dict[str, Study] = {each.STUDY.name: each.STUDY for each in _ALL}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.config.tree import Config
 from pipeline.runs.console import Console
 from pipeline.studies.works.attention import train_and_look
+from pipeline.studies.works.features import fit_linear, train_on_maps
 from pipeline.studies.works.ladder import measure_ladder
 from pipeline.studies.works.modalities import train_modalities
 from pipeline.studies.works.recall import train_recall
@@ -31,7 +32,9 @@ class Work:
 
 WORKS: dict[str, Work] = {
     "attention": Work(train_and_look, has_run=True),
+    "features": Work(train_on_maps, has_run=True),
     "ladder": Work(measure_ladder),
+    "linear": Work(fit_linear),
     "modalities": Work(train_modalities, has_run=True),
     "recall": Work(train_recall),
 }
