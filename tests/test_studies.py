@@ -154,6 +154,8 @@ def test_a_study_is_whole(name: str, scale: str) -> None:
     assert study.scales["small"].seeds >= 5
     base = base_config(Request(name, output="runs"), study.scales[scale])
     assert base.training.augment == AugmentConfig() or study.scales[scale].needs_data
+    bases = bases_of(study, study.scales[scale], base, ())
+    assert all(arm.config(bases[arm.data]).trained_for for arm in study.arms)
 
 
 def some_results(study: Study) -> dict[str, list[dict[str, Any]]]:

@@ -10,6 +10,7 @@ from pipeline.studies.study import Arm, Found, Pair, Scale, Study
 OURS, RESNET, VIT, TRANSFORMER = "Perceiver", "ResNet", "ViT", "Transformer"
 PEERS = (RESNET, VIT, TRANSFORMER)
 CLOUDS, POINTNET = "Perceiver, points", "PointNet++, points"
+_WARMUP = "training.schedule.warmup_epochs"
 _LONGER = {RESNET: 2, VIT: 4, TRANSFORMER: 0.25, POINTNET: 2}
 """By how much the epochs change so that a training takes about as long as the Perceiver's."""
 
@@ -19,11 +20,17 @@ def _as_long(peer: str) -> str:
 
 
 def _longer(peer: str) -> dict[str, float]:
-    return {"training.epochs": _LONGER[peer]}
+    """Return the factors of the epochs and of the parts of the schedule."""
+    factor = _LONGER[peer]
+    return {
+        "training.epochs": factor,
+        "training.schedule.flat_epochs": factor,
+        _WARMUP: min(factor, 1),
+    }
 
 
 def _small(epochs: int) -> dict[str, Any]:
-    return {**small_images(epochs), "training.schedule.warmup_epochs": 0}
+    return {**small_images(epochs), _WARMUP: 1}
 
 
 def answer(found: Found) -> str:
