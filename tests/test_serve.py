@@ -287,7 +287,7 @@ def test_requests_at_the_same_time_are_answered_together(served: SimpleNamespace
     batches = metric(served, "perceiver_batch_inputs_count")
     batches -= before["perceiver_batch_inputs_count"]
     assert inputs == count
-    assert batches <= count / 2
+    assert batches < count, "some were answered together"
 
 
 def test_health_and_metrics(served: SimpleNamespace) -> None:
