@@ -35,6 +35,8 @@ OURS, PEER = "ours", "a ViT"
 ABOUT = {
     "scale": "small",
     "seeds": 3,
+    "first_seed": 0,
+    "overrides": [],
     "command": "perceiver study permuted --scale small",
     "data": "some images",
     "machine": "a machine",

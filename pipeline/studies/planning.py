@@ -89,7 +89,7 @@ def bases_of(
 def shard_sets(
     study: Study,
     bases: Mapping[str, Config],
-    seeds: int,
+    seeds: range,
     given: Path | None,
     folder: Path,
     console: Console,
@@ -102,7 +102,7 @@ def shard_sets(
     data, sets = folder / "data", {}
     for arm in study.arms:
         config = arm.config(bases[arm.data])
-        for fold in dict.fromkeys(fold_of(arm.data, seed) for seed in range(seeds)):
+        for fold in dict.fromkeys(fold_of(arm.data, seed) for seed in seeds):
             key = (arm.data, fold)
             if key not in sets:
                 sets[key] = make_set(config, arm.data, fold, data, given, console)
@@ -114,7 +114,7 @@ def planned_trials(
     study: Study,
     bases: Mapping[str, Config],
     sets: Mapping[tuple[str, int], ShardSet],
-    seeds: int,
+    seeds: range,
     folder: Path,
     run: Any,
     device: str,
@@ -125,12 +125,12 @@ def planned_trials(
         UserError: An arm cannot be trained on its set.
     """
     tags, trials = source_tags(), []
-    for seed in range(seeds):
+    for seed in seeds:
         for number, arm in enumerate(study.arms):
             shard_set = sets[arm.data, fold_of(arm.data, seed)]
             values = {"seed": seed, "shards": str(shard_set.location)}
             config = arm.config(bases[arm.data], values)
-            if not seed:  # what no trial could train is refused before any begins
+            if seed == seeds[0]:  # what no trial could train is refused before any begins
                 steps_per_epoch(config, open_shards(config))
             digest = definition_digest(arm, config, shard_set.digest, device)
             name = f"{number:02d}-seed-{seed}-{digest[:10]}"

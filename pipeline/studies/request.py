@@ -14,10 +14,13 @@ class Request:
         scale: `small`, `full`, or `tiny` for tests.
         device: `auto`, `cpu` or `cuda`.
         seeds: The number of seeds; None takes the scale's.
+        first_seed: The first of them.
         output: The folder for everything.
         data: The folder with `train` and `test`; None takes data that packages carry.
         docs: The folder that gets copies of the pages and the index; None copies nothing.
         tracking_uri: MLflow's URI; None takes the default.
+        against: The summary of a page with other seeds, whose means are compared; None compares
+            nothing.
         fresh: Whether to forget the results of an earlier run.
         overrides: Changes to the configuration of all arms.
     """
@@ -26,10 +29,12 @@ class Request:
     scale: str = "small"
     device: str = "auto"
     seeds: int | None = None
+    first_seed: int = 0
     output: str = "runs"
     data: Path | None = None
     docs: Path | None = None
     tracking_uri: str | None = None
+    against: Path | None = None
     fresh: bool = False
     overrides: tuple[str, ...] = ()
 
@@ -40,6 +45,8 @@ class Request:
             words += ["--device", self.device]
         if self.seeds is not None:
             words += ["--seeds", str(self.seeds)]
+        if self.first_seed:
+            words += ["--first-seed", str(self.first_seed)]
         if self.data is not None:
             words += ["--data", str(self.data)]
         return shlex.join(words)

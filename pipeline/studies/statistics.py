@@ -77,6 +77,19 @@ def mean_of(values: Sequence[float]) -> Mean:
     return Mean(mean, mean - half, mean + half, len(values))
 
 
+def expected(mean: Mean, count: int) -> tuple[float, float]:
+    """Return where the mean of other seeds is expected: Student's prediction interval.
+
+    It is wider than the interval of the mean, because the other mean varies, too.
+
+    Args:
+        mean: A mean with its interval.
+        count: The number of other seeds.
+    """
+    half = (mean.high - mean.low) / 2 * (1 + mean.count / count) ** 0.5
+    return mean.mean - half, mean.mean + half
+
+
 def difference_of(
     arm: str,
     base: str,
