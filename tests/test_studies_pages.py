@@ -149,10 +149,13 @@ def test_the_first_seeds_pictures_are_on_the_page(
     found_values: tuple[Found, dict[str, list[dict[str, Any]]]], tmp_path: Path
 ) -> None:
     found, rows = found_values
-    for seed, row in enumerate(rows[OURS]):
-        (tmp_path / f"{seed}.png").write_bytes(b"%d" % seed)
-        file = str(tmp_path / f"{seed}.png")
-        row["pictures"] = [{"file": file, "name": "maps", "caption": "Maps of ours. Of one seed."}]
+    for label in (OURS, PEER):
+        for seed, row in enumerate(rows[label]):
+            file = tmp_path / f"{label} {seed}.png"
+            file.write_text(file.stem)
+            told = f"Maps of {label}. Of one seed."
+            row["pictures"] = [{"file": str(file), "name": "maps", "caption": told}]
     page = write_study(tmp_path / "page", two_arms(), found, rows, ABOUT)
-    assert "![Maps of ours](permuted-maps.png)\n\nMaps of ours. Of one seed." in page.read_text()
-    assert (tmp_path / "page" / "permuted-maps.png").read_bytes() == b"0"
+    for label, name in ((OURS, "permuted-maps-ours.png"), (PEER, "permuted-maps-a-vit.png")):
+        assert f"![Maps of {label}]({name})\n\nMaps of {label}. Of one seed." in page.read_text()
+        assert (tmp_path / "page" / name).read_text() == f"{label} 0"

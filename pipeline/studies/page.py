@@ -1,5 +1,6 @@
 """The page of a study, as Markdown with figures."""
 
+import re
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -159,8 +160,8 @@ def _ends(results: Results) -> list[str]:
 def _pictures(study: Study, results: Results) -> list[tuple[str, str, str]]:
     """Return file, name on the page and caption of the pictures that the first seed has made."""
     return [
-        (each["file"], f"{study.name}-{each['name']}.png", each["caption"])
-        for rows in results.values()
+        (each["file"], f"{study.name}-{each['name']}-{_slug(label)}.png", each["caption"])
+        for label, rows in results.items()
         for each in rows[0].get("pictures", ())
     ]
 
@@ -171,6 +172,11 @@ def _picture_parts(study: Study, results: Results) -> list[str]:
     for _, name, caption in found:
         parts += [f"![{caption.split('.')[0]}]({name})", _wrapped(caption)]
     return parts
+
+
+def _slug(label: str) -> str:
+    """Return a label as a part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
 
 
 def _draw(folder: Path, study: Study, found: Found, metric: Metric) -> None:
