@@ -66,13 +66,20 @@ def page_text(study: Study, found: Found, results: Results, about: Mapping[str, 
         f"Every accuracy is on test {study.samples}s that no training has seen, of the weights "
         "after the last epoch."
     )
+    answer = study.answer(found)
+    unclear = (
+        " *Not clear* marks a difference whose corrected *p* is 0.05 or more."
+        if "not clear" in answer
+        else ""
+    )
     arms = arms_table(study, found, results, seeds)
     parts = [
         f"# {study.question}",
-        _wrapped(f"**{sentence(study.answer(found))}**"),
+        _wrapped(f"**{sentence(answer)}**"),
         _wrapped(
             f"Scale `{about['scale']}`, {seeds} seeds for each arm, {about['data']}. {measured} "
-            "Intervals are 95 %, by Student's distribution over the seeds."
+            "Intervals are 95 %, by Student's distribution over the seeds; the mean of as many "
+            f"other seeds is expected in one that is {2**0.5:.2f} times as wide.{unclear}"
         ),
         *(f"![{each.title} of each arm]({_figure(study, each)})" for each in numbers),
         *map(_wrapped, study.notes),
