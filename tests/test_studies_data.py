@@ -10,8 +10,9 @@ from pipeline.config.load import with_values
 from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.runs.console import Console
+from pipeline.studies import image_data
 from pipeline.studies.data import data_sections, fold_of, make_set
-from pipeline.studies.image_data import BLURRED, PLAIN
+from pipeline.studies.image_data import BLURRED, PLAIN, image_format, write_changed
 from pipeline.studies.planning import base_config
 from pipeline.studies.point_data import POINTS, ink_points
 from pipeline.studies.questions.table import STUDIES
@@ -131,6 +132,25 @@ def test_the_ink_of_a_digit_becomes_points(
 
     accuracy_on_test(config, found, logits, torch.nn.Identity())
     assert outputs == [(torch.Size([256, 32, 3]), [20, 20])]
+
+
+def test_tasks_write_the_same_changed_images(
+    tmp_path: Path,
+    digit_images: Path,
+    ray_cluster: None,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = base_of_digits(tmp_path)
+    plain = make_set(config, PLAIN, 0, tmp_path, digit_images, console)
+    written = []
+    for name, alone in (("here", 4), ("tasks", 0)):
+        monkeypatch.setattr(image_data, "_PARTS_ALONE", alone)
+        monkeypatch.setattr(image_data, "_PART", 250 if alone else 2048)
+        write_changed(image_format(config), plain, tmp_path / name, "permuted")
+        files = sorted((tmp_path / name).rglob("*.png"))
+        written.append({str(f.relative_to(tmp_path / name)): f.read_bytes() for f in files})
+    assert len(written[0]) == 360 and written[0] == written[1]
 
 
 def test_blurred_images_are_smooth(

@@ -1,6 +1,5 @@
 """Images for studies: as they are, with their pixels permuted, and blurred."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +8,14 @@ from pipeline.config.load import with_values
 from pipeline.config.tree import Config
 from pipeline.demo.digits import digits_state, write_digits
 from pipeline.errors import UserError
+from pipeline.inputs.batches import MemberDecoder
 from pipeline.media.image.decode import ImageFormat
 from pipeline.runs.console import Console
 from pipeline.runs.storage import remove_folder
-from pipeline.studies.sets import SPLITS, build_set, split_loader
-from shards import ShardSet
+from pipeline.runs.user_errors import raise_user_errors
+from pipeline.studies.sets import SPLITS, build_set
+from shards import ShardReader, ShardSet
+from shards.location import Location
 
 PLAIN, PERMUTED, SHUFFLED = "plain", "permuted", "shuffled"
 UNPLACED, BLURRED = "unplaced", "blurred"
@@ -24,6 +26,8 @@ images of `plain`, with positions that are all zeros. `blurred` holds them after
 IMAGES = (PLAIN, PERMUTED, SHUFFLED, UNPLACED, BLURRED)
 PERMUTATION_SEED = 20210303
 BLUR = 1 / 12
+_PART, _PARTS_ALONE = 2048, 4
+"""The images that a task writes, and up to how many parts need none."""
 WITHOUT_TABLES = {"model.positions": {"kind": "learned", "num_channels": 4}}
 """Sets are made without position tables. `pipeline.studies.positions` adds them."""
 
@@ -82,11 +86,10 @@ def image_set(
     if name in (PERMUTED, SHUFFLED, BLURRED):
         plain = image_set(config, PLAIN, folder, given, console)
         kind = "blurred" if name == BLURRED else "permuted"
-        change = _blurred if name == BLURRED else _permuted
         source = folder / f"{kind}-images" / plain.digest[:12]
         if not (source / ".whole").exists():
             remove_folder(source)
-            _write_changed(config, plain, source, change)
+            write_changed(image_format(config), plain, source, kind)
             (source / ".whole").touch()
     return build_set(config, name, (source / "train", source / "test"), folder, console)
 
@@ -107,22 +110,51 @@ def _blurred(pixels: np.ndarray) -> np.ndarray:
     return blurred.round().astype(np.uint8)
 
 
-def _write_changed(
-    config: Config, plain: ShardSet, to: Path, change: Callable[[np.ndarray], np.ndarray]
+_CHANGES = {"permuted": _permuted, "blurred": _blurred}
+
+
+def write_changed(fmt: ImageFormat, plain: ShardSet, to: Path, kind: str) -> None:
+    """Write the changed images of a set as PNG files in class folders.
+
+    Large sets are written by Ray's tasks, on all CPUs of the cluster. The files are the same.
+
+    Args:
+        fmt: The format of the set's images.
+        plain: The set.
+        to: The folder that gets `train` and `test`.
+        kind: `permuted` or `blurred`.
+
+    Raises:
+        UserError: A sample cannot be read.
+    """
+    parts = [
+        (fmt, plain.location, to, kind, split, range(start, min(start + _PART, count)))
+        for split in SPLITS
+        for count in (plain.manifest.counts[split],)
+        for start in range(0, count, _PART)
+    ]
+    if len(parts) <= _PARTS_ALONE:
+        for part in parts:
+            _write_part(*part)
+        return
+    import ray
+
+    with raise_user_errors():
+        ray.get([ray.remote(_write_part).remote(*part) for part in parts])
+
+
+def _write_part(
+    fmt: ImageFormat, location: Location, to: Path, kind: str, split: str, numbers: range
 ) -> None:
-    """Write the changed images of a set as PNG files in class folders."""
+    """Write the changed images of some samples of a split. Each is named by its number."""
     from PIL import Image
 
-    classes = plain.manifest.classes
-    for split in SPLITS:
-        number = 0
-        for batch in split_loader(config, plain, split):
-            there = batch.weights > 0  # the last batch is filled up
-            for pixels, target in zip(
-                batch.fields["image"][there], batch.targets[there].tolist(), strict=True
-            ):
-                path = to / split / classes[target] / f"{number:08d}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                shown = change(pixels.numpy())
-                Image.fromarray(shown[..., 0] if shown.shape[-1] == 1 else shown).save(path)
-                number += 1
+    shard_set = ShardSet.open(location)
+    reader, decode = ShardReader(shard_set, split), MemberDecoder({"image": fmt})
+    classes = shard_set.manifest.classes
+    for number, sample in zip(numbers, reader.read_many(np.array(numbers)), strict=True):
+        assert sample.target is not None  # the images lie in class folders
+        path = to / split / classes[sample.target] / f"{number:08d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shown = _CHANGES[kind](decode(sample)["image"])
+        Image.fromarray(shown[..., 0] if shown.shape[-1] == 1 else shown).save(path)
