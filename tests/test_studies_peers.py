@@ -12,7 +12,8 @@ from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.inputs.batches import inputs_on
 from pipeline.runs.console import Console
-from pipeline.studies.costs import TIMES, image_costs, peak_bytes
+from pipeline.studies import costs
+from pipeline.studies.costs import TIMES, faster_path, image_costs, peak_bytes
 from pipeline.studies.data import make_set
 from pipeline.studies.image_data import PERMUTED, PLAIN, SHUFFLED, pixel_order
 from pipeline.studies.peer_training import PeerTraining
@@ -174,6 +175,21 @@ def test_costs_grow_as_the_arithmetic_says(base: Config, peer: str | None) -> No
     # What is kept grows at least with the tokens, beside a part that does not grow.
     assert memory[0] < memory[1] < memory[2]
     assert memory[2] - memory[1] >= 3.5 * (memory[1] - memory[0])
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_inference_is_timed_on_the_faster_path_of_torch(
+    fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    was = torch.backends.mha.get_fastpath_enabled()
+
+    def milliseconds(run: Callable[[], None], device: torch.device) -> float:
+        run()
+        return 1.0 if torch.backends.mha.get_fastpath_enabled() == fast else 2.0
+
+    monkeypatch.setattr(costs, "milliseconds", milliseconds)
+    assert faster_path(lambda: None, torch.device("cpu")) == 1.0
+    assert torch.backends.mha.get_fastpath_enabled() == was
 
 
 def test_a_steps_memory_is_that_of_the_tensors_it_keeps() -> None:

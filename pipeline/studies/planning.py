@@ -16,7 +16,7 @@ from pipeline.config.tree import Config
 from pipeline.errors import UserError
 from pipeline.runs.console import Console
 from pipeline.runs.tracking import source_tags
-from pipeline.studies import peers, works
+from pipeline.studies import costs, peers, works
 from pipeline.studies.data import data_sections, fold_of, make_set
 from pipeline.studies.positions import add_tables
 from pipeline.studies.request import Request
@@ -171,7 +171,7 @@ def definition_digest(arm: Arm, config: Config, data_digest: str, device: str) -
         "versions": [version("perceiver-pipeline"), torch.__version__],
     }
     if arm.costs:
-        text["costs"] = True
+        text["costs"] = hashlib.sha256(Path(costs.__file__).read_bytes()).hexdigest()
     if arm.work:
         text |= {"work": arm.work, "options": dict(arm.options), "works": _sources(works)}
         text["peers"] = _sources(peers)
