@@ -25,9 +25,9 @@ def _label(what: str, *how: str) -> str:
 def _arm(label: str, outputs: tuple[str, ...], *, frozen: bool = True, new: bool = False) -> Arm:
     return Arm(
         label,
-        {f"{_ADAPTER}.outputs": list(outputs), f"{_ADAPTER}.frozen": frozen},
+        {f"{_ADAPTER}.outputs": list(outputs)},
         work="features",
-        options={"pretrained": not new},
+        options={"pretrained": not new, "frozen": frozen},
     )
 
 

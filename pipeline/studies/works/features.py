@@ -28,7 +28,8 @@ def train_on_maps(config: Config, options: Mapping[str, Any], console: Console) 
     Args:
         config: The configuration with `model.adapter` of the kind `backbone`.
         options: `pretrained`: whether the backbone begins with the weights of an earlier training,
-            or with new ones whose batch norms know the statistics of training images.
+            or with new ones whose batch norms know the statistics of training images; and `frozen`:
+            whether it is kept, or trained with the rest.
         console: The console.
 
     Returns:
@@ -36,7 +37,8 @@ def train_on_maps(config: Config, options: Mapping[str, Any], console: Console) 
     """
     weights = config.folder / "backbone.safetensors"
     save_file(_backbone(config, options["pretrained"]).state_dict(), str(weights))
-    config = with_values(config, {"model.adapter.weights": str(weights)})
+    values = {"weights": str(weights), "frozen": options["frozen"]}
+    config = with_values(config, {f"model.adapter.{name}": v for name, v in values.items()})
     trained, shard_set, model = trained_perceiver(config, console)
     return {**trained, "accuracy": test_accuracy(config, shard_set, model, model)}
 
