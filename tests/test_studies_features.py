@@ -21,6 +21,8 @@ from pipeline.studies.study import Arm
 from pipeline.studies.works.backbones import DigitsResNet, ImageNetResNet, calibrate
 from pipeline.studies.works.features import fit_linear, train_on_maps
 from pipeline.training.checkpoints import last_checkpoint
+from pipeline.training.loaders import steps_per_epoch
+from pipeline.training.open_shards import open_shards
 from shards import ShardSet
 
 HALF = torch.tensor([0.5])
@@ -46,6 +48,12 @@ def shard_set(base: Config, digit_images: Path, ray_cluster: None) -> ShardSet:
 
 def arm_named(label: str) -> Arm:
     return next(arm for arm in question.STUDY.arms if arm.label == label)
+
+
+def test_every_arm_can_be_planned(base: Config, shard_set: ShardSet) -> None:
+    for arm in question.STUDY.arms:
+        config = arm.config(base, {"shards": str(shard_set.location)})
+        assert steps_per_epoch(config, open_shards(config)) > 0
 
 
 def test_the_maps_are_those_of_the_network() -> None:
