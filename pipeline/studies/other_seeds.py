@@ -95,8 +95,8 @@ def agreement(rows: Sequence[Compared]) -> str:
     """Return the comparison in one line."""
     within = sum(each.is_within for each in rows)
     return (
-        f"{within} of {len(rows)} means lie where the page lets expect those of other seeds; "
-        f"{CONFIDENCE:.0%} are expected to"
+        f"{within} of {len(rows)} means lie where the page expects those of other seeds; "
+        f"{CONFIDENCE:.0%} should"
     )
 
 
