@@ -275,17 +275,15 @@ def test_a_request_whose_replica_dies_is_refused_and_the_other_one_answers(
 
 
 def test_requests_at_the_same_time_are_answered_together(served: SimpleNamespace) -> None:
-    before = {name: metric(served, name) for name in ("perceiver_batch_inputs_count",
-                                                      "perceiver_inputs_total")}  # fmt: skip
+    names = ("perceiver_batch_inputs_count", "perceiver_inputs_total")
+    before = {name: metric(served, name) for name in names}
     count = 48
     with ThreadPoolExecutor(count) as pool:
         answers = list(pool.map(lambda n: ask(served, {"inputs": [TEXTS[n % 3]]}), range(count)))
     assert [status for status, _ in answers] == [200] * count
     labels = [answer["predictions"][0]["label"] for _, answer in answers]
     assert labels == labels[:3] * (count // 3), "each got its own answer"
-    inputs = metric(served, "perceiver_inputs_total") - before["perceiver_inputs_total"]
-    batches = metric(served, "perceiver_batch_inputs_count")
-    batches -= before["perceiver_batch_inputs_count"]
+    batches, inputs = (metric(served, name) - before[name] for name in names)
     assert inputs == count
     assert batches < count, "some were answered together"
 

@@ -8,11 +8,10 @@ import numpy as np
 
 from pipeline.config.load import with_values
 from pipeline.config.tree import Config
-from pipeline.errors import UserError
 from pipeline.runs.console import Console
 from pipeline.runs.storage import remove_folder
 from pipeline.studies.image_data import WITHOUT_TABLES, image_folder
-from pipeline.studies.sets import SPLITS, build_set
+from pipeline.studies.sets import build_set, given_source
 from shards import ShardSet
 
 CAPTIONED, CAPTIONS = "captioned", "captions"
@@ -59,10 +58,7 @@ def caption_set(
         UserError: The folder has no images with texts.
     """
     if given is not None:
-        source = given / CAPTIONED
-        for split in SPLITS:
-            if not (source / split).is_dir():
-                raise UserError(f"--data {given}: has no folder {CAPTIONED}/{split} of classes")
+        source = given_source(given, CAPTIONED)
     else:
         source = folder / CAPTIONED
         if not (source / ".whole").exists():

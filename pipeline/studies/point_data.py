@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config.tree import Config
-from pipeline.errors import UserError
 from pipeline.runs.console import Console
 from pipeline.runs.storage import remove_folder
 from pipeline.studies.image_data import image_folder
-from pipeline.studies.sets import SPLITS, build_set
+from pipeline.studies.sets import build_set, given_source
 from shards import ShardSet
 
 POINTS = "points"
@@ -46,10 +45,7 @@ def point_set(config: Config, folder: Path, given: Path | None, console: Console
         UserError: The folder has no meshes.
     """
     if given is not None:
-        source = given / POINTS
-        for split in SPLITS:
-            if not (source / split).is_dir():
-                raise UserError(f"--data {given}: has no folder {POINTS}/{split} of class folders")
+        source = given_source(given, POINTS)
     else:
         source = folder / "ink"
         if not (source / ".whole").exists():

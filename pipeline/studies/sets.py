@@ -37,6 +37,18 @@ def build_set(
     return ShardSet.open(made["shards"])
 
 
+def given_source(given: Path, name: str) -> Path:
+    """Return the folder of one kind of data among those that a person gives.
+
+    Raises:
+        UserError: It lacks a split.
+    """
+    for split in SPLITS:
+        if not (given / name / split).is_dir():
+            raise UserError(f"--data {given}: has no folder {name}/{split} of class folders")
+    return given / name
+
+
 def split_loader(config: Config, shard_set: ShardSet, split: str) -> Any:
     """Return the loader of a whole split, in the order of the shards."""
     return media_loader(

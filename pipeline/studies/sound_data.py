@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.runs.console import Console
 from pipeline.runs.storage import remove_folder
 from pipeline.studies.image_data import WITHOUT_TABLES
-from pipeline.studies.sets import SPLITS, build_set
+from pipeline.studies.sets import SPLITS, build_set, given_source
 from shards import ShardSet
 
 SOUNDS = "sounds"
@@ -135,10 +135,7 @@ def sound_set(config: Config, folder: Path, given: Path | None, console: Console
         UserError: The folder has no sounds, or pretty_midi is not installed.
     """
     if given is not None:
-        source = given / SOUNDS
-        for split in SPLITS:
-            if not (source / split).is_dir():
-                raise UserError(f"--data {given}: has no folder {SOUNDS}/{split} of class folders")
+        source = given_source(given, SOUNDS)
     else:
         source = folder / "notes"
         if not (source / ".whole").exists():

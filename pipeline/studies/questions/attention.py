@@ -1,7 +1,7 @@
 """Do attention maps depend on the input at all? And what do later cross-attends read?"""
 
 from pipeline.studies.metrics import ACCURACY, Metric
-from pipeline.studies.questions.small import SMALL
+from pipeline.studies.questions.small import LARGE_IMAGES, SMALL
 from pipeline.studies.study import Arm, Found, Pair, Scale, Study
 from pipeline.studies.works import attention as work
 
@@ -110,10 +110,7 @@ STUDY = Study(
         "full": Scale(
             "imagenet",
             {
-                "data.validation": None,
-                "training.augment": {},
-                "training.label_smoothing": 0.0,
-                "training.gradient_accumulation_steps": 16,
+                **LARGE_IMAGES,
                 f"{_ENCODER}.num_blocks": _NUM_ATTENDS,
                 f"{_ENCODER}.num_cross_attends": _NUM_ATTENDS,
                 f"{_ENCODER}.share_cross_attends": "none",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.studies.questions.small import small_images
+from pipeline.studies.questions.small import LARGE_IMAGES, small_images
 from pipeline.studies.study import Arm, Found, Pair, Scale, Study
 from pipeline.studies.works.backbones import EARLY, LATE, MIDDLE, PIXELS
 
@@ -107,10 +107,7 @@ STUDY = Study(
         "full": Scale(
             "imagenet",
             {
-                "data.validation": None,
-                "training.augment": {},
-                "training.label_smoothing": 0.0,
-                "training.gradient_accumulation_steps": 16,
+                **LARGE_IMAGES,
                 "model.pixel_mean": [0.485, 0.456, 0.406],
                 "model.pixel_std": [0.229, 0.224, 0.225],
                 _ADAPTER: _backbone("ImageNetResNet", 256),

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.studies.image_sizes import images_of_side
 from pipeline.studies.metrics import ACCURACY, COLUMNS, Metric
-from pipeline.studies.questions.small import SMALL
+from pipeline.studies.questions.small import LARGE_IMAGES, SMALL
 from pipeline.studies.study import Arm, Found, Pair, Scale, Study
 
 OURS = "Perceiver"
@@ -143,10 +143,7 @@ STUDY = Study(
         "full": Scale(
             "imagenet",
             {
-                "data.validation": None,
-                "training.augment": {},
-                "training.label_smoothing": 0.0,
-                "training.gradient_accumulation_steps": 16,
+                **LARGE_IMAGES,
                 "model.positions": {"num_bands": 64},
             },
             seeds=5,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.studies.caption_data import CAPTIONED, CAPTIONS, MAX_BYTES
-from pipeline.studies.questions.small import small_images
+from pipeline.studies.questions.small import LARGE_IMAGES, small_images
 from pipeline.studies.study import Arm, Found, Pair, Scale, Study
 
 IMAGE, CAPTION, BOTH, DROPS = "image", "caption", "both", "both, dropout"
@@ -106,10 +106,7 @@ STUDY = Study(
         "full": Scale(
             "imagenet",
             {
-                "data.validation": None,
-                "training.augment": {},
-                "training.label_smoothing": 0.0,
-                "training.gradient_accumulation_steps": 16,
+                **LARGE_IMAGES,
             },
             seeds=5,
             needs_data=True,

@@ -69,3 +69,13 @@ LARGE_CLOUDS = {
     "training.batch_size": 512,
 }
 """The dotted fields for meshes, with the paper's model for ModelNet40 (section 4.3)."""
+
+LARGE_IMAGES: Mapping[str, Any] = MappingProxyType(
+    {
+        "data.validation": None,
+        "training.augment": {},
+        "training.label_smoothing": 0.0,
+        "training.gradient_accumulation_steps": 16,
+    }
+)
+"""The dotted fields that every study of a person's images changes at the full scale."""
